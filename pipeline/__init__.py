@@ -1,0 +1,1 @@
+"""Experiment-tracked image classification: ingest → preprocess → train → evaluate → tracking."""

@@ -1,0 +1,46 @@
+"""Files that survive a crash: written to a temporary name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there becomes `path` in one step.
+
+    Works for a file or a folder. When the block raises, `path` stays as it was and the temporary
+    one is removed. The temporary name keeps the suffix, which savers such as Keras' look at.
+
+    Raises:
+        OSError: the place cannot be written (read-only, full, no permission).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    _remove(temporary)
+    try:
+        yield temporary
+        _flush(temporary)
+        if temporary.is_dir() and path.exists():
+            _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _flush(path: Path) -> None:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
