@@ -1,0 +1,131 @@
+"""A cache of named arrays: built once, whoever asks, and never trusted without a look.
+
+An entry is a folder of `.npy` files and an `entry.json`, which holds the entry's own description
+and the SHA-256 of everything in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from pipeline.data import Array
+from pipeline.storage import replacing
+
+log = logging.getLogger(__name__)
+
+Content = tuple[Mapping[str, Array], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Read-only memory-mapped arrays and the JSON-able description they were stored with.
+
+    `cached`: whether the entry was there before it was asked for.
+    """
+
+    arrays: Mapping[str, Array]
+    meta: Mapping[str, Any]
+    cached: bool
+
+
+class _Damaged(Exception):
+    """An entry whose content is not what was written."""
+
+
+def load_or_build(folder: Path, build: Callable[[], Content]) -> Entry:
+    """The entry at `folder`, built first if it is not there or damaged.
+
+    Of several processes that ask at once, one builds and the others wait for it.
+
+    Raises:
+        OSError: the entry cannot be written (read-only, full, no permission); names the file.
+    """
+    try:
+        return _load(folder, cached=True)
+    except (_Damaged, FileNotFoundError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            return _load(folder, cached=True)
+        except FileNotFoundError:
+            pass
+        except _Damaged as damage:
+            log.warning("The cache %s is damaged (%s); building it again", folder, damage)
+        arrays, meta = build()
+        _remove_leftovers(folder)
+        with _naming(folder), replacing(folder) as part:
+            _write(part, arrays, meta)
+        return _load(folder, cached=False)
+
+
+def key(**parts: Any) -> str:
+    """A short name (16 hex digits) for the JSON-able values that determine an entry."""
+    return _digest(parts)[:16]
+
+
+def _load(folder: Path, *, cached: bool) -> Entry:
+    if not folder.exists():
+        raise FileNotFoundError(folder)
+    try:
+        entry = json.loads((folder / "entry.json").read_text())
+        checksums, meta = entry["sha256"], entry["meta"]
+        if _digest(meta) != entry["meta_sha256"]:
+            raise _Damaged("entry.json was changed")
+        arrays = {name: _array(folder / f"{name}.npy", checksums[name]) for name in checksums}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+    return Entry(arrays=arrays, meta=meta, cached=cached)
+
+
+def _array(path: Path, checksum: str) -> Array:
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+            raise _Damaged(f"{path.name} was changed")
+    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _write(folder: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    checksums = {}
+    for name, array in arrays.items():
+        path = folder / f"{name}.npy"
+        np.save(path, array, allow_pickle=False)
+        with path.open("rb") as file:
+            checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    entry = {"meta": meta, "meta_sha256": _digest(meta), "sha256": checksums}
+    (folder / "entry.json").write_text(json.dumps(entry, indent=2))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed process was writing; whoever holds the lock knows that nobody is now."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk names no file, and numpy's complaint about it not even the reason."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        code = error.errno or errno.ENOSPC
+        raise OSError(code, error.strerror or f"cannot write ({error})", str(path)) from error
