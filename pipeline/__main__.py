@@ -1,0 +1,130 @@
+"""`python -m pipeline [verb] [key=value …]`: picks the verb and hands over to Hydra."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# A message suits a user better than Hydra's stack trace; this makes Hydra pass its errors on.
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from pipeline.arguments import normalise  # noqa: E402
+from pipeline.config import register, validate  # noqa: E402
+from pipeline.errors import PipelineError, RequestError  # noqa: E402
+from pipeline.explain import explain  # noqa: E402
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+
+# verb: (what carries it out, what it does)
+VERBS = {
+    "run": ("pipeline.run:run", "train, evaluate and record one model (the default)"),
+    "ingest": ("pipeline.stages:show_ingested", "fetch, verify and cache the data"),
+    "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
+    "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
+    "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
+}
+
+log = logging.getLogger("pipeline")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to leave things as tidy as Ctrl-C does."""
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        verb, arguments = _split_verb(sys.argv[1:])
+        sys.argv[1:] = normalise(arguments)
+        _with_hydra(verb)
+    except Exception as error:
+        if SHOW_TRACEBACK:
+            raise
+        print(explain(error), file=sys.stderr)
+        # What did not come from the work came from composing its configuration or its folder.
+        return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        print(f"stopped by {number.name}; what was recorded so far is kept", file=sys.stderr)
+        return 128 + number
+    return 0
+
+
+def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+        return "run", arguments
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise RequestError(f"no verb {verb!r}; choose one of {', '.join(VERBS)}")
+    return verb, rest
+
+
+def _with_hydra(verb: str) -> None:
+    register()
+    failures: list[Exception] = []
+
+    def pipeline(composed: DictConfig) -> None:
+        try:
+            _carry_out(verb, composed)
+        except Exception as error:
+            # Hydra would put its own line before ours; in a multirun that line says which job.
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            failures.append(error)
+
+    hydra.main(config_path=CONF, config_name="config", version_base="1.3")(pipeline)()
+    if failures:
+        raise failures[0]
+
+
+def _carry_out(verb: str, composed: DictConfig) -> None:
+    """Runs a verb on a checked configuration; only now is what it needs imported."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    config = validate(composed)
+    module, _, name = VERBS[verb][0].partition(":")
+    try:
+        with _native_messages_to(folder / "tensorflow.log"):
+            implementation = importlib.import_module(module)
+        getattr(implementation, name)(config, folder)
+    except RequestError:
+        raise
+    except Exception as error:
+        log.debug("%s failed", verb, exc_info=True)
+        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
+
+
+@contextmanager
+def _native_messages_to(path: Path) -> Iterator[None]:
+    """TensorFlow's library greets on stderr before it heeds any setting."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The command line that `mlflow run` composes, turned into the one a person would type."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from pipeline.errors import RequestError
+
+LAUNCHED_BY_MLPROJECT = "--mlproject"
+
+# Hydra's own flags (`python -m pipeline --hydra-help`); any other `--key` is a parameter that
+# MLproject does not declare, which MLflow appends as `--key value`.
+HYDRA_FLAGS = frozenset(
+    {
+        "--cfg",
+        "--config-dir",
+        "--config-name",
+        "--config-path",
+        "--experimental-rerun",
+        "--help",
+        "--hydra-help",
+        "--info",
+        "--multirun",
+        "--package",
+        "--resolve",
+        "--run",
+        "--shell-completion",
+        "--version",
+    }
+)
+
+
+def normalise(argv: list[str]) -> list[str]:
+    """Hydra's arguments from MLproject's, both without the verb; others are returned as they are.
+
+    An MLproject command says so itself: `<verb> --mlproject key={key} … overrides={overrides}`.
+    In it, an empty `key=` means "as the configuration says" and goes; `overrides=a=1 b=2`, one
+    word, becomes `a=1 b=2`; `--key value` becomes `key=value`; and of two values for the same key
+    the later one stays, for Hydra refuses two choices from one group.
+
+    Raises:
+        RequestError: `overrides` cannot be split into words, or a `--key` comes without a value.
+    """
+    if argv[:1] != [LAUNCHED_BY_MLPROJECT]:
+        return argv
+    words = list(_as_overrides(argv[1:]))
+    latest = {_key(word): position for position, word in enumerate(words)}
+    return [
+        word
+        for position, word in enumerate(words)
+        if "=" not in word or latest[_key(word)] == position
+    ]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _as_overrides(words: list[str]) -> Iterator[str]:
+    remaining = iter(words)
+    for word in remaining:
+        key, equals, value = word.partition("=")
+        if word.startswith("--") and word not in HYDRA_FLAGS:
+            key, equals, value = word.removeprefix("--"), "=", _next(remaining, after=word)
+        if key == "overrides":
+            yield from _split(value)
+        elif value or not equals:
+            yield f"{key}{equals}{value}"
+
+
+def _next(remaining: Iterator[str], *, after: str) -> str:
+    for value in remaining:
+        return value
+    raise RequestError(f"{after}: a value must follow, as in {after} 1")
+
+
+def _split(overrides: str) -> list[str]:
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:
+        raise RequestError(
+            f"overrides: {str(error).lower()} in {overrides!r}; write them as on a command line, "
+            "every quote closed"
+        ) from None

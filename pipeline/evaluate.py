@@ -1,0 +1,44 @@
+"""Applies the chosen metrics and plots: `Predictions → Report`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline import metrics, plots
+from pipeline.data import Array, Fitted, Predictions, Report
+
+
+def evaluate(
+    predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
+) -> Report:
+    """Measures and draws predictions on the test split; metrics are named `test/<name>`."""
+    measured: dict[str, float] = {}
+    for name in metric_names:
+        value = getattr(metrics, name)(predictions)
+        values = value if isinstance(value, dict) else {name: value}
+        measured |= {f"test/{key}": number for key, number in values.items()}
+    return Report(
+        metrics=measured,
+        figures={name: getattr(plots, name)(predictions) for name in plot_names},
+        texts={"class_report.txt": metrics.class_report(predictions)},
+    )
+
+
+def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
+    """Draws what the training showed, and names its best epoch where one is known."""
+    best = {} if fitted.best_epoch is None else {"train/best_epoch": float(fitted.best_epoch)}
+    return Report(
+        metrics={"time/images_per_s": fitted.images_per_s} | best,
+        figures={name: getattr(plots, name)(fitted) for name in plot_names},
+    )
+
+
+def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
+    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K], kept for paired comparisons of runs."""
+    return {
+        f"{split}_{name}": array
+        for split, values in predictions.items()
+        for name, array in (("labels", values.labels), ("probs", np.asarray(values.probs)))
+    }

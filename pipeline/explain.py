@@ -1,0 +1,64 @@
+"""Turns what Hydra, OmegaConf and the system complain about into a line that helps."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from pipeline.errors import PipelineError
+
+
+def explain(error: BaseException) -> str:
+    """One or two lines: what is wrong, by key or file, and how to mend it."""
+    if isinstance(error, PipelineError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}: {_first_line(error.message)}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; free it or choose another place"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return _bad_key(cause)
+    return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = error.options or ()
+    if not group or not options:
+        return _first_line(str(error))
+    return f"{group}={choice}: no such choice; {_choose(choice, options)}"
+
+
+def _bad_key(error: OmegaConfBaseException) -> str:
+    key = error.full_key or str(error.key or "")
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        parent = error.parent_node
+        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        prefix, _, last = key.rpartition(".")
+        return f"{key}: no such key; {_choose(last, known)}" + (f" of {prefix}" if prefix else "")
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: needs a value"
+    return f"{key}: {_first_line(error.msg or str(error))}"
+
+
+def _choose(given: str, options: Iterable[str]) -> str:
+    names = sorted(options)
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}choose one of {', '.join(names)}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason given"

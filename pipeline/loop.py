@@ -1,0 +1,113 @@
+"""Runs a compiled Keras model over splits held in memory, many steps to one call of TensorFlow.
+
+The images stay u8[N,H,W,C] in one resident tensor. A part of an epoch (some tens of steps of
+shuffled gather, forward pass, gradient and update: Keras' own `train_step`) is one compiled graph,
+so that Python is entered a few times an epoch rather than once a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.data import Array, Split
+from pipeline.errors import PipelineError
+
+PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
+
+Rows = Array  # i64[n]: places in a split, in the order they are visited
+
+
+def fit(
+    model: keras.Model,
+    train: Split,
+    val: Split,
+    callbacks: keras.callbacks.CallbackList,
+    *,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Fits `model` for as many epochs as `callbacks` were told, or until it should stop.
+
+    Callbacks see what they would in `model.fit`, with a part of an epoch for a batch.
+
+    Raises:
+        PipelineError: the loss became NaN or infinite.
+    """
+    _create_state(model, train)
+    train_steps = _steps(model.train_step, train, batch_size)
+    test_steps = _steps(model.test_step, val, batch_size)
+    logs: dict[str, float] = {}
+    model.stop_training = False
+    callbacks.on_train_begin()
+    for epoch in range(callbacks.params["epochs"]):
+        callbacks.on_epoch_begin(epoch)
+        model.reset_metrics()
+        # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
+        order = np.random.default_rng([seed, epoch]).permutation(len(train))
+        for part, rows in enumerate(_parts(order, batch_size)):
+            callbacks.on_train_batch_begin(part)
+            train_steps(rows)
+            logs = _metrics(model)
+            _refuse_divergence(logs["loss"], epoch + 1)
+            callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
+        if len(val):
+            model.reset_metrics()
+            test_steps(np.arange(len(val)))
+            logs |= {f"val_{name}": value for name, value in _metrics(model).items()}
+        callbacks.on_epoch_end(epoch, logs)
+        if model.stop_training:
+            break
+    model.optimizer.finalize_variable_values(model.trainable_weights)
+    callbacks.on_train_end(logs)
+
+
+def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
+    """Probabilities f32[N,K] of images u8[N,H,W,C]."""
+    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    return np.concatenate(
+        [
+            forward(tf.constant(images[start : start + batch_size])).numpy()
+            for start in range(0, len(images), batch_size)
+        ]
+    )
+
+
+def _steps(step: Callable[..., object], split: Split, batch_size: int) -> Callable[[Rows], None]:
+    """One graph that takes `step` on each batch of the rows it is given."""
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    def run(rows: tf.Tensor) -> None:
+        for start in tf.range(0, tf.size(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            step((tf.gather(images, batch), tf.gather(labels, batch)))
+
+    return run  # type: ignore[no-any-return]
+
+
+def _parts(order: Rows, batch_size: int) -> Iterator[Rows]:
+    steps = -(-len(order) // batch_size)
+    size = -(-steps // PARTS) * batch_size
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _create_state(model: keras.Model, split: Split) -> None:
+    """Makes the variables of optimizer and metrics, which a graph may use but not create."""
+    model.optimizer.build(model.trainable_variables)
+    model.test_step((split.images[:1], split.labels[:1]))
+
+
+def _metrics(model: keras.Model) -> dict[str, float]:
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def _refuse_divergence(loss: float, epoch: int) -> None:
+    if not np.isfinite(loss):
+        raise PipelineError(
+            f"the loss became {loss} in epoch {epoch}: training diverged; "
+            "lower optimizer.learning_rate or set optimizer.clipnorm=1"
+        )

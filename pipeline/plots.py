@@ -1,0 +1,157 @@
+"""Pictures of a training (`Fitted → Figure`) and of predictions (`Predictions → Figure`).
+
+A new plot is a function here and a name in `train.plots` or `evaluate.plots`. Figures are made
+without pyplot, whose global state would leak from one trial of a sweep into the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+import numpy as np
+
+from pipeline.data import Array, Fitted, Predictions
+from pipeline.metrics import ECE_BINS, calibration, ece
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Names in a configuration are checked against this file without importing scikit-learn.
+sklearn = lazy_loader.load("sklearn")
+
+TRAIN, VALIDATION = "#1f77b4", "#d95f02"
+
+
+def accuracy(fitted: Fitted) -> Figure:
+    """Accuracy of each epoch on the training and the validation images."""
+    return _curves(fitted, "accuracy", "share right")
+
+
+def loss(fitted: Fitted) -> Figure:
+    """Loss of each epoch on the training and the validation images."""
+    return _curves(fitted, "loss", "cross-entropy [nats]")
+
+
+def weights(fitted: Fitted) -> Figure:
+    """Heat maps of the first layer's weights, before and after training, on one colour scale."""
+    before, after = fitted.initial_weights, fitted.trained_weights
+    scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
+    fig = _figure(11, 5)
+    left, right = fig.subplots(1, 2, sharey=True)
+    for axes, values, title in ((left, before, "initial"), (right, after, "trained")):
+        image = axes.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto")
+        axes.set(title=f"{title}, sd {values.std():.4f}", xlabel="unit")
+    left.set_ylabel("input")
+    fig.colorbar(image, ax=[left, right], label="weight")
+    fig.suptitle(f"Weights of layer {fitted.weights_layer}, {before.shape[0]} × {before.shape[1]}")
+    return fig
+
+
+def confusion_matrix(predictions: Predictions) -> Figure:
+    """Images by true and predicted class; colour is the share of the true class."""
+    side = 2.5 + 0.6 * len(predictions.class_names)
+    fig = _figure(side, side)
+    axes = fig.subplots()
+    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
+        predictions.labels,
+        predictions.predicted,
+        labels=np.arange(len(predictions.class_names)),
+        display_labels=predictions.class_names,
+        normalize=None,
+        xticks_rotation=45,
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{len(predictions.labels):,} images")
+    return fig
+
+
+def per_class_scores(predictions: Predictions) -> Figure:
+    """Precision, recall and F1 of each class as grouped bars, worst F1 at the top."""
+    names = predictions.class_names
+    scores = sklearn.metrics.precision_recall_fscore_support(
+        predictions.labels, predictions.predicted, labels=np.arange(len(names)), zero_division=0.0
+    )[:3]
+    order = np.argsort(-scores[2])
+    fig = _figure(8, 1.5 + 0.45 * len(names))
+    axes = fig.subplots()
+    places = np.arange(len(names))
+    for shift, label, values in zip(
+        (0.27, 0.0, -0.27), ("precision", "recall", "F1"), scores, strict=True
+    ):
+        bars = axes.barh(places + shift, values[order], height=0.25, label=label)
+        axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
+    lowest = float(min(values.min() for values in scores))
+    axes.set(xlim=(max(0.0, lowest - 0.1), 1.02), xlabel="score")
+    axes.set_yticks(places, [names[i] for i in order])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+    return fig
+
+
+def reliability(predictions: Predictions) -> Figure:
+    """How often predictions of a given confidence are right, and how many there are of each."""
+    confidence, share_right, _ = calibration(predictions)
+    fig = _figure(5.5, 6.5)
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfectly calibrated")
+    top.plot(confidence, share_right, marker="o", color=TRAIN, label="model")
+    top.set(ylim=(0, 1), ylabel="share right", title=f"ECE {ece(predictions):.4f}")
+    top.legend(loc="upper left", frameon=False)
+    bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=TRAIN)
+    bottom.set(xlim=(0, 1), yscale="log", ylabel="images", xlabel="confidence")
+    return fig
+
+
+def mistakes(predictions: Predictions) -> Figure:
+    """The wrong predictions the model was surest of, with their true class and confidence."""
+    wrong = np.flatnonzero(~predictions.correct)
+    chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:25]
+    fig = _figure(9, 10)
+    grid = fig.subplots(5, 5).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, index in zip(grid, chosen, strict=False):
+        _picture(axes, predictions.images[index])
+        true = predictions.class_names[predictions.labels[index]]
+        guess = predictions.class_names[predictions.predicted[index]]
+        axes.set_title(
+            f"{guess} {predictions.confidence[index]:.1%}\nis {true}", fontsize=8, color="#8b0000"
+        )
+    fig.suptitle(f"The {len(chosen)} most confident of {len(wrong):,} mistakes")
+    return fig
+
+
+def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
+    fig = _figure(7, 4.5)
+    axes = fig.subplots()
+    for split, colour in (("train", TRAIN), ("val", VALIDATION)):
+        values = fitted.history.get(f"{split}/{metric}", [])
+        if values:
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, marker=".", color=colour, label=split)
+    if fitted.best_epoch is not None:
+        axes.axvline(fitted.best_epoch, color="grey", linestyle=":", label="best epoch")
+    axes.set(title=metric, xlabel="epoch", ylabel=unit)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return fig
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches."""
+    from matplotlib.figure import Figure  # matplotlib has no lazy submodules
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _picture(axes: Axes, image: Array) -> None:
+    if image.shape[2] == 1:
+        axes.imshow(image[:, :, 0], cmap="gray_r", vmin=0, vmax=255)
+    else:
+        axes.imshow(image)

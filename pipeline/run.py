@@ -1,0 +1,109 @@
+"""The story of a run, from the configuration to a recorded, evaluated, saved model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data import Predictions, Prepared, Split
+from pipeline.errors import RequestError
+from pipeline.evaluate import draw_training, evaluate, stored
+from pipeline.ingest import describe, ingest, prepare, text
+from pipeline.loop import predict
+from pipeline.summary import summarise
+from pipeline.tracking import Recording, find_run, record
+from pipeline.train import build_model, train
+
+Metrics = dict[str, float]
+
+
+def run(config: Config, folder: Path) -> None:
+    """Trains, evaluates and records one model; `folder` keeps its log and checkpoints."""
+    with record(config, folder) as recording:
+        prepared = _load_data(config, recording)
+        with recording.stage("train"):
+            model = build_model(config, prepared)
+            summary = summarise(model, batch_size=config.train.batch_size)
+            recording.log_metrics(summary.metrics)
+            recording.save_text("model_summary.txt", str(summary))
+            fitted = train(model, prepared, config, folder, recording.log_epoch)
+            recording.log_report(draw_training(fitted, config.train.plots))
+        with recording.stage("evaluate"):
+            measured = _evaluate(model, prepared, config, recording)
+        with recording.stage("save"):
+            uri = recording.log_model(model, prepared) if config.tracking.log_model else None
+    print(_result(recording.id, measured, uri), flush=True)
+
+
+def train_only(config: Config, folder: Path) -> None:
+    """Like `run`, but leaves the test split alone; `evaluate run_id=…` completes the run."""
+    run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)
+
+
+def evaluate_recorded(config: Config, folder: Path) -> None:
+    """Evaluates the model of an earlier run on that run's data and adds what it finds to the run.
+
+    The run's own configuration says which data; `evaluate.*` and `data_dir` are today's.
+
+    Raises:
+        RequestError: `run_id` is missing or names no run with a model.
+    """
+    if config.run_id is None:
+        raise RequestError("run_id: say which run to evaluate, run_id=<id> or run_id=latest")
+    experiment = config.tracking.experiment or config.choices.dataset
+    recorded = find_run(config.run_id, config.tracking, experiment=experiment)
+    then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
+    recording = recorded.reopen(folder)
+    prepared = _load_data(then, recording)
+    with recording.stage("evaluate"):
+        measured = _evaluate(recorded.load_model(), prepared, then, recording)
+    recording.upload()
+    print(_result(recorded.id, measured, recorded.model_uri), flush=True)
+
+
+def _load_data(config: Config, recording: Recording) -> Prepared:
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    with recording.stage("ingest"):
+        raw = ingest(config.dataset, name=name, data_dir=data_dir)
+        recording.save_text("data.txt", text(describe(raw)))
+    with recording.stage("preprocess"):
+        prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+        recording.log_data(prepared, name)
+    return prepared
+
+
+def _evaluate(
+    model: keras.Model, prepared: Prepared, config: Config, recording: Recording
+) -> Metrics:
+    settings = config.evaluate
+    splits: dict[str, Split] = {"val": prepared.val} if len(prepared.val) else {}
+    if settings.test:
+        splits["test"] = prepared.test
+    predictions = {
+        name: Predictions(
+            images=split.images,
+            labels=split.labels,
+            probs=predict(model, split.images, batch_size=settings.batch_size),
+            class_names=prepared.class_names,
+        )
+        for name, split in splits.items()
+    }
+    recording.save_arrays("predictions", stored(predictions))
+    measured: Metrics = {}
+    if "val" in predictions:
+        measured["val_accuracy"] = float(np.mean(predictions["val"].correct))
+    if settings.test:
+        report = evaluate(predictions["test"], settings.metrics, settings.plots)
+        recording.log_report(report)
+        measured["test_accuracy"] = float(np.mean(predictions["test"].correct))
+    return measured
+
+
+def _result(run_id: str, measured: Metrics, model_uri: str | None) -> str:
+    """The line that scripts read; `nan` stands for what was not evaluated."""
+    val, test = (measured.get(f"{split}_accuracy", float("nan")) for split in ("val", "test"))
+    return f"run_id={run_id} val_accuracy={val:.4f} test_accuracy={test:.4f} model_uri={model_uri}"

@@ -1,0 +1,36 @@
+"""The first stages as commands of their own; they need neither TensorFlow nor MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config
+from pipeline.data import RawData
+from pipeline.ingest import describe, ingest, prepare
+from pipeline.ingest import table as data_table
+
+
+def show_ingested(config: Config, folder: Path) -> None:
+    """Fetches, verifies and caches the data set, and shows what is in it."""
+    console = Console(highlight=False)
+    console.print(data_table(describe(_ingest(config))))
+
+
+def show_preprocessed(config: Config, folder: Path) -> None:
+    """Splits the ingested data, caches the splits, and shows sizes and pixel statistics."""
+    data_dir, name = Path(config.data_dir), config.choices.dataset
+    prepared = prepare(_ingest(config), vars(config.preprocess), name=name, data_dir=data_dir)
+    table = Table("split", "images")
+    for split in ("train", "val", "test"):
+        table.add_row(split, f"{len(getattr(prepared, split)):,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("pixel mean", prepared.mean.round(2), "sd", prepared.std.round(2))
+    console.print("taken from" if prepared.cached else "cached in", data_dir / name)
+
+
+def _ingest(config: Config) -> RawData:
+    return ingest(config.dataset, name=config.choices.dataset, data_dir=Path(config.data_dir))

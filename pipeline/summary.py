@@ -1,0 +1,127 @@
+"""The model on one page: layers, parameters, activations and the memory that training needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import StringIO
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One row of the table; `activations` are the numbers it puts out for one image."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    activations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Layers and totals of a compiled model; memory in bytes for one training batch.
+
+    Following the usual account (e.g. Stanford CS231n, "Computational considerations"): parameters
+    once for themselves, once for their gradients, once for each slot of the optimizer (Adam has
+    two); activations once forward and once for their gradients; the batch of uint8 images.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    activations: int
+    memory: dict[str, int]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The totals by their MLflow names."""
+        return {
+            "model/parameters": self.parameters,
+            "model/activations": self.activations,
+            "model/training_memory_mb": sum(self.memory.values()) / MB,
+        }
+
+    def __str__(self) -> str:
+        console = Console(width=100, record=True, file=StringIO(), highlight=False)
+        console.print(self._layer_table(), self._memory_table())
+        return console.export_text()
+
+    def _layer_table(self) -> Table:
+        table = Table(title="Layers", title_justify="left", show_footer=True)
+        table.add_column("layer", "total")
+        table.add_column("kind")
+        table.add_column("output")
+        table.add_column("parameters", f"{self.parameters:,}", justify="right")
+        table.add_column("activations", f"{self.activations:,}", justify="right")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                " × ".join(map(str, layer.shape)),
+                f"{layer.parameters:,}",
+                f"{layer.activations:,}",
+            )
+        return table
+
+    def _memory_table(self) -> Table:
+        table = Table(title="Memory of one training step", title_justify="left", show_footer=True)
+        table.add_column("what", "total")
+        table.add_column("MB", f"{sum(self.memory.values()) / MB:.3f}", justify="right")
+        for what, size in self.memory.items():
+            table.add_row(what, f"{size / MB:.3f}")
+        return table
+
+
+def summarise(model: keras.Model, *, batch_size: int) -> Summary:
+    """Counts what `model` (compiled) has and needs when trained on batches of `batch_size`."""
+    layers = tuple(
+        Layer(
+            name=layer.name,
+            kind=type(layer).__name__,
+            shape=tuple(layer.output.shape[1:]),
+            parameters=layer.count_params(),
+            activations=math.prod(layer.output.shape[1:]),
+        )
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+    )
+    model.optimizer.build(model.trainable_variables)
+    parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+    activations = sum(layer.activations for layer in layers)
+    activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
+    weights = _bytes(model.trainable_variables)
+    # The step counter and the learning rate are scalars; what is left are the slots.
+    slots = _bytes([v for v in model.optimizer.variables if v.shape != ()])
+    return Summary(
+        layers=layers,
+        parameters=parameters,
+        activations=activations,
+        memory={
+            "parameters": weights,
+            "gradients": weights,
+            f"optimizer state ({type(model.optimizer).__name__})": slots,
+            f"activations, batch of {batch_size}": activation_bytes,
+            "gradients of activations": activation_bytes,
+            "images (uint8)": batch_size * math.prod(model.input_shape[1:]),
+        },
+    )
+
+
+def _output_bytes(layer: keras.layers.Layer) -> int:
+    return math.prod(layer.output.shape[1:]) * _item_size(layer.output.dtype)
+
+
+def _bytes(variables: Iterable[keras.Variable]) -> int:
+    return sum(math.prod(v.shape) * _item_size(v.dtype) for v in variables)
+
+
+def _item_size(dtype: str) -> int:
+    return tf.dtypes.as_dtype(dtype).size  # type: ignore[no-any-return]

@@ -1,0 +1,130 @@
+"""Finds the tracking server or store, makes it ready, and the experiment in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+import sqlalchemy as sa
+from filelock import FileLock
+
+from pipeline.errors import RequestError
+
+# Read when mlflow is imported: its own notes on migrations and the like are not the user's.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
+
+import mlflow  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ARTIFACTS = "mlartifacts"
+FIRST_ANSWER_S = 10
+
+log = logging.getLogger(__name__)
+
+
+def connect(uri: str | None) -> mlflow.MlflowClient:
+    """A client of the tracking server or store at `uri`, which is made the process' default.
+
+    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
+
+    Raises:
+        RequestError: nothing answers there, or it cannot be written.
+    """
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    _require_answer(address)
+    mlflow.set_tracking_uri(address)
+    client = mlflow.MlflowClient(address)
+    try:
+        # A fresh store that several processes initialise at once is spoilt.
+        with _alone(address):
+            client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise RequestError(f"tracking store {without_password(address)}: {_first_line(error)}") from error
+    return client
+
+
+def experiment(client: mlflow.MlflowClient, name: str) -> str:
+    """The id of the experiment of that name, made if need be.
+
+    Raises:
+        RequestError: the experiment was deleted, or the store refuses the name.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(
+                name,
+                artifact_location=_artifact_location(client, name),
+                # Opens the UI in its view of training runs rather than of language models.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise RequestError(f"tracking.experiment={name}: {_first_line(error)}") from error
+    if found.lifecycle_stage != "active":
+        raise RequestError(
+            f"tracking.experiment={name} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(client: mlflow.MlflowClient, name: str) -> str | None:
+    if client.tracking_uri.startswith("sqlite:"):
+        return (Path(ARTIFACTS) / name).absolute().as_uri()
+    return None  # a server, or the owner of a shared database, has its own
+
+
+def _require_answer(uri: str) -> None:
+    """Asks once: MLflow itself would try for minutes before it says that nobody is there."""
+    try:
+        if uri.startswith(("http://", "https://")):
+            requests.get(uri, timeout=FIRST_ANSWER_S)
+        elif "://" in uri and not uri.startswith(("file:", "databricks")):
+            engine = sa.create_engine(uri)
+            with engine.connect() as connection:
+                if engine.dialect.name == "sqlite":
+                    # Only asking to write tells a read-only file or folder.
+                    connection.execute(sa.text("BEGIN IMMEDIATE"))
+            engine.dispose()
+    except (requests.RequestException, sa.exc.SQLAlchemyError, ImportError) as error:
+        raise RequestError(
+            f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; start it, or choose another with "
+            f"tracking.uri=… or MLFLOW_TRACKING_URI (default {DEFAULT_URI})"
+        ) from error
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with FileLock(f"{sa.make_url(uri).database}.lock"):
+        yield
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown."""
+    try:
+        return sa.make_url(uri).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return uri
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {FIRST_ANSWER_S} s"
+    if isinstance(error, requests.ConnectionError):
+        return "nothing answers there"
+    return _first_line(getattr(error, "orig", None) or error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,141 @@
+"""Builds, compiles and fits a Keras model: `Prepared → Fitted`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline import loop
+from pipeline.callbacks import (
+    Checkpoint,
+    EpochEnd,
+    EpochListener,
+    ProgressDisplay,
+    metric_name,
+    stopper,
+)
+from pipeline.config import Config, build
+from pipeline.data import Array, Fitted, Prepared
+from pipeline.errors import PipelineError, RequestError
+
+
+def build_model(config: Config, prepared: Prepared) -> keras.Model:
+    """The untrained, compiled network: images u8[N,H,W,C] in, probabilities f32[N,K] out.
+
+    Scaling and augmentation are its first layers, so that whoever serves it cannot forget them.
+    Seeds every random number of Keras from `config.seed`.
+
+    Raises:
+        RequestError: the model cannot be built on images of this size.
+    """
+    keras.utils.set_random_seed(config.seed)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
+    try:
+        x = _scaling(config.train.scaling, prepared)(images)
+        if config.augment["_target_"] is not None:
+            x = build(config.augment, x)
+        outputs = build(config.model, x, len(prepared.class_names))
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f"model={config.choices.model}: {reason}") from error
+    model = keras.Model(images, outputs, name=config.choices.model)
+    _compile(model, config, images=len(prepared.train))
+    return model
+
+
+def train(
+    model: keras.Model, prepared: Prepared, config: Config, folder: Path, listener: EpochListener
+) -> Fitted:
+    """Fits a compiled model and keeps the epoch that `train.keep` names.
+
+    Checkpoints and the TensorBoard log go to `folder`; `listener` is told each epoch's metrics.
+
+    Raises:
+        PipelineError: the loss became NaN or infinite.
+    """
+    settings = config.train
+    layer, initial = first_kernel(model)
+    history = keras.callbacks.History()
+    best = (
+        stopper(
+            settings.monitor,
+            patience=settings.patience,
+            epochs=settings.epochs,
+            restore=settings.keep == "best",
+        )
+        if len(prepared.val)
+        else None
+    )
+    started = time.perf_counter()
+    with closing(ProgressDisplay(len(prepared.train))) as progress:
+        followers = [
+            history,
+            EpochEnd(listener),
+            *([best] if best else []),
+            Checkpoint(folder / "checkpoints", best),
+            *([_tensorboard(folder)] if settings.tensorboard else []),
+            progress,
+        ]
+        loop.fit(
+            model,
+            prepared.train,
+            prepared.val,
+            keras.callbacks.CallbackList(followers, model=model, epochs=settings.epochs),
+            batch_size=settings.batch_size,
+            seed=config.seed,
+        )
+    seconds = time.perf_counter() - started
+    return Fitted(
+        model=model,
+        history={metric_name(key): values for key, values in history.history.items()},
+        images_per_s=len(history.epoch) * len(prepared.train) / seconds,
+        best_epoch=best.best_epoch + 1 if best else None,
+        weights_layer=layer,
+        initial_weights=initial,
+        trained_weights=first_kernel(model)[1],
+    )
+
+
+def first_kernel(model: keras.Model) -> tuple[str, Array]:
+    """Name of the first layer with a kernel, and that kernel as a matrix f32[inputs, units]."""
+    for layer in model.layers:
+        if getattr(layer, "kernel", None) is not None:
+            kernel = np.array(layer.kernel)
+            return layer.name, kernel.reshape(-1, kernel.shape[-1])
+    raise PipelineError(f"model {model.name} has no layer with a kernel")
+
+
+def _compile(model: keras.Model, config: Config, *, images: int) -> None:
+    optimizer = build(config.optimizer)
+    if config.schedule["_target_"] is not None:
+        optimizer.learning_rate = build(
+            config.schedule,
+            initial_learning_rate=config.optimizer["learning_rate"],
+            decay_steps=config.train.epochs * -(-images // config.train.batch_size),
+        )
+    model.compile(
+        optimizer=optimizer,
+        # Cross-entropy on integer labels is that on their one-hot rows, without making them.
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+
+
+def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
+    if kind == "unit":
+        return keras.layers.Rescaling(1 / 255, name="scaling")
+    std = np.maximum(prepared.std, 1e-6)  # a channel may be of one colour
+    return keras.layers.Rescaling(
+        scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
+    )
+
+
+def _tensorboard(folder: Path) -> keras.callbacks.TensorBoard:
+    return keras.callbacks.TensorBoard(folder / "artifacts" / "tensorboard")
