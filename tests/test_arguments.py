@@ -1,0 +1,106 @@
+import shlex
+
+import pytest
+from hydra._internal.utils import get_args_parser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.arguments import HYDRA_FLAGS, normalise
+from pipeline.errors import RequestError
+
+
+def project(*words: str) -> list[str]:
+    """What normalise makes of these words after MLproject's flag."""
+    return normalise(["--mlproject", *words])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["model=cnn", "train.epochs="],
+        ["overrides=a=1 b=2", "--key", "value"],
+        ["model=mlp", "--mlproject"],
+    ],
+)
+def test_a_command_line_not_composed_by_mlproject_is_left_alone(argv: list[str]) -> None:
+    assert normalise(argv) == argv
+
+
+def test_an_empty_parameter_means_as_the_configuration_says() -> None:
+    assert project("dataset=", "model=cnn", "seed=", "overrides=") == ["model=cnn"]
+
+
+def test_overrides_arrive_as_one_word_and_leave_as_several() -> None:
+    assert project("overrides=train.epochs=2 'model.name=a b' -m") == [
+        "train.epochs=2",
+        "model.name=a b",
+        "-m",
+    ]
+
+
+def test_an_empty_value_inside_overrides_is_meant_and_stays() -> None:
+    assert project("seed=", "overrides=tracking.experiment=") == ["tracking.experiment="]
+
+
+def test_overrides_are_split_but_never_evaluated() -> None:
+    assert project("overrides=a=$(id) b=`id` c=$HOME d=*;e") == [
+        "a=$(id)",
+        "b=`id`",
+        "c=$HOME",
+        "d=*;e",
+    ]
+
+
+@pytest.mark.parametrize("overrides", ["a='1", 'a="1 b=2', "a=1\\"])
+def test_an_unbalanced_quote_is_a_bad_request_that_names_overrides(overrides: str) -> None:
+    with pytest.raises(RequestError, match=r"^overrides: no "):
+        project(f"overrides={overrides}")
+
+
+def test_of_two_values_for_one_key_the_later_one_stays_in_its_place() -> None:
+    assert project("model=mlp", "seed=0", "overrides=model=cnn train.epochs=1") == [
+        "seed=0",
+        "model=cnn",
+        "train.epochs=1",
+    ]
+
+
+def test_values_of_flags_may_repeat() -> None:
+    assert project("overrides=--cfg hydra --package hydra") == [
+        "--cfg",
+        "hydra",
+        "--package",
+        "hydra",
+    ]
+
+
+def test_an_undeclared_parameter_becomes_an_override_and_wins() -> None:
+    assert project("train.epochs=3", "overrides=seed=1", "--train.epochs", "7", "--x", "-1") == [
+        "seed=1",
+        "train.epochs=7",
+        "x=-1",
+    ]
+
+
+def test_an_undeclared_parameter_without_a_value_is_a_bad_request_that_names_it() -> None:
+    with pytest.raises(RequestError, match=r"^--train\.epochs: "):
+        project("--train.epochs")
+
+
+def test_a_flag_of_hydra_is_no_undeclared_parameter() -> None:
+    assert project("--multirun", "seed=0,1") == ["--multirun", "seed=0,1"]
+
+
+def test_every_long_flag_of_hydra_is_known() -> None:
+    options = {o for action in get_args_parser()._actions for o in action.option_strings}
+    assert {option for option in options if option.startswith("--")} == HYDRA_FLAGS
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.text(min_size=1)))
+def test_whatever_a_shell_can_quote_survives_the_trip_through_overrides(
+    wanted: dict[str, str],
+) -> None:
+    wanted.pop("overrides", None)
+    words = [f"{key}={value}" for key, value in wanted.items()]
+    assert project(f"overrides={shlex.join(words)}") == words
