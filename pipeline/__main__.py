@@ -41,27 +41,33 @@ VERBS = {
 log = logging.getLogger("pipeline")
 
 
+# Kept besides the exception, of which a library being imported may make an ImportError.
+stopped_by: list[signal.Signals] = []
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which is to leave things as tidy as Ctrl-C does."""
 
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _stop)
     try:
-        verb, arguments = _split_verb(sys.argv[1:])
-        sys.argv[1:] = normalise(arguments)
+        verb, words = _split_verb(sys.argv[1:])
+        sys.argv[1:] = normalise(words)
         _with_hydra(verb)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if stopped_by:
+            name = stopped_by[0].name
+            print(f"stopped by {name}; what was recorded so far is kept", file=sys.stderr)
+            return 128 + stopped_by[0]
         if SHOW_TRACEBACK:
             raise
         print(explain(error), file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
-    except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        print(f"stopped by {number.name}; what was recorded so far is kept", file=sys.stderr)
-        return 128 + number
     return 0
 
 
@@ -122,8 +128,9 @@ def _native_messages_to(path: Path) -> Iterator[None]:
             os.close(terminal)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _stop(signum: int, frame: FrameType | None) -> None:
+    stopped_by.append(signal.Signals(signum))
+    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ HYDRA_FLAGS = frozenset(
 )
 
 
-def normalise(argv: list[str]) -> list[str]:
-    """Hydra's arguments from MLproject's, both without the verb; others are returned as they are.
+def normalise(words: list[str]) -> list[str]:
+    """Hydra's arguments from those after the verb, which a person or an MLproject composed.
 
     An MLproject command says so itself: `<verb> --mlproject key={key} … overrides={overrides}`.
     In it, an empty `key=` means "as the configuration says" and goes; `overrides=a=1 b=2`, one
@@ -40,17 +40,27 @@ def normalise(argv: list[str]) -> list[str]:
     the later one stays, for Hydra refuses two choices from one group.
 
     Raises:
-        RequestError: `overrides` cannot be split into words, or a `--key` comes without a value.
+        RequestError: `overrides` cannot be split into words, a `--key` comes without a value, or a
+            person wrote a `--flag` that Hydra does not have.
     """
-    if argv[:1] != [LAUNCHED_BY_MLPROJECT]:
-        return argv
-    words = list(_as_overrides(argv[1:]))
+    if words[:1] != [LAUNCHED_BY_MLPROJECT]:
+        _refuse_unknown_flags(words)
+        return words
+    words = list(_as_overrides(words[1:]))
     latest = {_key(word): position for position, word in enumerate(words)}
     return [
         word
         for position, word in enumerate(words)
         if "=" not in word or latest[_key(word)] == position
     ]
+
+
+def _refuse_unknown_flags(words: list[str]) -> None:
+    for word in words:
+        if word.startswith("--") and _key(word) not in HYDRA_FLAGS:
+            raise RequestError(
+                f"{word}: no such flag; settings are written key=value, as in train.epochs=5"
+            )
 
 
 def _key(word: str) -> str:

@@ -5,10 +5,11 @@ They are layers of the model. A new one is a function here and a file in conf/au
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader
-from pydantic import Field
+
+from pipeline.rules import Share
 
 if TYPE_CHECKING:
     import keras
@@ -16,7 +17,6 @@ else:
     keras = lazy_loader.load("keras")  # as in models.py: checked without TensorFlow
 
 Tensor = Any
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def stopper(
     )
 
 
-class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
+class Checkpoint(keras.callbacks.Callback):
     """Keeps `last.keras` and, where there is a best epoch, `best.keras` in a folder.
 
     Each is a whole model with its optimizer's state, and is replaced in one step.
@@ -56,10 +56,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.save(path)
         if self.best is not None and self.best.best_epoch == epoch:
             with replacing(self.folder / "best.keras") as path:
-                os.link(self.folder / "last.keras", path)
+                shutil.copyfile(self.folder / "last.keras", path)
 
 
-class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc]
+class EpochEnd(keras.callbacks.Callback):
     """Tells a plain function each finished epoch (from 1) and its metrics by the run's names."""
 
     def __init__(self, listener: EpochListener) -> None:
@@ -71,7 +71,7 @@ class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc]
         self.listener(epoch + 1, {metric_name(k): float(v) for k, v in (logs or {}).items()})
 
 
-class ProgressDisplay(keras.callbacks.Callback):  # type: ignore[misc]
+class ProgressDisplay(keras.callbacks.Callback):
     """A bar for the running epoch and a line for each finished one; lines alone off a terminal."""
 
     def __init__(self, images: int, console: Console | None = None) -> None:

@@ -1,110 +1,24 @@
-"""The typed trunk of the configuration, and the check of everything that hangs on it.
+"""The typed trunk of the configuration, and the check of all of it.
 
 A wrong value is refused here, before TensorFlow is imported: OmegaConf holds the keys and types of
-the trunk, pydantic its ranges and the leaves, whose rules are the annotations of the functions
-that take them. A leaf is flat: `_target_` names a builder, every other key is one of its
-keyword-only parameters. Positional parameters of a builder are given to it at run time.
+the trunk, pydantic its ranges, `leaves.py` what hangs on it.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FunctionType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.errors import RequestError
+from pipeline.leaves import GROUPS, Leaf, check_leaf
+from pipeline.rules import Count, Seed, broken_rules, function_in, one_of
 
-Leaf = dict[str, Any]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-# The allow-list: a leaf of a group is built by one of these and by nothing else.
-BUILDERS = {
-    "dataset": "pipeline.datasets",
-    "model": "pipeline.models",
-    "augment": "pipeline.augment",
-}
-KERAS_CLASSES = {
-    "optimizer": (
-        "keras.optimizers.",
-        ("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Lion"),
-    ),
-    "schedule": (
-        "keras.optimizers.schedules.",
-        ("CosineDecay", "ExponentialDecay", "PolynomialDecay", "InverseTimeDecay"),
-    ),
-}
-# Keras annotates nothing, and reading its signatures would import TensorFlow.
-KERAS_PARAMETERS: dict[str, Any] = {
-    "learning_rate": Positive,
-    "beta_1": Fraction,
-    "beta_2": Fraction,
-    "rho": Fraction,
-    "momentum": Fraction,
-    "nesterov": bool,
-    "amsgrad": bool,
-    "centered": bool,
-    "epsilon": Positive,
-    "weight_decay": NonNegative | None,
-    "clipnorm": Positive | None,
-    "alpha": Annotated[float, Field(ge=0, le=1)],
-    "decay_rate": Positive,
-    "end_learning_rate": NonNegative,
-    "power": Positive,
-    "staircase": bool,
-}
-
-
-def one_of(*choices: str) -> AfterValidator:
-    """A rule for a name: it is one of `choices`."""
-
-    return AfterValidator(lambda value: _chosen(value, choices))
-
-
-def _chosen(value: str, choices: Iterable[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"choose one of {', '.join(choices)}")
-    return value
-
-
-def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
-    """A rule for a name: a public function of `module` from `takes` to one of `gives`."""
-
-    def check(value: str) -> str:
-        fitting = [
-            name
-            for name, function in public_functions(module).items()
-            if (types := list(function.__annotations__.values()))[0] == takes
-            and types[-1] in gives
-        ]
-        return _chosen(value, fitting)
-
-    return AfterValidator(check)
-
-
-def public_functions(module: str) -> dict[str, Callable[..., Any]]:
-    """The functions that `module` itself defines under a public name."""
-    # Not inspect.getmembers, whose isinstance would make a lazily imported Keras load.
-    return {
-        name: value
-        for name, value in vars(importlib.import_module(module)).items()
-        if type(value) is FunctionType and value.__module__ == module and name[0] != "_"
-    }
-
-
-Metric = Annotated[
-    str, function_in("pipeline.metrics", "Predictions", "float", "dict[str, float]")
-]
+Metric = Annotated[str, function_in("pipeline.metrics", "Predictions", "float", "dict[str, float]")]
 Plot = Annotated[str, function_in("pipeline.plots", "Predictions", "Figure")]
 TrainingPlot = Annotated[str, function_in("pipeline.plots", "Fitted", "Figure")]
 Monitor = Annotated[str, one_of("val/loss", "val/accuracy")]
@@ -192,6 +106,9 @@ class Choices:
 class Config:
     """All that one run depends on."""
 
+    # Hydra lets `+key=value` add any key; pydantic hands this down to the dataclasses inside.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     dataset: Leaf = field(default_factory=dict)
     preprocess: Preprocess = field(default_factory=Preprocess)
     augment: Leaf = field(default_factory=dict)
@@ -227,65 +144,11 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(plain)
     except ValidationError as error:
-        raise RequestError(_explain(error)) from error
-    for group in (*BUILDERS, *KERAS_CLASSES):
-        setattr(config, group, _checked_leaf(group, getattr(config, group)))
+        raise RequestError(broken_rules(error)) from error
+    for group in GROUPS:
+        setattr(config, group, check_leaf(group, getattr(config, group)))
     _check_together(config)
     return config
-
-
-def _checked_leaf(group: str, leaf: Leaf) -> Leaf:
-    target = leaf.get("_target_")
-    if target is None and group in ("augment", "schedule"):
-        return {"_target_": None}
-    rules = _rules(group, target)
-    model = create_model(group, __config__=ConfigDict(extra="forbid"), **rules)
-    given = {key: value for key, value in leaf.items() if key != "_target_"}
-    try:
-        return {"_target_": target, **model.model_validate(given).model_dump(exclude_unset=True)}
-    except ValidationError as error:
-        raise RequestError(_explain(error, group)) from error
-
-
-def _rules(group: str, target: Any) -> dict[str, Any]:
-    """The parameters a leaf must have, each with its type, after a look at the allow-list."""
-    if group in BUILDERS:
-        functions = public_functions(BUILDERS[group])
-        allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
-        if target in allowed:
-            return {name: (hint, ...) for name, hint in leaf_parameters(allowed[target]).items()}
-    else:
-        prefix, names = KERAS_CLASSES[group]
-        allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
-        if target in allowed:
-            # Keras knows which of these its class takes; a leaf need not name them all.
-            return {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
-    raise RequestError(
-        f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
-    )
-
-
-def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a builder with their annotations: the keys of its leaf."""
-    hints = get_type_hints(builder, include_extras=True)
-    parameters = inspect.signature(builder).parameters.values()
-    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
-    """Calls a checked leaf's target with run-time values and the leaf's own parameters.
-
-    Raises:
-        RequestError: the target does not take one of the parameters.
-    """
-    module, _, name = leaf["_target_"].rpartition(".")
-    parameters = {key: value for key, value in leaf.items() if key != "_target_"}
-    target = getattr(importlib.import_module(module), name)
-    try:
-        inspect.signature(target).bind(*runtime, **more, **parameters)
-    except TypeError as error:
-        raise RequestError(f"{leaf['_target_']}: {error}; see its file under conf/") from error
-    return target(*runtime, **more, **parameters)
 
 
 def _check_together(config: Config) -> None:
@@ -302,15 +165,3 @@ def _check_together(config: Config) -> None:
             f"preprocess.validation_size=0 leaves nothing to watch for "
             f"{' and '.join(needs_validation)}; set it above 0 or drop these"
         )
-
-
-def _explain(error: ValidationError, prefix: str = "") -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in (*filter(None, [prefix]), *problem["loc"]))
-        rule = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            rule = "no such parameter"
-        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        lines.append(f"{key}: {rule}{given}")
-    return "\n".join(dict.fromkeys(lines))

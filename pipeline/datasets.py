@@ -15,11 +15,11 @@ from pydantic import Field
 
 from pipeline.data import Array, RawData, Split
 from pipeline.errors import RequestError
+from pipeline.rules import Seed
 from pipeline.sources import IdxDataset, find
 
 sklearn = lazy.load("sklearn")  # takes a second, which checking a configuration does not have
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Side = Annotated[int, Field(ge=4, le=512)]
 Channels = Annotated[int, Field(ge=1, le=4)]
 

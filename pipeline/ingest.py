@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import cache
-from pipeline.config import build
 from pipeline.data import Array, Prepared, RawData, Split
 from pipeline.errors import RequestError
+from pipeline.leaves import build
 from pipeline.preprocess import preprocess
 
 # These say where to look, never what the content is: checksums pin that.

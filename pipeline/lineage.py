@@ -14,6 +14,15 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+# Whatever the user's own settings, a patch that `git apply` takes.
+_AS_PATCH = (
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -71,8 +80,6 @@ def _processor() -> str:
 
 
 def _patch(root: Path) -> str:
-    if not _git(root, "status", "--porcelain").strip():
-        return ""
     # A scratch index lets new files be compared without touching the user's own.
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
@@ -81,15 +88,15 @@ def _patch(root: Path) -> str:
             shutil.copy(source, index)
         scratch = {"GIT_INDEX_FILE": str(index)}
         _git(root, "add", "--intent-to-add", "--all", ".", **scratch)
-        return _git(root, "diff", "--binary", "HEAD", **scratch)
+        return _git(root, "diff", *_AS_PATCH, "HEAD", **scratch)
 
 
 def _git(root: Path, *arguments: str, **environment: str) -> str:
-    return subprocess.run(
+    done = subprocess.run(
         ["git", "-C", str(root), *arguments],
         check=True,
         capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
         env={**os.environ, **environment},
-    ).stdout
+    )
+    # Not as text, which would turn the CRLF of a file in a patch into LF.
+    return done.stdout.decode("utf-8", errors="surrogateescape")

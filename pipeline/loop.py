@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from pipeline.data import Array, Split
 from pipeline.errors import PipelineError
+from pipeline.fused import fused_updates
 
 PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
 
@@ -43,24 +44,26 @@ def fit(
     logs: dict[str, float] = {}
     model.stop_training = False
     callbacks.on_train_begin()
-    for epoch in range(callbacks.params["epochs"]):
-        callbacks.on_epoch_begin(epoch)
-        model.reset_metrics()
-        # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
-        order = np.random.default_rng([seed, epoch]).permutation(len(train))
-        for part, rows in enumerate(_parts(order, batch_size)):
-            callbacks.on_train_batch_begin(part)
-            train_steps(rows)
-            logs = _metrics(model)
-            _refuse_divergence(logs["loss"], epoch + 1)
-            callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
-        if len(val):
+    with fused_updates(model.optimizer):
+        for epoch in range(callbacks.params["epochs"]):
+            callbacks.on_epoch_begin(epoch)
             model.reset_metrics()
-            test_steps(np.arange(len(val)))
-            logs |= {f"val_{name}": value for name, value in _metrics(model).items()}
-        callbacks.on_epoch_end(epoch, logs)
-        if model.stop_training:
-            break
+            # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
+            order = np.random.default_rng([seed, epoch]).permutation(len(train))
+            for part, rows in enumerate(_parts(order, batch_size)):
+                callbacks.on_train_batch_begin(part)
+                train_steps(rows)
+                logs = _metrics(model)
+                _refuse_divergence(logs["loss"], epoch + 1)
+                callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
+            if len(val):
+                model.reset_metrics()
+                test_steps(np.arange(len(val)))
+                logs |= {f"val_{name}": value for name, value in _metrics(model).items()}
+                _refuse_divergence(logs["val_loss"], epoch + 1)  # the last step may have spoilt it
+            callbacks.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
     model.optimizer.finalize_variable_values(model.trainable_weights)
     callbacks.on_train_end(logs)
 
@@ -86,7 +89,7 @@ def _steps(step: Callable[..., object], split: Split, batch_size: int) -> Callab
             batch = rows[start : start + batch_size]
             step((tf.gather(images, batch), tf.gather(labels, batch)))
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 def _parts(order: Rows, batch_size: int) -> Iterator[Rows]:

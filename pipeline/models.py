@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import lazy_loader
-from pydantic import AfterValidator, Field
+
+from pipeline.rules import Count, Fraction, one_of
 
 if TYPE_CHECKING:
     import keras
@@ -18,18 +19,7 @@ else:
     keras = lazy_loader.load("keras")
 
 Tensor = Any  # a KerasTensor; naming that type would import Keras
-Width = Annotated[int, Field(ge=1)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")
-
-
-def _known_activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"choose one of {', '.join(ACTIVATIONS)}")
-    return name
-
-
-Activation = Annotated[str, AfterValidator(_known_activation)]
+Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
 
 
 def linear(images: Tensor, classes: int) -> Tensor:
@@ -41,9 +31,9 @@ def mlp(
     images: Tensor,
     classes: int,
     *,
-    hidden: list[Width],
+    hidden: list[Count],
     activation: Activation,
-    dropout: Dropout,
+    dropout: Fraction,
 ) -> Tensor:
     """Dense layers of `hidden` widths, each followed by dropout.
 
@@ -62,13 +52,12 @@ def cnn(
     images: Tensor,
     classes: int,
     *,
-    filters: list[Width],
-    kernel_size: Width,
-    dense: Width,
+    filters: list[Count],
+    dense: Count,
     activation: Activation,
-    dropout: Dropout,
+    dropout: Fraction,
 ) -> Tensor:
-    """Blocks of convolution and 2×2 max pooling, one a number in `filters`, then a dense layer.
+    """Blocks of 3×3 convolution and 2×2 max pooling, one a number in `filters`, then a dense layer.
 
     Padding keeps every size poolable, so that images of any size down to 1×1 pass through.
     """
@@ -76,7 +65,7 @@ def cnn(
     x = images
     for number, channels in enumerate(filters, start=1):
         x = layers.Conv2D(
-            channels, kernel_size, padding="same", activation=activation, name=f"conv_{number}"
+            channels, 3, padding="same", activation=activation, name=f"conv_{number}"
         )(x)
         x = layers.MaxPooling2D(padding="same", name=f"pool_{number}")(x)
     x = layers.Flatten(name="flatten")(x)
@@ -87,6 +76,6 @@ def cnn(
 
 def _probabilities(features: Tensor, classes: int) -> Tensor:
     # Softmax in float32 whatever the precision before it: probabilities are compared and summed.
-    return keras.layers.Dense(
-        classes, activation="softmax", dtype="float32", name="probabilities"
-    )(features)
+    return keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(
+        features
+    )

@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary)
         if temporary.is_dir() and path.exists():
             _remove(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         _remove(temporary)
 

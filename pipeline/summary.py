@@ -124,4 +124,4 @@ def _bytes(variables: Iterable[keras.Variable]) -> int:
 
 
 def _item_size(dtype: str) -> int:
-    return tf.dtypes.as_dtype(dtype).size  # type: ignore[no-any-return]
+    return tf.dtypes.as_dtype(dtype).size

@@ -19,9 +19,10 @@ from pipeline.callbacks import (
     metric_name,
     stopper,
 )
-from pipeline.config import Config, build
+from pipeline.config import Config, Train
 from pipeline.data import Array, Fitted, Prepared
 from pipeline.errors import PipelineError, RequestError
+from pipeline.leaves import build
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
@@ -63,16 +64,7 @@ def train(
     settings = config.train
     layer, initial = first_kernel(model)
     history = keras.callbacks.History()
-    best = (
-        stopper(
-            settings.monitor,
-            patience=settings.patience,
-            epochs=settings.epochs,
-            restore=settings.keep == "best",
-        )
-        if len(prepared.val)
-        else None
-    )
+    best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
     with closing(ProgressDisplay(len(prepared.train))) as progress:
         followers = [
@@ -125,6 +117,15 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
         # Cross-entropy on integer labels is that on their one-hot rows, without making them.
         loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+
+
+def _best_epoch(settings: Train) -> keras.callbacks.EarlyStopping:
+    return stopper(
+        settings.monitor,
+        patience=settings.patience,
+        epochs=settings.epochs,
+        restore=settings.keep == "best",
     )
 
 

@@ -19,12 +19,18 @@ def project(*words: str) -> list[str]:
     [
         [],
         ["model=cnn", "train.epochs="],
-        ["overrides=a=1 b=2", "--key", "value"],
-        ["model=mlp", "--mlproject"],
+        ["overrides=a=1 b=2", "--cfg", "job"],
+        ["--config-dir=/somewhere", "-m", "seed=0,1"],
     ],
 )
 def test_a_command_line_not_composed_by_mlproject_is_left_alone(argv: list[str]) -> None:
     assert normalise(argv) == argv
+
+
+@pytest.mark.parametrize("flag", ["--epochs", "--epochs=5", "--mlproject"])
+def test_a_flag_that_hydra_does_not_have_is_refused_with_the_right_way(flag: str) -> None:
+    with pytest.raises(RequestError, match=f"^{flag}: no such flag; .* train.epochs=5$"):
+        normalise(["model=mlp", flag, "5"])
 
 
 def test_an_empty_parameter_means_as_the_configuration_says() -> None:

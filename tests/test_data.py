@@ -18,7 +18,7 @@ RAW = RawData(train=split([0, 1, 1]), test=split([1]), class_names=("cat", "dog"
 
 
 @pytest.mark.parametrize(
-    "images, rule",
+    ("images", "rule"),
     [
         (np.zeros((2, 2, 3, 1)), "images must be uint8, not float64"),
         (np.zeros((2, 2, 3), np.uint8), r"images must be \[N,H,W,C\], not \(2, 2, 3\)"),
@@ -41,7 +41,7 @@ def test_a_value_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, rule",
+    ("changes", "rule"),
     [
         ({"test": split([2])}, "test labels span 2–2, but there are 2 classes"),
         ({"train": split([-1, 0])}, "train labels span -1–0"),

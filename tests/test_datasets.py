@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import config, datasets
+from pipeline import datasets, leaves, rules
+from pipeline.config import register
 from pipeline.data import RawData
 from pipeline.errors import RequestError
 
@@ -40,7 +41,7 @@ SYNTHETIC: dict[str, Any] = {
 
 @pytest.fixture
 def composed() -> Iterator[Any]:
-    config.register()
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *overrides: compose("config", overrides=list(overrides))
 
@@ -50,14 +51,14 @@ def test_a_file_holds_exactly_the_parameters_of_its_function(path: Path) -> None
     leaf = yaml.safe_load(path.read_text())
     function = getattr(datasets, path.stem)
     assert leaf["_target_"] == f"pipeline.datasets.{path.stem}"
-    hints = config.leaf_parameters(function)
+    hints = leaves.leaf_parameters(function)
     assert leaf.keys() - {"_target_", "defaults"} == hints.keys()
     for name, hint in hints.items():
         TypeAdapter(hint).validate_python(leaf[name])
 
 
 def test_every_public_function_has_a_file() -> None:
-    functions = config.public_functions("pipeline.datasets")
+    functions = rules.public_functions("pipeline.datasets")
     assert functions.keys() == {path.stem for path in LEAVES}
 
 
@@ -66,7 +67,7 @@ def test_a_small_data_set_needs_no_other_override(composed: Any, name: str) -> N
     chosen = composed(f"dataset={name}")
     leaf = OmegaConf.to_container(chosen.dataset)
     assert isinstance(leaf, dict)
-    raw: RawData = config.build({str(key): value for key, value in leaf.items()})
+    raw: RawData = leaves.build({str(key): value for key, value in leaf.items()})
     assert chosen.preprocess.validation_size == 150
     assert len(raw.train) > 2 * chosen.preprocess.validation_size
     assert "defaults" not in leaf
@@ -83,7 +84,7 @@ def test_fashion_mnist_keeps_the_default_preprocessing(composed: Any) -> None:
     assert composed().preprocess == {"validation_size": 5000, "seed": 0}
 
 
-@pytest.mark.parametrize("name, classes", [("fashion_mnist", 10), ("mnist", 10)])
+@pytest.mark.parametrize(("name", "classes"), [("fashion_mnist", 10), ("mnist", 10)])
 def test_idx_data_sets_are_read_from_a_named_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int
 ) -> None:
@@ -149,10 +150,10 @@ def test_a_synthetic_split_smaller_than_its_classes_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value", [("train_size", 9), ("classes", 1), ("noise", -1), ("image_shape", [28, 28])]
+    ("name", "value"), [("train_size", 9), ("classes", 1), ("noise", -1), ("image_shape", [28, 28])]
 )
 def test_a_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
-    hint = config.leaf_parameters(datasets.synthetic)[name]
+    hint = leaves.leaf_parameters(datasets.synthetic)[name]
     with pytest.raises(ValidationError):
         TypeAdapter(hint).validate_python(value)
 

@@ -54,7 +54,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("content, rule", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize(("content", "rule"), DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes, rule: str) -> None:
     path = written(tmp_path / "train-images-idx3-ubyte.gz", content)
     with pytest.raises(RequestError, match=rule) as caught:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,7 @@ def test_a_tampered_cache_is_reported_and_fetched_again(
 def test_content_that_is_no_data_set_is_refused_with_the_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    @functools.wraps(datasets.synthetic)
     def broken(**_: Any) -> RawData:
         images = np.zeros((2, 4, 4, 1), np.uint8)
         wrong = Split(images=images, labels=np.array([0, 9], np.int32))

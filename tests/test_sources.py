@@ -193,7 +193,8 @@ def test_a_failing_command_is_quoted_with_its_last_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_the_debian_package_has_the_published_files() -> None:
     dataset = datasets.FASHION_MNIST
-    assert dataset.debian_package is not None and dataset.system_folder is not None
+    assert dataset.debian_package is not None
+    assert dataset.system_folder is not None
     with sources._package(dataset.debian_package, dataset.system_folder) as folder:
         arrays = sources._read(dataset, folder)
     assert [array.shape for array in arrays.values()] == [

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import yaml
+from mlflow.exceptions import MlflowException
 
 from pipeline.config import Config, Tracking, validate
 from pipeline.errors import RequestError
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.store import connect, mlflow
-
-from mlflow.exceptions import MlflowException  # isort: skip
+from pipeline.tracking.store import connect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow
 import requests
 import sqlalchemy as sa
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
 
 from pipeline.errors import RequestError
-
-# Read when mlflow is imported: its own notes on migrations and the like are not the user's.
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
-
-import mlflow  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -39,13 +34,15 @@ def connect(uri: str | None) -> mlflow.MlflowClient:
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     _require_answer(address)
     mlflow.set_tracking_uri(address)
-    client = mlflow.MlflowClient(address)
     try:
-        # A fresh store that several processes initialise at once is spoilt.
+        # The client makes a fresh store's tables; several processes at it at once spoil them.
         with _alone(address):
+            client = mlflow.MlflowClient(address)
             client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise RequestError(f"tracking store {without_password(address)}: {_first_line(error)}") from error
+    except (MlflowException, sa.exc.SQLAlchemyError) as error:
+        raise RequestError(
+            f"tracking store {without_password(address)}: {_first_line(error)}"
+        ) from error
     return client
 
 
@@ -96,8 +93,8 @@ def _require_answer(uri: str) -> None:
             engine.dispose()
     except (requests.RequestException, sa.exc.SQLAlchemyError, ImportError) as error:
         raise RequestError(
-            f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; start it, or choose another with "
-            f"tracking.uri=… or MLFLOW_TRACKING_URI (default {DEFAULT_URI})"
+            f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; "
+            f"start it, or choose another with tracking.uri=… (default {DEFAULT_URI})"
         ) from error
 
 

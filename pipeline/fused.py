@@ -1,0 +1,84 @@
+"""Keras' optimizer updates as TensorFlow's one kernel a variable.
+
+Keras writes an update as a dozen small operations, which on a CPU cost more than the matrix
+products of a small network. TensorFlow has the same formulas as single kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
+
+
+@contextmanager
+def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """While open, `optimizer` updates each variable in one kernel, if there is one for it.
+
+    The mathematics and the optimizer's state stay Keras' own; any other optimizer is left alone.
+    """
+    update = _update_for(optimizer)
+    if update is None:
+        yield
+        return
+    optimizer.update_step = MethodType(update, optimizer)
+    try:
+        yield
+    finally:
+        del optimizer.update_step
+
+
+def _update_for(optimizer: keras.optimizers.Optimizer) -> Update | None:
+    # The exact classes: a subclass may have another formula.
+    if type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW):
+        return None if optimizer.amsgrad else _adam
+    if type(optimizer) is keras.optimizers.SGD and optimizer.momentum != 0:
+        return _momentum
+    return None
+
+
+def _adam(
+    optimizer: Any, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+) -> None:
+    index = optimizer._get_variable_index(variable)
+    dtype = variable.dtype
+    step = tf.cast(optimizer.iterations + 1, dtype)
+    beta_1, beta_2 = (tf.constant(beta, dtype) for beta in (optimizer.beta_1, optimizer.beta_2))
+    tf.raw_ops.ResourceApplyAdam(
+        var=_handle(variable),
+        m=_handle(optimizer._momentums[index]),
+        v=_handle(optimizer._velocities[index]),
+        beta1_power=tf.pow(beta_1, step),
+        beta2_power=tf.pow(beta_2, step),
+        lr=tf.cast(learning_rate, dtype),
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=tf.constant(optimizer.epsilon, dtype),
+        grad=tf.cast(gradient, dtype),
+    )
+
+
+def _momentum(
+    optimizer: Any, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+) -> None:
+    index = optimizer._get_variable_index(variable)
+    dtype = variable.dtype
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=_handle(variable),
+        accum=_handle(optimizer.momentums[index]),
+        lr=tf.cast(learning_rate, dtype),
+        grad=tf.cast(gradient, dtype),
+        momentum=tf.constant(optimizer.momentum, dtype),
+        use_nesterov=optimizer.nesterov,
+    )
+
+
+def _handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
+    # Keras hands the variable over as its own kind or as TensorFlow's, by where it comes from.
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle

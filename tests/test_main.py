@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import QUICK, environment, free_port, pipeline, results
+
+# Runs several command lines in forks of one process that has imported what all of them import.
+DRIVER = """
+import json, os, sys
+from pipeline.__main__ import main
+for number, arguments in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv[1:] = arguments
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush()
+        heavy = [name for name in ("tensorflow", "mlflow") if name in sys.modules]
+        with open(f"{number}.json", "w") as file:
+            json.dump({"code": code, "imported": heavy}, file)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+# The command line, and what its complaint must say.
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "a misspelt key": (
+        ["train.epoch=3"],
+        ["train.epoch: no such key", "did you mean epochs?", "batch_size"],
+    ),
+    "a misspelt top key": (["sed=3"], ["sed: no such key", "did you mean seed?"]),
+    "a misspelt key of a leaf": (["model.hiden=[3]"], ["model.hiden", "did you mean hidden?"]),
+    "a value out of range": (["train.epochs=0"], ["train.epochs", "greater than or equal to 1"]),
+    "a value of a wrong type": (["train.epochs=many"], ["train.epochs", "'many'", "Integer"]),
+    "a leaf's value out of range": (["model.dropout=1"], ["model.dropout", "less than 1"]),
+    "an unknown metric": (["evaluate.metrics=[acuracy]"], ["evaluate.metrics", "accuracy"]),
+    "an unknown choice": (
+        ["optimizer=adan"],
+        ["optimizer=adan: no such choice", "did you mean adam?", "rmsprop, sgd"],
+    ),
+    "an unknown verb": (["rnu"], ["no verb 'rnu'", "run", "evaluate"]),
+    "an override without a value": (["run", "seed"], ["cannot read the override 'seed'"]),
+    "an unreadable override": (["model.hidden=[256,"], ["'model.hidden=[256,'"]),
+    "a builder that is not ours": (
+        ["model._target_=os.system"],
+        ["model._target_: 'os.system' is not allowed", "pipeline.models.mlp"],
+    ),
+    "an added top key": (["+foo=3"], ["foo"]),
+    "an added leaf parameter": (["+model.foo=1"], ["model.foo: no such parameter"]),
+    "settings at odds": (
+        ["preprocess.validation_size=0", "train.patience=3"],
+        ["preprocess.validation_size=0", "train.patience"],
+    ),
+    "a run folder under a file": (["hydra.run.dir=file/run"], ["file", "Not a directory"]),
+    "a run folder that cannot be": (["hydra.run.dir=/proc/nowhere"], ["/proc/nowhere"]),
+}
+SHOWN: dict[str, tuple[list[str], list[str]]] = {
+    "help": (["--help"], ["python -m pipeline model=cnn", "verbs", "evaluate", "fashion_mnist"]),
+    "the help of a verb": (["train", "--help"], ["verbs"]),
+    "the configuration": (["--cfg", "job", "seed=7"], ["seed: 7", "epochs: 20"]),
+    "hydra's help": (["--hydra-help"], ["--multirun"]),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    imported: list[str]
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "file").write_text("a file, not a folder")
+    cases = REFUSED | SHOWN
+    subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps([arguments for arguments, _ in cases.values()]),
+        text=True,
+        cwd=folder,
+        env=environment(),
+        check=True,
+        timeout=60,
+    )
+    return {
+        name: Answer(
+            **json.loads((folder / f"{number}.json").read_text()),
+            out=(folder / f"{number}.out").read_text(),
+            err=(folder / f"{number}.err").read_text(),
+        )
+        for number, name in enumerate(cases)
+    }
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_in_two_lines_before_tensorflow_is_imported(
+    case: str, answers: dict[str, Answer]
+) -> None:
+    answer = answers[case]
+    assert (answer.code, answer.out, answer.imported) == (2, "", [])
+    assert_helpful(answer.err, *REFUSED[case][1])
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_shows_without_importing_tensorflow(case: str, answers: dict[str, Answer]) -> None:
+    answer = answers[case]
+    assert (answer.code, answer.err, answer.imported) == (0, "", [])
+    for text in SHOWN[case][1]:
+        assert text in answer.out
+
+
+def test_help_names_every_verb_with_its_description(answers: dict[str, Answer]) -> None:
+    from pipeline.__main__ import VERBS
+
+    for verb, (_, description) in VERBS.items():
+        assert re.search(rf"^ +{verb} +{re.escape(description)}$", answers["help"].out, re.M), verb
+
+
+def test_the_process_itself_ends_with_the_exit_code(tmp_path: Path) -> None:
+    ended = pipeline("train.epoch=3", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_helpful(ended.stderr, "train.epoch: no such key")
+
+
+def test_a_refused_command_line_leaves_nothing_in_the_folder(tmp_path: Path) -> None:
+    pipeline("model=mpl", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> None:
+    ended = pipeline("-m", "seed=0,1", "train.epochs=0", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("train.epochs: ")
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
+    ended = pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Traceback (most recent call last)")
+
+
+def ingest(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return pipeline("ingest", f"dataset.folder={folder}", "dataset.download=false", cwd=cwd)
+
+
+def all_four(folder: Path, content: Callable[[str], bytes]) -> Path:
+    folder.mkdir()
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{part}-ubyte").write_bytes(content(part))
+    return folder
+
+
+def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
+    ended = ingest(tmp_path / "nowhere", tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_helpful(ended.stderr, f"dataset.folder={tmp_path}/nowhere", "no such folder")
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    folder = all_four(tmp_path / "data_files", lambda part: b"")
+    (folder / "train-labels-idx1-ubyte").unlink()
+    ended = ingest(folder, tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_helpful(ended.stderr, "train-labels-idx1-ubyte", "missing")
+
+
+def test_a_tampered_data_file_is_named_with_its_checksum_and_nothing_is_cached(
+    tmp_path: Path,
+) -> None:
+    tampered = b"\0\0\x08\x03" + (1).to_bytes(4, "big") * 3 + b"\7"
+    folder = all_four(tmp_path / "data_files", lambda part: tampered)
+    ended = ingest(folder, tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    path, start = folder / "train-images-idx3-ubyte", hashlib.sha256(tampered).hexdigest()[:12]
+    assert_helpful(ended.stderr, str(path), start)
+    assert [p for p in (tmp_path / "data").rglob("*") if p.suffix in (".npy", ".partial")] == []
+
+
+def test_a_truncated_packed_data_file_is_named(tmp_path: Path) -> None:
+    folder = all_four(tmp_path / "data_files", lambda part: b"")
+    packed = folder / "train-images-idx3-ubyte.gz"
+    packed.write_bytes(bytes.fromhex("1f8b0800000000000003"))
+    ended = ingest(folder, tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_helpful(ended.stderr, str(packed))
+
+
+def test_a_data_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ended = pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert_helpful(ended.stderr, "file/data", "Not a directory")
+
+
+def test_a_full_disk_while_caching_is_told_with_the_file_and_leaves_no_half(
+    tmp_path: Path,
+) -> None:
+    ended = limited("ingest", "dataset=synthetic", cwd=tmp_path, bytes_a_file=100_000)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert_helpful(ended.stderr, "data/synthetic/raw-")
+    assert [p for p in (tmp_path / "data").rglob("*") if p.suffix == ".npy"] == []
+    assert pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path) -> None:
+    assert pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
+    ended = limited("dataset=synthetic", "train.epochs=1", cwd=tmp_path, bytes_a_file=1_500_000)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert_helpful(ended.stderr, "File too large", "free", f"whole story is in {tmp_path}/outputs/")
+    assert list(tmp_path.rglob("*.partial*")) == []
+    after = pipeline(*QUICK, cwd=tmp_path)
+    assert after.returncode == 0
+    assert results(after.stdout)["run_id"]
+
+
+@pytest.mark.slow
+def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Path) -> None:
+    address = f"http://someone:secret@127.0.0.1:{free_port()}"
+    ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_helpful(ended.stderr, "127.0.0.1", "nothing answers there", "tracking.uri=")
+    assert "secret" not in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
+    diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
+    ended = pipeline("dataset=synthetic", *diverging, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert_helpful(ended.stderr, "the loss became nan in epoch 1", "optimizer.learning_rate")
+    [log] = tmp_path.glob("outputs/*/*/pipeline.log")
+    assert str(log.parent.relative_to(tmp_path)) in ended.stderr
+    assert "Traceback (most recent call last)" in log.read_text()
+
+
+def limited(*arguments: str, cwd: Path, bytes_a_file: int) -> subprocess.CompletedProcess[str]:
+    """The command line where no file may grow beyond a size, as on a disk that fills up."""
+    limit = (
+        "import resource, signal, runpy\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_a_file}, {bytes_a_file}))\n"
+        "runpy.run_module('pipeline', run_name='__main__', alter_sys=True)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", limit, *arguments],
+        cwd=cwd,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def assert_helpful(stderr: str, *parts: str) -> None:
+    """One or two lines that have all the parts and no traceback."""
+    lines = stderr.splitlines()
+    assert 1 <= len(lines) <= 2, stderr
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in stderr

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from commands import configured, inside, pipeline, results
+from mlflow.entities import Run
+
+from pipeline.config import Config, validate
+from pipeline.errors import RequestError
+from pipeline.ingest import ingest, prepare
+from pipeline.run import evaluate_recorded, run, train_only
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 3
+OVERRIDES = ("dataset=synthetic", "model=linear", f"train.epochs={EPOCHS}", "seed=5")
+PLOTS = "accuracy confusion_matrix loss mistakes per_class_scores reliability weights"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run as a user would find it afterwards."""
+
+    folder: Path
+    said: dict[str, str]
+    config: Config
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    @property
+    def run(self) -> Run:
+        return self.client.get_run(self.said["run_id"])
+
+    def artifact(self, name: str) -> Path:
+        return Path(self.run.info.artifact_uri.removeprefix("file://"), name)
+
+
+def finished(
+    folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str, story: object = run
+) -> Ended:
+    config = configured(*overrides)
+    with inside(folder):
+        story(config, folder / "outputs")  # type: ignore[operator]
+    return Ended(folder=folder, said=results(capsys.readouterr().out), config=config)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """One recorded run, read by most tests of this file and changed by none."""
+    folder = tmp_path_factory.mktemp("run")
+    done = pipeline(*OVERRIDES, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Ended(folder=folder, said=results(done.stdout), config=configured(*OVERRIDES))
+
+
+def test_the_last_line_names_the_run_its_accuracies_and_its_model(ended: Ended) -> None:
+    assert list(ended.said) == ["run_id", "val_accuracy", "test_accuracy", "model_uri"]
+    metrics = ended.run.data.metrics
+    assert ended.said["test_accuracy"] == f"{metrics['test/accuracy']:.4f}"
+    assert ended.said["val_accuracy"] == f"{metrics['val/accuracy']:.4f}"
+    assert ended.said["model_uri"] == ended.run.data.tags["model_uri"]
+
+
+def test_the_run_is_finished_in_the_experiment_of_the_dataset(ended: Ended) -> None:
+    experiment = ended.client.get_experiment(ended.run.info.experiment_id)
+    assert (ended.run.info.status, experiment.name) == ("FINISHED", "synthetic")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert Path(experiment.artifact_location.removeprefix("file://")) == (
+        ended.folder / "mlartifacts/synthetic"
+    )
+
+
+def test_every_leaf_that_results_depend_on_is_a_parameter_and_nothing_else(ended: Ended) -> None:
+    leaves = {
+        f"{group}.{key}"
+        for group, values in asdict(ended.config).items()
+        if isinstance(values, dict) and group not in ("tracking", "choices")
+        for key in values
+        if key != "_target_"
+    }
+    params = ended.run.data.params
+    assert params.keys() == leaves | {"seed"}
+    assert params["optimizer.learning_rate"] == "0.001"
+    assert (params["seed"], params["train.epochs"]) == ("5", "3")
+    assert params["train.patience"] == "null"
+    assert params["dataset.image_shape"] == "[28, 28, 1]"
+
+
+def test_the_choices_are_tags(ended: Ended) -> None:
+    tags = ended.run.data.tags
+    assert {key: tags[key] for key in asdict(ended.config.choices)} == {
+        "dataset": "synthetic",
+        "preprocess": "small",
+        "augment": "none",
+        "model": "linear",
+        "optimizer": "adam",
+        "schedule": "constant",
+        "train": "default",
+        "evaluate": "default",
+    }
+
+
+def test_code_versions_and_hardware_are_tags(ended: Ended) -> None:
+    tags = ended.run.data.tags
+    assert tags["version.mlflow"] == mlflow.__version__
+    assert {"version.python", "version.tensorflow", "version.keras"} <= tags.keys()
+    assert {"hardware.cpu", "hardware.cores", "hardware.host", "hardware.memory_gb"} <= tags.keys()
+    assert tags["command"] == f"python -m pipeline {' '.join(OVERRIDES)}"
+    assert (tags["code.dirty"] == "true") == ended.artifact("code.patch").exists()
+
+
+@pytest.mark.parametrize("metric", ["train/loss", "train/accuracy", "val/loss", "val/accuracy"])
+def test_an_epoch_metric_has_one_value_for_each_epoch_from_1(metric: str, ended: Ended) -> None:
+    history = ended.client.get_metric_history(ended.said["run_id"], metric)
+    assert [value.step for value in history] == [1, 2, 3]
+
+
+def test_the_metrics_of_the_contract_are_logged(ended: Ended) -> None:
+    metrics = ended.run.data.metrics
+    classes = [f"class_{number}" for number in range(10)]
+    assert {
+        *("test/loss", "test/accuracy", "test/macro_f1", "test/ece"),
+        *(f"test/accuracy_{name}" for name in classes),
+        *(
+            f"time/{stage}_s"
+            for stage in ["ingest", "preprocess", "train", "evaluate", "save", "total"]
+        ),
+        "time/images_per_s",
+    } <= metrics.keys()
+    assert metrics["model/parameters"] == 28 * 28 * 10 + 10
+    assert metrics["model/activations"] == 28 * 28 + 28 * 28 + 10  # scaling, flatten, output
+    assert metrics["model/training_memory_mb"] > 0
+    stages = sum(metrics[f"time/{stage}_s"] for stage in ["ingest", "preprocess", "train"])
+    assert metrics["time/total_s"] >= stages
+
+
+def test_the_artefacts_of_the_contract_are_there(ended: Ended) -> None:
+    found = {p.relative_to(ended.artifact("")).as_posix() for p in ended.artifact("").rglob("*")}
+    assert {f"plots/{name}.png" for name in PLOTS.split()} == {
+        name for name in found if name.startswith("plots/")
+    }
+    assert {
+        *("config.yaml", "model_summary.txt", "predictions.npz", "environment.txt"),
+        *("class_report.txt", "data.txt", "tensorboard/train", "tensorboard/validation"),
+    } <= found
+    for name in PLOTS.split():
+        assert ended.artifact(f"plots/{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_environment_txt_names_every_library(ended: Ended) -> None:
+    lines = ended.artifact("environment.txt").read_text().splitlines()
+    assert lines[0].startswith("# Python 3.")
+    assert f"mlflow=={mlflow.__version__}" in lines
+
+
+def test_the_recorded_configuration_validates_and_is_the_one_that_ran(ended: Ended) -> None:
+    assert validate(yaml.safe_load(ended.artifact("config.yaml").read_text())) == ended.config
+
+
+def test_the_dataset_is_an_input_with_a_digest_of_all_of_it(ended: Ended) -> None:
+    [logged] = ended.run.inputs.dataset_inputs
+    fingerprint = ended.run.data.tags["data.fingerprint"]
+    raw = ingest(ended.config.dataset, name="synthetic", data_dir=ended.folder / "data")
+    assert fingerprint == raw.fingerprint
+    assert (logged.dataset.name, logged.dataset.digest) == ("synthetic", fingerprint[:36])
+    assert len(fingerprint) == hashlib.sha256().digest_size * 2
+    assert fingerprint in logged.dataset.source
+
+
+def test_the_logged_model_gives_the_stored_probabilities_from_raw_images(ended: Ended) -> None:
+    stored = np.load(ended.artifact("predictions.npz"))
+    raw = ingest(ended.config.dataset, name="synthetic", data_dir=ended.folder / "data")
+    prepared = prepare(
+        raw, vars(ended.config.preprocess), name="synthetic", data_dir=ended.folder / "data"
+    )
+    mlflow.set_tracking_uri(f"sqlite:///{ended.folder}/mlflow.db")
+    uri = ended.said["model_uri"]
+    as_keras, as_pyfunc = mlflow.tensorflow.load_model(uri), mlflow.pyfunc.load_model(uri)
+    assert stored.files == ["val_labels", "val_probs", "test_labels", "test_probs"]
+    for split in ("val", "test"):
+        images = np.asarray(getattr(prepared, split).images)
+        np.testing.assert_array_equal(stored[f"{split}_labels"], getattr(prepared, split).labels)
+        probs = stored[f"{split}_probs"]
+        np.testing.assert_allclose(as_keras.predict(images, verbose=0), probs, atol=1e-6)
+        np.testing.assert_allclose(as_pyfunc.predict(images), probs, atol=1e-6)
+    right = np.mean(stored["test_probs"].argmax(1) == stored["test_labels"])
+    assert ended.said["test_accuracy"] == f"{right:.4f}"
+
+
+def test_the_logged_model_has_signature_example_and_pinned_requirements(ended: Ended) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{ended.folder}/mlflow.db")
+    uri = ended.said["model_uri"]
+    info = mlflow.models.get_model_info(uri)
+    [images], [probabilities] = info.signature.inputs.inputs, info.signature.outputs.inputs
+    assert (images.type, images.shape) == (np.dtype("uint8"), (-1, 28, 28, 1))
+    assert (probabilities.type, probabilities.shape) == (np.dtype("float32"), (-1, 10))
+    assert info.metadata == {"class_names": [f"class_{number}" for number in range(10)]}
+    pinned = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().split()
+    assert [line.partition("==")[0] for line in pinned] == [
+        "mlflow",
+        "tensorflow",
+        "keras",
+        "numpy",
+    ]
+    example = mlflow.pyfunc.load_model(uri).input_example
+    assert (example.shape, example.dtype) == ((2, 28, 28, 1), np.dtype("uint8"))
+
+
+def test_the_same_configuration_gives_the_same_bits_again(
+    ended: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = finished(tmp_path, capsys, *OVERRIDES)
+    first, second = (
+        np.load(one.artifact("predictions.npz"))["test_probs"] for one in (ended, again)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_very_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("dataset=digits", "model=linear", "train.epochs=1", "train.tensorboard=false")
+    trained = finished(tmp_path, capsys, *small, story=train_only)
+    assert trained.said["test_accuracy"] == "nan"
+    before = trained.run
+    assert [name for name in before.data.metrics if name.startswith("test/")] == []
+    assert np.load(trained.artifact("predictions.npz")).files == ["val_labels", "val_probs"]
+
+    overrides = ("dataset=digits", "run_id=latest", "seed=9", "train.epochs=7")
+    completed = finished(tmp_path, capsys, *overrides, story=evaluate_recorded)
+    after = trained.run
+    assert completed.said["run_id"] == trained.said["run_id"]
+    assert completed.said["val_accuracy"] == trained.said["val_accuracy"]
+    assert completed.said["test_accuracy"] == f"{after.data.metrics['test/accuracy']:.4f}"
+    assert after.info.status == "FINISHED"
+    assert after.info.end_time == before.info.end_time
+    assert after.data.params == before.data.params
+    assert after.data.metrics["train/loss"] == before.data.metrics["train/loss"]
+    assert after.data.metrics["time/train_s"] == before.data.metrics["time/train_s"]
+    assert np.load(trained.artifact("predictions.npz")).files[2:] == ["test_labels", "test_probs"]
+    by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate_recorded)
+    assert by_id.said == completed.said
+
+
+@pytest.mark.parametrize("run_id", ["latest", "0123456789abcdef0123456789abcdef", "../x", "null"])
+def test_evaluate_refuses_a_run_that_is_not_there(run_id: str, tmp_path: Path) -> None:
+    with inside(tmp_path), pytest.raises(RequestError, match="run_id"):
+        evaluate_recorded(configured("dataset=digits", f"run_id={run_id}"), tmp_path / "outputs")
+
+
+def test_evaluate_refuses_a_run_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("dataset=digits", "model=linear", "train.epochs=1", "tracking.log_model=false")
+    bare = finished(tmp_path, capsys, *small)
+    assert bare.said["model_uri"] == "None"
+    with inside(tmp_path), pytest.raises(RequestError, match="has saved no model"):
+        evaluate_recorded(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
+    with inside(tmp_path), pytest.raises(RequestError, match="no finished run"):
+        evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
+
+
+def test_without_validation_images_the_result_line_says_nan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_in = ("dataset=digits", "model=linear", "train.epochs=1", "preprocess.validation_size=0")
+    ended = finished(tmp_path, capsys, *all_in)
+    assert ended.said["val_accuracy"] == "nan"
+    assert "val/loss" not in ended.run.data.metrics
+    assert np.load(ended.artifact("predictions.npz")).files == ["test_labels", "test_probs"]
+
+
+def test_a_group_of_jobs_records_each_as_a_finished_run(
+    tmp_path: Path,
+) -> None:
+    small = ("dataset=synthetic", "model=linear", "train.epochs=1")
+    done = pipeline("-m", "seed=0,1", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("run_id=")]
+    assert len(lines) == 2
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = [client.get_run(results(line)["run_id"]) for line in lines]
+    assert [(r.info.status, r.data.params["seed"]) for r in runs] == [
+        ("FINISHED", "0"),
+        ("FINISHED", "1"),
+    ]
