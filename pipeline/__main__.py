@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import format_exception
 from types import FrameType
 
 # A message suits a user better than Hydra's stack trace; this makes Hydra pass its errors on.
@@ -63,9 +64,9 @@ def main() -> int:
             name = stopped_by[0].name
             print(f"stopped by {name}; what was recorded so far is kept", file=sys.stderr)
             return 128 + stopped_by[0]
-        if SHOW_TRACEBACK:
-            raise
-        print(explain(error), file=sys.stderr)
+        print(
+            "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error), file=sys.stderr
+        )
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0

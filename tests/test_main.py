@@ -150,7 +150,7 @@ def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> Non
 
 def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
     ended = pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stderr.startswith("Traceback (most recent call last)")
 
 
