@@ -64,9 +64,8 @@ def main() -> int:
             name = stopped_by[0].name
             print(f"stopped by {name}; what was recorded so far is kept", file=sys.stderr)
             return 128 + stopped_by[0]
-        print(
-            "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error), file=sys.stderr
-        )
+        told = "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error)
+        print(told, file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0

@@ -53,14 +53,12 @@ def fit(
             for part, rows in enumerate(_parts(order, batch_size)):
                 callbacks.on_train_batch_begin(part)
                 train_steps(rows)
-                logs = _metrics(model)
-                _refuse_divergence(logs["loss"], epoch + 1)
+                logs = _finite_metrics(model, epoch)
                 callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
             if len(val):
                 model.reset_metrics()
                 test_steps(np.arange(len(val)))
-                logs |= {f"val_{name}": value for name, value in _metrics(model).items()}
-                _refuse_divergence(logs["val_loss"], epoch + 1)  # the last step may have spoilt it
+                logs |= {f"val_{k}": v for k, v in _finite_metrics(model, epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
@@ -104,13 +102,11 @@ def _create_state(model: keras.Model, split: Split) -> None:
     model.test_step((split.images[:1], split.labels[:1]))
 
 
-def _metrics(model: keras.Model) -> dict[str, float]:
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
-
-
-def _refuse_divergence(loss: float, epoch: int) -> None:
-    if not np.isfinite(loss):
+def _finite_metrics(model: keras.Model, epoch: int) -> dict[str, float]:
+    metrics = {name: float(value) for name, value in model.get_metrics_result().items()}
+    if not np.isfinite(metrics["loss"]):
         raise PipelineError(
-            f"the loss became {loss} in epoch {epoch}: training diverged; "
+            f"the loss became {metrics['loss']} in epoch {epoch + 1}: training diverged; "
             "lower optimizer.learning_rate or set optimizer.clipnorm=1"
         )
+    return metrics

@@ -159,20 +159,21 @@ def test_every_entry_point_uses_each_of_its_parameters_once_and_no_other() -> No
 
 
 def test_an_optional_parameter_defaults_to_what_the_configuration_says() -> None:
+    config = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
     for name, entry in project()["entry_points"].items():
         for parameter, declared in entry["parameters"].items():
             if isinstance(declared, dict):
-                assert declared["default"] == "", f"{name} {parameter}"
+                # MLflow records the seed under the name that is our own: it must be the true one.
+                expected = config["seed"] if parameter == "seed" else ""
+                assert declared["default"] == expected, f"{name} {parameter}"
 
 
-@pytest.mark.skipif(not (ROOT / "pipeline/__main__.py").exists(), reason="not written yet")
 def test_every_verb_is_an_entry_point() -> None:
     assert {"main" if verb == "run" else verb for verb in verbs()} == project()[
         "entry_points"
     ].keys()
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not written yet")
 def test_every_make_command_in_the_readme_exists() -> None:
     named = set(
         re.findall(r"(?:^|[`$] ?)make ([a-z-]+)", (ROOT / "README.md").read_text(), flags=re.M)
