@@ -119,13 +119,13 @@ def _native_messages_to(path: Path) -> Iterator[None]:
     """TensorFlow's library greets on stderr before it heeds any setting."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-        try:
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
             yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
