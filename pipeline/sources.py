@@ -94,7 +94,7 @@ def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
                 return Found(arrays=_read(dataset, place), source=name)
         except (Unavailable, OSError) as error:
             reason = str(error)
-            log.info("%s: %s", name, reason)
+            log.info("%s: %s; trying the next source", name, reason)
         except idx.DamagedFile as error:
             reason = error.reason
             log.warning("%s is passed over: %s", name, reason)
