@@ -13,7 +13,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev gpu run ui test test-fast check format lock clean
+.PHONY: help setup setup-dev gpu run ui test test-fast check bench format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,6 +49,13 @@ check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: setup-dev ## how fast it is beside what people would use instead (a quiet machine, half an hour)
+	@$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
+	@$(BIN)/python -m benchmarks.training --model mlp
+	@$(BIN)/python -m benchmarks.training --model cnn
+	@$(BIN)/python -m benchmarks.whole_run
 
 format: setup-dev ## let the formatter and linter mend what they can
 	@$(BIN)/ruff check --fix --quiet . || true

@@ -1,0 +1,236 @@
+"""Ways to train the same network on the same images; each gives its seconds an epoch.
+
+The network is the classic MLP (784–256–128–10, two dropouts of 0.2) or the small CNN of
+`conf/model/cnn.yaml`; Adam at 0.001, cross-entropy, shuffled batches. Each is written as its own
+library's users would write it, at its best documented way for data that fits into memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DROPOUT = {"mlp": 0.2, "cnn": 0.4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Images u8[N,28,28,1] and labels i32[N] to fit a `model` on, so many epochs and a batch."""
+
+    images: Array
+    labels: Array
+    model: str
+    batch_size: int
+    epochs: int
+
+
+def ours(task: Task) -> Iterator[float]:
+    """The pipeline's loop on the Keras model."""
+    import keras
+
+    from pipeline import loop
+    from pipeline.data import Split
+
+    ends: list[float] = []
+    clock = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: ends.append(time.perf_counter()),
+        on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()),
+    )
+    model = _keras_model(task)
+    train = Split(images=task.images, labels=task.labels)
+    nothing = Split(images=task.images[:0], labels=task.labels[:0])
+    callbacks = keras.callbacks.CallbackList([clock], model=model, epochs=task.epochs)
+    loop.fit(model, train, nothing, callbacks, batch_size=task.batch_size, seed=0)
+    return (end - start for start, end in zip(ends[::2], ends[1::2], strict=True))
+
+
+def keras_fit(task: Task) -> Iterator[float]:
+    """The plain script: `model.fit` on float arrays."""
+    model = _keras_model(task, scaled=True)
+    images = task.images.astype("float32") / 255
+    return _epochs(
+        task,
+        lambda: model.fit(images, task.labels, batch_size=task.batch_size, epochs=1, verbose=0),
+    )
+
+
+def torch_tensors(task: Task) -> Iterator[float]:
+    """PyTorch over resident tensors with the fused Adam."""
+    import torch
+
+    model, optimizer, loss = _torch_model(task)
+    images = torch.from_numpy(task.images).permute(0, 3, 1, 2).float().div(255).contiguous()
+    labels = torch.from_numpy(task.labels.astype("int64"))
+
+    def epoch() -> None:
+        order = torch.randperm(len(labels))
+        for rows in order.split(task.batch_size):
+            optimizer.zero_grad()
+            loss(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+
+    return _epochs(task, epoch)
+
+
+def torch_dataloader(task: Task) -> Iterator[float]:
+    """PyTorch with a DataLoader over a TensorDataset."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model, optimizer, loss = _torch_model(task)
+    images = torch.from_numpy(task.images).permute(0, 3, 1, 2).float().div(255).contiguous()
+    labels = torch.from_numpy(task.labels.astype("int64"))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=task.batch_size, shuffle=True)
+
+    def epoch() -> None:
+        for batch, targets in loader:
+            optimizer.zero_grad()
+            loss(model(batch), targets).backward()
+            optimizer.step()
+
+    return _epochs(task, epoch)
+
+
+def jax_scan(task: Task) -> Iterator[float]:
+    """Hand-written JAX: one `lax.scan` an epoch. The MLP only."""
+    import jax
+    import jax.numpy as jnp
+
+    images, labels = jnp.asarray(task.images.reshape(-1, 784)), jnp.asarray(task.labels)
+    key = jax.random.key(0)
+    sizes = (784, 256, 128, 10)
+    params = [
+        (jax.nn.initializers.glorot_uniform()(k, (n, m)), jnp.zeros(m))
+        for k, n, m in zip(jax.random.split(key, 3), sizes[:-1], sizes[1:], strict=True)
+    ]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    steps = len(labels) // task.batch_size
+
+    def loss(params: Any, x: Any, y: Any, key: Any) -> Any:
+        for index, (kernel, bias) in enumerate(params[:-1]):
+            x = jax.nn.relu(x @ kernel + bias)
+            kept = jax.random.bernoulli(jax.random.fold_in(key, index), 0.8, x.shape)
+            x = jnp.where(kept, x / 0.8, 0)
+        logits = x @ params[-1][0] + params[-1][1]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
+
+    def step(state: Any, rows_key: Any) -> Any:
+        params, first, second, count = state
+        rows, key = rows_key
+        value, gradient = jax.value_and_grad(loss)(
+            params, images[rows].astype(jnp.float32) / 255, labels[rows], key
+        )
+        count = count + 1
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
+        rate = 0.001 * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        params = jax.tree.map(
+            lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-7), params, first, second
+        )
+        return (params, first, second, count), value
+
+    @jax.jit
+    def epoch(state: Any, key: Any) -> Any:
+        order = jax.random.permutation(key, len(labels))[: steps * task.batch_size]
+        keys = jax.random.split(key, steps)
+        return jax.lax.scan(step, state, (order.reshape(steps, -1), keys))
+
+    state = (params, zeros, zeros, jnp.float32(0))
+    number = iter(range(1_000_000))
+
+    def run() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(epoch(state, jax.random.fold_in(key, next(number))))
+
+    return _epochs(task, run)
+
+
+def sklearn_mlp(task: Task) -> Iterator[float]:
+    """scikit-learn's MLPClassifier, which has no dropout. The MLP only."""
+    from sklearn.neural_network import MLPClassifier
+
+    model = MLPClassifier((256, 128), batch_size=task.batch_size, random_state=0)
+    images = (task.images.reshape(-1, 784) / 255).astype("float32")
+    classes = np.unique(task.labels)
+    return _epochs(task, lambda: model.partial_fit(images, task.labels, classes=classes))
+
+
+def sgemm(task: Task) -> Iterator[float]:
+    """The matrix products of an epoch and nothing else: the floor. The MLP only."""
+    rng = np.random.default_rng(0)
+
+    def random(*shape: int) -> Array:
+        return rng.random(shape, dtype=np.float32)
+
+    n, steps = task.batch_size, -(-len(task.labels) // task.batch_size)
+    x, a, b, c = random(n, 784), random(n, 256), random(n, 128), random(n, 10)
+    k1, k2, k3 = random(784, 256), random(256, 128), random(128, 10)
+
+    def epoch() -> None:
+        for _ in range(steps):
+            x @ k1, a @ k2, b @ k3  # forward
+            b.T @ c, a.T @ b, x.T @ a  # gradients of the kernels
+            c @ k3.T, b @ k2.T  # gradients of the inputs
+
+    return _epochs(task, epoch)
+
+
+CONTENDERS: dict[str, Callable[[Task], Iterator[float]]] = {
+    "ours": ours,
+    "keras fit": keras_fit,
+    "torch tensors": torch_tensors,
+    "torch DataLoader": torch_dataloader,
+    "jax scan": jax_scan,
+    "scikit-learn": sklearn_mlp,
+    "sgemm floor": sgemm,
+}
+MLP_ONLY = {"jax scan", "scikit-learn", "sgemm floor"}
+
+
+def _epochs(task: Task, epoch: Callable[[], Any]) -> Iterator[float]:
+    for _ in range(task.epochs):
+        started = time.perf_counter()
+        epoch()
+        yield time.perf_counter() - started
+
+
+def _keras_model(task: Task, *, scaled: bool = False) -> Any:
+    import keras
+
+    from pipeline import models
+
+    keras.utils.set_random_seed(0)
+    shape = task.images.shape[1:]
+    images = keras.Input(shape, dtype="float32" if scaled else "uint8")
+    x = images if scaled else keras.layers.Rescaling(1 / 255)(images)
+    dropout = DROPOUT[task.model]
+    if task.model == "mlp":
+        y = models.mlp(x, 10, hidden=[256, 128], activation="relu", dropout=dropout)
+    else:
+        y = models.cnn(x, 10, filters=[32, 64], dense=128, activation="relu", dropout=dropout)
+    model = keras.Model(images, y)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def _torch_model(task: Task) -> Any:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    drop = nn.Dropout(DROPOUT[task.model])
+    if task.model == "mlp":
+        hidden = [nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), drop]
+        layers = [*hidden, nn.Linear(256, 128), nn.ReLU(), drop, nn.Linear(128, 10)]
+    else:
+        first = [nn.Conv2d(1, 32, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
+        second = [nn.Conv2d(32, 64, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
+        dense = [nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(), drop, nn.Linear(128, 10)]
+        layers = [*first, *second, *dense]
+    model = nn.Sequential(*layers)
+    return model, torch.optim.Adam(model.parameters(), fused=True), nn.CrossEntropyLoss()
