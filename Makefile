@@ -1,6 +1,6 @@
 # Everything a user or CI types. Needs a Python 3.11–3.13 with venv, nothing else: `make` lists it.
 
-PYTHON ?= python3
+PYTHON ?=
 ARGS ?=
 PORT ?= 5000
 

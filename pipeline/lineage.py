@@ -23,6 +23,8 @@ _AS_PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
+# New files that a result may depend on; a folder of photos beside them is not code.
+NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -35,7 +37,7 @@ class Code:
 
 
 def code(root: Path = ROOT) -> Code:
-    """The state of the git checkout at `root`; new files count, ignored ones do not."""
+    """The state of the git checkout at `root`; new code counts, ignored files do not."""
     if shutil.which("git") is None or not (root / ".git").exists():
         return Code(commit=None, patch="")
     try:
@@ -87,7 +89,9 @@ def _patch(root: Path) -> str:
         if source.exists():
             shutil.copy(source, index)
         scratch = {"GIT_INDEX_FILE": str(index)}
-        _git(root, "add", "--intent-to-add", "--all", ".", **scratch)
+        unknown = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *NEW_CODE)
+        if names := unknown.split("\0")[:-1]:
+            _git(root, "add", "--intent-to-add", "--", *names, **scratch)
         return _git(root, "diff", *_AS_PATCH, "HEAD", **scratch)
 
 

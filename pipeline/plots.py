@@ -58,7 +58,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
         predictions.labels,
         predictions.predicted,
         labels=np.arange(len(predictions.class_names)),
-        display_labels=predictions.class_names,
+        display_labels=_names(predictions),
         normalize=None,
         xticks_rotation=45,
         cmap="Blues",
@@ -73,7 +73,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 
 def per_class_scores(predictions: Predictions) -> Figure:
     """Precision, recall and F1 of each class as grouped bars, worst F1 at the top."""
-    names = predictions.class_names
+    names = _names(predictions)
     scores = sklearn.metrics.precision_recall_fscore_support(
         predictions.labels, predictions.predicted, labels=np.arange(len(names)), zero_division=0.0
     )[:3]
@@ -115,10 +115,11 @@ def mistakes(predictions: Predictions) -> Figure:
     grid = fig.subplots(5, 5).ravel()
     for axes in grid:
         axes.set_axis_off()
+    names = _names(predictions)
     for axes, index in zip(grid, chosen, strict=False):
         _picture(axes, predictions.images[index])
-        true = predictions.class_names[predictions.labels[index]]
-        guess = predictions.class_names[predictions.predicted[index]]
+        true = names[predictions.labels[index]]
+        guess = names[predictions.predicted[index]]
         axes.set_title(
             f"{guess} {predictions.confidence[index]:.1%}\nis {true}", fontsize=8, color="#8b0000"
         )
@@ -148,6 +149,11 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # matplotlib has no lazy submodules
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _names(predictions: Predictions) -> list[str]:
+    """The classes' names, without what matplotlib would take for a formula."""
+    return [name.replace("$", r"\$") for name in predictions.class_names]
 
 
 def _picture(axes: Axes, image: Array) -> None:

@@ -94,19 +94,17 @@ def summarise(model: keras.Model, *, batch_size: int) -> Summary:
         if not isinstance(layer, keras.layers.InputLayer)
     )
     model.optimizer.build(model.trainable_variables)
-    parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     activations = sum(layer.activations for layer in layers)
     activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
-    weights = _bytes(model.trainable_variables)
     # The step counter and the learning rate are scalars; what is left are the slots.
     slots = _bytes([v for v in model.optimizer.variables if v.shape != ()])
     return Summary(
         layers=layers,
-        parameters=parameters,
+        parameters=sum(layer.parameters for layer in layers),
         activations=activations,
         memory={
-            "parameters": weights,
-            "gradients": weights,
+            "parameters": _bytes(model.weights),
+            "gradients": _bytes(model.trainable_variables),
             f"optimizer state ({type(model.optimizer).__name__})": slots,
             f"activations, batch of {batch_size}": activation_bytes,
             "gradients of activations": activation_bytes,

@@ -76,6 +76,8 @@ def test_the_patch_gives_the_changed_new_moved_and_removed_files_back(
 ) -> None:
     (checkout / "old.py").write_text("old\n")
     (checkout / "gone.py").write_text("gone\n")
+    for name in ("weights.bin", "latin.txt", "dos.txt"):
+        (checkout / name).touch()
     git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "--message", "Second")
     (checkout / "model.py").write_text("width = 3\nheight = 2")  # and no newline at the end
@@ -88,6 +90,13 @@ def test_the_patch_gives_the_changed_new_moved_and_removed_files_back(
     (checkout / "gone.py").unlink()
     git(checkout, "mv", "old.py", "moved.py")
     assert content(rebuilt(checkout, code(checkout), tmp_path)) == content(checkout)
+
+
+def test_new_files_that_are_not_code_stay_out_of_the_patch(checkout: Path) -> None:
+    (checkout / "photos").mkdir()
+    (checkout / "photos" / "holiday.jpg").write_bytes(bytes(range(256)))
+    git(checkout / "photos", "init", "--quiet")  # nor does a repository inside stand in the way
+    assert code(checkout) == Code(commit=git(checkout, "rev-parse", "HEAD"), patch="")
 
 
 def test_staged_changes_count_like_unstaged_ones(checkout: Path, tmp_path: Path) -> None:

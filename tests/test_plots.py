@@ -217,3 +217,9 @@ print(pyplot.get_fignums() if pyplot else [])
     )
     # For the confusion matrix scikit-learn imports it; no figure may stay behind there.
     assert (done.stdout, done.returncode) == ("False\n[]\n", 0), done.stderr
+
+
+def test_a_class_may_be_named_like_a_formula() -> None:
+    named = predictions([[1, 0], [1, 0]], [0, 1], names=("$^$", "b$"))
+    for plot in (plots.confusion_matrix, plots.per_class_scores, plots.mistakes):
+        plot(named).savefig(io.BytesIO())  # a formula is read when it is drawn
