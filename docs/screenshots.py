@@ -36,15 +36,19 @@ REMEMBERED = {
 
 
 @contextmanager
-def server(database: Path) -> Iterator[str]:
-    """The address of an MLflow server over a SQLite file, as `make ui` starts it."""
+def server(database: Path, *options: str) -> Iterator[str]:
+    """The address of an MLflow server over a SQLite file, while the block runs.
+
+    Without `options` it is as `make ui` starts it.
+    """
     folder = database.resolve().parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{database.resolve()}"]
-    command += ["--no-serve-artifacts", "--default-artifact-root", str(folder / "mlartifacts")]
+    as_ui = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "mlartifacts"))
+    command += options or as_ui
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen(
         command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

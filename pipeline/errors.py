@@ -11,3 +11,8 @@ class RequestError(PipelineError):
     """The request was wrong (exit code 2): configuration, arguments, a missing or damaged file."""
 
     exit_code = 2
+
+
+def first_line(text: str, otherwise: str = "no reason given") -> str:
+    """What a library's message says first, for a message of ours to quote."""
+    return text.strip().splitlines()[0] if text.strip() else otherwise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from pipeline import metrics, plots
 from pipeline.data import Array, Fitted, Predictions, Report
 
@@ -40,5 +38,5 @@ def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
     return {
         f"{split}_{name}": array
         for split, values in predictions.items()
-        for name, array in (("labels", values.labels), ("probs", np.asarray(values.probs)))
+        for name, array in (("labels", values.labels), ("probs", values.probs))
     }

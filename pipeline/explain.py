@@ -16,10 +16,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,7 +29,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}: {_first_line(error.message)}"
+        return f"cannot read the override {error.override!r}: {first_line(error.message)}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; free it or choose another place"
     if isinstance(error, OSError) and error.errno in FULL:  # such an error names no file
@@ -38,14 +37,14 @@ def explain(error: BaseException) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)
-    return f"{type(error).__name__}: {_first_line(str(error))}"
+    return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     options = error.options or ()
     if not group or not options:
-        return _first_line(str(error))
+        return first_line(str(error))
     return f"{group}={choice}: no such choice; {_choose(choice, options)}"
 
 
@@ -62,7 +61,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         return f"{key}: no such key; {_choose(last, known)}" + (f" of {prefix}" if prefix else "")
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value"
-    return f"{key}: {_first_line(error.msg or str(error))}"
+    return f"{key}: {first_line(error.msg or str(error))}"
 
 
 def _keys(node: Any) -> list[str]:
@@ -74,7 +73,3 @@ def _choose(given: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}choose one of {', '.join(names)}"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no reason given"

@@ -29,7 +29,7 @@ def accuracy(predictions: Predictions) -> float:
 
 def macro_f1(predictions: Predictions) -> float:
     """Mean over classes of the harmonic mean of precision and recall."""
-    return float(_scores(predictions)[2].mean())
+    return float(class_scores(predictions)[2].mean())
 
 
 def ece(predictions: Predictions) -> float:
@@ -43,7 +43,7 @@ def ece(predictions: Predictions) -> float:
 
 def per_class(predictions: Predictions) -> dict[str, float]:
     """`accuracy_<class>`, `precision_<class>`, `f1_<class>`; a class' accuracy is its recall."""
-    precision, recall, f1, _ = _scores(predictions)
+    precision, recall, f1, _ = class_scores(predictions)
     names = [metric_name(name) for name in predictions.class_names]
     columns = {"accuracy": recall, "precision": precision, "f1": f1}
     return {
@@ -85,7 +85,8 @@ def class_report(predictions: Predictions) -> str:
     )
 
 
-def _scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:
+def class_scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:
+    """Precision, recall and F1 f64[K], and number of images i64[K], of each class."""
     scores: tuple[Array, Array, Array, Array] = sklearn.metrics.precision_recall_fscore_support(
         predictions.labels,
         predictions.predicted,

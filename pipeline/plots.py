@@ -12,7 +12,7 @@ import lazy_loader
 import numpy as np
 
 from pipeline.data import Array, Fitted, Predictions
-from pipeline.metrics import ECE_BINS, calibration, ece
+from pipeline.metrics import ECE_BINS, calibration, class_scores, ece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +74,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 def per_class_scores(predictions: Predictions) -> Figure:
     """Precision, recall and F1 of each class as grouped bars, worst F1 at the top."""
     names = _names(predictions)
-    scores = sklearn.metrics.precision_recall_fscore_support(
-        predictions.labels, predictions.predicted, labels=np.arange(len(names)), zero_division=0.0
-    )[:3]
+    scores = class_scores(predictions)[:3]
     order = np.argsort(-scores[2])
     fig = _figure(8, 1.5 + 0.45 * len(names))
     axes = fig.subplots()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared, Split
@@ -14,11 +13,12 @@ from pipeline.errors import RequestError
 from pipeline.evaluate import draw_training, evaluate, stored
 from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
+from pipeline.metrics import accuracy
 from pipeline.summary import summarise
 from pipeline.tracking import Recording, find_run, record
 from pipeline.train import build_model, train
 
-Metrics = dict[str, float]
+Accuracies = dict[str, float]  # by split
 
 
 def run(config: Config, folder: Path) -> None:
@@ -33,10 +33,10 @@ def run(config: Config, folder: Path) -> None:
             fitted = train(model, prepared, config, folder, recording.log_epoch)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            measured = _evaluate(model, prepared, config, recording)
+            accuracies = _evaluate(model, prepared, config, recording)
         with recording.stage("save"):
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
-    print(_result(recording.id, measured, uri), flush=True)
+    print(_result(recording.id, accuracies, uri), flush=True)
 
 
 def train_only(config: Config, folder: Path) -> None:
@@ -60,9 +60,9 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     recording = recorded.reopen(folder)
     prepared = _load_data(then, recording)
     with recording.stage("evaluate"):
-        measured = _evaluate(recorded.load_model(), prepared, then, recording)
+        accuracies = _evaluate(recorded.load_model(), prepared, then, recording)
     recording.upload()
-    print(_result(recorded.id, measured, recorded.model_uri), flush=True)
+    print(_result(recorded.id, accuracies, recorded.model_uri), flush=True)
 
 
 def _load_data(config: Config, recording: Recording) -> Prepared:
@@ -78,7 +78,7 @@ def _load_data(config: Config, recording: Recording) -> Prepared:
 
 def _evaluate(
     model: keras.Model, prepared: Prepared, config: Config, recording: Recording
-) -> Metrics:
+) -> Accuracies:
     settings = config.evaluate
     splits: dict[str, Split] = {"val": prepared.val} if len(prepared.val) else {}
     if settings.test:
@@ -93,17 +93,12 @@ def _evaluate(
         for name, split in splits.items()
     }
     recording.save_arrays("predictions", stored(predictions))
-    measured: Metrics = {}
-    if "val" in predictions:
-        measured["val_accuracy"] = float(np.mean(predictions["val"].correct))
     if settings.test:
-        report = evaluate(predictions["test"], settings.metrics, settings.plots)
-        recording.log_report(report)
-        measured["test_accuracy"] = float(np.mean(predictions["test"].correct))
-    return measured
+        recording.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
+    return {split: accuracy(values) for split, values in predictions.items()}
 
 
-def _result(run_id: str, measured: Metrics, model_uri: str | None) -> str:
+def _result(run_id: str, accuracies: Accuracies, model_uri: str | None) -> str:
     """The line that scripts read; `nan` stands for what was not evaluated."""
-    val, test = (measured.get(f"{split}_accuracy", float("nan")) for split in ("val", "test"))
+    val, test = (accuracies.get(split, float("nan")) for split in ("val", "test"))
     return f"run_id={run_id} val_accuracy={val:.4f} test_accuracy={test:.4f} model_uri={model_uri}"

@@ -21,7 +21,7 @@ from pipeline.callbacks import (
 )
 from pipeline.config import Config, Train
 from pipeline.data import Array, Fitted, Prepared
-from pipeline.errors import PipelineError, RequestError
+from pipeline.errors import PipelineError, RequestError, first_line
 from pipeline.leaves import build
 
 
@@ -44,8 +44,7 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
             x = build(config.augment, x)
         outputs = build(config.model, x, len(prepared.class_names))
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RequestError(f"model={config.choices.model}: {reason}") from error
+        raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
     model = keras.Model(images, outputs, name=config.choices.model)
     _compile(model, config, images=len(prepared.train))
     return model

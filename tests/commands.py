@@ -6,12 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -86,32 +84,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
-    """The address of an MLflow server over `mlflow.db` in `folder`, while the block runs."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db", *options]
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _await(f"{address}/health", server)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _await(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            assert server.poll() is None, "the server ended"
-        time.sleep(0.1)
-    raise AssertionError("the server did not answer within a minute")

@@ -19,12 +19,12 @@ from commands import (
     environment,
     free_port,
     inside,
-    mlflow_server,
     pipeline,
     results,
 )
 from mlflow.entities import Run
 
+from docs import screenshots
 from pipeline.config import Config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.tracking import Recording, record
@@ -322,7 +322,7 @@ def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path
 def test_a_run_through_a_server_is_recorded_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with mlflow_server(tmp_path, "--artifacts-destination", "served") as address:
+    with screenshots.server(tmp_path / "mlflow.db", "--artifacts-destination", "served") as address:
         ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=elsewhere)
         assert ended.returncode == 0, ended.stderr
         said = results(ended.stdout)

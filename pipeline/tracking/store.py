@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,11 @@ import sqlalchemy as sa
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, first_line
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
 FIRST_ANSWER_S = 10
-
-log = logging.getLogger(__name__)
 
 
 def connect(uri: str | None) -> mlflow.MlflowClient:
@@ -40,9 +37,7 @@ def connect(uri: str | None) -> mlflow.MlflowClient:
             client = mlflow.MlflowClient(address)
             client.search_experiments(max_results=1)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(
-            f"tracking store {without_password(address)}: {_first_line(error)}"
-        ) from error
+        raise RequestError(f"tracking store {without_password(address)}: {_said(error)}") from error
     return client
 
 
@@ -64,7 +59,7 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
-                raise RequestError(f"tracking.experiment={name}: {_first_line(error)}") from error
+                raise RequestError(f"tracking.experiment={name}: {_said(error)}") from error
     if found.lifecycle_stage != "active":
         raise RequestError(
             f"tracking.experiment={name} was deleted; restore it with "
@@ -120,8 +115,8 @@ def _reason(error: BaseException) -> str:
         return f"no answer within {FIRST_ANSWER_S} s"
     if isinstance(error, requests.ConnectionError):
         return "nothing answers there"
-    return _first_line(getattr(error, "orig", None) or error)
+    return _said(getattr(error, "orig", None) or error)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _said(error: BaseException) -> str:
+    return first_line(str(error), otherwise=type(error).__name__)
