@@ -52,6 +52,8 @@ class Train:
     """Epochs without a better `monitor` after which training stops; null never stops."""
     deterministic: bool = MISSING
     """Ask TensorFlow for kernels that give the same bits every time."""
+    xla: bool | None = MISSING
+    """Compile the training steps with XLA; null does so where that is known to be faster."""
     tensorboard: bool = MISSING
     """Write a TensorBoard log, which becomes an artefact of the run."""
     plots: list[TrainingPlot] = MISSING

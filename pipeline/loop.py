@@ -2,12 +2,13 @@
 
 The images stay u8[N,H,W,C] in one resident tensor. A part of an epoch (some tens of steps of
 shuffled gather, forward pass, gradient and update: Keras' own `train_step`) is one compiled graph,
-so that Python is entered a few times an epoch rather than once a batch.
+so that Python is entered a few times an epoch rather than once a batch. Where XLA is asked for, it
+compiles the loop over a part's full batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 from pipeline.data import Array, Split
 from pipeline.errors import PipelineError
 from pipeline.fused import fused_updates
+from pipeline.xla import compiled
 
 PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
 
@@ -24,22 +26,25 @@ Rows = Array  # i64[n]: places in a split, in the order they are visited
 
 def fit(
     model: keras.Model,
-    train: Split,
-    val: Split,
+    splits: tuple[Split, Split],
     callbacks: keras.callbacks.CallbackList,
     *,
     batch_size: int,
     seed: int,
+    xla: bool = False,
 ) -> None:
-    """Fits `model` for as many epochs as `callbacks` were told, or until it should stop.
+    """Fits `model` on the first of `splits` and validates it on the second, if that has images.
 
-    Callbacks see what they would in `model.fit`, with a part of an epoch for a batch.
+    It does so for as many epochs as `callbacks` were told, or until the model should stop; they
+    see what they would in `model.fit`, with a part of an epoch for a batch.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
     """
+    train, val = splits
+    part_size = _part_size(len(train), batch_size)
     _create_state(model, train)
-    train_steps = _steps(model.train_step, train, batch_size)
+    train_steps = _steps(model.train_step, train, batch_size, xla_part=part_size if xla else 0)
     test_steps = _steps(model.test_step, val, batch_size)
     logs: dict[str, float] = {}
     model.stop_training = False
@@ -50,7 +55,8 @@ def fit(
             model.reset_metrics()
             # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
-            for part, rows in enumerate(_parts(order, batch_size)):
+            for part, start in enumerate(range(0, len(order), part_size)):
+                rows = order[start : start + part_size]
                 callbacks.on_train_batch_begin(part)
                 train_steps(rows)
                 logs = _finite_metrics(model, epoch)
@@ -77,8 +83,10 @@ def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
     )
 
 
-def _steps(step: Callable[..., object], split: Split, batch_size: int) -> Callable[[Rows], None]:
-    """One graph that takes `step` on each batch of the rows it is given."""
+def _steps(
+    step: Callable[..., object], split: Split, batch_size: int, *, xla_part: int = 0
+) -> Callable[[Rows], None]:
+    """Takes `step` on each batch of the rows it is given; with XLA up to `xla_part` of them."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
@@ -87,13 +95,23 @@ def _steps(step: Callable[..., object], split: Split, batch_size: int) -> Callab
             batch = rows[start : start + batch_size]
             step((tf.gather(images, batch), tf.gather(labels, batch)))
 
-    return run
+    if not xla_part:
+        return run
+    full_batches = compiled(step, images, labels, (xla_part // batch_size, batch_size))
+
+    def run_with_xla(rows: Rows) -> None:
+        full = len(rows) // batch_size * batch_size
+        if full:
+            full_batches(rows[:full])
+        if full < len(rows):
+            run(rows[full:])
+
+    return run_with_xla
 
 
-def _parts(order: Rows, batch_size: int) -> Iterator[Rows]:
-    steps = -(-len(order) // batch_size)
-    size = -(-steps // PARTS) * batch_size
-    return (order[start : start + size] for start in range(0, len(order), size))
+def _part_size(images: int, batch_size: int) -> int:
+    steps = -(-images // batch_size)
+    return -(-steps // PARTS) * batch_size
 
 
 def _create_state(model: keras.Model, split: Split) -> None:

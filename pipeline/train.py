@@ -23,6 +23,7 @@ from pipeline.config import Config, Train
 from pipeline.data import Array, Fitted, Prepared
 from pipeline.errors import PipelineError, RequestError, first_line
 from pipeline.leaves import build
+from pipeline.xla import is_faster
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
@@ -76,11 +77,11 @@ def train(
         ]
         loop.fit(
             model,
-            prepared.train,
-            prepared.val,
+            (prepared.train, prepared.val),
             keras.callbacks.CallbackList(followers, model=model, epochs=settings.epochs),
             batch_size=settings.batch_size,
             seed=config.seed,
+            xla=_with_xla(model, settings, images=len(prepared.train)),
         )
     seconds = time.perf_counter() - started
     return Fitted(
@@ -117,6 +118,12 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
         loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
+
+
+def _with_xla(model: keras.Model, settings: Train, *, images: int) -> bool:
+    if settings.xla is None:
+        return is_faster(model, images // settings.batch_size)
+    return settings.xla
 
 
 def _best_epoch(settings: Train) -> keras.callbacks.EarlyStopping:

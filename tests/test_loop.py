@@ -75,11 +75,12 @@ def fit(
     epochs: int = 2,
     batch_size: int = 8,
     seed: int = 0,
+    xla: bool = False,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
 ) -> keras.callbacks.History:
     history = keras.callbacks.History()
     followers = keras.callbacks.CallbackList([history, *callbacks], model=model, epochs=epochs)
-    loop.fit(model, train, val, followers, batch_size=batch_size, seed=seed)
+    loop.fit(model, (train, val), followers, batch_size=batch_size, seed=seed, xla=xla)
     return history
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import configured
 
+from pipeline import loop
 from pipeline.config import Config
 from pipeline.data import Fitted, Prepared
 from pipeline.datasets import synthetic
@@ -213,7 +214,7 @@ def test_speed_is_training_images_a_second(tmp_path: Path, monkeypatch: pytest.M
     clock = [10.0]
 
     def three_epochs_in_four_seconds(*arguments: Any, **_: Any) -> None:
-        callbacks = arguments[3]
+        callbacks = arguments[2]
         callbacks.on_train_begin()
         for epoch in range(3):
             callbacks.on_epoch_begin(epoch)
@@ -242,3 +243,28 @@ def test_colour_images_with_a_channel_of_one_value_train_with_standard_scaling(
     )
     fitted = trained(tmp_path, "train.scaling=standard", prepared=prepared)
     assert np.isfinite(fitted.history["train/loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("choice", "enough_steps", "expected"),
+    [("null", 5, True), ("null", 6, False), ("true", 6, True), ("false", 5, False)],
+)
+def test_xla_is_used_where_it_is_asked_for_or_known_to_be_faster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+    enough_steps: int,
+    expected: bool,
+) -> None:
+    asked: list[bool] = []
+    fit = loop.fit
+
+    def noted(*arguments: Any, xla: bool, **more: Any) -> None:
+        asked.append(xla)
+        fit(*arguments, xla=xla, **more)
+
+    monkeypatch.setattr("pipeline.xla.ENOUGH_STEPS", enough_steps)
+    monkeypatch.setattr("pipeline.train.loop.fit", noted)
+    fitted = trained(tmp_path, f"train.xla={choice}")  # 5 steps an epoch
+    assert asked == [expected]
+    assert len(fitted.history["val/loss"]) == 3
