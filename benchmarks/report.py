@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -16,18 +17,44 @@ from pipeline import lineage
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "ours"
+OURS, OTHERS = "#d95f02", "#7f9fbf"  # colours, the same in every plot
 
 
-def publish(name: str, title: str, seconds: Mapping[str, list[float]]) -> None:
-    """Prints medians and ours as a ratio to each; writes `results/<name>.json` and `.png`."""
+def publish(
+    name: str,
+    title: str,
+    seconds: Mapping[str, list[float]],
+    *,
+    reference: str = REFERENCE,
+    **facts: Any,
+) -> None:
+    """Prints medians and the reference's as a ratio to each; writes `results/<name>.json`, `.png`.
+
+    `facts` are whatever else the sitting found, for the JSON.
+    """
     medians = {key: statistics.median(values) for key, values in seconds.items()}
-    table = Table("contender", "median s", "lowest", "highest", "ours / it", title=title)
-    for key in sorted(medians, key=medians.__getitem__):
-        values = seconds[key]
-        ratio = medians[REFERENCE] / medians[key]
-        numbers = (medians[key], min(values), max(values), ratio)
-        table.add_row(key, *(f"{number:.2f}" for number in numbers))
+    rows = [
+        (key, *(f"{number:.2f}" for number in (median, *_span(seconds[key]), ratio)))
+        for key, median in sorted(medians.items(), key=lambda item: item[1])
+        for ratio in [medians[reference] / median]
+    ]
+    show(title, ("contender", "median s", "lowest", "highest", f"{reference} / it"), rows)
+    figure = _plot(title, seconds, medians, reference)
+    keep(name, title, figure, seconds=dict(seconds), medians=medians, **facts)
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table: a text in the first column, numbers in the others."""
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
+
+
+def keep(name: str, title: str, figure: Figure, **measured: Any) -> None:
+    """Writes `results/<name>.json`, which says on what and when it was measured, and `.png`."""
     RESULTS.mkdir(exist_ok=True)
     kept = {
         "title": title,
@@ -35,22 +62,35 @@ def publish(name: str, title: str, seconds: Mapping[str, list[float]]) -> None:
         "hardware": lineage.hardware(),
         "versions": lineage.versions(),
         "commit": lineage.code().commit,
-        "seconds": dict(seconds),
-        "medians": medians,
+        **measured,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
-    _plot(title, seconds, medians).savefig(RESULTS / f"{name}.png", dpi=120)
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
 
 
-def _plot(title: str, seconds: Mapping[str, list[float]], medians: Mapping[str, float]) -> Figure:
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _plot(
+    title: str,
+    seconds: Mapping[str, list[float]],
+    medians: Mapping[str, float],
+    reference: str,
+) -> Figure:
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(medians)), layout="constrained")
     axes = figure.subplots()
     names = sorted(medians, key=medians.__getitem__, reverse=True)
-    colours = ["#d95f02" if name == REFERENCE else "#7f9fbf" for name in names]
-    bars = axes.barh(names, [medians[name] for name in names], color=colours)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
+    colours = [OURS if name == reference else OTHERS for name in names]
+    axes.barh(names, [medians[name] for name in names], color=colours)
     for row, name in enumerate(names):
-        axes.plot(seconds[name], [row] * len(seconds[name]), "k|", alpha=0.5)
+        values = seconds[name]
+        axes.plot(values, [row] * len(values), "k|", alpha=0.5)
+        beside = (max(values), row)
+        axes.annotate(
+            f"{medians[name]:.2f}", beside, (5, 0), textcoords="offset points", va="center"
+        )
     axes.set(xlabel="seconds (median; each measurement a mark)", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
     return figure

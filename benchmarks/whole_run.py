@@ -6,50 +6,104 @@ the data, draws, evaluates, saves and records; the script does nothing of that.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import publish
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEATS = 3
+DATA = ROOT / "data"
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A process that ended well: when it started and ended (Unix time), its memory's peak (MB)."""
+
+    started: float
+    ended: float
+    peak_mb: float
+    output: str
+
+    @property
+    def seconds(self) -> float:
+        """Process start to exit."""
+        return self.ended - self.started
+
+    @property
+    def result(self) -> dict[str, str]:
+        """The last line that a run printed, `run_id=… model_uri=…`."""
+        return dict(pair.split("=", 1) for pair in self.output.splitlines()[-1].split())
 
 
 def main() -> None:
-    """Measures, the two taking turns."""
+    """Reads the command line and measures, the two taking turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        data = ROOT / "data"
-        ours = ["-m", "pipeline", f"data_dir={data}"]
-        _timed([*ours[:2], "preprocess", ours[2]], folder)  # the cache is warm from here on
-        _timed([*ours, "dataset=synthetic", "train.epochs=1"], folder)  # so is the store
-        raw = next(data.glob("fashion_mnist/raw-*"))
-        for _ in range(REPEATS):
-            seconds["ours"].append(_timed(ours, folder))
-            bare = ["-m", "benchmarks.bare_script", str(raw)]
-            seconds["bare Keras script"].append(_timed(bare, folder))
-    publish("whole-run", "Seconds from process start to exit, 20 epochs of the MLP", seconds)
+        ours = [*warmed("fashion_mnist", folder), f"train.epochs={arguments.epochs}"]
+        raw = raw_folder("fashion_mnist")
+        bare = ["-m", "benchmarks.bare_script", str(raw), str(arguments.epochs)]
+        for _ in range(arguments.repeats):
+            seconds["ours"].append(finished(ours, folder).seconds)
+            seconds["bare Keras script"].append(finished(bare, folder).seconds)
+    title = f"Seconds from process start to exit, {arguments.epochs} epochs of the MLP"
+    publish("whole-run", title, seconds)
 
 
-def _timed(arguments: list[str], folder: str) -> float:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arguments} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - started
+def warmed(dataset: str, folder: str) -> list[str]:
+    """Python's arguments of a run on `dataset`; makes its cache, and the store in `folder`."""
+    data = f"data_dir={DATA}"
+    finished(["-m", "pipeline", "preprocess", data, f"dataset={dataset}"], folder)
+    finished(["-m", "pipeline", "run", data, "dataset=synthetic", "train.epochs=1"], folder)
+    return ["-m", "pipeline", "run", data, f"dataset={dataset}"]
+
+
+def raw_folder(dataset: str) -> Path:
+    """Where the cache has the arrays of `dataset` (`train_images.npy`, …)."""
+    return max((DATA / dataset).glob("raw-*"), key=lambda path: path.stat().st_mtime)
+
+
+def store(folder: str) -> str:
+    """The tracking store of the runs that `finished` starts in `folder`."""
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def finished(arguments: list[str], folder: str) -> Finished:
+    """Runs Python in `folder` and waits for it.
+
+    Linux counts the memory of a process from before its exec, so the caller has to be smaller than
+    what it measures.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store(folder)}
+    command = [sys.executable, *arguments]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.time()
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        ended = time.time()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{arguments} failed:\n{errors.read()[-2000:]}")
+        peak_mb = usage.ru_maxrss * RSS_UNIT / 1e6
+        return Finished(started=started, ended=ended, peak_mb=peak_mb, output=output.read())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -70,6 +71,8 @@ def main() -> int:
         print(told, file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
+    finally:
+        gc.freeze()  # or Python would spend two seconds looking for cycles before it exits
     return 0
 
 

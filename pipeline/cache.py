@@ -93,7 +93,9 @@ def _array(path: Path, checksum: str) -> Array:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
             raise _Damaged(f"{path.name} was changed")
-    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    # A private mapping: to read from it in place, TensorFlow wants memory that could be written.
+    array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+    array.flags.writeable = False
     return array
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.preprocess import preprocess
 
 # These say where to look, never what the content is: checksums pin that.
 _PLACES = frozenset({"folder", "download"})
+ROWS_AT_ONCE = 1024  # images compared by their bytes, for which Python needs a copy
 
 
 def ingest(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> RawData:
@@ -164,12 +165,15 @@ def _facts(split: Split, classes: int) -> SplitFacts:
 
 
 def _duplicates(train: Array, test: Array) -> int:
-    known = set(_rows(train))
-    return sum(row in known for row in _rows(test))
+    rows = list(_rows(test))
+    known = set(rows)
+    found = {row for row in _rows(train) if row in known}
+    return sum(row in found for row in rows)
 
 
-def _rows(images: Array) -> list[bytes]:
+def _rows(images: Array) -> Iterator[bytes]:
     """Each image's bytes; a void dtype, because a byte string would lose trailing zeros."""
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    rows: list[bytes] = flat.view(f"V{flat.shape[1]}").ravel().tolist()
-    return rows
+    for start in range(0, len(images), ROWS_AT_ONCE):
+        part = images[start : start + ROWS_AT_ONCE]
+        flat = np.ascontiguousarray(part).reshape(len(part), -1)
+        yield from flat.view(f"V{flat.shape[1]}").ravel().tolist()

@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline.data import Array, Split
 from pipeline.errors import PipelineError
 from pipeline.fused import fused_updates
+from pipeline.resident import resident
 from pipeline.xla import compiled
 
 PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
@@ -87,7 +88,7 @@ def _steps(
     step: Callable[..., object], split: Split, batch_size: int, *, xla_part: int = 0
 ) -> Callable[[Rows], None]:
     """Takes `step` on each batch of the rows it is given; with XLA up to `xla_part` of them."""
-    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    images, labels = resident(split.images), resident(split.labels)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
     def run(rows: tf.Tensor) -> None:

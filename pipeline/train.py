@@ -23,7 +23,7 @@ from pipeline.config import Config, Train
 from pipeline.data import Array, Fitted, Prepared
 from pipeline.errors import PipelineError, RequestError, first_line
 from pipeline.leaves import build
-from pipeline.xla import is_faster
+from pipeline.xla import is_faster, keep_programs
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
@@ -35,6 +35,7 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
     Raises:
         RequestError: the model cannot be built on images of this size.
     """
+    keep_programs(Path(config.data_dir) / "xla")
     keras.utils.set_random_seed(config.seed)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()

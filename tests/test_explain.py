@@ -45,7 +45,7 @@ def test_a_missing_file_outside_the_groups_is_told_in_hydras_words() -> None:
 def test_a_misspelt_key_is_met_with_the_nearest_and_the_keys_beside_it() -> None:
     message = complaint("train.epoch=3")
     assert message.startswith("train.epoch: no such key; did you mean epochs? choose one of batch_")
-    assert message.endswith("tensorboard of train")
+    assert message.endswith("tensorboard, xla of train")
 
 
 def test_a_misspelt_group_is_met_with_the_nearest() -> None:

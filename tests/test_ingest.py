@@ -162,6 +162,14 @@ def test_a_description_counts_everything(known: RawData) -> None:
     assert description.fingerprint == known.fingerprint
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_duplicates_are_counted_across_the_parts_that_are_compared(
+    known: RawData, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "ROWS_AT_ONCE", at_once)
+    assert ingest.describe(known).duplicates == 2
+
+
 def test_a_description_reads_as_text(known: RawData) -> None:
     lines = [line.split() for line in ingest.text(ingest.describe(known)).splitlines()]
     assert ["Data", "from", "a", "test"] in lines

@@ -53,13 +53,17 @@ def finished(
     return Ended(folder=folder, said=results(capsys.readouterr().out), config=config)
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
-    """One recorded run, read by most tests of this file and changed by none."""
-    folder = tmp_path_factory.mktemp("run")
+def recorded(folder: Path) -> Ended:
+    """A run of the command line."""
     done = pipeline(*OVERRIDES, cwd=folder)
     assert done.returncode == 0, done.stderr
     return Ended(folder=folder, said=results(done.stdout), config=configured(*OVERRIDES))
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    """One recorded run, read by most tests of this file and changed by none."""
+    return recorded(tmp_path_factory.mktemp("run"))
 
 
 def test_the_last_line_names_the_run_its_accuracies_and_its_model(ended: Ended) -> None:
@@ -215,10 +219,8 @@ def test_the_logged_model_has_signature_example_and_pinned_requirements(ended: E
     assert (example.shape, example.dtype) == ((2, 28, 28, 1), np.dtype("uint8"))
 
 
-def test_the_same_configuration_gives_the_same_bits_again(
-    ended: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    again = finished(tmp_path, capsys, *OVERRIDES)
+def test_the_same_configuration_gives_the_same_bits_again(ended: Ended, tmp_path: Path) -> None:
+    again = recorded(tmp_path)
     first, second = (
         np.load(one.artifact("predictions.npz"))["test_probs"] for one in (ended, again)
     )

@@ -1,0 +1,135 @@
+"""Predicting with a saved model, one image and many: `python -m benchmarks.inference`.
+
+A one-epoch run trains and saves the model; it is loaded from the tracking store, as whoever serves
+it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `pipeline.loop.predict` that the
+evaluation uses; beside them stand Keras' `predict` and, what its documentation advises for small
+inputs, calling the model. After a warm-up they take turns in one process, call by call, with
+TensorFlow's own settings and no progress bars. What counts are the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report import OTHERS, OURS, keep, show
+from benchmarks.whole_run import finished, store, warmed
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Ways = dict[str, Callable[[Array], Array]]
+Seconds = dict[str, list[float]]
+WARM_UP = 3  # calls
+BATCH_SIZE = 1024  # that of conf/evaluate
+
+
+def main() -> None:
+    """Reads the command line, measures and publishes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="fashion_mnist")
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--calls", type=int, default=200, help="predictions of one image")
+    parser.add_argument("--repeats", type=int, default=9, help="predictions of all images")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*warmed(arguments.dataset, folder), f"model={arguments.model}", "train.epochs=1"]
+        run = finished(command, folder)
+        ways, shape = _ways(run.result["model_uri"], store(folder))
+        images = np.random.default_rng(0).integers(0, 256, (arguments.images, *shape), np.uint8)
+        _check_agreement(ways, images[:100])
+        one = _in_turns(ways, images[:1], arguments.calls)
+        many = _in_turns(ways, images, arguments.repeats)
+    _publish(f"Predicting with the saved {arguments.model}", one, many, arguments.images)
+
+
+def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
+    """Functions of images u8[N,H,W,C] → probabilities f32[N,K] by name, and [H,W,C]."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what is to be measured
+    import keras
+    import mlflow
+
+    from pipeline import loop
+
+    keras.config.disable_interactive_logging()
+    mlflow.set_tracking_uri(tracking_uri)
+    served = mlflow.pyfunc.load_model(uri)
+    model = mlflow.tensorflow.load_model(uri)
+    return {
+        "ours: pyfunc": served.predict,
+        "ours: loop": lambda x: loop.predict(model, x, batch_size=BATCH_SIZE),
+        "Keras predict": lambda x: model.predict(x, verbose=0),
+        f"Keras predict, {BATCH_SIZE:,}": lambda x: model.predict(x, BATCH_SIZE, verbose=0),
+        "Keras call": lambda x: model(x, training=False).numpy(),
+    }, model.input_shape[1:]
+
+
+def _check_agreement(ways: Ways, images: Array) -> None:
+    first, *others = (predict(images) for predict in ways.values())
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+
+
+def _in_turns(ways: Ways, images: Array, calls: int) -> Seconds:
+    seconds: Seconds = {name: [] for name in ways}
+    for _ in range(WARM_UP + calls):
+        for name, predict in ways.items():
+            started = time.perf_counter()
+            predict(images)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
+
+
+def _publish(title: str, one: Seconds, many: Seconds, images: int) -> None:
+    columns = ("way", "1 image, ms", "95 % in, ms", f"{images:,}, s", "images/s")
+    rows = []
+    for name in one:
+        median, most = np.percentile(one[name], [50, 95]) * 1000
+        batch = float(np.median(many[name]))
+        rows.append(
+            (name, f"{median:.2f}", f"{most:.2f}", f"{batch:.3f}", f"{images / batch:,.0f}")
+        )
+    show(title, columns, rows)
+    figure = Figure(figsize=(11, 1.4 + 0.45 * len(one)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, {name: [1000 * value for value in values] for name, values in one.items()})
+    left.set(xlabel=f"one image: ms (median of {len(next(iter(one.values())))} calls)")
+    _bars(right, many)
+    right.set(xlabel=f"{images:,} images: s (median of {len(next(iter(many.values())))} calls)")
+    figure.suptitle(title)
+    medians = {
+        kind: {name: float(np.median(values)) for name, values in seconds.items()}
+        for kind, seconds in (("one", one), ("many", many))
+    }
+    keep(
+        "inference",
+        title,
+        figure,
+        images=images,
+        seconds={"one": one, "many": many},
+        medians=medians,
+    )
+
+
+def _bars(axes: Axes, values: Seconds) -> None:
+    medians = [float(np.median(of_way)) for of_way in values.values()]
+    colours = [OURS if name.startswith("ours") else OTHERS for name in values]
+    bars = axes.barh([*values], medians, color=colours)
+    axes.bar_label(bars, [f"{median:.3g}" for median in medians], padding=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
+
+
+if __name__ == "__main__":
+    main()
