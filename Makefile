@@ -56,6 +56,10 @@ bench: setup-dev ## how fast it is beside what people would use instead (a quiet
 	@$(BIN)/python -m benchmarks.training --model mlp
 	@$(BIN)/python -m benchmarks.training --model cnn
 	@$(BIN)/python -m benchmarks.whole_run
+	@$(BIN)/python -m benchmarks.stages
+	@$(BIN)/python -m benchmarks.determinism
+	@$(BIN)/python -m benchmarks.inference
+	@$(BIN)/python -m benchmarks.scaling
 
 format: setup-dev ## let the formatter and linter mend what they can
 	@$(BIN)/ruff check --fix --quiet . || true
