@@ -41,6 +41,7 @@ VERBS = {
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
 }
+TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
 
 log = logging.getLogger("pipeline")
 
@@ -61,6 +62,8 @@ def main() -> int:
     try:
         verb, words = _split_verb(sys.argv[1:])
         sys.argv[1:] = normalise(words)
+        if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
+            raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
         _with_hydra(verb)
     except (Exception, KeyboardInterrupt) as error:
         if stopped_by:
@@ -107,7 +110,8 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     """Runs a verb on a checked configuration; only now is what it needs imported."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
-    module, _, name = VERBS[verb][0].partition(":")
+    target = VERBS[verb][0] if config.sweep.job.parent is None else TRIAL
+    module, _, name = target.partition(":")
     try:
         with _native_messages_to(folder / "tensorflow.log"):
             implementation = importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""The two ways a command can fail; the message is all a user needs to see of either."""
+"""How work can end early; the message is all a user needs to see."""
 
 
 class PipelineError(Exception):
@@ -11,6 +11,10 @@ class RequestError(PipelineError):
     """The request was wrong (exit code 2): configuration, arguments, a missing or damaged file."""
 
     exit_code = 2
+
+
+class Pruned(Exception):
+    """A trial of a search that is not worth going on with; no failure."""
 
 
 def first_line(text: str, otherwise: str = "no reason given") -> str:

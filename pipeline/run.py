@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 
+from pipeline.callbacks import EpochListener
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared, Split
 from pipeline.errors import RequestError
@@ -15,14 +16,17 @@ from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
 from pipeline.metrics import accuracy
 from pipeline.summary import summarise
-from pipeline.tracking import Recording, find_run, record
+from pipeline.tracking import Recording, find_run, record, reopen
 from pipeline.train import build_model, train
 
 Accuracies = dict[str, float]  # by split
 
 
-def run(config: Config, folder: Path) -> None:
-    """Trains, evaluates and records one model; `folder` keeps its log and checkpoints."""
+def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
+    """Trains, evaluates and records one model; `folder` keeps its log and checkpoints.
+
+    Each of `watchers` is told every epoch's metrics, once they are recorded.
+    """
     with record(config, folder) as recording:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
@@ -30,7 +34,8 @@ def run(config: Config, folder: Path) -> None:
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
-            fitted = train(model, prepared, config, folder, recording.log_epoch)
+            listeners = (recording.log_epoch, *watchers)
+            fitted = train(model, prepared, config, folder, listeners)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             accuracies = _evaluate(model, prepared, config, recording)
@@ -57,12 +62,24 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     experiment = config.tracking.experiment or config.choices.dataset
     recorded = find_run(config.run_id, config.tracking, experiment=experiment)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
-    recording = recorded.reopen(folder)
+    recording = reopen(recorded.id, config.tracking, folder)
     prepared = _load_data(then, recording)
     with recording.stage("evaluate"):
         accuracies = _evaluate(recorded.load_model(), prepared, then, recording)
     recording.upload()
     print(_result(recorded.id, accuracies, recorded.model_uri), flush=True)
+
+
+def complete(config: Config, model: keras.Model, folder: Path) -> None:
+    """Evaluates and saves a model that the finished run `config.run_id` has trained."""
+    recording = reopen(str(config.run_id), config.tracking, folder)
+    prepared = _load_data(config, recording)
+    with recording.stage("evaluate"):
+        accuracies = _evaluate(model, prepared, config, recording)
+    with recording.stage("save"):
+        uri = recording.log_model(model, prepared)
+    recording.upload()
+    print(_result(recording.id, accuracies, uri), flush=True)
 
 
 def _load_data(config: Config, recording: Recording) -> Prepared:
@@ -73,6 +90,7 @@ def _load_data(config: Config, recording: Recording) -> Prepared:
     with recording.stage("preprocess"):
         prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
         recording.log_data(prepared, name)
+        recording.log_cache(ingest=raw.cached, preprocess=prepared.cached)
     return prepared
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
 
 
 def train(
-    model: keras.Model, prepared: Prepared, config: Config, folder: Path, listener: EpochListener
+    model: keras.Model,
+    prepared: Prepared,
+    config: Config,
+    folder: Path,
+    listeners: Sequence[EpochListener],
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
-    Checkpoints and the TensorBoard log go to `folder`; `listener` is told each epoch's metrics.
+    Checkpoints and the TensorBoard log go to `folder`; `listeners` are told each epoch's metrics.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -70,7 +75,7 @@ def train(
     with closing(ProgressDisplay(len(prepared.train))) as progress:
         followers = [
             history,
-            EpochEnd(listener),
+            *map(EpochEnd, listeners),
             *([best] if best else []),
             Checkpoint(folder / "checkpoints", best),
             *([_tensorboard(folder)] if settings.tensorboard else []),

@@ -12,7 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what users do is th
 os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
 
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recorded import RecordedRun, find_run
+from pipeline.tracking.recorded import RecordedRun, find_run, reopen
 from pipeline.tracking.recording import Recording
 
-__all__ = ["RecordedRun", "Recording", "find_run", "record"]
+__all__ = ["RecordedRun", "Recording", "find_run", "record", "reopen"]

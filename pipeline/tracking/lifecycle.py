@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,68 +19,90 @@ from mlflow.exceptions import MlflowException
 
 from pipeline import lineage
 from pipeline.config import Config
-from pipeline.errors import RequestError
+from pipeline.errors import Pruned, RequestError
+from pipeline.params import flatten
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment, without_password
 
-NOT_PARAMS = ("tracking", "choices", "data_dir", "run_id")  # no result depends on these
+PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"  # tags
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def record(config: Config, folder: Path) -> Iterator[Recording]:
-    """Opens a run for `config`, or adopts the one `mlflow run` opened, and closes it truthfully.
+def record(
+    config: Config,
+    folder: Path,
+    *,
+    run_id: str | None = None,
+    searched: Mapping[str, str] | None = None,
+) -> Iterator[Recording]:
+    """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
 
-    FINISHED when the block ends well, KILLED on Ctrl-C or SIGTERM, FAILED on any other exception;
-    that is passed on, and its last line becomes the tag `error`. All that was logged stays.
+    The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
+    parameters of a sweep, which have more than one value.
+
+    FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
+    exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
+    `sweep.pruned`. All that was logged stays.
 
     Raises:
         RequestError: the tracking store cannot be used.
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
-    recording = Recording(id=_open(client, config), client=client, folder=folder)
+    recording = Recording(id=_open(client, config, run_id), client=client, folder=folder)
     try:
-        _log_origin(recording, config)
+        _log_origin(recording, config, searched or {})
         yield recording
         recording.seconds["total"] = time.perf_counter() - started
         recording.upload()
     except BaseException as error:
         with _at_least_tried():
-            recording.log_tags({"error": traceback.format_exception_only(error)[-1].strip()})
+            recording.log_tags(_ending(error))
             recording.upload()
         with _at_least_tried():
-            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt | Pruned) else "FAILED")
         raise
     mlflow.end_run("FINISHED")
 
 
-def _open(client: mlflow.MlflowClient, config: Config) -> str:
+def _open(client: mlflow.MlflowClient, config: Config, run_id: str | None) -> str:
     # Taken out of the environment, which later runs of this process and its workers would heed.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id:
+        run = mlflow.start_run(run_id=run_id)
+        if "error" in run.data.tags:
+            client.delete_tag(run_id, "error")
+        return run_id
     if adopted:
         try:
             run = mlflow.start_run(run_id=adopted)
         except MlflowException as error:
             raise RequestError(f"MLFLOW_RUN_ID={adopted}: {error.message}; unset it") from error
     else:
-        name = config.tracking.experiment or config.choices.dataset
+        name, job = config.tracking.experiment or config.choices.dataset, config.sweep.job
         run = mlflow.start_run(
-            experiment_id=experiment(client, name), run_name=config.tracking.run_name
+            experiment_id=experiment(client, name),
+            run_name=config.tracking.run_name,
+            nested=job.parent is not None,  # with Hydra's basic launcher the parent is open here
+            tags={PARENT: job.parent, INDEX: str(job.index)} if job.parent else None,
         )
     return str(run.info.run_id)
 
 
-def _log_origin(recording: Recording, config: Config) -> None:
+def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str]) -> None:
     """Logs what the run is made of: parameters, choices, code, environment, hardware."""
     code = lineage.code()
-    recording.log_params(flatten(config))
+    recording.log_params({**flatten(config), **searched})
     recording.log_tags(
         {f"hardware.{key}": value for key, value in lineage.hardware().items()}
         | {f"version.{key}": value for key, value in lineage.versions().items()}
         | asdict(config.choices)
-        | {"command": _command(), "code.dirty": str(bool(code.patch)).lower()}
+        | {
+            "command": config.sweep.job.command or _command(),
+            "code.dirty": str(bool(code.patch)).lower(),
+        }
         | ({"mlflow.source.git.commit": code.commit} if code.commit else {})
         | config.tracking.tags
     )
@@ -91,20 +112,13 @@ def _log_origin(recording: Recording, config: Config) -> None:
         recording.save_text("code.patch", code.patch)
 
 
-def flatten(config: Config) -> dict[str, str]:
-    """The configuration as MLflow parameters, `optimizer.learning_rate` → `0.001`.
-
-    Values are written as an override on the command line would be.
-    """
-    params: dict[str, str] = {}
-    for group, values in asdict(config).items():
-        if group not in NOT_PARAMS:
-            named = values if isinstance(values, dict) else {"": values}
-            for key, value in named.items():
-                if key != "_target_":
-                    name = f"{group}.{key}".rstrip(".")
-                    params[name] = value if isinstance(value, str) else json.dumps(value)
-    return params
+def _ending(error: BaseException) -> dict[str, str]:
+    if isinstance(error, Pruned):
+        return {PRUNED: str(error)}
+    return {
+        "error": traceback.format_exception_only(error)[-1].strip(),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
 
 
 def _as_yaml(config: Config) -> str:

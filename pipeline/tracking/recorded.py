@@ -21,17 +21,12 @@ class RecordedRun:
     """A run as the tracking store has it; `config` is the one it ran with."""
 
     id: str
-    client: mlflow.MlflowClient
     config: Config
     model_uri: str
 
     def load_model(self) -> Any:
         """The Keras model that the run saved."""
         return mlflow.tensorflow.load_model(self.model_uri)
-
-    def reopen(self, folder: Path) -> Recording:
-        """To add to the run; its status and all it has stay."""
-        return Recording(id=self.id, client=self.client, folder=folder)
 
 
 def find_run(run_id: str, tracking: Tracking, *, experiment: str) -> RecordedRun:
@@ -51,10 +46,14 @@ def find_run(run_id: str, tracking: Tracking, *, experiment: str) -> RecordedRun
         raise RequestError(f"run_id={run_id} ({run.info.status}) has saved no model")
     return RecordedRun(
         id=run.info.run_id,
-        client=client,
         config=validate(yaml.safe_load(text)),
         model_uri=run.data.tags["model_uri"],
     )
+
+
+def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
+    """To add to a run; its status and all it has stay."""
+    return Recording(id=run_id, client=connect(tracking.uri), folder=folder)
 
 
 def _latest(client: mlflow.MlflowClient, experiment: str) -> str:

@@ -11,12 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow
 import numpy as np
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from pipeline.data import Array, Prepared, Report
@@ -95,6 +94,10 @@ class Recording:
         context = InputTag("mlflow.data.context", "training")
         self.client.log_inputs(self.id, [DatasetInput(dataset, [context])])
 
+    def log_cache(self, **found: bool) -> None:
+        """Says for each stage whether its result was there already: `cache/<stage>=hit`."""
+        self.log_tags({f"cache/{name}": "hit" if hit else "miss" for name, hit in found.items()})
+
     def log_report(self, report: Report) -> None:
         """Logs metrics; puts figures (`plots/<name>.png`) and texts among the artefacts."""
         self.log_metrics(report.metrics)
@@ -116,10 +119,16 @@ class Recording:
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI."""
+        import keras  # not above: the parent of a sweep records its run without TensorFlow
+
         keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
-        logged = mlflow.tensorflow.log_model(
-            model,
+        # What mlflow.tensorflow.log_model does, but for any run and not the active one alone.
+        logged = Model.log(
+            artifact_path=None,
             name="model",
+            flavor=mlflow.tensorflow,
+            run_id=self.id,
+            model=model,
             signature=_signature(prepared),
             input_example=np.asarray(prepared.test.images[:2]),
             # Working these out by itself takes MLflow many seconds.

@@ -1,0 +1,66 @@
+"""Hydra's view of the project's sweepers and launcher; what they do is in `pipeline/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+# Hydra imports this file at every start, so the work is imported where it is done.
+
+
+class GridSweeper(Sweeper):
+    """`hydra/sweeper=grid`: every combination."""
+
+    adaptive = False
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keeps what Hydra gives."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Carries out the multirun that the command line asks for."""
+        from pipeline.jobs import asked_for
+        from pipeline.sweep import sweep
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        multirun = asked_for(arguments, self.config, self.hydra_context.config_loader)
+        sweep(multirun, self.launcher, adaptive=self.adaptive)
+
+
+class OptunaSweeper(GridSweeper):
+    """`hydra/sweeper=optuna`: adaptive search."""
+
+    adaptive = True
+
+
+class LocalLauncher(Launcher):
+    """`hydra/launcher=local`: worker processes that are started once and share the cores."""
+
+    def __init__(self, n_jobs: int, threads: int | None) -> None:
+        self.n_jobs, self.threads = n_jobs, threads
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keeps what Hydra gives."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Runs a batch of jobs, for Hydra's own sweeper."""
+        from pipeline.launch import launch_batch
+
+        return launch_batch(self, job_overrides, initial_job_idx)

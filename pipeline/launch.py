@@ -1,0 +1,140 @@
+"""Runs the jobs of a sweep by a launcher of Hydra's, the project's own or another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from omegaconf import open_dict
+
+from pipeline.errors import RequestError, first_line
+from pipeline.explain import explain
+from pipeline.pool import Ended, Pool, Task
+
+OUTPUT = "output.txt"  # what a job prints, in its folder
+
+
+Run = Callable[..., Iterator[Ended]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A job as a launcher takes it: its number, its overrides, its folder."""
+
+    index: int
+    words: Sequence[str]
+    folder: Path
+
+
+@contextmanager
+def opened(launcher: Any) -> Iterator[Run]:
+    """A function that runs jobs and yields each one's end; it asks only for what can start.
+
+    A launcher other than `local` takes batches: everything if the jobs are all known `at_once`,
+    its `n_jobs` otherwise.
+
+    Raises:
+        RequestError: `hydra.launcher.n_jobs` or `threads` is no number of workers or threads.
+    """
+    if not hasattr(launcher, "threads"):
+        yield partial(_in_batches, launcher)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = launcher.n_jobs
+    threads = launcher.threads or max(1, (cores or 1) // max(1, workers))
+    if workers < 1 or threads < 1:
+        raise RequestError("hydra.launcher.n_jobs and hydra.launcher.threads: 1 or more")
+    work = (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
+    payload = cloudpickle.dumps(work)
+
+    def run(launches: Iterable[Launch], *, at_once: bool = True) -> Iterator[Ended]:
+        return pool.run(
+            Task(
+                key=launch.index,
+                function=carry_out,
+                arguments=(payload, launch.index, launch.words),
+                output=launch.folder / OUTPUT,
+            )
+            for launch in launches
+        )
+
+    with Pool(workers, threads=threads) as pool:
+        yield run
+
+
+def launch_batch(
+    launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Runs jobs in worker processes and returns when all have ended, as Hydra's launchers do."""
+    folder = Path(launcher.config.hydra.sweep.dir)
+    launches = [
+        Launch(index=first + place, words=words, folder=folder / str(first + place))
+        for place, words in enumerate(job_overrides)
+    ]
+    with opened(launcher) as run:
+        ended = {end.key: end for end in run(launches)}
+    return [_returned(ended[launch.index], launch) for launch in launches]
+
+
+def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
+    """One job, in a worker: composes its configuration and runs it as Hydra would."""
+    hydra_context, task_function, config, singletons = cloudpickle.loads(payload)
+    Singleton.set_state(singletons)
+    setup_globals()
+    composed = hydra_context.config_loader.load_sweep_config(config, list(words))
+    with open_dict(composed):
+        composed.hydra.job.id, composed.hydra.job.num = str(index), index
+    done = run_job(
+        hydra_context=hydra_context,
+        task_function=task_function,
+        config=composed,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    _ = done.return_value  # raises what the job raised
+
+
+def _in_batches(
+    launcher: Any, launches: Iterable[Launch], *, at_once: bool = True
+) -> Iterator[Ended]:
+    waiting, size = iter(launches), _batch_size(launcher, at_once=at_once)
+    while batch := list(itertools.islice(waiting, size)):
+        done = launcher.launch([launch.words for launch in batch], batch[0].index)
+        for launch, result in zip(batch, done, strict=True):
+            yield Ended(key=launch.index, error=_error(result))
+
+
+def _batch_size(launcher: Any, *, at_once: bool) -> int | None:
+    """How many jobs to hand over together; None for all."""
+    parallel = getattr(launcher, "joblib", None) or getattr(launcher, "params", None)
+    if not parallel:  # Hydra's basic launcher would tell of all its jobs when the last has ended
+        return 1
+    if at_once:
+        return None
+    jobs = int(parallel.get("n_jobs") or parallel.get("array_parallelism") or 1)
+    return jobs if jobs > 0 else os.cpu_count()
+
+
+def _error(done: JobReturn) -> str | None:
+    if done.status is JobStatus.COMPLETED:
+        return None
+    try:
+        return str(done.return_value)
+    except Exception as error:
+        return first_line(explain(error))
+
+
+def _returned(ended: Ended, launch: Launch) -> JobReturn:
+    done = JobReturn(overrides=launch.words, status=JobStatus.COMPLETED)
+    if ended.error is not None:
+        done.status, done.return_value = JobStatus.FAILED, RuntimeError(ended.error)
+    return done

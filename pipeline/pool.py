@@ -1,0 +1,250 @@
+"""Worker processes for a sweep's jobs, where a job that takes its process down costs only itself.
+
+The standard library's ProcessPoolExecutor and joblib break with the first worker that dies; pebble
+gives up when an idle one does, and leaves a stopped task three seconds to tidy up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Self
+
+import cloudpickle
+
+from pipeline.errors import first_line
+
+GRACE_S = 30.0  # what a busy worker gets to tidy up when the pool is left
+LEAVE_S = 5.0  # what an idle worker gets to end
+CHECK_S = 1.0  # how often to ask after workers: what a task has forked may hold a dead one's pipe
+THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A function for a worker process; its stdout and stderr are added to the file `output`."""
+
+    key: int
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    output: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A task that ended: with a result, or with a line that says why there is none."""
+
+    key: int
+    result: Any = None
+    error: str | None = None
+
+
+class Pool:
+    """At most so many worker processes of `threads` threads each; use it in a `with` statement.
+
+    Leaving it by an error, or early, stops what still runs: a task gets a KeyboardInterrupt and
+    `GRACE_S` to tidy up, which a second KeyboardInterrupt here ends. No worker outlives us.
+    """
+
+    def __init__(self, workers: int, *, threads: int) -> None:
+        if min(workers, threads) < 1:
+            raise ValueError("a pool needs at least one worker and one thread")
+        self._most = workers
+        self._threads = threads
+        self._open = False
+        self._workers: dict[Connection[Any, Any], SpawnProcess] = {}
+        self._busy: dict[Connection[Any, Any], int] = {}
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Ended]:
+        """Yields every task when it has ended, in whatever way; so too what an earlier run left.
+
+        A task is taken when a worker is free and all that is known has been yielded, so that the
+        source can learn from it. What the source raises, or pickling a task, comes through.
+        """
+        source, more = iter(tasks), True
+        while more or self._busy:
+            free = more and len(self._busy) < self._most
+            if ended := self._ended(within=0.0 if free else CHECK_S):
+                yield from ended
+            elif free and (task := next(source, None)):
+                self._give(task)
+            elif free:
+                more = False
+
+    def __enter__(self) -> Self:
+        self._open = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        try:
+            for connection in self._workers:
+                connection.close()  # which ends those that wait for a task
+            for connection in self._busy:
+                self._workers[connection].terminate()
+        finally:
+            _end(self._workers.values(), GRACE_S if self._busy else LEAVE_S)
+            self._workers.clear()
+            self._busy.clear()
+
+    def _ended(self, within: float) -> list[Ended]:
+        ready = wait(list(self._busy), within)
+        dead = [here for here in self._busy if self._workers[here].exitcode is not None]
+        return [self._outcome(here) for here in list(self._busy) if here in ready or here in dead]
+
+    def _outcome(self, here: Connection[Any, Any]) -> Ended:
+        """What became of a worker's task; the worker is then free, or gone."""
+        key = self._busy.pop(here)
+        answer = b""
+        with suppress(EOFError, OSError):
+            answer = here.recv_bytes() if here.poll() else b""
+        if not answer:
+            return Ended(key=key, error=self._dismiss(here))
+        try:
+            return Ended(key=key, **pickle.loads(answer))
+        except Exception as error:
+            return Ended(key=key, error=_told(error))
+
+    def _give(self, task: Task) -> None:
+        output = (task.output or Path(os.devnull)).absolute()
+        call = cloudpickle.dumps((task.function, task.arguments))
+        here = self._free_worker()
+        self._busy[here] = task.key
+        with suppress(OSError):  # the worker has died, which is noticed like any other death
+            here.send_bytes(pickle.dumps((output, call)))
+
+    def _free_worker(self) -> Connection[Any, Any]:
+        for here in [here for here in self._workers if here not in self._busy]:
+            if self._workers[here].exitcode is None:
+                return here
+            self._dismiss(here)
+        if not self._open:
+            raise RuntimeError("a pool is used within its with statement, which ends its workers")
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there,), name="worker")
+        with _inherited(self._threads):
+            process.start()
+            self._workers[here] = process
+            there.close()  # or the worker's death would not be seen
+        return here
+
+    def _dismiss(self, here: Connection[Any, Any]) -> str:
+        """Lets go of a worker that has died or is about to; says how it did."""
+        process = self._workers.pop(here)
+        here.close()
+        _end([process], LEAVE_S)
+        by_signal = {-number: f"killed by {number.name}" for number in signal.Signals}
+        return by_signal.get(process.exitcode or 0, f"exit code {process.exitcode}")
+
+
+@contextmanager
+def _inherited(threads: int) -> Iterator[None]:
+    """What a process begins with: its threads, and signals held back until it is ready for them.
+
+    The main module, imported first, may import NumPy. What the user has set stands.
+    """
+    added = [name for name in THREADS if name not in os.environ]
+    resource_tracker.ensure_running()  # to start it later would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    os.environ.update(dict.fromkeys(added, str(threads)))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(processes: Collection[SpawnProcess], within: float) -> None:
+    """Waits for workers to end; kills those that do not."""
+    until = time.monotonic() + within
+    try:
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(str(error))}"
+
+
+def _serve(there: Connection[Any, Any]) -> None:
+    """A worker's life: each message it gets is a task, and answered."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    faulthandler.enable(2)
+    # By line, so that what was printed is kept when the process dies.
+    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    _lead_output_to(Path(os.devnull))
+    with suppress(EOFError, OSError):  # the pool has closed its end
+        while True:
+            there.send_bytes(_carried_out(there.recv_bytes()))
+    gc.freeze()  # or Python would spend two seconds looking for cycles before it exits
+
+
+def _leave_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _carried_out(message: bytes) -> bytes:
+    """Result or error of a task, whatever it does short of ending the process."""
+    output, call = pickle.loads(message)  # the call apart: to unpack it may import, print and fail
+    try:
+        _lead_output_to(output)
+        try:
+            signal.signal(signal.SIGTERM, _interrupt)
+            function, arguments = cloudpickle.loads(call)
+            return cloudpickle.dumps({"result": function(*arguments)})
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except BaseException as error:
+        with suppress(OSError, ValueError):
+            traceback.print_exc()
+        return pickle.dumps({"error": _told(error)})
+    finally:
+        _lead_output_to(Path(os.devnull))
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would interrupt the tidying up
+    raise KeyboardInterrupt
+
+
+def _lead_output_to(path: Path) -> None:
+    """Leads file descriptors 1 and 2 to the end of a file, after what is still to be written."""
+    with suppress(OSError, ValueError):  # a full disk costs lines, not a result
+        sys.stdout.flush()
+        sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)  # what native code has printed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -1,0 +1,134 @@
+"""The story of a sweep: from the words of a multirun to compared, ranked and kept models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.config import Config
+from pipeline.errors import PipelineError, RequestError
+from pipeline.jobs import Grid, Job, Multirun, Source, grid
+from pipeline.manifest import Manifest, manifest
+from pipeline.search_space import corners, distributions
+from pipeline.study import Search, require_sense
+from pipeline.sweep_jobs import SweepJobs
+from pipeline.sweep_report import log_report, print_report, show_preview
+from pipeline.tracking import Recording, record
+from pipeline.tracking.sweeps import FOLDER, children, find_sweep
+from pipeline.trials import FAILED, Objective
+
+
+def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
+    """Carries out a multirun, of which everything is checked before the first job.
+
+    Raises:
+        RequestError: a job cannot be composed, or the sweep to resume is another one.
+        PipelineError: at the end, if a job failed.
+    """
+    config = multirun.config
+    plan, jobs = _planned(multirun, adaptive=adaptive)
+    if config.sweep.preview:
+        show_preview(plan, jobs, config, launcher)
+        return
+    objectives = _objectives(config)
+    resumed, folder = _place(config, multirun)
+    parent_config = _named(config, plan)
+    with (
+        _alone(folder),
+        record(parent_config, folder, run_id=resumed, searched=plan.searched) as parent,
+    ):
+        source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
+        running = SweepJobs(
+            multirun=multirun,
+            launcher=launcher,
+            source=source,
+            runs=children(parent, objectives),
+            folder=folder,
+        )
+        if resumed:
+            plan.require_same(folder)
+            running.catch_up()
+        plan.save(folder)
+        parent.log_tags({FOLDER: str(folder)})
+        parent.save_text("manifest.json", plan.text)
+        trials = running.carry_out()
+        log_report(parent, trials, objectives, list(plan.searched))
+        print_report(parent.id, trials, objectives)
+        if failed := sum(trial.state == FAILED for trial in trials):
+            raise PipelineError(
+                f"{failed} of {len(trials)} jobs failed; what each printed is in {folder}; "
+                f"run them again with sweep.resume={parent.id}"
+            )
+
+
+def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]]:
+    """The manifest, and the jobs as far as they are known; all of them have been composed."""
+    if adaptive:
+        require_sense(multirun.config.sweep)
+        ends = corners(distributions(multirun.searched))
+        for index, params in enumerate(ends):
+            multirun.compose(Job(index=index, params=params))
+        return manifest(multirun, [], adaptive=True), []
+    if multirun.config.sweep.pruner != "none":
+        raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=optuna")
+    jobs = grid(multirun.searched)
+    checked = [(job, multirun.compose(job)) for job in jobs]
+    return manifest(multirun, checked, adaptive=False), jobs
+
+
+def _objectives(config: Config) -> list[Objective]:
+    names, directions = config.sweep.objective, config.sweep.direction
+    if len(names) != len(directions):
+        raise RequestError(
+            f"sweep.direction: {len(directions)} for {len(names)} objectives; give one for each"
+        )
+    return [
+        Objective(metric=name, maximize=direction == "maximize")
+        for name, direction in zip(names, directions, strict=True)
+    ]
+
+
+def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
+    """The run of the sweep to go on with, if any, and the sweep's folder."""
+    if config.sweep.resume is None:
+        return None, Path(multirun.composed.hydra.sweep.dir).absolute()
+    run_id, folder = find_sweep(config.sweep.resume, config)
+    return run_id, Path(folder)
+
+
+def _named(config: Config, plan: Manifest) -> Config:
+    name = config.tracking.run_name or f"sweep of {', '.join(plan.searched)}"
+    return replace(config, tracking=replace(config.tracking, run_name=name))
+
+
+def _source(
+    multirun: Multirun, jobs: list[Job], parent: Recording, folder: Path, *, adaptive: bool
+) -> Source:
+    if not adaptive:
+        return Grid(jobs)
+    settings = multirun.config.sweep
+    settings = replace(
+        settings,
+        storage=settings.storage or str(folder / "study.journal"),
+        study=settings.study or parent.id,
+    )
+    return Search(settings, multirun.searched, sweep_id=parent.id)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RequestError(f"sweep.resume: another process is at work on {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()

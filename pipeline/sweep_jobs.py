@@ -1,0 +1,119 @@
+"""The jobs of a sweep under way: launched, watched, settled, and the best of them kept."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.jobs import Job, Multirun, Source, quoted
+from pipeline.launch import Launch, Run, opened
+from pipeline.sweep_board import Board
+from pipeline.tracking.sweeps import Children
+from pipeline.trials import FAILED, FINISHED, PRUNED, Trial, ranked
+
+
+@dataclass(kw_only=True)
+class SweepJobs:
+    """Runs what its source proposes until there is no more of it, or too much has failed."""
+
+    multirun: Multirun
+    launcher: Any
+    source: Source
+    runs: Children
+    folder: Path
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    def catch_up(self) -> None:
+        """Takes note of what the sweep had got done before it was interrupted."""
+        self.runs.close_orphans()
+        known = self.runs.trials(self.source.known_jobs())
+        self.source.catch_up(known)
+        self.trials = {i: t for i, t in known.items() if t.state in (FINISHED, PRUNED)}
+
+    def carry_out(self) -> list[Trial]:
+        """Runs the jobs, then completes the best; returns what became of all, by index.
+
+        Raises:
+            PipelineError: so many jobs failed that the sweep is to stop.
+        """
+        settings = self.multirun.config.sweep
+        limit = 1 if settings.on_failure == "stop" else settings.max_failures or math.inf
+        try:
+            board = Board(self.runs.objectives, self.source.total, self.trials)
+            with board, opened(self.launcher) as run:
+                for trial in self._ended(run, board):
+                    self.trials[trial.index] = trial
+                    board.end(trial)
+                    self._drop_checkpoints()
+                    if sum(t.state == FAILED for t in self.trials.values()) >= limit:
+                        raise PipelineError(
+                            f"stopped after job {trial.index} failed ({trial.error}); go on with "
+                            f"sweep.resume={self.runs.parent.id}"
+                        )
+                self._keep_best(run, board)
+        finally:
+            self.runs.close_orphans()
+        return [self.trials[index] for index in sorted(self.trials)]
+
+    def _ended(self, run: Run, board: Board) -> Iterator[Trial]:
+        started: dict[int, Job] = {}
+
+        def launches() -> Iterator[Launch]:
+            for job in self.source.jobs():
+                started[job.index] = job
+                board.start(job)
+                yield self._launch(job, ["evaluate.test=false", "tracking.log_model=false"])
+
+        for ended in run(launches(), at_once=self.source.at_once):
+            trial = self.runs.settle(started[ended.key], ended.error)
+            self.source.tell(trial)
+            yield trial
+
+    def _keep_best(self, run: Run, board: Board) -> None:
+        """Logs the models of the best and evaluates them on the test split; only now is it seen."""
+        jobs = self.source.known_jobs()
+        best = [trial for trial in self._best() if not trial.kept]
+        launches = [
+            self._launch(jobs[t.index], ["sweep.job.keep=true", f"run_id={t.run_id}"]) for t in best
+        ]
+        board.keeping(len(launches))
+        for ended in run(launches):
+            if ended.error is not None:
+                raise PipelineError(f"job {ended.key} could not be completed: {ended.error}")
+            self.trials[ended.key] = self.runs.settle(jobs[ended.key], None)
+
+    def _best(self) -> list[Trial]:
+        best = ranked(list(self.trials.values()), self.runs.objectives)
+        return best[: self.multirun.config.sweep.keep_models]
+
+    def _drop_checkpoints(self) -> None:
+        kept = {trial.index for trial in self._best()}
+        for index in self.trials.keys() - kept:
+            shutil.rmtree(self.folder / str(index) / "checkpoints", ignore_errors=True)
+
+    def _launch(self, job: Job, words: list[str]) -> Launch:
+        told = {
+            "sweep.job.parent": self.runs.parent.id,
+            "sweep.job.index": str(job.index),
+            "sweep.job.command": quoted(self.multirun.command(job)),
+            "tracking.experiment": quoted(self.runs.experiment),
+            "tracking.run_name": quoted(f"{job.index}: {job}"),
+            "hydra.sweep.dir": quoted(str(self.folder)),
+            "hydra.sweep.subdir": quoted(str(job.index)),
+            **{key: quoted(value) for key, value in self.source.told.items()},
+        }
+        return Launch(
+            index=job.index,
+            words=[
+                *self.multirun.fixed,
+                *job.overrides,
+                *(f"{key}={value}" for key, value in told.items()),
+                *words,
+            ],
+            folder=self.folder / str(job.index),
+        )
