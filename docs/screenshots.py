@@ -1,8 +1,9 @@
 """Pictures of a run in the MLflow UI, taken in headless Chromium.
 
-usage: python docs/screenshots.py <tracking address or database file> <run_id> <folder>
+usage: python docs/screenshots.py [--sweep] <tracking address or database file> <run_id> <folder>
 
-Writes overview.png, metrics.png and plots.png. For a database file (`mlflow.db`) it starts a
+Writes overview.png, metrics.png and plots.png; with `--sweep` before these, of a sweep over
+learning rate and dropout, sweep.png. For a database file (`mlflow.db`) it starts a
 server as `make ui` does and stops it afterwards. Needs the `dev` dependencies and Chromium.
 """
 
@@ -104,6 +105,24 @@ def open_plot(page: Page, run: str, name: str) -> Locator:
     return picture
 
 
+def toggle_columns(page: Page, *names: str) -> None:
+    """Adds columns to the table of runs, or takes away those that are there."""
+    page.get_by_role("button", name="Columns").click()
+    for name in names:
+        page.get_by_placeholder("Search columns").fill(name)
+        node = page.locator("[class*=tree-treenode]")
+        node = node.filter(has=page.get_by_text(name, exact=True)).first
+        node.locator("[class*=tree-checkbox]").first.click()
+    page.keyboard.press("Escape")
+    page.get_by_role("heading", name="Runs").click()
+
+
+def unfold_sweep(page: Page) -> None:
+    """Shows the jobs of the first sweep in the table of runs below it."""
+    page.get_by_role("row").filter(has_text="sweep of").first.get_by_role("button").click()
+    page.get_by_role("row").filter(has_text="0: ").first.wait_for()
+
+
 def run_page(address: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's pages."""
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
@@ -133,6 +152,17 @@ def take(page: Page, address: str, run_id: str, folder: Path) -> list[Path]:
     return pictures
 
 
+def take_sweep(page: Page, address: str, run_id: str, folder: Path) -> list[Path]:
+    """Writes the picture of a sweep with its jobs into `folder` and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    open_runs(page, address, experiment_of(address, run_id))
+    searched = ("optimizer.learning_rate", "model.dropout")
+    toggle_columns(page, "Dataset", "Source", "Models", "val/accuracy", "test/accuracy", *searched)
+    unfold_sweep(page)
+    _shoot(page, folder / "sweep.png")
+    return [folder / "sweep.png"]
+
+
 def _shoot(page: Page, path: Path) -> None:
     page.wait_for_timeout(DRAWN_MS)
     page.screenshot(path=path)
@@ -152,11 +182,13 @@ def _await(url: str, process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """The command line."""
-    where, run_id, folder = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--sweep"]
+    shoot = take if len(words) == len(sys.argv[1:]) else take_sweep
+    where, run_id, folder = words
     database = Path(where.removeprefix("sqlite:///"))
     served = nullcontext(where) if where.startswith("http") else server(database)
     with served as address, browser() as page:
-        print(*take(page, address, run_id, Path(folder)), sep="\n")
+        print(*shoot(page, address, run_id, Path(folder)), sep="\n")
 
 
 if __name__ == "__main__":

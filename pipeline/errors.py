@@ -20,3 +20,8 @@ class Pruned(Exception):
 def first_line(text: str, otherwise: str = "no reason given") -> str:
     """What a library's message says first, for a message of ours to quote."""
     return text.strip().splitlines()[0] if text.strip() else otherwise
+
+
+def one_line(error: BaseException) -> str:
+    """Any exception as a line: its type and what it says first."""
+    return f"{type(error).__name__}: {first_line(str(error))}"

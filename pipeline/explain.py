@@ -16,7 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError, first_line, one_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,7 +37,7 @@ def explain(error: BaseException) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)
-    return f"{type(error).__name__}: {first_line(str(error))}"
+    return one_line(error)
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -6,17 +6,12 @@ gives up when an idle one does, and leaves a stopped task three seconds to tidy 
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
-import gc
 import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import threading
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,14 +23,15 @@ from typing import Any, Self
 
 import cloudpickle
 
-from pipeline.errors import first_line
+from pipeline.errors import one_line
+from pipeline.worker import STOPS, serve
 
 GRACE_S = 30.0  # what a busy worker gets to tidy up when the pool is left
 LEAVE_S = 5.0  # what an idle worker gets to end
 CHECK_S = 1.0  # how often to ask after workers: what a task has forked may hold a dead one's pipe
 THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
-STOPS = (signal.SIGINT, signal.SIGTERM)
+MOST_TASKS = 40  # of a worker, then replaced: TensorFlow keeps some memory of every model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +68,7 @@ class Pool:
         self._open = False
         self._workers: dict[Connection[Any, Any], SpawnProcess] = {}
         self._busy: dict[Connection[Any, Any], int] = {}
+        self._given: Counter[Connection[Any, Any]] = Counter()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Ended]:
         """Yields every task when it has ended, in whatever way; so too what an earlier run left.
@@ -121,26 +118,27 @@ class Pool:
         try:
             return Ended(key=key, **pickle.loads(answer))
         except Exception as error:
-            return Ended(key=key, error=_told(error))
+            return Ended(key=key, error=one_line(error))
 
     def _give(self, task: Task) -> None:
         output = (task.output or Path(os.devnull)).absolute()
         call = cloudpickle.dumps((task.function, task.arguments))
         here = self._free_worker()
         self._busy[here] = task.key
+        self._given[here] += 1
         with suppress(OSError):  # the worker has died, which is noticed like any other death
             here.send_bytes(pickle.dumps((output, call)))
 
     def _free_worker(self) -> Connection[Any, Any]:
         for here in [here for here in self._workers if here not in self._busy]:
-            if self._workers[here].exitcode is None:
+            if self._workers[here].exitcode is None and self._given[here] < MOST_TASKS:
                 return here
             self._dismiss(here)
         if not self._open:
             raise RuntimeError("a pool is used within its with statement, which ends its workers")
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there,), name="worker")
+        process = context.Process(target=serve, args=(there,), name="worker")
         with _inherited(self._threads):
             process.start()
             self._workers[here] = process
@@ -150,6 +148,7 @@ class Pool:
     def _dismiss(self, here: Connection[Any, Any]) -> str:
         """Lets go of a worker that has died or is about to; says how it did."""
         process = self._workers.pop(here)
+        del self._given[here]
         here.close()
         _end([process], LEAVE_S)
         by_signal = {-number: f"killed by {number.name}" for number in signal.Signals}
@@ -185,66 +184,3 @@ def _end(processes: Collection[SpawnProcess], within: float) -> None:
             process.kill()
         for process in processes:
             process.join()
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(str(error))}"
-
-
-def _serve(there: Connection[Any, Any]) -> None:
-    """A worker's life: each message it gets is a task, and answered."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    faulthandler.enable(2)
-    # By line, so that what was printed is kept when the process dies.
-    sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    _lead_output_to(Path(os.devnull))
-    with suppress(EOFError, OSError):  # the pool has closed its end
-        while True:
-            there.send_bytes(_carried_out(there.recv_bytes()))
-    gc.freeze()  # or Python would spend two seconds looking for cycles before it exits
-
-
-def _leave_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _carried_out(message: bytes) -> bytes:
-    """Result or error of a task, whatever it does short of ending the process."""
-    output, call = pickle.loads(message)  # the call apart: to unpack it may import, print and fail
-    try:
-        _lead_output_to(output)
-        try:
-            signal.signal(signal.SIGTERM, _interrupt)
-            function, arguments = cloudpickle.loads(call)
-            return cloudpickle.dumps({"result": function(*arguments)})
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    except BaseException as error:
-        with suppress(OSError, ValueError):
-            traceback.print_exc()
-        return pickle.dumps({"error": _told(error)})
-    finally:
-        _lead_output_to(Path(os.devnull))
-
-
-def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would interrupt the tidying up
-    raise KeyboardInterrupt
-
-
-def _lead_output_to(path: Path) -> None:
-    """Leads file descriptors 1 and 2 to the end of a file, after what is still to be written."""
-    with suppress(OSError, ValueError):  # a full disk costs lines, not a result
-        sys.stdout.flush()
-        sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)  # what native code has printed
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)

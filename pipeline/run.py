@@ -63,21 +63,19 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     recorded = find_run(config.run_id, config.tracking, experiment=experiment)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
-    prepared = _load_data(then, recording)
-    with recording.stage("evaluate"):
-        accuracies = _evaluate(recorded.load_model(), prepared, then, recording)
-    recording.upload()
-    print(_result(recorded.id, accuracies, recorded.model_uri), flush=True)
+    complete(then, recorded.load_model(), recording, recorded.model_uri)
 
 
-def complete(config: Config, model: keras.Model, folder: Path) -> None:
-    """Evaluates and saves a model that the finished run `config.run_id` has trained."""
-    recording = reopen(str(config.run_id), config.tracking, folder)
+def complete(
+    config: Config, model: keras.Model, recording: Recording, uri: str | None = None
+) -> None:
+    """Evaluates a trained model and adds what it finds to its run; saves it if it has no URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
         accuracies = _evaluate(model, prepared, config, recording)
-    with recording.stage("save"):
-        uri = recording.log_model(model, prepared)
+    if uri is None:
+        with recording.stage("save"):
+            uri = recording.log_model(model, prepared)
     recording.upload()
     print(_result(recording.id, accuracies, uri), flush=True)
 

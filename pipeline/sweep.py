@@ -102,7 +102,8 @@ def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
 
 
 def _named(config: Config, plan: Manifest) -> Config:
-    name = config.tracking.run_name or f"sweep of {', '.join(plan.searched)}"
+    keys = ", ".join(key.rpartition(".")[2] for key in plan.searched)
+    name = config.tracking.run_name or f"sweep of {keys}"
     return replace(config, tracking=replace(config.tracking, run_name=name))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.jobs import Job, Multirun, Source, quoted
+from pipeline.jobs import Job, Multirun, Source, brief, quoted
 from pipeline.launch import Launch, Run, opened
 from pipeline.sweep_board import Board
 from pipeline.tracking.sweeps import Children
@@ -97,12 +97,13 @@ class SweepJobs:
             shutil.rmtree(self.folder / str(index) / "checkpoints", ignore_errors=True)
 
     def _launch(self, job: Job, words: list[str]) -> Launch:
+        values = ", ".join(map(brief, job.params.values()))  # short: the UI's column is narrow
         told = {
             "sweep.job.parent": self.runs.parent.id,
             "sweep.job.index": str(job.index),
             "sweep.job.command": quoted(self.multirun.command(job)),
             "tracking.experiment": quoted(self.runs.experiment),
-            "tracking.run_name": quoted(f"{job.index}: {job}"),
+            "tracking.run_name": quoted(f"{job.index}: {values}"),
             "hydra.sweep.dir": quoted(str(self.folder)),
             "hydra.sweep.subdir": quoted(str(job.index)),
             **{key: quoted(value) for key, value in self.source.told.items()},

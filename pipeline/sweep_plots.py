@@ -1,37 +1,26 @@
-"""Pictures of what a sweep found: the objectives of its trials over what was searched.
-
-Most are Optuna's, of a study made of the finished trials: grids and adaptive searches look alike.
-"""
+"""Pictures of what a sweep found: the objectives of its trials over what was searched."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader
 import numpy as np
 
+from pipeline import study_plots
+from pipeline.study_plots import SEED
 from pipeline.trials import FAILED, FINISHED, KILLED, PRUNED, Objective, Trial, ranked
 
 if TYPE_CHECKING:
-    import optuna
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from optuna.distributions import BaseDistribution
-    from optuna.study import Study
-else:
-    optuna = lazy_loader.load("optuna")
+
 scipy = lazy_loader.load("scipy")
 
-SEED = "seed"
-LOG_FROM = 30.0  # largest over smallest value of a logarithmic axis
-MOST_TICKS = 8
 MOST_GROUPS = 20
 MARKS = {
     FINISHED: ("o", "#1f77b4"),
@@ -75,8 +64,9 @@ def draw(
     if any(_valued(trials, *MARKS, number=n) for n in range(len(objectives))):
         figures["objective"] = _history(trials, objectives)
     finished = ranked(_valued(trials, FINISHED), objectives)
-    figures |= _optuna_figures(finished, objectives, searched)
-    found = groups(finished, objectives[0])
+    if len(finished) > 1:
+        figures |= study_plots.draw(finished, objectives, searched)
+    found = groups(trials, objectives[0])
     seeds = {trial.params[SEED] for trial in finished if SEED in searched}
     if len(seeds) > 1 and any(group.n > 1 for group in found):
         figures["seeds"] = _seeds(found, objectives[0].metric)
@@ -131,8 +121,8 @@ def _panel(axes: Axes, trials: Sequence[Trial], objective: Objective, number: in
         places = [trial.index for trial in finished]
         axes.step(places, so_far, where="post", color=BEST, label="best so far", zorder=1)
         first = places[values.index(so_far[-1])]
-        axes.set_title(f"best: {so_far[-1]:.5g}, trial {first}", loc="left", fontsize=10)
-        axes.set_yscale(_scale(values, maximize=objective.maximize))
+        axes.set_title(f"best: {so_far[-1]:.6g}, trial {first}", loc="left", fontsize=10)
+        axes.set_yscale(study_plots.scale(values, maximize=objective.maximize))
     axes.set_ylabel(objective.metric)
     axes.grid(alpha=0.3)
     axes.margins(y=0.1)
@@ -157,6 +147,7 @@ def _seeds(found: Sequence[Group], metric: str) -> Figure:
 
 
 def _legend(figure: Figure, marks: Mapping[str, Any]) -> None:
+    """Below the axes, where it covers nothing."""
     style = {"ncols": 5, "frameon": False, "fontsize": 8}
     figure.legend(list(marks.values()), list(marks), loc="outside lower right", **style)
 
@@ -167,7 +158,7 @@ def _labels(found: Sequence[Group]) -> list[str]:
     keys = [key for key in keys if len({group.params[key] for group in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    rows = [[_plain(group.params[key]) for key in keys] for group in found]
+    rows = [[study_plots.plain(group.params[key]) for key in keys] for group in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
 
@@ -177,234 +168,3 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
-
-
-# --- Optuna's ---
-
-
-def _optuna_figures(
-    ranking: Sequence[Trial], objectives: Sequence[Objective], searched: Sequence[str]
-) -> dict[str, Figure]:
-    """Optuna's pictures of finished trials, which come best first."""
-    figures: dict[str, Figure] = {}
-    trials = ranking[::-1]  # what is drawn last lies on top
-    both = [trial for trial in trials if all(map(math.isfinite, trial.values))]
-    with _optuna_silenced():
-        if len(trials) > 1:
-            figures |= _over_parameters(_study(trials, objectives[:1], searched))
-        if len(both) > 1 and len(objectives) == 2:
-            figures["pareto"] = _pareto(_study(both, objectives, []))
-    return figures
-
-
-@contextmanager
-def _optuna_silenced() -> Iterator[None]:
-    """Optuna without its log and warnings; pyplot and its settings are as before in the end."""
-    import matplotlib
-
-    verbosity = optuna.logging.get_verbosity()
-    backend = matplotlib.get_backend(auto_select=False) or "agg"
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        matplotlib.use("agg")
-        try:
-            yield
-        finally:
-            # If it cannot be had (a window, but no screen), pyplot had not come to use it.
-            matplotlib.use(backend, force=False)
-            optuna.logging.set_verbosity(verbosity)
-
-
-def _study(trials: Sequence[Trial], objectives: Sequence[Objective], keys: Sequence[str]) -> Study:
-    """The trials as Optuna knows them, with those parameters that took several values."""
-    columns = {key: _column([trial.params[key] for trial in trials]) for key in keys}
-    space = {key: _distribution(column) for key, column in columns.items() if len(set(column)) > 1}
-    study = optuna.create_study(
-        directions=["maximize" if objective.maximize else "minimize" for objective in objectives]
-    )
-    study.set_metric_names([objective.metric for objective in objectives])
-    study.add_trials(
-        optuna.create_trial(
-            values=trial.values[: len(objectives)],
-            params={key: columns[key][row] for key in space},
-            distributions=space,
-            user_attrs={"index": trial.index},
-        )
-        for row, trial in enumerate(trials)
-    )
-    return study
-
-
-def _column(texts: Sequence[str]) -> list[Any]:
-    """The values of a parameter, as numbers where all of them are."""
-    with suppress(ValueError):
-        numbers = [float(text) for text in texts]
-        if all(map(math.isfinite, numbers)):
-            return numbers
-    return [_plain(text) for text in texts]
-
-
-def _plain(text: str) -> str:
-    """The text without what matplotlib would take for a formula."""
-    return text.replace("$", r"\$")
-
-
-def _distribution(column: Sequence[Any]) -> BaseDistribution:
-    if isinstance(column[0], str):
-        return optuna.distributions.CategoricalDistribution(sorted(set(column)))
-    log = _scale(column) == "log"
-    return optuna.distributions.FloatDistribution(min(column), max(column), log=log)
-
-
-def _scale(values: Sequence[float], *, maximize: bool = False) -> Literal["log", "linear"]:
-    """An axis for these values; what is to become high is not squeezed where it is best."""
-    wide = min(values) > 0 and max(values) / min(values) >= LOG_FROM
-    return "log" if wide and not maximize else "linear"
-
-
-def _over_parameters(study: Study) -> dict[str, Figure]:
-    """The objective over what was searched, as far as that differs between the trials."""
-    figures, order = {}, list(study.trials[0].params)
-    if order:
-        figures["parallel_coordinates"] = _parallel(study)
-    if len(order) > 1:
-        # fANOVA shares out variance: where all values are equal there is none.
-        with suppress(RuntimeError):
-            figures["importances"], order = _importances(study)
-    pair = [key for key in order if key != SEED][:2]
-    if pair:
-        figures["slice"] = _slice(study, pair)
-    if len(pair) == 2 and len(set(_objective(study))) > 1:
-        figures["contour"] = _contour(study, pair)
-    return figures
-
-
-def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -> Figure:
-    """What Optuna's `plot_<plot>` draws, on white and of that many inches."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context():  # Optuna sets a style and leaves it
-        matplotlib.rcParams["figure.constrained_layout.use"] = True
-        getattr(optuna.visualization.matplotlib, f"plot_{plot}")(study, **options)
-    figure = pyplot.gcf()
-    pyplot.close(figure)  # it lives on outside pyplot
-    figure.set_size_inches(size)
-    for axes in figure.axes:
-        axes.set_facecolor("white")
-        axes.tick_params(grid_color="0.9")
-    return figure
-
-
-def _parallel(study: Study) -> Figure:
-    """A line a trial through its objective and its parameters."""
-    keys = sorted(study.trials[0].params)  # as Optuna has them
-    names = [_metric(study), *keys]
-    figure = _drawn("parallel_coordinate", study, (1.9 * len(names) + 1, 5), target_name=names[0])
-    axes, _, *twins = figure.axes
-    axes.collections[0].set_cmap("viridis_r" if _maximize(study) else "viridis")
-    axes.set_xticks(range(len(names)), names, rotation=0)
-    axes.tick_params(axis="x", pad=8)
-    axes.set_title(f"{len(study.trials)} finished trials", y=1.04, fontsize=10)
-    for twin, key in zip(twins, keys, strict=True):
-        _ticks(twin.yaxis, _values(study, key))
-        for label in twin.get_yticklabels():  # the lines run behind them
-            label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    return figure
-
-
-def _importances(study: Study) -> tuple[Figure, list[str]]:
-    """Shares of the objective's variance (fANOVA), and the parameters, largest share first."""
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    figure = _drawn("param_importances", study, (7, 4), evaluator=evaluator)
-    axes: Any = figure.axes[0]
-    figure.set_figheight(1.2 + 0.4 * len(axes.patches))
-    axes.get_legend().remove()
-    axes.set_title("", loc="left")
-    axes.set(ylabel="", xlabel=f"share of the variance of {_metric(study)}")
-    axes.set_xlim(0, 1.15 * max(bar.get_width() for bar in axes.patches))
-    return figure, [label.get_text() for label in reversed(axes.get_yticklabels())]
-
-
-def _slice(study: Study, keys: list[str]) -> Figure:
-    """The objective over each of these parameters; the colour is the trial's index."""
-    size = (1.5 + 4 * len(keys), 4.5)
-    figure = _drawn("slice", study, size, params=keys, target_name=_metric(study))
-    *panels, colours = figure.axes
-    indices = np.array([trial.user_attrs["index"] for trial in study.trials])
-    for axes, key in zip(panels, sorted(keys), strict=True):
-        points: Any = axes.collections[0]
-        points.set_array(indices[points.get_array().astype(int)])  # it was the row in the study
-        points.set(cmap="viridis_r", clim=(indices.min(), indices.max()))
-        values = _values(study, key)
-        if isinstance(values[0], str):
-            choices = sorted(set(values))
-            axes.set_xticks(range(len(choices)), choices)
-            axes.set_xlim(-0.5, len(choices) - 0.5)
-        _ticks(axes.xaxis, values)
-        axes.set_yscale(_scale(_objective(study), maximize=_maximize(study)))
-        axes.set_title("")
-    figure.suptitle("")
-    colours.set_ylabel("trial")
-    colours.locator_params(axis="y", integer=True)
-    return figure
-
-
-def _contour(study: Study, keys: list[str]) -> Figure:
-    """The best objective at each pair of these parameters' values, and between them."""
-    figure = _drawn("contour", study, (7.5, 5.5), params=keys, target_name=_metric(study))
-    axes = figure.axes[0]
-    axes.set_title("the best trial at each point, smoothed between them", fontsize=10)
-    for axis, key in zip((axes.xaxis, axes.yaxis), sorted(keys), strict=True):
-        _ticks(axis, _values(study, key))
-    return figure
-
-
-def _ticks(axis: Axis, values: Sequence[Any]) -> None:
-    """Ticks at the values of a parameter where there is room for them, else few."""
-    from matplotlib.axis import XAxis
-    from matplotlib.ticker import LogLocator
-
-    places, log = sorted(set(values)), axis.get_scale() == "log"
-    if isinstance(places[0], str):
-        if isinstance(axis, XAxis) and sum(map(len, places)) > 30:
-            axis.set_tick_params(rotation=15)
-        return
-    scaled = np.log(places) if log else np.array(places)
-    if len(places) <= MOST_TICKS and np.diff(scaled).min() > 0.07 * np.ptp(scaled):
-        axis.set_ticks(places, [f"{place:g}" for place in places])
-        axis.set_ticks([], minor=True)
-    elif log:
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-
-
-def _pareto(study: Study) -> Figure:
-    """The two objectives of each trial; on the front, neither gets better but by the other."""
-    figure = _drawn("pareto_front", study, (7, 5))
-    (axes,) = figure.axes
-    axes.set_title("")
-    axes.set_xscale(_scale(_objective(study, 0), maximize=_maximize(study, 0)))
-    axes.set_yscale(_scale(_objective(study, 1), maximize=_maximize(study, 1)))
-    for points in axes.collections:
-        points.set_label("trial" if points.get_label() == "Trial" else "on the Pareto front")
-    axes.legend()
-    return figure
-
-
-def _metric(study: Study) -> str:
-    return cast("list[str]", study.metric_names)[0]
-
-
-def _maximize(study: Study, number: int = 0) -> bool:
-    return study.directions[number] == optuna.study.StudyDirection.MAXIMIZE
-
-
-def _objective(study: Study, number: int = 0) -> list[float]:
-    return [trial.values[number] for trial in study.get_trials(deepcopy=False)]
-
-
-def _values(study: Study, key: str) -> list[Any]:
-    return [trial.params[key] for trial in study.get_trials(deepcopy=False)]

@@ -36,7 +36,8 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
     Raises:
         RequestError: the model cannot be built on images of this size.
     """
-    keep_programs(Path(config.data_dir) / "xla")
+    if config.sweep.job.parent is None:  # a later job of a process has other names, never a hit
+        keep_programs(Path(config.data_dir) / "xla")
     keras.utils.set_random_seed(config.seed)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError, Pruned
 from pipeline.run import complete, run
 from pipeline.study import pruning_listener
+from pipeline.tracking import reopen
 
 LOOK_S = 0.5  # between two looks at time and memory
 GRACE_S = 10.0  # for a job beyond its limit to close its run
@@ -34,9 +35,11 @@ def run_trial(config: Config, folder: Path) -> None:
         PipelineError: it took more time or memory than it may.
     """
     sweep = config.sweep
+    keras.utils.clear_session()  # what earlier jobs of this process have left
     with within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
         if sweep.job.keep:
-            complete(config, keras.models.load_model(_checkpoint(config, folder)), folder)
+            recording = reopen(str(config.run_id), config.tracking, folder)
+            complete(config, keras.models.load_model(_checkpoint(config, folder)), recording)
             return
         prunes = sweep.pruner != "none" and sweep.study is not None
         try:

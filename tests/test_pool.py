@@ -165,7 +165,7 @@ def test_with_one_worker_a_source_knows_each_result_before_it_is_asked_again() -
     assert known == [0, 1, 2, 3]
 
 
-def test_a_task_is_taken_only_when_a_worker_is_free(tmp_path: Path) -> None:
+def test_a_task_is_taken_only_when_a_worker_is_free() -> None:
     taken: list[int] = []
 
     def source() -> Iterator[Task]:
@@ -354,13 +354,13 @@ def test_leaving_leaves_no_process_and_no_open_file() -> None:
         results(pool, int)  # multiprocessing's tracker has started
     me = psutil.Process()
     children, files = me.children(), me.num_fds()
-    with Pool(2, threads=1) as pool:
-        results(pool, int, int)
-        with_pool = me.num_fds()
+    with Pool(1, threads=1) as pool:
+        results(pool, int)
+        with_worker = me.num_fds()
         assert results(pool, *[int] * 200) == [0] * 200
         assert len(list(pool.run(tasks(*[lambda: os._exit(1)] * 4)))) == 4
-        results(pool, int, int)
-        assert me.num_fds() <= with_pool + 3  # of a second worker, if there was one before
+        results(pool, int)
+        assert me.num_fds() == with_worker
     assert (me.children(), me.num_fds()) == (children, files)
 
 
@@ -387,3 +387,22 @@ def test_a_pool_starts_no_worker_that_nothing_would_end() -> None:
 def test_a_pool_needs_a_worker_and_a_thread(workers: int, threads: int) -> None:
     with pytest.raises(ValueError, match="at least one"):
         Pool(workers, threads=threads)
+
+
+def test_a_pool_is_imported_without_a_slow_library() -> None:
+    code = "import sys, pipeline.pool; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    slow = {"hydra", "keras", "matplotlib", "mlflow", "numpy", "sklearn", "tensorflow"}
+    assert "cloudpickle" in ran.stdout.split()
+    assert slow & set(ran.stdout.split()) == set()
+
+
+def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.pool.MOST_TASKS", 3)
+    with Pool(1, threads=1) as pool:
+        pids = [
+            ended.result for ended in pool.run(Task(key=n, function=os.getpid) for n in range(7))
+        ]
+    assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]

@@ -36,7 +36,7 @@ def trained(
 ) -> Fitted:
     settings = config(*overrides)
     model = build_model(settings, prepared)
-    return train(model, prepared, settings, folder, listener or (lambda epoch, metrics: None))
+    return train(model, prepared, settings, folder, [listener] if listener else [])
 
 
 def probs(model: keras.Model) -> Any:
