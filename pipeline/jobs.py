@@ -20,6 +20,7 @@ from pipeline.errors import RequestError
 from pipeline.explain import explain
 from pipeline.trials import FINISHED, Trial
 
+ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
 LONG = 8  # characters of a number that is shown as it is
 EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
 
@@ -69,7 +70,10 @@ class Multirun:
 
     def command(self, job: Job) -> str:
         """What repeats a job on its own."""
-        words = [word for word in self.fixed if not _is_about_the_sweep(word)]
+        # An address may carry a password.
+        words = [
+            word for word in self.fixed if not word.startswith((*ABOUT_SWEEPS, "tracking.uri="))
+        ]
         return shlex.join(["python", "-m", "pipeline", *words, *job.overrides])
 
 
@@ -199,7 +203,3 @@ def _checked(composed: DictConfig) -> Config:
         return validate(OmegaConf.masked_copy(composed, keys))
     finally:
         HydraConfig.instance().cfg = before
-
-
-def _is_about_the_sweep(word: str) -> bool:
-    return word.lstrip("+~").startswith(("sweep=", "sweep.", "hydra"))

@@ -19,7 +19,7 @@ from pipeline.study import Search, require_sense
 from pipeline.sweep_jobs import SweepJobs
 from pipeline.sweep_report import log_report, print_report, show_preview
 from pipeline.tracking import Recording, record
-from pipeline.tracking.sweeps import FOLDER, children, find_sweep
+from pipeline.tracking.sweeps import children, find_sweep
 from pipeline.trials import FAILED, Objective
 
 
@@ -31,39 +31,44 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
         PipelineError: at the end, if a job failed.
     """
     config = multirun.config
+    _objectives(config)
     plan, jobs = _planned(multirun, adaptive=adaptive)
     if config.sweep.preview:
         show_preview(plan, jobs, config, launcher)
         return
-    objectives = _objectives(config)
     resumed, folder = _place(config, multirun)
-    parent_config = _named(config, plan)
-    with (
-        _alone(folder),
-        record(parent_config, folder, run_id=resumed, searched=plan.searched) as parent,
-    ):
-        source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
-        running = SweepJobs(
-            multirun=multirun,
-            launcher=launcher,
-            source=source,
-            runs=children(parent, objectives),
-            folder=folder,
-        )
+    with _alone(folder):
         if resumed:
             plan.require_same(folder)
-            running.catch_up()
         plan.save(folder)
-        parent.log_tags({FOLDER: str(folder)})
-        parent.save_text("manifest.json", plan.text)
-        trials = running.carry_out()
-        log_report(parent, trials, objectives, list(plan.searched))
-        print_report(parent.id, trials, objectives)
-        if failed := sum(trial.state == FAILED for trial in trials):
-            raise PipelineError(
-                f"{failed} of {len(trials)} jobs failed; what each printed is in {folder}; "
-                f"run them again with sweep.resume={parent.id}"
+        with record(_named(config, plan), folder, run_id=resumed, searched=plan.searched) as parent:
+            source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
+            _carry_out(
+                SweepJobs(
+                    multirun=multirun,
+                    launcher=launcher,
+                    source=source,
+                    runs=children(parent, _objectives(config)),
+                    folder=folder,
+                ),
+                plan,
+                resumed=resumed is not None,
             )
+
+
+def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
+    parent, objectives = running.runs.parent, running.runs.objectives
+    parent.save_text("manifest.json", plan.text)
+    if resumed:
+        running.catch_up()
+    trials = running.carry_out()
+    log_report(parent, trials, objectives, list(plan.searched))
+    print_report(parent.id, trials, objectives)
+    if failed := sum(trial.state == FAILED for trial in trials):
+        raise PipelineError(
+            f"{failed} of {len(trials)} jobs failed; what each printed is in {running.folder}; "
+            f"run them again with sweep.resume={parent.id}"
+        )
 
 
 def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]]:

@@ -101,6 +101,10 @@ def finished(swept: Swept) -> dict[int, Run]:
     return {index_of(run): run for run in runs}
 
 
+def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
+    assert min(story.killed_after) < 3 < 8 < max(story.killed_after)
+
+
 def test_no_worker_outlives_a_killed_leader(story: Story) -> None:
     assert len(story.killed_after) == KILLS
     assert story.survivors == []
@@ -175,31 +179,23 @@ if __name__ == "__main__":
 
 def test_two_hundred_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> None:
     (tmp_path / "many.py").write_text(MANY)
-    process = subprocess.Popen(
-        [sys.executable, "many.py"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    me, seen = psutil.Process(process.pid), {}
-    try:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            done = sum(line.startswith("job ") for line in lines)
-            if done in (20, 190):
-                seen.setdefault(done, (me.memory_info().rss, me.num_fds(), len(me.children())))
-        assert process.wait(PATIENCE_S) == 0, "".join(lines[-5:])
-    finally:
-        process.kill()
-    assert sum(" finished " in line for line in lines) == 200
-    early, late = seen[20], seen[190]
-    assert late[0] < 1.1 * early[0]
-    assert late[1] <= early[1] + 1
-    assert late[2] == early[2]
+    command = [sys.executable, "many.py"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) as process:
+        me, lines, seen = psutil.Process(process.pid), [], {}
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if len(lines) in (20, 190):
+                    used = me.memory_info().rss, me.num_fds(), len(me.children())
+                    seen[len(lines)] = used
+            assert process.wait(PATIENCE_S) == 0, "".join(lines[-5:])
+        finally:
+            process.kill()
+    assert sum(" finished " in line for line in lines) == len(lines) == 200
+    (early, *opened), (late, *opened_then) = seen[20], seen[190]
+    assert late < 1.1 * early
+    assert opened_then == opened  # files and processes
 
 
 def test_two_hundred_tasks_need_no_more_memory_than_twenty() -> None:
@@ -209,7 +205,3 @@ def test_two_hundred_tasks_need_no_more_memory_than_twenty() -> None:
         sizes = [me.memory_info().rss for _ in pool.run(work)]
     assert len(sizes) == 200
     assert sizes[-1] < 1.1 * sizes[19]
-
-
-def test_the_moments_of_the_kills_are_spread(story: Story) -> None:
-    assert min(story.killed_after) < 3 < 8 < max(story.killed_after)

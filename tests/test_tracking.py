@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import mlflow
 import numpy as np
 import pytest

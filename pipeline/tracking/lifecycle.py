@@ -24,7 +24,10 @@ from pipeline.params import flatten
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment, without_password
 
-PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"  # tags
+ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
+# Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
+PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
+FOLDER = "sweep.folder"
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,8 @@ def record(
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
-    recording = Recording(id=_open(client, config, run_id), client=client, folder=folder)
+    tags = _place_in_sweep(config, folder, is_parent=searched is not None)
+    recording = Recording(id=_open(client, config, run_id, tags), client=client, folder=folder)
     try:
         _log_origin(recording, config, searched or {})
         yield recording
@@ -67,28 +71,36 @@ def record(
     mlflow.end_run("FINISHED")
 
 
-def _open(client: mlflow.MlflowClient, config: Config, run_id: str | None) -> str:
+def _open(
+    client: mlflow.MlflowClient, config: Config, run_id: str | None, tags: dict[str, str]
+) -> str:
     # Taken out of the environment, which later runs of this process and its workers would heed.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
         run = mlflow.start_run(run_id=run_id)
         if "error" in run.data.tags:
             client.delete_tag(run_id, "error")
-        return run_id
-    if adopted:
+    elif adopted:
         try:
-            run = mlflow.start_run(run_id=adopted)
+            run = mlflow.start_run(run_id=adopted, tags=tags)
         except MlflowException as error:
             raise RequestError(f"MLFLOW_RUN_ID={adopted}: {error.message}; unset it") from error
     else:
-        name, job = config.tracking.experiment or config.choices.dataset, config.sweep.job
         run = mlflow.start_run(
-            experiment_id=experiment(client, name),
+            experiment_id=experiment(client, config.tracking.experiment or config.choices.dataset),
             run_name=config.tracking.run_name,
-            nested=job.parent is not None,  # with Hydra's basic launcher the parent is open here
-            tags={PARENT: job.parent, INDEX: str(job.index)} if job.parent else None,
+            nested=PARENT in tags,  # with Hydra's basic launcher the parent is open here
+            tags=tags,
         )
     return str(run.info.run_id)
+
+
+def _place_in_sweep(config: Config, folder: Path, *, is_parent: bool) -> dict[str, str]:
+    """The tags that make a run a sweep's own or one of its jobs'; set before anything else."""
+    job = config.sweep.job
+    if is_parent:
+        return {FOLDER: str(folder)}
+    return {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
 
 
 def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str]) -> None:
@@ -123,14 +135,15 @@ def _ending(error: BaseException) -> dict[str, str]:
 
 def _as_yaml(config: Config) -> str:
     plain = asdict(config)
-    if plain["tracking"]["uri"]:
-        plain["tracking"]["uri"] = without_password(plain["tracking"]["uri"])
+    for group, key in ADDRESSES:
+        if plain[group][key]:
+            plain[group][key] = without_password(plain[group][key])
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _command() -> str:
-    # An address may carry a password.
-    words = [word for word in sys.orig_argv[1:] if "tracking.uri=" not in word]
+    secret = tuple(f"{group}.{key}=" for group, key in ADDRESSES)
+    words = [word for word in sys.orig_argv[1:] if not word.startswith(secret)]
     return shlex.join(["python", *words])
 
 

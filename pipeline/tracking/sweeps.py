@@ -12,13 +12,12 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.jobs import Job
-from pipeline.tracking.lifecycle import INDEX, PARENT, PRUNED
+from pipeline.tracking.lifecycle import FOLDER, INDEX, PARENT, PRUNED
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment
 from pipeline.trials import FAILED, FINISHED, KILLED, RUNNING, Objective, Trial
 from pipeline.trials import PRUNED as PRUNED_STATE
 
-FOLDER = "sweep.folder"  # the tag by which a sweep's own run is known
 _STATES = {"FINISHED": FINISHED, "FAILED": FAILED, "KILLED": KILLED}
 _SAMPLE = 50  # earlier runs that a preview's estimate is made from
 
