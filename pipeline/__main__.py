@@ -26,10 +26,11 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from pipeline.arguments import normalise  # noqa: E402
+from pipeline.arguments import addressed, normalise  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.explain import explain  # noqa: E402
+from pipeline.requests import REQUESTS  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
@@ -61,7 +62,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, _stop)
     try:
         verb, words = _split_verb(sys.argv[1:])
-        sys.argv[1:] = normalise(words)
+        sys.argv[1:] = addressed(normalise(words), verb, REQUESTS.get(verb))
         if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
             raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
         _with_hydra(verb)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.errors import RequestError
 
@@ -53,6 +56,40 @@ def normalise(words: list[str]) -> list[str]:
         for position, word in enumerate(words)
         if "=" not in word or latest[_key(word)] == position
     ]
+
+
+def addressed(words: list[str], verb: str, request: type | None) -> list[str]:
+    """The words of a verb with the keys of its `request` as Hydra knows them.
+
+    `runs=a,b` of compare becomes `compare.runs=['a','b']`. What is to be a text is quoted, so that
+    a person may write any path or sentence; null, and what is quoted already, stays.
+    """
+    if request is None:
+        return words
+    hints = get_type_hints(request, include_extras=True)
+    own = {field.name: hints[field.name] for field in fields(request)}
+    known = own | {f"{verb}.{name}": hint for name, hint in own.items()}
+    return [_addressed(word, verb, known) for word in words]
+
+
+def _addressed(word: str, verb: str, known: dict[str, Any]) -> str:
+    key, equals, value = word.partition("=")
+    if key not in known or not equals:
+        return word
+    hint = known[key]
+    if value != "null" and not value.startswith(("'", '"', "[")):
+        if get_origin(hint) is list:
+            value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
+        elif str in (hint, *get_args(hint)):
+            value = quoted(value)
+    return f"{verb}.{key.removeprefix(f'{verb}.')}={value}"
+
+
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's grammar of overrides."""
+    # Backslashes count as escapes before a quote alone.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _refuse_unknown_flags(words: list[str]) -> None:

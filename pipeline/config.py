@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.errors import RequestError
 from pipeline.leaves import GROUPS, Leaf, check_leaf
+from pipeline.requests import Compare, Doctor, Predict, Promote, Reproduce, Rollback
 from pipeline.rules import Count, Positive, Seed, broken_rules, function_in, one_of
 
 Metric = Annotated[str, function_in("pipeline.metrics", "Predictions", "float", "dict[str, float]")]
@@ -190,6 +191,12 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     tracking: Tracking = field(default_factory=Tracking)
     sweep: Sweep = field(default_factory=Sweep)
+    compare: Compare = field(default_factory=Compare)
+    promote: Promote = field(default_factory=Promote)
+    rollback: Rollback = field(default_factory=Rollback)
+    predict: Predict = field(default_factory=Predict)
+    doctor: Doctor = field(default_factory=Doctor)
+    reproduce: Reproduce = field(default_factory=Reproduce)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
     data_dir: str = MISSING

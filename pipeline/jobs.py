@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,13 +185,6 @@ def brief(text: str) -> str:
         return f"{float(text):.4g}" if len(text) > LONG else text
     except ValueError:
         return text
-
-
-def quoted(text: str) -> str:
-    """A text as a value in Hydra's grammar of overrides."""
-    # Backslashes count as escapes before a quote alone.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _checked(composed: DictConfig) -> Config:

@@ -35,24 +35,36 @@ class Launch:
     folder: Path
 
 
+def is_local(launcher: Any) -> bool:
+    """Whether it is the project's own, which takes jobs one by one."""
+    return hasattr(launcher, "threads")
+
+
+def shares(launcher: Any) -> tuple[int, int]:
+    """Worker processes of the local launcher, and threads of each.
+
+    Raises:
+        RequestError: `hydra.launcher.n_jobs` or `threads` is no number of workers or threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = launcher.n_jobs
+    threads = launcher.threads or max(1, (cores or 1) // max(1, workers))
+    if workers < 1 or threads < 1:
+        raise RequestError("hydra.launcher.n_jobs and hydra.launcher.threads: 1 or more")
+    return workers, threads
+
+
 @contextmanager
 def opened(launcher: Any) -> Iterator[Run]:
     """A function that runs jobs and yields each one's end; it asks only for what can start.
 
     A launcher other than `local` takes batches: everything if the jobs are all known `at_once`,
     its `n_jobs` otherwise.
-
-    Raises:
-        RequestError: `hydra.launcher.n_jobs` or `threads` is no number of workers or threads.
     """
-    if not hasattr(launcher, "threads"):
+    if not is_local(launcher):
         yield partial(_in_batches, launcher)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = launcher.n_jobs
-    threads = launcher.threads or max(1, (cores or 1) // max(1, workers))
-    if workers < 1 or threads < 1:
-        raise RequestError("hydra.launcher.n_jobs and hydra.launcher.threads: 1 or more")
+    workers, threads = shares(launcher)
     work = (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
     payload = cloudpickle.dumps(work)
 

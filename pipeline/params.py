@@ -7,8 +7,10 @@ import json
 from dataclasses import asdict
 
 from pipeline.config import Config
+from pipeline.requests import REQUESTS
 
-NOT_PARAMS = ("tracking", "sweep", "choices", "data_dir", "run_id")  # no result depends on these
+# No result depends on these.
+NOT_PARAMS = {"tracking", "sweep", "choices", "data_dir", "run_id", *REQUESTS}
 
 
 def flatten(config: Config) -> dict[str, str]:

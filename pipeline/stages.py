@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config
+from pipeline.console import standard_output
 from pipeline.data import RawData
 from pipeline.ingest import describe, ingest, prepare
 from pipeline.ingest import table as data_table
@@ -15,7 +15,7 @@ from pipeline.ingest import table as data_table
 
 def show_ingested(config: Config, folder: Path) -> None:
     """Fetches, verifies and caches the data set, and shows what is in it."""
-    console = Console(highlight=False)
+    console = standard_output()
     console.print(data_table(describe(_ingest(config))))
 
 
@@ -26,7 +26,7 @@ def show_preprocessed(config: Config, folder: Path) -> None:
     table = Table("split", "images")
     for split in ("train", "val", "test"):
         table.add_row(split, f"{len(getattr(prepared, split)):,}")
-    console = Console(highlight=False)
+    console = standard_output()
     console.print(table)
     console.print("pixel mean", prepared.mean.round(2), "sd", prepared.std.round(2))
     console.print("taken from" if prepared.cached else "cached in", data_dir / name)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import Config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.jobs import Grid, Job, Multirun, Source, grid
+from pipeline.launch import is_local, shares
 from pipeline.manifest import Manifest, manifest
 from pipeline.search_space import corners, distributions
 from pipeline.study import Search, require_sense
@@ -32,6 +33,8 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
     """
     config = multirun.config
     _objectives(config)
+    if is_local(launcher):
+        shares(launcher)
     plan, jobs = _planned(multirun, adaptive=adaptive)
     if config.sweep.preview:
         show_preview(plan, jobs, config, launcher)

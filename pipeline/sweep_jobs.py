@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.arguments import quoted
 from pipeline.errors import PipelineError
-from pipeline.jobs import Job, Multirun, Source, brief, quoted
+from pipeline.jobs import Job, Multirun, Source, brief
 from pipeline.launch import Launch, Run, opened
 from pipeline.sweep_board import Board
 from pipeline.tracking.sweeps import Children

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Config
+from pipeline.console import standard_output
 from pipeline.data import Report
 from pipeline.jobs import Job, brief
 from pipeline.manifest import Manifest
@@ -56,7 +57,7 @@ def print_report(
     console: Console | None = None,
 ) -> None:
     """Prints all jobs, best first and failures last, and a line that scripts read."""
-    console = console or Console(highlight=False)
+    console = console or standard_output()
     best = ranked(trials, objectives)
     console.print(_table(best, trials, objectives))
     values = (
@@ -70,7 +71,7 @@ def print_report(
 
 def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
     """Prints what a sweep would run, how many, and for how long by what earlier runs took."""
-    console = Console(highlight=False)
+    console = standard_output()
     if jobs:
         table = Table("job", *plan.searched)
         for job in jobs:
@@ -107,7 +108,7 @@ def _table(
             *(brief(trial.params.get(key, "")) for key in keys),
             *(_number(value) for value in trial.values),
             f"{trial.seconds:.1f}",
-            f"{state}, kept" if trial.kept else state,
+            f"{state}, model kept" if trial.kept else state,
         )
     if len(trials) > SHOWN:
         table.caption = f"{SHOWN} of {len(trials)} jobs; the artefact trials.csv has all"

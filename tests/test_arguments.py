@@ -1,12 +1,15 @@
 import shlex
+from typing import Any
 
 import pytest
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.arguments import HYDRA_FLAGS, normalise
+from pipeline.arguments import HYDRA_FLAGS, addressed, normalise
 from pipeline.errors import RequestError
+from pipeline.requests import REQUESTS
 
 
 def project(*words: str) -> list[str]:
@@ -110,3 +113,42 @@ def test_whatever_a_shell_can_quote_survives_the_trip_through_overrides(
     wanted.pop("overrides", None)
     words = [f"{key}={value}" for key, value in wanted.items()]
     assert project(f"overrides={shlex.join(words)}") == words
+
+
+def understood(*words: str, verb: str = "predict") -> dict[str, Any]:
+    """What Hydra makes of the words of a verb."""
+    overrides = OverridesParser.create().parse_overrides(
+        addressed(list(words), verb, REQUESTS[verb])
+    )
+    return {override.get_key_element(): override.value() for override in overrides}
+
+
+def test_a_verb_takes_its_own_keys_without_the_name_of_their_group() -> None:
+    words = ("runs=ab12,cd34", "sweep=latest", "compare.top=3", "dataset=digits", "run_id=5")
+    assert understood(*words, verb="compare") == {
+        "compare.runs": ["ab12", "cd34"],
+        "compare.sweep": "latest",
+        "compare.top": 3,
+        "dataset": "digits",
+        "run_id": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["a (1)/*.png", "it's; better, isn't it?", "C:\\photos", "[1].png", "a=b", "{x}", "10"]
+)
+def test_a_text_needs_no_quotes_of_hydras(text: str) -> None:
+    written = text if not text.startswith("[") else f"./{text}"
+    assert understood(f"images={written}") == {"predict.images": written}
+
+
+def test_null_and_what_is_quoted_already_stay() -> None:
+    assert understood("images=null", "output='a b.csv'") == {
+        "predict.images": None,
+        "predict.output": "a b.csv",
+    }
+    assert understood("runs=[a,b]", verb="compare") == {"compare.runs": ["a", "b"]}
+
+
+def test_other_verbs_words_are_left_alone() -> None:
+    assert addressed(["sweep=tpe", "seed=0,1"], "run", None) == ["sweep=tpe", "seed=0,1"]

@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 
+from pipeline.arguments import quoted
 from pipeline.config import register
 from pipeline.errors import RequestError
-from pipeline.jobs import Grid, Job, Multirun, asked_for, grid, quoted, shown
+from pipeline.jobs import Grid, Job, Multirun, asked_for, grid, shown
 from pipeline.trials import FAILED, FINISHED, KILLED, PRUNED, Trial
 
 

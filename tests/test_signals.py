@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -110,13 +109,3 @@ def test_stopped_while_tensorflow_is_imported_nothing_is_recorded(
     assert (process.returncode, out) == (code, "")
     assert err == f"stopped by {number.name}; what was recorded so far is kept\n"
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_ctrl_c_stops_a_whole_group_of_jobs(tmp_path: Path) -> None:
-    process = started("-m", "seed=0,1,2", *ENDLESS, cwd=tmp_path)
-    lines_until("epoch      1/", process.stderr)
-    os.kill(process.pid, signal.SIGINT)
-    ended(process)
-    assert process.returncode == 130
-    _, run = the_run(tmp_path)
-    assert (run.info.status, run.data.params["seed"]) == ("KILLED", "0")

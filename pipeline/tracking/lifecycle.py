@@ -21,6 +21,7 @@ from pipeline import lineage
 from pipeline.config import Config
 from pipeline.errors import Pruned, RequestError
 from pipeline.params import flatten
+from pipeline.requests import REQUESTS
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment, without_password
 
@@ -28,6 +29,7 @@ ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a pas
 # Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
 PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 FOLDER = "sweep.folder"
+ENDING = {"error", "traceback"}  # of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +80,8 @@ def _open(
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
         run = mlflow.start_run(run_id=run_id)
-        if "error" in run.data.tags:
-            client.delete_tag(run_id, "error")
+        for tag in ENDING & run.data.tags.keys():
+            client.delete_tag(run_id, tag)
     elif adopted:
         try:
             run = mlflow.start_run(run_id=adopted, tags=tags)
@@ -134,7 +136,7 @@ def _ending(error: BaseException) -> dict[str, str]:
 
 
 def _as_yaml(config: Config) -> str:
-    plain = asdict(config)
+    plain = {key: value for key, value in asdict(config).items() if key not in REQUESTS}
     for group, key in ADDRESSES:
         if plain[group][key]:
             plain[group][key] = without_password(plain[group][key])

@@ -122,10 +122,14 @@ class Recording:
         import keras  # not above: the parent of a sweep records its run without TensorFlow
 
         keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
+        run = self.client.get_run(self.id)
         # What mlflow.tensorflow.log_model does, but for any run and not the active one alone.
+        entry = self.client.create_logged_model(
+            run.info.experiment_id, name="model", source_run_id=self.id, params=run.data.params
+        )
         logged = Model.log(
             artifact_path=None,
-            name="model",
+            model_id=entry.model_id,
             flavor=mlflow.tensorflow,
             run_id=self.id,
             model=model,

@@ -14,6 +14,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import RequestError, first_line
+from pipeline.storage import replacing
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -34,11 +35,28 @@ def connect(uri: str | None) -> mlflow.MlflowClient:
     try:
         # The client makes a fresh store's tables; several processes at it at once spoil them.
         with _alone(address):
-            client = mlflow.MlflowClient(address)
-            client.search_experiments(max_results=1)
+            _make_whole(address)
+            client = _opened(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
         raise RequestError(f"tracking store {without_password(address)}: {_said(error)}") from error
     return client
+
+
+def _opened(address: str) -> mlflow.MlflowClient:
+    client = mlflow.MlflowClient(address)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _make_whole(address: str) -> None:
+    """Makes a database that is not there yet beside its place: a kill would leave half of it."""
+    if not address.startswith("sqlite:"):
+        return
+    url = sa.make_url(address)
+    path = Path(url.database or ":memory:")
+    if str(path) != ":memory:" and not (path.exists() and path.stat().st_size):
+        with replacing(path) as partial:
+            _opened(url.set(database=str(partial)).render_as_string())
 
 
 def experiment(client: mlflow.MlflowClient, name: str) -> str:

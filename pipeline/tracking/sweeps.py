@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -30,11 +30,13 @@ class Children:
     experiment: str
     experiment_id: str
     objectives: Sequence[Objective]
+    earlier: set[str] = field(default_factory=set)
+    """Ids of the runs that this sweep, now resumed, had made before."""
 
     def trials(self, jobs: Mapping[int, Job]) -> dict[int, Trial]:
         """What became of the jobs that have been started, by index; one that finished stays so."""
         found: dict[int, Trial] = {}
-        for run in self._runs(""):  # oldest first: a later try replaces an earlier one
+        for run in self._runs():  # oldest first: a later try replaces an earlier one
             index = int(run.data.tags[INDEX])
             known = found.get(index)
             if index in jobs and not (known and known.state == FINISHED):
@@ -45,9 +47,10 @@ class Children:
         """What became of a job that has just ended; closes its run if its process could not."""
         runs = list(self._runs(f" AND tags.`{INDEX}` = '{job.index}'"))
         finished = [run for run in runs if run.info.status == "FINISHED"]
-        if not runs:
+        tries = finished or [run for run in runs if run.info.run_id not in self.earlier]
+        if not tries:
             return _without_run(job, len(self.objectives), error or "opened no run")
-        run = (finished or runs)[-1]
+        run = tries[-1]
         if run.info.status == "RUNNING":
             self._close(run, "FAILED", error or "ended without closing its run")
             run = self.parent.client.get_run(run.info.run_id)
@@ -55,15 +58,17 @@ class Children:
 
     def close_orphans(self) -> None:
         """Marks as KILLED what a killed sweep left running; the caller holds the sweep's lock."""
-        for run in self._runs(" AND attributes.status = 'RUNNING'"):
-            self._close(run, "KILLED", "its process is gone")
+        for run in self._runs():
+            self.earlier.add(run.info.run_id)
+            if run.info.status == "RUNNING":
+                self._close(run, "KILLED", "its process is gone")
 
     def _close(self, run: Run, status: str, error: str) -> None:
         if "error" not in run.data.tags:
             self.parent.client.set_tag(run.info.run_id, "error", error)
         self.parent.client.set_terminated(run.info.run_id, status)
 
-    def _runs(self, condition: str) -> Iterator[Run]:
+    def _runs(self, condition: str = "") -> Iterator[Run]:
         where = f"tags.`{PARENT}` = '{self.parent.id}'{condition}"
         token = None
         while True:

@@ -1,0 +1,116 @@
+"""What the verbs that act on recorded runs are asked for: a group of the configuration each.
+
+On the command line of its own verb a key may stand without the group's name, and texts need no
+quotes of Hydra's: `compare runs=a,b top=5` is `compare compare.runs=[a,b] compare.top=5`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from pipeline.rules import Count, Positive, Share, one_of
+
+
+@dataclass
+class Compare:
+    """Which runs to set side by side, and by what."""
+
+    runs: list[str] = MISSING
+    """Ids of the runs, or the first characters of each; none takes those of `sweep`, else `top`."""
+    sweep: str | None = MISSING
+    """Id of a sweep whose jobs to compare, or `latest`."""
+    top: Count = MISSING
+    """How many of the experiment's best finished runs, where neither runs nor a sweep is named."""
+    metric: str = MISSING
+    """Metric that ranks the runs."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = MISSING
+    """Coverage of the bootstrap confidence intervals."""
+    resamples: Annotated[int, Field(ge=100)] = MISSING
+    """Bootstrap resamples."""
+    format: Annotated[str, one_of("table", "json")] = MISSING
+    """How to print: a table for people or JSON for scripts."""
+
+
+@dataclass
+class Promote:
+    """What a run must reach to become the champion; null leaves a gate out."""
+
+    min_test_accuracy: Share | None = MISSING
+    """Least accuracy on the test split."""
+    min_class_recall: Share | None = MISSING
+    """Least recall of the worst class on the test split."""
+    max_ece: Share | None = MISSING
+    """Highest expected calibration error on the test split."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
+    """The champion is worse than the present one if a paired test of the test images says so at
+    this level."""
+    max_model_mb: Positive | None = MISSING
+    """Highest size of the saved model, MB."""
+    max_latency_ms: Positive | None = MISSING
+    """Highest median time to predict one image, ms."""
+    challenger: bool = MISSING
+    """Give a refused model the alias `challenger`."""
+    force: bool = MISSING
+    """Promote whatever the gates say; needs a reason."""
+    reason: str | None = MISSING
+    """Why, for the ledger."""
+
+
+@dataclass
+class Rollback:
+    """Which version to go back to."""
+
+    to: Count | None = MISSING
+    """Version of the registered model; null takes the one with the alias `previous`."""
+    reason: str | None = MISSING
+    """Why, for the ledger."""
+
+
+@dataclass
+class Predict:
+    """Which images to classify by which model, and where the answers go."""
+
+    model_uri: str | None = MISSING
+    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
+    images: str | None = MISSING
+    """A file, a folder (searched through) or a pattern; `.npy` files hold arrays of images."""
+    output: str = MISSING
+    """File for the answers; its ending says how: .csv, .parquet or .json (a line an image)."""
+    invert: Annotated[str, one_of("auto", "yes", "no")] = MISSING
+    """Whether to invert brightness: `auto` where an image's border is bright and the model's
+    training images have a dark one."""
+    batch_size: Count = MISSING
+    """Images predicted at once."""
+    contact_sheet: str | None = MISSING
+    """PNG file for a page of the images with their classes."""
+
+
+@dataclass
+class Doctor:
+    """What to do about what is found."""
+
+    fix: bool = MISSING
+    """Mark runs whose process is gone as KILLED."""
+
+
+@dataclass
+class Reproduce:
+    """How alike the metrics of a rerun must be."""
+
+    tolerance: Annotated[float, Field(ge=0)] = MISSING
+    """Largest difference of a metric that still counts as reproduced."""
+
+
+REQUESTS: dict[str, type] = {
+    "compare": Compare,
+    "promote": Promote,
+    "rollback": Rollback,
+    "predict": Predict,
+    "doctor": Doctor,
+    "reproduce": Reproduce,
+}
+"""By verb, which is also the name of its group."""
