@@ -50,7 +50,7 @@ check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup-dev ## how fast it is beside what people would use instead (a quiet machine, half an hour)
+bench: setup-dev ## how fast it is beside what people would use instead (a quiet machine, an hour)
 	@$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
 	@$(BIN)/python -m benchmarks.training --model mlp
@@ -60,6 +60,7 @@ bench: setup-dev ## how fast it is beside what people would use instead (a quiet
 	@$(BIN)/python -m benchmarks.determinism
 	@$(BIN)/python -m benchmarks.inference
 	@$(BIN)/python -m benchmarks.scaling
+	@$(BIN)/python -m benchmarks.sweeps
 
 format: setup-dev ## let the formatter and linter mend what they can
 	@$(BIN)/ruff check --fix --quiet . || true

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
 import signal
@@ -62,6 +61,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
         return
     done, passed = threading.Event(), list[str]()
     process, started = psutil.Process(), time.monotonic()
+    main = threading.get_ident()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise PipelineError(passed[0])
@@ -74,7 +74,8 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
             elif memory_mb is not None and used_mb > memory_mb:
                 passed.append(f"needs {used_mb:,.0f} MB, above sweep.memory_mb={memory_mb:g}")
         if passed:
-            _thread.interrupt_main(signal.SIGALRM)
+            # A real signal, which unlike _thread.interrupt_main ends a wait in the system too.
+            signal.pthread_kill(main, signal.SIGALRM)
             if not done.wait(GRACE_S):
                 log.error("%s, and does not end by itself", passed[0])
                 os._exit(PipelineError.exit_code)
