@@ -82,12 +82,12 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
     split = next((name for name in SPLITS if name in predictions), None)
     return _template().render(
         facts=facts,
-        choices=config.choices,
+        choices=vars(config.choices),
         scores=[score(predictions[name], SPLITS[name]) for name in SPLITS if name in predictions],
         groups=_groups(config),
         origins=_origins(facts),
         charts=curves(facts.history, facts.metrics.get("train/best_epoch")),
-        weights=data_uri(smaller(facts.weights), "png") if facts.weights else None,
+        weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
         shown=_shown(predictions[split], SPLITS[split]) if split else None,
     )
 
@@ -139,12 +139,10 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
 
 def _groups(config: Config) -> dict[str, dict[str, str]]:
     """What the result depends on, by group of the configuration; keys without a group first."""
-    groups: dict[str, dict[str, str]] = {"": {}}
+    groups: dict[str, dict[str, str]] = {group: {} for group in ("", *vars(config.choices))}
     for key, value in flatten(config).items():
         group, _, name = key.rpartition(".")
-        groups.setdefault(group, {})[name] = value
-    for group in vars(config.choices):
-        groups.setdefault(group, {})
+        groups[group][name] = value
     return groups
 
 

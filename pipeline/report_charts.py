@@ -148,14 +148,16 @@ def _curve(
 def _scale(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Scale:
     from matplotlib.ticker import MaxNLocator  # its choice of round numbers
 
-    ticks: Array = MaxNLocator(6, integer=whole).tick_values(min(values), max(values))
+    ticks: Array = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(
+        min(values), max(values)
+    )
     low, high = (min(values), max(values)) if whole else (ticks[0], ticks[-1])
     return Scale(
         low=float(low),
         high=float(high),
         start=start,
         end=end,
-        ticks=tuple((float(tick), f"{tick:g}") for tick in ticks.round(10) if low <= tick <= high),
+        ticks=tuple((float(tick), f"{tick:g}") for tick in ticks if low <= tick <= high),
     )
 
 

@@ -16,9 +16,9 @@ FEWEST_A_CELL = 4  # rather than fewer, smaller
 MISTAKES = 24
 CONFUSIONS = 8
 SIDES = (64, 32, 16)  # pixels of a thumbnail's longer side, at most
-BUDGET = 2_500_000  # bytes of all thumbnails before compression
+BUDGET = 2_500_000  # bytes of all thumbnails before compression, if the smallest fit
 SHOWN = 60  # pixels on the screen, about
-WEIGHTS_WIDTH, WEIGHTS_COLOURS = 1100, 32
+WEIGHTS_WIDTH = 1100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +106,10 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def smaller(png: bytes) -> bytes:
-    """A picture with fewer pixels and colours: that of many weights is as large as noise is."""
+    """A picture as a JPEG of fewer pixels: as PNG, many weights are as large as noise is."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((WEIGHTS_WIDTH, WEIGHTS_WIDTH))
-    return _encoded(picture.quantize(WEIGHTS_COLOURS, dither=Image.Dither.NONE), "png")
+    return _encoded(picture, "jpeg")
 
 
 def _room(shape: tuple[int, ...], counts: Array) -> tuple[int, int]:
@@ -218,5 +218,6 @@ def _thumbnails(images: Array, chosen: Array, side: int) -> Array:
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 85, "method": 2} if kind == "webp" else {}))
+    options = {"png": {}, "webp": {"quality": 85, "method": 2}, "jpeg": {"quality": 85}}
+    picture.save(buffer, kind, **options[kind])
     return buffer.getvalue()

@@ -25,6 +25,13 @@ def test_both_splits_share_one_scale_and_epochs_are_whole() -> None:
     assert chart.mark == chart.x.place(2)
 
 
+def test_the_lowest_and_the_highest_tick_are_labelled() -> None:
+    [chart] = curves({"train/loss": {1: 0.59, 2: 0.31}}, None)
+    assert [label for _, label in chart.y.ticks] == [
+        *("0.3", "0.35", "0.4", "0.45", "0.5", "0.55", "0.6"),
+    ]
+
+
 def test_accuracy_stands_before_loss_and_other_metrics_have_no_curve() -> None:
     history = {"val/loss": {1: 1.0}, "train/learning_rate": {1: 0.1}, "train/accuracy": {1: 0.5}}
     assert [chart.title for chart in curves(history, None)] == ["accuracy", "loss"]
