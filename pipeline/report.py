@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import lazy_loader
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config import Config
@@ -20,6 +21,8 @@ from pipeline.metrics import accuracy, class_scores, ece, macro_f1
 from pipeline.params import flatten
 from pipeline.report_charts import curves, reliability
 from pipeline.report_images import confusion, data_uri, smaller
+
+scipy = lazy_loader.load("scipy")
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONFIDENCE = 0.95  # coverage of the intervals of accuracies
@@ -37,6 +40,7 @@ ORIGINS = (
             "host": "hardware.host",
         },
     ),
+    ("Sweep", {"its run": "mlflow.parentRunId", "job": "sweep.index"}),
 )
 VERSION = "version."
 
@@ -94,10 +98,8 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
 
 def score(predictions: Predictions, split: str) -> Score:
     """Accuracy with its 95 % interval (Wilson, "Probable inference", JASA 1927, p. 209)."""
-    from scipy.stats import binomtest  # takes a while to import
-
     right, images = int(predictions.correct.sum()), len(predictions.labels)
-    interval = binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
     return Score(
         split=split,
         value=accuracy(predictions),

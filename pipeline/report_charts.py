@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data import Array, Predictions
+from pipeline.data import Predictions
 from pipeline.metrics import calibration
 
 WIDTH, HEIGHT = 440, 270  # of the drawing, in its own units
@@ -148,9 +148,7 @@ def _curve(
 def _scale(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Scale:
     from matplotlib.ticker import MaxNLocator  # its choice of round numbers
 
-    ticks: Array = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(
-        min(values), max(values)
-    )
+    ticks = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(min(values), max(values))
     low, high = (min(values), max(values)) if whole else (ticks[0], ticks[-1])
     return Scale(
         low=float(low),

@@ -181,6 +181,13 @@ def test_the_lineage_names_code_with_its_changes_data_machine_and_versions(page:
         assert text in shown
 
 
+def test_the_lineage_of_a_job_names_its_sweep(config: Config, page: Page) -> None:
+    job = facts(tags={"mlflow.parentRunId": "fedcba", "sweep.index": "4"})
+    shown = Page(html(job, config, {})).text("section", id="lineage")
+    assert "Sweep its runfedcbajob4" in shown
+    assert "Sweep" not in page.text("section", id="lineage")
+
+
 def test_a_curve_has_one_line_for_each_split_and_marks_the_best_epoch(page: Page) -> None:
     training = page.text("section", id="training")
     assert "training validation best epoch" in training
