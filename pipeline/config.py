@@ -85,6 +85,8 @@ class Evaluate:
     """Functions of `pipeline/plots.py` that draw predictions, logged as `plots/<name>.png`."""
     batch_size: Count = MISSING
     """Images predicted at once; changes speed and memory only."""
+    report: bool = MISSING
+    """Write `report.html`, a page that shows all of the run."""
 
 
 @dataclass
@@ -202,7 +204,7 @@ class Config:
     data_dir: str = MISSING
     """Folder of the data cache."""
     run_id: str | None = MISSING
-    """The MLflow run that `evaluate` evaluates; `latest` is the newest finished one."""
+    """The MLflow run that `evaluate` and `report` take; `latest` is the newest finished one."""
     choices: Choices = field(default_factory=Choices)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline import metrics, plots
-from pipeline.data import Array, Fitted, Predictions, Report
+from pipeline.data import Array, Fitted, Predictions, Prepared, Report, Split
 
 
 def evaluate(
@@ -30,6 +30,13 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
     return Report(
         metrics={"time/images_per_s": fitted.images_per_s} | best,
         figures={name: getattr(plots, name)(fitted) for name in plot_names},
+    )
+
+
+def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
+    """Probabilities f32[N,K] that a model gave for the images of a split, with what is true."""
+    return Predictions(
+        images=split.images, labels=split.labels, probs=probs, class_names=prepared.class_names
     )
 
 

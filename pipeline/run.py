@@ -11,15 +11,16 @@ from pipeline.callbacks import EpochListener
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared, Split
 from pipeline.errors import RequestError
-from pipeline.evaluate import draw_training, evaluate, stored
+from pipeline.evaluate import answers, draw_training, evaluate, stored
 from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
 from pipeline.metrics import accuracy
+from pipeline.reporting import save_report
 from pipeline.summary import summarise
 from pipeline.tracking import Recording, find_run, record, reopen
 from pipeline.train import build_model, train
 
-Accuracies = dict[str, float]  # by split
+Found = dict[str, Predictions]  # by split
 
 
 def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
@@ -38,10 +39,11 @@ def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
             fitted = train(model, prepared, config, folder, listeners)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            accuracies = _evaluate(model, prepared, config, recording)
+            found = _evaluate(model, prepared, config, recording)
         with recording.stage("save"):
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
-    print(_result(recording.id, accuracies, uri), flush=True)
+        save_report(recording, config, found)
+    print(_result(recording.id, found, uri), flush=True)
 
 
 def train_only(config: Config, folder: Path) -> None:
@@ -72,12 +74,13 @@ def complete(
     """Evaluates a trained model and adds what it finds to its run; saves it if it has no URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
-        accuracies = _evaluate(model, prepared, config, recording)
+        found = _evaluate(model, prepared, config, recording)
     if uri is None:
         with recording.stage("save"):
             uri = recording.log_model(model, prepared)
+    save_report(recording, config, found)
     recording.upload()
-    print(_result(recording.id, accuracies, uri), flush=True)
+    print(_result(recording.id, found, uri), flush=True)
 
 
 def _load_data(config: Config, recording: Recording) -> Prepared:
@@ -94,27 +97,22 @@ def _load_data(config: Config, recording: Recording) -> Prepared:
 
 def _evaluate(
     model: keras.Model, prepared: Prepared, config: Config, recording: Recording
-) -> Accuracies:
+) -> Found:
     settings = config.evaluate
     splits: dict[str, Split] = {"val": prepared.val} if len(prepared.val) else {}
     if settings.test:
         splits["test"] = prepared.test
     predictions = {
-        name: Predictions(
-            images=split.images,
-            labels=split.labels,
-            probs=predict(model, split.images, batch_size=settings.batch_size),
-            class_names=prepared.class_names,
-        )
+        name: answers(split, predict(model, split.images, batch_size=settings.batch_size), prepared)
         for name, split in splits.items()
     }
     recording.save_arrays("predictions", stored(predictions))
     if settings.test:
         recording.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
-    return {split: accuracy(values) for split, values in predictions.items()}
+    return predictions
 
 
-def _result(run_id: str, accuracies: Accuracies, model_uri: str | None) -> str:
+def _result(run_id: str, found: Found, model_uri: str | None) -> str:
     """The line that scripts read; `nan` stands for what was not evaluated."""
-    val, test = (accuracies.get(split, float("nan")) for split in ("val", "test"))
+    val, test = (accuracy(found[s]) if s in found else float("nan") for s in ("val", "test"))
     return f"run_id={run_id} val_accuracy={val:.4f} test_accuracy={test:.4f} model_uri={model_uri}"

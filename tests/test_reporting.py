@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from commands import configured, inside
+
+from pipeline.errors import RequestError
+from pipeline.reporting import report_recorded, save_report
+from pipeline.run import evaluate_recorded, run, train_only
+from pipeline.tracking import Recording
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose test images were not looked at, as `train` leaves it."""
+
+    folder: Path
+    run_id: str
+    page: str
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    def artifact(self, name: str) -> Path:
+        uri = str(self.client.get_run(self.run_id).info.artifact_uri)
+        return Path(uri.removeprefix("file://"), name)
+
+
+def newest(folder: Path) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    known = client.get_experiment_by_name("digits")
+    return client.search_runs([known.experiment_id])[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("reported")
+    with inside(folder):
+        train_only(configured(*SMALL), folder / "outputs")
+    made = Trained(folder=folder, run_id=newest(folder).info.run_id, page="")
+    return Trained(
+        folder=folder, run_id=made.run_id, page=made.artifact("report.html").read_text("utf-8")
+    )
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)"', page)
+
+
+ALL = ["training", "classes", "confusion", "mistakes", "calibration", "weights"]
+ALL += ["configuration", "lineage"]
+
+
+def test_a_run_has_a_report_of_all_that_it_is_about_to_end_with(trained: Trained) -> None:
+    assert sections(trained.page) == ALL
+    found = trained.client.get_run(trained.run_id)
+    assert found.info.run_name in trained.page
+    assert found.data.tags["data.fingerprint"] in trained.page
+    assert '<span class="status finished">' in trained.page
+    assert "validation, epoch 2:" in trained.page
+    assert "The test images were not looked at" in trained.page
+    assert found.data.metrics["time/report_s"] > 0
+
+
+def test_evaluate_refreshes_the_report(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(trained.folder):
+        config = configured("dataset=digits", f"run_id={trained.run_id}")
+        evaluate_recorded(config, trained.folder / "evaluated")
+    page = trained.artifact("report.html").read_text("utf-8")
+    accuracy = trained.client.get_run(trained.run_id).data.metrics["test/accuracy"]
+    assert f"{100 * accuracy:.2f}\N{NO-BREAK SPACE}%" in page
+    assert sections(page) == ALL
+    assert "not looked at" not in page
+
+
+def test_the_verb_builds_the_same_page_from_what_was_recorded(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(trained.folder):
+        config = configured("dataset=digits", "run_id=latest")
+        report_recorded(config, trained.folder / "again")
+    written = trained.folder / "again" / "report.html"
+    assert capsys.readouterr().out == f"{written}\n"
+    again, recorded = written.read_text("utf-8"), trained.artifact("report.html").read_text("utf-8")
+
+    def without_times(page: str) -> str:
+        # and without the settings of `evaluate`, which are not those that the run began with
+        page = re.sub(r'<p class="stages.*?</p>|<dt>duration.*?</dd>', "", page)
+        return re.sub(r"<h3>evaluate.*?</dl>", "", page, flags=re.DOTALL)
+
+    assert without_times(again) == without_times(recorded)
+
+
+@pytest.mark.parametrize("run_id", ["null", "0123456789abcdef0123456789abcdef"])
+def test_the_verb_refuses_a_run_that_is_not_there(run_id: str, trained: Trained) -> None:
+    with inside(trained.folder), pytest.raises(RequestError, match="run_id"):
+        report_recorded(configured("dataset=digits", f"run_id={run_id}"), trained.folder / "none")
+
+
+def test_the_verb_refuses_other_data_than_the_run_had(trained: Trained) -> None:
+    trained.client.set_tag(trained.run_id, "data.fingerprint", "f" * 64)
+    with inside(trained.folder), pytest.raises(RequestError, match="not what the run used"):
+        config = configured("dataset=digits", f"run_id={trained.run_id}")
+        report_recorded(config, trained.folder / "other")
+
+
+def test_a_run_that_wants_no_report_and_no_picture_of_weights_gets_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(tmp_path):
+        run(configured(*SMALL, "evaluate.report=false"), tmp_path / "outputs")
+    assert not (tmp_path / "outputs" / "artifacts" / "report.html").exists()
+    assert "time/report_s" not in newest(tmp_path).data.metrics
+
+
+@pytest.mark.parametrize(("keep", "written"), [("false", False), ("true", True)])
+def test_of_a_sweep_only_the_kept_have_a_report(
+    keep: str, written: bool, trained: Trained, tmp_path: Path
+) -> None:
+    job = configured("dataset=digits", "sweep.job.parent=p", f"sweep.job.keep={keep}")
+    recording = Recording(id=trained.run_id, client=trained.client, folder=tmp_path)
+    save_report(recording, job, {})
+    assert (tmp_path / "artifacts" / "report.html").exists() is written
