@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -12,7 +10,6 @@ import pytest
 from commands import configured
 
 from pipeline import checks, datasets, lineage
-from pipeline.cache import load_or_build
 from pipeline.config import Config
 from pipeline.findings import Finding
 from pipeline.ingest import ingest
@@ -71,9 +68,7 @@ def test_more_threads_than_cores_are_warned_of(environment: dict[str, str], stat
 
 
 @pytest.mark.parametrize(("gb", "state"), [(1, "warning"), (9, "ok")])
-def test_little_memory_is_warned_of(
-    gb: int, state: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_little_memory_is_warned_of(gb: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = namedtuple("Memory", "total available")(16e9, gb * 1e9)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert one(checks.hardware()).state == state
@@ -152,9 +147,11 @@ def test_where_a_data_set_that_is_not_cached_would_come_from(
     files = tmp_path / "files"
     files.mkdir()
     known = datasets.FASHION_MNIST
-    monkeypatch.setattr(datasets, "FASHION_MNIST", checks.IdxDataset(
-        checksums=known.checksums, mirrors=(), system_folder=files
-    ))
+    monkeypatch.setattr(
+        datasets,
+        "FASHION_MNIST",
+        checks.IdxDataset(checksums=known.checksums, mirrors=(), system_folder=files),
+    )
     assert fashion(tmp_path).state == "warning"  # it would be downloaded
     assert fashion(tmp_path, "dataset.download=false").state == "problem"
     assert fashion(tmp_path, f"dataset.folder={files}").state == "problem"
@@ -164,9 +161,7 @@ def test_where_a_data_set_that_is_not_cached_would_come_from(
     assert fashion(tmp_path, f"dataset.folder={files}").state == "ok"
 
 
-@pytest.mark.parametrize(
-    ("free_gb", "state"), [(100, "ok"), (2, "warning"), (0.1, "problem")]
-)
+@pytest.mark.parametrize(("free_gb", "state"), [(100, "ok"), (2, "warning"), (0.1, "problem")])
 def test_free_space_is_judged(
     free_gb: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,19 +174,3 @@ def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
     found = one(checks.disk(Path("/proc/self/data")))
     assert found.state == "problem"
     assert "cannot be written" in found.says
-
-
-def test_the_probe_finds_that_this_tensorflow_computes() -> None:
-    done = subprocess.run([sys.executable, "-m", "pipeline.probe"], capture_output=True, text=True)
-    assert '"version": "2.' in done.stdout
-
-
-def test_a_cache_entry_that_is_sound_has_no_damage(tmp_path: Path) -> None:
-    from pipeline.cache import damage
-
-    load_or_build(tmp_path / "entry", lambda: ({}, {}))
-    assert damage(tmp_path / "entry") is None
-    (tmp_path / "entry" / "entry.json").write_text("{")
-    assert damage(tmp_path / "entry") is not None
-    with pytest.raises(FileNotFoundError):
-        damage(tmp_path / "nothing")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,8 +35,6 @@ def another_process() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
         [sys.executable, "-c", said], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        import json
-
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
     finally:

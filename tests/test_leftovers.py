@@ -53,9 +53,7 @@ def test_of_a_day_on_which_all_may_go_one_pattern_is_enough_and_the_shell_finds_
     made = {checkpoint(f"outputs/a day/{n}"): MODEL for n in range(3)}
     made |= {checkpoint("outputs/later/1"): MODEL, checkpoint("outputs/later/2"): RESUMABLE}
     spare, _ = found(made)
-    assert spare.mend == (
-        "rm -r -- 'outputs/a day/'*/checkpoints outputs/later/1/checkpoints"
-    )
+    assert spare.mend == ("rm -r -- 'outputs/a day/'*/checkpoints outputs/later/1/checkpoints")
     subprocess.run(["sh", "-c", spare.mend], check=True)
     assert [str(path) for path in Path("outputs").glob("*/*/checkpoints")] == [
         "outputs/later/2/checkpoints"

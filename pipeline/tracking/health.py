@@ -21,7 +21,7 @@ from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before i
 
 from pipeline.errors import first_line, one_line
 from pipeline.findings import Finding, ok, problem, warning
-from pipeline.tracking.store import DEFAULT_URI, without_password
+from pipeline.tracking.store import DEFAULT_URI, try_to_write, without_password
 
 ANSWER_S = 8.0  # for a server or database to answer at all
 BUSY_S = 2.0  # for another process to end its writing to an SQLite file
@@ -57,7 +57,7 @@ def _kind(address: str) -> Callable[[str], Store] | None:
         return _server
     if "://" not in address or address.startswith(("file:", "databricks")):
         return None
-    return _sqlite if address.startswith("sqlite:") else _database
+    return _sqlite if address.startswith(("sqlite:", "sqlite+")) else _database
 
 
 def _guarded(look: Callable[[str], Store], address: str) -> Store:
@@ -119,7 +119,7 @@ def _sqlite(address: str) -> Store:
 def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
     try:
         with engine.connect() as connection:
-            connection.execute(sa.text("BEGIN IMMEDIATE"))
+            try_to_write(connection)
     except sa.exc.OperationalError as error:
         if "locked" not in str(error.orig):
             mend = f"chmod u+w {path} and its folder, {ELSEWHERE}"
