@@ -42,7 +42,14 @@ VERBS = {
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
     "report": ("pipeline.reporting:report_recorded", "build report.html of run_id=<id> or latest"),
+    "doctor": (
+        "pipeline.doctor:examine",
+        "say what is broken here and how to mend it",
+    ),
 }
+# Has to work where nothing can be written; other verbs leave their log in a folder of their own.
+FOLDERLESS = "doctor"
+NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
 TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
 
 log = logging.getLogger("pipeline")
@@ -63,7 +70,8 @@ def main() -> int:
         signal.signal(signal.SIGINT, _stop)
     try:
         verb, words = _split_verb(sys.argv[1:])
-        sys.argv[1:] = addressed(normalise(words), verb, REQUESTS.get(verb))
+        given = addressed(normalise(words), verb, REQUESTS.get(verb))
+        sys.argv[1:] = [*NO_FOLDER, *given] if verb == FOLDERLESS else given
         if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
             raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
         _with_hydra(verb)
@@ -114,15 +122,17 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     config = validate(composed)
     target = VERBS[verb][0] if config.sweep.job.parent is None else TRIAL
     module, _, name = target.partition(":")
+    messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"
     try:
-        with _native_messages_to(folder / "tensorflow.log"):
+        with _native_messages_to(messages):
             implementation = importlib.import_module(module)
         getattr(implementation, name)(config, folder)
     except RequestError:
         raise
     except Exception as error:
         log.debug("%s failed", verb, exc_info=True)
-        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
+        story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
+        raise PipelineError(f"{explain(error)}{story}") from error
 
 
 @contextmanager

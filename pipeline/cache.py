@@ -70,6 +70,19 @@ def load_or_build(folder: Path, build: Callable[[], Content]) -> Entry:
         return _load(folder, cached=False)
 
 
+def damage(folder: Path) -> str | None:
+    """Why the entry at `folder` cannot be trusted; None if all of it is as it was written.
+
+    Raises:
+        FileNotFoundError: there is no entry.
+    """
+    try:
+        _load(folder, cached=True)
+    except _Damaged as reason:
+        return str(reason)
+    return None
+
+
 def key(**parts: Any) -> str:
     """A short name (16 hex digits) for the JSON-able values that determine an entry."""
     return _digest(parts)[:16]

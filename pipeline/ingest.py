@@ -32,8 +32,7 @@ def ingest(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> RawData:
         RequestError: no source has it, a file is damaged, or the content is not a data set.
         OSError: the cache cannot be written; names the file.
     """
-    content = {key: value for key, value in dataset.items() if key not in _PLACES}
-    folder = data_dir / name / f"raw-{cache.key(**content)}"
+    folder = raw_folder(dataset, name=name, data_dir=data_dir)
     entry = cache.load_or_build(folder, lambda: _fetched(dataset, name))
     return RawData(
         train=_split(entry.arrays, "train"),
@@ -42,6 +41,12 @@ def ingest(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> RawData:
         source=entry.meta["source"],
         cached=entry.cached,
     )
+
+
+def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path:
+    """Where the cache has, or would have, the data set of a checked leaf."""
+    content = {key: value for key, value in dataset.items() if key not in _PLACES}
+    return data_dir / name / f"raw-{cache.key(**content)}"
 
 
 def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Path) -> Prepared:

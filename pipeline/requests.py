@@ -95,6 +95,8 @@ class Doctor:
 
     fix: bool = MISSING
     """Mark runs whose process is gone as KILLED."""
+    format: Annotated[str, one_of("table", "json")] = MISSING
+    """How to print: a table for people or JSON for scripts."""
 
 
 @dataclass

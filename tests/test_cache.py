@@ -140,3 +140,12 @@ def test_processes_that_ask_at_once_get_one_build(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert sorted([reports.get() for _ in range(5)], key=str) == [0.0, 0.0, 0.0, 0.0, "built"]
     assert reports.empty()
+
+
+def test_what_is_wrong_with_an_entry_is_said(tmp_path: Path) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    assert cache.damage(tmp_path / "entry") is None
+    (tmp_path / "entry" / "a.npy").write_bytes(b"something else")
+    assert cache.damage(tmp_path / "entry") == "a.npy was changed"
+    with pytest.raises(FileNotFoundError):
+        cache.damage(tmp_path / "nothing")

@@ -261,6 +261,13 @@ def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_database_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    sqlite3.connect(path).execute("create table experiments (mine text)").connection.close()
+    with pytest.raises(RequestError, match="readonly database"):
+        connect(f"sqlite:///file:{path}?mode=ro&uri=true")  # root may write to any file
+
+
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("my notes, " * 100)

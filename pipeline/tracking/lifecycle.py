@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlflow
 import yaml
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline import lineage
@@ -22,6 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import Pruned, RequestError
 from pipeline.params import flatten
 from pipeline.requests import REQUESTS
+from pipeline.tracking.heartbeat import beating, fell_silent, signs
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment, without_password
 
@@ -29,6 +31,8 @@ ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a pas
 # Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
 PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 FOLDER = "sweep.folder"
+RUN_FOLDER = "folder"  # tag of a run: where its log and checkpoints lie
+GONE = "its process is gone"  # the error of a run that was left RUNNING
 ENDING = {"error", "traceback"}  # of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
@@ -56,13 +60,28 @@ def record(
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
-    tags = _place_in_sweep(config, folder, is_parent=searched is not None)
+    tags = _place_in_sweep(config, folder, is_parent=searched is not None) | signs()
     recording = Recording(id=_open(client, config, run_id, tags), client=client, folder=folder)
-    try:
+    with beating(client, recording.id), _closed_as_it_ends(recording):
         _log_origin(recording, config, searched or {})
         yield recording
         recording.seconds["total"] = time.perf_counter() - started
         recording.upload()
+
+
+def close(client: mlflow.MlflowClient, run: Run, status: str, error: str) -> None:
+    """Closes a run whose process could not; one that fell silent ended with its last heartbeat."""
+    if "error" not in run.data.tags:
+        client.set_tag(run.info.run_id, "error", error)
+    beat = fell_silent(run.data.tags)
+    ended = max(int(beat.timestamp() * 1000), run.info.start_time) if beat else None
+    client.set_terminated(run.info.run_id, status, ended)
+
+
+@contextmanager
+def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         with _at_least_tried():
             recording.log_tags(_ending(error))
@@ -79,7 +98,7 @@ def _open(
     # Taken out of the environment, which later runs of this process and its workers would heed.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
-        run = mlflow.start_run(run_id=run_id)
+        run = mlflow.start_run(run_id=run_id, tags=tags)
         for tag in ENDING & run.data.tags.keys():
             client.delete_tag(run_id, tag)
     elif adopted:
@@ -98,11 +117,12 @@ def _open(
 
 
 def _place_in_sweep(config: Config, folder: Path, *, is_parent: bool) -> dict[str, str]:
-    """The tags that make a run a sweep's own or one of its jobs'; set before anything else."""
+    """The tags by which a run, a sweep's own or one of its jobs' is found; set before all else."""
     job = config.sweep.job
     if is_parent:
         return {FOLDER: str(folder)}
-    return {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
+    place = {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
+    return {RUN_FOLDER: str(folder.absolute())} | place
 
 
 def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str]) -> None:

@@ -101,14 +101,27 @@ def _require_answer(uri: str) -> None:
             engine = sa.create_engine(uri)
             with engine.connect() as connection:
                 if engine.dialect.name == "sqlite":
-                    # Only asking to write tells a read-only file or folder.
-                    connection.execute(sa.text("BEGIN IMMEDIATE"))
+                    try_to_write(connection)
             engine.dispose()
     except (requests.RequestException, sa.exc.SQLAlchemyError, ImportError) as error:
         raise RequestError(
             f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; "
             f"start it, or choose another with tracking.uri=… (default {DEFAULT_URI})"
         ) from error
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Writes to an SQLite file what is there already, and takes it back.
+
+    Only this tells a read-only file or folder: `BEGIN IMMEDIATE` is content with reading one.
+
+    Raises:
+        OperationalError: it cannot be written, or another process is writing.
+    """
+    connection.execute(sa.text("BEGIN IMMEDIATE"))
+    version = connection.execute(sa.text("PRAGMA user_version")).scalar_one()
+    connection.execute(sa.text(f"PRAGMA user_version = {int(version)}"))
+    connection.rollback()
 
 
 @contextmanager

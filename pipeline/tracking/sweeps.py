@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.jobs import Job
-from pipeline.tracking.lifecycle import FOLDER, INDEX, PARENT, PRUNED
+from pipeline.tracking.lifecycle import FOLDER, GONE, INDEX, PARENT, PRUNED, close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment
 from pipeline.trials import FAILED, FINISHED, KILLED, RUNNING, Objective, Trial
@@ -52,7 +52,7 @@ class Children:
             return _without_run(job, len(self.objectives), error or "opened no run")
         run = tries[-1]
         if run.info.status == "RUNNING":
-            self._close(run, "FAILED", error or "ended without closing its run")
+            close(self.parent.client, run, "FAILED", error or "ended without closing its run")
             run = self.parent.client.get_run(run.info.run_id)
         return self._trial(run, job)
 
@@ -61,12 +61,7 @@ class Children:
         for run in self._runs():
             self.earlier.add(run.info.run_id)
             if run.info.status == "RUNNING":
-                self._close(run, "KILLED", "its process is gone")
-
-    def _close(self, run: Run, status: str, error: str) -> None:
-        if "error" not in run.data.tags:
-            self.parent.client.set_tag(run.info.run_id, "error", error)
-        self.parent.client.set_terminated(run.info.run_id, status)
+                close(self.parent.client, run, "KILLED", GONE)
 
     def _runs(self, condition: str = "") -> Iterator[Run]:
         where = f"tags.`{PARENT}` = '{self.parent.id}'{condition}"
