@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pipeline.answers import Answers
 from pipeline.data import Array
 from pipeline.image_files import is_array, open_array, open_picture, printable
-from pipeline.images import Picture, Shape, as_stack, eight_bit, opaque, picture_of
+from pipeline.images import Picture, Shape, as_stack, contained, picture_of, plain
 from pipeline.storage import replacing
 
 MOST = 48
@@ -68,14 +68,10 @@ class Sheet:
         step = TILE + GAP, TILE + CAPTION + GAP
         page = Image.new("RGB", (GAP + columns * step[0], HEADER + rows * step[1] + GAP), PAPER)
         pen = ImageDraw.Draw(page)
-        pen.text(
-            (GAP, 16),
-            _short(pen, self.title, page.width - 2 * GAP, _font(20, bold=True)),
-            INK,
-            _font(20, bold=True),
-        )
-        note = "small: as the model saw it"
-        pen.text((GAP, 42), f"the first {len(self.cells)} images; {note}", FAINT, _font(12))
+        large = _font(20, bold=True)
+        pen.text((GAP, 14), _short(pen, self.title, page.width - 2 * GAP, large), INK, large)
+        note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
+        pen.text((GAP, 44), note, FAINT, _font(12))
         for place, cell in enumerate(self.cells):
             corner = GAP + place % columns * step[0], HEADER + GAP + place // columns * step[1]
             _draw(page, cell, corner, self.shape)
@@ -86,31 +82,35 @@ def _draw(page: Picture, cell: Cell, corner: tuple[int, int], shape: Shape) -> N
     left, top = corner
     pen = ImageDraw.Draw(page)
     pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
-    original = ImageOps.contain(_original(cell, shape), (TILE, TILE), Image.Resampling.LANCZOS)
-    page.paste(original, (left + (TILE - original.width) // 2, top + (TILE - original.height) // 2))
+    whole = contained(_original(cell, shape), (TILE, TILE))
+    page.paste(whole, (left + (TILE - whole.width) // 2, top + (TILE - whole.height) // 2))
     seen = picture_of(cell.seen).convert("RGB").resize((INSET, INSET), Image.Resampling.NEAREST)
     framed = ImageOps.expand(seen, 2, PAPER)
     page.paste(framed, (left + TILE - framed.width, top + TILE - framed.height))
+    _caption(pen, cell, (left, top + TILE + 6))
+
+
+def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> None:
+    left, top = corner
     colour = UNSURE if cell.probability < UNSURE_BELOW else ACCENT
-    below = top + TILE + 6
-    pen.rectangle((left, below, left + TILE - 1, below + 4), TRACK)
-    pen.rectangle(
-        (left, below, left + max(1, round(TILE * cell.probability)) - 1, below + 4), colour
-    )
+    filled = max(1, round(TILE * cell.probability))
+    pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
+    pen.rectangle((left, top, left + filled - 1, top + 4), colour)
+    bold, light, small = _font(15, bold=True), _font(15), _font(11)
     share = f"{cell.probability:.0%}"
-    bold, plain = _font(15, bold=True), _font(15)
-    width = pen.textlength(share, plain)
-    pen.text((left + TILE - width, below + 10), share, colour, plain)
-    pen.text((left, below + 10), _short(pen, cell.label, TILE - width - 8, bold), INK, bold)
+    width = pen.textlength(share, light)
+    pen.text((left + TILE - width, top + 10), share, colour, light)
+    pen.text((left, top + 10), _short(pen, cell.label, TILE - width - 8, bold), INK, bold)
     name = printable(Path(cell.file.name)) + ("" if cell.index is None else f" [{cell.index}]")
-    pen.text((left, below + 33), _short(pen, name, TILE, _font(11)), FAINT, _font(11))
+    pen.text((left, top + 33), _short(pen, name, TILE, small), FAINT, small)
 
 
 def _original(cell: Cell, shape: Shape) -> Picture:
     if is_array(cell.file):
-        return opaque(picture_of(as_stack(open_array(cell.file), shape)[cell.index])).convert("RGB")
-    picture = ImageOps.exif_transpose(open_picture(cell.file, side=TILE))
-    return opaque(eight_bit(picture)).convert("RGB")
+        picture = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
+    else:
+        picture = open_picture(cell.file, side=TILE)
+    return plain(picture).convert("RGB")
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

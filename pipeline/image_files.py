@@ -17,7 +17,7 @@ from pipeline.images import Picture
 
 # Not all that Pillow knows: it hands EPS to Ghostscript, and of some formats reads the header only.
 FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI"),
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI"),
     *("TGA", "TIFF", "WEBP"),
 )
 ARRAY_SUFFIX = ".npy"

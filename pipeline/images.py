@@ -27,13 +27,8 @@ def fitted(picture: Picture, shape: Shape) -> Array:
         ValueError: the pixel values have no known range.
     """
     height, width, channels = shape
-    upright = ImageOps.exif_transpose(picture)
-    plain = opaque(eight_bit(upright)).convert(MODES[channels])
-    scale = min(width / plain.width, height / plain.height)
-    # A very long picture keeps a line at least, which ImageOps.contain would not give it.
-    size = max(1, round(plain.width * scale)), max(1, round(plain.height * scale))
-    resized = plain.resize(size, Image.Resampling.LANCZOS)
-    small = np.asarray(resized).reshape(size[1], size[0], channels)
+    resized = contained(plain(picture).convert(MODES[channels]), (width, height))
+    small = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if small.shape == shape:
         return small
     canvas = np.empty(shape, np.uint8)
@@ -41,6 +36,23 @@ def fitted(picture: Picture, shape: Shape) -> Array:
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
+
+
+def plain(picture: Picture) -> Picture:
+    """The picture upright, opaque and of 8 bits a channel.
+
+    Raises:
+        ValueError: the pixel values have no known range.
+    """
+    return opaque(eight_bit(ImageOps.exif_transpose(picture)))
+
+
+def contained(picture: Picture, size: tuple[int, int]) -> Picture:
+    """The picture, its proportions kept, as large as fits into `size` (width, height)."""
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    # A very long picture keeps a line at least, which ImageOps.contain would not give it.
+    fitting = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(fitting, Image.Resampling.LANCZOS)
 
 
 def eight_bit(picture: Picture) -> Picture:

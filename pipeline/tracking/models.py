@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
+import keras  # before mlflow.tensorflow asks for it half way through its own import
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
@@ -16,9 +16,6 @@ from pipeline.data import Array
 from pipeline.errors import RequestError, first_line
 from pipeline.polarity import dark_border_share
 from pipeline.tracking.store import connect
-
-if TYPE_CHECKING:
-    import keras
 
 SHOWN = 3  # models that are named when the one asked for is not there
 
@@ -76,16 +73,15 @@ def _loaded(uri: str, saved: Model, folder: str) -> LoadedModel:
     )
 
 
-def _keras_model(folder: str, uri: str) -> Any:
+def _keras_model(folder: str, uri: str) -> keras.Model:
     try:
         return mlflow.tensorflow.load_model(folder, keras_model_kwargs={"compile": False})
     except (MlflowException, OSError, ValueError, TypeError) as error:
-        raise RequestError(
-            f"model_uri={uri}: cannot be loaded: {first_line(str(error))}"
-        ) from error
+        said = first_line(str(error))
+        raise RequestError(f"model_uri={uri}: cannot be loaded: {said}") from error
 
 
-def _image_shape(model: Any, uri: str) -> tuple[int, int, int]:
+def _image_shape(model: keras.Model, uri: str) -> tuple[int, int, int]:
     shape = model.input_shape[1:]
     if len(shape) != 3 or None in shape:
         raise RequestError(f"model_uri={uri}: takes {shape}, not images of one size [H,W,C]")
