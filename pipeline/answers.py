@@ -97,7 +97,7 @@ def json_writer(path: Path) -> Iterator[Write]:
 @contextmanager
 def parquet_writer(path: Path) -> Iterator[Write]:
     """Typed columns, in groups of rows so that any number of them needs little memory."""
-    from pyarrow import concat_tables, parquet
+    from pyarrow import concat_tables, parquet  # type: ignore[import-untyped]
 
     with ExitStack() as stack:
         waiting: list[Any] = []

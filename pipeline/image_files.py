@@ -65,7 +65,7 @@ def open_picture(file: Path, *, side: int) -> Picture:
         OSError, ValueError, Exception: whatever Pillow raises for what it cannot read.
     """
     picture: Picture = Image.open(_regular(file), formats=FORMATS)
-    picture.draft(None, (2 * side, 2 * side))  # type: ignore[arg-type]  # None: as it is
+    picture.draft(None, (2 * side, 2 * side))  # None: in the mode it has
     return picture
 
 
