@@ -33,8 +33,9 @@ def find(images: str) -> list[Path]:
         RequestError: there is none.
     """
     named = Path(images).expanduser()
-    # Path.glob takes no absolute pattern.
-    matches = [named] if named.exists() else map(Path, glob.glob(str(named), recursive=True))  # noqa: PTH207
+    # Path.glob takes no absolute pattern. Of `nowhere/**` the glob would return `nowhere/`.
+    matched = filter(os.path.lexists, glob.glob(str(named), recursive=True))  # noqa: PTH207
+    matches = [named] if named.exists() else [Path(match) for match in matched]
     found = {file for match in matches for file in (_inside(match) if match.is_dir() else [match])}
     if not found:
         what = "no images in this folder" if named.is_dir() else "no such file, and nothing matches"
@@ -62,10 +63,11 @@ def open_picture(file: Path, *, side: int) -> Picture:
     A JPEG far larger than `side` pixels a side is decoded at a fraction of its size.
 
     Raises:
-        OSError, ValueError, Exception: whatever Pillow raises for what it cannot read.
+        Exception: whatever Pillow raises for what it cannot read.
     """
-    picture: Picture = Image.open(_regular(file), formats=FORMATS)
-    picture.draft(None, (2 * side, 2 * side))  # None: in the mode it has
+    with Image.open(_regular(file), formats=FORMATS) as picture:
+        picture.draft(None, (2 * side, 2 * side))  # None: in the mode it has
+        picture.load()
     return picture
 
 

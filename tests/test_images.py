@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.images import as_stack, fitted, picture_of
 
 GREY, COLOUR = (4, 4, 1), (4, 4, 3)
-MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
 MODES += ["I;16", "I;16B", "I"]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,13 +183,13 @@ def test_a_model_of_other_channels_than_pictures_have_is_refused(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder with a store in which a finished run has a model, and what the run said."""
     made = tmp_path_factory.mktemp("trained")
     ended = pipeline(*QUICK, cwd=made)
     assert ended.returncode == 0, ended.stderr
     np.save(made / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8))
-    yield made, results(ended.stdout)
+    return made, results(ended.stdout)
 
 
 @pytest.mark.slow

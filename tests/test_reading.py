@@ -92,7 +92,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "empty.gif", "no image of a kind that can be read"
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     yield folder / "bomb.png", "decompression bomb"
-    yield folder / "gone.png", "No such file or directory"
+    yield folder / "gone.png", "no such file or directory"
     (folder / "folder.png").mkdir()
     yield folder / "folder.png", "is no file"
     np.save(folder / "floats.npy", np.zeros((2, 3, 3)))
@@ -107,7 +107,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def test_what_cannot_be_read_is_told_with_the_reason_and_the_rest_comes(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
+    tmp_path: Path,
 ) -> None:
     reasons = dict(damaged(tmp_path))
     good = [picture(tmp_path / "a.png", 1), stack(tmp_path / "z.npy", 2)]
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_told_with_the_reason_and_the_rest_comes(
     unreadable = {one.file: one.reason for part in told for one in part.unreadable}
     assert unreadable.keys() == reasons.keys()
     for file, reason in reasons.items():
-        assert reason in unreadable[file]
+        assert reason in unreadable[file].lower()
         assert len(unreadable[file].splitlines()) == 1
 
 
