@@ -8,8 +8,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -30,6 +28,7 @@ from pipeline.arguments import addressed, normalise  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.explain import explain  # noqa: E402
+from pipeline.native import native_messages_to  # noqa: E402
 from pipeline.requests import REQUESTS  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -46,6 +45,7 @@ VERBS = {
         "pipeline.doctor:examine",
         "say what is broken here and how to mend it",
     ),
+    "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
@@ -125,6 +125,7 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"
     try:
         with _native_messages_to(messages):
+        with native_messages_to(folder / "tensorflow.log"):
             implementation = importlib.import_module(module)
         getattr(implementation, name)(config, folder)
     except RequestError:
@@ -133,20 +134,6 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
         log.debug("%s failed", verb, exc_info=True)
         story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
         raise PipelineError(f"{explain(error)}{story}") from error
-
-
-@contextmanager
-def _native_messages_to(path: Path) -> Iterator[None]:
-    """TensorFlow's library greets on stderr before it heeds any setting."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with path.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

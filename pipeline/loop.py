@@ -77,13 +77,21 @@ def fit(
 
 def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
     """Probabilities f32[N,K] of images u8[N,H,W,C]."""
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    forward = predictor(model)
     return np.concatenate(
-        [
-            forward(tf.constant(images[start : start + batch_size])).numpy()
-            for start in range(0, len(images), batch_size)
-        ]
+        [forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     )
+
+
+def predictor(model: keras.Model) -> Callable[[Array], Array]:
+    """u8[N,H,W,C] → f32[N,K] by one graph that takes any number of images."""
+    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+
+    @tf.function(input_signature=[images])
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return model(batch, training=False)
+
+    return lambda batch: forward(tf.constant(batch)).numpy()
 
 
 def _steps(

@@ -12,7 +12,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.rules import Count, Positive, Share, one_of
+from pipeline.rules import Count, Positive, Share, ending_in, one_of
 
 
 @dataclass
@@ -78,15 +78,15 @@ class Predict:
     """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
     images: str | None = MISSING
     """A file, a folder (searched through) or a pattern; `.npy` files hold arrays of images."""
-    output: str = MISSING
-    """File for the answers; its ending says how: .csv, .parquet or .json (a line an image)."""
+    output: Annotated[str, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
+    """File for the answers, a row an image; `.json` and `.jsonl` are JSON lines."""
     invert: Annotated[str, one_of("auto", "yes", "no")] = MISSING
     """Whether to invert brightness: `auto` where an image's border is bright and the model's
     training images have a dark one."""
     batch_size: Count = MISSING
     """Images predicted at once."""
-    contact_sheet: str | None = MISSING
-    """PNG file for a page of the images with their classes."""
+    contact_sheet: Annotated[str, ending_in(".png")] | None = MISSING
+    """PNG file for a page of the first images with their classes."""
 
 
 @dataclass

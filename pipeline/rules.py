@@ -28,6 +28,17 @@ def _chosen(value: str, choices: Iterable[str]) -> str:
     return value
 
 
+def ending_in(*endings: str) -> AfterValidator:
+    """A rule for a file's name: it ends in one of `endings`, in whatever case."""
+
+    def check(value: str) -> str:
+        if not value.lower().endswith(endings):
+            raise ValueError(f"must end in {' or '.join(endings)}")
+        return value
+
+    return AfterValidator(check)
+
+
 def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
     """A rule for a name: a public function of `module` from `takes` to one of `gives`."""
 

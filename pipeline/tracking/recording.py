@@ -19,6 +19,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from pipeline.data import Array, Prepared, Report
+from pipeline.polarity import dark_border_share
 from pipeline.storage import replacing
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
@@ -139,7 +140,10 @@ class Recording:
             pip_requirements=[
                 f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
             ],
-            metadata={"class_names": list(prepared.class_names)},
+            metadata={
+                "class_names": list(prepared.class_names),
+                "dark_border": dark_border_share(prepared.train.images),
+            },
         )
         self.log_tags({"model_uri": logged.model_uri})
         return str(logged.model_uri)

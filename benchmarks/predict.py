@@ -1,0 +1,104 @@
+"""Images on disk to rows on disk, beside Keras on arrays: `python -m benchmarks.predict`.
+
+A one-epoch run trains and saves the model; it is loaded from the tracking store. Ours is what
+`python -m pipeline predict` does after that: read (an array in a `.npy` file, or a PNG file an
+image), decide on inversion, predict, write a row an image. Beside it stands Keras' `predict` on the
+same images as an array in memory, which reads and writes nothing. After a warm-up they take turns
+in one process, with TensorFlow's own settings and no progress bars. What counts are the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.report import publish
+from benchmarks.whole_run import finished, raw_folder, store, warmed
+
+WARM_UP = 1  # turns
+REFERENCE = "ours: one .npy to CSV"
+BATCH_SIZE = 1024  # that of conf/predict
+
+
+def main() -> None:
+    """Reads the command line, measures and publishes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="fashion_mnist")
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*warmed(arguments.dataset, folder), f"model={arguments.model}", "train.epochs=1"]
+        run = finished(command, folder)
+        images = np.load(raw_folder(arguments.dataset) / "test_images.npy")[: arguments.images]
+        ways = _ways(run.result["model_uri"], store(folder), images, Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(WARM_UP + arguments.repeats):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+    measured = {name: values[WARM_UP:] for name, values in seconds.items()}
+    title = f"Seconds to classify {len(images):,} images by the saved {arguments.model}"
+    publish("predict", title, measured, reference=REFERENCE, images=len(images))
+
+
+def _ways(
+    uri: str, tracking_uri: str, images: np.ndarray, folder: Path
+) -> dict[str, Callable[[], object]]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    import keras
+
+    from pipeline.answers import WRITERS
+    from pipeline.config import Tracking
+    from pipeline.image_files import find
+    from pipeline.predict import classifier
+    from pipeline.reading import read
+    from pipeline.storage import replacing
+    from pipeline.tracking.models import load_model
+
+    keras.config.disable_interactive_logging()
+    loaded = load_model(uri, Tracking(uri=tracking_uri))
+    model, classify = loaded.model, classifier(loaded, "auto")
+    array, pictures = _saved(images, folder)
+
+    def ours(place: Path, output: str) -> None:
+        path, shape = folder / output, loaded.image_shape
+        with replacing(path) as partial, WRITERS[path.suffix](partial) as write:
+            for block in read(find(str(place)), shape, at_once=BATCH_SIZE, listener=lambda _: None):
+                write(classify(block))
+
+    return {
+        REFERENCE: lambda: ours(array, "array.csv"),
+        "ours: one .npy to Parquet": lambda: ours(array, "array.parquet"),
+        "ours: one .npy to JSON lines": lambda: ours(array, "array.json"),
+        "ours: a PNG file an image to CSV": lambda: ours(pictures, "pictures.csv"),
+        "Keras predict on the array": lambda: model.predict(images, verbose=0),
+        f"Keras predict on it, {BATCH_SIZE:,} at once": lambda: model.predict(
+            images, BATCH_SIZE, verbose=0
+        ),
+    }
+
+
+def _saved(images: np.ndarray, folder: Path) -> tuple[Path, Path]:
+    """The images as one array's file and as a folder of PNG files."""
+    array, pictures = folder / "images.npy", folder / "pictures"
+    np.save(array, images)
+    pictures.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image.squeeze()).save(pictures / f"{number}.png")
+    return array, pictures
+
+
+if __name__ == "__main__":
+    main()

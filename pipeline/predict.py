@@ -1,0 +1,181 @@
+"""The story of a prediction, from image files to a table of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.answers import WRITERS, Answers
+from pipeline.config import Config
+from pipeline.console import standard_output
+from pipeline.data import Array
+from pipeline.errors import PipelineError, RequestError
+from pipeline.image_files import find, printable
+from pipeline.images import MODES
+from pipeline.native import native_messages_to
+from pipeline.polarity import to_invert
+from pipeline.reading import Block, Unreadable, read
+from pipeline.storage import replacing
+
+if TYPE_CHECKING:
+    from pipeline.contact_sheet import Sheet
+    from pipeline.tracking.models import LoadedModel
+
+Classify = Callable[[Block], Answers]
+
+
+class Tally:
+    """How many images each class got and with what probability."""
+
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+        self.images = np.zeros(len(class_names), int)
+        self.probabilities = np.zeros(len(class_names))
+
+    def add(self, answers: Answers) -> None:
+        """Counts the most probable class of each image."""
+        classes, size = answers.top[:, 0], len(self.class_names)
+        highest = answers.probs.max(axis=1)
+        self.images += np.bincount(classes, minlength=size)
+        self.probabilities += np.bincount(classes, weights=highest, minlength=size)
+
+    @property
+    def total(self) -> int:
+        """Images counted."""
+        return int(self.images.sum())
+
+    def table(self) -> Table:
+        """The classes that any image got, the most frequent first."""
+        table = Table("class", show_edge=False)
+        for column in ("images", "share", "mean probability"):
+            table.add_column(column, justify="right")
+        for place in np.argsort(-self.images, kind="stable"):
+            if images := self.images[place]:
+                shares = images / self.total, self.probabilities[place] / images
+                row = (self.class_names[place], f"{images:,}", *(f"{s:.3f}" for s in shares))
+                table.add_row(*row)
+        return table
+
+
+def predict(config: Config, folder: Path) -> None:
+    """Classifies the images that are asked for and writes a row for each.
+
+    Raises:
+        RequestError: no file, or no such model.
+        PipelineError: a file could not be read; the rows of the others are written all the same.
+    """
+    request = config.predict
+    if request.images is None:
+        raise RequestError("images: say what to classify, images=<file, folder or pattern>")
+    files, output = find(request.images), Path(request.output)
+    with native_messages_to(folder / "tensorflow.log"):
+        model = _load(config)
+    tally, skipped = Tally(model.class_names), list[Unreadable]()
+    sheet = _sheet(model) if request.contact_sheet else None
+    with (
+        replacing(output) as partial,
+        WRITERS[output.suffix.lower()](partial) as write,
+        _progress(len(files), skipped) as listener,
+    ):
+        classify = classifier(model, request.invert)
+        for block in read(files, model.image_shape, at_once=request.batch_size, listener=listener):
+            answers = classify(block)
+            write(answers)
+            tally.add(answers)
+            if sheet:
+                sheet.add(answers, block.images)
+        if not tally.total:
+            raise PipelineError(f"images={request.images}: none of {len(files)} files can be read")
+    if sheet:
+        sheet.save(Path(request.contact_sheet or ""))
+    standard_output().print(tally.table())
+    print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
+    if skipped:
+        raise PipelineError(
+            f"{len(skipped)} of {len(files)} files cannot be read; the others are in {output}"
+        )
+
+
+def classifier(model: LoadedModel, invert: str) -> Classify:
+    """What turns blocks into answers; `invert` is auto, yes or no."""
+    from pipeline.loop import predictor
+
+    forward = predictor(model.model)
+
+    def classify(block: Block) -> Answers:
+        inverted = _to_invert(block.images, invert, model.dark_border)
+        images = block.images
+        if inverted.any():
+            images = np.where(inverted[:, None, None, None], 255 - images, images)
+        return Answers(
+            files=block.files,
+            indices=block.indices,
+            probs=forward(images),
+            inverted=inverted,
+            class_names=model.class_names,
+        )
+
+    return classify
+
+
+def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
+    if invert == "auto":
+        return to_invert(images, trained_dark)
+    return np.full(len(images), invert == "yes")
+
+
+def _load(config: Config) -> LoadedModel:
+    from pipeline.tracking import find_run
+    from pipeline.tracking.models import load_model
+
+    uri = config.predict.model_uri
+    if uri is None and config.run_id is not None:
+        experiment = config.tracking.experiment or config.choices.dataset
+        uri = find_run(config.run_id, config.tracking, experiment=experiment).model_uri
+    model = load_model(uri or f"models:/{config.choices.dataset}@champion", config.tracking)
+    if model.image_shape[2] not in MODES:
+        raise RequestError(
+            f"model_uri={model.uri}: takes {model.image_shape[2]} channels; pictures have 1 or 3"
+        )
+    return model
+
+
+def _sheet(model: LoadedModel) -> Sheet:
+    from pipeline.contact_sheet import Sheet
+
+    return Sheet(title=model.uri, shape=model.image_shape)
+
+
+@contextmanager
+def _progress(files: int, skipped: list[Unreadable]) -> Iterator[Callable[[Block], None]]:
+    """A bar on a terminal, and a line for each file that cannot be read, which joins `skipped`."""
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task, images = bar.add_task("", total=files, images=0), 0
+
+        def listener(block: Block) -> None:
+            nonlocal images
+            images += len(block)
+            bar.update(task, advance=block.files_done, images=images)
+            for one in block.unreadable:
+                line = f"skipped {printable(one.file)}: {one.reason}"
+                console.print(line, markup=False, soft_wrap=True)
+            skipped.extend(block.unreadable)
+
+        yield listener
