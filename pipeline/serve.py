@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, Serve, Tracking
+from pipeline.config import Config, Tracking
 from pipeline.errors import RequestError
 from pipeline.native import native_messages_to
+from pipeline.requests import Serve
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.versions import ModelVersion
 
 BACKLOG = 128  # connections that wait to be accepted
+IDLE_S = 60  # that a connection may be kept without a request
 GRACE_S = 10  # for requests under way when the server is stopped
 YOUNG = 100_000  # objects made before Python looks for cycles among them
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that stand for every address
@@ -148,6 +150,7 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         ws="none",
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
     uvicorn.Server(settings).run(sockets=[listener])
