@@ -34,5 +34,7 @@ def compiled(model: keras.Model, image_shape: Shape, classes: int) -> Callable[[
     for size in WARM_UP:
         probs = predict(np.zeros((size, *image_shape), np.uint8))
         if probs.shape != (size, classes):
-            raise RequestError(f"the model gives {probs.shape[1:]}, but has {classes} class names")
+            raise RequestError(
+                f"the model gives {probs.shape[-1]} probabilities for {classes} class names"
+            )
     return predict

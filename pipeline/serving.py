@@ -61,11 +61,12 @@ def create_app(served: Served, limits: Limits, lifespan: Lifespan | None = None)
     """The application that serves `app.state.served`, which may be replaced while it runs."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.served, app.state.limits = served, limits
-    app.add_api_route("/invocations", _invocations, methods=["POST"], response_model=None)
+    # Routes of Starlette's own: FastAPI's would resolve parameters that these do not have.
+    app.add_route("/invocations", _invocations, methods=["POST"])
     for path in ("/ping", "/health"):
-        app.add_api_route(path, _health, methods=["GET"], response_model=None)
-    app.add_api_route("/version", _version, methods=["GET"], response_model=None)
-    app.add_api_route("/example", _example, methods=["GET"], response_model=None)
+        app.add_route(path, _health, methods=["GET"])
+    app.add_route("/version", _version, methods=["GET"])
+    app.add_route("/example", _example, methods=["GET"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_such_request)
     return app
