@@ -18,7 +18,7 @@ TENSORS = ("inputs", "instances")
 Shape = tuple[int, int, int]  # height, width, channels
 SHOWN = 40  # characters of a refused value
 
-BAD_REQUEST, TOO_LARGE, NOT_JSON = 400, 413, 415
+BAD_REQUEST, TOO_LARGE, WRONG_KIND = 400, 413, 415
 
 
 class Refused(Exception):

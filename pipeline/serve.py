@@ -86,6 +86,7 @@ def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
             "run_id": version.run_id,
         },
         example=None if loaded.example is None else loaded.example[:1],
+        dark_border=loaded.dark_border,
     )
 
 
@@ -133,6 +134,10 @@ def _announce(address: str, served: Served) -> None:
             f"try it: curl -s {address}/example | curl -s {address}/invocations "
             "-H 'Content-Type: application/json' --data-binary @-"
         )
+    print(
+        f"or with a picture: curl -s {address}/predict -H 'Content-Type: image/png' "
+        "--data-binary @picture.png"
+    )
     print(end="", flush=True)
 
 

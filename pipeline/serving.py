@@ -1,8 +1,8 @@
 """The HTTP server of a model: images in, class and probabilities out.
 
-`POST /invocations` speaks the protocol of MLflow's scoring server. Small requests are answered in
-the event loop, without the detour over a thread that costs them a third of their time; large ones
-in threads, so that they hold up nobody.
+`POST /invocations` speaks the protocol of MLflow's scoring server, `POST /predict` takes a picture.
+Small requests are answered in the event loop, without the detour over a thread; large ones and
+pictures in threads, so that they hold up nobody.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from starlette.requests import ClientDisconnect
 
 from pipeline.data import Array
 from pipeline.errors import one_line
-from pipeline.payload import BAD_REQUEST, NOT_JSON, TOO_LARGE, Refused, Shape, images_in
+from pipeline.payload import BAD_REQUEST, TOO_LARGE, WRONG_KIND, Refused, Shape, images_in
+from pipeline.picture_body import picture_in, require_picture_type
 
 SMALL = 64 * 1024  # bytes of a body that is answered in the event loop
 FAILED = 500
 JSON = "application/json"
-ADDRESSES = "POST /invocations; GET /ping, /health, /version, /example"
+ADDRESSES = "POST /invocations, /predict; GET /ping, /health, /version, /example"
 
 log = logging.getLogger("pipeline.serving")
 
@@ -36,7 +37,8 @@ log = logging.getLogger("pipeline.serving")
 class Served:
     """A model ready to answer: `predict` takes images u8[N,H,W,C] to probabilities f32[N,K].
 
-    `about` says which model it is, for `GET /version`; `example` u8[N,H,W,C] is for people to try.
+    `about` says which model it is, for `GET /version`; `example` u8[N,H,W,C] is for people to try;
+    `dark_border` is the share of the training images with a dark border, None where not known.
     """
 
     predict: Callable[[Array], Array]
@@ -44,6 +46,7 @@ class Served:
     image_shape: Shape
     about: Mapping[str, str | None]
     example: Array | None = None
+    dark_border: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def create_app(served: Served, limits: Limits, lifespan: Lifespan | None = None)
     app.state.served, app.state.limits = served, limits
     # Routes of Starlette's own: FastAPI's would resolve parameters that these do not have.
     app.add_route("/invocations", _invocations, methods=["POST"])
+    app.add_route("/predict", _predict, methods=["POST"])
     for path in ("/ping", "/health"):
         app.add_route(path, _health, methods=["GET"])
     app.add_route("/version", _version, methods=["GET"])
@@ -73,15 +77,25 @@ def create_app(served: Served, limits: Limits, lifespan: Lifespan | None = None)
 
 
 async def _invocations(request: Request) -> Response:
-    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    kind = _kind(request)
     if kind != JSON:
         reason = f"the content type is {kind}; send JSON with the header 'Content-Type: {JSON}'"
-        raise Refused(NOT_JSON, reason)
+        raise Refused(WRONG_KIND, reason)
     served, limits = request.app.state.served, request.app.state.limits
     body = await _body(request, limits.body_bytes)
     if len(body) <= SMALL:
         return _answer(body, served, limits.images)
     return await run_in_threadpool(_answer, body, served, limits.images)
+
+
+async def _predict(request: Request) -> Response:
+    require_picture_type(_kind(request))
+    body = await _body(request, request.app.state.limits.body_bytes)
+    return await run_in_threadpool(_answer_picture, body, request.app.state.served)
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() or "missing"
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -102,18 +116,24 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _answer(body: bytes, served: Served, most: int) -> Response:
     images = images_in(body, served.image_shape, most=most)
+    return _json({"predictions": _predictions(served, images)})
+
+
+def _answer_picture(body: bytes, served: Served) -> Response:
+    image, inverted = picture_in(body, served.image_shape, served.dark_border)
+    [prediction] = _predictions(served, image)
+    return _json({"predictions": [prediction | {"inverted": inverted}]})
+
+
+def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
     try:
-        return _json({"predictions": _predictions(served, images)})
+        probs = served.predict(images)
+        if not np.isfinite(probs).all():
+            raise ValueError("the model answered with NaN or infinity")
     except Exception as error:
         log.error("a request failed: %s", one_line(error))
         log.debug("predicting images of the shape %s failed", images.shape, exc_info=True)
         raise Refused(FAILED, "the model failed on these images; the log tells why") from error
-
-
-def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
-    probs = served.predict(images)
-    if not np.isfinite(probs).all():
-        raise ValueError("the model answered with NaN or infinity")
     return [
         {
             "class": served.class_names[best],

@@ -40,7 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     ended = pipeline(*QUICK, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     said = results(ended.stdout)
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")  # MLflow looks up the source there
+    client = mlflow.MlflowClient()
     client.create_registered_model("synthetic")
     version = client.create_model_version(
         "synthetic", said["model_uri"], said["run_id"], model_id=said["model_uri"].split("/")[1]
@@ -51,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 @contextmanager
 def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A server's process, the two lines it begins with, and its address."""
+    """A server's process, the three lines it begins with, and its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments],
         cwd=cwd,
@@ -65,7 +66,7 @@ def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str],
         first = process.stdout.readline()
         address = re.search(r"http://\S+", first)
         assert address, process.communicate(timeout=30)
-        yield process, first + process.stdout.readline(), address[0]
+        yield process, first + "".join(process.stdout.readline() for _ in range(2)), address[0]
     finally:
         process.kill()
         process.wait()
@@ -97,7 +98,6 @@ def test_the_champion_is_served_as_it_was_saved_until_ctrl_c(
         height, width, channels = about["image_shape"]
         images = np.random.default_rng(0).integers(0, 256, (5, height, width, channels), np.uint8)
         answered = ask(address, images.tolist()).json()["predictions"]
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         model = mlflow.tensorflow.load_model(said["model_uri"])
         expected = model(images, training=False).numpy()
         np.testing.assert_allclose(

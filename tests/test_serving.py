@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import requests
 import uvicorn
 from commands import free_port
 from fastapi import FastAPI
+from PIL import Image
 
 from pipeline.data import Array
 from pipeline.serving import SMALL, Limits, Served, create_app
@@ -130,6 +133,57 @@ def test_the_version_says_which_model_answers(address: str) -> None:
 def test_a_server_that_answers_is_well(path: str, address: str) -> None:
     answer = requests.get(f"{address}{path}", timeout=20)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def picture(value: int, size: tuple[int, int] = (300, 200), kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size, value).save(file, kind)
+    return file.getvalue()
+
+
+def send(address: str, body: bytes, kind: str = "image/png") -> requests.Response:
+    return requests.post(
+        f"{address}/predict", data=body, headers={"Content-Type": kind}, timeout=20
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_picture_of_any_size_is_answered_as_its_pixels_are(kind: str, address: str) -> None:
+    answer = send(address, picture(255, kind=kind), f"image/{kind.lower()}")
+    [prediction] = answer.json()["predictions"]
+    assert prediction == {
+        "class": "bright",
+        "probability": 1.0,
+        "probabilities": {"dark": 0, "bright": 1},
+        "inverted": False,
+    }
+
+
+def test_a_bright_picture_is_inverted_for_a_model_of_dark_ones() -> None:
+    app = create_app(replace(served(), dark_border=1.0), LIMITS)
+    with running(app) as address:
+        [prediction] = send(address, picture(255)).json()["predictions"]
+        assert (prediction["class"], prediction["inverted"]) == ("dark", True)
+        [prediction] = send(address, picture(0)).json()["predictions"]
+        assert (prediction["class"], prediction["inverted"]) == ("dark", False)
+
+
+@pytest.mark.parametrize("body", [b"", b"GIF89a", picture(1)[:60], b'{"inputs": [[1]]}'])
+def test_a_body_that_is_no_picture_is_refused(body: bytes, address: str) -> None:
+    reason = refused(send(address, body), 400)
+    assert reason.startswith("the body is no picture that can be read (")
+    assert "BytesIO" not in reason
+    assert reason.endswith("send the bytes of a file in BMP, GIF, JPEG, PNG or WEBP")
+
+
+def test_a_picture_that_unfolds_to_too_many_pixels_is_refused(address: str) -> None:
+    reason = refused(send(address, picture(0, (10_000, 5_001))), 413)
+    assert reason == "the picture has 10000×5001 pixels; send at most 50,000,000"
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json", ""])
+def test_a_picture_must_be_called_one(kind: str, address: str) -> None:
+    assert "--data-binary @file" in refused(send(address, picture(1), kind), 415)
 
 
 def test_scaled_pixels_are_refused_and_not_truncated(address: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
 
+import keras  # before mlflow.tensorflow asks for it half way through its own import
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
@@ -12,11 +13,9 @@ from mlflow.models import Model
 
 from pipeline.config import Tracking
 from pipeline.data import Array
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, first_line
+from pipeline.polarity import dark_border_share
 from pipeline.tracking.store import connect
-
-if TYPE_CHECKING:
-    import keras
 
 SHOWN = 3  # models that are named when the one asked for is not there
 
@@ -28,7 +27,8 @@ class LoadedModel:
     `uri` is the one asked for; `logged_uri` (`models:/m-…`) the model it stood for, which stays
     the same when an alias moves on. `image_shape` is height, width, channels. `example` are a few
     images u8[N,H,W,C] that the model was saved with, None where it was saved without.
-    `dark_border` is the share of the training images with a dark border, None where not recorded.
+    `dark_border` is the share of the training images with a dark border (`pipeline.polarity`), of
+    the example where that was not recorded, None where there is neither.
     """
 
     model: keras.Model
@@ -37,7 +37,7 @@ class LoadedModel:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     example: Array | None
-    dark_border: float | None = None
+    dark_border: float | None
 
 
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
@@ -47,34 +47,41 @@ def load_model(uri: str, tracking: Tracking) -> LoadedModel:
         RequestError: there is no such model, or it is none that this pipeline has saved.
     """
     client = connect(tracking.uri)
-    try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri)
-        saved = Model.load(folder)
-    except (MlflowException, OSError) as error:
-        raise RequestError(f"model_uri={uri}: no such model; {_present(client)}") from error
+    with TemporaryDirectory() as folder:
+        try:
+            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+            saved = Model.load(path)
+        except (MlflowException, OSError) as error:
+            raise RequestError(f"model_uri={uri}: no such model; {_present(client)}") from error
+        return _loaded(uri, saved, path)
+
+
+def _loaded(uri: str, saved: Model, folder: str) -> LoadedModel:
     metadata = saved.metadata or {}
     if "tensorflow" not in saved.flavors or "class_names" not in metadata:
         raise RequestError(f"model_uri={uri}: not a model of this pipeline, it has no class names")
     model = _keras_model(folder, uri)
+    example = _example(saved, folder)
     return LoadedModel(
         model=model,
         uri=uri,
         logged_uri=f"models:/{saved.model_id}" if saved.model_id else uri,
         class_names=tuple(metadata["class_names"]),
         image_shape=_image_shape(model, uri),
-        example=_example(saved, folder),
-        dark_border=metadata.get("dark_border"),
+        example=example,
+        dark_border=metadata["dark_border"] if "dark_border" in metadata else _share(example),
     )
 
 
-def _keras_model(folder: str, uri: str) -> Any:
+def _keras_model(folder: str, uri: str) -> keras.Model:
     try:
         return mlflow.tensorflow.load_model(folder, keras_model_kwargs={"compile": False})
     except (MlflowException, OSError, ValueError, TypeError) as error:
-        raise RequestError(f"model_uri={uri}: cannot be loaded: {error}") from error
+        said = first_line(str(error))
+        raise RequestError(f"model_uri={uri}: cannot be loaded: {said}") from error
 
 
-def _image_shape(model: Any, uri: str) -> tuple[int, int, int]:
+def _image_shape(model: keras.Model, uri: str) -> tuple[int, int, int]:
     shape = model.input_shape[1:]
     if len(shape) != 3 or None in shape:
         raise RequestError(f"model_uri={uri}: takes {shape}, not images of one size [H,W,C]")
@@ -85,6 +92,10 @@ def _image_shape(model: Any, uri: str) -> tuple[int, int, int]:
 def _example(saved: Model, folder: str) -> Array | None:
     example = saved.load_input_example(folder)
     return None if example is None else np.asarray(example, np.uint8)
+
+
+def _share(example: Array | None) -> float | None:
+    return None if example is None else dark_border_share(example)
 
 
 def _present(client: mlflow.MlflowClient) -> str:
