@@ -2,7 +2,7 @@
 
 PYTHON ?=
 ARGS ?=
-PORT ?= 5000
+PORT ?=
 
 export PYTHON
 # Python's bytecode cache is what makes the second start fast; some machines turn it off.
@@ -13,7 +13,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev gpu run ui test test-fast check bench format lock clean
+.PHONY: help setup setup-dev gpu run ui serve test test-fast check bench format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,12 +32,15 @@ run: setup ## train, evaluate and record: make run ARGS="model=cnn train.epochs=
 
 ui: setup ## browse the recorded runs on 127.0.0.1, port 5000 or PORT=
 	@test -f mlflow.db || { echo "No run is recorded here yet (no mlflow.db): make run" >&2; exit 2; }
-	@echo "http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
+	@echo "http://127.0.0.1:$(or $(PORT),5000) (stop with Ctrl-C)"
 # One worker and no job runner: a fifth of the memory, half the wait. Artefacts are not served by
 # proxy, so experiments made through this server keep locations that a direct run can write to.
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
 		--workers 1 --backend-store-uri sqlite:///mlflow.db \
 		--no-serve-artifacts --default-artifact-root "$(CURDIR)/mlartifacts"
+
+serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or PORT=
+	@exec $(BIN)/python -m pipeline serve $(if $(PORT),port=$(PORT)) $(ARGS)
 
 test: setup-dev ## every test; ARGS= goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
@@ -59,6 +62,7 @@ bench: setup-dev ## how fast it is beside what people would use instead (a quiet
 	@$(BIN)/python -m benchmarks.stages
 	@$(BIN)/python -m benchmarks.determinism
 	@$(BIN)/python -m benchmarks.inference
+	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.scaling
 	@$(BIN)/python -m benchmarks.sweeps
 

@@ -46,6 +46,7 @@ VERBS = {
         "say what is broken here and how to mend it",
     ),
     "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
+    "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
@@ -134,6 +135,7 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
         log.debug("%s failed", verb, exc_info=True)
         story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
         raise PipelineError(f"{explain(error)}{story}") from error
+        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -16,7 +16,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.errors import RequestError
 from pipeline.leaves import GROUPS, Leaf, check_leaf
-from pipeline.requests import Compare, Doctor, Predict, Promote, Reproduce, Rollback
+from pipeline.requests import (
+    Compare,
+    Doctor,
+    Predict,
+    Promote,
+    Reproduce,
+    Rollback,
+    Serve,
+)
 from pipeline.rules import Count, Positive, Seed, broken_rules, function_in, one_of
 
 Metric = Annotated[str, function_in("pipeline.metrics", "Predictions", "float", "dict[str, float]")]
@@ -197,6 +205,7 @@ class Config:
     promote: Promote = field(default_factory=Promote)
     rollback: Rollback = field(default_factory=Rollback)
     predict: Predict = field(default_factory=Predict)
+    serve: Serve = field(default_factory=Serve)
     doctor: Doctor = field(default_factory=Doctor)
     reproduce: Reproduce = field(default_factory=Reproduce)
     seed: Seed = MISSING

@@ -1,4 +1,4 @@
-"""What native libraries write to stderr behind Python's back."""
+"""What libraries below Python write to the terminal whatever they are told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def native_messages_to(path: Path) -> Iterator[None]:
-    """Sends stderr to a file: TensorFlow's library greets there before it heeds any setting."""
+    """Appends all of stderr to a file: TensorFlow's library greets before it heeds any setting."""
     sys.stderr.flush()
     terminal = os.dup(2)
     try:

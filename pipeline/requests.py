@@ -90,6 +90,24 @@ class Predict:
 
 
 @dataclass
+class Serve:
+    """Which model to serve, where, and what a request may ask for."""
+
+    model_uri: str | None = MISSING
+    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
+    host: str = MISSING
+    """Address to listen on; nobody is asked for a password, so one of this machine alone."""
+    port: Annotated[int, Field(ge=0, lt=2**16)] = MISSING
+    """Port to listen on; 0 takes a free one."""
+    follow: bool = MISSING
+    """Serve another version as soon as the alias in `model_uri` moves to it."""
+    max_images: Count = MISSING
+    """Images one request may hold."""
+    max_body_mb: Positive = MISSING
+    """Size of one request's body, MB (1,000,000 bytes)."""
+
+
+@dataclass
 class Doctor:
     """What to do about what is found."""
 
@@ -112,6 +130,7 @@ REQUESTS: dict[str, type] = {
     "promote": Promote,
     "rollback": Rollback,
     "predict": Predict,
+    "serve": Serve,
     "doctor": Doctor,
     "reproduce": Reproduce,
 }
