@@ -8,8 +8,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -30,6 +28,7 @@ from pipeline.arguments import addressed, normalise  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.explain import explain  # noqa: E402
+from pipeline.native import native_messages_to  # noqa: E402
 from pipeline.requests import REQUESTS  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -41,6 +40,9 @@ VERBS = {
     "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
+    "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
+    "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
+    "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
 }
 TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
 
@@ -114,7 +116,7 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     target = VERBS[verb][0] if config.sweep.job.parent is None else TRIAL
     module, _, name = target.partition(":")
     try:
-        with _native_messages_to(folder / "tensorflow.log"):
+        with native_messages_to(folder / "tensorflow.log"):
             implementation = importlib.import_module(module)
         getattr(implementation, name)(config, folder)
     except RequestError:
@@ -122,20 +124,6 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     except Exception as error:
         log.debug("%s failed", verb, exc_info=True)
         raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
-
-
-@contextmanager
-def _native_messages_to(path: Path) -> Iterator[None]:
-    """TensorFlow's library greets on stderr before it heeds any setting."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with path.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
