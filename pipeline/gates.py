@@ -135,8 +135,8 @@ def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
     if rules.min_test_accuracy is not None:
         yield _floor("test accuracy", metrics.accuracy(logged), rules.min_test_accuracy, images)
     if rules.min_class_recall is not None:
-        recall = metrics.class_scores(logged)[1]
-        worst = int(recall.argmin())
+        _, recall, _, count = metrics.class_scores(logged)
+        worst = int(np.where(count > 0, recall, np.inf).argmin())  # of those with test images
         says = f"of {logged.class_names[worst]!r}, the worst class"
         yield _floor("worst-class recall", float(recall[worst]), rules.min_class_recall, says)
     if rules.max_ece is not None:

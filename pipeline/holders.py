@@ -47,6 +47,15 @@ def at_work(holder: str, age_s: float) -> bool:
         return age_s < PATIENCE_S
 
 
+def shown(holder: str) -> str:
+    """The process that `this_process` named so, for people."""
+    try:
+        told = json.loads(holder)
+        return f"process {told['pid']} on {told['place'].partition(' ')[0]}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "a process that did not name itself"
+
+
 def user() -> str:
     """Who runs this, as user@host."""
     try:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import PipelineError
-from pipeline.holders import at_work, this_process
+from pipeline.holders import at_work, shown, this_process
 from pipeline.ledger import ABANDONED, REFUSED, Entry, decided, from_text, to_text
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry, Version
 
@@ -100,8 +100,8 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
     for other in others:
         if _alive(other):
             raise Outrun(
-                f"another promotion is under way (ticket {other.number}, "
-                f"{other.tags.get(HOLDER)}); nothing was changed, try again when it has ended"
+                f"another promotion is under way ({shown(other.tags.get(HOLDER, NONE))}); "
+                "nothing was changed, try again when it has ended"
             )
     for other in twice:
         registry.drop(other.number)
