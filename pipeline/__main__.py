@@ -47,6 +47,9 @@ VERBS = {
     ),
     "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
     "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
+    "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
+    "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
+    "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
@@ -125,8 +128,7 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     module, _, name = target.partition(":")
     messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"
     try:
-        with _native_messages_to(messages):
-        with native_messages_to(folder / "tensorflow.log"):
+        with native_messages_to(messages):
             implementation = importlib.import_module(module)
         getattr(implementation, name)(config, folder)
     except RequestError:
@@ -135,7 +137,6 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
         log.debug("%s failed", verb, exc_info=True)
         story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
         raise PipelineError(f"{explain(error)}{story}") from error
-        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -255,3 +255,5 @@ def _check_together(config: Config) -> None:
             f"preprocess.validation_size=0 leaves nothing to watch for "
             f"{' and '.join(needs_validation)}; set it above 0 or drop these"
         )
+    if config.promote.force is True and not (config.promote.reason or "").strip():
+        raise RequestError('promote.force=true needs a reason, for the ledger: reason="…"')

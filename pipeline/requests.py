@@ -14,6 +14,8 @@ from pydantic import Field
 
 from pipeline.rules import Count, Positive, Share, ending_in, one_of
 
+Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # what fits a line of the ledger
+
 
 @dataclass
 class Compare:
@@ -39,6 +41,9 @@ class Compare:
 class Promote:
     """What a run must reach to become the champion; null leaves a gate out."""
 
+    max_prediction_gap: Share | None = MISSING
+    """Largest difference between a probability that the run logged for a test image and the one
+    that the saved model gives now."""
     min_test_accuracy: Share | None = MISSING
     """Least accuracy on the test split."""
     min_class_recall: Share | None = MISSING
@@ -46,17 +51,17 @@ class Promote:
     max_ece: Share | None = MISSING
     """Highest expected calibration error on the test split."""
     alpha: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
-    """The champion is worse than the present one if a paired test of the test images says so at
-    this level."""
+    """Level at which McNemar's test must not call the run worse than the present champion, on the
+    same test images."""
     max_model_mb: Positive | None = MISSING
-    """Highest size of the saved model, MB."""
+    """Highest size of the saved model, MB (10⁶ bytes)."""
     max_latency_ms: Positive | None = MISSING
     """Highest median time to predict one image, ms."""
     challenger: bool = MISSING
-    """Give a refused model the alias `challenger`."""
+    """Register a refused model and give it the alias `challenger`."""
     force: bool = MISSING
-    """Promote whatever the gates say; needs a reason."""
-    reason: str | None = MISSING
+    """Promote whatever the gates say, if only the model loads; needs a reason."""
+    reason: Reason | None = MISSING
     """Why, for the ledger."""
 
 
@@ -66,7 +71,7 @@ class Rollback:
 
     to: Count | None = MISSING
     """Version of the registered model; null takes the one with the alias `previous`."""
-    reason: str | None = MISSING
+    reason: Reason | None = MISSING
     """Why, for the ledger."""
 
 

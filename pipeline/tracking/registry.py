@@ -1,0 +1,147 @@
+"""The versions and aliases of a registered model, and the tags that keep its ledger.
+
+Every call is one request of MLflow's, which its store carries out whole or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+
+from pipeline.config import Tracking
+from pipeline.tracking.store import connect
+
+# A tag of a version: `pending` while it is a ticket, then what became of it.
+STATE = "promotion"
+PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of the registered model: its `source` is the model's URI; `age_s` its age then."""
+
+    number: int
+    source: str
+    run_id: str
+    tags: Mapping[str, str]
+    age_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """The registered model at a moment: version numbers by alias, and its tags."""
+
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """The registered model `name`."""
+
+    client: MlflowClient
+    name: str
+
+    def present(self) -> Present:
+        """Aliases and tags; none where there is no such registered model."""
+        try:
+            model = self.client.get_registered_model(self.name)
+        except MlflowException as error:
+            _allow(error, RESOURCE_DOES_NOT_EXIST)
+            return Present()
+        aliases = {alias: int(number) for alias, number in model.aliases.items()}
+        return Present(aliases=aliases, tags=model.tags)
+
+    def ensure(self) -> None:
+        """Makes the registered model if need be."""
+        try:
+            self.client.create_registered_model(self.name)
+        except MlflowException as error:
+            _allow(error, RESOURCE_ALREADY_EXISTS)
+
+    def find(self, number: int) -> Version | None:
+        """That version, None where there is none."""
+        try:
+            return _version(self.client.get_model_version(self.name, str(number)))
+        except MlflowException as error:
+            _allow(error, RESOURCE_DOES_NOT_EXIST)
+            return None
+
+    def pending(self) -> list[Version]:
+        """The tickets that are out, lowest number first."""
+        where = f"name = '{self.name}' AND tags.`{STATE}` = '{PENDING}'"
+        found, token = [], None
+        while True:
+            page = self.client.search_model_versions(where, page_token=token)
+            found += [_version(version) for version in page]
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: version.number)
+
+    def of_run(self, run_id: str) -> list[Version]:
+        """The versions that are a run's model, newest first."""
+        found = self.client.search_model_versions(f"name = '{self.name}' AND run_id = '{run_id}'")
+        return sorted(map(_version, found), key=lambda version: -version.number)
+
+    def add(self, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
+        """A new version with these tags. Numbers grow, and none is given twice."""
+        made = self.client.create_model_version(
+            self.name, source, run_id=run_id, tags=dict(tags), await_creation_for=0
+        )
+        return _version(made)
+
+    def point(self, alias: str, number: int | None) -> None:
+        """Sets an alias, or takes it away for None; MLflow refuses a version that is gone."""
+        if number is None:
+            self.client.delete_registered_model_alias(self.name, alias)
+        else:
+            self.client.set_registered_model_alias(self.name, alias, str(number))
+
+    def keep(self, key: str, text: str) -> None:
+        """Sets a tag of the registered model."""
+        self.client.set_registered_model_tag(self.name, key, text)
+
+    def mark(self, number: int, state: str) -> None:
+        """Says what became of a version."""
+        self.client.set_model_version_tag(self.name, str(number), STATE, state)
+
+    def drop(self, number: int) -> None:
+        """Deletes a version, if it is there."""
+        try:
+            self.client.delete_model_version(self.name, str(number))
+        except MlflowException as error:
+            _allow(error, RESOURCE_DOES_NOT_EXIST)
+
+
+def open_registry(tracking: Tracking, name: str) -> Registry:
+    """The registered model `name` of the tracking store.
+
+    Raises:
+        RequestError: the store cannot be used.
+    """
+    return Registry(client=connect(tracking.uri), name=name)
+
+
+def _version(found: ModelVersion) -> Version:
+    return Version(
+        number=int(found.version),
+        source=str(found.source),
+        run_id=str(found.run_id or ""),
+        tags=found.tags,
+        age_s=time.time() - found.creation_timestamp / 1000,
+    )
+
+
+def _allow(error: MlflowException, code: int) -> None:
+    if error.error_code != ErrorCode.Name(code):
+        raise error
