@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data import Array
 
-stats = lazy_loader.load("scipy.stats")  # takes a second
+scipy = lazy_loader.load("scipy")  # its statistics take half a second to import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +43,5 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
     only_first = int(np.count_nonzero(right & ~also))
     only_second = int(np.count_nonzero(also & ~right))
     decided = only_first + only_second
-    p_value = float(stats.binomtest(only_first, decided).pvalue) if decided else 1.0
+    p_value = float(scipy.stats.binomtest(only_first, decided).pvalue) if decided else 1.0
     return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
