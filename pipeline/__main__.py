@@ -41,6 +41,14 @@ VERBS = {
     "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
+    "resume": (
+        "pipeline.resume:resume",
+        "go on with the unfinished run_id=<id> or latest from its checkpoint",
+    ),
+    "reproduce": (
+        "pipeline.reproduce:reproduce",
+        "run run_id=<id> or latest again and say whether it came out the same",
+    ),
 }
 TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
 

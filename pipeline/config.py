@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.errors import RequestError
 from pipeline.leaves import GROUPS, Leaf, check_leaf
-from pipeline.requests import Compare, Doctor, Predict, Promote, Reproduce, Rollback
+from pipeline.requests import Compare, Doctor, Predict, Promote, Reproduce, Resume, Rollback
 from pipeline.rules import Count, Positive, Seed, broken_rules, function_in, one_of
 
 Metric = Annotated[str, function_in("pipeline.metrics", "Predictions", "float", "dict[str, float]")]
@@ -197,12 +197,13 @@ class Config:
     predict: Predict = field(default_factory=Predict)
     doctor: Doctor = field(default_factory=Doctor)
     reproduce: Reproduce = field(default_factory=Reproduce)
+    resume: Resume = field(default_factory=Resume)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
     data_dir: str = MISSING
     """Folder of the data cache."""
     run_id: str | None = MISSING
-    """The MLflow run that `evaluate` evaluates; `latest` is the newest finished one."""
+    """The MLflow run that a verb acts on; `latest` is the newest that it can act on."""
     choices: Choices = field(default_factory=Choices)
 
 

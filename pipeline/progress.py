@@ -34,6 +34,14 @@ class Progress:
             file.writestr(_MEMBER, json.dumps(asdict(self)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run that was interrupted goes on."""
+
+    run_id: str
+    progress: Progress
+
+
 def progress_of(path: Path) -> Progress:
     """The progress kept in a checkpoint.
 

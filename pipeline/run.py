@@ -10,11 +10,11 @@ import keras
 from pipeline.callbacks import EpochListener
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared, Split
-from pipeline.errors import RequestError
 from pipeline.evaluate import draw_training, evaluate, stored
 from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
 from pipeline.metrics import accuracy
+from pipeline.progress import Start
 from pipeline.summary import summarise
 from pipeline.tracking import Recording, find_run, record, reopen
 from pipeline.train import build_model, train
@@ -22,12 +22,12 @@ from pipeline.train import build_model, train
 Accuracies = dict[str, float]  # by split
 
 
-def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
-    """Trains, evaluates and records one model; `folder` keeps its log and checkpoints.
+def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | None = None) -> str:
+    """Trains, evaluates and records one model, or goes on with the run of `start`; returns its id.
 
-    Each of `watchers` is told every epoch's metrics, once they are recorded.
+    `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
-    with record(config, folder) as recording:
+    with record(config, folder, start=start) as recording:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
             model = build_model(config, prepared)
@@ -35,13 +35,15 @@ def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
-            fitted = train(model, prepared, config, folder, listeners)
+            progress = start.progress if start else None
+            fitted = train(model, prepared, config, folder, listeners, progress)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             accuracies = _evaluate(model, prepared, config, recording)
         with recording.stage("save"):
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
     print(_result(recording.id, accuracies, uri), flush=True)
+    return recording.id
 
 
 def train_only(config: Config, folder: Path) -> None:
@@ -57,8 +59,6 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     Raises:
         RequestError: `run_id` is missing or names no run with a model.
     """
-    if config.run_id is None:
-        raise RequestError("run_id: say which run to evaluate, run_id=<id> or run_id=latest")
     experiment = config.tracking.experiment or config.choices.dataset
     recorded = find_run(config.run_id, config.tracking, experiment=experiment)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)

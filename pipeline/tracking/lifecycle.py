@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import yaml
@@ -21,14 +22,17 @@ from pipeline import lineage
 from pipeline.config import Config
 from pipeline.errors import Pruned, RequestError
 from pipeline.params import flatten
+from pipeline.progress import Start
 from pipeline.requests import REQUESTS
-from pipeline.tracking.recording import Recording
+from pipeline.tracking.recording import Recording, recorded_metrics
 from pipeline.tracking.store import connect, experiment, without_password
+from pipeline.workplace import at_work_in, move_in
 
 ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
 # Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
 PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 FOLDER = "sweep.folder"
+RUN_FOLDER = "folder"  # tag of a run: where its log and checkpoints lie
 ENDING = {"error", "traceback"}  # of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
@@ -41,28 +45,47 @@ def record(
     *,
     run_id: str | None = None,
     searched: Mapping[str, str] | None = None,
+    start: Start | None = None,
 ) -> Iterator[Recording]:
     """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
 
     The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
-    parameters of a sweep, which have more than one value.
+    parameters of a sweep, which have more than one value. A run that goes on from its `start` keeps
+    what it says of its origin, and what it has logged is not logged again.
 
     FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
     exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
     `sweep.pruned`. All that was logged stays.
 
     Raises:
-        RequestError: the tracking store cannot be used.
+        RequestError: the tracking store cannot be used, or another process is at work in `folder`.
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
     tags = _place_in_sweep(config, folder, is_parent=searched is not None)
-    recording = Recording(id=_open(client, config, run_id, tags), client=client, folder=folder)
+    earlier = _earlier(client, start) if start else {}
+    with at_work_in(folder):
+        opened = _open(client, config, start.run_id if start else run_id, tags)
+        recording = Recording(id=opened, client=client, folder=folder, **earlier)
+        with _closed_as_it_ends(recording):
+            if start is None:
+                move_in(folder, recording.id)
+                _log_origin(recording, config, searched or {})
+            yield recording
+            recording.add_seconds("total", time.perf_counter() - started)
+            recording.upload()
+
+
+def _earlier(client: mlflow.MlflowClient, start: Start) -> dict[str, Any]:
+    """What a recording has to know of the run it goes on with."""
+    spent = dict.fromkeys(("train", "total"), start.progress.seconds)
+    return {"seconds": spent, "before": recorded_metrics(client, start.run_id)}
+
+
+@contextmanager
+def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
     try:
-        _log_origin(recording, config, searched or {})
-        yield recording
-        recording.seconds["total"] = time.perf_counter() - started
-        recording.upload()
+        yield
     except BaseException as error:
         with _at_least_tried():
             recording.log_tags(_ending(error))
@@ -79,7 +102,7 @@ def _open(
     # Taken out of the environment, which later runs of this process and its workers would heed.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
-        run = mlflow.start_run(run_id=run_id)
+        run = mlflow.start_run(run_id=run_id, tags=tags)
         for tag in ENDING & run.data.tags.keys():
             client.delete_tag(run_id, tag)
     elif adopted:
@@ -98,11 +121,12 @@ def _open(
 
 
 def _place_in_sweep(config: Config, folder: Path, *, is_parent: bool) -> dict[str, str]:
-    """The tags that make a run a sweep's own or one of its jobs'; set before anything else."""
+    """The tags by which a run, a sweep's own or one of its jobs' is found; set before all else."""
     job = config.sweep.job
     if is_parent:
         return {FOLDER: str(folder)}
-    return {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
+    place = {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
+    return {RUN_FOLDER: str(folder.absolute())} | place
 
 
 def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str]) -> None:
