@@ -50,6 +50,14 @@ VERBS = {
     "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
     "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
     "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
+    "resume": (
+        "pipeline.resume:resume",
+        "go on with the unfinished run_id=<id> or latest from its checkpoint",
+    ),
+    "reproduce": (
+        "pipeline.reproduce:reproduce",
+        "run run_id=<id> or latest again and say whether it came out the same",
+    ),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -32,6 +32,10 @@ HYDRA_FLAGS = frozenset(
         "--version",
     }
 )
+
+
+# What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
+ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir"})
 
 
 def normalise(words: list[str]) -> list[str]:
@@ -70,6 +74,21 @@ def addressed(words: list[str], verb: str, request: type | None) -> list[str]:
     own = {field.name: hints[field.name] for field in fields(request)}
     known = own | {f"{verb}.{name}": hint for name, hint in own.items()}
     return [_addressed(word, verb, known) for word in words]
+
+
+def refuse_settings_of_a_run(words: Sequence[str], verb: str) -> None:
+    """A verb that takes its configuration from a recorded run cannot be given another.
+
+    Raises:
+        RequestError: naming the first of such words.
+    """
+    for word in words:
+        key = _key(word).lstrip("+~")
+        if key not in ABOUT_THE_RECORD and not key.startswith((f"{verb}.", "tracking.", "hydra")):
+            raise RequestError(
+                f"{word}: {verb} takes the configuration that the run has recorded; to change it, "
+                "start a new run"
+            )
 
 
 def _addressed(word: str, verb: str, known: dict[str, Any]) -> str:

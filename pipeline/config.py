@@ -22,6 +22,7 @@ from pipeline.requests import (
     Predict,
     Promote,
     Reproduce,
+    Resume,
     Rollback,
     Serve,
 )
@@ -208,12 +209,14 @@ class Config:
     serve: Serve = field(default_factory=Serve)
     doctor: Doctor = field(default_factory=Doctor)
     reproduce: Reproduce = field(default_factory=Reproduce)
+    resume: Resume = field(default_factory=Resume)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
     data_dir: str = MISSING
     """Folder of the data cache."""
     run_id: str | None = MISSING
     """The MLflow run that `evaluate` and `report` take; `latest` is the newest finished one."""
+    """The MLflow run that a verb acts on; `latest` is the newest that it can act on."""
     choices: Choices = field(default_factory=Choices)
 
 

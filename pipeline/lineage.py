@@ -59,11 +59,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """Host name, processor, cores this process may use, and memory."""
+    """Host name, processor, cores this process may use, threads of an operation, and memory."""
+    cores = str(len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count())
     return {
         "host": platform.node(),
         "cpu": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()),
+        "cores": cores,
+        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS", cores),
         "memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
     }
 

@@ -37,8 +37,9 @@ def fit(
 ) -> None:
     """Fits `model` on the first of `splits` and validates it on the second, if that has images.
 
-    It does so for as many epochs as `callbacks` were told, or until the model should stop; they
-    see what they would in `model.fit`, with a part of an epoch for a batch.
+    It does so for as many epochs as `callbacks` were told (`initial_epoch` to `epochs`), or until
+    the model should stop; they see what they would in `model.fit`, with a part of an epoch for a
+    batch.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -53,7 +54,9 @@ def fit(
     model.stop_training = False
     callbacks.on_train_begin()
     with fused_updates(model.optimizer):
-        for epoch in range(callbacks.params["epochs"]):
+        for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
+            if model.stop_training:
+                break
             callbacks.on_epoch_begin(epoch)
             model.reset_metrics()
             # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
@@ -69,8 +72,6 @@ def fit(
                 test_steps(np.arange(len(val)))
                 logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
-            if model.stop_training:
-                break
     model.optimizer.finalize_variable_values(model.trainable_weights)
     callbacks.on_train_end(logs)
 

@@ -130,6 +130,14 @@ class Reproduce:
     """Largest difference of a metric that still counts as reproduced."""
 
 
+@dataclass
+class Resume:
+    """When to go on with a run."""
+
+    force: bool = MISSING
+    """Go on although code, libraries or data have changed; the run is told so."""
+
+
 REQUESTS: dict[str, type] = {
     "compare": Compare,
     "promote": Promote,
@@ -138,5 +146,6 @@ REQUESTS: dict[str, type] = {
     "serve": Serve,
     "doctor": Doctor,
     "reproduce": Reproduce,
+    "resume": Resume,
 }
 """By verb, which is also the name of its group."""

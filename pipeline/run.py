@@ -10,11 +10,11 @@ import keras
 from pipeline.callbacks import EpochListener
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared, Split
-from pipeline.errors import RequestError
 from pipeline.evaluate import answers, draw_training, evaluate, stored
 from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
 from pipeline.metrics import accuracy
+from pipeline.progress import Start
 from pipeline.reporting import save_report
 from pipeline.summary import summarise
 from pipeline.tracking import Recording, find_run, record, reopen
@@ -23,12 +23,12 @@ from pipeline.train import build_model, train
 Found = dict[str, Predictions]  # by split
 
 
-def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
-    """Trains, evaluates and records one model; `folder` keeps its log and checkpoints.
+def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | None = None) -> str:
+    """Trains, evaluates and records one model, or goes on with the run of `start`; returns its id.
 
-    Each of `watchers` is told every epoch's metrics, once they are recorded.
+    `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
-    with record(config, folder) as recording:
+    with record(config, folder, start=start) as recording:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
             model = build_model(config, prepared)
@@ -36,7 +36,8 @@ def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
-            fitted = train(model, prepared, config, folder, listeners)
+            progress = start.progress if start else None
+            fitted = train(model, prepared, config, folder, listeners, progress)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             found = _evaluate(model, prepared, config, recording)
@@ -44,6 +45,7 @@ def run(config: Config, folder: Path, *watchers: EpochListener) -> None:
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
         save_report(recording, config, found)
     print(_result(recording.id, found, uri), flush=True)
+    return recording.id
 
 
 def train_only(config: Config, folder: Path) -> None:
@@ -59,8 +61,6 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     Raises:
         RequestError: `run_id` is missing or names no run with a model.
     """
-    if config.run_id is None:
-        raise RequestError("run_id: say which run to evaluate, run_id=<id> or run_id=latest")
     experiment = config.tracking.experiment or config.choices.dataset
     recorded = find_run(config.run_id, config.tracking, experiment=experiment)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from pipeline.callbacks import (
     Checkpoint,
     EpochEnd,
     EpochListener,
+    GoOn,
     ProgressDisplay,
     metric_name,
     stopper,
@@ -24,6 +26,7 @@ from pipeline.config import Config, Train
 from pipeline.data import Array, Fitted, Prepared
 from pipeline.errors import PipelineError, RequestError, first_line
 from pipeline.leaves import build
+from pipeline.progress import Progress
 from pipeline.xla import is_faster, keep_programs
 
 
@@ -60,10 +63,13 @@ def train(
     config: Config,
     folder: Path,
     listeners: Sequence[EpochListener],
+    start: Progress | None = None,
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
     Checkpoints and the TensorBoard log go to `folder`; `listeners` are told each epoch's metrics.
+    With `start`, training goes on from the last checkpoint in `folder`, whose progress that is, and
+    ends with the very weights and metrics it would have had without a break.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -78,19 +84,24 @@ def train(
             history,
             *map(EpochEnd, listeners),
             *([best] if best else []),
-            Checkpoint(folder / "checkpoints", best),
             *([_tensorboard(folder)] if settings.tensorboard else []),
-            progress,
         ]
+        checkpoints = folder / "checkpoints"
+        resumption = [GoOn(start, checkpoints, followers, best)] if start else []
         loop.fit(
             model,
             (prepared.train, prepared.val),
-            keras.callbacks.CallbackList(followers, model=model, epochs=settings.epochs),
+            keras.callbacks.CallbackList(
+                [*followers, *resumption, Checkpoint(checkpoints, best, start), progress],
+                model=model,
+                epochs=settings.epochs,
+                initial_epoch=len(start.epochs) if start else 0,
+            ),
             batch_size=settings.batch_size,
             seed=config.seed,
             xla=_with_xla(model, settings, images=len(prepared.train)),
         )
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
         model=model,
         history={metric_name(key): values for key, values in history.history.items()},
@@ -152,4 +163,6 @@ def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
 
 
 def _tensorboard(folder: Path) -> keras.callbacks.TensorBoard:
-    return keras.callbacks.TensorBoard(folder / "artifacts" / "tensorboard")
+    log = folder / "artifacts" / "tensorboard"
+    shutil.rmtree(log, ignore_errors=True)  # a run that goes on is told all its epochs again
+    return keras.callbacks.TensorBoard(log)

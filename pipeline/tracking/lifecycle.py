@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import yaml
@@ -22,10 +23,12 @@ from pipeline import lineage
 from pipeline.config import Config
 from pipeline.errors import Pruned, RequestError
 from pipeline.params import flatten
+from pipeline.progress import Start
 from pipeline.requests import REQUESTS
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
-from pipeline.tracking.recording import Recording
+from pipeline.tracking.recording import Recording, recorded_metrics
 from pipeline.tracking.store import connect, experiment, without_password
+from pipeline.workplace import at_work_in, move_in
 
 ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
 # Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
@@ -45,28 +48,41 @@ def record(
     *,
     run_id: str | None = None,
     searched: Mapping[str, str] | None = None,
+    start: Start | None = None,
 ) -> Iterator[Recording]:
     """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
 
     The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
-    parameters of a sweep, which have more than one value.
+    parameters of a sweep, which have more than one value. A run that goes on from its `start` keeps
+    what it says of its origin, and what it has logged is not logged again.
 
     FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
     exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
     `sweep.pruned`. All that was logged stays.
 
     Raises:
-        RequestError: the tracking store cannot be used.
+        RequestError: the tracking store cannot be used, or another process is at work in `folder`.
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
     tags = _place_in_sweep(config, folder, is_parent=searched is not None) | signs()
-    recording = Recording(id=_open(client, config, run_id, tags), client=client, folder=folder)
-    with beating(client, recording.id), _closed_as_it_ends(recording):
-        _log_origin(recording, config, searched or {})
-        yield recording
-        recording.seconds["total"] = time.perf_counter() - started
-        recording.upload()
+    earlier = _earlier(client, start) if start else {}
+    with at_work_in(folder):
+        opened = _open(client, config, start.run_id if start else run_id, tags)
+        recording = Recording(id=opened, client=client, folder=folder, **earlier)
+        with beating(client, recording.id), _closed_as_it_ends(recording):
+            if start is None:
+                move_in(folder, recording.id)
+                _log_origin(recording, config, searched or {})
+            yield recording
+            recording.add_seconds("total", time.perf_counter() - started)
+            recording.upload()
+
+
+def _earlier(client: mlflow.MlflowClient, start: Start) -> dict[str, Any]:
+    """What a recording has to know of the run it goes on with."""
+    spent = dict.fromkeys(("train", "total"), start.progress.seconds)
+    return {"seconds": spent, "before": recorded_metrics(client, start.run_id)}
 
 
 def close(client: mlflow.MlflowClient, run: Run, status: str, error: str) -> None:

@@ -27,12 +27,17 @@ LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A run being written. What lies in `artifacts` is logged when the run is closed."""
+    """A run being written. What lies in `artifacts` is logged when the run is closed.
+
+    `seconds` are those of its stages. Of a run that goes on, `before` are the metrics it has, by
+    name and step.
+    """
 
     id: str
     client: mlflow.MlflowClient
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
+    before: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def artifacts(self) -> Path:
@@ -44,13 +49,32 @@ class Recording:
         """Times a stage of the run: `time/<name>_s`."""
         started = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.add_seconds(name, time.perf_counter() - started)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Adds to what a stage took in all, before and after an interruption."""
+        self.seconds[name] = seconds + (self.seconds.get(name, 0.0))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Logs metrics in one call."""
+        """Logs metrics in one call.
+
+        Where a run goes on, an epoch that it has already is left as it is, and what concerns the
+        whole run (step 0) and has changed since goes to the next step.
+        """
         now = int(time.time() * 1000)
-        values = [Metric(key, value, now, step) for key, value in metrics.items()]
+        values = [
+            Metric(name, value, now, free)
+            for name, value in metrics.items()
+            if (free := self._free_step(name, value, step)) is not None
+        ]
         self.client.log_batch(self.id, metrics=values)
+
+    def _free_step(self, name: str, value: float, step: int) -> int | None:
+        known = self.before.get(name, {})
+        if step not in known:
+            return step
+        latest = max(known)
+        return None if step > 0 or known[latest] == value else latest + 1
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Logs an epoch's metrics (step = epoch, from 1) in one call."""
@@ -119,11 +143,18 @@ class Recording:
             np.savez_compressed(path, allow_pickle=False, **arrays)
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
-        """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI."""
+        """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.
+
+        A run that goes on and has saved its model already keeps that one.
+        """
         import keras  # not above: the parent of a sweep records its run without TensorFlow
 
         keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
         run = self.client.get_run(self.id)
+        if self.before:
+            if "model_uri" in run.data.tags:
+                return str(run.data.tags["model_uri"])
+            self._forget_half_saved(run.info.experiment_id)
         # What mlflow.tensorflow.log_model does, but for any run and not the active one alone.
         entry = self.client.create_logged_model(
             run.info.experiment_id, name="model", source_run_id=self.id, params=run.data.params
@@ -148,11 +179,25 @@ class Recording:
         self.log_tags({"model_uri": logged.model_uri})
         return str(logged.model_uri)
 
+    def _forget_half_saved(self, experiment_id: str) -> None:
+        """A kill while the model was being saved leaves one that the run does not know of."""
+        condition = f"source_run_id = '{self.id}'"
+        for model in self.client.search_logged_models([experiment_id], filter_string=condition):
+            self.client.delete_logged_model(model.model_id)
+
     def upload(self) -> None:
         """Logs the stage times and all artefacts."""
         self.log_metrics({f"time/{name}_s": value for name, value in self.seconds.items()})
         if self.artifacts.exists():
             self.client.log_artifacts(self.id, str(self.artifacts))
+
+
+def recorded_metrics(client: mlflow.MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
+    """All metrics of a run, by name and step."""
+    return {
+        name: {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
+        for name in client.get_run(run_id).data.metrics
+    }
 
 
 def _shortened(text: str, longest: int) -> str:
