@@ -40,16 +40,6 @@ VERBS = {
     "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
-    "report": ("pipeline.reporting:report_recorded", "build report.html of run_id=<id> or latest"),
-    "doctor": (
-        "pipeline.doctor:examine",
-        "say what is broken here and how to mend it",
-    ),
-    "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
-    "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
-    "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
-    "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
-    "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
     "resume": (
         "pipeline.resume:resume",
         "go on with the unfinished run_id=<id> or latest from its checkpoint",
@@ -58,6 +48,13 @@ VERBS = {
         "pipeline.reproduce:reproduce",
         "run run_id=<id> or latest again and say whether it came out the same",
     ),
+    "report": ("pipeline.reporting:report_recorded", "build report.html of run_id=<id> or latest"),
+    "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
+    "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
+    "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
+    "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
+    "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
+    "doctor": ("pipeline.doctor:examine", "say what is broken here and how to mend it"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"

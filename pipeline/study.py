@@ -12,10 +12,10 @@ import lazy_loader
 import numpy as np
 from hydra.core.override_parser.types import Override
 
-from pipeline.config import Sweep
 from pipeline.errors import Pruned, RequestError, first_line
 from pipeline.jobs import Job
 from pipeline.search_space import distributions, text_of
+from pipeline.sweep_config import Sweep
 from pipeline.trials import FINISHED, PRUNED, Trial
 
 optuna: Any = lazy_loader.load("optuna")

@@ -10,10 +10,10 @@ import optuna
 import pytest
 from test_jobs import multirun
 
-from pipeline.config import Sweep
 from pipeline.errors import Pruned, RequestError
 from pipeline.search_space import corners, distributions
 from pipeline.study import Search, pruning_listener, require_sense
+from pipeline.sweep_config import Sweep
 from pipeline.trials import FAILED, FINISHED, PRUNED, Trial
 
 pytestmark = pytest.mark.slow  # importing Optuna takes a second

@@ -13,7 +13,16 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one a 
 os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
 
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recorded import RecordedRun, find_run, reopen
-from pipeline.tracking.recording import Recording
+from pipeline.tracking.recorded import Entry, RecordedRun, find_entry, find_run, reopen
+from pipeline.tracking.recording import LONGEST_PARAM, Recording
 
-__all__ = ["RecordedRun", "Recording", "find_run", "record", "reopen"]
+__all__ = [
+    "LONGEST_PARAM",
+    "Entry",
+    "RecordedRun",
+    "Recording",
+    "find_entry",
+    "find_run",
+    "record",
+    "reopen",
+]
