@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.arguments import HYDRA_FLAGS, addressed, normalise
+from pipeline.arguments import HYDRA_FLAGS, addressed, normalise, refuse_settings_of_a_run
 from pipeline.errors import RequestError
 from pipeline.requests import REQUESTS
 
@@ -152,3 +152,20 @@ def test_null_and_what_is_quoted_already_stay() -> None:
 
 def test_other_verbs_words_are_left_alone() -> None:
     assert addressed(["sweep=tpe", "seed=0,1"], "run", None) == ["sweep=tpe", "seed=0,1"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["run_id=latest", "dataset=digits", "data_dir=d", "tracking.uri=x", "resume.force=true"],
+)
+def test_a_verb_on_a_recorded_run_may_be_told_which_and_where(word: str) -> None:
+    refuse_settings_of_a_run([word, f"+{word}"], "resume")
+
+
+@pytest.mark.parametrize(
+    "word", ["train.epochs=9", "model=cnn", "+seed=1", "~augment", "resumed=1"]
+)
+def test_a_verb_on_a_recorded_run_takes_no_other_configuration(word: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        refuse_settings_of_a_run(["run_id=latest", word], "resume")
+    assert str(refusal.value).startswith(f"{word}: resume takes the configuration")

@@ -199,7 +199,8 @@ def test_the_versions_are_those_of_python_and_the_named_libraries() -> None:
 
 def test_the_hardware_is_told_in_plain_text() -> None:
     hardware = lineage.hardware()
-    assert set(hardware) == {"host", "cpu", "cores", "memory_gb"}
+    assert set(hardware) == {"host", "cpu", "cores", "threads", "memory_gb"}
     assert 1 <= int(hardware["cores"]) <= (os.cpu_count() or 1)
+    assert int(hardware["threads"]) >= 1
     assert float(hardware["memory_gb"]) > 0
     assert hardware["cpu"]

@@ -15,6 +15,7 @@ from pipeline.data import Fitted, Prepared
 from pipeline.datasets import synthetic
 from pipeline.errors import PipelineError
 from pipeline.preprocess import preprocess
+from pipeline.progress import Progress, progress_of
 from pipeline.train import build_model, first_kernel, train
 
 pytestmark = pytest.mark.slow
@@ -32,11 +33,15 @@ def config(*overrides: str) -> Config:
 
 
 def trained(
-    folder: Path, *overrides: str, prepared: Prepared = PREPARED, listener: Any = None
+    folder: Path,
+    *overrides: str,
+    prepared: Prepared = PREPARED,
+    listener: Any = None,
+    start: Progress | None = None,
 ) -> Fitted:
     settings = config(*overrides)
     model = build_model(settings, prepared)
-    return train(model, prepared, settings, folder, [listener] if listener else [])
+    return train(model, prepared, settings, folder, [listener] if listener else [], start)
 
 
 def probs(model: keras.Model) -> Any:
@@ -120,6 +125,79 @@ def test_checkpoints_load_and_predict_like_the_model(tmp_path: Path) -> None:
     assert int(last.optimizer.iterations) == 15
     best = keras.models.load_model(folder / "best.keras")
     assert validation_loss(best) == pytest.approx(min(fitted.history["val/loss"]), rel=1e-5)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut_in(epoch: int) -> Any:
+    """Ends training when an epoch is told and not yet kept."""
+
+    def listen(now: int, metrics: Any) -> None:
+        if now == epoch:
+            raise PowerCut
+
+    return listen
+
+
+SLOW = "optimizer=sgd optimizer.learning_rate=0.5 model.dropout=0"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "train.xla=false",
+        "train.xla=true schedule=cosine",
+        "model=cnn model.filters=[2] augment=flip_and_shift optimizer=adamw",
+        f"{SLOW} train.keep=best",
+        f"{SLOW} train.keep=best train.patience=2 train.xla=true",
+        "optimizer=rmsprop train.monitor=val/accuracy train.tensorboard=true",
+    ],
+)
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_interrupted_training_goes_on_to_the_same_bits(
+    epoch: int, choices: str, tmp_path: Path
+) -> None:
+    overrides = ("train.epochs=8", *choices.split())
+    whole = trained(tmp_path / "whole", *overrides)
+    with pytest.raises(PowerCut):
+        trained(tmp_path, *overrides, listener=cut_in(epoch))
+    start = progress_of(tmp_path / "checkpoints" / "last.keras")
+    assert len(start.epochs) == epoch - 1
+    told: list[int] = []
+    fitted = trained(
+        tmp_path, *overrides, listener=lambda epoch, metrics: told.append(epoch), start=start
+    )
+    assert told == list(range(1, len(whole.history["val/loss"]) + 1))
+    assert fitted.history == whole.history
+    assert fitted.best_epoch == whole.best_epoch
+    np.testing.assert_array_equal(fitted.initial_weights, whole.initial_weights)
+    for one, other in zip(fitted.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    kept = [progress_of(at / "checkpoints/last.keras") for at in (tmp_path, tmp_path / "whole")]
+    assert (kept[0].epochs, kept[0].seeds) == (kept[1].epochs, kept[1].seeds)
+
+
+def test_training_that_was_complete_is_not_repeated(tmp_path: Path) -> None:
+    overrides = ("train.epochs=20", *RESTLESS[:2], "train.keep=best", "train.patience=2")
+    whole = trained(tmp_path, *overrides)
+    path = tmp_path / "checkpoints" / "last.keras"
+    before = path.read_bytes()
+    fitted = trained(tmp_path, *overrides, start=progress_of(path))
+    assert path.read_bytes() == before
+    assert (fitted.history, fitted.best_epoch) == (whole.history, whole.best_epoch)
+    for one, other in zip(fitted.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_kill_between_the_last_and_the_best_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    overrides = ("train.epochs=1", "train.keep=best")
+    whole = trained(tmp_path, *overrides)
+    (tmp_path / "checkpoints" / "best.keras").unlink()
+    start = progress_of(tmp_path / "checkpoints" / "last.keras")
+    fitted = trained(tmp_path, *overrides, start=start)
+    np.testing.assert_array_equal(fitted.trained_weights, whole.trained_weights)
 
 
 def test_without_validation_images_there_is_no_best_epoch_nor_its_checkpoint(
