@@ -9,6 +9,7 @@ import os
 # Heeded when mlflow is imported: its notes on migrations and the like are not for users.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what users do is theirs
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
 
 from pipeline.tracking.lifecycle import record
