@@ -63,10 +63,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=30, help="of one image, in a round")
     parser.add_argument("--batches", type=int, default=3, help="requests of a batch, in a round")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")
+    parser.add_argument(
+        "--store", help="folder whose mlflow.db has --model-uri; else one is trained"
+    )
+    parser.add_argument("--model-uri")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
-        command = [*warmed(arguments.dataset, folder), f"model={arguments.model}", "train.epochs=1"]
-        uri = finished(command, folder).result["model_uri"]
+    with tempfile.TemporaryDirectory() as made, ExitStack() as servers:
+        folder, uri = arguments.store or made, arguments.model_uri
+        if arguments.store is None:
+            command = [*warmed(arguments.dataset, folder), f"model={arguments.model}"]
+            uri = finished([*command, "train.epochs=1"], folder).result["model_uri"]
         contenders, shape = _contenders(uri, folder, servers)
         images = np.random.default_rng(0).integers(0, 256, (arguments.batch, *shape), np.uint8)
         one, many = (
@@ -135,7 +141,7 @@ def _server(command: list[str], folder: str) -> Iterator[int]:
         "MLFLOW_TRACKING_URI": store(folder),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    with (Path(folder) / f"server-{port}.log").open("w+") as log:
+    with tempfile.NamedTemporaryFile("w+") as log:
         process = subprocess.Popen(
             [word.format(port=port) for word in command],
             cwd=folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import Array
 from pipeline.errors import first_line
@@ -30,20 +30,24 @@ def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Ar
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
             if picture.width * picture.height <= MOST_PIXELS:
-                images = fitted(picture, shape)[None]
-                inverted = to_invert(images, dark_border)
-                return np.where(inverted[:, None, None, None], 255 - images, images), bool(
-                    inverted[0]
-                )
+                images = fitted(picture, shape)[np.newaxis]
+                inverted = bool(to_invert(images, dark_border)[0])
+                return (255 - images if inverted else images), inverted
             size = f"{picture.width}×{picture.height}"
+    except UnidentifiedImageError:
+        raise _unreadable("of no format that is taken") from None
     # Decoders raise whatever they like at damaged bytes.
     except Exception as error:
-        raise Refused(
-            BAD_REQUEST,
-            f"the body is no picture that can be read ({first_line(str(error))[:80]}); "
-            f"send the bytes of a file in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
-        ) from error
+        raise _unreadable(first_line(str(error))[:80]) from error
     raise Refused(TOO_LARGE, f"the picture has {size} pixels; send at most {MOST_PIXELS:,}")
+
+
+def _unreadable(why: str) -> Refused:
+    return Refused(
+        BAD_REQUEST,
+        f"the body is no picture that can be read ({why}); "
+        f"send the bytes of a file in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+    )
 
 
 def require_picture_type(kind: str) -> None:

@@ -69,7 +69,7 @@ def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str],
         yield process, first + "".join(process.stdout.readline() for _ in range(2)), address[0]
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # closes the pipes
 
 
 def ask(address: str, values: Any) -> requests.Response:
