@@ -99,9 +99,14 @@ def _addressed(word: str, verb: str, known: dict[str, Any]) -> str:
     if value != "null" and not value.startswith(("'", '"', "[")):
         if get_origin(hint) is list:
             value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
-        elif str in (hint, *get_args(hint)):
+        elif _is_text(hint):
             value = quoted(value)
     return f"{verb}.{key.removeprefix(f'{verb}.')}={value}"
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether `str`, `str | None` or `Annotated[str, …]`."""
+    return hint is str or any(map(_is_text, get_args(hint)))
 
 
 def quoted(text: str) -> str:

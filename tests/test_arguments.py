@@ -142,6 +142,15 @@ def test_a_text_needs_no_quotes_of_hydras(text: str) -> None:
     assert understood(f"images={written}") == {"predict.images": written}
 
 
+def test_a_text_with_a_rule_and_one_that_may_be_null_need_none_either() -> None:
+    words = ("reason=a demo, no more", "force=true", "alpha=null")
+    assert understood(*words, verb="promote") == {
+        "promote.reason": "a demo, no more",
+        "promote.force": True,
+        "promote.alpha": None,
+    }
+
+
 def test_null_and_what_is_quoted_already_stay() -> None:
     assert understood("images=null", "output='a b.csv'") == {
         "predict.images": None,

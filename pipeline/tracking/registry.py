@@ -5,6 +5,7 @@ Every call is one request of MLflow's, which its store carries out whole or not 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from mlflow.protos.databricks_pb2 import (
 from pipeline.config import Tracking
 from pipeline.tracking.store import connect
 
+LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model that a run has saved
 # A tag of a version: `pending` while it is a ticket, then what became of it.
 STATE = "promotion"
 PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
@@ -95,8 +97,14 @@ class Registry:
 
     def add(self, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
         """A new version with these tags. Numbers grow, and none is given twice."""
+        logged = LOGGED.fullmatch(source)
         made = self.client.create_model_version(
-            self.name, source, run_id=run_id, tags=dict(tags), await_creation_for=0
+            self.name,
+            source,
+            run_id=run_id,
+            tags=dict(tags),
+            await_creation_for=0,
+            model_id=logged[1] if logged else None,  # a server insists
         )
         return _version(made)
 
