@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
-import mlflow
 import numpy as np
 import pytest
 from commands import QUICK, configured, inside, pipeline, results
@@ -19,6 +18,7 @@ from pipeline.errors import PipelineError, RequestError
 from pipeline.predict import classifier, predict
 from pipeline.reading import Block
 from pipeline.tracking.models import LoadedModel
+from pipeline.tracking.store import connect
 
 Rows = list[dict[str, str]]
 
@@ -169,7 +169,8 @@ def test_an_interrupted_run_leaves_no_half_file(
 def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> None:
     drawn(folder / "photos/a.png", border=255, inside=0)
     asked(folder, contact_sheet="sheets/page.png")
-    assert Image.open(folder / "sheets/page.png").format == "PNG"
+    with Image.open(folder / "sheets/page.png") as page:
+        assert page.format == "PNG"
 
 
 def test_a_model_of_other_channels_than_pictures_have_is_refused(
@@ -197,14 +198,14 @@ def test_the_command_line_classifies_by_a_runs_model_and_by_the_champion(
     trained: tuple[Path, dict[str, str]],
 ) -> None:
     folder, said = trained
-    store = f"sqlite:///{folder}/mlflow.db"
     by_run = pipeline("predict", "run_id=latest", "dataset=synthetic", "images=*.npy", cwd=folder)
     assert by_run.returncode == 0, by_run.stderr
     assert results(by_run.stdout) == {"images": "20", "skipped": "0", "output": "predictions.csv"}
-    client = mlflow.MlflowClient(store)
-    client.create_registered_model("synthetic")
-    version = client.create_model_version("synthetic", said["model_uri"], said["run_id"])
-    client.set_registered_model_alias("synthetic", "champion", version.version)
+    with inside(folder):  # MLflow looks the source up in the process' own store
+        client = connect(None)
+        client.create_registered_model("synthetic")
+        version = client.create_model_version("synthetic", said["model_uri"], said["run_id"])
+        client.set_registered_model_alias("synthetic", "champion", version.version)
     words = ("dataset=synthetic", "images=images.npy", "output=b.csv")
     by_alias = pipeline("predict", *words, cwd=folder)
     assert by_alias.returncode == 0, by_alias.stderr
