@@ -41,6 +41,7 @@ VERBS = {
     "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
+    "compare": ("pipeline.compare:compare", "set recorded runs side by side: is it noise?"),
 }
 TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
 
