@@ -109,7 +109,7 @@ def compare_runs(
         metrics=metrics,
         runs=len(runs),
         repeats=0 if paired else folded.repeats,
-        misplaced=sum(_kept_another_epoch(run) for run in runs if run.id not in stored),
+        misplaced=sum(run.kept_another_epoch for run in runs if run.id not in stored),
         pair=pair,
         unpaired=unpaired,
     )
@@ -243,10 +243,3 @@ def _rank(estimate: Estimate, lower: bool) -> tuple[bool, float]:
     """Best first, those without a value last."""
     value = estimate.value
     return math.isnan(value), value if lower else -value
-
-
-def _kept_another_epoch(run: RunRecord) -> bool:
-    """Whether the last epoch's metrics are not those of the weights that the run kept."""
-    best, epochs = run.metrics.get("train/best_epoch"), run.params.get("train.epochs", "")
-    kept_best = run.params.get("train.keep") == "best" and best is not None
-    return kept_best and epochs.isdecimal() and best != int(epochs)

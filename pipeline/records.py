@@ -42,6 +42,13 @@ class RunRecord:
         """What a person would call it: its name, else the beginning of its id."""
         return self.name or self.id[:SHORT]
 
+    @property
+    def kept_another_epoch(self) -> bool:
+        """Whether the last epoch's metrics are not those of the weights that the run kept."""
+        best, epochs = self.metrics.get("train/best_epoch"), self.params.get("train.epochs", "")
+        kept_best = self.params.get("train.keep") == "best" and best is not None
+        return kept_best and epochs.isdecimal() and best != int(epochs)
+
     @cached_property
     def traits(self) -> dict[str, str]:
         """All that a result depends on, by name: settings, code, data, versions, hardware."""
