@@ -55,6 +55,7 @@ VERBS = {
     "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
     "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
     "doctor": ("pipeline.doctor:examine", "say what is broken here and how to mend it"),
+    "compare": ("pipeline.compare:compare", "set recorded runs side by side: is it noise?"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from pipeline import metrics, plots
 from pipeline.data import Array, Fitted, Predictions, Prepared, Report, Split
 
@@ -41,9 +43,12 @@ def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
 
 
 def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
-    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K], kept for paired comparisons of runs."""
-    return {
-        f"{split}_{name}": array
-        for split, values in predictions.items()
-        for name, array in (("labels", values.labels), ("probs", values.probs))
-    }
+    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K], kept for paired comparisons of runs.
+
+    `class_names`, a text for each of the K classes, tells what a label stands for.
+    """
+    arrays: dict[str, Array] = {}
+    for split, values in predictions.items():
+        arrays["class_names"] = np.array(values.class_names)
+        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probs}
+    return arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -34,6 +35,11 @@ class Code:
 
     commit: str | None
     patch: str
+
+    @property
+    def patch_sha256(self) -> str:
+        """SHA-256 (hex) of the patch: whether two runs had the same uncommitted changes."""
+        return hashlib.sha256(self.patch.encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
 def code(root: Path = ROOT) -> Code:

@@ -7,14 +7,19 @@ sharper than two separate intervals.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lazy_loader
 import numpy as np
 
 from pipeline.data import Array
+from pipeline.intervals import PAIRED, Estimate, Resampling
 
 scipy = lazy_loader.load("scipy")  # its statistics take half a second to import
+
+
+MOST_SWAPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +50,83 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
     decided = only_first + only_second
     p_value = float(scipy.stats.binomtest(only_first, decided).pvalue) if decided else 1.0
     return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange:
+    """A class' share right by either classifier; `change`: the second's - the first's."""
+
+    name: str
+    images: int
+    first: float
+    second: float
+    change: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """How many images of class `true` either classifier takes for `predicted`."""
+
+    true: str
+    predicted: str
+    first: int
+    second: int
+
+
+def class_changes(
+    labels: Array,
+    first: Array,
+    second: Array,
+    class_names: Sequence[str],
+    resampling: Resampling,
+) -> list[ClassChange]:
+    """Each class' accuracy by two classifiers, by class; labels and predictions i32[N].
+
+    Of the images of a class only three counts matter: those the first alone has right, the second
+    alone, the rest. So resampling the class' images is drawing from that multinomial.
+    """
+    rng = np.random.default_rng(resampling.seed)
+    changes = []
+    for number, name in enumerate(class_names):
+        of_class = labels == number
+        images = int(np.count_nonzero(of_class))
+        if not images:
+            continue
+        right, also = first[of_class] == number, second[of_class] == number
+        counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
+        drawn = rng.multinomial(images, counts / images, size=resampling.resamples)
+        low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, resampling.tails)
+        change = float(also.mean() - right.mean())
+        changes.append(
+            ClassChange(
+                name=name,
+                images=images,
+                first=float(right.mean()),
+                second=float(also.mean()),
+                change=Estimate(value=change, low=float(low), high=float(high), method=PAIRED),
+            )
+        )
+    return changes
+
+
+def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]) -> list[Swap]:
+    """The confusions (true class → predicted one) whose number changed most, at most eight."""
+    classes = len(class_names)
+    counts = [
+        np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+        for predicted in (first, second)
+    ]
+    changed = np.abs(counts[1] - counts[0])
+    np.fill_diagonal(changed, 0)
+    order = np.argsort(-changed, axis=None, kind="stable")[:MOST_SWAPS]
+    places = zip(*np.unravel_index(order, changed.shape), strict=True)
+    return [
+        Swap(
+            true=class_names[true],
+            predicted=class_names[predicted],
+            first=int(counts[0][true, predicted]),
+            second=int(counts[1][true, predicted]),
+        )
+        for true, predicted in places
+        if changed[true, predicted]
+    ]

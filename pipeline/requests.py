@@ -30,7 +30,7 @@ class Compare:
     metric: str = MISSING
     """Metric that ranks the runs."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = MISSING
-    """Coverage of the bootstrap confidence intervals."""
+    """Coverage of the confidence intervals; 1 - confidence is the level of McNemar's test."""
     resamples: Annotated[int, Field(ge=100)] = MISSING
     """Bootstrap resamples."""
     format: Annotated[str, one_of("table", "json")] = MISSING

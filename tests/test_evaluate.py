@@ -81,7 +81,9 @@ def test_an_unknown_name_does_not_pass_silently() -> None:
 
 def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> None:
     arrays: dict[str, Any] = stored({"val": MADE, "test": MADE})
-    assert list(arrays) == ["val_labels", "val_probs", "test_labels", "test_probs"]
+    assert list(arrays) == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
+    assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
+    assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
     np.testing.assert_array_equal(arrays["val_labels"], MADE.labels)
     np.testing.assert_array_equal(arrays["test_probs"], MADE.probs)
     assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)

@@ -154,6 +154,7 @@ def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str
             "code.dirty": str(bool(code.patch)).lower(),
         }
         | ({"mlflow.source.git.commit": code.commit} if code.commit else {})
+        | ({"code.patch_sha256": code.patch_sha256} if code.patch else {})
         | config.tracking.tags
     )
     recording.save_text("config.yaml", _as_yaml(config))

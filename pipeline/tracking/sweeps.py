@@ -110,8 +110,10 @@ def children(parent: Recording, objectives: Sequence[Objective]) -> Children:
     )
 
 
-def find_sweep(sweep_id: str, config: Config) -> tuple[str, str]:
+def find_sweep(sweep_id: str, config: Config, *, asked_as: str = "sweep.resume") -> tuple[str, str]:
     """Run id and folder of the sweep with that id, or of the newest one for `latest`.
+
+    `asked_as`: the key that names it, for the message.
 
     Raises:
         RequestError: there is no such sweep.
@@ -130,11 +132,11 @@ def find_sweep(sweep_id: str, config: Config) -> tuple[str, str]:
                 order_by=["start_time DESC"],
             )
             if not runs:
-                raise RequestError(f"sweep.resume=latest: experiment {name} has no sweep")
+                raise RequestError(f"{asked_as}=latest: experiment {name} has no sweep")
             run = runs[0]
         return run.info.run_id, run.data.tags[FOLDER]
     except (MlflowException, KeyError) as error:
-        raise RequestError(f"sweep.resume={sweep_id}: there is no such sweep") from error
+        raise RequestError(f"{asked_as}={sweep_id}: there is no such sweep") from error
 
 
 def typical_seconds(config: Config) -> float | None:

@@ -1,0 +1,185 @@
+"""Finds the runs to compare: whole pages of them, no request for a single one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from pipeline.config import Config
+from pipeline.data import Array
+from pipeline.errors import RequestError
+from pipeline.records import RunRecord
+from pipeline.tracking.lifecycle import FOLDER, PARENT
+from pipeline.tracking.store import connect
+from pipeline.tracking.sweeps import find_sweep
+
+PAGE = 5_000  # runs asked for at once
+SHORTEST = 4  # characters of an id
+FINISHED = "attributes.status = 'FINISHED'"
+NOT_A_SWEEP = f"tags.`{FOLDER}` IS NULL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Runs, where they come from in words, and the sweep whose jobs they are, if they are that."""
+
+    runs: list[RunRecord]
+    source: str
+    sweep: str | None = None
+
+
+def best_runs(config: Config, *, lower_is_better: bool) -> Found:
+    """The `compare.top` finished runs of the experiment that have the metric, best first.
+
+    Raises:
+        RequestError: there is none; says which metrics there are.
+    """
+    request, name = config.compare, config.tracking.experiment or config.choices.dataset
+    client = connect(config.tracking.uri)
+    known = client.get_experiment_by_name(name)
+    if known is None or known.lifecycle_stage != "active":
+        raise RequestError(f"experiment {name} has no run yet; tracking.experiment=… names another")
+    where = f"{FINISHED} AND {NOT_A_SWEEP} AND metrics.`{request.metric}` > -1.7e308"
+    order = f"metrics.`{request.metric}` {'ASC' if lower_is_better else 'DESC'}"
+    pages = _search(client, [known.experiment_id], where, order, request.top)
+    runs = [_record(run) for run in islice(pages, request.top)]
+    if not runs:
+        raise RequestError(_without_metric(client, known.experiment_id, name, request.metric))
+    return Found(runs=runs, source=f"best {len(runs):,} finished runs of experiment {name}")
+
+
+def named_runs(config: Config) -> Found:
+    """The runs that `compare.runs` names by id or by its first characters, in that order.
+
+    Raises:
+        RequestError: a name fits no run, several, or a sweep's own run.
+    """
+    names = list(dict.fromkeys(config.compare.runs))
+    client = connect(config.tracking.uri)
+    experiments = [e.experiment_id for e in client.search_experiments(max_results=PAGE)]
+    whole = [name for name in names if len(name) == 32]
+    found: dict[str, Run] = {}
+    if whole:
+        listed = ", ".join(f"'{name}'" for name in whole)
+        where = f"attributes.run_id IN ({listed})"
+        found = {run.info.run_id: run for run in _search(client, experiments, where)}
+    runs = {}
+    for name in names:
+        run = found.get(name) or _by_beginning(client, experiments, name)
+        if FOLDER in run.data.tags:
+            raise RequestError(f"runs: {name} is a sweep's own run; its jobs are sweep={name}")
+        runs[run.info.run_id] = run
+    return Found(runs=[_record(run) for run in runs.values()], source=f"{len(runs)} named runs")
+
+
+def sweep_runs(config: Config) -> Found:
+    """The finished jobs of the sweep `compare.sweep`.
+
+    Raises:
+        RequestError: there is no such sweep, or none of its jobs has finished.
+    """
+    asked = str(config.compare.sweep)
+    parent, _ = find_sweep(asked, config, asked_as="sweep")
+    client = connect(config.tracking.uri)
+    experiment = client.get_run(parent).info.experiment_id
+    where = f"tags.`{PARENT}` = '{parent}'"
+    jobs = [_record(run) for run in _search(client, [experiment], where)]
+    runs = [run for run in jobs if run.status == "FINISHED"]
+    if not runs:
+        raise RequestError(f"sweep={asked}: none of its {len(jobs)} jobs has finished")
+    others = f" ({len(jobs) - len(runs)} did not finish)" if len(jobs) > len(runs) else ""
+    return Found(runs=runs, source=f"{len(runs):,} jobs of sweep {parent}{others}", sweep=parent)
+
+
+def load_predictions(run: RunRecord) -> dict[str, Array] | None:
+    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K] as the run stored them; None: not."""
+    try:
+        path = mlflow.artifacts.download_artifacts(f"{run.artifact_uri}/predictions.npz")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (MlflowException, OSError, ValueError):
+        return None
+
+
+def log_comparison(sweep: str, files: Sequence[Path], config: Config) -> None:
+    """Puts files among the artefacts of a sweep's own run, under `compare/`."""
+    client = connect(config.tracking.uri)
+    for path in files:
+        client.log_artifact(sweep, str(path), "compare")
+
+
+def _search(
+    client: mlflow.MlflowClient,
+    experiments: Sequence[str],
+    where: str,
+    order: str = "attributes.start_time ASC",
+    most: int = PAGE,
+) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(
+            list(experiments),
+            where,
+            max_results=min(most, PAGE),
+            order_by=[order],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _by_beginning(client: mlflow.MlflowClient, experiments: Sequence[str], name: str) -> Run:
+    if len(name) < SHORTEST or not name.isalnum():
+        raise RequestError(
+            f"runs: {name!r} is no run id; give an id or its first {SHORTEST} or more characters"
+        )
+    fitting = list(islice(_search(client, experiments, f"attributes.run_id LIKE '{name}%'"), 3))
+    if not fitting:
+        raise RequestError(f"runs: there is no run {name}; `compare` alone lists the best ones")
+    if len(fitting) > 1:
+        ids = ", ".join(run.info.run_id for run in fitting)
+        raise RequestError(f"runs: {name} fits several runs ({ids}); give more characters")
+    return fitting[0]
+
+
+def _without_metric(client: mlflow.MlflowClient, experiment: str, name: str, metric: str) -> str:
+    newest = client.search_runs([experiment], f"{FINISHED} AND {NOT_A_SWEEP}", max_results=1)
+    if not newest:
+        return f"experiment {name} has no finished run yet; tracking.experiment=… names another"
+    known = ", ".join(sorted(newest[0].data.metrics))
+    return f"metric={metric}: no finished run of experiment {name} has it; choose one of {known}"
+
+
+def _record(run: Run) -> RunRecord:
+    return RunRecord(
+        id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=run.info.start_time,
+        params=run.data.params,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+        sizes=_sizes(run),
+        artifact_uri=run.info.artifact_uri,
+    )
+
+
+def _sizes(run: Run) -> Mapping[str, int]:
+    """Images by split, from the data that the run logged."""
+    for logged in run.inputs.dataset_inputs if run.inputs else ():
+        profile: dict[str, Any] = json.loads(logged.dataset.profile or "{}")
+        sizes = {key.removesuffix("_images"): profile[key] for key in profile}
+        if "test" in sizes:
+            return sizes
+    return {}
