@@ -49,13 +49,13 @@ VERBS = {
         "run run_id=<id> or latest again and say whether it came out the same",
     ),
     "report": ("pipeline.reporting:report_recorded", "build report.html of run_id=<id> or latest"),
+    "compare": ("pipeline.compare:compare", "set recorded runs side by side: is it noise?"),
     "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
     "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
     "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
     "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
     "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
     "doctor": ("pipeline.doctor:examine", "say what is broken here and how to mend it"),
-    "compare": ("pipeline.compare:compare", "set recorded runs side by side: is it noise?"),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
