@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -34,33 +36,31 @@ Classify = Callable[[Block], Answers]
 class Tally:
     """How many images each class got and with what probability."""
 
-    def __init__(self, class_names: tuple[str, ...]) -> None:
-        self.class_names = class_names
-        self.images = np.zeros(len(class_names), int)
-        self.probabilities = np.zeros(len(class_names))
+    def __init__(self) -> None:
+        self.images: Counter[str] = Counter()
+        self.probabilities: defaultdict[str, float] = defaultdict(float)
 
     def add(self, answers: Answers) -> None:
         """Counts the most probable class of each image."""
-        classes, size = answers.top[:, 0], len(self.class_names)
-        highest = answers.probs.max(axis=1)
-        self.images += np.bincount(classes, minlength=size)
-        self.probabilities += np.bincount(classes, weights=highest, minlength=size)
+        best, highest = answers.top[:, 0], answers.probs.max(axis=1)
+        for place in np.unique(best):
+            name = answers.class_names[place]
+            self.images[name] += int((best == place).sum())
+            self.probabilities[name] += float(highest[best == place].sum())
 
     @property
     def total(self) -> int:
         """Images counted."""
-        return int(self.images.sum())
+        return self.images.total()
 
     def table(self) -> Table:
         """The classes that any image got, the most frequent first."""
         table = Table("class", show_edge=False)
         for column in ("images", "share", "mean probability"):
             table.add_column(column, justify="right")
-        for place in np.argsort(-self.images, kind="stable"):
-            if images := self.images[place]:
-                shares = images / self.total, self.probabilities[place] / images
-                row = (self.class_names[place], f"{images:,}", *(f"{s:.3f}" for s in shares))
-                table.add_row(*row)
+        for name, images in self.images.most_common():
+            shares = images / self.total, self.probabilities[name] / images
+            table.add_row(escape(name), f"{images:,}", *(f"{share:.3f}" for share in shares))
         return table
 
 
@@ -77,30 +77,33 @@ def predict(config: Config, folder: Path) -> None:
     files, output = find(request.images), Path(request.output)
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config)
-    tally, skipped = Tally(model.class_names), list[Unreadable]()
     sheet = _sheet(model) if request.contact_sheet else None
-    with (
-        replacing(output) as partial,
-        WRITERS[output.suffix.lower()](partial) as write,
-        _progress(len(files), skipped) as listener,
-    ):
-        classify = classifier(model, request.invert)
-        for block in read(files, model.image_shape, at_once=request.batch_size, listener=listener):
-            answers = classify(block)
-            write(answers)
-            tally.add(answers)
-            if sheet:
-                sheet.add(answers, block.images)
-        if not tally.total:
-            raise PipelineError(f"images={request.images}: none of {len(files)} files can be read")
-    if sheet:
-        sheet.save(Path(request.contact_sheet or ""))
+    skipped: list[Unreadable] = []
+    with _progress(len(files), skipped) as listener:
+        blocks = read(files, model.image_shape, at_once=request.batch_size, listener=listener)
+        tally = _write(blocks, classifier(model, request.invert), output, sheet)
+    if sheet and request.contact_sheet:
+        sheet.save(Path(request.contact_sheet))
     standard_output().print(tally.table())
     print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
     if skipped:
         raise PipelineError(
             f"{len(skipped)} of {len(files)} files cannot be read; the others are in {output}"
         )
+
+
+def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: Sheet | None) -> Tally:
+    tally = Tally()
+    with replacing(output) as partial, WRITERS[output.suffix.lower()](partial) as write:
+        for block in blocks:
+            answers = classify(block)
+            write(answers)
+            tally.add(answers)
+            if sheet:
+                sheet.add(answers, block.images)
+        if not tally.total:
+            raise PipelineError(f"none of the files can be read; {output} is not written")
+    return tally
 
 
 def classifier(model: LoadedModel, invert: str) -> Classify:

@@ -80,7 +80,8 @@ class Predict:
     """Which images to classify by which model, and where the answers go."""
 
     model_uri: str | None = MISSING
-    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
+    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes that of
+    `run_id`, else the data set's champion."""
     images: str | None = MISSING
     """A file, a folder (searched through) or a pattern; `.npy` files hold arrays of images."""
     output: Annotated[str, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
