@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.compare_drawing import Pictures, drawing
 from pipeline.compare_page import document, page
-from pipeline.compare_plots import class_changes, forest
 from pipeline.compare_table import print_comparison
 from pipeline.comparison import Comparison, compare_runs, lower_is_better
 from pipeline.config import Config
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.tracking.table import Found
 
 MOST_READ = 20  # runs whose stored predictions are read
-DPI = 120
 
 
 def compare(config: Config, folder: Path) -> None:
@@ -37,7 +35,9 @@ def compare(config: Config, folder: Path) -> None:
         RequestError: the runs cannot be found, or none of them has the metric.
     """
     request = config.compare
-    with _uncollected():
+    if request.runs and len(set(request.runs)) < 2:
+        raise RequestError("runs: name two runs or more, runs=<id>,<id>")
+    with _uncollected(), drawing() as begin:
         found = _find(config)
         comparison = compare_runs(
             found.runs,
@@ -46,21 +46,22 @@ def compare(config: Config, folder: Path) -> None:
             _stored(found),
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
-        files = _write(comparison, folder)
-        if request.format == "json":
+        pictures = begin(comparison)
+        console = standard_output()
+        if request.format == "table":
+            print_comparison(comparison, console)
+        files = _write(comparison, pictures(), folder)
+        if found.sweep:
+            _log(found.sweep, files, config)
+        if request.format == "table":
+            console.print(f"page: {files[0]}", soft_wrap=True)
+        else:
             written = {"files": [str(path) for path in files]}
             print(json.dumps(document(comparison) | written, indent=2, ensure_ascii=False))
-        else:
-            console = standard_output()
-            print_comparison(comparison, console)
-            console.print(f"page: {files[0]}", soft_wrap=True)
-        _log(found, files, config)
 
 
 def _find(config: Config) -> Found:
     request = config.compare
-    if request.runs and len(set(request.runs)) < 2:
-        raise RequestError("runs: name two runs or more, runs=<id>,<id>")
     # Only now: MLflow takes seconds to import.
     from pipeline.tracking import table
 
@@ -88,16 +89,7 @@ def _stored(found: Found) -> dict[str, Stored]:
     return {run_id: arrays for run_id, arrays in read.items() if arrays is not None}
 
 
-def _write(comparison: Comparison, folder: Path) -> list[Path]:
-    figures = {"compare": forest(comparison)}
-    if comparison.pair:
-        one, other = (compared.label for compared in comparison.rows)
-        figures["classes"] = class_changes(comparison.pair, (one, other))
-    pictures = {}
-    for name, figure in figures.items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=DPI)
-        pictures[name] = image.getvalue()
+def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Path]:
     contents = {"compare.html": page(comparison, pictures).encode()}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
     for name, content in contents.items():
@@ -106,11 +98,10 @@ def _write(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _log(found: Found, files: list[Path], config: Config) -> None:
-    if found.sweep:
-        from pipeline.tracking.table import log_comparison
+def _log(sweep: str, files: list[Path], config: Config) -> None:
+    from pipeline.tracking.table import log_comparison
 
-        log_comparison(found.sweep, files, config)
+    log_comparison(sweep, files, config)
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def test_a_paired_difference_is_surer_than_one_of_other_images() -> None:
     ]
     paired = compared(runs, a=answers(300), b=answers(290), c=answers(9)).rows[1].difference
     apart = compared(runs).rows[1].difference
-    assert paired is not None and apart is not None
+    assert paired is not None
+    assert apart is not None
     assert (paired.is_noise, apart.is_noise) == (False, True)
 
 
