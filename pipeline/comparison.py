@@ -198,7 +198,9 @@ def _gaps(
         if place and _same_images(rows[0], row, metric, values, stored)
     }
     # All at once: the resamples are what takes the time.
-    intervals = bootstrap(np.stack(list(gaps.values())), resampling) if gaps else []
+    if not gaps:
+        return {}
+    intervals = bootstrap(np.stack(list(gaps.values())), resampling)
     return {
         place: (float(low), float(high)) for place, (low, high) in zip(gaps, intervals, strict=True)
     }

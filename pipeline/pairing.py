@@ -57,8 +57,8 @@ def pair_up(
     split = _common_split(runs, stored)
     first, second = (stored[run.id] for run in runs)
     labels = first[f"{split}_labels"]
-    predicted = [one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second)]
-    right = np.stack([classes == labels for classes in predicted]).astype(np.float64)
+    before, after = (one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second))
+    right = np.stack([before == labels, after == labels]).astype(np.float64)
     ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
     share, other = (float(part.mean()) for part in right)
     names = class_names(first, split)
@@ -68,9 +68,9 @@ def pair_up(
         first=share,
         second=other,
         change=Estimate(value=other - share, low=float(low), high=float(high), method=PAIRED),
-        test=mcnemar(labels, *predicted),
-        classes=class_changes(labels, *predicted, names, resampling),
-        swaps=swaps(labels, *predicted, names),
+        test=mcnemar(labels, before, after),
+        classes=class_changes(labels, before, after, names, resampling),
+        swaps=swaps(labels, before, after, names),
         confidence=resampling.confidence,
     )
 
