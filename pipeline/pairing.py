@@ -57,7 +57,9 @@ def pair_up(
     split = _common_split(runs, stored)
     first, second = (stored[run.id] for run in runs)
     labels = first[f"{split}_labels"]
-    before, after = (one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second))
+    before, after = (
+        one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second)
+    )
     right = np.stack([before == labels, after == labels]).astype(np.float64)
     ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
     share, other = (float(part.mean()) for part in right)
