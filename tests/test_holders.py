@@ -47,7 +47,11 @@ def test_a_process_that_ended_but_was_not_asked_after_is_not_at_work() -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("holder", [changed(place="elsewhere"), "", "{}", "[1]", "not JSON"])
+@pytest.mark.parametrize(
+    "holder",
+    [changed(place="elsewhere"), "", "{}", "[1]", "not JSON"],
+    ids=["elsewhere", "nothing", "no keys", "a list", "not JSON"],
+)
 def test_one_that_cannot_be_asked_is_trusted_for_a_while(holder: str) -> None:
     assert at_work(holder, PATIENCE_S - 1)
     assert not at_work(holder, PATIENCE_S + 1)

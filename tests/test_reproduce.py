@@ -12,10 +12,10 @@ from commands import configured, inside
 from mlflow.entities import Run
 
 from pipeline import lineage
-from pipeline.config import Job
 from pipeline.errors import PipelineError, RequestError
 from pipeline.reproduce import Pair, Verdict, judge, paired, reproduce
 from pipeline.run import run, train_only
+from pipeline.sweep_config import Job
 from pipeline.tracking import record
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false", "seed=4")
