@@ -80,12 +80,8 @@ def train(
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
     with closing(ProgressDisplay(len(prepared.train))) as progress:
-        followers = [
-            history,
-            *map(EpochEnd, listeners),
-            *([best] if best else []),
-            *([_tensorboard(folder)] if settings.tensorboard else []),
-        ]
+        followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
+        followers += [_tensorboard(folder)] if settings.tensorboard else []
         checkpoints = folder / "checkpoints"
         resumption = [GoOn(start, checkpoints, followers, best)] if start else []
         loop.fit(

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 EPOCHS = 3
 OVERRIDES = ("dataset=synthetic", "model=linear", f"train.epochs={EPOCHS}", "seed=5")
+SPLIT_ARRAYS = ["val_labels", "val_probs", "test_labels", "test_probs"]
 PLOTS = "accuracy confusion_matrix loss mistakes per_class_scores reliability weights"
 
 
@@ -192,7 +193,7 @@ def test_the_logged_model_gives_the_stored_probabilities_from_raw_images(ended: 
     mlflow.set_tracking_uri(f"sqlite:///{ended.folder}/mlflow.db")
     uri = ended.said["model_uri"]
     as_keras, as_pyfunc = mlflow.tensorflow.load_model(uri), mlflow.pyfunc.load_model(uri)
-    assert stored.files == ["val_labels", "val_probs", "test_labels", "test_probs"]
+    assert stored.files == ["class_names", *SPLIT_ARRAYS]
     for split in ("val", "test"):
         images = np.asarray(getattr(prepared, split).images)
         np.testing.assert_array_equal(stored[f"{split}_labels"], getattr(prepared, split).labels)
@@ -238,7 +239,7 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     assert trained.said["test_accuracy"] == "nan"
     before = trained.run
     assert [name for name in before.data.metrics if name.startswith("test/")] == []
-    assert np.load(trained.artifact("predictions.npz")).files == ["val_labels", "val_probs"]
+    assert np.load(trained.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[:2]]
 
     overrides = ("dataset=digits", "run_id=latest", "seed=9", "train.epochs=7")
     completed = finished(tmp_path, capsys, *overrides, story=evaluate_recorded)
@@ -251,7 +252,7 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     assert after.data.params == before.data.params
     assert after.data.metrics["train/loss"] == before.data.metrics["train/loss"]
     assert after.data.metrics["time/train_s"] == before.data.metrics["time/train_s"]
-    assert np.load(trained.artifact("predictions.npz")).files[2:] == ["test_labels", "test_probs"]
+    assert np.load(trained.artifact("predictions.npz")).files[3:] == SPLIT_ARRAYS[2:]
     by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate_recorded)
     assert by_id.said == completed.said
 
@@ -281,4 +282,4 @@ def test_without_validation_images_the_result_line_says_nan(
     ended = finished(tmp_path, capsys, *all_in)
     assert ended.said["val_accuracy"] == "nan"
     assert "val/loss" not in ended.run.data.metrics
-    assert np.load(ended.artifact("predictions.npz")).files == ["test_labels", "test_probs"]
+    assert np.load(ended.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[2:]]

@@ -354,7 +354,12 @@ def test_the_best_alone_are_kept_and_seen_on_the_test_split(grid: Swept) -> None
         is_kept = index_of(run) in kept
         assert ("model_uri" in run.data.tags) == is_kept
         assert ("test/accuracy" in run.data.metrics) == is_kept
-        arrays = ["val_labels", "val_probs", *(["test_labels", "test_probs"] if is_kept else [])]
+        arrays = [
+            "class_names",
+            "val_labels",
+            "val_probs",
+            *(["test_labels", "test_probs"] if is_kept else []),
+        ]
         assert np.load(artifact(run, "predictions.npz")).files == arrays
         assert (grid.place / str(index_of(run)) / "checkpoints").exists() == is_kept
 

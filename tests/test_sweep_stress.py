@@ -141,7 +141,7 @@ def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story)
         assert {index_of(run) for run in kept} == {index_of(run) for run in best[:KEPT]}
         for run in kept:
             arrays = np.load(artifact(run, "predictions.npz")).files
-            assert arrays == ["val_labels", "val_probs", "test_labels", "test_probs"]
+            assert arrays == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
             assert "test/accuracy" in run.data.metrics
         [best_id] = {run.info.run_id for run in best[:1]}
         assert swept.said["best_run_id"] == best_id
