@@ -9,6 +9,7 @@ below: a process that imports MLflow and asks the same store for the same runs o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -64,8 +65,11 @@ def _fill(folder: str, count: int) -> None:
     """Makes a store with `count` finished runs and the sweep that they are jobs of."""
     os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
     import mlflow
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+    profile = json.dumps({"train_images": 55_000, "val_images": 5_000, "test_images": 10_000})
+    dataset = Dataset("fashion_mnist", "f" * 36, "local", "{}", profile=profile)
+    data = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
     started = time.perf_counter()
     client = mlflow.MlflowClient(store(folder))
     experiment = client.create_experiment("fashion_mnist")
@@ -80,9 +84,11 @@ def _fill(folder: str, count: int) -> None:
             [Param(key, value) for key, value in params.items()],
             [RunTag(key, value) for key, value in (tags | place).items()],
         )
+        client.log_inputs(run_id, [data])
         client.set_terminated(run_id)
     client.set_terminated(parent)
-    print(f"filled with {count:,} runs in {time.perf_counter() - started:.0f} s", flush=True)
+    seconds = time.perf_counter() - started
+    print(f"filled with {count:,} runs in {seconds:.0f} s", flush=True)
 
 
 def _runs(count: int) -> Iterator[tuple[dict[str, str], dict[str, str], dict[str, float]]]:
