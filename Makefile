@@ -67,7 +67,6 @@ bench: setup-dev ## how fast it is beside what people would use instead (a quiet
 	@$(BIN)/python -m benchmarks.sweeps
 	@$(BIN)/python -m benchmarks.predict
 	@$(BIN)/python -m benchmarks.compare
-	@$(BIN)/python -m benchmarks.serving
 
 format: setup-dev ## let the formatter and linter mend what they can
 	@$(BIN)/ruff check --fix --quiet . || true
