@@ -195,7 +195,7 @@ def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     for name in (store.sweep, store.sweep[:10]):
         with pytest.raises(RequestError, match="sweep's own run; its jobs are sweep="):
-            named_runs(asked(f"runs=[{name},{one}]"))
+            named_runs(asked(f"runs=['{name}','{one}']"))
 
 
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(

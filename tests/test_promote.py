@@ -338,7 +338,7 @@ def test_history_lists_promotions_refusals_and_rollbacks_newest_last(
     ("words", "message"),
     [
         ((), "say which run to promote"),
-        (("run_id=0123",), "run_id=0123: no such run"),
+        (("run_id=0123",), "run_id=0123: there is no such run"),
         (("run_id=best", "dataset=digits"), "run_id=best: experiment digits has no finished run"),
     ],
 )

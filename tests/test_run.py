@@ -211,7 +211,8 @@ def test_the_logged_model_has_signature_example_and_pinned_requirements(ended: E
     [images], [probabilities] = info.signature.inputs.inputs, info.signature.outputs.inputs
     assert (images.type, images.shape) == (np.dtype("uint8"), (-1, 28, 28, 1))
     assert (probabilities.type, probabilities.shape) == (np.dtype("float32"), (-1, 10))
-    assert info.metadata == {"class_names": [f"class_{number}" for number in range(10)]}
+    assert info.metadata["class_names"] == [f"class_{number}" for number in range(10)]
+    assert 0 <= info.metadata["dark_border"] <= 1
     pinned = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().split()
     assert [line.partition("==")[0] for line in pinned] == [
         "mlflow",
