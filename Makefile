@@ -43,7 +43,7 @@ serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or POR
 	@exec $(BIN)/python -m pipeline serve $(if $(PORT),port=$(PORT)) $(ARGS)
 
 test: setup-dev ## every test; ARGS= goes to pytest
-	@$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup-dev ## the tests that need neither a browser nor patience
 	@$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
