@@ -13,11 +13,12 @@ from rich.table import Table
 
 from pipeline import origin
 from pipeline.arguments import refuse_settings_of_a_run
-from pipeline.config import Config, Job
+from pipeline.config import Config
 from pipeline.console import standard_output
 from pipeline.data import Array
 from pipeline.errors import PipelineError, RequestError
 from pipeline.ingest import ingest
+from pipeline.sweep_config import Job
 from pipeline.tracking import Entry, find_entry, reopen
 
 # Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
