@@ -16,11 +16,12 @@ from pipeline.tracking.store import connect
 pytestmark = pytest.mark.slow
 
 RUN = """
+import os
 import time
 from pathlib import Path
 from pipeline.tracking import record
 from tests.commands import configured
-with record(configured("dataset=digits", "model=linear"), Path("run")) as recording:
+with record(configured("dataset=digits", "model=linear"), Path(f"run-{os.getpid()}")) as recording:
     print(recording.id, flush=True)
     time.sleep(600)
 """
