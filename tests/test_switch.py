@@ -397,13 +397,12 @@ from multiprocessing import get_context
 sys.path.insert(0, sys.argv[1])
 import test_switch as t
 from pipeline.errors import PipelineError
-from mlflow import MlflowClient
 
 uri, model, run_id = sys.argv[2:5]
 rounds, racers = int(sys.argv[5]), int(sys.argv[6])
 
 def race(racer, barrier, answers):
-    registry = t.Registry(client=MlflowClient(uri), name=t.NAME)
+    registry = t.Registry(client=t.connect(uri), name=t.NAME)
     for number in range(rounds):
         t.settle(registry)
         champion = registry.present().aliases.get(t.CHAMPION)
