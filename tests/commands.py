@@ -26,7 +26,7 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE"))
+        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE", "TF_XLA_"))
     }
     return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
 

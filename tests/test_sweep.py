@@ -587,11 +587,11 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     alive = [[p for p in first if not gone(p)]]
 
     process = begin(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
-    client = mlflow.MlflowClient(f"sqlite:///{cwd}/mlflow.db")
     sweep_id = by_ctrl_c.parent.info.run_id
-    until(lambda: client.get_run(sweep_id).info.status == "RUNNING", process)
-    intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
     second = met_at_work(process, cwd)
+    os.killpg(process.pid, signal.SIGSTOP)  # or it might be done before the other is refused
+    intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
+    os.killpg(process.pid, signal.SIGCONT)
     process.send_signal(signal.SIGTERM)  # as a batch system does
     by_sigterm = as_it_is_now(waited(process, cwd))
     alive.append([p for p in second if not gone(p)])
