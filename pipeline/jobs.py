@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.composing import Composer
 from pipeline.config import Config, validate
 from pipeline.errors import RequestError
 from pipeline.explain import explain
@@ -54,6 +56,10 @@ class Multirun:
         """What the jobs have in common, checked."""
         return _checked(self.composed)
 
+    @cached_property
+    def _composer(self) -> Composer:
+        return Composer(self.loader, self.composed)
+
     def compose(self, job: Job) -> Config:
         """The checked configuration of a job.
 
@@ -61,9 +67,7 @@ class Multirun:
             RequestError: naming the job, if Hydra cannot compose it or a value of it is refused.
         """
         try:
-            return _checked(
-                self.loader.load_sweep_config(self.composed, [*self.fixed, *job.overrides])
-            )
+            return _checked(self._composer.compose([*self.fixed, *job.overrides]))
         except Exception as error:
             raise RequestError(f"job {job.index} ({job}): {explain(error)}") from error
 

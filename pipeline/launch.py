@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import open_dict
 
+from pipeline.composing import Composer
 from pipeline.errors import RequestError, first_line
 from pipeline.explain import explain
 from pipeline.pool import Ended, Pool, Task
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
+MODULES = ["pipeline.trial", "matplotlib.backends.backend_agg"]  # which take seconds to import
 
 
 Run = Callable[..., Iterator[Ended]]
@@ -54,15 +56,24 @@ def shares(launcher: Any) -> tuple[int, int]:
     return workers, threads
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Where jobs run: `run` yields each one's end and asks only for what can start."""
+
+    run: Run
+    stop: Callable[[], None]
+    """Ends what still runs."""
+
+
 @contextmanager
-def opened(launcher: Any) -> Iterator[Run]:
-    """A function that runs jobs and yields each one's end; it asks only for what can start.
+def opened(launcher: Any, jobs: int) -> Iterator[Workplace]:
+    """A place for about so many jobs, whose workers get ready at once.
 
     A launcher other than `local` takes batches: everything if the jobs are all known `at_once`,
     its `n_jobs` otherwise.
     """
     if not is_local(launcher):
-        yield partial(_in_batches, launcher)
+        yield Workplace(run=partial(_in_batches, launcher), stop=lambda: None)
         return
     workers, threads = shares(launcher)
     work = (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
@@ -79,8 +90,9 @@ def opened(launcher: Any) -> Iterator[Run]:
             for launch in launches
         )
 
-    with Pool(workers, threads=threads) as pool:
-        yield run
+    with Pool(workers, threads=threads, modules=MODULES) as pool:
+        pool.start(jobs)
+        yield Workplace(run=run, stop=pool.stop)
 
 
 def launch_batch(
@@ -92,17 +104,17 @@ def launch_batch(
         Launch(index=first + place, words=words, folder=folder / str(first + place))
         for place, words in enumerate(job_overrides)
     ]
-    with opened(launcher) as run:
-        ended = {end.key: end for end in run(launches)}
+    with opened(launcher, len(launches)) as workplace:
+        ended = {end.key: end for end in workplace.run(launches)}
     return [_returned(ended[launch.index], launch) for launch in launches]
 
 
 def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
     """One job, in a worker: composes its configuration and runs it as Hydra would."""
-    hydra_context, task_function, config, singletons = cloudpickle.loads(payload)
+    hydra_context, task_function, composer, singletons = _unpacked(payload)
     Singleton.set_state(singletons)
     setup_globals()
-    composed = hydra_context.config_loader.load_sweep_config(config, list(words))
+    composed = composer.compose(words)
     with open_dict(composed):
         composed.hydra.job.id, composed.hydra.job.num = str(index), index
     done = run_job(
@@ -113,6 +125,14 @@ def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
         job_subdir_key="hydra.sweep.subdir",
     )
     _ = done.return_value  # raises what the job raised
+
+
+@lru_cache(maxsize=1)  # a worker serves one sweep
+def _unpacked(payload: bytes) -> tuple[Any, Any, Composer, Any]:
+    hydra_context, task_function, config, singletons = cloudpickle.loads(payload)
+    setup_globals()
+    composer = Composer(hydra_context.config_loader, config)
+    return hydra_context, task_function, composer, singletons
 
 
 def _in_batches(

@@ -12,7 +12,7 @@ import pickle
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -56,19 +56,40 @@ class Ended:
 class Pool:
     """At most so many worker processes of `threads` threads each; use it in a `with` statement.
 
+    Each begins by importing `modules`; `start` has some of them do so before there is a task.
     Leaving it by an error, or early, stops what still runs: a task gets a KeyboardInterrupt and
     `GRACE_S` to tidy up, which a second KeyboardInterrupt here ends. No worker outlives us.
     """
 
-    def __init__(self, workers: int, *, threads: int) -> None:
+    def __init__(self, workers: int, *, threads: int, modules: Sequence[str] = ()) -> None:
         if min(workers, threads) < 1:
             raise ValueError("a pool needs at least one worker and one thread")
         self._most = workers
         self._threads = threads
+        self._modules = tuple(modules)
         self._open = False
         self._workers: dict[Connection[Any, Any], SpawnProcess] = {}
         self._busy: dict[Connection[Any, Any], int] = {}
         self._given: Counter[Connection[Any, Any]] = Counter()
+
+    def start(self, workers: int) -> None:
+        """Starts so many workers, or as many as there may be, for the tasks to come."""
+        while len(self._workers) < min(workers, self._most):
+            self._start_worker()
+
+    def stop(self) -> None:
+        """Ends all workers, those at work as well; to leave the pool does so, too."""
+        self._open = False
+        try:
+            for connection in self._workers:
+                connection.close()  # which ends those that wait for a task
+            for connection in self._workers:
+                if connection in self._busy or not self._given[connection]:
+                    self._workers[connection].terminate()  # at work, or still importing
+        finally:
+            _end(self._workers.values(), GRACE_S if self._busy else LEAVE_S)
+            self._workers.clear()
+            self._busy.clear()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Ended]:
         """Yields every task when it has ended, in whatever way; so too what an earlier run left.
@@ -91,16 +112,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open = False
-        try:
-            for connection in self._workers:
-                connection.close()  # which ends those that wait for a task
-            for connection in self._busy:
-                self._workers[connection].terminate()
-        finally:
-            _end(self._workers.values(), GRACE_S if self._busy else LEAVE_S)
-            self._workers.clear()
-            self._busy.clear()
+        self.stop()
 
     def _ended(self, within: float) -> list[Ended]:
         ready = wait(list(self._busy), within)
@@ -134,11 +146,14 @@ class Pool:
             if self._workers[here].exitcode is None and self._given[here] < MOST_TASKS:
                 return here
             self._dismiss(here)
+        return self._start_worker()
+
+    def _start_worker(self) -> Connection[Any, Any]:
         if not self._open:
             raise RuntimeError("a pool is used within its with statement, which ends its workers")
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there,), name="worker")
+        process = context.Process(target=serve, args=(there, self._modules), name="worker")
         with _inherited(self._threads):
             process.start()
             self._workers[here] = process

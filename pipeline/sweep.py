@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import Config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.jobs import Grid, Job, Multirun, Source, grid
-from pipeline.launch import is_local, shares
+from pipeline.launch import is_local, opened, shares
 from pipeline.manifest import Manifest, manifest
 from pipeline.search_space import corners, distributions
 from pipeline.study import Search, require_sense
@@ -44,12 +44,15 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
         if resumed:
             plan.require_same(folder)
         plan.save(folder)
-        with record(_named(config, plan), folder, run_id=resumed, searched=plan.searched) as parent:
+        with (
+            opened(launcher, len(jobs) or config.sweep.n_trials) as workplace,
+            record(_named(config, plan), folder, run_id=resumed, searched=plan.searched) as parent,
+        ):
             source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
             _carry_out(
                 SweepJobs(
                     multirun=multirun,
-                    launcher=launcher,
+                    workplace=workplace,
                     source=source,
                     runs=children(parent, _objectives(config)),
                     folder=folder,

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.arguments import quoted
 from pipeline.errors import PipelineError
 from pipeline.jobs import Job, Multirun, Source, brief
-from pipeline.launch import Launch, Run, opened
+from pipeline.launch import Launch, Workplace
 from pipeline.sweep_board import Board
 from pipeline.tracking.sweeps import Children
 from pipeline.trials import FAILED, FINISHED, PRUNED, Trial, ranked
@@ -23,7 +22,7 @@ class SweepJobs:
     """Runs what its source proposes until there is no more of it, or too much has failed."""
 
     multirun: Multirun
-    launcher: Any
+    workplace: Workplace
     source: Source
     runs: Children
     folder: Path
@@ -46,8 +45,8 @@ class SweepJobs:
         limit = 1 if settings.on_failure == "stop" else settings.max_failures or math.inf
         try:
             board = Board(self.runs.objectives, self.source.total, self.trials)
-            with board, opened(self.launcher) as run:
-                for trial in self._ended(run, board):
+            with board:
+                for trial in self._ended(board):
                     self.trials[trial.index] = trial
                     board.end(trial)
                     self._drop_checkpoints()
@@ -56,12 +55,13 @@ class SweepJobs:
                             f"stopped after job {trial.index} failed ({trial.error}); go on with "
                             f"sweep.resume={self.runs.parent.id}"
                         )
-                self._keep_best(run, board)
+                self._keep_best(board)
         finally:
+            self.workplace.stop()
             self.runs.close_orphans()
         return [self.trials[index] for index in sorted(self.trials)]
 
-    def _ended(self, run: Run, board: Board) -> Iterator[Trial]:
+    def _ended(self, board: Board) -> Iterator[Trial]:
         started: dict[int, Job] = {}
 
         def launches() -> Iterator[Launch]:
@@ -70,12 +70,12 @@ class SweepJobs:
                 board.start(job)
                 yield self._launch(job, ["evaluate.test=false", "tracking.log_model=false"])
 
-        for ended in run(launches(), at_once=self.source.at_once):
+        for ended in self.workplace.run(launches(), at_once=self.source.at_once):
             trial = self.runs.settle(started[ended.key], ended.error)
             self.source.tell(trial)
             yield trial
 
-    def _keep_best(self, run: Run, board: Board) -> None:
+    def _keep_best(self, board: Board) -> None:
         """Logs the models of the best and evaluates them on the test split; only now is it seen."""
         jobs = self.source.known_jobs()
         best = [trial for trial in self._best() if not trial.kept]
@@ -83,7 +83,7 @@ class SweepJobs:
             self._launch(jobs[t.index], ["sweep.job.keep=true", f"run_id={t.run_id}"]) for t in best
         ]
         board.keeping(len(launches))
-        for ended in run(launches):
+        for ended in self.workplace.run(launches):
             if ended.error is not None:
                 raise PipelineError(f"job {ended.key} could not be completed: {ended.error}")
             self.trials[ended.key] = self.runs.settle(jobs[ended.key], None)

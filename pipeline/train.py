@@ -136,7 +136,7 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
 
 def _with_xla(model: keras.Model, settings: Train, *, images: int) -> bool:
     if settings.xla is None:
-        return is_faster(model, images // settings.batch_size)
+        return is_faster(model, settings.epochs * (images // settings.batch_size))
     return settings.xla
 
 

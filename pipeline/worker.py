@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,8 +26,11 @@ from pipeline.errors import one_line
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(there: Connection[Any, Any]) -> None:
-    """A worker's life: each message it gets is a task, and answered."""
+def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
+    """A worker's life: each message it gets is a task, and answered.
+
+    The modules are imported before the first comes; what is wrong with one, a task will tell.
+    """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -35,6 +40,10 @@ def serve(there: Connection[Any, Any]) -> None:
     sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     _lead_output_to(Path(os.devnull))
+    for module in modules:
+        with suppress(Exception):
+            importlib.import_module(module)
+    gc.freeze()  # to look through TensorFlow for cycles takes half a second each time
     with suppress(EOFError, OSError):  # the pool has closed its end
         while True:
             there.send_bytes(_carried_out(there.recv_bytes()))

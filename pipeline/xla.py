@@ -37,7 +37,7 @@ FASTER = (
     keras.layers.Rescaling,
     keras.layers.Reshape,
 )
-ENOUGH_STEPS = 100  # an epoch; with fewer, compiling takes longer than it saves
+ENOUGH_STEPS = 5_000  # of a whole training; with fewer, compiling takes longer than it saves
 
 # Whoever draws random numbers, and what that calls the choice of a generator.
 _GENERATORS = (
@@ -94,7 +94,7 @@ def _forget_programs() -> bool:
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:
-    """Whether epochs of so many `steps` of `model` are known to gain from XLA on this machine."""
+    """Whether training `model` for so many `steps` is known to gain from XLA on this machine."""
     return (
         steps >= ENOUGH_STEPS
         and not tf.config.list_physical_devices("GPU")  # not measured
