@@ -51,7 +51,7 @@ class Multirun:
     composed: DictConfig
     loader: ConfigLoader
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """What the jobs have in common, checked."""
         return _checked(self.composed)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def code(root: Path = ROOT) -> Code:
         return Code(commit=None, patch="")
 
 
+@cache  # for the jobs of a worker
 def environment() -> str:
     """Python, platform and every installed distribution with its version, a line each."""
     installed = {f"{d.metadata['Name']}=={d.version}" for d in distributions()}
