@@ -6,6 +6,7 @@ without pyplot, whose global state would leak from one trial of a sweep into the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import lazy_loader
@@ -38,13 +39,20 @@ def weights(fitted: Fitted) -> Figure:
     """Heat maps of the first layer's weights, before and after training, on one colour scale."""
     before, after = fitted.initial_weights, fitted.trained_weights
     scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
-    fig = _figure(11, 5)
+    fig = _figure(11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05})
     left, right = fig.subplots(1, 2, sharey=True)
     for axes, values, title in ((left, before, "initial"), (right, after, "trained")):
-        image = axes.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto")
+        image = axes.imshow(
+            values,
+            cmap="RdBu_r",
+            vmin=-scale,
+            vmax=scale,
+            aspect="auto",
+            interpolation="nearest",
+        )
         axes.set(title=f"{title}, sd {values.std():.4f}", xlabel="unit")
     left.set_ylabel("input")
-    fig.colorbar(image, ax=[left, right], label="weight")
+    fig.colorbar(image, ax=[left, right], label="weight", pad=0.02)
     fig.suptitle(f"Weights of layer {fitted.weights_layer}, {before.shape[0]} × {before.shape[1]}")
     return fig
 
@@ -126,7 +134,7 @@ def mistakes(predictions: Predictions) -> Figure:
 
 
 def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
-    fig = _figure(7, 4.5)
+    fig = _figure(7, 4.5, {"left": 0.11, "right": 0.98, "bottom": 0.12, "top": 0.92})
     axes = fig.subplots()
     for split, colour in (("train", TRAIN), ("val", VALIDATION)):
         values = fitted.history.get(f"{split}/{metric}", [])
@@ -142,11 +150,14 @@ def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
     return fig
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches."""
+def _figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
+    """An empty figure of that many inches; without margins they are found, which takes longer."""
     from matplotlib.figure import Figure  # matplotlib has no lazy submodules
 
-    return Figure(figsize=(width, height), layout="constrained")
+    fig = Figure(figsize=(width, height), layout=None if margins else "constrained")
+    if margins:
+        fig.subplots_adjust(**margins)
+    return fig
 
 
 def _names(predictions: Predictions) -> list[str]:

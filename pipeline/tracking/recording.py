@@ -23,6 +23,7 @@ from pipeline.polarity import dark_border_share
 from pipeline.storage import replacing
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
+FAST = {"compress_level": 1}  # of a PNG: a third of the time of 6, for a twentieth more bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class Recording:
         self.log_metrics(report.metrics)
         for name, figure in report.figures.items():
             with replacing(self.artifacts / "plots" / f"{name}.png") as path:
-                figure.savefig(path, dpi=120)
+                figure.savefig(path, dpi=120, pil_kwargs=FAST)
         for name, text in report.texts.items():
             self.save_text(name, text)
 
