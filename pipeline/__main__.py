@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from pipeline.arguments import addressed, normalise  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.explain import explain  # noqa: E402
+from pipeline.imports import load  # noqa: E402
 from pipeline.native import native_messages_to  # noqa: E402
 from pipeline.requests import REQUESTS  # noqa: E402
 
@@ -135,7 +135,7 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"
     try:
         with native_messages_to(messages):
-            implementation = importlib.import_module(module)
+            implementation = load(module)
         getattr(implementation, name)(config, folder)
     except RequestError:
         raise

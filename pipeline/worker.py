@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
-import importlib
 import multiprocessing
 import os
 import pickle
@@ -22,6 +21,7 @@ from typing import Any
 import cloudpickle
 
 from pipeline.errors import one_line
+from pipeline.imports import load
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,8 +42,7 @@ def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
     _lead_output_to(Path(os.devnull))
     for module in modules:
         with suppress(Exception):
-            importlib.import_module(module)
-    gc.freeze()  # to look through TensorFlow for cycles takes half a second each time
+            load(module)
     with suppress(EOFError, OSError):  # the pool has closed its end
         while True:
             there.send_bytes(_carried_out(there.recv_bytes()))
