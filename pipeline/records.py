@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.data import KEPT
+
 SEED = "seed"
 # Parameters that change what is shown of a model and never the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
@@ -24,7 +26,8 @@ SHORT = 8  # characters of a checksum or an id that a person reads
 class RunRecord:
     """A run as a search of the tracking store gives it: no artefact has been read.
 
-    `started`: Unix time, ms; `metrics`: the last value of each; `sizes`: images by split.
+    `started`: Unix time, ms; `metrics`: the last value of each, or what `of_kept_weights` makes of
+    them; `sizes`: images by split.
     """
 
     id: str
@@ -44,7 +47,12 @@ class RunRecord:
 
     @property
     def kept_another_epoch(self) -> bool:
-        """Whether the last epoch's metrics are not those of the weights that the run kept."""
+        """Whether `metrics` are the last epoch's, and the weights that the run kept are not.
+
+        Runs that say how good the kept weights are do not need to be asked.
+        """
+        if any(name.startswith(KEPT) for name in self.metrics):
+            return False
         best, epochs = self.metrics.get("train/best_epoch"), self.params.get("train.epochs", "")
         kept_best = self.params.get("train.keep") == "best" and best is not None
         return kept_best and epochs.isdecimal() and best != int(epochs)
@@ -94,6 +102,12 @@ class Folded:
 
     rows: tuple[Row, ...]
     repeats: int
+
+
+def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a run, those by epoch being those of the epoch whose weights it kept."""
+    kept = {key.removeprefix(KEPT): metrics[key] for key in metrics if key.startswith(KEPT)}
+    return {**metrics, **kept}
 
 
 def code_state(tags: Mapping[str, str]) -> str:

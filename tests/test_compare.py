@@ -37,11 +37,20 @@ class Store:
         ).info.run_id
         self.client.set_terminated(self.sweep)
 
-    def add(self, right: int, *, rate: str, seed: int = 0, status: str = "FINISHED") -> str:
+    def add(
+        self,
+        right: int,
+        *,
+        rate: str,
+        seed: int = 0,
+        status: str = "FINISHED",
+        kept: float | None = None,
+    ) -> str:
         run = self.client.create_run(self.experiment, run_name=f"{rate}-{seed}")
         self.client.log_batch(
             run.info.run_id,
-            [Metric("val/accuracy", right / IMAGES, int(time.time() * 1000), 1)],
+            [Metric("val/accuracy", right / IMAGES, int(time.time() * 1000), 1)]
+            + ([] if kept is None else [Metric("kept/val/accuracy", kept, 1, 1)]),
             [Param("optimizer.learning_rate", rate), Param("seed", str(seed))],
             [RunTag("data.fingerprint", "f" * 64), RunTag("mlflow.parentRunId", self.sweep)],
         )
@@ -214,6 +223,20 @@ def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store
     ended = pipeline("compare", "dataset=synthetic", uri, "top=3", "format=json", cwd=store.folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["runs"] == 3
+
+
+def test_the_best_are_those_whose_kept_epoch_is_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.compare.MOST_READ", 0)
+    with inside(tmp_path / "kept"):
+        store = Store(tmp_path / "kept")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        found = as_json(capsys, tmp_path, "top=1")
+    [best] = found["rows"]
+    assert best["differing"] == {}
+    assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(0.6)
 
 
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:

@@ -209,10 +209,24 @@ def test_force_without_a_reason_is_a_wrong_request(reason: tuple[str, ...]) -> N
 def test_best_is_the_highest_validation_accuracy_whatever_the_test_says(runs: Runs) -> None:
     client = mlflow.MlflowClient()
     for number, name in enumerate(("weak", "unevaluated", "other", "good")):
-        client.log_metric(getattr(runs, name), "val/accuracy", 0.1 * number, step=9)
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", 0.1 * number, step=9)
     client.log_metric(runs.weak, "test/accuracy", 1.0, step=9)
     promoted("best")
     assert ledger()[-1].run_id == runs.good
+
+
+def test_best_counts_the_epoch_that_was_kept_and_not_the_last_one(runs: Runs) -> None:
+    client = mlflow.MlflowClient()
+    for name, last, kept in (("other", 0.99, 0.3), ("good", 0.6, 0.5)):
+        client.log_metric(getattr(runs, name), "val/accuracy", last, step=9)
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", kept, step=9)
+    for name in ("weak", "unevaluated"):
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", 0.1, step=9)
+    promoted("best")
+    assert ledger()[-1].run_id == runs.good
+    version = registry().find(1)
+    assert version is not None
+    assert version.tags["val.accuracy"] == "0.5"
 
 
 def test_a_run_that_was_not_evaluated_is_refused_until_it_is(runs: Runs) -> None:

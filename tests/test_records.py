@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import Row, RunRecord, code_state, differing, fold, labels, short_names
+from pipeline.records import (
+    Row,
+    RunRecord,
+    code_state,
+    differing,
+    fold,
+    labels,
+    of_kept_weights,
+    short_names,
+)
 
 RUN = RunRecord(
     id="0" * 32,
@@ -146,3 +155,10 @@ def test_a_run_that_kept_an_earlier_epoch_is_known(keep: str, best: float, anoth
     params = {"train.keep": keep, "train.epochs": "5"}
     found = replace(RUN, params=params, metrics={"train/best_epoch": best})
     assert found.kept_another_epoch is another
+    said = replace(found, metrics={**found.metrics, "kept/val/loss": 0.5})
+    assert said.kept_another_epoch is False
+
+
+def test_what_the_kept_weights_have_stands_for_what_the_last_epoch_had() -> None:
+    metrics = {"val/accuracy": 0.9, "kept/val/accuracy": 0.8, "train/loss": 0.3}
+    assert of_kept_weights(metrics) == metrics | {"val/accuracy": 0.8}

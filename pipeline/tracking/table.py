@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.data import Array
 from pipeline.errors import RequestError
-from pipeline.records import RunRecord
+from pipeline.records import RunRecord, of_kept_weights
 from pipeline.tracking.lifecycle import FOLDER, PARENT
+from pipeline.tracking.recorded import best_first
 from pipeline.tracking.store import connect
 from pipeline.tracking.sweeps import find_sweep
 
@@ -49,7 +50,7 @@ def best_runs(config: Config, *, lower_is_better: bool) -> Found:
     if known is None or known.lifecycle_stage != "active":
         raise RequestError(f"experiment {name} has no run yet; tracking.experiment=… names another")
     where = f"{FINISHED} AND {NOT_A_SWEEP} AND metrics.`{request.metric}` > -1.7e308"
-    order = f"metrics.`{request.metric}` {'ASC' if lower_is_better else 'DESC'}"
+    order = best_first(request.metric, lower_is_better=lower_is_better)
     pages = _search(client, [known.experiment_id], where, order, request.top)
     runs = [_record(run) for run in islice(pages, request.top)]
     if not runs:
@@ -121,7 +122,7 @@ def _search(
     client: mlflow.MlflowClient,
     experiments: Sequence[str],
     where: str,
-    order: str = "attributes.start_time ASC",
+    order: Sequence[str] = ("attributes.start_time ASC",),
     most: int = PAGE,
 ) -> Iterator[Run]:
     token = None
@@ -130,7 +131,7 @@ def _search(
             list(experiments),
             where,
             max_results=min(most, PAGE),
-            order_by=[order],
+            order_by=list(order),
             page_token=token,
         )
         yield from page
@@ -169,7 +170,7 @@ def _record(run: Run) -> RunRecord:
         started=run.info.start_time,
         params=run.data.params,
         tags=run.data.tags,
-        metrics=run.data.metrics,
+        metrics=of_kept_weights(run.data.metrics),
         sizes=_sizes(run),
         artifact_uri=run.info.artifact_uri,
     )
