@@ -100,6 +100,17 @@ def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Ta
     return table
 
 
+def history_document(
+    lines: Sequence[Entry], name: str, aliases: Mapping[str, int]
+) -> dict[str, Any]:
+    """The ledger of the registered model `name` as JSON has it, newest last; times are UTC."""
+    return {
+        "model": name,
+        "aliases": dict(aliases),
+        "entries": [{"when": entry.when.isoformat(), **asdict(entry)} for entry in lines],
+    }
+
+
 def gates_table(gates: Sequence[Gate]) -> Table:
     """The gates with their numbers for the terminal."""
     table = Table("gate", "value", "limit", "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -348,6 +350,27 @@ def test_history_lists_promotions_refusals_and_rollbacks_newest_last(
     assert "champion: version 1" in shown
 
 
+def test_history_is_one_json_document_for_scripts_even_before_it_begins(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> Any:
+        history(configured(*DATA, "history.format=json"), runs.folder)
+        return json.loads(capsys.readouterr().out)
+
+    assert told() == {"model": "synthetic", "aliases": {}, "entries": []}
+    promoted(runs.good)
+    with pytest.raises(PipelineError):
+        promoted(runs.weak)
+    capsys.readouterr()
+    document = told()
+    assert document["aliases"] == {"champion": 1}
+    assert [line["decision"] for line in document["entries"]] == [PROMOTED, REFUSED]
+    assert [line["run_id"] for line in document["entries"]] == [runs.good, runs.weak]
+    gates = {gate["name"]: gate for gate in document["entries"][1]["gates"]}
+    assert gates["worst-class recall"]["passed"] is False
+    assert gates["worst-class recall"]["value"] < gates["worst-class recall"]["limit"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -433,6 +456,8 @@ def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
     shown = command("history", *DATA, cwd=runs.folder)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "“a demo, no more”" in shown.stdout
+    scripted = command("history", *DATA, "format=json", cwd=runs.folder)
+    assert json.loads(scripted.stdout)["entries"][-1]["reason"] == "a demo, no more"
     nowhere = command("rollback", *DATA, cwd=runs.folder)
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert "nothing to go back to" in nowhere.stderr
