@@ -15,6 +15,7 @@ for long, after: MLflow refuses a ticket that is gone, but not the version that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import PipelineError
@@ -27,6 +28,7 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
 NONE = ""  # as a tag: no version
+BROKEN_OFF = "it was broken off before the champion had changed"
 LATE = (
     "this took so long that another promotion or rollback counted it as dead; nothing was changed, "
     "try again"
@@ -59,16 +61,22 @@ def switch(registry: Registry, change: Change) -> int:
     Raises:
         Outrun: another came first; the ledger has that as a refusal.
     """
-    ticket = _take(registry, change)
     try:
-        _await_nobody(registry, ticket, change)
-        target = _move(registry, ticket, change)
-    except Outrun as outrun:
-        _record(registry, decided(change.line, REFUSED, note=str(outrun)))
-        registry.drop(ticket.number)
+        ticket = _take(registry, change)
+        try:
+            _await_nobody(registry, ticket, change)
+            target = _move(registry, ticket, change)
+        except Outrun as outrun:
+            _record(registry, decided(change.line, REFUSED, note=str(outrun)))
+            registry.drop(ticket.number)
+            raise
+        _complete(registry, ticket)
+        return target
+    except BaseException:  # as Ctrl-C: left behind, the ticket would keep other hosts waiting
+        with suppress(Exception):
+            own = [one for one in registry.pending() if one.tags.get(KEY) == change.line.key]
+            _settle(registry, own)
         raise
-    _complete(registry, ticket)
-    return target
 
 
 def settle(registry: Registry) -> None:
@@ -142,14 +150,14 @@ def _last_move(registry: Registry) -> int | None:
 
 
 def _settle(registry: Registry, dead: list[Version]) -> None:
-    """The holder of the lowest living ticket calls this with the dead ones below it."""
+    """The holder of the lowest living ticket calls this with the dead ones below it, or its own."""
     for ticket in dead:
         if KEY not in ticket.tags:  # somebody who wanted to settle
             registry.drop(ticket.number)
         elif registry.present().aliases.get(CHAMPION) == _target(ticket):
             _complete(registry, ticket)
         else:
-            _record(registry, decided(_line(ticket), ABANDONED, "its process was killed"))
+            _record(registry, decided(_line(ticket), ABANDONED, BROKEN_OFF))
             registry.drop(ticket.number)
 
 

@@ -389,29 +389,57 @@ def test_a_run_that_cannot_be_found_is_a_wrong_request(
         )
 
 
-# `python -m pipeline` that kills itself once it has set an alias for the first time.
+# `python -m pipeline` that sends itself a signal after the first request of a name.
 DEADLY = """
-import os, runpy, signal
+import os, runpy, signal, sys
 from mlflow import MlflowClient
-real = MlflowClient.set_registered_model_alias
+number, name = int(sys.argv.pop(1)), sys.argv.pop(1)
+real = getattr(MlflowClient, name)
 def deadly(*given, **named):
-    real(*given, **named)
-    os.kill(os.getpid(), signal.SIGKILL)
-MlflowClient.set_registered_model_alias = deadly
+    setattr(MlflowClient, name, real)
+    answer = real(*given, **named)
+    os.kill(os.getpid(), number)
+    return answer
+setattr(MlflowClient, name, deadly)
 runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs: Runs) -> None:
-    promoted(runs.good)
-    ended = subprocess.run(
-        [sys.executable, "-c", DEADLY, "promote", *DATA, *LENIENT, f"run_id={runs.other}"],
+def stopped(runs: Runs, number: signal.Signals, request: str) -> subprocess.CompletedProcess[str]:
+    """A promotion of the other run that gets a signal after its first request of that name."""
+    words = (str(int(number)), request, "promote", *DATA, *LENIENT, f"run_id={runs.other}")
+    return subprocess.run(
+        [sys.executable, "-c", DEADLY, *words],
         cwd=runs.folder,
         env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize(
+    ("request_", "aliases_", "decision"),
+    [
+        ("create_model_version", {CHAMPION: 1}, ABANDONED),
+        ("set_registered_model_alias", {CHAMPION: 2, PREVIOUS: 1}, PROMOTED),
+    ],
+)
+def test_ctrl_c_in_a_promotion_leaves_nothing_for_others_to_wait_for(
+    runs: Runs, request_: str, aliases_: dict[str, int], decision: str
+) -> None:
+    promoted(runs.good)
+    ended = stopped(runs, signal.SIGINT, request_)
+    assert ended.returncode == 128 + signal.SIGINT, ended.stderr
+    assert ended.stderr == "stopped by SIGINT; what was recorded so far is kept\n"
+    assert aliases() == aliases_
+    assert registry().pending() == []
+    assert [line.decision for line in ledger()] == [PROMOTED, decision]
+
+
+def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs: Runs) -> None:
+    promoted(runs.good)
+    ended = stopped(runs, signal.SIGKILL, "set_registered_model_alias")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert aliases() == {CHAMPION: 2}
     assert len(ledger()) == 1

@@ -21,6 +21,7 @@ from docs import screenshots
 from pipeline.holders import this_process
 from pipeline.ledger import ABANDONED, PROMOTED, REFUSED, ROLLED_BACK, Entry, entries, to_text
 from pipeline.switch import (
+    BROKEN_OFF,
     CHALLENGER,
     CHAMPION,
     HOLDER,
@@ -212,9 +213,7 @@ def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None
     settle(registry)
     assert aliases(registry) == {CHAMPION: 1}
     assert (registry.find(2), registry.pending()) == (None, [])
-    assert entries(registry.present().tags)[-1] == line(
-        2, 1, ABANDONED, note="its process was killed"
-    )
+    assert entries(registry.present().tags)[-1] == line(2, 1, ABANDONED, note=BROKEN_OFF)
 
 
 def test_what_a_killed_process_had_done_is_completed(registry: Registry) -> None:
