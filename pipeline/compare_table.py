@@ -10,7 +10,7 @@ from rich.table import Table
 from pipeline.comparison import Compared, Comparison
 from pipeline.pairing import Pair
 from pipeline.records import SEED, SHORT, short_names
-from pipeline.verdict import change, interval, notes, number, standing, verdict
+from pipeline.verdict import change, counted, interval, notes, number, standing, verdict
 
 SHOWN = 30  # rows; the page has them all
 ASIDE = 4  # up to so many rows stand side by side, which long values fit better
@@ -18,7 +18,7 @@ ASIDE = 4  # up to so many rows stand side by side, which long values fit better
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints what differs, the metrics, for two runs what their images say, and the verdict."""
-    console.print(f"{comparison.runs:,} runs: {comparison.source}", soft_wrap=True)
+    console.print(f"{counted(comparison.runs)}: {comparison.source}", soft_wrap=True)
     console.print(_table(comparison))
     if comparison.pair:
         names = [compared.label for compared in comparison.rows]
@@ -38,7 +38,8 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
     seeds = ["seed"] if several or SEED in comparison.traits else []
     header = ["run", *(short[name] for name in traits), *seeds, *(["n"] if several else [])]
-    header += metrics + (["difference", ""] if len(comparison.rows) > 1 else [])
+    judged = [f"Δ {comparison.metric}", "verdict"]
+    header += metrics + (judged if len(comparison.rows) > 1 else [])
     rows = []
     for compared in comparison.rows:
         row = compared.row
@@ -77,7 +78,7 @@ def _table(comparison: Comparison) -> Table:
 
 def _classes(pair: Pair, names: Sequence[str]) -> Table:
     table = Table(title=f"Accuracy by class, {pair.split} images", title_justify="left")
-    for column in ("class", "images", *names, "difference"):
+    for column in ("class", "images", *names, "Δ accuracy"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for one in sorted(pair.classes, key=lambda one: -abs(one.change.value)):
         shares = (number(one.first), number(one.second), change(one.change))

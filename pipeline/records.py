@@ -155,16 +155,17 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
-    """What a person would call each row: its run's name, or of several runs what tells them apart.
+    """What to call each row: its run's name; where one has several runs, what tells it apart.
 
     A name that two rows have is followed by the beginning of the run's id.
     """
     telling = [name for name in traits if name != SEED and name not in PLACE]
     short = short_names(telling)
+    several = any(len(row.runs) > 1 for row in rows)
     names = []
     for row in rows:
         words = [f"{short[name]}={row.traits[name]}" for name in telling if row.traits.get(name)]
-        text = ", ".join(words) if len(row.runs) > 1 and words else row.runs[0].label
+        text = ", ".join(words) if several and words else row.runs[0].label
         names.append(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
     seen = Counter(names)
     return [

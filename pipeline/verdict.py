@@ -45,13 +45,13 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.repeats:
         yield (
-            f"{comparison.repeats} repeats of a setting and seed are left out; the newest of each "
-            "counts."
+            f"Repeats of a setting and seed are left out, {comparison.repeats} here; the newest of "
+            "each counts."
         )
     if comparison.misplaced:
         yield (
-            f"{comparison.misplaced} runs kept the weights of an earlier epoch; their val/… "
-            "metrics are those of the last."
+            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch without saying "
+            "how good these are; the val/… metrics shown are those of the last."
         )
 
 
@@ -67,10 +67,11 @@ def standing(compared: Compared, comparison: Comparison) -> str:
 
 
 def number(value: float) -> str:
-    """A metric for people: four digits, or whole thousands; nothing for NaN."""
+    """A metric for people: four decimals, fewer from 10 on, or whole thousands; nothing for NaN."""
     if math.isnan(value):
         return ""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    size = abs(value)
+    return f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -88,6 +89,11 @@ def change(estimate: Estimate | None) -> str:
         return ""
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
     return f"{estimate.value:+.4f}{bounds}"
+
+
+def counted(runs: int) -> str:
+    """`1 run`, `1,000 runs`."""
+    return f"{runs:,} run{'s' if runs != 1 else ''}"
 
 
 def p_value(value: float) -> str:
@@ -163,7 +169,10 @@ def _how(comparison: Comparison) -> str:
         if row.difference and row.difference.is_noise is not None
     )
     if not main:
-        return f"{comparison.metric} comes without intervals: no stored predictions were read."
+        return (
+            f"{comparison.metric} comes without intervals: one run has them for accuracies and "
+            "losses of a split whose predictions were read, several for every metric."
+        )
     confidence = f"{comparison.resampling.confidence:.0%} intervals"
     said = f"{comparison.metric} has {confidence} by " + _counted(main)
     if gaps:

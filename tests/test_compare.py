@@ -186,8 +186,8 @@ def test_many_runs_take_one_search_and_no_request_for_any_of_them(
         (["runs=[ffff,eeee]"], ["there is no run ffff"]),
         (["runs=[abc,eeee]"], ["'abc' is no run id"]),
         (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
-        (["metric=val/acuracy"], ["metric=val/acuracy", "choose one of val/accuracy"]),
-        (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "val/accuracy"]),
+        (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
+        (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
     ],
 )
 def test_what_cannot_be_compared_is_said(
@@ -198,6 +198,12 @@ def test_what_cannot_be_compared_is_said(
     for part in parts:
         assert part in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
+    one, *_ = ids(store, "0.1-0")
+    with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
+        named_runs(asked(f"runs=['{one}','{one[:12]}']"))
 
 
 def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:

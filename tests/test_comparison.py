@@ -19,7 +19,7 @@ from pipeline.intervals import (
     Resampling,
 )
 from pipeline.records import RunRecord
-from pipeline.verdict import change, interval, notes, number, p_value, standing, verdict
+from pipeline.verdict import change, counted, interval, notes, number, p_value, standing, verdict
 
 RESAMPLING = Resampling(confidence=0.95, resamples=500)
 IMAGES = 400
@@ -108,6 +108,13 @@ def test_stored_predictions_give_bootstrap_intervals_and_paired_differences() ->
     assert first.estimates["val/accuracy"].method == BOOTSTRAP
     assert [row.difference.method for row in others if row.difference] == [PAIRED, PAIRED]
     assert [standing(row, found) for row in others] == ["worse", "worse"]
+
+
+def test_a_metric_without_intervals_is_said_to_have_none() -> None:
+    runs = [run("a"), run("b", rate="2")]
+    found = compared(runs, "time/total_s", a=answers(300), b=answers(290))
+    [first, *_] = notes(found)
+    assert first.startswith("time/total_s comes without intervals: ")
 
 
 def test_a_paired_difference_is_surer_than_one_of_other_images() -> None:
@@ -212,6 +219,8 @@ def test_a_lower_loss_is_better() -> None:
 
 def test_numbers_are_told_for_people() -> None:
     assert (number(0.86561), number(235146.0), number(float("nan"))) == ("0.8656", "235,146", "")
+    assert (number(17.1372), number(-9.99996)) == ("17.14", "-10.0000")
+    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
     assert interval(Estimate(value=0.5)) == "0.5000"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (

@@ -138,9 +138,11 @@ def test_names_are_short_where_their_last_part_is_enough() -> None:
     }
 
 
-def test_a_row_of_several_runs_is_called_by_what_tells_it_apart() -> None:
+def test_where_a_row_has_several_runs_all_are_called_by_what_tells_them_apart() -> None:
     rows = [Row(runs=(run(0), run(1))), Row(runs=(run(0, rate="0.2"),))]
-    assert labels(rows, ["optimizer.learning_rate", "seed"]) == ["learning_rate=0.1", "calm-fox"]
+    told = ["learning_rate=0.1", "learning_rate=0.2"]
+    assert labels(rows, ["optimizer.learning_rate", "seed"]) == told
+    assert labels([replace(rows[0], runs=(run(),)), rows[1]], ["seed"])[0] == "calm-fox 00000000"
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
