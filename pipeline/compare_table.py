@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.comparison import Compared, Comparison
 from pipeline.pairing import Pair
@@ -31,15 +31,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The comparison as a header and rows of texts: names, what differs, metrics, standing."""
+    """The comparison as a header and rows of texts: names, what differs, metrics and the verdict."""
     traits = [name for name in comparison.traits if name != SEED]
     short = short_names(traits)
-    metrics = list(comparison.metrics)
     several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
     seeds = ["seed"] if several or SEED in comparison.traits else []
     header = ["run", *(short[name] for name in traits), *seeds, *(["n"] if several else [])]
-    judged = [f"Δ {comparison.metric}", "verdict"]
-    header += metrics + (judged if len(comparison.rows) > 1 else [])
+    first, *others = comparison.metrics
+    is_judged = len(comparison.rows) > 1
+    header += [first, *[f"Δ {first}", "verdict"] * is_judged, *others]
     rows = []
     for compared in comparison.rows:
         row = compared.row
@@ -47,9 +47,9 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cells += [row.traits.get(name, "") for name in traits]
         cells += [row.traits.get(SEED, "")] * len(seeds)
         cells += [str(len(row.runs))] * several
-        cells += [interval(compared.estimates[name]) for name in metrics]
-        if len(comparison.rows) > 1:
-            cells += [change(compared.difference), standing(compared, comparison)]
+        cells += [interval(compared.estimates[first])]
+        cells += [change(compared.difference), standing(compared, comparison)] * is_judged
+        cells += [interval(compared.estimates[name]) for name in others]
         rows.append(cells)
     return header, rows
 
@@ -68,7 +68,7 @@ def _table(comparison: Comparison) -> Table:
         for number_, name in enumerate(header[1:], start=1):
             table.add_row(name, *(row[number_] for row in rows))
         return table
-    table = Table(*header)
+    table = Table(Column(header[0], overflow="fold"), *header[1:])
     for row in rows[:SHOWN]:
         table.add_row(*row)
     if len(rows) > SHOWN:

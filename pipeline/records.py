@@ -18,6 +18,8 @@ CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 PLACE = ("hardware.host", "hardware.memory_gb")
 COMMIT, DIRTY, PATCH = "mlflow.source.git.commit", "code.dirty", "code.patch_sha256"
 FINGERPRINT = "data.fingerprint"
+# What a person does not choose; it names a row only where nothing that was chosen differs.
+ORIGIN = ("code", "data", "status", "version.", "hardware.")
 LONGEST = 46  # characters of a row's name
 SHORT = 8  # characters of a checksum or an id that a person reads
 
@@ -160,6 +162,7 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
     A name that two rows have is followed by the beginning of the run's id.
     """
     telling = [name for name in traits if name != SEED and name not in PLACE]
+    telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
     short = short_names(telling)
     several = any(len(row.runs) > 1 for row in rows)
     names = []

@@ -6,12 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.comparison import Compared, Comparison, lower_is_better
+from pipeline.comparison import Compared, Comparison
 from pipeline.intervals import PAIRED, WELCH, Estimate
 from pipeline.pairing import Pair
 from pipeline.records import SEED
-
-SHARES = ("accuracy", "macro_f1", "ece")  # shown in points, hundredths of 1, when they differ
+from pipeline.scales import lower_is_better
 
 
 def verdict(comparison: Comparison) -> str:
@@ -142,10 +141,16 @@ def _of_many(comparison: Comparison) -> str:
         return seen + "There is nothing to tell which differences are noise."
     if not level:
         return seen + f"It is ahead of all {len(known):,} others by more than noise."
+    if level == len(others):
+        return seen + "All other rows are within noise of it."
     return seen + (
-        f"{level:,} of the {len(known):,} other rows are within noise of it; "
-        f"{len(known) - level:,} are worse by more than that."
+        f"{level:,} of the {len(known):,} other rows {_is(level)} within noise of it; "
+        f"{len(known) - level:,} {_is(len(known) - level)} worse by more than that."
     )
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _described(compared: Compared, metric: str) -> str:

@@ -145,6 +145,13 @@ def test_where_a_row_has_several_runs_all_are_called_by_what_tells_them_apart() 
     assert labels([replace(rows[0], runs=(run(),)), rows[1]], ["seed"])[0] == "calm-fox 00000000"
 
 
+def test_code_and_place_name_a_row_only_where_no_setting_differs() -> None:
+    rows = [Row(runs=(run(0), run(1))), Row(runs=(run(0, rate="0.2"),))]
+    names = ["optimizer.learning_rate", "code", "hardware.cpu"]
+    assert labels(rows, names) == ["learning_rate=0.1", "learning_rate=0.2"]
+    assert labels(rows, ["code"])[0] == "code=1234567 00000000"
+
+
 def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
     rows = [Row(runs=(run(),)), Row(runs=(run(id="1" * 32),))]
     assert labels(rows, []) == ["calm-fox 00000000", "calm-fox 11111111"]
