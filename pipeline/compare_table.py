@@ -31,7 +31,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The comparison as a header and rows of texts: names, what differs, metrics and the verdict."""
+    """The comparison as a header and rows of texts: names, what differs, metrics and verdict."""
     traits = [name for name in comparison.traits if name != SEED]
     short = short_names(traits)
     several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
