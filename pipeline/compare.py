@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from pipeline.compare_drawing import Pictures, drawing
 from pipeline.compare_page import document, page
 from pipeline.compare_table import print_comparison
-from pipeline.comparison import Comparison, compare_runs, lower_is_better
+from pipeline.comparison import Comparison, compare_runs
 from pipeline.config import Config
 from pipeline.console import standard_output
 from pipeline.errors import RequestError
+from pipeline.explain import choose
 from pipeline.intervals import Resampling
 from pipeline.pairing import Stored
+from pipeline.scales import lower_is_better
 from pipeline.storage import replacing
 
 if TYPE_CHECKING:
@@ -72,10 +74,8 @@ def _find(config: Config) -> Found:
     else:
         return table.best_runs(config, lower_is_better=lower_is_better(request.metric))
     if not any(request.metric in run.metrics for run in found.runs):
-        known = ", ".join(sorted({key for run in found.runs for key in run.metrics}))
-        raise RequestError(
-            f"metric={request.metric}: none of the runs has it; choose one of {known}"
-        )
+        other = choose(request.metric, {key for run in found.runs for key in run.metrics})
+        raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
     return found
 
 

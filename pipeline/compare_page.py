@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compare_table import ASIDE, cells
-from pipeline.comparison import Compared, Comparison, lower_is_better
+from pipeline.comparison import Compared, Comparison
 from pipeline.intervals import Estimate
+from pipeline.scales import lower_is_better
 from pipeline.verdict import change, notes, standing, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"

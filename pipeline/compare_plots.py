@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 30
+WIDTH = 6.5  # inches: on a phone its text can still be read
+LONG = 28  # characters of a row's name, from which on it is written smaller
 BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
 
@@ -21,7 +23,7 @@ def forest(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     shown = [row for row in comparison.rows if not math.isnan(_value(row, comparison))][:MOST_ROWS]
-    figure = Figure(figsize=(9, 1.3 + 0.32 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, compared in enumerate(shown):
         estimate = compared.estimates[comparison.metric]
@@ -32,9 +34,12 @@ def forest(comparison: Comparison) -> Figure:
         axes.plot(estimate.value, place, "o", color=colour, markersize=6)
     if shown:
         axes.axvline(_value(shown[0], comparison), color=BEST, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(shown)), _labels(comparison)[: len(shown)], fontsize=8)
+    names = _labels(comparison)[: len(shown)]
+    size = 8 if any(len(name) > LONG for name in names) else 10
+    axes.set_yticks(range(len(shown)), names, fontsize=size)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel(f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals")
+    axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
@@ -45,7 +50,7 @@ def class_changes(pair: Pair, names: tuple[str, str]) -> Figure:
     from matplotlib.figure import Figure
 
     ordered = sorted(pair.classes, key=lambda one: one.change.value)
-    figure = Figure(figsize=(9, 1.4 + 0.34 * len(ordered)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.34 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(ordered):
         value, low, high = (100 * x for x in (one.change.value, one.change.low, one.change.high))
@@ -58,6 +63,7 @@ def class_changes(pair: Pair, names: tuple[str, str]) -> Figure:
     axes.set_xlabel(
         f"points of accuracy, {_plain(names[1])} - {_plain(names[0])}, {pair.split} images"
     )
+    axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.comparison import Compared, Comparison
 from pipeline.pairing import Pair
 from pipeline.records import SEED, SHORT, short_names
-from pipeline.verdict import change, interval, notes, number, standing, verdict
+from pipeline.verdict import change, counted, interval, notes, number, standing, verdict
 
 SHOWN = 30  # rows; the page has them all
 ASIDE = 4  # up to so many rows stand side by side, which long values fit better
@@ -18,7 +18,7 @@ ASIDE = 4  # up to so many rows stand side by side, which long values fit better
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints what differs, the metrics, for two runs what their images say, and the verdict."""
-    console.print(f"{comparison.runs:,} runs: {comparison.source}", soft_wrap=True)
+    console.print(f"{counted(comparison.runs)}: {comparison.source}", soft_wrap=True)
     console.print(_table(comparison))
     if comparison.pair:
         names = [compared.label for compared in comparison.rows]
@@ -31,14 +31,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The comparison as a header and rows of texts: names, what differs, metrics, standing."""
+    """The comparison as a header and rows of texts: names, what differs, metrics and verdict."""
     traits = [name for name in comparison.traits if name != SEED]
     short = short_names(traits)
-    metrics = list(comparison.metrics)
     several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
     seeds = ["seed"] if several or SEED in comparison.traits else []
     header = ["run", *(short[name] for name in traits), *seeds, *(["n"] if several else [])]
-    header += metrics + (["difference", ""] if len(comparison.rows) > 1 else [])
+    first, *others = comparison.metrics
+    is_judged = len(comparison.rows) > 1
+    header += [first, *[f"Δ {first}", "verdict"] * is_judged, *others]
     rows = []
     for compared in comparison.rows:
         row = compared.row
@@ -46,9 +47,9 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cells += [row.traits.get(name, "") for name in traits]
         cells += [row.traits.get(SEED, "")] * len(seeds)
         cells += [str(len(row.runs))] * several
-        cells += [interval(compared.estimates[name]) for name in metrics]
-        if len(comparison.rows) > 1:
-            cells += [change(compared.difference), standing(compared, comparison)]
+        cells += [interval(compared.estimates[first])]
+        cells += [change(compared.difference), standing(compared, comparison)] * is_judged
+        cells += [interval(compared.estimates[name]) for name in others]
         rows.append(cells)
     return header, rows
 
@@ -67,7 +68,7 @@ def _table(comparison: Comparison) -> Table:
         for number_, name in enumerate(header[1:], start=1):
             table.add_row(name, *(row[number_] for row in rows))
         return table
-    table = Table(*header)
+    table = Table(Column(header[0], overflow="fold"), *header[1:])
     for row in rows[:SHOWN]:
         table.add_row(*row)
     if len(rows) > SHOWN:
@@ -77,7 +78,7 @@ def _table(comparison: Comparison) -> Table:
 
 def _classes(pair: Pair, names: Sequence[str]) -> Table:
     table = Table(title=f"Accuracy by class, {pair.split} images", title_justify="left")
-    for column in ("class", "images", *names, "difference"):
+    for column in ("class", "images", *names, "Δ accuracy"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for one in sorted(pair.classes, key=lambda one: -abs(one.change.value)):
         shares = (number(one.first), number(one.second), change(one.change))

@@ -22,9 +22,9 @@ from pipeline.intervals import (
 )
 from pipeline.pairing import Pair, Stored, Unpaired, images_of, pair_up
 from pipeline.records import Row, RunRecord, differing, fold, labels
+from pipeline.scales import lower_is_better, possible
 
 SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
-LOWER = ("loss", "ece", "parameters", "activations", "training_memory_mb")
 Values = dict[tuple[str, str], Array]  # by run and metric: a number for each image, f64[N]
 
 
@@ -58,14 +58,6 @@ class Comparison:
     misplaced: int
     pair: Pair | None
     unpaired: str | None
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric is the better the lower it is: losses, errors, sizes and times."""
-    last = metric.rpartition("/")[2]
-    return last in LOWER or (
-        metric.startswith("time/") and last.endswith("_s") and last != "images_per_s"
-    )
 
 
 def compare_runs(
@@ -176,7 +168,8 @@ def _estimate(
     if not known:
         return Estimate(value=math.nan, n=0)
     if len(known) > 1:
-        return student(np.array([one.value for one in known]), resampling.confidence)
+        over_seeds = student(np.array([one.value for one in known]), resampling.confidence)
+        return possible(over_seeds, metric)
     split, _, kind = metric.partition("/")
     images = row.runs[0].sizes.get(split)
     if not known[0].method and kind == "accuracy" and images:

@@ -19,6 +19,7 @@ from pipeline.leaves import GROUPS, Leaf, check_leaf
 from pipeline.requests import (
     Compare,
     Doctor,
+    History,
     Predict,
     Promote,
     Reproduce,
@@ -137,6 +138,7 @@ class Config:
     compare: Compare = field(default_factory=Compare)
     promote: Promote = field(default_factory=Promote)
     rollback: Rollback = field(default_factory=Rollback)
+    history: History = field(default_factory=History)
     predict: Predict = field(default_factory=Predict)
     serve: Serve = field(default_factory=Serve)
     doctor: Doctor = field(default_factory=Doctor)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+# A run's `val/…` metrics go on to the last epoch; under this and their name are the kept one's.
+KEPT = "kept/"
 
 
 def _require(condition: bool, rule: str) -> None:
@@ -128,6 +130,7 @@ class Fitted:
     `history`: one list a metric (`train/loss`, `val/accuracy`, …), one value an epoch.
     `images_per_s`: training images seen a second, validation and checkpoints included.
     `best_epoch`: the epoch (from 1) that the validation metric liked best, None without validation.
+    `kept_epoch`: the epoch (from 1) whose weights the model has.
     `initial_weights`, `trained_weights`: the kernel of layer `weights_layer` before and after, as
     a matrix f32[inputs, units].
     """
@@ -136,6 +139,7 @@ class Fitted:
     history: dict[str, list[float]]
     images_per_s: float
     best_epoch: int | None
+    kept_epoch: int
     weights_layer: str
     initial_weights: Array
     trained_weights: Array

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline import metrics, plots
-from pipeline.data import Array, Fitted, Predictions, Prepared, Report, Split
+from pipeline.data import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
 
 
 def evaluate(
@@ -27,10 +27,15 @@ def evaluate(
 
 
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
-    """Draws what the training showed, and names its best epoch where one is known."""
+    """Draws what the training showed; names its best epoch, and how good the kept one is."""
     best = {} if fitted.best_epoch is None else {"train/best_epoch": float(fitted.best_epoch)}
+    kept = {
+        f"{KEPT}{name}": values[fitted.kept_epoch - 1]
+        for name, values in fitted.history.items()
+        if name.startswith("val/")
+    }
     return Report(
-        metrics={"time/images_per_s": fitted.images_per_s} | best,
+        metrics={"time/images_per_s": fitted.images_per_s} | best | kept,
         figures={name: getattr(plots, name)(fitted) for name in plot_names},
     )
 

@@ -45,7 +45,7 @@ def _missing_choice(error: MissingConfigException) -> str:
     options = error.options or ()
     if not group or not options:
         return first_line(str(error))
-    return f"{group}={choice}: no such choice; {_choose(choice, options)}"
+    return f"{group}={choice}: no such choice; {choose(choice, options)}"
 
 
 def _bad_key(error: OmegaConfBaseException) -> str:
@@ -58,7 +58,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         prefix, _, last = key.rpartition(".")
         if not prefix and (elsewhere := [name for name in known if last in _keys(parent[name])]):
             return f"{key}: no such key; did you mean {elsewhere[0]}.{key}?"
-        return f"{key}: no such key; {_choose(last, known)}" + (f" of {prefix}" if prefix else "")
+        return f"{key}: no such key; {choose(last, known)}" + (f" of {prefix}" if prefix else "")
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value"
     return f"{key}: {first_line(error.msg or str(error))}"
@@ -68,7 +68,8 @@ def _keys(node: Any) -> list[str]:
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
-def _choose(given: str, options: Iterable[str]) -> str:
+def choose(given: str, options: Iterable[str]) -> str:
+    """What else could have been meant, the nearest first."""
     names = sorted(options)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}? " if close else ""

@@ -21,6 +21,7 @@ PREFIX = "ledger."
 LONGEST = 5000  # characters that MLflow 3.17's column for such a tag holds
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
+MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # another champion
 _STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "red"}
 
 
@@ -98,6 +99,17 @@ def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Ta
         )
     table.caption = f"champion: version {champion}" if champion else "no champion"
     return table
+
+
+def history_document(
+    lines: Sequence[Entry], name: str, aliases: Mapping[str, int]
+) -> dict[str, Any]:
+    """The ledger of the registered model `name` as JSON has it, newest last; times are UTC."""
+    return {
+        "model": name,
+        "aliases": dict(aliases),
+        "entries": [{"when": entry.when.isoformat(), **asdict(entry)} for entry in lines],
+    }
 
 
 def gates_table(gates: Sequence[Gate]) -> Table:

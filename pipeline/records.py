@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.data import KEPT
+
 SEED = "seed"
 # Parameters that change what is shown of a model and never the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
@@ -16,6 +18,8 @@ CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 PLACE = ("hardware.host", "hardware.memory_gb")
 COMMIT, DIRTY, PATCH = "mlflow.source.git.commit", "code.dirty", "code.patch_sha256"
 FINGERPRINT = "data.fingerprint"
+# What a person does not choose; it names a row only where nothing that was chosen differs.
+ORIGIN = ("code", "data", "status", "version.", "hardware.")
 LONGEST = 46  # characters of a row's name
 SHORT = 8  # characters of a checksum or an id that a person reads
 
@@ -24,7 +28,8 @@ SHORT = 8  # characters of a checksum or an id that a person reads
 class RunRecord:
     """A run as a search of the tracking store gives it: no artefact has been read.
 
-    `started`: Unix time, ms; `metrics`: the last value of each; `sizes`: images by split.
+    `started`: Unix time, ms; `metrics`: the last value of each, or what `of_kept_weights` makes of
+    them; `sizes`: images by split.
     """
 
     id: str
@@ -44,7 +49,12 @@ class RunRecord:
 
     @property
     def kept_another_epoch(self) -> bool:
-        """Whether the last epoch's metrics are not those of the weights that the run kept."""
+        """Whether `metrics` are the last epoch's, and the weights that the run kept are not.
+
+        Runs that say how good the kept weights are do not need to be asked.
+        """
+        if any(name.startswith(KEPT) for name in self.metrics):
+            return False
         best, epochs = self.metrics.get("train/best_epoch"), self.params.get("train.epochs", "")
         kept_best = self.params.get("train.keep") == "best" and best is not None
         return kept_best and epochs.isdecimal() and best != int(epochs)
@@ -96,6 +106,12 @@ class Folded:
     repeats: int
 
 
+def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a run, those by epoch being those of the epoch whose weights it kept."""
+    kept = {key.removeprefix(KEPT): metrics[key] for key in metrics if key.startswith(KEPT)}
+    return {**metrics, **kept}
+
+
 def code_state(tags: Mapping[str, str]) -> str:
     """The commit and, where the tree had more than it, the patch: `1ce00fe + patch 3f2a81c0`."""
     commit = tags.get(COMMIT, "")[:7] or "unknown"
@@ -141,16 +157,18 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
-    """What a person would call each row: its run's name, or of several runs what tells them apart.
+    """What to call each row: its run's name; where one has several runs, what tells it apart.
 
     A name that two rows have is followed by the beginning of the run's id.
     """
     telling = [name for name in traits if name != SEED and name not in PLACE]
+    telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
     short = short_names(telling)
+    several = any(len(row.runs) > 1 for row in rows)
     names = []
     for row in rows:
         words = [f"{short[name]}={row.traits[name]}" for name in telling if row.traits.get(name)]
-        text = ", ".join(words) if len(row.runs) > 1 and words else row.runs[0].label
+        text = ", ".join(words) if several and words else row.runs[0].label
         names.append(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
     seen = Counter(names)
     return [

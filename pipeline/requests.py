@@ -76,6 +76,14 @@ class Rollback:
 
 
 @dataclass
+class History:
+    """How to show the ledger."""
+
+    format: Annotated[str, one_of("table", "json")] = MISSING
+    """How to print: a table for people or JSON for scripts."""
+
+
+@dataclass
 class Predict:
     """Which images to classify by which model, and where the answers go."""
 
@@ -143,6 +151,7 @@ REQUESTS: dict[str, type] = {
     "compare": Compare,
     "promote": Promote,
     "rollback": Rollback,
+    "history": History,
     "predict": Predict,
     "serve": Serve,
     "doctor": Doctor,

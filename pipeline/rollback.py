@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from pipeline.config import Config
 from pipeline.console import standard_output
 from pipeline.errors import RequestError
 from pipeline.holders import user
-from pipeline.ledger import ROLLED_BACK, Entry, entries, history_table, new_key
+from pipeline.ledger import ROLLED_BACK, Entry, entries, history_document, history_table, new_key
 from pipeline.promote import print_result
 from pipeline.switch import CHAMPION, PREVIOUS, Change, settle, switch
 from pipeline.tracking.candidates import fetch_model
@@ -55,13 +56,16 @@ def rollback(config: Config, folder: Path) -> None:
 
 
 def history(config: Config, folder: Path) -> None:
-    """Shows the ledger of the data set's registered model, newest last."""
+    """Shows the ledger of the data set's registered model, newest last, as a table or as JSON."""
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
     present = registry.present()
     lines = entries(present.tags)
     console = standard_output()
-    if lines:
+    if config.history.format == "json":
+        document = history_document(lines, registry.name, present.aliases)
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif lines:
         console.print(history_table(lines, registry.name, present.aliases.get(CHAMPION)))
     else:
         console.print(f"{registry.name} has no ledger yet; it begins with the first `promote`")

@@ -6,16 +6,21 @@ Programming Problem", 1974). Whoever wants to move the alias makes a version tag
 says who holds it and what for; the lowest ticket with a living holder goes first, all others
 give up. Setting the alias is the moment that counts; what follows it can be done again by anybody,
 who finds all that it takes on the ticket.
+
+A holder on another host counts as dead after a while. If it is not, it finds its ticket gone when
+it comes to act, and gives up. It looks before it sets the alias and, as a request may be under way
+for long, after: MLflow refuses a ticket that is gone, but not the version that a rollback goes to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import PipelineError
 from pipeline.holders import at_work, shown, this_process
-from pipeline.ledger import ABANDONED, REFUSED, Entry, decided, from_text, to_text
+from pipeline.ledger import ABANDONED, MOVES, REFUSED, Entry, decided, entries, from_text, to_text
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry, Version
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -23,6 +28,11 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
 NONE = ""  # as a tag: no version
+BROKEN_OFF = "it was broken off before the champion had changed"
+LATE = (
+    "this took so long that another promotion or rollback counted it as dead; nothing was changed, "
+    "try again"
+)
 
 
 class Outrun(PipelineError):
@@ -51,17 +61,22 @@ def switch(registry: Registry, change: Change) -> int:
     Raises:
         Outrun: another came first; the ledger has that as a refusal.
     """
-    ticket = _take(registry, change)
     try:
-        _await_nobody(registry, ticket, change)
-    except Outrun as outrun:
-        _record(registry, decided(change.line, REFUSED, note=str(outrun)))
-        registry.drop(ticket.number)
+        ticket = _take(registry, change)
+        try:
+            _await_nobody(registry, ticket, change)
+            target = _move(registry, ticket, change)
+        except Outrun as outrun:
+            _record(registry, decided(change.line, REFUSED, note=str(outrun)))
+            registry.drop(ticket.number)
+            raise
+        _complete(registry, ticket)
+        return target
+    except BaseException:  # as Ctrl-C: left behind, the ticket would keep other hosts waiting
+        with suppress(Exception):
+            own = [one for one in registry.pending() if one.tags.get(KEY) == change.line.key]
+            _settle(registry, own)
         raise
-    target = change.target or ticket.number
-    registry.point(CHAMPION, target)
-    _complete(registry, ticket)
-    return target
 
 
 def settle(registry: Registry) -> None:
@@ -114,15 +129,35 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
         )
 
 
+def _move(registry: Registry, ticket: Version, change: Change) -> int:
+    """Sets the alias, unless others took this process for dead and did away with its ticket."""
+    target = change.target or ticket.number
+    if registry.find(ticket.number) is None:
+        raise Outrun(LATE)
+    registry.point(CHAMPION, target)
+    if registry.find(ticket.number) is None:
+        rightful = _last_move(registry) or change.line.replaces
+        if rightful != target:
+            registry.point(CHAMPION, rightful)
+            raise Outrun(LATE)
+    return target
+
+
+def _last_move(registry: Registry) -> int | None:
+    """The version that is champion by the ledger."""
+    moves = [line.version for line in entries(registry.present().tags) if line.decision in MOVES]
+    return moves[-1] if moves else None
+
+
 def _settle(registry: Registry, dead: list[Version]) -> None:
-    """The holder of the lowest living ticket calls this with the dead ones below it."""
+    """The holder of the lowest living ticket calls this with the dead ones below it, or its own."""
     for ticket in dead:
         if KEY not in ticket.tags:  # somebody who wanted to settle
             registry.drop(ticket.number)
         elif registry.present().aliases.get(CHAMPION) == _target(ticket):
             _complete(registry, ticket)
         else:
-            _record(registry, decided(_line(ticket), ABANDONED, "its process was killed"))
+            _record(registry, decided(_line(ticket), ABANDONED, BROKEN_OFF))
             registry.drop(ticket.number)
 
 
@@ -133,7 +168,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
     champion = ticket if target == ticket.number else registry.find(target)
     before = _as_number(champion.tags.get(REPLACES, NONE)) if champion else None
     before = before if before and registry.find(before) else None
-    if present.get(PREVIOUS) != before:
+    if present.get(PREVIOUS) != before and present.get(CHAMPION) == target:
         registry.point(PREVIOUS, before)
     challenger = present.get(CHALLENGER)
     if challenger and champion and _run_of(registry, challenger) == champion.run_id:

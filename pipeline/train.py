@@ -68,8 +68,7 @@ def train(
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
     Checkpoints and the TensorBoard log go to `folder`; `listeners` are told each epoch's metrics.
-    With `start`, training goes on from the last checkpoint in `folder`, whose progress that is, and
-    ends with the very weights and metrics it would have had without a break.
+    With `start`, the progress of the last checkpoint there, it ends as it would have unbroken.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -103,6 +102,7 @@ def train(
         history={metric_name(key): values for key, values in history.history.items()},
         images_per_s=len(history.epoch) * len(prepared.train) / seconds,
         best_epoch=best.best_epoch + 1 if best else None,
+        kept_epoch=best.best_epoch + 1 if best and settings.keep == "best" else len(history.epoch),
         weights_layer=layer,
         initial_weights=initial,
         trained_weights=first_kernel(model)[1],

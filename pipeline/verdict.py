@@ -6,12 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.comparison import Compared, Comparison, lower_is_better
+from pipeline.comparison import Compared, Comparison
 from pipeline.intervals import PAIRED, WELCH, Estimate
 from pipeline.pairing import Pair
 from pipeline.records import SEED
-
-SHARES = ("accuracy", "macro_f1", "ece")  # shown in points, hundredths of 1, when they differ
+from pipeline.scales import lower_is_better
 
 
 def verdict(comparison: Comparison) -> str:
@@ -45,13 +44,13 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.repeats:
         yield (
-            f"{comparison.repeats} repeats of a setting and seed are left out; the newest of each "
-            "counts."
+            f"Repeats of a setting and seed are left out, {comparison.repeats} here; the newest of "
+            "each counts."
         )
     if comparison.misplaced:
         yield (
-            f"{comparison.misplaced} runs kept the weights of an earlier epoch; their val/… "
-            "metrics are those of the last."
+            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch without saying "
+            "how good these are; the val/… metrics shown are those of the last."
         )
 
 
@@ -67,10 +66,11 @@ def standing(compared: Compared, comparison: Comparison) -> str:
 
 
 def number(value: float) -> str:
-    """A metric for people: four digits, or whole thousands; nothing for NaN."""
+    """A metric for people: four decimals, fewer from 10 on, or whole thousands; nothing for NaN."""
     if math.isnan(value):
         return ""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    size = abs(value)
+    return f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -88,6 +88,11 @@ def change(estimate: Estimate | None) -> str:
         return ""
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
     return f"{estimate.value:+.4f}{bounds}"
+
+
+def counted(runs: int) -> str:
+    """`1 run`, `1,000 runs`."""
+    return f"{runs:,} run{'s' if runs != 1 else ''}"
 
 
 def p_value(value: float) -> str:
@@ -136,10 +141,16 @@ def _of_many(comparison: Comparison) -> str:
         return seen + "There is nothing to tell which differences are noise."
     if not level:
         return seen + f"It is ahead of all {len(known):,} others by more than noise."
+    if level == len(others):
+        return seen + "All other rows are within noise of it."
     return seen + (
-        f"{level:,} of the {len(known):,} other rows are within noise of it; "
-        f"{len(known) - level:,} are worse by more than that."
+        f"{level:,} of the {len(known):,} other rows {_is(level)} within noise of it; "
+        f"{len(known) - level:,} {_is(len(known) - level)} worse by more than that."
     )
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _described(compared: Compared, metric: str) -> str:
@@ -163,7 +174,10 @@ def _how(comparison: Comparison) -> str:
         if row.difference and row.difference.is_noise is not None
     )
     if not main:
-        return f"{comparison.metric} comes without intervals: no stored predictions were read."
+        return (
+            f"{comparison.metric} comes without intervals: one run has them for accuracies and "
+            "losses of a split whose predictions were read, several for every metric."
+        )
     confidence = f"{comparison.resampling.confidence:.0%} intervals"
     said = f"{comparison.metric} has {confidence} by " + _counted(main)
     if gaps:

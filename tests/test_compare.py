@@ -37,11 +37,20 @@ class Store:
         ).info.run_id
         self.client.set_terminated(self.sweep)
 
-    def add(self, right: int, *, rate: str, seed: int = 0, status: str = "FINISHED") -> str:
+    def add(
+        self,
+        right: int,
+        *,
+        rate: str,
+        seed: int = 0,
+        status: str = "FINISHED",
+        kept: float | None = None,
+    ) -> str:
         run = self.client.create_run(self.experiment, run_name=f"{rate}-{seed}")
         self.client.log_batch(
             run.info.run_id,
-            [Metric("val/accuracy", right / IMAGES, int(time.time() * 1000), 1)],
+            [Metric("val/accuracy", right / IMAGES, int(time.time() * 1000), 1)]
+            + ([] if kept is None else [Metric("kept/val/accuracy", kept, 1, 1)]),
             [Param("optimizer.learning_rate", rate), Param("seed", str(seed))],
             [RunTag("data.fingerprint", "f" * 64), RunTag("mlflow.parentRunId", self.sweep)],
         )
@@ -177,8 +186,8 @@ def test_many_runs_take_one_search_and_no_request_for_any_of_them(
         (["runs=[ffff,eeee]"], ["there is no run ffff"]),
         (["runs=[abc,eeee]"], ["'abc' is no run id"]),
         (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
-        (["metric=val/acuracy"], ["metric=val/acuracy", "choose one of val/accuracy"]),
-        (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "val/accuracy"]),
+        (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
+        (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
     ],
 )
 def test_what_cannot_be_compared_is_said(
@@ -189,6 +198,12 @@ def test_what_cannot_be_compared_is_said(
     for part in parts:
         assert part in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
+    one, *_ = ids(store, "0.1-0")
+    with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
+        named_runs(asked(f"runs=['{one}','{one[:12]}']"))
 
 
 def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
@@ -214,6 +229,20 @@ def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store
     ended = pipeline("compare", "dataset=synthetic", uri, "top=3", "format=json", cwd=store.folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["runs"] == 3
+
+
+def test_the_best_are_those_whose_kept_epoch_is_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.compare.MOST_READ", 0)
+    with inside(tmp_path / "kept"):
+        store = Store(tmp_path / "kept")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        found = as_json(capsys, tmp_path, "top=1")
+    [best] = found["rows"]
+    assert best["differing"] == {}
+    assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(0.6)
 
 
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:

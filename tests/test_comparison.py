@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.comparison import Comparison, compare_runs, lower_is_better
+from pipeline.comparison import Comparison, compare_runs
 from pipeline.intervals import (
     BOOTSTRAP,
     NEWCOMBE,
@@ -19,7 +19,8 @@ from pipeline.intervals import (
     Resampling,
 )
 from pipeline.records import RunRecord
-from pipeline.verdict import change, interval, notes, number, p_value, standing, verdict
+from pipeline.scales import lower_is_better
+from pipeline.verdict import change, counted, interval, notes, number, p_value, standing, verdict
 
 RESAMPLING = Resampling(confidence=0.95, resamples=500)
 IMAGES = 400
@@ -110,6 +111,13 @@ def test_stored_predictions_give_bootstrap_intervals_and_paired_differences() ->
     assert [standing(row, found) for row in others] == ["worse", "worse"]
 
 
+def test_a_metric_without_intervals_is_said_to_have_none() -> None:
+    runs = [run("a"), run("b", rate="2")]
+    found = compared(runs, "time/total_s", a=answers(300), b=answers(290))
+    [first, *_] = notes(found)
+    assert first.startswith("time/total_s comes without intervals: ")
+
+
 def test_a_paired_difference_is_surer_than_one_of_other_images() -> None:
     runs = [
         run(name, rate=name, accuracy=right / 400)
@@ -191,8 +199,21 @@ def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
 
 def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
     runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.1))]
-    assert "1 of the 2 other rows are within noise of it; 1 are worse" in verdict(compared(runs))
+    assert "1 of the 2 other rows is within noise of it; 1 is worse" in verdict(compared(runs))
     assert any("looks better than it is" in note for note in notes(compared(runs)))
+
+
+def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
+    assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
+
+
+def test_the_interval_of_few_seeds_does_not_leave_what_a_metric_can_be() -> None:
+    runs = [run(str(seed), seed=seed, accuracy=0.5 + 0.4 * seed) for seed in range(2)]
+    [row] = compared([*runs, run("other", rate="2")]).rows[:1]
+    share = row.estimates["val/accuracy"]
+    assert (share.low, share.high, share.method) == (0.0, 1.0, STUDENT)
+    assert share.sd == pytest.approx(0.4 / 2**0.5)
 
 
 def test_names_of_classes_that_were_not_stored_are_numbers() -> None:
@@ -212,6 +233,8 @@ def test_a_lower_loss_is_better() -> None:
 
 def test_numbers_are_told_for_people() -> None:
     assert (number(0.86561), number(235146.0), number(float("nan"))) == ("0.8656", "235,146", "")
+    assert (number(17.1372), number(-9.99996)) == ("17.14", "-10.0000")
+    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
     assert interval(Estimate(value=0.5)) == "0.5000"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (

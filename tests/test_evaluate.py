@@ -16,12 +16,13 @@ MADE = Predictions(
 )
 
 
-def fitted(best_epoch: int | None) -> Fitted:
+def fitted(best_epoch: int | None, **history: list[float]) -> Fitted:
     return Fitted(
         model=None,
-        history={"train/loss": [1.0, 0.5], "train/accuracy": [0.5, 1.0]},
+        history={"train/loss": [1.0, 0.5], "train/accuracy": [0.5, 1.0], **history},
         images_per_s=1234.5,
         best_epoch=best_epoch,
+        kept_epoch=1,
         weights_layer="dense_1",
         initial_weights=np.eye(2, dtype=np.float32),
         trained_weights=np.eye(2, dtype=np.float32),
@@ -72,6 +73,12 @@ def test_training_reports_its_speed_its_best_epoch_and_the_chosen_plots() -> Non
 
 def test_without_validation_no_epoch_is_called_the_best() -> None:
     assert draw_training(fitted(None), []).metrics == {"time/images_per_s": 1234.5}
+
+
+def test_training_reports_what_the_epoch_has_whose_weights_were_kept() -> None:
+    report = draw_training(fitted(1, **{"val/loss": [0.7, 0.9], "val/accuracy": [0.5, 0.6]}), [])
+    kept = {name: value for name, value in report.metrics.items() if name.startswith("kept/")}
+    assert kept == {"kept/val/loss": 0.7, "kept/val/accuracy": 0.5}
 
 
 def test_an_unknown_name_does_not_pass_silently() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO
@@ -21,6 +22,7 @@ from pipeline.ledger import (
     entries,
     from_text,
     gates_table,
+    history_document,
     history_table,
     new_key,
     to_text,
@@ -116,6 +118,15 @@ def test_the_history_shows_when_who_what_and_why() -> None:
     assert "→" not in second
     assert "test accuracy 0.9" in text
     assert "champion: version 3" in text
+
+
+def test_the_ledger_as_json_has_all_that_a_line_says() -> None:
+    document = history_document([LINE], "digits", {"champion": 3})
+    assert json.loads(json.dumps(document)) == document
+    assert (document["model"], document["aliases"]) == ("digits", {"champion": 3})
+    [line] = document["entries"]
+    assert line.pop("when") == "2026-05-04T03:02:01.123456+00:00"
+    assert from_text(line.pop("key"), json.dumps(line)) == LINE
 
 
 def test_the_gates_are_shown_with_their_verdicts() -> None:

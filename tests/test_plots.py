@@ -42,6 +42,7 @@ def fitted(**changes: Any) -> Fitted:
         },
         "images_per_s": 100.0,
         "best_epoch": 2,
+        "kept_epoch": 2,
         "weights_layer": "dense_1",
         "initial_weights": np.array([[1, -1], [1, -1], [1, -1]], np.float32),
         "trained_weights": np.array([[2, -2], [2, -2], [2, -2]], np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -209,10 +211,24 @@ def test_force_without_a_reason_is_a_wrong_request(reason: tuple[str, ...]) -> N
 def test_best_is_the_highest_validation_accuracy_whatever_the_test_says(runs: Runs) -> None:
     client = mlflow.MlflowClient()
     for number, name in enumerate(("weak", "unevaluated", "other", "good")):
-        client.log_metric(getattr(runs, name), "val/accuracy", 0.1 * number, step=9)
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", 0.1 * number, step=9)
     client.log_metric(runs.weak, "test/accuracy", 1.0, step=9)
     promoted("best")
     assert ledger()[-1].run_id == runs.good
+
+
+def test_best_counts_the_epoch_that_was_kept_and_not_the_last_one(runs: Runs) -> None:
+    client = mlflow.MlflowClient()
+    for name, last, kept in (("other", 0.99, 0.3), ("good", 0.6, 0.5)):
+        client.log_metric(getattr(runs, name), "val/accuracy", last, step=9)
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", kept, step=9)
+    for name in ("weak", "unevaluated"):
+        client.log_metric(getattr(runs, name), "kept/val/accuracy", 0.1, step=9)
+    promoted("best")
+    assert ledger()[-1].run_id == runs.good
+    version = registry().find(1)
+    assert version is not None
+    assert version.tags["val.accuracy"] == "0.5"
 
 
 def test_a_run_that_was_not_evaluated_is_refused_until_it_is(runs: Runs) -> None:
@@ -334,6 +350,27 @@ def test_history_lists_promotions_refusals_and_rollbacks_newest_last(
     assert "champion: version 1" in shown
 
 
+def test_history_is_one_json_document_for_scripts_even_before_it_begins(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> Any:
+        history(configured(*DATA, "history.format=json"), runs.folder)
+        return json.loads(capsys.readouterr().out)
+
+    assert told() == {"model": "synthetic", "aliases": {}, "entries": []}
+    promoted(runs.good)
+    with pytest.raises(PipelineError):
+        promoted(runs.weak)
+    capsys.readouterr()
+    document = told()
+    assert document["aliases"] == {"champion": 1}
+    assert [line["decision"] for line in document["entries"]] == [PROMOTED, REFUSED]
+    assert [line["run_id"] for line in document["entries"]] == [runs.good, runs.weak]
+    gates = {gate["name"]: gate for gate in document["entries"][1]["gates"]}
+    assert gates["worst-class recall"]["passed"] is False
+    assert gates["worst-class recall"]["value"] < gates["worst-class recall"]["limit"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -352,29 +389,57 @@ def test_a_run_that_cannot_be_found_is_a_wrong_request(
         )
 
 
-# `python -m pipeline` that kills itself once it has set an alias for the first time.
+# `python -m pipeline` that sends itself a signal after the first request of a name.
 DEADLY = """
-import os, runpy, signal
+import os, runpy, signal, sys
 from mlflow import MlflowClient
-real = MlflowClient.set_registered_model_alias
+number, name = int(sys.argv.pop(1)), sys.argv.pop(1)
+real = getattr(MlflowClient, name)
 def deadly(*given, **named):
-    real(*given, **named)
-    os.kill(os.getpid(), signal.SIGKILL)
-MlflowClient.set_registered_model_alias = deadly
+    setattr(MlflowClient, name, real)
+    answer = real(*given, **named)
+    os.kill(os.getpid(), number)
+    return answer
+setattr(MlflowClient, name, deadly)
 runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs: Runs) -> None:
-    promoted(runs.good)
-    ended = subprocess.run(
-        [sys.executable, "-c", DEADLY, "promote", *DATA, *LENIENT, f"run_id={runs.other}"],
+def stopped(runs: Runs, number: signal.Signals, request: str) -> subprocess.CompletedProcess[str]:
+    """A promotion of the other run that gets a signal after its first request of that name."""
+    words = (str(int(number)), request, "promote", *DATA, *LENIENT, f"run_id={runs.other}")
+    return subprocess.run(
+        [sys.executable, "-c", DEADLY, *words],
         cwd=runs.folder,
         env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize(
+    ("request_", "aliases_", "decision"),
+    [
+        ("create_model_version", {CHAMPION: 1}, ABANDONED),
+        ("set_registered_model_alias", {CHAMPION: 2, PREVIOUS: 1}, PROMOTED),
+    ],
+)
+def test_ctrl_c_in_a_promotion_leaves_nothing_for_others_to_wait_for(
+    runs: Runs, request_: str, aliases_: dict[str, int], decision: str
+) -> None:
+    promoted(runs.good)
+    ended = stopped(runs, signal.SIGINT, request_)
+    assert ended.returncode == 128 + signal.SIGINT, ended.stderr
+    assert ended.stderr == "stopped by SIGINT; what was recorded so far is kept\n"
+    assert aliases() == aliases_
+    assert registry().pending() == []
+    assert [line.decision for line in ledger()] == [PROMOTED, decision]
+
+
+def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs: Runs) -> None:
+    promoted(runs.good)
+    ended = stopped(runs, signal.SIGKILL, "set_registered_model_alias")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert aliases() == {CHAMPION: 2}
     assert len(ledger()) == 1
@@ -419,6 +484,8 @@ def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
     shown = command("history", *DATA, cwd=runs.folder)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "“a demo, no more”" in shown.stdout
+    scripted = command("history", *DATA, "format=json", cwd=runs.folder)
+    assert json.loads(scripted.stdout)["entries"][-1]["reason"] == "a demo, no more"
     nowhere = command("rollback", *DATA, cwd=runs.folder)
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert "nothing to go back to" in nowhere.stderr

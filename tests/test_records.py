@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import Row, RunRecord, code_state, differing, fold, labels, short_names
+from pipeline.records import (
+    Row,
+    RunRecord,
+    code_state,
+    differing,
+    fold,
+    labels,
+    of_kept_weights,
+    short_names,
+)
 
 RUN = RunRecord(
     id="0" * 32,
@@ -129,9 +138,18 @@ def test_names_are_short_where_their_last_part_is_enough() -> None:
     }
 
 
-def test_a_row_of_several_runs_is_called_by_what_tells_it_apart() -> None:
+def test_where_a_row_has_several_runs_all_are_called_by_what_tells_them_apart() -> None:
     rows = [Row(runs=(run(0), run(1))), Row(runs=(run(0, rate="0.2"),))]
-    assert labels(rows, ["optimizer.learning_rate", "seed"]) == ["learning_rate=0.1", "calm-fox"]
+    told = ["learning_rate=0.1", "learning_rate=0.2"]
+    assert labels(rows, ["optimizer.learning_rate", "seed"]) == told
+    assert labels([replace(rows[0], runs=(run(),)), rows[1]], ["seed"])[0] == "calm-fox 00000000"
+
+
+def test_code_and_place_name_a_row_only_where_no_setting_differs() -> None:
+    rows = [Row(runs=(run(0), run(1))), Row(runs=(run(0, rate="0.2"),))]
+    names = ["optimizer.learning_rate", "code", "hardware.cpu"]
+    assert labels(rows, names) == ["learning_rate=0.1", "learning_rate=0.2"]
+    assert labels(rows, ["code"])[0] == "code=1234567 00000000"
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
@@ -146,3 +164,10 @@ def test_a_run_that_kept_an_earlier_epoch_is_known(keep: str, best: float, anoth
     params = {"train.keep": keep, "train.epochs": "5"}
     found = replace(RUN, params=params, metrics={"train/best_epoch": best})
     assert found.kept_another_epoch is another
+    said = replace(found, metrics={**found.metrics, "kept/val/loss": 0.5})
+    assert said.kept_another_epoch is False
+
+
+def test_what_the_kept_weights_have_stands_for_what_the_last_epoch_had() -> None:
+    metrics = {"val/accuracy": 0.9, "kept/val/accuracy": 0.8, "train/loss": 0.3}
+    assert of_kept_weights(metrics) == metrics | {"val/accuracy": 0.8}

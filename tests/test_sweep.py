@@ -538,6 +538,19 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
         assert (settled.state, settled.error) == (FAILED, "killed by SIGKILL")
 
 
+def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
+    config = configured("dataset=synthetic", "tracking.uri=null")
+    with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
+        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        tags = {PARENT: parent.id, INDEX: "0"}
+        run_id = parent.client.create_run(known.experiment_id, tags=tags).info.run_id
+        for name, value in (("val/accuracy", 0.6), ("kept/val/accuracy", 0.8)):
+            parent.client.log_metric(run_id, name, value)
+        parent.client.set_terminated(run_id)
+        settled = known.settle(Job(index=0, params={}), None)
+        assert settled.values == (0.8,)
+
+
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.

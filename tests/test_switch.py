@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from commands import environment
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from docs import screenshots
 from pipeline.holders import this_process
 from pipeline.ledger import ABANDONED, PROMOTED, REFUSED, ROLLED_BACK, Entry, entries, to_text
 from pipeline.switch import (
+    BROKEN_OFF,
     CHALLENGER,
     CHAMPION,
     HOLDER,
@@ -211,9 +213,7 @@ def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None
     settle(registry)
     assert aliases(registry) == {CHAMPION: 1}
     assert (registry.find(2), registry.pending()) == (None, [])
-    assert entries(registry.present().tags)[-1] == line(
-        2, 1, ABANDONED, note="its process was killed"
-    )
+    assert entries(registry.present().tags)[-1] == line(2, 1, ABANDONED, note=BROKEN_OFF)
 
 
 def test_what_a_killed_process_had_done_is_completed(registry: Registry) -> None:
@@ -248,6 +248,86 @@ def test_settling_twice_changes_nothing_more(registry: Registry) -> None:
     before = registry.present()
     settle(registry)
     assert registry.present() == before
+
+
+class Interrupted:
+    """A client before whose `number`th request of that name something else happens, once."""
+
+    def __init__(self, client: MlflowClient, name: str, number: int, meanwhile: Any) -> None:
+        self.client, self.name, self.left, self.meanwhile = client, name, number, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.name:
+            self.left -= 1
+            if self.left == 0:
+                self.meanwhile()
+        return getattr(self.client, name)
+
+
+def counted_as_dead(registry: Registry, rival: Change) -> None:
+    """What another does who finds the one ticket that is out overdue."""
+    for out in registry.pending():
+        registry.client.set_model_version_tag(NAME, str(out.number), HOLDER, DEAD)
+    switch(registry, rival)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("search_model_versions", 1),  # whether it is its turn
+        ("get_model_version", 1),  # whether its ticket is still there
+        ("set_registered_model_alias", 1),  # the request itself is under way for long
+    ],
+)
+@pytest.mark.parametrize(
+    "change", [promotion(4, 3), going_back(4, 3, to=2)], ids=["promotion", "rollback"]
+)
+def test_a_holder_that_was_counted_as_dead_moves_nothing_when_it_comes_back(
+    registry: Registry, change: Change, name: str, number: int
+) -> None:
+    for earlier in (1, 2, 3):
+        switch(registry, promotion(earlier, earlier - 1 or None))
+    late = Interrupted(
+        registry.client, name, number, lambda: counted_as_dead(registry, promotion(5, 3))
+    )
+    # MLflow itself refuses the alias of a version that is gone, in its own words.
+    with pytest.raises((Outrun, MlflowException), match="meanwhile|so long|not found"):
+        switch(replace(registry, client=late), change)  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 3}
+    assert decisions(registry) == [PROMOTED] * 3 + [ABANDONED, PROMOTED]
+    assert registry.pending() == []
+
+
+def test_a_rollback_that_others_completed_is_not_done_again_over_what_came_later(
+    registry: Registry,
+) -> None:
+    for earlier in (1, 2, 3):
+        switch(registry, promotion(earlier, earlier - 1 or None))
+
+    def sent_twice() -> None:
+        registry.point(CHAMPION, 2)
+        counted_as_dead(registry, promotion(5, 2))
+
+    late = Interrupted(registry.client, "set_registered_model_alias", 1, sent_twice)
+    with pytest.raises(Outrun, match="so long"):
+        switch(replace(registry, client=late), going_back(4, 3, to=2))  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 2}
+    assert decisions(registry) == [PROMOTED] * 3 + [ROLLED_BACK, PROMOTED]
+
+
+def test_one_who_comes_back_to_a_move_that_others_completed_leaves_later_ones_alone(
+    registry: Registry,
+) -> None:
+    switch(registry, promotion(1, None))
+    late = Interrupted(
+        registry.client,
+        "get_registered_model",
+        2,  # the first is the look at the champion, this one begins what follows the move
+        lambda: counted_as_dead(registry, promotion(3, 2)),
+    )
+    assert switch(replace(registry, client=late), promotion(2, 1)) == 2  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 3, PREVIOUS: 2}
+    assert decisions(registry) == [PROMOTED] * 3
 
 
 # Imports once, then forks a child for each try, which it gives one number after another until the

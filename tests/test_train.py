@@ -91,6 +91,7 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     losses = fitted.history["val/loss"]
     assert fitted.best_epoch == 1 + int(np.argmin(losses))
     assert fitted.best_epoch < 8  # else the last epoch is the best and the test shows nothing
+    assert fitted.kept_epoch == fitted.best_epoch
     assert validation_loss(fitted.model) == pytest.approx(min(losses), rel=1e-5)
     saved = keras.models.load_model(tmp_path / "checkpoints" / "best.keras")
     np.testing.assert_allclose(probs(saved), probs(fitted.model), rtol=1e-6)
@@ -100,6 +101,7 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_the_last_epoch_is_kept_otherwise_and_the_best_is_still_known(tmp_path: Path) -> None:
     fitted = trained(tmp_path, *RESTLESS)
     assert fitted.best_epoch == 1 + int(np.argmin(fitted.history["val/loss"]))
+    assert fitted.kept_epoch == 8
     assert validation_loss(fitted.model) == pytest.approx(fitted.history["val/loss"][-1], rel=1e-5)
 
 
@@ -113,6 +115,7 @@ def test_training_stops_when_patience_is_at_its_end(tmp_path: Path) -> None:
     losses = fitted.history["val/loss"]
     assert len(losses) < 40
     assert fitted.best_epoch == len(losses) - 2
+    assert fitted.kept_epoch == len(losses)
     assert min(losses[-2:]) >= losses[-3] == min(losses)
 
 

@@ -14,7 +14,8 @@ from pipeline.config import Config, Tracking
 from pipeline.data import Array
 from pipeline.errors import RequestError
 from pipeline.params import config_sha256
-from pipeline.tracking.recorded import find_run
+from pipeline.records import of_kept_weights
+from pipeline.tracking.recorded import best_first, find_run
 from pipeline.tracking.store import connect
 
 METRIC = "val/accuracy"  # chooses the best run; the test split is for judging it afterwards
@@ -45,7 +46,7 @@ class Candidate:
 
 
 def find_candidate(run_id: str, tracking: Tracking, *, experiment: str) -> Candidate:
-    """The run with that id, or for `best` the finished one with the highest `val/accuracy`.
+    """The run with that id, or for `best` the finished one whose model has the best `val/accuracy`.
 
     Raises:
         RequestError: there is no such run, or it has no model or configuration.
@@ -54,7 +55,7 @@ def find_candidate(run_id: str, tracking: Tracking, *, experiment: str) -> Candi
     chosen = _best(client, experiment) if run_id == "best" else run_id
     recorded = find_run(chosen, tracking, experiment=experiment)
     run = client.get_run(recorded.id)
-    tags, metrics = run.data.tags, run.data.metrics
+    tags, metrics = run.data.tags, of_kept_weights(run.data.metrics)
     lineage = {key: tags[key] for key in _AS_THEY_ARE if key in tags} | {
         "run_id": recorded.id,
         "model_uri": recorded.model_uri,
@@ -105,7 +106,7 @@ def _best(client: mlflow.MlflowClient, experiment: str) -> str:
         [known.experiment_id],
         "attributes.status = 'FINISHED' AND tags.model_uri != ''",
         max_results=1,
-        order_by=[f"metrics.`{METRIC}` DESC", "attributes.start_time ASC"],
+        order_by=best_first(METRIC),
     )
     if not runs or METRIC not in runs[0].data.metrics:
         raise RequestError(

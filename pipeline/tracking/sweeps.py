@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.jobs import Job
+from pipeline.records import of_kept_weights
 from pipeline.tracking.lifecycle import FOLDER, GONE, INDEX, PARENT, PRUNED, close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment
@@ -80,25 +81,17 @@ class Children:
         if PRUNED in run.data.tags:
             state = PRUNED_STATE
         ended = run.info.end_time or run.info.start_time
+        metrics = of_kept_weights(run.data.metrics)
         return Trial(
             index=job.index,
             state=state,
             params=job.params,
-            values=tuple(self._value(run, objective.metric) for objective in self.objectives),
+            values=tuple(metrics.get(one.metric, float("nan")) for one in self.objectives),
             run_id=run.info.run_id,
             seconds=(ended - run.info.start_time) / 1000,
             error=run.data.tags.get("error") if state in (FAILED, KILLED) else None,
             kept="model_uri" in run.data.tags,
         )
-
-    def _value(self, run: Run, metric: str) -> float:
-        """The metric as the run ended, or at its best epoch where it kept that one's weights."""
-        metrics = run.data.metrics
-        best = metrics.get("train/best_epoch")
-        if metric.startswith("val/") and best and run.data.params.get("train.keep") == "best":
-            history = self.parent.client.get_metric_history(run.info.run_id, metric)
-            return next((m.value for m in history if m.step == int(best)), float("nan"))
-        return float(metrics.get(metric, float("nan")))
 
 
 def children(parent: Recording, objectives: Sequence[Objective]) -> Children:

@@ -17,8 +17,10 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.data import Array
 from pipeline.errors import RequestError
-from pipeline.records import RunRecord
+from pipeline.explain import choose
+from pipeline.records import RunRecord, of_kept_weights
 from pipeline.tracking.lifecycle import FOLDER, PARENT
+from pipeline.tracking.recorded import best_first
 from pipeline.tracking.store import connect
 from pipeline.tracking.sweeps import find_sweep
 
@@ -49,19 +51,20 @@ def best_runs(config: Config, *, lower_is_better: bool) -> Found:
     if known is None or known.lifecycle_stage != "active":
         raise RequestError(f"experiment {name} has no run yet; tracking.experiment=… names another")
     where = f"{FINISHED} AND {NOT_A_SWEEP} AND metrics.`{request.metric}` > -1.7e308"
-    order = f"metrics.`{request.metric}` {'ASC' if lower_is_better else 'DESC'}"
+    order = best_first(request.metric, lower_is_better=lower_is_better)
     pages = _search(client, [known.experiment_id], where, order, request.top)
     runs = [_record(run) for run in islice(pages, request.top)]
     if not runs:
         raise RequestError(_without_metric(client, known.experiment_id, name, request.metric))
-    return Found(runs=runs, source=f"best {len(runs):,} finished runs of experiment {name}")
+    number = f"best {len(runs):,} finished runs" if len(runs) > 1 else "best finished run"
+    return Found(runs=runs, source=f"{number} of experiment {name}")
 
 
 def named_runs(config: Config) -> Found:
     """The runs that `compare.runs` names by id or by its first characters, in that order.
 
     Raises:
-        RequestError: a name fits no run, several, or a sweep's own run.
+        RequestError: a name fits no run, several, or a sweep's own run; or all name the same.
     """
     names = list(dict.fromkeys(config.compare.runs))
     client = connect(config.tracking.uri)
@@ -78,6 +81,8 @@ def named_runs(config: Config) -> Found:
         if FOLDER in run.data.tags:
             raise RequestError(f"runs: {name} is a sweep's own run; its jobs are sweep={name}")
         runs[run.info.run_id] = run
+    if len(runs) < 2:
+        raise RequestError(f"runs: all of {', '.join(names)} are one run; name two or more")
     return Found(runs=[_record(run) for run in runs.values()], source=f"{len(runs)} named runs")
 
 
@@ -121,7 +126,7 @@ def _search(
     client: mlflow.MlflowClient,
     experiments: Sequence[str],
     where: str,
-    order: str = "attributes.start_time ASC",
+    order: Sequence[str] = ("attributes.start_time ASC",),
     most: int = PAGE,
 ) -> Iterator[Run]:
     token = None
@@ -130,7 +135,7 @@ def _search(
             list(experiments),
             where,
             max_results=min(most, PAGE),
-            order_by=[order],
+            order_by=list(order),
             page_token=token,
         )
         yield from page
@@ -157,8 +162,8 @@ def _without_metric(client: mlflow.MlflowClient, experiment: str, name: str, met
     newest = client.search_runs([experiment], f"{FINISHED} AND {NOT_A_SWEEP}", max_results=1)
     if not newest:
         return f"experiment {name} has no finished run yet; tracking.experiment=… names another"
-    known = ", ".join(sorted(newest[0].data.metrics))
-    return f"metric={metric}: no finished run of experiment {name} has it; choose one of {known}"
+    other = choose(metric, newest[0].data.metrics)
+    return f"metric={metric}: no finished run of experiment {name} has it; {other}"
 
 
 def _record(run: Run) -> RunRecord:
@@ -169,7 +174,7 @@ def _record(run: Run) -> RunRecord:
         started=run.info.start_time,
         params=run.data.params,
         tags=run.data.tags,
-        metrics=run.data.metrics,
+        metrics=of_kept_weights(run.data.metrics),
         sizes=_sizes(run),
         artifact_uri=run.info.artifact_uri,
     )
