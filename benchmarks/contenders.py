@@ -17,6 +17,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DROPOUT = {"mlp": 0.2, "cnn": 0.4}
+RUN_EPOCHS = 20  # of the default run, whose epochs these stand for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def ours(task: Task) -> Iterator[float]:
         callbacks,
         batch_size=task.batch_size,
         seed=0,
-        xla=xla.is_faster(model, len(train) // task.batch_size),
+        xla=xla.is_faster(model, RUN_EPOCHS * (len(train) // task.batch_size)),
     )
     return (end - start for start, end in zip(ends[::2], ends[1::2], strict=True))
 

@@ -221,7 +221,7 @@ def test_dense_networks_of_many_steps_are_known_to_be_faster() -> None:
 def test_convolutions_and_layers_of_ones_own_are_not_known_to_be_faster(
     hidden: Callable[[], Layers],
 ) -> None:
-    assert not xla.is_faster(network(hidden), 1000)
+    assert not xla.is_faster(network(hidden), xla.ENOUGH_STEPS)
 
 
 def trained(data: Path) -> None:
