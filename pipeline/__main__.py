@@ -25,9 +25,9 @@ from omegaconf import DictConfig  # noqa: E402
 
 from pipeline.arguments import addressed, normalise  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
+from pipeline.cycles import load  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.explain import explain  # noqa: E402
-from pipeline.imports import load  # noqa: E402
 from pipeline.native import native_messages_to  # noqa: E402
 from pipeline.requests import REQUESTS  # noqa: E402
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +12,7 @@ from pipeline.compare_table import print_comparison
 from pipeline.comparison import Comparison, compare_runs
 from pipeline.config import Config
 from pipeline.console import standard_output
+from pipeline.cycles import uncollected
 from pipeline.errors import RequestError
 from pipeline.explain import choose
 from pipeline.intervals import Resampling
@@ -39,8 +37,8 @@ def compare(config: Config, folder: Path) -> None:
     request = config.compare
     if request.runs and len(set(request.runs)) < 2:
         raise RequestError("runs: name two runs or more, runs=<id>,<id>")
-    with _uncollected(), drawing() as begin:
-        found = _find(config)
+    with uncollected(), drawing() as begin:
+        found = _find(config)  # among whose records a look would take a second
         comparison = compare_runs(
             found.runs,
             found.source,
@@ -102,13 +100,3 @@ def _log(sweep: str, files: list[Path], config: Config) -> None:
     from pipeline.tracking.table import log_comparison
 
     log_comparison(sweep, files, config)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looks for cycles, which take a second among the records of a thousand runs."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

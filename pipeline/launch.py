@@ -57,8 +57,8 @@ def shares(launcher: Any) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """Where jobs run: `run` yields each one's end and asks only for what can start."""
+class Workers:
+    """Who does jobs: `run` yields each one's end and asks only for what can start."""
 
     run: Run
     stop: Callable[[], None]
@@ -66,14 +66,14 @@ class Workplace:
 
 
 @contextmanager
-def opened(launcher: Any, jobs: int) -> Iterator[Workplace]:
-    """A place for about so many jobs, whose workers get ready at once.
+def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
+    """Those for about so many jobs, who get ready at once.
 
     A launcher other than `local` takes batches: everything if the jobs are all known `at_once`,
     its `n_jobs` otherwise.
     """
     if not is_local(launcher):
-        yield Workplace(run=partial(_in_batches, launcher), stop=lambda: None)
+        yield Workers(run=partial(_in_batches, launcher), stop=lambda: None)
         return
     workers, threads = shares(launcher)
     work = (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
@@ -92,7 +92,7 @@ def opened(launcher: Any, jobs: int) -> Iterator[Workplace]:
 
     with Pool(workers, threads=threads, modules=MODULES) as pool:
         pool.start(jobs)
-        yield Workplace(run=run, stop=pool.stop)
+        yield Workers(run=run, stop=pool.stop)
 
 
 def launch_batch(
@@ -104,8 +104,8 @@ def launch_batch(
         Launch(index=first + place, words=words, folder=folder / str(first + place))
         for place, words in enumerate(job_overrides)
     ]
-    with opened(launcher, len(launches)) as workplace:
-        ended = {end.key: end for end in workplace.run(launches)}
+    with opened(launcher, len(launches)) as workers:
+        ended = {end.key: end for end in workers.run(launches)}
     return [_returned(ended[launch.index], launch) for launch in launches]
 
 
@@ -130,7 +130,6 @@ def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
 @lru_cache(maxsize=1)  # a worker serves one sweep
 def _unpacked(payload: bytes) -> tuple[Any, Any, Composer, Any]:
     hydra_context, task_function, config, singletons = cloudpickle.loads(payload)
-    setup_globals()
     composer = Composer(hydra_context.config_loader, config)
     return hydra_context, task_function, composer, singletons
 

@@ -45,14 +45,14 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
             plan.require_same(folder)
         plan.save(folder)
         with (
-            opened(launcher, len(jobs) or config.sweep.n_trials) as workplace,
+            opened(launcher, len(jobs) or config.sweep.n_trials) as workers,
             record(_named(config, plan), folder, run_id=resumed, searched=plan.searched) as parent,
         ):
             source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
             _carry_out(
                 SweepJobs(
                     multirun=multirun,
-                    workplace=workplace,
+                    workers=workers,
                     source=source,
                     runs=children(parent, _objectives(config)),
                     folder=folder,

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.arguments import quoted
 from pipeline.errors import PipelineError
 from pipeline.jobs import Job, Multirun, Source, brief
-from pipeline.launch import Launch, Workplace
+from pipeline.launch import Launch, Workers
 from pipeline.sweep_board import Board
 from pipeline.tracking.sweeps import Children
 from pipeline.trials import FAILED, FINISHED, PRUNED, Trial, ranked
@@ -22,7 +22,7 @@ class SweepJobs:
     """Runs what its source proposes until there is no more of it, or too much has failed."""
 
     multirun: Multirun
-    workplace: Workplace
+    workers: Workers
     source: Source
     runs: Children
     folder: Path
@@ -57,7 +57,7 @@ class SweepJobs:
                         )
                 self._keep_best(board)
         finally:
-            self.workplace.stop()
+            self.workers.stop()
             self.runs.close_orphans()
         return [self.trials[index] for index in sorted(self.trials)]
 
@@ -70,7 +70,7 @@ class SweepJobs:
                 board.start(job)
                 yield self._launch(job, ["evaluate.test=false", "tracking.log_model=false"])
 
-        for ended in self.workplace.run(launches(), at_once=self.source.at_once):
+        for ended in self.workers.run(launches(), at_once=self.source.at_once):
             trial = self.runs.settle(started[ended.key], ended.error)
             self.source.tell(trial)
             yield trial
@@ -83,7 +83,7 @@ class SweepJobs:
             self._launch(jobs[t.index], ["sweep.job.keep=true", f"run_id={t.run_id}"]) for t in best
         ]
         board.keeping(len(launches))
-        for ended in self.workplace.run(launches):
+        for ended in self.workers.run(launches):
             if ended.error is not None:
                 raise PipelineError(f"job {ended.key} could not be completed: {ended.error}")
             self.trials[ended.key] = self.runs.settle(jobs[ended.key], None)

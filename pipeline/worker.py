@@ -20,8 +20,8 @@ from typing import Any
 
 import cloudpickle
 
+from pipeline.cycles import load
 from pipeline.errors import one_line
-from pipeline.imports import load
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 

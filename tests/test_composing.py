@@ -61,6 +61,7 @@ def test_files_are_read_for_the_first_job_of_a_kind_only(
 ) -> None:
     composer = Composer(loader, master(loader))
     composer.compose(["seed=1", "model=cnn"])
+    composer.compose(["seed=1", "model=linear"])
     monkeypatch.setattr(type(loader), "load_sweep_config", None)
     assert composer.compose(["seed=2", "model=cnn", "train.epochs=7"]).train.epochs == 7
     with pytest.raises(TypeError):

@@ -406,3 +406,38 @@ def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatc
             ended.result for ended in pool.run(Task(key=n, function=os.getpid) for n in range(7))
         ]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]
+
+
+def imported(module: str) -> bool:
+    return module in sys.modules
+
+
+def test_workers_that_are_started_import_their_modules_before_there_is_a_task() -> None:
+    with Pool(2, threads=1, modules=["no.such.module", "wave"]) as pool:
+        pool.start(5)
+        workers = psutil.Process().children()
+        begun = [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
+        assert len(begun) == 2
+        work = [Task(key=n, function=imported, arguments=("wave",)) for n in range(2)]
+        assert [one.result for one in pool.run(work)] == [True, True]
+        assert {process.pid for process in begun} <= {
+            one.pid for one in psutil.Process().children()
+        }
+
+
+SLOW_MODULE = "import pathlib, time; pathlib.Path('importing').touch(); time.sleep(600)"
+
+
+def test_a_pool_that_is_stopped_does_not_wait_for_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.pool.LEAVE_S", LONG_S)  # what a worker is killed after
+    with Pool(1, threads=1, modules=["slow_module"]) as pool:
+        pool.start(1)
+        until((tmp_path / "importing").exists)
+        [worker] = pool._workers.values()
+        pool.stop()
+    assert worker.exitcode == -signal.SIGTERM
