@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 Content = tuple[Mapping[str, Array], Mapping[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
+Stamp = tuple[tuple[str, int, int, int], ...]  # name, bytes, time of change and inode of each file
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
     """Read-only memory-mapped arrays and the JSON-able description they were stored with.
 
@@ -47,7 +51,8 @@ class _Damaged(Exception):
 def load_or_build(folder: Path, build: Callable[[], Content]) -> Entry:
     """The entry at `folder`, built first if it is not there or damaged.
 
-    Of several processes that ask at once, one builds and the others wait for it.
+    Of several processes that ask at once, one builds and the others wait for it. Who asks again
+    while the files are as they were gets the same entry, without another look at the content.
 
     Raises:
         OSError: the entry cannot be written (read-only, full, no permission); names the file.
@@ -77,7 +82,7 @@ def damage(folder: Path) -> str | None:
         FileNotFoundError: there is no entry.
     """
     try:
-        _load(folder, cached=True)
+        _read(folder, cached=True)
     except _Damaged as reason:
         return str(reason)
     return None
@@ -89,6 +94,22 @@ def key(**parts: Any) -> str:
 
 
 def _load(folder: Path, *, cached: bool) -> Entry:
+    try:
+        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+    stamp = tuple((name, at.st_size, at.st_mtime_ns, at.st_ino) for name, at in files)
+    return _read_once(folder.absolute(), stamp, cached=cached)
+
+
+@lru_cache(maxsize=4)  # the two of a data set, and those of the one before
+def _read_once(folder: Path, stamp: Stamp, *, cached: bool) -> Entry:
+    return _read(folder, cached=cached)
+
+
+def _read(folder: Path, *, cached: bool) -> Entry:
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:

@@ -48,7 +48,7 @@ class Split:
         return len(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RawData:
     """A data set as its source has it.
 

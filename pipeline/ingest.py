@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ def ingest(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> RawData:
         OSError: the cache cannot be written; names the file.
     """
     folder = raw_folder(dataset, name=name, data_dir=data_dir)
-    entry = cache.load_or_build(folder, lambda: _fetched(dataset, name))
+    return _raw(cache.load_or_build(folder, lambda: _fetched(dataset, name)))
+
+
+@lru_cache(maxsize=1)  # the next job of a process asks for the fingerprint and description again
+def _raw(entry: cache.Entry) -> RawData:
     return RawData(
         train=_split(entry.arrays, "train"),
         test=_split(entry.arrays, "test"),
@@ -121,6 +126,7 @@ class Description:
     source: str
 
 
+@lru_cache(maxsize=1)
 def describe(raw: RawData) -> Description:
     """Counts, shapes, dtypes, label ranges, class balance and duplicates of a data set."""
     classes = len(raw.class_names)

@@ -67,8 +67,9 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
     parent.save_text("manifest.json", plan.text)
     if resumed:
         running.catch_up()
-    trials = running.carry_out()
-    log_report(parent, trials, objectives, list(plan.searched))
+    trials = running.carry_out(
+        lambda ended: log_report(parent, ended, objectives, list(plan.searched))
+    )
     print_report(parent.id, trials, objectives)
     if failed := sum(trial.state == FAILED for trial in trials):
         raise PipelineError(

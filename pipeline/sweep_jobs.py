@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,8 +36,10 @@ class SweepJobs:
         self.source.catch_up(known)
         self.trials = {i: t for i, t in known.items() if t.state in (FINISHED, PRUNED)}
 
-    def carry_out(self) -> list[Trial]:
+    def carry_out(self, report: Callable[[Sequence[Trial]], None]) -> list[Trial]:
         """Runs the jobs, then completes the best; returns what became of all, by index.
+
+        What the jobs gave does not change by completing the best, beside which `report` is called.
 
         Raises:
             PipelineError: so many jobs failed that the sweep is to stop.
@@ -55,10 +58,16 @@ class SweepJobs:
                             f"stopped after job {trial.index} failed ({trial.error}); go on with "
                             f"sweep.resume={self.runs.parent.id}"
                         )
-                self._keep_best(board)
+                with ThreadPoolExecutor(1) as beside:
+                    reported = beside.submit(report, self._by_index())
+                    self._keep_best(board)
+                reported.result()
         finally:
             self.workers.stop()
             self.runs.close_orphans()
+        return self._by_index()
+
+    def _by_index(self) -> list[Trial]:
         return [self.trials[index] for index in sorted(self.trials)]
 
     def _ended(self, board: Board) -> Iterator[Trial]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.config import Config
 from pipeline.console import standard_output
+from pipeline.cycles import uncollected
 from pipeline.data import Report
 from pipeline.jobs import Job, brief
 from pipeline.manifest import Manifest
@@ -31,9 +32,6 @@ def log_report(
     searched: Sequence[str],
 ) -> None:
     """Logs the best, the spread, the counts, a table and plots."""
-    # Only now: together they take seconds, for which no job should wait.
-    from pipeline.sweep_plots import draw
-
     best = ranked(trials, objectives)
     states = (FINISHED, PRUNED, FAILED, KILLED)
     counts = {state: sum(trial.state == state for trial in trials) for state in states}
@@ -45,7 +43,11 @@ def log_report(
         tags = {f"best.{key}": value for key, value in best[0].params.items()}
         parent.log_tags(tags | {"best.run_id": str(best[0].run_id)})
     parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
-    figures = draw(trials, objectives, searched)
+    with uncollected():
+        # Only now: what it imports takes seconds, for which no job should wait.
+        from pipeline.sweep_plots import draw
+
+        figures = draw(trials, objectives, searched)
     texts = {"trials.csv": _csv(trials, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
 

@@ -38,6 +38,16 @@ def test_an_entry_is_built_once_and_then_read(tmp_path: Path) -> None:
     assert second.meta == {"note": "hello"}
 
 
+def test_a_process_looks_at_the_content_once_while_the_files_are_as_they_were(
+    tmp_path: Path,
+) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    second = cache.load_or_build(tmp_path / "entry", never)
+    assert cache.load_or_build(tmp_path / "entry", never) is second
+    flip_a_bit(tmp_path / "entry")
+    assert cache.load_or_build(tmp_path / "entry", build) is not second
+
+
 def test_arrays_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
     array = cache.load_or_build(tmp_path / "entry", build).arrays["a"]
     assert isinstance(array, np.memmap)
