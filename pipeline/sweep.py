@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import Config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.jobs import Grid, Job, Multirun, Source, grid
-from pipeline.launch import is_local, opened, shares
+from pipeline.launch import opened
 from pipeline.manifest import Manifest, manifest
 from pipeline.search_space import corners, distributions
 from pipeline.study import Search, require_sense
@@ -33,33 +33,28 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
     """
     config = multirun.config
     _objectives(config)
-    if is_local(launcher):
-        shares(launcher)
-    plan, jobs = _planned(multirun, adaptive=adaptive)
     if config.sweep.preview:
+        plan, jobs = _planned(multirun, adaptive=adaptive)
         show_preview(plan, jobs, config, launcher)
         return
-    resumed, folder = _place(config, multirun)
-    with _alone(folder):
-        if resumed:
-            plan.require_same(folder)
-        plan.save(folder)
-        with (
-            opened(launcher, len(jobs) or config.sweep.n_trials) as workers,
-            record(_named(config, plan), folder, run_id=resumed, searched=plan.searched) as parent,
-        ):
-            source = _source(multirun, jobs, parent, folder, adaptive=adaptive)
-            _carry_out(
-                SweepJobs(
+    count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
+    with opened(launcher, count) as workers:  # who get ready while the jobs are checked
+        plan, jobs = _planned(multirun, adaptive=adaptive)
+        resumed, folder = _place(config, multirun)
+        with _alone(folder):
+            if resumed:
+                plan.require_same(folder)
+            plan.save(folder)
+            named = _named(config, plan)
+            with record(named, folder, run_id=resumed, searched=plan.searched) as parent:
+                running = SweepJobs(
                     multirun=multirun,
                     workers=workers,
-                    source=source,
+                    source=_source(multirun, jobs, parent, folder, adaptive=adaptive),
                     runs=children(parent, _objectives(config)),
                     folder=folder,
-                ),
-                plan,
-                resumed=resumed is not None,
-            )
+                )
+                _carry_out(running, plan, resumed=resumed is not None)
 
 
 def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:

@@ -16,6 +16,7 @@ from pipeline.console import standard_output
 from pipeline.cycles import uncollected
 from pipeline.data import Report
 from pipeline.jobs import Job, brief
+from pipeline.launch import is_local, shares
 from pipeline.manifest import Manifest
 from pipeline.sweep_board import duration
 from pipeline.tracking import Recording
@@ -85,7 +86,7 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     console.print(table)
     count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
-    parallel = max(1, int(getattr(launcher, "n_jobs", 1)))
+    parallel = shares(launcher)[0] if is_local(launcher) else getattr(launcher, "n_jobs", 1)
     seconds = typical_seconds(config)
     time = (
         f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
