@@ -17,6 +17,7 @@ from pipeline.report import html
 from pipeline.storage import replacing
 from pipeline.tracking import Entry, Recording, find_entry, reopen
 from pipeline.tracking.facts import facts_of, is_of_store
+from pipeline.workplace import owner
 
 NAME = "report.html"
 REPORTABLE = ("run of its own", "tags.folder != ''")  # whatever state it is in
@@ -76,6 +77,23 @@ def report_recorded(config: Config, folder: Path) -> None:
     with replacing(folder / NAME) as path:
         path.write_text(page, encoding="utf-8")
     print(folder / NAME, flush=True)
+
+
+def bring_home(config: Config, run_id: str) -> None:
+    """Saves the artefacts of a run that was killed outright from its folder here, with its report.
+
+    A run that has no folder on this machine is left as it is.
+    """
+    entry = find_entry(run_id, config.tracking, experiment="", latest=REPORTABLE)
+    if entry.folder is None or owner(entry.folder) != entry.id:
+        return
+    recording = reopen(entry.id, config.tracking, entry.folder)
+    try:
+        then = entry.config
+        if then.evaluate.report and then.sweep.job.parent is None:
+            recording.save_text(NAME, page_of(entry, recording, config.data_dir))
+    finally:
+        recording.upload()
 
 
 def page_of(entry: Entry, recording: Recording, data_dir: str) -> str:

@@ -35,7 +35,6 @@ ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a pas
 PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 FOLDER = "sweep.folder"
 RUN_FOLDER = "folder"  # tag of a run: where its log and checkpoints lie
-GONE = "its process is gone"  # the error of a run that was left RUNNING
 ENDING = {"error", "traceback"}  # of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
