@@ -11,7 +11,7 @@ from commands import configured, inside
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import RequestError
-from pipeline.reporting import report_recorded, reported
+from pipeline.reporting import bring_home, report_recorded, reported
 from pipeline.run import evaluate_recorded, run, train_only
 from pipeline.tracking import Recording, record
 
@@ -208,6 +208,30 @@ def test_the_verb_needs_no_model_and_takes_what_a_killed_run_left_in_its_folder(
         shutil.rmtree(tmp_path / "outputs")
         with pytest.raises(RequestError, match="the run has no config.yaml"):
             report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "page")
+
+
+@pytest.mark.parametrize("words", [(), ("evaluate.report=false",)])
+def test_what_a_killed_run_left_is_brought_home_with_a_report(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run._evaluate", killed)
+    with inside(tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(configured(*SMALL, *words), tmp_path / "outputs")
+        found = newest(tmp_path)
+        stored = Path(found.info.artifact_uri.removeprefix("file://"))
+        shutil.rmtree(stored)
+        (tmp_path / "outputs" / "artifacts" / "report.html").unlink(missing_ok=True)
+        bring_home(configured("dataset=digits"), found.info.run_id)
+        assert (stored / "config.yaml").exists()
+        assert (stored / "report.html").exists() is (not words)
+        shutil.rmtree(stored)
+        shutil.rmtree(tmp_path / "outputs")
+        bring_home(configured("dataset=digits"), found.info.run_id)  # it was on another machine
+        assert not stored.exists()
 
 
 def test_the_verb_points_from_a_sweep_to_its_jobs(tmp_path: Path) -> None:
