@@ -68,15 +68,11 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
 
 
 def complete(
-    config: Config,
-    began: Config,
-    model: keras.Model,
-    recording: Recording,
-    uri: str | None = None,
+    config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
 ) -> None:
-    """Evaluates a trained model and adds what it finds to its run; saves it if it has no URI.
+    """Adds to a run what its model is worth, and the model if it has no URI.
 
-    `config` says how; the run's report shows `began`, the configuration that the run began with.
+    `config` says how to evaluate it, `began` is what the run began with, for its report.
     """
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):

@@ -17,7 +17,7 @@ from pipeline.data import KEPT, Array
 from pipeline.errors import RequestError
 from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.store import connect
+from pipeline.tracking.store import connect, without_password
 from pipeline.workplace import owner
 
 CONFIG = "config.yaml"
@@ -139,7 +139,10 @@ def find_entry(
         run = client.get_run(_latest(client, experiment, latest) if run_id == "latest" else run_id)
         known = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
-        raise RequestError(f"run_id={run_id}: there is no such run") from error
+        raise RequestError(
+            f"run_id={run_id}: there is no such run in {without_password(client.tracking_uri)}; "
+            "tracking.uri=… names another store"
+        ) from error
     return Entry(
         id=run.info.run_id,
         experiment=known.name,
