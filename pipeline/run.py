@@ -70,10 +70,7 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
 def complete(
     config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
 ) -> None:
-    """Adds to a run what its model is worth, and the model if it has no URI.
-
-    `config` says how to evaluate it, `began` is what the run began with, for its report.
-    """
+    """Adds to the run that `began` so what its model is worth, and the model if it has no URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
