@@ -213,10 +213,15 @@ def disk(*folders: Path) -> Iterator[Finding]:
             yield _space(place)
 
 
+def _size(number: int) -> str:
+    """Bytes in GB, or MB where that would say 0."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
+
+
 def _space(place: Path) -> Finding:
     usage = shutil.disk_usage(place)
     free_gb = usage.free / 1e9
-    says = f"{free_gb:,.1f} of {usage.total / 1e9:,.1f} GB free where {place} is"
+    says = f"{_size(usage.free)} of {_size(usage.total)} free where {place} is"
     if free_gb < FULL_GB:
         return problem("disk", says, "free some space; below, what can be deleted")
     if free_gb < LOW_GB:

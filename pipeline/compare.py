@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def compare(config: Config, folder: Path) -> None:
             _stored(found),
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
+        comparison = replace(comparison, packages=_packages(found))
         pictures = begin(comparison)
         console = standard_output()
         if request.format == "table":
@@ -85,6 +87,21 @@ def _stored(found: Found) -> dict[str, Stored]:
 
     read = {run.id: load_predictions(run) for run in found.runs}
     return {run_id: arrays for run_id, arrays in read.items() if arrays is not None}
+
+
+def _packages(found: Found) -> list[str]:
+    """How the environments of two runs differ in what their tags do not tell of."""
+    if len(found.runs) != 2:
+        return []  # a table has no room for a hundred packages of each row
+    from pipeline import lineage, origin
+    from pipeline.tracking.table import load_environment
+
+    then, now = (load_environment(run) for run in found.runs)
+    if then is None or now is None:
+        return []
+    told = {"Python", *lineage.NAMED}
+    differing = origin.in_packages(origin.packages(then), origin.packages(now))
+    return [f"{each.what} {each.then} → {each.now}" for each in differing if each.what not in told]
 
 
 def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Path]:

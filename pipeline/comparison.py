@@ -58,6 +58,8 @@ class Comparison:
     misplaced: int
     pair: Pair | None
     unpaired: str | None
+    packages: Sequence[str] = ()
+    """Of two runs: installed packages that differ besides those among the traits, in words."""
 
 
 def compare_runs(

@@ -57,6 +57,12 @@ def _examined(config: Config, probe: Popen[str]) -> Iterator[Finding]:
     yield from looked_at("tensorflow", partial(checks.tensorflow, probe))
 
 
+def _bring_home(config: Config, run_id: str) -> None:
+    from pipeline.reporting import bring_home  # which needs much that may be broken
+
+    bring_home(config, run_id)
+
+
 def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
     """Looks at the store and its runs; adds to `made` which of them made which folder."""
     from pipeline.tracking import health, orphans
@@ -65,6 +71,9 @@ def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
     yield store.finding
     if store.client is not None:
         own = os.environ.get("MLFLOW_RUN_ID")
-        yield from orphans.running(store.client, fix=config.doctor.fix, own=own)
+        fix = config.doctor.fix
+        yield from orphans.running(
+            store.client, fix=fix, own=own, bring_home=partial(_bring_home, config)
+        )
         yield from health.artefacts(store.client)
         made.append(orphans.folders(store.client))

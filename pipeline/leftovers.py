@@ -62,7 +62,8 @@ def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
         why = "of runs that can be resumed, or that no record tells of"
         if made is None:
             why = "which may still be needed: the store cannot be asked"
-        yield ok("leftovers", f"{len(kept)} further checkpoint folders {why}, {_mb(kept)}")
+        folders = "folder" if len(kept) == 1 else "folders"
+        yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_mb(kept)}")
 
 
 def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:

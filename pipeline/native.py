@@ -12,6 +12,7 @@ from pathlib import Path
 @contextmanager
 def native_messages_to(path: Path) -> Iterator[None]:
     """Appends all of stderr to a file: TensorFlow's library greets before it heeds any setting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     terminal = os.dup(2)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from pipeline import lineage
 
 HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not what it means
 THREADS = "TF_NUM_INTRAOP_THREADS"
-MOST_PACKAGES = 12  # that are named one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,21 @@ def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin
 
 
 def packages(environment: str) -> dict[str, str]:
-    """Versions by name, Python's among them, from an `environment.txt`."""
+    """Versions by name, Python's among them, from an `environment.txt`.
+
+    Names are written as PyPI compares them (PEP 503): `Typing_Ext` is `typing-ext`.
+    """
     header, *lines = environment.splitlines()
-    found = dict(line.split("==", 1) for line in lines)
-    return {"Python": header.split()[2], **found}
+    found = (line.split("==", 1) for line in lines)
+    named = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+    return {"Python": header.split()[2], **named}
 
 
 def differences(then: Origin, now: Origin) -> list[Difference]:
     """What has changed, the most telling first."""
     return [
         *_in_code(then, now),
-        *_in_packages(then.packages, now.packages),
+        *in_packages(then.packages, now.packages),
         *_in("data", {"data": _short(then.data)}, {"data": _short(now.data)}, ["data"]),
         *_in("hardware", then.hardware, now.hardware, HARDWARE),
     ]
@@ -98,13 +102,11 @@ def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
         yield Difference(kind="code", what="uncommitted changes", then=texts[0], now=texts[1])
 
 
-def _in_packages(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
+def in_packages(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
+    """Every package whose version differs, those that results depend on first."""
     first = [name for name in ("Python", *lineage.NAMED) if name in then or name in now]
     rest = sorted((then.keys() | now.keys()) - set(first), key=str.lower)
-    changed = list(_in("environment", then, now, [*first, *rest]))
-    yield from changed[:MOST_PACKAGES]
-    if (more := len(changed) - MOST_PACKAGES) > 0:
-        yield Difference(kind="environment", what=f"{more} more packages", then="…", now="…")
+    yield from _in("environment", then, now, [*first, *rest])
 
 
 def _in(

@@ -49,7 +49,10 @@ def progress_of(path: Path) -> Progress:
         RequestError: there is no such file, or it is damaged or of another kind.
     """
     if not path.exists():
-        raise RequestError(f"{path}: there is no checkpoint; the run ended before its first epoch")
+        raise RequestError(
+            f"{path}: there is no checkpoint; the run ended before its first epoch was over, "
+            "or the file was deleted: start the run again"
+        )
     try:
         with zipfile.ZipFile(path) as file:
             if file.testzip() is not None:

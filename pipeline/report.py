@@ -43,6 +43,7 @@ ORIGINS = (
     ("Sweep", {"its run": "mlflow.parentRunId", "job": "sweep.index"}),
 )
 VERSION = "version."
+STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,9 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
         charts=curves(facts.history, facts.metrics.get("train/best_epoch")),
         weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
         shown=_shown(predictions[split], SPLITS[split]) if split else None,
+        began_with_test=config.evaluate.test,
+        reason=_reason(facts.tags),
+        epochs=max((max(values, default=0) for values in facts.history.values()), default=0),
     )
 
 
@@ -122,6 +126,14 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """`0.8665` → `86.65 %`, with a space that does not break."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _reason(tags: Mapping[str, str]) -> str | None:
+    """Why a run did not end well, in a reader's words where the tag has Python's."""
+    said = tags.get("error") or tags.get("sweep.pruned")
+    if said and said.rpartition(".")[2] in STOPS:
+        return STOPS[said.rpartition(".")[2]]
+    return said
 
 
 def _shown(predictions: Predictions, split: str) -> dict[str, Any]:

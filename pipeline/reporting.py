@@ -2,56 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.config import Config
 from pipeline.data import Predictions, Prepared
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, one_line
 from pipeline.evaluate import answers
 from pipeline.ingest import ingest, prepare
 from pipeline.report import html
 from pipeline.storage import replacing
-from pipeline.tracking import Recording, find_run, reopen
-from pipeline.tracking.facts import facts_of, stored_arrays
+from pipeline.tracking import Entry, Recording, find_entry, reopen
+from pipeline.tracking.facts import facts_of, is_of_store
+from pipeline.workplace import owner
 
 NAME = "report.html"
+REPORTABLE = ("run of its own", "tags.folder != ''")  # whatever state it is in
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def reported(recording: Recording, config: Config) -> Iterator[dict[str, Predictions]]:
+    """Gives the run a report however the block ends; it yields where predictions are to be put.
+
+    The report of a run that fails or is stopped shows what there is by then, and the error. A job
+    of a sweep gets none here: nobody reads hundreds, and the best get theirs when they are kept.
+    """
+    predictions: dict[str, Predictions] = {}
+    if not config.evaluate.report or config.sweep.job.parent is not None:
+        yield predictions
+        return
+    try:
+        yield predictions
+    except BaseException as error:
+        if not is_of_store(error):
+            _at_least_try(recording, config, predictions, error)
+        raise
+    save_report(recording, config, predictions)
 
 
 def save_report(
-    recording: Recording, config: Config, predictions: Mapping[str, Predictions]
+    recording: Recording,
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    error: BaseException | None = None,
 ) -> None:
-    """Puts `report.html` among the artefacts, if `evaluate.report` asks for it.
-
-    A job of a sweep gets one when it is kept as one of the best: nobody reads hundreds.
-    """
-    job = config.sweep.job
-    if config.evaluate.report and (job.parent is None or job.keep):
-        with recording.stage("report"):
-            recording.save_text(NAME, html(facts_of(recording), config, predictions))
+    """Puts `report.html` among the artefacts; `config` is the one that the run began with."""
+    with recording.stage("report"):
+        page = html(facts_of(recording, error), config, predictions)
+        recording.save_text(NAME, page)
 
 
 def report_recorded(config: Config, folder: Path) -> None:
     """Builds the report of a recorded run from what it stored, and prints where it lies.
 
+    Any run has one, as far as it got; it needs no model.
+
     Raises:
-        RequestError: `run_id` is missing or names no run with a model, or the data here is other
-            data than the run's.
+        RequestError: `run_id` is missing or names no run that has begun, or the data here is other
+            data than that of the run's predictions.
     """
-    if config.run_id is None:
-        raise RequestError("run_id: say which run to report on, run_id=<id> or run_id=latest")
     experiment = config.tracking.experiment or config.choices.dataset
-    recorded = find_run(config.run_id, config.tracking, experiment=experiment)
-    then = replace(recorded.config, data_dir=config.data_dir)
-    recording = reopen(recorded.id, config.tracking, folder)
-    facts = facts_of(recording)
-    predictions = _stored_predictions(recording, _data(then, facts.tags["data.fingerprint"]))
+    entry = find_entry(config.run_id, config.tracking, experiment=experiment, latest=REPORTABLE)
+    if entry.is_sweep:
+        raise RequestError(
+            f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
+            "these has a report"
+        )
+    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
     with replacing(folder / NAME) as path:
-        path.write_text(html(facts, then, predictions), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     print(folder / NAME, flush=True)
+
+
+def bring_home(config: Config, run_id: str) -> None:
+    """Saves the artefacts of a run that was killed outright from its folder here, with its report.
+
+    A run that has no folder on this machine is left as it is.
+    """
+    entry = find_entry(run_id, config.tracking, experiment="", latest=REPORTABLE)
+    if entry.folder is None or owner(entry.folder) != entry.id:
+        return
+    recording = reopen(entry.id, config.tracking, entry.folder)
+    try:
+        then = entry.config
+        if then.evaluate.report and then.sweep.job.parent is None:
+            recording.save_text(NAME, page_of(entry, recording, config.data_dir))
+    finally:
+        recording.upload()
+
+
+def page_of(entry: Entry, recording: Recording, data_dir: str) -> str:
+    """The report of a run, from what the store has of it and the data here."""
+    then = replace(entry.config, data_dir=data_dir)
+    return html(facts_of(recording), then, _stored_predictions(entry, then))
+
+
+def _stored_predictions(entry: Entry, config: Config) -> dict[str, Predictions]:
+    if not entry.has("predictions.npz"):
+        return {}  # it did not get so far
+    stored = entry.predictions()
+    prepared = _data(config, entry.tags["data.fingerprint"])
+    return {
+        name: answers(split, stored[f"{name}_probs"], prepared)
+        for name, split in (("val", prepared.val), ("test", prepared.test))
+        if f"{name}_probs" in stored
+    }
 
 
 def _data(config: Config, fingerprint: str) -> Prepared:
@@ -66,10 +126,14 @@ def _data(config: Config, fingerprint: str) -> Prepared:
     return prepared
 
 
-def _stored_predictions(recording: Recording, prepared: Prepared) -> dict[str, Predictions]:
-    with np.load(stored_arrays(recording, "predictions")) as stored:
-        return {
-            name: answers(split, stored[f"{name}_probs"], prepared)
-            for name, split in (("val", prepared.val), ("test", prepared.test))
-            if f"{name}_probs" in stored.files
-        }
+def _at_least_try(
+    recording: Recording,
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    error: BaseException,
+) -> None:
+    """Of a run that did not end well the first failure is the one to show."""
+    try:
+        save_report(recording, config, predictions, error)
+    except Exception as another:
+        log.warning("The failed run has no report: %s", one_line(another))

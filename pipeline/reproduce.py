@@ -15,9 +15,11 @@ from pipeline import origin
 from pipeline.arguments import refuse_settings_of_a_run
 from pipeline.config import Config
 from pipeline.console import standard_output
+from pipeline.cycles import load
 from pipeline.data import Array
 from pipeline.errors import PipelineError, RequestError
 from pipeline.ingest import ingest
+from pipeline.native import native_messages_to
 from pipeline.sweep_config import Job
 from pipeline.tracking import Entry, find_entry, reopen
 
@@ -79,7 +81,8 @@ def reproduce(config: Config, folder: Path) -> None:
     changed = _changed(entry, again)
     _show_changes(entry, changed)
     # Not before: whoever is refused need not wait for TensorFlow.
-    from pipeline.run import run
+    with native_messages_to(folder / "tensorflow.log"):
+        run = load("pipeline.run").run
 
     rerun = _entry(run(again, folder), config)
     pairs = paired(entry.metrics, rerun.metrics)
@@ -176,10 +179,14 @@ def _show_changes(entry: Entry, changed: Sequence[origin.Difference]) -> None:
 
 
 def _table(pairs: Sequence[Pair], tolerance: float) -> Table:
-    table = Table("metric", title="Then and now")
+    """Metrics that decide, and those that differ; of the rest it says that they are equal."""
+    shown = [pair for pair in pairs if pair.decides or pair.difference != 0]
+    equal = len(pairs) - len(shown)
+    caption = f"{equal} further metrics of the splits are equal" if equal else None
+    table = Table("metric", title="Then and now", caption=caption)
     for column in ("then", "now", "difference"):
         table.add_column(column, justify="right")
-    for pair in pairs:
+    for pair in shown:
         off = pair.decides and not pair.difference <= tolerance
         style = "bold red" if off else "bold" if pair.decides else None
         gap = f"{pair.difference:.2g}" + (" !" if off else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from pipeline import lineage, origin
 from pipeline.arguments import refuse_settings_of_a_run
 from pipeline.config import Config, validate
+from pipeline.cycles import load
 from pipeline.errors import RequestError
 from pipeline.ingest import ingest
+from pipeline.native import native_messages_to
 from pipeline.params import flatten
 from pipeline.progress import Progress, Start, progress_of
 from pipeline.tracking import LONGEST_PARAM, Entry, find_entry, reopen
@@ -44,9 +47,18 @@ def resume(config: Config, folder: Path) -> None:
         changed = _require_same(place, entry, then, force=config.resume.force)
         reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
         # Not before: whoever is refused need not wait for TensorFlow.
-        from pipeline.run import run
+        _say(entry, progress, then)
+        with native_messages_to(place / "tensorflow.log"):
+            run = load("pipeline.run").run
 
         run(then, place, start=Start(run_id=entry.id, progress=progress))
+
+
+def _say(entry: Entry, progress: Progress, then: Config) -> None:
+    """Tells the user, who waits for TensorFlow next, what will be gone on with."""
+    name = entry.tags.get("mlflow.runName", "a run")
+    done = f"{len(progress.epochs)} of {then.train.epochs} epochs"
+    print(f"going on with {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
 
 
 def _told(entry: Entry, progress: Progress, changed: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pipeline.ingest import describe, ingest, prepare, text
 from pipeline.loop import predict
 from pipeline.metrics import accuracy
 from pipeline.progress import Start
-from pipeline.reporting import save_report
+from pipeline.reporting import reported, save_report
 from pipeline.summary import summarise
 from pipeline.tracking import Recording, find_run, record, reopen
 from pipeline.train import build_model, train
@@ -28,7 +28,7 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
 
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
-    with record(config, folder, start=start) as recording:
+    with record(config, folder, start=start) as recording, reported(recording, config) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
             model = build_model(config, prepared)
@@ -40,10 +40,9 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
             fitted = train(model, prepared, config, folder, listeners, progress)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            found = _evaluate(model, prepared, config, recording)
+            found.update(_evaluate(model, prepared, config, recording))
         with recording.stage("save"):
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
-        save_report(recording, config, found)
     print(_result(recording.id, found, uri), flush=True)
     return recording.id
 
@@ -65,20 +64,21 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     recorded = find_run(config.run_id, config.tracking, experiment=experiment)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
-    complete(then, recorded.load_model(), recording, recorded.model_uri)
+    complete(then, recorded.config, recorded.load_model(), recording, recorded.model_uri)
 
 
 def complete(
-    config: Config, model: keras.Model, recording: Recording, uri: str | None = None
+    config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
 ) -> None:
-    """Evaluates a trained model and adds what it finds to its run; saves it if it has no URI."""
+    """Adds to the run that `began` so what its model is worth, and the model if it has no URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     if uri is None:
         with recording.stage("save"):
             uri = recording.log_model(model, prepared)
-    save_report(recording, config, found)
+    if config.evaluate.report:
+        save_report(recording, began, found)
     recording.upload()
     print(_result(recording.id, found, uri), flush=True)
 

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError, Pruned
 from pipeline.run import complete, run
 from pipeline.study import pruning_listener
-from pipeline.tracking import reopen
+from pipeline.tracking import find_entry, reopen
 
 LOOK_S = 0.5  # between two looks at time and memory
 GRACE_S = 10.0  # for a job beyond its limit to close its run
@@ -37,8 +37,7 @@ def run_trial(config: Config, folder: Path) -> None:
     keras.utils.clear_session()  # what earlier jobs of this process have left
     with within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
         if sweep.job.keep:
-            recording = reopen(str(config.run_id), config.tracking, folder)
-            complete(config, keras.models.load_model(_checkpoint(config, folder)), recording)
+            _keep(config, folder)
             return
         prunes = sweep.pruner != "none" and sweep.study is not None
         try:
@@ -89,6 +88,18 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
         done.set()
         watcher.join()
         signal.signal(signal.SIGALRM, before)
+
+
+def _keep(config: Config, folder: Path) -> None:
+    """Completes the run of a job that is one of the best."""
+    recording = reopen(str(config.run_id), config.tracking, folder)
+    began = find_entry(
+        config.run_id,
+        config.tracking,
+        experiment=str(config.tracking.experiment),
+        latest=("run", ""),
+    ).config
+    complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
 
 
 def _checkpoint(config: Config, folder: Path) -> Path:

@@ -37,6 +37,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
         if list(comparison.traits) == [SEED]:
             yield "The runs differ in their seed alone: what separates them is chance of training."
+    if comparison.packages:
+        yield f"Installed packages that differ as well: {'; '.join(comparison.packages)}."
     if len(comparison.rows) > 2:
         yield (
             f"Each interval stands alone; the best of {len(comparison.rows):,} rows looks better "

@@ -248,3 +248,21 @@ def test_the_best_are_those_whose_kept_epoch_is_best(
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="experiment nowhere has no run yet"):
         compare(configured("tracking.experiment=nowhere"), tmp_path)
+
+
+def test_of_two_runs_each_package_that_differs_is_named(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ids(store, "0.1-0", "0.2-0")
+    header = "# Python 3.11.7 on Linux\nkeras==3.15.1\n"
+    texts = (f"{header}attrs==25.1\nrich==14.0\n", f"{header}attrs==26.1\nzstd==1.0\n")
+    for run_id, text in zip(pair, texts, strict=True):
+        store.client.log_text(run_id, text, "environment.txt")
+    named = f"runs=[{','.join(pair)}]"
+    expected = "attrs 25.1 → 26.1; rich 14.0 → none; zstd none → 1.0."
+    assert (
+        f"Installed packages that differ as well: {expected}"
+        in (as_json(capsys, tmp_path, named)["notes"])
+    )
+    other = f"runs=[{','.join([pair[0], *ids(store, '0.1-1')])}]"  # which has no environment.txt
+    assert "packages" not in " ".join(as_json(capsys, tmp_path, other)["notes"])

@@ -201,7 +201,9 @@ def test_artefacts_that_were_moved_away_are_warned_of(made: Path) -> None:
     client = connect(None)
     number = experiment(client, "moved")
     assert list(health.artefacts(client)) == []  # it has no run
-    client.create_run(number)
+    run = client.create_run(number)
+    assert list(health.artefacts(client)) == []  # its artefacts come when it is closed
+    client.set_terminated(run.info.run_id, "FINISHED")
     [found] = health.artefacts(client)
     assert (found.state, found.says.startswith("moved: ")) == ("warning", True)
     Path("mlartifacts/moved").mkdir(parents=True)

@@ -50,11 +50,17 @@ def test_two_patches_of_one_length_are_told_apart() -> None:
     assert line == "code: uncommitted changes was 1 lines (A) and is 1 lines (B)"
 
 
-def test_beyond_a_dozen_packages_the_rest_is_a_number() -> None:
+def test_however_many_packages_differ_each_is_named() -> None:
     now = replace(THEN, packages={**THEN.packages, **{f"p{n:02}": "1" for n in range(20)}})
-    lines = said(now)
-    assert len(lines) == origin.MOST_PACKAGES + 1
-    assert lines[-1].startswith("environment: 8 more packages")
+    assert said(now) == [f"environment: p{n:02} was none and is 1" for n in range(20)]
+
+
+def test_a_package_is_the_same_however_its_name_is_written() -> None:
+    header = "# Python 3.11.7 on Linux-6.1\n"
+    then = origin.packages(f"{header}Jinja2==3.1\ntyping_extensions==4.1\n")
+    now = origin.packages(f"{header}jinja2==3.2\ntyping-extensions==4.1\n")
+    [found] = origin.in_packages(then, now)
+    assert str(found) == "jinja2 was 3.1 and is 3.2"
 
 
 def test_a_recorded_origin_is_read_from_tags_and_texts() -> None:

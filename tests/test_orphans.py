@@ -73,6 +73,27 @@ def test_orphans_are_shown_and_only_closed_when_asked(
     assert said(client) == ["ok: 1 at work"]
 
 
+def test_of_each_that_is_closed_what_it_left_is_saved_and_a_failure_in_that_is_no_obstacle(
+    client: mlflow.MlflowClient, number: str
+) -> None:
+    runs = {opened(client, number, signs() | GONE) for _ in range(2)}
+    brought: list[str] = []
+
+    def bring_home(run_id: str) -> None:
+        brought.append(run_id)
+        if len(brought) == 1:
+            raise OSError("disk full")
+
+    found = list(running(client, fix=True, own=None, bring_home=bring_home))
+    assert set(brought) == runs
+    assert found[0].says == (
+        f"{brought[0]}: what it left in its folder cannot be saved: OSError: disk full"
+    )
+    assert [each.state for each in found] == ["warning", "ok", "ok"]
+    assert found[1].mend == f"python -m pipeline resume run_id={brought[0]} goes on with it"
+    assert [status(client, run) for run in runs] == ["KILLED"] * 2
+
+
 def test_runs_of_all_experiments_are_looked_at(client: mlflow.MlflowClient, number: str) -> None:
     other = experiment(client, "another")
     runs = [opened(client, place, signs() | GONE) for place in (number, other)]

@@ -256,6 +256,40 @@ def test_without_predictions_history_and_weights_their_sections_are_left_out(
     assert page.all("span", class_="status failed")[0][1] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "heading", "reason"),
+    [
+        ("ValueError: <b>no</b> good", "FAILED", "Failed", "ValueError: <b>no</b> good"),
+        ("KeyboardInterrupt", "KILLED", "Stopped", "stopped by Ctrl-C (SIGINT)"),
+        ("__main__.Terminated", "KILLED", "Stopped", "stopped by SIGTERM"),
+    ],
+)
+def test_the_page_of_a_run_that_did_not_end_well_says_why_and_how_far_it_got(
+    error: str, status: str, heading: str, reason: str, config: Config
+) -> None:
+    tags = {"error": error, "traceback": "Traceback: line 1\nline 2"}
+    page = Page(html(facts(tags=tags, status=status, weights=None), config, {}))
+    assert page.text("section", id="end").startswith(f"{heading} after 2 epochs;")
+    assert page.text("p", class_="reason") == reason
+    assert page.text("pre") == "Traceback: line 1 line 2"
+    assert [found["id"] for found, _ in page.all("section")][:2] == ["end", "training"]
+
+
+def test_a_run_that_was_pruned_or_failed_at_once_says_so(config: Config) -> None:
+    pruned = Page(html(facts(tags={"sweep.pruned": "after epoch 2"}), config, {}))
+    assert pruned.text("p", class_="reason") == "after epoch 2"
+    at_once = Page(html(facts(tags={"error": "no"}, history={}, status="FAILED"), config, {}))
+    assert "before the first epoch was over" in at_once.text("section", id="end")
+
+
+def test_test_images_that_were_looked_at_later_are_told_of_beside_the_configuration(
+    page: Page,
+) -> None:
+    later = html(facts(), configured("evaluate.test=false"), {"test": predictions()})
+    assert "evaluated afterwards" in Page(later).text("section", id="configuration")
+    assert "evaluated afterwards" not in page.text("section", id="configuration")
+
+
 def test_a_model_without_mistakes_has_no_list_of_them(config: Config) -> None:
     made = predictions()
     right = replace(made, labels=made.predicted)

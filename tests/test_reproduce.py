@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -110,6 +111,9 @@ def test_a_rerun_is_bit_identical_and_linked_to_the_run(
     )
     assert "Code, environment, data and hardware are as they were." in out
     assert "test/accuracy" in out
+    assert "test/precision_1" not in out  # nobody reads dozens of equal numbers
+    assert "further metrics of the splits are equal" in out
+    assert (tmp_path / "tensorflow.log").exists()
     assert again.info.run_id != first
     assert (again.data.tags["reproduces"], again.data.tags["reproduction"]) == (
         first,
@@ -163,6 +167,24 @@ def test_a_job_of_a_sweep_is_repeated_as_a_run_of_its_own_on_the_splits_it_was_e
         "bit-identical",
     )
     assert "test/accuracy" not in again.metrics
+
+
+@pytest.mark.slow
+def test_each_package_whose_version_differs_is_named(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = lineage.environment()
+    header, *lines = recorded.splitlines()
+    kept = [line for line in lines if not line.startswith(("numpy==", "rich=="))]
+    now = "\n".join([header, *kept, "numpy==9.9.9", "zebra==1.0"])
+    monkeypatch.setattr(lineage, "environment", lambda: now)
+    reproduce(configured("dataset=digits", f"run_id={first}"), tmp_path)
+    told = newest(Path.cwd()).data.tags["reproduction.changed"]
+    numpy, rich = (version(name) for name in ("numpy", "rich"))
+    assert told == (
+        f"numpy was {numpy} and is 9.9.9; rich was {rich} and is none; zebra was none and is 1.0"
+    )
+    assert "environment" in capsys.readouterr().out
 
 
 @pytest.mark.slow

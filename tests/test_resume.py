@@ -129,13 +129,17 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
-    whole: Path, tmp_path: Path
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = interrupted(tmp_path)
     assert before.info.status == "FAILED"
     assert "PowerCut: in the middle" in before.data.tags["error"]
     assert [step for step, _ in history(tmp_path, "val/loss")] == [1, 2, 3]
     resumed(tmp_path)
+    said = capsys.readouterr().err
+    assert (
+        f"going on with {before.info.run_name} ({before.info.run_id}) after 2 of 4 epochs" in said
+    )
     assert_alike(tmp_path, whole)
     after = the_run(tmp_path)
     assert after.info.run_id == before.info.run_id
@@ -190,7 +194,11 @@ def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(stopped: Path) -> None:
-    refused(stopped, "there is no such run", "run_id=0123456789abcdef0123456789abcdef")
+    refused(
+        stopped,
+        "there is no such run in sqlite:///.*mlflow.db; tracking.uri",
+        "run_id=0123456789abcdef0123456789abcdef",
+    )
     refused(stopped, "say which run", "run_id=null")
 
 

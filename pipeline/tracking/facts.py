@@ -12,26 +12,31 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.report import Facts
+from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording
 
 WEIGHTS = "plots/weights.png"
 STAGE = ("time/", "_s")  # around the name of a stage in that of its metric
 
 
-def facts_of(recording: Recording) -> Facts:
-    """The run's facts, with the times of those stages that are not logged yet."""
+def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
+    """The run's facts, with the times of those stages that are not logged yet.
+
+    `error` is what a run that is still open is about to end with.
+    """
     client = recording.client
     run = client.get_run(recording.id)
     metrics = run.data.metrics
+    # The report is the last thing that a run writes before it ends well.
+    ends = status_of(error) if error else "FINISHED" if recording.seconds else run.info.status
     return Facts(
         run_id=recording.id,
         name=run.info.run_name,
         experiment=client.get_experiment(run.info.experiment_id).name,
-        # The report is the last thing that a run writes before it ends well.
-        status="FINISHED" if recording.seconds and _is_open(run) else run.info.status,
+        status=ends if _is_open(run) else run.info.status,
         started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         seconds=_seconds(run) | recording.seconds,
-        tags=run.data.tags,
+        tags=run.data.tags | (ending(error) if error else {}),
         metrics=metrics,
         history={
             key: {m.step: m.value for m in client.get_metric_history(recording.id, key)}
@@ -42,15 +47,9 @@ def facts_of(recording: Recording) -> Facts:
     )
 
 
-def stored_arrays(recording: Recording, name: str) -> Path:
-    """Fetches `<name>.npz` of the run's artefacts into its folder here; returns the file."""
-    uri = recording.client.get_run(recording.id).info.artifact_uri
-    recording.folder.mkdir(parents=True, exist_ok=True)
-    return Path(
-        mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{uri}/{name}.npz", dst_path=str(recording.folder)
-        )
-    )
+def is_of_store(error: BaseException) -> bool:
+    """Whether the tracking store itself is what failed: then it need not be asked again."""
+    return isinstance(error, MlflowException)
 
 
 def _is_open(run: Run) -> bool:

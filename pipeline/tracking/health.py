@@ -171,13 +171,18 @@ def experiments(client: mlflow.MlflowClient) -> Iterator[Experiment]:
 
 
 def artefacts(client: mlflow.MlflowClient) -> Iterator[Finding]:
-    """Experiments whose runs have their artefacts in a local folder that is not there."""
+    """Experiments whose runs have their artefacts in a local folder that is not there.
+
+    Only of experiments with a finished run: artefacts come there when a run is closed.
+    """
+    finished = "attributes.status = 'FINISHED'"
     for experiment in experiments(client):
         location = urlsplit(experiment.artifact_location)
         if location.scheme not in ("", "file"):
             continue
         folder = Path(url2pathname(location.path))
-        if not folder.is_dir() and client.search_runs([experiment.experiment_id], max_results=1):
+        number = [experiment.experiment_id]
+        if not folder.is_dir() and client.search_runs(number, finished, max_results=1):
             says = f"{experiment.name}: the folder of its artefacts is not there: {folder}"
             mend = f"move or link it back to {folder}: the store keeps whole paths"
             yield warning("artefacts", says, mend)

@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +21,10 @@ import psutil
 
 # Tags: when the run last showed that it lives (UTC), and the process that showed it.
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
+GONE = "its process is gone"  # the error of a run that was left RUNNING, as others saw it
 EVERY_S = 20.0
 SILENT_S = 60.0  # of a run on another machine: then it is gone; two beats may go astray
+GAP_S = 2 * EVERY_S  # between beats: others may have taken the run for gone; clocks may differ
 LEAVE_S = 2.0  # what a beat on its way gets to arrive when the run is closed
 
 log = logging.getLogger(__name__)
@@ -51,14 +53,17 @@ def beating(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
     """While open, a thread renews the run's heartbeat every `EVERY_S`.
 
     A beat that fails costs the run nothing: the next one may arrive. A process that is stopped or
-    killed beats no more.
+    killed beats no more. A run that could not be heard for a while may have been marked KILLED from
+    another machine; when it is heard again, or ends, that is taken back.
     """
-    done = threading.Event()
+    done, heard = threading.Event(), [_now()]
 
     def beat() -> None:
         while not done.wait(EVERY_S):
             try:
                 client.set_tag(run_id, BEAT, _now().isoformat(timespec="seconds"))
+                _back_if_unheard(client, run_id, heard[0])
+                heard[0] = _now()
             except Exception as error:
                 log.debug("A heartbeat of run %s got lost: %s", run_id, error)
 
@@ -69,6 +74,19 @@ def beating(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(LEAVE_S)
+        with suppress(Exception):  # of a store that is away still; the block's error is the one
+            _back_if_unheard(client, run_id, heard[0])
+
+
+def _back_if_unheard(client: mlflow.MlflowClient, run_id: str, heard: datetime) -> None:
+    """Takes back what others, who had not heard of the run since `heard`, may have said of it."""
+    if _now() - heard < timedelta(seconds=GAP_S):
+        return
+    run = client.get_run(run_id)
+    if run.data.tags.get("error") == GONE:
+        client.delete_tag(run_id, "error")
+        if run.info.status == "KILLED":
+            client.update_run(run_id, status="RUNNING")
 
 
 def pulse(tags: Mapping[str, str]) -> Pulse:

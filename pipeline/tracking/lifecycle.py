@@ -35,7 +35,6 @@ ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a pas
 PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 FOLDER = "sweep.folder"
 RUN_FOLDER = "folder"  # tag of a run: where its log and checkpoints lie
-GONE = "its process is gone"  # the error of a run that was left RUNNING
 ENDING = {"error", "traceback"}  # of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
@@ -100,10 +99,10 @@ def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
         yield
     except BaseException as error:
         with _at_least_tried():
-            recording.log_tags(_ending(error))
+            recording.log_tags(ending(error))
             recording.upload()
         with _at_least_tried():
-            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt | Pruned) else "FAILED")
+            mlflow.end_run(status_of(error))
         raise
     mlflow.end_run("FINISHED")
 
@@ -163,7 +162,13 @@ def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str
         recording.save_text("code.patch", code.patch)
 
 
-def _ending(error: BaseException) -> dict[str, str]:
+def status_of(error: BaseException) -> str:
+    """The status of a run that ends with this: KILLED if it was stopped, else FAILED."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt | Pruned) else "FAILED"
+
+
+def ending(error: BaseException) -> dict[str, str]:
+    """The tags that say why a run did not end well."""
     if isinstance(error, Pruned):
         return {PRUNED: str(error)}
     return {

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import mlflow
 from mlflow.entities import Run
 
+from pipeline.errors import one_line
 from pipeline.findings import Finding, ok, problem, warning
 from pipeline.leftovers import Made
 from pipeline.tracking.health import experiments
-from pipeline.tracking.heartbeat import Pulse, pulse
-from pipeline.tracking.lifecycle import FOLDER, GONE, RUN_FOLDER, close
+from pipeline.tracking.heartbeat import GONE, Pulse, pulse
+from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER, close
 
 LONG_AGO = timedelta(days=1)
 OURS = "code.dirty"  # a tag of all runs of this pipeline, those too that had no heartbeat yet
 SHOWN = 5
 FIX = "python -m pipeline doctor fix=true"
+RESUME = "python -m pipeline resume run_id="
 
 
-def running(client: mlflow.MlflowClient, *, fix: bool, own: str | None) -> Iterator[Finding]:
+def running(
+    client: mlflow.MlflowClient,
+    *,
+    fix: bool,
+    own: str | None,
+    bring_home: Callable[[str], None] = lambda run_id: None,
+) -> Iterator[Finding]:
     """Says of RUNNING runs which are at work and which are orphans; `fix` marks these as KILLED.
 
     An orphan is a run whose heartbeat says that its process is gone, or one of ours that has none
     and began over `LONG_AGO`. Others without a heartbeat are shown and left alone, and `own`, the
-    run that called us (MLFLOW_RUN_ID), is passed over.
+    run that called us (MLFLOW_RUN_ID), is passed over. `bring_home` gets the id of each that was
+    closed, to save what the run has left on this machine.
     """
     found = _search(client, "attributes.status = 'RUNNING'")
     runs = [run for run in found if run.info.run_id != own]
@@ -33,7 +42,7 @@ def running(client: mlflow.MlflowClient, *, fix: bool, own: str | None) -> Itera
     unknown = [run for run in runs if run not in orphans and _pulse(run) is Pulse.UNKNOWN]
     at_work = len(runs) - len(orphans) - len(unknown)
     if orphans and fix:
-        yield from _fixed(client, orphans)
+        yield from _fixed(client, orphans, bring_home)
     elif orphans:
         says = f"{len(orphans)} RUNNING though {GONE}: {_listed(orphans)}"
         yield warning("runs", says, f"{FIX} (marks them KILLED)")
@@ -57,7 +66,9 @@ def folders(client: mlflow.MlflowClient) -> dict[str, Made]:
     return found
 
 
-def _fixed(client: mlflow.MlflowClient, orphans: list[Run]) -> Iterator[Finding]:
+def _fixed(
+    client: mlflow.MlflowClient, orphans: list[Run], bring_home: Callable[[str], None]
+) -> Iterator[Finding]:
     closed = []
     for run in orphans:
         # Asked once more: it may have ended well just before its process did.
@@ -70,8 +81,18 @@ def _fixed(client: mlflow.MlflowClient, orphans: list[Run]) -> Iterator[Finding]
                 yield problem("runs", says, "see that you may write to the store")
             else:
                 closed.append(now)
+                yield from _brought_home(now, bring_home)
     if closed:
-        yield ok("runs", f"{len(closed)} marked KILLED, {GONE}: {_listed(closed)}")
+        says = f"{len(closed)} marked KILLED, {GONE}: {_listed(closed)}"
+        yield ok("runs", says, f"{RESUME}{closed[0].info.run_id} goes on with it")
+
+
+def _brought_home(run: Run, bring_home: Callable[[str], None]) -> Iterator[Finding]:
+    try:
+        bring_home(run.info.run_id)
+    except Exception as error:  # whatever it is, the run is closed and there are others
+        says = f"{run.info.run_id}: what it left in its folder cannot be saved: {one_line(error)}"
+        yield warning("runs", says, f"see {run.data.tags.get(RUN_FOLDER, 'its folder')}")
 
 
 def _is_orphan(run: Run) -> bool:

@@ -17,7 +17,8 @@ from pipeline.data import KEPT, Array
 from pipeline.errors import RequestError
 from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.store import connect
+from pipeline.tracking.store import connect, without_password
+from pipeline.workplace import owner
 
 CONFIG = "config.yaml"
 
@@ -77,6 +78,11 @@ class Entry:
         """
         return self._fetched(name).read_bytes().decode("utf-8", errors="surrogateescape")
 
+    def has(self, name: str) -> bool:
+        """Whether a file of that name is among its artefacts."""
+        listed = mlflow.artifacts.list_artifacts(artifact_uri=self.artifacts)
+        return any(found.path == name for found in listed) or self._left(name) is not None
+
     def predictions(self) -> dict[str, Array]:
         """`<split>_labels` i32[N] and `<split>_probs` f32[N,K] of each split it was evaluated on.
 
@@ -90,7 +96,16 @@ class Entry:
         try:
             return Path(mlflow.artifacts.download_artifacts(f"{self.artifacts}/{name}"))
         except (MlflowException, OSError) as error:
+            if left := self._left(name):
+                return left
             raise RequestError(f"run_id={self.id}: the run has no {name}") from error
+
+    def _left(self, name: str) -> Path | None:
+        """What lies in its folder still: a run that was killed outright brought nothing home."""
+        if self.folder is None or owner(self.folder) != self.id:
+            return None
+        path = self.folder / "artifacts" / name
+        return path if path.exists() else None
 
 
 def find_run(run_id: str | None, tracking: Tracking, *, experiment: str) -> RecordedRun:
@@ -124,7 +139,10 @@ def find_entry(
         run = client.get_run(_latest(client, experiment, latest) if run_id == "latest" else run_id)
         known = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
-        raise RequestError(f"run_id={run_id}: there is no such run") from error
+        raise RequestError(
+            f"run_id={run_id}: there is no such run in {without_password(client.tracking_uri)}; "
+            "tracking.uri=… names another store"
+        ) from error
     return Entry(
         id=run.info.run_id,
         experiment=known.name,

@@ -13,7 +13,8 @@ from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.jobs import Job
 from pipeline.records import of_kept_weights
-from pipeline.tracking.lifecycle import FOLDER, GONE, INDEX, PARENT, PRUNED, close
+from pipeline.tracking.heartbeat import GONE
+from pipeline.tracking.lifecycle import FOLDER, INDEX, PARENT, PRUNED, close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment
 from pipeline.trials import FAILED, FINISHED, KILLED, RUNNING, Objective, Trial

@@ -115,6 +115,15 @@ def load_predictions(run: RunRecord) -> dict[str, Array] | None:
         return None
 
 
+def load_environment(run: RunRecord) -> str | None:
+    """The run's `environment.txt`; None if it has stored none."""
+    try:
+        path = mlflow.artifacts.download_artifacts(f"{run.artifact_uri}/environment.txt")
+        return Path(path).read_text(encoding="utf-8")
+    except (MlflowException, OSError, ValueError):
+        return None
+
+
 def log_comparison(sweep: str, files: Sequence[Path], config: Config) -> None:
     """Puts files among the artefacts of a sweep's own run, under `compare/`."""
     client = connect(config.tracking.uri)
