@@ -46,18 +46,11 @@ def compare(config: Config, folder: Path) -> None:
             _stored(found),
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
-        pictures = begin(comparison)
-        console = standard_output()
-        if request.format == "table":
-            print_comparison(comparison, console)
-        files = _write(comparison, pictures(), folder)
+        # All is written before anything is printed, whose reader may leave: `compare | head`.
+        files = _write(comparison, begin(comparison)(), folder)
         if found.sweep:
             _log(found.sweep, files, config)
-        if request.format == "table":
-            console.print(f"page: {files[0]}", soft_wrap=True)
-        else:
-            written = {"files": [str(path) for path in files]}
-            print(json.dumps(document(comparison) | written, indent=2, ensure_ascii=False))
+    _print(comparison, files, request.format)
 
 
 def _find(config: Config) -> Found:
@@ -94,6 +87,16 @@ def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Pat
         with replacing(folder / name) as path:
             path.write_bytes(content)
     return [folder / name for name in contents]
+
+
+def _print(comparison: Comparison, files: list[Path], form: str) -> None:
+    if form == "json":
+        written = {"files": [str(path) for path in files]}
+        print(json.dumps(document(comparison) | written, indent=2, ensure_ascii=False))
+        return
+    console = standard_output()
+    print_comparison(comparison, console)
+    console.print(f"page: {files[0]}", soft_wrap=True)
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:

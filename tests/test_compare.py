@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from commands import configured, inside, pipeline
+from commands import configured, inside, pipeline, unread
 from mlflow.entities import Metric, Param, RunTag
 
 from pipeline.compare import MOST_READ, compare
@@ -229,6 +229,14 @@ def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store
     ended = pipeline("compare", "dataset=synthetic", uri, "top=3", "format=json", cwd=store.folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["runs"] == 3
+
+
+def test_the_page_is_written_although_nobody_reads_the_table(store: Store, tmp_path: Path) -> None:
+    uri = f"tracking.uri=sqlite:///{store.folder}/mlflow.db"
+    ended = unread("compare", "dataset=synthetic", uri, "top=3", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
+    [page] = tmp_path.glob("outputs/*/*/compare.html")
+    assert page.read_text().endswith("</html>")
 
 
 def test_the_best_are_those_whose_kept_epoch_is_best(
