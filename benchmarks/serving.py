@@ -32,7 +32,7 @@ from benchmarks.report import OTHERS, OURS, keep, show
 from benchmarks.whole_run import DATA, ROOT, finished, store
 
 WARM_UP = 10  # requests to each, not counted
-TURN_S = 1.2  # from which on a turn asks no more
+TURN_S = 0.6  # from which on a turn asks no more
 MOST_AT_START_S = 120
 HEADERS = {"Content-Type": "application/json"}
 

@@ -183,8 +183,8 @@ def test_many_runs_take_one_search_and_no_request_for_any_of_them(
     ("words", "parts"),
     [
         (["runs=[abcd]"], ["two runs or more"]),
-        (["runs=[ffff,eeee]"], ["there is no run ffff"]),
-        (["runs=[abc,eeee]"], ["'abc' is no run id"]),
+        (["runs=[ffff,eeee]"], ["runs=ffff: there is no such run"]),
+        (["runs=[abc,eeee]"], ["runs=abc: there is no such run", "first 4 or more characters"]),
         (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
         (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
         (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
@@ -216,11 +216,11 @@ def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.table.SHORTEST", 1)
+    monkeypatch.setattr("pipeline.tracking.ids.SHORTEST", 1)
     many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
     beginnings = [run_id[0] for run_id in many]
     shared = max(beginnings, key=beginnings.count)
-    with pytest.raises(RequestError, match=f"{shared} fits several runs .*; give more characters"):
+    with pytest.raises(RequestError, match=f"{shared}: fits several runs .*; give more characters"):
         named_runs(asked(f"runs=['{shared}',{many[0]}]"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,13 +20,13 @@ from pipeline.data import Array
 from pipeline.errors import RequestError
 from pipeline.explain import choose
 from pipeline.records import RunRecord, of_kept_weights
+from pipeline.tracking.ids import find_by_beginning
 from pipeline.tracking.lifecycle import FOLDER, PARENT
 from pipeline.tracking.recorded import best_first
 from pipeline.tracking.store import connect
 from pipeline.tracking.sweeps import find_sweep
 
 PAGE = 5_000  # runs asked for at once
-SHORTEST = 4  # characters of an id
 FINISHED = "attributes.status = 'FINISHED'"
 NOT_A_SWEEP = f"tags.`{FOLDER}` IS NULL"
 
@@ -69,7 +70,7 @@ def named_runs(config: Config) -> Found:
     names = list(dict.fromkeys(config.compare.runs))
     client = connect(config.tracking.uri)
     experiments = [e.experiment_id for e in client.search_experiments(max_results=PAGE)]
-    whole = [name for name in names if len(name) == 32]
+    whole = [name for name in names if re.fullmatch("[0-9a-f]{32}", name)]
     found: dict[str, Run] = {}
     if whole:
         listed = ", ".join(f"'{name}'" for name in whole)
@@ -77,7 +78,7 @@ def named_runs(config: Config) -> Found:
         found = {run.info.run_id: run for run in _search(client, experiments, where)}
     runs = {}
     for name in names:
-        run = found.get(name) or _by_beginning(client, experiments, name)
+        run = found.get(name) or find_by_beginning(client, name, experiments, key="runs")
         if FOLDER in run.data.tags:
             raise RequestError(f"runs: {name} is a sweep's own run; its jobs are sweep={name}")
         runs[run.info.run_id] = run
@@ -142,20 +143,6 @@ def _search(
         token = page.token
         if not token:
             return
-
-
-def _by_beginning(client: mlflow.MlflowClient, experiments: Sequence[str], name: str) -> Run:
-    if len(name) < SHORTEST or not name.isalnum():
-        raise RequestError(
-            f"runs: {name!r} is no run id; give an id or its first {SHORTEST} or more characters"
-        )
-    fitting = list(islice(_search(client, experiments, f"attributes.run_id LIKE '{name}%'"), 3))
-    if not fitting:
-        raise RequestError(f"runs: there is no run {name}; `compare` alone lists the best ones")
-    if len(fitting) > 1:
-        ids = ", ".join(run.info.run_id for run in fitting)
-        raise RequestError(f"runs: {name} fits several runs ({ids}); give more characters")
-    return fitting[0]
 
 
 def _without_metric(client: mlflow.MlflowClient, experiment: str, name: str, metric: str) -> str:
