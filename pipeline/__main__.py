@@ -25,6 +25,7 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from pipeline.arguments import addressed, normalise  # noqa: E402
+from pipeline.composing import compose_once  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.cycles import load  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
@@ -114,6 +115,8 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _with_hydra(verb: str) -> None:
     register()
+    if verb != "run":
+        compose_once()
     failures: list[Exception] = []
 
     def pipeline(composed: DictConfig) -> None:

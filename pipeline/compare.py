@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +47,14 @@ def compare(config: Config, folder: Path) -> None:
             _stored(found),
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
+        pictures = begin(comparison)
+        printed = _table(comparison) if request.format == "table" else ""  # while it is drawn
         # All is written before anything is printed, whose reader may leave: `compare | head`.
-        files = _write(comparison, begin(comparison)(), folder)
+        files = _write(comparison, pictures(), folder)
         if found.sweep:
             _log(found.sweep, files, config)
-    _print(comparison, files, request.format)
+        print(f"{printed}page: {files[0]}" if printed else _json(comparison, files), flush=True)
+        gc.freeze()  # what was read stays until the process ends, and needs no look then either
 
 
 def _find(config: Config) -> Found:
@@ -89,14 +93,17 @@ def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Pat
     return [folder / name for name in contents]
 
 
-def _print(comparison: Comparison, files: list[Path], form: str) -> None:
-    if form == "json":
-        written = {"files": [str(path) for path in files]}
-        print(json.dumps(document(comparison) | written, indent=2, ensure_ascii=False))
-        return
+def _table(comparison: Comparison) -> str:
+    """What a person reads, with the terminal's colours."""
     console = standard_output()
-    print_comparison(comparison, console)
-    console.print(f"page: {files[0]}", soft_wrap=True)
+    with console.capture() as printed:
+        print_comparison(comparison, console)
+    return printed.get()
+
+
+def _json(comparison: Comparison, files: list[Path]) -> str:
+    written = {"files": [str(path) for path in files]}
+    return json.dumps(document(comparison) | written, indent=2, ensure_ascii=False)
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import configured, inside, pipeline, unread
 from mlflow.entities import Metric, Param, RunTag
+from sqlalchemy.orm import Session
 
 from pipeline.compare import MOST_READ, compare
 from pipeline.errors import RequestError
@@ -204,6 +205,25 @@ def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
         named_runs(asked(f"runs=['{one}','{one[:12]}']"))
+
+
+def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    real = Session.commit
+
+    def noted(session: Session) -> None:
+        kept.append(session.expire_on_commit)
+        real(session)
+
+    monkeypatch.setattr(Session, "commit", noted)
+    compare(asked("top=2"), tmp_path)
+    assert False in kept
+    kept.clear()
+    store.client.search_runs([store.experiment], max_results=1)
+    assert kept
+    assert all(kept)
 
 
 def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -132,17 +134,41 @@ def _search(
 ) -> Iterator[Run]:
     token = None
     while True:
-        page = client.search_runs(
-            list(experiments),
-            where,
-            max_results=min(most, PAGE),
-            order_by=list(order),
-            page_token=token,
-        )
+        with _left_as_read():
+            page = client.search_runs(
+                list(experiments),
+                where,
+                max_results=min(most, PAGE),
+                order_by=list(order),
+                page_token=token,
+            )
         yield from page
         token = page.token
         if not token:
             return
+
+
+@contextmanager
+def _left_as_read() -> Iterator[None]:
+    """While open, SQLAlchemy lets what a database transaction has read be, once it has ended.
+
+    It would note of each of a thousand runs' hundred values that it may have changed since: 0.4 s,
+    and MLflow does not look at them again.
+    """
+    if "sqlalchemy.orm" not in sys.modules:  # the store is a server's
+        yield
+        return
+    from sqlalchemy import event
+    from sqlalchemy.orm import Session
+
+    def begun(session: Session, *_: Any) -> None:
+        session.expire_on_commit = False
+
+    event.listen(Session, "after_begin", begun)
+    try:
+        yield
+    finally:
+        event.remove(Session, "after_begin", begun)
 
 
 def _without_metric(client: mlflow.MlflowClient, experiment: str, name: str, metric: str) -> str:
