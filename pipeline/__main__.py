@@ -92,8 +92,10 @@ def main() -> int:
         if _is_unread(error):
             return _end_unread()
         if stopped_by:
-            name = stopped_by[0].name
-            print(f"stopped by {name}; what was recorded so far is kept", file=sys.stderr)
+            # A verb that was stopped may say itself what has become of its work.
+            said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            kept = said or "what was recorded so far is kept"
+            print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error)
         print(told, file=sys.stderr)

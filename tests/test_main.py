@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,29 @@ def test_a_command_that_nobody_reads_any_more_ends_as_sigpipe_would_end_it(tmp_p
 def test_a_table_that_nobody_reads_any_more_is_no_failure(tmp_path: Path) -> None:
     ended = unread("history", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [((), "what was recorded so far is kept"), (("3 rows are written",), "3 rows are written")],
+)
+def test_a_command_that_is_stopped_says_what_has_become_of_its_work(
+    said: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from pipeline import __main__ as module
+
+    def stopped(verb: str) -> None:
+        module.stopped_by.append(signal.SIGINT)
+        raise KeyboardInterrupt(*said)
+
+    monkeypatch.setattr(module, "stopped_by", [])
+    monkeypatch.setattr(module, "_with_hydra", stopped)
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    assert module.main() == 130
+    assert capfd.readouterr().err == f"stopped by SIGINT; {told}\n"
 
 
 def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
