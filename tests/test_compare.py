@@ -273,6 +273,25 @@ def test_the_best_are_those_whose_kept_epoch_is_best(
     assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(0.6)
 
 
+def test_a_run_of_before_there_was_kept_counts_by_its_last_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.compare.MOST_READ", 0)
+    with inside(tmp_path / "old"):
+        store = Store(tmp_path / "old")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        store.add(240, rate="0.3")
+        one = as_json(capsys, tmp_path, "top=1")
+        three = as_json(capsys, tmp_path, "top=3")
+    assert [row["name"] for row in one["rows"]] == ["0.3-0"]
+    assert [row["differing"]["optimizer.learning_rate"] for row in three["rows"]] == [
+        "0.3",
+        "0.2",
+        "0.1",
+    ]
+
+
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="experiment nowhere has no run yet"):
         compare(configured("tracking.experiment=nowhere"), tmp_path)

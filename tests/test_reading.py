@@ -101,7 +101,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut.npy").write_bytes(array[:-1])
     yield folder / "cut.npy", "mmap length"
     (folder / "text.npy").write_text("no array")
-    yield folder / "text.npy", "magic string"
+    yield folder / "text.npy", "no array as numpy.save writes it"
     (folder / "empty.npy").touch()
     yield folder / "empty.npy", ""
 

@@ -13,7 +13,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from pipeline.config import Config, Tracking, validate
-from pipeline.data import KEPT, Array
+from pipeline.data import Array
 from pipeline.errors import RequestError
 from pipeline.tracking.ids import find_by_id
 from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER
@@ -132,16 +132,6 @@ def find_entry(
         metrics=run.data.metrics,
         artifacts=run.info.artifact_uri,
     )
-
-
-def best_first(metric: str, *, lower_is_better: bool = False) -> list[str]:
-    """MLflow's order of runs by what the weights they kept have of a metric; equals, oldest first.
-
-    Runs recorded before there was `kept/…` come last, by what the last epoch had.
-    """
-    way = "ASC" if lower_is_better else "DESC"
-    names = [f"{KEPT}{metric}"] * metric.startswith("val/") + [metric]
-    return [*(f"metrics.`{name}` {way}" for name in names), "attributes.start_time ASC"]
 
 
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:

@@ -24,7 +24,7 @@ from pipeline.explain import choose
 from pipeline.records import RunRecord, of_kept_weights
 from pipeline.tracking.ids import find_by_beginning
 from pipeline.tracking.lifecycle import FOLDER, PARENT
-from pipeline.tracking.recorded import best_first
+from pipeline.tracking.ranking import best_by_kept
 from pipeline.tracking.store import connect
 from pipeline.tracking.sweeps import find_sweep
 
@@ -54,9 +54,12 @@ def best_runs(config: Config, *, lower_is_better: bool) -> Found:
     if known is None or known.lifecycle_stage != "active":
         raise RequestError(f"experiment {name} has no run yet; tracking.experiment=… names another")
     where = f"{FINISHED} AND {NOT_A_SWEEP} AND metrics.`{request.metric}` > -1.7e308"
-    order = best_first(request.metric, lower_is_better=lower_is_better)
-    pages = _search(client, [known.experiment_id], where, order, request.top)
-    runs = [_record(run) for run in islice(pages, request.top)]
+
+    def search(order: Sequence[str], most: int) -> list[Run]:
+        return list(islice(_search(client, [known.experiment_id], where, order, most), most))
+
+    best = best_by_kept(search, request.metric, most=request.top, lower_is_better=lower_is_better)
+    runs = [_record(run) for run in best]
     if not runs:
         raise RequestError(_without_metric(client, known.experiment_id, name, request.metric))
     number = f"best {len(runs):,} finished runs" if len(runs) > 1 else "best finished run"
