@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from pipeline import lineage
+from pipeline.console import standard_output
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "ours"
@@ -50,7 +50,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    standard_output().print(table)
 
 
 def keep(name: str, title: str, figure: Figure, **measured: Any) -> None:

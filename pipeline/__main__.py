@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from pipeline.arguments import addressed, normalise  # noqa: E402
+from pipeline.composing import compose_once  # noqa: E402
 from pipeline.config import register, validate  # noqa: E402
 from pipeline.cycles import load  # noqa: E402
 from pipeline.errors import PipelineError, RequestError  # noqa: E402
@@ -85,10 +87,15 @@ def main() -> int:
         if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
             raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
         _with_hydra(verb)
+        sys.stdout.flush()  # so that a reader who has left is noticed here
     except (Exception, KeyboardInterrupt) as error:
+        if _is_unread(error):
+            return _end_unread()
         if stopped_by:
-            name = stopped_by[0].name
-            print(f"stopped by {name}; what was recorded so far is kept", file=sys.stderr)
+            # A verb that was stopped may say itself what has become of its work.
+            said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            kept = said or "what was recorded so far is kept"
+            print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error)
         print(told, file=sys.stderr)
@@ -110,6 +117,8 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _with_hydra(verb: str) -> None:
     register()
+    if verb != "run":
+        compose_once()
     failures: list[Exception] = []
 
     def pipeline(composed: DictConfig) -> None:
@@ -141,8 +150,30 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
         raise
     except Exception as error:
         log.debug("%s failed", verb, exc_info=True)
+        if _is_unread(error):
+            raise
         story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
         raise PipelineError(f"{explain(error)}{story}") from error
+
+
+def _is_unread(error: BaseException) -> bool:
+    """Whether the error is that nobody reads what is printed any more, as in `history | head`.
+
+    Sockets and the pipes between processes break with the same error; they are asked last.
+    """
+    if not isinstance(error, BrokenPipeError):
+        return False
+    output = select.poll()
+    output.register(1, 0)  # what went wrong is reported in any case
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _end_unread() -> int:
+    """The exit code of a command that SIGPIPE has ended; what is still to be printed is dropped."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return 128 + signal.SIGPIPE
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

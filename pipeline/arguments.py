@@ -66,8 +66,10 @@ def addressed(words: list[str], verb: str, request: type | None) -> list[str]:
     """The words of a verb with the keys of its `request` as Hydra knows them.
 
     `runs=a,b` of compare becomes `compare.runs=['a','b']`. What is to be a text is quoted, so that
-    a person may write any path or sentence; null, and what is quoted already, stays.
+    a person may write any path or sentence, and the beginning of an id is no number (`12e4`); null,
+    and what is quoted already, stays.
     """
+    words = [_quoted_value(word) if _key(word) == "run_id" else word for word in words]
     if request is None:
         return words
     hints = get_type_hints(request, include_extras=True)
@@ -96,12 +98,25 @@ def _addressed(word: str, verb: str, known: dict[str, Any]) -> str:
     if key not in known or not equals:
         return word
     hint = known[key]
-    if value != "null" and not value.startswith(("'", '"', "[")):
-        if get_origin(hint) is list:
-            value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
-        elif _is_text(hint):
-            value = quoted(value)
+    if get_origin(hint) is list and not _is_hydras(value):
+        value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
+    elif _is_text(hint):
+        value = _as_text(value)
     return f"{verb}.{key.removeprefix(f'{verb}.')}={value}"
+
+
+def _quoted_value(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{_as_text(value)}" if value else word
+
+
+def _as_text(value: str) -> str:
+    return value if _is_hydras(value) else quoted(value)
+
+
+def _is_hydras(value: str) -> bool:
+    """Whether a value is written as Hydra takes it already."""
+    return value == "null" or value.startswith(("'", '"', "["))
 
 
 def _is_text(hint: Any) -> bool:

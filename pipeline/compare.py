@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -49,17 +50,13 @@ def compare(config: Config, folder: Path) -> None:
         )
         comparison = replace(comparison, packages=_packages(found))
         pictures = begin(comparison)
-        console = standard_output()
-        if request.format == "table":
-            print_comparison(comparison, console)
+        printed = _table(comparison) if request.format == "table" else ""  # while it is drawn
+        # All is written before anything is printed, whose reader may leave: `compare | head`.
         files = _write(comparison, pictures(), folder)
         if found.sweep:
             _log(found.sweep, files, config)
-        if request.format == "table":
-            console.print(f"page: {files[0]}", soft_wrap=True)
-        else:
-            written = {"files": [str(path) for path in files]}
-            print(json.dumps(document(comparison) | written, indent=2, ensure_ascii=False))
+        print(f"{printed}page: {files[0]}" if printed else _json(comparison, files), flush=True)
+        gc.freeze()  # what was read stays until the process ends, and needs no look then either
 
 
 def _find(config: Config) -> Found:
@@ -111,6 +108,19 @@ def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Pat
         with replacing(folder / name) as path:
             path.write_bytes(content)
     return [folder / name for name in contents]
+
+
+def _table(comparison: Comparison) -> str:
+    """What a person reads, with the terminal's colours."""
+    console = standard_output()
+    with console.capture() as printed:
+        print_comparison(comparison, console)
+    return printed.get()
+
+
+def _json(comparison: Comparison, files: list[Path]) -> str:
+    written = {"files": [str(path) for path in files]}
+    return json.dumps(document(comparison) | written, indent=2, ensure_ascii=False)
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:

@@ -67,9 +67,7 @@ def _serve(parents: Connection, own: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent then closes
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parents.close()
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
-
+    _get_ready()
     try:
         while True:
             comparison = own.recv()
@@ -79,6 +77,16 @@ def _serve(parents: Connection, own: Connection) -> None:
                 own.send(error)
     except (EOFError, BrokenPipeError):
         return
+
+
+def _get_ready() -> None:
+    """Imports matplotlib, and draws once, for the first time takes twice as long as any other."""
+    import matplotlib.backends.backend_agg  # noqa: F401
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().plot([0, 1], [0, 1], label="0")
+    figure.savefig(io.BytesIO(), format="png", dpi=DPI)
 
 
 def _received(end: Connection) -> Pictures:

@@ -1,4 +1,4 @@
-"""The configurations of a sweep's jobs, which Hydra would read from the files anew for each."""
+"""Configurations that Hydra would compose more often than is needed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import copy
 from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig
+
+
+def compose_once() -> None:
+    """Keeps Hydra from composing all of the configuration to ask only whether it is a sweep: 0.2 s.
+
+    For commands that are none, whatever `hydra.mode` a file may hold.
+    """
+    Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
 
 
 class Composer:

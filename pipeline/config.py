@@ -149,7 +149,8 @@ class Config:
     data_dir: str = MISSING
     """Folder of the data cache."""
     run_id: str | None = MISSING
-    """The MLflow run that a verb acts on; `latest` is the newest that it can act on."""
+    """The MLflow run that a verb acts on, by its id or the first characters of that (at least 4);
+    `latest` is the newest that it can act on."""
     choices: Choices = field(default_factory=Choices)
 
 

@@ -11,6 +11,12 @@ Picture = Image.Image
 Shape = tuple[int, int, int]  # height, width, channels
 MODES = {1: "L", 3: "RGB"}  # by the channels of a model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
+ADVICE = {  # by the kind of an array's numbers
+    "f": "; make (x * 255).round().astype('uint8') of it if they go from 0 to 1",
+    "b": "; make x.astype('uint8') * 255 of it",
+    "i": "; make x.astype('uint8') of it if its values are 0–255",
+    "u": "; make x.astype('uint8') of it if its values are 0–255",
+}
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _DEEPEST = 65_535
 
@@ -100,9 +106,11 @@ def as_stack(array: Array, shape: Shape) -> Array:
         ValueError: another dtype or shape, or no image in it.
     """
     if array.dtype != np.uint8:
-        advice = "; make (x * 255).round().astype('uint8') of it" if array.dtype.kind == "f" else ""
+        advice = ADVICE.get(array.dtype.kind, "")
         raise ValueError(f"holds {array.dtype}, not uint8 with values 0–255{advice}")
-    if array.ndim not in (2, 3, 4) or array.size == 0:
+    if array.size == 0:
+        raise ValueError(f"has the shape {array.shape}, in which there is no image")
+    if array.ndim not in (2, 3, 4):
         raise ValueError(f"has the shape {array.shape}; images are [H,W], [H,W,C] or [N,H,W,C]")
     if array.ndim == 2:
         array = array[np.newaxis, ..., np.newaxis]

@@ -34,6 +34,8 @@ def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Ar
                 inverted = bool(to_invert(images, dark_border)[0])
                 return (255 - images if inverted else images), inverted
             size = f"{picture.width}×{picture.height}"
+    except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours
+        size = "too many"
     except UnidentifiedImageError:
         raise _unreadable("of no format that is taken") from None
     # Decoders raise whatever they like at damaged bytes.

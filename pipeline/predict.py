@@ -19,11 +19,11 @@ from pipeline.config import Config
 from pipeline.console import standard_output
 from pipeline.data import Array
 from pipeline.errors import PipelineError, RequestError
-from pipeline.image_files import find, printable
+from pipeline.image_files import Found, Unreadable, find, printable
 from pipeline.images import MODES
 from pipeline.native import native_messages_to
 from pipeline.polarity import to_invert
-from pipeline.reading import Block, Unreadable, read
+from pipeline.reading import Block, read
 from pipeline.storage import replacing
 
 if TYPE_CHECKING:
@@ -74,33 +74,43 @@ def predict(config: Config, folder: Path) -> None:
     request = config.predict
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
-    files, output = find(request.images), Path(request.output)
+    found, output = find(request.images), Path(request.output)
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config)
     sheet = _sheet(model) if request.contact_sheet else None
     skipped: list[Unreadable] = []
-    with _progress(len(files), skipped) as listener:
-        blocks = read(files, model.image_shape, at_once=request.batch_size, listener=listener)
+    with _progress(found, skipped) as listener:
+        blocks = read(found.files, model.image_shape, at_once=request.batch_size, listener=listener)
         tally = _write(blocks, classifier(model, request.invert), output, sheet)
     if sheet and request.contact_sheet:
         sheet.save(Path(request.contact_sheet))
     standard_output().print(tally.table())
     print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
     if skipped:
-        raise PipelineError(
-            f"{len(skipped)} of {len(files)} files cannot be read; the others are in {output}"
-        )
+        raise PipelineError(f"{_told(skipped, found)} cannot be read; the others are in {output}")
+
+
+def _told(skipped: list[Unreadable], found: Found) -> str:
+    folders = len(found.unreadable)
+    files = f"{len(skipped) - folders} of {len(found.files)} files"
+    if not folders:
+        return files
+    return f"{files} and {folders} folder{'s' if folders > 1 else ''}"
 
 
 def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: Sheet | None) -> Tally:
     tally = Tally()
     with replacing(output) as partial, WRITERS[output.suffix.lower()](partial) as write:
-        for block in blocks:
-            answers = classify(block)
-            write(answers)
-            tally.add(answers)
-            if sheet:
-                sheet.add(answers, block.images)
+        try:
+            for block in blocks:
+                answers = classify(block)
+                write(answers)
+                tally.add(answers)
+                if sheet:
+                    sheet.add(answers, block.images)
+        except KeyboardInterrupt as stop:
+            stop.args = (f"{tally.total:,} images were classified, {output} is not written",)
+            raise
         if not tally.total:
             raise PipelineError(f"none of the files can be read; {output} is not written")
     return tally
@@ -157,8 +167,8 @@ def _sheet(model: LoadedModel) -> Sheet:
 
 
 @contextmanager
-def _progress(files: int, skipped: list[Unreadable]) -> Iterator[Callable[[Block], None]]:
-    """A bar on a terminal, and a line for each file that cannot be read, which joins `skipped`."""
+def _progress(found: Found, skipped: list[Unreadable]) -> Iterator[Callable[[Block], None]]:
+    """A bar on a terminal, and a line for all that cannot be read, which joins `skipped`."""
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         BarColumn(bar_width=24),
@@ -170,15 +180,19 @@ def _progress(files: int, skipped: list[Unreadable]) -> Iterator[Callable[[Block
         disable=not console.is_terminal,
     )
     with bar:
-        task, images = bar.add_task("", total=files, images=0), 0
+        task, images = bar.add_task("", total=len(found.files), images=0), 0
+
+        def skip(unreadable: tuple[Unreadable, ...]) -> None:
+            for one in unreadable:
+                line = f"skipped {printable(one.file)}: {one.reason}"
+                console.print(line, markup=False, soft_wrap=True)
+            skipped.extend(unreadable)
 
         def listener(block: Block) -> None:
             nonlocal images
             images += len(block)
             bar.update(task, advance=block.files_done, images=images)
-            for one in block.unreadable:
-                line = f"skipped {printable(one.file)}: {one.reason}"
-                console.print(line, markup=False, soft_wrap=True)
-            skipped.extend(block.unreadable)
+            skip(block.unreadable)
 
+        skip(found.unreadable)
         yield listener

@@ -16,19 +16,11 @@ from PIL import UnidentifiedImageError
 
 from pipeline.data import Array
 from pipeline.errors import one_line
-from pipeline.image_files import is_array, open_array, open_picture
+from pipeline.image_files import Unreadable, is_array, open_array, open_picture
 from pipeline.images import Shape, as_stack, fitted, picture_of
 
 CHUNK = 16  # files decoded by one task: enough that handing it over costs little
 THREADS = os.cpu_count() or 1  # Pillow decodes and resizes outside Python's lock
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unreadable:
-    """A file that cannot be classified, and why."""
-
-    file: Path
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

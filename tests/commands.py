@@ -84,3 +84,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline …` printing into a pipe that nobody reads, as `… | head` leaves it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=cwd,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=180,
+        )

@@ -130,8 +130,17 @@ def test_a_verb_takes_its_own_keys_without_the_name_of_their_group() -> None:
         "compare.sweep": "latest",
         "compare.top": 3,
         "dataset": "digits",
-        "run_id": 5,
+        "run_id": "5",
     }
+
+
+@pytest.mark.parametrize("beginning", ["12e4", "0123", "7151", "1234e567"])
+def test_the_beginning_of_an_id_is_never_a_number(beginning: str) -> None:
+    for verb in ("resume", "evaluate"):  # with keys of its own, and without any
+        [word] = addressed([f"run_id={beginning}"], verb, REQUESTS.get(verb))
+        [override] = OverridesParser.create().parse_overrides([word])
+        assert override.value() == beginning
+    assert addressed(["run_id=null"], "evaluate", None) == ["run_id=null"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from commands import configured, inside, pipeline
+from commands import configured, inside, pipeline, unread
 from mlflow.entities import Metric, Param, RunTag
+from sqlalchemy.orm import Session
 
 from pipeline.compare import MOST_READ, compare
 from pipeline.errors import RequestError
@@ -183,8 +184,8 @@ def test_many_runs_take_one_search_and_no_request_for_any_of_them(
     ("words", "parts"),
     [
         (["runs=[abcd]"], ["two runs or more"]),
-        (["runs=[ffff,eeee]"], ["there is no run ffff"]),
-        (["runs=[abc,eeee]"], ["'abc' is no run id"]),
+        (["runs=[ffff,eeee]"], ["runs=ffff: there is no such run"]),
+        (["runs=[abc,eeee]"], ["runs=abc: there is no such run", "first 4 or more characters"]),
         (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
         (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
         (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
@@ -206,6 +207,25 @@ def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
         named_runs(asked(f"runs=['{one}','{one[:12]}']"))
 
 
+def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    real = Session.commit
+
+    def noted(session: Session) -> None:
+        kept.append(session.expire_on_commit)
+        real(session)
+
+    monkeypatch.setattr(Session, "commit", noted)
+    compare(asked("top=2"), tmp_path)
+    assert False in kept
+    kept.clear()
+    store.client.search_runs([store.experiment], max_results=1)
+    assert kept
+    assert all(kept)
+
+
 def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     for name in (store.sweep, store.sweep[:10]):
@@ -216,11 +236,11 @@ def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.table.SHORTEST", 1)
+    monkeypatch.setattr("pipeline.tracking.ids.SHORTEST", 1)
     many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
     beginnings = [run_id[0] for run_id in many]
     shared = max(beginnings, key=beginnings.count)
-    with pytest.raises(RequestError, match=f"{shared} fits several runs .*; give more characters"):
+    with pytest.raises(RequestError, match=f"{shared}: fits several runs .*; give more characters"):
         named_runs(asked(f"runs=['{shared}',{many[0]}]"))
 
 
@@ -229,6 +249,14 @@ def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store
     ended = pipeline("compare", "dataset=synthetic", uri, "top=3", "format=json", cwd=store.folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["runs"] == 3
+
+
+def test_the_page_is_written_although_nobody_reads_the_table(store: Store, tmp_path: Path) -> None:
+    uri = f"tracking.uri=sqlite:///{store.folder}/mlflow.db"
+    ended = unread("compare", "dataset=synthetic", uri, "top=3", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
+    [page] = tmp_path.glob("outputs/*/*/compare.html")
+    assert page.read_text().endswith("</html>")
 
 
 def test_the_best_are_those_whose_kept_epoch_is_best(
@@ -243,6 +271,25 @@ def test_the_best_are_those_whose_kept_epoch_is_best(
     [best] = found["rows"]
     assert best["differing"] == {}
     assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(0.6)
+
+
+def test_a_run_of_before_there_was_kept_counts_by_its_last_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.compare.MOST_READ", 0)
+    with inside(tmp_path / "old"):
+        store = Store(tmp_path / "old")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        store.add(240, rate="0.3")
+        one = as_json(capsys, tmp_path, "top=1")
+        three = as_json(capsys, tmp_path, "top=3")
+    assert [row["name"] for row in one["rows"]] == ["0.3-0"]
+    assert [row["differing"]["optimizer.learning_rate"] for row in three["rows"]] == [
+        "0.3",
+        "0.2",
+        "0.1",
+    ]
 
 
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:

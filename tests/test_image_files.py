@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.errors import RequestError
-from pipeline.image_files import find, open_array, open_picture, printable
+from pipeline.image_files import Unreadable, find, open_array, open_picture, printable
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -19,7 +20,7 @@ def touched(folder: Path, *names: str) -> Path:
 
 
 def found(images: Path | str, below: Path) -> list[str]:
-    return [str(path.relative_to(below)) for path in find(str(images))]
+    return [str(path.relative_to(below)) for path in find(str(images)).files]
 
 
 def test_a_folder_is_searched_through_in_natural_order(tmp_path: Path) -> None:
@@ -86,15 +87,58 @@ def test_a_folder_without_images_is_a_wrong_request(tmp_path: Path) -> None:
         find(str(touched(tmp_path, "notes.txt")))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
-    closed = touched(tmp_path / "closed", "a.png")
-    closed.chmod(0)
-    try:
-        with pytest.raises(RequestError, match="closed: Permission denied"):
-            find(str(tmp_path))
-    finally:
-        closed.chmod(0o700)
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may not be read, not even by root."""
+    folder = touched(tmp_path / "closed", "a.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return folder
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_the_others_are_searched(
+    closed: Path, tmp_path: Path
+) -> None:
+    touched(tmp_path, "b/b.png", "z.png")
+    there = find(str(tmp_path))
+    assert [path.name for path in there.files] == ["b.png", "z.png"]
+    assert there.unreadable == (Unreadable(file=closed, reason="Permission denied"),)
+
+
+def test_a_folder_that_is_all_there_is_and_may_not_be_read_is_named(
+    closed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"no images in this folder; .*closed: Permission denied$"
+    ):
+        find(str(tmp_path))
+
+
+def test_a_picture_of_too_many_pixels_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (50, 60)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    with pytest.raises(ValueError, match="^has 3,000 pixels; make it smaller$"):
+        open_picture(tmp_path / "a.png", side=10)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [(np.array([{}], object), "holds Python objects"), (None, "no array as numpy.save writes it")],
+)
+def test_what_is_no_array_of_numbers_is_told_so(made: Any, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"x")
+    if made is not None:
+        np.save(tmp_path / "a.npy", made)
+    with pytest.raises(ValueError, match=reason):
+        open_array(tmp_path / "a.npy")
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:

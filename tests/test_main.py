@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import QUICK, environment, free_port, pipeline, results
+from commands import QUICK, environment, free_port, pipeline, results, unread
 
 # Runs several command lines in forks of one process that has imported what all of them import.
 DRIVER = """
@@ -146,6 +147,54 @@ def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> Non
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("train.epochs: ")
+
+
+def test_a_command_that_nobody_reads_any_more_ends_as_sigpipe_would_end_it(tmp_path: Path) -> None:
+    ended = unread("--help", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.slow
+def test_a_table_that_nobody_reads_any_more_is_no_failure(tmp_path: Path) -> None:
+    ended = unread("history", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [((), "what was recorded so far is kept"), (("3 rows are written",), "3 rows are written")],
+)
+def test_a_command_that_is_stopped_says_what_has_become_of_its_work(
+    said: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from pipeline import __main__ as module
+
+    def stopped(verb: str) -> None:
+        module.stopped_by.append(signal.SIGINT)
+        raise KeyboardInterrupt(*said)
+
+    monkeypatch.setattr(module, "stopped_by", [])
+    monkeypatch.setattr(module, "_with_hydra", stopped)
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    assert module.main() == 130
+    assert capfd.readouterr().err == f"stopped by SIGINT; {told}\n"
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import __main__ as module
+
+    def broken(verb: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(module, "_with_hydra", broken)
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    assert module.main() == 2
+    assert capfd.readouterr().err == "BrokenPipeError: [Errno 32] Broken pipe\n"
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:

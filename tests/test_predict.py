@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline import predict as module
 from pipeline.errors import PipelineError, RequestError
+from pipeline.image_files import Found, Unreadable
 from pipeline.predict import classifier, predict
 from pipeline.reading import Block
 from pipeline.tracking.models import LoadedModel
@@ -133,6 +134,21 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_written(
     assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
 
 
+def test_a_folder_that_cannot_be_looked_into_is_listed_and_the_rest_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=0)
+    closed = Unreadable(file=Path("photos/closed"), reason="Permission denied")
+    found = Found(files=(Path("photos/a.png"),), unreadable=(closed,))
+    monkeypatch.setattr(module, "find", lambda images: found)
+    with pytest.raises(PipelineError, match=r"^0 of 1 files and 1 folder cannot be read; the"):
+        asked(folder)
+    assert len(rows(folder / "predictions.csv")) == 1
+    out, err = capsys.readouterr()
+    assert err == "skipped photos/closed: Permission denied\n"
+    assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
+
+
 def test_nothing_readable_writes_nothing(folder: Path) -> None:
     (folder / "photos/a.png").write_text("no image")
     (folder / "predictions.csv").write_text("of an earlier time")
@@ -160,7 +176,7 @@ def test_an_interrupted_run_leaves_no_half_file(
         return interrupted
 
     monkeypatch.setattr(module, "classifier", second_time_interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=rf"^3 images were classified, {output} is not"):
         asked(folder, output=output, batch_size="3")
     assert [path.name for path in folder.iterdir() if output[0] == path.stem[-1:]] == []
     assert [path for path in folder.iterdir() if "partial" in path.name] == []

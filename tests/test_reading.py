@@ -91,7 +91,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "empty.gif").touch()
     yield folder / "empty.gif", "no image of a kind that can be read"
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
-    yield folder / "bomb.png", "decompression bomb"
+    yield folder / "bomb.png", "has 196,000,000 pixels; make it smaller"
     yield folder / "gone.png", "no such file or directory"
     (folder / "folder.png").mkdir()
     yield folder / "folder.png", "is no file"
@@ -101,7 +101,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut.npy").write_bytes(array[:-1])
     yield folder / "cut.npy", "mmap length"
     (folder / "text.npy").write_text("no array")
-    yield folder / "text.npy", "magic string"
+    yield folder / "text.npy", "no array as numpy.save writes it"
     (folder / "empty.npy").touch()
     yield folder / "empty.npy", ""
 

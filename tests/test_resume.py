@@ -196,7 +196,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
 def test_what_is_no_run_is_refused(stopped: Path) -> None:
     refused(
         stopped,
-        "there is no such run in sqlite:///.*mlflow.db; tracking.uri",
+        "there is no such run in sqlite:///.*mlflow.db; .*tracking.uri",
         "run_id=0123456789abcdef0123456789abcdef",
     )
     refused(stopped, "say which run", "run_id=null")

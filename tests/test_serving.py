@@ -181,6 +181,14 @@ def test_a_picture_that_unfolds_to_too_many_pixels_is_refused(address: str) -> N
     assert reason == "the picture has 10000×5001 pixels; send at most 50,000,000"
 
 
+def test_a_picture_that_pillow_itself_calls_too_large_is_refused_alike(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    reason = refused(send(address, picture(0)), 413)
+    assert reason == "the picture has too many pixels; send at most 50,000,000"
+
+
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json", ""])
 def test_a_picture_must_be_called_one(kind: str, address: str) -> None:
     assert "--data-binary @file" in refused(send(address, picture(1), kind), 415)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.config import Config, Tracking
@@ -15,7 +16,8 @@ from pipeline.data import Array
 from pipeline.errors import RequestError
 from pipeline.params import config_sha256
 from pipeline.records import of_kept_weights
-from pipeline.tracking.recorded import best_first, find_run
+from pipeline.tracking.ranking import best_by_kept
+from pipeline.tracking.recorded import find_run
 from pipeline.tracking.store import connect
 
 METRIC = "val/accuracy"  # chooses the best run; the test split is for judging it afterwards
@@ -102,12 +104,13 @@ def fetch_model(uri: str) -> Path:
 
 def _best(client: mlflow.MlflowClient, experiment: str) -> str:
     known = client.get_experiment_by_name(experiment)
-    runs = known and client.search_runs(
-        [known.experiment_id],
-        "attributes.status = 'FINISHED' AND tags.model_uri != ''",
-        max_results=1,
-        order_by=best_first(METRIC),
-    )
+    experiments = [known.experiment_id] if known else []
+    where = "attributes.status = 'FINISHED' AND tags.model_uri != ''"
+
+    def search(order: Sequence[str], most: int) -> list[Run]:
+        return list(client.search_runs(experiments, where, max_results=most, order_by=list(order)))
+
+    runs = best_by_kept(search, METRIC, most=1) if experiments else []
     if not runs or METRIC not in runs[0].data.metrics:
         raise RequestError(
             f"run_id=best: experiment {experiment} has no finished run with a model and {METRIC}; "

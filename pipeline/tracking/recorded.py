@@ -13,11 +13,12 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from pipeline.config import Config, Tracking, validate
-from pipeline.data import KEPT, Array
+from pipeline.data import Array
 from pipeline.errors import RequestError
+from pipeline.tracking.ids import find_by_id
 from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.store import connect, without_password
+from pipeline.tracking.store import connect
 from pipeline.workplace import owner
 
 CONFIG = "config.yaml"
@@ -109,7 +110,7 @@ class Entry:
 
 
 def find_run(run_id: str | None, tracking: Tracking, *, experiment: str) -> RecordedRun:
-    """The run with that id, or the newest finished one of `experiment` for `latest`.
+    """The run with that id or beginning of one; for `latest` `experiment`'s newest finished one.
 
     Raises:
         RequestError: there is no such run, or it has no model or configuration.
@@ -125,7 +126,7 @@ def find_run(run_id: str | None, tracking: Tracking, *, experiment: str) -> Reco
 def find_entry(
     run_id: str | None, tracking: Tracking, *, experiment: str, latest: tuple[str, str]
 ) -> Entry:
-    """The run with that id, or for `latest` the newest of `experiment` that is such a one.
+    """The run with that id or beginning of one; for `latest` the newest such one of `experiment`.
 
     `latest` says which: what such a run is called, and MLflow's condition for it.
 
@@ -135,14 +136,8 @@ def find_entry(
     if run_id is None:
         raise RequestError("run_id: say which run, run_id=<id> or run_id=latest")
     client = connect(tracking.uri)
-    try:
-        run = client.get_run(_latest(client, experiment, latest) if run_id == "latest" else run_id)
-        known = client.get_experiment(run.info.experiment_id)
-    except MlflowException as error:
-        raise RequestError(
-            f"run_id={run_id}: there is no such run in {without_password(client.tracking_uri)}; "
-            "tracking.uri=… names another store"
-        ) from error
+    run = find_by_id(client, _latest(client, experiment, latest) if run_id == "latest" else run_id)
+    known = client.get_experiment(run.info.experiment_id)
     return Entry(
         id=run.info.run_id,
         experiment=known.name,
@@ -152,16 +147,6 @@ def find_entry(
         metrics=run.data.metrics,
         artifacts=run.info.artifact_uri,
     )
-
-
-def best_first(metric: str, *, lower_is_better: bool = False) -> list[str]:
-    """MLflow's order of runs by what the weights they kept have of a metric; equals, oldest first.
-
-    Runs recorded before there was `kept/…` come last, by what the last epoch had.
-    """
-    way = "ASC" if lower_is_better else "DESC"
-    names = [f"{KEPT}{metric}"] * metric.startswith("val/") + [metric]
-    return [*(f"metrics.`{name}` {way}" for name in names), "attributes.start_time ASC"]
 
 
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:

@@ -14,6 +14,7 @@ from pipeline.errors import RequestError
 from pipeline.jobs import Job
 from pipeline.records import of_kept_weights
 from pipeline.tracking.heartbeat import GONE
+from pipeline.tracking.ids import find_by_id
 from pipeline.tracking.lifecycle import FOLDER, INDEX, PARENT, PRUNED, close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.store import connect, experiment
@@ -105,7 +106,7 @@ def children(parent: Recording, objectives: Sequence[Objective]) -> Children:
 
 
 def find_sweep(sweep_id: str, config: Config, *, asked_as: str = "sweep.resume") -> tuple[str, str]:
-    """Run id and folder of the sweep with that id, or of the newest one for `latest`.
+    """Run id and folder of the sweep with that id or beginning of one, or of the `latest`.
 
     `asked_as`: the key that names it, for the message.
 
@@ -116,7 +117,7 @@ def find_sweep(sweep_id: str, config: Config, *, asked_as: str = "sweep.resume")
     name = config.tracking.experiment or config.choices.dataset
     try:
         if sweep_id != "latest":
-            run = client.get_run(sweep_id)
+            run = find_by_id(client, sweep_id, key=asked_as, kind="sweep")
         else:
             known = client.get_experiment_by_name(name)
             runs = known and client.search_runs(
