@@ -160,7 +160,7 @@ def test_reliability_shows_the_share_right_of_each_confidence_and_how_many_have_
 
 
 def titles(figure: Figure) -> list[str]:
-    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
@@ -168,8 +168,7 @@ def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
     assert figure.get_suptitle() == "The 2 most confident of 2 mistakes"
     assert titles(figure) == ["cat 100.0%\nis dog", "dog 62.5%\nis cat"]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), MIXED.images[1, :, :, 0])
-    assert len(figure.axes) == 25
-    assert sum(bool(axes.images) for axes in figure.axes) == 2
+    assert len(figure.axes[0].images) == 2
 
 
 def test_no_more_than_25_mistakes_are_shown() -> None:
