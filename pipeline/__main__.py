@@ -86,8 +86,10 @@ def main() -> int:
         sys.argv[1:] = [*NO_FOLDER, *given] if verb == FOLDERLESS else given
         if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
             raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
-        _with_hydra(verb)
-        sys.stdout.flush()  # so that a reader who has left is noticed here
+        try:
+            _with_hydra(verb)
+        finally:  # after --help Hydra exits by itself
+            sys.stdout.flush()  # so that a reader who has left is noticed here
     except (Exception, KeyboardInterrupt) as error:
         if _is_unread(error):
             return _end_unread()

@@ -94,7 +94,7 @@ def unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipeline", *arguments],
             cwd=cwd,
-            env=environment(),
+            env=environment() | {"PYTHONUNBUFFERED": ""},  # it is the rest that breaks
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,

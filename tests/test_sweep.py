@@ -5,11 +5,13 @@ import json
 import os
 import shlex
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -554,7 +556,7 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.
-LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,80,81", *NO_PLOTS)
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,200,201", *NO_PLOTS)
 INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
 
 
@@ -588,6 +590,21 @@ def met_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[psutil.Proc
     return offspring(process)
 
 
+def hold_still(process: subprocess.Popen[bytes], cwd: Path) -> None:
+    """Stops a sweep's processes at a moment when none of them is writing to the store."""
+
+    def stopped_while_not_writing() -> bool:
+        os.killpg(process.pid, signal.SIGSTOP)
+        store = sqlite3.connect(cwd / "mlflow.db", timeout=0, isolation_level=None)
+        with closing(store), suppress(sqlite3.OperationalError):
+            store.execute("BEGIN EXCLUSIVE")
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    until(stopped_while_not_writing, process)
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     cwd = tmp_path_factory.mktemp("interrupted")
@@ -602,7 +619,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     process = begin(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
     sweep_id = by_ctrl_c.parent.info.run_id
     second = met_at_work(process, cwd)
-    os.killpg(process.pid, signal.SIGSTOP)  # or it might be done before the other is refused
+    hold_still(process, cwd)  # or it might be done before the other is refused
     intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
     os.killpg(process.pid, signal.SIGCONT)
     process.send_signal(signal.SIGTERM)  # as a batch system does
