@@ -86,7 +86,8 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     console.print(table)
     count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
-    parallel = shares(launcher)[0] if is_local(launcher) else getattr(launcher, "n_jobs", 1)
+    local = is_local(launcher)
+    parallel = shares(launcher)[0] if local else max(1, int(getattr(launcher, "n_jobs", 1)))
     seconds = typical_seconds(config)
     time = (
         f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
