@@ -75,7 +75,9 @@ def _ways(
     def ours(place: Path, output: str) -> None:
         path, shape = folder / output, loaded.image_shape
         with replacing(path) as partial, WRITERS[path.suffix](partial) as write:
-            for block in read(find(str(place)), shape, at_once=BATCH_SIZE, listener=lambda _: None):
+            for block in read(
+                find(str(place)).files, shape, at_once=BATCH_SIZE, listener=lambda _: None
+            ):
                 write(classify(block))
 
     return {

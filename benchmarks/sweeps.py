@@ -212,10 +212,11 @@ def _publish(
     for _, children in sweeps:
         for name, values in _besides_fit(children).items():
             besides[name] += values
-    kept = {"children": [[asdict(child) for child in children] for _, children in sweeps]}
+    facts: dict[str, Any] = dict(besides)
+    facts["children"] = [[asdict(child) for child in children] for _, children in sweeps]
     ours = statistics.median(seconds["ours"])
     ratios = {name: ours / statistics.median(seconds[name]) for name in BARS}
-    publish("sweeps", title, seconds, ratios=ratios, bars=BARS, phases=phases, **besides | kept)
+    publish("sweeps", title, seconds, ratios=ratios, bars=BARS, phases=phases, **facts)
     rows = [(name, f"{ratios[name]:.2f}", f"{bar:.2f}") for name, bar in BARS.items()]
     show("Ours as a share of their time", ("contender", "ours / it", "at most"), rows)
     medians = {name: statistics.median(p[name] for p in phases) for name in phases[0]}

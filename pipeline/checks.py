@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from rich.filesize import decimal
 
 from pipeline import cache, datasets, lineage
 from pipeline.config import Config
@@ -213,15 +214,10 @@ def disk(*folders: Path) -> Iterator[Finding]:
             yield _space(place)
 
 
-def _size(number: int) -> str:
-    """Bytes in GB, or MB where that would say 0."""
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
-
-
 def _space(place: Path) -> Finding:
     usage = shutil.disk_usage(place)
     free_gb = usage.free / 1e9
-    says = f"{_size(usage.free)} of {_size(usage.total)} free where {place} is"
+    says = f"{decimal(usage.free)} of {decimal(usage.total)} free where {place} is"
     if free_gb < FULL_GB:
         return problem("disk", says, "free some space; below, what can be deleted")
     if free_gb < LOW_GB:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from rich.filesize import decimal
 
 from pipeline.findings import Finding, ok
 
@@ -41,11 +42,11 @@ def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Findi
 def _caches(data_dir: Path) -> Iterator[Finding]:
     folders = {entry.parent for entry in data_dir.glob("*/raw-*")}
     if folders:
-        says = f"the data cache, {_mb(folders)}; made again when needed"
+        says = f"the data cache, {_size(folders)}; made again when needed"
         yield ok("leftovers", says, _delete(folders))
     programs = data_dir / "xla"
     if programs.is_dir():
-        says = f"programs compiled by XLA, {_mb([programs])}; made again when needed"
+        says = f"programs compiled by XLA, {_size([programs])}; made again when needed"
         yield ok("leftovers", says, _delete([programs]))
 
 
@@ -56,14 +57,14 @@ def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
     known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
     spare = [p for p, run in known.items() if run and run.status == "FINISHED" and run.has_model]
     if spare:
-        says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_mb(spare)}"
+        says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
         yield ok("leftovers", says, _delete(_by_day(spare, found)))
     if kept := [path for path in found if path not in spare]:
         why = "of runs that can be resumed, or that no record tells of"
         if made is None:
             why = "which may still be needed: the store cannot be asked"
         folders = "folder" if len(kept) == 1 else "folders"
-        yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_mb(kept)}")
+        yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_size(kept)}")
 
 
 def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
@@ -73,11 +74,11 @@ def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
     ended = [path for path, sweep in known.items() if sweep and sweep.status == "FINISHED"]
     if ended:
-        says = f"folders of {len(ended)} finished sweeps, {_mb(ended)}; without, none can go on"
+        says = f"folders of {len(ended)} finished sweeps, {_size(ended)}; without, none can go on"
         yield ok("leftovers", says, _delete(ended))
     if kept := [path for path in found if path not in ended]:
         says = f"folders of {len(kept)} sweeps that did not finish, or that no record tells of"
-        yield ok("leftovers", f"{says}, {_mb(kept)}")
+        yield ok("leftovers", f"{says}, {_size(kept)}")
 
 
 def _partial(data_dir: Path) -> Iterator[Finding]:
@@ -90,7 +91,7 @@ def _partial(data_dir: Path) -> Iterator[Finding]:
         if (name := _PARTIAL.match(path.name)) and not psutil.pid_exists(int(name[1]))
     ]
     if dead:
-        yield ok("leftovers", f"half-written by killed processes, {_mb(dead)}", _delete(dead))
+        yield ok("leftovers", f"half-written by killed processes, {_size(dead)}", _delete(dead))
 
 
 def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
@@ -114,8 +115,8 @@ def _delete(paths: Iterable[Path]) -> str:
     return f"rm -r -- {' '.join(words)}"
 
 
-def _mb(paths: Iterable[Path]) -> str:
-    return f"{sum(map(_bytes, paths)) / 1e6:,.1f} MB"
+def _size(paths: Iterable[Path]) -> str:
+    return decimal(sum(map(_bytes, paths)))
 
 
 def _bytes(path: Path) -> int:

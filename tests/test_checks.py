@@ -174,7 +174,7 @@ def test_the_space_of_a_small_disk_is_told_in_mb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(30e6, 0, 12e6))
-    assert one(checks.disk(tmp_path)).says.startswith("12 MB of 30 MB free where ")
+    assert one(checks.disk(tmp_path)).says.startswith("12.0 MB of 30.0 MB free where ")
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
