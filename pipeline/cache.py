@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,15 @@ def damage(folder: Path) -> str | None:
 def key(**parts: Any) -> str:
     """A short name (16 hex digits) for the JSON-able values that determine an entry."""
     return _digest(parts)[:16]
+
+
+def let_go(array: Array) -> None:
+    """Gives back the memory that an entry's array fills, until it is read again."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _load(folder: Path, *, cached: bool) -> Entry:

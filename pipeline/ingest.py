@@ -71,6 +71,7 @@ def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Pat
         return {**arrays, "mean": made.mean, "std": made.std}, {}
 
     entry = cache.load_or_build(data_dir / name / f"prepared-{key}", build_splits)
+    cache.let_go(raw.train.images)  # the run has its own copy of them now
     return Prepared(
         train=_split(entry.arrays, "train"),
         val=_split(entry.arrays, "val"),

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.cache import let_go
 from pipeline.data import Array, Split
 from pipeline.errors import PipelineError
 from pipeline.fused import fused_updates
@@ -72,6 +73,7 @@ def fit(
                 test_steps(np.arange(len(val)))
                 logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
+    let_go(train.images)
     model.optimizer.finalize_variable_values(model.trainable_weights)
     callbacks.on_train_end(logs)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline import cache
@@ -53,6 +54,27 @@ def test_arrays_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
     assert isinstance(array, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         array[0, 0] = 9
+
+
+def test_an_array_that_is_let_go_fills_no_memory_until_it_is_read(tmp_path: Path) -> None:
+    def ones() -> cache.Content:
+        return {"a": np.ones((1000, 1000), np.uint8)}, {}
+
+    def in_memory() -> int:
+        maps = psutil.Process().memory_maps(grouped=True)
+        return sum(one.rss for one in maps if one.path.startswith(str(tmp_path)))
+
+    array = cache.load_or_build(tmp_path / "entry", ones).arrays["a"]
+    assert array.sum() == array.size <= in_memory()
+    cache.let_go(array)
+    assert in_memory() == 0
+    assert array.sum() == array.size
+
+
+def test_an_array_of_the_process_itself_stays_where_it_is() -> None:
+    array = np.ones(1000)
+    cache.let_go(array)
+    assert array.sum() == 1000
 
 
 def test_an_empty_array_keeps_its_shape(tmp_path: Path) -> None:
