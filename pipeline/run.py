@@ -74,12 +74,11 @@ def complete(
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
-    if uri is None:
-        with recording.stage("save"):
-            uri = recording.log_model(model, prepared)
     if config.evaluate.report:
         save_report(recording, began, found)
     recording.upload()
+    if uri is None:  # last: what has a model is taken to be complete
+        uri = recording.log_model(model, prepared)
     print(_result(recording.id, found, uri), flush=True)
 
 

@@ -408,6 +408,12 @@ def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatc
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]
 
 
+def spawned() -> list[psutil.Process]:
+    """The worker processes of this one that have got as far as to be Python anew."""
+    workers = psutil.Process().children()
+    return [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
+
+
 def imported(module: str) -> bool:
     return module in sys.modules
 
@@ -415,9 +421,8 @@ def imported(module: str) -> bool:
 def test_workers_that_are_started_import_their_modules_before_there_is_a_task() -> None:
     with Pool(2, threads=1, modules=["no.such.module", "wave"]) as pool:
         pool.start(5)
-        workers = psutil.Process().children()
-        begun = [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
-        assert len(begun) == 2
+        until(lambda: len(spawned()) == 2)
+        begun = spawned()
         work = [Task(key=n, function=imported, arguments=("wave",)) for n in range(2)]
         assert [one.result for one in pool.run(work)] == [True, True]
         assert {process.pid for process in begun} <= {

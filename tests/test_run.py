@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from pipeline.config import Config, validate
 from pipeline.errors import RequestError
 from pipeline.ingest import ingest, prepare
 from pipeline.requests import REQUESTS
-from pipeline.run import evaluate_recorded, run, train_only
+from pipeline.run import complete, evaluate_recorded, run, train_only
+from pipeline.tracking import Recording, reopen
 
 pytestmark = pytest.mark.slow
 
@@ -274,6 +276,33 @@ def test_evaluate_refuses_a_run_without_a_model(
         evaluate_recorded(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
     with inside(tmp_path), pytest.raises(RequestError, match="no finished run"):
         evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
+
+
+def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = finished(tmp_path, capsys, *OVERRIDES, "tracking.log_model=false", story=train_only)
+    folder = tmp_path / "outputs"
+    model = keras.models.load_model(folder / "checkpoints" / "last.keras")
+    log_tags = Recording.log_tags
+
+    def killed(recording: Recording, tags: dict[str, str]) -> None:
+        if "model_uri" in tags:
+            raise KeyboardInterrupt
+        log_tags(recording, tags)
+
+    with inside(tmp_path):
+        monkeypatch.setattr(Recording, "log_tags", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recording = reopen(bare.said["run_id"], bare.config.tracking, folder)
+            complete(bare.config, bare.config, model, recording)
+        assert "test_probs" in np.load(bare.artifact("predictions.npz")).files
+        assert bare.artifact("report.html").exists()
+        monkeypatch.undo()
+        recording = reopen(bare.said["run_id"], bare.config.tracking, folder)
+        complete(bare.config, bare.config, model, recording)
+    [saved] = bare.client.search_logged_models([bare.run.info.experiment_id])
+    assert saved.model_uri == bare.run.data.tags["model_uri"]
 
 
 def test_without_validation_images_the_result_line_says_nan(

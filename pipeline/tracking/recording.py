@@ -154,9 +154,9 @@ class Recording:
 
         keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
         run = self.client.get_run(self.id)
-        if self.before:
-            if "model_uri" in run.data.tags:
-                return str(run.data.tags["model_uri"])
+        if self.before and "model_uri" in run.data.tags:
+            return str(run.data.tags["model_uri"])
+        if self.before or run.info.status != "RUNNING":  # this is not its first try
             self._forget_half_saved(run.info.experiment_id)
         # What mlflow.tensorflow.log_model does, but for any run and not the active one alone.
         entry = self.client.create_logged_model(
