@@ -43,7 +43,7 @@ serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or POR
 	@exec $(BIN)/python -m pipeline serve $(if $(PORT),port=$(PORT)) $(ARGS)
 
 test: setup-dev ## every test, up to four files at once; ARGS= goes to pytest
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup-dev ## the tests that need neither a browser nor patience
 	@$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
