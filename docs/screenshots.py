@@ -145,7 +145,7 @@ def take(page: Page, address: str, run_id: str, folder: Path) -> list[Path]:
     open_overview(page, run)
     _shoot(page, pictures[0])
     open_metrics(page, run)
-    page.get_by_placeholder("Search metric charts").fill("(train|val)/(accuracy|loss)")
+    page.get_by_placeholder("Search metric charts").fill("^(train|val)/(accuracy|loss)")
     _shoot(page, pictures[1])
     open_plot(page, run, "confusion_matrix")
     _shoot(page, pictures[2])
