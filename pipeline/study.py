@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lazy_loader
@@ -15,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from pipeline.errors import Pruned, RequestError, first_line
 from pipeline.jobs import Job
 from pipeline.search_space import distributions, text_of
+from pipeline.study_storage import open_storage
 from pipeline.sweep_config import Sweep
 from pipeline.trials import FINISHED, PRUNED, Trial
 
@@ -157,15 +157,6 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
             raise Pruned(f"pruned after epoch {epoch}")
 
     return listen
-
-
-def open_storage(place: str) -> Any:
-    """Optuna's storage at a database URL or, for any other text, in a journal file of that path."""
-    if "://" in place:
-        return optuna.storages.RDBStorage(place)
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal
-    return journal.JournalStorage(journal.JournalFileBackend(place))
 
 
 def make_pruner(settings: Sweep) -> Any:

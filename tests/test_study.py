@@ -13,6 +13,7 @@ from test_jobs import multirun
 from pipeline.errors import Pruned, RequestError
 from pipeline.search_space import corners, distributions
 from pipeline.study import Search, pruning_listener, require_sense
+from pipeline.study_storage import open_storage
 from pipeline.sweep_config import Sweep
 from pipeline.trials import FAILED, FINISHED, PRUNED, Trial
 
@@ -49,6 +50,22 @@ def carry_out(source: Search, most: int = 1000) -> list[Any]:
         if len(proposed) == most:
             break
     return proposed
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("postgresql+pg8000://u:secret@host/x", "its driver is not installed: pip install pg8000"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("mongo://host/x", "Can't load plugin: sqlalchemy.dialects:mongo"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_with_the_reason(place: str, said: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        open_storage(place)
+    assert str(refused.value).startswith("sweep.storage=")
+    assert str(refused.value).endswith(f" cannot be used: {said}")
+    assert "secret" not in str(refused.value)
 
 
 def test_hydras_grammar_becomes_optunas_distributions() -> None:

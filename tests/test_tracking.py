@@ -30,7 +30,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.tracking import Recording, record
 from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG
-from pipeline.tracking.store import connect, experiment, without_password
+from pipeline.tracking.store import connect, experiment
 
 
 @pytest.fixture(scope="module")
@@ -183,19 +183,6 @@ def test_a_password_in_the_address_is_recorded_nowhere(
     kept = (artefacts(recording) / "config.yaml").read_text()
     assert yaml.safe_load(kept)["tracking"]["uri"] == "postgresql://someone:***@db.example/mlflow"
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://a:b@host:5000", "http://a:***@host:5000"),
-        ("https://host", "https://host"),
-        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
-        ("a folder", "a folder"),
-    ],
-)
-def test_an_address_is_shown_without_its_password(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown
 
 
 def test_a_parameter_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from alembic.script import ScriptDirectory
 from mlflow.entities import Experiment
 from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
 
+from pipeline.databases import without_password
 from pipeline.errors import first_line, one_line
 from pipeline.findings import Finding, ok, problem, warning
-from pipeline.tracking.store import DEFAULT_URI, try_to_write, without_password
+from pipeline.tracking.store import DEFAULT_URI, try_to_write
 
 ANSWER_S = 8.0  # for a server or database to answer at all
 BUSY_S = 2.0  # for another process to end its writing to an SQLite file

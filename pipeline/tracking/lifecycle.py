@@ -21,13 +21,14 @@ from mlflow.exceptions import MlflowException
 
 from pipeline import lineage
 from pipeline.config import Config
+from pipeline.databases import without_password
 from pipeline.errors import Pruned, RequestError
 from pipeline.params import flatten
 from pipeline.progress import Start
 from pipeline.requests import REQUESTS
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
 from pipeline.tracking.recording import Recording, recorded_metrics
-from pipeline.tracking.store import connect, experiment, without_password
+from pipeline.tracking.store import connect, experiment
 from pipeline.workplace import at_work_in, move_in
 
 ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password

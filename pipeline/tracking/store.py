@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from pipeline.errors import RequestError, first_line
+from pipeline.databases import reason, without_password
+from pipeline.errors import RequestError
 from pipeline.storage import replacing
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -38,7 +39,9 @@ def connect(uri: str | None) -> mlflow.MlflowClient:
             _make_whole(address)
             client = _opened(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(f"tracking store {without_password(address)}: {_said(error)}") from error
+        raise RequestError(
+            f"tracking store {without_password(address)}: {reason(error)}"
+        ) from error
     return client
 
 
@@ -77,7 +80,7 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
-                raise RequestError(f"tracking.experiment={name}: {_said(error)}") from error
+                raise RequestError(f"tracking.experiment={name}: {reason(error)}") from error
     if found.lifecycle_stage != "active":
         raise RequestError(
             f"tracking.experiment={name} was deleted; restore it with "
@@ -133,21 +136,9 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown."""
-    try:
-        return sa.make_url(uri).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return uri
-
-
 def _reason(error: BaseException) -> str:
     if isinstance(error, requests.Timeout):
         return f"no answer within {FIRST_ANSWER_S} s"
     if isinstance(error, requests.ConnectionError):
         return "nothing answers there"
-    return _said(getattr(error, "orig", None) or error)
-
-
-def _said(error: BaseException) -> str:
-    return first_line(str(error), otherwise=type(error).__name__)
+    return reason(error)
