@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import mlflow
@@ -24,6 +25,7 @@ from commands import (
     results,
 )
 from mlflow.entities import Run
+from sqlalchemy.engine.default import DefaultDialect
 
 from docs import screenshots
 from pipeline.config import Config
@@ -95,6 +97,26 @@ def test_an_exception_is_a_failed_run_that_keeps_all_it_had(config: Config, tmp_
 def test_ctrl_c_is_a_killed_run(config: Config, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), record(config, tmp_path) as recording:
         raise KeyboardInterrupt
+    run = recorded(recording)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+
+
+def test_a_stop_in_the_middle_of_a_write_does_not_lock_the_store(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = DefaultDialect.do_execute
+
+    def stopped(self: Any, cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+        execute(self, cursor, statement, parameters, context)
+        if statement.startswith("SELECT latest_metrics"):  # after the metrics were inserted
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught, record(config, tmp_path) as recording:
+        recording.log_epoch(1, {"val/loss": 0.5})
+        monkeypatch.setattr(DefaultDialect, "do_execute", stopped)
+        recording.log_epoch(2, {"val/loss": 0.4})
+    assert "do_execute" in str(caught.getrepr())
     run = recorded(recording)
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
 

@@ -22,6 +22,18 @@ ARTIFACTS = "mlartifacts"
 FIRST_ANSWER_S = 10
 
 
+@sa.event.listens_for(sa.Engine, "handle_error")
+def _keep_sqlite(context: sa.ExceptionContext) -> None:
+    """Has a connection rolled back and used on when Ctrl-C meets it in the middle of a statement.
+
+    SQLAlchemy would give it up as broken. SQLite's file then stays locked, for ourselves as well,
+    as long as the open statement lives, which the traceback holds.
+    """
+    is_stop = not isinstance(context.original_exception, Exception)
+    if is_stop and context.dialect.name == "sqlite":
+        context.is_disconnect = False
+
+
 def connect(uri: str | None) -> mlflow.MlflowClient:
     """A client of the tracking server or store at `uri`, which is made the process' default.
 
