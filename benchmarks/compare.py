@@ -93,7 +93,7 @@ def _fill(folder: str, count: int) -> None:
 
 def _runs(count: int) -> Iterator[tuple[dict[str, str], dict[str, str], dict[str, float]]]:
     """Parameters, tags and metrics of each run, as `pipeline run` records them."""
-    from pipeline import lineage
+    from pipeline.tracking import lineage
 
     rng = np.random.default_rng(0)
     tags = {f"version.{key}": value for key, value in lineage.versions().items()}

@@ -36,8 +36,8 @@ def ours(task: Task) -> Iterator[float]:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     import keras
 
-    from pipeline import loop, xla
-    from pipeline.data import Split
+    from pipeline.data.values import Split
+    from pipeline.training import loop, xla
 
     ends: list[float] = []
     clock = keras.callbacks.LambdaCallback(
@@ -212,7 +212,7 @@ def _epochs(task: Task, epoch: Callable[[], Any]) -> Iterator[float]:
 def _keras_model(task: Task, *, scaled: bool = False) -> Any:
     import keras
 
-    from pipeline import models
+    from pipeline.training import models
 
     keras.utils.set_random_seed(0)
     shape = task.images.shape[1:]

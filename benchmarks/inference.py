@@ -1,10 +1,10 @@
 """Predicting with a saved model, one image and many: `python -m benchmarks.inference`.
 
 A one-epoch run trains and saves the model; it is loaded from the tracking store, as whoever serves
-it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `pipeline.loop.predict` that the
-evaluation uses; beside them stand Keras' `predict` and, what its documentation advises for small
-inputs, calling the model. After a warm-up they take turns in one process, call by call, with
-TensorFlow's own settings and no progress bars. What counts are the medians.
+it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `predict` of `training/loop.py`,
+which the evaluation uses; beside them stand Keras' `predict` and, what its documentation advises
+for small inputs, calling the model. After a warm-up they take turns in one process, call by call,
+with TensorFlow's own settings and no progress bars. What counts are the medians.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
     import keras
     import mlflow
 
-    from pipeline import loop
+    from pipeline.training import loop
 
     keras.config.disable_interactive_logging()
     mlflow.set_tracking_uri(tracking_uri)

@@ -59,13 +59,13 @@ def _ways(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     import keras
 
-    from pipeline.answers import WRITERS
-    from pipeline.config import Tracking
-    from pipeline.image_files import find
-    from pipeline.predict import classifier
-    from pipeline.reading import read
-    from pipeline.storage import replacing
+    from pipeline.config.schema import Tracking
+    from pipeline.data.files import find
+    from pipeline.data.reading import read
+    from pipeline.system.files import replacing
     from pipeline.tracking.models import load_model
+    from pipeline.verbs.predict.command import classifier
+    from pipeline.verbs.predict.writers import WRITERS
 
     keras.config.disable_interactive_logging()
     loaded = load_model(uri, Tracking(uri=tracking_uri))

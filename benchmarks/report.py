@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from pipeline import lineage
-from pipeline.console import standard_output
+from pipeline.system.terminal import standard_output
+from pipeline.tracking import lineage
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "ours"

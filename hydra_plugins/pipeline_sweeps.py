@@ -30,8 +30,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Carries out the multirun that the command line asks for."""
-        from pipeline.jobs import asked_for
-        from pipeline.sweep import sweep
+        from pipeline.sweeps.jobs import asked_for
+        from pipeline.sweeps.sweep import sweep
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -61,6 +61,6 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Runs a batch of jobs, for Hydra's own sweeper."""
-        from pipeline.launch import launch_batch
+        from pipeline.sweeps.launch import launch_batch
 
         return launch_batch(self, job_overrides, initial_job_idx)

@@ -24,45 +24,72 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from pipeline.arguments import addressed, normalise  # noqa: E402
-from pipeline.composing import compose_once  # noqa: E402
-from pipeline.config import register, validate  # noqa: E402
-from pipeline.cycles import load  # noqa: E402
-from pipeline.errors import PipelineError, RequestError  # noqa: E402
-from pipeline.explain import explain  # noqa: E402
-from pipeline.native import native_messages_to  # noqa: E402
-from pipeline.requests import REQUESTS  # noqa: E402
+from pipeline.config.compose import compose_once  # noqa: E402
+from pipeline.config.messages import explain  # noqa: E402
+from pipeline.config.requests import REQUESTS  # noqa: E402
+from pipeline.config.schema import register, validate  # noqa: E402
+from pipeline.config.words import addressed, normalise  # noqa: E402
+from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
+from pipeline.system.imports import load  # noqa: E402
+from pipeline.system.native import native_messages_to  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 # verb: (what carries it out, what it does)
 VERBS = {
     "run": ("pipeline.run:run", "train, evaluate and record one model (the default)"),
-    "ingest": ("pipeline.stages:show_ingested", "fetch, verify and cache the data"),
-    "preprocess": ("pipeline.stages:show_preprocessed", "split the data and cache the splits"),
+    "ingest": ("pipeline.verbs.stages:show_ingested", "fetch, verify and cache the data"),
+    "preprocess": (
+        "pipeline.verbs.stages:show_preprocessed",
+        "split the data and cache the splits",
+    ),
     "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
     "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
     "resume": (
-        "pipeline.resume:resume",
+        "pipeline.verbs.resume:resume",
         "go on with the unfinished run_id=<id> or latest from its checkpoint",
     ),
     "reproduce": (
-        "pipeline.reproduce:reproduce",
+        "pipeline.verbs.reproduce:reproduce",
         "run run_id=<id> or latest again and say whether it came out the same",
     ),
-    "report": ("pipeline.reporting:report_recorded", "build report.html of run_id=<id> or latest"),
-    "compare": ("pipeline.compare:compare", "set recorded runs side by side: is it noise?"),
-    "promote": ("pipeline.promote:promote", "make the model of run_id=<id> or best the champion"),
-    "rollback": ("pipeline.rollback:rollback", "go back to the champion before, or to=<version>"),
-    "history": ("pipeline.rollback:history", "show every promotion, rollback and refusal"),
-    "predict": ("pipeline.predict:predict", "classify images=<file, folder or pattern>"),
-    "serve": ("pipeline.serve:serve", "answer requests with the champion, or another model"),
-    "doctor": ("pipeline.doctor:examine", "say what is broken here and how to mend it"),
+    "report": (
+        "pipeline.reports.write:report_recorded",
+        "build report.html of run_id=<id> or latest",
+    ),
+    "compare": (
+        "pipeline.verbs.compare.command:compare",
+        "set recorded runs side by side: is it noise?",
+    ),
+    "promote": (
+        "pipeline.verbs.promote.promote:promote",
+        "make the model of run_id=<id> or best the champion",
+    ),
+    "rollback": (
+        "pipeline.verbs.promote.rollback:rollback",
+        "go back to the champion before, or to=<version>",
+    ),
+    "history": (
+        "pipeline.verbs.promote.rollback:history",
+        "show every promotion, rollback and refusal",
+    ),
+    "predict": (
+        "pipeline.verbs.predict.command:predict",
+        "classify images=<file, folder or pattern>",
+    ),
+    "serve": (
+        "pipeline.verbs.serve.command:serve",
+        "answer requests with the champion, or another model",
+    ),
+    "doctor": (
+        "pipeline.verbs.doctor.command:examine",
+        "say what is broken here and how to mend it",
+    ),
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
-TRIAL = "pipeline.trial:run_trial"  # `run`, as a job of a sweep
+TRIAL = "pipeline.sweeps.trial:run_trial"  # `run`, as a job of a sweep
 
 log = logging.getLogger("pipeline")
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import keras
 
-from pipeline.callbacks import EpochListener
-from pipeline.config import Config
-from pipeline.data import Predictions, Prepared, Split
-from pipeline.evaluate import answers, draw_training, evaluate, stored
-from pipeline.ingest import describe, ingest, prepare, text
-from pipeline.loop import predict
-from pipeline.metrics import accuracy
-from pipeline.progress import Start
-from pipeline.reporting import reported, save_report
-from pipeline.summary import summarise
+from pipeline.config.schema import Config
+from pipeline.data.load import describe, ingest, prepare, text
+from pipeline.data.values import Predictions, Prepared, Split
+from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
+from pipeline.evaluation.metrics import accuracy
+from pipeline.reports.write import reported, save_report
 from pipeline.tracking import Recording, find_run, record, reopen
-from pipeline.train import build_model, train
+from pipeline.training.callbacks import EpochListener
+from pipeline.training.checkpoint import Start
+from pipeline.training.loop import predict
+from pipeline.training.summary import summarise
+from pipeline.training.train import build_model, train
 
 Found = dict[str, Predictions]  # by split
 

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config import Config, register, validate
+from pipeline.config.schema import Config, register, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import QUICK, environment, free_port, pipeline, results, unread
+
+from tests.commands import QUICK, environment, free_port, pipeline, results, unread
 
 # Runs several command lines in forks of one process that has imported what all of them import.
 DRIVER = """
@@ -56,7 +57,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "an unreadable override": (["model.hidden=[256,"], ["'model.hidden=[256,'"]),
     "a builder that is not ours": (
         ["model._target_=os.system"],
-        ["model._target_: 'os.system' is not allowed", "pipeline.models.mlp"],
+        ["model._target_: 'os.system' is not allowed", "pipeline.training.models.mlp"],
     ),
     "an added top key": (["+foo=3"], ["foo"]),
     "an added leaf parameter": (["+model.foo=1"], ["model.foo: no such parameter"]),

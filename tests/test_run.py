@@ -10,15 +10,15 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from commands import configured, inside, pipeline, results
 from mlflow.entities import Run
 
-from pipeline.config import Config, validate
-from pipeline.errors import RequestError
-from pipeline.ingest import ingest, prepare
-from pipeline.requests import REQUESTS
+from pipeline.config.requests import REQUESTS
+from pipeline.config.schema import Config, validate
+from pipeline.data.load import ingest, prepare
 from pipeline.run import complete, evaluate_recorded, run, train_only
+from pipeline.system.errors import RequestError
 from pipeline.tracking import Recording, reopen
+from tests.commands import configured, inside, pipeline, results
 
 pytestmark = pytest.mark.slow
 

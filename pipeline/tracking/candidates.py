@@ -11,14 +11,14 @@ import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Config, Tracking
-from pipeline.data import Array
-from pipeline.errors import RequestError
-from pipeline.params import config_sha256
-from pipeline.records import of_kept_weights
+from pipeline.config.flat import config_sha256
+from pipeline.config.schema import Config, Tracking
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import connect
 from pipeline.tracking.ranking import best_by_kept
 from pipeline.tracking.recorded import find_run
-from pipeline.tracking.store import connect
+from pipeline.tracking.records import of_kept_weights
 
 METRIC = "val/accuracy"  # chooses the best run; the test split is for judging it afterwards
 _AS_THEY_ARE = (

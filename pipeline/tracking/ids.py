@@ -9,8 +9,8 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.databases import without_password
-from pipeline.errors import RequestError
+from pipeline.system.databases import without_password
+from pipeline.system.errors import RequestError
 
 SHORTEST = 4  # characters of an id, as with git
 WHOLE = 32

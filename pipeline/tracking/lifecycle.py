@@ -19,17 +19,17 @@ import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline import lineage
-from pipeline.config import Config
-from pipeline.databases import without_password
-from pipeline.errors import Pruned, RequestError
-from pipeline.params import flatten
-from pipeline.progress import Start
-from pipeline.requests import REQUESTS
+from pipeline.config.flat import flatten
+from pipeline.config.requests import REQUESTS
+from pipeline.config.schema import Config
+from pipeline.system.databases import without_password
+from pipeline.system.errors import Pruned, RequestError
+from pipeline.system.folders import at_work_in, move_in
+from pipeline.tracking import lineage
+from pipeline.tracking.client import connect, experiment
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
 from pipeline.tracking.recording import Recording, recorded_metrics
-from pipeline.tracking.store import connect, experiment
-from pipeline.workplace import at_work_in, move_in
+from pipeline.training.checkpoint import Start
 
 ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
 # Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.

@@ -11,11 +11,11 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from pipeline.config import Tracking
-from pipeline.data import Array
-from pipeline.errors import RequestError, first_line
-from pipeline.polarity import dark_border_share
-from pipeline.tracking.store import connect
+from pipeline.config.schema import Tracking
+from pipeline.data.polarity import dark_border_share
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError, first_line
+from pipeline.tracking.client import connect
 
 SHOWN = 3  # models that are named when the one asked for is not there
 
@@ -27,7 +27,7 @@ class LoadedModel:
     `uri` is the one asked for; `logged_uri` (`models:/m-…`) the model it stood for, which stays
     the same when an alias moves on. `image_shape` is height, width, channels. `example` are a few
     images u8[N,H,W,C] that the model was saved with, None where it was saved without.
-    `dark_border` is the share of the training images with a dark border (`pipeline.polarity`), of
+    `dark_border` is the share of the training images with a dark border (`data/polarity.py`), of
     the example where that was not recorded, None where there is neither.
     """
 

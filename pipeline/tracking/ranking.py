@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from mlflow.entities import Run
 
-from pipeline.data import KEPT
-from pipeline.records import of_kept_weights
+from pipeline.data.values import KEPT
+from pipeline.tracking.records import of_kept_weights
 
 Search = Callable[[Sequence[str], int], Sequence[Run]]
 SPARE = 50  # runs looked at besides those that are wanted

@@ -12,14 +12,14 @@ import numpy as np
 import yaml
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Config, Tracking, validate
-from pipeline.data import Array
-from pipeline.errors import RequestError
+from pipeline.config.schema import Config, Tracking, validate
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.system.folders import owner
+from pipeline.tracking.client import connect
 from pipeline.tracking.ids import find_by_id
 from pipeline.tracking.lifecycle import FOLDER, RUN_FOLDER
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.store import connect
-from pipeline.workplace import owner
 
 CONFIG = "config.yaml"
 

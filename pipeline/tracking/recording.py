@@ -18,9 +18,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from pipeline.data import Array, Prepared, Report
-from pipeline.polarity import dark_border_share
-from pipeline.storage import replacing
+from pipeline.data.polarity import dark_border_share
+from pipeline.data.values import Array, Prepared, Report
+from pipeline.system.files import replacing
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {

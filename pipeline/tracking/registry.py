@@ -19,8 +19,8 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from pipeline.config import Tracking
-from pipeline.tracking.store import connect
+from pipeline.config.schema import Tracking
+from pipeline.tracking.client import connect
 
 LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model that a run has saved
 # A tag of a version: `pending` while it is a ticket, then what became of it.

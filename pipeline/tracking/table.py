@@ -17,16 +17,16 @@ import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Config
-from pipeline.data import Array
-from pipeline.errors import RequestError
-from pipeline.explain import choose
-from pipeline.records import RunRecord, of_kept_weights
+from pipeline.config.messages import choose
+from pipeline.config.schema import Config
+from pipeline.data.values import Array
+from pipeline.sweeps.runs import find_sweep
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import connect
 from pipeline.tracking.ids import find_by_beginning
 from pipeline.tracking.lifecycle import FOLDER, PARENT
 from pipeline.tracking.ranking import best_by_kept
-from pipeline.tracking.store import connect
-from pipeline.tracking.sweeps import find_sweep
+from pipeline.tracking.records import RunRecord, of_kept_weights
 
 PAGE = 5_000  # runs asked for at once
 FINISHED = "attributes.status = 'FINISHED'"

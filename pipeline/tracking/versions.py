@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.databases import without_password
-from pipeline.errors import RequestError
+from pipeline.system.databases import without_password
+from pipeline.system.errors import RequestError
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")

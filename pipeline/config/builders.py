@@ -1,0 +1,129 @@
+"""The leaves of the configuration: what builds a data set, model, augmentation or optimizer.
+
+A leaf is flat: `_target_` names a builder, every other key is one of its keyword-only parameters,
+whose annotations are the rules it is checked against. Positional parameters of a builder are given
+to it at run time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from pipeline.config.rules import (
+    Fraction,
+    NonNegative,
+    Positive,
+    Share,
+    broken_rules,
+    public_functions,
+)
+from pipeline.system.errors import RequestError
+
+Leaf = dict[str, Any]
+
+# The allow-list: a leaf of a group is built by one of these and by nothing else.
+BUILDERS = {
+    "dataset": "pipeline.data.datasets",
+    "model": "pipeline.training.models",
+    "augment": "pipeline.training.augment",
+}
+KERAS_CLASSES = {
+    "optimizer": (
+        "keras.optimizers.",
+        ("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Lion"),
+    ),
+    "schedule": (
+        "keras.optimizers.schedules.",
+        ("CosineDecay", "ExponentialDecay", "PolynomialDecay", "InverseTimeDecay"),
+    ),
+}
+# Keras annotates nothing, and reading its signatures would import TensorFlow.
+KERAS_PARAMETERS: dict[str, Any] = {
+    "learning_rate": Positive,
+    "beta_1": Fraction,
+    "beta_2": Fraction,
+    "rho": Fraction,
+    "momentum": Fraction,
+    "nesterov": bool,
+    "amsgrad": bool,
+    "centered": bool,
+    "epsilon": Positive,
+    "weight_decay": NonNegative | None,
+    "clipnorm": Positive | None,
+    "alpha": Share,
+    "decay_rate": Positive,
+    "end_learning_rate": NonNegative,
+    "power": Positive,
+    "staircase": bool,
+}
+GROUPS = (*BUILDERS, *KERAS_CLASSES)
+MAY_BE_NONE = ("augment", "schedule")
+
+
+def check_leaf(group: str, leaf: Leaf) -> Leaf:
+    """The leaf of a group with its values as the rules have them (`1` → `1.0`).
+
+    Raises:
+        RequestError: the target is not on the allow-list, or a parameter breaks its rule.
+    """
+    target = leaf.get("_target_")
+    if target is None and group in MAY_BE_NONE:
+        return {"_target_": None}
+    rules = _rules(group, target)
+    model = create_model(group, __config__=ConfigDict(extra="forbid"), **rules)
+    given = {key: value for key, value in leaf.items() if key != "_target_"}
+    try:
+        return {"_target_": target, **model.model_validate(given).model_dump(exclude_unset=True)}
+    except ValidationError as error:
+        raise RequestError(broken_rules(error, group)) from error
+
+
+def _rules(group: str, target: Any) -> dict[str, Any]:
+    """The parameters a leaf must have, each with its type, after a look at the allow-list."""
+    if group in BUILDERS:
+        functions = public_functions(BUILDERS[group])
+        allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
+        if target in allowed:
+            return {name: (hint, ...) for name, hint in leaf_parameters(allowed[target]).items()}
+    else:
+        prefix, names = KERAS_CLASSES[group]
+        allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
+        if target in allowed:
+            # Keras knows which of these its class takes; a leaf need not name them all.
+            rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
+            return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
+    raise RequestError(
+        f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
+    )
+
+
+def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a builder with their annotations: the keys of its leaf."""
+    hints = get_type_hints(builder, include_extras=True)
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
+    """Calls a checked leaf's target with run-time values and the leaf's own parameters.
+
+    Raises:
+        RequestError: the target does not take one of the parameters.
+    """
+    module, _, name = leaf["_target_"].rpartition(".")
+    parameters = {key: value for key, value in leaf.items() if key != "_target_"}
+    target = getattr(importlib.import_module(module), name)
+    signature = inspect.signature(target)
+    try:
+        # Keras' optimizers would take any name for their **kwargs and complain of it later.
+        if unknown := parameters.keys() - signature.parameters.keys():
+            raise TypeError(f"takes no {', '.join(sorted(unknown))}")
+        signature.bind(*runtime, **more, **parameters)
+    except TypeError as error:
+        raise RequestError(f"{leaf['_target_']}: {error}; see its file under conf/") from error
+    return target(*runtime, **more, **parameters)

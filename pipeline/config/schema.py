@@ -1,0 +1,198 @@
+"""The typed trunk of the configuration, and the check of all of it.
+
+A wrong value is refused here, before TensorFlow is imported: OmegaConf holds the keys and types of
+the trunk, pydantic its ranges, `leaves.py` what hangs on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.config.builders import GROUPS, Leaf, check_leaf
+from pipeline.config.requests import (
+    Compare,
+    Doctor,
+    History,
+    Predict,
+    Promote,
+    Reproduce,
+    Resume,
+    Rollback,
+    Serve,
+)
+from pipeline.config.rules import Count, Seed, broken_rules, function_in, one_of
+from pipeline.config.sweep import Sweep
+from pipeline.system.errors import RequestError
+
+Metric = Annotated[
+    str, function_in("pipeline.evaluation.metrics", "Predictions", "float", "dict[str, float]")
+]
+Plot = Annotated[str, function_in("pipeline.evaluation.plots", "Predictions", "Figure")]
+TrainingPlot = Annotated[str, function_in("pipeline.evaluation.plots", "Fitted", "Figure")]
+Monitor = Annotated[str, one_of("val/loss", "val/accuracy")]
+
+
+@dataclass
+class Preprocess:
+    """How raw images become the splits that a model sees."""
+
+    validation_size: Annotated[int, Field(ge=0)] = MISSING
+    """Images taken from the training split for validation; 0 trains on all of them."""
+    seed: Seed = MISSING
+    """Seed of the split alone, so that runs that differ in `seed` share validation images."""
+
+
+@dataclass
+class Train:
+    """How the model is fitted."""
+
+    epochs: Count = MISSING
+    """Passes over the training images."""
+    batch_size: Count = MISSING
+    """Images in one gradient step."""
+    scaling: Annotated[str, one_of("unit", "standard")] = MISSING
+    """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1."""
+    keep: Annotated[str, one_of("last", "best")] = MISSING
+    """Which epoch's weights are evaluated and saved."""
+    monitor: Monitor = MISSING
+    """What tells the best epoch and what early stopping watches."""
+    patience: Count | None = MISSING
+    """Epochs without a better `monitor` after which training stops; null never stops."""
+    deterministic: bool = MISSING
+    """Ask TensorFlow for kernels that give the same bits every time."""
+    xla: bool | None = MISSING
+    """Compile the training steps with XLA; null does so where that is known to be faster."""
+    tensorboard: bool = MISSING
+    """Write a TensorBoard log, which becomes an artefact of the run."""
+    plots: list[TrainingPlot] = MISSING
+    """Functions of `evaluation/plots.py` that draw the training, logged as `plots/<name>.png`."""
+
+
+@dataclass
+class Evaluate:
+    """What is measured and drawn."""
+
+    test: bool = MISSING
+    """Evaluate on the test split; off while choosing between models."""
+    metrics: list[Metric] = MISSING
+    """Functions of `evaluation/metrics.py`, logged as `test/<name>`."""
+    plots: list[Plot] = MISSING
+    """Functions of `evaluation/plots.py` that draw predictions, logged as `plots/<name>.png`."""
+    batch_size: Count = MISSING
+    """Images predicted at once; changes speed and memory only."""
+    report: bool = MISSING
+    """Write `report.html`, a page that shows all of the run."""
+
+
+@dataclass
+class Tracking:
+    """Where and how the run is recorded."""
+
+    uri: str | None = MISSING
+    """MLflow tracking server or store; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    experiment: str | None = MISSING
+    """MLflow experiment; null takes the dataset's name."""
+    run_name: str | None = MISSING
+    """Name of the run; null lets MLflow make one up."""
+    tags: dict[str, str] = MISSING
+    """Your own tags for the run."""
+    log_model: bool = MISSING
+    """Save the trained model with the run."""
+
+
+@dataclass
+class Choices:
+    """Which file of each group was chosen; filled in by Hydra."""
+
+    dataset: str = MISSING
+    preprocess: str = MISSING
+    augment: str = MISSING
+    model: str = MISSING
+    optimizer: str = MISSING
+    schedule: str = MISSING
+    train: str = MISSING
+    evaluate: str = MISSING
+
+
+@dataclass
+class Config:
+    """All that one run depends on."""
+
+    # Hydra lets `+key=value` add any key; pydantic hands this down to the dataclasses inside.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    dataset: Leaf = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    augment: Leaf = field(default_factory=dict)
+    model: Leaf = field(default_factory=dict)
+    optimizer: Leaf = field(default_factory=dict)
+    schedule: Leaf = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    tracking: Tracking = field(default_factory=Tracking)
+    sweep: Sweep = field(default_factory=Sweep)
+    compare: Compare = field(default_factory=Compare)
+    promote: Promote = field(default_factory=Promote)
+    rollback: Rollback = field(default_factory=Rollback)
+    history: History = field(default_factory=History)
+    predict: Predict = field(default_factory=Predict)
+    serve: Serve = field(default_factory=Serve)
+    doctor: Doctor = field(default_factory=Doctor)
+    reproduce: Reproduce = field(default_factory=Reproduce)
+    resume: Resume = field(default_factory=Resume)
+    seed: Seed = MISSING
+    """Seed of the initial weights, the order of images, dropout and augmentation."""
+    data_dir: str = MISSING
+    """Folder of the data cache."""
+    run_id: str | None = MISSING
+    """The MLflow run that a verb acts on, by its id or the first characters of that (at least 4);
+    `latest` is the newest that it can act on."""
+    choices: Choices = field(default_factory=Choices)
+
+
+def register() -> None:
+    """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon."""
+    ConfigStore.instance().store(name="trunk", node=Config)
+
+
+def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
+    """The composed configuration as a checked `Config`.
+
+    Raises:
+        RequestError: naming each key whose value is refused, with the rule.
+    """
+    plain: Any = composed
+    if isinstance(composed, DictConfig):
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    try:
+        config = TypeAdapter(Config).validate_python(plain)
+    except ValidationError as error:
+        raise RequestError(broken_rules(error)) from error
+    for group in GROUPS:
+        setattr(config, group, check_leaf(group, getattr(config, group)))
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    needs_validation = [
+        name
+        for name, needed in (
+            ("train.patience", config.train.patience is not None),
+            ("train.keep=best", config.train.keep == "best"),
+        )
+        if needed
+    ]
+    if config.preprocess.validation_size == 0 and needs_validation:
+        raise RequestError(
+            f"preprocess.validation_size=0 leaves nothing to watch for "
+            f"{' and '.join(needs_validation)}; set it above 0 or drop these"
+        )
+    if config.promote.force is True and not (config.promote.reason or "").strip():
+        raise RequestError('promote.force=true needs a reason, for the ledger: reason="…"')

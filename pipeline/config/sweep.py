@@ -1,0 +1,81 @@
+"""What a multirun (`-m`) is asked for: the group `sweep` of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from pipeline.config.rules import Count, Positive, Seed, one_of
+
+Objective = Annotated[
+    str,
+    one_of(
+        "val/accuracy",
+        "val/loss",
+        "model/parameters",
+        "model/activations",
+        "model/training_memory_mb",
+        "time/images_per_s",
+        "time/train_s",
+    ),
+]
+
+
+@dataclass
+class Job:
+    """What the sweep tells one of its jobs; filled in by the sweep."""
+
+    parent: str | None = MISSING
+    """The sweep's own MLflow run."""
+    index: int | None = MISSING
+    """Place of the job in the sweep, from 0."""
+    command: str | None = MISSING
+    """The command that repeats this job on its own."""
+    keep: bool = MISSING
+    """Complete the finished run `run_id`, one of the best: log its model, evaluate it."""
+
+
+@dataclass
+class Sweep:
+    """What a multirun (`-m`) tries, and how it goes about it."""
+
+    params: dict[str, str] = MISSING
+    """What to try for each key, as on the command line, whose own values take precedence."""
+    objective: Annotated[list[Objective], Field(min_length=1)] = MISSING
+    """Metrics by which trials are compared; the first ranks them."""
+    direction: list[Annotated[str, one_of("maximize", "minimize")]] = MISSING
+    """For each objective, whether it is to become high or low."""
+    n_trials: Count = MISSING
+    """Trials in all of an adaptive search (`hydra/sweeper=optuna`), resumed or not."""
+    sampler: Annotated[str, one_of("tpe", "random", "gp", "grid", "nsga2")] = MISSING
+    """How an adaptive search proposes: Optuna's sampler of that name."""
+    sampler_options: dict[str, Any] = MISSING
+    """Arguments of the sampler's class in Optuna."""
+    pruner: Annotated[str, one_of("none", "median", "asha", "hyperband")] = MISSING
+    """What ends an adaptive search's unpromising trials early: Optuna's pruner of that name."""
+    pruner_options: dict[str, Any] = MISSING
+    """Arguments of the pruner's class in Optuna."""
+    seed: Seed = MISSING
+    """Seed of the sampler."""
+    storage: str | None = MISSING
+    """Optuna's storage: a database URL, or a journal file; null keeps one in the sweep's folder."""
+    study: str | None = MISSING
+    """Name of the study in the storage, for several sweeps to work on; null takes the sweep's."""
+    keep_models: Annotated[int, Field(ge=0)] = MISSING
+    """How many of the best keep model and checkpoints and are evaluated on the test split."""
+    on_failure: Annotated[str, one_of("continue", "stop")] = MISSING
+    """Whether the sweep goes on when a job fails."""
+    max_failures: Count | None = MISSING
+    """Failed jobs after which the sweep stops; null goes on."""
+    timeout_s: Positive | None = MISSING
+    """Seconds after which a job is ended as failed."""
+    memory_mb: Positive | None = MISSING
+    """Resident memory of a job's process above which it is ended as failed."""
+    preview: bool = MISSING
+    """Show what would run, all of it checked, and run nothing."""
+    resume: str | None = MISSING
+    """Id of the sweep to go on with, or `latest`."""
+    job: Job = field(default_factory=Job)

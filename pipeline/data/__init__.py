@@ -1,0 +1,1 @@
+"""From files on disk to the `Split`s that a model sees."""

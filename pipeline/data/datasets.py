@@ -1,0 +1,177 @@
+"""One function per data set, each returning its `RawData`.
+
+The keyword-only parameters are the keys of `conf/dataset/<name>.yaml`, their annotations the
+ranges a configuration is checked against. To add a data set, add a function and its YAML file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import lazy_loader as lazy
+import numpy as np
+from pydantic import Field
+
+from pipeline.config.rules import Seed
+from pipeline.data.sources import IdxDataset, find
+from pipeline.data.values import Array, RawData, Split
+from pipeline.system.errors import RequestError
+
+sklearn = lazy.load("sklearn")  # takes a second, which checking a configuration does not have
+
+Side = Annotated[int, Field(ge=4, le=512)]
+Channels = Annotated[int, Field(ge=1, le=4)]
+
+FASHION_MNIST = IdxDataset(
+    checksums={
+        "train-images-idx3-ubyte": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+        ),
+        "train-labels-idx1-ubyte": (
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+        ),
+    },
+    mirrors=(
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    ),
+    system_folder=Path("/usr/share/datasets/fashion-mnist"),
+    debian_package="dataset-fashion-mnist",
+)
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+MNIST = IdxDataset(
+    checksums={
+        "train-images-idx3-ubyte": (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+        ),
+        "train-labels-idx1-ubyte": (
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+        ),
+    },
+    mirrors=(
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+)
+DIGIT_CLASSES = tuple("0123456789")
+
+
+def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
+    """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
+
+    Raises:
+        RequestError: `folder` lacks a file or holds a damaged one; no source has the files.
+    Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747 (2017).
+    """
+    return _from_idx(FASHION_MNIST, FASHION_MNIST_CLASSES, folder=folder, download=download)
+
+
+def mnist(*, folder: str | None, download: bool) -> RawData:
+    """MNIST: 60,000 + 10,000 images u8[N,28,28,1] of handwritten digits.
+
+    Raises:
+        RequestError: `folder` lacks a file or holds a damaged one; no source has the files.
+    Source: Y. LeCun et al., Proc. IEEE 86(11), 2278–2324 (1998).
+    """
+    return _from_idx(MNIST, DIGIT_CLASSES, folder=folder, download=download)
+
+
+def digits(*, test_fraction: Annotated[float, Field(ge=0.01, le=0.9)], seed: Seed) -> RawData:
+    """scikit-learn's bundled handwritten digits: 1,797 images u8[N,8,8,1], split by class.
+
+    Its values 0–16 become 0–255.
+    Source: E. Alpaydin, C. Kaynak, UCI repository, optical recognition of digits (1998).
+    """
+    bunch = sklearn.datasets.load_digits()
+    images = np.rint(bunch.images[..., np.newaxis] * (255 / 16)).astype(np.uint8)
+    train, test = sklearn.model_selection.train_test_split(
+        np.arange(len(images)), test_size=test_fraction, stratify=bunch.target, random_state=seed
+    )
+    return RawData(
+        train=_split(images[train], bunch.target[train]),
+        test=_split(images[test], bunch.target[test]),
+        class_names=DIGIT_CLASSES,
+        source="scikit-learn",
+    )
+
+
+def synthetic(
+    *,
+    train_size: Annotated[int, Field(ge=10)],
+    test_size: Annotated[int, Field(ge=10)],
+    classes: Annotated[int, Field(ge=2, le=1000)],
+    image_shape: tuple[Side, Side, Channels],
+    noise: Annotated[float, Field(ge=0, le=255)],
+    seed: Seed,
+) -> RawData:
+    """Made-up images u8[N,H,W,C]: one coarse random pattern a class, plus Gaussian noise.
+
+    `noise` is its standard deviation in pixel values. The classes are equally frequent, up to one
+    image. A patch of the 4×4 pattern spans many pixels, so convolutions have something to find.
+
+    Raises:
+        RequestError: a split is too small to hold an image of each class.
+    """
+    if min(train_size, test_size) < classes:
+        raise RequestError(
+            f"dataset.train_size and dataset.test_size must be at least dataset.classes={classes}"
+        )
+    rng = np.random.default_rng(seed)
+    height, width, channels = image_shape
+    coarse = rng.uniform(0, 255, (classes, 4, 4, channels))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    patterns = coarse[:, rows][:, :, columns]
+
+    def sample(size: int) -> Split:
+        labels = rng.permutation(np.arange(size) % classes)
+        images = patterns[labels] + rng.normal(0, noise, (size, height, width, channels))
+        return _split(np.clip(np.rint(images), 0, 255).astype(np.uint8), labels)
+
+    return RawData(
+        train=sample(train_size),
+        test=sample(test_size),
+        class_names=tuple(f"class_{index}" for index in range(classes)),
+        source="made up from dataset.seed",
+    )
+
+
+def _from_idx(
+    dataset: IdxDataset, class_names: tuple[str, ...], *, folder: str | None, download: bool
+) -> RawData:
+    found = find(dataset, folder=folder, download=download)
+    train_images, train_labels, test_images, test_labels = found.arrays.values()
+    return RawData(
+        train=_split(train_images[..., np.newaxis], train_labels),
+        test=_split(test_images[..., np.newaxis], test_labels),
+        class_names=class_names,
+        source=found.source,
+    )
+
+
+def _split(images: Array, labels: Array) -> Split:
+    return Split(images=images, labels=labels.astype(np.int32))

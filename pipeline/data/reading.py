@@ -1,0 +1,162 @@
+"""Reads image files lazily, a bounded number at a time, as blocks of what a model takes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby, islice
+from pathlib import Path
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from pipeline.data.files import Unreadable, is_array, open_array, open_picture
+from pipeline.data.pictures import Shape, as_stack, fitted, picture_of
+from pipeline.data.values import Array
+from pipeline.system.errors import one_line
+
+CHUNK = 16  # files decoded by one task: enough that handing it over costs little
+THREADS = os.cpu_count() or 1  # Pillow decodes and resizes outside Python's lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Images u8[N,H,W,C] in the order of their files.
+
+    `indices` are places in an array, None for a picture's file. `files_done` counts the
+    files that were read for it, parts of an array as a fraction.
+    """
+
+    images: Array
+    files: tuple[Path, ...]
+    indices: tuple[int | None, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    files_done: float = 1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+Task = Callable[[], Block]
+
+
+def read(
+    files: Iterable[Path], shape: Shape, *, at_once: int, listener: Callable[[Block], None]
+) -> Iterator[Block]:
+    """Blocks of up to `at_once` images of `shape` [H,W,C], some being read ahead by threads.
+
+    `listener` is told of every part as it is read, with what in it cannot be; nothing is raised.
+    """
+    tasks = _tasks(files, shape, at_once)
+    pool = ThreadPoolExecutor(THREADS)
+
+    def in_order() -> Iterator[Block]:
+        ahead: deque[Future[Block]] = deque()
+        for task in tasks:
+            ahead.append(pool.submit(task))
+            if len(ahead) > 2 * THREADS:
+                yield ahead.popleft().result()
+        yield from (future.result() for future in ahead)
+
+    try:
+        yield from _merged(_told(in_order(), listener), at_once)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _told(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterator[Block]:
+    for block in blocks:
+        listener(block)
+        yield block
+
+
+def _merged(blocks: Iterable[Block], at_once: int) -> Iterator[Block]:
+    """Small blocks as larger ones of at most `at_once` images."""
+    waiting: list[Block] = []
+    for block in blocks:
+        if sum(map(len, waiting)) + len(block) > at_once:
+            yield _joined(waiting)
+            waiting = []
+        if len(block):
+            waiting.append(block)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: Sequence[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]  # an array's part stays where it is
+    return Block(
+        images=np.concatenate([block.images for block in blocks]),
+        files=tuple(chain.from_iterable(block.files for block in blocks)),
+        indices=tuple(chain.from_iterable(block.indices for block in blocks)),
+        files_done=sum(block.files_done for block in blocks),
+    )
+
+
+def _tasks(files: Iterable[Path], shape: Shape, at_once: int) -> Iterator[Task]:
+    for are_arrays, group in groupby(files, is_array):
+        if are_arrays:
+            yield from chain.from_iterable(_array_tasks(file, shape, at_once) for file in group)
+        else:
+            while chunk := tuple(islice(group, min(CHUNK, at_once))):
+                yield partial(_decode, chunk, shape)
+
+
+def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
+    images, good, unreadable = [], [], []
+    for file in files:
+        try:
+            images.append(fitted(open_picture(file, side=max(shape[:2])), shape))
+            good.append(file)
+        except Exception as error:  # whatever a damaged file makes its decoder raise
+            unreadable.append(_unreadable(file, error))
+    return Block(
+        images=np.stack(images) if images else np.empty((0, *shape), np.uint8),
+        files=tuple(good),
+        indices=(None,) * len(good),
+        unreadable=tuple(unreadable),
+        files_done=len(files),
+    )
+
+
+def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
+    try:
+        stack = as_stack(open_array(file), shape)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        refused = Block(
+            images=np.empty((0, *shape), np.uint8),
+            files=(),
+            indices=(),
+            unreadable=(_unreadable(file, error),),
+        )
+        yield lambda: refused
+        return
+    for start in range(0, len(stack), at_once):
+        yield partial(_slice, file, stack, range(len(stack))[start : start + at_once], shape)
+
+
+def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
+    part = stack[rows.start : rows.stop]
+    if part.shape[1:] != shape:
+        part = np.stack([fitted(picture_of(pixels), shape) for pixels in part])
+    return Block(
+        images=part,
+        files=(file,) * len(part),
+        indices=tuple(rows),
+        files_done=len(part) / len(stack),
+    )
+
+
+def _unreadable(file: Path, error: Exception) -> Unreadable:
+    if isinstance(error, UnidentifiedImageError):
+        reason = "no image of a kind that can be read"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = one_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")
+    return Unreadable(file=file, reason=reason)

@@ -1,0 +1,248 @@
+"""Where the four IDX files of a data set come from: the first source with the pinned content.
+
+Every source ends as a folder on this machine, so one function reads and verifies them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import queue
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import lazy_loader as lazy
+
+from pipeline.data import idx
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
+
+if TYPE_CHECKING:
+    import requests
+    from rich import console, progress
+else:  # checking a configuration imports this module, and these would double the time it takes
+    requests = lazy.load("requests")
+    console = lazy.load("rich.console", suppress_warning=True)
+    progress = lazy.load("rich.progress", suppress_warning=True)
+
+log = logging.getLogger(__name__)
+
+FIRST_ANSWER_S = 4.0
+"""Seconds a mirror has to answer at all: name look-up, every address it has, TLS, headers."""
+STALL_S = 20.0
+"""Seconds a download may stand still."""
+PACKAGE_S = 300.0
+"""Seconds each of apt-get's steps may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdxDataset:
+    """Four IDX files and the places that publish them.
+
+    `checksums`: SHA-256 (hex) of each file's decompressed bytes, by its name without `.gz`, in the
+    order train images, train labels, test images, test labels. Packagers compress anew, so the
+    packed bytes differ from place to place.
+    """
+
+    checksums: Mapping[str, str]
+    mirrors: tuple[str, ...]
+    system_folder: Path | None = None
+    debian_package: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Verified arrays u8[N,H,W] or u8[N] by file name, and the source that had them."""
+
+    arrays: Mapping[str, Array]
+    source: str
+
+
+class Unavailable(Exception):
+    """A source cannot be used; the message says why in a few words."""
+
+
+Source = Callable[[], AbstractContextManager[Path]]
+
+
+def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
+    """Reads the files from `folder` if one is named, else from the first source that has them.
+
+    The order without a folder: the system's copy, the mirrors, the Debian package itself; the
+    last two only when `download` is allowed.
+
+    Raises:
+        RequestError: the named folder lacks a file or holds a damaged one; or no source works,
+            with each one's reason.
+    """
+    if folder is not None:
+        return _from_named_folder(dataset, Path(folder).expanduser())
+    reasons = []
+    for name, source in _candidates(dataset, download=download):
+        try:
+            with source() as place:
+                return Found(arrays=_read(dataset, place), source=name)
+        except (Unavailable, OSError) as error:
+            reason = str(error)
+            log.info("%s: %s; trying the next source", name, reason)
+        except idx.DamagedFile as error:
+            reason = error.reason
+            log.warning("%s is passed over: %s", name, reason)
+        reasons.append(f"{name}: {reason}")
+    raise RequestError(
+        f"No source has the data set ({'; '.join(reasons) or 'dataset.download=false'}).\n"
+        f"Name a folder that holds {', '.join(dataset.checksums)} (.gz or not): dataset.folder=…"
+    )
+
+
+def _from_named_folder(dataset: IdxDataset, folder: Path) -> Found:
+    try:
+        return Found(arrays=_read(dataset, folder), source=str(folder))
+    except Unavailable as error:
+        raise RequestError(
+            f"dataset.folder={folder}: {error}; it must hold {', '.join(dataset.checksums)} (.gz)"
+        ) from error
+
+
+def _candidates(dataset: IdxDataset, *, download: bool) -> Iterator[tuple[str, Source]]:
+    system = dataset.system_folder
+    if system is not None:
+        yield str(system), lambda: nullcontext(system)
+    if not download:
+        return
+    for address in dataset.mirrors:
+        yield address, partial(_mirror, address, tuple(dataset.checksums))
+    package = dataset.debian_package
+    if package is not None and system is not None:
+        yield f"Debian package {package}", partial(_package, package, system)
+
+
+def _read(dataset: IdxDataset, folder: Path) -> dict[str, Array]:
+    paths = {name: _existing(folder, name) for name in dataset.checksums}
+    return {name: _verified(path, dataset.checksums[name]) for name, path in paths.items()}
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise Unavailable("no such folder")
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise Unavailable(f"{name}.gz is missing")
+
+
+def _verified(path: Path, checksum: str) -> Array:
+    content = idx.decompressed(path)
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != checksum:
+        rule = f"SHA-256 {actual[:12]}… instead of {checksum[:12]}…, decompressed"
+        raise idx.DamagedFile(path, f"not the published file ({rule})")
+    return idx.array(content)
+
+
+@contextmanager
+def _mirror(address: str, names: tuple[str, ...]) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="mirror-") as scratch, requests.Session() as session:
+        for name in names:
+            try:
+                _download(session, f"{address}{name}.gz", Path(scratch, f"{name}.gz"))
+            except requests.HTTPError as error:
+                raise Unavailable(f"HTTP {error.response.status_code} for {name}.gz") from error
+            except requests.Timeout as error:
+                raise Unavailable("no answer in time") from error
+            except requests.RequestException as error:
+                raise Unavailable(f"cannot be reached ({type(error).__name__})") from error
+        yield Path(scratch)
+
+
+def _download(session: requests.Session, url: str, path: Path) -> None:
+    with _answer(session, url) as response, replacing(path) as part, _bar() as bar:
+        response.raise_for_status()
+        size = response.headers.get("Content-Length")
+        task = bar.add_task(path.name, total=int(size) if size else None)
+        with part.open("wb") as file:
+            for chunk in response.iter_content(2**16):
+                file.write(chunk)
+                bar.advance(task, len(chunk))
+
+
+def _answer(session: requests.Session, url: str) -> requests.Response:
+    """The response's headers, within FIRST_ANSWER_S seconds in all.
+
+    requests' own limit holds per address, of which a host can have a dozen, and not for the name
+    look-up: behind a firewall that drops packets it would wait for minutes.
+    """
+    answers: queue.SimpleQueue[requests.Response | requests.RequestException] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(session.get(url, stream=True, timeout=(FIRST_ANSWER_S, STALL_S)))
+        except requests.RequestException as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=FIRST_ANSWER_S)
+    except queue.Empty:
+        raise requests.ConnectTimeout(f"no answer in {FIRST_ANSWER_S:g} s") from None
+    if isinstance(answer, requests.RequestException):
+        raise answer
+    return answer
+
+
+@contextmanager
+def _package(package: str, folder: Path) -> Iterator[Path]:
+    """Fetches and unpacks a Debian package; lists and caches of its own spare the need for root."""
+    with TemporaryDirectory(prefix="package-") as scratch, _bar() as bar:
+        bar.add_task(f"apt-get download {package}", total=None)
+        lists, archives = Path(scratch, "lists"), Path(scratch, "cache")
+        for folder_of_apt in (lists / "partial", archives / "archives/partial"):
+            folder_of_apt.mkdir(parents=True)
+        apt = ["apt-get", "-qq", "-o", f"Dir::State::lists={lists}"]
+        apt += ["-o", f"Dir::Cache={archives}", "-o", "Acquire::Languages=none"]
+        apt += ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=5"]
+        # As root, apt would fetch as its own user, who may not enter the temporary folder.
+        apt += ["-o", "APT::Sandbox::User=root"]
+        _call([*apt, "update"], scratch)
+        _call([*apt, "download", package], scratch)
+        [archive] = Path(scratch).glob("*.deb")
+        _call(["dpkg-deb", "-x", str(archive), "unpacked"], scratch)
+        yield Path(scratch, "unpacked", folder.relative_to("/"))
+
+
+def _call(command: list[str], folder: str) -> None:
+    if shutil.which(command[0]) is None:
+        raise Unavailable(f"{command[0]} is not installed")
+    env = {**os.environ, "LC_ALL": "C"}
+    try:
+        subprocess.run(
+            command, cwd=folder, env=env, check=True, capture_output=True, timeout=PACKAGE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{command[0]} took longer than {PACKAGE_S:g} s") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise Unavailable(f"{command[0]} failed: {said[-1]}") from error
+
+
+def _bar() -> progress.Progress:
+    terminal = console.Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+    )
+    return progress.Progress(
+        *columns, console=terminal, disable=not terminal.is_terminal, transient=True
+    )

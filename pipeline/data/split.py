@@ -1,0 +1,90 @@
+"""The training, validation and test splits, and the pixel statistics of the first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import lazy_loader as lazy
+import numpy as np
+from pydantic import Field
+
+from pipeline.data.values import Array, Prepared, RawData, Split
+from pipeline.system.errors import RequestError
+
+sklearn = lazy.load("sklearn")  # takes a second, and a cached result does without it
+
+_CHUNK = 2**20  # pixel values; bincount makes eight bytes of each
+
+
+def preprocess(
+    raw: RawData, *, validation_size: Annotated[int, Field(ge=0)], seed: int
+) -> Prepared:
+    """Takes `validation_size` images off the training split, each class in its proportion.
+
+    0 leaves the validation split empty. The images of a split keep their order.
+
+    Raises:
+        RequestError: the classes do not fit into a split of that size or into what is left.
+    """
+    train, val = _stratified(raw, validation_size, seed)
+    mean, std = pixel_statistics(raw.train.images[train])
+    return Prepared(
+        train=_take(raw.train, train),
+        val=_take(raw.train, val),
+        test=raw.test,
+        class_names=raw.class_names,
+        mean=mean,
+        std=std,
+        fingerprint=raw.fingerprint,
+        source=raw.source,
+    )
+
+
+def pixel_statistics(images: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel of u8[N,H,W,C], f32[C] each.
+
+    Exact, from counts of the 256 values: a float copy of the images would take eight times theirs.
+    """
+    values = np.arange(256)
+    counts = np.stack([_histogram(images[..., channel]) for channel in range(images.shape[3])])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    variance = (shares * (values - mean[:, np.newaxis]) ** 2).sum(axis=1)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def _histogram(channel: Array) -> Array:
+    flat = channel.reshape(-1)
+    chunks = np.array_split(flat, max(1, len(flat) // _CHUNK))
+    counts: Array = np.sum([np.bincount(chunk, minlength=256) for chunk in chunks], axis=0)
+    return counts
+
+
+def _stratified(raw: RawData, validation_size: int, seed: int) -> tuple[Array, Array]:
+    indices = np.arange(len(raw.train))
+    if validation_size == 0:
+        return indices, indices[:0]
+    _check_size(raw.train.labels, validation_size)
+    train, val = sklearn.model_selection.train_test_split(
+        indices, test_size=validation_size, stratify=raw.train.labels, random_state=seed
+    )
+    return np.sort(train), np.sort(val)
+
+
+def _check_size(labels: Array, validation_size: int) -> None:
+    present, counts = np.unique(labels, return_counts=True)
+    low, high = len(present), len(labels) - len(present)
+    if counts.min() < 2:
+        raise RequestError(
+            f"preprocess.validation_size={validation_size} cannot be had: class "
+            f"{present[counts.argmin()]} has one training image; set it to 0"
+        )
+    if not low <= validation_size <= high:
+        raise RequestError(
+            f"preprocess.validation_size={validation_size} is out of range: with "
+            f"{len(labels):,} training images of {len(present)} classes it is 0 or {low}–{high}"
+        )
+
+
+def _take(split: Split, indices: Array) -> Split:
+    return Split(images=split.images[indices], labels=split.labels[indices])

@@ -1,0 +1,1 @@
+"""From `Predictions` to numbers and figures."""

@@ -1,0 +1,59 @@
+"""Applies the chosen metrics and plots: `Predictions → Report`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
+from pipeline.evaluation import metrics, plots
+
+
+def evaluate(
+    predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
+) -> Report:
+    """Measures and draws predictions on the test split; metrics are named `test/<name>`."""
+    measured: dict[str, float] = {}
+    for name in metric_names:
+        value = getattr(metrics, name)(predictions)
+        values = value if isinstance(value, dict) else {name: value}
+        measured |= {f"test/{key}": number for key, number in values.items()}
+    return Report(
+        metrics=measured,
+        figures={name: getattr(plots, name)(predictions) for name in plot_names},
+        texts={"class_report.txt": metrics.class_report(predictions)},
+    )
+
+
+def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
+    """Draws what the training showed; names its best epoch, and how good the kept one is."""
+    best = {} if fitted.best_epoch is None else {"train/best_epoch": float(fitted.best_epoch)}
+    kept = {
+        f"{KEPT}{name}": values[fitted.kept_epoch - 1]
+        for name, values in fitted.history.items()
+        if name.startswith("val/")
+    }
+    return Report(
+        metrics={"time/images_per_s": fitted.images_per_s} | best | kept,
+        figures={name: getattr(plots, name)(fitted) for name in plot_names},
+    )
+
+
+def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
+    """Probabilities f32[N,K] that a model gave for the images of a split, with what is true."""
+    return Predictions(
+        images=split.images, labels=split.labels, probs=probs, class_names=prepared.class_names
+    )
+
+
+def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
+    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K], kept for paired comparisons of runs.
+
+    `class_names`, a text for each of the K classes, tells what a label stands for.
+    """
+    arrays: dict[str, Array] = {}
+    for split, values in predictions.items():
+        arrays["class_names"] = np.array(values.class_names)
+        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probs}
+    return arrays

@@ -1,0 +1,132 @@
+"""Statistics of two classifiers that were asked about the same images: pure, whole arrays.
+
+Predictions of the same images are paired: what most images have in common (an easy one is right
+in both) says nothing about which classifier is better, and leaving it out makes a comparison much
+sharper than two separate intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lazy_loader
+import numpy as np
+
+from pipeline.data.values import Array
+from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling
+
+scipy = lazy_loader.load("scipy")  # its statistics take half a second to import
+
+
+MOST_SWAPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Images that one classifier alone has right, and how likely such an imbalance is by chance."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
+    """McNemar's exact test, two-sided, of whether two classifiers err equally often.
+
+    `labels`, and the classes predicted by the `first` and the `second`: i32[N], image by image.
+    Where they are equally good, each image that one of them alone has right is as likely to be the
+    one's as the other's: a fair coin (McNemar, Psychometrika 12, 1947; exact form: Dietterich,
+    Neural Computation 10, 1998). With no such image p is 1.
+
+    Raises:
+        ValueError: the three differ in shape.
+    """
+    if not labels.shape == first.shape == second.shape:
+        raise ValueError(f"not the same images: {labels.shape}, {first.shape}, {second.shape}")
+    right, also = first == labels, second == labels
+    only_first = int(np.count_nonzero(right & ~also))
+    only_second = int(np.count_nonzero(also & ~right))
+    decided = only_first + only_second
+    p_value = float(scipy.stats.binomtest(only_first, decided).pvalue) if decided else 1.0
+    return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange:
+    """A class' share right by either classifier; `change`: the second's - the first's."""
+
+    name: str
+    images: int
+    first: float
+    second: float
+    change: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """How many images of class `true` either classifier takes for `predicted`."""
+
+    true: str
+    predicted: str
+    first: int
+    second: int
+
+
+def class_changes(
+    labels: Array,
+    first: Array,
+    second: Array,
+    class_names: Sequence[str],
+    resampling: Resampling,
+) -> list[ClassChange]:
+    """Each class' accuracy by two classifiers, by class; labels and predictions i32[N].
+
+    Of the images of a class only three counts matter: those the first alone has right, the second
+    alone, the rest. So resampling the class' images is drawing from that multinomial.
+    """
+    rng = np.random.default_rng(resampling.seed)
+    changes = []
+    for number, name in enumerate(class_names):
+        of_class = labels == number
+        images = int(np.count_nonzero(of_class))
+        if not images:
+            continue
+        right, also = first[of_class] == number, second[of_class] == number
+        counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
+        drawn = rng.multinomial(images, counts / images, size=resampling.resamples)
+        low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, resampling.tails)
+        change = float(also.mean() - right.mean())
+        changes.append(
+            ClassChange(
+                name=name,
+                images=images,
+                first=float(right.mean()),
+                second=float(also.mean()),
+                change=Estimate(value=change, low=float(low), high=float(high), method=PAIRED),
+            )
+        )
+    return changes
+
+
+def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]) -> list[Swap]:
+    """The confusions (true class → predicted one) whose number changed most, at most eight."""
+    classes = len(class_names)
+    counts = [
+        np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+        for predicted in (first, second)
+    ]
+    changed = np.abs(counts[1] - counts[0])
+    np.fill_diagonal(changed, 0)
+    order = np.argsort(-changed, axis=None, kind="stable")[:MOST_SWAPS]
+    places = zip(*np.unravel_index(order, changed.shape), strict=True)
+    return [
+        Swap(
+            true=class_names[true],
+            predicted=class_names[predicted],
+            first=int(counts[0][true, predicted]),
+            second=int(counts[1][true, predicted]),
+        )
+        for true, predicted in places
+        if changed[true, predicted]
+    ]

@@ -1,0 +1,184 @@
+"""Pictures of a training (`Fitted → Figure`) and of predictions (`Predictions → Figure`).
+
+A new plot is a function here and a name in `train.plots` or `evaluate.plots`. Figures are made
+without pyplot, whose global state would leak from one trial of a sweep into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import lazy_loader
+import numpy as np
+
+from pipeline.data.values import Array, Fitted, Predictions
+from pipeline.evaluation.metrics import ECE_BINS, calibration, class_scores, ece
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Names in a configuration are checked against this file without importing scikit-learn.
+sklearn = lazy_loader.load("sklearn")
+
+TRAIN, VALIDATION = "#1f77b4", "#d95f02"
+MISTAKES = 5  # rows and columns of them
+
+
+def accuracy(fitted: Fitted) -> Figure:
+    """Accuracy of each epoch on the training and the validation images."""
+    return _curves(fitted, "accuracy", "share right")
+
+
+def loss(fitted: Fitted) -> Figure:
+    """Loss of each epoch on the training and the validation images."""
+    return _curves(fitted, "loss", "cross-entropy [nats]")
+
+
+def weights(fitted: Fitted) -> Figure:
+    """Heat maps of the first layer's weights, before and after training, on one colour scale."""
+    before, after = fitted.initial_weights, fitted.trained_weights
+    scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
+    fig = _figure(11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05})
+    left, right = fig.subplots(1, 2, sharey=True)
+    for axes, values, title in ((left, before, "initial"), (right, after, "trained")):
+        image = axes.imshow(
+            values,
+            cmap="RdBu_r",
+            vmin=-scale,
+            vmax=scale,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axes.set(title=f"{title}, sd {values.std():.4f}", xlabel="unit")
+    left.set_ylabel("input")
+    fig.colorbar(image, ax=[left, right], label="weight", pad=0.02)
+    fig.suptitle(f"Weights of layer {fitted.weights_layer}, {before.shape[0]} × {before.shape[1]}")
+    return fig
+
+
+def confusion_matrix(predictions: Predictions) -> Figure:
+    """Images by true and predicted class; colour is the share of the true class."""
+    side = 2.5 + 0.6 * len(predictions.class_names)
+    fig = _figure(side, side)
+    axes = fig.subplots()
+    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
+        predictions.labels,
+        predictions.predicted,
+        labels=np.arange(len(predictions.class_names)),
+        display_labels=_names(predictions),
+        normalize=None,
+        xticks_rotation=45,
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{len(predictions.labels):,} images")
+    return fig
+
+
+def per_class_scores(predictions: Predictions) -> Figure:
+    """Precision, recall and F1 of each class as grouped bars, worst F1 at the top."""
+    names = _names(predictions)
+    scores = class_scores(predictions)[:3]
+    order = np.argsort(-scores[2])
+    fig = _figure(8, 1.5 + 0.45 * len(names))
+    axes = fig.subplots()
+    places = np.arange(len(names))
+    for shift, label, values in zip(
+        (0.27, 0.0, -0.27), ("precision", "recall", "F1"), scores, strict=True
+    ):
+        bars = axes.barh(places + shift, values[order], height=0.25, label=label)
+        axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
+    lowest = float(min(values.min() for values in scores))
+    axes.set(xlim=(max(0.0, lowest - 0.1), 1.02), xlabel="score")
+    axes.set_yticks(places, [names[i] for i in order])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+    return fig
+
+
+def reliability(predictions: Predictions) -> Figure:
+    """How often predictions of a given confidence are right, and how many there are of each."""
+    confidence, share_right, _ = calibration(predictions)
+    margins = {"left": 0.13, "right": 0.97, "bottom": 0.08, "top": 0.95, "hspace": 0.06}
+    fig = _figure(5.5, 6.5, margins)
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfectly calibrated")
+    top.plot(confidence, share_right, marker="o", color=TRAIN, label="model")
+    top.set(ylim=(0, 1), ylabel="share right", title=f"ECE {ece(predictions):.4f}")
+    top.legend(loc="upper left", frameon=False)
+    bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=TRAIN)
+    bottom.set(xlim=(0, 1), yscale="log", ylabel="images", xlabel="confidence")
+    return fig
+
+
+def mistakes(predictions: Predictions) -> Figure:
+    """The wrong predictions the model was surest of, with their true class and confidence."""
+    wrong = np.flatnonzero(~predictions.correct)
+    chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: MISTAKES**2]
+    fig = _figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
+    axes = fig.subplots()  # one for all: with 25 of them it takes five times as long
+    axes.set(xlim=(0, MISTAKES), ylim=(MISTAKES, 0), aspect="equal")
+    axes.set_axis_off()
+    names = _names(predictions)
+    for place, index in enumerate(chosen):
+        row, column = divmod(place, MISTAKES)
+        _picture(axes, predictions.images[index], left=column + 0.14, top=row + 0.25)
+        true = names[predictions.labels[index]]
+        guess = names[predictions.predicted[index]]
+        axes.text(
+            column + 0.5,
+            row + 0.22,
+            f"{guess} {predictions.confidence[index]:.1%}\nis {true}",
+            fontsize=8,
+            color="#8b0000",
+            horizontalalignment="center",
+        )
+    fig.suptitle(f"The {len(chosen)} most confident of {len(wrong):,} mistakes")
+    return fig
+
+
+def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
+    fig = _figure(7, 4.5, {"left": 0.11, "right": 0.98, "bottom": 0.12, "top": 0.92})
+    axes = fig.subplots()
+    for split, colour in (("train", TRAIN), ("val", VALIDATION)):
+        values = fitted.history.get(f"{split}/{metric}", [])
+        if values:
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(epochs, values, marker=".", color=colour, label=split)
+    if fitted.best_epoch is not None:
+        axes.axvline(fitted.best_epoch, color="grey", linestyle=":", label="best epoch")
+    axes.set(title=metric, xlabel="epoch", ylabel=unit)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return fig
+
+
+def _figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
+    """An empty figure of that many inches; without margins they are found, which takes longer."""
+    from matplotlib.figure import Figure  # matplotlib has no lazy submodules
+
+    fig = Figure(figsize=(width, height), layout=None if margins else "constrained")
+    if margins:
+        fig.subplots_adjust(**margins)
+    return fig
+
+
+def _names(predictions: Predictions) -> list[str]:
+    """The classes' names, without what matplotlib would take for a formula."""
+    return [name.replace("$", r"\$") for name in predictions.class_names]
+
+
+def _picture(axes: Axes, image: Array, *, left: float, top: float, side: float = 0.72) -> None:
+    """An image u8[H,W,C] in a square of that many units, of which it fills the longer side."""
+    height, width = side * np.array(image.shape[:2]) / max(image.shape[:2])
+    x, y = left + (side - width) / 2, top + (side - height) / 2
+    extent = (x, x + width, y + height, y)
+    if image.shape[2] == 1:
+        axes.imshow(image[:, :, 0], cmap="gray_r", vmin=0, vmax=255, extent=extent, aspect="auto")
+    else:
+        axes.imshow(image, extent=extent, aspect="auto")

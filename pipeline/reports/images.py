@@ -1,0 +1,223 @@
+"""The images of a report, packed into one picture, and the confusion matrix that opens them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.values import Array, Predictions
+
+MOST_A_CELL = 24
+FEWEST_A_CELL = 4  # rather than fewer, smaller
+MISTAKES = 24
+CONFUSIONS = 8
+SIDES = (64, 32, 16)  # pixels of a thumbnail's longer side, at most
+BUDGET = 2_500_000  # bytes of all thumbnails before compression, if the smallest fit
+SHOWN = 60  # pixels on the screen, about
+WEIGHTS_WIDTH = 1100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Images of one true and one predicted class.
+
+    `share` of those of the true class; `level` from 0 to 1 for its colour; its `kept` surest ones
+    are thumbnails from `first` on.
+    """
+
+    true: str
+    guess: str
+    count: int
+    share: float
+    level: float
+    right: bool
+    first: int
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A wrong prediction: thumbnail, number of the image in its split, classes, confidence."""
+
+    thumbnail: int
+    image: int
+    true: str
+    guess: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sprite:
+    """Thumbnails `width` × `height` pixels, `columns` a row, shown `zoom` times as large."""
+
+    uri: str
+    width: int
+    height: int
+    columns: int
+    rows: int
+    zoom: float
+    grey: bool
+    captions: list[tuple[int, float]]
+    """Of each thumbnail the image's number and the prediction's confidence, rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """The matrix by row (true class), its largest entries off the diagonal, the surest mistakes."""
+
+    rows: list[list[Cell]]
+    largest: list[Cell]
+    mistakes: list[Mistake]
+    wrong: int
+    sprite: Sprite
+
+
+def confusion(predictions: Predictions) -> Confusion:
+    """The confusion matrix with as many thumbnails of each cell as the page has room for."""
+    classes = len(predictions.class_names)
+    counts = np.bincount(
+        predictions.labels.astype(np.int64) * classes + predictions.predicted,
+        minlength=classes**2,
+    )
+    side, most = _room(predictions.images.shape, counts)
+    kept = np.minimum(counts, most)
+    wrong = np.flatnonzero(~predictions.correct)
+    surest = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES]
+    rows = _cells(predictions, counts.reshape(classes, classes), kept)
+    off_diagonal = [cell for row in rows for cell in row if cell.count and not cell.right]
+    return Confusion(
+        rows=rows,
+        largest=sorted(off_diagonal, key=lambda cell: -cell.count)[:CONFUSIONS],
+        mistakes=_mistakes(predictions, surest, first=int(kept.sum())),
+        wrong=len(wrong),
+        sprite=_sprite(
+            predictions, np.concatenate([_surest_of_each(predictions, kept), surest]), side
+        ),
+    )
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def smaller(png: bytes) -> bytes:
+    """A picture as a JPEG of fewer pixels: as PNG, many weights are as large as noise is."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((WEIGHTS_WIDTH, WEIGHTS_WIDTH))
+    return _encoded(picture, "jpeg")
+
+
+def _room(shape: tuple[int, ...], counts: Array) -> tuple[int, int]:
+    """Longer side of a thumbnail, and how many a cell may have at most."""
+    longest, channels = max(shape[1:3]), shape[3]
+    for side in SIDES:
+        size = channels * np.prod(np.ceil(np.array(shape[1:3]) * min(1.0, side / longest)))
+        fitting = [
+            most
+            for most in range(1, MOST_A_CELL + 1)
+            if np.minimum(counts, most).sum() * size <= BUDGET
+        ]
+        if len(fitting) >= FEWEST_A_CELL:
+            break
+    return side, max(fitting, default=1)
+
+
+def _surest_of_each(predictions: Predictions, kept: Array) -> Array:
+    """Indices of the images to show, cell by cell, i64[sum of kept]."""
+    cell = predictions.labels.astype(np.int64) * len(predictions.class_names)
+    cell += predictions.predicted
+    order = np.lexsort((-predictions.confidence, cell))
+    counts = np.bincount(cell, minlength=len(kept))
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[cell[order]]
+    return order[rank < kept[cell[order]]]
+
+
+def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[Cell]]:
+    names = predictions.class_names
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    highest = float(shares[~np.eye(len(names), dtype=bool)].max()) or 1.0
+    firsts = (np.cumsum(kept) - kept).reshape(counts.shape).tolist()
+    numbers, many = counts.tolist(), kept.reshape(counts.shape).tolist()
+    return [
+        [
+            Cell(
+                true=true,
+                guess=guess,
+                count=numbers[i][j],
+                share=(share := float(shares[i, j])),
+                # Mistakes are few: by their root, and beside the largest of them.
+                level=round(share if i == j else (share / highest) ** 0.5, 3),
+                right=i == j,
+                first=firsts[i][j],
+                kept=many[i][j],
+            )
+            for j, guess in enumerate(names)
+        ]
+        for i, true in enumerate(names)
+    ]
+
+
+def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mistake]:
+    names = predictions.class_names
+    return [
+        Mistake(
+            thumbnail=first + place,
+            image=index,
+            true=names[predictions.labels[index]],
+            guess=names[predictions.predicted[index]],
+            confidence=float(predictions.confidence[index]),
+        )
+        for place, index in enumerate(chosen.tolist())
+    ]
+
+
+def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
+    tiles = _thumbnails(predictions.images, chosen, side)
+    height, width, channels = tiles.shape[1:]
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    rows = -(-len(tiles) // columns)
+    sheet = np.zeros((rows * columns, *tiles.shape[1:]), np.uint8)
+    sheet[: len(tiles)] = tiles
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    grey = channels == 1
+    picture = Image.fromarray(sheet[:, :, 0] if grey else sheet)
+    kind = "png" if grey else "webp"  # photographs are many times larger as PNG
+    confidence = predictions.confidence[chosen].tolist()
+    return Sprite(
+        uri=data_uri(_encoded(picture, kind), kind),
+        width=width,
+        height=height,
+        columns=columns,
+        rows=rows,
+        zoom=max(1, round(SHOWN / max(width, height))),
+        grey=grey,
+        captions=[
+            (index, round(sure, 4)) for index, sure in zip(chosen.tolist(), confidence, strict=True)
+        ],
+    )
+
+
+def _thumbnails(images: Array, chosen: Array, side: int) -> Array:
+    """Small images u8[N,h,w,C], of one channel as ink on paper, else of the first three."""
+    channels = 3 if images.shape[3] >= 3 else 1
+    tiles: Array = np.asarray(images[chosen])[..., :channels]
+    height, width = tiles.shape[1:3]
+    if (shrink := side / max(height, width)) < 1:
+        size = max(1, int(width * shrink)), max(1, int(height * shrink))
+        pictures = [Image.fromarray(t[:, :, 0] if channels == 1 else t) for t in tiles]
+        small = [np.asarray(p.resize(size, Image.Resampling.BOX)) for p in pictures]
+        tiles = np.stack(small).reshape(len(small), size[1], size[0], channels)
+    return 255 - tiles if channels == 1 else tiles
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    options = {"png": {}, "webp": {"quality": 85, "method": 2}, "jpeg": {"quality": 85}}
+    picture.save(buffer, kind, **options[kind])
+    return buffer.getvalue()

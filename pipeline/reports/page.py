@@ -1,0 +1,188 @@
+"""A run on one page: `Facts, Config, Predictions → str`, an HTML file that needs nothing else.
+
+Its pictures are inside it, it asks no network for anything, and it can be read on a phone, on
+paper and without JavaScript, which only opens the images behind a cell of the confusion matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lazy_loader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.config.flat import flatten
+from pipeline.config.schema import Config
+from pipeline.data.values import Predictions
+from pipeline.evaluation.metrics import accuracy, class_scores, ece, macro_f1
+from pipeline.reports.charts import curves, reliability
+from pipeline.reports.images import confusion, data_uri, smaller
+
+scipy = lazy_loader.load("scipy")
+
+TEMPLATES = Path(__file__).parent / "templates"
+CONFIDENCE = 0.95  # coverage of the intervals of accuracies
+SPLITS = {"test": "test", "val": "validation"}
+# Tags that tell where a run came from: (heading, {what a reader calls it: tag}).
+ORIGINS = (
+    ("Code", {"command": "command", "commit": "mlflow.source.git.commit"}),
+    ("Data", {"SHA-256": "data.fingerprint", "source": "data.source"}),
+    (
+        "Machine",
+        {
+            "processor": "hardware.cpu",
+            "cores": "hardware.cores",
+            "memory, GB": "hardware.memory_gb",
+            "host": "hardware.host",
+        },
+    ),
+    ("Sweep", {"its run": "mlflow.parentRunId", "job": "sweep.index"}),
+)
+VERSION = "version."
+STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the tracking store knows of a run.
+
+    `started` is aware of its time zone; `seconds` by stage, with the `total` where it is known;
+    `history` by metric (`train/loss`), its value by epoch; `weights` a PNG of the first layer's
+    weights before and after training.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    started: datetime
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    weights: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """An accuracy with its Wilson interval; `split` in a reader's words."""
+
+    split: str
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -> str:
+    """The page of a run; `predictions` by split (`val`, `test`).
+
+    Classes, mistakes and calibration are those of the test split or, where it was not evaluated,
+    of the validation split, and the page says which; without either they are left out.
+    """
+    split = next((name for name in SPLITS if name in predictions), None)
+    return _template().render(
+        facts=facts,
+        choices=vars(config.choices),
+        scores=[score(predictions[name], SPLITS[name]) for name in SPLITS if name in predictions],
+        groups=_groups(config),
+        origins=_origins(facts),
+        charts=curves(facts.history, facts.metrics.get("train/best_epoch")),
+        weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
+        shown=_shown(predictions[split], SPLITS[split]) if split else None,
+        began_with_test=config.evaluate.test,
+        reason=_reason(facts.tags),
+        epochs=max((max(values, default=0) for values in facts.history.values()), default=0),
+    )
+
+
+def score(predictions: Predictions, split: str) -> Score:
+    """Accuracy with its 95 % interval (Wilson, "Probable inference", JASA 1927, p. 209)."""
+    right, images = int(predictions.correct.sum()), len(predictions.labels)
+    interval = scipy.stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    return Score(
+        split=split,
+        value=accuracy(predictions),
+        low=float(interval.low),
+        high=float(interval.high),
+        images=images,
+    )
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: `0.3 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """`0.8665` → `86.65 %`, with a space that does not break."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _reason(tags: Mapping[str, str]) -> str | None:
+    """Why a run did not end well, in a reader's words where the tag has Python's."""
+    said = tags.get("error") or tags.get("sweep.pruned")
+    if said and said.rpartition(".")[2] in STOPS:
+        return STOPS[said.rpartition(".")[2]]
+    return said
+
+
+def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
+    """What is drawn from the predictions on one split."""
+    names = predictions.class_names
+    rows = zip(names, *(column.tolist() for column in class_scores(predictions)), strict=True)
+    return {
+        "split": split,
+        "names": names,
+        "macro_f1": macro_f1(predictions),
+        "ece": ece(predictions),
+        "classes": sorted(rows, key=lambda row: row[3]),
+        "matrix": confusion(predictions),
+        "reliability": reliability(predictions),
+    }
+
+
+def _groups(config: Config) -> dict[str, dict[str, str]]:
+    """What the result depends on, by group of the configuration; keys without a group first."""
+    groups: dict[str, dict[str, str]] = {group: {} for group in ("", *vars(config.choices))}
+    for key, value in flatten(config).items():
+        group, _, name = key.rpartition(".")
+        groups[group][name] = value
+    return groups
+
+
+def _origins(facts: Facts) -> dict[str, dict[str, str]]:
+    """Where the run came from, by heading; what was not recorded is left out."""
+    tags = facts.tags
+    found = {
+        heading: {label: tags[tag] for label, tag in labels.items() if tag in tags}
+        for heading, labels in ORIGINS
+    }
+    if "code.dirty" in tags:
+        patched = tags["code.dirty"] == "true"
+        found["Code"]["uncommitted changes"] = "yes, in code.patch" if patched else "none"
+    versions = {
+        key.removeprefix(VERSION): tags[key] for key in sorted(tags) if key.startswith(VERSION)
+    }
+    return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "percent": percent}
+    return environment.get_template("report.html")

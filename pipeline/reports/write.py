@@ -1,0 +1,139 @@
+"""Writes a run's report: while the run is recorded, or anew for one that was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config.schema import Config
+from pipeline.data.load import ingest, prepare
+from pipeline.data.values import Predictions, Prepared
+from pipeline.evaluation.evaluate import answers
+from pipeline.reports.facts import facts_of, is_of_store
+from pipeline.reports.page import html
+from pipeline.system.errors import RequestError, one_line
+from pipeline.system.files import replacing
+from pipeline.system.folders import owner
+from pipeline.tracking import Entry, Recording, find_entry, reopen
+
+NAME = "report.html"
+REPORTABLE = ("run of its own", "tags.folder != ''")  # whatever state it is in
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def reported(recording: Recording, config: Config) -> Iterator[dict[str, Predictions]]:
+    """Gives the run a report however the block ends; it yields where predictions are to be put.
+
+    The report of a run that fails or is stopped shows what there is by then, and the error. A job
+    of a sweep gets none here: nobody reads hundreds, and the best get theirs when they are kept.
+    """
+    predictions: dict[str, Predictions] = {}
+    if not config.evaluate.report or config.sweep.job.parent is not None:
+        yield predictions
+        return
+    try:
+        yield predictions
+    except BaseException as error:
+        if not is_of_store(error):
+            _at_least_try(recording, config, predictions, error)
+        raise
+    save_report(recording, config, predictions)
+
+
+def save_report(
+    recording: Recording,
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    error: BaseException | None = None,
+) -> None:
+    """Puts `report.html` among the artefacts; `config` is the one that the run began with."""
+    with recording.stage("report"):
+        page = html(facts_of(recording, error), config, predictions)
+        recording.save_text(NAME, page)
+
+
+def report_recorded(config: Config, folder: Path) -> None:
+    """Builds the report of a recorded run from what it stored, and prints where it lies.
+
+    Any run has one, as far as it got; it needs no model.
+
+    Raises:
+        RequestError: `run_id` is missing or names no run that has begun, or the data here is other
+            data than that of the run's predictions.
+    """
+    experiment = config.tracking.experiment or config.choices.dataset
+    entry = find_entry(config.run_id, config.tracking, experiment=experiment, latest=REPORTABLE)
+    if entry.is_sweep:
+        raise RequestError(
+            f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
+            "these has a report"
+        )
+    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
+    with replacing(folder / NAME) as path:
+        path.write_text(page, encoding="utf-8")
+    print(folder / NAME, flush=True)
+
+
+def bring_home(config: Config, run_id: str) -> None:
+    """Saves the artefacts of a run that was killed outright from its folder here, with its report.
+
+    A run that has no folder on this machine is left as it is.
+    """
+    entry = find_entry(run_id, config.tracking, experiment="", latest=REPORTABLE)
+    if entry.folder is None or owner(entry.folder) != entry.id:
+        return
+    recording = reopen(entry.id, config.tracking, entry.folder)
+    try:
+        then = entry.config
+        if then.evaluate.report and then.sweep.job.parent is None:
+            recording.save_text(NAME, page_of(entry, recording, config.data_dir))
+    finally:
+        recording.upload()
+
+
+def page_of(entry: Entry, recording: Recording, data_dir: str) -> str:
+    """The report of a run, from what the store has of it and the data here."""
+    then = replace(entry.config, data_dir=data_dir)
+    return html(facts_of(recording), then, _stored_predictions(entry, then))
+
+
+def _stored_predictions(entry: Entry, config: Config) -> dict[str, Predictions]:
+    if not entry.has("predictions.npz"):
+        return {}  # it did not get so far
+    stored = entry.predictions()
+    prepared = _data(config, entry.tags["data.fingerprint"])
+    return {
+        name: answers(split, stored[f"{name}_probs"], prepared)
+        for name, split in (("val", prepared.val), ("test", prepared.test))
+        if f"{name}_probs" in stored
+    }
+
+
+def _data(config: Config, fingerprint: str) -> Prepared:
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    raw = ingest(config.dataset, name=name, data_dir=data_dir)
+    prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    if prepared.fingerprint != fingerprint:
+        raise RequestError(
+            f"dataset={name}: the data here ({prepared.fingerprint[:12]}…) is not what the run "
+            f"used ({fingerprint[:12]}…); bring that back, or choose its folder with data_dir=…"
+        )
+    return prepared
+
+
+def _at_least_try(
+    recording: Recording,
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    error: BaseException,
+) -> None:
+    """Of a run that did not end well the first failure is the one to show."""
+    try:
+        save_report(recording, config, predictions, error)
+    except Exception as another:
+        log.warning("The failed run has no report: %s", one_line(another))

@@ -1,0 +1,1 @@
+"""Many runs: jobs, search, workers, launchers."""

@@ -1,0 +1,116 @@
+"""What a terminal shows of a sweep under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.sweeps.jobs import Job, shown
+from pipeline.sweeps.states import FAILED, KILLED, PRUNED, Objective, Trial, ranked
+
+REFRESHES = 4  # a second
+
+
+class Board:
+    """A line that changes as jobs start and end; off a terminal, a line for each that ended."""
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        total: int,
+        trials: Mapping[int, Trial],
+        console: Console | None = None,
+    ) -> None:
+        self.objectives, self.total = objectives, total
+        self.trials, self.running = dict(trials), dict[int, float]()
+        self.before, self.started = len(trials), time.monotonic()
+        self.busiest, self.kept_models = 1, 0
+        self.console = console or Console(stderr=True, highlight=False)
+        self.live = Live(
+            get_renderable=self.line,
+            console=self.console,
+            refresh_per_second=REFRESHES,
+            transient=True,
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> Board:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def start(self, job: Job) -> None:
+        """A job was handed to the launcher."""
+        self.running[job.index] = time.monotonic()
+        self.busiest = max(self.busiest, len(self.running))
+
+    def end(self, trial: Trial) -> None:
+        """A job ended, in whatever way."""
+        self.running.pop(trial.index, None)
+        self.trials[trial.index] = trial
+        if not self.console.is_terminal or trial.state == FAILED:
+            self.console.print(self._ended(trial), soft_wrap=True)
+
+    def keeping(self, models: int) -> None:
+        """The jobs are done; so many of the best are now being completed."""
+        self.kept_models = models
+        if models and not self.console.is_terminal:
+            self.console.print(f"evaluating and saving the best {models}", soft_wrap=True)
+
+    def line(self) -> Text:
+        """Counts by state, the best so far, and the time left."""
+        if self.kept_models:
+            return Text(f"evaluating and saving the best {self.kept_models}", overflow="ellipsis")
+        words = [f"{len(self.trials)}/{self.total} done", f"{len(self.running)} running"]
+        words += [
+            f"{count} {state}"
+            for state in (PRUNED, FAILED, KILLED)
+            if (count := sum(trial.state == state for trial in self.trials.values()))
+        ]
+        if best := ranked(list(self.trials.values()), self.objectives):
+            value = _value(best[0].values, self.objectives)
+            words.append(f"best {value} ({shown(best[0].params)})")
+        return Text(" · ".join([*words, self._left()]), no_wrap=True, overflow="ellipsis")
+
+    def _ended(self, trial: Trial) -> str:
+        outcome = trial.error or _value(trial.values, self.objectives)
+        return (
+            f"job {trial.index} {trial.state}  {shown(trial.params)}  {outcome}  "
+            f"{trial.seconds:.1f} s  {len(self.trials)}/{self.total}  {self._left()}"
+        )
+
+    def _left(self) -> str:
+        done = len(self.trials) - self.before
+        if not done:
+            return "time left unknown"
+        seconds = (time.monotonic() - self.started) / done * (self.total - len(self.trials))
+        return f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _value(values: Iterable[float], objectives: Sequence[Objective]) -> str:
+    return "  ".join(
+        f"{objective.metric} {value:.4f}"
+        if abs(value) < 1000
+        else f"{objective.metric} {value:,.0f}"
+        for objective, value in zip(objectives, values, strict=True)
+    )

@@ -1,0 +1,86 @@
+"""The record of what a sweep is, by which a resumed one is told from another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.flat import config_sha256, flatten
+from pipeline.config.schema import Config
+from pipeline.sweeps.jobs import Job, Multirun
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
+
+NAME = "manifest.json"
+MAY_CHANGE = ("n_trials",)  # a search may be given more trials than it was first
+# What of conf/sweep/ makes another sweep of it; the rest is about how to get through it.
+_SETTINGS = ("objective", "direction", "sampler", "sampler_options", "pruner", "pruner_options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is searched, upon which configuration; for a grid each job with its checksum."""
+
+    searched: Mapping[str, str]
+    settings: Mapping[str, Any]
+    base: Mapping[str, str]
+    jobs: Sequence[Mapping[str, Any]] = ()
+
+    def save(self, folder: Path) -> None:
+        """Writes `manifest.json`."""
+        with replacing(folder / NAME) as path:
+            path.write_text(self.text, encoding="utf-8")
+
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def require_same(self, folder: Path) -> None:
+        """Compares with the manifest that was saved in `folder`.
+
+        Raises:
+            RequestError: they differ; names each difference.
+        """
+        try:
+            then = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"sweep.resume: {folder / NAME} cannot be read: {error}") from error
+        if differences := list(_differences(then, json.loads(self.text))):
+            raise RequestError(
+                "sweep.resume: this is another sweep than the one to resume:\n"
+                + "\n".join(differences)
+            )
+
+
+def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive: bool) -> Manifest:
+    """The manifest of a sweep whose `jobs` are known beforehand (a grid's) or of a search."""
+    sweep = asdict(multirun.config.sweep)
+    names = (*_SETTINGS, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
+    searched = {o.get_key_element(): str(o.input_line).partition("=")[2] for o in multirun.searched}
+    base = flatten(multirun.config)
+    return Manifest(
+        searched=searched,
+        settings={"adaptive": adaptive} | {name: sweep[name] for name in names},
+        base={key: value for key, value in base.items() if key not in searched},
+        jobs=[
+            {"index": job.index, "params": job.params, "config_sha256": config_sha256(config)}
+            for job, config in jobs
+        ],
+    )
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for part in ("searched", "settings", "base"):
+        for key in then[part] | now[part]:
+            before, after = then[part].get(key, "nothing"), now[part].get(key, "nothing")
+            if before != after and key not in MAY_CHANGE:
+                yield f"  {key} was {before}, is {after}"
+    changed = [
+        job["index"] for job, other in zip(now["jobs"], then["jobs"], strict=False) if job != other
+    ]
+    if changed or len(now["jobs"]) != len(then["jobs"]):
+        yield f"  {len(then['jobs'])} jobs then, {len(now['jobs'])} now; other ones: {changed[:5]}"

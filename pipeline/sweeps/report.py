@@ -1,0 +1,145 @@
+"""What a sweep found: printed, drawn, and logged to its own run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.schema import Config
+from pipeline.data.values import Report
+from pipeline.sweeps.board import duration
+from pipeline.sweeps.jobs import Job, brief
+from pipeline.sweeps.launch import is_local, shares
+from pipeline.sweeps.manifest import Manifest
+from pipeline.sweeps.runs import typical_seconds
+from pipeline.sweeps.states import FAILED, FINISHED, KILLED, PRUNED, Objective, Trial, ranked
+from pipeline.system.imports import uncollected
+from pipeline.system.terminal import standard_output
+from pipeline.tracking import Recording
+
+SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
+
+
+def log_report(
+    parent: Recording,
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    searched: Sequence[str],
+) -> None:
+    """Logs the best, the spread, the counts, a table and plots."""
+    best = ranked(trials, objectives)
+    states = (FINISHED, PRUNED, FAILED, KILLED)
+    counts = {state: sum(trial.state == state for trial in trials) for state in states}
+    metrics = {f"sweep/{state}": float(count) for state, count in counts.items()}
+    if best:
+        values = [trial.values[0] for trial in best]
+        metrics |= {"sweep/best": values[0], "sweep/mean": statistics.fmean(values)}
+        metrics |= {"sweep/sd": statistics.stdev(values)} if len(values) > 1 else {}
+        tags = {f"best.{key}": value for key, value in best[0].params.items()}
+        parent.log_tags(tags | {"best.run_id": str(best[0].run_id)})
+    parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
+    with uncollected():
+        # Only now: what it imports takes seconds, for which no job should wait.
+        from pipeline.sweeps.plots import draw
+
+        figures = draw(trials, objectives, searched)
+    texts = {"trials.csv": _csv(trials, objectives, searched)}
+    parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
+
+
+def print_report(
+    sweep_id: str,
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    console: Console | None = None,
+) -> None:
+    """Prints all jobs, best first and failures last, and a line that scripts read."""
+    console = console or standard_output()
+    best = ranked(trials, objectives)
+    console.print(_table(best, trials, objectives))
+    values = (
+        [f"{o.metric}={v:.4f}" for o, v in zip(objectives, best[0].values, strict=True)]
+        if best
+        else []
+    )
+    words = [f"sweep_id={sweep_id}", f"best_run_id={best[0].run_id if best else None}", *values]
+    console.print(" ".join(words), soft_wrap=True)
+
+
+def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
+    """Prints what a sweep would run, how many, and for how long by what earlier runs took."""
+    console = standard_output()
+    if jobs:
+        table = Table("job", *plan.searched)
+        for job in jobs:
+            table.add_row(str(job.index), *job.params.values())
+    else:
+        table = Table("searched", "space")
+        for key, space in plan.searched.items():
+            table.add_row(key, space)
+    console.print(table)
+    count = len(jobs) or config.sweep.n_trials
+    proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
+    local = is_local(launcher)
+    parallel = shares(launcher)[0] if local else max(1, int(getattr(launcher, "n_jobs", 1)))
+    seconds = typical_seconds(config)
+    time = (
+        f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
+        f"as earlier runs took {duration(seconds)}"
+        if seconds
+        else "no earlier run tells how long"
+    )
+    console.print(f"{count} jobs{proposed}; {time}; nothing was run", soft_wrap=True)
+
+
+def _table(
+    best: Sequence[Trial], trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> Table:
+    others = [trial for trial in trials if trial not in best]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    names = [objective.metric for objective in objectives]
+    table = Table("job", *(key.rpartition(".")[2] for key in keys), *names, "s", "state")
+    for trial in [*best, *others][:SHOWN]:
+        state = f"{trial.state}: {trial.error}" if trial.error else trial.state
+        table.add_row(
+            str(trial.index),
+            *(brief(trial.params.get(key, "")) for key in keys),
+            *(_number(value) for value in trial.values),
+            f"{trial.seconds:.1f}",
+            f"{state}, model kept" if trial.kept else state,
+        )
+    if len(trials) > SHOWN:
+        table.caption = f"{SHOWN} of {len(trials)} jobs; the artefact trials.csv has all"
+    return table
+
+
+def _csv(trials: Sequence[Trial], objectives: Sequence[Objective], searched: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = [objective.metric for objective in objectives]
+    writer.writerow(["job", "state", *searched, *names, "seconds", "run_id", "error"])
+    for trial in trials:
+        writer.writerow(
+            [
+                trial.index,
+                trial.state,
+                *(trial.params.get(key, "") for key in searched),
+                *trial.values,
+                round(trial.seconds, 3),
+                trial.run_id,
+                trial.error,
+            ]
+        )
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,69 @@
+"""The space of an adaptive search: Hydra's grammar of overrides as Optuna's distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lazy_loader
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from pipeline.system.errors import RequestError, first_line
+
+optuna: Any = lazy_loader.load("optuna")
+
+
+def distributions(searched: Sequence[Override]) -> dict[str, Any]:
+    """What Optuna is to draw from, by key.
+
+    Raises:
+        RequestError: a key has no value to try, or bounds that make no sense.
+    """
+    return {override.get_key_element(): distribution(override) for override in searched}
+
+
+def distribution(override: Override) -> Any:
+    """What Optuna is to draw from for a searched key: choices are texts, ranges numbers."""
+    space = override.value()
+    if isinstance(space, IntervalSweep):
+        kind = optuna.distributions.FloatDistribution
+        if isinstance(space.start, int) and isinstance(space.end, int):
+            kind = optuna.distributions.IntDistribution
+        return _checked(override, kind, space.start, space.end, log="log" in space.tags)
+    if isinstance(space, RangeSweep):
+        numbers = list(space.range())
+        if not numbers:
+            raise RequestError(f"{override.input_line}: has no value to try")
+        kind = optuna.distributions.FloatDistribution
+        if all(isinstance(number, int) for number in numbers):
+            kind = optuna.distributions.IntDistribution
+        bounds = min(numbers), max(numbers)
+        return _checked(override, kind, *bounds, step=abs(space.step))
+    choices = list(override.sweep_string_iterator())
+    if not choices:
+        raise RequestError(f"{override.input_line}: has no value to try")
+    return optuna.distributions.CategoricalDistribution(choices)
+
+
+def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Parameters at the ends of the space: each choice and bound once, the rest at its first."""
+    ends = {
+        key: [text_of(end) for end in getattr(space, "choices", None) or (space.low, space.high)]
+        for key, space in spaces.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    yield first
+    for key, values in ends.items():
+        yield from (first | {key: value} for value in values[1:])
+
+
+def text_of(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def _checked(override: Override, kind: Any, *bounds: Any, **options: Any) -> Any:
+    try:
+        return kind(*bounds, **options)
+    except ValueError as error:
+        raise RequestError(f"{override.input_line}: {first_line(str(error))}") from error

@@ -1,0 +1,233 @@
+"""Adaptive search with Optuna: proposes jobs, learns from their ends, prunes those under way."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lazy_loader
+import numpy as np
+from hydra.core.override_parser.types import Override
+
+from pipeline.config.sweep import Sweep
+from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.space import distributions, text_of
+from pipeline.sweeps.states import FINISHED, PRUNED, Trial
+from pipeline.sweeps.study_storage import open_storage
+from pipeline.system.errors import Pruned, RequestError, first_line
+
+optuna: Any = lazy_loader.load("optuna")
+
+_SAMPLERS = {
+    "tpe": "TPESampler",
+    "random": "RandomSampler",
+    "gp": "GPSampler",
+    "grid": "BruteForceSampler",  # every combination once, by what others have tried already
+    "nsga2": "NSGAIISampler",
+}
+_PRUNERS = {
+    "none": "NopPruner",
+    "median": "MedianPruner",
+    "asha": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+}
+_PARAMS, _SWEEP = "params", "sweep"  # attributes of a trial
+_DISREGARDED = "disregarded"  # an attribute of the study: trials that others stand in for
+
+
+class Search:
+    """A sweep's view of a study: each proposed trial is a job of the same number.
+
+    Several sweeps may share a study; `n_trials` counts the trials of all of them.
+    """
+
+    at_once = False
+
+    def __init__(self, settings: Sweep, searched: Sequence[Override], *, sweep_id: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.settings, self.sweep_id = settings, sweep_id
+        self.total = settings.n_trials
+        self.told: Mapping[str, str] = {
+            "sweep.storage": str(settings.storage),
+            "sweep.study": str(settings.study),
+        }
+        self.distributions = distributions(searched)
+        self.study = optuna.create_study(
+            storage=open_storage(str(settings.storage)),
+            study_name=settings.study,
+            directions=settings.direction,
+            sampler=per_trial(settings),
+            pruner=make_pruner(settings),
+            load_if_exists=True,
+        )
+
+    def jobs(self) -> Iterator[Job]:
+        """Proposes trials, each when it is asked for, until there are `n_trials`."""
+        while len(self._regarded()) < self.settings.n_trials:
+            trial = self.study.ask(self.distributions)
+            params = {key: text_of(value) for key, value in trial.params.items()}
+            trial.set_user_attr(_SWEEP, self.sweep_id)
+            trial.set_user_attr(_PARAMS, params)
+            if len(self._regarded(before=trial.number)) >= self.settings.n_trials:
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                self._disregard(trial.number)  # another process was faster
+                return
+            yield Job(index=trial.number, params=params)
+
+    def tell(self, trial: Trial) -> None:
+        """Lets the following proposals know how a trial ended."""
+        states = optuna.trial.TrialState
+        known = np.isfinite(trial.values).all()
+        if trial.state == FINISHED and known:
+            self.study.tell(trial.index, list(trial.values))
+        elif trial.state == PRUNED:
+            self.study.tell(trial.index, state=states.PRUNED)
+        else:
+            self.study.tell(trial.index, state=states.FAIL)
+
+    def known_jobs(self) -> dict[int, Job]:
+        """The jobs that this sweep has proposed, earlier ones included, by index."""
+        return {
+            trial.number: Job(index=trial.number, params=trial.user_attrs[_PARAMS])
+            for trial in self._mine()
+            if _PARAMS in trial.user_attrs
+        }
+
+    def catch_up(self, ended: Mapping[int, Trial]) -> None:
+        """Brings the study up to what the runs of an interrupted sweep show.
+
+        A trial that a killed process left running is told how it ended; one that failed or was
+        killed is proposed again, as a new trial with the same parameters.
+        """
+        states = optuna.trial.TrialState
+        for trial in self._mine():
+            if trial.state == states.RUNNING and trial.number in ended:
+                self.tell(ended[trial.number])
+            elif trial.state == states.RUNNING:
+                self.study.tell(trial.number, state=states.FAIL)
+        for trial in self._mine():
+            if trial.state == states.FAIL:
+                self._disregard(trial.number)
+                if trial.params:
+                    self.study.enqueue_trial(trial.params)
+
+    def _mine(self) -> list[Any]:
+        alone = self.settings.study == self.sweep_id
+        return [
+            trial
+            for trial in self._regarded()
+            if trial.user_attrs.get(_SWEEP, self.sweep_id if alone else None) == self.sweep_id
+        ]
+
+    def _regarded(self, before: int | None = None) -> list[Any]:
+        # Optuna lets nobody mark a trial that has ended; the study has attributes, too.
+        disregarded = {int(number) for number in self.study.user_attrs.get(_DISREGARDED, [])}
+        waiting = optuna.trial.TrialState.WAITING
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)[:before]
+            if trial.number not in disregarded and trial.state != waiting
+        ]
+
+    def _disregard(self, number: int) -> None:
+        disregarded = self.study.user_attrs.get(_DISREGARDED, [])
+        self.study.set_user_attr(_DISREGARDED, [*disregarded, number])
+
+
+def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:
+    """For a job of an adaptive search: reports each epoch's objective to the study.
+
+    Raises:
+        Pruned: at an epoch after which the study finds the trial unpromising.
+    """
+    study = optuna.load_study(
+        storage=open_storage(str(sweep.storage)),
+        study_name=sweep.study,
+        sampler=optuna.samplers.RandomSampler(),  # it has nothing to propose here
+        pruner=make_pruner(sweep),
+    )
+    number = sweep.job.index
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def listen(epoch: int, metrics: Mapping[str, float]) -> None:
+        trial.report(metrics[sweep.objective[0]], epoch)
+        if trial.should_prune():
+            raise Pruned(f"pruned after epoch {epoch}")
+
+    return listen
+
+
+def make_pruner(settings: Sweep) -> Any:
+    """Optuna's pruner by `sweep.pruner`.
+
+    Raises:
+        RequestError: an option is refused.
+    """
+    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], settings.pruner_options)
+
+
+def require_sense(settings: Sweep) -> None:
+    """Refuses settings of an adaptive search that do not go together.
+
+    Raises:
+        RequestError: says which.
+    """
+    if settings.pruner != "none" and len(settings.objective) > 1:
+        raise RequestError(
+            f"sweep.pruner={settings.pruner}: with two objectives no trial can be pruned; "
+            "set sweep.pruner=none"
+        )
+    if settings.pruner != "none" and not settings.objective[0].startswith("val/"):
+        raise RequestError(
+            f"sweep.pruner={settings.pruner} follows an objective that each epoch has, as "
+            f"val/accuracy, not {settings.objective[0]}"
+        )
+    if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
+        raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
+    make_pruner(settings)
+    _sampler(settings, 0)
+
+
+def _sampler(settings: Sweep, seed: int) -> Any:
+    return _made(
+        "sampler",
+        optuna.samplers,
+        _SAMPLERS[settings.sampler],
+        {**settings.sampler_options, "seed": seed},
+    )
+
+
+def _made(kind: str, module: Any, name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return getattr(module, name)(**options)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"sweep.{kind}_options: {name}: {first_line(str(error))}") from error
+
+
+def per_trial(settings: Sweep) -> Any:
+    """A sampler that starts anew for each trial, with a seed from `sweep.seed` and its number.
+
+    A resumed search then proposes what the whole one would have, and processes that share a study
+    never draw the same.
+    """
+
+    class PerTrial(optuna.samplers.BaseSampler):
+        def _of(self, trial: Any) -> Any:
+            seed = np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0]
+            return _sampler(settings, int(seed))
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            self.current = self._of(trial)
+            return self.current.infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            return self.current.sample_relative(study, trial, search_space)
+
+        def sample_independent(self, study: Any, trial: Any, name: str, space: Any) -> Any:
+            return self.current.sample_independent(study, trial, name, space)
+
+    return PerTrial()

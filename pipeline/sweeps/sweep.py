@@ -1,0 +1,142 @@
+"""The story of a sweep: from the words of a multirun to compared, ranked and kept models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.config.schema import Config
+from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid
+from pipeline.sweeps.launch import opened
+from pipeline.sweeps.manifest import Manifest, manifest
+from pipeline.sweeps.report import log_report, print_report, show_preview
+from pipeline.sweeps.running import SweepJobs
+from pipeline.sweeps.runs import children, find_sweep
+from pipeline.sweeps.space import corners, distributions
+from pipeline.sweeps.states import FAILED, Objective
+from pipeline.sweeps.study import Search, require_sense
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking import Recording, record
+
+
+def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
+    """Carries out a multirun, of which everything is checked before the first job.
+
+    Raises:
+        RequestError: a job cannot be composed, or the sweep to resume is another one.
+        PipelineError: at the end, if a job failed.
+    """
+    config = multirun.config
+    _objectives(config)
+    if config.sweep.preview:
+        plan, jobs = _planned(multirun, adaptive=adaptive)
+        show_preview(plan, jobs, config, launcher)
+        return
+    count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
+    with opened(launcher, count) as workers:  # who get ready while the jobs are checked
+        plan, jobs = _planned(multirun, adaptive=adaptive)
+        resumed, folder = _place(config, multirun)
+        with _alone(folder):
+            if resumed:
+                plan.require_same(folder)
+            plan.save(folder)
+            named = _named(config, plan)
+            with record(named, folder, run_id=resumed, searched=plan.searched) as parent:
+                running = SweepJobs(
+                    multirun=multirun,
+                    workers=workers,
+                    source=_source(multirun, jobs, parent, folder, adaptive=adaptive),
+                    runs=children(parent, _objectives(config)),
+                    folder=folder,
+                )
+                _carry_out(running, plan, resumed=resumed is not None)
+
+
+def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
+    parent, objectives = running.runs.parent, running.runs.objectives
+    parent.save_text("manifest.json", plan.text)
+    if resumed:
+        running.catch_up()
+    trials = running.carry_out(
+        lambda ended: log_report(parent, ended, objectives, list(plan.searched))
+    )
+    print_report(parent.id, trials, objectives)
+    if failed := sum(trial.state == FAILED for trial in trials):
+        raise PipelineError(
+            f"{failed} of {len(trials)} jobs failed; what each printed is in {running.folder}; "
+            f"run them again with sweep.resume={parent.id}"
+        )
+
+
+def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]]:
+    """The manifest, and the jobs as far as they are known; all of them have been composed."""
+    if adaptive:
+        require_sense(multirun.config.sweep)
+        ends = corners(distributions(multirun.searched))
+        for index, params in enumerate(ends):
+            multirun.compose(Job(index=index, params=params))
+        return manifest(multirun, [], adaptive=True), []
+    if multirun.config.sweep.pruner != "none":
+        raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=optuna")
+    jobs = grid(multirun.searched)
+    checked = [(job, multirun.compose(job)) for job in jobs]
+    return manifest(multirun, checked, adaptive=False), jobs
+
+
+def _objectives(config: Config) -> list[Objective]:
+    names, directions = config.sweep.objective, config.sweep.direction
+    if len(names) != len(directions):
+        raise RequestError(
+            f"sweep.direction: {len(directions)} for {len(names)} objectives; give one for each"
+        )
+    return [
+        Objective(metric=name, maximize=direction == "maximize")
+        for name, direction in zip(names, directions, strict=True)
+    ]
+
+
+def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
+    """The run of the sweep to go on with, if any, and the sweep's folder."""
+    if config.sweep.resume is None:
+        return None, Path(multirun.composed.hydra.sweep.dir).absolute()
+    run_id, folder = find_sweep(config.sweep.resume, config)
+    return run_id, Path(folder)
+
+
+def _named(config: Config, plan: Manifest) -> Config:
+    keys = ", ".join(key.rpartition(".")[2] for key in plan.searched)
+    name = config.tracking.run_name or f"sweep of {keys}"
+    return replace(config, tracking=replace(config.tracking, run_name=name))
+
+
+def _source(
+    multirun: Multirun, jobs: list[Job], parent: Recording, folder: Path, *, adaptive: bool
+) -> Source:
+    if not adaptive:
+        return Grid(jobs)
+    settings = multirun.config.sweep
+    settings = replace(
+        settings,
+        storage=settings.storage or str(folder / "study.journal"),
+        study=settings.study or parent.id,
+    )
+    return Search(settings, multirun.searched, sweep_id=parent.id)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RequestError(f"sweep.resume: another process is at work on {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,106 @@
+"""A job of a sweep: a run that may be ended early, or the completion of one of the best."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import keras
+import psutil
+
+from pipeline.config.schema import Config
+from pipeline.run import complete, run
+from pipeline.sweeps.study import pruning_listener
+from pipeline.system.errors import PipelineError, Pruned
+from pipeline.tracking import find_entry, reopen
+
+LOOK_S = 0.5  # between two looks at time and memory
+GRACE_S = 10.0  # for a job beyond its limit to close its run
+
+log = logging.getLogger(__name__)
+
+
+def run_trial(config: Config, folder: Path) -> None:
+    """Runs one job of a sweep, within its limits; a pruned one ends well.
+
+    Raises:
+        PipelineError: it took more time or memory than it may.
+    """
+    sweep = config.sweep
+    keras.utils.clear_session()  # what earlier jobs of this process have left
+    with within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
+        if sweep.job.keep:
+            _keep(config, folder)
+            return
+        prunes = sweep.pruner != "none" and sweep.study is not None
+        try:
+            run(config, folder, *([pruning_listener(sweep)] if prunes else []))
+        except Pruned as pruned:
+            log.info("%s", pruned)
+
+
+@contextmanager
+def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
+    """Ends the block when it takes too long or the process gets too big.
+
+    A block that does not end within `GRACE_S` then takes the process with it.
+
+    Raises:
+        PipelineError: saying which limit was passed.
+    """
+    if seconds is None and memory_mb is None:
+        yield
+        return
+    done, passed = threading.Event(), list[str]()
+    process, started = psutil.Process(), time.monotonic()
+    main = threading.get_ident()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise PipelineError(passed[0])
+
+    def watch() -> None:
+        while not passed and not done.wait(LOOK_S):
+            used_mb = process.memory_info().rss / 1e6
+            if seconds is not None and time.monotonic() - started > seconds:
+                passed.append(f"took longer than sweep.timeout_s={seconds:g}")
+            elif memory_mb is not None and used_mb > memory_mb:
+                passed.append(f"needs {used_mb:,.0f} MB, above sweep.memory_mb={memory_mb:g}")
+        if passed:
+            # A real signal, which unlike _thread.interrupt_main ends a wait in the system too.
+            signal.pthread_kill(main, signal.SIGALRM)
+            if not done.wait(GRACE_S):
+                log.error("%s, and does not end by itself", passed[0])
+                os._exit(PipelineError.exit_code)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+def _keep(config: Config, folder: Path) -> None:
+    """Completes the run of a job that is one of the best."""
+    recording = reopen(str(config.run_id), config.tracking, folder)
+    began = find_entry(
+        config.run_id,
+        config.tracking,
+        experiment=str(config.tracking.experiment),
+        latest=("run", ""),
+    ).config
+    complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
+
+
+def _checkpoint(config: Config, folder: Path) -> Path:
+    return folder / "checkpoints" / f"{config.train.keep}.keras"

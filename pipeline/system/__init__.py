@@ -1,0 +1,1 @@
+"""What every program needs: errors, crash-safe files, folders, processes, the terminal."""

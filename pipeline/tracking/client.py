@@ -1,0 +1,156 @@
+"""Finds the tracking server or store, makes it ready, and the experiment in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import requests
+import sqlalchemy as sa
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+
+from pipeline.system.databases import reason, without_password
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ARTIFACTS = "mlartifacts"
+FIRST_ANSWER_S = 10
+
+
+@sa.event.listens_for(sa.Engine, "handle_error")
+def _keep_sqlite(context: sa.ExceptionContext) -> None:
+    """Has a connection rolled back and used on when Ctrl-C meets it in the middle of a statement.
+
+    SQLAlchemy would give it up as broken. SQLite's file then stays locked, for ourselves as well,
+    as long as the open statement lives, which the traceback holds.
+    """
+    is_stop = not isinstance(context.original_exception, Exception)
+    if is_stop and context.dialect.name == "sqlite":
+        context.is_disconnect = False
+
+
+def connect(uri: str | None) -> mlflow.MlflowClient:
+    """A client of the tracking server or store at `uri`, which is made the process' default.
+
+    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
+
+    Raises:
+        RequestError: nothing answers there, or it cannot be written.
+    """
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    _require_answer(address)
+    mlflow.set_tracking_uri(address)
+    try:
+        # The client makes a fresh store's tables; several processes at it at once spoil them.
+        with _alone(address):
+            _make_whole(address)
+            client = _opened(address)
+    except (MlflowException, sa.exc.SQLAlchemyError) as error:
+        raise RequestError(
+            f"tracking store {without_password(address)}: {reason(error)}"
+        ) from error
+    return client
+
+
+def _opened(address: str) -> mlflow.MlflowClient:
+    client = mlflow.MlflowClient(address)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _make_whole(address: str) -> None:
+    """Makes a database that is not there yet beside its place: a kill would leave half of it."""
+    if not address.startswith("sqlite:"):
+        return
+    url = sa.make_url(address)
+    path = Path(url.database or ":memory:")
+    if str(path) != ":memory:" and not (path.exists() and path.stat().st_size):
+        with replacing(path) as partial:
+            _opened(url.set(database=str(partial)).render_as_string())
+
+
+def experiment(client: mlflow.MlflowClient, name: str) -> str:
+    """The id of the experiment of that name, made if need be.
+
+    Raises:
+        RequestError: the experiment was deleted, or the store refuses the name.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(
+                name,
+                artifact_location=_artifact_location(client, name),
+                # Opens the UI in its view of training runs rather than of language models.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise RequestError(f"tracking.experiment={name}: {reason(error)}") from error
+    if found.lifecycle_stage != "active":
+        raise RequestError(
+            f"tracking.experiment={name} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(client: mlflow.MlflowClient, name: str) -> str | None:
+    if client.tracking_uri.startswith("sqlite:"):
+        return (Path(ARTIFACTS) / name).absolute().as_uri()
+    return None  # a server, or the owner of a shared database, has its own
+
+
+def _require_answer(uri: str) -> None:
+    """Asks once: MLflow itself would try for minutes before it says that nobody is there."""
+    try:
+        if uri.startswith(("http://", "https://")):
+            requests.get(uri, timeout=FIRST_ANSWER_S)
+        elif "://" in uri and not uri.startswith(("file:", "databricks")):
+            engine = sa.create_engine(uri)
+            with engine.connect() as connection:
+                if engine.dialect.name == "sqlite":
+                    try_to_write(connection)
+            engine.dispose()
+    except (requests.RequestException, sa.exc.SQLAlchemyError, ImportError) as error:
+        raise RequestError(
+            f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; "
+            f"start it, or choose another with tracking.uri=… (default {DEFAULT_URI})"
+        ) from error
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Writes to an SQLite file what is there already, and takes it back.
+
+    Only this tells a read-only file or folder: `BEGIN IMMEDIATE` is content with reading one.
+
+    Raises:
+        OperationalError: it cannot be written, or another process is writing.
+    """
+    connection.execute(sa.text("BEGIN IMMEDIATE"))
+    version = connection.execute(sa.text("PRAGMA user_version")).scalar_one()
+    connection.execute(sa.text(f"PRAGMA user_version = {int(version)}"))
+    connection.rollback()
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with FileLock(f"{sa.make_url(uri).database}.lock"):
+        yield
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {FIRST_ANSWER_S} s"
+    if isinstance(error, requests.ConnectionError):
+        return "nothing answers there"
+    return reason(error)

@@ -1,0 +1,116 @@
+"""Where a run came from: the code with its uncommitted changes, the environment, the hardware."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+# Whatever the user's own settings, a patch that `git apply` takes.
+_AS_PATCH = (
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+# New files that a result may depend on; a folder of photos beside them is not code.
+NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
+NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """The commit a run started from and what the working tree had beyond it, as a git patch."""
+
+    commit: str | None
+    patch: str
+
+    @property
+    def patch_sha256(self) -> str:
+        """SHA-256 (hex) of the patch: whether two runs had the same uncommitted changes."""
+        return hashlib.sha256(self.patch.encode("utf-8", errors="surrogateescape")).hexdigest()
+
+
+def code(root: Path = ROOT) -> Code:
+    """The state of the git checkout at `root`; new code counts, ignored files do not."""
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return Code(commit=None, patch="")
+    try:
+        return Code(commit=_git(root, "rev-parse", "HEAD").strip(), patch=_patch(root))
+    except subprocess.CalledProcessError:  # no commit yet, or a checkout that git refuses to read
+        return Code(commit=None, patch="")
+
+
+@cache  # for the jobs of a worker
+def environment() -> str:
+    """Python, platform and every installed distribution with its version, a line each."""
+    installed = {f"{d.metadata['Name']}=={d.version}" for d in distributions()}
+    header = f"# Python {platform.python_version()} on {platform.platform()}"
+    return "\n".join([header, *sorted(installed, key=str.lower)]) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the libraries that results depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in NAMED}
+
+
+def hardware() -> dict[str, str]:
+    """Host name, processor, cores this process may use, threads of an operation, and memory."""
+    cores = str(len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count())
+    return {
+        "host": platform.node(),
+        "cpu": _processor(),
+        "cores": cores,
+        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS", cores),
+        "memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
+    }
+
+
+def _has_affinity() -> bool:
+    return hasattr(os, "sched_getaffinity")  # not on macOS
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _patch(root: Path) -> str:
+    # A scratch index lets new files be compared without touching the user's own.
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        source = Path(_git(root, "rev-parse", "--absolute-git-dir").strip()) / "index"
+        if source.exists():
+            shutil.copy(source, index)
+        scratch = {"GIT_INDEX_FILE": str(index)}
+        unknown = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *NEW_CODE)
+        if names := unknown.split("\0")[:-1]:
+            _git(root, "add", "--intent-to-add", "--", *names, **scratch)
+        return _git(root, "diff", *_AS_PATCH, "HEAD", **scratch)
+
+
+def _git(root: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **environment},
+    )
+    # Not as text, which would turn the CRLF of a file in a patch into LF.
+    return done.stdout.decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,130 @@
+"""What a result comes from besides the configuration: for a recorded run, and here and now."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pipeline.tracking import lineage
+
+HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not what it means
+THREADS = "TF_NUM_INTRAOP_THREADS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Commit and uncommitted changes, libraries by version, hardware, and the data's SHA-256."""
+
+    commit: str | None
+    patch: str
+    packages: Mapping[str, str]
+    hardware: Mapping[str, str]
+    data: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Something that is not as it was; `kind`: code, environment, data or hardware."""
+
+    kind: str
+    what: str
+    then: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.what} was {self.then} and is {self.now}"
+
+
+def here(data: str) -> Origin:
+    """What a run that began now would come from."""
+    code = lineage.code()
+    return Origin(
+        commit=code.commit,
+        patch=code.patch,
+        packages=packages(lineage.environment()),
+        hardware=lineage.hardware(),
+        data=data,
+    )
+
+
+def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin:
+    """What a run with these tags, `code.patch` and `environment.txt` came from."""
+    prefix = "hardware."
+    return Origin(
+        commit=tags.get("mlflow.source.git.commit"),
+        patch=patch,
+        packages=packages(environment),
+        hardware={k.removeprefix(prefix): v for k, v in tags.items() if k.startswith(prefix)},
+        data=tags.get("data.fingerprint"),
+    )
+
+
+def packages(environment: str) -> dict[str, str]:
+    """Versions by name, Python's among them, from an `environment.txt`.
+
+    Names are written as PyPI compares them (PEP 503): `Typing_Ext` is `typing-ext`.
+    """
+    header, *lines = environment.splitlines()
+    found = (line.split("==", 1) for line in lines)
+    named = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+    return {"Python": header.split()[2], **named}
+
+
+def differences(then: Origin, now: Origin) -> list[Difference]:
+    """What has changed, the most telling first."""
+    return [
+        *_in_code(then, now),
+        *in_packages(then.packages, now.packages),
+        *_in("data", {"data": _short(then.data)}, {"data": _short(now.data)}, ["data"]),
+        *_in("hardware", then.hardware, now.hardware, HARDWARE),
+    ]
+
+
+def with_threads_of(origin: Origin) -> None:
+    """Makes TensorFlow, if it is still to be imported, use as many threads as then.
+
+    On how many share the work depends in which order a convolution adds up, and so its last bits.
+    """
+    if "threads" in origin.hardware:
+        os.environ.setdefault(THREADS, origin.hardware["threads"])
+
+
+def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
+    yield from _in(
+        "code", {"commit": _short(then.commit)}, {"commit": _short(now.commit)}, ["commit"]
+    )
+    if then.patch != now.patch:
+        texts = [_changes(then.patch), _changes(now.patch)]
+        if texts[0] == texts[1]:
+            texts = [f"{text} ({name})" for text, name in zip(texts, ("A", "B"), strict=True)]
+        yield Difference(kind="code", what="uncommitted changes", then=texts[0], now=texts[1])
+
+
+def in_packages(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
+    """Every package whose version differs, those that results depend on first."""
+    first = [name for name in ("Python", *lineage.NAMED) if name in then or name in now]
+    rest = sorted((then.keys() | now.keys()) - set(first), key=str.lower)
+    yield from _in("environment", then, now, [*first, *rest])
+
+
+def _in(
+    kind: str, then: Mapping[str, str], now: Mapping[str, str], names: list[str] | tuple[str, ...]
+) -> Iterator[Difference]:
+    for name in names:
+        one, other = then.get(name, "none"), now.get(name, "none")
+        if one != other:
+            yield Difference(kind=kind, what=name, then=one, now=other)
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "unknown"
+
+
+def _changes(patch: str) -> str:
+    count = sum(
+        line.startswith(("+", "-")) and not line.startswith(("+++", "---"))
+        for line in patch.splitlines()
+    )
+    return f"{count} lines" if patch else "none"

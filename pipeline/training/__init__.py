@@ -1,0 +1,1 @@
+"""From `Prepared` data to a `Fitted` model."""

@@ -1,0 +1,209 @@
+"""Keras callbacks of a run: checkpoints, the progress display, and the hand-over of each epoch."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from pipeline.system.files import replacing
+from pipeline.training.checkpoint import Progress
+
+Logs = dict[str, Any]
+EpochListener = Callable[[int, dict[str, float]], None]
+
+
+def metric_name(keras_name: str) -> str:
+    """Keras' `loss`, `val_loss` as the run's `train/loss`, `val/loss`."""
+    if keras_name.startswith("val_"):
+        return f"val/{keras_name.removeprefix('val_')}"
+    return f"train/{keras_name}"
+
+
+def stopper(
+    monitor: str, *, patience: int | None, epochs: int, restore: bool
+) -> keras.callbacks.EarlyStopping:
+    """Follows the best epoch by `monitor` (`val/loss`), stops after `patience` worse ones.
+
+    Without a patience it only follows; `restore` gives the model the best weights at the end.
+    """
+    return keras.callbacks.EarlyStopping(
+        monitor.replace("val/", "val_"),
+        mode="max" if monitor.endswith("accuracy") else "min",
+        patience=patience or epochs,
+        restore_best_weights=restore,
+    )
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps `last.keras` and, where there is a best epoch, `best.keras` in a folder.
+
+    Each is a whole model with its optimizer's state, and is replaced in one step. With them goes
+    the `Progress` of the run, which began at `start` if it goes on from there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        best: keras.callbacks.EarlyStopping | None,
+        start: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.best = folder, best
+        self.epochs: list[dict[str, float]] = list(start.epochs) if start else []
+        self.earlier = start.seconds if start else 0.0
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Saves the model as it is after the epoch."""
+        self.epochs.append({key: float(value) for key, value in (logs or {}).items()})
+        progress = Progress(
+            epochs=self.epochs,
+            seconds=self.earlier + time.perf_counter() - self.started,
+            seeds=[np.asarray(state.value).tolist() for state in _seed_states(self.model)],
+        )
+        with replacing(self.folder / "last.keras") as path:
+            self.model.save(path)
+            progress.add_to(path)
+        if self.best is not None and self.best.best_epoch == epoch:
+            with replacing(self.folder / "best.keras") as path:
+                shutil.copyfile(self.folder / "last.keras", path)
+
+
+class GoOn(keras.callbacks.Callback):
+    """Puts model and callbacks in the state they had when the last checkpoint was written.
+
+    `followers` are told the epochs until then as if they had just been run; `best` is one of them.
+    """
+
+    def __init__(
+        self,
+        start: Progress,
+        folder: Path,
+        followers: Sequence[keras.callbacks.Callback],
+        best: keras.callbacks.EarlyStopping | None,
+    ) -> None:
+        super().__init__()
+        self.start, self.folder, self.followers, self.best = start, folder, followers, best
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Loads the state; the followers have begun before."""
+        last, optimizer = self.folder / "last.keras", self.model.optimizer
+        optimizer.build(self.model.trainable_variables)
+        self.model.load_weights(last)
+        self._tell_followers()
+        if self.best is not None and self.best.restore_best_weights:
+            # A kill may have come between the writing of the last and of the best checkpoint.
+            is_last = self.best.best_epoch == len(self.start.epochs) - 1
+            self.model.load_weights(last if is_last else self.folder / "best.keras")
+            self.best.best_weights = self.model.get_weights()
+        self.model.load_weights(last)
+        for state, value in zip(_seed_states(self.model), self.start.seeds, strict=True):
+            state.assign(value)
+
+    def _tell_followers(self) -> None:
+        iterations = self.model.optimizer.iterations
+        steps = int(iterations) // len(self.start.epochs)
+        for epoch, logs in enumerate(self.start.epochs):
+            iterations.assign(steps * (epoch + 1))  # what a schedule's learning rate depends on
+            for follower in self.followers:
+                follower.on_epoch_begin(epoch)
+                follower.on_epoch_end(epoch, dict(logs))
+
+
+def _seed_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the random number generators, which Keras does not save: u32[2] each."""
+    saved = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in saved]
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """Tells a plain function each finished epoch (from 1) and its metrics by the run's names."""
+
+    def __init__(self, listener: EpochListener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Hands the epoch over."""
+        self.listener(epoch + 1, {metric_name(k): float(v) for k, v in (logs or {}).items()})
+
+
+class ProgressDisplay(keras.callbacks.Callback):
+    """A bar for the running epoch and a line for each finished one; lines alone off a terminal."""
+
+    def __init__(self, images: int, console: Console | None = None) -> None:
+        super().__init__()
+        self.images = images
+        self.console = console or Console(stderr=True, highlight=False)
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Opens the bar."""
+        self.started, self.done = time.perf_counter(), 0
+        self.bar = ProgressBar(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        total = self.images * self.params["epochs"]
+        self.task = self.bar.add_task("", total=total, epoch=self._name(0), numbers="")
+        self.bar.start()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Starts the epoch's clock."""
+        self.epoch, self.seen = epoch, 0
+        self.epoch_started = time.perf_counter()
+        self.bar.update(self.task, completed=epoch * self.images)  # a run may go on from one
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Moves the bar on by the images of one part of the epoch."""
+        logs = dict(logs or {})
+        images = logs.pop("images")
+        self.seen += images
+        self.bar.update(
+            self.task, advance=images, epoch=self._name(self.epoch), numbers=self._numbers(logs)
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Prints the epoch's line."""
+        self.done += 1
+        spent = time.perf_counter() - self.started
+        left = spent / self.done * (self.params["epochs"] - epoch - 1)
+        self.console.print(
+            f"epoch {self._name(epoch)}  {self._numbers(logs or {})}  {left:.0f} s left",
+            soft_wrap=True,
+        )
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, also after a failure in the middle of an epoch."""
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+    def _name(self, epoch: int) -> str:
+        total = self.params["epochs"]
+        return f"{epoch + 1:>{len(str(total))}}/{total}"
+
+    def _numbers(self, logs: Logs) -> str:
+        rate = self.seen / max(time.perf_counter() - self.epoch_started, 1e-9)
+        metrics = "  ".join(f"{metric_name(key)} {value:.4f}" for key, value in logs.items())
+        return f"{metrics}  {rate:,.0f} images/s"

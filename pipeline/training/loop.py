@@ -1,0 +1,144 @@
+"""Runs a compiled Keras model over splits held in memory, many steps to one call of TensorFlow.
+
+The images stay u8[N,H,W,C] in one resident tensor. A part of an epoch (some tens of steps of
+shuffled gather, forward pass, gradient and update: Keras' own `train_step`) is one compiled graph,
+so that Python is entered a few times an epoch rather than once a batch. Where XLA is asked for, it
+compiles the loop over a part's full batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.data.cache import let_go
+from pipeline.data.values import Array, Split
+from pipeline.system.errors import PipelineError
+from pipeline.training.fused import fused_updates
+from pipeline.training.resident import resident
+from pipeline.training.xla import compiled
+
+EVALUATED_AT_ONCE = 1024  # validation images
+PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
+
+Rows = Array  # i64[n]: places in a split, in the order they are visited
+
+
+def fit(
+    model: keras.Model,
+    splits: tuple[Split, Split],
+    callbacks: keras.callbacks.CallbackList,
+    *,
+    batch_size: int,
+    seed: int,
+    xla: bool = False,
+) -> None:
+    """Fits `model` on the first of `splits` and validates it on the second, if that has images.
+
+    It does so for as many epochs as `callbacks` were told (`initial_epoch` to `epochs`), or until
+    the model should stop; they see what they would in `model.fit`, with a part of an epoch for a
+    batch.
+
+    Raises:
+        PipelineError: the loss became NaN or infinite.
+    """
+    train, val = splits
+    part_size = _part_size(len(train), batch_size)
+    _create_state(model, train)
+    train_steps = _steps(model.train_step, train, batch_size, xla_part=part_size if xla else 0)
+    test_steps = _steps(model.test_step, val, max(batch_size, EVALUATED_AT_ONCE))
+    results = tf.function(model.get_metrics_result)  # eagerly it takes ten times as long
+    logs: dict[str, float] = {}
+    model.stop_training = False
+    callbacks.on_train_begin()
+    with fused_updates(model.optimizer):
+        for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
+            if model.stop_training:
+                break
+            callbacks.on_epoch_begin(epoch)
+            model.reset_metrics()
+            # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
+            order = np.random.default_rng([seed, epoch]).permutation(len(train))
+            for part, start in enumerate(range(0, len(order), part_size)):
+                rows = order[start : start + part_size]
+                callbacks.on_train_batch_begin(part)
+                train_steps(rows)
+                logs = _finite(results(), epoch)
+                callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
+            if len(val):
+                model.reset_metrics()
+                test_steps(np.arange(len(val)))
+                logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
+            callbacks.on_epoch_end(epoch, logs)
+    let_go(train.images)
+    model.optimizer.finalize_variable_values(model.trainable_weights)
+    callbacks.on_train_end(logs)
+
+
+def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
+    """Probabilities f32[N,K] of images u8[N,H,W,C]."""
+    forward = predictor(model)
+    return np.concatenate(
+        [forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    )
+
+
+def predictor(model: keras.Model) -> Callable[[Array], Array]:
+    """u8[N,H,W,C] → f32[N,K] by one graph that takes any number of images."""
+    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+
+    @tf.function(input_signature=[images])
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return model(batch, training=False)
+
+    return lambda batch: forward(tf.constant(batch)).numpy()
+
+
+def _steps(
+    step: Callable[..., object], split: Split, batch_size: int, *, xla_part: int = 0
+) -> Callable[[Rows], None]:
+    """Takes `step` on each batch of the rows it is given; with XLA up to `xla_part` of them."""
+    images, labels = resident(split.images), resident(split.labels)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    def run(rows: tf.Tensor) -> None:
+        for start in tf.range(0, tf.size(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            step((tf.gather(images, batch), tf.gather(labels, batch)))
+
+    if not xla_part:
+        return run
+    full_batches = compiled(step, images, labels, (xla_part // batch_size, batch_size))
+
+    def run_with_xla(rows: Rows) -> None:
+        full = len(rows) // batch_size * batch_size
+        if full:
+            full_batches(rows[:full])
+        if full < len(rows):
+            run(rows[full:])
+
+    return run_with_xla
+
+
+def _part_size(images: int, batch_size: int) -> int:
+    steps = -(-images // batch_size)
+    return -(-steps // PARTS) * batch_size
+
+
+def _create_state(model: keras.Model, split: Split) -> None:
+    """Makes the variables of optimizer and metrics, which a graph may use but not create."""
+    model.optimizer.build(model.trainable_variables)
+    model.test_step((split.images[:1], split.labels[:1]))
+
+
+def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
+    metrics = {name: float(value) for name, value in results.items()}
+    if not np.isfinite(metrics["loss"]):
+        raise PipelineError(
+            f"the loss became {metrics['loss']} in epoch {epoch + 1}: training diverged; "
+            "lower optimizer.learning_rate or set optimizer.clipnorm=1"
+        )
+    return metrics

@@ -1,0 +1,176 @@
+"""Steps of a model as one loop compiled by XLA, where that beats TensorFlow's own kernels.
+
+XLA fuses what lies between the matrix products of a dense network, which on a CPU cost as much as
+the products themselves; its convolutions are slower than TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.data.values import Array
+from pipeline.system.errors import PipelineError
+
+# Each was measured; any other layer might be a convolution, or have no XLA kernel at all.
+FASTER = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.BatchNormalization,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.InputLayer,
+    keras.layers.LayerNormalization,
+    keras.layers.Rescaling,
+    keras.layers.Reshape,
+)
+ENOUGH_STEPS = 5_000  # of a whole training; with fewer, compiling takes longer than it saves
+
+# Whoever draws random numbers, and what that calls the choice of a generator.
+_GENERATORS = (
+    (tf.random, "stateless_uniform", "alg"),
+    (tf.random, "stateless_normal", "alg"),
+    (tf.random, "stateless_truncated_normal", "alg"),
+    (tf.nn.experimental, "stateless_dropout", "rng_alg"),
+)
+
+_FLAGS, _FOLDER = "TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory="
+
+Step = Callable[[tuple[tf.Tensor, tf.Tensor]], object]
+
+
+def keep_programs(folder: Path) -> None:
+    """Lets XLA keep what it compiles under `folder` and take it from there the next time.
+
+    Heeded only before the first operation of the process. Loading a program takes a third of the
+    time of compiling it and 100 MB less. A program runs as the user who loads it, so a folder into
+    which others can write is left alone, as is one that cannot be written.
+    """
+    flags = os.environ.get(_FLAGS, "")
+    here = folder.absolute() / _machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        here.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return
+    found = here.stat()
+    mine = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if mine and os.access(here, os.W_OK) and _FOLDER not in flags:
+        os.environ[_FLAGS] = f'{flags} {_FOLDER}"{here}"'.strip()
+
+
+def _machine() -> str:
+    """A name for what a program depends on besides its source: TensorFlow and the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    features = (named or lines)[0]
+    return hashlib.sha256(f"{tf.__version__} {features}".encode()).hexdigest()[:16]
+
+
+def _forget_programs() -> bool:
+    """Deletes the programs that were kept; whether there were any."""
+    for flag in shlex.split(os.environ.get(_FLAGS, "")):
+        if flag.startswith(_FOLDER):
+            folder = Path(flag.removeprefix(_FOLDER))
+            programs = list(folder.glob("*.pb"))
+            for program in programs:
+                program.unlink(missing_ok=True)
+            return bool(programs)
+    return False
+
+
+def is_faster(model: keras.Model, steps: int) -> bool:
+    """Whether training `model` for so many `steps` is known to gain from XLA on this machine."""
+    return (
+        steps >= ENOUGH_STEPS
+        and not tf.config.list_physical_devices("GPU")  # not measured
+        and all(type(layer) in FASTER for layer in model.layers)
+    )
+
+
+def compiled(
+    step: Step, images: tf.Tensor, labels: tf.Tensor, shape: tuple[int, int]
+) -> Callable[[Array], None]:
+    """A function of rows i64[n], places in `images` u8[N,H,W,C] and `labels` i32[N].
+
+    It takes `step` on each batch of them; `shape` is (most batches at once, images in a batch), and
+    n is a multiple of the batch.
+
+    Raises:
+        PipelineError: at its first call, if XLA does not know an operation of `step`.
+    """
+    traced = _trace(step, images, labels, shape)
+
+    def take(rows: Array) -> None:
+        nonlocal traced
+        # One program serves any number of batches: those beyond `count` are never looked at.
+        padded, count = tf.constant(np.resize(rows, shape)), tf.constant(len(rows) // shape[1])
+        try:
+            traced(padded, count)
+        except tf.errors.OpError as error:
+            _require_known_operations(error)
+            if not _forget_programs():  # one that was damaged is no reason to fail
+                raise
+            traced = _trace(step, images, labels, shape)
+            traced(padded, count)
+
+    return take
+
+
+def _trace(
+    step: Step, images: tf.Tensor, labels: tf.Tensor, shape: tuple[int, int]
+) -> Callable[[tf.Tensor, tf.Tensor], None]:
+    batches = [tf.TensorSpec((*shape, *part.shape[1:]), part.dtype) for part in (images, labels)]
+
+    @tf.function(jit_compile=True, input_signature=[*batches, tf.TensorSpec((), tf.int32)])
+    def loop(images: tf.Tensor, labels: tf.Tensor, count: tf.Tensor) -> None:
+        for number in tf.range(count):
+            step((images[number], labels[number]))
+
+    # The gather stays outside: XLA would copy the whole of `images` at each call.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), tf.TensorSpec((), tf.int32)])
+    def run(rows: tf.Tensor, count: tf.Tensor) -> None:
+        loop(tf.gather(images, rows), tf.gather(labels, rows), count)
+
+    with _threefry():
+        traced: Callable[[tf.Tensor, tf.Tensor], None] = run.get_concrete_function()
+        return traced
+
+
+def _require_known_operations(error: tf.errors.OpError) -> None:
+    if unknown := re.search(r"unsupported operations .*?: (\w+)", str(error)):
+        raise PipelineError(
+            f"XLA has no {unknown[1]}, of which the training step of this model makes use; "
+            "set train.xla=false"
+        ) from error
+
+
+@contextmanager
+def _threefry() -> Iterator[None]:
+    """While open, random numbers are traced as ThreeFry's.
+
+    The generator that XLA selects by itself on a CPU takes 10 ms for 32,768 numbers, this one 0.1.
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+    """
+    originals = [(module, name, getattr(module, name)) for module, name, _ in _GENERATORS]
+    for (module, name, keyword), (*_, original) in zip(_GENERATORS, originals, strict=True):
+        setattr(module, name, partial(original, **{keyword: "threefry"}))
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)

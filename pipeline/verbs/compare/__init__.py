@@ -1,0 +1,1 @@
+"""`compare`: recorded runs side by side."""

@@ -1,0 +1,129 @@
+"""The verb `compare`: recorded runs side by side, and whether their differences are noise."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.messages import choose
+from pipeline.config.schema import Config
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.scales import lower_is_better
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
+from pipeline.system.imports import uncollected
+from pipeline.system.terminal import standard_output
+from pipeline.verbs.compare.comparison import Comparison, compare_runs
+from pipeline.verbs.compare.drawing import Pictures, drawing
+from pipeline.verbs.compare.page import document, page
+from pipeline.verbs.compare.pair import Stored
+from pipeline.verbs.compare.table import print_comparison
+
+if TYPE_CHECKING:
+    from pipeline.tracking.table import Found
+
+MOST_READ = 20  # runs whose stored predictions are read
+
+
+def compare(config: Config, folder: Path) -> None:
+    """Prints the comparison that `config.compare` asks for; writes page and pictures to `folder`.
+
+    Those of a sweep are logged to the sweep's own run as well, under `compare/`.
+
+    Raises:
+        RequestError: the runs cannot be found, or none of them has the metric.
+    """
+    request = config.compare
+    if request.runs and len(set(request.runs)) < 2:
+        raise RequestError("runs: name two runs or more, runs=<id>,<id>")
+    with uncollected(), drawing() as begin:
+        found = _find(config)  # among whose records a look would take a second
+        comparison = compare_runs(
+            found.runs,
+            found.source,
+            request.metric,
+            _stored(found),
+            Resampling(confidence=request.confidence, resamples=request.resamples),
+        )
+        comparison = replace(comparison, packages=_packages(found))
+        pictures = begin(comparison)
+        printed = _table(comparison) if request.format == "table" else ""  # while it is drawn
+        # All is written before anything is printed, whose reader may leave: `compare | head`.
+        files = _write(comparison, pictures(), folder)
+        if found.sweep:
+            _log(found.sweep, files, config)
+        print(f"{printed}page: {files[0]}" if printed else _json(comparison, files), flush=True)
+        gc.freeze()  # what was read stays until the process ends, and needs no look then either
+
+
+def _find(config: Config) -> Found:
+    request = config.compare
+    # Only now: MLflow takes seconds to import.
+    from pipeline.tracking import table
+
+    if request.runs:
+        found = table.named_runs(config)
+    elif request.sweep:
+        found = table.sweep_runs(config)
+    else:
+        return table.best_runs(config, lower_is_better=lower_is_better(request.metric))
+    if not any(request.metric in run.metrics for run in found.runs):
+        other = choose(request.metric, {key for run in found.runs for key in run.metrics})
+        raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
+    return found
+
+
+def _stored(found: Found) -> dict[str, Stored]:
+    """The stored predictions by run id; of more than a few runs none is read."""
+    if len(found.runs) > MOST_READ:
+        return {}
+    from pipeline.tracking.table import load_predictions
+
+    read = {run.id: load_predictions(run) for run in found.runs}
+    return {run_id: arrays for run_id, arrays in read.items() if arrays is not None}
+
+
+def _packages(found: Found) -> list[str]:
+    """How the environments of two runs differ in what their tags do not tell of."""
+    if len(found.runs) != 2:
+        return []  # a table has no room for a hundred packages of each row
+    from pipeline.tracking import lineage, origin
+    from pipeline.tracking.table import load_environment
+
+    then, now = (load_environment(run) for run in found.runs)
+    if then is None or now is None:
+        return []
+    told = {"Python", *lineage.NAMED}
+    differing = origin.in_packages(origin.packages(then), origin.packages(now))
+    return [f"{each.what} {each.then} → {each.now}" for each in differing if each.what not in told]
+
+
+def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Path]:
+    contents = {"compare.html": page(comparison, pictures).encode()}
+    contents |= {f"{name}.png": png for name, png in pictures.items()}
+    for name, content in contents.items():
+        with replacing(folder / name) as path:
+            path.write_bytes(content)
+    return [folder / name for name in contents]
+
+
+def _table(comparison: Comparison) -> str:
+    """What a person reads, with the terminal's colours."""
+    console = standard_output()
+    with console.capture() as printed:
+        print_comparison(comparison, console)
+    return printed.get()
+
+
+def _json(comparison: Comparison, files: list[Path]) -> str:
+    written = {"files": [str(path) for path in files]}
+    return json.dumps(document(comparison) | written, indent=2, ensure_ascii=False)
+
+
+def _log(sweep: str, files: list[Path], config: Config) -> None:
+    from pipeline.tracking.table import log_comparison
+
+    log_comparison(sweep, files, config)

@@ -1,0 +1,242 @@
+"""Runs side by side, with what their differences are worth: `RunRecord`s → `Comparison`. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.values import Array
+from pipeline.evaluation.intervals import (
+    BOOTSTRAP,
+    PAIRED,
+    Estimate,
+    Resampling,
+    bootstrap,
+    newcombe,
+    student,
+    welch,
+    wilson,
+)
+from pipeline.evaluation.scales import lower_is_better, possible
+from pipeline.tracking.records import Row, RunRecord, differing, fold, labels
+from pipeline.verbs.compare.pair import Pair, Stored, Unpaired, images_of, pair_up
+
+SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
+Values = dict[tuple[str, str], Array]  # by run and metric: a number for each image, f64[N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A row with its metrics, and how its ranking metric differs from the first row's."""
+
+    label: str
+    row: Row
+    estimates: Mapping[str, Estimate]
+    difference: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rows, best first by `metric` unless two runs were named, and what they differ in.
+
+    `pair` for exactly two runs, or else `unpaired`, why not. `repeats`: runs that another of the
+    same setting and seed replaced; `misplaced`: those whose recorded metrics are not of the epoch
+    whose weights they kept.
+    """
+
+    source: str
+    metric: str
+    resampling: Resampling
+    rows: Sequence[Compared]
+    traits: Sequence[str]
+    metrics: Sequence[str]
+    runs: int
+    repeats: int
+    misplaced: int
+    pair: Pair | None
+    unpaired: str | None
+    packages: Sequence[str] = ()
+    """Of two runs: installed packages that differ besides those among the traits, in words."""
+
+
+def compare_runs(
+    runs: Sequence[RunRecord],
+    source: str,
+    metric: str,
+    stored: Mapping[str, Stored],
+    resampling: Resampling,
+) -> Comparison:
+    """Sets runs side by side; `stored` are the predictions, by run id, that were read."""
+    paired = len(runs) == 2
+    folded = fold(runs)
+    rows = tuple(Row(runs=(run,)) for run in runs) if paired else folded.rows
+    metrics = _metrics(runs, metric)
+    values = _per_image(runs, stored, metrics)
+    intervals = _bootstrapped(values, resampling)
+    estimated = [
+        (row, {name: _estimate(row, name, intervals, resampling) for name in metrics})
+        for row in rows
+    ]
+    if not paired:
+        estimated.sort(key=lambda item: _rank(item[1][metric], lower_is_better(metric)))
+    rows = tuple(row for row, _ in estimated)
+    traits = differing(rows)
+    gaps = _gaps(rows, metric, values, stored, resampling)
+    pair, unpaired = _pair(runs, stored, resampling) if paired else (None, None)
+    return Comparison(
+        source=source,
+        metric=metric,
+        resampling=resampling,
+        rows=[
+            Compared(label=label, row=row, estimates=estimates, difference=difference)
+            for label, (row, estimates), difference in zip(
+                labels(rows, traits),
+                estimated,
+                _differences([numbers[metric] for _, numbers in estimated], gaps, resampling),
+                strict=True,
+            )
+        ],
+        traits=traits,
+        metrics=metrics,
+        runs=len(runs),
+        repeats=0 if paired else folded.repeats,
+        misplaced=sum(run.kept_another_epoch for run in runs if run.id not in stored),
+        pair=pair,
+        unpaired=unpaired,
+    )
+
+
+def _metrics(runs: Sequence[RunRecord], metric: str) -> list[str]:
+    names = dict.fromkeys((metric, *SHOWN))
+    return [name for name in names if any(name in run.metrics for run in runs)]
+
+
+def _per_image(
+    runs: Sequence[RunRecord], stored: Mapping[str, Stored], metrics: Sequence[str]
+) -> Values:
+    found: Values = {}
+    for run in runs:
+        for metric in metrics:
+            split, _, kind = metric.partition("/")
+            one = stored.get(run.id, {})
+            if kind in ("accuracy", "loss") and f"{split}_probs" in one:
+                probs, labels = one[f"{split}_probs"], one[f"{split}_labels"]
+                found[run.id, metric] = (
+                    _right(probs, labels) if kind == "accuracy" else _loss(probs, labels)
+                )
+    return found
+
+
+def _right(probs: Array, labels: Array) -> Array:
+    return (probs.argmax(axis=1) == labels).astype(np.float64)
+
+
+def _loss(probs: Array, labels: Array) -> Array:
+    """Cross-entropy in nats, clipped as `pipeline.evaluation.metrics.loss` does."""
+    chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
+    return -np.log(np.clip(chosen, 1e-7, 1 - 1e-7))
+
+
+def _bootstrapped(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:
+    found = {}
+    for images in sorted({len(numbers) for numbers in values.values()}):
+        keys = [key for key, numbers in values.items() if len(numbers) == images]
+        table = np.stack([values[key] for key in keys])
+        for key, mean, (low, high) in zip(
+            keys, table.mean(axis=1), bootstrap(table, resampling), strict=True
+        ):
+            found[key] = Estimate(
+                value=float(mean), low=float(low), high=float(high), method=BOOTSTRAP
+            )
+    return found
+
+
+def _estimate(
+    row: Row,
+    metric: str,
+    intervals: Mapping[tuple[str, str], Estimate],
+    resampling: Resampling,
+) -> Estimate:
+    """Over seeds where there are several; else over images, from predictions or from the count."""
+    known = [
+        intervals.get((run.id, metric)) or Estimate(value=run.metrics[metric])
+        for run in row.runs
+        if metric in run.metrics
+    ]
+    known = [one for one in known if math.isfinite(one.value)]
+    if not known:
+        return Estimate(value=math.nan, n=0)
+    if len(known) > 1:
+        over_seeds = student(np.array([one.value for one in known]), resampling.confidence)
+        return possible(over_seeds, metric)
+    split, _, kind = metric.partition("/")
+    images = row.runs[0].sizes.get(split)
+    if not known[0].method and kind == "accuracy" and images:
+        return wilson(known[0].value, images, resampling.confidence)
+    return known[0]
+
+
+def _gaps(
+    rows: Sequence[Row],
+    metric: str,
+    values: Values,
+    stored: Mapping[str, Stored],
+    resampling: Resampling,
+) -> dict[int, tuple[float, float]]:
+    """Paired intervals of the differences to the first row, by place, of rows with its images."""
+    gaps = {
+        place: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
+        for place, row in enumerate(rows)
+        if place and _same_images(rows[0], row, metric, values, stored)
+    }
+    # All at once: the resamples are what takes the time.
+    if not gaps:
+        return {}
+    intervals = bootstrap(np.stack(list(gaps.values())), resampling)
+    return {
+        place: (float(low), float(high)) for place, (low, high) in zip(gaps, intervals, strict=True)
+    }
+
+
+def _differences(
+    estimates: Sequence[Estimate], gaps: Mapping[int, tuple[float, float]], resampling: Resampling
+) -> Iterator[Estimate | None]:
+    """What each row's estimate is more than the first's; None for the first."""
+    first, *others = estimates
+    yield None
+    for place, other in enumerate(others, start=1):
+        if place in gaps:
+            low, high = gaps[place]
+            yield Estimate(value=other.value - first.value, low=low, high=high, method=PAIRED)
+        elif max(first.n, other.n) > 1 and min(first.n, other.n) > 0:
+            yield welch(first, other, resampling.confidence)
+        else:  # NaN where one of them has no interval
+            yield newcombe(first, other)
+
+
+def _same_images(
+    first: Row, second: Row, metric: str, values: Values, stored: Mapping[str, Stored]
+) -> bool:
+    pair = [row.runs[0] for row in (first, second) if len(row.runs) == 1]
+    if len(pair) < 2 or any((run.id, metric) not in values for run in pair):
+        return False
+    split = metric.partition("/")[0]
+    return len({images_of(run, stored[run.id], split) for run in pair}) == 1
+
+
+def _pair(
+    runs: Sequence[RunRecord], stored: Mapping[str, Stored], resampling: Resampling
+) -> tuple[Pair | None, str | None]:
+    try:
+        return pair_up((runs[0], runs[1]), stored, resampling), None
+    except Unpaired as reason:
+        return None, str(reason)
+
+
+def _rank(estimate: Estimate, lower: bool) -> tuple[bool, float]:
+    """Best first, those without a value last."""
+    value = estimate.value
+    return math.isnan(value), value if lower else -value

@@ -1,0 +1,113 @@
+"""Two runs that were asked about the same images, set against each other. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.values import Array
+from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
+from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
+from pipeline.tracking.records import FINGERPRINT, RunRecord
+
+Stored = Mapping[str, Array]  # a run's predictions.npz
+SPLITS = {"test": "test", "val": "validation"}  # the first that both have is compared
+PREPROCESS = "preprocess."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What two classifiers make of the same images; `change` is the second's accuracy - first's."""
+
+    split: str
+    images: int
+    first: float
+    second: float
+    change: Estimate
+    test: McNemar
+    classes: list[ClassChange]
+    swaps: list[Swap]
+    confidence: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether McNemar's test leaves chance as an explanation at 1 - confidence."""
+        return self.test.p_value >= 1 - self.confidence
+
+
+class Unpaired(Exception):
+    """Two runs that cannot be compared image by image; says why."""
+
+
+def pair_up(
+    runs: tuple[RunRecord, RunRecord],
+    stored: Mapping[str, Stored],
+    resampling: Resampling,
+) -> Pair:
+    """Compares two runs image by image, on the test split where both have it.
+
+    `stored`: predictions by run id.
+
+    Raises:
+        Unpaired: predictions are missing, or were not made of the same images.
+    """
+    split = _common_split(runs, stored)
+    first, second = (stored[run.id] for run in runs)
+    labels = first[f"{split}_labels"]
+    before, after = (
+        one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second)
+    )
+    right = np.stack([before == labels, after == labels]).astype(np.float64)
+    ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
+    share, other = (float(part.mean()) for part in right)
+    names = class_names(first, split)
+    return Pair(
+        split=SPLITS[split],
+        images=len(labels),
+        first=share,
+        second=other,
+        change=Estimate(value=other - share, low=float(low), high=float(high), method=PAIRED),
+        test=mcnemar(labels, before, after),
+        classes=class_changes(labels, before, after, names, resampling),
+        swaps=swaps(labels, before, after, names),
+        confidence=resampling.confidence,
+    )
+
+
+def class_names(stored: Stored, split: str) -> list[str]:
+    """The classes' names; runs recorded before they were stored have numbers alone."""
+    if "class_names" in stored:
+        return [str(name) for name in stored["class_names"]]
+    return [f"class {number}" for number in range(stored[f"{split}_probs"].shape[1])]
+
+
+def images_of(run: RunRecord, stored: Stored, split: str) -> str:
+    """A text that is the same for two runs exactly if their images of a split are the same.
+
+    Data, the way to the split and the labels decide. The test split is nobody's choice but the
+    data set's; of the settings only those that change pixels could matter to it, and none does.
+    """
+    settings = {k: v for k, v in run.params.items() if k.startswith(PREPROCESS)}
+    way = sorted(settings.items()) if split == "val" else []
+    labels = hashlib.sha256(np.ascontiguousarray(stored[f"{split}_labels"]).data).hexdigest()
+    return f"{run.tags.get(FINGERPRINT, run.id)} {way} {labels}"
+
+
+def _common_split(runs: tuple[RunRecord, RunRecord], stored: Mapping[str, Stored]) -> str:
+    for run in runs:
+        if run.id not in stored:
+            raise Unpaired(f"run {run.label} has no stored predictions (predictions.npz)")
+    data = [run.tags.get(FINGERPRINT, "not recorded") for run in runs]
+    if data[0] != data[1] or data[0] == "not recorded":
+        raise Unpaired(f"the runs' data differ: SHA-256 {data[0][:12]} and {data[1][:12]}")
+    for split, name in SPLITS.items():
+        if all(f"{split}_labels" in stored[run.id] for run in runs):
+            if images_of(runs[0], stored[runs[0].id], split) != images_of(
+                runs[1], stored[runs[1].id], split
+            ):
+                raise Unpaired(f"the runs' {name} images differ: they were split in other ways")
+            return split
+    raise Unpaired("the runs have predictions of no split in common")

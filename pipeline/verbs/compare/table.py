@@ -1,0 +1,96 @@
+"""A comparison in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from pipeline.tracking.records import SEED, SHORT, short_names
+from pipeline.verbs.compare.comparison import Compared, Comparison
+from pipeline.verbs.compare.pair import Pair
+from pipeline.verbs.compare.words import change, counted, interval, notes, number, standing, verdict
+
+SHOWN = 30  # rows; the page has them all
+ASIDE = 4  # up to so many rows stand side by side, which long values fit better
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Prints what differs, the metrics, for two runs what their images say, and the verdict."""
+    console.print(f"{counted(comparison.runs)}: {comparison.source}", soft_wrap=True)
+    console.print(_table(comparison))
+    if comparison.pair:
+        names = [compared.label for compared in comparison.rows]
+        console.print(_classes(comparison.pair, names))
+        if comparison.pair.swaps:
+            console.print(_swaps(comparison.pair, names))
+    console.print(verdict(comparison), soft_wrap=True, style="bold")
+    for note in notes(comparison):
+        console.print(f"· {note}", soft_wrap=True, style="dim")
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The comparison as a header and rows of texts: names, what differs, metrics and verdict."""
+    traits = [name for name in comparison.traits if name != SEED]
+    short = short_names(traits)
+    several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
+    seeds = ["seed"] if several or SEED in comparison.traits else []
+    header = ["run", *(short[name] for name in traits), *seeds, *(["n"] if several else [])]
+    first, *others = comparison.metrics
+    is_judged = len(comparison.rows) > 1
+    header += [first, *[f"Δ {first}", "verdict"] * is_judged, *others]
+    rows = []
+    for compared in comparison.rows:
+        row = compared.row
+        cells = [_name(compared)]
+        cells += [row.traits.get(name, "") for name in traits]
+        cells += [row.traits.get(SEED, "")] * len(seeds)
+        cells += [str(len(row.runs))] * several
+        cells += [interval(compared.estimates[first])]
+        cells += [change(compared.difference), standing(compared, comparison)] * is_judged
+        cells += [interval(compared.estimates[name]) for name in others]
+        rows.append(cells)
+    return header, rows
+
+
+def _name(compared: Compared) -> str:
+    """The row's name and, for a single run, the beginning of its id, which `runs=` takes."""
+    short = compared.row.runs[0].id[:SHORT]
+    known = len(compared.row.runs) > 1 or short in compared.label
+    return compared.label if known else f"{compared.label} {short}"
+
+
+def _table(comparison: Comparison) -> Table:
+    header, rows = cells(comparison)
+    if len(rows) <= ASIDE:
+        table = Table("", *(row[0] for row in rows))
+        for number_, name in enumerate(header[1:], start=1):
+            table.add_row(name, *(row[number_] for row in rows))
+        return table
+    table = Table(Column(header[0], overflow="fold"), *header[1:])
+    for row in rows[:SHOWN]:
+        table.add_row(*row)
+    if len(rows) > SHOWN:
+        table.caption = f"{SHOWN} of {len(rows):,} rows; compare.html and format=json have all"
+    return table
+
+
+def _classes(pair: Pair, names: Sequence[str]) -> Table:
+    table = Table(title=f"Accuracy by class, {pair.split} images", title_justify="left")
+    for column in ("class", "images", *names, "Δ accuracy"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for one in sorted(pair.classes, key=lambda one: -abs(one.change.value)):
+        shares = (number(one.first), number(one.second), change(one.change))
+        table.add_row(one.name, f"{one.images:,}", *shares)
+    return table
+
+
+def _swaps(pair: Pair, names: Sequence[str]) -> Table:
+    table = Table(title="Confusions that changed most", title_justify="left")
+    for column in ("true", "predicted", *names, "change"):
+        table.add_column(column, justify="left" if column in ("true", "predicted") else "right")
+    for swap in pair.swaps:
+        counts = (f"{swap.first:,}", f"{swap.second:,}", f"{swap.second - swap.first:+,}")
+        table.add_row(swap.true, swap.predicted, *counts)
+    return table

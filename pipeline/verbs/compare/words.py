@@ -1,0 +1,197 @@
+"""What a comparison says, in words: is a difference noise, and how is that known. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
+from pipeline.evaluation.scales import lower_is_better
+from pipeline.tracking.records import SEED
+from pipeline.verbs.compare.comparison import Compared, Comparison
+from pipeline.verbs.compare.pair import Pair
+
+
+def verdict(comparison: Comparison) -> str:
+    """The sentence that a comparison is made for."""
+    first, *others = comparison.rows
+    if comparison.pair:
+        return _of_pair(comparison, comparison.pair)
+    if len(others) == 1:
+        return _of_two(comparison, first, others[0])
+    if not others:
+        return "There is one row alone: nothing to compare it with."
+    return _of_many(comparison)
+
+
+def notes(comparison: Comparison) -> Iterator[str]:
+    """How the numbers were made, and what to keep in mind, a sentence or two each."""
+    if comparison.unpaired:
+        yield f"No paired test: {comparison.unpaired}."
+    yield _how(comparison)
+    if comparison.pair:
+        yield (
+            "The paired test is about these two trained models. Whether one setting is better than "
+            "the other takes several seeds of each."
+        )
+        if list(comparison.traits) == [SEED]:
+            yield "The runs differ in their seed alone: what separates them is chance of training."
+    if comparison.packages:
+        yield f"Installed packages that differ as well: {'; '.join(comparison.packages)}."
+    if len(comparison.rows) > 2:
+        yield (
+            f"Each interval stands alone; the best of {len(comparison.rows):,} rows looks better "
+            "than it is, because it was chosen for that."
+        )
+    if comparison.repeats:
+        yield (
+            f"Repeats of a setting and seed are left out, {comparison.repeats} here; the newest of "
+            "each counts."
+        )
+    if comparison.misplaced:
+        yield (
+            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch without saying "
+            "how good these are; the val/… metrics shown are those of the last."
+        )
+
+
+def standing(compared: Compared, comparison: Comparison) -> str:
+    """How a row stands to the first one, in a word or two."""
+    change = compared.difference
+    if change is None or change.is_noise is None:
+        return ""
+    if change.is_noise:
+        return "within noise"
+    better = (change.value < 0) == lower_is_better(comparison.metric)
+    return "better" if better else "worse"
+
+
+def number(value: float) -> str:
+    """A metric for people: four decimals, fewer from 10 on, or whole thousands; nothing for NaN."""
+    if math.isnan(value):
+        return ""
+    size = abs(value)
+    return f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """`0.8656 [0.8560, 0.8748]`, or `0.8657 ± 0.0039 [0.8560, 0.8754]` over seeds."""
+    spread = f" ± {number(estimate.sd)}" if estimate.n > 1 else ""
+    bounds = (
+        "" if math.isnan(estimate.low) else f" [{number(estimate.low)}, {number(estimate.high)}]"
+    )
+    return f"{number(estimate.value)}{spread}{bounds}"
+
+
+def change(estimate: Estimate | None) -> str:
+    """A difference with its sign and interval; nothing where there is none."""
+    if estimate is None or math.isnan(estimate.value):
+        return ""
+    bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+    return f"{estimate.value:+.4f}{bounds}"
+
+
+def counted(runs: int) -> str:
+    """`1 run`, `1,000 runs`."""
+    return f"{runs:,} run{'s' if runs != 1 else ''}"
+
+
+def p_value(value: float) -> str:
+    """`p = 0.038`, or `p < 0.0001`."""
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+
+
+def _of_pair(comparison: Comparison, pair: Pair) -> str:
+    one, other = (compared.label for compared in comparison.rows)
+    points = [100 * x for x in (pair.change.value, pair.change.low, pair.change.high)]
+    test = pair.test
+    seen = (
+        f"On {pair.images:,} {pair.split} images {one} is right on {pair.first:.2%}, {other} on "
+        f"{pair.second:.2%}: {points[0]:+.2f} points ({comparison.resampling.confidence:.0%} "
+        f"interval {points[1]:+.2f} to {points[2]:+.2f}). {one} alone is right on "
+        f"{test.only_first:,} images, {other} alone on {test.only_second:,} (McNemar's exact test, "
+        f"{p_value(test.p_value)}). "
+    )
+    if pair.is_noise:
+        return seen + "That is within noise: these images do not tell the two apart."
+    return seen + f"That is no noise: {other if pair.change.value > 0 else one} is better."
+
+
+def _of_two(comparison: Comparison, first: Compared, second: Compared) -> str:
+    gap = second.difference
+    name = comparison.metric
+    one, other = (_described(row, name) for row in (first, second))
+    seen = f"{name}: {one} against {other}. "
+    if gap is None or gap.is_noise is None:
+        return seen + "There is nothing to tell whether the difference is noise."
+    seen += f"The difference is {change(gap)} ({gap.method}). "
+    if gap.is_noise:
+        return seen + "That is within noise."
+    return (
+        seen
+        + f"That is no noise: the {'second' if _better(second, comparison) else 'first'} is better."
+    )
+
+
+def _of_many(comparison: Comparison) -> str:
+    best, *others = comparison.rows
+    known = [row for row in others if row.difference and row.difference.is_noise is not None]
+    level = sum(row.difference.is_noise is True for row in known if row.difference)
+    seen = f"Best {comparison.metric}: {_described(best, comparison.metric)}. "
+    if not known:
+        return seen + "There is nothing to tell which differences are noise."
+    if not level:
+        return seen + f"It is ahead of all {len(known):,} others by more than noise."
+    if level == len(others):
+        return seen + "All other rows are within noise of it."
+    return seen + (
+        f"{level:,} of the {len(known):,} other rows {_is(level)} within noise of it; "
+        f"{len(known) - level:,} {_is(len(known) - level)} worse by more than that."
+    )
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _described(compared: Compared, metric: str) -> str:
+    runs = len(compared.row.runs)
+    seeds = f", mean of {runs} seeds" if runs > 1 else ""
+    return f"{interval(compared.estimates[metric])} ({compared.label}{seeds})"
+
+
+def _better(compared: Compared, comparison: Comparison) -> bool:
+    return standing(compared, comparison) == "better"
+
+
+def _how(comparison: Comparison) -> str:
+    """Which method gave how many of the intervals."""
+    main = Counter(
+        method for row in comparison.rows if (method := row.estimates[comparison.metric].method)
+    )
+    gaps = Counter(
+        row.difference.method
+        for row in comparison.rows
+        if row.difference and row.difference.is_noise is not None
+    )
+    if not main:
+        return (
+            f"{comparison.metric} comes without intervals: one run has them for accuracies and "
+            "losses of a split whose predictions were read, several for every metric."
+        )
+    confidence = f"{comparison.resampling.confidence:.0%} intervals"
+    said = f"{comparison.metric} has {confidence} by " + _counted(main)
+    if gaps:
+        said += "; differences to the first row by " + _counted(gaps)
+    if {PAIRED, "bootstrap over images"} & {*main, *gaps}:
+        said += f"; {comparison.resampling.resamples:,} resamples"
+    if WELCH in gaps and any(len(row.row.runs) == 1 for row in comparison.rows):
+        said += "; a single run is taken to spread as the seeds of the other do"
+    return said + "."
+
+
+def _counted(methods: Counter[str]) -> str:
+    if len(methods) == 1:
+        return next(iter(methods))
+    return ", ".join(f"{method} ({count:,})" for method, count in methods.most_common())

@@ -1,0 +1,1 @@
+"""`doctor`: what is broken here and how to mend it."""

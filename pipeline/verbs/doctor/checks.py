@@ -1,0 +1,228 @@
+"""Looks at what a run needs: Python, libraries, hardware, TensorFlow, data, disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from rich.filesize import decimal
+
+from pipeline.config.schema import Config
+from pipeline.data import cache, datasets
+from pipeline.data.load import raw_folder
+from pipeline.data.sources import IdxDataset
+from pipeline.system.errors import first_line
+from pipeline.tracking import lineage
+from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
+
+PROBE_S = 90.0  # for TensorFlow to be imported: 5 s, or 25 without compiled bytecode and cold
+SLOW_S = 20.0
+NAMED_AT_MOST = 8  # libraries that differ
+LOW_GB, FULL_GB = 5.0, 0.5  # free on a disk; a run of the default model writes 0.03
+LOW_MEMORY_GB = 1.5  # available; a run of the default model needs 1.2
+SET_UP = "make setup"
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+
+
+def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
+    """Python against what the project asks for, installed libraries against what the lock pins."""
+    asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
+    running = f"Python {platform.python_version()} ({sys.executable})"
+    if platform.python_version() in SpecifierSet(asked):
+        yield ok("python", running)
+    else:
+        yield problem("python", f"{running}; {asked} is needed", f"{SET_UP} PYTHON=python3.12")
+    yield from libraries((root / "requirements.lock").read_text())
+
+
+def libraries(lock: str) -> Iterator[Finding]:
+    """Installed distributions against the `name==version; marker` lines of a lock file."""
+    pins = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if line[:1].isalnum()]
+    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    found = {pin.name: _installed(pin.name) for pin in pins}
+    missing = [pin.name for pin in pins if found[pin.name] is None]
+    differing = [
+        f"{pin.name} {here}, pinned {str(pin.specifier).removeprefix('==')}"
+        for pin in pins
+        if (here := found[pin.name]) and here not in pin.specifier
+    ]
+    if missing:
+        yield problem("libraries", f"not installed: {_some(missing)}", SET_UP)
+    if differing:
+        yield warning("libraries", f"other than tested: {_some(differing)}", SET_UP)
+    if not missing and not differing:
+        named = ", ".join(f"{name} {found[name]}" for name in lineage.NAMED if found.get(name))
+        yield ok("libraries", f"all {len(pins)} as requirements.lock pins them: {named}")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except (PackageNotFoundError, KeyError):  # or one whose metadata is damaged
+        return None
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return "; ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def hardware() -> Iterator[Finding]:
+    """Processor, cores this process may use, memory."""
+    facts, free_gb = lineage.hardware(), psutil.virtual_memory().available / 1e9
+    says = "{cpu}, {cores} cores, {memory_gb} GB of memory".format(**facts)
+    says += f", {free_gb:.1f} GB of it available"
+    if free_gb < LOW_MEMORY_GB:
+        yield warning("hardware", says, "end other programs: a run needs 1.2 GB and its data")
+    else:
+        yield ok("hardware", says)
+
+
+def threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
+    """Settings of threads in the environment against the cores this process may use."""
+    given = {name: environment[name] for name in THREADS if environment.get(name)}
+    says = ", ".join(f"{name}={value}" for name, value in given.items())
+    wrong = [name for name, value in given.items() if not value.isdigit() or int(value) > cores]
+    if wrong:
+        mend = f"unset {' '.join(wrong)}"
+        yield warning("threads", f"{says}; there are {cores} cores", mend)
+    else:
+        yield ok("threads", says or f"as many as there are cores ({cores})")
+
+
+@contextmanager
+def probing(
+    command: Iterable[str] = ("-m", "pipeline.verbs.doctor.probe"),
+) -> Iterator[subprocess.Popen[str]]:
+    """TensorFlow being imported in a process of its own, meanwhile; ended with the block."""
+    path = [str(lineage.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterator[Finding]:
+    """What came of importing TensorFlow, and the GPUs that it sees."""
+    try:
+        out, err = probe.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        yield problem("tensorflow", f"its import did not end within {seconds:g} s", SET_UP)
+        return
+    if probe.returncode:
+        told = [line for line in err.splitlines() if line.strip()] or [""]
+        died = f"killed by signal {-probe.returncode}" if probe.returncode < 0 else told[-1].strip()
+        yield problem("tensorflow", f"cannot be imported: {died or 'no reason given'}", SET_UP)
+        return
+    facts = json.loads(first_line(out.splitlines()[-1]))
+    says = f"{facts['version']} computes; imported in {facts['import_s']} s"
+    if facts["import_s"] > SLOW_S:
+        compile_all = f"{sys.executable} -m compileall -q {sys.prefix}"
+        yield warning("tensorflow", f"{says}, which is long", f"{compile_all}, if it stays so")
+    else:
+        yield ok("tensorflow", says)
+    yield from _gpus(facts["gpus"])
+
+
+def _gpus(seen: list[str]) -> Iterator[Finding]:
+    if seen:
+        yield ok("gpu", ", ".join(seen))
+    elif Path("/proc/driver/nvidia/version").exists():
+        yield warning("gpu", "there is an NVIDIA driver, but TensorFlow sees no GPU", "make gpu")
+    else:
+        yield ok("gpu", "none")
+
+
+def data(config: Config) -> Iterator[Finding]:
+    """Every cached data set, its content compared with its checksums, and the chosen one."""
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    for folder in sorted({entry.parent for entry in data_dir.glob("*/raw-*")}):
+        yield _cached(folder)
+    if not raw_folder(config.dataset, name=name, data_dir=data_dir).is_dir():
+        yield _source(name, config.dataset)
+
+
+def _cached(folder: Path) -> Finding:
+    entries = sorted([*folder.glob("raw-*"), *folder.glob("prepared-*")])
+    damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
+    if not damaged:
+        return ok("data", f"{folder.name} is cached and as it was written ({folder})")
+    told = "; ".join(f"{entry}: {reason}" for entry, reason in damaged.items())
+    mend = f"python -m pipeline preprocess dataset={folder.name} (so does the next run by itself)"
+    return warning("data", f"damaged: {told}", mend)
+
+
+def _source(name: str, dataset: Mapping[str, Any]) -> Finding:
+    known = {key.lower(): v for key, v in vars(datasets).items() if isinstance(v, IdxDataset)}
+    if name not in known:
+        return ok("data", f"{name} is not cached; it is made without a download when first used")
+    folder = dataset["folder"] or known[name].system_folder
+    if folder and _has_all(Path(folder).expanduser(), known[name]):
+        return ok("data", f"{name} is not cached yet; {folder} has it")
+    ingest = f"python -m pipeline ingest dataset={name}"
+    elsewhere = f"{ingest} dataset.folder=/folder/of/the/four/files"
+    if dataset["folder"]:
+        return problem("data", f"{folder} has not all four files of {name}", elsewhere)
+    if not dataset["download"]:
+        says = f"{name} is neither cached nor installed, and dataset.download=false"
+        return problem("data", says, elsewhere)
+    says = f"{name} is neither cached nor installed; it is downloaded when first used"
+    return warning("data", says, f"{ingest} (or, without network, {elsewhere})")
+
+
+def _has_all(folder: Path, dataset: IdxDataset) -> bool:
+    return all(
+        (folder / name).exists() or (folder / f"{name}.gz").exists() for name in dataset.checksums
+    )
+
+
+def disk(*folders: Path) -> Iterator[Finding]:
+    """Whether each folder can be written, and the space on the disk it is or will be on."""
+    places = {
+        next(place for place in (path, *path.parents) if place.exists())
+        for path in (folder.absolute() for folder in folders)
+    }
+    for place in sorted(places):
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            mend = "use a folder that can be written, or another for what goes there (data_dir=…)"
+            yield problem("disk", f"{place} cannot be written: {error.strerror}", mend)
+    for place in {place.stat().st_dev: place for place in sorted(places, reverse=True)}.values():
+        if shutil.disk_usage(place).total:  # /proc and the like have no size
+            yield _space(place)
+
+
+def _space(place: Path) -> Finding:
+    usage = shutil.disk_usage(place)
+    free_gb = usage.free / 1e9
+    says = f"{decimal(usage.free)} of {decimal(usage.total)} free where {place} is"
+    if free_gb < FULL_GB:
+        return problem("disk", says, "free some space; below, what can be deleted")
+    if free_gb < LOW_GB:
+        return warning("disk", says, "free some space; below, what can be deleted")
+    return ok("disk", says)

@@ -1,0 +1,80 @@
+"""The story of `doctor`: looks at everything a run needs, and says how to mend what is broken.
+
+It imports neither TensorFlow nor, before the store is looked at, MLflow: each may be what is
+broken. It makes no store, no tables and no folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+
+from rich.console import Console
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import PipelineError
+from pipeline.system.terminal import standard_output
+from pipeline.tracking.lineage import hardware
+from pipeline.verbs.doctor import checks
+from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at, show
+from pipeline.verbs.doctor.leftovers import Made, leftovers
+
+
+def examine(config: Config, folder: Path) -> None:
+    """Shows what was found of every area.
+
+    Raises:
+        PipelineError: something must be mended before a run can work.
+    """
+    waiting = Console(stderr=True)
+    with waiting.status("looking around"), checks.probing() as probe:
+        findings = list(_examined(config, probe))
+    if config.doctor.format == "json":
+        print(as_json(findings))
+    else:
+        show(findings, standard_output())
+    sys.stdout.flush()
+    if problems := [finding.area for finding in findings if finding.state == PROBLEM]:
+        areas = ", ".join(dict.fromkeys(problems))
+        raise PipelineError(f"{len(problems)} to be mended before a run can work: {areas}")
+
+
+def _examined(config: Config, probe: Popen[str]) -> Iterator[Finding]:
+    cores = int(hardware()["cores"])
+    yield from looked_at("versions", checks.versions)
+    yield from looked_at("hardware", checks.hardware)
+    yield from looked_at("threads", partial(checks.threads, os.environ, cores))
+    yield from looked_at("data", partial(checks.data, config))
+    made: list[dict[str, Made]] = []
+    yield from looked_at("store", partial(_recorded, config, made))
+    data_dir = Path(config.data_dir)
+    yield from looked_at("disk", partial(checks.disk, Path(), data_dir))
+    yield from looked_at("leftovers", partial(leftovers, data_dir, made[0] if made else None))
+    yield from looked_at("tensorflow", partial(checks.tensorflow, probe))
+
+
+def _bring_home(config: Config, run_id: str) -> None:
+    from pipeline.reports.write import bring_home  # which needs much that may be broken
+
+    bring_home(config, run_id)
+
+
+def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
+    """Looks at the store and its runs; adds to `made` which of them made which folder."""
+    from pipeline.verbs.doctor import orphans
+    from pipeline.verbs.doctor import store as health
+
+    store = health.look_at(config.tracking.uri)
+    yield store.finding
+    if store.client is not None:
+        own = os.environ.get("MLFLOW_RUN_ID")
+        fix = config.doctor.fix
+        yield from orphans.running(
+            store.client, fix=fix, own=own, bring_home=partial(_bring_home, config)
+        )
+        yield from health.artefacts(store.client)
+        made.append(orphans.folders(store.client))

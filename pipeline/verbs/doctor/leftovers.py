@@ -1,0 +1,127 @@
+"""What runs have left on this disk, by size, and what of it can be deleted. Deletes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.filesize import decimal
+
+from pipeline.verbs.doctor.findings import Finding, ok
+
+OUTPUTS, MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
+_PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # as storage.replacing names them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What the tracking store knows of the run, or the sweep, that made a folder."""
+
+    status: str
+    has_model: bool = False
+
+
+def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Finding]:
+    """Caches, checkpoints, sweeps and what killed processes were writing.
+
+    `made` has the runs by their folder's whole path; None if the store cannot be asked, and then
+    nothing that a run may need is said to be safe to delete.
+    """
+    yield from _caches(data_dir)
+    yield from _checkpoints(made)
+    yield from _sweeps(made)
+    yield from _partial(data_dir)
+
+
+def _caches(data_dir: Path) -> Iterator[Finding]:
+    folders = {entry.parent for entry in data_dir.glob("*/raw-*")}
+    if folders:
+        says = f"the data cache, {_size(folders)}; made again when needed"
+        yield ok("leftovers", says, _delete(folders))
+    programs = data_dir / "xla"
+    if programs.is_dir():
+        says = f"programs compiled by XLA, {_size([programs])}; made again when needed"
+        yield ok("leftovers", says, _delete([programs]))
+
+
+def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
+    found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *MULTIRUN.glob("*/*/*/checkpoints")])
+    if not found:
+        return
+    known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
+    spare = [p for p, run in known.items() if run and run.status == "FINISHED" and run.has_model]
+    if spare:
+        says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
+        yield ok("leftovers", says, _delete(_by_day(spare, found)))
+    if kept := [path for path in found if path not in spare]:
+        why = "of runs that can be resumed, or that no record tells of"
+        if made is None:
+            why = "which may still be needed: the store cannot be asked"
+        folders = "folder" if len(kept) == 1 else "folders"
+        yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_size(kept)}")
+
+
+def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
+    found = sorted(path for path in MULTIRUN.glob("*/*") if path.is_dir())
+    if not found:
+        return
+    known = {path: (made or {}).get(str(path.absolute())) for path in found}
+    ended = [path for path, sweep in known.items() if sweep and sweep.status == "FINISHED"]
+    if ended:
+        says = f"folders of {len(ended)} finished sweeps, {_size(ended)}; without, none can go on"
+        yield ok("leftovers", says, _delete(ended))
+    if kept := [path for path in found if path not in ended]:
+        says = f"folders of {len(kept)} sweeps that did not finish, or that no record tells of"
+        yield ok("leftovers", f"{says}, {_size(kept)}")
+
+
+def _partial(data_dir: Path) -> Iterator[Finding]:
+    """What a process was writing when it was killed; one that lives may still be."""
+    places = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
+    places += MULTIRUN.rglob(".*")
+    dead = [
+        path
+        for path in places
+        if (name := _PARTIAL.match(path.name)) and not psutil.pid_exists(int(name[1]))
+    ]
+    if dead:
+        yield ok("leftovers", f"half-written by killed processes, {_size(dead)}", _delete(dead))
+
+
+def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
+    """One pattern for a day (`outputs/2026-11-25/*/checkpoints`) of which all are among `paths`."""
+    days: dict[Path, list[Path]] = defaultdict(list)
+    whole: dict[Path, set[Path]] = defaultdict(set)
+    for path in paths:
+        days[path.parent.parent].append(path)
+    for path in all_of_them:
+        whole[path.parent.parent].add(path)
+    short: list[Path] = []
+    for day, chosen in days.items():
+        several = len(chosen) > 1 and whole[day] == set(chosen)
+        short += [day / "*" / "checkpoints"] if several else chosen
+    return short
+
+
+def _delete(paths: Iterable[Path]) -> str:
+    # A pattern has to stay one for the shell: all but its star is quoted.
+    words = ("*".join(shlex.quote(part) for part in str(p).split("*")) for p in sorted(paths))
+    return f"rm -r -- {' '.join(words)}"
+
+
+def _size(paths: Iterable[Path]) -> str:
+    return decimal(sum(map(_bytes, paths)))
+
+
+def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.lstat().st_size
+    return sum(
+        Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names
+    )

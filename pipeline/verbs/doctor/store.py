@@ -1,0 +1,189 @@
+"""Looks at the tracking store without making or migrating one: reachable, current, writable."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import mlflow
+import requests
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from mlflow.entities import Experiment
+from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
+
+from pipeline.system.databases import without_password
+from pipeline.system.errors import first_line, one_line
+from pipeline.tracking.client import DEFAULT_URI, try_to_write
+from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
+
+ANSWER_S = 8.0  # for a server or database to answer at all
+BUSY_S = 2.0  # for another process to end its writing to an SQLite file
+ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
+CONNECT_TIMEOUT = {"postgresql", "mysql", "mariadb"}  # drivers of these take `connect_timeout`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """What was found, and the client to ask the store about its runs; None: it cannot be asked."""
+
+    finding: Finding
+    client: mlflow.MlflowClient | None = None
+
+
+def look_at(uri: str | None) -> Store:
+    """Whether the store answers, can be written and has the tables of the installed MLflow."""
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    look = _kind(address)
+    if look is None:
+        says = f"{without_password(address)} is neither a server nor a database: not looked into"
+        return Store(finding=warning("store", says, f"set tracking.uri, as to {DEFAULT_URI}"))
+    answers: queue.SimpleQueue[Store] = queue.SimpleQueue()
+    Thread(target=lambda: answers.put(_guarded(look, address)), daemon=True).start()
+    try:
+        return answers.get(timeout=ANSWER_S)
+    except queue.Empty:
+        return _broken(address, f"gave no answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
+
+
+def _kind(address: str) -> Callable[[str], Store] | None:
+    if address.startswith(("http://", "https://")):
+        return _server
+    if "://" not in address or address.startswith(("file:", "databricks")):
+        return None
+    return _sqlite if address.startswith(("sqlite:", "sqlite+")) else _database
+
+
+def _guarded(look: Callable[[str], Store], address: str) -> Store:
+    try:
+        return look(address)
+    except requests.ConnectionError:
+        return _broken(address, "nothing answers there", f"start it, {ELSEWHERE}")
+    except Exception as error:
+        said = first_line(str(getattr(error, "orig", None) or one_line(error)))
+        return _broken(address, said, f"mend it, {ELSEWHERE}")
+
+
+def _broken(address: str, says: str, mend: str) -> Store:
+    return Store(finding=problem("store", f"{without_password(address)}: {says}", mend))
+
+
+def _server(address: str) -> Store:
+    # MLflow itself would try for minutes before it says that nobody is there.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(round(ANSWER_S)))
+    with requests.Session() as session:
+        answer = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
+    shown = without_password(address)
+    if not answer.ok:
+        says = f"answers {answer.status_code} {answer.reason} to {shown}/version"
+        return _broken(address, says, f"see that it is an MLflow server, {ELSEWHERE}")
+    client = mlflow.MlflowClient(address)
+    client.search_experiments(max_results=1)
+    says = f"{shown} answers: MLflow {answer.text}"
+    if answer.text.split(".")[:2] == mlflow.__version__.split(".")[:2]:
+        return Store(finding=ok("store", says), client=client)
+    mend = "let server and client be of one version: see requirements.lock"
+    return Store(
+        finding=warning("store", f"{says}, here {mlflow.__version__}", mend), client=client
+    )
+
+
+def _sqlite(address: str) -> Store:
+    url = sa.make_url(address)
+    path = Path(url.database or ":memory:")
+    if not (path.exists() and path.stat().st_size):
+        if path.absolute().parent.is_dir():
+            return Store(finding=ok("store", f"{path}: none yet; the first run makes it"))
+        return _broken(address, f"no folder {path.parent}", f"mkdir -p {path.parent}, {ELSEWHERE}")
+    # Opened so that it is not made if somebody has just deleted it.
+    url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})
+    try:
+        with engine.connect() as connection:
+            damage = str(connection.execute(sa.text("PRAGMA quick_check(1)")).scalar_one())
+    except sa.exc.DatabaseError as error:
+        damage = str(error.orig)
+    if damage != "ok":
+        mend = f"restore a copy; or sqlite3 {path} .recover | sqlite3 recovered.db; {ELSEWHERE}"
+        return _broken(address, f"damaged: {first_line(damage)}", mend)
+    return _unwritable(engine, path, address) or _current(engine, address)
+
+
+def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
+    try:
+        with engine.connect() as connection:
+            try_to_write(connection)
+    except sa.exc.OperationalError as error:
+        if "locked" not in str(error.orig):
+            mend = f"chmod u+w {path} and its folder, {ELSEWHERE}"
+            return _broken(address, str(error.orig), mend)
+        says = f"{path}: another process has been writing for {BUSY_S:g} s"
+        return Store(finding=warning("store", says, "run doctor again when it has ended"))
+    return None
+
+
+def _database(address: str) -> Store:
+    named = sa.make_url(address).get_backend_name() in CONNECT_TIMEOUT
+    limits = {"connect_timeout": round(ANSWER_S)} if named else {}
+    return _current(sa.create_engine(address, poolclass=sa.NullPool, connect_args=limits), address)
+
+
+def _current(engine: sa.Engine, address: str) -> Store:
+    """Compares the revision of the tables with the one that the installed MLflow works with."""
+    shown = without_password(address)
+    with engine.connect() as connection:
+        tables = sa.inspect(connection).get_table_names()
+        found = MigrationContext.configure(connection).get_current_revision()
+    if not tables:
+        return Store(finding=ok("store", f"{shown}: no tables yet; the first run makes them"))
+    if found is None:
+        return _broken(address, "holds tables, but not MLflow's", f"name a database, {ELSEWHERE}")
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    wanted = scripts.get_current_head()
+    if found != wanted:
+        known = {script.revision for script in scripts.walk_revisions()}
+        says = f"tables of revision {found}, MLflow {mlflow.__version__} works with {wanted}"
+        older = f"make a copy of it, then: mlflow db upgrade {shown}"
+        newer = "it was made by a newer MLflow: use that one, or another store"
+        return _broken(address, says, older if found in known else newer)
+    if not _all_tables_exist(engine):  # type: ignore[no-untyped-call]
+        return _broken(address, "half of its tables are missing", f"restore a copy, {ELSEWHERE}")
+    says = f"{shown} can be written; its tables are MLflow {mlflow.__version__}'s ({found})"
+    return Store(finding=ok("store", says), client=mlflow.MlflowClient(address))
+
+
+def experiments(client: mlflow.MlflowClient) -> Iterator[Experiment]:
+    """All experiments that were not deleted."""
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def artefacts(client: mlflow.MlflowClient) -> Iterator[Finding]:
+    """Experiments whose runs have their artefacts in a local folder that is not there.
+
+    Only of experiments with a finished run: artefacts come there when a run is closed.
+    """
+    finished = "attributes.status = 'FINISHED'"
+    for experiment in experiments(client):
+        location = urlsplit(experiment.artifact_location)
+        if location.scheme not in ("", "file"):
+            continue
+        folder = Path(url2pathname(location.path))
+        number = [experiment.experiment_id]
+        if not folder.is_dir() and client.search_runs(number, finished, max_results=1):
+            says = f"{experiment.name}: the folder of its artefacts is not there: {folder}"
+            mend = f"move or link it back to {folder}: the store keeps whole paths"
+            yield warning("artefacts", says, mend)

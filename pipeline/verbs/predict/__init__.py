@@ -1,0 +1,1 @@
+"""`predict`: the classes of pictures."""

@@ -1,0 +1,198 @@
+"""The story of a prediction, from image files to a table of classes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.config.schema import Config
+from pipeline.data.files import Found, Unreadable, find, printable
+from pipeline.data.pictures import MODES
+from pipeline.data.polarity import to_invert
+from pipeline.data.reading import Block, read
+from pipeline.data.values import Array
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.files import replacing
+from pipeline.system.native import native_messages_to
+from pipeline.system.terminal import standard_output
+from pipeline.verbs.predict.writers import WRITERS, Answers
+
+if TYPE_CHECKING:
+    from pipeline.tracking.models import LoadedModel
+    from pipeline.verbs.predict.sheet import Sheet
+
+Classify = Callable[[Block], Answers]
+
+
+class Tally:
+    """How many images each class got and with what probability."""
+
+    def __init__(self) -> None:
+        self.images: Counter[str] = Counter()
+        self.probabilities: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, answers: Answers) -> None:
+        """Counts the most probable class of each image."""
+        best, highest = answers.top[:, 0], answers.probs.max(axis=1)
+        for place in np.unique(best):
+            name = answers.class_names[place]
+            self.images[name] += int((best == place).sum())
+            self.probabilities[name] += float(highest[best == place].sum())
+
+    @property
+    def total(self) -> int:
+        """Images counted."""
+        return self.images.total()
+
+    def table(self) -> Table:
+        """The classes that any image got, the most frequent first."""
+        table = Table("class", show_edge=False)
+        for column in ("images", "share", "mean probability"):
+            table.add_column(column, justify="right")
+        for name, images in self.images.most_common():
+            shares = images / self.total, self.probabilities[name] / images
+            table.add_row(escape(name), f"{images:,}", *(f"{share:.3f}" for share in shares))
+        return table
+
+
+def predict(config: Config, folder: Path) -> None:
+    """Classifies the images that are asked for and writes a row for each.
+
+    Raises:
+        RequestError: no file, or no such model.
+        PipelineError: a file could not be read; the rows of the others are written all the same.
+    """
+    request = config.predict
+    if request.images is None:
+        raise RequestError("images: say what to classify, images=<file, folder or pattern>")
+    found, output = find(request.images), Path(request.output)
+    with native_messages_to(folder / "tensorflow.log"):
+        model = _load(config)
+    sheet = _sheet(model) if request.contact_sheet else None
+    skipped: list[Unreadable] = []
+    with _progress(found, skipped) as listener:
+        blocks = read(found.files, model.image_shape, at_once=request.batch_size, listener=listener)
+        tally = _write(blocks, classifier(model, request.invert), output, sheet)
+    if sheet and request.contact_sheet:
+        sheet.save(Path(request.contact_sheet))
+    standard_output().print(tally.table())
+    print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
+    if skipped:
+        raise PipelineError(f"{_told(skipped, found)} cannot be read; the others are in {output}")
+
+
+def _told(skipped: list[Unreadable], found: Found) -> str:
+    folders = len(found.unreadable)
+    files = f"{len(skipped) - folders} of {len(found.files)} files"
+    if not folders:
+        return files
+    return f"{files} and {folders} folder{'s' if folders > 1 else ''}"
+
+
+def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: Sheet | None) -> Tally:
+    tally = Tally()
+    with replacing(output) as partial, WRITERS[output.suffix.lower()](partial) as write:
+        try:
+            for block in blocks:
+                answers = classify(block)
+                write(answers)
+                tally.add(answers)
+                if sheet:
+                    sheet.add(answers, block.images)
+        except KeyboardInterrupt as stop:
+            stop.args = (f"{tally.total:,} images were classified, {output} is not written",)
+            raise
+        if not tally.total:
+            raise PipelineError(f"none of the files can be read; {output} is not written")
+    return tally
+
+
+def classifier(model: LoadedModel, invert: str) -> Classify:
+    """What turns blocks into answers; `invert` is auto, yes or no."""
+    from pipeline.training.loop import predictor
+
+    forward = predictor(model.model)
+
+    def classify(block: Block) -> Answers:
+        inverted = _to_invert(block.images, invert, model.dark_border)
+        images = block.images
+        if inverted.any():
+            images = np.where(inverted[:, None, None, None], 255 - images, images)
+        return Answers(
+            files=block.files,
+            indices=block.indices,
+            probs=forward(images),
+            inverted=inverted,
+            class_names=model.class_names,
+        )
+
+    return classify
+
+
+def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
+    if invert == "auto":
+        return to_invert(images, trained_dark)
+    return np.full(len(images), invert == "yes")
+
+
+def _load(config: Config) -> LoadedModel:
+    from pipeline.tracking import find_run
+    from pipeline.tracking.models import load_model
+
+    uri = config.predict.model_uri
+    if uri is None and config.run_id is not None:
+        experiment = config.tracking.experiment or config.choices.dataset
+        uri = find_run(config.run_id, config.tracking, experiment=experiment).model_uri
+    model = load_model(uri or f"models:/{config.choices.dataset}@champion", config.tracking)
+    if model.image_shape[2] not in MODES:
+        raise RequestError(
+            f"model_uri={model.uri}: takes {model.image_shape[2]} channels; pictures have 1 or 3"
+        )
+    return model
+
+
+def _sheet(model: LoadedModel) -> Sheet:
+    from pipeline.verbs.predict.sheet import Sheet
+
+    return Sheet(title=model.uri, shape=model.image_shape)
+
+
+@contextmanager
+def _progress(found: Found, skipped: list[Unreadable]) -> Iterator[Callable[[Block], None]]:
+    """A bar on a terminal, and a line for all that cannot be read, which joins `skipped`."""
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task, images = bar.add_task("", total=len(found.files), images=0), 0
+
+        def skip(unreadable: tuple[Unreadable, ...]) -> None:
+            for one in unreadable:
+                line = f"skipped {printable(one.file)}: {one.reason}"
+                console.print(line, markup=False, soft_wrap=True)
+            skipped.extend(unreadable)
+
+        def listener(block: Block) -> None:
+            nonlocal images
+            images += len(block)
+            bar.update(task, advance=block.files_done, images=images)
+            skip(block.unreadable)
+
+        skip(found.unreadable)
+        yield listener

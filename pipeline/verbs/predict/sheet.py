@@ -1,0 +1,126 @@
+"""A page of images with their classes, as a picture: the original, and what the model saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from pipeline.data.files import is_array, open_array, open_picture, printable
+from pipeline.data.pictures import Picture, Shape, as_stack, contained, picture_of, plain
+from pipeline.data.values import Array
+from pipeline.system.files import replacing
+from pipeline.verbs.predict.writers import Answers
+
+MOST = 48
+COLUMNS = 8
+TILE, INSET, GAP, CAPTION, HEADER = 180, 52, 18, 62, 64  # pixels
+PAPER, INK, FAINT, TRACK, ACCENT = "#ffffff", "#1b1f24", "#6b7480", "#e4e8ed", "#1f77b4"
+UNSURE, UNSURE_BELOW = "#d95f02", 0.5
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One image of the sheet; `seen` u8[H,W,C] is what the model was given."""
+
+    file: Path
+    index: int | None
+    label: str
+    probability: float
+    seen: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Keeps the first images' answers until the page is drawn; `shape` is the model's."""
+
+    title: str
+    shape: Shape
+    cells: list[Cell] = field(default_factory=list)
+
+    def add(self, answers: Answers, images: Array) -> None:
+        """Takes what there is room for; `images` u8[N,H,W,C] as they were read."""
+        for place in range(min(len(images), MOST - len(self.cells))):
+            best = answers.top[place, 0]
+            self.cells.append(
+                Cell(
+                    file=answers.files[place],
+                    index=answers.indices[place],
+                    label=answers.class_names[best],
+                    probability=float(answers.probs[place, best]),
+                    seen=np.bitwise_xor(images[place], 255 * answers.inverted[place].astype("u1")),
+                )
+            )
+
+    def save(self, path: Path) -> None:
+        """Draws the page as a PNG."""
+        with replacing(path) as partial:
+            self.draw().save(partial)
+
+    def draw(self) -> Picture:
+        """The page."""
+        columns = min(COLUMNS, max(4, len(self.cells)))
+        rows = -(-len(self.cells) // columns)
+        step = TILE + GAP, TILE + CAPTION + GAP
+        page = Image.new("RGB", (GAP + columns * step[0], HEADER + rows * step[1] + GAP), PAPER)
+        pen = ImageDraw.Draw(page)
+        large = _font(20, bold=True)
+        pen.text((GAP, 14), _short(pen, self.title, page.width - 2 * GAP, large), INK, large)
+        note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
+        pen.text((GAP, 44), note, FAINT, _font(12))
+        for place, cell in enumerate(self.cells):
+            corner = GAP + place % columns * step[0], HEADER + GAP + place // columns * step[1]
+            _draw(page, cell, corner, self.shape)
+        return page
+
+
+def _draw(page: Picture, cell: Cell, corner: tuple[int, int], shape: Shape) -> None:
+    left, top = corner
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
+    whole = contained(_original(cell, shape), (TILE, TILE))
+    page.paste(whole, (left + (TILE - whole.width) // 2, top + (TILE - whole.height) // 2))
+    seen = picture_of(cell.seen).convert("RGB").resize((INSET, INSET), Image.Resampling.NEAREST)
+    framed = ImageOps.expand(seen, 2, PAPER)
+    page.paste(framed, (left + TILE - framed.width, top + TILE - framed.height))
+    _caption(pen, cell, (left, top + TILE + 6))
+
+
+def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> None:
+    left, top = corner
+    colour = UNSURE if cell.probability < UNSURE_BELOW else ACCENT
+    filled = max(1, round(TILE * cell.probability))
+    pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
+    pen.rectangle((left, top, left + filled - 1, top + 4), colour)
+    bold, light, small = _font(15, bold=True), _font(15), _font(11)
+    share = f"{cell.probability:.0%}"
+    width = pen.textlength(share, light)
+    pen.text((left + TILE - width, top + 10), share, colour, light)
+    pen.text((left, top + 10), _short(pen, cell.label, TILE - width - 8, bold), INK, bold)
+    name = printable(Path(cell.file.name)) + ("" if cell.index is None else f" [{cell.index}]")
+    pen.text((left, top + 33), _short(pen, name, TILE, small), FAINT, small)
+
+
+def _original(cell: Cell, shape: Shape) -> Picture:
+    if is_array(cell.file):
+        picture = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
+    else:
+        picture = open_picture(cell.file, side=TILE)
+    return plain(picture).convert("RGB")
+
+
+def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """The text, or as much of its beginning as is no wider than `width` pixels."""
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONTS / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)

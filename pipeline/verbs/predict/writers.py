@@ -1,0 +1,137 @@
+"""Writes what a model says of images, a row an image, in batches: CSV, Parquet or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.files import printable
+from pipeline.data.values import Array
+
+TOP = 3
+DIGITS = 6  # of a probability, where it is written as text
+ROW_GROUP = 2**16  # rows of Parquet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A model's answers on some images.
+
+    `indices`: places in a file of several images, None in a file of one. `probs`: f32[N,K].
+    `inverted`: bool[N], whether the image was inverted for the model.
+    """
+
+    files: tuple[Path, ...]
+    indices: tuple[int | None, ...]
+    probs: Array
+    inverted: Array
+    class_names: tuple[str, ...]
+
+    @cached_property
+    def top(self) -> Array:
+        """The most probable classes, best first and of equals the earlier, i64[N,min(TOP,K)]."""
+        return np.argsort(-self.probs, axis=1, kind="stable")[:, :TOP]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The rows by the names of their columns, probabilities rounded."""
+        names = np.array(self.class_names, object)
+        values = np.take_along_axis(self.probs, self.top, axis=1)
+        rounded = np.round(values.astype(float), DIGITS)
+        columns: dict[str, list[Any]] = {
+            "file": [*map(printable, self.files)],
+            "index": list(self.indices),
+        }
+        for place in range(self.top.shape[1]):
+            end = f"_{place + 1}" if place else ""
+            columns[f"class{end}"] = names[self.top[:, place]].tolist()
+            columns[f"probability{end}"] = rounded[:, place].tolist()
+        return columns | {"inverted": self.inverted.tolist()}
+
+
+Write = Callable[[Answers], None]
+
+
+@contextmanager
+def csv_writer(path: Path) -> Iterator[Write]:
+    """A line a row below a line of names; what is None is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+
+        def write(answers: Answers) -> None:
+            columns = answers.columns()
+            columns["inverted"] = ["true" if value else "false" for value in columns["inverted"]]
+            if not file.tell():
+                writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+        yield write
+
+
+@contextmanager
+def json_writer(path: Path) -> Iterator[Write]:
+    """A JSON object a line (jsonlines.org); the best classes are a list in it."""
+    with path.open("w", encoding="utf-8") as file:
+
+        def write(answers: Answers) -> None:
+            columns = answers.columns()
+            for row in zip(*columns.values(), strict=True):
+                name, index, *best, inverted = row
+                top = [
+                    {"class": label, "probability": probability}
+                    for label, probability in zip(best[::2], best[1::2], strict=True)
+                ]
+                line = {"file": name, "index": index, **top[0], "top": top, "inverted": inverted}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+        yield write
+
+
+@contextmanager
+def parquet_writer(path: Path) -> Iterator[Write]:
+    """Typed columns, in groups of rows so that any number of them needs little memory."""
+    from pyarrow import concat_tables, parquet  # type: ignore[import-untyped]
+
+    with ExitStack() as stack:
+        waiting: list[Any] = []
+        writers: list[Any] = []
+
+        def flush() -> None:
+            table = concat_tables(waiting)
+            if not writers:
+                writers.append(stack.enter_context(parquet.ParquetWriter(path, table.schema)))
+            writers[0].write_table(table)
+            waiting.clear()
+
+        def write(answers: Answers) -> None:
+            waiting.append(_table(answers))
+            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
+                flush()
+
+        yield write
+        if waiting:
+            flush()
+
+
+WRITERS = {
+    ".csv": csv_writer,
+    ".parquet": parquet_writer,
+    ".json": json_writer,
+    ".jsonl": json_writer,
+}
+
+
+def _table(answers: Answers) -> Any:
+    import pyarrow as pa
+
+    columns = answers.columns()
+    types = dict.fromkeys(columns, pa.string()) | {"index": pa.int64(), "inverted": pa.bool_()}
+    types |= {name: pa.float32() for name in columns if name.startswith("probability")}
+    return pa.table(columns, schema=pa.schema(types.items()))

@@ -1,0 +1,1 @@
+"""`promote`, `rollback` and `history`: which model is the champion."""

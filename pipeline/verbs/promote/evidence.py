@@ -1,0 +1,124 @@
+"""Gathers what the gates judge by: the saved model is loaded, asked and timed, on the real data."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.config.schema import Config
+from pipeline.data.load import ingest
+from pipeline.data.values import Array, Predictions, RawData
+from pipeline.system.errors import RequestError, one_line
+from pipeline.tracking.candidates import Candidate, fetch_model, test_predictions
+from pipeline.tracking.models import load_model
+from pipeline.tracking.registry import Version
+from pipeline.training.loop import predict
+from pipeline.verbs.promote.gates import Champion, Evidence
+
+WARM_UP, TIMED = 10, 100  # single images
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a saved model did: `probs` f32[N,K] or None, and then why not."""
+
+    probs: Array | None
+    error: str = ""
+    megabytes: float = float("nan")
+    milliseconds: float = float("nan")
+
+
+def gather(candidate: Candidate, config: Config, champion: Version | None) -> Evidence:
+    """All the evidence on a candidate, beside the present champion if there is one.
+
+    `config` is today's: it says where the data cache and the tracking store are.
+
+    Raises:
+        RequestError: the data set that the run was made with cannot be had.
+    """
+    raw = ingest(
+        candidate.config.dataset,
+        name=candidate.config.choices.dataset,
+        data_dir=Path(config.data_dir),
+    )
+    logged = _logged(candidate, config, raw)
+    asked = _ask(candidate.model_uri, config, raw)
+    return Evidence(
+        status=candidate.status,
+        fingerprint=candidate.fingerprint,
+        fingerprint_now=raw.fingerprint,
+        logged=logged,
+        reproduced=asked.probs,
+        load_error=asked.error,
+        model_mb=asked.megabytes,
+        latency_ms=asked.milliseconds,
+        champion=_champion(champion, logged, config, raw) if champion and logged else None,
+    )
+
+
+def _logged(candidate: Candidate, config: Config, raw: RawData) -> Predictions | None:
+    stored = test_predictions(candidate.id, config.tracking)
+    if stored is None:
+        return None
+    labels, probs = stored
+    return Predictions(
+        images=raw.test.images, labels=labels, probs=probs, class_names=raw.class_names
+    )
+
+
+def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
+    """Loads a model from its saved bytes and has it predict the test images of `raw`."""
+    images = raw.test.images
+    try:
+        folder = fetch_model(uri)
+        loaded = load_model(str(folder), config.tracking)
+        if loaded.image_shape != images.shape[1:]:
+            raise ValueError(f"it takes images of {loaded.image_shape}, not {images.shape[1:]}")
+        if len(loaded.class_names) != len(raw.class_names):
+            raise ValueError(f"it knows {len(loaded.class_names)} classes")
+        return _Asked(
+            probs=predict(loaded.model, images, batch_size=config.evaluate.batch_size),
+            megabytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6,
+            milliseconds=single_image_ms(loaded.model, images),
+        )
+    except (RequestError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
+        told = str(error) if isinstance(error, RequestError) else one_line(error)
+        return _Asked(probs=None, error=told)
+
+
+def single_image_ms(model: keras.Model, images: Array) -> float:
+    """Median time of a compiled prediction of one image, after a few to warm up; ms."""
+    forward = tf.function(lambda batch: model(batch, training=False))
+    times = []
+    for number in range(WARM_UP + TIMED):
+        place = number % len(images)
+        image = np.ascontiguousarray(images[place : place + 1])
+        started = time.perf_counter()
+        forward(tf.constant(image)).numpy()
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times[WARM_UP:])
+
+
+def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:
+    """The champion's answers on these test images: those it logged, or asked for again."""
+    stored = None
+    if version.tags.get("data.fingerprint") == raw.fingerprint:
+        stored = test_predictions(version.run_id, config.tracking)
+    if stored and np.array_equal(stored[0], logged.labels):
+        return Champion(version=version.number, predicted=_classes(stored[1]))
+    if not np.array_equal(raw.test.labels, logged.labels):
+        problem = "the candidate's test images are no longer there"
+        return Champion(version=version.number, predicted=None, problem=problem)
+    asked = _ask(version.source, config, raw)
+    predicted = None if asked.probs is None else _classes(asked.probs)
+    return Champion(version=version.number, predicted=predicted, problem=asked.error)
+
+
+def _classes(probs: Array) -> Array:
+    return probs.argmax(axis=1).astype(np.int32)

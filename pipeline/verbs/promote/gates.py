@@ -1,0 +1,189 @@
+"""The gates that a run must pass to become the champion: `Evidence → list[Gate]`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config.requests import Promote
+from pipeline.data.values import Array, Predictions
+from pipeline.evaluation import metrics
+from pipeline.evaluation.paired import mcnemar
+
+LOADS = "model loads"  # the one gate that force does not open
+SHOWN = 12  # characters of a fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One requirement: what was found, what was asked for, and a sentence that says so."""
+
+    name: str
+    value: float | str
+    limit: float | str
+    passed: bool
+    says: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The present champion: its `version`, and its answers on the candidate's test images.
+
+    `predicted`: classes i32[N]. None: they cannot be had, and `problem` says why.
+    """
+
+    version: int
+    predicted: Array | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the gates judge a run by.
+
+    `fingerprint` is that of the data the run recorded, `fingerprint_now` of the data as it is.
+    `logged`: the run's own test predictions, None where it was not evaluated. `reproduced`: what
+    the saved model answers to the same images, f32[N,K], None where it does not load, and then
+    `load_error` says why. `champion` is None where there is none yet.
+    """
+
+    status: str
+    fingerprint: str
+    fingerprint_now: str
+    logged: Predictions | None
+    reproduced: Array | None
+    load_error: str
+    model_mb: float
+    latency_ms: float
+    champion: Champion | None
+
+
+def judge(evidence: Evidence, rules: Promote) -> list[Gate]:
+    """Every gate in order; those that `rules` leave out, or that cannot be tried, are missing.
+
+    What cannot be tried hangs on a gate that is there and failed: a run that was not evaluated has
+    no accuracy, a model that does not load no latency.
+    """
+    return [*_is_sound(evidence, rules), *_is_good(evidence, rules), *_is_fit(evidence, rules)]
+
+
+def failed(gates: list[Gate]) -> list[Gate]:
+    """The gates that were not passed."""
+    return [gate for gate in gates if not gate.passed]
+
+
+def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
+    """Whether the run is what it says it is."""
+    status, then, now = evidence.status, evidence.fingerprint[:SHOWN], evidence.fingerprint_now
+    yield Gate(
+        name="run finished",
+        value=status,
+        limit="FINISHED",
+        passed=status == "FINISHED",
+        says=f"its status is {status}",
+    )
+    evaluated = evidence.logged is not None
+    yield Gate(
+        name="evaluated on test",
+        value="yes" if evaluated else "no",
+        limit="yes",
+        passed=evaluated,
+        says="test predictions are logged" if evaluated else "first: evaluate run_id=<id>",
+    )
+    yield Gate(
+        name="same data",
+        value=now[:SHOWN],
+        limit=then,
+        passed=now == evidence.fingerprint,
+        says="fingerprint of the data, now and when the run was made",
+    )
+    loads = evidence.reproduced is not None
+    yield Gate(
+        name=LOADS,
+        value="yes" if loads else "no",
+        limit="yes",
+        passed=loads,
+        says="from its saved bytes" if loads else evidence.load_error,
+    )
+    if rules.max_prediction_gap is not None and evidence.logged and loads:
+        yield _reproduces(evidence.logged.probs, evidence.reproduced, rules.max_prediction_gap)
+
+
+def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
+    alike = now is not None and now.shape == logged.shape
+    # NaN is no probability, and compares as no greater than any limit.
+    gap = float(np.nan_to_num(np.abs(logged - now), nan=1.0).max()) if alike else 1.0
+    return Gate(
+        name="reproduces predictions",
+        value=gap,
+        limit=limit,
+        passed=gap <= limit,
+        says="largest difference of a probability from the one logged"
+        if alike
+        else "its answers have another shape than those logged",
+    )
+
+
+def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
+    """Whether it predicts well enough, and no worse than the champion."""
+    logged = evidence.logged
+    if logged is None:
+        return
+    images = f"on {len(logged.labels):,} test images"
+    if rules.min_test_accuracy is not None:
+        yield _floor("test accuracy", metrics.accuracy(logged), rules.min_test_accuracy, images)
+    if rules.min_class_recall is not None:
+        _, recall, _, count = metrics.class_scores(logged)
+        worst = int(np.where(count > 0, recall, np.inf).argmin())  # of those with test images
+        says = f"of {logged.class_names[worst]!r}, the worst class"
+        yield _floor("worst-class recall", float(recall[worst]), rules.min_class_recall, says)
+    if rules.max_ece is not None:
+        says = f"expected calibration error {images}"
+        yield _ceiling("calibration (ECE)", metrics.ece(logged), rules.max_ece, says)
+    if rules.alpha is not None and evidence.champion is not None:
+        yield _not_worse(logged, evidence.champion, rules.alpha)
+
+
+def _not_worse(logged: Predictions, champion: Champion, alpha: float) -> Gate:
+    """Refused when the champion has more images alone right than chance explains."""
+    name = f"not worse than version {champion.version}"
+    if champion.predicted is None:
+        return Gate(
+            name=name,
+            value="unknown",
+            limit=alpha,
+            passed=False,
+            says=f"the champion cannot be compared: {champion.problem}",
+        )
+    test = mcnemar(logged.labels, logged.predicted, champion.predicted)
+    better = test.only_second > test.only_first
+    points = 100 * (test.only_first - test.only_second) / len(logged.labels)
+    return Gate(
+        name=name,
+        value=test.p_value,
+        limit=alpha,
+        passed=not (better and test.p_value < alpha),
+        says=f"{points:+.2f} points: alone right on {test.only_first}, the champion on "
+        f"{test.only_second} (McNemar's exact p)",
+    )
+
+
+def _is_fit(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
+    """Whether it can be served."""
+    if evidence.reproduced is None:
+        return
+    if rules.max_model_mb is not None:
+        yield _ceiling("model size, MB", evidence.model_mb, rules.max_model_mb, "on disk")
+    if rules.max_latency_ms is not None:
+        says = "median of single images, on this machine"
+        yield _ceiling("latency, ms", evidence.latency_ms, rules.max_latency_ms, says)
+
+
+def _floor(name: str, value: float, limit: float, says: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value >= limit, says=says)
+
+
+def _ceiling(name: str, value: float, limit: float, says: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value <= limit, says=says)

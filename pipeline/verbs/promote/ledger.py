@@ -1,0 +1,154 @@
+"""The ledger: a line for every attempt to change the champion, as values, text and table. Pure.
+
+A line is kept as one tag of the registered model, under a key of its own, so that writing one needs
+no lock and reading all needs one request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.verbs.promote.gates import Gate, failed
+
+PREFIX = "ledger."
+LONGEST = 5000  # characters that MLflow 3.17's column for such a tag holds
+PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
+ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
+MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # another champion
+_STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One attempt: when and by whom, of which run, and how it ended.
+
+    `key` is `ledger.<UTC time>.<8 hex>`; `who` is user@host. `version` is the one that became
+    champion or was to, `replaces` the champion before; None: there is none. `reason` is what the
+    user gave, `note` what the pipeline has to add.
+    """
+
+    key: str
+    who: str
+    decision: str
+    run_id: str
+    version: int | None
+    replaces: int | None
+    gates: list[Gate] = field(default_factory=list)
+    reason: str | None = None
+    note: str = ""
+
+    @property
+    def when(self) -> datetime:
+        """The time that the key tells."""
+        return datetime.strptime(self.key.split(".")[1], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+
+
+def new_key(now: datetime, token: str) -> str:
+    """A key that no other line has, in the order of time; `token` is random hex."""
+    return f"{PREFIX}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
+
+
+def to_text(entry: Entry) -> str:
+    """The line as JSON of at most `LONGEST` characters; texts are cut where they must be."""
+    whole = {key: value for key, value in asdict(entry).items() if key != "key"}
+    for longest in (LONGEST, 1000, 400, 150, 60, 20):
+        text = json.dumps(_cut(whole, longest), ensure_ascii=False, separators=(",", ":"))
+        if len(text) <= LONGEST:
+            return text
+    raise ValueError(f"a line of the ledger takes {len(text)} characters, {LONGEST} are allowed")
+
+
+def from_text(key: str, text: str) -> Entry:
+    """The line that was kept under `key`."""
+    values = json.loads(text)
+    gates = [Gate(**gate) for gate in values.pop("gates")]
+    return Entry(key=key, gates=gates, **values)
+
+
+def entries(tags: Mapping[str, str]) -> list[Entry]:
+    """All lines among the tags of a registered model, oldest first."""
+    keys = sorted(key for key in tags if key.startswith(PREFIX))
+    return [from_text(key, tags[key]) for key in keys]
+
+
+def decided(entry: Entry, decision: str, note: str) -> Entry:
+    """The line with another end, and why."""
+    return replace(entry, decision=decision, note=note)
+
+
+def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Table:
+    """The ledger of the registered model `name` for the terminal, newest last."""
+    table = Table("when (UTC)", "who", "decision", "version", "run", "why", title=f"{name}: ledger")
+    for entry in lines:
+        style = _STYLES.get(entry.decision, "")
+        change = f"{entry.replaces or '–'} → {entry.version}" if entry.version else ""
+        table.add_row(
+            f"{entry.when:%Y-%m-%d %H:%M:%S}",
+            entry.who,
+            f"[{style}]{entry.decision}[/]" if style else entry.decision,
+            change,
+            entry.run_id[:8],
+            escape("\n".join(_why(entry))),
+        )
+    table.caption = f"champion: version {champion}" if champion else "no champion"
+    return table
+
+
+def history_document(
+    lines: Sequence[Entry], name: str, aliases: Mapping[str, int]
+) -> dict[str, Any]:
+    """The ledger of the registered model `name` as JSON has it, newest last; times are UTC."""
+    return {
+        "model": name,
+        "aliases": dict(aliases),
+        "entries": [{"when": entry.when.isoformat(), **asdict(entry)} for entry in lines],
+    }
+
+
+def gates_table(gates: Sequence[Gate]) -> Table:
+    """The gates with their numbers for the terminal."""
+    table = Table("gate", "value", "limit", "", "")
+    for gate in gates:
+        mark = "[green]passed[/]" if gate.passed else "[red]failed[/]"
+        table.add_row(gate.name, number(gate.value), number(gate.limit), mark, escape(gate.says))
+    return table
+
+
+def complaint(gate: Gate) -> str:
+    """A failed gate with its numbers as a line."""
+    value, limit = gate.value, gate.limit
+    beyond = "not"
+    if isinstance(value, float) and isinstance(limit, float):
+        beyond = "below" if value < limit else "above"
+    return f"{gate.name}: {number(value)}, {beyond} {number(limit)} ({gate.says})"
+
+
+def number(value: float | str) -> str:
+    """Four digits of a number; a text as it is."""
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _why(entry: Entry) -> list[str]:
+    lines = [complaint(gate) for gate in failed(entry.gates)]
+    accuracy = next((g for g in entry.gates if g.name == "test accuracy"), None)
+    if accuracy and accuracy.passed:
+        lines.insert(0, f"test accuracy {number(accuracy.value)}")
+    return [*([f"“{entry.reason}”"] if entry.reason else []), *filter(None, [entry.note]), *lines]
+
+
+def _cut(value: Any, longest: int) -> Any:
+    """The same with every text shortened to `longest` characters."""
+    if isinstance(value, dict):
+        return {key: _cut(part, longest) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cut(part, longest) for part in value]
+    if isinstance(value, str) and len(value) > longest:
+        return value[: longest - 1] + "…"
+    return value

@@ -1,0 +1,121 @@
+"""The story of a promotion: a run is put to the gates, and its model is the champion or not."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.native import native_messages_to
+from pipeline.system.processes import user
+from pipeline.system.terminal import standard_output
+from pipeline.tracking.candidates import Candidate, find_candidate
+from pipeline.tracking.registry import CHALLENGER_STATE, STATE, Registry, open_registry
+from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
+from pipeline.verbs.promote.ledger import (
+    FORCED,
+    PROMOTED,
+    REFUSED,
+    Entry,
+    complaint,
+    gates_table,
+    new_key,
+)
+from pipeline.verbs.promote.ledger import to_text as line_text
+from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS, Change, settle, switch
+
+
+def promote(config: Config, folder: Path) -> None:
+    """Makes a run's model the champion of its data set if it passes the gates, or is forced to.
+
+    Raises:
+        RequestError: no such run, one without a model, or no run named.
+        PipelineError: the gates refuse it, or another promotion came first.
+    """
+    if config.run_id is None:
+        raise RequestError("run_id: say which run to promote, run_id=<id> or run_id=best")
+    experiment = config.tracking.experiment or config.choices.dataset
+    candidate = find_candidate(config.run_id, config.tracking, experiment=experiment)
+    registry = open_registry(config.tracking, candidate.config.choices.dataset)
+    settle(registry)
+    champion = registry.present().aliases.get(CHAMPION)
+    present = registry.find(champion) if champion else None
+    if present and present.run_id == candidate.id:
+        standard_output().print(f"run {candidate.id} is the champion already; nothing was changed")
+        print_result(registry)
+        return
+    with native_messages_to(folder / "tensorflow.log"):
+        from pipeline.verbs.promote.evidence import (
+            gather,  # only now: a wrong request needs no TensorFlow
+        )
+    gates = judge(gather(candidate, config, present), config.promote)
+    standard_output().print(gates_table(gates))
+    line = _line(candidate, config, gates, champion)
+    if line.decision == REFUSED:
+        _refuse(registry, candidate, line, challenger=config.promote.challenger)
+    switch(
+        registry,
+        Change(
+            line=line,
+            source=candidate.model_uri,
+            run_id=candidate.id,
+            tags=candidate.lineage,
+        ),
+    )
+    print_result(registry)
+
+
+def print_result(registry: Registry) -> None:
+    """Prints the line that scripts read: what is champion now and what it took the place of."""
+    aliases = registry.present().aliases
+    champion = registry.find(aliases[CHAMPION])
+    print(
+        f"version={aliases[CHAMPION]} alias={CHAMPION} previous={aliases.get(PREVIOUS)} "
+        f"run_id={champion.run_id if champion else None}",
+        flush=True,
+    )
+
+
+def _line(candidate: Candidate, config: Config, gates: list[Gate], champion: int | None) -> Entry:
+    """What the ledger is to say of the attempt, as the gates and the user have it."""
+    missed = failed(gates)
+    # A champion that nobody can load serves nobody, whatever the reason.
+    forced = config.promote.force and LOADS not in {gate.name for gate in missed}
+    return Entry(
+        key=new_key(datetime.now(UTC), secrets.token_hex(4)),
+        who=user(),
+        decision=PROMOTED if not missed else FORCED if forced else REFUSED,
+        run_id=candidate.id,
+        version=None,
+        replaces=champion,
+        gates=gates,
+        reason=config.promote.reason,
+    )
+
+
+def _refuse(registry: Registry, candidate: Candidate, line: Entry, *, challenger: bool) -> None:
+    """Records the refusal and raises it; the champion stays."""
+    registry.ensure()
+    outcome = "nothing was changed"
+    if challenger and LOADS not in {gate.name for gate in failed(line.gates)}:
+        number = _challenge(registry, candidate)
+        outcome = f"version {number} is the challenger, the champion stays"
+    registry.keep(line.key, line_text(line))
+    complaints = [complaint(gate) for gate in failed(line.gates)]
+    raise PipelineError("\n".join([f"run {candidate.id} is refused; {outcome}", *complaints]))
+
+
+def _challenge(registry: Registry, candidate: Candidate) -> int:
+    """Gives the run's model the alias `challenger`, on the version it has or a new one."""
+    versions = registry.of_run(candidate.id)
+    number = (
+        versions[0].number
+        if versions
+        else registry.add(
+            candidate.model_uri, candidate.id, {**candidate.lineage, STATE: CHALLENGER_STATE}
+        ).number
+    )
+    registry.point(CHALLENGER, number)
+    return number

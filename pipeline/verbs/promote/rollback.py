@@ -1,0 +1,101 @@
+"""Goes back to an earlier champion, and shows the ledger of all that was done."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.system.processes import user
+from pipeline.system.terminal import standard_output
+from pipeline.tracking.candidates import fetch_model
+from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
+from pipeline.verbs.promote.ledger import (
+    ROLLED_BACK,
+    Entry,
+    entries,
+    history_document,
+    history_table,
+    new_key,
+)
+from pipeline.verbs.promote.promote import print_result
+from pipeline.verbs.promote.switch import CHAMPION, PREVIOUS, Change, settle, switch
+
+
+def rollback(config: Config, folder: Path) -> None:
+    """Makes the version that the champion replaced, or `rollback.to`, the champion again.
+
+    `previous` becomes what that one had replaced in its time, so that a second rollback goes one
+    further back, not forth again.
+
+    Raises:
+        RequestError: there is nothing to go back to, or that version never was champion.
+        PipelineError: another promotion came first.
+    """
+    registry = open_registry(config.tracking, config.choices.dataset)
+    settle(registry)
+    aliases = registry.present().aliases
+    champion = aliases.get(CHAMPION)
+    if champion is None:
+        raise RequestError(f"{registry.name} has no champion to go back from; promote a run first")
+    target = _target(registry, config.rollback.to, aliases.get(PREVIOUS))
+    if target.number == champion:
+        standard_output().print(f"version {champion} is the champion already; nothing was changed")
+        print_result(registry)
+        return
+    line = Entry(
+        key=new_key(datetime.now(UTC), secrets.token_hex(4)),
+        who=user(),
+        decision=ROLLED_BACK,
+        run_id=target.run_id,
+        version=target.number,
+        replaces=champion,
+        reason=config.rollback.reason,
+    )
+    switch(
+        registry,
+        Change(line=line, source=target.source, run_id=target.run_id, target=target.number),
+    )
+    print_result(registry)
+
+
+def history(config: Config, folder: Path) -> None:
+    """Shows the ledger of the data set's registered model, newest last, as a table or as JSON."""
+    registry = open_registry(config.tracking, config.choices.dataset)
+    settle(registry)
+    present = registry.present()
+    lines = entries(present.tags)
+    console = standard_output()
+    if config.history.format == "json":
+        document = history_document(lines, registry.name, present.aliases)
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif lines:
+        console.print(history_table(lines, registry.name, present.aliases.get(CHAMPION)))
+    else:
+        console.print(f"{registry.name} has no ledger yet; it begins with the first `promote`")
+
+
+def _target(registry: Registry, wanted: int | None, previous: int | None) -> Version:
+    number = wanted or previous
+    if number is None:
+        raise RequestError(
+            "there is nothing to go back to: the champion replaced none that is still there; "
+            "choose a version with to=<version> (`history` lists them)"
+        )
+    version = registry.find(number)
+    if version is None:
+        raise RequestError(f"to={number}: {registry.name} has no such version; see `history`")
+    if version.tags.get(STATE) != DONE:
+        raise RequestError(
+            f"to={number}: that version never was champion; promote run_id={version.run_id} "
+            "puts it to the gates"
+        )
+    try:
+        if not (fetch_model(version.source) / "MLmodel").exists():
+            raise FileNotFoundError("MLmodel is missing")
+    except OSError as error:
+        raise RequestError(f"to={number}: its model is gone: {error}") from error
+    return version

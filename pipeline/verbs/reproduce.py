@@ -1,0 +1,202 @@
+"""Runs a recorded run again and says whether it came out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from rich.table import Table
+
+from pipeline.config.schema import Config
+from pipeline.config.sweep import Job
+from pipeline.config.words import refuse_settings_of_a_run
+from pipeline.data.load import ingest
+from pipeline.data.values import Array
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.imports import load
+from pipeline.system.native import native_messages_to
+from pipeline.system.terminal import standard_output
+from pipeline.tracking import Entry, find_entry, origin, reopen
+
+# Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
+REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
+REPEATABLE = (
+    "finished run of its own",
+    "attributes.status = 'FINISHED' AND tags.folder != '' AND tags.reproduces IS NULL",
+)
+SPLITS = ("train", "val", "test")
+DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
+
+Predicted = Mapping[str, Array]
+
+
+class Verdict(StrEnum):
+    """How a rerun came out; `IDENTICAL`: every predicted probability equal bit for bit."""
+
+    IDENTICAL = "bit-identical"
+    WITHIN = "within tolerance"
+    NOT = "not reproduced"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A metric of the run and of its rerun; `decides` whether the tolerance applies to it."""
+
+    name: str
+    then: float
+    now: float
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict hangs on it: an accuracy or a loss of a whole split."""
+        return self.name in DECISIVE
+
+    @property
+    def difference(self) -> float:
+        """How far apart the two are; 0 for two that are not a number."""
+        return 0.0 if self.then != self.then and self.now != self.now else abs(self.now - self.then)
+
+
+def reproduce(config: Config, folder: Path) -> None:
+    """Repeats a run with its recorded configuration and seed, and compares the two.
+
+    The code is today's: what differs from the run's code, environment, data and hardware is said
+    beforehand. The rerun is a run of its own, tagged with the one it repeats and with the verdict.
+
+    Raises:
+        RequestError: there is no such run, or none that could be repeated.
+        PipelineError: the rerun came out otherwise.
+    """
+    refuse_settings_of_a_run(HydraConfig.get().overrides.task, "reproduce")
+    entry = _repeatable(config)
+    predicted, again = entry.predictions(), _again(entry, config)
+    if not any(key.endswith("_probs") for key in predicted):
+        raise RequestError(f"run_id={entry.id} has no predictions to compare with")
+    again = replace(again, evaluate=replace(again.evaluate, test="test_probs" in predicted))
+    changed = _changed(entry, again)
+    _show_changes(entry, changed)
+    # Not before: whoever is refused need not wait for TensorFlow.
+    with native_messages_to(folder / "tensorflow.log"):
+        run = load("pipeline.run").run
+
+    rerun = _entry(run(again, folder), config)
+    pairs = paired(entry.metrics, rerun.metrics)
+    verdict = judge(predicted, rerun.predictions(), pairs, tolerance=config.reproduce.tolerance)
+    told = "; ".join(map(str, changed))
+    tags = {VERDICT: str(verdict)} | ({CHANGED: told} if told else {})
+    reopen(rerun.id, config.tracking, folder).log_tags(tags)
+    standard_output().print(_table(pairs, config.reproduce.tolerance))
+    print(f"reproduces={entry.id} run_id={rerun.id} verdict={verdict!s}", flush=True)
+    if verdict is Verdict.NOT:
+        raise PipelineError(f"{entry.id} was not reproduced: {_worst(pairs)}")
+
+
+def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[Pair]:
+    """The metrics of the splits that either run has; NaN stands for one that is missing."""
+    names = sorted(
+        (name for name in then.keys() | now.keys() if name.partition("/")[0] in SPLITS),
+        key=lambda name: (SPLITS.index(name.partition("/")[0]), name not in DECISIVE, name),
+    )
+    nan = float("nan")
+    return [Pair(name=name, then=then.get(name, nan), now=now.get(name, nan)) for name in names]
+
+
+def judge(then: Predicted, now: Predicted, pairs: Sequence[Pair], *, tolerance: float) -> Verdict:
+    """Compares the predictions bit for bit, and failing that accuracies and losses.
+
+    `then` and `now`: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
+    """
+    same = then.keys() == now.keys() and all(np.array_equal(then[key], now[key]) for key in then)
+    if same:
+        return Verdict.IDENTICAL
+    within = all(pair.difference <= tolerance for pair in pairs if pair.decides)
+    return Verdict.WITHIN if within else Verdict.NOT
+
+
+def _repeatable(config: Config) -> Entry:
+    entry = _entry(config.run_id, config)
+    if entry.is_sweep:
+        raise RequestError(f"run_id={entry.id} is a sweep; reproduce one of its jobs")
+    if entry.status != "FINISHED":
+        raise RequestError(
+            f"run_id={entry.id} is {entry.status} and has no result to reproduce; "
+            f"resume run_id={entry.id} finishes it"
+        )
+    return entry
+
+
+def _entry(run_id: str | None, config: Config) -> Entry:
+    experiment = config.tracking.experiment or config.choices.dataset
+    return find_entry(run_id, config.tracking, experiment=experiment, latest=REPEATABLE)
+
+
+def _again(entry: Entry, today: Config) -> Config:
+    """The run's configuration as that of a run of its own, with today's store and cache."""
+    then = entry.config
+    name = entry.tags.get("mlflow.runName", entry.id)
+    tracking = replace(
+        then.tracking,
+        uri=today.tracking.uri,
+        experiment=entry.experiment,
+        run_name=f"{name} again",
+        tags={**then.tracking.tags, REPEATS: entry.id},
+    )
+    alone = replace(then.sweep, job=Job(parent=None, index=None, command=None, keep=False))
+    return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
+
+
+def _changed(entry: Entry, again: Config) -> list[origin.Difference]:
+    raw = ingest(again.dataset, name=again.choices.dataset, data_dir=Path(again.data_dir))
+    dirty = entry.tags.get("code.dirty") == "true"
+    began = origin.recorded(
+        entry.tags,
+        patch=entry.text("code.patch") if dirty else "",
+        environment=entry.text("environment.txt"),
+    )
+    origin.with_threads_of(began)
+    return origin.differences(began, origin.here(raw.fingerprint))
+
+
+def _show_changes(entry: Entry, changed: Sequence[origin.Difference]) -> None:
+    console = standard_output()
+    if not changed:
+        console.print("Code, environment, data and hardware are as they were.")
+        return
+    table = Table("", "what", "then", "now", title=f"Not as in run {entry.id}")
+    for change in changed:
+        table.add_row(change.kind, change.what, change.then, change.now)
+    console.print(table)
+    if any(change.kind == "code" for change in changed):
+        commit = entry.tags.get("mlflow.source.git.commit", "the run's commit")
+        console.print(f"For the code of then: git checkout {commit}", end="")
+        dirty = entry.tags.get("code.dirty") == "true"
+        console.print("; git apply <the run's artefact code.patch>" if dirty else "")
+
+
+def _table(pairs: Sequence[Pair], tolerance: float) -> Table:
+    """Metrics that decide, and those that differ; of the rest it says that they are equal."""
+    shown = [pair for pair in pairs if pair.decides or pair.difference != 0]
+    equal = len(pairs) - len(shown)
+    caption = f"{equal} further metrics of the splits are equal" if equal else None
+    table = Table("metric", title="Then and now", caption=caption)
+    for column in ("then", "now", "difference"):
+        table.add_column(column, justify="right")
+    for pair in shown:
+        off = pair.decides and not pair.difference <= tolerance
+        style = "bold red" if off else "bold" if pair.decides else None
+        gap = f"{pair.difference:.2g}" + (" !" if off else "")
+        table.add_row(pair.name, f"{pair.then:.6f}", f"{pair.now:.6f}", gap, style=style)
+    return table
+
+
+def _worst(pairs: Sequence[Pair]) -> str:
+    worst = max((pair for pair in pairs if pair.decides), key=_distance)
+    return f"{worst.name} was {worst.then:.4f} and is {worst.now:.4f}"
+
+
+def _distance(pair: Pair) -> float:
+    return float("inf") if pair.difference != pair.difference else pair.difference

@@ -1,0 +1,140 @@
+"""Goes on with a run that did not finish: from its last checkpoint, in the same MLflow run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from pipeline.config.flat import flatten
+from pipeline.config.schema import Config, validate
+from pipeline.config.words import refuse_settings_of_a_run
+from pipeline.data.load import ingest
+from pipeline.system.errors import RequestError
+from pipeline.system.folders import at_work_in, owner
+from pipeline.system.imports import load
+from pipeline.system.native import native_messages_to
+from pipeline.tracking import LONGEST_PARAM, Entry, find_entry, lineage, origin, reopen
+from pipeline.training.checkpoint import Progress, Start, progress_of
+
+UNFINISHED = (
+    "run that could go on",
+    "attributes.status != 'FINISHED' AND tags.folder != '' AND tags.`sweep.pruned` IS NULL",
+)
+AFTER, CHANGED = "resumed.after_epoch", "resumed.changed"
+WEIGHTY = {"Python", *lineage.NAMED}  # packages that a result depends on
+
+
+def resume(config: Config, folder: Path) -> None:
+    """Trains what is left of an unfinished run, then evaluates and saves it as `run` would have.
+
+    It ends with the very weights and metrics that it would have had without a break.
+
+    Raises:
+        RequestError: there is nothing to go on with, or it would not be the same run any more.
+    """
+    refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
+    found = _unfinished(config, config.run_id)
+    place = _place(found)
+    with at_work_in(place):
+        entry = _unfinished(config, found.id)  # now that nobody else can finish it
+        progress = progress_of(place / "checkpoints" / "last.keras")
+        then = _config(place, entry, config)
+        changed = _require_same(place, entry, then, force=config.resume.force)
+        reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
+        # Not before: whoever is refused need not wait for TensorFlow.
+        _say(entry, progress, then)
+        with native_messages_to(place / "tensorflow.log"):
+            run = load("pipeline.run").run
+
+        run(then, place, start=Start(run_id=entry.id, progress=progress))
+
+
+def _say(entry: Entry, progress: Progress, then: Config) -> None:
+    """Tells the user, who waits for TensorFlow next, what will be gone on with."""
+    name = entry.tags.get("mlflow.runName", "a run")
+    done = f"{len(progress.epochs)} of {then.train.epochs} epochs"
+    print(f"going on with {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
+
+
+def _told(entry: Entry, progress: Progress, changed: str) -> dict[str, str]:
+    """The tags by which the run tells of its interruptions."""
+    earlier = [entry.tags[AFTER]] if AFTER in entry.tags else []
+    after = ", ".join([*earlier, str(len(progress.epochs))])
+    return {AFTER: after} | ({CHANGED: changed} if changed else {})
+
+
+def _unfinished(config: Config, run_id: str | None) -> Entry:
+    experiment = config.tracking.experiment or config.choices.dataset
+    entry = find_entry(run_id, config.tracking, experiment=experiment, latest=UNFINISHED)
+    called = f"run_id={entry.id}"
+    if entry.is_sweep:
+        raise RequestError(f"{called} is a sweep; go on with it by sweep.resume={entry.id}")
+    if entry.status == "FINISHED":
+        raise RequestError(f"{called} is finished: there is nothing left to do")
+    if "sweep.pruned" in entry.tags:
+        raise RequestError(f"{called} was ended by its sweep: {entry.tags['sweep.pruned']}")
+    return entry
+
+
+def _place(entry: Entry) -> Path:
+    """The folder with the run's checkpoints."""
+    if entry.folder is None:
+        raise RequestError(f"run_id={entry.id} does not say where its checkpoints are")
+    found = owner(entry.folder)
+    if found is None:
+        host = entry.tags.get("hardware.host", "another machine")
+        raise RequestError(
+            f"run_id={entry.id} ran on {host} in {entry.folder}, and there is no such folder here"
+        )
+    if found != entry.id:
+        raise RequestError(f"run_id={entry.id}: its folder {entry.folder} is now that of {found}")
+    return entry.folder
+
+
+def _config(place: Path, entry: Entry, today: Config) -> Config:
+    """The run's own configuration, with today's places of store and cache."""
+    recorded = validate(yaml.safe_load(_kept(place, "config.yaml")))
+    for name, value in flatten(recorded).items():
+        # `mlflow run` may have logged another value under the plain name beforehand.
+        known = [entry.params[key] for key in (f"config.{name}", name) if key in entry.params]
+        if known and known[0] != value and len(value) <= LONGEST_PARAM:
+            raise RequestError(
+                f"{place}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
+                f"{known[0]}"
+            )
+    tracking = replace(recorded.tracking, uri=today.tracking.uri)
+    return replace(recorded, tracking=tracking, data_dir=today.data_dir)
+
+
+def _require_same(place: Path, entry: Entry, then: Config, *, force: bool) -> str:
+    """What has changed since the run began, which is nothing unless it is let pass."""
+    raw = ingest(then.dataset, name=then.choices.dataset, data_dir=Path(then.data_dir))
+    began = origin.recorded(
+        entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
+    )
+    origin.with_threads_of(began)
+    changed = [
+        str(difference)
+        for difference in origin.differences(began, origin.here(raw.fingerprint))
+        if difference.kind in ("code", "data") or difference.what in WEIGHTY
+    ]
+    if changed and not force:
+        raise RequestError(
+            f"run_id={entry.id} would not be the same run any more: {'; '.join(changed)}\n"
+            "Restore that, or go on all the same with force=true"
+        )
+    return "; ".join(changed)
+
+
+def _kept(place: Path, name: str) -> str:
+    path = place / "artifacts" / name
+    if not path.exists() and name == "code.patch":
+        return ""  # the working tree was clean
+    try:
+        return path.read_bytes().decode("utf-8", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise RequestError(f"{path} is missing; start the run again") from error

@@ -1,0 +1,161 @@
+"""The verb `serve`: a recorded model behind HTTP, until Ctrl-C."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.requests import Serve
+from pipeline.config.schema import Config, Tracking
+from pipeline.system.errors import RequestError
+from pipeline.system.native import native_messages_to
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from pipeline.tracking.versions import ModelVersion
+    from pipeline.verbs.serve.app import Served
+
+BACKLOG = 128  # connections that wait to be accepted
+IDLE_S = 60  # that a connection may be kept without a request
+GRACE_S = 10  # for requests under way when the server is stopped
+YOUNG = 100_000  # objects made before Python looks for cycles among them
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that stand for every address
+
+log = logging.getLogger("pipeline.verbs.serve.app")
+
+
+def serve(config: Config, folder: Path) -> None:
+    """Answers requests with one model until it is stopped; `folder` keeps the log.
+
+    Raises:
+        RequestError: the port is taken or the host not this machine's, or there is no such model.
+    """
+    settings = config.serve
+    uri = settings.model_uri or f"models:/{config.choices.dataset}@champion"
+    # What can be wrong comes before the seconds that TensorFlow takes.
+    with _bound(settings.host, settings.port) as listener:
+        app = _application(uri, settings, config.tracking, folder)
+        with _told_where(settings.host, settings.port):  # two may have bound, one can listen
+            listener.listen(BACKLOG)
+        _announce(_address(listener, settings.host), app.state.served)
+        _run(app, listener)
+
+
+def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) -> FastAPI:
+    from pipeline.tracking.client import connect
+    from pipeline.tracking.versions import find_version, follows_alias
+    from pipeline.verbs.serve.app import Limits, create_app
+    from pipeline.verbs.serve.follow import Watch, watching
+
+    find = partial(find_version, connect(tracking.uri), uri)
+    found = find()
+    load = partial(_load, uri, tracking)
+    with native_messages_to(folder / "tensorflow.log"):
+        from pipeline.training import predictor as classifier  # noqa: F401
+    served = load(found)
+    watch = Watch(alias=uri, known=found.uri, find=find, load=load if settings.follow else None)
+    return create_app(
+        served,
+        Limits(images=settings.max_images, body_bytes=int(settings.max_body_mb * 1e6)),
+        partial(watching, watch) if follows_alias(uri) else None,
+    )
+
+
+def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
+    """The model of that version, compiled and warm."""
+    from pipeline.tracking.models import load_model
+    from pipeline.training.predictor import compiled
+    from pipeline.verbs.serve.app import Served
+
+    loaded = load_model(version.uri, tracking)
+    return Served(
+        predict=compiled(loaded.model, loaded.image_shape, len(loaded.class_names)),
+        class_names=loaded.class_names,
+        image_shape=loaded.image_shape,
+        about={
+            "model_uri": uri,
+            "serving": version.uri,
+            "version": version.version,
+            "run_id": version.run_id,
+        },
+        example=None if loaded.example is None else loaded.example[:1],
+        dark_border=loaded.dark_border,
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at that address, to which nobody can connect before it listens."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise RequestError(f"host={host}: {_reason(error)}; serve on 127.0.0.1 or ::1") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with _told_where(host, port):
+        listener.bind(address)
+    return listener
+
+
+@contextmanager
+def _told_where(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"host={host} port={port}: {_reason(error)}; choose another with port=… (0: any free)"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _address(listener: socket.socket, host: str) -> str:
+    port = listener.getsockname()[1]
+    shown = ANYWHERE.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _announce(address: str, served: Served) -> None:
+    about = served.about
+    known = ", ".join(f"{key} {about[key]}" for key in ("version", "run_id") if about[key])
+    print(f"serving {about['model_uri']} ({known}) at {address} (stop with Ctrl-C)")
+    if served.example is not None:
+        print(
+            f"try it: curl -s {address}/example | curl -s {address}/invocations "
+            "-H 'Content-Type: application/json' --data-binary @-"
+        )
+    print(
+        f"or with a picture: curl -s {address}/predict -H 'Content-Type: image/png' "
+        "--data-binary @picture.png"
+    )
+    print(end="", flush=True)
+
+
+def _run(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
+    # A request's JSON makes lists by the thousand, at which Python would search all that TensorFlow
+    # brought for cycles, again and again: 256 images took five times as long.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG)
+    settings = uvicorn.Config(
+        app,
+        log_config=None,  # Hydra has set up ours
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    uvicorn.Server(settings).run(sockets=[listener])

@@ -1,0 +1,76 @@
+"""Keeps watch over an alias while the model that it stood for is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from pipeline.system.errors import one_line
+from pipeline.verbs.serve.app import Served
+
+if TYPE_CHECKING:
+    from pipeline.tracking.versions import ModelVersion
+
+LOOK_EVERY_S = 10.0
+
+log = logging.getLogger("pipeline.verbs.serve.app")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How to see which version an alias stands for, and to load one.
+
+    `load` is None where the server keeps the version it started with. `known` is that version.
+    """
+
+    alias: str
+    known: str
+    find: Callable[[], ModelVersion]
+    load: Callable[[ModelVersion], Served] | None
+    every_s: float = LOOK_EVERY_S
+
+
+@asynccontextmanager
+async def watching(watch: Watch, app: FastAPI) -> AsyncIterator[None]:
+    """While the application runs, says when the alias moves, and serves the new version if told."""
+    task = asyncio.create_task(_watch(watch, app))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _watch(watch: Watch, app: FastAPI) -> None:
+    known, complaint = watch.known, ""
+    while True:
+        await asyncio.sleep(watch.every_s)
+        try:
+            newest = await asyncio.to_thread(watch.find)
+            if newest.uri != known:
+                await _moved(watch, app, newest)
+                known = newest.uri
+            complaint = ""
+        # A store that is away for a while, or a model that does not load, ends no service.
+        except Exception as error:
+            if one_line(error) != complaint:
+                complaint = one_line(error)
+                log.warning("%s is not followed for now: %s", watch.alias, complaint)
+
+
+async def _moved(watch: Watch, app: FastAPI, newest: ModelVersion) -> None:
+    if watch.load is None:
+        kept = app.state.served.about["serving"]
+        text = "%s is %s now; this server keeps %s (restart it, or start it with follow=true)"
+        log.warning(text, watch.alias, newest.uri, kept)
+        return
+    # In a thread, warm-up included; requests under way end with the model they began with.
+    app.state.served = await asyncio.to_thread(watch.load, newest)
+    log.info("%s moved: serving %s", watch.alias, newest.uri)

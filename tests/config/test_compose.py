@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.config.compose import Composer
+from pipeline.config.schema import register
+from tests.commands import CONF, environment
+
+MASTER = ["optimizer.learning_rate=0.1", "hydra.sweep.dir=/master", "seed=1,2"]
+WORDS = ["optimizer.learning_rate=0.2", "seed=2", "tracking.run_name='a b'", "hydra.sweep.dir=/x"]
+
+
+@pytest.fixture
+def loader() -> Iterator[ConfigLoader]:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra.config_loader
+
+
+def master(loader: ConfigLoader) -> DictConfig:
+    return loader.load_configuration("config", MASTER, run_mode=RunMode.MULTIRUN)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["model=cnn"],
+        ["optimizer=sgd", "optimizer.momentum=0.5", "hydra/launcher=basic"],
+        ["+model.another=3", "seed=4"],
+        ["++seed=5", "~schedule"],
+        ["train.epochs=3", "model=cnn", "train.epochs=4"],
+    ],
+)
+def test_a_jobs_configuration_is_that_of_hydra(loader: ConfigLoader, more: list[str]) -> None:
+    begun = master(loader)
+    composer = Composer(loader, begun)
+    composer.compose([*WORDS, *more, "seed=9"])  # of which nothing may be left
+    ours, theirs = (
+        OmegaConf.to_container(config)
+        for config in (
+            composer.compose([*WORDS, *more]),
+            loader.load_sweep_config(begun, [*WORDS, *more]),
+        )
+    )
+    assert ours == theirs
+
+
+def test_files_are_read_for_the_first_job_of_a_kind_only(
+    loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composer = Composer(loader, master(loader))
+    composer.compose(["seed=1", "model=cnn"])
+    composer.compose(["seed=1", "model=linear"])
+    monkeypatch.setattr(type(loader), "load_sweep_config", None)
+    assert composer.compose(["seed=2", "model=cnn", "train.epochs=7"]).train.epochs == 7
+    with pytest.raises(TypeError):
+        composer.compose(["seed=2", "model=mlp"])
+
+
+@pytest.mark.parametrize("word", ["sed=1", "model.nothing=1", "model=none", "seed@here=1"])
+def test_what_hydra_refuses_is_refused_in_its_words(loader: ConfigLoader, word: str) -> None:
+    begun = master(loader)
+    messages = []
+    for compose in (
+        Composer(loader, begun).compose,
+        lambda words: loader.load_sweep_config(begun, list(words)),
+    ):
+        with pytest.raises(HydraException) as refused:
+            compose([*WORDS, word])
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_command_that_is_no_sweep_is_composed_once(tmp_path: Path) -> None:
+    count = (
+        "import sys\n"
+        "from hydra._internal.hydra import Hydra\n"
+        "from pipeline.__main__ import main\n"
+        "real, calls = Hydra.compose_config, []\n"
+        "Hydra.compose_config = lambda *a, **k: calls.append(1) or real(*a, **k)\n"
+        "main()\n"
+        "print(len(calls))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", count, "compare", "runs=abcd"],  # refused before any store is read
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stdout == "1\n"
+    assert ended.stderr.startswith("runs: name two runs or more")

@@ -1,0 +1,139 @@
+"""The files under conf/ hold what the code expects of them. They are discovered, not listed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from pipeline.config.builders import (
+    BUILDERS,
+    KERAS_CLASSES,
+    KERAS_PARAMETERS,
+    build,
+    leaf_parameters,
+)
+from pipeline.config.rules import public_functions
+from pipeline.config.schema import validate
+from tests.commands import CONF, composed
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+# What a run gives a builder besides the parameters of its file.
+AT_RUN_TIME: dict[str, dict[str, Any]] = {
+    "optimizer": {},
+    "schedule": {"initial_learning_rate": 0.5, "decay_steps": 10},
+}
+
+
+def leaves(*groups: str) -> list[Any]:
+    """Group, name and content of each file in the groups whose target is not null."""
+    found = []
+    for group, name in CHOICES:
+        leaf = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        if group in groups and leaf["_target_"] is not None:
+            leaf.pop("defaults", None)  # Hydra's own, which it takes out
+            found.append(pytest.param(group, leaf, id=f"{group}-{name}"))
+    return found
+
+
+def the_class(leaf: dict[str, Any]) -> Any:
+    module, _, name = leaf["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_the_files_of_every_group_are_found() -> None:
+    assert {"dataset", "model", "augment", "optimizer", "schedule", "train"} <= set(GROUPS)
+    assert ("model", "mlp") in CHOICES
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_is_valid(group: str, name: str) -> None:
+    config = validate(composed(f"{group}={name}"))
+    assert getattr(config.choices, group, name) == name
+
+
+def test_what_is_composed_without_overrides_leaves_no_value_missing() -> None:
+    assert OmegaConf.missing_keys(composed()) == set()
+
+
+@pytest.mark.parametrize(("group", "leaf"), leaves(*BUILDERS))
+def test_a_leaf_has_exactly_the_keyword_only_parameters_of_its_function(
+    group: str, leaf: dict[str, Any]
+) -> None:
+    module, _, name = leaf.pop("_target_").rpartition(".")
+    assert module == BUILDERS[group]
+    assert leaf.keys() == leaf_parameters(public_functions(module)[name]).keys()
+
+
+@pytest.mark.parametrize("group", BUILDERS)
+def test_every_public_function_of_a_builder_module_has_a_file(group: str) -> None:
+    targets = {leaf.values[1]["_target_"] for leaf in leaves(group)}
+    assert targets == {f"{BUILDERS[group]}.{name}" for name in public_functions(BUILDERS[group])}
+
+
+@pytest.mark.parametrize(("group", "leaf"), leaves(*KERAS_CLASSES))
+def test_a_keras_leaf_names_an_allowed_class_and_parameters_that_have_a_rule(
+    group: str, leaf: dict[str, Any]
+) -> None:
+    prefix, names = KERAS_CLASSES[group]
+    target = leaf.pop("_target_")
+    assert target.startswith(prefix)
+    assert target.removeprefix(prefix) in names
+    assert leaf.keys() <= KERAS_PARAMETERS.keys()
+
+
+@pytest.mark.parametrize(("group", "leaf"), leaves(*KERAS_CLASSES))
+def test_a_keras_class_takes_every_parameter_of_its_file_by_name(
+    group: str, leaf: dict[str, Any]
+) -> None:
+    parameters = inspect.signature(the_class(leaf)).parameters
+    assert leaf.keys() - {"_target_"} <= parameters.keys()
+
+
+@pytest.mark.parametrize(("group", "leaf"), leaves(*KERAS_CLASSES))
+def test_a_built_keras_object_is_configured_as_its_file_says(
+    group: str, leaf: dict[str, Any]
+) -> None:
+    built = build(leaf, **AT_RUN_TIME[group])
+    assert type(built) is the_class(leaf)
+    configured = built.get_config()
+    for key in leaf.keys() - {"_target_"}:
+        if isinstance(leaf[key], float):
+            assert configured[key] == pytest.approx(leaf[key], rel=1e-6), key
+        else:
+            assert configured[key] == leaf[key], key
+
+
+@pytest.mark.parametrize("group", KERAS_CLASSES)
+def test_every_class_on_the_allow_list_exists_in_keras(group: str) -> None:
+    prefix, names = KERAS_CLASSES[group]
+    for name in names:
+        assert inspect.isclass(the_class({"_target_": prefix + name}))
+
+
+def test_every_rule_for_a_keras_parameter_belongs_to_a_class_on_the_allow_list() -> None:
+    known: set[str] = set()
+    for prefix, names in KERAS_CLASSES.values():
+        for name in names:
+            known |= inspect.signature(the_class({"_target_": prefix + name})).parameters.keys()
+    assert KERAS_PARAMETERS.keys() <= known
+
+
+def test_the_help_text_lists_the_verbs_of_the_command_line_with_what_they_do() -> None:
+    from pipeline.__main__ import VERBS
+
+    template = OmegaConf.load(CONF / "hydra" / "help" / "pipeline.yaml")
+    text = OmegaConf.to_container(template, resolve=False)["template"]
+    block = text.partition("verbs\n")[2].partition("\n\n")[0]
+    listed = dict(line.split(maxsplit=1) for line in block.splitlines())
+    assert listed == {verb: purpose for verb, (_, purpose) in VERBS.items()}
+
+
+def test_small_data_sets_choose_small_splits_unless_told_otherwise() -> None:
+    assert composed("dataset=digits").preprocess.validation_size == 150
+    assert composed("dataset=digits", "preprocess=default").preprocess.validation_size == 5000
+    assert composed().preprocess.validation_size == 5000

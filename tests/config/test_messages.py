@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from pipeline.config.messages import explain
+from pipeline.config.schema import register
+from pipeline.system.errors import PipelineError, RequestError
+
+CONF = str(Path(__file__).parents[2] / "conf")
+
+
+def complaint(*overrides: str) -> str:
+    """The explanation of what composing these overrides raises."""
+    register()
+    with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
+        compose("config", list(overrides))
+    return explain(caught.value)
+
+
+def test_our_own_errors_speak_for_themselves() -> None:
+    assert explain(PipelineError("first\nsecond")) == "first\nsecond"
+    assert explain(RequestError("model: no")) == "model: no"
+
+
+def test_a_misspelt_choice_is_met_with_the_nearest_and_all_others() -> None:
+    assert complaint("model=cnnn") == (
+        "model=cnnn: no such choice; did you mean cnn? choose one of cnn, linear, mlp"
+    )
+
+
+def test_a_choice_unlike_any_other_gets_no_guess() -> None:
+    assert complaint("model=xyz") == "model=xyz: no such choice; choose one of cnn, linear, mlp"
+
+
+def test_a_missing_file_outside_the_groups_is_told_in_hydras_words() -> None:
+    error = MissingConfigException("Cannot find primary config 'x'\nmore", missing_cfg_file="x")
+    assert explain(error) == "Cannot find primary config 'x'"
+
+
+def test_a_misspelt_key_is_met_with_the_nearest_and_the_keys_beside_it() -> None:
+    message = complaint("train.epoch=3")
+    assert message.startswith("train.epoch: no such key; did you mean epochs? choose one of batch_")
+    assert message.endswith("tensorboard, xla of train")
+
+
+def test_a_misspelt_group_is_met_with_the_nearest() -> None:
+    assert complaint("modle=cnn").startswith("modle: no such key; did you mean model? choose one")
+
+
+def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
+    assert complaint("tracking.tags={owner: me}") == (
+        "tracking.tags.owner: no such key yet; add it with +tracking.tags.owner=…"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("train.epochs=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
+        ("train.tensorboard=maybe", "Value 'maybe' is not a valid bool (type str)"),
+        ("seed=null", "field 'seed' is not Optional"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_its_key(override: str, reason: str) -> None:
+    assert complaint(override) == f"{override.partition('=')[0]}: {reason}"
+
+
+def test_an_override_that_cannot_be_parsed_is_quoted() -> None:
+    message = complaint("train.epochs=[1")
+    assert message.startswith("cannot read the override 'train.epochs=[1': ")
+    assert "\n" not in message
+
+
+def test_a_missing_value_is_asked_for() -> None:
+    config = OmegaConf.create({"data_dir": "???"})
+    with pytest.raises(Exception, match="data_dir") as caught:
+        _ = config.data_dir
+    assert explain(caught.value) == "data_dir: needs a value"
+
+
+def test_a_failure_of_the_system_names_the_file(tmp_path: Path) -> None:
+    missing = tmp_path / "gone"
+    with pytest.raises(OSError, match="gone") as caught:
+        missing.read_bytes()
+    assert explain(caught.value) == (
+        f"{missing}: No such file or directory; free it or choose another place"
+    )
+
+
+def test_anything_else_is_named_by_its_type_and_first_line() -> None:
+    assert explain(ValueError("one\ntwo")) == "ValueError: one"
+    assert explain(ValueError()) == "ValueError: no reason given"
+    assert explain(OSError("no file named")) == "OSError: no file named"

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.files import Unreadable, find, open_array, open_picture, printable
+from pipeline.system.errors import RequestError
+
+
+def touched(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def found(images: Path | str, below: Path) -> list[str]:
+    return [str(path.relative_to(below)) for path in find(str(images)).files]
+
+
+def test_a_folder_is_searched_through_in_natural_order(tmp_path: Path) -> None:
+    touched(tmp_path, "10.png", "9.png", "B.JPG", "a/2.npy", "a/10.webp", "a/1b.gif", "a1.png")
+    assert found(tmp_path, tmp_path) == [
+        "9.png",
+        "10.png",
+        "a/1b.gif",
+        "a/2.npy",
+        "a/10.webp",
+        "a1.png",
+        "B.JPG",
+    ]
+
+
+def test_names_that_differ_only_in_zeros_or_case_have_an_order(tmp_path: Path) -> None:
+    touched(tmp_path, "a1.png", "a01.png", "A1.png")
+    assert found(tmp_path, tmp_path) == ["A1.png", "a01.png", "a1.png"]
+
+
+def test_digits_of_other_scripts_are_letters(tmp_path: Path) -> None:
+    touched(tmp_path, "٣.png", "2.png", "²x.png", "x.png")
+    assert len(found(tmp_path, tmp_path)) == 4
+
+
+def test_what_is_hidden_or_no_image_by_its_name_stays_out_of_a_folder(tmp_path: Path) -> None:
+    touched(tmp_path, "a.png", ".b.png", ".git/c.png", "notes.txt", "drawing.eps", "page.pdf")
+    assert found(tmp_path, tmp_path) == ["a.png"]
+
+
+def test_what_is_named_is_taken_whatever_its_name(tmp_path: Path) -> None:
+    touched(tmp_path, "notes.txt", ".hidden")
+    assert found(tmp_path / "notes.txt", tmp_path) == ["notes.txt"]
+    assert found(tmp_path / ".hidden", tmp_path) == [".hidden"]
+
+
+def test_a_pattern_takes_files_and_searches_folders_each_once(tmp_path: Path) -> None:
+    touched(tmp_path, "a/1.png", "a/b/2.png", "c.txt", "d.png")
+    assert found(tmp_path / "**", tmp_path) == ["a/1.png", "a/b/2.png", "c.txt", "d.png"]
+    assert found(tmp_path / "?.png", tmp_path) == ["d.png"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    touched(tmp_path, "[1].png", "1.png")
+    assert found(tmp_path / "[1].png", tmp_path) == ["[1].png"]
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(touched(tmp_path, "a.png")))
+    assert found("~/a.png", tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("images", ["nowhere", "*.png", "nowhere/**"])
+def test_nothing_there_is_a_wrong_request(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="no such file, and nothing matches"):
+        find(images)
+
+
+def test_a_folder_without_images_is_a_wrong_request(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no images in this folder"):
+        find(str(touched(tmp_path, "notes.txt")))
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may not be read, not even by root."""
+    folder = touched(tmp_path / "closed", "a.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return folder
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_the_others_are_searched(
+    closed: Path, tmp_path: Path
+) -> None:
+    touched(tmp_path, "b/b.png", "z.png")
+    there = find(str(tmp_path))
+    assert [path.name for path in there.files] == ["b.png", "z.png"]
+    assert there.unreadable == (Unreadable(file=closed, reason="Permission denied"),)
+
+
+def test_a_folder_that_is_all_there_is_and_may_not_be_read_is_named(
+    closed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"no images in this folder; .*closed: Permission denied$"
+    ):
+        find(str(tmp_path))
+
+
+def test_a_picture_of_too_many_pixels_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (50, 60)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    with pytest.raises(ValueError, match="^has 3,000 pixels; make it smaller$"):
+        open_picture(tmp_path / "a.png", side=10)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [(np.array([{}], object), "holds Python objects"), (None, "no array as numpy.save writes it")],
+)
+def test_what_is_no_array_of_numbers_is_told_so(made: Any, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"x")
+    if made is not None:
+        np.save(tmp_path / "a.npy", made)
+    with pytest.raises(ValueError, match=reason):
+        open_array(tmp_path / "a.npy")
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
+    Image.new("RGB", (1600, 800)).save(tmp_path / "a.jpg")
+    assert open_picture(tmp_path / "a.jpg", side=28).size == (200, 100)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is no file"):
+        open_array(tmp_path / name) if name.endswith("npy") else open_picture(
+            tmp_path / name, side=28
+        )
+
+
+def test_an_array_is_mapped_and_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4, dtype=np.uint8))
+    assert isinstance(open_array(tmp_path / "a.npy"), np.memmap)
+
+
+def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="object"):
+        open_array(tmp_path / "a.npy")
+
+
+def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        open_picture(tmp_path / "a.png", side=28)
+
+
+def test_a_name_that_is_no_utf8_can_be_shown() -> None:
+    assert printable(Path(os.fsdecode(b"a\xff.png"))) == "a\\xff.png"

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data import datasets
+from pipeline.data import load as ingest
+from pipeline.data.values import RawData, Split
+from pipeline.system.errors import RequestError
+
+LEAF: dict[str, Any] = {
+    "_target_": "pipeline.data.datasets.synthetic",
+    "train_size": 30,
+    "test_size": 12,
+    "classes": 3,
+    "image_shape": [8, 8, 1],
+    "noise": 10.0,
+    "seed": 0,
+}
+SPLIT = {"validation_size": 6, "seed": 0}
+
+
+def synthetic(data_dir: Path, **changes: Any) -> RawData:
+    return ingest.ingest({**LEAF, **changes}, name="synthetic", data_dir=data_dir)
+
+
+@pytest.fixture
+def known() -> RawData:
+    """Two of the three test images are in the training split; trailing zeros matter."""
+    train = np.array([[1, 0], [0, 0], [3, 3], [4, 4]], np.uint8).reshape(4, 1, 2, 1)
+    test = np.array([[1, 0], [0, 1], [3, 3]], np.uint8).reshape(3, 1, 2, 1)
+    return RawData(
+        train=Split(images=train, labels=np.array([0, 0, 0, 1], np.int32)),
+        test=Split(images=test, labels=np.array([1, 1, 1], np.int32)),
+        class_names=("cat", "dog"),
+        source="a test",
+    )
+
+
+def test_the_second_time_the_data_comes_from_the_cache(tmp_path: Path) -> None:
+    first, second = synthetic(tmp_path), synthetic(tmp_path)
+    assert (first.cached, second.cached) == (False, True)
+    assert first.fingerprint == second.fingerprint
+    assert second.source == "made up from dataset.seed"
+    assert second.class_names == ("class_0", "class_1", "class_2")
+
+
+def test_the_cached_data_is_what_the_function_returns(tmp_path: Path) -> None:
+    made = datasets.synthetic(**{key: value for key, value in LEAF.items() if key[0] != "_"})
+    assert synthetic(tmp_path).fingerprint == made.fingerprint
+
+
+def test_arrays_are_memory_mapped(tmp_path: Path) -> None:
+    assert isinstance(synthetic(tmp_path).train.images, np.memmap)
+
+
+def test_another_parameter_is_another_entry(tmp_path: Path) -> None:
+    synthetic(tmp_path)
+    assert not synthetic(tmp_path, seed=1).cached
+    assert len(list((tmp_path / "synthetic").glob("raw-*"))) == 2
+
+
+def test_where_to_look_for_the_files_does_not_change_the_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: RawData
+) -> None:
+    def found(*, folder: str | None, download: bool) -> RawData:
+        return replace(known, source=f"{folder}, {download}")
+
+    monkeypatch.setattr(datasets, "mnist", found)
+    leaf = {"_target_": "pipeline.data.datasets.mnist", "folder": "here", "download": False}
+    first = ingest.ingest(leaf, name="mnist", data_dir=tmp_path)
+    moved = ingest.ingest({**leaf, "folder": None}, name="mnist", data_dir=tmp_path)
+    assert (first.cached, moved.cached) == (False, True)
+    assert first.source == moved.source == "here, False"
+
+
+def test_a_tampered_cache_is_reported_and_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = synthetic(tmp_path).fingerprint
+    [path] = tmp_path.glob("synthetic/raw-*/train_images.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with caplog.at_level(logging.WARNING):
+        again = synthetic(tmp_path)
+    assert "train_images.npy was changed" in caplog.text
+    assert not again.cached
+    assert again.fingerprint == original
+
+
+def test_content_that_is_no_data_set_is_refused_with_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @functools.wraps(datasets.synthetic)
+    def broken(**_: Any) -> RawData:
+        images = np.zeros((2, 4, 4, 1), np.uint8)
+        wrong = Split(images=images, labels=np.array([0, 9], np.int32))
+        return RawData(train=wrong, test=wrong, class_names=("a", "b"), source="test")
+
+    monkeypatch.setattr(datasets, "synthetic", broken)
+    with pytest.raises(RequestError, match="dataset=synthetic: train labels span 0–9, but .* 2 cl"):
+        synthetic(tmp_path)
+
+
+def test_preparing_is_cached_under_data_and_configuration(tmp_path: Path) -> None:
+    raw = synthetic(tmp_path)
+
+    def cached(raw: RawData, **config: int) -> bool:
+        return ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path).cached
+
+    assert not cached(raw, **SPLIT)
+    assert cached(raw, **SPLIT)
+    assert not cached(raw, **{**SPLIT, "seed": 1})
+    assert not cached(synthetic(tmp_path, seed=1), **SPLIT)
+
+
+def test_prepared_data_is_the_same_made_or_cached(tmp_path: Path) -> None:
+    raw = synthetic(tmp_path)
+    made, cached = (
+        ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path) for _ in range(2)
+    )
+    for name in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(made, name).images, getattr(cached, name).images)
+        np.testing.assert_array_equal(getattr(made, name).labels, getattr(cached, name).labels)
+    np.testing.assert_array_equal(made.mean, cached.mean)
+    np.testing.assert_array_equal(made.std, cached.std)
+    assert (len(cached.train), len(cached.val)) == (24, 6)
+    assert cached.fingerprint == raw.fingerprint
+
+
+def test_prepared_data_shares_the_test_split_and_maps_the_others(tmp_path: Path) -> None:
+    raw = synthetic(tmp_path)
+    prepared = ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path)
+    assert prepared.test is raw.test
+    assert isinstance(prepared.train.images, np.memmap)
+    assert not list(tmp_path.glob("synthetic/prepared-*/test*"))
+
+
+def test_an_empty_validation_split_survives_the_cache(tmp_path: Path) -> None:
+    raw, config = synthetic(tmp_path), {"validation_size": 0, "seed": 0}
+    for _ in range(2):
+        prepared = ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path)
+        assert prepared.val.images.shape == (0, 8, 8, 1)
+
+
+def test_a_description_counts_everything(known: RawData) -> None:
+    description = ingest.describe(known)
+    assert description.splits["train"] == ingest.SplitFacts(
+        shape=(4, 1, 2, 1),
+        image_dtype="uint8",
+        label_dtype="int32",
+        label_range=(0, 1),
+        per_class=(3, 1),
+    )
+    assert description.splits["test"].per_class == (0, 3)
+    assert description.splits["test"].label_range == (1, 1)
+    assert description.duplicates == 2
+    assert description.fingerprint == known.fingerprint
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_duplicates_are_counted_across_the_parts_that_are_compared(
+    known: RawData, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "ROWS_AT_ONCE", at_once)
+    assert ingest.describe(known).duplicates == 2
+
+
+def test_a_description_reads_as_text(known: RawData) -> None:
+    lines = [line.split() for line in ingest.text(ingest.describe(known)).splitlines()]
+    assert ["Data", "from", "a", "test"] in lines
+    assert ["│", "also", "in", "train", "│", "│", "2", "(66.67%)", "│"] in lines
+    assert ["│", "cat", "│", "3", "(75.0%)", "│", "0", "(0.0%)", "│"] in lines
+    assert ["│", "shape", "│", "1×2×1", "│", "1×2×1", "│"] in lines

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import reading
+from pipeline.data.reading import Block, read
+
+SHAPE = (3, 3, 1)
+
+
+def picture(path: Path, value: int) -> Path:
+    Image.new("L", (3, 3), value).save(path)
+    return path
+
+
+def stack(path: Path, *values: int, side: int = 3) -> Path:
+    np.save(path, np.concatenate([np.full((1, side, side), value, np.uint8) for value in values]))
+    return path
+
+
+def blocks_of(files: list[Path], at_once: int = 100) -> tuple[list[Block], list[Block]]:
+    """The blocks that come, and the parts that the listener was told of."""
+    told: list[Block] = []
+    return list(read(files, SHAPE, at_once=at_once, listener=told.append)), told
+
+
+def rows(blocks: list[Block]) -> list[tuple[str, int | None, int]]:
+    """File, index and first pixel of each image."""
+    return [
+        (file.name, index, int(image[0, 0, 0]))
+        for block in blocks
+        for file, index, image in zip(block.files, block.indices, block.images, strict=True)
+    ]
+
+
+def test_pictures_and_arrays_come_in_the_order_of_their_files(tmp_path: Path) -> None:
+    files = [
+        picture(tmp_path / "a.png", 1),
+        stack(tmp_path / "b.npy", 2, 3),
+        picture(tmp_path / "c.png", 4),
+    ]
+    blocks, _ = blocks_of(files)
+    assert rows(blocks) == [
+        ("a.png", None, 1),
+        ("b.npy", 0, 2),
+        ("b.npy", 1, 3),
+        ("c.png", None, 4),
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 100])
+def test_blocks_hold_at_most_as_many_as_are_wanted_and_lose_none(
+    at_once: int, tmp_path: Path
+) -> None:
+    files = [picture(tmp_path / f"{value}.png", value) for value in range(40)]
+    files += [stack(tmp_path / "z.npy", *range(40, 47))]
+    blocks, _ = blocks_of(files, at_once)
+    assert max(map(len, blocks)) <= at_once
+    assert [value for _, _, value in rows(blocks)] == list(range(47))
+
+
+def test_an_array_of_another_size_is_resized_image_by_image(tmp_path: Path) -> None:
+    blocks, _ = blocks_of([stack(tmp_path / "a.npy", 7, 8, side=9)])
+    assert blocks[0].images.shape == (2, *SHAPE)
+    assert [value for _, _, value in rows(blocks)] == [7, 8]
+
+
+def test_an_array_of_the_models_size_is_read_where_it_lies(tmp_path: Path) -> None:
+    blocks, _ = blocks_of([stack(tmp_path / "a.npy", 7, 8)])
+    assert isinstance(blocks[0].images.base, np.memmap)
+
+
+def test_the_listener_is_told_of_every_file_and_part_of_one(tmp_path: Path) -> None:
+    files = [picture(tmp_path / "a.png", 1), stack(tmp_path / "b.npy", 2, 3, 4, 5)]
+    (tmp_path / "c.png").write_text("no image")
+    _, told = blocks_of([*files, tmp_path / "c.png"], at_once=1)
+    assert [part.files_done for part in told] == [1, 0.25, 0.25, 0.25, 0.25, 1]
+
+
+def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
+    whole = picture(folder / "whole.jpg", 9).read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[:-20])
+    yield folder / "truncated.jpg", "truncated"
+    (folder / "text.png").write_text("no image")
+    yield folder / "text.png", "no image of a kind that can be read"
+    (folder / "empty.gif").touch()
+    yield folder / "empty.gif", "no image of a kind that can be read"
+    Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
+    yield folder / "bomb.png", "has 196,000,000 pixels; make it smaller"
+    yield folder / "gone.png", "no such file or directory"
+    (folder / "folder.png").mkdir()
+    yield folder / "folder.png", "is no file"
+    np.save(folder / "floats.npy", np.zeros((2, 3, 3)))
+    yield folder / "floats.npy", "holds float64"
+    array = stack(folder / "whole.npy", 1, 2).read_bytes()
+    (folder / "cut.npy").write_bytes(array[:-1])
+    yield folder / "cut.npy", "mmap length"
+    (folder / "text.npy").write_text("no array")
+    yield folder / "text.npy", "no array as numpy.save writes it"
+    (folder / "empty.npy").touch()
+    yield folder / "empty.npy", ""
+
+
+def test_what_cannot_be_read_is_told_with_the_reason_and_the_rest_comes(
+    tmp_path: Path,
+) -> None:
+    reasons = dict(damaged(tmp_path))
+    good = [picture(tmp_path / "a.png", 1), stack(tmp_path / "z.npy", 2)]
+    blocks, told = blocks_of([good[0], *reasons, good[1]])
+    assert [value for _, _, value in rows(blocks)] == [1, 2]
+    unreadable = {one.file: one.reason for part in told for one in part.unreadable}
+    assert unreadable.keys() == reasons.keys()
+    for file, reason in reasons.items():
+        assert reason in unreadable[file].lower()
+        assert len(unreadable[file].splitlines()) == 1
+
+
+def test_nothing_readable_gives_no_block(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert blocks_of([tmp_path / "a.png"] * 50)[0] == []
+
+
+def test_only_a_few_files_are_read_ahead_of_who_takes_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "THREADS", 1)
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        reading, "_decode", lambda files, shape: opened.extend(files) or decode(files, shape)
+    )
+    files = [picture(tmp_path / f"{value}.png", 0) for value in range(200)]
+    blocks = read(files, SHAPE, at_once=2, listener=lambda _: None)
+    next(blocks)
+    blocks.close()
+    assert len(opened) <= 10
+
+
+decode = reading._decode

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data import datasets, sources
+from pipeline.system.errors import RequestError
+
+FILES = {
+    "train-images-idx3-ubyte": struct.pack(">4I", 0x803, 2, 1, 2) + bytes([1, 2, 3, 4]),
+    "train-labels-idx1-ubyte": struct.pack(">2I", 0x801, 2) + bytes([0, 1]),
+    "t10k-images-idx3-ubyte": struct.pack(">4I", 0x803, 1, 1, 2) + bytes([5, 6]),
+    "t10k-labels-idx1-ubyte": struct.pack(">2I", 0x801, 1) + bytes([1]),
+}
+TINY = sources.IdxDataset(
+    checksums={name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
+    mirrors=(),
+)
+OTHER_IMAGES = gzip.compress(FILES["train-images-idx3-ubyte"].replace(b"\x01\x02", b"\x01\x01"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "published"
+    made.mkdir()
+    for name, content in FILES.items():
+        (made / f"{name}.gz").write_bytes(gzip.compress(content))
+    return made
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def log_message(self, format: str, *args: object) -> None:
+        self.asked.append(self.path)
+
+
+@pytest.fixture
+def mirror(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a real server of `folder`, and the paths it was asked for."""
+    asked: list[str] = []
+    handler = type("Recorded", (Quiet,), {"asked": asked})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_named_folder_may_hold_packed_and_plain_files(folder: Path) -> None:
+    packed = folder / "t10k-images-idx3-ubyte.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    found = sources.find(TINY, folder=str(folder), download=False)
+    assert found.source == str(folder)
+    np.testing.assert_array_equal(found.arrays["t10k-images-idx3-ubyte"], [[[5, 6]]])
+    np.testing.assert_array_equal(found.arrays["train-labels-idx1-ubyte"], [0, 1])
+
+
+def test_a_file_missing_from_a_named_folder_is_an_error_at_once(
+    folder: Path, mirror: tuple[str, list[str]]
+) -> None:
+    empty = folder / "empty"
+    empty.mkdir()
+    with pytest.raises(RequestError, match=r"dataset.folder=.*train-images-idx3-ubyte.gz is miss"):
+        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=str(empty), download=True)
+    assert mirror[1] == []
+
+
+def test_a_named_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="dataset.folder=.*nowhere: no such folder; it must"):
+        sources.find(TINY, folder=str(tmp_path / "nowhere"), download=True)
+
+
+def test_a_tampered_file_in_a_named_folder_is_refused_by_name(folder: Path) -> None:
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(OTHER_IMAGES)
+    with pytest.raises(
+        RequestError, match="published/train-images-idx3-ubyte.gz: not the .*SHA-256"
+    ):
+        sources.find(TINY, folder=str(folder), download=False)
+
+
+def test_the_system_copy_comes_before_the_mirrors(
+    folder: Path, mirror: tuple[str, list[str]]
+) -> None:
+    dataset = replace(TINY, system_folder=folder, mirrors=(mirror[0],))
+    assert sources.find(dataset, folder=None, download=True).source == str(folder)
+    assert mirror[1] == []
+
+
+def test_a_mirror_is_read_when_there_is_no_copy(mirror: tuple[str, list[str]]) -> None:
+    found = sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+    assert found.source == mirror[0]
+    assert list(found.arrays) == list(FILES)
+    assert mirror[1] == [f"/{name}.gz" for name in FILES]
+
+
+def test_a_tampered_system_copy_is_passed_over_with_a_warning(
+    folder: Path, mirror: tuple[str, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "train-images-idx3-ubyte.gz").write_bytes(OTHER_IMAGES)
+    dataset = replace(TINY, system_folder=copy, mirrors=(mirror[0],))
+    assert sources.find(dataset, folder=None, download=True).source == mirror[0]
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"{copy} is passed over: train-images-idx3-ubyte.gz: not the publ")
+
+
+def test_a_mirror_that_lacks_a_file_is_left_at_once(
+    folder: Path, mirror: tuple[str, list[str]]
+) -> None:
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(RequestError, match="HTTP 404 for train-images-idx3-ubyte.gz"):
+        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+    assert len(mirror[1]) <= 2  # the request and the server's own remark about the 404
+
+
+def test_a_sign_in_page_in_place_of_the_files_is_told_apart(
+    folder: Path, mirror: tuple[str, list[str]]
+) -> None:
+    (folder / "train-images-idx3-ubyte.gz").write_text("<html>please sign in</html>")
+    with pytest.raises(RequestError, match="not an IDX file"):
+        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+
+
+def test_every_source_is_named_with_its_reason_when_all_fail(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        dataset = replace(TINY, system_folder=tmp_path / "system", mirrors=(address,))
+        with pytest.raises(RequestError) as caught:
+            sources.find(dataset, folder=None, download=True)
+    what, mend = str(caught.value).split("\n")
+    assert f"{tmp_path}/system: no such folder; {address}: cannot be reached" in what
+    assert mend.startswith("Name a folder that holds train-images-idx3-ubyte, ")
+    assert mend.endswith("dataset.folder=…")
+
+
+def test_a_mirror_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "FIRST_ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        start = time.monotonic()
+        with pytest.raises(RequestError, match="no answer in time"):
+            sources.find(replace(TINY, mirrors=(address,)), folder=None, download=True)
+    assert time.monotonic() - start < 2
+
+
+def test_nothing_is_fetched_without_leave(mirror: tuple[str, list[str]]) -> None:
+    with pytest.raises(RequestError, match="dataset.download=false"):
+        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=False)
+    assert mirror[1] == []
+
+
+def test_a_download_shows_nothing_when_stderr_is_no_terminal(
+    mirror: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+    assert stderr.getvalue() == ""
+
+
+def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    dataset = replace(TINY, system_folder=tmp_path / "system", debian_package="dataset-tiny")
+    with pytest.raises(RequestError, match="Debian package dataset-tiny: apt-get is not installed"):
+        sources.find(dataset, folder=None, download=True)
+
+
+def test_a_failing_command_is_quoted_with_its_last_line(tmp_path: Path) -> None:
+    with pytest.raises(sources.Unavailable, match="sh failed: no such thing$"):
+        sources._call(["sh", "-c", "echo noise >&2; echo no such thing >&2; exit 3"], str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
+def test_the_debian_package_has_the_published_files() -> None:
+    dataset = datasets.FASHION_MNIST
+    assert dataset.debian_package is not None
+    assert dataset.system_folder is not None
+    with sources._package(dataset.debian_package, dataset.system_folder) as folder:
+        arrays = sources._read(dataset, folder)
+    assert [array.shape for array in arrays.values()] == [
+        (60000, 28, 28),
+        (60000,),
+        (10000, 28, 28),
+        (10000,),
+    ]

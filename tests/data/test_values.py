@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.values import Predictions, Prepared, RawData, Split
+
+
+def split(labels: list[int], **changes: Any) -> Split:
+    images = np.zeros((len(labels), 2, 3, 1), np.uint8)
+    return Split(**{"images": images, "labels": np.array(labels, np.int32), **changes})
+
+
+RAW = RawData(train=split([0, 1, 1]), test=split([1]), class_names=("cat", "dog"), source="test")
+
+
+@pytest.mark.parametrize(
+    ("images", "rule"),
+    [
+        (np.zeros((2, 2, 3, 1)), "images must be uint8, not float64"),
+        (np.zeros((2, 2, 3), np.uint8), r"images must be \[N,H,W,C\], not \(2, 2, 3\)"),
+        (np.zeros((3, 2, 3, 1), np.uint8), r"3 images but labels of shape \(2,\)"),
+    ],
+)
+def test_images_of_another_dtype_or_shape_are_refused(images: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        split([0, 1], images=images)
+
+
+def test_labels_of_another_dtype_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels must be int32, not int64"):
+        replace(RAW.train, labels=np.array([0, 1, 1], np.int64))
+
+
+def test_a_value_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RAW.source = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"test": split([2])}, "test labels span 2–2, but there are 2 classes"),
+        ({"train": split([-1, 0])}, "train labels span -1–0"),
+        ({"test": split([])}, "the test split has no images"),
+        ({"class_names": ("cat",)}, "at least two classes"),
+        (
+            {"test": split([0], images=np.zeros((1, 3, 3, 1), np.uint8))},
+            r"train images are \(2, 3, 1\), test \(3, 3, 1\)",
+        ),
+    ],
+)
+def test_splits_that_do_not_belong_together_are_refused(changes: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        replace(RAW, **changes)
+
+
+def test_the_fingerprint_depends_on_content_and_not_on_where_it_came_from() -> None:
+    assert replace(RAW, source="elsewhere", cached=True).fingerprint == RAW.fingerprint
+    images = RAW.train.images.copy()
+    images[-1, -1, -1, -1] = 1
+    changed = [
+        replace(RAW, train=replace(RAW.train, images=images)),
+        replace(RAW, train=split([1, 0, 1])),
+        replace(RAW, class_names=("cat", "cow")),
+        replace(RAW, train=RAW.test, test=RAW.train),
+    ]
+    assert len({RAW.fingerprint, *(other.fingerprint for other in changed)}) == 5
+
+
+def prepared(**changes: Any) -> Prepared:
+    statistic = np.zeros(1, np.float32)
+    splits = {"train": RAW.train, "val": split([]), "test": RAW.test}
+    origin = {"class_names": RAW.class_names, "fingerprint": "f", "source": "s"}
+    return Prepared(**{**splits, **origin, "mean": statistic, "std": statistic, **changes})
+
+
+def test_prepared_data_may_have_no_validation_images_and_knows_its_shape() -> None:
+    assert len(prepared().val) == 0
+    assert prepared().image_shape == (2, 3, 1)
+
+
+def test_statistics_of_another_shape_or_dtype_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mean must be f32\[1\], not float32\[3\]"):
+        prepared(mean=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"std must be f32\[1\], not float64\[1\]"):
+        prepared(std=np.zeros(1))
+
+
+def test_predictions_name_the_most_probable_class_and_its_probability() -> None:
+    made = Predictions(
+        images=RAW.train.images,
+        labels=RAW.train.labels,
+        probs=np.array([[0.75, 0.25], [0.5, 0.5], [0, 1]], np.float32),
+        class_names=RAW.class_names,
+    )
+    np.testing.assert_array_equal(made.predicted, [0, 0, 1])
+    np.testing.assert_array_equal(made.confidence, np.array([0.75, 0.5, 1], np.float32))
+    assert made.predicted.dtype == np.int32
+
+
+def test_probabilities_for_another_number_of_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"probs must be \(3, 2\), not \(3, 4\)"):
+        Predictions(
+            images=RAW.train.images,
+            labels=RAW.train.labels,
+            probs=np.zeros((3, 4), np.float32),
+            class_names=RAW.class_names,
+        )

@@ -1,0 +1,223 @@
+"""The files that set the project up say the same thing."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SetUp = Callable[[str], subprocess.CompletedProcess[str]]
+EXTRA_LOCKS = {"dev": "requirements-dev.lock", "gpu": "requirements-gpu.lock"}
+LOCKS = ["requirements.lock", *EXTRA_LOCKS.values()]
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+def entries(lock: str) -> list[str]:
+    """A lock's requirements, each with its hashes, comments left out."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE)
+    return re.split(r"\n(?=\S)", text.strip())
+
+
+def pins(lock: str) -> dict[str, set[str]]:
+    """Name → its `version ; marker`s in a lock: several where they differ by Python."""
+    found = defaultdict(set)
+    for entry in entries(lock):
+        pin = Requirement(entry.partition(" \\\n")[0])
+        found[canonicalize_name(pin.name)].add(f"{pin.specifier} ; {pin.marker}")
+    return found
+
+
+def versions(lock: str, python: str) -> dict[str, str]:
+    """Name → version of what a lock installs on Linux under this Python."""
+    environment = default_environment() | {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+    }
+    chosen = {}
+    for entry in entries(lock):
+        pin = Requirement(entry.partition(" \\\n")[0])
+        if pin.marker is None or pin.marker.evaluate(environment):
+            name = canonicalize_name(pin.name)
+            assert name not in chosen, f"{lock} pins {name} twice for Python {python}"
+            (specifier,) = pin.specifier
+            chosen[name] = specifier.version
+    return chosen
+
+
+def project() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "MLproject").read_text())
+
+
+def conda() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "conda.yaml").read_text())
+
+
+def verbs() -> list[str]:
+    """The names in `VERBS` of pipeline/__main__.py, read without running it."""
+    tree = ast.parse((ROOT / "pipeline" / "__main__.py").read_text())
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "VERBS" for target in targets):
+            names = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
+            return [ast.literal_eval(name) for name in names]
+    raise AssertionError("pipeline/__main__.py has no literal VERBS")
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_pins_every_direct_dependency_at_a_version_it_admits(python: str) -> None:
+    locked = versions("requirements.lock", python)
+    for requirement in map(Requirement, PYPROJECT["dependencies"]):
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} but {version} is locked"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("extra", EXTRA_LOCKS)
+def test_an_extras_lock_pins_its_dependencies_at_versions_they_admit(
+    extra: str, python: str
+) -> None:
+    locked = versions(EXTRA_LOCKS[extra], python)
+    for requirement in map(Requirement, PYPROJECT["optional-dependencies"][extra]):
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} but {version} is locked"
+
+
+@pytest.mark.parametrize("lock", EXTRA_LOCKS.values())
+def test_an_extras_lock_holds_all_of_the_first_lock_unchanged(lock: str) -> None:
+    extended = pins(lock)
+    assert {name: extended[name] for name in pins("requirements.lock")} == pins("requirements.lock")
+
+
+def test_the_gpu_lock_adds_nothing_but_nvidias_libraries() -> None:
+    added = pins("requirements-gpu.lock").keys() - pins("requirements.lock").keys()
+    assert added
+    assert {name.split("-")[0] for name in added} == {"nvidia"}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_version_has_a_hash(lock: str) -> None:
+    bare = [entry for entry in entries(lock) if not re.search(r"--hash=sha256:[0-9a-f]{64}", entry)]
+    assert not bare
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_no_index_and_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    assert not re.findall(r"://|--(?:extra-)?index|--find-links|--trusted-host", text)
+
+
+def test_conda_installs_the_lock() -> None:
+    (pip,) = (entry["pip"] for entry in conda()["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.lock"]
+    assert "pip" in conda()["dependencies"]
+
+
+def test_condas_python_is_one_exact_version_that_the_project_supports() -> None:
+    (version,) = (
+        entry.removeprefix("python=")
+        for entry in conda()["dependencies"]
+        if isinstance(entry, str) and entry.startswith("python=")
+    )
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version), "pyenv needs all three numbers"
+    assert version in SpecifierSet(PYPROJECT["requires-python"])
+
+
+def test_mlproject_uses_the_conda_environment() -> None:
+    assert project()["conda_env"] == "conda.yaml"
+
+
+def test_every_entry_point_runs_the_verb_of_its_name() -> None:
+    for name, entry in project()["entry_points"].items():
+        verb = "run" if name == "main" else name
+        assert entry["command"].startswith(f"python -m pipeline {verb} --mlproject "), name
+
+
+def test_every_entry_point_uses_each_of_its_parameters_once_and_no_other() -> None:
+    for name, entry in project()["entry_points"].items():
+        used = re.findall(r"\{(\w+)\}", entry["command"])
+        assert sorted(used) == sorted(entry["parameters"]), name
+        assert entry["command"].split()[-1] == "overrides={overrides}", f"{name}: they come last"
+
+
+def test_an_optional_parameter_defaults_to_what_the_configuration_says() -> None:
+    config = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
+    for name, entry in project()["entry_points"].items():
+        for parameter, declared in entry["parameters"].items():
+            if isinstance(declared, dict):
+                # MLflow records the seed under the name that is our own: it must be the true one.
+                expected = config["seed"] if parameter == "seed" else ""
+                assert declared["default"] == expected, f"{name} {parameter}"
+
+
+def test_every_verb_is_an_entry_point() -> None:
+    assert {"main" if verb == "run" else verb for verb in verbs()} == project()[
+        "entry_points"
+    ].keys()
+
+
+def test_every_make_command_in_the_readme_exists() -> None:
+    named = set(
+        re.findall(r"(?:^|[`$] ?)make ([a-z-]+)", (ROOT / "README.md").read_text(), flags=re.M)
+    )
+    assert named
+    assert named <= targets()
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+)", listed, flags=re.MULTILINE)) == targets()
+
+
+@pytest.fixture
+def set_up(tmp_path: Path) -> SetUp:
+    """Runs the set-up in an empty folder, under a Python that runs `preamble` first."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    fake_python = tmp_path / "fake-python"
+
+    def run(preamble: str) -> subprocess.CompletedProcess[str]:
+        fake_python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{preamble}\n$2"\n')
+        fake_python.chmod(0o755)
+        return subprocess.run(
+            ["sh", ".ci/setup"],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake_python)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 10), (3, 11), (3, 12), (3, 13), (3, 14), (4, 0)])
+def test_set_up_refuses_exactly_the_pythons_that_the_project_does(
+    set_up: SetUp, tmp_path: Path, version: tuple[int, int]
+) -> None:
+    # Without ensurepip, so that one whose version is accepted is refused for that.
+    done = set_up(
+        f"import sys; sys.version_info = {(*version, 7)}; sys.modules['ensurepip'] = None"
+    )
+    supported = "{}.{}".format(*version) in SpecifierSet(PYPROJECT["requires-python"])
+    mend = "lacks its venv module: .*python3-venv" if supported else "is needed: .*PYTHON=python3"
+    assert re.fullmatch(rf".*{mend}.*\n", done.stderr), "one line that names the mend"
+    assert done.returncode == 2
+    assert not (tmp_path / ".venv").exists()

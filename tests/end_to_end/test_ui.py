@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from docs import screenshots
+from tests.commands import QUICK, pipeline, results
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(screenshots.CHROMIUM is None, reason="Chromium is not installed"),
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    page: screenshots.Page
+    address: str
+    run: mlflow.entities.Run
+
+    @property
+    def run_page(self) -> str:
+        info = self.run.info
+        return screenshots.run_page(self.address, info.experiment_id, info.run_id)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """A recorded run in a store served as `make ui` serves it, and an empty page."""
+    folder = tmp_path_factory.mktemp("ui")
+    ended = pipeline(*QUICK, "tracking.run_name=my-first-run", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    database = folder / "mlflow.db"
+    run = mlflow.MlflowClient(f"sqlite:///{database}").get_run(results(ended.stdout)["run_id"])
+    with screenshots.server(database) as address, screenshots.browser() as page:
+        yield Shown(page, address, run)
+
+
+def test_an_experiment_opens_on_its_training_runs(shown: Shown) -> None:
+    screenshots.open_runs(shown.page, shown.address, shown.run.info.experiment_id)
+    assert shown.page.get_by_text("my-first-run").first.is_visible()
+
+
+def test_a_run_page_shows_its_name_a_metric_a_parameter_and_its_data(shown: Shown) -> None:
+    screenshots.open_overview(shown.page, shown.run_page)
+    assert shown.page.get_by_role("heading", name="my-first-run").is_visible()
+    for text in (
+        str(shown.run.data.metrics["test/accuracy"])[:6],
+        "optimizer.learning_rate",
+        shown.run.data.tags["data.fingerprint"][:36],
+    ):
+        assert shown.page.get_by_text(text).count() >= 1, text
+
+
+def test_a_run_page_shows_a_plot_among_its_artefacts(shown: Shown) -> None:
+    picture = screenshots.open_plot(shown.page, shown.run_page, "confusion_matrix")
+    picture.evaluate("image => image.decode()")  # refuses what is no picture
+    assert picture.evaluate("image => image.naturalWidth") > 500
+    assert shown.page.get_by_text("confusion_matrix.png").first.is_visible()
+
+
+def test_the_pictures_for_the_documentation_can_be_taken(shown: Shown, tmp_path: Path) -> None:
+    taken = screenshots.take(shown.page, shown.address, shown.run.info.run_id, tmp_path)
+    assert [path.name for path in taken] == ["overview.png", "metrics.png", "plots.png"]
+    for path in taken:
+        content = path.read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(content[16:20], "big") == screenshots.SIZE["width"]

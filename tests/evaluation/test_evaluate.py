@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.values import Fitted, Predictions
+from pipeline.evaluation.evaluate import draw_training, evaluate, stored
+
+MADE = Predictions(
+    images=np.zeros((4, 2, 2, 1), np.uint8),
+    labels=np.array([0, 0, 1, 1], np.int32),
+    probs=np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32),
+    class_names=("T-shirt/top", "bag"),
+)
+
+
+def fitted(best_epoch: int | None, **history: list[float]) -> Fitted:
+    return Fitted(
+        model=None,
+        history={"train/loss": [1.0, 0.5], "train/accuracy": [0.5, 1.0], **history},
+        images_per_s=1234.5,
+        best_epoch=best_epoch,
+        kept_epoch=1,
+        weights_layer="dense_1",
+        initial_weights=np.eye(2, dtype=np.float32),
+        trained_weights=np.eye(2, dtype=np.float32),
+    )
+
+
+def test_the_chosen_metrics_and_no_others_are_measured_under_test() -> None:
+    report = evaluate(MADE, ["accuracy", "ece"], [])
+    assert report.metrics == {"test/accuracy": 0.75, "test/ece": 0.25}
+    assert report.figures == {}
+
+
+def test_a_metric_of_several_values_gives_one_metric_each() -> None:
+    measured = evaluate(MADE, ["accuracy", "per_class"], []).metrics
+    assert measured == pytest.approx(
+        {
+            "test/accuracy": 0.75,
+            "test/accuracy_T-shirt_top": 1,
+            "test/accuracy_bag": 0.5,
+            "test/precision_T-shirt_top": 2 / 3,
+            "test/precision_bag": 1,
+            "test/f1_T-shirt_top": 0.8,
+            "test/f1_bag": 2 / 3,
+        }
+    )
+
+
+def test_figures_go_by_the_name_of_their_plot() -> None:
+    figures = evaluate(MADE, [], ["mistakes", "reliability"]).figures
+    assert list(figures) == ["mistakes", "reliability"]
+    assert figures["mistakes"].get_suptitle() == "The 1 most confident of 1 mistakes"
+
+
+def test_the_table_of_classes_comes_with_every_report() -> None:
+    report = evaluate(MADE, [], [])
+    assert report.metrics == {}
+    assert list(report.texts) == ["class_report.txt"]
+    rows = report.texts["class_report.txt"].splitlines()
+    assert any(row.split() == ["bag", "1.0000", "0.5000", "0.6667", "2"] for row in rows)
+
+
+def test_training_reports_its_speed_its_best_epoch_and_the_chosen_plots() -> None:
+    report = draw_training(fitted(2), ["loss"])
+    assert report.metrics == {"time/images_per_s": 1234.5, "train/best_epoch": 2.0}
+    assert list(report.figures) == ["loss"]
+    assert report.texts == {}
+
+
+def test_without_validation_no_epoch_is_called_the_best() -> None:
+    assert draw_training(fitted(None), []).metrics == {"time/images_per_s": 1234.5}
+
+
+def test_training_reports_what_the_epoch_has_whose_weights_were_kept() -> None:
+    report = draw_training(fitted(1, **{"val/loss": [0.7, 0.9], "val/accuracy": [0.5, 0.6]}), [])
+    kept = {name: value for name, value in report.metrics.items() if name.startswith("kept/")}
+    assert kept == {"kept/val/loss": 0.7, "kept/val/accuracy": 0.5}
+
+
+def test_an_unknown_name_does_not_pass_silently() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'acuracy'"):
+        evaluate(MADE, ["acuracy"], [])
+
+
+def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> None:
+    arrays: dict[str, Any] = stored({"val": MADE, "test": MADE})
+    assert list(arrays) == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
+    assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
+    assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
+    np.testing.assert_array_equal(arrays["val_labels"], MADE.labels)
+    np.testing.assert_array_equal(arrays["test_probs"], MADE.probs)
+    assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
+    assert stored({}) == {}

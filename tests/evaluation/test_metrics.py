@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.values import Array, Predictions
+from pipeline.evaluation import metrics
+
+
+def predictions(
+    probs: Array | list[list[float]], labels: list[int], names: tuple[str, ...] = ()
+) -> Predictions:
+    matrix = np.array(probs, np.float32)
+    return Predictions(
+        images=np.zeros((len(labels), 2, 2, 1), np.uint8),
+        labels=np.array(labels, np.int32),
+        probs=matrix,
+        class_names=names or tuple(f"c{index}" for index in range(matrix.shape[1])),
+    )
+
+
+def guesses(predicted: list[int], labels: list[int], classes: int) -> Predictions:
+    """Predictions that are certain of `predicted`."""
+    return predictions(np.eye(classes)[predicted], labels)
+
+
+# Of the three images of c0 two are found and one goes to c1; c1's one image is found; c2 has none.
+MIXED = guesses([0, 0, 1, 1], [0, 0, 0, 1], classes=3)
+
+
+def test_loss_is_the_mean_negative_logarithm_of_the_right_class() -> None:
+    made = predictions([[0.5, 0.5], [0.25, 0.75]], [0, 1])
+    assert metrics.loss(made) == pytest.approx((np.log(2) + np.log(4 / 3)) / 2, rel=1e-7)
+
+
+def test_a_class_held_impossible_costs_as_much_as_keras_says() -> None:
+    assert metrics.loss(guesses([1], [0], 2)) == pytest.approx(-np.log(1e-7), rel=1e-9)
+    assert metrics.loss(guesses([0], [0], 2)) == pytest.approx(1e-7, rel=1e-6)
+
+
+def test_loss_agrees_with_keras() -> None:
+    import keras
+
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), 50)
+    made = predictions(probs, [index % 4 for index in range(50)])
+    expected = keras.losses.SparseCategoricalCrossentropy()(made.labels, made.probs)
+    assert metrics.loss(made) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    assert metrics.accuracy(MIXED) == 0.75
+    assert metrics.accuracy(guesses([1, 0], [0, 1], 2)) == 0.0
+
+
+def test_macro_f1_is_the_plain_mean_over_classes() -> None:
+    # c0: precision 1, recall 2/3, F1 0.8; c1: 1/2, 1, 2/3; c2: nothing there, 0.
+    assert metrics.macro_f1(MIXED) == pytest.approx((0.8 + 2 / 3 + 0) / 3, rel=1e-9)
+
+
+def test_per_class_scores_are_named_by_class() -> None:
+    assert metrics.per_class(MIXED) == pytest.approx(
+        {
+            "accuracy_c0": 2 / 3,
+            "accuracy_c1": 1,
+            "accuracy_c2": 0,
+            "precision_c0": 1,
+            "precision_c1": 1 / 2,
+            "precision_c2": 0,
+            "f1_c0": 0.8,
+            "f1_c1": 2 / 3,
+            "f1_c2": 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("T-shirt/top", "T-shirt_top"),
+        ("Ankle boot", "Ankle_boot"),
+        ("v1.5", "v1.5"),
+        ("naïve", "naïve"),
+        ("a:b\\c", "a_b_c"),
+    ],
+)
+def test_a_class_name_within_a_metrics_name_has_no_separators(name: str, expected: str) -> None:
+    assert metrics.metric_name(name) == expected
+    made = predictions(np.eye(2), [0, 1], (name, "other"))
+    assert f"f1_{expected}" in metrics.per_class(made)
+
+
+def test_a_certain_model_that_is_always_right_is_calibrated() -> None:
+    assert metrics.ece(guesses([0, 1], [0, 1], 2)) == 0.0
+
+
+def test_a_certain_model_that_is_always_wrong_is_as_uncalibrated_as_can_be() -> None:
+    assert metrics.ece(guesses([1, 0], [0, 1], 2)) == 1.0
+
+
+def test_a_model_as_often_right_as_it_says_is_calibrated() -> None:
+    assert metrics.ece(predictions([[0.75, 0.25]] * 4, [0, 0, 0, 1])) == 0.0
+
+
+def test_calibration_error_is_the_gap_of_each_bin_weighted_by_its_images() -> None:
+    # Three at confidence 0.75 with one right (gap 0.75 - 1/3), one at 1 that is right (gap 0).
+    made = predictions([[0.75, 0.25]] * 3 + [[1, 0]], [0, 1, 1, 0])
+    assert metrics.ece(made) == pytest.approx(3 / 4 * (0.75 - 1 / 3), rel=1e-9)
+
+
+def test_gaps_of_opposite_sign_in_different_bins_do_not_cancel() -> None:
+    made = predictions([[0.75, 0.25], [1, 0]], [0, 1])
+    assert metrics.ece(made) == pytest.approx((0.25 + 1) / 2, rel=1e-9)
+
+
+def test_calibration_has_the_bins_that_are_not_empty_and_certainty_in_the_last() -> None:
+    made = predictions([[1, 0], [0.96875, 0.03125], [0.5, 0.5]], [0, 1, 1])
+    confidence, share_right, count = metrics.calibration(made)
+    np.testing.assert_array_equal(confidence, [0.5, (1 + 0.96875) / 2])
+    np.testing.assert_array_equal(share_right, [0, 0.5])
+    np.testing.assert_array_equal(count, [1, 2])
+
+
+def test_the_class_report_has_a_row_for_each_class_also_an_absent_one() -> None:
+    rows = [line.split() for line in metrics.class_report(MIXED).splitlines()]
+    assert ["c0", "1.0000", "0.6667", "0.8000", "3"] in rows
+    assert ["c2", "0.0000", "0.0000", "0.0000", "0"] in rows
+
+
+@st.composite
+def any_predictions(draw: st.DrawFn) -> Predictions:
+    images, classes = draw(st.integers(1, 40)), draw(st.integers(2, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    # Small concentrations give near-certain rows, large ones undecided rows.
+    probs = rng.dirichlet(np.full(classes, draw(st.sampled_from([0.01, 1, 100]))), images)
+    return predictions(probs, rng.integers(0, classes, images).tolist())
+
+
+@given(any_predictions())
+def test_every_share_lies_between_0_and_1_and_loss_is_not_negative(made: Predictions) -> None:
+    shares = [metrics.ece(made), metrics.accuracy(made), metrics.macro_f1(made)]
+    assert all(0 <= value <= 1 for value in [*shares, *metrics.per_class(made).values()])
+    assert 0 <= metrics.loss(made) <= -np.log(1e-7) * (1 + 1e-9)
+
+
+@given(any_predictions())
+def test_calibration_counts_every_image_once_and_keeps_the_totals(made: Predictions) -> None:
+    confidence, share_right, count = metrics.calibration(made)
+    assert count.sum() == len(made.labels)
+    assert (share_right * count).sum() == pytest.approx(made.correct.sum())
+    assert (confidence * count).sum() == pytest.approx(made.confidence.sum(), rel=1e-5)
+    # No bin can hide more than the whole: ECE is at least the gap of the means.
+    gap = abs(float(made.confidence.mean()) - float(made.correct.mean()))
+    assert metrics.ece(made) >= gap - 1e-6
+
+
+@given(any_predictions(), st.integers(0, 100))
+def test_metrics_do_not_depend_on_the_order_of_the_images(made: Predictions, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(made.labels))
+    shuffled = predictions(made.probs[order], made.labels[order].tolist())
+    for metric in (metrics.loss, metrics.accuracy, metrics.macro_f1, metrics.ece):
+        assert metric(shuffled) == pytest.approx(metric(made), abs=1e-9)

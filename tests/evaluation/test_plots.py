@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.data.values import Array, Fitted, Predictions
+from pipeline.evaluation import plots
+
+
+def predictions(
+    probs: Any, labels: list[int], *, channels: int = 1, names: tuple[str, ...] = ("cat", "dog")
+) -> Predictions:
+    images = np.arange(len(labels) * 4 * channels, dtype=np.uint8).reshape(-1, 2, 2, channels)
+    return Predictions(
+        images=images,
+        labels=np.array(labels, np.int32),
+        probs=np.array(probs, np.float32),
+        class_names=names,
+    )
+
+
+# Right at 0.75, wrong at 1.0, wrong at 0.625, right at 0.5.
+MIXED = predictions([[0.75, 0.25], [1, 0], [0.375, 0.625], [0.5, 0.5]], [0, 1, 0, 0])
+PERFECT = predictions([[1, 0], [0, 1]], [0, 1])
+
+
+def fitted(**changes: Any) -> Fitted:
+    values = {
+        "model": None,
+        "history": {
+            "train/loss": [2.0, 1.0, 0.5],
+            "train/accuracy": [0.25, 0.5, 0.75],
+            "val/loss": [1.5, 1.0, 1.25],
+            "val/accuracy": [0.5, 0.75, 0.75],
+        },
+        "images_per_s": 100.0,
+        "best_epoch": 2,
+        "kept_epoch": 2,
+        "weights_layer": "dense_1",
+        "initial_weights": np.array([[1, -1], [1, -1], [1, -1]], np.float32),
+        "trained_weights": np.array([[2, -2], [2, -2], [2, -2]], np.float32),
+    }
+    return Fitted(**{**values, **changes})
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure after it went through the renderer, where late mistakes show."""
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in figure.axes[0].lines
+    }
+
+
+def legend(figure: Figure) -> list[str]:
+    box = figure.axes[0].get_legend()
+    assert box is not None
+    return [text.get_text() for text in box.get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("accuracy", "share right"), ("loss", "cross-entropy [nats]")]
+)
+def test_a_curve_shows_both_splits_by_epoch_and_the_best_one(name: str, unit: str) -> None:
+    figure = drawn(getattr(plots, name)(fitted()))
+    axes = figure.axes[0]
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (name, "epoch", unit)
+    assert legend(figure) == ["train", "val", "best epoch"]
+    history = fitted().history
+    assert lines(figure)["train"] == ([1, 2, 3], history[f"train/{name}"])
+    assert lines(figure)["val"] == ([1, 2, 3], history[f"val/{name}"])
+    assert lines(figure)["best epoch"][0] == [2, 2]
+
+
+def test_a_curve_without_validation_shows_training_alone() -> None:
+    history = {"train/loss": [2.0, 1.0], "train/accuracy": [0.5, 0.75]}
+    figure = drawn(plots.loss(fitted(history=history, best_epoch=None)))
+    assert legend(figure) == ["train"]
+    assert lines(figure) == {"train": ([1, 2], [2.0, 1.0])}
+
+
+def test_a_single_epoch_is_a_visible_point() -> None:
+    history = {"train/loss": [2.0], "val/loss": [1.0]}
+    figure = drawn(plots.loss(fitted(history=history, best_epoch=1)))
+    assert lines(figure)["train"] == ([1], [2.0])
+    assert figure.axes[0].lines[0].get_marker() == "."
+
+
+def test_weights_are_shown_before_and_after_on_one_colour_scale() -> None:
+    figure = drawn(plots.weights(fitted()))
+    left, right, colour_bar = figure.axes
+    assert left.get_title() == "initial, sd 1.0000"
+    assert right.get_title() == "trained, sd 2.0000"
+    assert figure.get_suptitle() == "Weights of layer dense_1, 3 × 2"
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (-2, 2)
+    np.testing.assert_array_equal(right.images[0].get_array(), fitted().trained_weights)
+    assert colour_bar.get_ylabel() == "weight"
+
+
+def test_weights_that_are_all_zero_can_be_drawn() -> None:
+    zeros = np.zeros((3, 2), np.float32)
+    figure = drawn(plots.weights(fitted(initial_weights=zeros, trained_weights=zeros)))
+    assert figure.axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_the_confusion_matrix_counts_true_by_predicted() -> None:
+    figure = drawn(plots.confusion_matrix(MIXED))
+    (axes,) = figure.axes
+    # True cat: two found, one called dog; true dog: called cat.
+    assert [text.get_text() for text in axes.texts] == ["2", "1", "1", "0"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert axes.get_title() == "4 images"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_the_confusion_matrix_has_a_row_for_a_class_without_images() -> None:
+    names = ("cat", "dog", "eel")
+    figure = drawn(plots.confusion_matrix(predictions(np.eye(3)[[0, 1]], [0, 1], names=names)))
+    assert [text.get_text() for text in figure.axes[0].texts] == list("100010000")
+
+
+def test_scores_are_three_bars_a_class_with_the_worst_class_on_top() -> None:
+    figure = drawn(plots.per_class_scores(MIXED))
+    (axes,) = figure.axes
+    # cat: precision 2/3, recall 2/3, F1 2/3; dog: all 0, and so the worst.
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    assert legend(figure) == ["precision", "recall", "F1"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([2 / 3, 0] * 3)
+    assert [text.get_text() for text in axes.texts] == ["0.667", "0.000"] * 3
+    assert axes.get_xlim() == (0, 1.02)
+
+
+def test_the_score_axis_starts_just_below_the_worst_score() -> None:
+    assert plots.per_class_scores(PERFECT).axes[0].get_xlim() == (0.9, 1.02)
+
+
+def test_reliability_shows_the_share_right_of_each_confidence_and_how_many_have_it() -> None:
+    figure = drawn(plots.reliability(MIXED))
+    top, bottom = figure.axes
+    # Gaps 0.25, 1, 0.625 and 0.5 of one image each.
+    assert top.get_title() == "ECE 0.5938"
+    assert lines(figure)["model"] == ([0.5, 0.625, 0.75, 1], [1, 0, 1, 0])
+    assert lines(figure)["perfectly calibrated"] == ([0, 1], [0, 1])
+    assert len(bottom.patches) == 15
+    assert sum(bar.get_height() for bar in bottom.patches) == 4
+    assert bottom.patches[-1].get_height() == 1
+    assert bottom.get_yscale() == "log"
+
+
+def titles(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
+    figure = drawn(plots.mistakes(MIXED))
+    assert figure.get_suptitle() == "The 2 most confident of 2 mistakes"
+    assert titles(figure) == ["cat 100.0%\nis dog", "dog 62.5%\nis cat"]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), MIXED.images[1, :, :, 0])
+    assert len(figure.axes[0].images) == 2
+
+
+def test_no_more_than_25_mistakes_are_shown() -> None:
+    figure = plots.mistakes(predictions([[1, 0]] * 30, [1] * 30))
+    assert figure.get_suptitle() == "The 25 most confident of 30 mistakes"
+    assert len(titles(figure)) == 25
+
+
+def test_a_model_without_mistakes_has_an_empty_page() -> None:
+    figure = drawn(plots.mistakes(PERFECT))
+    assert figure.get_suptitle() == "The 0 most confident of 0 mistakes"
+    assert titles(figure) == []
+
+
+def test_colour_images_are_shown_in_colour() -> None:
+    made = predictions([[1, 0]], [1], channels=3)
+    shown: Array = plots.mistakes(made).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, made.images[0])
+
+
+@pytest.mark.parametrize("made", [MIXED, PERFECT, predictions([[0.5, 0.5]], [1], channels=3)])
+@pytest.mark.parametrize(
+    "name", ["confusion_matrix", "per_class_scores", "reliability", "mistakes"]
+)
+def test_every_picture_of_predictions_can_be_drawn(name: str, made: Predictions) -> None:
+    assert drawn(getattr(plots, name)(made)).axes
+
+
+def test_pyplot_is_not_used_and_keeps_no_figure() -> None:
+    script = """
+import sys
+sys.path.insert(0, ".")
+from tests.evaluation.test_plots import MIXED, drawn, fitted, plots
+for draw in (plots.accuracy, plots.loss, plots.weights):
+    drawn(draw(fitted()))
+for draw in (plots.per_class_scores, plots.reliability, plots.mistakes):
+    drawn(draw(MIXED))
+print("matplotlib.pyplot" in sys.modules)
+drawn(plots.confusion_matrix(MIXED))
+pyplot = sys.modules.get("matplotlib.pyplot")
+print(pyplot.get_fignums() if pyplot else [])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    # For the confusion matrix scikit-learn imports it; no figure may stay behind there.
+    assert (done.stdout, done.returncode) == ("False\n[]\n", 0), done.stderr
+
+
+def test_a_class_may_be_named_like_a_formula() -> None:
+    named = predictions([[1, 0], [1, 0]], [0, 1], names=("$^$", "b$"))
+    for plot in (plots.confusion_matrix, plots.per_class_scores, plots.mistakes):
+        plot(named).savefig(io.BytesIO())  # a formula is read when it is drawn

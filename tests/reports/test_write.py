@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pipeline.reports.write import bring_home, report_recorded, reported
+from pipeline.run import evaluate_recorded, run, train_only
+from pipeline.system.errors import RequestError
+from pipeline.tracking import Recording, record
+from tests.commands import configured, inside
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose test images were not looked at, as `train` leaves it."""
+
+    folder: Path
+    run_id: str
+    page: str
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    def artifact(self, name: str) -> Path:
+        uri = str(self.client.get_run(self.run_id).info.artifact_uri)
+        return Path(uri.removeprefix("file://"), name)
+
+
+def newest(folder: Path) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    known = client.get_experiment_by_name("digits")
+    return client.search_runs([known.experiment_id])[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("reported")
+    with inside(folder):
+        train_only(configured(*SMALL), folder / "outputs")
+    made = Trained(folder=folder, run_id=newest(folder).info.run_id, page="")
+    return Trained(
+        folder=folder, run_id=made.run_id, page=made.artifact("report.html").read_text("utf-8")
+    )
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)"', page)
+
+
+ALL = ["training", "classes", "confusion", "mistakes", "calibration", "weights"]
+ALL += ["configuration", "lineage"]
+
+
+def test_a_run_has_a_report_of_all_that_it_is_about_to_end_with(trained: Trained) -> None:
+    assert sections(trained.page) == ALL
+    found = trained.client.get_run(trained.run_id)
+    assert found.info.run_name in trained.page
+    assert found.data.tags["data.fingerprint"] in trained.page
+    assert '<span class="status finished">' in trained.page
+    assert "validation, epoch 2:" in trained.page
+    assert "The test images were not looked at" in trained.page
+    assert found.data.metrics["time/report_s"] > 0
+
+
+def test_evaluate_refreshes_the_report(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(trained.folder):
+        # Settings of this command, not of the run.
+        config = configured("dataset=digits", f"run_id={trained.run_id}", "evaluate.batch_size=77")
+        evaluate_recorded(config, trained.folder / "evaluated")
+    page = trained.artifact("report.html").read_text("utf-8")
+    accuracy = trained.client.get_run(trained.run_id).data.metrics["test/accuracy"]
+    assert f"{100 * accuracy:.2f}\N{NO-BREAK SPACE}%" in page
+    assert sections(page) == ALL
+    assert "not looked at" not in page
+    assert "<dt>batch_size</dt><dd>1024</dd>" in page
+    assert "<dd>77</dd>" not in page
+
+
+def test_the_verb_builds_the_same_page_from_what_was_recorded(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(trained.folder):
+        config = configured("dataset=digits", "run_id=latest")
+        report_recorded(config, trained.folder / "again")
+    written = trained.folder / "again" / "report.html"
+    assert capsys.readouterr().out == f"{written}\n"
+    again, recorded = written.read_text("utf-8"), trained.artifact("report.html").read_text("utf-8")
+
+    def without_times(page: str) -> str:
+        return re.sub(r'<p class="stages.*?</p>|<dt>duration.*?</dd>', "", page)
+
+    assert without_times(again) == without_times(recorded)
+
+
+@pytest.mark.parametrize("run_id", ["null", "0123456789abcdef0123456789abcdef"])
+def test_the_verb_refuses_a_run_that_is_not_there(run_id: str, trained: Trained) -> None:
+    with inside(trained.folder), pytest.raises(RequestError, match="run_id"):
+        report_recorded(configured("dataset=digits", f"run_id={run_id}"), trained.folder / "none")
+
+
+def test_the_verb_refuses_other_data_than_the_run_had(trained: Trained) -> None:
+    trained.client.set_tag(trained.run_id, "data.fingerprint", "f" * 64)
+    with inside(trained.folder), pytest.raises(RequestError, match="not what the run used"):
+        config = configured("dataset=digits", f"run_id={trained.run_id}")
+        report_recorded(config, trained.folder / "other")
+
+
+def test_a_run_that_wants_no_report_and_no_picture_of_weights_gets_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(tmp_path):
+        run(configured(*SMALL, "evaluate.report=false"), tmp_path / "outputs")
+    assert not (tmp_path / "outputs" / "artifacts" / "report.html").exists()
+    assert "time/report_s" not in newest(tmp_path).data.metrics
+
+
+@pytest.mark.parametrize(("job", "written"), [((), True), (("sweep.job.parent=p",), False)])
+def test_a_job_of_a_sweep_has_no_report_of_itself(
+    job: tuple[str, ...], written: bool, trained: Trained, tmp_path: Path
+) -> None:
+    recording = Recording(id=trained.run_id, client=trained.client, folder=tmp_path)
+    with reported(recording, configured("dataset=digits", *job)):
+        pass
+    assert (tmp_path / "artifacts" / "report.html").exists() is written
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(OSError("disk full"), "failed", "OSError: disk full"), (KeyboardInterrupt(), "killed", "C")],
+)
+def test_a_run_that_ends_badly_has_a_report_as_far_as_it_got(
+    error: BaseException,
+    status: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.run._evaluate", fail)
+    with inside(tmp_path):
+        with pytest.raises(type(error)):
+            run(configured(*SMALL), tmp_path / "outputs")
+        report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "again")
+    ended = newest(tmp_path)
+    assert ended.info.status == status.upper()
+    recorded = Path(ended.info.artifact_uri.removeprefix("file://"), "report.html").read_text()
+    for page in (recorded, (tmp_path / "again" / "report.html").read_text()):
+        assert sections(page) == ["end", "training", "weights", "configuration", "lineage"]
+        assert f'<span class="status {status}">' in page
+        assert reason in page
+        assert "after 2 epochs" in page
+
+
+def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of the report")
+
+    monkeypatch.setattr("pipeline.run._load_data", lambda *_: {}["data"])
+    monkeypatch.setattr("pipeline.reports.write.html", fail)
+    with inside(tmp_path), pytest.raises(KeyError, match="data"):
+        run(configured(*SMALL), tmp_path / "outputs")
+    assert newest(tmp_path).data.tags["error"] == "KeyError: 'data'"
+
+
+def test_a_store_that_failed_is_not_asked_again_for_a_report(
+    trained: Trained, tmp_path: Path
+) -> None:
+    recording = Recording(id="of no run", client=trained.client, folder=tmp_path)
+    with (
+        pytest.raises(MlflowException, match="away"),
+        reported(recording, configured("dataset=digits")),
+    ):
+        raise MlflowException("the server is away")
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_the_verb_needs_no_model_and_takes_what_a_killed_run_left_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(tmp_path):
+        bare = configured(*SMALL, "tracking.log_model=false", "sweep.job.parent=p")
+        run(bare, tmp_path / "outputs")
+        found = newest(tmp_path)
+        stored = Path(found.info.artifact_uri.removeprefix("file://"))
+        assert not (stored / "report.html").exists()
+        shutil.rmtree(stored)  # which only arrive when a run is closed
+        report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "page")
+        page = (tmp_path / "page" / "report.html").read_text()
+        assert sections(page) == [name for name in ALL if name != "weights"]
+        shutil.rmtree(tmp_path / "outputs")
+        with pytest.raises(RequestError, match="the run has no config.yaml"):
+            report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "page")
+
+
+@pytest.mark.parametrize("words", [(), ("evaluate.report=false",)])
+def test_what_a_killed_run_left_is_brought_home_with_a_report(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run._evaluate", killed)
+    with inside(tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(configured(*SMALL, *words), tmp_path / "outputs")
+        found = newest(tmp_path)
+        stored = Path(found.info.artifact_uri.removeprefix("file://"))
+        shutil.rmtree(stored)
+        (tmp_path / "outputs" / "artifacts" / "report.html").unlink(missing_ok=True)
+        bring_home(configured("dataset=digits"), found.info.run_id)
+        assert (stored / "config.yaml").exists()
+        assert (stored / "report.html").exists() is (not words)
+        shutil.rmtree(stored)
+        shutil.rmtree(tmp_path / "outputs")
+        bring_home(configured("dataset=digits"), found.info.run_id)  # it was on another machine
+        assert not stored.exists()
+
+
+def test_the_verb_points_from_a_sweep_to_its_jobs(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        with record(configured("dataset=digits"), tmp_path / "sweep", searched={}) as recording:
+            pass
+        words = ("dataset=digits", f"run_id={recording.id}")
+        with pytest.raises(RequestError, match=f"is a sweep; `compare sweep={recording.id}`"):
+            report_recorded(configured(*words), tmp_path / "page")

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.sweeps.jobs import grid
+from pipeline.sweeps.manifest import NAME, Manifest, manifest
+from pipeline.system.errors import RequestError
+from tests.sweeps.test_jobs import multirun
+
+
+def of_grid(*words: str) -> Manifest:
+    asked = multirun(*words)
+    return manifest(
+        asked, [(job, asked.compose(job)) for job in grid(asked.searched)], adaptive=False
+    )
+
+
+def of_search(*words: str) -> Manifest:
+    return manifest(multirun(*words), [], adaptive=True)
+
+
+def test_a_grid_has_each_job_with_its_parameters_and_checksum(tmp_path: Path) -> None:
+    of_grid("seed=0,1", "model.dropout=0.1").save(tmp_path)
+    kept = json.loads((tmp_path / NAME).read_text())
+    assert kept["searched"] == {"seed": "0,1"}
+    assert "seed" not in kept["base"]
+    assert kept["base"]["model.dropout"] == "0.1"
+    assert [(job["index"], job["params"]) for job in kept["jobs"]] == [
+        (0, {"seed": "0"}),
+        (1, {"seed": "1"}),
+    ]
+    checksums = {job["config_sha256"] for job in kept["jobs"]}
+    assert len(checksums) == 2
+    assert all(len(checksum) == 64 for checksum in checksums)
+
+
+def test_the_same_sweep_is_the_same_however_it_is_got_through(tmp_path: Path) -> None:
+    of_grid("seed=0,1").save(tmp_path)
+    ways = (
+        "sweep.resume=latest",
+        "sweep.keep_models=1",
+        "data_dir=elsewhere",
+        "tracking.run_name=me",
+    )
+    of_grid("seed=0,1", *ways).require_same(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (("seed=0,1,2",), "seed was 0,1, is 0,1,2"),
+        (("seed=0,1", "train.epochs=3"), "train.epochs was 20, is 3"),
+        (("seed=0,1", "sweep.objective=[val/loss]"), r"objective was \['val/accuracy'\]"),
+        (("train.epochs=1,2",), "seed was 0,1, is nothing"),
+    ],
+)
+def test_another_sweep_is_refused_with_the_difference(
+    words: tuple[str, ...], difference: str, tmp_path: Path
+) -> None:
+    of_grid("seed=0,1").save(tmp_path)
+    with pytest.raises(RequestError, match=rf"another sweep[\s\S]*{difference}"):
+        of_grid(*words).require_same(tmp_path)
+
+
+def test_a_search_may_be_given_more_trials_but_no_other_sampler(tmp_path: Path) -> None:
+    space = "model.dropout=interval(0,0.5)"
+    of_search(space, "sweep.n_trials=5").save(tmp_path)
+    of_search(space, "sweep.n_trials=9").require_same(tmp_path)
+    with pytest.raises(RequestError, match="sampler was tpe, is random"):
+        of_search(space, "sweep.sampler=random").require_same(tmp_path)
+
+
+def test_a_folder_without_a_manifest_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"manifest.json cannot be read"):
+        of_grid("seed=0,1").require_same(tmp_path)

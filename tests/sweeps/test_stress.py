@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow.entities import Run
+
+from pipeline.sweeps.pool import Pool, Task
+from tests.commands import environment
+from tests.sweeps.test_sweep import (
+    INDEX,
+    NO_PLOTS,
+    PATIENCE_S,
+    Swept,
+    all_gone,
+    artifact,
+    begin,
+    index_of,
+    offspring,
+    waited,
+)
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+EARLIEST_S, LATEST_S = 0.5, 14.0  # from before there is a run to after the models are kept
+GONE_WITHIN_S = 10.0
+JOBS, KEPT = 6, 2
+GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, "seed=range(0,6)")
+WORDS = (*GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
+
+
+@dataclass
+class Story:
+    """What happened to sweeps whose leading process was killed again and again."""
+
+    ended: list[Swept] = field(default_factory=list)
+    killed_after: list[float] = field(default_factory=list)
+    survivors: list[tuple[float, list[psutil.Process]]] = field(default_factory=list)
+    orphaned: list[str] = field(default_factory=list)
+
+
+def killed(process: subprocess.Popen[bytes], after: float, story: Story) -> bool:
+    """Kills the leading process alone, unless it ends before that moment."""
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        below = offspring(process)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            if not all_gone(below, GONE_WITHIN_S):
+                story.survivors.append((after, below))
+            story.killed_after.append(after)
+            return True
+    return False
+
+
+def sweep_with_kills(cwd: Path, moments: Iterator[float], story: Story) -> Swept:
+    """One sweep, started and resumed until it ends; `moments` are when to kill it, as they last."""
+    words = WORDS
+    while True:
+        process = begin(*words, cwd=cwd)
+        after = next(moments, None)
+        if after is None or not killed(process, after, story):
+            return waited(process, cwd)
+        # What has a folder has a run; what has none yet is begun anew.
+        parents = [run for run in Swept(folder=cwd, done=None).runs if INDEX not in run.data.tags]
+        known = [run for run in parents if "sweep.folder" in run.data.tags]
+        story.orphaned += [run.info.run_id for run in parents if run not in known]
+        if known:
+            assert len(known) == 1
+            words = (*WORDS, f"sweep.resume={known[0].info.run_id}")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Twenty kills, spread over as many sweeps as they last."""
+    draw, story = random.Random(7), Story()
+
+    def moments() -> Iterator[float]:
+        while len(story.killed_after) < KILLS:
+            yield draw.uniform(EARLIEST_S, LATEST_S)
+
+    while len(story.killed_after) < KILLS:
+        cwd = tmp_path_factory.mktemp("killed")
+        story.ended.append(sweep_with_kills(cwd, moments(), story))
+    return story
+
+
+def finished(swept: Swept) -> dict[int, Run]:
+    runs = [run for run in swept.children if run.info.status == "FINISHED"]
+    assert len({index_of(run) for run in runs}) == len(runs), swept.states()
+    return {index_of(run): run for run in runs}
+
+
+def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
+    assert min(story.killed_after) < 3 < 8 < max(story.killed_after)
+
+
+def test_no_worker_outlives_a_killed_leader(story: Story) -> None:
+    assert len(story.killed_after) == KILLS
+    assert story.survivors == []
+
+
+def test_a_killed_sweep_is_completed_by_resuming_it(story: Story) -> None:
+    for swept in story.ended:
+        assert swept.done.returncode == 0, swept.done.stderr
+        assert swept.parent.info.status == "FINISHED"
+        assert swept.said["sweep_id"] == swept.parent.info.run_id
+        assert swept.parent.data.metrics["sweep/finished"] == JOBS
+        assert swept.parent.data.tags.keys() & {"error", "traceback"} == set()
+
+
+def test_every_job_has_finished_exactly_once_and_none_is_left_running(story: Story) -> None:
+    for swept in story.ended:
+        assert list(finished(swept)) == list(range(JOBS))
+        assert {state for _, state in swept.states()} <= {"FINISHED", "KILLED"}
+
+
+def test_no_job_was_run_again_after_it_had_finished(story: Story) -> None:
+    for swept in story.ended:
+        done = finished(swept)
+        for run in swept.children:
+            end = done[index_of(run)].info.end_time
+            assert run.info.start_time < end, (index_of(run), run.info.run_id)
+
+
+def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story) -> None:
+    for swept in story.ended:
+        runs = finished(swept).values()
+        best = sorted(runs, key=lambda run: (-run.data.metrics["val/accuracy"], index_of(run)))
+        kept = [run for run in runs if "model_uri" in run.data.tags]
+        assert {index_of(run) for run in kept} == {index_of(run) for run in best[:KEPT]}
+        for run in kept:
+            arrays = np.load(artifact(run, "predictions.npz")).files
+            assert arrays == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
+            assert "test/accuracy" in run.data.metrics
+        [best_id] = {run.info.run_id for run in best[:1]}
+        assert swept.said["best_run_id"] == best_id
+
+
+def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
+    assert story.orphaned == []
+
+
+# --- many jobs ---
+
+# Two hundred jobs that record a run and do nothing else, through all that a sweep is made of.
+MANY = """
+import sys
+import mlflow
+from hydra.core.hydra_config import HydraConfig
+from pipeline import __main__ as entry
+from pipeline.tracking.client import connect
+
+def trivial(verb, composed):
+    job, uri = composed.sweep.job, composed.tracking.uri
+    client = connect(uri)
+    here = client.get_experiment_by_name(composed.tracking.experiment).experiment_id
+    tags = {"mlflow.parentRunId": job.parent, "sweep.index": str(job.index)}
+    run = client.create_run(here, tags=tags)
+    client.log_metric(run.info.run_id, "val/accuracy", composed.seed / 1000)
+    client.set_terminated(run.info.run_id, "FINISHED")
+
+entry._carry_out = trivial
+if __name__ == "__main__":
+    sys.argv[1:] = ["-m", "seed=range(0,200)", "hydra.launcher.n_jobs=2", "sweep.keep_models=0"]
+    sys.exit(entry.main())
+"""
+
+
+def test_two_hundred_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> None:
+    (tmp_path / "many.py").write_text(MANY)
+    command = [sys.executable, "many.py"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) as process:
+        me, lines, seen = psutil.Process(process.pid), [], {}
+        try:
+            for line in process.stderr:
+                if not line.startswith("job "):
+                    continue
+                lines.append(line)
+                if len(lines) in (20, 190):
+                    used = me.memory_info().rss, me.num_fds(), len(me.children())
+                    seen[len(lines)] = used
+            assert process.wait(PATIENCE_S) == 0, "".join(lines[-5:])
+        finally:
+            process.kill()
+    assert sum(" finished " in line for line in lines) == len(lines) == 200
+    (early, *opened), (late, *opened_then) = seen[20], seen[190]
+    assert late < 1.1 * early
+    assert opened_then == opened  # files and processes
+
+
+def test_two_hundred_tasks_need_no_more_memory_than_twenty() -> None:
+    me = psutil.Process()
+    with Pool(2, threads=1) as pool:
+        work = (Task(key=key, function=int) for key in range(200))
+        sizes = [me.memory_info().rss for _ in pool.run(work)]
+    assert len(sizes) == 200
+    assert sizes[-1] < 1.1 * sizes[19]

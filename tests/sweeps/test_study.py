@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from pipeline.config.sweep import Sweep
+from pipeline.sweeps.space import corners, distributions
+from pipeline.sweeps.states import FAILED, FINISHED, PRUNED, Trial
+from pipeline.sweeps.study import Search, pruning_listener, require_sense
+from pipeline.sweeps.study_storage import open_storage
+from pipeline.system.errors import Pruned, RequestError
+from tests.sweeps.test_jobs import multirun
+
+pytestmark = pytest.mark.slow  # importing Optuna takes a second
+SPACE = ("optimizer.learning_rate=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)")
+
+
+def settings(folder: Path, *words: str) -> Sweep:
+    config = multirun(*SPACE, *words).config
+    return replace(config.sweep, storage=str(folder / "study.journal"), study="s")
+
+
+def search(
+    folder: Path, *words: str, space: tuple[str, ...] = SPACE, sweep_id: str = "s"
+) -> Search:
+    searched = multirun(*space).searched
+    return Search(settings(folder, *words), searched, sweep_id=sweep_id)
+
+
+def value(params: Any) -> float:
+    rate, dropout = (float(text) for text in params.values())
+    return -((rate - 0.003) ** 2) * 1e4 - (dropout - 0.2) ** 2
+
+
+def ended(index: int, params: Any, state: str = FINISHED) -> Trial:
+    return Trial(index=index, state=state, params=params, values=(value(params),))
+
+
+def carry_out(source: Search, most: int = 1000) -> list[Any]:
+    proposed = []
+    for job in source.jobs():
+        proposed.append(dict(job.params))
+        source.tell(ended(job.index, job.params))
+        if len(proposed) == most:
+            break
+    return proposed
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("postgresql+pg8000://u:secret@host/x", "its driver is not installed: pip install pg8000"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("mongo://host/x", "Can't load plugin: sqlalchemy.dialects:mongo"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_with_the_reason(place: str, said: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        open_storage(place)
+    assert str(refused.value).startswith("sweep.storage=")
+    assert str(refused.value).endswith(f" cannot be used: {said}")
+    assert "secret" not in str(refused.value)
+
+
+def test_hydras_grammar_becomes_optunas_distributions() -> None:
+    spaces = distributions(
+        multirun(
+            "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))",
+            "model.dropout=interval(0,0.5)",
+            "train.epochs=int(interval(1,5))",
+            "model=mlp,cnn",
+            "seed=range(0,7,3)",
+            "optimizer.clipnorm=range(0.5,2,0.5)",
+        ).searched
+    )
+    kinds = optuna.distributions
+    assert spaces == {
+        "optimizer.learning_rate": kinds.FloatDistribution(1e-4, 1e-2, log=True),
+        "model.dropout": kinds.FloatDistribution(0, 0.5),
+        "train.epochs": kinds.IntDistribution(1, 5),
+        "model": kinds.CategoricalDistribution(("mlp", "cnn")),
+        "seed": kinds.IntDistribution(0, 6, step=3),
+        "optimizer.clipnorm": kinds.FloatDistribution(0.5, 1.5, step=0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("seed=range(2,2)", "has no value to try"),
+        ("optimizer.learning_rate=tag(log,interval(0,1))", "low"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        distributions(multirun(word).searched)
+
+
+def test_the_corners_have_every_bound_and_choice_once() -> None:
+    spaces = distributions(
+        multirun("model=mlp,cnn,linear", "model.dropout=interval(0,0.5)").searched
+    )
+    assert list(corners(spaces)) == [
+        {"model": "mlp", "model.dropout": "0.0"},
+        {"model": "cnn", "model.dropout": "0.0"},
+        {"model": "linear", "model.dropout": "0.0"},
+        {"model": "mlp", "model.dropout": "0.5"},
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_the_same_seed_proposes_the_same_and_another_does_not(sampler: str, tmp_path: Path) -> None:
+    one, same, other = (
+        carry_out(search(tmp_path / name, "sweep.n_trials=14", f"sweep.sampler={sampler}", seed))
+        for name, seed in (("a", "sweep.seed=1"), ("b", "sweep.seed=1"), ("c", "sweep.seed=2"))
+    )
+    assert one == same
+    assert one != other
+    assert len({str(params) for params in one}) == 14
+
+
+def test_a_resumed_search_proposes_what_the_whole_one_would_have(tmp_path: Path) -> None:
+    whole = carry_out(search(tmp_path / "whole", "sweep.n_trials=14"))
+    first = carry_out(search(tmp_path / "two", "sweep.n_trials=14"), most=11)
+    assert first + carry_out(search(tmp_path / "two", "sweep.n_trials=14")) == whole
+
+
+def test_n_trials_is_a_total(tmp_path: Path) -> None:
+    assert len(carry_out(search(tmp_path, "sweep.n_trials=4"))) == 4
+    assert len(carry_out(search(tmp_path, "sweep.n_trials=4"))) == 0
+    assert len(carry_out(search(tmp_path, "sweep.n_trials=6"))) == 2
+
+
+def test_a_grid_by_optuna_tries_every_combination_once(tmp_path: Path) -> None:
+    space = ("model=mlp,cnn", "seed=range(0,3)")
+    source = search(tmp_path, "sweep.sampler=grid", "sweep.n_trials=6", space=space)
+    proposed = []
+    for job in source.jobs():
+        proposed.append(tuple(job.params.values()))
+        source.tell(Trial(index=job.index, state=FINISHED, params=job.params, values=(0.0,)))
+    assert sorted(proposed) == [(m, s) for m in ("cnn", "mlp") for s in "012"]
+
+
+def test_trials_that_were_killed_or_failed_are_proposed_again(tmp_path: Path) -> None:
+    source = search(tmp_path, "sweep.n_trials=5")
+    jobs = list(islice(source.jobs(), 3))
+    source.tell(ended(0, jobs[0].params))
+    source.tell(ended(1, jobs[1].params, FAILED))
+    # The process is killed: 2 still runs for Optuna; a new one takes over.
+    again = search(tmp_path, "sweep.n_trials=5")
+    known = again.known_jobs()
+    assert {index: job.params for index, job in known.items()} == {
+        job.index: job.params for job in jobs
+    }
+    again.catch_up({0: ended(0, jobs[0].params), 1: ended(1, jobs[1].params, FAILED)})
+    proposed = carry_out(again)
+    assert proposed[:2] == [jobs[1].params, jobs[2].params]
+    assert len(proposed) == 4  # five in all
+    assert len(again.known_jobs()) == 5
+
+
+def test_a_trial_that_finished_while_the_sweep_was_killed_is_not_proposed_again(
+    tmp_path: Path,
+) -> None:
+    source = search(tmp_path, "sweep.n_trials=3")
+    job = next(source.jobs())
+    again = search(tmp_path, "sweep.n_trials=3")
+    again.catch_up({job.index: ended(job.index, job.params)})
+    assert job.params not in carry_out(again)
+    assert len(again.study.trials) == 3
+
+
+def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> None:
+    one = search(tmp_path, "sweep.n_trials=6", sweep_id="one").jobs()
+    other = search(tmp_path, "sweep.n_trials=6", sweep_id="other")
+    numbers = [next(one).index for _ in range(4)] + [job.index for job in other.jobs()]
+    assert numbers == [0, 1, 2, 3, 4, 5]
+    assert sorted(other.known_jobs()) == [4, 5]
+
+
+def listener(folder: Path, number: int, *words: str) -> Callable[[int, Any], None]:
+    sweep = settings(folder, *words)
+    return pruning_listener(replace(sweep, job=replace(sweep.job, index=number)))
+
+
+def test_an_unpromising_trial_is_pruned_while_it_runs(tmp_path: Path) -> None:
+    words = (
+        "sweep.pruner=median",
+        "+sweep.pruner_options={n_startup_trials: 2, n_warmup_steps: 2}",
+    )
+    source = search(tmp_path, *words, "sweep.n_trials=3")
+    for job in source.jobs():
+        listen = listener(tmp_path, job.index, *words)
+        level = 0.1 if job.index == 2 else 0.8
+        try:
+            for epoch in (1, 2, 3):
+                listen(epoch, {"val/accuracy": level, "train/loss": 0.0})
+            source.tell(ended(job.index, job.params))
+        except Pruned as pruned:
+            said = str(pruned)
+            source.tell(ended(job.index, job.params, PRUNED))
+    assert said == "pruned after epoch 2"
+    states = [trial.state.name for trial in source.study.trials]
+    assert states == ["COMPLETE", "COMPLETE", "PRUNED"]
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband"])
+def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
+    source = search(tmp_path, f"sweep.pruner={pruner}")
+    job = next(source.jobs())
+    listener(tmp_path, job.index, f"sweep.pruner={pruner}")(1, {"val/accuracy": 0.5})
+    assert source.study.trials[0].intermediate_values == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("+sweep.sampler_options={startup: 3}",), r"sampler_options: TPESampler: .*'startup'"),
+        (
+            ("sweep.pruner=median", "+sweep.pruner_options={warm: 3}"),
+            r"pruner_options: MedianPruner",
+        ),
+        (("sweep.pruner=median", "sweep.objective=[model/parameters]"), "each epoch has"),
+        (
+            ("sweep.pruner=median", "sweep.objective=[val/accuracy,model/parameters]"),
+            "two objectives no trial can be pruned",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    words: tuple[str, ...], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        require_sense(settings(tmp_path, *words))
+
+
+def test_gp_asks_for_pytorch_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="pip install torch"):
+        require_sense(settings(tmp_path, "sweep.sampler=gp"))

@@ -1,0 +1,778 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from mlflow.entities import Run
+
+from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.runs import children, find_sweep
+from pipeline.sweeps.states import FAILED, Objective
+from pipeline.system.errors import RequestError
+from pipeline.tracking import record
+from tests.commands import configured, environment, inside, pipeline, results
+from tests.test_main import DRIVER, Answer, assert_helpful
+
+pytestmark = pytest.mark.slow
+
+NO_PLOTS = ("train.tensorboard=false", "train.plots=[]", "evaluate.plots=[]")
+QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS)
+PATIENCE_S = 60.0  # more than anything here should take
+PARENT, INDEX = "mlflow.parentRunId", "sweep.index"
+
+# The command line, and what its complaint must say.
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "nothing to try": (["-m", "seed=3"], ["nothing to sweep over", "seed=0,1,2"]),
+    "an empty range": (["-m", "seed=range(3,3)"], ["seed=range(3,3): has no value to try"]),
+    "a key that does not exist": (
+        ["-m", "train.epoch=1,2"],
+        ["job 0 (epoch=1): train.epoch: no such key; did you mean epochs?"],
+    ),
+    "a bad value in the last job": (
+        ["-m", "seed=0,1", "train.epochs=1,2,0"],
+        ["job 2 (seed=0, epochs=0): train.epochs", "greater than or equal to 1"],
+    ),
+    "a bad value in all jobs": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
+    "an interval in a grid": (
+        ["-m", "optimizer.learning_rate=interval(1e-3,1e-1)"],
+        ["interval(1e-3,1e-1): a grid needs single values", "hydra/sweeper=optuna"],
+    ),
+    "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
+    "a pruner for a grid": (["-m", "seed=0,1", "sweep.pruner=median"], ["sweep.pruner", "optuna"]),
+    "an objective without its direction": (
+        ["-m", "seed=0,1", "sweep.objective=[val/accuracy,val/loss]"],
+        ["sweep.direction: 1 for 2 objectives"],
+    ),
+    "an objective that no run has": (
+        ["-m", "seed=0,1", "sweep.objective=[accuracy]"],
+        ["sweep.objective", "val/accuracy"],
+    ),
+    "no worker at all": (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs"]),
+    "a sweep to resume that is not there": (
+        ["-m", "seed=0,1", "sweep.resume=0123456789abcdef0123456789abcdef"],
+        ["sweep.resume=0123456789abcdef0123456789abcdef: there is no such sweep"],
+    ),
+    "the latest sweep where there is none": (
+        ["-m", "seed=0,1", "sweep.resume=latest", "tracking.experiment=mine"],
+        ["sweep.resume=latest: experiment mine has no sweep"],
+    ),
+    "a search with bounds the wrong way round": (
+        ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0.5,0.1)"],
+        ["model.dropout=interval(0.5,0.1)"],
+    ),
+    "a search beyond what a key may be": (
+        ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0.5,1.5)"],
+        ["model.dropout", "less than 1"],
+    ),
+    "an option that the sampler does not have": (
+        ["-m", "hydra/sweeper=optuna", "seed=range(0,9)", "+sweep.sampler_options.startup=3"],
+        ["sweep.sampler_options: TPESampler", "startup"],
+    ),
+    "a search for two ends that prunes": (
+        [
+            *("-m", "hydra/sweeper=optuna", "seed=range(0,9)", "sweep.pruner=median"),
+            *("sweep.objective=[val/accuracy,val/loss]", "sweep.direction=[maximize,minimize]"),
+        ],
+        ["sweep.pruner=median", "two objectives"],
+    ),
+}
+PREVIEWED: dict[str, tuple[list[str], list[str]]] = {
+    "a grid": (
+        ["-m", "seed=0,1,2", "model.dropout=0.1,0.3", "sweep.preview=true"],
+        ["model.dropout", "│ 5   │ 2    │ 0.3", "6 jobs; no earlier run tells how long; nothing"],
+    ),
+    "a search": (
+        ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,0.5)", "sweep.preview=true"],
+        ["interval(0,0.5)", "20 jobs proposed by tpe, pruner none", "nothing was run"],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The newest sweep of a folder, as a user would find it afterwards."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+    @cached_property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs of the store, oldest first."""
+        ids = [e.experiment_id for e in self.client.search_experiments()]
+        return list(self.client.search_runs(ids, order_by=["start_time ASC"]))
+
+    @cached_property
+    def parent(self) -> Run:
+        return [run for run in self.runs if PARENT not in run.data.tags][-1]
+
+    @cached_property
+    def children(self) -> list[Run]:
+        """By index; several tries of one in the order they were started."""
+        mine = [run for run in self.runs if run.data.tags.get(PARENT) == self.parent.info.run_id]
+        return sorted(mine, key=lambda run: int(run.data.tags[INDEX]))
+
+    @property
+    def said(self) -> dict[str, str]:
+        return results(self.done.stdout)
+
+    @property
+    def place(self) -> Path:
+        """The sweep's own folder."""
+        return Path(self.parent.data.tags["sweep.folder"])
+
+    def states(self) -> list[tuple[int, str]]:
+        return [(index_of(run), run.info.status) for run in self.children]
+
+    def ids(self, *states: str) -> list[str]:
+        return [run.info.run_id for run in self.children if run.info.status in states]
+
+    def of(self, index: int) -> Run:
+        [run] = [run for run in self.children if index_of(run) == index]
+        return run
+
+
+def index_of(run: Run) -> int:
+    return int(run.data.tags[INDEX])
+
+
+def artifact(run: Run, name: str) -> Path:
+    return Path(run.info.artifact_uri.removeprefix("file://"), name)
+
+
+def sweep(*words: str, cwd: Path) -> Swept:
+    """`python -m pipeline -m …`, waited for."""
+    cwd.mkdir(parents=True, exist_ok=True)
+    return Swept(folder=cwd, done=pipeline("-m", *words, cwd=cwd))
+
+
+def as_it_is_now(swept: Swept) -> Swept:
+    """With its runs read, before the next process changes them."""
+    assert swept.runs
+    return swept
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Waits until something is true of a process that has not ended."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended, if only its init has not noticed yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def all_gone(processes: list[psutil.Process], within: float) -> bool:
+    end = time.monotonic() + within
+    while not (done := all(map(gone, processes))) and time.monotonic() < end:
+        time.sleep(0.05)
+    return done
+
+
+def offspring(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def begin(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
+    """A sweep in a session of its own, that heeds Ctrl-C; it writes to files `out` and `err`."""
+    cwd.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (cwd / "out").open("wb") as out, (cwd / "err").open("wb") as err:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "-m", *words],
+                cwd=cwd,
+                env=environment(),
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def waited(process: subprocess.Popen[bytes], cwd: Path) -> Swept:
+    try:
+        code = process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+    said = [(cwd / name).read_text(encoding="utf-8") for name in ("out", "err")]
+    return Swept(folder=cwd, done=subprocess.CompletedProcess(process.args, code, *said))
+
+
+# --- what is refused, and what is shown, before anything starts ---
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    folder = tmp_path_factory.mktemp("answers")
+    cases = REFUSED | PREVIEWED
+    subprocess.run(
+        [sys.executable, "-c", f"import pipeline.sweeps.sweep\n{DRIVER}"],
+        input=json.dumps([words for words, _ in cases.values()]),
+        text=True,
+        cwd=folder,
+        env=environment(),
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    return {
+        name: Answer(
+            **json.loads((folder / f"{number}.json").read_text()),
+            out=(folder / f"{number}.out").read_text(),
+            err=(folder / f"{number}.err").read_text(),
+        )
+        for number, name in enumerate(cases)
+    }
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_sweep_that_cannot_be_is_refused_in_two_lines(
+    case: str, answers: dict[str, Answer]
+) -> None:
+    answer = answers[case]
+    assert (answer.code, answer.out) == (2, "")
+    assert "tensorflow" not in answer.imported
+    lines = answer.err.splitlines()
+    assert 1 <= len(lines) <= 3, answer.err
+    assert "Traceback" not in answer.err
+    for part in REFUSED[case][1]:
+        assert part in answer.err
+
+
+@pytest.mark.parametrize("case", PREVIEWED)
+def test_a_preview_shows_the_jobs_and_runs_none(case: str, answers: dict[str, Answer]) -> None:
+    answer = answers[case]
+    assert (answer.code, answer.err) == (0, "")
+    assert "tensorflow" not in answer.imported
+    for part in PREVIEWED[case][1]:
+        assert part in answer.out
+
+
+def test_what_is_refused_or_shown_leaves_no_run_and_no_folder(
+    answers: dict[str, Answer], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = max(tmp_path_factory.getbasetemp().glob("answers*"))
+    assert not (folder / "multirun").exists()
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    assert list(client.search_runs(experiments)) == []
+
+
+# --- a grid ---
+
+GRID = ("seed=0,1", "optimizer.learning_rate=0.001,0.01")
+KEPT = 2
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A grid of two times two on two workers, read by many tests and changed by none."""
+    words = (*QUICK, *GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
+    swept = sweep(*words, cwd=tmp_path_factory.mktemp("grid"))
+    assert swept.done.returncode == 0, swept.done.stderr
+    return swept
+
+
+def test_a_grid_is_a_finished_run_with_a_finished_child_for_each_job(grid: Swept) -> None:
+    assert (grid.parent.info.status, len(grid.runs)) == ("FINISHED", 5)
+    assert grid.states() == [(index, "FINISHED") for index in range(4)]
+    names = [run.info.run_name for run in grid.children]
+    assert [name.partition(":")[0] for name in names] == ["0", "1", "2", "3"]
+    assert all("0.01" in name for name in names[1::2])
+    keys = ("seed", "optimizer.learning_rate")
+    tried = [tuple(run.data.params[key] for key in keys) for run in grid.children]
+    assert tried == [("0", "0.001"), ("0", "0.01"), ("1", "0.001"), ("1", "0.01")]
+    experiments = {run.info.experiment_id for run in grid.runs}
+    assert [grid.client.get_experiment(one).name for one in experiments] == ["synthetic"]
+
+
+def test_the_sweeps_own_run_has_what_was_searched_and_what_was_best(grid: Swept) -> None:
+    values = [run.data.metrics["val/accuracy"] for run in grid.children]
+    best = grid.children[values.index(max(values))]
+    tags, params = grid.parent.data.tags, grid.parent.data.params
+    assert params["seed"] == "0,1"
+    assert params["optimizer.learning_rate"] == "0.001,0.01"
+    assert tags["best.run_id"] == best.info.run_id
+    assert tags["best.seed"] == best.data.params["seed"]
+    assert tags["best.optimizer.learning_rate"] == best.data.params["optimizer.learning_rate"]
+    assert tags["sweep.objective"] == "val/accuracy"
+    assert grid.place.parent.parent == grid.folder / "multirun"
+    expected = {"finished": 4, "failed": 0, "pruned": 0, "killed": 0, "best": max(values)}
+    expected |= {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+    metrics = grid.parent.data.metrics
+    found = {k.partition("/")[2]: v for k, v in metrics.items() if k.startswith("sweep/")}
+    assert found == pytest.approx(expected)
+
+
+def test_the_sweeps_own_run_has_table_manifest_and_plots(grid: Swept) -> None:
+    manifest = json.loads(artifact(grid.parent, "manifest.json").read_text())
+    assert manifest["searched"] == {"seed": "0,1", "optimizer.learning_rate": "0.001,0.01"}
+    assert [job["index"] for job in manifest["jobs"]] == [0, 1, 2, 3]
+    with artifact(grid.parent, "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run_id"] for row in rows] == [run.info.run_id for run in grid.children]
+    for row, run in zip(rows, grid.children, strict=True):
+        assert float(row["val/accuracy"]) == run.data.metrics["val/accuracy"]
+        assert (row["state"], row["error"]) == ("finished", "")
+    plots = {path.stem for path in artifact(grid.parent, "plots").glob("*.png")}
+    assert {"objective", "parallel_coordinates", "slice", "seeds"} <= plots
+
+
+def test_the_best_alone_are_kept_and_seen_on_the_test_split(grid: Swept) -> None:
+    by_value = sorted(grid.children, key=lambda r: (-r.data.metrics["val/accuracy"], index_of(r)))
+    kept = {index_of(run) for run in by_value[:KEPT]}
+    for run in grid.children:
+        is_kept = index_of(run) in kept
+        assert ("model_uri" in run.data.tags) == is_kept
+        assert ("test/accuracy" in run.data.metrics) == is_kept
+        arrays = [
+            "class_names",
+            "val_labels",
+            "val_probs",
+            *(["test_labels", "test_probs"] if is_kept else []),
+        ]
+        assert np.load(artifact(run, "predictions.npz")).files == arrays
+        assert (grid.place / str(index_of(run)) / "checkpoints").exists() == is_kept
+
+
+def test_a_kept_model_is_in_the_experiment_of_its_run_and_can_be_used(grid: Swept) -> None:
+    run = next(run for run in grid.children if "model_uri" in run.data.tags)
+    logged = grid.client.get_logged_model(run.data.tags["model_uri"].removeprefix("models:/"))
+    assert logged.source_run_id == run.info.run_id
+    assert logged.experiment_id == run.info.experiment_id
+    assert str(grid.folder / "mlartifacts/synthetic") in logged.artifact_location
+    mlflow.set_tracking_uri(f"sqlite:///{grid.folder}/mlflow.db")
+    model = mlflow.tensorflow.load_model(run.data.tags["model_uri"])
+    assert model.input_shape == (None, 28, 28, 1)
+
+
+def test_the_data_is_made_once_for_all_jobs(grid: Swept) -> None:
+    for stage in ("ingest", "preprocess"):
+        found = [run.data.tags[f"cache/{stage}"] for run in grid.children]
+        assert found.count("miss") <= 1, found
+    assert len(list((grid.folder / "data/synthetic").glob("raw-*"))) == 1
+
+
+def test_the_last_line_names_the_sweep_its_best_run_and_what_it_reached(grid: Swept) -> None:
+    assert grid.said == {
+        "sweep_id": grid.parent.info.run_id,
+        "best_run_id": grid.parent.data.tags["best.run_id"],
+        "val/accuracy": f"{grid.parent.data.metrics['sweep/best']:.4f}",
+    }
+    assert grid.done.stdout.count("finished, model kept") == KEPT
+    assert "Traceback" not in grid.done.stderr
+    told = [line for line in grid.done.stderr.splitlines() if line.startswith("job ")]
+    assert sorted(line.split()[1] for line in told) == ["0", "1", "2", "3"]
+
+
+def test_what_a_job_prints_is_in_its_folder(grid: Swept) -> None:
+    for run in grid.children:
+        lines = (grid.place / run.data.tags[INDEX] / "output.txt").read_text().splitlines()
+        printed = [results(line)["run_id"] for line in lines if line.startswith("run_id=")]
+        assert set(printed) == {run.info.run_id}
+        assert "run_id=" not in "".join(grid.done.stdout.splitlines()[:-1])
+
+
+def test_the_command_of_a_job_repeats_it_on_its_own(grid: Swept, tmp_path: Path) -> None:
+    run = grid.of(1)
+    python, *words = shlex.split(run.data.tags["command"])
+    assert (python, words[:2]) == ("python", ["-m", "pipeline"])
+    assert not any(word.startswith(("sweep", "hydra", "-m")) for word in words[2:])
+    alone = pipeline(*words[2:], cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert results(alone.stdout)["val_accuracy"] == f"{run.data.metrics['val/accuracy']:.4f}"
+
+
+def test_a_sweep_that_is_another_one_is_not_resumed_and_stays_as_it_was(grid: Swept) -> None:
+    words = (*QUICK, "seed=0,1,2", GRID[1], "train.batch_size=64", "sweep.resume=latest")
+    other = sweep(*words, cwd=grid.folder)
+    assert (other.done.returncode, other.done.stdout) == (2, "")
+    lines = other.done.stderr.splitlines()
+    assert lines[0].startswith("sweep.resume: this is another sweep")
+    assert "  seed was 0,1, is 0,1,2" in lines
+    assert "  train.batch_size was 128, is 64" in lines
+    assert "4 jobs then, 6 now" in lines[-1]
+    assert other.parent.info.status == "FINISHED"
+    assert other.parent.data.tags == grid.parent.data.tags
+    assert other.parent.data.params == grid.parent.data.params
+    assert len(other.runs) == len(grid.runs)
+
+
+def test_a_job_is_no_sweep_to_resume(grid: Swept) -> None:
+    job = grid.of(0).info.run_id
+    with inside(grid.folder), pytest.raises(RequestError, match=f"sweep.resume={job}: there is no"):
+        find_sweep(job, configured("dataset=synthetic"))
+
+
+# --- failures ---
+
+DIVERGING = ("dataset=synthetic", "model=mlp", "model.hidden=[16]", "optimizer=sgd", *NO_PLOTS)
+SOME_FAIL = ("train.epochs=1", "optimizer.learning_rate=0.05,1e30,1e29,0.01")
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A sweep whose jobs 1 and 2 fail whenever they are run: stopped twice, then let go on."""
+
+    at_first: Swept
+    at_second: Swept
+    to_its_end: Swept
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Failing:
+    cwd, words = tmp_path_factory.mktemp("failing"), (*DIVERGING, *SOME_FAIL, "sweep.keep_models=1")
+    return Failing(
+        as_it_is_now(sweep(*words, "sweep.on_failure=stop", cwd=cwd)),
+        as_it_is_now(sweep(*words, "sweep.resume=latest", "sweep.max_failures=2", cwd=cwd)),
+        as_it_is_now(sweep(*words, "sweep.resume=latest", cwd=cwd)),
+    )
+
+
+def test_on_failure_stop_starts_nothing_after_a_failed_job(failing: Failing) -> None:
+    swept = failing.at_first
+    assert swept.done.returncode == 1
+    assert swept.states() == [(0, "FINISHED"), (1, "FAILED")]
+    assert swept.parent.info.status == "FAILED"
+    assert "stopped after job 1 failed" in swept.done.stderr
+    assert f"sweep.resume={swept.parent.info.run_id}" in swept.done.stderr
+    assert "Traceback" not in swept.done.stderr
+
+
+def test_max_failures_stops_at_that_many(failing: Failing) -> None:
+    swept = failing.at_second
+    assert swept.done.returncode == 1
+    assert swept.states() == [(0, "FINISHED"), (1, "FAILED"), (1, "FAILED"), (2, "FAILED")]
+    assert "stopped after job 2 failed" in swept.done.stderr
+
+
+def test_a_failed_job_costs_only_itself_and_says_why(failing: Failing) -> None:
+    swept = failing.to_its_end
+    assert swept.done.returncode == 1
+    assert swept.states()[-1] == (3, "FINISHED")
+    failed = next(run for run in swept.children[::-1] if index_of(run) == 1)
+    assert failed.info.status == "FAILED"
+    assert "the loss became nan in epoch 1" in failed.data.tags["error"]
+    assert failed.data.tags["traceback"].startswith("Traceback (most recent call last)")
+    [told] = [line for line in swept.done.stderr.splitlines() if line.startswith("job 1 failed")]
+    assert "the loss became nan in epoch 1" in told
+    table = "".join(line for line in swept.done.stdout.splitlines() if line.startswith("│"))
+    assert table.count("failed") == 2
+    assert "loss became nan" in " ".join(table.replace("│", " ").split())
+
+
+def test_a_sweep_of_which_a_job_failed_is_reported_and_failed(failing: Failing) -> None:
+    swept = failing.to_its_end
+    assert swept.parent.info.status == "FAILED"
+    last = swept.done.stderr.splitlines()[-1]
+    assert last.startswith("2 of 4 jobs failed; ")
+    assert f"sweep.resume={swept.parent.info.run_id}" in last
+    metrics = swept.parent.data.metrics
+    assert (metrics["sweep/finished"], metrics["sweep/failed"]) == (2, 2)
+    assert "2 of 4 jobs failed" in swept.parent.data.tags["error"]
+    assert artifact(swept.parent, "plots/objective.png").exists()
+    assert swept.said["best_run_id"] in swept.ids("FINISHED")
+    assert ["model_uri" in swept.of(index).data.tags for index in (0, 3)].count(True) == 1
+
+
+def test_resuming_runs_again_what_failed_and_nothing_that_finished(failing: Failing) -> None:
+    swept = failing.to_its_end
+    tries = [index for index, _ in swept.states()]
+    assert [tries.count(index) for index in range(4)] == [1, 3, 2, 1]
+    assert failing.at_first.parent.info.run_id == swept.parent.info.run_id
+    assert swept.of(0).info.run_id == failing.at_first.of(0).info.run_id
+
+
+def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Path) -> None:
+    long = ("train.epochs=100000,1", "sweep.timeout_s=8", "sweep.keep_models=0")
+    swept = sweep("dataset=synthetic", "model=linear", *NO_PLOTS, *long, cwd=tmp_path)
+    assert swept.done.returncode == 1
+    assert swept.states() == [(0, "FAILED"), (1, "FINISHED")]
+    assert "took longer than sweep.timeout_s=8" in swept.of(0).data.tags["error"]
+    took = (swept.of(0).info.end_time - swept.of(0).info.start_time) / 1000
+    assert 3 < took < 20  # the limit counts from before the run is opened
+    # It closed its run itself, with all that it had.
+    assert {"config.yaml", "data.txt"} <= {p.name for p in artifact(swept.of(0), "").iterdir()}
+
+
+def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_earlier_try(
+    tmp_path: Path,
+) -> None:
+    config = configured("dataset=synthetic", "tracking.uri=null")
+    with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
+        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        tags = {PARENT: parent.id, INDEX: "0"}
+        earlier = parent.client.create_run(known.experiment_id, tags=tags)
+        known.close_orphans()
+        assert parent.client.get_run(earlier.info.run_id).info.status == "KILLED"
+        settled = known.settle(Job(index=0, params={"seed": "0"}), "killed by SIGKILL")
+        assert (settled.state, settled.error) == (FAILED, "killed by SIGKILL")
+
+
+def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
+    config = configured("dataset=synthetic", "tracking.uri=null")
+    with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
+        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        tags = {PARENT: parent.id, INDEX: "0"}
+        run_id = parent.client.create_run(known.experiment_id, tags=tags).info.run_id
+        for name, value in (("val/accuracy", 0.6), ("kept/val/accuracy", 0.8)):
+            parent.client.log_metric(run_id, name, value)
+        parent.client.set_terminated(run_id)
+        settled = known.settle(Job(index=0, params={}), None)
+        assert settled.values == (0.8,)
+
+
+# --- interruptions ---
+
+# The first of the jobs is short, the others long enough to be met at work.
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,200,201", *NO_PLOTS)
+INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A sweep interrupted by Ctrl-C, resumed, ended by SIGTERM, resumed, and then completed."""
+
+    by_ctrl_c: Swept
+    by_sigterm: Swept
+    completed: Swept
+    alive: list[list[psutil.Process]]
+    mapped: list[str]
+    intruder: subprocess.CompletedProcess[str]
+
+
+def met_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[psutil.Process]:
+    """The processes under a sweep at the moment when its first job is done and two others run."""
+
+    def at_work() -> bool:
+        client = mlflow.MlflowClient(f"sqlite:///{cwd}/mlflow.db")
+        runs = client.search_runs(["1"], "attributes.status = 'RUNNING'")
+        running = {index_of(run) for run in runs if INDEX in run.data.tags}
+        return running == {1, 2} and all(
+            "epoch" in path.read_text()
+            for path in cwd.glob("multirun/*/*/*/output.txt")
+            if path.parent.name in ("1", "2")
+        )
+
+    until(lambda: list(cwd.glob("multirun/*/*/0/output.txt")), process)
+    until(at_work, process)
+    return offspring(process)
+
+
+def hold_still(process: subprocess.Popen[bytes], cwd: Path) -> None:
+    """Stops a sweep's processes at a moment when none of them is writing to the store."""
+
+    def stopped_while_not_writing() -> bool:
+        os.killpg(process.pid, signal.SIGSTOP)
+        store = sqlite3.connect(cwd / "mlflow.db", timeout=0, isolation_level=None)
+        with closing(store), suppress(sqlite3.OperationalError):
+            store.execute("BEGIN EXCLUSIVE")
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    until(stopped_while_not_writing, process)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    cwd = tmp_path_factory.mktemp("interrupted")
+    process = begin(*INTERRUPTED, cwd=cwd)
+    first = met_at_work(process, cwd)
+    maps = [Path(f"/proc/{pid}/maps") for pid in (process.pid, *(p.pid for p in first))]
+    mapped = [path.read_text() for path in maps if path.exists()]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    by_ctrl_c = as_it_is_now(waited(process, cwd))
+    alive = [[p for p in first if not gone(p)]]
+
+    process = begin(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
+    sweep_id = by_ctrl_c.parent.info.run_id
+    second = met_at_work(process, cwd)
+    hold_still(process, cwd)  # or it might be done before the other is refused
+    intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
+    os.killpg(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)  # as a batch system does
+    by_sigterm = as_it_is_now(waited(process, cwd))
+    alive.append([p for p in second if not gone(p)])
+
+    completed = sweep(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
+    return Interrupted(by_ctrl_c, by_sigterm, completed, alive, mapped, intruder)
+
+
+def test_ctrl_c_ends_a_sweep_and_says_so_of_every_run(interrupted: Interrupted) -> None:
+    swept = interrupted.by_ctrl_c
+    assert (swept.done.returncode, swept.done.stdout) == (130, "")
+    assert swept.done.stderr.splitlines()[-1].startswith("stopped by SIGINT; ")
+    assert "Traceback" not in swept.done.stderr
+    assert swept.states() == [(0, "FINISHED"), (1, "KILLED"), (2, "KILLED")]
+    assert swept.parent.info.status == "KILLED"
+    assert interrupted.alive[0] == []
+
+
+def test_an_interrupted_job_has_closed_its_own_run_with_what_it_had(
+    interrupted: Interrupted,
+) -> None:
+    for run in interrupted.by_ctrl_c.children[1:]:
+        assert run.data.tags["error"] == "KeyboardInterrupt"
+        assert "val/accuracy" in run.data.metrics
+        assert artifact(run, "config.yaml").exists()
+
+
+def test_sigterm_ends_a_sweep_as_ctrl_c_does(interrupted: Interrupted) -> None:
+    swept = interrupted.by_sigterm
+    assert (swept.done.returncode, swept.done.stdout) == (143, "")
+    assert swept.done.stderr.splitlines()[-1].startswith("stopped by SIGTERM; ")
+    assert swept.states() == [(0, "FINISHED"), *[(1, "KILLED")] * 2, *[(2, "KILLED")] * 2]
+    assert swept.parent.info.status == "KILLED"
+    assert interrupted.alive[1] == []
+
+
+def test_a_sweep_is_worked_on_by_one_process_at_a_time(interrupted: Interrupted) -> None:
+    intruder = interrupted.intruder
+    assert (intruder.returncode, intruder.stdout) == (2, "")
+    assert_helpful(intruder.stderr, "sweep.resume: another process is at work on")
+
+
+def test_a_resumed_sweep_is_completed_without_running_again_what_had_finished(
+    interrupted: Interrupted,
+) -> None:
+    swept = interrupted.completed
+    assert swept.done.returncode == 0, swept.done.stderr
+    assert [index for index, state in swept.states() if state == "FINISHED"] == [0, 1, 2]
+    assert len(swept.children) == 7
+    assert swept.of(0).info.run_id == interrupted.by_ctrl_c.of(0).info.run_id
+    assert swept.said["sweep_id"] == interrupted.by_ctrl_c.parent.info.run_id
+    assert swept.said["best_run_id"] in swept.ids("FINISHED")
+
+
+def test_a_completed_sweep_bears_no_trace_of_having_been_interrupted(
+    interrupted: Interrupted,
+) -> None:
+    parent = interrupted.completed.parent
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags.keys() & {"error", "traceback"} == set()
+    assert parent.data.metrics["sweep/finished"] == 3
+    assert (parent.data.metrics["sweep/failed"], parent.data.metrics["sweep/killed"]) == (0, 0)
+
+
+def test_the_process_that_leads_a_sweep_never_loads_tensorflow(interrupted: Interrupted) -> None:
+    if not interrupted.mapped:
+        pytest.skip("no /proc here")
+    leader, *workers = interrupted.mapped
+    assert "tensorflow" not in leader
+    assert sum("tensorflow" in worker for worker in workers) == 2
+
+
+# --- searches ---
+
+SEARCH = (*QUICK, "hydra/sweeper=optuna", "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))")
+SEEDED = (*SEARCH, "sweep.seed=3", "+sweep.sampler_options.n_startup_trials=2")
+
+
+def tried(swept: Swept) -> list[str]:
+    return [run.data.params["optimizer.learning_rate"] for run in swept.children]
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    words = (*SEEDED, "sweep.n_trials=4", "sweep.keep_models=1")
+    return sweep(*words, cwd=tmp_path_factory.mktemp("search"))
+
+
+def test_a_search_is_recorded_as_a_grid_is(search: Swept) -> None:
+    assert search.done.returncode == 0, search.done.stderr
+    assert search.parent.info.status == "FINISHED"
+    assert search.states() == [(index, "FINISHED") for index in range(4)]
+    assert len(set(tried(search))) == 4
+    assert all(1e-4 <= float(rate) <= 1e-1 for rate in tried(search))
+    values = [run.data.metrics["val/accuracy"] for run in search.children]
+    assert search.parent.data.metrics["sweep/best"] == max(values)
+    assert search.said["val/accuracy"] == f"{max(values):.4f}"
+    assert [index_of(run) for run in search.children if "model_uri" in run.data.tags] == [
+        values.index(max(values))
+    ]
+    manifest = json.loads(artifact(search.parent, "manifest.json").read_text())
+    assert manifest["settings"]["adaptive"] is True
+    assert manifest["jobs"] == []
+
+
+def test_a_search_given_more_trials_adds_those_that_the_whole_one_would_have_tried(
+    search: Swept, tmp_path: Path
+) -> None:
+    part = sweep(*SEEDED, "sweep.n_trials=2", "sweep.keep_models=0", cwd=tmp_path)
+    assert part.states() == [(index, "FINISHED") for index in range(2)], part.done.stderr
+    words = ("sweep.n_trials=4", "sweep.keep_models=0", "sweep.resume=latest")
+    whole = sweep(*SEEDED, *words, cwd=tmp_path)
+    assert whole.states() == [(index, "FINISHED") for index in range(4)], whole.done.stderr
+    assert whole.ids("FINISHED")[:2] == part.ids("FINISHED")
+    assert tried(whole) == tried(search)
+
+
+def test_an_unpromising_trial_is_pruned_which_is_no_failure(tmp_path: Path) -> None:
+    pruning = (
+        *("train.epochs=3", "hydra/sweeper=optuna", "optimizer.learning_rate=choice(1e-6,0.1)"),
+        *("sweep.n_trials=2", "sweep.sampler=random", "sweep.seed=0", "sweep.pruner=median"),
+        "+sweep.pruner_options={n_startup_trials: 1, n_warmup_steps: 1}",
+    )
+    words = [word for word in QUICK if not word.startswith("train.epochs")]
+    swept = sweep(*words, *pruning, "sweep.keep_models=0", cwd=tmp_path)
+    assert swept.done.returncode == 0, swept.done.stderr
+    assert [float(rate) for rate in tried(swept)] == [0.1, 1e-6]
+    assert swept.states() == [(0, "FINISHED"), (1, "KILLED")]
+    pruned = swept.of(1)
+    assert pruned.data.tags["sweep.pruned"].startswith("pruned after epoch ")
+    assert pruned.data.tags.keys() & {"error", "traceback"} == set()
+    assert 1 <= len(swept.client.get_metric_history(pruned.info.run_id, "val/accuracy")) < 3
+    metrics = swept.parent.data.metrics
+    assert (metrics["sweep/finished"], metrics["sweep/pruned"]) == (1, 1)
+    assert (metrics["sweep/failed"], swept.parent.info.status) == (0, "FINISHED")
+
+
+def test_two_objectives_are_searched_with_hydras_basic_launcher_too(tmp_path: Path) -> None:
+    two = ("sweep.objective=[val/accuracy,model/parameters]", "sweep.direction=[maximize,minimize]")
+    space = ("model=mlp", "model.hidden=choice([8],[16])", "seed=choice(0,1,2)")
+    words = ("dataset=synthetic", "train.epochs=1", *NO_PLOTS, *space, *two)
+    how = ("hydra/sweeper=optuna", "hydra/launcher=basic", "sweep.n_trials=2")
+    swept = sweep(*words, *how, "sweep.keep_models=1", cwd=tmp_path)
+    assert swept.done.returncode == 0, swept.done.stderr
+    assert swept.states() == [(index, "FINISHED") for index in range(2)]
+    assert swept.parent.info.status == "FINISHED"
+    best = swept.client.get_run(swept.said["best_run_id"]).data
+    assert list(swept.said) == ["sweep_id", "best_run_id", "val/accuracy", "model/parameters"]
+    assert swept.said["val/accuracy"] == f"{best.metrics['val/accuracy']:.4f}"
+    assert float(swept.said["model/parameters"]) == best.metrics["model/parameters"]
+    assert swept.parent.data.tags["sweep.objective"] == "val/accuracy, model/parameters"
+    assert "test/accuracy" in best.metrics
+    assert "model_uri" in best.tags
+    assert artifact(swept.parent, "plots/objective.png").exists()

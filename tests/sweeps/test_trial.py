@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.sweeps.trial import within
+from pipeline.system.errors import PipelineError
+from tests.commands import environment
+
+pytestmark = pytest.mark.slow
+
+TOO_LONG = "^took longer than sweep.timeout_s=0.2$"
+
+# A block in a process of its own, which may be taken down; it tells how the block ended.
+ALONE = """
+import sys, time
+from pipeline.sweeps import trial
+from pipeline.system.errors import PipelineError
+
+trial.GRACE_S = 1.0
+print("ready", flush=True)
+started = time.monotonic()
+try:
+    with trial.within(seconds=0.2, memory_mb=None):
+        {block}
+except PipelineError as error:
+    print(error)
+    print(time.monotonic() - started < trial.GRACE_S)
+"""
+STUBBORN = """
+        while True:
+            try:
+                time.sleep(0.05)
+            except PipelineError:
+                print("asked", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    """The signal's handler and the threads are as before, in whatever way a block ended."""
+    handler, threads = signal.getsignal(signal.SIGALRM), threading.active_count()
+    yield
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert threading.active_count() == threads
+
+
+def compute(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def alone(block: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ALONE.format(block=block)],
+        env=environment(TF_CPP_MIN_LOG_LEVEL="3"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_block_within_its_limits_ends_as_it_would() -> None:
+    with within(seconds=60, memory_mb=1_000_000):
+        compute(0.7)
+    with pytest.raises(ZeroDivisionError), within(seconds=60, memory_mb=None):
+        raise ZeroDivisionError
+
+
+def test_a_block_without_limits_is_not_watched() -> None:
+    threads = threading.active_count()
+    with within(seconds=None, memory_mb=None):
+        assert threading.active_count() == threads
+
+
+def test_a_block_that_takes_too_long_is_ended_with_the_limit_by_name() -> None:
+    started = time.monotonic()
+    with pytest.raises(PipelineError, match=TOO_LONG), within(seconds=0.2, memory_mb=None):
+        compute(30)
+    assert time.monotonic() - started < 5
+
+
+def test_a_block_that_needs_too_much_memory_is_ended_with_the_limit_by_name() -> None:
+    limit = r"^needs [\d,]+ MB, above sweep.memory_mb=10$"
+    with pytest.raises(PipelineError, match=limit), within(seconds=None, memory_mb=10):
+        compute(30)
+
+
+def test_a_block_that_is_ended_may_tidy_up() -> None:
+    tidied = []
+    with pytest.raises(PipelineError, match=TOO_LONG), within(seconds=0.2, memory_mb=None):
+        try:
+            compute(30)
+        finally:
+            compute(1)
+            tidied.append(True)
+    assert tidied == [True]
+
+
+def test_a_handler_of_the_signal_is_back_in_its_place() -> None:
+    def mine(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGALRM, mine)
+    try:
+        with pytest.raises(PipelineError), within(seconds=0.2, memory_mb=None):
+            compute(30)
+        assert signal.getsignal(signal.SIGALRM) is mine
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_block_that_waits_is_ended_too() -> None:
+    ended = alone("time.sleep(30)")
+    assert ended.stdout.splitlines() == ["ready", "took longer than sweep.timeout_s=0.2", "True"]
+    assert ended.returncode == 0
+
+
+def test_a_block_that_does_not_end_takes_its_process_with_it() -> None:
+    ended = alone(STUBBORN)
+    assert ended.stdout.splitlines() == ["ready", "asked"]
+    assert ended.returncode == 1
+    reason = "took longer than sweep.timeout_s=0.2, and does not end by itself"
+    assert ended.stderr.splitlines()[-1] == reason

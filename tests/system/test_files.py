@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.system.files import replacing
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with replacing(path) as part:
+        part.mkdir()
+        (part / "new").touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.mkdir()
+        raise RuntimeError
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_name_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
+    with replacing(tmp_path / "model.keras") as part:
+        part.touch()
+        assert part.parent == tmp_path
+        assert part.suffix == ".keras"
+
+
+def test_a_place_that_cannot_be_written_is_an_os_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "file" / "a.txt"):
+        pass
+    assert str(tmp_path / "file") in str(caught.value.filename)

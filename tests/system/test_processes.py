@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.system import processes as holders
+from pipeline.system.processes import PATIENCE_S, at_work, shown, this_process, user
+
+OLD = 10 * PATIENCE_S
+
+
+def changed(**values: object) -> str:
+    return json.dumps(json.loads(this_process()) | values)
+
+
+def test_a_process_of_this_machine_is_at_work_however_old_its_ticket() -> None:
+    assert at_work(this_process(), OLD)
+
+
+def test_a_process_that_ended_is_not_however_young_its_ticket() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not at_work(changed(pid=ended.pid), 0)
+
+
+def test_another_process_that_got_its_number_is_not_mistaken_for_it() -> None:
+    born = json.loads(this_process())["born"]
+    assert not at_work(changed(born=born - 60), 0)
+
+
+def test_a_process_that_ended_but_was_not_asked_after_is_not_at_work() -> None:
+    import psutil
+
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        process = psutil.Process(child)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            pass
+        assert not at_work(changed(pid=child, born=process.create_time()), 0)
+    finally:
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [changed(place="elsewhere"), "", "{}", "[1]", "not JSON"],
+    ids=["elsewhere", "nothing", "no keys", "a list", "not JSON"],
+)
+def test_one_that_cannot_be_asked_is_trusted_for_a_while(holder: str) -> None:
+    assert at_work(holder, PATIENCE_S - 1)
+    assert not at_work(holder, PATIENCE_S + 1)
+
+
+def test_a_process_is_shown_by_number_and_host() -> None:
+    assert shown(changed(place="engine pid:[4]", pid=7)) == "process 7 on engine"
+    assert shown("[1]") == shown("") == "a process that did not name itself"
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(holders.getpass, "getuser", nameless)
+    assert user().startswith(f"{os.getuid()}@")

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlflow
+import pytest
+
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import connect
+from pipeline.tracking.versions import ModelVersion, find_version, follows_alias
+from tests.commands import inside
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow.MlflowClient]:
+    """A store in which version 2 of two has the alias `champion`."""
+    with inside(tmp_path_factory.mktemp("versions")) as folder:
+        client = connect(None)
+        client.create_registered_model("lamp")
+        for run_id in ("first", None):
+            client.create_model_version("lamp", (folder / "model").as_uri(), run_id)
+        client.set_registered_model_alias("lamp", "champion", "2")
+        yield client
+
+
+def test_an_alias_stands_for_the_version_that_has_it(client: mlflow.MlflowClient) -> None:
+    found = find_version(client, "models:/lamp@champion")
+    assert found == ModelVersion(uri="models:/lamp/2", version="2", run_id=None)
+
+
+def test_a_version_stands_for_itself_and_names_its_run(client: mlflow.MlflowClient) -> None:
+    found = find_version(client, "models:/lamp/1")
+    assert found == ModelVersion(uri="models:/lamp/1", version="1", run_id="first")
+
+
+def test_an_address_outside_the_registry_stays_as_it_is(client: mlflow.MlflowClient) -> None:
+    assert find_version(client, "/some/folder") == ModelVersion(uri="/some/folder")
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("models:/nothing@champion", "promote a run first"),
+        ("models:/lamp@challenger", "models:/<name>/<version>"),
+        ("models:/lamp/3", "models:/<name>/<version>"),
+        ("models:/m-0123", "their model_uri"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_way_to_what_is(
+    client: mlflow.MlflowClient, uri: str, advice: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^model_uri={uri}: not in sqlite:.*{advice}"):
+        find_version(client, uri)
+
+
+def test_only_an_alias_may_come_to_stand_for_another_version() -> None:
+    assert follows_alias("models:/lamp@champion")
+    for uri in ("models:/lamp/1", "models:/m-0123", "/some@folder", "runs:/abc/model"):
+        assert not follows_alias(uri), uri

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.system.errors import RequestError
+from pipeline.training.checkpoint import Progress, progress_of
+
+PROGRESS = Progress(epochs=[{"loss": 0.1 + 0.2, "val_loss": 1 / 3}], seconds=1.5, seeds=[[7, 360]])
+
+
+def archive(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model.weights.h5", b"weights")
+    return path
+
+
+def test_what_was_added_comes_back_to_the_last_bit_and_the_rest_stays(tmp_path: Path) -> None:
+    path = archive(tmp_path / "last.keras")
+    PROGRESS.add_to(path)
+    assert progress_of(path) == PROGRESS
+    assert zipfile.ZipFile(path).read("model.weights.h5") == b"weights"
+
+
+def test_a_missing_checkpoint_says_that_no_epoch_was_finished(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"last.keras: there is no checkpoint; .*first epoch"):
+        progress_of(tmp_path / "last.keras")
+
+
+def test_a_model_of_another_making_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no checkpoint to go on from"):
+        progress_of(archive(tmp_path / "last.keras"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no archive"])
+def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "last.keras")
+    PROGRESS.add_to(path)
+    whole = path.read_bytes()
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "changed": whole.replace(b"weights", b"wraiths", 2),
+        "no archive": b"",
+    }
+    path.write_bytes(content[damage])
+    with pytest.raises(RequestError, match="start the run again"):
+        progress_of(path)

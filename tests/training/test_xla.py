@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.data.values import Split
+from pipeline.system.errors import PipelineError
+from pipeline.training import loop, xla
+from tests.commands import QUICK, pipeline
+
+pytestmark = pytest.mark.slow
+Layers = list[keras.layers.Layer]
+layers = keras.layers
+
+
+def split(images: int, seed: int = 0) -> Split:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (images, 4, 4, 1), np.uint8)
+    return Split(images=pixels, labels=rng.integers(0, 3, images).astype(np.int32))
+
+
+def network(hidden: Callable[[], Layers], optimizer: Any = "adam") -> keras.Model:
+    """The same weights at each call."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(images))
+    for layer in hidden():
+        x = layer(x)
+    model = keras.Model(images, layers.Dense(3, activation="softmax")(x))
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def fit(model: keras.Model, data: Split, *, with_xla: bool, epochs: int = 2) -> dict[str, Any]:
+    history = keras.callbacks.History()
+    followers = keras.callbacks.CallbackList([history], model=model, epochs=epochs)
+    loop.fit(model, (data, split(9)), followers, batch_size=8, seed=0, xla=with_xla)
+    return dict(history.history)
+
+
+def both(
+    hidden: Callable[[], Layers], data: Split, optimizer: Callable[[], Any] = lambda: "adam"
+) -> tuple[keras.Model, keras.Model]:
+    """A network fitted with XLA and its twin fitted without."""
+    with_xla, without = network(hidden, optimizer()), network(hidden, optimizer())
+    histories = fit(with_xla, data, with_xla=True), fit(without, data, with_xla=False)
+    for name, values in histories[0].items():
+        assert values == pytest.approx(histories[1][name], rel=1e-4), name
+    return with_xla, without
+
+
+def assert_alike(one: keras.Model, other: keras.Model) -> None:
+    for mine, its in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)
+    states = zip(one.optimizer.variables, other.optimizer.variables, strict=True)
+    for mine, its in states:
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-4, atol=1e-6)
+
+
+HIDDEN: dict[type[keras.layers.Layer], Callable[[], Layers]] = {
+    layers.Activation: lambda: [layers.Dense(6), layers.Activation("gelu")],
+    # A bias would have no gradient but rounding errors, which Adam would blow up.
+    layers.BatchNormalization: lambda: [
+        layers.Dense(6, use_bias=False),
+        layers.BatchNormalization(),
+    ],
+    layers.Dense: lambda: [layers.Dense(6, activation="relu", kernel_regularizer="l2")],
+    layers.Dropout: lambda: [layers.Dense(6), layers.Dropout(0.0)],
+    layers.Flatten: lambda: [layers.Reshape((4, 4)), layers.Flatten()],
+    layers.LayerNormalization: lambda: [layers.Dense(6), layers.LayerNormalization()],
+    layers.Rescaling: lambda: [layers.Rescaling(2.0, offset=1.0)],
+    layers.Reshape: lambda: [layers.Reshape((2, 8)), layers.Flatten()],
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN, ids=lambda kind: kind.__name__)
+def test_every_layer_trains_to_the_same_weights_as_without_xla(
+    kind: type[keras.layers.Layer],
+) -> None:
+    assert_alike(*both(HIDDEN[kind], split(53)))
+
+
+def test_every_layer_that_is_known_to_be_faster_is_tested() -> None:
+    in_every_network = {layers.InputLayer}
+    of_two_inputs = {layers.Add}  # below
+    assert {*HIDDEN, *in_every_network, *of_two_inputs} == set(xla.FASTER)
+
+
+def test_a_residual_network_trains_to_the_same_weights_as_without_xla() -> None:
+    class Residual(layers.Layer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.add = layers.Dense(16, activation="relu"), layers.Add()
+
+        def call(self, x: Any) -> Any:
+            return self.add([x, self.dense(x)])
+
+    assert_alike(*both(lambda: [Residual()], split(53)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, clipnorm=1.0),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.RMSprop(keras.optimizers.schedules.CosineDecay(0.01, 20)),
+    ],
+)
+def test_every_optimizer_ends_in_the_same_state_as_without_xla(optimizer: Any) -> None:
+    assert_alike(*both(HIDDEN[layers.Dense], split(53), optimizer))
+
+
+@pytest.mark.parametrize("images", [5, 8, 400, 403])
+def test_weights_are_those_of_keras_own_steps_whatever_is_left_over_in_the_last_batch(
+    images: int,
+) -> None:
+    data = split(images)
+    ours, keras_own = network(HIDDEN[layers.Dense]), network(HIDDEN[layers.Dense])
+    fit(ours, data, with_xla=True, epochs=1)
+    order = np.random.default_rng([0, 0]).permutation(images)
+    for start in range(0, images, 8):
+        rows = order[start : start + 8]
+        keras_own.train_on_batch(data.images[rows], data.labels[rows])
+    assert_alike(ours, keras_own)
+
+
+def dropped_out(seed: int, epochs: int = 1) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = network(lambda: [layers.Dense(64), layers.Dropout(0.5, seed=seed)])
+    fit(model, split(400), with_xla=True, epochs=epochs)
+    return model
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    def same(one: keras.Model, other: keras.Model) -> bool:
+        pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+
+    assert same(dropped_out(0), dropped_out(0))
+    assert not same(dropped_out(0), dropped_out(1))
+
+
+class Draws(keras.Model):  # type: ignore[misc]
+    """Notes what its dropout lets through: the sum of it, its square and its lag-one product."""
+
+    def train_step(self, data: Any) -> Any:
+        kept = self.layers[-1](tf.ones((8, 1000)), training=True)
+        self.seen.assign_add(
+            [tf.reduce_mean(kept), tf.reduce_mean(kept[:-1] * kept[1:]), tf.math.reduce_max(kept)]
+        )
+        self.last.assign(tf.reduce_mean(tf.cast(tf.equal(kept, self.previous), tf.float32)))
+        self.previous.assign(kept)
+        return super().train_step(data)
+
+
+def test_dropout_drops_its_share_and_differently_at_every_step() -> None:
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    x = layers.Dense(3, activation="softmax")(layers.Flatten()(layers.Rescaling(1 / 255)(images)))
+    model = Draws(images, layers.Dropout(0.25)(x))
+    model.seen, model.last = tf.Variable([0.0, 0.0, 0.0]), tf.Variable(0.0)
+    model.previous = tf.Variable(tf.zeros((8, 1000)))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    fit(model, split(400), with_xla=True, epochs=1)
+    mean, neighbours, largest = model.seen.numpy() / 50
+    # 400,000 draws: the standard error of the mean is 0.0009.
+    assert mean == pytest.approx(1, abs=0.004)
+    assert neighbours == pytest.approx(1, abs=0.008)
+    assert largest == pytest.approx(1 / 0.75, rel=1e-4)
+    # Two draws agree where both or neither dropped: 0.75² + 0.25².
+    assert model.last.numpy() == pytest.approx(0.625, abs=0.03)
+
+
+def test_whoever_draws_random_numbers_elsewhere_is_left_alone() -> None:
+    draws = tf.random.stateless_uniform, tf.nn.experimental.stateless_dropout
+    dropped_out(0)
+    assert (tf.random.stateless_uniform, tf.nn.experimental.stateless_dropout) == draws
+
+
+def test_random_functions_are_restored_when_tracing_fails() -> None:
+    def broken(batch: Any) -> None:
+        raise RuntimeError("no such step")
+
+    draws, data = tf.random.stateless_uniform, split(8)
+    with pytest.raises(RuntimeError, match="no such step"):
+        xla.compiled(broken, tf.constant(data.images), tf.constant(data.labels), (1, 8))
+    assert tf.random.stateless_uniform is draws
+
+
+def test_an_operation_that_xla_does_not_know_is_named_with_the_mend() -> None:
+    def turn() -> Layers:
+        return [layers.Reshape((4, 4, 1)), layers.RandomRotation(0.1), layers.Flatten()]
+
+    with pytest.raises(
+        PipelineError, match=r"^XLA has no \w+Transform\w+, of which .*; set train.xla=false$"
+    ):
+        fit(network(turn), split(20), with_xla=True)
+
+
+def test_dense_networks_of_many_steps_are_known_to_be_faster() -> None:
+    dense = network(HIDDEN[layers.Dense])
+    assert xla.is_faster(dense, xla.ENOUGH_STEPS)
+    assert not xla.is_faster(dense, xla.ENOUGH_STEPS - 1)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        lambda: [layers.Reshape((4, 4, 1)), layers.Conv2D(2, 3), layers.Flatten()],
+        lambda: [type("MyDense", (layers.Dense,), {})(4)],
+    ],
+)
+def test_convolutions_and_layers_of_ones_own_are_not_known_to_be_faster(
+    hidden: Callable[[], Layers],
+) -> None:
+    assert not xla.is_faster(network(hidden), xla.ENOUGH_STEPS)
+
+
+def trained(data: Path) -> None:
+    """With XLA and in a process of its own, for TensorFlow heeds the place only once."""
+    arguments = (*QUICK, "train.xla=true", "train.plots=[]", f"data_dir={data}")
+    done = pipeline("train", *arguments, cwd=data.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def programs(data: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in data.glob("xla/*/*.pb")}
+
+
+def test_programs_are_kept_beside_the_data_and_used_again_and_rebuilt_when_damaged(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "my data"
+    trained(data)
+    first = programs(data)
+    assert first
+    assert all(path.parent.stat().st_mode & 0o777 == 0o700 for path in first)
+    trained(data)
+    assert programs(data) == first
+    for path in first:
+        path.write_bytes(b"damaged")
+    trained(data)
+    assert len(programs(data)) == len(first)
+    assert b"damaged" not in programs(data).values()
+
+
+def test_programs_into_which_others_could_write_are_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    xla.keep_programs(tmp_path)
+    [folder] = tmp_path.iterdir()
+    assert os.environ["TF_XLA_FLAGS"].endswith(f'="{folder}"')
+    folder.chmod(0o777)
+    monkeypatch.delenv("TF_XLA_FLAGS")
+    xla.keep_programs(tmp_path)
+    assert "TF_XLA_FLAGS" not in os.environ
+
+
+def test_without_a_place_for_programs_xla_goes_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    (tmp_path / "taken").write_text("")
+    xla.keep_programs(tmp_path / "taken")
+    assert "TF_XLA_FLAGS" not in os.environ
+
+
+def test_a_place_for_programs_that_the_user_chose_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = "--tf_xla_persistent_cache_directory=/elsewhere"
+    monkeypatch.setenv("TF_XLA_FLAGS", chosen)
+    xla.keep_programs(tmp_path)
+    assert os.environ["TF_XLA_FLAGS"] == chosen
+
+
+def test_a_saved_model_says_nothing_of_xla(tmp_path: Path) -> None:
+    model = dropped_out(0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.get_compile_config()["jit_compile"] == model.get_compile_config()["jit_compile"]
+    assert not again.jit_compile

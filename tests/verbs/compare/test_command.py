@@ -1,0 +1,315 @@
+"""The verb on a store of runs that were never trained: what it reads, asks for, prints, writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from sqlalchemy.orm import Session
+
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import connect, experiment
+from pipeline.tracking.table import named_runs
+from pipeline.verbs.compare.command import MOST_READ, compare
+from tests.commands import configured, inside, pipeline, unread
+
+pytestmark = pytest.mark.slow
+
+IMAGES = 300
+LABELS = np.tile(np.arange(3, dtype=np.int32), IMAGES // 3)
+
+
+class Store:
+    """Makes runs as `run` and a sweep record them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.client = connect(None)
+        self.experiment = experiment(self.client, "synthetic")
+        self.sweep = self.client.create_run(
+            self.experiment, tags={"sweep.folder": str(folder)}
+        ).info.run_id
+        self.client.set_terminated(self.sweep)
+
+    def add(
+        self,
+        right: int,
+        *,
+        rate: str,
+        seed: int = 0,
+        status: str = "FINISHED",
+        kept: float | None = None,
+    ) -> str:
+        run = self.client.create_run(self.experiment, run_name=f"{rate}-{seed}")
+        self.client.log_batch(
+            run.info.run_id,
+            [Metric("val/accuracy", right / IMAGES, int(time.time() * 1000), 1)]
+            + ([] if kept is None else [Metric("kept/val/accuracy", kept, 1, 1)]),
+            [Param("optimizer.learning_rate", rate), Param("seed", str(seed))],
+            [RunTag("data.fingerprint", "f" * 64), RunTag("mlflow.parentRunId", self.sweep)],
+        )
+        path = Path(run.info.artifact_uri.removeprefix("file://")) / "predictions.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wrong = np.where(np.arange(IMAGES) < right, 0, 1)
+        probs = np.eye(3, dtype=np.float32)[(LABELS + wrong) % 3]
+        np.savez(path, test_labels=LABELS, test_probs=probs, val_labels=LABELS, val_probs=probs)
+        self.client.set_terminated(run.info.run_id, status)
+        return str(run.info.run_id)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with inside(tmp_path_factory.mktemp("compare")) as folder:
+        made = Store(folder)
+        for seed in range(3):
+            made.add(200 + seed, rate="0.1", seed=seed)
+            made.add(250 + seed, rate="0.2", seed=seed)
+        made.add(299, rate="0.3", status="FAILED")
+        yield made
+
+
+def asked(*words: str) -> Any:
+    return configured("dataset=synthetic", *(f"compare.{word}" for word in words))
+
+
+def as_json(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> dict[str, Any]:
+    compare(asked("format=json", *words), folder)
+    return json.loads(capsys.readouterr().out)
+
+
+def ids(store: Store, *names: str) -> list[str]:
+    runs = store.client.search_runs([store.experiment])
+    by_name = {run.info.run_name: run.info.run_id for run in runs}
+    return [by_name[name] for name in names]
+
+
+def test_the_best_finished_runs_fold_by_seed_and_the_sweeps_own_run_is_none_of_them(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = as_json(capsys, tmp_path)
+    assert found["runs"] == 6
+    assert [row["n"] for row in found["rows"]] == [3, 3]
+    assert found["differing"] == ["optimizer.learning_rate"]
+    best = found["rows"][0]
+    assert best["differing"] == {"optimizer.learning_rate": "0.2"}
+    assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(251 / 300)
+    assert best["metrics"]["val/accuracy"]["sd"] == pytest.approx(1 / 300)
+    assert "no noise" in found["verdict"]
+
+
+def test_top_takes_so_many_of_the_best(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = as_json(capsys, tmp_path, "top=2")
+    assert [row["name"] for row in found["rows"]] == ["0.2-2", "0.2-1"]
+
+
+def test_two_named_runs_are_paired_on_their_test_images(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = ids(store, "0.1-0", "0.2-0")
+    found = as_json(capsys, tmp_path, f"runs=[{one[:12]},{other}]")
+    assert [row["run_ids"] for row in found["rows"]] == [[one], [other]]
+    assert found["pair"]["test"]["only_first"] == 0
+    assert found["pair"]["test"]["only_second"] == 50
+    assert found["pair"]["split"] == "test"
+    assert found["pair"]["is_noise"] is False
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "classes.png",
+        "compare.html",
+        "compare.png",
+    ]
+
+
+def test_a_sweep_gets_page_and_picture_into_its_own_run(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(asked("sweep=latest"), tmp_path)
+    printed = capsys.readouterr().out
+    assert f"6 jobs of sweep {store.sweep} (1 did not finish)" in printed
+    assert "That is no noise: the first is better." in printed
+    logged = [file.path for file in store.client.list_artifacts(store.sweep, "compare")]
+    assert logged == ["compare/compare.html", "compare/compare.png"]
+
+
+def test_the_page_asks_nothing_of_the_network(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(asked(), tmp_path)
+    page = (tmp_path / "compare.html").read_text()
+    assert "learning_rate=0.2" in page
+    assert "data:image/png;base64," in page
+    assert "://" not in page
+    assert (tmp_path / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_many_runs_take_one_search_and_no_request_for_any_of_them(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in range(MOST_READ + 1):
+        store.add(100, rate=f"many{number}")
+    asked_for: list[str] = []
+
+    def noted(name: str, real: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            asked_for.append(name)
+            return real(*args, **more)
+
+        return call
+
+    for name in ("search_runs", "get_run", "get_metric_history", "list_artifacts"):
+        real = getattr(mlflow.MlflowClient, name)
+        monkeypatch.setattr(mlflow.MlflowClient, name, noted(name, real))
+    monkeypatch.setattr(
+        mlflow.artifacts,
+        "download_artifacts",
+        noted("download", mlflow.artifacts.download_artifacts),
+    )
+    found = as_json(capsys, tmp_path, "top=1000")
+    assert found["runs"] == 6 + MOST_READ + 1
+    assert asked_for == ["search_runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["runs=[abcd]"], ["two runs or more"]),
+        (["runs=[ffff,eeee]"], ["runs=ffff: there is no such run"]),
+        (["runs=[abc,eeee]"], ["runs=abc: there is no such run", "first 4 or more characters"]),
+        (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
+        (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
+        (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    store: Store, tmp_path: Path, words: Sequence[str], parts: Sequence[str]
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        compare(asked(*words), tmp_path)
+    for part in parts:
+        assert part in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
+    one, *_ = ids(store, "0.1-0")
+    with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
+        named_runs(asked(f"runs=['{one}','{one[:12]}']"))
+
+
+def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    real = Session.commit
+
+    def noted(session: Session) -> None:
+        kept.append(session.expire_on_commit)
+        real(session)
+
+    monkeypatch.setattr(Session, "commit", noted)
+    compare(asked("top=2"), tmp_path)
+    assert False in kept
+    kept.clear()
+    store.client.search_runs([store.experiment], max_results=1)
+    assert kept
+    assert all(kept)
+
+
+def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
+    one, *_ = ids(store, "0.1-0")
+    for name in (store.sweep, store.sweep[:10]):
+        with pytest.raises(RequestError, match="sweep's own run; its jobs are sweep="):
+            named_runs(asked(f"runs=['{name}','{one}']"))
+
+
+def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.ids.SHORTEST", 1)
+    many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
+    beginnings = [run_id[0] for run_id in many]
+    shared = max(beginnings, key=beginnings.count)
+    with pytest.raises(RequestError, match=f"{shared}: fits several runs .*; give more characters"):
+        named_runs(asked(f"runs=['{shared}',{many[0]}]"))
+
+
+def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store) -> None:
+    uri = f"tracking.uri=sqlite:///{store.folder}/mlflow.db"
+    ended = pipeline("compare", "dataset=synthetic", uri, "top=3", "format=json", cwd=store.folder)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["runs"] == 3
+
+
+def test_the_page_is_written_although_nobody_reads_the_table(store: Store, tmp_path: Path) -> None:
+    uri = f"tracking.uri=sqlite:///{store.folder}/mlflow.db"
+    ended = unread("compare", "dataset=synthetic", uri, "top=3", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
+    [page] = tmp_path.glob("outputs/*/*/compare.html")
+    assert page.read_text().endswith("</html>")
+
+
+def test_the_best_are_those_whose_kept_epoch_is_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.verbs.compare.command.MOST_READ", 0)
+    with inside(tmp_path / "kept"):
+        store = Store(tmp_path / "kept")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        found = as_json(capsys, tmp_path, "top=1")
+    [best] = found["rows"]
+    assert best["differing"] == {}
+    assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(0.6)
+
+
+def test_a_run_of_before_there_was_kept_counts_by_its_last_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.verbs.compare.command.MOST_READ", 0)
+    with inside(tmp_path / "old"):
+        store = Store(tmp_path / "old")
+        store.add(290, rate="0.1", kept=0.5)
+        store.add(200, rate="0.2", kept=0.6)
+        store.add(240, rate="0.3")
+        one = as_json(capsys, tmp_path, "top=1")
+        three = as_json(capsys, tmp_path, "top=3")
+    assert [row["name"] for row in one["rows"]] == ["0.3-0"]
+    assert [row["differing"]["optimizer.learning_rate"] for row in three["rows"]] == [
+        "0.3",
+        "0.2",
+        "0.1",
+    ]
+
+
+def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="experiment nowhere has no run yet"):
+        compare(configured("tracking.experiment=nowhere"), tmp_path)
+
+
+def test_of_two_runs_each_package_that_differs_is_named(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ids(store, "0.1-0", "0.2-0")
+    header = "# Python 3.11.7 on Linux\nkeras==3.15.1\n"
+    texts = (f"{header}attrs==25.1\nrich==14.0\n", f"{header}attrs==26.1\nzstd==1.0\n")
+    for run_id, text in zip(pair, texts, strict=True):
+        store.client.log_text(run_id, text, "environment.txt")
+    named = f"runs=[{','.join(pair)}]"
+    expected = "attrs 25.1 → 26.1; rich 14.0 → none; zstd none → 1.0."
+    assert (
+        f"Installed packages that differ as well: {expected}"
+        in (as_json(capsys, tmp_path, named)["notes"])
+    )
+    other = f"runs=[{','.join([pair[0], *ids(store, '0.1-1')])}]"  # which has no environment.txt
+    assert "packages" not in " ".join(as_json(capsys, tmp_path, other)["notes"])

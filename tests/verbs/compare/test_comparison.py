@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.intervals import (
+    BOOTSTRAP,
+    NEWCOMBE,
+    PAIRED,
+    STUDENT,
+    WELCH,
+    WILSON,
+    Estimate,
+    Resampling,
+)
+from pipeline.evaluation.scales import lower_is_better
+from pipeline.tracking.records import RunRecord
+from pipeline.verbs.compare.comparison import Comparison, compare_runs
+from pipeline.verbs.compare.words import (
+    change,
+    counted,
+    interval,
+    notes,
+    number,
+    p_value,
+    standing,
+    verdict,
+)
+
+RESAMPLING = Resampling(confidence=0.95, resamples=500)
+IMAGES = 400
+LABELS = np.repeat(np.arange(2, dtype=np.int32), IMAGES // 2)
+
+
+def run(name: str, *, seed: int = 0, rate: str = "0.1", accuracy: float | None = 0.5) -> RunRecord:
+    return RunRecord(
+        id=(name.encode().hex() + "0" * 32)[:32],
+        name=name,
+        status="FINISHED",
+        started=seed,
+        params={"optimizer.learning_rate": rate, "seed": str(seed), "preprocess.seed": "0"},
+        tags={"data.fingerprint": "f" * 64, "mlflow.source.git.commit": "1" * 40},
+        metrics={} if accuracy is None else {"val/accuracy": accuracy, "time/total_s": 3.0},
+        sizes={"val": IMAGES},
+        artifact_uri="",
+    )
+
+
+def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, np.ndarray]:
+    """Predictions of which the first `right` are so; those of class 1 are the last."""
+    probs = np.eye(2, dtype=np.float32)[
+        np.where(np.arange(len(labels)) < right, labels, 1 - labels)
+    ]
+    arrays = {"class_names": np.array(["bag", "shirt"])}
+    for split in splits or ("val", "test"):
+        arrays |= {f"{split}_labels": labels, f"{split}_probs": probs}
+    return arrays
+
+
+def compared(runs: Sequence[RunRecord], metric: str = "val/accuracy", **stored: Any) -> Comparison:
+    by_name = {one.name: one.id for one in runs}
+    arrays = {by_name[name]: one for name, one in stored.items()}
+    return compare_runs(runs, "runs", metric, arrays, RESAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        ("val/accuracy", False),
+        ("test/macro_f1", False),
+        ("val/loss", True),
+        ("test/ece", True),
+        ("time/total_s", True),
+        ("time/images_per_s", False),
+        ("model/parameters", True),
+    ],
+)
+def test_it_is_known_which_way_a_metric_is_better(metric: str, lower: bool) -> None:
+    assert lower_is_better(metric) is lower
+
+
+def test_rows_come_best_first_and_those_without_the_metric_last() -> None:
+    runs = [run("a", rate="1", accuracy=0.5), run("b", rate="2", accuracy=None)]
+    runs += [run("c", rate="3", accuracy=0.75)]
+    assert [row.label for row in compared(runs).rows] == ["c", "a", "b"]
+
+
+def test_a_row_over_seeds_has_mean_sd_n_and_students_interval() -> None:
+    runs = [run("a", seed=0, accuracy=0.5), run("b", seed=1, accuracy=0.75), run("c", rate="2")]
+    found = {row.label: row.estimates["val/accuracy"] for row in compared(runs).rows}
+    folded = found["learning_rate=0.1"]
+    assert (folded.value, folded.n, folded.method) == (0.625, 2, STUDENT)
+    assert folded.sd == pytest.approx(0.25 / np.sqrt(2))
+
+
+def test_two_runs_stay_two_rows_in_their_order_even_if_their_seeds_alone_differ() -> None:
+    found = compared([run("a", seed=0, accuracy=0.5), run("b", seed=1, accuracy=0.75)])
+    assert [row.label for row in found.rows] == ["a", "b"]
+    assert found.traits == ["seed"]
+
+
+def test_without_stored_predictions_the_interval_is_of_the_recorded_share() -> None:
+    found = compared([run("a", rate="1"), run("b", rate="2"), run("c", rate="3", accuracy=0.9)])
+    assert {row.estimates["val/accuracy"].method for row in found.rows} == {WILSON}
+    assert {row.difference.method for row in found.rows if row.difference} == {NEWCOMBE}
+    assert any("Wilson score" in note for note in notes(found))
+
+
+def test_stored_predictions_give_bootstrap_intervals_and_paired_differences() -> None:
+    runs = [run(name, rate=name, accuracy=0.5) for name in "abc"]
+    found = compared(runs, a=answers(200), b=answers(210), c=answers(300))
+    first, *others = found.rows
+    assert (first.label, first.estimates["val/accuracy"].value) == ("c", 0.75)
+    assert first.estimates["val/accuracy"].method == BOOTSTRAP
+    assert [row.difference.method for row in others if row.difference] == [PAIRED, PAIRED]
+    assert [standing(row, found) for row in others] == ["worse", "worse"]
+
+
+def test_a_metric_without_intervals_is_said_to_have_none() -> None:
+    runs = [run("a"), run("b", rate="2")]
+    found = compared(runs, "time/total_s", a=answers(300), b=answers(290))
+    [first, *_] = notes(found)
+    assert first.startswith("time/total_s comes without intervals: ")
+
+
+def test_a_paired_difference_is_surer_than_one_of_other_images() -> None:
+    runs = [
+        run(name, rate=name, accuracy=right / 400)
+        for name, right in (("a", 300), ("b", 290), ("c", 9))
+    ]
+    paired = compared(runs, a=answers(300), b=answers(290), c=answers(9)).rows[1].difference
+    apart = compared(runs).rows[1].difference
+    assert paired is not None
+    assert apart is not None
+    assert (paired.is_noise, apart.is_noise) == (False, True)
+
+
+def test_runs_split_in_other_ways_are_not_paired() -> None:
+    runs = [run(name, rate=name) for name in "abc"]
+    runs[1] = replace(runs[1], params=dict(runs[1].params) | {"preprocess.seed": "1"})
+    found = compared(runs, a=answers(300), b=answers(200), c=answers(100))
+    assert [row.difference.method for row in found.rows if row.difference] == [NEWCOMBE, PAIRED]
+
+
+def test_two_runs_are_compared_on_the_test_images_where_both_have_them() -> None:
+    found = compared([run("a"), run("b", rate="2")], a=answers(300), b=answers(320))
+    assert found.pair is not None
+    assert (found.pair.split, found.pair.images, found.unpaired) == ("test", IMAGES, None)
+    assert (found.pair.test.only_first, found.pair.test.only_second) == (0, 20)
+    assert found.pair.change.value == pytest.approx(0.05)
+    assert [one.name for one in found.pair.classes] == ["bag", "shirt"]
+    assert not found.pair.is_noise
+    assert "test images a is right on 75.00%, b on 80.00%: +5.00 points" in verdict(found)
+    assert verdict(found).endswith("That is no noise: b is better.")
+
+
+def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others() -> None:
+    found = compared([run("a"), run("b", rate="2")], a=answers(300, "val"), b=answers(302))
+    assert found.pair is not None
+    assert found.pair.split == "validation"
+    assert "McNemar's exact test, p = 0.5" in verdict(found)
+    assert "within noise" in verdict(found)
+
+
+@pytest.mark.parametrize(
+    ("tags", "arrays", "reason"),
+    [
+        (
+            {"data.fingerprint": "e" * 64},
+            answers(9),
+            "data differ: SHA-256 ffffffffffff and eeeeeeeeeeee",
+        ),
+        ({}, answers(9, labels=1 - LABELS), "test images differ"),
+        ({}, answers(9, "val", labels=LABELS[:-2]), "validation images differ"),
+        ({}, {}, "predictions of no split in common"),
+    ],
+)
+def test_runs_of_other_images_are_refused_a_paired_test_with_the_reason(
+    tags: dict[str, str], arrays: dict[str, np.ndarray], reason: str
+) -> None:
+    other = run("b", rate="2")
+    other = replace(other, tags=dict(other.tags) | tags)
+    found = compared([run("a"), other], a=answers(300), b=arrays)
+    assert found.pair is None
+    assert reason in str(found.unpaired)
+    assert any(reason in note for note in notes(found))
+
+
+def test_a_run_without_stored_predictions_is_named() -> None:
+    found = compared([run("a"), run("b", rate="2")], a=answers(300))
+    assert found.unpaired == "run b has no stored predictions (predictions.npz)"
+
+
+def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
+    runs = [run(f"a{i}", seed=i, accuracy=0.5 + i / 100) for i in range(3)]
+    runs += [run(f"b{i}", seed=i, rate="2", accuracy=0.8 + i / 100) for i in range(3)]
+    found = compared(runs)
+    assert [len(row.row.runs) for row in found.rows] == [3, 3]
+    assert found.rows[1].difference is not None
+    assert found.rows[1].difference.method == WELCH
+    assert "mean of 3 seeds" in verdict(found)
+    assert "That is no noise: the first is better." in verdict(found)
+
+
+def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.1))]
+    assert "1 of the 2 other rows is within noise of it; 1 is worse" in verdict(compared(runs))
+    assert any("looks better than it is" in note for note in notes(compared(runs)))
+
+
+def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
+    assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
+
+
+def test_the_interval_of_few_seeds_does_not_leave_what_a_metric_can_be() -> None:
+    runs = [run(str(seed), seed=seed, accuracy=0.5 + 0.4 * seed) for seed in range(2)]
+    [row] = compared([*runs, run("other", rate="2")]).rows[:1]
+    share = row.estimates["val/accuracy"]
+    assert (share.low, share.high, share.method) == (0.0, 1.0, STUDENT)
+    assert share.sd == pytest.approx(0.4 / 2**0.5)
+
+
+def test_names_of_classes_that_were_not_stored_are_numbers() -> None:
+    arrays = {key: value for key, value in answers(300).items() if key != "class_names"}
+    found = compared([run("a"), run("b", rate="2")], a=arrays, b=answers(320))
+    assert found.pair is not None
+    assert [one.name for one in found.pair.classes] == ["class 0", "class 1"]
+
+
+def test_a_lower_loss_is_better() -> None:
+    runs = [run(name, rate=name) for name in "abc"]
+    runs = [replace(one, metrics={"val/loss": 1.0}) for one in runs]
+    found = compared(runs, "val/loss", a=answers(100), b=answers(390), c=answers(100))
+    assert found.rows[0].label == "b"
+    assert standing(found.rows[1], found) == "worse"
+
+
+def test_numbers_are_told_for_people() -> None:
+    assert (number(0.86561), number(235146.0), number(float("nan"))) == ("0.8656", "235,146", "")
+    assert (number(17.1372), number(-9.99996)) == ("17.14", "-10.0000")
+    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
+    assert interval(Estimate(value=0.5)) == "0.5000"
+    assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
+    assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (
+        "0.5000 ± 0.1000 [0.4000, 0.6000]"
+    )
+    assert change(Estimate(value=0.5, low=-0.4, high=0.6)) == "+0.5000 [-0.4000, +0.6000]"
+    assert (p_value(0.03812), p_value(1e-9)) == ("p = 0.038", "p < 0.0001")

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.schema import Config
+from pipeline.data import datasets
+from pipeline.data.load import ingest
+from pipeline.tracking import lineage
+from pipeline.verbs.doctor import checks
+from pipeline.verbs.doctor.findings import Finding
+from tests.commands import configured
+
+Usage = namedtuple("Usage", "total used free")
+NUMPY = version("numpy")
+
+
+def one(findings: Iterator[Finding]) -> Finding:
+    [finding] = findings
+    return finding
+
+
+def states(findings: Iterator[Finding]) -> dict[str, str]:
+    return {finding.area: finding.state for finding in findings}
+
+
+def test_this_environment_is_as_the_lock_pins_it() -> None:
+    assert states(checks.versions()) == {"python": "ok", "libraries": "ok"}
+
+
+def test_a_python_out_of_range_is_a_problem(tmp_path: Path) -> None:
+    shutil.copy(lineage.ROOT / "requirements.lock", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.99"')
+    python, _ = checks.versions(tmp_path)
+    assert (python.state, ">=3.99 is needed" in python.says) == ("problem", True)
+
+
+@pytest.mark.parametrize(
+    ("lock", "state", "says"),
+    [
+        (f"numpy=={NUMPY} \\\n    --hash=sha256:0\n    # via x\n", "ok", f"numpy {NUMPY}"),
+        ("numpy==1.0 \\\n", "warning", f"numpy {NUMPY}, pinned 1.0"),
+        ("no-such-thing==1.0\n", "problem", "not installed: no-such-thing"),
+        ("no-such-thing==1.0 ; python_version < '3'\n", "ok", "all 0"),
+        ("".join(f"no-{n}==1\n" for n in range(10)), "problem", "no-7 and 2 more"),
+    ],
+)
+def test_libraries_are_compared_with_what_the_lock_pins(lock: str, state: str, says: str) -> None:
+    found = one(checks.libraries(lock))
+    assert found.state == state
+    assert says in found.says
+
+
+@pytest.mark.parametrize(
+    ("environment", "state"),
+    [
+        ({}, "ok"),
+        ({"OMP_NUM_THREADS": "2"}, "ok"),
+        ({"OMP_NUM_THREADS": "3"}, "warning"),
+        ({"TF_NUM_INTRAOP_THREADS": "all"}, "warning"),
+    ],
+)
+def test_more_threads_than_cores_are_warned_of(environment: dict[str, str], state: str) -> None:
+    assert one(checks.threads(environment, 2)).state == state
+
+
+@pytest.mark.parametrize(("gb", "state"), [(1, "warning"), (9, "ok")])
+def test_little_memory_is_warned_of(gb: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = namedtuple("Memory", "total available")(16e9, gb * 1e9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert one(checks.hardware()).state == state
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise ImportError('no libcudart')", "ImportError: no libcudart"),
+        ("import os; os.abort()", "killed by signal 6"),
+        ("import sys; sys.exit(3)", "no reason given"),
+    ],
+)
+def test_a_tensorflow_that_cannot_be_imported_is_a_problem_with_its_reason(
+    code: str, says: str
+) -> None:
+    with checks.probing(("-c", code)) as probe:
+        found = one(checks.tensorflow(probe))
+    assert found.state == "problem"
+    assert says in found.says
+
+
+def test_a_tensorflow_that_never_comes_back_is_a_problem_and_leaves_no_process() -> None:
+    with checks.probing(("-c", "import time; time.sleep(600)")) as probe:
+        found = one(checks.tensorflow(probe, seconds=0.1))
+    assert (found.state, "did not end within 0.1 s" in found.says) == ("problem", True)
+    assert probe.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "gpus", "expected"),
+    [
+        (4.0, "[]", {"tensorflow": "ok", "gpu": "ok"}),
+        (40.0, "['GPU:0']", {"tensorflow": "warning", "gpu": "ok"}),
+    ],
+)
+def test_what_tensorflow_says_of_itself_is_shown(
+    seconds: float, gpus: str, expected: dict[str, str]
+) -> None:
+    code = f"import json; print(json.dumps(dict(version='2', import_s={seconds}, gpus={gpus})))"
+    with checks.probing(("-c", f"print('a greeting'); {code}")) as probe:
+        found = list(checks.tensorflow(probe))
+    assert {finding.area: finding.state for finding in found} == expected
+    assert f"imported in {seconds} s" in found[0].says
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Config:
+    return configured("dataset=digits", f"data_dir={tmp_path}/data")
+
+
+def test_a_bundled_data_set_needs_no_cache(digits: Config) -> None:
+    assert one(checks.data(digits)).state == "ok"
+    assert not Path(digits.data_dir).exists()
+
+
+def test_a_cached_data_set_is_verified_and_a_changed_one_told(digits: Config) -> None:
+    ingest(digits.dataset, name="digits", data_dir=Path(digits.data_dir))
+    assert one(checks.data(digits)).says.startswith("digits is cached and as it was written")
+    [labels] = Path(digits.data_dir).rglob("test_labels.npy")
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\1")
+    found = one(checks.data(digits))
+    assert found.state == "warning"
+    assert "test_labels.npy was changed" in found.says
+    assert found.mend is not None
+    assert "preprocess dataset=digits" in found.mend
+
+
+def fashion(tmp_path: Path, *overrides: str) -> Finding:
+    return one(checks.data(configured(f"data_dir={tmp_path}/data", *overrides)))
+
+
+def test_where_a_data_set_that_is_not_cached_would_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    known = datasets.FASHION_MNIST
+    monkeypatch.setattr(
+        datasets,
+        "FASHION_MNIST",
+        checks.IdxDataset(checksums=known.checksums, mirrors=(), system_folder=files),
+    )
+    assert fashion(tmp_path).state == "warning"  # it would be downloaded
+    assert fashion(tmp_path, "dataset.download=false").state == "problem"
+    assert fashion(tmp_path, f"dataset.folder={files}").state == "problem"
+    for name in known.checksums:
+        (files / f"{name}.gz").touch()
+    assert fashion(tmp_path).says == f"fashion_mnist is not cached yet; {files} has it"
+    assert fashion(tmp_path, f"dataset.folder={files}").state == "ok"
+
+
+@pytest.mark.parametrize(("free_gb", "state"), [(100, "ok"), (2, "warning"), (0.1, "problem")])
+def test_free_space_is_judged(
+    free_gb: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(500e9, 0, free_gb * 1e9))
+    assert one(checks.disk(tmp_path, tmp_path / "made" / "later")).state == state
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_space_of_a_small_disk_is_told_in_mb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(30e6, 0, 12e6))
+    assert one(checks.disk(tmp_path)).says.startswith("12.0 MB of 30.0 MB free where ")
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
+    found = one(checks.disk(Path("/proc/self/data")))
+    assert found.state == "problem"
+    assert "cannot be written" in found.says

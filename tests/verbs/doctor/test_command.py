@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.tracking.client import connect
+from pipeline.verbs.doctor.orphans import running
+from tests.commands import environment, free_port, pipeline
+
+pytestmark = pytest.mark.slow
+
+RUN = """
+import os
+import time
+from pathlib import Path
+from pipeline.tracking import record
+from tests.commands import configured
+with record(configured("dataset=digits", "model=linear"), Path(f"run-{os.getpid()}")) as recording:
+    print(recording.id, flush=True)
+    time.sleep(600)
+"""
+
+
+def doctor(*arguments: str, cwd: Path, **env: str) -> tuple[int, dict[str, set[str]], str]:
+    """Exit code, the states found by area, and all that was said."""
+    ended = pipeline("doctor", "doctor.format=json", *arguments, cwd=cwd, **env)
+    assert "Traceback" not in ended.stderr
+    states: dict[str, set[str]] = {}
+    for finding in json.loads(ended.stdout)["findings"]:
+        states.setdefault(finding["area"], set()).add(finding["state"])
+    return ended.returncode, states, ended.stdout + ended.stderr
+
+
+def at_work(cwd: Path) -> subprocess.Popen[str]:
+    """A process in the middle of a run, whose id it has said."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN], cwd=cwd, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_sound_folder_has_no_problem_and_is_left_as_it_was(tmp_path: Path) -> None:
+    said = pipeline("doctor", "dataset=synthetic", cwd=tmp_path)
+    assert (said.returncode, said.stderr) == (0, "")
+    for area in ("python", "libraries", "hardware", "threads", "data", "store", "disk"):
+        assert f"│ {area} " in said.stdout
+    assert "computes; imported in" in said.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_everything_is_broken_all_of_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('no libcudart')")
+    (tmp_path / "mlflow.db").write_text("my notes, " * 100)
+    code, states, said = doctor(f"data_dir={tmp_path}/mlflow.db/data", cwd=tmp_path)
+    assert code == 1
+    assert {area for area, found in states.items() if "problem" in found} >= {
+        "store",
+        "tensorflow",
+    }
+    assert "no libcudart" in said
+    assert "file is not a database" in said
+    assert said.splitlines()[-1].endswith(
+        "to be mended before a run can work: store, disk, tensorflow"
+    )
+
+
+def test_an_mlflow_that_cannot_be_imported_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError('half installed')")
+    code, states, said = doctor("dataset=synthetic", cwd=tmp_path)
+    assert (code, states["store"], states["tensorflow"]) == (1, {"problem"}, {"ok"})
+    assert "half installed" in said
+
+
+def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
+    address = f"http://me:hunter2@127.0.0.1:{free_port()}"
+    code, states, said = doctor(f"tracking.uri={address}", "dataset=synthetic", cwd=Path("/proc"))
+    assert (code, states["disk"], states["store"]) == (1, {"problem"}, {"problem"})
+    assert states["tensorflow"] == {"ok"}
+    assert "nothing answers there" in said
+    assert "hunter2" not in said
+
+
+def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path) -> None:
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    processes = [at_work(tmp_path) for _ in range(3)]
+    _, stopped, killed = processes
+    try:
+        ids = [process.stdout.readline().strip() for process in processes if process.stdout]
+        stopped.send_signal(signal.SIGSTOP)
+        killed.kill()
+        killed.wait()
+        code, states, said = doctor("fix=true", "dataset=synthetic", cwd=tmp_path)
+        assert (code, states["runs"]) == (0, {"ok"})
+        assert f"1 marked KILLED, its process is gone: {ids[2]}" in said
+        assert statuses(client, ids) == ["RUNNING", "RUNNING", "KILLED"]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [found.state for found in running(client, fix=False, own=None)] == ["warning", "ok"]
+    assert statuses(client, ids) == ["RUNNING", "RUNNING", "KILLED"]
+    assert [found.state for found in running(client, fix=True, own=None)] == ["ok", "ok"]
+    assert statuses(client, ids) == ["KILLED"] * 3
+
+
+def statuses(client: mlflow.MlflowClient, ids: list[str]) -> list[str]:
+    return [client.get_run(run_id).info.status for run_id in ids]

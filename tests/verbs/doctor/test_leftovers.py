@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pipeline.verbs.doctor.findings import Finding
+from pipeline.verbs.doctor.leftovers import Made, leftovers
+
+MODEL, RESUMABLE = Made(status="FINISHED", has_model=True), Made(status="KILLED")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def checkpoint(folder: str, size: int = 1_000_000) -> str:
+    path = Path(folder, "checkpoints", "last.keras")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * size)
+    return str(Path(folder).absolute())
+
+
+def found(made: Mapping[str, Made] | None) -> list[Finding]:
+    return list(leftovers(Path("data"), made))
+
+
+def test_an_empty_folder_has_none() -> None:
+    assert found({}) == []
+
+
+def test_checkpoints_of_finished_runs_with_a_model_alone_may_go() -> None:
+    made = {
+        checkpoint("outputs/day/1"): MODEL,
+        checkpoint("outputs/day/2"): RESUMABLE,
+        checkpoint("outputs/day/3"): Made(status="FINISHED"),  # log_model=false: the only copy
+    }
+    checkpoint("outputs/day/4")  # no record tells of it
+    spare, kept = found(made)
+    assert spare.mend == "rm -r -- outputs/day/1/checkpoints"
+    assert spare.says.startswith("checkpoints of 1 finished runs")
+    assert spare.says.endswith("1.0 MB")
+    assert kept.says.startswith("3 further checkpoint folders")
+    assert kept.mend is None
+
+
+def test_of_a_day_on_which_all_may_go_one_pattern_is_enough_and_the_shell_finds_them() -> None:
+    made = {checkpoint(f"outputs/a day/{n}"): MODEL for n in range(3)}
+    made |= {checkpoint("outputs/later/1"): MODEL, checkpoint("outputs/later/2"): RESUMABLE}
+    spare, _ = found(made)
+    assert spare.mend == ("rm -r -- 'outputs/a day/'*/checkpoints outputs/later/1/checkpoints")
+    subprocess.run(["sh", "-c", spare.mend], check=True)
+    assert [str(path) for path in Path("outputs").glob("*/*/checkpoints")] == [
+        "outputs/later/2/checkpoints"
+    ]
+
+
+def test_without_a_store_to_ask_no_checkpoint_may_go() -> None:
+    checkpoint("outputs/day/1")
+    [kept] = found(None)
+    assert kept.mend is None
+    assert "cannot be asked" in kept.says
+
+
+def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
+    for name in ("done", "broken"):
+        Path("multirun/day", name).mkdir(parents=True)
+    made = {
+        str(Path("multirun/day/done").absolute()): Made(status="FINISHED"),
+        str(Path("multirun/day/broken").absolute()): RESUMABLE,
+    }
+    done, broken = found(made)
+    assert done.mend == "rm -r -- multirun/day/done"
+    assert (broken.mend, broken.says.split(",")[0]) == (
+        None,
+        "folders of 1 sweeps that did not finish",
+    )
+
+
+def test_caches_are_named_with_their_size_and_nothing_else_of_the_data_folder() -> None:
+    for name in ("data/digits/raw-1", "data/xla/machine", "data/mine"):
+        Path(name).mkdir(parents=True)
+        Path(name, "file").write_bytes(b"x" * 2_000_000)
+    data, programs = found({})
+    assert (data.mend, programs.mend) == ("rm -r -- data/digits", "rm -r -- data/xla")
+    assert "2.0 MB" in data.says
+    assert "2.0 MB" in programs.says
+
+
+def test_what_a_dead_process_was_writing_may_go_and_what_a_living_one_writes_stays() -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    Path("data").mkdir()
+    for name in (f"data/.raw-1.{gone}.partial", f".mlflow.{os.getpid()}.partial.db"):
+        Path(name).write_text("half")
+    Path(f".mlflow.{gone}.partial.db").write_text("half")
+    [half] = found({})
+    assert half.mend == f"rm -r -- .mlflow.{gone}.partial.db data/.raw-1.{gone}.partial"

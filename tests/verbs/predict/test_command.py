@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.files import Found, Unreadable
+from pipeline.data.reading import Block
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking.client import connect
+from pipeline.tracking.models import LoadedModel
+from pipeline.verbs.predict import command as module
+from pipeline.verbs.predict.command import classifier, predict
+from tests.commands import QUICK, configured, inside, pipeline, results
+
+Rows = list[dict[str, str]]
+
+
+def brightness_model() -> LoadedModel:
+    """Calls an image `bright` by its mean brightness; it was trained on dark borders."""
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(images))
+    layer = keras.layers.Dense(2, activation="softmax")
+    model = keras.Model(images, layer(mean))
+    layer.set_weights([np.array([[-8, 8]], np.float32), np.array([4, -4], np.float32)])
+    return LoadedModel(
+        model=model,
+        uri="models:/m-1",
+        logged_uri="models:/m-1",
+        class_names=("dim", "bright"),
+        image_shape=(4, 4, 1),
+        example=None,
+        dark_border=1.0,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder; whichever model is asked for judges brightness."""
+    monkeypatch.setattr(module, "_load", lambda config: brightness_model())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    return tmp_path
+
+
+def drawn(path: Path, *, border: int, inside: int) -> Path:
+    pixels = np.full((40, 40), border, np.uint8)
+    pixels[10:30, 10:30] = inside
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def asked(folder: Path, **settings: str) -> None:
+    words = {"images": "photos"} | settings
+    predict(configured(*(f"predict.{key}={value}" for key, value in words.items())), folder)
+
+
+def rows(path: Path) -> Rows:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_an_image_and_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn(folder / "photos/2.png", border=0, inside=0)
+    drawn(folder / "photos/10.png", border=100, inside=255)
+    asked(folder)
+    first, second = rows(folder / "predictions.csv")
+    assert (first["file"], first["class"], first["inverted"]) == ("photos/2.png", "dim", "false")
+    assert float(first["probability"]) == pytest.approx(1 / (1 + np.exp(-8)), abs=1e-6)
+    assert second["class"] == "bright"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "images=2 skipped=0 output=predictions.csv"
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["dim", "bright"]
+    assert err == ""
+
+
+def test_what_is_dark_on_light_is_inverted_for_a_model_of_light_on_dark(folder: Path) -> None:
+    drawn(folder / "photos/a.png", border=255, inside=250)
+    drawn(folder / "photos/b.png", border=10, inside=0)
+    asked(folder)
+    assert [(r["class"], r["inverted"]) for r in rows(folder / "predictions.csv")] == [
+        ("dim", "true"),
+        ("dim", "false"),
+    ]
+
+
+@pytest.mark.parametrize(("invert", "expected"), [("yes", "dim"), ("no", "bright")])
+def test_inversion_can_be_told(invert: str, expected: str, folder: Path) -> None:
+    drawn(folder / "photos/a.png", border=255, inside=250)
+    asked(folder, invert=invert)
+    [row] = rows(folder / "predictions.csv")
+    assert (row["class"], row["inverted"]) == (expected, {"yes": "true", "no": "false"}[invert])
+
+
+@pytest.mark.parametrize("dark_border", [None, 0.5])
+def test_without_a_rule_in_the_training_images_nothing_is_inverted(
+    dark_border: float | None,
+) -> None:
+    white = Block(
+        images=np.full((1, 4, 4, 1), 255, np.uint8), files=(Path("a.png"),), indices=(None,)
+    )
+    model = replace(brightness_model(), dark_border=dark_border)
+    assert classifier(model, "auto")(white).inverted.tolist() == [False]
+
+
+def test_predictions_are_those_of_keras_for_every_image_of_an_array(folder: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4), np.uint8)
+    np.save(folder / "photos/a.npy", images)
+    asked(folder, output="out/a.json", batch_size="7", invert="no")
+    lines = [json.loads(line) for line in (folder / "out/a.json").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(50))
+    expected = brightness_model().model.predict(images[..., np.newaxis], verbose=0)
+    assert [line["probability"] for line in lines] == pytest.approx(expected.max(axis=1), abs=1e-5)
+
+
+def test_what_cannot_be_read_is_listed_and_the_rest_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=0)
+    (folder / "photos/b[1].png").write_text("no image")
+    with pytest.raises(PipelineError, match=r"^1 of 2 files cannot be read; .* predictions.csv$"):
+        asked(folder)
+    assert len(rows(folder / "predictions.csv")) == 1
+    out, err = capsys.readouterr()
+    assert err == "skipped photos/b[1].png: no image of a kind that can be read\n"
+    assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
+
+
+def test_a_folder_that_cannot_be_looked_into_is_listed_and_the_rest_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=0)
+    closed = Unreadable(file=Path("photos/closed"), reason="Permission denied")
+    found = Found(files=(Path("photos/a.png"),), unreadable=(closed,))
+    monkeypatch.setattr(module, "find", lambda images: found)
+    with pytest.raises(PipelineError, match=r"^0 of 1 files and 1 folder cannot be read; the"):
+        asked(folder)
+    assert len(rows(folder / "predictions.csv")) == 1
+    out, err = capsys.readouterr()
+    assert err == "skipped photos/closed: Permission denied\n"
+    assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
+
+
+def test_nothing_readable_writes_nothing(folder: Path) -> None:
+    (folder / "photos/a.png").write_text("no image")
+    (folder / "predictions.csv").write_text("of an earlier time")
+    with pytest.raises(PipelineError, match="none of the files can be read; .* is not written"):
+        asked(folder)
+    assert (folder / "predictions.csv").read_text() == "of an earlier time"
+    assert {path.name for path in folder.iterdir()} >= {"photos", "predictions.csv"}
+    assert [path for path in folder.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize("output", ["a.csv", "a.parquet", "a.json"])
+def test_an_interrupted_run_leaves_no_half_file(
+    output: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(folder / "photos/a.npy", np.zeros((9, 4, 4), np.uint8))
+
+    def second_time_interrupted(model: LoadedModel, invert: str) -> Callable[[Block], object]:
+        classify, calls = classifier(model, invert), iter([None])
+
+        def interrupted(block: Block) -> object:
+            if next(calls, "over") == "over":
+                raise KeyboardInterrupt
+            return classify(block)
+
+        return interrupted
+
+    monkeypatch.setattr(module, "classifier", second_time_interrupted)
+    with pytest.raises(KeyboardInterrupt, match=rf"^3 images were classified, {output} is not"):
+        asked(folder, output=output, batch_size="3")
+    assert [path.name for path in folder.iterdir() if output[0] == path.stem[-1:]] == []
+    assert [path for path in folder.iterdir() if "partial" in path.name] == []
+
+
+def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> None:
+    drawn(folder / "photos/a.png", border=255, inside=0)
+    asked(folder, contact_sheet="sheets/page.png")
+    with Image.open(folder / "sheets/page.png") as page:
+        assert page.format == "PNG"
+
+
+def test_a_model_of_other_channels_than_pictures_have_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(tmp_path / "a.png", border=0, inside=0)
+    odd = replace(brightness_model(), image_shape=(4, 4, 5))
+    monkeypatch.setattr("pipeline.tracking.models.load_model", lambda uri, tracking: odd)
+    with pytest.raises(RequestError, match="takes 5 channels"):
+        predict(configured(f"predict.images={tmp_path}/a.png"), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder with a store in which a finished run has a model, and what the run said."""
+    made = tmp_path_factory.mktemp("trained")
+    ended = pipeline(*QUICK, cwd=made)
+    assert ended.returncode == 0, ended.stderr
+    np.save(made / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8))
+    return made, results(ended.stdout)
+
+
+@pytest.mark.slow
+def test_the_command_line_classifies_by_a_runs_model_and_by_the_champion(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, said = trained
+    by_run = pipeline("predict", "run_id=latest", "dataset=synthetic", "images=*.npy", cwd=folder)
+    assert by_run.returncode == 0, by_run.stderr
+    assert results(by_run.stdout) == {"images": "20", "skipped": "0", "output": "predictions.csv"}
+    with inside(folder):  # MLflow looks the source up in the process' own store
+        client = connect(None)
+        client.create_registered_model("synthetic")
+        version = client.create_model_version("synthetic", said["model_uri"], said["run_id"])
+        client.set_registered_model_alias("synthetic", "champion", version.version)
+    words = ("dataset=synthetic", "images=images.npy", "output=b.csv")
+    by_alias = pipeline("predict", *words, cwd=folder)
+    assert by_alias.returncode == 0, by_alias.stderr
+    assert by_alias.stderr == ""
+    assert rows(folder / "b.csv") == rows(folder / "predictions.csv")
+    missing = pipeline("predict", *words, "model_uri=models:/synthetic@best", cwd=folder)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr == (
+        "model_uri=models:/synthetic@best: no such model; "
+        "registered are models:/synthetic@champion\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_model_loads_with_what_it_was_saved_with(
+    trained: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    from pipeline.config.schema import Tracking
+    from pipeline.tracking.models import load_model
+
+    folder, said = trained
+    tracking = Tracking(uri=f"sqlite:///{folder}/mlflow.db")
+    loaded = load_model(said["model_uri"], tracking)
+    assert loaded.logged_uri == said["model_uri"]
+    assert loaded.image_shape == (28, 28, 1)
+    assert len(loaded.class_names) == loaded.model.output_shape[1]
+    assert loaded.example is not None
+    assert (loaded.example.shape[1:], loaded.example.dtype) == ((28, 28, 1), np.uint8)
+    assert loaded.dark_border is not None
+    [saved] = folder.rglob("MLmodel")
+    foreign = Path(shutil.copytree(saved.parent, tmp_path / "foreign"))
+    text = (foreign / "MLmodel").read_text()
+    (foreign / "MLmodel").write_text(text.replace("class_names", "other"))
+    with pytest.raises(RequestError, match="not a model of this pipeline"):
+        load_model(str(foreign), tracking)
+    (foreign / "MLmodel").write_text(text)
+    (foreign / "data" / "model.keras").write_bytes(b"damaged")
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        load_model(str(foreign), tracking)
+
+
+@pytest.mark.slow
+def test_an_empty_store_is_told_with_what_to_do(tmp_path: Path) -> None:
+    from pipeline.config.schema import Tracking
+    from pipeline.tracking.models import load_model
+
+    with (
+        inside(tmp_path),
+        pytest.raises(RequestError, match="no such model; none is saved yet; train one"),
+    ):
+        load_model("models:/fashion_mnist@champion", Tracking(uri=None))

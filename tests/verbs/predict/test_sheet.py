@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.verbs.predict.sheet import COLUMNS, GAP, HEADER, MOST, TILE, Sheet
+from pipeline.verbs.predict.writers import Answers
+
+SHAPE = (4, 4, 1)
+
+
+def sheet_of(images: np.ndarray, file: Path, *, inverted: bool, batches: int = 1) -> Sheet:
+    sheet = Sheet(title="models:/m-1", shape=SHAPE)
+    many = len(images)
+    answers = Answers(
+        files=(file,) * many,
+        indices=tuple(range(many)) if file.suffix == ".npy" else (None,) * many,
+        probs=np.tile(np.array([[0.9, 0.1]], np.float32), (many, 1)),
+        inverted=np.full(many, inverted),
+        class_names=("a class with a name that no tile has room for", "b"),
+    )
+    for _ in range(batches):
+        sheet.add(answers, images)
+    return sheet
+
+
+def test_the_first_images_are_kept_as_the_model_saw_them(tmp_path: Path) -> None:
+    images = np.full((3, *SHAPE), 200, np.uint8)
+    sheet = sheet_of(images, tmp_path / "a.npy", inverted=True, batches=40)
+    assert len(sheet.cells) == MOST
+    assert np.unique(sheet.cells[0].seen).tolist() == [55]
+    assert [cell.index for cell in sheet.cells[:4]] == [0, 1, 2, 0]
+
+
+def test_a_tile_shows_the_original_and_in_its_corner_what_the_model_saw(tmp_path: Path) -> None:
+    file = tmp_path / "red.png"
+    Image.new("RGB", (300, 300), "red").save(file)
+    seen = np.full((1, *SHAPE), 179, np.uint8)
+    sheet_of(seen, file, inverted=True).save(tmp_path / "sheet.png")
+    page = Image.open(tmp_path / "sheet.png")
+    left, top = GAP, HEADER + GAP
+    assert page.getpixel((left + 20, top + 20)) == (255, 0, 0)
+    assert page.getpixel((left + TILE - 20, top + TILE - 20)) == (76, 76, 76)
+
+
+def test_images_of_an_array_are_drawn_in_rows(tmp_path: Path) -> None:
+    images = np.zeros((COLUMNS + 1, 4, 4), np.uint8)
+    images[-1] = 255
+    np.save(tmp_path / "a.npy", images)
+    sheet = sheet_of(images[..., np.newaxis], tmp_path / "a.npy", inverted=False)
+    page = sheet.draw()
+    below = page.height - GAP * 2 - 62 - TILE // 2
+    assert page.getpixel((GAP + 20, below)) == (255, 255, 255)
+    assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (0, 0, 0)
+
+
+def test_a_sheet_of_one_image_has_room_for_its_title(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 4, 4), np.uint8))
+    page = sheet_of(np.zeros((1, *SHAPE), np.uint8), tmp_path / "a.npy", inverted=False).draw()
+    assert page.width > 4 * TILE

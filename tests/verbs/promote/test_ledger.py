@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.verbs.promote.gates import Gate
+from pipeline.verbs.promote.ledger import (
+    LONGEST,
+    PROMOTED,
+    REFUSED,
+    Entry,
+    complaint,
+    decided,
+    entries,
+    from_text,
+    gates_table,
+    history_document,
+    history_table,
+    new_key,
+    to_text,
+)
+
+WHEN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
+ACCURACY = Gate(name="test accuracy", value=0.9, limit=0.85, passed=True, says="on 8 test images")
+SLOW = Gate(name="latency, ms", value=20.04, limit=10.0, passed=False, says="median [here]")
+STATUS = Gate(name="run finished", value="KILLED", limit="FINISHED", passed=False, says="it was")
+LINE = Entry(
+    key=new_key(WHEN, "00c0ffee"),
+    who="ada@engine",
+    decision=PROMOTED,
+    run_id="1234567890abcdef",
+    version=3,
+    replaces=2,
+    gates=[ACCURACY],
+    reason="it is [better]",
+)
+
+
+def shown(table: Table) -> str:
+    console = Console(file=StringIO(), width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_a_key_is_the_time_in_utc_and_a_token() -> None:
+    assert LINE.key == "ledger.20260504T030201123456Z.00c0ffee"
+    assert new_key(WHEN.astimezone(timezone(timedelta(hours=9))), "00c0ffee") == LINE.key
+    assert LINE.when == WHEN
+
+
+def test_a_line_comes_back_as_it_was() -> None:
+    assert from_text(LINE.key, to_text(LINE)) == LINE
+
+
+@given(st.text(max_size=1000), st.lists(st.text(max_size=3000), max_size=14))
+def test_whatever_it_says_a_line_fits_the_column_of_the_store(reason: str, says: list[str]) -> None:
+    gates = [replace(SLOW, says=text) for text in says]
+    line = replace(LINE, reason=reason, gates=gates)
+    kept = to_text(line)
+    assert len(kept) <= LONGEST
+    back = from_text(LINE.key, kept)
+    assert [(gate.value, gate.passed) for gate in back.gates] == [(20.04, False)] * len(says)
+
+
+def test_a_long_text_is_cut_no_more_than_it_must_be() -> None:
+    kept = from_text(LINE.key, to_text(replace(LINE, reason="x" * 1000, note="y" * 4000)))
+    assert (kept.reason, len(kept.note), kept.note[-2:]) == ("x" * 1000, 1000, "y…")
+
+
+def test_a_line_that_cannot_be_made_to_fit_is_an_error() -> None:
+    with pytest.raises(ValueError, match="5000 are allowed"):
+        to_text(replace(LINE, gates=[SLOW] * 100))
+
+
+def test_the_lines_among_other_tags_are_found_oldest_first() -> None:
+    later = replace(LINE, key=new_key(WHEN + timedelta(seconds=1), "00000000"))
+    tags = {later.key: to_text(later), "team": "vision", LINE.key: to_text(LINE)}
+    assert entries(tags) == [LINE, later]
+
+
+def test_another_end_keeps_all_else() -> None:
+    ended = decided(LINE, REFUSED, "too late")
+    assert ended == replace(LINE, decision="refused", note="too late")
+
+
+@pytest.mark.parametrize(
+    ("gate", "line"),
+    [
+        (SLOW, "latency, ms: 20.04, above 10 (median [here])"),
+        (
+            replace(SLOW, value=0.80221, limit=0.85),
+            "latency, ms: 0.8022, below 0.85 (median [here])",
+        ),
+        (STATUS, "run finished: KILLED, not FINISHED (it was)"),
+    ],
+)
+def test_a_complaint_has_the_number_and_the_limit(gate: Gate, line: str) -> None:
+    assert complaint(gate) == line
+
+
+def test_the_history_shows_when_who_what_and_why() -> None:
+    refused = replace(LINE, decision=REFUSED, version=None, gates=[SLOW], reason=None)
+    text = shown(history_table([LINE, refused], "digits", 3))
+    first, second = (line for line in text.splitlines() if "ada@engine" in line)
+    for part in ("2026-05-04 03:02:01", "promoted", "2 → 3", "12345678", "“it is [better]”"):
+        assert part in first
+    assert "refused" in second
+    assert "latency, ms: 20.04, above 10 (median [here])" in second
+    assert "→" not in second
+    assert "test accuracy 0.9" in text
+    assert "champion: version 3" in text
+
+
+def test_the_ledger_as_json_has_all_that_a_line_says() -> None:
+    document = history_document([LINE], "digits", {"champion": 3})
+    assert json.loads(json.dumps(document)) == document
+    assert (document["model"], document["aliases"]) == ("digits", {"champion": 3})
+    [line] = document["entries"]
+    assert line.pop("when") == "2026-05-04T03:02:01.123456+00:00"
+    assert from_text(line.pop("key"), json.dumps(line)) == LINE
+
+
+def test_the_gates_are_shown_with_their_verdicts() -> None:
+    text = shown(gates_table([ACCURACY, SLOW]))
+    first, second = (line for line in text.splitlines() if "ed" in line)
+    assert ["passed" in first, "failed" in second, "median [here]" in second] == [True] * 3

@@ -1,0 +1,567 @@
+"""The protocol that moves the champion, on real stores: killed at every step, and raced for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from docs import screenshots
+from pipeline.system.processes import this_process
+from pipeline.tracking.client import connect
+from pipeline.tracking.registry import DONE, PENDING, STATE, Registry
+from pipeline.verbs.promote.ledger import (
+    ABANDONED,
+    PROMOTED,
+    REFUSED,
+    ROLLED_BACK,
+    Entry,
+    entries,
+    to_text,
+)
+from pipeline.verbs.promote.switch import (
+    BROKEN_OFF,
+    CHALLENGER,
+    CHAMPION,
+    HOLDER,
+    KEY,
+    LINE,
+    PREVIOUS,
+    REPLACES,
+    TARGET,
+    Change,
+    Outrun,
+    settle,
+    switch,
+)
+from tests.commands import ROOT, environment
+
+NAME = "digits"
+DEAD = json.dumps(json.loads(this_process()) | {"born": 1.0})  # a PID that is another's by now
+
+
+def line(number: int, replaces: int | None, decision: str = PROMOTED, **more: Any) -> Entry:
+    key = f"ledger.20260101T0000{number:02}000000Z.{number:08x}"
+    made = Entry(
+        key=key,
+        who="ada@engine",
+        decision=decision,
+        run_id=run(number),
+        version=None,
+        replaces=replaces,
+    )
+    return replace(made, **more)
+
+
+def run(number: int) -> str:
+    return f"{number:032x}"
+
+
+def promotion(number: int, replaces: int | None) -> Change:
+    return Change(
+        line=line(number, replaces),
+        source=f"file:///models/{number}",
+        run_id=run(number),
+        tags={"model": f"model {number}"},
+    )
+
+
+def going_back(number: int, replaces: int, to: int) -> Change:
+    return Change(
+        line=line(number, replaces, ROLLED_BACK, version=to),
+        source=f"file:///models/{to}",
+        run_id=run(to),
+        target=to,
+    )
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose schema is made: to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def registry(empty: Path, tmp_path: Path) -> Registry:
+    return opened(shutil.copy(empty, tmp_path / "mlflow.db"))
+
+
+def opened(database: Path | str) -> Registry:
+    return Registry(client=MlflowClient(f"sqlite:///{database}"), name=NAME)
+
+
+def decisions(registry: Registry) -> list[str]:
+    return [entry.decision for entry in entries(registry.present().tags)]
+
+
+def aliases(registry: Registry) -> dict[str, int]:
+    return dict(registry.present().aliases)
+
+
+def test_the_first_promotion_makes_version_one_champion_and_is_recorded(registry: Registry) -> None:
+    assert switch(registry, promotion(1, None)) == 1
+    assert aliases(registry) == {CHAMPION: 1}
+    version = registry.find(1)
+    assert version is not None
+    assert (version.tags[STATE], version.tags["model"]) == (DONE, "model 1")
+    assert (version.source, version.run_id) == ("file:///models/1", run(1))
+    assert entries(registry.present().tags) == [line(1, None, version=1)]
+
+
+def test_the_champion_that_was_becomes_previous(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    switch(registry, promotion(2, 1))
+    assert aliases(registry) == {CHAMPION: 2, PREVIOUS: 1}
+
+
+def test_going_back_twice_goes_one_further_each_time_and_forth_again_by_number(
+    registry: Registry,
+) -> None:
+    for number in (1, 2, 3):
+        switch(registry, promotion(number, number - 1 or None))
+    assert switch(registry, going_back(4, 3, to=2)) == 2
+    assert aliases(registry) == {CHAMPION: 2, PREVIOUS: 1}
+    assert switch(registry, going_back(5, 2, to=1)) == 1
+    assert aliases(registry) == {CHAMPION: 1}
+    assert switch(registry, going_back(6, 1, to=3)) == 3
+    assert aliases(registry) == {CHAMPION: 3, PREVIOUS: 2}
+    assert decisions(registry) == [PROMOTED] * 3 + [ROLLED_BACK] * 3
+    assert registry.pending() == []
+
+
+def test_a_promoted_challenger_is_challenger_no_longer_but_another_run_stays_so(
+    registry: Registry,
+) -> None:
+    registry.ensure()
+    registry.add("file:///models/2", run(2), {})
+    registry.point(CHALLENGER, 1)
+    switch(registry, promotion(1, None))
+    assert aliases(registry) == {CHALLENGER: 1, CHAMPION: 2}
+    switch(registry, promotion(2, 2))
+    assert aliases(registry) == {CHAMPION: 3, PREVIOUS: 2}
+
+
+def test_a_predecessor_that_was_deleted_is_not_previous(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        switch(registry, promotion(number, number - 1 or None))
+    registry.drop(1)
+    switch(registry, going_back(4, 3, to=2))
+    assert aliases(registry) == {CHAMPION: 2}
+
+
+def test_a_champion_that_changed_since_it_was_judged_against_is_told(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    with pytest.raises(Outrun, match="champion has become version 1 meanwhile.*try again"):
+        switch(registry, promotion(2, None))
+    assert aliases(registry) == {CHAMPION: 1}
+    assert registry.find(2) is None
+    assert registry.pending() == []
+    assert decisions(registry) == [PROMOTED, REFUSED]
+
+
+def ticket(registry: Registry, change: Change, holder: str) -> int:
+    """A ticket as a process in the middle of `switch` has it out."""
+    registry.ensure()
+    tags = {
+        STATE: PENDING,
+        HOLDER: holder,
+        REPLACES: str(change.line.replaces or ""),
+        TARGET: str(change.target or ""),
+        KEY: change.line.key,
+        LINE: to_text(change.line),
+    }
+    return registry.add(change.source, change.run_id, tags).number
+
+
+def test_a_lower_ticket_of_a_living_process_goes_first(registry: Registry) -> None:
+    out = ticket(registry, promotion(1, None), this_process())
+    with pytest.raises(Outrun, match=f"another promotion is under way .process {os.getpid()} on "):
+        switch(registry, promotion(2, None))
+    settle(registry)
+    assert [left.number for left in registry.pending()] == [out]
+    assert aliases(registry) == {}
+    assert decisions(registry) == [REFUSED]
+
+
+def test_a_higher_ticket_waits_for_nobody_to_ask_it(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    change = promotion(2, 1)
+    original = registry.client.search_model_versions
+
+    class Client:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(registry.client, name)
+
+        def search_model_versions(self, *given: Any, **named: Any) -> Any:
+            if not later:
+                later.append(ticket(registry, promotion(3, 1), this_process()))
+            return original(*given, **named)
+
+    later: list[int] = []
+    assert switch(replace(registry, client=Client()), change) == 2  # type: ignore[arg-type]
+    assert later == [3]
+    assert aliases(registry)[CHAMPION] == 2
+
+
+def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    ticket(registry, promotion(2, 1), DEAD)
+    settle(registry)
+    assert aliases(registry) == {CHAMPION: 1}
+    assert (registry.find(2), registry.pending()) == (None, [])
+    assert entries(registry.present().tags)[-1] == line(2, 1, ABANDONED, note=BROKEN_OFF)
+
+
+def test_what_a_killed_process_had_done_is_completed(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    registry.point(CHAMPION, ticket(registry, promotion(2, 1), DEAD))
+    settle(registry)
+    assert aliases(registry) == {CHAMPION: 2, PREVIOUS: 1}
+    version = registry.find(2)
+    assert version is not None
+    assert version.tags[STATE] == DONE
+    assert decisions(registry) == [PROMOTED, PROMOTED]
+
+
+def test_a_dead_ticket_is_settled_by_the_next_promotion_itself(registry: Registry) -> None:
+    ticket(registry, promotion(1, None), DEAD)
+    assert switch(registry, promotion(2, None)) == 2
+    assert decisions(registry) == [ABANDONED, PROMOTED]
+    assert registry.find(1) is None
+
+
+def test_a_request_that_was_sent_twice_is_no_rival(registry: Registry) -> None:
+    ticket(registry, promotion(1, None), this_process())
+    assert switch(registry, promotion(1, None)) == 2
+    assert (registry.find(1), registry.pending()) == (None, [])
+    assert decisions(registry) == [PROMOTED]
+
+
+def test_settling_twice_changes_nothing_more(registry: Registry) -> None:
+    switch(registry, promotion(1, None))
+    ticket(registry, promotion(2, 1), DEAD)
+    settle(registry)
+    before = registry.present()
+    settle(registry)
+    assert registry.present() == before
+
+
+class Interrupted:
+    """A client before whose `number`th request of that name something else happens, once."""
+
+    def __init__(self, client: MlflowClient, name: str, number: int, meanwhile: Any) -> None:
+        self.client, self.name, self.left, self.meanwhile = client, name, number, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.name:
+            self.left -= 1
+            if self.left == 0:
+                self.meanwhile()
+        return getattr(self.client, name)
+
+
+def counted_as_dead(registry: Registry, rival: Change) -> None:
+    """What another does who finds the one ticket that is out overdue."""
+    for out in registry.pending():
+        registry.client.set_model_version_tag(NAME, str(out.number), HOLDER, DEAD)
+    switch(registry, rival)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("search_model_versions", 1),  # whether it is its turn
+        ("get_model_version", 1),  # whether its ticket is still there
+        ("set_registered_model_alias", 1),  # the request itself is under way for long
+    ],
+)
+@pytest.mark.parametrize(
+    "change", [promotion(4, 3), going_back(4, 3, to=2)], ids=["promotion", "rollback"]
+)
+def test_a_holder_that_was_counted_as_dead_moves_nothing_when_it_comes_back(
+    registry: Registry, change: Change, name: str, number: int
+) -> None:
+    for earlier in (1, 2, 3):
+        switch(registry, promotion(earlier, earlier - 1 or None))
+    late = Interrupted(
+        registry.client, name, number, lambda: counted_as_dead(registry, promotion(5, 3))
+    )
+    # MLflow itself refuses the alias of a version that is gone, in its own words.
+    with pytest.raises((Outrun, MlflowException), match="meanwhile|so long|not found"):
+        switch(replace(registry, client=late), change)  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 3}
+    assert decisions(registry) == [PROMOTED] * 3 + [ABANDONED, PROMOTED]
+    assert registry.pending() == []
+
+
+def test_a_rollback_that_others_completed_is_not_done_again_over_what_came_later(
+    registry: Registry,
+) -> None:
+    for earlier in (1, 2, 3):
+        switch(registry, promotion(earlier, earlier - 1 or None))
+
+    def sent_twice() -> None:
+        registry.point(CHAMPION, 2)
+        counted_as_dead(registry, promotion(5, 2))
+
+    late = Interrupted(registry.client, "set_registered_model_alias", 1, sent_twice)
+    with pytest.raises(Outrun, match="so long"):
+        switch(replace(registry, client=late), going_back(4, 3, to=2))  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 2}
+    assert decisions(registry) == [PROMOTED] * 3 + [ROLLED_BACK, PROMOTED]
+
+
+def test_one_who_comes_back_to_a_move_that_others_completed_leaves_later_ones_alone(
+    registry: Registry,
+) -> None:
+    switch(registry, promotion(1, None))
+    late = Interrupted(
+        registry.client,
+        "get_registered_model",
+        2,  # the first is the look at the champion, this one begins what follows the move
+        lambda: counted_as_dead(registry, promotion(3, 2)),
+    )
+    assert switch(replace(registry, client=late), promotion(2, 1)) == 2  # type: ignore[arg-type]
+    assert aliases(registry) == {CHAMPION: 3, PREVIOUS: 2}
+    assert decisions(registry) == [PROMOTED] * 3
+
+
+# Imports once, then forks a child for each try, which it gives one number after another until the
+# child lives: after that many requests to the store the child kills itself.
+KILLED = """
+import json, os, shutil, signal, sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tests.verbs.promote.test_switch as t
+
+class Deadly:
+    def __init__(self, client, left):
+        self.client, self.left = client, left
+    def __getattr__(self, name):
+        def call(*given, **named):
+            try:
+                return getattr(self.client, name)(*given, **named)
+            finally:
+                self.left -= 1
+                if self.left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return call
+
+start, folder, what = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+for number in range(1, 60):
+    database = folder / f"{number}.db"
+    shutil.copy(start, database)
+    child = os.fork()
+    if child == 0:
+        registry = t.opened(database)
+        t.ACTIONS[what](replace(registry, client=Deadly(registry.client, number)))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, status
+        print(number)
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+"""
+ACTIONS = {
+    "first promotion": lambda registry: switch(registry, promotion(4, None)),
+    "promotion": lambda registry: switch(registry, promotion(4, 3)),
+    "rollback": lambda registry: switch(registry, going_back(4, 3, to=2)),
+    "settling": settle,
+}
+
+
+def killed_at_every_request(start: Path, folder: Path, action: str) -> list[Path]:
+    """A copy of the store for each request after which the action was killed, in order."""
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(ROOT), str(start), str(folder), action],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return [folder / f"{number}.db" for number in range(1, int(ended.stdout))]
+
+
+@pytest.fixture
+def with_three(registry: Registry, tmp_path: Path) -> Path:
+    """A store with champion 3, previous 2, and a challenger that is run 4's."""
+    for number in (1, 2, 3):
+        switch(registry, promotion(number, number - 1 or None))
+    registry.point(CHALLENGER, registry.add("file:///models/4", run(4), {}).number)
+    return tmp_path / "mlflow.db"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["promotion", "rollback"])
+def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_next_one_works(
+    action: str, with_three: Path, tmp_path: Path
+) -> None:
+    new = {"promotion": 5, "rollback": 2}[action]
+    before = {3: 2, 2: 1, 5: 3}  # champion: the one it replaced
+    stores = killed_at_every_request(with_three, tmp_path, action)
+    assert len(stores) >= 10
+    seen = []
+    for database in stores:
+        registry = opened(database)
+        champion = aliases(registry)[CHAMPION]
+        assert champion in (3, new)
+        assert registry.find(champion) is not None
+        seen.append(champion)
+        settle(registry)
+        known = aliases(registry)
+        assert (known[CHAMPION], known[PREVIOUS]) == (champion, before[champion])
+        assert (CHALLENGER in known) == (champion != 5)
+        assert registry.pending() == []
+        assert decisions(registry)[:3] == [PROMOTED] * 3
+        done = {"promotion": PROMOTED, "rollback": ROLLED_BACK}[action]
+        assert decisions(registry)[3:] in ([[done]] if champion == new else [[], [ABANDONED]])
+        after = switch(registry, promotion(9, champion))
+        assert aliases(registry) | {CHALLENGER: 0} == {
+            CHAMPION: after,
+            PREVIOUS: champion,
+            CHALLENGER: 0,
+        }
+    assert seen == sorted(seen, key=lambda champion: champion == new)
+    assert {3, new} == set(seen)
+
+
+@pytest.mark.slow
+def test_a_first_promotion_killed_after_any_request_leaves_a_champion_or_none(
+    empty: Path, tmp_path: Path
+) -> None:
+    seen = set()
+    for database in killed_at_every_request(empty, tmp_path, "first promotion"):
+        registry = opened(database)
+        champion = aliases(registry).get(CHAMPION)
+        seen.add(champion)
+        settle(registry)
+        assert aliases(registry) == ({CHAMPION: 1} if champion else {})
+        assert decisions(registry) in ([[PROMOTED]] if champion else [[], [ABANDONED]])
+        switch(registry, promotion(9, champion))
+        assert decisions(registry)[-1] == PROMOTED
+    assert seen == {None, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [True, False])
+def test_settling_that_is_killed_itself_is_finished_by_the_next(
+    committed: bool, with_three: Path, tmp_path: Path
+) -> None:
+    left = opened(with_three)
+    out = ticket(left, promotion(4, 3), DEAD)
+    if committed:
+        left.point(CHAMPION, out)
+    stores = killed_at_every_request(with_three, tmp_path, "settling")
+    assert len(stores) >= 8
+    for database in stores:
+        registry = opened(database)
+        settle(registry)
+        known = aliases(registry)
+        assert (known[CHAMPION], known[PREVIOUS]) == ((out, 3) if committed else (3, 2))
+        assert decisions(registry)[3:] == [PROMOTED if committed else ABANDONED]
+        assert registry.pending() == []
+
+
+# Forks racers that meet at a barrier before each round, having read the champion.
+RACE = """
+import json, os, sys
+from dataclasses import replace
+from multiprocessing import get_context
+sys.path.insert(0, sys.argv[1])
+import tests.verbs.promote.test_switch as t
+from pipeline.system.errors import PipelineError
+
+uri, model, run_id = sys.argv[2:5]
+rounds, racers = int(sys.argv[5]), int(sys.argv[6])
+
+def race(racer, barrier, answers):
+    registry = t.Registry(client=t.connect(uri), name=t.NAME)
+    for number in range(rounds):
+        t.settle(registry)
+        champion = registry.present().aliases.get(t.CHAMPION)
+        change = replace(t.promotion(10 * number + racer, champion), source=model, run_id=run_id)
+        barrier.wait()
+        try:
+            answers.put([number, racer, t.switch(registry, change), ""])
+        except PipelineError as error:
+            answers.put([number, racer, None, str(error)])
+        barrier.wait()
+
+context = get_context("fork")
+barrier, answers = context.Barrier(racers), context.Queue()
+processes = [context.Process(target=race, args=(n, barrier, answers)) for n in range(racers)]
+for process in processes:
+    process.start()
+told = [answers.get(timeout=120) for _ in range(rounds * racers)]
+for process in processes:
+    process.join()
+print(json.dumps(told))
+"""
+ROUNDS, RACERS = 8, 3
+
+
+def assert_one_wins_each_round(uri: str) -> None:
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    model = client.create_logged_model("0", source_run_id=run_id)
+    given = (str(ROOT), uri, model.model_uri, run_id, str(ROUNDS), str(RACERS))
+    ended = subprocess.run(
+        [sys.executable, "-c", RACE, *given],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    registry = Registry(client=client, name=NAME)
+    champions = []
+    for number in range(ROUNDS):
+        told = [answer for answer in json.loads(ended.stdout) if answer[0] == number]
+        [won] = [version for _, _, version, _ in told if version is not None]
+        champions.append(won)
+        for _, _, version, message in told:
+            if version is None:
+                assert "nothing was changed" in message
+                assert "another promotion is under way" in message or "meanwhile" in message
+    assert aliases(registry) == {CHAMPION: champions[-1], PREVIOUS: champions[-2]}
+    assert champions == sorted(champions)
+    kept = [entry.version for entry in entries(registry.present().tags) if entry.version]
+    assert sorted(kept) == champions
+    assert decisions(registry).count(PROMOTED) == ROUNDS
+    assert decisions(registry).count(REFUSED) == ROUNDS * (RACERS - 1)
+    assert registry.pending() == []
+
+
+@pytest.mark.slow
+def test_of_processes_that_promote_at_the_same_time_exactly_one_wins(
+    empty: Path, tmp_path: Path
+) -> None:
+    database = shutil.copy(empty, tmp_path / "mlflow.db")
+    assert_one_wins_each_round(f"sqlite:///{database}")
+
+
+@pytest.fixture
+def served(empty: Path, tmp_path: Path) -> Iterator[str]:
+    database = Path(shutil.copy(empty, tmp_path / "mlflow.db"))
+    with screenshots.server(database) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_through_a_server_too_exactly_one_wins(served: str) -> None:
+    assert_one_wins_each_round(served)

@@ -1,0 +1,162 @@
+"""The verb as a user has it: a trained, registered model, a server process, requests."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import requests
+
+from tests.commands import QUICK, environment, free_port, pipeline, results
+
+pytestmark = pytest.mark.slow
+
+CHAMPION = "models:/synthetic@champion"
+SERVE = ("serve", "dataset=synthetic", "port=0")
+
+
+@pytest.fixture(autouse=True)
+def _heed_ctrl_c() -> Iterator[None]:
+    """A process started in the background ignores Ctrl-C, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder with the store of one run, whose model is the champion; and what the run said."""
+    folder = tmp_path_factory.mktemp("serve")
+    ended = pipeline(*QUICK, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    said = results(ended.stdout)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")  # MLflow looks up the source there
+    client = mlflow.MlflowClient()
+    client.create_registered_model("synthetic")
+    version = client.create_model_version(
+        "synthetic", said["model_uri"], said["run_id"], model_id=said["model_uri"].split("/")[1]
+    )
+    client.set_registered_model_alias("synthetic", "champion", version.version)
+    return folder, said
+
+
+@contextmanager
+def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A server's process, the three lines it begins with, and its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        address = re.search(r"http://\S+", first)
+        assert address, process.communicate(timeout=30)
+        yield process, first + "".join(process.stdout.readline() for _ in range(2)), address[0]
+    finally:
+        process.kill()
+        process.communicate()  # closes the pipes
+
+
+def ask(address: str, values: Any) -> requests.Response:
+    return requests.post(f"{address}/invocations", json={"inputs": values}, timeout=30)
+
+
+def test_the_champion_is_served_as_it_was_saved_until_ctrl_c(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, said = trained
+    with serving(*SERVE, cwd=folder) as (process, lines, address):
+        assert lines.startswith(
+            f"serving {CHAMPION} (version 1, run_id {said['run_id']}) at http://127.0.0.1:"
+        )
+        about = requests.get(f"{address}/version", timeout=30).json()
+        assert (about["model_uri"], about["serving"]) == (CHAMPION, "models:/synthetic/1")
+        assert (about["version"], about["run_id"]) == ("1", said["run_id"])
+
+        [command] = [line for line in lines.splitlines() if line.startswith("try it: curl")]
+        tried = subprocess.run(
+            command.removeprefix("try it: "), shell=True, capture_output=True, text=True
+        )
+        [prediction] = json.loads(tried.stdout)["predictions"]
+        assert [*prediction["probabilities"]] == about["class_names"]
+
+        height, width, channels = about["image_shape"]
+        images = np.random.default_rng(0).integers(0, 256, (5, height, width, channels), np.uint8)
+        answered = ask(address, images.tolist()).json()["predictions"]
+        model = mlflow.tensorflow.load_model(said["model_uri"])
+        expected = model(images, training=False).numpy()
+        np.testing.assert_allclose(
+            [[*one["probabilities"].values()] for one in answered], expected, atol=1e-6
+        )
+        best = [about["class_names"][index] for index in expected.argmax(axis=1)]
+        assert [one["class"] for one in answered] == best
+
+        scaled = ask(address, (images / 255).tolist())
+        assert (scaled.status_code, scaled.json().keys()) == (400, {"error"})
+
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (130, "")
+        assert err == "stopped by SIGINT; what was recorded so far is kept\n"
+
+
+def test_a_model_of_a_run_is_served_by_its_address_through_mlproject(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, said = trained
+    words = ("serve", "--mlproject", f"model_uri={said['model_uri']}", "port=0", "overrides=")
+    with serving(*words, cwd=folder) as (_, lines, address):
+        assert f"serving {said['model_uri']} (run_id {said['run_id']}) at" in lines
+        assert requests.get(f"{address}/version", timeout=30).json()["version"] is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("models:/synthetic@champion", "promote a run first"),
+        ("models:/synthetic/7", "models:/<name>/<version>"),
+        ("models:/m-0123", "model_uri"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused_with_the_way_to_one(
+    uri: str, advice: str, tmp_path: Path
+) -> None:
+    ended = pipeline("serve", f"model_uri={uri}", "port=0", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"model_uri={uri}: not in sqlite:///mlflow.db; ")
+    assert advice in line
+
+
+def test_a_port_in_use_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        ended = pipeline("serve", f"port={port}", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"host=127.0.0.1 port={port}: address already in use; choose another")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_refused(host: str, tmp_path: Path) -> None:
+    ended = pipeline("serve", f"host={host}", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"host={host}")

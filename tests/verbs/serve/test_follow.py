@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from pipeline.tracking.versions import ModelVersion
+from pipeline.verbs.serve.app import Limits, Served, create_app
+from pipeline.verbs.serve.follow import Watch, watching
+
+ALIAS = "models:/lamp@champion"
+FIRST, SECOND = (ModelVersion(uri=f"models:/lamp/{number}") for number in (1, 2))
+
+
+def served(version: ModelVersion) -> Served:
+    return Served(
+        predict=lambda images: images,
+        class_names=("dark", "bright"),
+        image_shape=(1, 1, 1),
+        about={"serving": version.uri},
+    )
+
+
+def watched(
+    find: Callable[[], ModelVersion],
+    load: Callable[[ModelVersion], Served] | None,
+    until: Callable[[FastAPI], bool],
+) -> FastAPI:
+    """The application after it was watched until that is so."""
+    app = create_app(served(FIRST), Limits(images=1, body_bytes=1))
+    watch = Watch(alias=ALIAS, known=FIRST.uri, find=find, load=load, every_s=0.001)
+
+    async def run() -> None:
+        async with asyncio.timeout(20), watching(watch, app):
+            while not until(app):
+                await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+    return app
+
+
+def answers(*given: ModelVersion | Exception) -> tuple[Callable[[], ModelVersion], list[Any]]:
+    """A function that gives one after the other, the last for ever; and what it gave."""
+    remaining: Iterator[Any] = iter(given)
+    said: list[Any] = []
+
+    def find() -> ModelVersion:
+        answer = next(remaining, given[-1])
+        said.append(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return find, said
+
+
+def test_the_version_that_the_alias_moves_to_is_served() -> None:
+    find, _ = answers(FIRST, SECOND)
+    app = watched(find, served, lambda app: app.state.served.about["serving"] == SECOND.uri)
+    assert app.state.served.about == {"serving": SECOND.uri}
+
+
+def test_a_version_is_loaded_once() -> None:
+    find, said = answers(FIRST, SECOND)
+    loaded: list[ModelVersion] = []
+
+    def load(version: ModelVersion) -> Served:
+        loaded.append(version)
+        return served(version)
+
+    watched(find, load, lambda app: len(said) >= 5)
+    assert loaded == [SECOND]
+
+
+def test_a_server_that_does_not_follow_says_once_that_the_alias_moved(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    find, said = answers(FIRST, SECOND)
+    app = watched(find, None, lambda app: len(said) >= 5)
+    assert app.state.served.about == {"serving": FIRST.uri}
+    [message] = caplog.messages
+    assert message == (
+        f"{ALIAS} is {SECOND.uri} now; this server keeps {FIRST.uri} "
+        "(restart it, or start it with follow=true)"
+    )
+
+
+def test_a_store_that_is_away_is_told_once_and_followed_again_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    find, _ = answers(OSError("away"), OSError("away"), SECOND)
+    with caplog.at_level(logging.WARNING, "pipeline.verbs.serve.app"):
+        watched(find, served, lambda app: app.state.served.about["serving"] == SECOND.uri)
+    assert caplog.messages == [f"{ALIAS} is not followed for now: OSError: away"]
+
+
+def test_a_version_that_does_not_load_is_tried_again_and_the_old_one_serves_on() -> None:
+    find, _ = answers(SECOND)
+    tries: list[str] = []
+
+    def load(version: ModelVersion) -> Served:
+        tries.append(app_serves())
+        if len(tries) < 3:
+            raise OSError("half written")
+        return served(version)
+
+    serving = [FIRST.uri]
+
+    def app_serves() -> str:
+        return serving[-1]
+
+    def until(app: FastAPI) -> bool:
+        serving.append(app.state.served.about["serving"])
+        return serving[-1] == SECOND.uri
+
+    watched(find, load, until)
+    assert tries == [FIRST.uri] * 3

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Run
+
+from pipeline.config.sweep import Job
+from pipeline.run import run, train_only
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking import lineage, record
+from pipeline.verbs.reproduce import Pair, Verdict, judge, paired, reproduce
+from tests.commands import configured, inside
+
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false", "seed=4")
+NAN = float("nan")
+
+
+def predictions(*probs: float) -> dict[str, np.ndarray]:
+    return {
+        "val_labels": np.arange(len(probs), dtype=np.int32),
+        "val_probs": np.array([probs], np.float32),
+    }
+
+
+def pair(name: str, then: float, now: float) -> Pair:
+    return Pair(name=name, then=then, now=now)
+
+
+def test_equal_bits_are_identical_whatever_the_tolerance() -> None:
+    one = predictions(0.25, 0.75)
+    assert judge(one, predictions(0.25, 0.75), [], tolerance=0) is Verdict.IDENTICAL
+    assert judge(one, predictions(0.25, 0.75 + 1e-7), [], tolerance=0) is Verdict.WITHIN
+
+
+def test_a_split_that_only_one_of_them_was_evaluated_on_is_no_identity() -> None:
+    more = {**predictions(0.5), "test_probs": np.zeros((1, 1), np.float32)}
+    assert judge(predictions(0.5), more, [], tolerance=0) is Verdict.WITHIN
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "expected"),
+    [
+        ("test/accuracy", 0.81, Verdict.WITHIN),
+        ("test/accuracy", 0.82, Verdict.NOT),
+        ("train/loss", 0.78, Verdict.NOT),
+        ("train/loss", NAN, Verdict.NOT),
+        ("test/accuracy_shirt", 0.2, Verdict.WITHIN),  # of a tenth of the images: mostly noise
+    ],
+)
+def test_accuracies_and_losses_of_whole_splits_decide(
+    name: str, now: float, expected: Verdict
+) -> None:
+    pairs = [pair(name, 0.8, now)]
+    assert judge(predictions(0.1), predictions(0.2), pairs, tolerance=0.0101) is expected
+
+
+def test_metrics_of_the_splits_are_paired_decisive_ones_first() -> None:
+    then = {"test/ece": 0.1, "test/accuracy": 0.5, "train/loss": 2.0, "time/total_s": 9.0}
+    pairs = paired(then, {"test/accuracy": 0.75, "val/loss": 1.0})
+    assert [found.name for found in pairs] == [
+        "train/loss",
+        "val/loss",
+        "test/accuracy",
+        "test/ece",
+    ]
+    assert [found.difference for found in pairs][2] == 0.25
+    assert np.isnan([found.difference for found in pairs][:2]).all()
+
+
+def client(folder: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def newest(folder: Path) -> Run:
+    found = client(folder)
+    known = [experiment.experiment_id for experiment in found.search_experiments()]
+    return found.search_runs(known, order_by=["attributes.start_time DESC"])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, with one recorded run in its store."""
+    made = tmp_path_factory.mktemp("reproduce")
+    with inside(made):
+        run(configured(*SMALL), made / "first")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> str:
+    return newest(folder).info.run_id
+
+
+@pytest.mark.slow
+def test_a_rerun_is_bit_identical_and_linked_to_the_run(
+    folder: Path, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce(configured("dataset=digits", "run_id=latest"), tmp_path)
+    again = newest(folder)
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == (
+        f"reproduces={first} run_id={again.info.run_id} verdict=bit-identical"
+    )
+    assert "Code, environment, data and hardware are as they were." in out
+    assert "test/accuracy" in out
+    assert "test/precision_1" not in out  # nobody reads dozens of equal numbers
+    assert "further metrics of the splits are equal" in out
+    assert (tmp_path / "tensorflow.log").exists()
+    assert again.info.run_id != first
+    assert (again.data.tags["reproduces"], again.data.tags["reproduction"]) == (
+        first,
+        "bit-identical",
+    )
+    assert again.data.params == client(folder).get_run(first).data.params
+    reproduce(configured("dataset=digits", "run_id=latest"), tmp_path)
+    assert newest(folder).data.tags["reproduces"] == first  # latest is never a rerun itself
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", ["0", "10"])
+def test_a_rerun_that_comes_out_otherwise_is_judged_by_the_tolerance(
+    tolerance: str,
+    folder: Path,
+    first: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seeded = keras.utils.set_random_seed
+    monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: seeded(seed + 1))
+    monkeypatch.setattr(lineage, "code", lambda: lineage.Code(commit="fedcba", patch="+1\n"))
+    config = configured("dataset=digits", f"run_id={first}", f"reproduce.tolerance={tolerance}")
+    if tolerance == "0":
+        with pytest.raises(PipelineError, match=f"{first} was not reproduced: .* was .* and is"):
+            reproduce(config, tmp_path)
+    else:
+        reproduce(config, tmp_path)
+    tags, out = newest(folder).data.tags, capsys.readouterr().out
+    assert tags["reproduction"] == ("not reproduced" if tolerance == "0" else "within tolerance")
+    assert "commit was" in tags["reproduction.changed"]
+    assert "fedcba" in out
+    assert "git checkout" in out
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_is_repeated_as_a_run_of_its_own_on_the_splits_it_was_evaluated_on(
+    folder: Path, first: str, tmp_path: Path
+) -> None:
+    config = configured(*SMALL, "tracking.log_model=false")
+    job = Job(parent=first, index=3, command="python -m pipeline seed=4", keep=False)
+    train_only(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
+    child = newest(folder)
+    assert child.data.tags["mlflow.parentRunId"] == first
+    reproduce(configured("dataset=digits", f"run_id={child.info.run_id}"), tmp_path / "again")
+    again = newest(folder).data
+    assert "mlflow.parentRunId" not in again.tags
+    assert (again.tags["reproduces"], again.tags["reproduction"]) == (
+        child.info.run_id,
+        "bit-identical",
+    )
+    assert "test/accuracy" not in again.metrics
+
+
+@pytest.mark.slow
+def test_each_package_whose_version_differs_is_named(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = lineage.environment()
+    header, *lines = recorded.splitlines()
+    kept = [line for line in lines if not line.startswith(("numpy==", "rich=="))]
+    now = "\n".join([header, *kept, "numpy==9.9.9", "zebra==1.0"])
+    monkeypatch.setattr(lineage, "environment", lambda: now)
+    reproduce(configured("dataset=digits", f"run_id={first}"), tmp_path)
+    told = newest(Path.cwd()).data.tags["reproduction.changed"]
+    numpy, rich = (version(name) for name in ("numpy", "rich"))
+    assert told == (
+        f"numpy was {numpy} and is 9.9.9; rich was {rich} and is none; zebra was none and is 1.0"
+    )
+    assert "environment" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_has_no_result_is_refused(folder: Path, tmp_path: Path) -> None:
+    def refused(reason: str, *words: str) -> None:
+        with pytest.raises(RequestError, match=reason):
+            reproduce(configured("dataset=digits", *words), tmp_path)
+
+    refused("say which run")
+    refused("no such run", "run_id=0123456789abcdef0123456789abcdef")
+    refused("seed=3: reproduce takes the configuration", "run_id=latest", "seed=3")
+    with pytest.raises(ZeroDivisionError), record(configured(*SMALL), tmp_path / "failed"):
+        1 / 0  # noqa: B018
+    failed = newest(folder).info.run_id
+    refused(f"is FAILED .* resume run_id={failed}", f"run_id={failed}")
+    with record(configured(*SMALL), tmp_path / "sweep", searched={"seed": "0,1"}):
+        pass
+    refused("is a sweep; reproduce one of its jobs", f"run_id={newest(folder).info.run_id}")
