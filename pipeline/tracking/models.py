@@ -1,23 +1,49 @@
-"""Loads a saved model with what it takes to use it: class names, the shape of its images."""
+"""Finds saved models by their addresses and loads them with class names and image shape.
+
+TensorFlow is imported only when a model is loaded.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-import keras  # before mlflow.tensorflow asks for it half way through its own import
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.schema import Tracking
 from pipeline.data.polarity import dark_border_share
 from pipeline.data.values import Array
+from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.tracking.client import connect
 
+if TYPE_CHECKING:
+    import keras
+
+ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
+VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
+LOGGED = re.compile(r"models:/(?P<model_id>[^/@]+)")
 SHOWN = 3  # models that are named when the one asked for is not there
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """What an address stood for when it was looked up.
+
+    `uri` goes on meaning the same model whatever happens to aliases; `version` is that of the
+    registered model, None where the address names no registered one; `run_id` is the run that
+    saved the model.
+    """
+
+    uri: str
+    version: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +64,33 @@ class LoadedModel:
     image_shape: tuple[int, int, int]
     example: Array | None
     dark_border: float | None
+
+
+def follows_alias(uri: str) -> bool:
+    """Whether what the address stands for can change."""
+    return ALIAS.fullmatch(uri) is not None
+
+
+def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
+    """The model that `models:/<name>@<alias>`, `models:/<name>/<version>` or `models:/m-…` names.
+
+    Any other address that MLflow can load stays as it is.
+
+    Raises:
+        RequestError: there is no such model, version or alias.
+    """
+    try:
+        if alias := ALIAS.fullmatch(uri):
+            return _registered(client.get_model_version_by_alias(alias["name"], alias["alias"]))
+        if version := VERSION.fullmatch(uri):
+            return _registered(client.get_model_version(version["name"], version["version"]))
+        if logged := LOGGED.fullmatch(uri):
+            model = client.get_logged_model(logged["model_id"])
+            return ModelVersion(uri=uri, run_id=model.source_run_id)
+    except (MlflowException, SQLAlchemyError) as error:
+        store = without_password(client.tracking_uri)
+        raise RequestError(f"model_uri={uri}: not in {store}; {_way_out(uri)}") from error
+    return ModelVersion(uri=uri)
 
 
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
@@ -74,6 +127,8 @@ def _loaded(uri: str, saved: Model, folder: str) -> LoadedModel:
 
 
 def _keras_model(folder: str, uri: str) -> keras.Model:
+    import keras  # noqa: F401 - before mlflow.tensorflow asks for it half way through its import
+
     try:
         return mlflow.tensorflow.load_model(folder, keras_model_kwargs={"compile": False})
     except (MlflowException, OSError, ValueError, TypeError) as error:
@@ -116,3 +171,14 @@ def _present(client: mlflow.MlflowClient) -> str:
     if logged:
         return f"none is promoted yet; the newest saved are {', '.join(logged)}"
     return "none is saved yet; train one with `python -m pipeline`"
+
+
+def _registered(found: Any) -> ModelVersion:
+    pinned = f"models:/{found.name}/{found.version}"
+    return ModelVersion(uri=pinned, version=str(found.version), run_id=found.run_id or None)
+
+
+def _way_out(uri: str) -> str:
+    if uri.endswith("@champion"):
+        return "promote a run first, `python -m pipeline promote run_id=best`, or name a model"
+    return "the models of runs are their model_uri, registered ones models:/<name>/<version>"

@@ -19,7 +19,7 @@ from pipeline.system.native import native_messages_to
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from pipeline.tracking.versions import ModelVersion
+    from pipeline.tracking.models import ModelVersion
     from pipeline.verbs.serve.app import Served
 
 BACKLOG = 128  # connections that wait to be accepted
@@ -50,7 +50,7 @@ def serve(config: Config, folder: Path) -> None:
 
 def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) -> FastAPI:
     from pipeline.tracking.client import connect
-    from pipeline.tracking.versions import find_version, follows_alias
+    from pipeline.tracking.models import find_version, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
     from pipeline.verbs.serve.follow import Watch, watching
 

@@ -15,7 +15,7 @@ from pipeline.system.errors import one_line
 from pipeline.verbs.serve.app import Served
 
 if TYPE_CHECKING:
-    from pipeline.tracking.versions import ModelVersion
+    from pipeline.tracking.models import ModelVersion
 
 LOOK_EVERY_S = 10.0
 

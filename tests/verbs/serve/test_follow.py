@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from pipeline.tracking.versions import ModelVersion
+from pipeline.tracking.models import ModelVersion
 from pipeline.verbs.serve.app import Limits, Served, create_app
 from pipeline.verbs.serve.follow import Watch, watching
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect
-from pipeline.tracking.versions import ModelVersion, find_version, follows_alias
+from pipeline.tracking.models import ModelVersion, find_version, follows_alias
 from tests.commands import inside
 
 
