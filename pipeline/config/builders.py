@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
@@ -61,6 +61,12 @@ KERAS_PARAMETERS: dict[str, Any] = {
     "power": Positive,
     "staircase": bool,
 }
+# Modules of builders by the names that earlier versions wrote into runs' config.yaml.
+FORMER_MODULES = {
+    "pipeline.datasets": BUILDERS["dataset"],
+    "pipeline.models": BUILDERS["model"],
+    "pipeline.augment": BUILDERS["augment"],
+}
 GROUPS = (*BUILDERS, *KERAS_CLASSES)
 MAY_BE_NONE = ("augment", "schedule")
 
@@ -71,7 +77,7 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
     Raises:
         RequestError: the target is not on the allow-list, or a parameter breaks its rule.
     """
-    target = leaf.get("_target_")
+    target = _renamed(leaf.get("_target_"), FORMER_MODULES)
     if target is None and group in MAY_BE_NONE:
         return {"_target_": None}
     rules = _rules(group, target)
@@ -81,6 +87,16 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         return {"_target_": target, **model.model_validate(given).model_dump(exclude_unset=True)}
     except ValidationError as error:
         raise RequestError(broken_rules(error, group)) from error
+
+
+def first_name(target: Any) -> Any:
+    """A target by the oldest name of its module: checksums of recorded runs are made of these."""
+    return _renamed(target, {module: former for former, module in FORMER_MODULES.items()})
+
+
+def _renamed(target: Any, modules: Mapping[str, str]) -> Any:
+    module, dot, name = str(target).rpartition(".")
+    return f"{modules[module]}{dot}{name}" if module in modules else target
 
 
 def _rules(group: str, target: Any) -> dict[str, Any]:

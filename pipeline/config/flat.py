@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import reduce
+from typing import Any
 
+from pipeline.config.builders import GROUPS, first_name
 from pipeline.config.requests import REQUESTS
-from pipeline.config.schema import Config
+from pipeline.config.schema import ADDED, Config
 
 # No result depends on these.
 NOT_PARAMS = {"tracking", "sweep", "choices", "data_dir", "run_id", *REQUESTS}
 
 
 def flatten(config: Config) -> dict[str, str]:
-    """The configuration as MLflow parameters, `optimizer.learning_rate` → `0.001`.
-
-    Values are written as an override on the command line would be.
-    """
+    """The configuration as MLflow parameters, `optimizer.learning_rate` → `0.001`."""
     params: dict[str, str] = {}
     for group, values in asdict(config).items():
         if group not in NOT_PARAMS:
@@ -25,11 +25,27 @@ def flatten(config: Config) -> dict[str, str]:
             for key, value in named.items():
                 if key != "_target_":
                     name = f"{group}.{key}".rstrip(".")
-                    params[name] = value if isinstance(value, str) else json.dumps(value)
+                    params[name] = as_param(value)
     return params
 
 
+def as_param(value: Any) -> str:
+    """A value as MLflow is given it, and as an override on the command line would be written."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def config_sha256(config: Config) -> str:
-    """SHA-256 (hex) of all that a result depends on, the builders' names included."""
+    """SHA-256 (hex) of all that a result depends on, the builders' names included.
+
+    Checksums that earlier versions recorded hold: builders count by the first name they had, keys
+    added since count where their value is another than what was done before.
+    """
     parts = {key: value for key, value in asdict(config).items() if key not in NOT_PARAMS}
+    for group in GROUPS:
+        parts[group] |= {"_target_": first_name(parts[group]["_target_"])}
+    for name, value in ADDED.items():
+        *groups, key = name.split(".")
+        inside = reduce(lambda outer, group: outer.get(group, {}), groups, parts)
+        if key in inside and inside[key] == value:
+            del inside[key]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

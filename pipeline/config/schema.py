@@ -6,8 +6,9 @@ the trunk, pydantic its ranges, `leaves.py` what hangs on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config.builders import GROUPS, Leaf, check_leaf
 from pipeline.config.requests import (
+    REQUESTS,
     Compare,
     Doctor,
     History,
@@ -156,20 +158,30 @@ class Config:
     choices: Choices = field(default_factory=Choices)
 
 
+# Keys that came after the first recorded runs, dotted, each with the value that does what those
+# runs did. A configuration recorded without the key is read with that value, and checksums leave a
+# key with that value out, so that they equal the recorded ones.
+ADDED: dict[str, Any] = {}
+# Keys that recorded configurations may hold and that nothing reads any more.
+REMOVED: tuple[str, ...] = ()
+
+
 def register() -> None:
     """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon."""
     ConfigStore.instance().store(name="trunk", node=Config)
 
 
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
-    """The composed configuration as a checked `Config`.
+    """The composed configuration, or a recorded one of this or an earlier version, as `Config`.
 
     Raises:
-        RequestError: naming each key whose value is refused, with the rule.
+        RequestError: naming each key whose value is refused or missing, with the rule.
     """
-    plain: Any = composed
+    plain: Any
     if isinstance(composed, DictConfig):
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    else:
+        plain = _of_this_version(composed)
     try:
         config = TypeAdapter(Config).validate_python(plain)
     except ValidationError as error:
@@ -178,6 +190,42 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
         setattr(config, group, check_leaf(group, getattr(config, group)))
     _check_together(config)
     return config
+
+
+def _of_this_version(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version recorded, with the keys that this one has.
+
+    Raises:
+        RequestError: a key is missing that every version has recorded.
+    """
+    now = copy.deepcopy(dict(recorded))
+    for name, value in ADDED.items():
+        inside, key = _place(now, name)
+        inside.setdefault(key, copy.deepcopy(value))
+    for name in REMOVED:
+        inside, key = _place(now, name)
+        inside.pop(key, None)
+    if missing := list(_missing(Config, now)):
+        raise RequestError("\n".join(f"{key}: needs a value" for key in missing))
+    return now
+
+
+def _place(config: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    *groups, key = name.split(".")
+    for group in groups:
+        config = config.setdefault(group, {})
+    return config, key
+
+
+def _missing(schema: type[Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for one in fields(schema):
+        if one.name in REQUESTS:
+            continue  # what another verb was asked for; nobody reads it again
+        if one.name not in values:
+            yield f"{prefix}{one.name}"
+        elif is_dataclass(one.default_factory) and isinstance(values[one.name], Mapping):
+            inside: Any = one.default_factory
+            yield from _missing(inside, values[one.name], f"{prefix}{one.name}.")
 
 
 def _check_together(config: Config) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.flat import config_sha256, flatten
-from pipeline.config.schema import Config
+from pipeline.config.flat import as_param, config_sha256, flatten
+from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
@@ -73,10 +73,15 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
     )
 
 
+def _unsaid(key: str) -> str:
+    """What a manifest without the key means by that: an earlier version knew no other value."""
+    return as_param(ADDED[key]) if key in ADDED else "nothing"
+
+
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for part in ("searched", "settings", "base"):
         for key in then[part] | now[part]:
-            before, after = then[part].get(key, "nothing"), now[part].get(key, "nothing")
+            before, after = (made[part].get(key, _unsaid(key)) for made in (then, now))
             if before != after and key not in MAY_CHANGE:
                 yield f"  {key} was {before}, is {after}"
     changed = [

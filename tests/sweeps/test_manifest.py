@@ -76,3 +76,16 @@ def test_a_search_may_be_given_more_trials_but_no_other_sampler(tmp_path: Path) 
 def test_a_folder_without_a_manifest_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"manifest.json cannot be read"):
         of_grid("seed=0,1").require_same(tmp_path)
+
+
+def test_a_sweep_of_an_earlier_version_is_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sweeps.manifest.ADDED", {"train.patience": None})
+    now = of_grid("seed=0,1")
+    then = json.loads(now.text)
+    del then["base"]["train.patience"]
+    (tmp_path / NAME).write_text(json.dumps(then))
+    now.require_same(tmp_path)
+    with pytest.raises(RequestError, match=r"train\.patience was null, is 3"):
+        of_grid("seed=0,1", "train.patience=3").require_same(tmp_path)
