@@ -89,7 +89,7 @@ VERBS = {
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
-TRIAL = "pipeline.sweeps.trial:run_trial"  # `run`, as a job of a sweep
+TRIAL = "pipeline.sweeps.one_job:run_job"  # `run`, as a job of a sweep
 
 log = logging.getLogger("pipeline")
 

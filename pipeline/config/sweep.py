@@ -25,7 +25,7 @@ Objective = Annotated[
 
 
 @dataclass
-class Job:
+class JobSettings:
     """What the sweep tells one of its jobs; filled in by the sweep."""
 
     parent: str | None = MISSING
@@ -78,4 +78,4 @@ class Sweep:
     """Show what would run, all of it checked, and run nothing."""
     resume: str | None = MISSING
     """Id of the sweep to go on with, or `latest`."""
-    job: Job = field(default_factory=Job)
+    job: JobSettings = field(default_factory=JobSettings)

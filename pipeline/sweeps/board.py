@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.sweeps.jobs import Job, shown
-from pipeline.sweeps.states import FAILED, KILLED, PRUNED, Objective, Trial, ranked
+from pipeline.sweeps.outcomes import FAILED, KILLED, PRUNED, Objective, Outcome, ranked
 
 REFRESHES = 4  # a second
 
@@ -23,12 +23,12 @@ class Board:
         self,
         objectives: Sequence[Objective],
         total: int,
-        trials: Mapping[int, Trial],
+        outcomes: Mapping[int, Outcome],
         console: Console | None = None,
     ) -> None:
         self.objectives, self.total = objectives, total
-        self.trials, self.running = dict(trials), dict[int, float]()
-        self.before, self.started = len(trials), time.monotonic()
+        self.outcomes, self.running = dict(outcomes), dict[int, float]()
+        self.before, self.started = len(outcomes), time.monotonic()
         self.busiest, self.kept_models = 1, 0
         self.console = console or Console(stderr=True, highlight=False)
         self.live = Live(
@@ -57,12 +57,12 @@ class Board:
         self.running[job.index] = time.monotonic()
         self.busiest = max(self.busiest, len(self.running))
 
-    def end(self, trial: Trial) -> None:
+    def end(self, outcome: Outcome) -> None:
         """A job ended, in whatever way."""
-        self.running.pop(trial.index, None)
-        self.trials[trial.index] = trial
-        if not self.console.is_terminal or trial.state == FAILED:
-            self.console.print(self._ended(trial), soft_wrap=True)
+        self.running.pop(outcome.index, None)
+        self.outcomes[outcome.index] = outcome
+        if not self.console.is_terminal or outcome.state == FAILED:
+            self.console.print(self._ended(outcome), soft_wrap=True)
 
     def keeping(self, models: int) -> None:
         """The jobs are done; so many of the best are now being completed."""
@@ -74,29 +74,29 @@ class Board:
         """Counts by state, the best so far, and the time left."""
         if self.kept_models:
             return Text(f"evaluating and saving the best {self.kept_models}", overflow="ellipsis")
-        words = [f"{len(self.trials)}/{self.total} done", f"{len(self.running)} running"]
+        words = [f"{len(self.outcomes)}/{self.total} done", f"{len(self.running)} running"]
         words += [
             f"{count} {state}"
             for state in (PRUNED, FAILED, KILLED)
-            if (count := sum(trial.state == state for trial in self.trials.values()))
+            if (count := sum(outcome.state == state for outcome in self.outcomes.values()))
         ]
-        if best := ranked(list(self.trials.values()), self.objectives):
+        if best := ranked(list(self.outcomes.values()), self.objectives):
             value = _value(best[0].values, self.objectives)
             words.append(f"best {value} ({shown(best[0].params)})")
         return Text(" · ".join([*words, self._left()]), no_wrap=True, overflow="ellipsis")
 
-    def _ended(self, trial: Trial) -> str:
-        outcome = trial.error or _value(trial.values, self.objectives)
+    def _ended(self, outcome: Outcome) -> str:
+        result = outcome.error or _value(outcome.values, self.objectives)
         return (
-            f"job {trial.index} {trial.state}  {shown(trial.params)}  {outcome}  "
-            f"{trial.seconds:.1f} s  {len(self.trials)}/{self.total}  {self._left()}"
+            f"job {outcome.index} {outcome.state}  {shown(outcome.params)}  {result}  "
+            f"{outcome.seconds:.1f} s  {len(self.outcomes)}/{self.total}  {self._left()}"
         )
 
     def _left(self) -> str:
-        done = len(self.trials) - self.before
+        done = len(self.outcomes) - self.before
         if not done:
             return "time left unknown"
-        seconds = (time.monotonic() - self.started) / done * (self.total - len(self.trials))
+        seconds = (time.monotonic() - self.started) / done * (self.total - len(self.outcomes))
         return f"{duration(seconds)} left"
 
 

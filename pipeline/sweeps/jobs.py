@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.config.compose import Composer
 from pipeline.config.messages import explain
 from pipeline.config.schema import Config, validate
-from pipeline.sweeps.states import FINISHED, Trial
+from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.system.errors import RequestError
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
@@ -146,10 +146,10 @@ class Source(Protocol):
     def known_jobs(self) -> Mapping[int, Job]:
         """The jobs that there have been, by index."""
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, outcome: Outcome) -> None:
         """Takes note of how a job ended."""
 
-    def catch_up(self, ended: Mapping[int, Trial]) -> None:
+    def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Takes note of what an interrupted sweep had got done."""
 
 
@@ -170,12 +170,12 @@ class Grid:
         """All jobs, by index."""
         return {job.index: job for job in self.all}
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, outcome: Outcome) -> None:
         """A grid learns nothing."""
 
-    def catch_up(self, ended: Mapping[int, Trial]) -> None:
+    def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Leaves out the jobs that have finished."""
-        self.done = {index for index, trial in ended.items() if trial.state == FINISHED}
+        self.done = {index for index, outcome in ended.items() if outcome.state == FINISHED}
 
 
 def shown(params: Mapping[str, str]) -> str:

@@ -18,12 +18,12 @@ from omegaconf import open_dict
 
 from pipeline.config.compose import Composer
 from pipeline.config.messages import explain
-from pipeline.sweeps.pool import Ended, Pool, Task
+from pipeline.sweeps.pool import Call, Ended, Pool
 from pipeline.system.errors import RequestError, first_line
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
 MODULES = [
-    "pipeline.sweeps.trial",
+    "pipeline.sweeps.one_job",
     "matplotlib.backends.backend_agg",
 ]  # which take seconds to import
 
@@ -84,7 +84,7 @@ def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
 
     def run(launches: Iterable[Launch], *, at_once: bool = True) -> Iterator[Ended]:
         return pool.run(
-            Task(
+            Call(
                 key=launch.index,
                 function=carry_out,
                 arguments=(payload, launch.index, launch.words),

@@ -1,26 +1,35 @@
-"""Pictures of what a sweep found: the objectives of its trials over what was searched."""
+"""Pictures of what a sweep found: the objectives of its jobs over what was searched."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lazy_loader
 import numpy as np
 
-from pipeline.sweeps import study_plots
-from pipeline.sweeps.states import FAILED, FINISHED, KILLED, PRUNED, Objective, Trial, ranked
-from pipeline.sweeps.study_plots import SEED
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
 
 if TYPE_CHECKING:
+    import optuna
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+else:
+    optuna = lazy_loader.load("optuna")
 scipy = lazy_loader.load("scipy")
 
+Columns = Mapping[str, list[Any]]  # the values of each parameter, one row per job
+SEED = "seed"
+LOG_FROM = 30.0  # largest over smallest value of a logarithmic axis
+MOST_TICKS = 8
 MOST_GROUPS = 20
 MARKS = {
     FINISHED: ("o", "#1f77b4"),
@@ -33,10 +42,10 @@ MEAN, BEST = "#1f77b4", "#d95f02"
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Finished trials that differ in their seed alone, and their values of the first objective.
+    """Finished jobs that differ in their seed alone, and their values of the first objective.
 
     `params` is without the seed, `sd` is the sample's (n - 1), and mean ± `half_width` the 95 %
-    confidence interval of Student's t; both are NaN for a single trial.
+    confidence interval of Student's t; both are NaN for a single job.
     """
 
     params: Mapping[str, str]
@@ -47,89 +56,91 @@ class Group:
     half_width: float
 
 
-def groups(trials: Sequence[Trial], objective: Objective) -> list[Group]:
-    """The finished trials by all but their seed, best mean of `objective`, the first one, first."""
-    alike: dict[frozenset[tuple[str, str]], list[Trial]] = {}
-    for trial in _valued(trials, FINISHED):
-        alike.setdefault(frozenset(_without_seed(trial).items()), []).append(trial)
+def groups(outcomes: Sequence[Outcome], objective: Objective) -> list[Group]:
+    """The finished jobs by all but their seed, best mean of `objective`, the first one, first."""
+    alike: dict[frozenset[tuple[str, str]], list[Outcome]] = {}
+    for outcome in _valued(outcomes, FINISHED):
+        alike.setdefault(frozenset(_without_seed(outcome).items()), []).append(outcome)
     found = [_group(same) for same in alike.values()]
     return sorted(found, key=lambda group: group.mean, reverse=objective.maximize)
 
 
 def draw(
-    trials: Sequence[Trial], objectives: Sequence[Objective], searched: Sequence[str]
+    outcomes: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
 ) -> dict[str, Figure]:
-    """The pictures, by name, that make sense for these trials; `searched` are the swept keys."""
+    """The pictures, by name, that make sense for these jobs; `searched` are the swept keys."""
     figures = {}
-    if any(_valued(trials, *MARKS, number=n) for n in range(len(objectives))):
-        figures["objective"] = _history(trials, objectives)
-    finished = ranked(_valued(trials, FINISHED), objectives)
+    if any(_valued(outcomes, *MARKS, number=n) for n in range(len(objectives))):
+        figures["objective"] = _history(outcomes, objectives)
+    finished = ranked(_valued(outcomes, FINISHED), objectives)
     if len(finished) > 1:
-        figures |= study_plots.draw(finished, objectives, searched)
-    found = groups(trials, objectives[0])
-    seeds = {trial.params[SEED] for trial in finished if SEED in searched}
+        figures |= _of_a_study(finished, objectives, searched)
+    found = groups(outcomes, objectives[0])
+    seeds = {outcome.params[SEED] for outcome in finished if SEED in searched}
     if len(seeds) > 1 and any(group.n > 1 for group in found):
         figures["seeds"] = _seeds(found, objectives[0].metric)
     return figures
 
 
-def _valued(trials: Sequence[Trial], *states: str, number: int = 0) -> list[Trial]:
-    """The trials in these states that have a value of the objective of that number."""
-    return [t for t in trials if t.state in states and math.isfinite(t.values[number])]
+def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[Outcome]:
+    """The jobs in these states that have a value of the objective of that number."""
+    return [t for t in outcomes if t.state in states and math.isfinite(t.values[number])]
 
 
-def _without_seed(trial: Trial) -> dict[str, str]:
-    return {key: text for key, text in trial.params.items() if key != SEED}
+def _without_seed(outcome: Outcome) -> dict[str, str]:
+    return {key: text for key, text in outcome.params.items() if key != SEED}
 
 
-def _group(trials: Sequence[Trial]) -> Group:
-    values = tuple(trial.values[0] for trial in trials)
+def _group(outcomes: Sequence[Outcome]) -> Group:
+    values = tuple(outcome.values[0] for outcome in outcomes)
     n, mean, sd, half_width = len(values), float(np.mean(values)), math.nan, math.nan
     if n > 1:
         sd = float(np.std(values, ddof=1))
         half_width = float(scipy.stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    params = _without_seed(trials[0])
+    params = _without_seed(outcomes[0])
     return Group(params=params, values=values, n=n, mean=mean, sd=sd, half_width=half_width)
 
 
-def _history(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Figure:
-    """Each objective over the trials in a panel of its own, with the best value so far."""
+def _history(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Figure:
+    """Each objective over the jobs in a panel of its own, with the best value so far."""
     figure = _figure(8, 1 + 3 * len(objectives))
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axes, objective) in enumerate(zip(panels, objectives, strict=True)):
-        _panel(axes, sorted(trials, key=lambda trial: trial.index), objective, number)
-    panels[-1].set_xlabel("trial")
+        _panel(axes, sorted(outcomes, key=lambda outcome: outcome.index), objective, number)
+    panels[-1].set_xlabel("job")
     panels[-1].locator_params(axis="x", integer=True, min_n_ticks=1)
     lines = {str(line.get_label()): line for axes in panels for line in axes.lines}
     _legend(figure, lines)
     return figure
 
 
-def _panel(axes: Axes, trials: Sequence[Trial], objective: Objective, number: int) -> None:
+def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: Objective, number: int) -> None:
     for state, (mark, colour) in MARKS.items():
         style: dict[str, Any] = {"marker": mark, "color": colour, "markersize": 5, "linestyle": ""}
-        known = [(t.index, t.values[number]) for t in _valued(trials, state, number=number)]
+        known = [(t.index, t.values[number]) for t in _valued(outcomes, state, number=number)]
         if known:
             axes.plot(*zip(*known, strict=True), **style, label=state)
-        lost = {trial.index for trial in trials if trial.state == state} - {i for i, _ in known}
+        lost = {outcome.index for outcome in outcomes if outcome.state == state} - {
+            i for i, _ in known
+        }
         if lost:  # no value, no height: they stand on the lower edge
             style |= {"transform": axes.get_xaxis_transform(), "fillstyle": "none"}
             axes.plot(sorted(lost), [0.03] * len(lost), **style, label=f"{state}, no value")
-    if finished := _valued(trials, FINISHED, number=number):
-        values = [trial.values[number] for trial in finished]
+    if finished := _valued(outcomes, FINISHED, number=number):
+        values = [outcome.values[number] for outcome in finished]
         so_far = (np.maximum if objective.maximize else np.minimum).accumulate(values)
-        places = [trial.index for trial in finished]
+        places = [outcome.index for outcome in finished]
         axes.step(places, so_far, where="post", color=BEST, label="best so far", zorder=1)
         first = places[values.index(so_far[-1])]
-        axes.set_title(f"best: {so_far[-1]:.6g}, trial {first}", loc="left", fontsize=10)
-        axes.set_yscale(study_plots.scale(values, maximize=objective.maximize))
+        axes.set_title(f"best: {so_far[-1]:.6g}, job {first}", loc="left", fontsize=10)
+        axes.set_yscale(scale(values, maximize=objective.maximize))
     axes.set_ylabel(objective.metric)
     axes.grid(alpha=0.3)
     axes.margins(y=0.1)
 
 
 def _seeds(found: Sequence[Group], metric: str) -> Figure:
-    """Mean and confidence interval of the best groups, and their trials as dots."""
+    """Mean and confidence interval of the best groups, and their jobs as dots."""
     shown = found[:MOST_GROUPS]
     figure = _figure(9, 1.5 + 0.4 * len(shown))
     axes = figure.subplots()
@@ -142,7 +153,7 @@ def _seeds(found: Sequence[Group], metric: str) -> Figure:
     axes.set_xlabel(metric)
     axes.grid(alpha=0.3, axis="x")
     mean = "mean and its 95 % confidence interval"
-    _legend(figure, {"trial": axes.lines[-1], mean: axes.containers[0]})
+    _legend(figure, {"job": axes.lines[-1], mean: axes.containers[0]})
     return figure
 
 
@@ -158,7 +169,7 @@ def _labels(found: Sequence[Group]) -> list[str]:
     keys = [key for key in keys if len({group.params[key] for group in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    rows = [[study_plots.plain(group.params[key]) for key in keys] for group in found]
+    rows = [[plain(group.params[key]) for key in keys] for group in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
 
@@ -168,3 +179,225 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _of_a_study(
+    ranking: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
+) -> dict[str, Figure]:
+    """Optuna's pictures of two or more finished trials, which come best first."""
+    trials = ranking[::-1]  # what is drawn last lies on top
+    both = [trial for trial in trials if all(map(math.isfinite, trial.values))]
+    with _silenced():
+        figures = _over_parameters(trials, objectives[0], searched)
+        if len(objectives) == 2 and len(both) > 1:
+            figures["pareto"] = _pareto(_study(both, objectives, {}))
+    return figures
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Optuna without its log and warnings; pyplot and its settings are as before in the end."""
+    import matplotlib
+
+    verbosity = optuna.logging.get_verbosity()
+    backend = matplotlib.get_backend(auto_select=False) or "agg"
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        matplotlib.use("agg")
+        try:
+            yield
+        finally:
+            # If it cannot be had (a window, but no screen), pyplot had not come to use it.
+            matplotlib.use(backend, force=False)
+            optuna.logging.set_verbosity(verbosity)
+
+
+def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: Columns) -> Study:
+    """The trials as Optuna knows them, with the parameters in `columns`."""
+    space = {key: _distribution(column) for key, column in columns.items()}
+    study = optuna.create_study(
+        directions=["maximize" if objective.maximize else "minimize" for objective in objectives]
+    )
+    study.set_metric_names([objective.metric for objective in objectives])
+    study.add_trials(
+        optuna.create_trial(
+            values=trial.values[: len(objectives)],
+            params={key: column[row] for key, column in columns.items()},
+            distributions=space,
+            user_attrs={"index": trial.index},
+        )
+        for row, trial in enumerate(trials)
+    )
+    return study
+
+
+def _column(texts: Sequence[str]) -> list[Any]:
+    """The values of a parameter, as numbers where all of them are."""
+    with suppress(ValueError):
+        numbers = [float(text) for text in texts]
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    return [plain(text) for text in texts]
+
+
+def plain(text: str) -> str:
+    """The text without what matplotlib would take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _distribution(column: Sequence[Any]) -> BaseDistribution:
+    if isinstance(column[0], str):
+        return optuna.distributions.CategoricalDistribution(sorted(set(column)))
+    log = scale(column) == "log"
+    return optuna.distributions.FloatDistribution(min(column), max(column), log=log)
+
+
+def scale(values: Sequence[Any], *, maximize: bool = False) -> Literal["log", "linear"]:
+    """An axis for these values; what is to become high is not squeezed where it is best."""
+    if isinstance(values[0], str) or maximize or min(values) <= 0:
+        return "linear"
+    return "log" if max(values) / min(values) >= LOG_FROM else "linear"
+
+
+def _over_parameters(
+    trials: Sequence[Outcome], objective: Objective, searched: Sequence[str]
+) -> dict[str, Figure]:
+    """The objective over what was searched, as far as that differs between the trials."""
+    columns = {key: _column([trial.params[key] for trial in trials]) for key in searched}
+    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    study = _study(trials, [objective], columns)
+    figures, order = {}, list(columns)
+    if order:
+        figures["parallel_coordinates"] = _parallel(study, columns)
+    if len(order) > 1:
+        # Optuna's fANOVA measures in plain numbers: 1e-4 to 1e-3 would hardly count beside 1e-2.
+        logs = {k: list(np.log(c)) if scale(c) == "log" else c for k, c in columns.items()}
+        with suppress(RuntimeError):  # no variance to share out: all values are equal
+            figures["importances"], order = _importances(_study(trials, [objective], logs))
+    pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
+    if pair:
+        figures["slice"] = _slice(study, pair)
+    if len(pair) == 2 and len(set(_objective(study))) > 1:
+        figures["contour"] = _contour(study, pair)
+    return figures
+
+
+def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -> Figure:
+    """What Optuna's `plot_<plot>` draws, on white and of that many inches."""
+    from matplotlib import pyplot
+
+    with pyplot.rc_context():  # Optuna sets a style and leaves it
+        pyplot.rcParams["figure.constrained_layout.use"] = True
+        pyplot.rcParams["figure.constrained_layout.wspace"] = 0.06
+        getattr(optuna.visualization.matplotlib, f"plot_{plot}")(study, **options)
+    figure = pyplot.gcf()
+    pyplot.close(figure)  # it lives on outside pyplot
+    figure.set_size_inches(size)
+    for axes in figure.axes:
+        axes.set_facecolor("white")
+        axes.tick_params(grid_color="0.9")
+    return figure
+
+
+def _parallel(study: Study, columns: Columns) -> Figure:
+    """A line a trial through its objective and its parameters."""
+    names = [_metric(study), *sorted(columns)]  # as Optuna sorts them
+    figure = _drawn("parallel_coordinate", study, (1.9 * len(names) + 1, 5), target_name=names[0])
+    axes, _, *twins = figure.axes
+    axes.collections[0].set_cmap("viridis_r" if _maximize(study) else "viridis")
+    axes.set_xticks(range(len(names)), names, rotation=0)
+    axes.tick_params(axis="x", pad=8)
+    axes.set_title(f"{len(study.trials)} finished trials", y=1.04, fontsize=10)
+    for twin, key in zip(twins, names[1:], strict=True):
+        if not isinstance(columns[key][0], str):
+            _ticks(twin.yaxis, columns[key])
+        for label in twin.get_yticklabels():  # the lines run behind them
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+    return figure
+
+
+def _importances(study: Study) -> tuple[Figure, list[str]]:
+    """Shares of the objective's variance (fANOVA), and the parameters, largest share first."""
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    figure = _drawn("param_importances", study, (7, 4), evaluator=evaluator)
+    axes: Any = figure.axes[0]
+    figure.set_figheight(1.2 + 0.4 * len(axes.patches))
+    axes.get_legend().remove()
+    axes.set_title("", loc="left")
+    axes.set(ylabel="", xlabel=f"share of the variance of {_metric(study)}")
+    axes.set_xlim(0, 1.15 * max(bar.get_width() for bar in axes.patches))
+    return figure, [label.get_text() for label in reversed(axes.get_yticklabels())]
+
+
+def _slice(study: Study, columns: Columns) -> Figure:
+    """The objective over each of these parameters; the colour is the trial's index."""
+    size, metric = (4 * len(columns) + 2, 4.5), _metric(study)
+    figure = _drawn("slice", study, size, params=list(columns), target_name=metric)
+    *panels, colours = figure.axes
+    indices = np.array([trial.user_attrs["index"] for trial in study.trials])
+    for axes, column in zip(panels, columns.values(), strict=True):
+        points: Any = axes.collections[0]
+        points.set_array(indices[points.get_array().astype(int)])  # it was the row in the study
+        points.set(cmap="viridis_r", clim=(indices.min(), indices.max()))
+        axes.set(title="", yscale=scale(_objective(study), maximize=_maximize(study)))
+        _ticks(axes.xaxis, column)
+    figure.suptitle("")
+    colours.set_ylabel("job")
+    colours.locator_params(axis="y", integer=True)
+    return figure
+
+
+def _contour(study: Study, columns: Columns) -> Figure:
+    """The best objective at each pair of these parameters' values, and between them."""
+    options = {"params": list(columns), "target_name": _metric(study)}
+    figure = _drawn("contour", study, (7.5, 5.5), **options)
+    axes = figure.axes[0]
+    axes.set_title("the best trial at each point, smoothed between them", fontsize=10)
+    for axis, column in zip((axes.xaxis, axes.yaxis), columns.values(), strict=True):
+        _ticks(axis, column)
+    return figure
+
+
+def _ticks(axis: Axis, values: Sequence[Any]) -> None:
+    """Ticks at the values of a parameter where there is room for them, else few."""
+    from matplotlib.ticker import LogLocator
+
+    places, log = sorted(set(values)), axis.get_scale() == "log"
+    if isinstance(places[0], str):
+        axis.set_ticks(range(len(places)), places)
+        if axis is axis.axes.xaxis and sum(map(len, places)) > 30:
+            axis.set_tick_params(rotation=15)
+        return
+    scaled = np.log(places) if log else np.array(places)
+    if len(places) <= MOST_TICKS and np.diff(scaled).min() > 0.07 * np.ptp(scaled):
+        axis.set_ticks(places, [f"{place:g}" for place in places])
+        axis.set_ticks([], minor=True)
+    elif log:
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
+def _pareto(study: Study) -> Figure:
+    """The two objectives of each trial; on the front, neither gets better but by the other."""
+    figure = _drawn("pareto_front", study, (7, 5))
+    (axes,) = figure.axes
+    x, y = (scale(_objective(study, n), maximize=_maximize(study, n)) for n in (0, 1))
+    axes.set(title="", xscale=x, yscale=y)
+    for points in axes.collections:
+        points.set_label("job" if points.get_label() == "Trial" else "on the Pareto front")
+    axes.legend()
+    return figure
+
+
+def _metric(study: Study) -> str:
+    return cast("list[str]", study.metric_names)[0]
+
+
+def _maximize(study: Study, number: int = 0) -> bool:
+    return study.directions[number] == optuna.study.StudyDirection.MAXIMIZE
+
+
+def _objective(study: Study, number: int = 0) -> list[float]:
+    return [trial.values[number] for trial in study.get_trials(deepcopy=False)]

@@ -1,7 +1,7 @@
 """Worker processes for a sweep's jobs, where a job that takes its process down costs only itself.
 
 The standard library's ProcessPoolExecutor and joblib break with the first worker that dies; pebble
-gives up when an idle one does, and leaves a stopped task three seconds to tidy up.
+gives up when an idle one does, and leaves a stopped call three seconds to tidy up.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from pipeline.system.errors import one_line
 
 GRACE_S = 30.0  # what a busy worker gets to tidy up when the pool is left
 LEAVE_S = 5.0  # what an idle worker gets to end
-CHECK_S = 1.0  # how often to ask after workers: what a task has forked may hold a dead one's pipe
+CHECK_S = 1.0  # how often to ask after workers: what a call has forked may hold a dead one's pipe
 THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
 MOST_TASKS = 40  # of a worker, then replaced: TensorFlow keeps some memory of every model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A function for a worker process; its stdout and stderr are added to the file `output`."""
+class Call:
+    """A function call for a worker; its stdout and stderr are appended to the file `output`."""
 
     key: int
     function: Callable[..., Any]
@@ -46,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A task that ended: with a result, or with a line that says why there is none."""
+    """A call that ended: with a result, or with a line that says why there is none."""
 
     key: int
     result: Any = None
@@ -56,8 +56,8 @@ class Ended:
 class Pool:
     """At most so many worker processes of `threads` threads each; use it in a `with` statement.
 
-    Each begins by importing `modules`; `start` has some of them do so before there is a task.
-    Leaving it by an error, or early, stops what still runs: a task gets a KeyboardInterrupt and
+    Each begins by importing `modules`; `start` has some of them do so before there is a call.
+    Leaving it by an error, or early, stops what still runs: a call gets a KeyboardInterrupt and
     `GRACE_S` to tidy up, which a second KeyboardInterrupt here ends. No worker outlives us.
     """
 
@@ -73,7 +73,7 @@ class Pool:
         self._given: Counter[Connection[Any, Any]] = Counter()
 
     def start(self, workers: int) -> None:
-        """Starts so many workers, or as many as there may be, for the tasks to come."""
+        """Starts so many workers, or as many as there may be, for the calls to come."""
         while len(self._workers) < min(workers, self._most):
             self._start_worker()
 
@@ -82,7 +82,7 @@ class Pool:
         self._open = False
         try:
             for connection in self._workers:
-                connection.close()  # which ends those that wait for a task
+                connection.close()  # which ends those that wait for a call
             for connection in self._workers:
                 if connection in self._busy or not self._given[connection]:
                     self._workers[connection].terminate()  # at work, or still importing
@@ -91,19 +91,19 @@ class Pool:
             self._workers.clear()
             self._busy.clear()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Ended]:
-        """Yields every task when it has ended, in whatever way; so too what an earlier run left.
+    def run(self, calls: Iterable[Call]) -> Iterator[Ended]:
+        """Yields every call when it has ended, in whatever way; so too what an earlier run left.
 
-        A task is taken when a worker is free and all that is known has been yielded, so that the
-        source can learn from it. What the source raises, or pickling a task, comes through.
+        A call is taken when a worker is free and all that is known has been yielded, so that the
+        source can learn from it. What the source raises, or pickling a call, comes through.
         """
-        source, more = iter(tasks), True
+        source, more = iter(calls), True
         while more or self._busy:
             free = more and len(self._busy) < self._most
             if ended := self._ended(within=0.0 if free else CHECK_S):
                 yield from ended
-            elif free and (task := next(source, None)):
-                self._give(task)
+            elif free and (call := next(source, None)):
+                self._give(call)
             elif free:
                 more = False
 
@@ -120,7 +120,7 @@ class Pool:
         return [self._outcome(here) for here in list(self._busy) if here in ready or here in dead]
 
     def _outcome(self, here: Connection[Any, Any]) -> Ended:
-        """What became of a worker's task; the worker is then free, or gone."""
+        """What became of a worker's call; the worker is then free, or gone."""
         key = self._busy.pop(here)
         answer = b""
         with suppress(EOFError, OSError):
@@ -132,14 +132,14 @@ class Pool:
         except Exception as error:
             return Ended(key=key, error=one_line(error))
 
-    def _give(self, task: Task) -> None:
-        output = (task.output or Path(os.devnull)).absolute()
-        call = cloudpickle.dumps((task.function, task.arguments))
+    def _give(self, call: Call) -> None:
+        output = (call.output or Path(os.devnull)).absolute()
+        packed = cloudpickle.dumps((call.function, call.arguments))
         here = self._free_worker()
-        self._busy[here] = task.key
+        self._busy[here] = call.key
         self._given[here] += 1
         with suppress(OSError):  # the worker has died, which is noticed like any other death
-            here.send_bytes(pickle.dumps((output, call)))
+            here.send_bytes(pickle.dumps((output, packed)))
 
     def _free_worker(self) -> Connection[Any, Any]:
         for here in [here for here in self._workers if here not in self._busy]:

@@ -17,8 +17,8 @@ from pipeline.sweeps.board import duration
 from pipeline.sweeps.jobs import Job, brief
 from pipeline.sweeps.launch import is_local, shares
 from pipeline.sweeps.manifest import Manifest
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
 from pipeline.sweeps.runs import typical_seconds
-from pipeline.sweeps.states import FAILED, FINISHED, KILLED, PRUNED, Objective, Trial, ranked
 from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.tracking import Recording
@@ -28,17 +28,17 @@ SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them a
 
 def log_report(
     parent: Recording,
-    trials: Sequence[Trial],
+    outcomes: Sequence[Outcome],
     objectives: Sequence[Objective],
     searched: Sequence[str],
 ) -> None:
     """Logs the best, the spread, the counts, a table and plots."""
-    best = ranked(trials, objectives)
+    best = ranked(outcomes, objectives)
     states = (FINISHED, PRUNED, FAILED, KILLED)
-    counts = {state: sum(trial.state == state for trial in trials) for state in states}
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in states}
     metrics = {f"sweep/{state}": float(count) for state, count in counts.items()}
     if best:
-        values = [trial.values[0] for trial in best]
+        values = [outcome.values[0] for outcome in best]
         metrics |= {"sweep/best": values[0], "sweep/mean": statistics.fmean(values)}
         metrics |= {"sweep/sd": statistics.stdev(values)} if len(values) > 1 else {}
         tags = {f"best.{key}": value for key, value in best[0].params.items()}
@@ -48,21 +48,21 @@ def log_report(
         # Only now: what it imports takes seconds, for which no job should wait.
         from pipeline.sweeps.plots import draw
 
-        figures = draw(trials, objectives, searched)
-    texts = {"trials.csv": _csv(trials, objectives, searched)}
+        figures = draw(outcomes, objectives, searched)
+    texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
 
 
 def print_report(
     sweep_id: str,
-    trials: Sequence[Trial],
+    outcomes: Sequence[Outcome],
     objectives: Sequence[Objective],
     console: Console | None = None,
 ) -> None:
     """Prints all jobs, best first and failures last, and a line that scripts read."""
     console = console or standard_output()
-    best = ranked(trials, objectives)
-    console.print(_table(best, trials, objectives))
+    best = ranked(outcomes, objectives)
+    console.print(_table(best, outcomes, objectives))
     values = (
         [f"{o.metric}={v:.4f}" for o, v in zip(objectives, best[0].values, strict=True)]
         if best
@@ -99,41 +99,43 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
 
 
 def _table(
-    best: Sequence[Trial], trials: Sequence[Trial], objectives: Sequence[Objective]
+    best: Sequence[Outcome], outcomes: Sequence[Outcome], objectives: Sequence[Objective]
 ) -> Table:
-    others = [trial for trial in trials if trial not in best]
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    others = [outcome for outcome in outcomes if outcome not in best]
+    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.params))
     names = [objective.metric for objective in objectives]
     table = Table("job", *(key.rpartition(".")[2] for key in keys), *names, "s", "state")
-    for trial in [*best, *others][:SHOWN]:
-        state = f"{trial.state}: {trial.error}" if trial.error else trial.state
+    for outcome in [*best, *others][:SHOWN]:
+        state = f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
         table.add_row(
-            str(trial.index),
-            *(brief(trial.params.get(key, "")) for key in keys),
-            *(_number(value) for value in trial.values),
-            f"{trial.seconds:.1f}",
-            f"{state}, model kept" if trial.kept else state,
+            str(outcome.index),
+            *(brief(outcome.params.get(key, "")) for key in keys),
+            *(_number(value) for value in outcome.values),
+            f"{outcome.seconds:.1f}",
+            f"{state}, model kept" if outcome.kept else state,
         )
-    if len(trials) > SHOWN:
-        table.caption = f"{SHOWN} of {len(trials)} jobs; the artefact trials.csv has all"
+    if len(outcomes) > SHOWN:
+        table.caption = f"{SHOWN} of {len(outcomes)} jobs; the artefact trials.csv has all"
     return table
 
 
-def _csv(trials: Sequence[Trial], objectives: Sequence[Objective], searched: Sequence[str]) -> str:
+def _csv(
+    outcomes: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
+) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     names = [objective.metric for objective in objectives]
     writer.writerow(["job", "state", *searched, *names, "seconds", "run_id", "error"])
-    for trial in trials:
+    for outcome in outcomes:
         writer.writerow(
             [
-                trial.index,
-                trial.state,
-                *(trial.params.get(key, "") for key in searched),
-                *trial.values,
-                round(trial.seconds, 3),
-                trial.run_id,
-                trial.error,
+                outcome.index,
+                outcome.state,
+                *(outcome.params.get(key, "") for key in searched),
+                *outcome.values,
+                round(outcome.seconds, 3),
+                outcome.run_id,
+                outcome.error,
             ]
         )
     return text.getvalue()

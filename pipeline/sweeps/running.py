@@ -13,8 +13,8 @@ from pipeline.config.words import quoted
 from pipeline.sweeps.board import Board
 from pipeline.sweeps.jobs import Job, Multirun, Source, brief
 from pipeline.sweeps.launch import Launch, Workers
+from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
 from pipeline.sweeps.runs import Children
-from pipeline.sweeps.states import FAILED, FINISHED, PRUNED, Trial, ranked
 from pipeline.system.errors import PipelineError
 
 
@@ -27,16 +27,16 @@ class SweepJobs:
     source: Source
     runs: Children
     folder: Path
-    trials: dict[int, Trial] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
     def catch_up(self) -> None:
         """Takes note of what the sweep had got done before it was interrupted."""
         self.runs.close_orphans()
-        known = self.runs.trials(self.source.known_jobs())
+        known = self.runs.outcomes(self.source.known_jobs())
         self.source.catch_up(known)
-        self.trials = {i: t for i, t in known.items() if t.state in (FINISHED, PRUNED)}
+        self.outcomes = {i: t for i, t in known.items() if t.state in (FINISHED, PRUNED)}
 
-    def carry_out(self, report: Callable[[Sequence[Trial]], None]) -> list[Trial]:
+    def carry_out(self, report: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
         """Runs the jobs, then completes the best; returns what became of all, by index.
 
         What the jobs gave does not change by completing the best, beside which `report` is called.
@@ -47,16 +47,16 @@ class SweepJobs:
         settings = self.multirun.config.sweep
         limit = 1 if settings.on_failure == "stop" else settings.max_failures or math.inf
         try:
-            board = Board(self.runs.objectives, self.source.total, self.trials)
+            board = Board(self.runs.objectives, self.source.total, self.outcomes)
             with board:
-                for trial in self._ended(board):
-                    self.trials[trial.index] = trial
-                    board.end(trial)
+                for outcome in self._ended(board):
+                    self.outcomes[outcome.index] = outcome
+                    board.end(outcome)
                     self._drop_checkpoints()
-                    if sum(t.state == FAILED for t in self.trials.values()) >= limit:
+                    if sum(t.state == FAILED for t in self.outcomes.values()) >= limit:
                         raise PipelineError(
-                            f"stopped after job {trial.index} failed ({trial.error}); go on with "
-                            f"sweep.resume={self.runs.parent.id}"
+                            f"stopped after job {outcome.index} failed ({outcome.error}); "
+                            f"go on with sweep.resume={self.runs.parent.id}"
                         )
                 with ThreadPoolExecutor(1) as beside:
                     reported = beside.submit(report, self._by_index())
@@ -67,10 +67,10 @@ class SweepJobs:
             self.runs.close_orphans()
         return self._by_index()
 
-    def _by_index(self) -> list[Trial]:
-        return [self.trials[index] for index in sorted(self.trials)]
+    def _by_index(self) -> list[Outcome]:
+        return [self.outcomes[index] for index in sorted(self.outcomes)]
 
-    def _ended(self, board: Board) -> Iterator[Trial]:
+    def _ended(self, board: Board) -> Iterator[Outcome]:
         started: dict[int, Job] = {}
 
         def launches() -> Iterator[Launch]:
@@ -80,14 +80,14 @@ class SweepJobs:
                 yield self._launch(job, ["evaluate.test=false", "tracking.log_model=false"])
 
         for ended in self.workers.run(launches(), at_once=self.source.at_once):
-            trial = self.runs.settle(started[ended.key], ended.error)
-            self.source.tell(trial)
-            yield trial
+            outcome = self.runs.settle(started[ended.key], ended.error)
+            self.source.tell(outcome)
+            yield outcome
 
     def _keep_best(self, board: Board) -> None:
         """Logs the models of the best and evaluates them on the test split; only now is it seen."""
         jobs = self.source.known_jobs()
-        best = [trial for trial in self._best() if not trial.kept]
+        best = [outcome for outcome in self._best() if not outcome.kept]
         launches = [
             self._launch(jobs[t.index], ["sweep.job.keep=true", f"run_id={t.run_id}"]) for t in best
         ]
@@ -95,15 +95,15 @@ class SweepJobs:
         for ended in self.workers.run(launches):
             if ended.error is not None:
                 raise PipelineError(f"job {ended.key} could not be completed: {ended.error}")
-            self.trials[ended.key] = self.runs.settle(jobs[ended.key], None)
+            self.outcomes[ended.key] = self.runs.settle(jobs[ended.key], None)
 
-    def _best(self) -> list[Trial]:
-        best = ranked(list(self.trials.values()), self.runs.objectives)
+    def _best(self) -> list[Outcome]:
+        best = ranked(list(self.outcomes.values()), self.runs.objectives)
         return best[: self.multirun.config.sweep.keep_models]
 
     def _drop_checkpoints(self) -> None:
-        kept = {trial.index for trial in self._best()}
-        for index in self.trials.keys() - kept:
+        kept = {outcome.index for outcome in self._best()}
+        for index in self.outcomes.keys() - kept:
             shutil.rmtree(self.folder / str(index) / "checkpoints", ignore_errors=True)
 
     def _launch(self, job: Job, words: list[str]) -> Launch:

@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.states import FAILED, FINISHED, KILLED, RUNNING, Objective, Trial
-from pipeline.sweeps.states import PRUNED as PRUNED_STATE
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, RUNNING, Objective, Outcome
+from pipeline.sweeps.outcomes import PRUNED as PRUNED_STATE
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect, experiment
 from pipeline.tracking.heartbeat import GONE
@@ -36,17 +36,17 @@ class Children:
     earlier: set[str] = field(default_factory=set)
     """Ids of the runs that this sweep, now resumed, had made before."""
 
-    def trials(self, jobs: Mapping[int, Job]) -> dict[int, Trial]:
+    def outcomes(self, jobs: Mapping[int, Job]) -> dict[int, Outcome]:
         """What became of the jobs that have been started, by index; one that finished stays so."""
-        found: dict[int, Trial] = {}
+        found: dict[int, Outcome] = {}
         for run in self._runs():  # oldest first: a later try replaces an earlier one
             index = int(run.data.tags[INDEX])
             known = found.get(index)
             if index in jobs and not (known and known.state == FINISHED):
-                found[index] = self._trial(run, jobs[index])
+                found[index] = self._outcome(run, jobs[index])
         return found
 
-    def settle(self, job: Job, error: str | None) -> Trial:
+    def settle(self, job: Job, error: str | None) -> Outcome:
         """What became of a job that has just ended; closes its run if its process could not."""
         runs = list(self._runs(f" AND tags.`{INDEX}` = '{job.index}'"))
         finished = [run for run in runs if run.info.status == "FINISHED"]
@@ -57,7 +57,7 @@ class Children:
         if run.info.status == "RUNNING":
             close(self.parent.client, run, "FAILED", error or "ended without closing its run")
             run = self.parent.client.get_run(run.info.run_id)
-        return self._trial(run, job)
+        return self._outcome(run, job)
 
     def close_orphans(self) -> None:
         """Marks as KILLED what a killed sweep left running; the caller holds the sweep's lock."""
@@ -78,13 +78,13 @@ class Children:
             if not token:
                 return
 
-    def _trial(self, run: Run, job: Job) -> Trial:
+    def _outcome(self, run: Run, job: Job) -> Outcome:
         state = _STATES.get(run.info.status, RUNNING)
         if PRUNED in run.data.tags:
             state = PRUNED_STATE
         ended = run.info.end_time or run.info.start_time
         metrics = of_kept_weights(run.data.metrics)
-        return Trial(
+        return Outcome(
             index=job.index,
             state=state,
             params=job.params,
@@ -165,6 +165,6 @@ def _stretch(run: Run, epochs: int) -> float:
     return epochs / int(run.data.params.get("train.epochs", epochs))
 
 
-def _without_run(job: Job, objectives: int, error: str) -> Trial:
+def _without_run(job: Job, objectives: int, error: str) -> Outcome:
     values = (float("nan"),) * objectives
-    return Trial(index=job.index, state=FAILED, params=job.params, values=values, error=error)
+    return Outcome(index=job.index, state=FAILED, params=job.params, values=values, error=error)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lazy_loader
 import numpy as np
+import sqlalchemy as sa
 from hydra.core.override_parser.types import Override
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome
 from pipeline.sweeps.space import distributions, text_of
-from pipeline.sweeps.states import FINISHED, PRUNED, Trial
-from pipeline.sweeps.study_storage import open_storage
+from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import Pruned, RequestError, first_line
 
 optuna: Any = lazy_loader.load("optuna")
@@ -76,7 +78,7 @@ class Search:
                 return
             yield Job(index=trial.number, params=params)
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Outcome) -> None:
         """Lets the following proposals know how a trial ended."""
         states = optuna.trial.TrialState
         known = np.isfinite(trial.values).all()
@@ -95,7 +97,7 @@ class Search:
             if _PARAMS in trial.user_attrs
         }
 
-    def catch_up(self, ended: Mapping[int, Trial]) -> None:
+    def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Brings the study up to what the runs of an interrupted sweep show.
 
         A trial that a killed process left running is told how it ended; one that failed or was
@@ -134,6 +136,23 @@ class Search:
     def _disregard(self, number: int) -> None:
         disregarded = self.study.user_attrs.get(_DISREGARDED, [])
         self.study.set_user_attr(_DISREGARDED, [*disregarded, number])
+
+
+def open_storage(place: str) -> Any:
+    """Optuna's storage at a database URL or, for any other text, in a journal file of that path.
+
+    Raises:
+        RequestError: the database cannot be used.
+    """
+    if "://" in place:
+        try:
+            return optuna.storages.RDBStorage(place)
+        except (ImportError, sa.exc.SQLAlchemyError) as error:
+            shown = without_password(place)
+            raise RequestError(f"sweep.storage={shown} cannot be used: {reason(error)}") from error
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal
+    return journal.JournalStorage(journal.JournalFileBackend(place))
 
 
 def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:

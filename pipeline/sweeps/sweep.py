@@ -14,11 +14,11 @@ from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid
 from pipeline.sweeps.launch import opened
 from pipeline.sweeps.manifest import Manifest, manifest
+from pipeline.sweeps.outcomes import FAILED, Objective
 from pipeline.sweeps.report import log_report, print_report, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children, find_sweep
 from pipeline.sweeps.space import corners, distributions
-from pipeline.sweeps.states import FAILED, Objective
 from pipeline.sweeps.study import Search, require_sense
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import Recording, record
@@ -62,13 +62,13 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
     parent.save_text("manifest.json", plan.text)
     if resumed:
         running.catch_up()
-    trials = running.carry_out(
+    outcomes = running.carry_out(
         lambda ended: log_report(parent, ended, objectives, list(plan.searched))
     )
-    print_report(parent.id, trials, objectives)
-    if failed := sum(trial.state == FAILED for trial in trials):
+    print_report(parent.id, outcomes, objectives)
+    if failed := sum(outcome.state == FAILED for outcome in outcomes):
         raise PipelineError(
-            f"{failed} of {len(trials)} jobs failed; what each printed is in {running.folder}; "
+            f"{failed} of {len(outcomes)} jobs failed; what each printed is in {running.folder}; "
             f"run them again with sweep.resume={parent.id}"
         )
 

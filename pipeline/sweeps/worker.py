@@ -27,9 +27,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
-    """A worker's life: each message it gets is a task, and answered.
+    """A worker's life: each message it gets is a call, and answered.
 
-    The modules are imported before the first comes; what is wrong with one, a task will tell.
+    The modules are imported before the first comes; what is wrong with one, a call will tell.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
@@ -56,13 +56,15 @@ def _leave_with_parent() -> None:
 
 
 def _carried_out(message: bytes) -> bytes:
-    """Result or error of a task, whatever it does short of ending the process."""
-    output, call = pickle.loads(message)  # the call apart: to unpack it may import, print and fail
+    """Result or error of a call, whatever it does short of ending the process."""
+    output, packed = pickle.loads(
+        message
+    )  # the call apart: to unpack it may import, print and fail
     try:
         _lead_output_to(output)
         try:
             signal.signal(signal.SIGTERM, _interrupt)
-            function, arguments = cloudpickle.loads(call)
+            function, arguments = cloudpickle.loads(packed)
             return cloudpickle.dumps({"result": function(*arguments)})
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

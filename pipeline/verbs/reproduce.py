@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.table import Table
 
 from pipeline.config.schema import Config
-from pipeline.config.sweep import Job
+from pipeline.config.sweep import JobSettings
 from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import ingest
 from pipeline.data.values import Array
@@ -145,7 +145,7 @@ def _again(entry: Entry, today: Config) -> Config:
         run_name=f"{name} again",
         tags={**then.tracking.tags, REPEATS: entry.id},
     )
-    alone = replace(then.sweep, job=Job(parent=None, index=None, command=None, keep=False))
+    alone = replace(then.sweep, job=JobSettings(parent=None, index=None, command=None, keep=False))
     return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
 
 

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from pipeline.config.schema import register
 from pipeline.config.words import quoted
 from pipeline.sweeps.jobs import Grid, Job, Multirun, asked_for, grid, shown
-from pipeline.sweeps.states import FAILED, FINISHED, KILLED, PRUNED, Trial
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Outcome
 from pipeline.system.errors import RequestError
 from tests.commands import CONF
 
@@ -110,8 +110,8 @@ def test_a_quoted_text_comes_back_from_hydra_as_it_was(text: str) -> None:
     assert override.value() == text.replace("${", "\\${")  # which OmegaConf then takes back
 
 
-def trial(index: int, state: str) -> Trial:
-    return Trial(index=index, state=state, params={}, values=(0.5,))
+def trial(index: int, state: str) -> Outcome:
+    return Outcome(index=index, state=state, params={}, values=(0.5,))
 
 
 def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> None:

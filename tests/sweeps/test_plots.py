@@ -16,8 +16,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
 from pipeline.sweeps.plots import Group, draw, groups
-from pipeline.sweeps.states import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Trial
 
 ACCURACY = Objective(metric="val/accuracy", maximize=True)
 LOSS = Objective(metric="val/loss", maximize=False)
@@ -27,10 +27,10 @@ BY_PARAMETERS = ["parallel_coordinates", "importances", "slice", "contour"]
 NAN = math.nan
 
 
-def trial(index: int, *values: float, state: str = FINISHED, **params: str) -> Trial:
+def trial(index: int, *values: float, state: str = FINISHED, **params: str) -> Outcome:
     full = {"rate": RATE, "dropout": DROPOUT, "width": "model.width"}
     named = {full.get(key, key): text for key, text in params.items()}
-    return Trial(index=index, state=state, params=named, values=values)
+    return Outcome(index=index, state=state, params=named, values=values)
 
 
 def accuracy(rate: str, dropout: str, *, luck: float = 0.0) -> float:
@@ -38,19 +38,19 @@ def accuracy(rate: str, dropout: str, *, luck: float = 0.0) -> float:
     return 0.9 - 0.03 * (math.log10(float(rate)) + 3) ** 2 - 0.02 * abs(float(dropout) - 0.1) + luck
 
 
-def grid(*, rates: str = "1e-4 3e-4 1e-3 3e-3", dropouts: str = "0.0 0.1 0.3 0.5") -> list[Trial]:
+def grid(*, rates: str = "1e-4 3e-4 1e-3 3e-3", dropouts: str = "0.0 0.1 0.3 0.5") -> list[Outcome]:
     pairs = itertools.product(rates.split(), dropouts.split())
     return [trial(i, accuracy(r, d), rate=r, dropout=d) for i, (r, d) in enumerate(pairs)]
 
 
-def seeded() -> list[Trial]:
+def seeded() -> list[Outcome]:
     """Two learning rates × three seeds: 0.80, 0.82, 0.84 and 0.90, 0.90, 0.93."""
     values = iter((0.80, 0.82, 0.84, 0.90, 0.90, 0.93))
     pairs = itertools.product(("1e-4", "1e-3"), "012")
     return [trial(i, next(values), rate=r, dropout="0.1", seed=s) for i, (r, s) in enumerate(pairs)]
 
 
-def two_objectives() -> list[Trial]:
+def two_objectives() -> list[Outcome]:
     sizes = ((16, 0.80), (32, 0.84), (64, 0.83), (128, 0.88), (512, 0.87))
     return [
         trial(i, value, 100.0 * width, width=str(width), rate=rate)
@@ -58,7 +58,7 @@ def two_objectives() -> list[Trial]:
     ]
 
 
-def adaptive() -> list[Trial]:
+def adaptive() -> list[Outcome]:
     """40 trials with numbers as an adaptive search has them, every fourth one pruned."""
     rates = [f"{10 ** (-4 + 2.5 * (7 * i % 40) / 40):.6g}" for i in range(40)]
     dropouts = [f"{0.01 + 0.49 * (11 * i % 40) / 40:.6g}" for i in range(40)]
@@ -68,22 +68,22 @@ def adaptive() -> list[Trial]:
     ]
 
 
-def choices() -> list[Trial]:
+def choices() -> list[Outcome]:
     """A model, of which `cnn` is best, by a learning rate, `null` or a number."""
     worth = {"linear": 0.1, "mlp": 0.5, "cnn": 0.8, "null": 0.0, "1e-3": 0.01}
     pairs = itertools.product(("linear", "mlp", "cnn"), ("null", "1e-3"))
     return [trial(i, worth[m] + worth[r], model=m, rate=r) for i, (m, r) in enumerate(pairs)]
 
 
-def with_values(trials: Sequence[Trial], *values: float) -> list[Trial]:
+def with_values(trials: Sequence[Outcome], *values: float) -> list[Outcome]:
     """The trials with those values, again from the first when they run out."""
     return [
-        Trial(index=t.index, state=t.state, params=t.params, values=(value,))
+        Outcome(index=t.index, state=t.state, params=t.params, values=(value,))
         for t, value in zip(trials, itertools.cycle(values), strict=False)
     ]
 
 
-SEARCHES: dict[str, tuple[list[Trial], list[Objective], list[str]]] = {
+SEARCHES: dict[str, tuple[list[Outcome], list[Objective], list[str]]] = {
     "grid": (grid(), [ACCURACY], [RATE, DROPOUT]),
     "seeds": (seeded(), [ACCURACY], [RATE, "seed"]),
     "adaptive": (adaptive(), [ACCURACY], [RATE, DROPOUT]),
@@ -174,13 +174,13 @@ def test_the_objective_is_shown_with_the_best_so_far() -> None:
     (axes,) = draw(trials[::-1], [ACCURACY], [])["objective"].axes
     assert line(axes, "finished") == ([0, 1, 2, 3, 4], [0.5, 0.75, 0.25, 0.75, 1.0])
     assert line(axes, "best so far") == ([0, 1, 2, 3, 4], [0.5, 0.75, 0.75, 0.75, 1.0])
-    assert axes.get_title(loc="left") == "best: 1, trial 4"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("trial", "val/accuracy")
+    assert axes.get_title(loc="left") == "best: 1, job 4"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("job", "val/accuracy")
 
 
 def test_the_first_of_equally_good_trials_is_the_best() -> None:
     figures = draw([trial(i, 0.5) for i in (3, 5)], [ACCURACY], [])
-    assert figures["objective"].axes[0].get_title(loc="left") == "best: 0.5, trial 3"
+    assert figures["objective"].axes[0].get_title(loc="left") == "best: 0.5, job 3"
 
 
 def test_each_objective_has_a_panel_and_a_best_of_its_own() -> None:
@@ -295,7 +295,7 @@ def test_a_slice_shows_trials_by_parameter_value_and_index() -> None:
         for point, index in zip(points.get_offsets(), points.get_array(), strict=True)
     }
     assert shown == {(float(t.params[RATE]), t.values[0], t.index) for t in grid()}
-    assert colours.get_ylabel() == "trial"
+    assert colours.get_ylabel() == "job"
 
 
 def test_choices_are_ticks_in_a_slice() -> None:
@@ -349,7 +349,7 @@ def test_the_pareto_front_is_told_from_the_other_trials() -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
     legend = axes.get_legend()
     assert legend is not None
-    assert texts(legend.get_texts()) == ["trial", "on the Pareto front"]
+    assert texts(legend.get_texts()) == ["job", "on the Pareto front"]
 
 
 def test_a_trial_without_one_of_two_objectives_is_not_on_the_pareto_front() -> None:
@@ -463,7 +463,7 @@ def test_no_more_than_the_best_twenty_groups_are_shown() -> None:
     ],
 )
 def test_seeds_are_not_shown_where_there_is_nothing_to_average(
-    trials: list[Trial], searched: list[str]
+    trials: list[Outcome], searched: list[str]
 ) -> None:
     assert "seeds" not in draw(trials, [ACCURACY], searched)
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pipeline.sweeps import pool as pools
-from pipeline.sweeps.pool import Ended, Pool, Task
+from pipeline.sweeps.pool import Call, Ended, Pool
 from tests.commands import environment
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ LONG_S = 60.0  # more than anything here takes
 PARENT = """
 import os, signal, time
 from pathlib import Path
-from pipeline.sweeps.pool import Pool, Task
+from pipeline.sweeps.pool import Pool, Call
 
 def stubborn():
     Path("started.part").write_text(str(os.getpid()))
@@ -41,7 +41,7 @@ def stubborn():
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Pool(1, threads=1) as pool:
-    list(pool.run([Task(key=0, function=stubborn)]))
+    list(pool.run([Call(key=0, function=stubborn)]))
 """
 
 
@@ -61,8 +61,8 @@ def gone(pid: int) -> bool:
         return True
 
 
-def tasks(*functions: Callable[[], Any]) -> list[Task]:
-    return [Task(key=key, function=function) for key, function in enumerate(functions)]
+def tasks(*functions: Callable[[], Any]) -> list[Call]:
+    return [Call(key=key, function=function) for key, function in enumerate(functions)]
 
 
 def results(pool: Pool, *functions: Callable[[], Any]) -> list[Any]:
@@ -120,7 +120,7 @@ class Unreadable:
 
 def leave_while(function: Callable[[Path], None], folder: Path) -> int:
     """Leaves a pool by an error while a task runs; returns the id of its worker."""
-    work = [Task(key=0, function=function, arguments=(folder,)), Task(key=1, function=int)]
+    work = [Call(key=0, function=function, arguments=(folder,)), Call(key=1, function=int)]
     with pytest.raises(ZeroDivisionError), Pool(2, threads=1) as pool:
         assert next(pool.run(work)) == Ended(key=1, result=0)
         until(lambda: (folder / "started").exists() and (folder / "started").read_text())
@@ -145,7 +145,7 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_results_come_with_the_keys_of_their_tasks() -> None:
-    work = [Task(key=10 + n, function=divmod, arguments=(n, 2)) for n in range(5)]
+    work = [Call(key=10 + n, function=divmod, arguments=(n, 2)) for n in range(5)]
     with Pool(2, threads=1) as pool:
         ended = {one.key: one for one in pool.run(work)}
     assert ended == {10 + n: Ended(key=10 + n, result=(n // 2, n % 2)) for n in range(5)}
@@ -154,10 +154,10 @@ def test_results_come_with_the_keys_of_their_tasks() -> None:
 def test_with_one_worker_a_source_knows_each_result_before_it_is_asked_again() -> None:
     known: list[int] = []
 
-    def source() -> Iterator[Task]:
+    def source() -> Iterator[Call]:
         for key in range(4):
             assert known == list(range(key))
-            yield Task(key=key, function=abs, arguments=(-key,))
+            yield Call(key=key, function=abs, arguments=(-key,))
 
     with Pool(1, threads=1) as pool:
         for ended in pool.run(source()):
@@ -168,10 +168,10 @@ def test_with_one_worker_a_source_knows_each_result_before_it_is_asked_again() -
 def test_a_task_is_taken_only_when_a_worker_is_free() -> None:
     taken: list[int] = []
 
-    def source() -> Iterator[Task]:
+    def source() -> Iterator[Call]:
         for key in range(6):
             taken.append(key)
-            yield Task(key=key, function=int)
+            yield Call(key=key, function=int)
 
     with Pool(2, threads=1) as pool:
         for number, _ in enumerate(pool.run(source()), start=1):
@@ -237,7 +237,7 @@ def test_a_worker_that_dies_between_two_tasks_costs_none() -> None:
 
 def test_a_dead_worker_is_noticed_though_a_child_of_it_lives(tmp_path: Path) -> None:
     with Pool(1, threads=1) as pool:
-        work = [Task(key=0, function=fork_and_die, arguments=(tmp_path,))]
+        work = [Call(key=0, function=fork_and_die, arguments=(tmp_path,))]
         assert [ended.error for ended in pool.run(work)] == ["killed by SIGKILL"]
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
@@ -254,11 +254,11 @@ def test_all_that_a_task_writes_is_in_its_file(tmp_path: Path) -> None:
 
     with Pool(1, threads=1) as pool:
         work = [
-            Task(key=0, function=talk, output=output),
-            Task(key=1, function=print, arguments=("lost",)),
-            Task(key=2, function=lambda: print("halves") or 1 // 0, output=output),
-            Task(key=3, function=faulthandler._sigsegv, output=output),  # type: ignore[attr-defined]
-            Task(key=4, function=lambda: print("at its end", end=""), output=output),
+            Call(key=0, function=talk, output=output),
+            Call(key=1, function=print, arguments=("lost",)),
+            Call(key=2, function=lambda: print("halves") or 1 // 0, output=output),
+            Call(key=3, function=faulthandler._sigsegv, output=output),  # type: ignore[attr-defined]
+            Call(key=4, function=lambda: print("at its end", end=""), output=output),
         ]
         ended = list(pool.run(work))
     assert [one.key for one in ended if one.error] == [2, 3]
@@ -272,7 +272,7 @@ def test_all_that_a_task_writes_is_in_its_file(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> None:
     with Pool(1, threads=1) as pool:
-        [ended] = pool.run([Task(key=0, function=int, output=tmp_path)])
+        [ended] = pool.run([Call(key=0, function=int, output=tmp_path)])
         assert str(ended.error).startswith("IsADirectoryError: ")
         assert results(pool, int) == [0]
 
@@ -295,12 +295,12 @@ def test_the_variables_are_set_before_a_script_imports_anything(tmp_path: Path) 
     script = tmp_path / "script.py"
     script.write_text(
         "import os\n"
-        "from pipeline.sweeps.pool import Pool, Task\n"
+        "from pipeline.sweeps.pool import Pool, Call\n"
         "at_import = os.environ.get('OMP_NUM_THREADS')\n"
         "if __name__ == '__main__':\n"
         "    with Pool(1, threads=3) as pool:\n"
         "        seen = lambda: __import__('__main__').at_import\n"
-        "        print(*[ended.result for ended in pool.run([Task(key=0, function=seen)])])\n"
+        "        print(*[ended.result for ended in pool.run([Call(key=0, function=seen)])])\n"
     )
     env = environment()
     env.pop("OMP_NUM_THREADS", None)
@@ -365,8 +365,8 @@ def test_leaving_leaves_no_process_and_no_open_file() -> None:
 
 
 def test_what_the_source_raises_comes_through() -> None:
-    def source() -> Iterator[Task]:
-        yield Task(key=0, function=int)
+    def source() -> Iterator[Call]:
+        yield Call(key=0, function=int)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), Pool(1, threads=1) as pool:
@@ -404,7 +404,7 @@ def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pipeline.sweeps.pool.MOST_TASKS", 3)
     with Pool(1, threads=1) as pool:
         pids = [
-            ended.result for ended in pool.run(Task(key=n, function=os.getpid) for n in range(7))
+            ended.result for ended in pool.run(Call(key=n, function=os.getpid) for n in range(7))
         ]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]
 
@@ -424,7 +424,7 @@ def test_workers_that_are_started_import_their_modules_before_there_is_a_task() 
         pool.start(5)
         until(lambda: len(spawned()) == 2)
         begun = spawned()
-        work = [Task(key=n, function=imported, arguments=("wave",)) for n in range(2)]
+        work = [Call(key=n, function=imported, arguments=("wave",)) for n in range(2)]
         assert [one.result for one in pool.run(work)] == [True, True]
         assert {process.pid for process in begun} <= {
             one.pid for one in psutil.Process().children()

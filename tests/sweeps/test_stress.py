@@ -13,7 +13,7 @@ import psutil
 import pytest
 from mlflow.entities import Run
 
-from pipeline.sweeps.pool import Pool, Task
+from pipeline.sweeps.pool import Call, Pool
 from tests.commands import environment
 from tests.sweeps.test_sweep import (
     INDEX,
@@ -203,7 +203,7 @@ def test_two_hundred_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> Non
 def test_two_hundred_tasks_need_no_more_memory_than_twenty() -> None:
     me = psutil.Process()
     with Pool(2, threads=1) as pool:
-        work = (Task(key=key, function=int) for key in range(200))
+        work = (Call(key=key, function=int) for key in range(200))
         sizes = [me.memory_info().rss for _ in pool.run(work)]
     assert len(sizes) == 200
     assert sizes[-1] < 1.1 * sizes[19]

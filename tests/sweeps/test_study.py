@@ -10,10 +10,9 @@ import optuna
 import pytest
 
 from pipeline.config.sweep import Sweep
+from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
 from pipeline.sweeps.space import corners, distributions
-from pipeline.sweeps.states import FAILED, FINISHED, PRUNED, Trial
-from pipeline.sweeps.study import Search, pruning_listener, require_sense
-from pipeline.sweeps.study_storage import open_storage
+from pipeline.sweeps.study import Search, open_storage, pruning_listener, require_sense
 from pipeline.system.errors import Pruned, RequestError
 from tests.sweeps.test_jobs import multirun
 
@@ -38,8 +37,8 @@ def value(params: Any) -> float:
     return -((rate - 0.003) ** 2) * 1e4 - (dropout - 0.2) ** 2
 
 
-def ended(index: int, params: Any, state: str = FINISHED) -> Trial:
-    return Trial(index=index, state=state, params=params, values=(value(params),))
+def ended(index: int, params: Any, state: str = FINISHED) -> Outcome:
+    return Outcome(index=index, state=state, params=params, values=(value(params),))
 
 
 def carry_out(source: Search, most: int = 1000) -> list[Any]:
@@ -143,7 +142,7 @@ def test_a_grid_by_optuna_tries_every_combination_once(tmp_path: Path) -> None:
     proposed = []
     for job in source.jobs():
         proposed.append(tuple(job.params.values()))
-        source.tell(Trial(index=job.index, state=FINISHED, params=job.params, values=(0.0,)))
+        source.tell(Outcome(index=job.index, state=FINISHED, params=job.params, values=(0.0,)))
     assert sorted(proposed) == [(m, s) for m in ("cnn", "mlp") for s in "012"]
 
 

@@ -23,8 +23,8 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.outcomes import FAILED, Objective
 from pipeline.sweeps.runs import children, find_sweep
-from pipeline.sweeps.states import FAILED, Objective
 from pipeline.system.errors import RequestError
 from pipeline.tracking import record
 from tests.commands import configured, environment, inside, pipeline, results

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 
-from pipeline.config.sweep import Job
+from pipeline.config.sweep import JobSettings
 from pipeline.run import run, train_only
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage, record
@@ -154,7 +154,7 @@ def test_a_job_of_a_sweep_is_repeated_as_a_run_of_its_own_on_the_splits_it_was_e
     folder: Path, first: str, tmp_path: Path
 ) -> None:
     config = configured(*SMALL, "tracking.log_model=false")
-    job = Job(parent=first, index=3, command="python -m pipeline seed=4", keep=False)
+    job = JobSettings(parent=first, index=3, command="python -m pipeline seed=4", keep=False)
     train_only(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
     child = newest(folder)
     assert child.data.tags["mlflow.parentRunId"] == first

@@ -10,14 +10,14 @@ FINISHED, PRUNED, FAILED, KILLED, RUNNING = "finished", "pruned", "failed", "kil
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A metric of the trials' runs that is to become high or low."""
+    """A metric of the outcomes' runs that is to become high or low."""
 
     metric: str
     maximize: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Outcome:
     """What became of a job: `values` has the objectives in order, NaN where one is missing.
 
     `params` are the swept parameters as they would stand on a command line; `error` is a line;
@@ -34,9 +34,9 @@ class Trial:
     kept: bool = False
 
 
-def ranked(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """The finished trials, best first by the first objective; equals in their order."""
-    finished = [trial for trial in trials if trial.state == FINISHED]
+def ranked(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
+    """The finished outcomes, best first by the first objective; equals in their order."""
+    finished = [outcome for outcome in outcomes if outcome.state == FINISHED]
     sign = -1 if objectives[0].maximize else 1
-    known = [trial for trial in finished if trial.values[0] == trial.values[0]]
-    return sorted(known, key=lambda trial: (sign * trial.values[0], trial.index))
+    known = [outcome for outcome in finished if outcome.values[0] == outcome.values[0]]
+    return sorted(known, key=lambda outcome: (sign * outcome.values[0], outcome.index))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.sweeps.trial import within
+from pipeline.sweeps.one_job import within
 from pipeline.system.errors import PipelineError
 from tests.commands import environment
 
@@ -20,18 +20,18 @@ TOO_LONG = "^took longer than sweep.timeout_s=0.2$"
 # A block in a process of its own, which may be taken down; it tells how the block ended.
 ALONE = """
 import sys, time
-from pipeline.sweeps import trial
+from pipeline.sweeps import one_job
 from pipeline.system.errors import PipelineError
 
-trial.GRACE_S = 1.0
+one_job.GRACE_S = 1.0
 print("ready", flush=True)
 started = time.monotonic()
 try:
-    with trial.within(seconds=0.2, memory_mb=None):
+    with one_job.within(seconds=0.2, memory_mb=None):
         {block}
 except PipelineError as error:
     print(error)
-    print(time.monotonic() - started < trial.GRACE_S)
+    print(time.monotonic() - started < one_job.GRACE_S)
 """
 STUBBORN = """
         while True:

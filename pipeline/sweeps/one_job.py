@@ -27,7 +27,7 @@ GRACE_S = 10.0  # for a job beyond its limit to close its run
 log = logging.getLogger(__name__)
 
 
-def run_trial(config: Config, folder: Path) -> None:
+def run_job(config: Config, folder: Path) -> None:
     """Runs one job of a sweep, within its limits; a pruned one ends well.
 
     Raises:
