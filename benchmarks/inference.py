@@ -1,10 +1,10 @@
 """Predicting with a saved model, one image and many: `python -m benchmarks.inference`.
 
 A one-epoch run trains and saves the model; it is loaded from the tracking store, as whoever serves
-it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `predict` of `training/loop.py`,
-which the evaluation uses; beside them stand Keras' `predict` and, what its documentation advises
-for small inputs, calling the model. After a warm-up they take turns in one process, call by call,
-with TensorFlow's own settings and no progress bars. What counts are the medians.
+it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `predict` of
+`training/predictor.py`, which the evaluation uses; beside them stand Keras' `predict` and, what its
+documentation advises for small inputs, calling the model. After a warm-up they take turns in one
+process, call by call, with TensorFlow's own settings and no progress bars. Medians are reported.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
     import keras
     import mlflow
 
-    from pipeline.training import loop
+    from pipeline.training import predictor
 
     keras.config.disable_interactive_logging()
     mlflow.set_tracking_uri(tracking_uri)
@@ -66,7 +66,7 @@ def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
     model = mlflow.tensorflow.load_model(uri)
     return {
         "ours: pyfunc": served.predict,
-        "ours: loop": lambda x: loop.predict(model, x, batch_size=BATCH_SIZE),
+        "ours: predict": lambda x: predictor.predict(model, x, batch_size=BATCH_SIZE),
         "Keras predict": lambda x: model.predict(x, verbose=0),
         f"Keras predict, {BATCH_SIZE:,}": lambda x: model.predict(x, BATCH_SIZE, verbose=0),
         "Keras call": lambda x: model(x, training=False).numpy(),

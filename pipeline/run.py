@@ -14,11 +14,12 @@ from pipeline.evaluation.evaluate import answers, draw_training, evaluate, store
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
 from pipeline.tracking import Recording, find_run, record, reopen
+from pipeline.training.build import build_model
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.loop import predict
+from pipeline.training.predictor import predict
 from pipeline.training.summary import summarise
-from pipeline.training.train import build_model, train
+from pipeline.training.train import train
 
 Found = dict[str, Predictions]  # by split
 

@@ -200,7 +200,6 @@ def test_every_room_imports_only_what_lies_below_it() -> None:
         # To come down, each with the redesign of its room.
         "pipeline.tracking.lifecycle -> pipeline.training.checkpoint",
         "pipeline.tracking.table -> pipeline.sweeps.runs",
-        "pipeline.training.predictor -> pipeline.verbs.serve.bodies",
     ]
 
 

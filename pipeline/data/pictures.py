@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
-Shape = tuple[int, int, int]  # height, width, channels
 MODES = {1: "L", 3: "RGB"}  # by the channels of a model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by the kind of an array's numbers

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from pipeline.data.files import Unreadable, is_array, open_array, open_picture
-from pipeline.data.pictures import Shape, as_stack, fitted, picture_of
-from pipeline.data.values import Array
+from pipeline.data.pictures import as_stack, fitted, picture_of
+from pipeline.data.values import Array, Shape
 from pipeline.system.errors import one_line
 
 CHUNK = 16  # files decoded by one task: enough that handing it over costs little

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Shape = tuple[int, int, int]  # height, width, channels of an image
 # A run's `val/…` metrics go on to the last epoch; under this and their name are the kept one's.
 KEPT = "kept/"
 
@@ -127,12 +129,11 @@ class Prepared:
 class Fitted:
     """A trained model with what its training showed.
 
-    `history`: one list a metric (`train/loss`, `val/accuracy`, …), one value an epoch.
-    `images_per_s`: training images seen a second, validation and checkpoints included.
-    `best_epoch`: the epoch (from 1) that the validation metric liked best, None without validation.
+    `history`: one list per metric (`train/loss`, `val/accuracy`, …), one value per epoch.
+    `images_per_s`: training images per second, validation and checkpoints included.
+    `best_epoch`: the best epoch (from 1) by the validation metric, None without validation.
     `kept_epoch`: the epoch (from 1) whose weights the model has.
-    `initial_weights`, `trained_weights`: the kernel of layer `weights_layer` before and after, as
-    a matrix f32[inputs, units].
+    `untrained`: builds the model again as it was before training, for plots that compare the two.
     """
 
     model: keras.Model
@@ -140,9 +141,7 @@ class Fitted:
     images_per_s: float
     best_epoch: int | None
     kept_epoch: int
-    weights_layer: str
-    initial_weights: Array
-    trained_weights: Array
+    untrained: Callable[[], keras.Model]
 
 
 @dataclass(frozen=True, kw_only=True)

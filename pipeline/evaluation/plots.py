@@ -16,6 +16,7 @@ from pipeline.data.values import Array, Fitted, Predictions
 from pipeline.evaluation.metrics import ECE_BINS, calibration, class_scores, ece
 
 if TYPE_CHECKING:
+    import keras
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,9 +39,13 @@ def loss(fitted: Fitted) -> Figure:
 
 def weights(fitted: Fitted) -> Figure:
     """Heat maps of the first layer's weights, before and after training, on one colour scale."""
-    before, after = fitted.initial_weights, fitted.trained_weights
-    scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
     fig = _figure(11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05})
+    found = first_kernel(fitted.model)
+    if found is None:
+        fig.suptitle(f"No layer of model {fitted.model.name} has a kernel")
+        return fig
+    (layer, after), (_, before) = found, first_kernel(fitted.untrained()) or found
+    scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
     left, right = fig.subplots(1, 2, sharey=True)
     for axes, values, title in ((left, before, "initial"), (right, after, "trained")):
         image = axes.imshow(
@@ -54,8 +59,17 @@ def weights(fitted: Fitted) -> Figure:
         axes.set(title=f"{title}, sd {values.std():.4f}", xlabel="unit")
     left.set_ylabel("input")
     fig.colorbar(image, ax=[left, right], label="weight", pad=0.02)
-    fig.suptitle(f"Weights of layer {fitted.weights_layer}, {before.shape[0]} × {before.shape[1]}")
+    fig.suptitle(f"Weights of layer {layer}, {before.shape[0]} × {before.shape[1]}")
     return fig
+
+
+def first_kernel(model: keras.Model) -> tuple[str, Array] | None:
+    """Name of the first layer with a kernel, and that kernel as a matrix f32[inputs, units]."""
+    for layer in model.layers:
+        if getattr(layer, "kernel", None) is not None:
+            kernel = np.array(layer.kernel)
+            return layer.name, kernel.reshape(-1, kernel.shape[-1])
+    return None
 
 
 def confusion_matrix(predictions: Predictions) -> Figure:

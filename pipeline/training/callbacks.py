@@ -1,21 +1,25 @@
-"""Keras callbacks of a run: checkpoints, the progress display, and the hand-over of each epoch."""
+"""Keras callbacks of a run: checkpoints, the progress display, and listeners to each epoch."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from pipeline.system.files import replacing
-from pipeline.training.checkpoint import Progress
+from pipeline.training.checkpoint import (
+    BEST,
+    LAST,
+    Progress,
+    load_state,
+    restore_seeds,
+    save_checkpoint,
+)
 
 Logs = dict[str, Any]
 EpochListener = Callable[[int, dict[str, float]], None]
@@ -31,9 +35,9 @@ def metric_name(keras_name: str) -> str:
 def stopper(
     monitor: str, *, patience: int | None, epochs: int, restore: bool
 ) -> keras.callbacks.EarlyStopping:
-    """Follows the best epoch by `monitor` (`val/loss`), stops after `patience` worse ones.
+    """Remembers the best epoch by `monitor` (`val/loss`); stops after `patience` worse ones.
 
-    Without a patience it only follows; `restore` gives the model the best weights at the end.
+    Without a patience it never stops. `restore` gives the model the best weights at the end.
     """
     return keras.callbacks.EarlyStopping(
         monitor.replace("val/", "val_"),
@@ -44,10 +48,9 @@ def stopper(
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps `last.keras` and, where there is a best epoch, `best.keras` in a folder.
+    """Saves a checkpoint after each epoch: the last one and, where there is a best epoch, that.
 
-    Each is a whole model with its optimizer's state, and is replaced in one step. With them goes
-    the `Progress` of the run, which began at `start` if it goes on from there.
+    `start` is the progress of the run that is resumed, if it is.
     """
 
     def __init__(
@@ -68,21 +71,17 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Saves the model as it is after the epoch."""
         self.epochs.append({key: float(value) for key, value in (logs or {}).items()})
-        progress = Progress(
+        save_checkpoint(
+            self.model,
+            self.folder,
             epochs=self.epochs,
             seconds=self.earlier + time.perf_counter() - self.started,
-            seeds=[np.asarray(state.value).tolist() for state in _seed_states(self.model)],
+            best=self.best is not None and self.best.best_epoch == epoch,
         )
-        with replacing(self.folder / "last.keras") as path:
-            self.model.save(path)
-            progress.add_to(path)
-        if self.best is not None and self.best.best_epoch == epoch:
-            with replacing(self.folder / "best.keras") as path:
-                shutil.copyfile(self.folder / "last.keras", path)
 
 
-class GoOn(keras.callbacks.Callback):
-    """Puts model and callbacks in the state they had when the last checkpoint was written.
+class Restore(keras.callbacks.Callback):
+    """Restores the last checkpoint before training begins: model, optimizer, callbacks, generators.
 
     `followers` are told the epochs until then as if they had just been run; `best` is one of them.
     """
@@ -99,49 +98,41 @@ class GoOn(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Loads the state; the followers have begun before."""
-        last, optimizer = self.folder / "last.keras", self.model.optimizer
-        optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(last)
+        last = self.folder / LAST
+        load_state(self.model, last)
         self._tell_followers()
         if self.best is not None and self.best.restore_best_weights:
-            # A kill may have come between the writing of the last and of the best checkpoint.
+            # A kill may have come after the last checkpoint was written and before the best one.
             is_last = self.best.best_epoch == len(self.start.epochs) - 1
-            self.model.load_weights(last if is_last else self.folder / "best.keras")
+            load_state(self.model, last if is_last else self.folder / BEST)
             self.best.best_weights = self.model.get_weights()
-        self.model.load_weights(last)
-        for state, value in zip(_seed_states(self.model), self.start.seeds, strict=True):
-            state.assign(value)
+        load_state(self.model, last)
+        restore_seeds(self.model, self.start)
 
     def _tell_followers(self) -> None:
         iterations = self.model.optimizer.iterations
         steps = int(iterations) // len(self.start.epochs)
         for epoch, logs in enumerate(self.start.epochs):
-            iterations.assign(steps * (epoch + 1))  # what a schedule's learning rate depends on
+            iterations.assign(steps * (epoch + 1))  # the learning rate of a schedule depends on it
             for follower in self.followers:
                 follower.on_epoch_begin(epoch)
                 follower.on_epoch_end(epoch, dict(logs))
 
 
-def _seed_states(model: keras.Model) -> list[keras.Variable]:
-    """The states of the random number generators, which Keras does not save: u32[2] each."""
-    saved = {id(weight) for weight in model.weights}
-    return [variable for variable in model.variables if id(variable) not in saved]
-
-
 class EpochEnd(keras.callbacks.Callback):
-    """Tells a plain function each finished epoch (from 1) and its metrics by the run's names."""
+    """Calls a plain function after each epoch with its number (from 1) and metrics (`val/loss`)."""
 
     def __init__(self, listener: EpochListener) -> None:
         super().__init__()
         self.listener = listener
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Hands the epoch over."""
+        """Calls the function."""
         self.listener(epoch + 1, {metric_name(k): float(v) for k, v in (logs or {}).items()})
 
 
 class ProgressDisplay(keras.callbacks.Callback):
-    """A bar for the running epoch and a line for each finished one; lines alone off a terminal."""
+    """Shows a bar for the running epoch (on a terminal only) and prints a line per finished one."""
 
     def __init__(self, images: int, console: Console | None = None) -> None:
         super().__init__()
@@ -169,7 +160,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         """Starts the epoch's clock."""
         self.epoch, self.seen = epoch, 0
         self.epoch_started = time.perf_counter()
-        self.bar.update(self.task, completed=epoch * self.images)  # a run may go on from one
+        self.bar.update(self.task, completed=epoch * self.images)  # also after resuming
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Moves the bar on by the images of one part of the epoch."""
@@ -195,7 +186,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Gives the terminal back, also after a failure in the middle of an epoch."""
+        """Gives the terminal back, even after a failure in the middle of an epoch."""
         if hasattr(self, "bar"):
             self.bar.stop()
 

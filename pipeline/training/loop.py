@@ -18,10 +18,10 @@ from pipeline.data.cache import let_go
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
 from pipeline.training.fused import fused_updates
-from pipeline.training.resident import resident
 from pipeline.training.xla import compiled
 
 EVALUATED_AT_ONCE = 1024  # validation images
+ALIGNMENT = 64  # bytes; TensorFlow's kernels end the process on less
 PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
 
 Rows = Array  # i64[n]: places in a split, in the order they are visited
@@ -78,25 +78,6 @@ def fit(
     callbacks.on_train_end(logs)
 
 
-def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
-    """Probabilities f32[N,K] of images u8[N,H,W,C]."""
-    forward = predictor(model)
-    return np.concatenate(
-        [forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    )
-
-
-def predictor(model: keras.Model) -> Callable[[Array], Array]:
-    """u8[N,H,W,C] → f32[N,K] by one graph that takes any number of images."""
-    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
-
-    @tf.function(input_signature=[images])
-    def forward(batch: tf.Tensor) -> tf.Tensor:
-        return model(batch, training=False)
-
-    return lambda batch: forward(tf.constant(batch)).numpy()
-
-
 def _steps(
     step: Callable[..., object], split: Split, batch_size: int, *, xla_part: int = 0
 ) -> Callable[[Rows], None]:
@@ -142,3 +123,20 @@ def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
             "lower optimizer.learning_rate or set optimizer.clipnorm=1"
         )
     return metrics
+
+
+def resident(array: Array) -> tf.Tensor:
+    """`array` as a tensor without a copy, or a copy where TensorFlow cannot read it in place.
+
+    A memory-mapped array stays on the pages of its file. Nobody may write to the array afterwards.
+    """
+    shared = array.view()
+    try:
+        # DLPack cannot say that memory is read-only; a private mapping may be called writeable.
+        shared.flags.writeable = True
+    except ValueError:
+        return tf.constant(array)
+    whole = shared.size and shared.flags.c_contiguous and shared.ctypes.data % ALIGNMENT == 0
+    if not whole or tf.config.list_physical_devices("GPU"):
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(shared.__dlpack__())

@@ -1,40 +1,76 @@
-"""A Keras model as a function from images to probabilities, compiled once for any batch."""
+"""A Keras model as a function from images to probabilities, compiled once for any batch size."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Shape
 from pipeline.system.errors import RequestError
-from pipeline.verbs.serve.bodies import Shape
 
-WARM_UP = (1, 1, 2, 64)  # images at once: kernels are chosen and memory is taken at first use
+Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
+
+WARM_UP = (1, 1, 2, 64)  # batch sizes: kernels are chosen and memory is taken at first use
+UNTIMED, TIMED = 10, 100  # predictions of a single image
 
 
-def compiled(model: keras.Model, image_shape: Shape, classes: int) -> Callable[[Array], Array]:
-    """The function u8[N,H,W,C] → f32[N,K] of `model`, warm, and safe to call from many threads.
+def predictor(model: keras.Model) -> Predict:
+    """Compiles `model` to one graph that predicts any number of images, without augmentation."""
+    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+    graph = _graph(model, images)
+    return lambda batch: graph(tf.constant(batch)).numpy()
+
+
+def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
+    """Probabilities f32[N,K] of images u8[N,H,W,C], predicted in batches."""
+    forward = predictor(model)
+    return np.concatenate(
+        [forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    )
+
+
+def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:
+    """A predictor that is checked and warmed up, for a server; many threads may call it at once.
 
     Raises:
-        RequestError: the model does not take such images or give `classes` probabilities.
+        RequestError: the model does not take images u8[N, *image_shape], or does not give `classes`
+            probabilities for each.
     """
-    images = tf.TensorSpec([None, *image_shape], tf.uint8)
-    forward = tf.function(lambda batch: model(batch, training=False), input_signature=[images])
     try:
-        graph = forward.get_concrete_function()
+        graph = _graph(model, tf.TensorSpec([None, *image_shape], tf.uint8))
     except (TypeError, ValueError) as error:
         raise RequestError(f"the model takes no images u8{[None, *image_shape]}") from error
 
-    def predict(batch: Array) -> Array:
+    def forward(batch: Array) -> Array:
         return graph(tf.constant(batch)).numpy()
 
     for size in WARM_UP:
-        probs = predict(np.zeros((size, *image_shape), np.uint8))
+        probs = forward(np.zeros((size, *image_shape), np.uint8))
         if probs.shape != (size, classes):
             raise RequestError(
                 f"the model gives {probs.shape[-1]} probabilities for {classes} class names"
             )
-    return predict
+    return forward
+
+
+def single_image_ms(model: keras.Model, images: Array) -> float:
+    """Median time in ms that a compiled prediction of one of `images` u8[N,H,W,C] takes, warm."""
+    forward = predictor(model)
+    times = []
+    for number in range(UNTIMED + TIMED):
+        place = number % len(images)
+        image = np.ascontiguousarray(images[place : place + 1])
+        started = time.perf_counter()
+        forward(image)
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times[UNTIMED:])
+
+
+def _graph(model: keras.Model, images: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:
+    forward = tf.function(lambda batch: model(batch, training=False), input_signature=[images])
+    return forward.get_concrete_function()

@@ -23,9 +23,7 @@ def fitted(best_epoch: int | None, **history: list[float]) -> Fitted:
         images_per_s=1234.5,
         best_epoch=best_epoch,
         kept_epoch=1,
-        weights_layer="dense_1",
-        initial_weights=np.eye(2, dtype=np.float32),
-        trained_weights=np.eye(2, dtype=np.float32),
+        untrained=lambda: None,
     )
 
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,18 @@ MIXED = predictions([[0.75, 0.25], [1, 0], [0.375, 0.625], [0.5, 0.5]], [0, 1, 0
 PERFECT = predictions([[1, 0], [0, 1]], [0, 1])
 
 
+TRAINED = np.array([[2, -2], [2, -2], [2, -2]], np.float32)
+
+
+def network(*kernels: Array) -> Any:
+    """What plots see of a model: a layer without a kernel, then dense ones."""
+    layers = [SimpleNamespace(name=f"dense_{n}", kernel=k) for n, k in enumerate(kernels, 1)]
+    return SimpleNamespace(name="net", layers=[SimpleNamespace(name="flatten"), *layers])
+
+
 def fitted(**changes: Any) -> Fitted:
     values = {
-        "model": None,
+        "model": network(TRAINED),
         "history": {
             "train/loss": [2.0, 1.0, 0.5],
             "train/accuracy": [0.25, 0.5, 0.75],
@@ -43,9 +53,7 @@ def fitted(**changes: Any) -> Fitted:
         "images_per_s": 100.0,
         "best_epoch": 2,
         "kept_epoch": 2,
-        "weights_layer": "dense_1",
-        "initial_weights": np.array([[1, -1], [1, -1], [1, -1]], np.float32),
-        "trained_weights": np.array([[2, -2], [2, -2], [2, -2]], np.float32),
+        "untrained": lambda: network(TRAINED / 2),
     }
     return Fitted(**{**values, **changes})
 
@@ -104,14 +112,27 @@ def test_weights_are_shown_before_and_after_on_one_colour_scale() -> None:
     assert right.get_title() == "trained, sd 2.0000"
     assert figure.get_suptitle() == "Weights of layer dense_1, 3 × 2"
     assert left.images[0].get_clim() == right.images[0].get_clim() == (-2, 2)
-    np.testing.assert_array_equal(right.images[0].get_array(), fitted().trained_weights)
+    np.testing.assert_array_equal(right.images[0].get_array(), TRAINED)
     assert colour_bar.get_ylabel() == "weight"
 
 
 def test_weights_that_are_all_zero_can_be_drawn() -> None:
     zeros = np.zeros((3, 2), np.float32)
-    figure = drawn(plots.weights(fitted(initial_weights=zeros, trained_weights=zeros)))
+    figure = drawn(plots.weights(fitted(model=network(zeros), untrained=lambda: network(zeros))))
     assert figure.axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_the_kernel_of_a_convolution_is_one_row_per_input() -> None:
+    filters = np.arange(36, dtype=np.float32).reshape(3, 3, 1, 4)
+    name, kernel = plots.first_kernel(network(filters)) or ("", TRAINED)
+    assert name == "dense_1"
+    np.testing.assert_array_equal(kernel, filters.reshape(9, 4))
+
+
+def test_a_model_without_a_kernel_costs_the_picture_of_weights_and_not_the_run() -> None:
+    figure = drawn(plots.weights(fitted(model=network())))
+    assert figure.get_suptitle() == "No layer of model net has a kernel"
+    assert figure.axes == []
 
 
 def test_the_confusion_matrix_counts_true_by_predicted() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -236,11 +237,57 @@ def test_a_model_that_its_last_step_spoilt_is_found_out_on_the_validation_images
         fit(network(keras.optimizers.SGD(np.nan)), split(8), split(9), epochs=1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 7, 100])
-def test_predictions_are_those_of_model_predict_also_in_uneven_batches(batch_size: int) -> None:
-    model, images = network(adam(), "cnn", dropout=0.5), split(21).images
-    probs = loop.predict(model, images, batch_size=batch_size)
-    assert probs.dtype == np.float32
-    assert probs.shape == (21, CLASSES)
-    expected = model.predict(images, batch_size=batch_size, verbose=0)
-    np.testing.assert_allclose(probs, expected, rtol=1e-6)
+def aligned(shape: tuple[int, ...], offset: int = 0) -> Array:
+    """Random pixels that begin `offset` bytes behind a multiple of the alignment."""
+    size = int(np.prod(shape))
+    memory = np.random.default_rng(0).integers(0, 256, size + 2 * loop.ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % loop.ALIGNMENT + offset
+    return memory[start : start + size].reshape(shape)
+
+
+def is_shared(array: Array) -> bool:
+    """Whether the tensor lies where the array does."""
+    tensor = loop.resident(array)
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    assert tensor.dtype == tf.as_dtype(array.dtype)
+    first = tensor.__array__().ctypes.data if tensor.shape.num_elements() else 0
+    return bool(first == array.ctypes.data)
+
+
+def test_an_aligned_array_is_not_copied() -> None:
+    assert is_shared(aligned((5, 4, 4, 1)))
+
+
+def test_a_memory_mapped_array_is_read_from_the_pages_of_its_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", aligned((5, 4, 4, 1)))
+    array = np.load(tmp_path / "images.npy", mmap_mode="c")
+    array.flags.writeable = False
+    assert is_shared(array)
+    assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(aligned((5, 4, 4, 1), offset=1), id="unaligned"),
+        pytest.param(aligned((6, 4))[::2], id="every second row"),
+        pytest.param(aligned((0, 4)), id="empty"),
+        pytest.param(np.frombuffer(bytes(256), np.uint8), id="read-only"),
+    ],
+)
+def test_what_cannot_be_read_in_place_is_copied(array: Array) -> None:
+    assert not is_shared(array)
+
+
+def test_the_tensor_keeps_its_memory_after_the_array_is_gone() -> None:
+    array = aligned((1000, 1000))
+    tensor, expected = loop.resident(array), array.copy()
+    del array
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_a_gather_in_a_graph_reads_the_shared_rows() -> None:
+    array = aligned((64, 28))
+    tensor = loop.resident(array)
+    rows = tf.function(lambda places: tf.gather(tensor, places))(tf.constant([3, 1]))
+    np.testing.assert_array_equal(rows.numpy(), array[[3, 1]])

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.values import Array, Prepared, Split
 from pipeline.system.errors import RequestError
-from pipeline.training.train import build_model
+from pipeline.training.build import build_model
 from tests.commands import CONF, configured
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

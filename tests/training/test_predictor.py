@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.training.predictor import compiled
+from pipeline.training.predictor import predict, single_image_ms, warm_predictor
 
 SHAPE = (4, 3, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8)
@@ -20,6 +20,7 @@ def model() -> keras.Model:
         [
             keras.Input(SHAPE, dtype="uint8"),
             keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 2, padding="same", activation="relu"),
             keras.layers.Flatten(),
             keras.layers.Dropout(0.5),
             keras.layers.Dense(3, activation="softmax"),
@@ -29,25 +30,53 @@ def model() -> keras.Model:
 
 @pytest.mark.parametrize("number", [1, 2, 70])
 def test_probabilities_are_those_of_the_model_at_inference(model: keras.Model, number: int) -> None:
-    probs = compiled(model, SHAPE, 3)(IMAGES[:number])
+    probs = warm_predictor(model, SHAPE, 3)(IMAGES[:number])
     expected = model(IMAGES[:number], training=False).numpy()
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, expected, atol=1e-6)
 
 
 def test_many_threads_get_each_its_own_answer(model: keras.Model) -> None:
-    predict = compiled(model, SHAPE, 3)
-    expected = predict(IMAGES)
+    forward = warm_predictor(model, SHAPE, 3)
+    expected = forward(IMAGES)
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda row: predict(IMAGES[row : row + 1])[0], range(70)))
+        answers = list(threads.map(lambda row: forward(IMAGES[row : row + 1])[0], range(70)))
     np.testing.assert_allclose(answers, expected, atol=1e-6)
 
 
 def test_a_model_of_other_images_is_refused(model: keras.Model) -> None:
     with pytest.raises(RequestError, match=r"the model takes no images u8\[None, 5, 5, 1\]"):
-        compiled(model, (5, 5, 1), 3)
+        warm_predictor(model, (5, 5, 1), 3)
 
 
 def test_a_model_of_other_classes_than_it_has_names_is_refused(model: keras.Model) -> None:
     with pytest.raises(RequestError, match="gives 3 probabilities for 10 class names"):
-        compiled(model, SHAPE, 10)
+        warm_predictor(model, SHAPE, 10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 100])
+def test_predictions_are_those_of_model_predict_also_in_uneven_batches(
+    model: keras.Model, batch_size: int
+) -> None:
+    images = IMAGES[:21]
+    probs = predict(model, images, batch_size=batch_size)
+    assert probs.dtype == np.float32
+    assert probs.shape == (21, 3)
+    expected = model.predict(images, batch_size=batch_size, verbose=0)
+    np.testing.assert_allclose(probs, expected, rtol=1e-6)
+
+
+def test_the_time_of_one_image_is_the_median_without_the_first_calls(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([60.0] * 10 + [0.004] * 40 + [0.002] * 21 + [0.001] * 39)
+    clock = [0.0, True]
+
+    def now() -> float:
+        clock[1] = not clock[1]
+        clock[0] += next(taken) if clock[1] else 0
+        return clock[0]
+
+    monkeypatch.setattr("pipeline.training.predictor.time.perf_counter", now)
+    assert single_image_ms(model, IMAGES[:3]) == pytest.approx(2)
+    assert next(taken, None) is None

@@ -12,10 +12,12 @@ from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
+from pipeline.evaluation.plots import first_kernel
 from pipeline.system.errors import PipelineError
 from pipeline.training import loop
+from pipeline.training.build import build_model
 from pipeline.training.checkpoint import Progress, progress_of
-from pipeline.training.train import build_model, first_kernel, train
+from pipeline.training.train import train
 from tests.commands import configured
 
 pytestmark = pytest.mark.slow
@@ -42,6 +44,11 @@ def trained(
     settings = config(*overrides)
     model = build_model(settings, prepared)
     return train(model, prepared, settings, folder, [listener] if listener else [], start)
+
+
+def flat(model: keras.Model) -> Any:
+    """All weights of a model, one behind the other."""
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
 
 def probs(model: keras.Model) -> Any:
@@ -75,7 +82,7 @@ def test_training_learns(tmp_path: Path) -> None:
 def test_the_same_configuration_gives_the_same_weights(tmp_path: Path) -> None:
     choices = ("augment=flip_and_shift", "model=cnn", "model.filters=[2]")
     one, same, other = (
-        trained(tmp_path / str(place), *choices, f"seed={seed}").trained_weights
+        flat(trained(tmp_path / str(place), *choices, f"seed={seed}").model)
         for place, seed in enumerate((1, 1, 2))
     )
     np.testing.assert_array_equal(one, same)
@@ -95,7 +102,6 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     assert validation_loss(fitted.model) == pytest.approx(min(losses), rel=1e-5)
     saved = keras.models.load_model(tmp_path / "checkpoints" / "best.keras")
     np.testing.assert_allclose(probs(saved), probs(fitted.model), rtol=1e-6)
-    np.testing.assert_array_equal(fitted.trained_weights, first_kernel(fitted.model)[1])
 
 
 def test_the_last_epoch_is_kept_otherwise_and_the_best_is_still_known(tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     assert told == list(range(1, len(whole.history["val/loss"]) + 1))
     assert fitted.history == whole.history
     assert fitted.best_epoch == whole.best_epoch
-    np.testing.assert_array_equal(fitted.initial_weights, whole.initial_weights)
+    np.testing.assert_array_equal(flat(fitted.untrained()), flat(whole.untrained()))
     for one, other in zip(fitted.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     kept = [progress_of(at / "checkpoints/last.keras") for at in (tmp_path, tmp_path / "whole")]
@@ -200,7 +206,7 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_loses_nothing(tmp_path:
     (tmp_path / "checkpoints" / "best.keras").unlink()
     start = progress_of(tmp_path / "checkpoints" / "last.keras")
     fitted = trained(tmp_path, *overrides, start=start)
-    np.testing.assert_array_equal(fitted.trained_weights, whole.trained_weights)
+    np.testing.assert_array_equal(flat(fitted.model), flat(whole.model))
 
 
 def test_without_validation_images_there_is_no_best_epoch_nor_its_checkpoint(
@@ -239,26 +245,18 @@ def test_a_last_partial_batch_is_a_step_of_the_schedule(tmp_path: Path) -> None:
     assert float(optimizer.learning_rate) == pytest.approx(0.0005, rel=1e-5)
 
 
-def test_the_first_layers_kernel_is_kept_from_before_and_after(tmp_path: Path) -> None:
-    fitted = trained(tmp_path)
-    name, untrained = first_kernel(build_model(config(), PREPARED))
-    assert fitted.weights_layer == name == "dense_1"
-    assert fitted.initial_weights.shape == (36, 6)
-    np.testing.assert_array_equal(fitted.initial_weights, untrained)
-    assert not np.array_equal(fitted.trained_weights, fitted.initial_weights)
-
-
-def test_the_kernel_of_a_convolution_is_one_row_an_input() -> None:
-    settings = config("model=cnn", "model.filters=[4]")
-    name, kernel = first_kernel(build_model(settings, PREPARED))
-    assert (name, kernel.shape) == ("conv_1", (9, 4))
-
-
-def test_a_model_without_a_kernel_is_refused() -> None:
-    images = keras.Input((2, 2, 1))
-    model = keras.Model(images, keras.layers.Flatten()(images), name="empty")
-    with pytest.raises(PipelineError, match="model empty has no layer with a kernel"):
-        first_kernel(model)
+@pytest.mark.parametrize("choices", [(), ("model=cnn", "model.filters=[4]")])
+def test_the_model_can_be_built_again_as_it_was_before_training(
+    choices: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = config(*choices)
+    model = build_model(settings, PREPARED)
+    before = flat(model)
+    fitted = train(model, PREPARED, settings, tmp_path, [])
+    np.testing.assert_array_equal(flat(fitted.untrained()), before)
+    assert not np.array_equal(flat(fitted.model), before)
+    name, kernel = first_kernel(fitted.untrained()) or ("", None)
+    assert (name, kernel.shape) == (("conv_1", (9, 4)) if choices else ("dense_1", (36, 6)))
 
 
 def test_augmentation_sits_between_scaling_and_the_network() -> None:

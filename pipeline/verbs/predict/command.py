@@ -118,7 +118,7 @@ def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: She
 
 def classifier(model: LoadedModel, invert: str) -> Classify:
     """What turns blocks into answers; `invert` is auto, yes or no."""
-    from pipeline.training.loop import predictor
+    from pipeline.training.predictor import predictor
 
     forward = predictor(model.model)
 

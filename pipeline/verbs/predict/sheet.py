@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.data.files import is_array, open_array, open_picture, printable
-from pipeline.data.pictures import Picture, Shape, as_stack, contained, picture_of, plain
-from pipeline.data.values import Array
+from pipeline.data.pictures import Picture, as_stack, contained, picture_of, plain
+from pipeline.data.values import Array, Shape
 from pipeline.system.files import replacing
 from pipeline.verbs.predict.writers import Answers
 

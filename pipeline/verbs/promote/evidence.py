@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -18,10 +15,8 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.tracking.candidates import Candidate, fetch_model, test_predictions
 from pipeline.tracking.models import load_model
 from pipeline.tracking.registry import Version
-from pipeline.training.loop import predict
+from pipeline.training.predictor import predict, single_image_ms
 from pipeline.verbs.promote.gates import Champion, Evidence
-
-WARM_UP, TIMED = 10, 100  # single images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +85,6 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
     except (RequestError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
         told = str(error) if isinstance(error, RequestError) else one_line(error)
         return _Asked(probs=None, error=told)
-
-
-def single_image_ms(model: keras.Model, images: Array) -> float:
-    """Median time of a compiled prediction of one image, after a few to warm up; ms."""
-    forward = tf.function(lambda batch: model(batch, training=False))
-    times = []
-    for number in range(WARM_UP + TIMED):
-        place = number % len(images)
-        image = np.ascontiguousarray(images[place : place + 1])
-        started = time.perf_counter()
-        forward(tf.constant(image)).numpy()
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[WARM_UP:])
 
 
 def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:

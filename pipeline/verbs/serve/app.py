@@ -20,14 +20,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Shape
 from pipeline.system.errors import one_line
 from pipeline.verbs.serve.bodies import (
     BAD_REQUEST,
     TOO_LARGE,
     WRONG_KIND,
     Refused,
-    Shape,
     images_in,
 )
 from pipeline.verbs.serve.picture_body import picture_in, require_picture_type

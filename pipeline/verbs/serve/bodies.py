@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Shape
 
 TENSORS = ("inputs", "instances")
-Shape = tuple[int, int, int]  # height, width, channels
 SHOWN = 40  # characters of a refused value
 
 BAD_REQUEST, TOO_LARGE, WRONG_KIND = 400, 413, 415

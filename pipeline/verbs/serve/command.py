@@ -58,7 +58,7 @@ def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) ->
     found = find()
     load = partial(_load, uri, tracking)
     with native_messages_to(folder / "tensorflow.log"):
-        from pipeline.training import predictor as classifier  # noqa: F401
+        from pipeline.training import predictor  # noqa: F401
     served = load(found)
     watch = Watch(alias=uri, known=found.uri, find=find, load=load if settings.follow else None)
     return create_app(
@@ -71,12 +71,12 @@ def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) ->
 def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
     """The model of that version, compiled and warm."""
     from pipeline.tracking.models import load_model
-    from pipeline.training.predictor import compiled
+    from pipeline.training.predictor import warm_predictor
     from pipeline.verbs.serve.app import Served
 
     loaded = load_model(version.uri, tracking)
     return Served(
-        predict=compiled(loaded.model, loaded.image_shape, len(loaded.class_names)),
+        predict=warm_predictor(loaded.model, loaded.image_shape, len(loaded.class_names)),
         class_names=loaded.class_names,
         image_shape=loaded.image_shape,
         about={

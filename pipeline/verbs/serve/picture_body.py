@@ -9,9 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.pictures import fitted
 from pipeline.data.polarity import to_invert
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
-from pipeline.verbs.serve.bodies import BAD_REQUEST, TOO_LARGE, WRONG_KIND, Refused, Shape
+from pipeline.verbs.serve.bodies import BAD_REQUEST, TOO_LARGE, WRONG_KIND, Refused
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MOST_PIXELS = 50_000_000  # a small file may unfold to gigabytes

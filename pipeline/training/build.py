@@ -1,0 +1,67 @@
+"""Builds the untrained, compiled Keras model of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.config.builders import build
+from pipeline.config.schema import Config
+from pipeline.data.values import Prepared
+from pipeline.system.errors import RequestError, first_line
+from pipeline.training.xla import keep_programs
+
+
+def build_model(config: Config, prepared: Prepared) -> keras.Model:
+    """The untrained, compiled network: images u8[N,H,W,C] in, probabilities f32[N,K] out.
+
+    Scaling and augmentation are its first layers, so that nobody who serves it can forget them.
+    Seeds all random numbers of Keras with `config.seed`.
+
+    Raises:
+        RequestError: the model cannot be built on images of this size.
+    """
+    if config.sweep.job.parent is None:  # a later job of a process has other names, never a hit
+        keep_programs(Path(config.data_dir) / "xla")
+    keras.utils.set_random_seed(config.seed)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
+    try:
+        x = _scaling(config.train.scaling, prepared)(images)
+        if config.augment["_target_"] is not None:
+            x = build(config.augment, x)
+        outputs = build(config.model, x, len(prepared.class_names))
+    except ValueError as error:
+        raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
+    model = keras.Model(images, outputs, name=config.choices.model)
+    _compile(model, config, images=len(prepared.train))
+    return model
+
+
+def _compile(model: keras.Model, config: Config, *, images: int) -> None:
+    optimizer = build(config.optimizer)
+    if config.schedule["_target_"] is not None:
+        optimizer.learning_rate = build(
+            config.schedule,
+            initial_learning_rate=config.optimizer["learning_rate"],
+            decay_steps=config.train.epochs * -(-images // config.train.batch_size),
+        )
+    model.compile(
+        optimizer=optimizer,
+        # Equals cross-entropy on one-hot labels, without making them.
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+
+
+def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
+    if kind == "unit":
+        return keras.layers.Rescaling(1 / 255, name="scaling")
+    std = np.maximum(prepared.std, 1e-6)  # a channel may have one value throughout
+    return keras.layers.Rescaling(
+        scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
+    )
