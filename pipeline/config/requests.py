@@ -29,6 +29,8 @@ class Compare:
     """How many of the experiment's best finished runs, where neither runs nor a sweep is named."""
     metric: str = MISSING
     """Metric that ranks the runs."""
+    direction: Annotated[str, one_of("maximize", "minimize")] | None = MISSING
+    """Which values of the metric are better; null takes what the metric says of itself."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = MISSING
     """Coverage of the confidence intervals; 1 - confidence is the level of McNemar's test."""
     resamples: Annotated[int, Field(ge=100)] = MISSING

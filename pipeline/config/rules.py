@@ -28,6 +28,13 @@ def _chosen(value: str, choices: Iterable[str]) -> str:
     return value
 
 
+def listed_in(module: str, name: str) -> AfterValidator:
+    """A rule for a name: it is one of those that `module` lists under `name`."""
+    return AfterValidator(
+        lambda value: _chosen(value, getattr(importlib.import_module(module), name))
+    )
+
+
 def ending_in(*endings: str) -> AfterValidator:
     """A rule for a file's name: it ends in one of `endings`, in whatever case."""
 

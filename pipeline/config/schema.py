@@ -28,7 +28,7 @@ from pipeline.config.requests import (
     Rollback,
     Serve,
 )
-from pipeline.config.rules import Count, Seed, broken_rules, function_in, one_of
+from pipeline.config.rules import Count, Seed, broken_rules, function_in, listed_in, one_of
 from pipeline.config.sweep import Sweep
 from pipeline.system.errors import RequestError
 
@@ -37,7 +37,7 @@ Metric = Annotated[
 ]
 Plot = Annotated[str, function_in("pipeline.evaluation.plots", "Predictions", "Figure")]
 TrainingPlot = Annotated[str, function_in("pipeline.evaluation.plots", "Fitted", "Figure")]
-Monitor = Annotated[str, one_of("val/loss", "val/accuracy")]
+Monitor = Annotated[str, listed_in("pipeline.evaluation.metrics", "MONITORS")]
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Config:
 # Keys that came after the first recorded runs, dotted, each with the value that does what those
 # runs did. A configuration recorded without the key is read with that value, and checksums leave a
 # key with that value out, so that they equal the recorded ones.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"compare.direction": None}
 # Keys that recorded configurations may hold and that nothing reads any more.
 REMOVED: tuple[str, ...] = ()
 

@@ -8,20 +8,9 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.config.rules import Count, Positive, Seed, one_of
+from pipeline.config.rules import Count, Positive, Seed, listed_in, one_of
 
-Objective = Annotated[
-    str,
-    one_of(
-        "val/accuracy",
-        "val/loss",
-        "model/parameters",
-        "model/activations",
-        "model/training_memory_mb",
-        "time/images_per_s",
-        "time/train_s",
-    ),
-]
+Objective = Annotated[str, listed_in("pipeline.evaluation.metrics", "OBJECTIVES")]
 
 
 @dataclass
@@ -46,8 +35,8 @@ class Sweep:
     """What to try for each key, as on the command line, whose own values take precedence."""
     objective: Annotated[list[Objective], Field(min_length=1)] = MISSING
     """Metrics by which trials are compared; the first ranks them."""
-    direction: list[Annotated[str, one_of("maximize", "minimize")]] = MISSING
-    """For each objective, whether it is to become high or low."""
+    direction: list[Annotated[str, one_of("maximize", "minimize")]] | None = MISSING
+    """For each objective, whether to maximize or minimize it; null takes what the metric says."""
     n_trials: Count = MISSING
     """Trials in all of an adaptive search (`hydra/sweeper=optuna`), resumed or not."""
     sampler: Annotated[str, one_of("tpe", "random", "gp", "grid", "nsga2")] = MISSING

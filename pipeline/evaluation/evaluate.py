@@ -13,12 +13,19 @@ from pipeline.evaluation import metrics, plots
 def evaluate(
     predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
 ) -> Report:
-    """Measures and draws predictions on the test split; metrics are named `test/<name>`."""
+    """Measures and draws predictions on the test split; metrics are named `test/<name>`.
+
+    Raises:
+        ValueError: two of the metrics give a number of the same name.
+    """
     measured: dict[str, float] = {}
     for name in metric_names:
         value = getattr(metrics, name)(predictions)
         values = value if isinstance(value, dict) else {name: value}
-        measured |= {f"test/{key}": number for key, number in values.items()}
+        named = {f"test/{key}": number for key, number in values.items()}
+        if twice := named.keys() & measured.keys():
+            raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
+        measured |= named
     return Report(
         metrics=measured,
         figures={name: getattr(plots, name)(predictions) for name in plot_names},

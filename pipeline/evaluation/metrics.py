@@ -1,37 +1,175 @@
-"""Numbers that tell how good predictions are: `Predictions → float`, or one a class by name.
+"""Numbers that tell how good predictions are: `Predictions → float`, or one per class by name.
 
-A new metric is a function here and a name in `evaluate.metrics`.
+A new metric is a function here and a name in `evaluate.metrics`. `@metric(...)` above it declares
+which direction is better, the range and the unit; whatever ranks, draws or judges metrics asks
+`scale_of` for them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
 import lazy_loader
 import numpy as np
 
-from pipeline.data.values import Array, Predictions
+from pipeline.data.values import KEPT, Array, Predictions
+from pipeline.evaluation.intervals import Estimate
 
 # Names in a configuration are checked against this file without importing scikit-learn.
 sklearn = lazy_loader.load("sklearn")
 
 ECE_BINS = 15  # as in Guo et al. 2017
+LONGEST = 200  # characters of a class name within a metric's name, of which MLflow takes 250
+
+Better = Literal["higher", "lower"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What the numbers of a metric mean: which are better (None: unknown), their range and unit."""
+
+    better: Better | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+    def within(self, estimate: Estimate) -> Estimate:
+        """The estimate with its interval cut to the range: few seeds make a wide one.
+
+        A value that lies outside is on another scale (a percentage, say) and stays as it is.
+        """
+        if not self.low <= estimate.value <= self.high:
+            return estimate
+        low, high = max(estimate.low, self.low), min(estimate.high, self.high)
+        return replace(estimate, low=low, high=high)
+
+
+_DECLARED: dict[str, tuple[str, Scale]] = {}  # by plain name: who declared it, and what
+_DECLARED_PER_CLASS: dict[str, tuple[str, Scale]] = {}  # by the name's beginning
+
+
+def metric(
+    *,
+    better: Better,
+    low: float = -math.inf,
+    high: float = math.inf,
+    unit: str = "",
+    prefixes: Sequence[str] = (),
+) -> Callable[[Function], Function]:
+    """Declares which direction of a metric is better, its range and its unit.
+
+    A metric that returns several numbers names each `<prefix>_<rest>`; without `prefixes`, the
+    prefix is the function's own name.
+
+    Raises:
+        ValueError: another function of that name declares another scale.
+    """
+    scale = Scale(better=better, low=low, high=high, unit=unit)
+
+    def declare(function: Function) -> Function:
+        name, source = function.__name__, f"{function.__module__}.{function.__qualname__}"
+        several = str(function.__annotations__.get("return", "")).startswith("dict")
+        names = [f"{prefix}_" for prefix in prefixes or (name,)] if several else [name]
+        known = _DECLARED_PER_CLASS if several else _DECLARED
+        for key in names:
+            before = known.setdefault(key, (source, scale))
+            if before[0] != source and before[1] != scale:
+                raise ValueError(f"metric {key}: {before[0]} and {source} declare different scales")
+            known[key] = (source, scale)
+        return function
+
+    return declare
+
+
+def scale_of(name: str) -> Scale:
+    """What the numbers of a metric mean, by its MLflow name: `val/loss`, `test/f1_Bag`, `mae`.
+
+    Metrics that are declared come first, then those that every run records, then names that are
+    well known from other tools. For any other name `better` is None.
+    """
+    full = name.removeprefix(KEPT)
+    group, _, plain = full.rpartition("/")
+    if full in RUN_SCALES:
+        return RUN_SCALES[full]
+    if plain in _DECLARED:
+        return _DECLARED[plain][1]
+    if group == "time" and plain.endswith("_s"):
+        return _PER_SECOND if plain.endswith("_per_s") else _SECONDS
+    if group == "test":  # nowhere else are scores of single classes
+        for prefix, (_, scale) in _DECLARED_PER_CLASS.items():
+            if plain.startswith(prefix):
+                return scale
+    return _well_known(plain)
+
+
+_SECONDS = Scale(better="lower", low=0, unit="s")
+_PER_SECOND = Scale(better="higher", low=0, unit="1/s")
+_COUNT = Scale(better="lower", low=0)
+RUN_SCALES = {
+    "model/parameters": _COUNT,
+    "model/activations": _COUNT,
+    "model/training_memory_mb": Scale(better="lower", low=0, unit="MB"),
+    "time/images_per_s": Scale(better="higher", low=0, unit="images/s"),
+    "time/train_s": _SECONDS,
+}
+"""Metrics that every run records of its model and its training, by their MLflow names."""
+MONITORS = ("val/loss", "val/accuracy")
+"""Metrics that training can watch epoch by epoch."""
+OBJECTIVES = ("val/accuracy", "val/loss", *RUN_SCALES)
+"""Metrics that a sweep can search by: those of a run that leaves the test split alone."""
+
+
+@metric(better="lower", low=0, unit="nats")
 def loss(predictions: Predictions) -> float:
     """Mean categorical cross-entropy in nats, probabilities clipped at 1e-7 as Keras does."""
     chosen = predictions.probs[np.arange(len(predictions.labels)), predictions.labels]
     return float(-np.log(np.clip(chosen.astype(np.float64), 1e-7, 1 - 1e-7)).mean())
 
 
+@metric(better="higher", low=0, high=1)
 def accuracy(predictions: Predictions) -> float:
     """Share of images whose most probable class is the right one."""
     return float(sklearn.metrics.accuracy_score(predictions.labels, predictions.predicted))
 
 
+@metric(better="lower", low=0, high=1)
+def error_rate(predictions: Predictions) -> float:
+    """Share of images whose most probable class is a wrong one."""
+    return 1 - accuracy(predictions)
+
+
+@metric(better="higher", low=0, high=1)
+def balanced_accuracy(predictions: Predictions) -> float:
+    """Mean recall of the classes that have images."""
+    _, recall, _, images = class_scores(predictions)
+    return float(recall[images > 0].mean())
+
+
+@metric(better="higher", low=0, high=1)
 def macro_f1(predictions: Predictions) -> float:
     """Mean over classes of the harmonic mean of precision and recall."""
     return float(class_scores(predictions)[2].mean())
 
 
+@metric(better="lower", low=0, high=2)
+def brier(predictions: Predictions) -> float:
+    """Mean squared distance of the probabilities from the truth, summed over classes.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    truth = np.eye(len(predictions.class_names))[predictions.labels]
+    return float(((predictions.probs - truth) ** 2).sum(axis=1).mean())
+
+
+@metric(better="lower", low=0, high=1)
 def ece(predictions: Predictions) -> float:
     """Expected calibration error: mean gap between confidence and accuracy over 15 equal bins.
 
@@ -41,21 +179,50 @@ def ece(predictions: Predictions) -> float:
     return float(np.sum(count * np.abs(share_right - confidence)) / count.sum())
 
 
+@metric(better="higher", low=0, high=1, prefixes=("accuracy", "precision", "f1"))
 def per_class(predictions: Predictions) -> dict[str, float]:
     """`accuracy_<class>`, `precision_<class>`, `f1_<class>`; a class' accuracy is its recall."""
     precision, recall, f1, _ = class_scores(predictions)
-    names = [metric_name(name) for name in predictions.class_names]
+    keys = class_keys(predictions.class_names)
     columns = {"accuracy": recall, "precision": precision, "f1": f1}
     return {
-        f"{column}_{name}": float(value)
+        f"{column}_{key}": float(value)
         for column, values in columns.items()
-        for name, value in zip(names, values, strict=True)
+        for key, value in zip(keys, values, strict=True)
     }
+
+
+def class_keys(class_names: Sequence[str]) -> list[str]:
+    """The class names as parts of metric names, of which no two are alike in any store.
+
+    Each is its `metric_name`. Classes that would share one ("C++", "C##"; "hot dog", "hot_dog"),
+    that differ in case or Unicode form only, or whose name is empty or too long, get a part of
+    the name's SHA-256 as well, which does not depend on the other classes.
+    """
+    slugs = [metric_name(name) for name in class_names]
+    digests = [
+        hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() for name in class_names
+    ]
+    keys = [slug if 0 < len(slug) <= LONGEST else "" for slug in slugs]
+    for digits in (6, 16, 64):
+        seen = Counter(map(_folded, keys))
+        keys = [
+            f"{slug[: LONGEST - 65]}-{digest[:digits]}"
+            if not key or seen[_folded(key)] > 1
+            else key
+            for key, slug, digest in zip(keys, slugs, digests, strict=True)
+        ]
+    return keys
 
 
 def metric_name(class_name: str) -> str:
     """A class name as part of a metric's name: a slash would open a folder in the MLflow UI."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in class_name)
+
+
+def _folded(key: str) -> str:
+    """The same for names that a file system may take for one: in case or Unicode form only."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", key).casefold())
 
 
 def calibration(predictions: Predictions) -> tuple[Array, Array, Array]:
@@ -72,7 +239,7 @@ def calibration(predictions: Predictions) -> tuple[Array, Array, Array]:
 
 
 def class_report(predictions: Predictions) -> str:
-    """Precision, recall, F1 and number of images a class, as scikit-learn's text table."""
+    """Precision, recall, F1 and number of images per class, as scikit-learn's text table."""
     return str(
         sklearn.metrics.classification_report(
             predictions.labels,
@@ -94,3 +261,35 @@ def class_scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:
         zero_division=0.0,
     )
     return scores
+
+
+# Names that other tools give their metrics.
+_SHARES = """
+acc auc auroc roc_auc pr_auc auprc average_precision f1 f1_score micro_f1 weighted_f1 precision
+recall sensitivity specificity macro_precision macro_recall iou miou dice jaccard
+categorical_accuracy sparse_categorical_accuracy binary_accuracy top_k_accuracy
+"""
+_SCORES = "kappa cohen_kappa mcc matthews_corrcoef r2 r2_score"
+_ERRORS = """
+error err brier_score nll log_loss logloss cross_entropy crossentropy xent mae mse rmse mape
+negative_log_likelihood mean_absolute_error mean_squared_error root_mean_squared_error hinge_loss
+hamming_loss zero_one_loss kl_divergence perplexity mce ace calibration_error top_k_error
+expected_calibration_error max_calibration_error
+"""
+_WELL_KNOWN = {
+    **dict.fromkeys(_SHARES.split(), Scale(better="higher", low=0, high=1)),
+    **dict.fromkeys(_SCORES.split(), Scale(better="higher", high=1)),
+    **dict.fromkeys(_ERRORS.split(), Scale(better="lower", low=0)),
+}
+_SPLITS = "train|training|val|valid|validation|test|testing|eval|dev"
+
+
+def _well_known(plain: str) -> Scale:
+    """The scale of a name as other tools write it: `val_acc`, `top-5-error`."""
+    name = re.sub(r"[\s-]+", "_", plain.strip().lower())
+    name = re.sub(rf"^(?:{_SPLITS})_|_(?:{_SPLITS})$", "", name)
+    name = re.sub(r"^top_?\d+(?:_?acc|_?accuracy)?$", "top_k_accuracy", name)
+    name = re.sub(r"^top_?\d+_?(?:err|error)$", "top_k_error", name)
+    if name in _DECLARED:
+        return _DECLARED[name][1]
+    return _WELL_KNOWN.get(name, Scale())

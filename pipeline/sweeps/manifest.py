@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.flat import as_param, config_sha256, flatten
 from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
+from pipeline.sweeps.outcomes import objectives
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
@@ -58,7 +59,8 @@ class Manifest:
 
 def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive: bool) -> Manifest:
     """The manifest of a sweep whose `jobs` are known beforehand (a grid's) or of a search."""
-    sweep = asdict(multirun.config.sweep)
+    settings = multirun.config.sweep
+    sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
     searched = {o.get_key_element(): str(o.input_line).partition("=")[2] for o in multirun.searched}
     base = flatten(multirun.config)

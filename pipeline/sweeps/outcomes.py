@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config.sweep import Sweep
+from pipeline.evaluation.metrics import scale_of
+from pipeline.system.errors import RequestError
 
 FINISHED, PRUNED, FAILED, KILLED, RUNNING = "finished", "pruned", "failed", "killed", "running"
 
@@ -14,6 +19,35 @@ class Objective:
 
     metric: str
     maximize: bool
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """As Optuna and `sweep.direction` name it."""
+        return "maximize" if self.maximize else "minimize"
+
+
+def objectives(settings: Sweep) -> list[Objective]:
+    """What a sweep's jobs are compared by; each metric says itself which way is better.
+
+    Raises:
+        RequestError: `sweep.direction` contradicts a metric, or its length differs.
+    """
+    names, given = settings.objective, settings.direction
+    natural = [Objective(metric=name, maximize=scale_of(name).better == "higher") for name in names]
+    if given is None:
+        return natural
+    if len(given) != len(names):
+        raise RequestError(
+            f"sweep.direction: {len(given)} for {len(names)} objectives; give one for each, "
+            "or leave it out: each metric says which way is better"
+        )
+    for objective, direction in zip(natural, given, strict=True):
+        if direction != objective.direction:
+            raise RequestError(
+                f"sweep.direction: {objective.metric} is to {objective.direction}, not to "
+                f"{direction}; leave sweep.direction out"
+            )
+    return natural
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -216,9 +216,7 @@ def _silenced() -> Iterator[None]:
 def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: Columns) -> Study:
     """The trials as Optuna knows them, with the parameters in `columns`."""
     space = {key: _distribution(column) for key, column in columns.items()}
-    study = optuna.create_study(
-        directions=["maximize" if objective.maximize else "minimize" for objective in objectives]
-    )
+    study = optuna.create_study(directions=[objective.direction for objective in objectives])
     study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(
         optuna.create_trial(

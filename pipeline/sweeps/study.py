@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome
+from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome, objectives
 from pipeline.sweeps.space import distributions, text_of
 from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import Pruned, RequestError, first_line
@@ -59,7 +59,7 @@ class Search:
         self.study = optuna.create_study(
             storage=open_storage(str(settings.storage)),
             study_name=settings.study,
-            directions=settings.direction,
+            directions=[objective.direction for objective in objectives(settings)],
             sampler=per_trial(settings),
             pruner=make_pruner(settings),
             load_if_exists=True,

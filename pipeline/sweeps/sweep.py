@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid
 from pipeline.sweeps.launch import opened
 from pipeline.sweeps.manifest import Manifest, manifest
-from pipeline.sweeps.outcomes import FAILED, Objective
+from pipeline.sweeps.outcomes import FAILED, objectives
 from pipeline.sweeps.report import log_report, print_report, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children, find_sweep
@@ -32,7 +32,7 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
         PipelineError: at the end, if a job failed.
     """
     config = multirun.config
-    _objectives(config)
+    objectives(config.sweep)
     if config.sweep.preview:
         plan, jobs = _planned(multirun, adaptive=adaptive)
         show_preview(plan, jobs, config, launcher)
@@ -51,7 +51,7 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
                     multirun=multirun,
                     workers=workers,
                     source=_source(multirun, jobs, parent, folder, adaptive=adaptive),
-                    runs=children(parent, _objectives(config)),
+                    runs=children(parent, objectives(config.sweep)),
                     folder=folder,
                 )
                 _carry_out(running, plan, resumed=resumed is not None)
@@ -86,18 +86,6 @@ def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]
     jobs = grid(multirun.searched)
     checked = [(job, multirun.compose(job)) for job in jobs]
     return manifest(multirun, checked, adaptive=False), jobs
-
-
-def _objectives(config: Config) -> list[Objective]:
-    names, directions = config.sweep.objective, config.sweep.direction
-    if len(names) != len(directions):
-        raise RequestError(
-            f"sweep.direction: {len(directions)} for {len(names)} objectives; give one for each"
-        )
-    return [
-        Objective(metric=name, maximize=direction == "maximize")
-        for name, direction in zip(names, directions, strict=True)
-    ]
 
 
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:

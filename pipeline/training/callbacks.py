@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from pipeline.evaluation.metrics import scale_of
 from pipeline.training.checkpoint import (
     BEST,
     LAST,
@@ -41,7 +42,7 @@ def stopper(
     """
     return keras.callbacks.EarlyStopping(
         monitor.replace("val/", "val_"),
-        mode="max" if monitor.endswith("accuracy") else "min",
+        mode="max" if scale_of(monitor).better == "higher" else "min",
         patience=patience or epochs,
         restore_best_weights=restore,
     )

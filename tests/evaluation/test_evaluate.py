@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Fitted, Predictions
+from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import draw_training, evaluate, stored
 
 MADE = Predictions(
@@ -31,6 +32,12 @@ def test_the_chosen_metrics_and_no_others_are_measured_under_test() -> None:
     report = evaluate(MADE, ["accuracy", "ece"], [])
     assert report.metrics == {"test/accuracy": 0.75, "test/ece": 0.25}
     assert report.figures == {}
+
+
+def test_two_metrics_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ece", lambda predictions: {"accuracy": 0.0})
+    with pytest.raises(ValueError, match="two metrics are named test/accuracy"):
+        evaluate(MADE, ["accuracy", "ece"], [])
 
 
 def test_a_metric_of_several_values_gives_one_metric_each() -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.rules import public_functions
 from pipeline.data.values import Array, Predictions
 from pipeline.evaluation import metrics
+from pipeline.evaluation.intervals import Estimate
+from pipeline.evaluation.metrics import Scale, scale_of
 
 
 def predictions(
@@ -89,6 +95,126 @@ def test_a_class_name_within_a_metrics_name_has_no_separators(name: str, expecte
     assert metrics.metric_name(name) == expected
     made = predictions(np.eye(2), [0, 1], (name, "other"))
     assert f"f1_{expected}" in metrics.per_class(made)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("C++", "C--", "C##", "C  "),
+        ("hot dog", "hot_dog", "hot/dog", "Hot dog"),
+        ("cat", "Cat", "CAT"),
+        ("😀", "😁", "🐈‍⬛"),
+        ("हिन्दी", "हिन्द्", "日本", "日本語"),
+        ("é", "e\u0301", "\ufb01", "fi"),
+        ("", " ", "_"),
+        ("a" * 300, "a" * 300 + "b"),
+    ],
+)
+def test_no_two_classes_share_a_metric(names: tuple[str, ...]) -> None:
+    made = predictions(np.eye(len(names)), list(range(len(names))), names)
+    measured = metrics.per_class(made)
+    assert len({name.casefold() for name in measured}) == 3 * len(names)
+    assert all(len(f"test/{name}") <= 250 for name in measured)
+
+
+@given(st.lists(st.text(alphabet="aA\u017f ß_+-#./é😀日", max_size=4), unique=True, max_size=8))
+def test_names_of_classes_within_metrics_are_distinct_whatever_the_classes(
+    names: list[str],
+) -> None:
+    keys = metrics.class_keys(names)
+    assert len({unicodedata.normalize("NFC", key).casefold() for key in keys}) == len(names)
+    assert all(re.fullmatch(r"[\w.-]+", key) for key in keys)
+
+
+@given(st.lists(st.text(max_size=6), unique=True, max_size=6))
+def test_a_class_keeps_its_name_where_no_other_has_it(names: list[str]) -> None:
+    slugs = [metrics.metric_name(name) for name in names]
+    folded = [unicodedata.normalize("NFKC", slug).casefold() for slug in slugs]
+    for slug, fold, key in zip(slugs, folded, metrics.class_keys(names), strict=True):
+        assert key == slug or not slug or folded.count(fold) > 1 or not fold.isascii()
+
+
+def test_the_name_of_a_class_that_clashes_does_not_depend_on_the_other_classes() -> None:
+    assert (
+        metrics.class_keys(["C++", "C##", "D"])[0]
+        == metrics.class_keys(["x", "C--", "C  ", "C++"])[3]
+    )
+    assert metrics.class_keys(["C++", "D"]) == ["C__", "D"]
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("val/accuracy", "higher"),
+        ("kept/val/loss", "lower"),
+        ("train/loss", "lower"),
+        ("test/macro_f1", "higher"),
+        ("test/ece", "lower"),
+        ("test/brier", "lower"),
+        ("test/error_rate", "lower"),
+        ("test/nll", "lower"),
+        ("test/mae", "lower"),
+        ("test/f1_C++", "higher"),
+        ("test/accuracy_loss", "higher"),  # of the class "loss"
+        ("val_loss", "lower"),
+        ("val/Top-5-Error", "lower"),
+        ("eval_top5_acc", "higher"),
+        ("valid-auc", "higher"),
+        ("time/total_s", "lower"),
+        ("time/images_per_s", "higher"),
+        ("model/parameters", "lower"),
+        ("model/training_memory_mb", "lower"),
+        ("train/best_epoch", None),
+        ("test/fairness", None),
+        ("val/accuracy_gap", None),
+        ("learning_rate", None),
+    ],
+)
+def test_a_metric_is_known_to_be_better_one_way_or_not_known(name: str, better: str | None) -> None:
+    assert scale_of(name).better == better
+
+
+def test_every_metric_of_ours_declares_which_way_is_better() -> None:
+    for name, function in public_functions(metrics.__name__).items():
+        if list(function.__annotations__.values()) == ["Predictions", "float"]:
+            assert scale_of(f"test/{name}").better is not None, name
+
+
+def test_a_metric_of_ones_own_declares_what_its_numbers_mean() -> None:
+    @metrics.metric(better="lower", low=0, unit="points")
+    def regret_of_mine(predictions: Predictions) -> float:
+        return 0.0
+
+    @metrics.metric(better="lower")
+    def cost_of_mine(predictions: Predictions) -> dict[str, float]:
+        return {}
+
+    assert scale_of("test/regret_of_mine") == Scale(better="lower", low=0, unit="points")
+    assert scale_of("test/cost_of_mine_Shirt").better == "lower"
+    with pytest.raises(ValueError, match="metric regret_of_mine: .*different scales"):
+
+        def again() -> None:
+            @metrics.metric(better="higher")
+            def regret_of_mine(predictions: Predictions) -> float:
+                return 0.0
+
+        again()
+
+
+def test_an_interval_is_cut_to_what_the_metric_can_be_unless_its_value_is_on_another_scale() -> (
+    None
+):
+    wide = Estimate(value=0.9, low=0.7, high=1.1)
+    assert scale_of("val/accuracy").within(wide) == Estimate(value=0.9, low=0.7, high=1.0)
+    percent = Estimate(value=90.0, low=70, high=110)
+    assert scale_of("val/accuracy").within(percent) == percent
+
+
+def test_the_brier_score_the_error_rate_and_the_balanced_accuracy() -> None:
+    made = predictions([[0.8, 0.2], [0.4, 0.6], [1, 0]], [0, 0, 1])
+    assert metrics.brier(made) == pytest.approx((0.08 + 0.72 + 2) / 3, rel=1e-6)
+    assert metrics.error_rate(made) == pytest.approx(2 / 3)
+    assert metrics.balanced_accuracy(MIXED) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_certain_model_that_is_always_right_is_calibrated() -> None:

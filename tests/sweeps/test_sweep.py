@@ -57,8 +57,12 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
     "a pruner for a grid": (["-m", "seed=0,1", "sweep.pruner=median"], ["sweep.pruner", "optuna"]),
     "an objective without its direction": (
-        ["-m", "seed=0,1", "sweep.objective=[val/accuracy,val/loss]"],
+        ["-m", "seed=0,1", "sweep.objective=[val/accuracy,val/loss]", "sweep.direction=[maximize]"],
         ["sweep.direction: 1 for 2 objectives"],
+    ),
+    "a direction that contradicts the metric": (
+        ["-m", "seed=0,1", "sweep.objective=[val/loss]", "sweep.direction=[maximize]"],
+        ["sweep.direction: val/loss is to minimize, not to maximize"],
     ),
     "an objective that no run has": (
         ["-m", "seed=0,1", "sweep.objective=[accuracy]"],
@@ -760,7 +764,7 @@ def test_an_unpromising_trial_is_pruned_which_is_no_failure(tmp_path: Path) -> N
 
 
 def test_two_objectives_are_searched_with_hydras_basic_launcher_too(tmp_path: Path) -> None:
-    two = ("sweep.objective=[val/accuracy,model/parameters]", "sweep.direction=[maximize,minimize]")
+    two = ("sweep.objective=[val/accuracy,model/parameters]",)
     space = ("model=mlp", "model.hidden=choice([8],[16])", "seed=choice(0,1,2)")
     words = ("dataset=synthetic", "train.epochs=1", *NO_PLOTS, *space, *two)
     how = ("hydra/sweeper=optuna", "hydra/launcher=basic", "sweep.n_trials=2")

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.messages import choose
+from pipeline.config.requests import Compare
 from pipeline.config.schema import Config
 from pipeline.evaluation.intervals import Resampling
-from pipeline.evaluation.scales import lower_is_better
+from pipeline.evaluation.metrics import scale_of
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
-from pipeline.verbs.compare.comparison import Comparison, compare_runs
+from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.drawing import Pictures, drawing
 from pipeline.verbs.compare.page import document, page
 from pipeline.verbs.compare.pair import Stored
@@ -44,7 +45,7 @@ def compare(config: Config, folder: Path) -> None:
         comparison = compare_runs(
             found.runs,
             found.source,
-            request.metric,
+            Ranking(metric=request.metric, lower_is_better=_lower_is_better(request)),
             _stored(found),
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
@@ -69,11 +70,28 @@ def _find(config: Config) -> Found:
     elif request.sweep:
         found = table.sweep_runs(config)
     else:
-        return table.best_runs(config, lower_is_better=lower_is_better(request.metric))
+        better = scale_of(request.metric).better
+        lower = better == "lower" if better else request.direction == "minimize"
+        return table.best_runs(config, lower_is_better=lower)
     if not any(request.metric in run.metrics for run in found.runs):
         other = choose(request.metric, {key for run in found.runs for key in run.metrics})
         raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
     return found
+
+
+def _lower_is_better(request: Compare) -> bool:
+    """Whether low values of the metric are the better ones, as it says itself or the user does."""
+    better, given = scale_of(request.metric).better, request.direction
+    if better is None and given is None:
+        raise RequestError(
+            f"metric={request.metric}: it is not known whether high or low values of it are "
+            "better; add direction=maximize or direction=minimize"
+        )
+    if better is not None and given is not None and (better == "lower") != (given == "minimize"):
+        raise RequestError(
+            f"direction={given}: {better} values of {request.metric} are better; leave it out"
+        )
+    return better == "lower" or given == "minimize"
 
 
 def _stored(found: Found) -> dict[str, Stored]:

@@ -20,12 +20,20 @@ from pipeline.evaluation.intervals import (
     welch,
     wilson,
 )
-from pipeline.evaluation.scales import lower_is_better, possible
+from pipeline.evaluation.metrics import scale_of
 from pipeline.tracking.records import Row, RunRecord, differing, fold, labels
 from pipeline.verbs.compare.pair import Pair, Stored, Unpaired, images_of, pair_up
 
 SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
 Values = dict[tuple[str, str], Array]  # by run and metric: a number for each image, f64[N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The metric that ranks the runs, and whether its low values are the better ones."""
+
+    metric: str
+    lower_is_better: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Rows, best first by `metric` unless two runs were named, and what they differ in.
+    """Rows, best first by `ranking` unless two runs were named, and what they differ in.
 
     `pair` for exactly two runs, or else `unpaired`, why not. `repeats`: runs that another of the
     same setting and seed replaced; `misplaced`: those whose recorded metrics are not of the epoch
@@ -48,7 +56,7 @@ class Comparison:
     """
 
     source: str
-    metric: str
+    ranking: Ranking
     resampling: Resampling
     rows: Sequence[Compared]
     traits: Sequence[str]
@@ -61,15 +69,21 @@ class Comparison:
     packages: Sequence[str] = ()
     """Of two runs: installed packages that differ besides those among the traits, in words."""
 
+    @property
+    def metric(self) -> str:
+        """The metric that ranks the rows."""
+        return self.ranking.metric
+
 
 def compare_runs(
     runs: Sequence[RunRecord],
     source: str,
-    metric: str,
+    ranking: Ranking,
     stored: Mapping[str, Stored],
     resampling: Resampling,
 ) -> Comparison:
     """Sets runs side by side; `stored` are the predictions, by run id, that were read."""
+    metric = ranking.metric
     paired = len(runs) == 2
     folded = fold(runs)
     rows = tuple(Row(runs=(run,)) for run in runs) if paired else folded.rows
@@ -81,14 +95,14 @@ def compare_runs(
         for row in rows
     ]
     if not paired:
-        estimated.sort(key=lambda item: _rank(item[1][metric], lower_is_better(metric)))
+        estimated.sort(key=lambda item: _rank(item[1][metric], ranking.lower_is_better))
     rows = tuple(row for row, _ in estimated)
     traits = differing(rows)
     gaps = _gaps(rows, metric, values, stored, resampling)
     pair, unpaired = _pair(runs, stored, resampling) if paired else (None, None)
     return Comparison(
         source=source,
-        metric=metric,
+        ranking=ranking,
         resampling=resampling,
         rows=[
             Compared(label=label, row=row, estimates=estimates, difference=difference)
@@ -171,7 +185,7 @@ def _estimate(
         return Estimate(value=math.nan, n=0)
     if len(known) > 1:
         over_seeds = student(np.array([one.value for one in known]), resampling.confidence)
-        return possible(over_seeds, metric)
+        return scale_of(metric).within(over_seeds)
     split, _, kind = metric.partition("/")
     images = row.runs[0].sizes.get(split)
     if not known[0].method and kind == "accuracy" and images:

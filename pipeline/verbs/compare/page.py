@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.intervals import Estimate
-from pipeline.evaluation.scales import lower_is_better
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.table import ASIDE, cells
 from pipeline.verbs.compare.words import change, notes, standing, verdict
@@ -52,7 +51,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     return {
         "source": comparison.source,
         "metric": comparison.metric,
-        "lower_is_better": lower_is_better(comparison.metric),
+        "lower_is_better": comparison.ranking.lower_is_better,
         "confidence": comparison.resampling.confidence,
         "resamples": comparison.resampling.resamples,
         "runs": comparison.runs,

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
-from pipeline.evaluation.scales import lower_is_better
 from pipeline.tracking.records import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import Pair
@@ -63,7 +62,7 @@ def standing(compared: Compared, comparison: Comparison) -> str:
         return ""
     if change.is_noise:
         return "within noise"
-    better = (change.value < 0) == lower_is_better(comparison.metric)
+    better = (change.value < 0) == comparison.ranking.lower_is_better
     return "better" if better else "worse"
 
 
@@ -115,7 +114,8 @@ def _of_pair(comparison: Comparison, pair: Pair) -> str:
     )
     if pair.is_noise:
         return seen + "That is within noise: these images do not tell the two apart."
-    return seen + f"That is no noise: {other if pair.change.value > 0 else one} is better."
+    better = other if pair.change.value > 0 else one
+    return f"{seen}The difference is significant: {better} is better."
 
 
 def _of_two(comparison: Comparison, first: Compared, second: Compared) -> str:
@@ -128,10 +128,8 @@ def _of_two(comparison: Comparison, first: Compared, second: Compared) -> str:
     seen += f"The difference is {change(gap)} ({gap.method}). "
     if gap.is_noise:
         return seen + "That is within noise."
-    return (
-        seen
-        + f"That is no noise: the {'second' if _better(second, comparison) else 'first'} is better."
-    )
+    better = "second" if _better(second, comparison) else "first"
+    return f"{seen}The difference is significant: the {better} is better."
 
 
 def _of_many(comparison: Comparison) -> str:

@@ -75,6 +75,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield made
 
 
+@pytest.fixture
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Runs with metrics of other names than the pipeline's own."""
+    with inside(tmp_path_factory.mktemp("measured")) as folder:
+        made = Store(folder)
+        for number in range(1, 5):
+            run = made.add(200, rate=f"0.{number}")
+            made.client.log_metric(run, "test/brier", number / 10)
+            made.client.log_metric(run, "test/fairness", number)
+        yield made
+
+
 def asked(*words: str) -> Any:
     return configured("dataset=synthetic", *(f"compare.{word}" for word in words))
 
@@ -101,7 +113,31 @@ def test_the_best_finished_runs_fold_by_seed_and_the_sweeps_own_run_is_none_of_t
     assert best["differing"] == {"optimizer.learning_rate": "0.2"}
     assert best["metrics"]["val/accuracy"]["value"] == pytest.approx(251 / 300)
     assert best["metrics"]["val/accuracy"]["sd"] == pytest.approx(1 / 300)
-    assert "no noise" in found["verdict"]
+    assert "is significant" in found["verdict"]
+
+
+def test_a_metric_that_is_better_when_low_calls_the_lowest_run_the_best(
+    measured: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = as_json(capsys, tmp_path, "metric=test/brier", "top=1")
+    assert found["rows"][0]["metrics"]["test/brier"]["value"] == 0.1
+    assert found["lower_is_better"] is True
+
+
+@pytest.mark.parametrize("words", [(), ("sweep=latest",)])
+def test_a_metric_whose_direction_is_not_known_is_not_ranked_without_one(
+    measured: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(RequestError, match="metric=test/fairness: it is not known .* direction="):
+        compare(asked("metric=test/fairness", *words), tmp_path)
+    for direction, best in (("minimize", 1.0), ("maximize", 4.0)):
+        found = as_json(capsys, tmp_path, "metric=test/fairness", f"direction={direction}", *words)
+        assert found["rows"][0]["metrics"]["test/fairness"]["value"] == best
+
+
+def test_a_direction_that_contradicts_the_metric_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="direction=minimize: higher values of val/accuracy"):
+        compare(asked("direction=minimize"), tmp_path)
 
 
 def test_top_takes_so_many_of_the_best(
@@ -134,7 +170,7 @@ def test_a_sweep_gets_page_and_picture_into_its_own_run(
     compare(asked("sweep=latest"), tmp_path)
     printed = capsys.readouterr().out
     assert f"6 jobs of sweep {store.sweep} (1 did not finish)" in printed
-    assert "That is no noise: the first is better." in printed
+    assert "The difference is significant: the first is better." in printed
     logged = [file.path for file in store.client.list_artifacts(store.sweep, "compare")]
     assert logged == ["compare/compare.html", "compare/compare.png"]
 

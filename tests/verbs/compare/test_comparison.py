@@ -17,9 +17,9 @@ from pipeline.evaluation.intervals import (
     Estimate,
     Resampling,
 )
-from pipeline.evaluation.scales import lower_is_better
+from pipeline.evaluation.metrics import scale_of
 from pipeline.tracking.records import RunRecord
-from pipeline.verbs.compare.comparison import Comparison, compare_runs
+from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.words import (
     change,
     counted,
@@ -64,23 +64,8 @@ def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, 
 def compared(runs: Sequence[RunRecord], metric: str = "val/accuracy", **stored: Any) -> Comparison:
     by_name = {one.name: one.id for one in runs}
     arrays = {by_name[name]: one for name, one in stored.items()}
-    return compare_runs(runs, "runs", metric, arrays, RESAMPLING)
-
-
-@pytest.mark.parametrize(
-    ("metric", "lower"),
-    [
-        ("val/accuracy", False),
-        ("test/macro_f1", False),
-        ("val/loss", True),
-        ("test/ece", True),
-        ("time/total_s", True),
-        ("time/images_per_s", False),
-        ("model/parameters", True),
-    ],
-)
-def test_it_is_known_which_way_a_metric_is_better(metric: str, lower: bool) -> None:
-    assert lower_is_better(metric) is lower
+    ranking = Ranking(metric=metric, lower_is_better=scale_of(metric).better == "lower")
+    return compare_runs(runs, "runs", ranking, arrays, RESAMPLING)
 
 
 def test_rows_come_best_first_and_those_without_the_metric_last() -> None:
@@ -155,7 +140,7 @@ def test_two_runs_are_compared_on_the_test_images_where_both_have_them() -> None
     assert [one.name for one in found.pair.classes] == ["bag", "shirt"]
     assert not found.pair.is_noise
     assert "test images a is right on 75.00%, b on 80.00%: +5.00 points" in verdict(found)
-    assert verdict(found).endswith("That is no noise: b is better.")
+    assert verdict(found).endswith("The difference is significant: b is better.")
 
 
 def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others() -> None:
@@ -203,7 +188,7 @@ def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
     assert found.rows[1].difference is not None
     assert found.rows[1].difference.method == WELCH
     assert "mean of 3 seeds" in verdict(found)
-    assert "That is no noise: the first is better." in verdict(found)
+    assert "The difference is significant: the first is better." in verdict(found)
 
 
 def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
