@@ -13,7 +13,9 @@ from pipeline.data.values import Predictions, Prepared, Split
 from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
-from pipeline.tracking import Recording, find_run, record, reopen
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import Recording, reopen
+from pipeline.tracking.runs import find_trained
 from pipeline.training.build import build_model
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
@@ -29,7 +31,9 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
 
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
-    with record(config, folder, start=start) as recording, reported(recording, config) as found:
+    run_id, spent_s = (start.run_id, start.progress.seconds) if start else (None, None)
+    opened = record(config, folder, run_id=run_id, spent_s=spent_s)
+    with opened as recording, reported(recording, config) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
             model = build_model(config, prepared)
@@ -61,8 +65,7 @@ def evaluate_recorded(config: Config, folder: Path) -> None:
     Raises:
         RequestError: `run_id` is missing or names no run with a model.
     """
-    experiment = config.tracking.experiment or config.choices.dataset
-    recorded = find_run(config.run_id, config.tracking, experiment=experiment)
+    recorded = find_trained(config.run_id, config)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
     complete(then, recorded.config, recorded.load_model(), recording, recorded.model_uri)

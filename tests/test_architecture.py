@@ -113,16 +113,30 @@ def test_the_files_of_the_package_are_found() -> None:
     assert {f"pipeline.{name}" for name in PURE} <= TREES.keys()
 
 
-def test_mlflow_is_imported_in_the_tracking_package_alone() -> None:
+def test_mlflow_is_imported_in_six_files_at_most_and_all_of_them_track() -> None:
     importers = {module for module, tree in TREES.items() if "mlflow" in packages(imported(tree))}
     assert importers
-    outside = {module for module in importers if room_of(module) != "tracking"}
-    assert outside == {  # to come home
-        "pipeline.reports.facts",
-        "pipeline.sweeps.runs",
-        "pipeline.verbs.doctor.orphans",
-        "pipeline.verbs.doctor.store",
+    assert {room_of(module) for module in importers} == {"tracking"}
+    assert len(importers) <= 6, importers
+
+
+def test_mlflows_names_and_grammar_stand_in_the_tracking_room_alone() -> None:
+    texts = {
+        (module, node.value)
+        for module, tree in TREES.items()
+        if room_of(module) != "tracking"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+    assert texts
+    foreign = ("mlflow.source", "mlflow.parentRunId", "mlflow.runName", "attributes.", "tags.`")
+    assert {(module, text) for module, text in texts if text.startswith(foreign)} == set()
+
+
+def test_what_is_known_of_runs_costs_no_import_of_mlflow() -> None:
+    for module in reached_from("pipeline.tracking.values", "pipeline.tracking.lineage"):
+        used = packages(imported(TREES[module], into_functions=False))
+        assert used & {"keras", "tensorflow", "mlflow"} == set(), module
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -201,11 +215,7 @@ def test_every_room_imports_only_what_lies_below_it() -> None:
         for module, name in arrows()
         if room_of(name) not in ALLOWED[room_of(module)]
     )
-    assert found == [
-        # To come down, each with the redesign of its room.
-        "pipeline.tracking.lifecycle -> pipeline.training.checkpoint",
-        "pipeline.tracking.table -> pipeline.sweeps.runs",
-    ]
+    assert found == []
 
 
 def test_the_table_of_rooms_names_all_of_them_and_has_no_circle() -> None:

@@ -17,7 +17,7 @@ from pipeline.config.schema import Config, validate
 from pipeline.data.load import ingest, prepare
 from pipeline.run import complete, evaluate_recorded, run, train_only
 from pipeline.system.errors import RequestError
-from pipeline.tracking import Recording, reopen
+from pipeline.tracking.recording import Recording, reopen
 from tests.commands import configured, inside, pipeline, results
 
 pytestmark = pytest.mark.slow

@@ -21,6 +21,7 @@ from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import accuracy, class_scores, ece, macro_f1
 from pipeline.reports.charts import curves, reliability
 from pipeline.reports.images import confusion, data_uri, smaller
+from pipeline.tracking.values import COMMIT, FINGERPRINT, INDEX, PARENT
 
 scipy = lazy_loader.load("scipy")
 
@@ -29,8 +30,8 @@ CONFIDENCE = 0.95  # coverage of the intervals of accuracies
 SPLITS = {"test": "test", "val": "validation"}
 # Tags that tell where a run came from: (heading, {what a reader calls it: tag}).
 ORIGINS = (
-    ("Code", {"command": "command", "commit": "mlflow.source.git.commit"}),
-    ("Data", {"SHA-256": "data.fingerprint", "source": "data.source"}),
+    ("Code", {"command": "command", "commit": COMMIT}),
+    ("Data", {"SHA-256": FINGERPRINT, "source": "data.source"}),
     (
         "Machine",
         {
@@ -40,7 +41,7 @@ ORIGINS = (
             "host": "hardware.host",
         },
     ),
-    ("Sweep", {"its run": "mlflow.parentRunId", "job": "sweep.index"}),
+    ("Sweep", {"its run": PARENT, "job": INDEX}),
 )
 VERSION = "version."
 STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}

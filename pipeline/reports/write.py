@@ -12,15 +12,18 @@ from pipeline.config.schema import Config
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import answers
-from pipeline.reports.facts import facts_of, is_of_store
+from pipeline.reports.facts import facts_of
 from pipeline.reports.page import html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import replacing
 from pipeline.system.folders import owner
-from pipeline.tracking import Entry, Recording, find_entry, reopen
+from pipeline.tracking.client import StoreError
+from pipeline.tracking.recording import Recording, reopen
+from pipeline.tracking.runs import find_run
+from pipeline.tracking.values import Query, RecordedRun
 
 NAME = "report.html"
-REPORTABLE = ("run of its own", "tags.folder != ''")  # whatever state it is in
+REPORTABLE = Query(has_folder=True)  # whatever state it is in
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def reported(recording: Recording, config: Config) -> Iterator[dict[str, Predict
     try:
         yield predictions
     except BaseException as error:
-        if not is_of_store(error):
+        if not isinstance(error, StoreError):  # which need not be asked again
             _at_least_try(recording, config, predictions, error)
         raise
     save_report(recording, config, predictions)
@@ -66,8 +69,7 @@ def report_recorded(config: Config, folder: Path) -> None:
         RequestError: `run_id` is missing or names no run that has begun, or the data here is other
             data than that of the run's predictions.
     """
-    experiment = config.tracking.experiment or config.choices.dataset
-    entry = find_entry(config.run_id, config.tracking, experiment=experiment, latest=REPORTABLE)
+    entry = find_run(config.run_id, config, latest=REPORTABLE, called="run of its own")
     if entry.is_sweep:
         raise RequestError(
             f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
@@ -84,7 +86,7 @@ def bring_home(config: Config, run_id: str) -> None:
 
     A run that has no folder on this machine is left as it is.
     """
-    entry = find_entry(run_id, config.tracking, experiment="", latest=REPORTABLE)
+    entry = find_run(run_id, config)
     if entry.folder is None or owner(entry.folder) != entry.id:
         return
     recording = reopen(entry.id, config.tracking, entry.folder)
@@ -96,17 +98,17 @@ def bring_home(config: Config, run_id: str) -> None:
         recording.upload()
 
 
-def page_of(entry: Entry, recording: Recording, data_dir: str) -> str:
+def page_of(entry: RecordedRun, recording: Recording, data_dir: str) -> str:
     """The report of a run, from what the store has of it and the data here."""
     then = replace(entry.config, data_dir=data_dir)
     return html(facts_of(recording), then, _stored_predictions(entry, then))
 
 
-def _stored_predictions(entry: Entry, config: Config) -> dict[str, Predictions]:
+def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predictions]:
     if not entry.has("predictions.npz"):
         return {}  # it did not get so far
     stored = entry.predictions()
-    prepared = _data(config, entry.tags["data.fingerprint"])
+    prepared = _data(config, str(entry.fingerprint))
     return {
         name: answers(split, stored[f"{name}_probs"], prepared)
         for name, split in (("val", prepared.val), ("test", prepared.test))

@@ -19,7 +19,8 @@ from pipeline.config.schema import Config
 from pipeline.run import complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
-from pipeline.tracking import find_entry, reopen
+from pipeline.tracking.recording import reopen
+from pipeline.tracking.runs import find_run
 
 LOOK_S = 0.5  # between two looks at time and memory
 GRACE_S = 10.0  # for a job beyond its limit to close its run
@@ -93,12 +94,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
 def _keep(config: Config, folder: Path) -> None:
     """Completes the run of a job that is one of the best."""
     recording = reopen(str(config.run_id), config.tracking, folder)
-    began = find_entry(
-        config.run_id,
-        config.tracking,
-        experiment=str(config.tracking.experiment),
-        latest=("run", ""),
-    ).config
+    began = find_run(config.run_id, config).config
     complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
 
 

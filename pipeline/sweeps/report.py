@@ -21,7 +21,7 @@ from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective
 from pipeline.sweeps.runs import typical_seconds
 from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
-from pipeline.tracking import Recording
+from pipeline.tracking.recording import Recording
 
 SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
 

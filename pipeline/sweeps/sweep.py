@@ -17,11 +17,13 @@ from pipeline.sweeps.manifest import Manifest, manifest
 from pipeline.sweeps.outcomes import FAILED, objectives
 from pipeline.sweeps.report import log_report, print_report, show_preview
 from pipeline.sweeps.running import SweepJobs
-from pipeline.sweeps.runs import children, find_sweep
+from pipeline.sweeps.runs import children
 from pipeline.sweeps.space import corners, distributions
 from pipeline.sweeps.study import Search, require_sense
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking import Recording, record
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import Recording
+from pipeline.tracking.runs import find_sweep
 
 
 def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
@@ -92,8 +94,8 @@ def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
     """The run of the sweep to go on with, if any, and the sweep's folder."""
     if config.sweep.resume is None:
         return None, Path(multirun.composed.hydra.sweep.dir).absolute()
-    run_id, folder = find_sweep(config.sweep.resume, config)
-    return run_id, Path(folder)
+    found = find_sweep(config.sweep.resume, config)
+    return found.id, Path(str(found.sweep_folder))
 
 
 def _named(config: Config, plan: Manifest) -> Config:

@@ -1,25 +1,40 @@
-"""Finds the tracking server or store, makes it ready, and the experiment in it."""
+"""Finds the tracking server or store, makes it ready, and the experiment in it.
+
+Knows where MLflow keeps things: its environment variables, its tables, the addresses of artefacts.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import mlflow
 import requests
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
 
+from pipeline.config.schema import Config
 from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
+Client = mlflow.MlflowClient
+StoreError = MlflowException
+VERSION = mlflow.__version__
+
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
 FIRST_ANSWER_S = 10
+PAGE = 5_000  # experiments asked for at once
 
 
 @sa.event.listens_for(sa.Engine, "handle_error")
@@ -34,7 +49,7 @@ def _keep_sqlite(context: sa.ExceptionContext) -> None:
         context.is_disconnect = False
 
 
-def connect(uri: str | None) -> mlflow.MlflowClient:
+def connect(uri: str | None) -> Client:
     """A client of the tracking server or store at `uri`, which is made the process' default.
 
     None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
@@ -57,8 +72,8 @@ def connect(uri: str | None) -> mlflow.MlflowClient:
     return client
 
 
-def _opened(address: str) -> mlflow.MlflowClient:
-    client = mlflow.MlflowClient(address)
+def _opened(address: str) -> Client:
+    client = Client(address)
     client.search_experiments(max_results=1)
     return client
 
@@ -74,7 +89,7 @@ def _make_whole(address: str) -> None:
             _opened(url.set(database=str(partial)).render_as_string())
 
 
-def experiment(client: mlflow.MlflowClient, name: str) -> str:
+def experiment(client: Client, name: str) -> str:
     """The id of the experiment of that name, made if need be.
 
     Raises:
@@ -101,7 +116,79 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _artifact_location(client: mlflow.MlflowClient, name: str) -> str | None:
+def experiment_name(config: Config) -> str:
+    """The experiment that is meant: `tracking.experiment`, MLflow's variable, or the data set's.
+
+    Raises:
+        RequestError: MLFLOW_EXPERIMENT_ID names none, or another one than MLFLOW_EXPERIMENT_NAME.
+    """
+    named, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{part}") for part in ("NAME", "ID"))
+    if config.tracking.experiment or not (named or number):
+        return config.tracking.experiment or config.choices.dataset
+    if not number:
+        return str(named)
+    try:
+        found = str(connect(config.tracking.uri).get_experiment(number).name)
+    except MlflowException as error:
+        raise RequestError(
+            f"MLFLOW_EXPERIMENT_ID={number}: there is no such experiment; unset it, or choose one "
+            "with tracking.experiment=…"
+        ) from error
+    if named and named != found:
+        raise RequestError(
+            f"MLFLOW_EXPERIMENT_ID={number} is {found}, but MLFLOW_EXPERIMENT_NAME={named}; unset "
+            "one of them"
+        )
+    return found
+
+
+def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
+    """The names of all experiments that were not deleted, by id; or of the one with that name."""
+    if only is not None:
+        found = client.get_experiment_by_name(only)
+        if found is None or found.lifecycle_stage != "active":
+            return {}
+        return {str(found.experiment_id): only}
+    return {found.experiment_id: found.name for found in experiments(client)}
+
+
+def experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
+    """All experiments that were not deleted."""
+    token = None
+    while True:
+        page = client.search_experiments(max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def fetch(address: str) -> Path:
+    """The artefact at an address of MLflow's, a file or a folder, on this machine.
+
+    Raises:
+        OSError: it is not there, or incomplete.
+    """
+    is_local = address.startswith(("file:", "/"))
+    folder = None if is_local else mkdtemp(dir=_downloads().name)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))
+    except MlflowException as error:
+        raise OSError(f"{address}: {error.message}") from error
+
+
+@cache
+def _downloads() -> TemporaryDirectory[str]:
+    """What is downloaded lies here until the process ends."""
+    return TemporaryDirectory(prefix="pipeline-")
+
+
+def artifact_names(address: str) -> set[str]:
+    """The names of the files and folders at an address of artefacts."""
+    return {found.path for found in mlflow.artifacts.list_artifacts(artifact_uri=address)}
+
+
+def _artifact_location(client: Client, name: str) -> str | None:
     if client.tracking_uri.startswith("sqlite:"):
         return (Path(ARTIFACTS) / name).absolute().as_uri()
     return None  # a server, or the owner of a shared database, has its own
@@ -137,6 +224,30 @@ def try_to_write(connection: sa.Connection) -> None:
     version = connection.execute(sa.text("PRAGMA user_version")).scalar_one()
     connection.execute(sa.text(f"PRAGMA user_version = {int(version)}"))
     connection.rollback()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """What a database holds: table names, the revision they are of, and the one MLflow wants."""
+
+    names: Sequence[str]
+    revision: str | None
+    wanted: str | None
+    is_older: bool
+    are_complete: bool
+
+
+def tables_in(connection: sa.Connection) -> Tables:
+    """Looks at the tables of a database, and makes none."""
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    revision = MigrationContext.configure(connection).get_current_revision()
+    return Tables(
+        names=sa.inspect(connection).get_table_names(),
+        revision=revision,
+        wanted=scripts.get_current_head(),
+        is_older=revision in {script.revision for script in scripts.walk_revisions()},
+        are_complete=bool(_all_tables_exist(connection.engine)),  # type: ignore[no-untyped-call]
+    )
 
 
 @contextmanager

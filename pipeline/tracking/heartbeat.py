@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow
-import psutil
+from pipeline.system.processes import lives, place, started
+from pipeline.tracking.values import ERROR, Status
+
+if TYPE_CHECKING:
+    from pipeline.tracking.client import Client
 
 # Tags: when the run last showed that it lives (UTC), and the process that showed it.
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
@@ -42,14 +44,14 @@ def signs() -> dict[str, str]:
     """The tags of a run that lives in this process, now."""
     return {
         BEAT: _now().isoformat(timespec="seconds"),
-        HOST: _host(),
+        HOST: place(),
         PID: str(os.getpid()),
-        STARTED: _started(os.getpid()) or "",
+        STARTED: started(os.getpid()) or "",
     }
 
 
 @contextmanager
-def beating(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
+def beating(client: Client, run_id: str) -> Iterator[None]:
     """While open, a thread renews the run's heartbeat every `EVERY_S`.
 
     A beat that fails costs the run nothing: the next one may arrive. A process that is stopped or
@@ -78,15 +80,15 @@ def beating(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
             _back_if_unheard(client, run_id, heard[0])
 
 
-def _back_if_unheard(client: mlflow.MlflowClient, run_id: str, heard: datetime) -> None:
+def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
     """Takes back what others, who had not heard of the run since `heard`, may have said of it."""
     if _now() - heard < timedelta(seconds=GAP_S):
         return
     run = client.get_run(run_id)
-    if run.data.tags.get("error") == GONE:
-        client.delete_tag(run_id, "error")
-        if run.info.status == "KILLED":
-            client.update_run(run_id, status="RUNNING")
+    if run.data.tags.get(ERROR) == GONE:
+        client.delete_tag(run_id, ERROR)
+        if run.info.status == Status.KILLED:
+            client.update_run(run_id, status=str(Status.RUNNING))
 
 
 def pulse(tags: Mapping[str, str]) -> Pulse:
@@ -99,13 +101,13 @@ def pulse(tags: Mapping[str, str]) -> Pulse:
         beat = _last_beat(tags)
         if beat is None:
             return Pulse.UNKNOWN
-        if tags[HOST] == _host():
-            lives = _lives(int(tags[PID]), tags[STARTED])
+        if tags[HOST] == place():
+            is_alive = lives(int(tags[PID]), tags[STARTED]) is not False
         else:
-            lives = _now() - beat <= timedelta(seconds=SILENT_S)
+            is_alive = _now() - beat <= timedelta(seconds=SILENT_S)
     except (KeyError, ValueError):  # tags that somebody has changed
         return Pulse.UNKNOWN
-    return Pulse.ALIVE if lives else Pulse.GONE
+    return Pulse.ALIVE if is_alive else Pulse.GONE
 
 
 def fell_silent(tags: Mapping[str, str]) -> datetime | None:
@@ -126,38 +128,3 @@ def _last_beat(tags: Mapping[str, str]) -> datetime | None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _host() -> str:
-    """Names this machine since it was started, and which of its processes are to be seen from here.
-
-    Containers may share a name, and then look for each other's processes in vain.
-    """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
-        return platform.node()
-    return f"{platform.node()} {boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-
-
-def _lives(pid: int, started: str) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    found = _started(pid)
-    return found is None or found == started  # what cannot be told is left alone
-
-
-def _started(pid: int) -> str | None:
-    """When a process was started; "" for one that is dead but not buried, None if it is hidden."""
-    try:
-        if not Path("/proc/self/stat").exists():
-            return f"{psutil.Process(pid).create_time():.2f}"
-        # After the name, which may hold anything: state (field 3) and ticks since the machine was
-        # started (22), which setting its clock leaves alone. Source: man 5 proc.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (psutil.Error, OSError):
-        return None

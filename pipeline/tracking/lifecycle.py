@@ -16,7 +16,6 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.flat import flatten
@@ -26,17 +25,26 @@ from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in
 from pipeline.tracking import lineage
-from pipeline.tracking.client import connect, experiment
+from pipeline.tracking.client import Client, connect, experiment, experiment_name
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
 from pipeline.tracking.recording import Recording, recorded_metrics
-from pipeline.training.checkpoint import Start
+from pipeline.tracking.values import (
+    COMMIT,
+    DIRTY,
+    ERROR,
+    FOLDER,
+    INDEX,
+    PARENT,
+    PATCH,
+    PRUNED,
+    RUN_FOLDER,
+    TRACEBACK,
+    RecordedRun,
+    Status,
+)
 
 ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
-# Tags: of a job its parent, place and what pruned it; of a sweep's own run its folder.
-PARENT, INDEX, PRUNED = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
-FOLDER = "sweep.folder"
-RUN_FOLDER = "folder"  # tag of a run: where its log and checkpoints lie
-ENDING = {"error", "traceback"}  # of a run that failed or was stopped
+ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +56,14 @@ def record(
     *,
     run_id: str | None = None,
     searched: Mapping[str, str] | None = None,
-    start: Start | None = None,
+    spent_s: float | None = None,
 ) -> Iterator[Recording]:
     """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
 
     The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
-    parameters of a sweep, which have more than one value. A run that goes on from its `start` keeps
-    what it says of its origin, and what it has logged is not logged again.
+    parameters of a sweep, which have more than one value. `spent_s` are the seconds that training
+    took before an interruption: such a run keeps what it says of its origin, and what it has logged
+    is not logged again.
 
     FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
     exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
@@ -66,12 +75,13 @@ def record(
     started = time.perf_counter()
     client = connect(config.tracking.uri)
     tags = _place_in_sweep(config, folder, is_parent=searched is not None) | signs()
-    earlier = _earlier(client, start) if start else {}
+    goes_on = run_id is not None and spent_s is not None
+    earlier = _earlier(client, str(run_id), spent_s or 0.0) if goes_on else {}
     with at_work_in(folder):
-        opened = _open(client, config, start.run_id if start else run_id, tags)
+        opened = _open(client, config, run_id, tags)
         recording = Recording(id=opened, client=client, folder=folder, **earlier)
         with beating(client, recording.id), _closed_as_it_ends(recording):
-            if start is None:
+            if not goes_on:
                 move_in(folder, recording.id)
                 _log_origin(recording, config, searched or {})
             yield recording
@@ -79,19 +89,19 @@ def record(
             recording.upload()
 
 
-def _earlier(client: mlflow.MlflowClient, start: Start) -> dict[str, Any]:
+def _earlier(client: Client, run_id: str, spent_s: float) -> dict[str, Any]:
     """What a recording has to know of the run it goes on with."""
-    spent = dict.fromkeys(("train", "total"), start.progress.seconds)
-    return {"seconds": spent, "before": recorded_metrics(client, start.run_id)}
+    spent = dict.fromkeys(("train", "total"), spent_s)
+    return {"seconds": spent, "before": recorded_metrics(client, run_id)}
 
 
-def close(client: mlflow.MlflowClient, run: Run, status: str, error: str) -> None:
+def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
     """Closes a run whose process could not; one that fell silent ended with its last heartbeat."""
-    if "error" not in run.data.tags:
-        client.set_tag(run.info.run_id, "error", error)
-    beat = fell_silent(run.data.tags)
-    ended = max(int(beat.timestamp() * 1000), run.info.start_time) if beat else None
-    client.set_terminated(run.info.run_id, status, ended)
+    if run.error is None:
+        client.set_tag(run.id, ERROR, error)
+    beat = fell_silent(run.tags)
+    ended = max(int(beat.timestamp() * 1000), run.started) if beat else None
+    client.set_terminated(run.id, str(status), ended)
 
 
 @contextmanager
@@ -103,14 +113,12 @@ def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
             recording.log_tags(ending(error))
             recording.upload()
         with _at_least_tried():
-            mlflow.end_run(status_of(error))
+            mlflow.end_run(str(status_of(error)))
         raise
     mlflow.end_run("FINISHED")
 
 
-def _open(
-    client: mlflow.MlflowClient, config: Config, run_id: str | None, tags: dict[str, str]
-) -> str:
+def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, str]) -> str:
     # Taken out of the environment, which later runs of this process and its workers would heed.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
@@ -124,7 +132,7 @@ def _open(
             raise RequestError(f"MLFLOW_RUN_ID={adopted}: {error.message}; unset it") from error
     else:
         run = mlflow.start_run(
-            experiment_id=experiment(client, config.tracking.experiment or config.choices.dataset),
+            experiment_id=experiment(client, experiment_name(config)),
             run_name=config.tracking.run_name,
             nested=PARENT in tags,  # with Hydra's basic launcher the parent is open here
             tags=tags,
@@ -151,10 +159,10 @@ def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str
         | asdict(config.choices)
         | {
             "command": config.sweep.job.command or _command(),
-            "code.dirty": str(bool(code.patch)).lower(),
+            DIRTY: str(bool(code.patch)).lower(),
         }
-        | ({"mlflow.source.git.commit": code.commit} if code.commit else {})
-        | ({"code.patch_sha256": code.patch_sha256} if code.patch else {})
+        | ({COMMIT: code.commit} if code.commit else {})
+        | ({PATCH: code.patch_sha256} if code.patch else {})
         | config.tracking.tags
     )
     recording.save_text("config.yaml", _as_yaml(config))
@@ -163,9 +171,9 @@ def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str
         recording.save_text("code.patch", code.patch)
 
 
-def status_of(error: BaseException) -> str:
+def status_of(error: BaseException) -> Status:
     """The status of a run that ends with this: KILLED if it was stopped, else FAILED."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt | Pruned) else "FAILED"
+    return Status.KILLED if isinstance(error, KeyboardInterrupt | Pruned) else Status.FAILED
 
 
 def ending(error: BaseException) -> dict[str, str]:
@@ -173,8 +181,8 @@ def ending(error: BaseException) -> dict[str, str]:
     if isinstance(error, Pruned):
         return {PRUNED: str(error)}
     return {
-        "error": traceback.format_exception_only(error)[-1].strip(),
-        "traceback": "".join(traceback.format_exception(error)),
+        ERROR: traceback.format_exception_only(error)[-1].strip(),
+        TRACEBACK: "".join(traceback.format_exception(error)),
     }
 
 

@@ -93,6 +93,13 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
     return ModelVersion(uri=uri)
 
 
+def load_saved(uri: str) -> keras.Model:
+    """The Keras model that a run of this pipeline saved."""
+    import keras  # noqa: F401 - before mlflow.tensorflow asks for it half way through its import
+
+    return mlflow.tensorflow.load_model(uri)
+
+
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
     """The model at `models:/<name>@<alias>`, `models:/<name>/<version>`, `models:/m-…`, a folder.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.tracking import lineage
+from pipeline.tracking.values import COMMIT, FINGERPRINT
 
 HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not what it means
 THREADS = "TF_NUM_INTRAOP_THREADS"
@@ -53,11 +54,11 @@ def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin
     """What a run with these tags, `code.patch` and `environment.txt` came from."""
     prefix = "hardware."
     return Origin(
-        commit=tags.get("mlflow.source.git.commit"),
+        commit=tags.get(COMMIT),
         patch=patch,
         packages=packages(environment),
         hardware={k.removeprefix(prefix): v for k, v in tags.items() if k.startswith(prefix)},
-        data=tags.get("data.fingerprint"),
+        data=tags.get(FINGERPRINT),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,9 +18,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from pipeline.config.schema import Tracking
 from pipeline.data.polarity import dark_border_share
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
+from pipeline.tracking.client import Client, connect
+from pipeline.tracking.runs import history
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {
@@ -37,7 +40,7 @@ class Recording:
     """
 
     id: str
-    client: mlflow.MlflowClient
+    client: Client
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
     before: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -140,6 +143,11 @@ class Recording:
         with replacing(self.artifacts / name) as path:
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
+    def log_files(self, files: Sequence[Path], folder: str) -> None:
+        """Logs files at once, under a folder among the artefacts."""
+        for path in files:
+            self.client.log_artifact(self.id, str(path), folder)
+
     def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
         """Puts arrays among the artefacts as `<name>.npz`."""
         with replacing(self.artifacts / f"{name}.npz") as path:
@@ -195,12 +203,14 @@ class Recording:
             self.client.log_artifacts(self.id, str(self.artifacts))
 
 
-def recorded_metrics(client: mlflow.MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
+def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
+    """To add to a run; its status and all it has stay."""
+    return Recording(id=run_id, client=connect(tracking.uri), folder=folder)
+
+
+def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]:
     """All metrics of a run, by name and step."""
-    return {
-        name: {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
-        for name in client.get_run(run_id).data.metrics
-    }
+    return history(client, run_id, list(client.get_run(run_id).data.metrics))
 
 
 def _shortened(text: str, longest: int) -> str:

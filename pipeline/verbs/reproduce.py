@@ -20,14 +20,14 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.imports import load
 from pipeline.system.native import native_messages_to
 from pipeline.system.terminal import standard_output
-from pipeline.tracking import Entry, find_entry, origin, reopen
+from pipeline.tracking import origin
+from pipeline.tracking.recording import reopen
+from pipeline.tracking.runs import find_run
+from pipeline.tracking.values import Query, RecordedRun, Status
 
 # Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
-REPEATABLE = (
-    "finished run of its own",
-    "attributes.status = 'FINISHED' AND tags.folder != '' AND tags.reproduces IS NULL",
-)
+REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
 SPLITS = ("train", "val", "test")
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
@@ -84,7 +84,7 @@ def reproduce(config: Config, folder: Path) -> None:
         run = load("pipeline.run").run
 
     rerun = _entry(run(again, folder), config)
-    pairs = paired(entry.metrics, rerun.metrics)
+    pairs = paired(entry.logged, rerun.logged)
     verdict = judge(predicted, rerun.predictions(), pairs, tolerance=config.reproduce.tolerance)
     told = "; ".join(map(str, changed))
     tags = {VERDICT: str(verdict)} | ({CHANGED: told} if told else {})
@@ -117,11 +117,11 @@ def judge(then: Predicted, now: Predicted, pairs: Sequence[Pair], *, tolerance: 
     return Verdict.WITHIN if within else Verdict.NOT
 
 
-def _repeatable(config: Config) -> Entry:
+def _repeatable(config: Config) -> RecordedRun:
     entry = _entry(config.run_id, config)
     if entry.is_sweep:
         raise RequestError(f"run_id={entry.id} is a sweep; reproduce one of its jobs")
-    if entry.status != "FINISHED":
+    if entry.status != Status.FINISHED:
         raise RequestError(
             f"run_id={entry.id} is {entry.status} and has no result to reproduce; "
             f"resume run_id={entry.id} finishes it"
@@ -129,15 +129,14 @@ def _repeatable(config: Config) -> Entry:
     return entry
 
 
-def _entry(run_id: str | None, config: Config) -> Entry:
-    experiment = config.tracking.experiment or config.choices.dataset
-    return find_entry(run_id, config.tracking, experiment=experiment, latest=REPEATABLE)
+def _entry(run_id: str | None, config: Config) -> RecordedRun:
+    return find_run(run_id, config, latest=REPEATABLE, called="finished run of its own")
 
 
-def _again(entry: Entry, today: Config) -> Config:
+def _again(entry: RecordedRun, today: Config) -> Config:
     """The run's configuration as that of a run of its own, with today's store and cache."""
     then = entry.config
-    name = entry.tags.get("mlflow.runName", entry.id)
+    name = entry.name or entry.id
     tracking = replace(
         then.tracking,
         uri=today.tracking.uri,
@@ -149,7 +148,7 @@ def _again(entry: Entry, today: Config) -> Config:
     return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
 
 
-def _changed(entry: Entry, again: Config) -> list[origin.Difference]:
+def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
     raw = ingest(again.dataset, name=again.choices.dataset, data_dir=Path(again.data_dir))
     dirty = entry.tags.get("code.dirty") == "true"
     began = origin.recorded(
@@ -161,7 +160,7 @@ def _changed(entry: Entry, again: Config) -> list[origin.Difference]:
     return origin.differences(began, origin.here(raw.fingerprint))
 
 
-def _show_changes(entry: Entry, changed: Sequence[origin.Difference]) -> None:
+def _show_changes(entry: RecordedRun, changed: Sequence[origin.Difference]) -> None:
     console = standard_output()
     if not changed:
         console.print("Code, environment, data and hardware are as they were.")
@@ -171,7 +170,7 @@ def _show_changes(entry: Entry, changed: Sequence[origin.Difference]) -> None:
         table.add_row(change.kind, change.what, change.then, change.now)
     console.print(table)
     if any(change.kind == "code" for change in changed):
-        commit = entry.tags.get("mlflow.source.git.commit", "the run's commit")
+        commit = entry.commit or "the run's commit"
         console.print(f"For the code of then: git checkout {commit}", end="")
         dirty = entry.tags.get("code.dirty") == "true"
         console.print("; git apply <the run's artefact code.patch>" if dirty else "")

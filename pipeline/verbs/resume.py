@@ -17,12 +17,14 @@ from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
 from pipeline.system.imports import load
 from pipeline.system.native import native_messages_to
-from pipeline.tracking import LONGEST_PARAM, Entry, find_entry, lineage, origin, reopen
+from pipeline.tracking import lineage, origin
+from pipeline.tracking.recording import LONGEST_PARAM, reopen
+from pipeline.tracking.runs import find_run
+from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.training.checkpoint import Progress, Start, progress_of
 
-UNFINISHED = (
-    "run that could go on",
-    "attributes.status != 'FINISHED' AND tags.folder != '' AND tags.`sweep.pruned` IS NULL",
+UNFINISHED = Query(
+    status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
 )
 AFTER, CHANGED = "resumed.after_epoch", "resumed.changed"
 WEIGHTY = {"Python", *lineage.NAMED}  # packages that a result depends on
@@ -53,34 +55,33 @@ def resume(config: Config, folder: Path) -> None:
         run(then, place, start=Start(run_id=entry.id, progress=progress))
 
 
-def _say(entry: Entry, progress: Progress, then: Config) -> None:
+def _say(entry: RecordedRun, progress: Progress, then: Config) -> None:
     """Tells the user, who waits for TensorFlow next, what will be gone on with."""
-    name = entry.tags.get("mlflow.runName", "a run")
+    name = entry.name or "a run"
     done = f"{len(progress.epochs)} of {then.train.epochs} epochs"
     print(f"going on with {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
 
 
-def _told(entry: Entry, progress: Progress, changed: str) -> dict[str, str]:
+def _told(entry: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
     """The tags by which the run tells of its interruptions."""
     earlier = [entry.tags[AFTER]] if AFTER in entry.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
     return {AFTER: after} | ({CHANGED: changed} if changed else {})
 
 
-def _unfinished(config: Config, run_id: str | None) -> Entry:
-    experiment = config.tracking.experiment or config.choices.dataset
-    entry = find_entry(run_id, config.tracking, experiment=experiment, latest=UNFINISHED)
+def _unfinished(config: Config, run_id: str | None) -> RecordedRun:
+    entry = find_run(run_id, config, latest=UNFINISHED, called="run that could go on")
     called = f"run_id={entry.id}"
     if entry.is_sweep:
         raise RequestError(f"{called} is a sweep; go on with it by sweep.resume={entry.id}")
-    if entry.status == "FINISHED":
+    if entry.status == Status.FINISHED:
         raise RequestError(f"{called} is finished: there is nothing left to do")
-    if "sweep.pruned" in entry.tags:
-        raise RequestError(f"{called} was ended by its sweep: {entry.tags['sweep.pruned']}")
+    if entry.pruned is not None:
+        raise RequestError(f"{called} was ended by its sweep: {entry.pruned}")
     return entry
 
 
-def _place(entry: Entry) -> Path:
+def _place(entry: RecordedRun) -> Path:
     """The folder with the run's checkpoints."""
     if entry.folder is None:
         raise RequestError(f"run_id={entry.id} does not say where its checkpoints are")
@@ -95,7 +96,7 @@ def _place(entry: Entry) -> Path:
     return entry.folder
 
 
-def _config(place: Path, entry: Entry, today: Config) -> Config:
+def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
     """The run's own configuration, with today's places of store and cache."""
     recorded = validate(yaml.safe_load(_kept(place, "config.yaml")))
     for name, value in flatten(recorded).items():
@@ -110,7 +111,7 @@ def _config(place: Path, entry: Entry, today: Config) -> Config:
     return replace(recorded, tracking=tracking, data_dir=today.data_dir)
 
 
-def _require_same(place: Path, entry: Entry, then: Config, *, force: bool) -> str:
+def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool) -> str:
     """What has changed since the run began, which is nothing unless it is let pass."""
     raw = ingest(then.dataset, name=then.choices.dataset, data_dir=Path(then.data_dir))
     began = origin.recorded(

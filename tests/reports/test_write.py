@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from pipeline.reports.write import bring_home, report_recorded, reported
 from pipeline.run import evaluate_recorded, run, train_only
 from pipeline.system.errors import RequestError
-from pipeline.tracking import Recording, record
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import Recording
 from tests.commands import configured, inside
 
 pytestmark = pytest.mark.slow

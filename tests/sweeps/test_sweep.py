@@ -24,9 +24,10 @@ from mlflow.entities import Run
 
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, Objective
-from pipeline.sweeps.runs import children, find_sweep
+from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
-from pipeline.tracking import record
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.runs import find_sweep
 from tests.commands import configured, environment, inside, pipeline, results
 from tests.test_main import DRIVER, Answer, assert_helpful
 
@@ -536,8 +537,8 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
     config = configured("dataset=synthetic", "tracking.uri=null")
     with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
         known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
-        tags = {PARENT: parent.id, INDEX: "0"}
-        earlier = parent.client.create_run(known.experiment_id, tags=tags)
+        own, tags = parent.client.get_run(parent.id), {PARENT: parent.id, INDEX: "0"}
+        earlier = parent.client.create_run(own.info.experiment_id, tags=tags)
         known.close_orphans()
         assert parent.client.get_run(earlier.info.run_id).info.status == "KILLED"
         settled = known.settle(Job(index=0, params={"seed": "0"}), "killed by SIGKILL")
@@ -548,8 +549,8 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
     config = configured("dataset=synthetic", "tracking.uri=null")
     with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
         known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
-        tags = {PARENT: parent.id, INDEX: "0"}
-        run_id = parent.client.create_run(known.experiment_id, tags=tags).info.run_id
+        own, tags = parent.client.get_run(parent.id), {PARENT: parent.id, INDEX: "0"}
+        run_id = parent.client.create_run(own.info.experiment_id, tags=tags).info.run_id
         for name, value in (("val/accuracy", 0.6), ("kept/val/accuracy", 0.8)):
             parent.client.log_metric(run_id, name, value)
         parent.client.set_terminated(run_id)

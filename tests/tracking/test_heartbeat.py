@@ -30,6 +30,8 @@ from pipeline.tracking.heartbeat import (
     signs,
 )
 from pipeline.tracking.lifecycle import close
+from pipeline.tracking.runs import by_id
+from pipeline.tracking.values import Status
 from tests.commands import inside
 
 ELSEWHERE = "another machine"
@@ -150,7 +152,7 @@ def client(tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
 
 
 def killed_by_another(client: mlflow.MlflowClient, run_id: str, error: str = GONE) -> None:
-    close(client, client.get_run(run_id), "KILLED", error)
+    close(client, by_id(client, run_id), Status.KILLED, error)
     assert client.get_run(run_id).info.status == "KILLED"
 
 

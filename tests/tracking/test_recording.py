@@ -21,9 +21,9 @@ from sqlalchemy.engine.default import DefaultDialect
 from docs import screenshots
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking import Recording, record
 from pipeline.tracking.client import connect, experiment
-from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG, Recording
 from tests.commands import (
     QUICK,
     configured,

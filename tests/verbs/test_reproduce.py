@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from pipeline.config.sweep import JobSettings
 from pipeline.run import run, train_only
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking import lineage, record
+from pipeline.tracking import lineage
+from pipeline.tracking.lifecycle import record
 from pipeline.verbs.reproduce import Pair, Verdict, judge, paired, reproduce
 from tests.commands import configured, inside
 

@@ -17,7 +17,8 @@ from mlflow.entities import Run
 
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
-from pipeline.tracking import lineage, record
+from pipeline.tracking import lineage
+from pipeline.tracking.lifecycle import record
 from pipeline.verbs.resume import resume
 from tests.commands import configured, environment, inside, pipeline
 from tests.system.test_folders import HOLD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from pipeline.verbs.compare.pair import Stored
 from pipeline.verbs.compare.table import print_comparison
 
 if TYPE_CHECKING:
-    from pipeline.tracking.table import Found
+    from pipeline.verbs.compare.choice import Found
 
 MOST_READ = 20  # runs whose stored predictions are read
 
@@ -63,16 +64,16 @@ def compare(config: Config, folder: Path) -> None:
 def _find(config: Config) -> Found:
     request = config.compare
     # Only now: MLflow takes seconds to import.
-    from pipeline.tracking import table
+    from pipeline.verbs.compare import choice
 
     if request.runs:
-        found = table.named_runs(config)
+        found = choice.named_runs(config)
     elif request.sweep:
-        found = table.sweep_runs(config)
+        found = choice.sweep_runs(config)
     else:
         better = scale_of(request.metric).better
         lower = better == "lower" if better else request.direction == "minimize"
-        return table.best_runs(config, lower_is_better=lower)
+        return choice.best_runs(config, lower_is_better=lower)
     if not any(request.metric in run.metrics for run in found.runs):
         other = choose(request.metric, {key for run in found.runs for key in run.metrics})
         raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
@@ -98,10 +99,11 @@ def _stored(found: Found) -> dict[str, Stored]:
     """The stored predictions by run id; of more than a few runs none is read."""
     if len(found.runs) > MOST_READ:
         return {}
-    from pipeline.tracking.table import load_predictions
-
-    read = {run.id: load_predictions(run) for run in found.runs}
-    return {run_id: arrays for run_id, arrays in read.items() if arrays is not None}
+    read: dict[str, Stored] = {}
+    for run in found.runs:
+        with suppress(RequestError):  # it was not evaluated
+            read[run.id] = run.predictions()
+    return read
 
 
 def _packages(found: Found) -> list[str]:
@@ -109,10 +111,10 @@ def _packages(found: Found) -> list[str]:
     if len(found.runs) != 2:
         return []  # a table has no room for a hundred packages of each row
     from pipeline.tracking import lineage, origin
-    from pipeline.tracking.table import load_environment
 
-    then, now = (load_environment(run) for run in found.runs)
-    if then is None or now is None:
+    try:
+        then, now = (run.text("environment.txt") for run in found.runs)
+    except RequestError:
         return []
     told = {"Python", *lineage.NAMED}
     differing = origin.in_packages(origin.packages(then), origin.packages(now))
@@ -142,6 +144,6 @@ def _json(comparison: Comparison, files: list[Path]) -> str:
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:
-    from pipeline.tracking.table import log_comparison
+    from pipeline.tracking.recording import reopen
 
-    log_comparison(sweep, files, config)
+    reopen(sweep, config.tracking, files[0].parent).log_files(files, "compare")

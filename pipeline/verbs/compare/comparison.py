@@ -1,4 +1,4 @@
-"""Runs side by side, with what their differences are worth: `RunRecord`s → `Comparison`. Pure."""
+"""Runs side by side, with what their differences are worth: `RecordedRun`s → `Comparison`. Pure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from pipeline.evaluation.intervals import (
     wilson,
 )
 from pipeline.evaluation.metrics import scale_of
-from pipeline.tracking.records import Row, RunRecord, differing, fold, labels
+from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.compare.pair import Pair, Stored, Unpaired, images_of, pair_up
+from pipeline.verbs.compare.rows import Row, differing, fold, labels
 
 SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
 Values = dict[tuple[str, str], Array]  # by run and metric: a number for each image, f64[N]
@@ -76,7 +77,7 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[RunRecord],
+    runs: Sequence[RecordedRun],
     source: str,
     ranking: Ranking,
     stored: Mapping[str, Stored],
@@ -123,13 +124,13 @@ def compare_runs(
     )
 
 
-def _metrics(runs: Sequence[RunRecord], metric: str) -> list[str]:
+def _metrics(runs: Sequence[RecordedRun], metric: str) -> list[str]:
     names = dict.fromkeys((metric, *SHOWN))
     return [name for name in names if any(name in run.metrics for run in runs)]
 
 
 def _per_image(
-    runs: Sequence[RunRecord], stored: Mapping[str, Stored], metrics: Sequence[str]
+    runs: Sequence[RecordedRun], stored: Mapping[str, Stored], metrics: Sequence[str]
 ) -> Values:
     found: Values = {}
     for run in runs:
@@ -242,7 +243,7 @@ def _same_images(
 
 
 def _pair(
-    runs: Sequence[RunRecord], stored: Mapping[str, Stored], resampling: Resampling
+    runs: Sequence[RecordedRun], stored: Mapping[str, Stored], resampling: Resampling
 ) -> tuple[Pair | None, str | None]:
     try:
         return pair_up((runs[0], runs[1]), stored, resampling), None

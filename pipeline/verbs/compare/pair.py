@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.values import Array
 from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
 from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
-from pipeline.tracking.records import FINGERPRINT, RunRecord
+from pipeline.tracking.values import FINGERPRINT, RecordedRun
 
 Stored = Mapping[str, Array]  # a run's predictions.npz
 SPLITS = {"test": "test", "val": "validation"}  # the first that both have is compared
@@ -43,7 +43,7 @@ class Unpaired(Exception):
 
 
 def pair_up(
-    runs: tuple[RunRecord, RunRecord],
+    runs: tuple[RecordedRun, RecordedRun],
     stored: Mapping[str, Stored],
     resampling: Resampling,
 ) -> Pair:
@@ -84,7 +84,7 @@ def class_names(stored: Stored, split: str) -> list[str]:
     return [f"class {number}" for number in range(stored[f"{split}_probs"].shape[1])]
 
 
-def images_of(run: RunRecord, stored: Stored, split: str) -> str:
+def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     """A text that is the same for two runs exactly if their images of a split are the same.
 
     Data, the way to the split and the labels decide. The test split is nobody's choice but the
@@ -96,7 +96,7 @@ def images_of(run: RunRecord, stored: Stored, split: str) -> str:
     return f"{run.tags.get(FINGERPRINT, run.id)} {way} {labels}"
 
 
-def _common_split(runs: tuple[RunRecord, RunRecord], stored: Mapping[str, Stored]) -> str:
+def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, Stored]) -> str:
     for run in runs:
         if run.id not in stored:
             raise Unpaired(f"run {run.label} has no stored predictions (predictions.npz)")

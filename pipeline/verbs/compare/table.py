@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from pipeline.tracking.records import SEED, SHORT, short_names
+from pipeline.tracking.values import SEED, SHORT
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import Pair
+from pipeline.verbs.compare.rows import short_names
 from pipeline.verbs.compare.words import change, counted, interval, notes, number, standing, verdict
 
 SHOWN = 30  # rows; the page has them all

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
-from pipeline.tracking.records import SEED
+from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import Pair
 

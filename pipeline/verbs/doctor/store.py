@@ -11,17 +11,21 @@ from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import mlflow
 import requests
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from mlflow.entities import Experiment
-from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
 
 from pipeline.system.databases import without_password
 from pipeline.system.errors import first_line, one_line
-from pipeline.tracking.client import DEFAULT_URI, try_to_write
+from pipeline.tracking.client import (
+    DEFAULT_URI,
+    VERSION,
+    Client,
+    experiments,
+    tables_in,
+    try_to_write,
+)
+from pipeline.tracking.runs import search
+from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
 ANSWER_S = 8.0  # for a server or database to answer at all
@@ -35,7 +39,7 @@ class Store:
     """What was found, and the client to ask the store about its runs; None: it cannot be asked."""
 
     finding: Finding
-    client: mlflow.MlflowClient | None = None
+    client: Client | None = None
 
 
 def look_at(uri: str | None) -> Store:
@@ -85,15 +89,13 @@ def _server(address: str) -> Store:
     if not answer.ok:
         says = f"answers {answer.status_code} {answer.reason} to {shown}/version"
         return _broken(address, says, f"see that it is an MLflow server, {ELSEWHERE}")
-    client = mlflow.MlflowClient(address)
+    client = Client(address)
     client.search_experiments(max_results=1)
     says = f"{shown} answers: MLflow {answer.text}"
-    if answer.text.split(".")[:2] == mlflow.__version__.split(".")[:2]:
+    if answer.text.split(".")[:2] == VERSION.split(".")[:2]:
         return Store(finding=ok("store", says), client=client)
     mend = "let server and client be of one version: see requirements.lock"
-    return Store(
-        finding=warning("store", f"{says}, here {mlflow.__version__}", mend), client=client
-    )
+    return Store(finding=warning("store", f"{says}, here {VERSION}", mend), client=client)
 
 
 def _sqlite(address: str) -> Store:
@@ -140,50 +142,34 @@ def _current(engine: sa.Engine, address: str) -> Store:
     """Compares the revision of the tables with the one that the installed MLflow works with."""
     shown = without_password(address)
     with engine.connect() as connection:
-        tables = sa.inspect(connection).get_table_names()
-        found = MigrationContext.configure(connection).get_current_revision()
-    if not tables:
+        tables = tables_in(connection)
+    if not tables.names:
         return Store(finding=ok("store", f"{shown}: no tables yet; the first run makes them"))
-    if found is None:
+    if tables.revision is None:
         return _broken(address, "holds tables, but not MLflow's", f"name a database, {ELSEWHERE}")
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    wanted = scripts.get_current_head()
-    if found != wanted:
-        known = {script.revision for script in scripts.walk_revisions()}
-        says = f"tables of revision {found}, MLflow {mlflow.__version__} works with {wanted}"
+    if tables.revision != tables.wanted:
+        says = f"tables of revision {tables.revision}, MLflow {VERSION} works with {tables.wanted}"
         older = f"make a copy of it, then: mlflow db upgrade {shown}"
         newer = "it was made by a newer MLflow: use that one, or another store"
-        return _broken(address, says, older if found in known else newer)
-    if not _all_tables_exist(engine):  # type: ignore[no-untyped-call]
+        return _broken(address, says, older if tables.is_older else newer)
+    if not tables.are_complete:
         return _broken(address, "half of its tables are missing", f"restore a copy, {ELSEWHERE}")
-    says = f"{shown} can be written; its tables are MLflow {mlflow.__version__}'s ({found})"
-    return Store(finding=ok("store", says), client=mlflow.MlflowClient(address))
+    says = f"{shown} can be written; its tables are MLflow {VERSION}'s ({tables.revision})"
+    return Store(finding=ok("store", says), client=Client(address))
 
 
-def experiments(client: mlflow.MlflowClient) -> Iterator[Experiment]:
-    """All experiments that were not deleted."""
-    token = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def artefacts(client: mlflow.MlflowClient) -> Iterator[Finding]:
+def artefacts(client: Client) -> Iterator[Finding]:
     """Experiments whose runs have their artefacts in a local folder that is not there.
 
     Only of experiments with a finished run: artefacts come there when a run is closed.
     """
-    finished = "attributes.status = 'FINISHED'"
     for experiment in experiments(client):
         location = urlsplit(experiment.artifact_location)
         if location.scheme not in ("", "file"):
             continue
         folder = Path(url2pathname(location.path))
-        number = [experiment.experiment_id]
-        if not folder.is_dir() and client.search_runs(number, finished, max_results=1):
+        finished = Query(experiment=experiment.name, status=(Status.FINISHED,), limit=1)
+        if not folder.is_dir() and list(search(client, finished)):
             says = f"{experiment.name}: the folder of its artefacts is not there: {folder}"
             mend = f"move or link it back to {folder}: the store keeps whole paths"
             yield warning("artefacts", says, mend)

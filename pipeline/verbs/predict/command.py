@@ -145,13 +145,12 @@ def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
 
 
 def _load(config: Config) -> LoadedModel:
-    from pipeline.tracking import find_run
     from pipeline.tracking.models import load_model
+    from pipeline.tracking.runs import find_trained
 
     uri = config.predict.model_uri
     if uri is None and config.run_id is not None:
-        experiment = config.tracking.experiment or config.choices.dataset
-        uri = find_run(config.run_id, config.tracking, experiment=experiment).model_uri
+        uri = find_trained(config.run_id, config).model_uri
     model = load_model(uri or f"models:/{config.choices.dataset}@champion", config.tracking)
     if model.image_shape[2] not in MODES:
         raise RequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from pipeline.config.schema import Config
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData
 from pipeline.system.errors import RequestError, one_line
-from pipeline.tracking.candidates import Candidate, fetch_model, test_predictions
+from pipeline.tracking.client import fetch
 from pipeline.tracking.models import load_model
 from pipeline.tracking.registry import Version
+from pipeline.tracking.runs import find_run
+from pipeline.tracking.values import RecordedRun
 from pipeline.training.predictor import predict, single_image_ms
 from pipeline.verbs.promote.gates import Champion, Evidence
 
@@ -29,7 +32,7 @@ class _Asked:
     milliseconds: float = float("nan")
 
 
-def gather(candidate: Candidate, config: Config, champion: Version | None) -> Evidence:
+def gather(candidate: RecordedRun, config: Config, champion: Version | None) -> Evidence:
     """All the evidence on a candidate, beside the present champion if there is one.
 
     `config` is today's: it says where the data cache and the tracking store are.
@@ -42,11 +45,11 @@ def gather(candidate: Candidate, config: Config, champion: Version | None) -> Ev
         name=candidate.config.choices.dataset,
         data_dir=Path(config.data_dir),
     )
-    logged = _logged(candidate, config, raw)
-    asked = _ask(candidate.model_uri, config, raw)
+    logged = _logged(candidate, raw)
+    asked = _ask(str(candidate.model_uri), config, raw)
     return Evidence(
         status=candidate.status,
-        fingerprint=candidate.fingerprint,
+        fingerprint=candidate.fingerprint or "",
         fingerprint_now=raw.fingerprint,
         logged=logged,
         reproduced=asked.probs,
@@ -57,8 +60,8 @@ def gather(candidate: Candidate, config: Config, champion: Version | None) -> Ev
     )
 
 
-def _logged(candidate: Candidate, config: Config, raw: RawData) -> Predictions | None:
-    stored = test_predictions(candidate.id, config.tracking)
+def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
+    stored = _test_predictions(candidate)
     if stored is None:
         return None
     labels, probs = stored
@@ -67,11 +70,20 @@ def _logged(candidate: Candidate, config: Config, raw: RawData) -> Predictions |
     )
 
 
+def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
+    """Labels i32[N] and probabilities f32[N,K] that a run logged for the test split, if it did."""
+    try:
+        stored = run.predictions()
+        return stored["test_labels"], stored["test_probs"]
+    except (RequestError, KeyError):
+        return None
+
+
 def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
     """Loads a model from its saved bytes and has it predict the test images of `raw`."""
     images = raw.test.images
     try:
-        folder = fetch_model(uri)
+        folder = fetch(uri)
         loaded = load_model(str(folder), config.tracking)
         if loaded.image_shape != images.shape[1:]:
             raise ValueError(f"it takes images of {loaded.image_shape}, not {images.shape[1:]}")
@@ -91,7 +103,8 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
     """The champion's answers on these test images: those it logged, or asked for again."""
     stored = None
     if version.tags.get("data.fingerprint") == raw.fingerprint:
-        stored = test_predictions(version.run_id, config.tracking)
+        with suppress(RequestError):  # the run is gone
+            stored = _test_predictions(find_run(version.run_id, config))
     if stored and np.array_equal(stored[0], logged.labels):
         return Champion(version=version.number, predicted=_classes(stored[1]))
     if not np.array_equal(raw.test.labels, logged.labels):

@@ -6,13 +6,15 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.native import native_messages_to
 from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.candidates import Candidate, find_candidate
 from pipeline.tracking.registry import CHALLENGER_STATE, STATE, Registry, open_registry
+from pipeline.tracking.runs import find_trained
+from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
     FORCED,
@@ -26,6 +28,13 @@ from pipeline.verbs.promote.ledger import (
 from pipeline.verbs.promote.ledger import to_text as line_text
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS, Change, settle, switch
 
+METRIC = "val/accuracy"  # chooses the best run; the test split is for judging it afterwards
+_SHOWN = ("val/accuracy", "test/accuracy", "test/macro_f1", "test/ece", "test/loss")
+_AS_THEY_ARE = (
+    *("data.fingerprint", "data.source", "code.dirty", "dataset", "model"),
+    *("version.tensorflow", "version.keras"),
+)
+
 
 def promote(config: Config, folder: Path) -> None:
     """Makes a run's model the champion of its data set if it passes the gates, or is forced to.
@@ -36,8 +45,7 @@ def promote(config: Config, folder: Path) -> None:
     """
     if config.run_id is None:
         raise RequestError("run_id: say which run to promote, run_id=<id> or run_id=best")
-    experiment = config.tracking.experiment or config.choices.dataset
-    candidate = find_candidate(config.run_id, config.tracking, experiment=experiment)
+    candidate = find_trained(config.run_id, config, metric=METRIC)
     registry = open_registry(config.tracking, candidate.config.choices.dataset)
     settle(registry)
     champion = registry.present().aliases.get(CHAMPION)
@@ -59,12 +67,24 @@ def promote(config: Config, folder: Path) -> None:
         registry,
         Change(
             line=line,
-            source=candidate.model_uri,
+            source=str(candidate.model_uri),
             run_id=candidate.id,
-            tags=candidate.lineage,
+            tags=lineage(candidate),
         ),
     )
     print_result(registry)
+
+
+def lineage(run: RecordedRun) -> dict[str, str]:
+    """The tags for a version of its model: what it is made of and how good it is."""
+    metrics = run.metrics
+    return {key: run.tags[key] for key in _AS_THEY_ARE if key in run.tags} | {
+        "run_id": run.id,
+        "model_uri": str(run.model_uri),
+        "config.sha256": config_sha256(run.config),
+        "code.commit": run.commit or "unknown",
+        **{key.replace("/", "."): f"{metrics[key]:.6g}" for key in _SHOWN if key in metrics},
+    }
 
 
 def print_result(registry: Registry) -> None:
@@ -78,7 +98,7 @@ def print_result(registry: Registry) -> None:
     )
 
 
-def _line(candidate: Candidate, config: Config, gates: list[Gate], champion: int | None) -> Entry:
+def _line(candidate: RecordedRun, config: Config, gates: list[Gate], champion: int | None) -> Entry:
     """What the ledger is to say of the attempt, as the gates and the user have it."""
     missed = failed(gates)
     # A champion that nobody can load serves nobody, whatever the reason.
@@ -95,7 +115,7 @@ def _line(candidate: Candidate, config: Config, gates: list[Gate], champion: int
     )
 
 
-def _refuse(registry: Registry, candidate: Candidate, line: Entry, *, challenger: bool) -> None:
+def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challenger: bool) -> None:
     """Records the refusal and raises it; the champion stays."""
     registry.ensure()
     outcome = "nothing was changed"
@@ -107,14 +127,14 @@ def _refuse(registry: Registry, candidate: Candidate, line: Entry, *, challenger
     raise PipelineError("\n".join([f"run {candidate.id} is refused; {outcome}", *complaints]))
 
 
-def _challenge(registry: Registry, candidate: Candidate) -> int:
+def _challenge(registry: Registry, candidate: RecordedRun) -> int:
     """Gives the run's model the alias `challenger`, on the version it has or a new one."""
     versions = registry.of_run(candidate.id)
     number = (
         versions[0].number
         if versions
         else registry.add(
-            candidate.model_uri, candidate.id, {**candidate.lineage, STATE: CHALLENGER_STATE}
+            str(candidate.model_uri), candidate.id, {**lineage(candidate), STATE: CHALLENGER_STATE}
         ).number
     )
     registry.point(CHALLENGER, number)

@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.candidates import fetch_model
+from pipeline.tracking.client import fetch
 from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
@@ -94,7 +94,7 @@ def _target(registry: Registry, wanted: int | None, previous: int | None) -> Ver
             "puts it to the gates"
         )
     try:
-        if not (fetch_model(version.source) / "MLmodel").exists():
+        if not (fetch(version.source) / "MLmodel").exists():
             raise FileNotFoundError("MLmodel is missing")
     except OSError as error:
         raise RequestError(f"to={number}: its model is gone: {error}") from error

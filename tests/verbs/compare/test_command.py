@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect, experiment
-from pipeline.tracking.table import named_runs
+from pipeline.verbs.compare.choice import named_runs
 from pipeline.verbs.compare.command import MOST_READ, compare
 from tests.commands import configured, inside, pipeline, unread
 
@@ -272,7 +272,7 @@ def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.ids.SHORTEST", 1)
+    monkeypatch.setattr("pipeline.tracking.runs.SHORTEST", 1)
     many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
     beginnings = [run_id[0] for run_id in many]
     shared = max(beginnings, key=beginnings.count)

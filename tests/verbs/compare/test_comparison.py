@@ -18,7 +18,7 @@ from pipeline.evaluation.intervals import (
     Resampling,
 )
 from pipeline.evaluation.metrics import scale_of
-from pipeline.tracking.records import RunRecord
+from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.words import (
     change,
@@ -36,17 +36,20 @@ IMAGES = 400
 LABELS = np.repeat(np.arange(2, dtype=np.int32), IMAGES // 2)
 
 
-def run(name: str, *, seed: int = 0, rate: str = "0.1", accuracy: float | None = 0.5) -> RunRecord:
-    return RunRecord(
+def run(
+    name: str, *, seed: int = 0, rate: str = "0.1", accuracy: float | None = 0.5
+) -> RecordedRun:
+    return RecordedRun(
         id=(name.encode().hex() + "0" * 32)[:32],
         name=name,
-        status="FINISHED",
+        experiment="fashion_mnist",
+        status=Status.FINISHED,
         started=seed,
         params={"optimizer.learning_rate": rate, "seed": str(seed), "preprocess.seed": "0"},
         tags={"data.fingerprint": "f" * 64, "mlflow.source.git.commit": "1" * 40},
-        metrics={} if accuracy is None else {"val/accuracy": accuracy, "time/total_s": 3.0},
+        logged={} if accuracy is None else {"val/accuracy": accuracy, "time/total_s": 3.0},
         sizes={"val": IMAGES},
-        artifact_uri="",
+        artifacts="",
     )
 
 
@@ -61,7 +64,9 @@ def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, 
     return arrays
 
 
-def compared(runs: Sequence[RunRecord], metric: str = "val/accuracy", **stored: Any) -> Comparison:
+def compared(
+    runs: Sequence[RecordedRun], metric: str = "val/accuracy", **stored: Any
+) -> Comparison:
     by_name = {one.name: one.id for one in runs}
     arrays = {by_name[name]: one for name, one in stored.items()}
     ranking = Ranking(metric=metric, lower_is_better=scale_of(metric).better == "lower")
@@ -219,7 +224,7 @@ def test_names_of_classes_that_were_not_stored_are_numbers() -> None:
 
 def test_a_lower_loss_is_better() -> None:
     runs = [run(name, rate=name) for name in "abc"]
-    runs = [replace(one, metrics={"val/loss": 1.0}) for one in runs]
+    runs = [replace(one, logged={"val/loss": 1.0}) for one in runs]
     found = compared(runs, "val/loss", a=answers(100), b=answers(390), c=answers(100))
     assert found.rows[0].label == "b"
     assert standing(found.rows[1], found) == "worse"

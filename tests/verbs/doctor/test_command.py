@@ -19,7 +19,7 @@ RUN = """
 import os
 import time
 from pathlib import Path
-from pipeline.tracking import record
+from pipeline.tracking.lifecycle import record
 from tests.commands import configured
 with record(configured("dataset=digits", "model=linear"), Path(f"run-{os.getpid()}")) as recording:
     print(recording.id, flush=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.tracking import record
 from pipeline.tracking.client import connect, experiment
 from pipeline.tracking.heartbeat import BEAT, HOST, STARTED, signs
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.runs import search
+from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.leftovers import Made
 from pipeline.verbs.doctor.orphans import folders, running
 from tests.commands import configured, inside
@@ -130,9 +132,9 @@ def test_a_run_that_ended_meanwhile_keeps_its_status(
     client: mlflow.MlflowClient, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened(client, number, signs() | GONE)
-    listed = client.search_runs([number])
+    listed = list(search(client, Query(status=(Status.RUNNING,))))
     client.set_terminated(run, "FINISHED")
-    monkeypatch.setattr("pipeline.verbs.doctor.orphans._search", lambda *_: iter(listed))
+    monkeypatch.setattr("pipeline.verbs.doctor.orphans.search", lambda *_: iter(listed))
     assert said(client, fix=True) == ["ok: 0 at work"]
     assert status(client, run) == "FINISHED"
 

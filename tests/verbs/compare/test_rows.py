@@ -5,21 +5,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.records import (
-    Row,
-    RunRecord,
-    code_state,
-    differing,
-    fold,
-    labels,
-    of_kept_weights,
-    short_names,
-)
+from pipeline.tracking.values import RecordedRun, Status, code_state, of_kept_weights
+from pipeline.verbs.compare.rows import Row, differing, fold, labels, short_names
 
-RUN = RunRecord(
+RUN = RecordedRun(
     id="0" * 32,
     name="calm-fox",
-    status="FINISHED",
+    experiment="fashion_mnist",
+    status=Status.FINISHED,
     started=1,
     params={"optimizer.learning_rate": "0.1", "seed": "0", "evaluate.plots": "[]", "epochs": "5"},
     tags={
@@ -30,15 +23,15 @@ RUN = RunRecord(
         "version.keras": "3",
         "data.fingerprint": "f" * 64,
     },
-    metrics={},
+    logged={},
     sizes={},
-    artifact_uri="",
+    artifacts="",
 )
 
 
 def run(
     seed: int = 0, rate: str = "0.1", tags: dict[str, str] | None = None, **more: Any
-) -> RunRecord:
+) -> RecordedRun:
     params = dict(RUN.params) | {"optimizer.learning_rate": rate, "seed": str(seed)}
     return replace(RUN, params=params, tags=dict(RUN.tags) | (tags or {}), **more)
 
@@ -162,9 +155,9 @@ def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
 )
 def test_a_run_that_kept_an_earlier_epoch_is_known(keep: str, best: float, another: bool) -> None:
     params = {"train.keep": keep, "train.epochs": "5"}
-    found = replace(RUN, params=params, metrics={"train/best_epoch": best})
+    found = replace(RUN, params=params, logged={"train/best_epoch": best})
     assert found.kept_another_epoch is another
-    said = replace(found, metrics={**found.metrics, "kept/val/loss": 0.5})
+    said = replace(found, logged={**found.logged, "kept/val/loss": 0.5})
     assert said.kept_another_epoch is False
 
 

@@ -1,92 +1,26 @@
-"""Recorded runs side by side: what they differ in, and which differ in their seed alone. Pure."""
+"""Recorded runs as rows: what they differ in, and which differ in their seed alone. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.data.values import KEPT
+from pipeline.tracking.values import SEED, SHORT, RecordedRun
 
-SEED = "seed"
-# Parameters that change what is shown of a model and never the model.
-SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
-# The builders behind a leaf's parameters; the other groups' parameters say all there is.
-CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 # Where a run happened: shown if it differs, but two such runs may still differ in seed alone.
 PLACE = ("hardware.host", "hardware.memory_gb")
-COMMIT, DIRTY, PATCH = "mlflow.source.git.commit", "code.dirty", "code.patch_sha256"
-FINGERPRINT = "data.fingerprint"
 # What a person does not choose; it names a row only where nothing that was chosen differs.
 ORIGIN = ("code", "data", "status", "version.", "hardware.")
 LONGEST = 46  # characters of a row's name
-SHORT = 8  # characters of a checksum or an id that a person reads
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """A run as a search of the tracking store gives it: no artefact has been read.
-
-    `started`: Unix time, ms; `metrics`: the last value of each, or what `of_kept_weights` makes of
-    them; `sizes`: images by split.
-    """
-
-    id: str
-    name: str
-    status: str
-    started: int
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    metrics: Mapping[str, float]
-    sizes: Mapping[str, int]
-    artifact_uri: str
-
-    @property
-    def label(self) -> str:
-        """What a person would call it: its name, else the beginning of its id."""
-        return self.name or self.id[:SHORT]
-
-    @property
-    def kept_another_epoch(self) -> bool:
-        """Whether `metrics` are the last epoch's, and the weights that the run kept are not.
-
-        Runs that say how good the kept weights are do not need to be asked.
-        """
-        if any(name.startswith(KEPT) for name in self.metrics):
-            return False
-        best, epochs = self.metrics.get("train/best_epoch"), self.params.get("train.epochs", "")
-        kept_best = self.params.get("train.keep") == "best" and best is not None
-        return kept_best and epochs.isdecimal() and best != int(epochs)
-
-    @cached_property
-    def traits(self) -> dict[str, str]:
-        """All that a result depends on, by name: settings, code, data, versions, hardware."""
-        return self._settings | self._origin
-
-    @property
-    def _settings(self) -> dict[str, str]:
-        chosen = {key: self.tags[key] for key in CHOICES if key in self.tags}
-        return chosen | {
-            # `mlflow run` records parameters of its own, and ours then under config.<name>.
-            key.removeprefix("config."): value
-            for key, value in self.params.items()
-            if ("." in key or key == SEED) and not key.startswith(SHOWN_ONLY)
-        }
-
-    @property
-    def _origin(self) -> dict[str, str]:
-        tags = self.tags
-        origin = {"code": code_state(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
-        origin |= {k: v for k, v in tags.items() if k.startswith(("version.", "hardware."))}
-        return origin | {"status": self.status}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Runs that differ in nothing but their seed, the newest of each seed, by seed."""
 
-    runs: tuple[RunRecord, ...]
+    runs: tuple[RecordedRun, ...]
 
     @cached_property
     def traits(self) -> dict[str, str]:
@@ -106,28 +40,13 @@ class Folded:
     repeats: int
 
 
-def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a run, those by epoch being those of the epoch whose weights it kept."""
-    kept = {key.removeprefix(KEPT): metrics[key] for key in metrics if key.startswith(KEPT)}
-    return {**metrics, **kept}
-
-
-def code_state(tags: Mapping[str, str]) -> str:
-    """The commit and, where the tree had more than it, the patch: `1ce00fe + patch 3f2a81c0`."""
-    commit = tags.get(COMMIT, "")[:7] or "unknown"
-    if tags.get(DIRTY) != "true":
-        return commit
-    patch = tags.get(PATCH, "")[:SHORT]
-    return f"{commit} + patch {patch}" if patch else f"{commit} + uncommitted changes"
-
-
-def fold(runs: Sequence[RunRecord]) -> Folded:
+def fold(runs: Sequence[RecordedRun]) -> Folded:
     """Puts runs that differ in their seed alone into one row.
 
     A setting and seed run twice counts once, by its newest run: repeats of the same random numbers
     would make the spread over seeds look smaller than it is.
     """
-    alike: dict[frozenset[tuple[str, str]], dict[str, RunRecord]] = {}
+    alike: dict[frozenset[tuple[str, str]], dict[str, RecordedRun]] = {}
     for run in runs:
         setting = {k: v for k, v in run.traits.items() if k != SEED and k not in PLACE}
         seeds = alike.setdefault(frozenset(setting.items()), {})

@@ -1,0 +1,364 @@
+"""Finds recorded runs: by a query, by id or the beginning of one, the newest, the best.
+
+All questions become MLflow's search grammar here, and are asked by whole pages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from pipeline.config.schema import Config, Tracking
+from pipeline.data.values import KEPT
+from pipeline.system.databases import without_password
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
+from pipeline.tracking.values import (
+    FOLDER,
+    INDEX,
+    MODEL_URI,
+    PARENT,
+    PRUNED,
+    RUN_FOLDER,
+    Query,
+    RecordedRun,
+    Status,
+)
+
+PAGE = 5_000  # runs asked for at once
+SHORTEST, WHOLE = 4, 32  # characters of an id: as with git, and all of it
+SHOWN = 3  # of the ids that fit
+SPARE = 50  # runs looked at besides those that are wanted
+MODELS = Query(status=(Status.FINISHED,), has_model=True)  # what can be evaluated or promoted
+
+
+def find_runs(query: Query, tracking: Tracking) -> list[RecordedRun]:
+    """The runs of a store that fit, in the order asked for.
+
+    Raises:
+        RequestError: the store cannot be used.
+    """
+    return list(search(connect(tracking.uri), query))
+
+
+def find_run(
+    run_id: str | None, config: Config, *, latest: Query | None = None, called: str = "run"
+) -> RecordedRun:
+    """The run with that id or beginning of one; for `latest` the newest of the experiment.
+
+    `latest` says which runs that may be, and `called` what such a run is called in messages.
+
+    Raises:
+        RequestError: there is no such run, it was deleted, or none was named.
+    """
+    if run_id is None:
+        raise RequestError("run_id: say which run, run_id=<id> or run_id=latest")
+    client = connect(config.tracking.uri)
+    if run_id != "latest":
+        return by_id(client, run_id)
+    return newest(client, latest or Query(), config, key="run_id", called=called)
+
+
+def find_trained(run_id: str | None, config: Config, *, metric: str | None = None) -> RecordedRun:
+    """A run with a model: by id, the `latest`, or for `best` the one with the highest `metric`.
+
+    Raises:
+        RequestError: there is no such run, or it has no model or configuration.
+    """
+    if run_id == "best" and metric:
+        run = _best(config, metric)
+    else:
+        run = find_run(run_id, config, latest=MODELS, called="finished run")
+    if run.model_uri is None:
+        raise RequestError(f"run_id={run_id} ({run.status}) has saved no model")
+    run.config  # noqa: B018 - read now, or refused
+    return run
+
+
+def find_sweep(sweep_id: str, config: Config, *, key: str = "sweep.resume") -> RecordedRun:
+    """A sweep's own run, by id or beginning of one, or the `latest`; `key` is for messages.
+
+    Raises:
+        RequestError: there is no such sweep.
+    """
+    client = connect(config.tracking.uri)
+    if sweep_id == "latest":
+        return newest(client, Query(is_sweep=True), config, key=key, called="sweep")
+    run = by_id(client, sweep_id, key=key, kind="sweep")
+    if not run.is_sweep:
+        raise RequestError(f"{key}={sweep_id}: there is no such sweep")
+    return run
+
+
+def newest(client: Client, query: Query, config: Config, *, key: str, called: str) -> RecordedRun:
+    """The newest run that fits, of the experiment that the configuration means.
+
+    Raises:
+        RequestError: there is none; says which other experiment has one.
+    """
+    name = experiment_name(config)
+    found = list(search(client, replace(query, experiment=name, limit=1)))
+    if found:
+        return found[0]
+    raise RequestError(
+        f"{key}=latest: experiment {name} has no {called}{_elsewhere(client, query)}"
+    )
+
+
+def _elsewhere(client: Client, query: Query) -> str:
+    """The experiment with the newest run that fits, as a hint."""
+    others = list(search(client, replace(query, experiment=None, limit=1)))
+    if not others:
+        return ""
+    name = others[0].experiment
+    return f"; the newest is in experiment {name}: tracking.experiment={name}"
+
+
+def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run") -> RecordedRun:
+    """The run with that id, or the only one whose id begins so.
+
+    A whole id is asked for alone, a beginning searched for in all experiments. Messages name the
+    `key` of the command line that it was given by and the `kind` of run that it should be.
+
+    Raises:
+        RequestError: no run fits, or several, or the run was deleted.
+    """
+    if is_beginning(given):
+        return by_beginning(client, given, key=key, kind=kind)
+    try:
+        run = client.get_run(given)
+    except MlflowException as error:
+        raise _no_such_run(client, given, key, kind) from error
+    _require_active(run, given, key)
+    return recorded(run, str(client.get_experiment(run.info.experiment_id).name))
+
+
+def is_beginning(given: str) -> bool:
+    """Whether it can be the beginning of an id, and is no whole one."""
+    return SHORTEST <= len(given) < WHOLE and re.fullmatch("[0-9a-fA-F]+", given) is not None
+
+
+def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> RecordedRun:
+    """The only run whose id begins so.
+
+    Raises:
+        RequestError: no run fits, or several; or it is no beginning of an id.
+    """
+    if not is_beginning(given):
+        raise _no_such_run(client, given, key, kind)
+    fitting = list(search(client, Query(begins=given.lower(), limit=SHOWN + 1)))
+    if not fitting:
+        raise _no_such_run(client, given, key, kind)
+    if len(fitting) > 1:
+        ids = [run.id for run in fitting[:SHOWN]] + ["…"] * (len(fitting) > SHOWN)
+        raise RequestError(
+            f"{key}={given}: fits several runs ({', '.join(ids)}); give more characters"
+        )
+    return fitting[0]
+
+
+def _require_active(run: Run, given: str, key: str) -> None:
+    if run.info.lifecycle_stage != "active":
+        raise RequestError(
+            f"{key}={given} was deleted; `mlflow runs restore --run-id {run.info.run_id}` brings "
+            "it back"
+        )
+
+
+def _no_such_run(client: Client, given: str, key: str, kind: str) -> RequestError:
+    return RequestError(
+        f"{key}={given}: there is no such {kind} in {without_password(client.tracking_uri)}; give "
+        f"its id, or of that the first {SHORTEST} or more characters; tracking.uri=… names another "
+        "store"
+    )
+
+
+def find_best(
+    client: Client, query: Query, metric: str, *, most: int, lower_is_better: bool = False
+) -> list[RecordedRun]:
+    """The `most` best of the runs that fit, by what the weights they kept have of a metric."""
+
+    def look(order: Sequence[str], limit: int) -> list[RecordedRun]:
+        return list(search(client, replace(query, order=order, limit=limit)))
+
+    return best_by_kept(look, metric, most=most, lower_is_better=lower_is_better)
+
+
+def best_by_kept(
+    look: Callable[[Sequence[str], int], Sequence[RecordedRun]],
+    metric: str,
+    *,
+    most: int,
+    lower_is_better: bool = False,
+) -> list[RecordedRun]:
+    """The `most` best runs of those that `look(order, number)` finds, of equals the oldest first.
+
+    A run recorded before there was `kept/…` counts by its last epoch, for the best one of its
+    history would take a request per run. MLflow sorts by one metric and then by another, never by
+    whichever there is: where there are more runs than wanted, those best by the last epoch are
+    searched for as well.
+    """
+    way = "" if lower_is_better else "-"
+    has_kept = metric.startswith("val/")
+    first = [f"{way}{KEPT}{metric}"] * has_kept + [f"{way}{metric}"]
+    found = list(look([*first, "started"], most + 1))
+    if has_kept and len(found) > most:
+        known = {run.id for run in found}
+        others = look([f"{way}{metric}", "started"], most + SPARE)
+        found += [run for run in others if run.id not in known]
+    return sorted(found, key=lambda run: _rank(run, metric, lower_is_better))[:most]
+
+
+def _rank(run: RecordedRun, metric: str, lower_is_better: bool) -> tuple[bool, float, int]:
+    value = run.metrics.get(metric, math.nan)
+    return math.isnan(value), value if lower_is_better else -value, run.started
+
+
+def _best(config: Config, metric: str) -> RecordedRun:
+    name, client = experiment_name(config), connect(config.tracking.uri)
+    runs = find_best(client, replace(MODELS, experiment=name), metric, most=1)
+    if not runs or metric not in runs[0].metrics:
+        raise RequestError(
+            f"run_id=best: experiment {name} has no finished run with a model and {metric}; "
+            "make one, or name another with dataset=… or tracking.experiment=…"
+        )
+    return runs[0]
+
+
+def history(client: Client, run_id: str, metrics: Sequence[str]) -> dict[str, dict[int, float]]:
+    """All values of these metrics of a run, by name and step; a request per metric."""
+    return {
+        name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
+        for name in metrics
+    }
+
+
+def search(client: Client, query: Query) -> Iterator[RecordedRun]:
+    """The runs of a store that fit, page by page."""
+    names = experiment_names(client, query.experiment)
+    left, token = query.limit, None
+    while names and left != 0:
+        with _left_as_read():
+            page = client.search_runs(
+                list(names),
+                _condition(query),
+                ViewType.ACTIVE_ONLY,
+                max_results=min(left or PAGE, PAGE),
+                order_by=[_clause(one) for one in query.order],
+                page_token=token,
+            )
+        for run in page:
+            yield recorded(run, names[run.info.experiment_id])
+        left, token = left and left - len(page), page.token
+        if not token:
+            return
+
+
+def _condition(query: Query) -> str:
+    """The query in MLflow's grammar, whose values are quoted."""
+    parts = []
+    if query.status is not None:
+        if len(query.status) == 1:
+            parts.append(f"attributes.status = '{query.status[0]}'")
+        else:  # the grammar has no OR
+            others = [status for status in Status if status not in query.status]
+            parts += [f"attributes.status != '{status}'" for status in others]
+    if query.ids is not None:
+        listed = ", ".join(map(_quoted, query.ids))
+        parts.append(f"attributes.run_id IN ({listed})")
+    if query.begins is not None:
+        parts.append(f"attributes.run_id LIKE {_quoted(query.begins + '%')}")
+    if query.has_metric is not None:
+        parts.append(f"metrics.`{query.has_metric}` > -1.7e308")
+    flags = (
+        (FOLDER, query.is_sweep),
+        (MODEL_URI, query.has_model),
+        (RUN_FOLDER, query.has_folder),
+        (PRUNED, query.is_pruned),
+        (PARENT, query.parent),
+        (INDEX, None if query.index is None else str(query.index)),
+    )
+    tags = {name: value for name, value in flags if value is not None} | dict(query.tags)
+    return " AND ".join([*parts, *(_tag(name, value) for name, value in tags.items())])
+
+
+def _tag(name: str, value: str | bool) -> str:
+    if isinstance(value, str):
+        return f"tags.`{name}` = {_quoted(value)}"
+    return f"tags.`{name}` != ''" if value else f"tags.`{name}` IS NULL"
+
+
+def _quoted(text: str) -> str:
+    """A text as MLflow's grammar takes it, which knows no escapes.
+
+    Raises:
+        RequestError: it holds both kinds of quotation marks.
+    """
+    if "'" in text and '"' in text:
+        raise RequestError(f"{text}: MLflow cannot search for both kinds of quotation marks")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _clause(order: str) -> str:
+    name, way = order.removeprefix("-"), "DESC" if order.startswith("-") else "ASC"
+    return f"attributes.start_time {way}" if name == "started" else f"metrics.`{name}` {way}"
+
+
+@contextmanager
+def _left_as_read() -> Iterator[None]:
+    """While open, SQLAlchemy lets what a database transaction has read be, once it has ended.
+
+    It would note of each of a thousand runs' hundred values that it may have changed since: 0.4 s,
+    and MLflow does not look at them again.
+    """
+    if "sqlalchemy.orm" not in sys.modules:  # the store is a server's
+        yield
+        return
+    from sqlalchemy import event
+    from sqlalchemy.orm import Session
+
+    def begun(session: Session, *_: Any) -> None:
+        session.expire_on_commit = False
+
+    event.listen(Session, "after_begin", begun)
+    try:
+        yield
+    finally:
+        event.remove(Session, "after_begin", begun)
+
+
+def recorded(run: Run, experiment: str) -> RecordedRun:
+    """MLflow's run as a value of ours; `experiment` is the name of its experiment."""
+    known = Status.__members__.get(run.info.status)
+    return RecordedRun(
+        id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment=experiment,
+        status=known or Status.RUNNING,  # MLflow's SCHEDULED has not ended either
+        started=run.info.start_time,
+        ended=run.info.end_time,
+        params=run.data.params,
+        tags=run.data.tags,
+        logged=run.data.metrics,
+        sizes=_sizes(run),
+        artifacts=run.info.artifact_uri,
+    )
+
+
+def _sizes(run: Run) -> Mapping[str, int]:
+    """Images by split, from the data that the run logged."""
+    for logged in run.inputs.dataset_inputs if run.inputs else ():
+        profile: dict[str, int] = json.loads(logged.dataset.profile or "{}")
+        sizes = {key.removesuffix("_images"): profile[key] for key in profile}
+        if "test" in sizes:
+            return sizes
+    return {}

@@ -1,0 +1,286 @@
+"""What a tracking store knows of a run, and what can be asked of it about runs. Imports no MLflow.
+
+MLflow's names for tags and its words for a run's status stand here and nowhere above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import yaml
+
+from pipeline.config.schema import Config, validate
+from pipeline.data.values import KEPT, Array
+from pipeline.system.errors import RequestError, one_line
+from pipeline.system.folders import owner
+
+# Tags of every run: its name, commit, uncommitted changes, data, model; and how it ended.
+NAME, COMMIT, DIRTY, PATCH = (
+    *("mlflow.runName", "mlflow.source.git.commit"),
+    *("code.dirty", "code.patch_sha256"),
+)
+FINGERPRINT, MODEL_URI, ERROR, TRACEBACK = "data.fingerprint", "model_uri", "error", "traceback"
+RUN_FOLDER = "folder"  # where its log and checkpoints lie
+# Tags of a job: its sweep, its number, what pruned it; of a sweep's own run its folder.
+PARENT, INDEX, PRUNED, FOLDER = (
+    *("mlflow.parentRunId", "sweep.index"),
+    *("sweep.pruned", "sweep.folder"),
+)
+SEED = "seed"
+CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
+# Parameters that change what is shown of a model and never the model.
+SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
+# The builders behind a leaf's parameters; the other groups' parameters say all there is.
+CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
+SHORT = 8  # characters of a checksum or an id that a person reads
+
+
+class Status(StrEnum):
+    """How a run ended, or that it has not ended yet."""
+
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """A run as the tracking store has it, whatever state it is in.
+
+    `started` and `ended`: Unix time, ms; `logged`: the last value of each metric; `sizes`: images
+    by split; `artifacts`: the address of its artefacts, which are read when they are asked for.
+    """
+
+    id: str
+    name: str
+    experiment: str
+    status: Status
+    started: int
+    ended: int | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    logged: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    artifacts: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a person would call it: its name, else the beginning of its id."""
+        return self.name or self.id[:SHORT]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Its metrics; those by epoch are of the epoch whose weights it kept."""
+        return of_kept_weights(self.logged)
+
+    @property
+    def kept_another_epoch(self) -> bool:
+        """Whether `metrics` are the last epoch's, and the weights that the run kept are not.
+
+        Runs that say how good the kept weights are do not need to be asked.
+        """
+        if any(name.startswith(KEPT) for name in self.logged):
+            return False
+        best, epochs = self.logged.get("train/best_epoch"), self.params.get("train.epochs", "")
+        kept_best = self.params.get("train.keep") == "best" and best is not None
+        return kept_best and epochs.isdecimal() and best != int(epochs)
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran; 0 where it has not ended."""
+        return ((self.ended or self.started) - self.started) / 1000
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its log and checkpoints lie, on the machine it ran on."""
+        return Path(self.tags[RUN_FOLDER]) if RUN_FOLDER in self.tags else None
+
+    @property
+    def sweep_folder(self) -> Path | None:
+        """The folder of the sweep whose own run it is."""
+        return Path(self.tags[FOLDER]) if FOLDER in self.tags else None
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a sweep's own run, which has trained nothing itself."""
+        return FOLDER in self.tags
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the sweep that it is a job of."""
+        return self.tags.get(PARENT)
+
+    @property
+    def index(self) -> int | None:
+        """Its number among the jobs of its sweep, from 0."""
+        return int(self.tags[INDEX]) if INDEX in self.tags else None
+
+    @property
+    def pruned(self) -> str | None:
+        """Why its sweep ended it early."""
+        return self.tags.get(PRUNED)
+
+    @property
+    def error(self) -> str | None:
+        """Why it did not end well, in a line."""
+        return self.tags.get(ERROR)
+
+    @property
+    def commit(self) -> str | None:
+        """The git commit of the code it ran with."""
+        return self.tags.get(COMMIT)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of its data's whole content."""
+        return self.tags.get(FINGERPRINT)
+
+    @property
+    def model_uri(self) -> str | None:
+        """MLflow's address of the model it saved; None: it has saved none."""
+        return self.tags.get(MODEL_URI) or None
+
+    @cached_property
+    def traits(self) -> dict[str, str]:
+        """All that a result depends on, by name: settings, code, data, versions, hardware."""
+        return self._settings | self._origin
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        chosen = {key: self.tags[key] for key in CHOICES if key in self.tags}
+        return chosen | {
+            # `mlflow run` records parameters of its own, and ours then under config.<name>.
+            key.removeprefix("config."): value
+            for key, value in self.params.items()
+            if ("." in key or key == SEED) and not key.startswith(SHOWN_ONLY)
+        }
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        tags = self.tags
+        origin = {"code": code_state(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
+        origin |= {k: v for k, v in tags.items() if k.startswith(("version.", "hardware."))}
+        return origin | {"status": str(self.status)}
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration it ran with.
+
+        Raises:
+            RequestError: there is none among its artefacts.
+        """
+        return validate(yaml.safe_load(self.text(CONFIG)))
+
+    def text(self, name: str) -> str:
+        """A text among its artefacts, byte for byte.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        return self.fetch(name).read_bytes().decode("utf-8", errors="surrogateescape")
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name is among its artefacts."""
+        from pipeline.tracking.client import artifact_names
+
+        return name in artifact_names(self.artifacts) or self._left(name) is not None
+
+    def predictions(self) -> dict[str, Array]:
+        """`<split>_labels` i32[N] and `<split>_probs` f32[N,K] of each split it was evaluated on.
+
+        Raises:
+            RequestError: it was not evaluated, or the file is damaged.
+        """
+        path = self.fetch(PREDICTIONS)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise RequestError(
+                f"run_id={self.id}: its {PREDICTIONS} cannot be read: {one_line(error)}"
+            ) from error
+
+    def load_model(self) -> Any:
+        """The Keras model that it saved, for predicting: u8[N,H,W,C] → probabilities f32[N,K].
+
+        Raises:
+            RequestError: it has saved none, or none that can be loaded.
+        """
+        if self.model_uri is None:
+            raise RequestError(f"run_id={self.id} ({self.status}) has saved no model")
+        from pipeline.tracking.models import load_saved  # which imports TensorFlow
+
+        return load_saved(self.model_uri)
+
+    def fetch(self, name: str) -> Path:
+        """A file among its artefacts, on this machine.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        from pipeline.tracking.client import fetch
+
+        try:
+            return fetch(f"{self.artifacts}/{name}")
+        except OSError as error:
+            if left := self._left(name):
+                return left
+            raise RequestError(f"run_id={self.id}: the run has no {name}") from error
+
+    def _left(self, name: str) -> Path | None:
+        """What lies in its folder still: a run that was killed outright brought nothing home."""
+        if self.folder is None or owner(self.folder) != self.id:
+            return None
+        path = self.folder / "artifacts" / name
+        return path if path.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Which runs to look for; a condition that is None is no condition.
+
+    `experiment`: a name; None: all experiments. `tags`: by name its value, True: it is set, False:
+    it is not. `order`: `started` or names of metrics; one after a `-` has the largest first.
+    """
+
+    experiment: str | None = None
+    status: Sequence[Status] | None = None
+    ids: Sequence[str] | None = None
+    begins: str | None = None
+    """The beginning of an id, in lower case."""
+    is_sweep: bool | None = None
+    """Whether it is a sweep's own run."""
+    parent: str | None = None
+    """The sweep whose job it is."""
+    index: int | None = None
+    has_model: bool | None = None
+    has_folder: bool | None = None
+    """Whether it says where its log and checkpoints lie, as every run but a sweep's own does."""
+    is_pruned: bool | None = None
+    has_metric: str | None = None
+    tags: Mapping[str, str | bool] = field(default_factory=dict)
+    order: Sequence[str] = ("-started",)
+    limit: int | None = None
+
+
+def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a run, those by epoch being those of the epoch whose weights it kept."""
+    kept = {key.removeprefix(KEPT): metrics[key] for key in metrics if key.startswith(KEPT)}
+    return {**metrics, **kept}
+
+
+def code_state(tags: Mapping[str, str]) -> str:
+    """The commit and, where the tree had more than it, the patch: `1ce00fe + patch 3f2a81c0`."""
+    commit = tags.get(COMMIT, "")[:7] or "unknown"
+    if tags.get(DIRTY) != "true":
+        return commit
+    patch = tags.get(PATCH, "")[:SHORT]
+    return f"{commit} + patch {patch}" if patch else f"{commit} + uncommitted changes"

@@ -1,0 +1,94 @@
+"""Finds the runs to compare: whole pages of them, no request for a single one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.config.messages import choose
+from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import connect, experiment_name
+from pipeline.tracking.runs import WHOLE, by_id, find_best, find_runs, find_sweep
+from pipeline.tracking.values import Query, RecordedRun, Status
+
+FINISHED = Query(status=(Status.FINISHED,), is_sweep=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Runs, where they come from in words, and the sweep whose jobs they are, if they are that."""
+
+    runs: list[RecordedRun]
+    source: str
+    sweep: str | None = None
+
+
+def best_runs(config: Config, *, lower_is_better: bool) -> Found:
+    """The `compare.top` finished runs of the experiment that have the metric, best first.
+
+    Raises:
+        RequestError: there is none; says which metrics there are.
+    """
+    request, name = config.compare, experiment_name(config)
+    asked = replace(FINISHED, experiment=name, has_metric=request.metric)
+    runs = find_best(
+        connect(config.tracking.uri),
+        asked,
+        request.metric,
+        most=request.top,
+        lower_is_better=lower_is_better,
+    )
+    if not runs:
+        raise RequestError(_without_metric(config, name))
+    number = f"best {len(runs):,} finished runs" if len(runs) > 1 else "best finished run"
+    return Found(runs=runs, source=f"{number} of experiment {name}")
+
+
+def named_runs(config: Config) -> Found:
+    """The runs that `compare.runs` names by id or by its first characters, in that order.
+
+    Raises:
+        RequestError: a name fits no run, several, or a sweep's own run; or all name the same.
+    """
+    names = list(dict.fromkeys(config.compare.runs))
+    whole = [name for name in names if len(name) == WHOLE]
+    asked = Query(ids=whole)
+    found = {run.id: run for run in find_runs(asked, config.tracking)} if whole else {}
+    client, runs = connect(config.tracking.uri), {}
+    for name in names:
+        run = found.get(name) or by_id(client, name, key="runs")
+        if run.is_sweep:
+            raise RequestError(f"runs: {name} is a sweep's own run; its jobs are sweep={name}")
+        runs[run.id] = run
+    if len(runs) < 2:
+        raise RequestError(f"runs: all of {', '.join(names)} are one run; name two or more")
+    return Found(runs=list(runs.values()), source=f"{len(runs)} named runs")
+
+
+def sweep_runs(config: Config) -> Found:
+    """The finished jobs of the sweep `compare.sweep`.
+
+    Raises:
+        RequestError: there is no such sweep, or none of its jobs has finished.
+    """
+    asked = str(config.compare.sweep)
+    sweep = find_sweep(asked, config, key="sweep")
+    of_sweep = Query(experiment=sweep.experiment, parent=sweep.id, order=("started",))
+    jobs = find_runs(of_sweep, config.tracking)
+    runs = [run for run in jobs if run.status == Status.FINISHED]
+    if not runs:
+        raise RequestError(f"sweep={asked}: none of its {len(jobs)} jobs has finished")
+    others = f" ({len(jobs) - len(runs)} did not finish)" if len(jobs) > len(runs) else ""
+    source = f"{len(runs):,} jobs of sweep {sweep.id}{others}"
+    return Found(runs=runs, source=source, sweep=sweep.id)
+
+
+def _without_metric(config: Config, name: str) -> str:
+    one = replace(FINISHED, experiment=name, limit=1)
+    newest = find_runs(one, config.tracking)
+    if newest:
+        metric = config.compare.metric
+        other = choose(metric, newest[0].metrics)
+        return f"metric={metric}: no finished run of experiment {name} has it; {other}"
+    state = "finished run" if find_runs(Query(experiment=name, limit=1), config.tracking) else "run"
+    return f"experiment {name} has no {state} yet; tracking.experiment=… names another"

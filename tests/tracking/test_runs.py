@@ -1,0 +1,163 @@
+"""Runs by the beginnings of their ids, and the best of them, against clients that take notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.entities import Run, RunData, RunInfo
+from mlflow.exceptions import MlflowException
+
+from pipeline.system.errors import RequestError
+from pipeline.tracking.runs import best_by_kept, by_id
+from pipeline.tracking.values import RecordedRun, Status
+
+IDS = ["abcd" + "0" * 28, "abce" + "0" * 28, "12e4" + "0" * 28]
+IDS += [f"ffff{number}" + "0" * 27 for number in range(5)]
+
+
+class Client:
+    """A store of these runs in two experiments."""
+
+    tracking_uri = "sqlite:///mlflow.db"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get_run(self, run_id: str) -> Any:
+        self.asked.append("get_run")
+        if run_id not in IDS:
+            raise MlflowException("not found")
+        return _run(run_id)
+
+    def get_experiment(self, experiment_id: str) -> Any:
+        self.asked.append("get_experiment")
+        return SimpleNamespace(name=f"experiment {experiment_id}")
+
+    def search_experiments(self, max_results: int, page_token: str | None) -> Any:
+        self.asked.append("search_experiments")
+        return Page(SimpleNamespace(experiment_id=name, name=name) for name in "01")
+
+    def search_runs(
+        self, experiments: list[str], where: str, view: int, max_results: int, **_: Any
+    ) -> Any:
+        self.asked.append("search_runs")
+        assert experiments == ["0", "1"]
+        beginning = where.removeprefix("attributes.run_id LIKE '").removesuffix("%'")
+        fitting = [_run(run_id) for run_id in IDS if run_id.startswith(beginning)]
+        return Page(fitting[:max_results])
+
+
+class Page(list[Any]):
+    """A page of answers, the last."""
+
+    token = None
+
+
+def _run(run_id: str) -> Any:
+    return Run(
+        RunInfo(run_id, "1", "me", "FINISHED", 0, 0, "active", run_name="calm-fox"), RunData()
+    )
+
+
+def found(given: str) -> str:
+    return str(by_id(Client(), given).id)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["abcd", "ABCD0", "abcd000000", IDS[0]])
+def test_a_run_is_found_by_the_whole_of_its_id_or_a_beginning(given: str) -> None:
+    assert found(given) == IDS[0]
+
+
+def test_a_whole_id_costs_no_search() -> None:
+    client = Client()
+    by_id(client, IDS[1])  # type: ignore[arg-type]
+    assert client.asked == ["get_run", "get_experiment"]  # the second for its name
+
+
+@pytest.mark.parametrize("given", ["abc", "dead", "abcd' OR '1", "abcx", "0" * 32, "a" * 33])
+def test_what_fits_no_run_is_refused_with_what_an_id_may_be(given: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        found(given)
+    assert str(refused.value) == (
+        f"run_id={given}: there is no such run in sqlite:///mlflow.db; give its id, or of that the "
+        "first 4 or more characters; tracking.uri=… names another store"
+    )
+
+
+def test_what_fits_several_runs_is_refused_with_the_first_of_them() -> None:
+    with pytest.raises(RequestError) as refused:
+        found("ffff")
+    assert str(refused.value) == (
+        f"run_id=ffff: fits several runs ({', '.join(IDS[3:6])}, …); give more characters"
+    )
+
+
+def test_the_message_names_the_word_it_was_given_by_and_what_was_wanted() -> None:
+    with pytest.raises(RequestError, match=r"^sweep\.resume=dead: there is no such sweep"):
+        by_id(Client(), "dead", key="sweep.resume", kind="sweep")  # type: ignore[arg-type]
+
+
+# --- the best ---
+
+ACCURACY, KEPT = "val/accuracy", "kept/val/accuracy"
+
+
+class Store:
+    """Runs by their metrics, named by their places; sorts as MLflow does, what is missing last."""
+
+    def __init__(self, *metrics: dict[str, float]) -> None:
+        self.searches = 0
+        self.runs = [
+            RecordedRun(
+                id=str(place),
+                name="",
+                experiment="",
+                status=Status.FINISHED,
+                started=place,
+                logged=one,
+            )
+            for place, one in enumerate(metrics)
+        ]
+
+    def search(self, order: Sequence[str], most: int) -> Any:
+        self.searches += 1
+        runs = list(self.runs)
+        for clause in reversed(order[:-1]):
+            name, sign = clause.removeprefix("-"), -1 if clause.startswith("-") else 1
+            runs.sort(key=lambda run: sign * run.logged.get(name, sign * float("inf")))
+        return runs[:most]
+
+    def best(self, most: int, metric: str = ACCURACY, *, lower: bool = False) -> list[str]:
+        found = best_by_kept(self.search, metric, most=most, lower_is_better=lower)
+        return [run.id for run in found]
+
+
+def test_what_was_kept_counts_and_the_last_epoch_where_that_is_not_known() -> None:
+    store = Store({ACCURACY: 0.99, KEPT: 0.5}, {ACCURACY: 0.7, KEPT: 0.8}, {ACCURACY: 0.75})
+    assert store.best(3) == ["1", "2", "0"]
+    assert store.searches == 1
+
+
+def test_old_runs_are_searched_for_where_there_are_more_runs_than_wanted() -> None:
+    store = Store({ACCURACY: 0.5, KEPT: 0.6}, {ACCURACY: 0.5, KEPT: 0.55}, {ACCURACY: 0.7})
+    assert store.best(1) == ["2"]
+    assert store.best(2) == ["2", "0"]
+
+
+def test_of_equals_the_oldest_is_first_and_without_a_value_a_run_is_last() -> None:
+    store = Store({}, {ACCURACY: 0.5}, {ACCURACY: 0.5}, {ACCURACY: float("nan")})
+    assert store.best(4) == ["1", "2", "0", "3"]
+
+
+def test_a_loss_is_better_the_lower_it_is() -> None:
+    store = Store({"val/loss": 0.5}, {"val/loss": 0.9, "kept/val/loss": 0.4}, {"val/loss": 0.3})
+    assert store.best(2, "val/loss", lower=True) == ["2", "1"]
+
+
+def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
+    store = Store({"test/accuracy": 0.5}, {"test/accuracy": 0.9})
+    assert store.best(1, "test/accuracy") == ["1"]
+    assert store.searches == 1
