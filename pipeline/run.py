@@ -40,9 +40,10 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
-            listeners = (recording.log_epoch, *watchers)
             progress = start.progress if start else None
-            fitted = train(model, prepared, config, folder, listeners, progress)
+            fitted = train(
+                model, prepared, config, folder, [recording.log_epoch, *watchers], progress
+            )
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             found.update(_evaluate(model, prepared, config, recording))
