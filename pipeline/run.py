@@ -31,8 +31,8 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
 
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
-    run_id, spent_s = (start.run_id, start.progress.seconds) if start else (None, None)
-    opened = record(config, folder, run_id=run_id, spent_s=spent_s)
+    run_id, progress = (start.run_id, start.progress) if start else (None, None)
+    opened = record(config, folder, run_id=run_id, spent_s=progress and progress.seconds)
     with opened as recording, reported(recording, config) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
@@ -40,10 +40,8 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
-            progress = start.progress if start else None
-            fitted = train(
-                model, prepared, config, folder, [recording.log_epoch, *watchers], progress
-            )
+            listeners = (recording.log_epoch, *watchers)
+            fitted = train(model, prepared, config, folder, listeners, progress)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             found.update(_evaluate(model, prepared, config, recording))
