@@ -32,7 +32,7 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
-    opened = record(config, folder, run_id=run_id, spent_s=progress and progress.seconds)
+    opened = record(config, folder, run_id=run_id, spent_s=progress.seconds if progress else None)
     with opened as recording, reported(recording, config) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
