@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import select
@@ -15,9 +14,6 @@ from types import FrameType
 # A message suits a user better than Hydra's stack trace; this makes Hydra pass its errors on.
 SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 os.environ["HYDRA_FULL_ERROR"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow leaves oneDNN off on some processors, where convolutions then take twice as long.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
@@ -31,7 +27,7 @@ from pipeline.config.schema import register, validate  # noqa: E402
 from pipeline.config.words import addressed, normalise  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
-from pipeline.system.native import native_messages_to  # noqa: E402
+from pipeline.system.terminal import native_messages_to  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
@@ -130,8 +126,6 @@ def main() -> int:
         print(told, file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
-    finally:
-        gc.freeze()  # or Python would spend two seconds looking for cycles before it exits
     return 0
 
 

@@ -22,11 +22,11 @@ QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1")
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process' environment without what would lead a run elsewhere."""
+    """This process' environment without what would lead a run elsewhere or is set for tests."""
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE", "TF_XLA_"))
+        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE", "TF_", "KERAS_"))
     }
     return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
 

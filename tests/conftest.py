@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+from pipeline.system.imports import configure_libraries
+
+configure_libraries()  # the tests import modules of ours by themselves
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.

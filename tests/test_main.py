@@ -96,7 +96,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
         cwd=folder,
         env=environment(),
         check=True,
-        timeout=60,
+        timeout=300,
     )
     return {
         name: Answer(
@@ -292,7 +292,8 @@ def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Pat
 @pytest.mark.slow
 def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
     diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
-    ended = pipeline("dataset=synthetic", *diverging, cwd=tmp_path)
+    talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first
+    ended = pipeline("dataset=synthetic", *diverging, cwd=tmp_path, **talkative)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "the loss became nan in epoch 1", "optimizer.learning_rate")
     [log] = tmp_path.glob("outputs/*/*/pipeline.log")

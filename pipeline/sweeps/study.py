@@ -17,7 +17,7 @@ from pipeline.config.sweep import Sweep
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome, objectives
 from pipeline.sweeps.space import distributions, text_of
-from pipeline.system.databases import reason, without_password
+from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import Pruned, RequestError, first_line
 
 optuna: Any = lazy_loader.load("optuna")
@@ -145,6 +145,7 @@ def open_storage(place: str) -> Any:
         RequestError: the database cannot be used.
     """
     if "://" in place:
+        keep_through_interrupts(place)
         try:
             return optuna.storages.RDBStorage(place)
         except (ImportError, sa.exc.SQLAlchemyError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import gc
 import multiprocessing
 import os
 import pickle
@@ -46,7 +45,6 @@ def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
     with suppress(EOFError, OSError):  # the pool has closed its end
         while True:
             there.send_bytes(_carried_out(there.recv_bytes()))
-    gc.freeze()  # or Python would spend two seconds looking for cycles before it exits
 
 
 def _leave_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Addresses of databases: as they may be shown, and why one cannot be used."""
+"""Databases: addresses as they may be shown, why one cannot be used, and Ctrl-C while one is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from pipeline.system.errors import first_line
 
 # What pip knows a driver by, where that is not the name it is imported by.
+_KEPT: set[str | None] = set()  # SQLite files whose connections outlive Ctrl-C
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 
@@ -16,6 +17,30 @@ def without_password(uri: str) -> str:
         return sa.make_url(uri).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:
         return uri
+
+
+def keep_through_interrupts(uri: str) -> None:
+    """Has connections to this SQLite database rolled back and kept when Ctrl-C interrupts them.
+
+    SQLAlchemy would give up a connection that is interrupted in the middle of a statement. The
+    database then stays locked, for this process too, as long as the traceback holds the statement.
+    Other databases and other engines of the process are left alone.
+    """
+    try:
+        url = sa.make_url(uri)
+    except sa.exc.ArgumentError:
+        return
+    if url.get_backend_name() != "sqlite":
+        return
+    _KEPT.add(url.database)
+    if not sa.event.contains(sa.Engine, "handle_error", _keep):
+        sa.event.listen(sa.Engine, "handle_error", _keep)
+
+
+def _keep(context: sa.ExceptionContext) -> None:
+    is_stop = not isinstance(context.original_exception, Exception)
+    if is_stop and context.engine is not None and context.engine.url.database in _KEPT:
+        context.is_disconnect = False
 
 
 def reason(error: BaseException) -> str:

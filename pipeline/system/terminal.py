@@ -1,8 +1,12 @@
-"""Where commands print their tables."""
+"""The terminal: where commands print, and where native libraries do not."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -23,3 +27,21 @@ def standard_output() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_COLUMNS
     return console
+
+
+@contextmanager
+def native_messages_to(path: Path) -> Iterator[None]:
+    """While open, appends all of stderr to a file.
+
+    TensorFlow's native library prints when it is imported, whatever it is told.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
 
 from pipeline.config.schema import Config
-from pipeline.system.databases import reason, without_password
+from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
@@ -37,18 +37,6 @@ FIRST_ANSWER_S = 10
 PAGE = 5_000  # experiments asked for at once
 
 
-@sa.event.listens_for(sa.Engine, "handle_error")
-def _keep_sqlite(context: sa.ExceptionContext) -> None:
-    """Has a connection rolled back and used on when Ctrl-C meets it in the middle of a statement.
-
-    SQLAlchemy would give it up as broken. SQLite's file then stays locked, for ourselves as well,
-    as long as the open statement lives, which the traceback holds.
-    """
-    is_stop = not isinstance(context.original_exception, Exception)
-    if is_stop and context.dialect.name == "sqlite":
-        context.is_disconnect = False
-
-
 def connect(uri: str | None) -> Client:
     """A client of the tracking server or store at `uri`, which is made the process' default.
 
@@ -59,6 +47,7 @@ def connect(uri: str | None) -> Client:
     """
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     _require_answer(address)
+    keep_through_interrupts(address)
     mlflow.set_tracking_uri(address)
     try:
         # The client makes a fresh store's tables; several processes at it at once spoil them.

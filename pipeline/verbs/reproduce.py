@@ -18,8 +18,7 @@ from pipeline.data.load import ingest
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.imports import load
-from pipeline.system.native import native_messages_to
-from pipeline.system.terminal import standard_output
+from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run

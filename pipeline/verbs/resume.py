@@ -16,7 +16,7 @@ from pipeline.data.load import ingest
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
 from pipeline.system.imports import load
-from pipeline.system.native import native_messages_to
+from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
 from pipeline.tracking.recording import LONGEST_PARAM, reopen
 from pipeline.tracking.runs import find_run

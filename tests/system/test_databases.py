@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine.default import DefaultDialect
 
-from pipeline.system.databases import reason, without_password
+from pipeline.system.databases import keep_through_interrupts, reason, without_password
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,27 @@ def test_it_is_said_which_driver_to_install(uri: str, said: str) -> None:
 def test_a_driver_is_named_as_pip_knows_it() -> None:
     said = reason(ModuleNotFoundError("No module named 'psycopg'", name="psycopg"))
     assert said == "its driver is not installed: pip install 'psycopg[binary]'"
+
+
+@pytest.mark.parametrize(
+    ("kept", "survives"), [("store.db", True), ("other.db", False)], ids=["kept", "a foreign one"]
+)
+def test_ctrl_c_in_a_statement_gives_up_the_connections_of_foreign_databases_alone(
+    kept: str, survives: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_through_interrupts(f"sqlite:///{tmp_path / kept}")
+    keep_through_interrupts("sqlite://")  # in memory
+    keep_through_interrupts("http://127.0.0.1:5000")
+    keep_through_interrupts("a folder")
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    with engine.connect() as connection:
+        monkeypatch.setattr(DefaultDialect, "do_execute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            connection.exec_driver_sql("CREATE TABLE noted (what TEXT)")
+        monkeypatch.undo()
+        assert connection.invalidated is not survives
+    engine.dispose()

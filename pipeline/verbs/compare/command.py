@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
-from pipeline.system.imports import uncollected
+from pipeline.system.imports import load, uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.drawing import Pictures, drawing
@@ -58,12 +57,11 @@ def compare(config: Config, folder: Path) -> None:
         if found.sweep:
             _log(found.sweep, files, config)
         print(f"{printed}page: {files[0]}" if printed else _json(comparison, files), flush=True)
-        gc.freeze()  # what was read stays until the process ends, and needs no look then either
 
 
 def _find(config: Config) -> Found:
     request = config.compare
-    # Only now: MLflow takes seconds to import.
+    load("pipeline.verbs.compare.choice")  # only now: MLflow takes seconds to import
     from pipeline.verbs.compare import choice
 
     if request.runs:

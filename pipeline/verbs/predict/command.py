@@ -22,8 +22,7 @@ from pipeline.data.reading import Block, read
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
-from pipeline.system.native import native_messages_to
-from pipeline.system.terminal import standard_output
+from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.predict.writers import WRITERS, Answers
 
 if TYPE_CHECKING:

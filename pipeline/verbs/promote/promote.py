@@ -9,9 +9,8 @@ from pathlib import Path
 from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.native import native_messages_to
 from pipeline.system.processes import user
-from pipeline.system.terminal import standard_output
+from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking.registry import CHALLENGER_STATE, STATE, Registry, open_registry
 from pipeline.tracking.runs import find_trained
 from pipeline.tracking.values import RecordedRun

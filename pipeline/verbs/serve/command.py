@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.config.requests import Serve
 from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
-from pipeline.system.native import native_messages_to
+from pipeline.system.imports import exempt
+from pipeline.system.terminal import native_messages_to
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -147,7 +148,7 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
     # A request's JSON makes lists by the thousand, at which Python would search all that TensorFlow
     # brought for cycles, again and again: 256 images took five times as long.
     gc.collect()
-    gc.freeze()
+    exempt()
     gc.set_threshold(YOUNG)
     settings = uvicorn.Config(
         app,
