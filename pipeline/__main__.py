@@ -20,16 +20,16 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from pipeline.config.allowed import check_words  # noqa: E402
 from pipeline.config.compose import compose_once  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.requests import REQUESTS  # noqa: E402
 from pipeline.config.schema import register, validate  # noqa: E402
+from pipeline.config.search import CONF  # noqa: E402
 from pipeline.config.words import addressed, normalise  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
-
-CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 # verb: (what carries it out, what it does)
 VERBS = {
@@ -109,6 +109,8 @@ def main() -> int:
         sys.argv[1:] = [*NO_FOLDER, *given] if verb == FOLDERLESS else given
         if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
             raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
+        register()
+        check_words(given, multirun=bool({"-m", "--multirun"} & set(given)))
         try:
             _with_hydra(verb)
         finally:  # after --help Hydra exits by itself
@@ -139,7 +141,6 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _with_hydra(verb: str) -> None:
-    register()
     if verb != "run":
         compose_once()
     failures: list[Exception] = []
@@ -153,7 +154,7 @@ def _with_hydra(verb: str) -> None:
                 raise
             failures.append(error)
 
-    hydra.main(config_path=CONF, config_name="config", version_base="1.3")(pipeline)()
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(pipeline)()
     if failures:
         raise failures[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Annotated, Any
@@ -15,6 +16,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _slug(value: str) -> str:
+    if not all(re.fullmatch(r"\w[\w.+-]{0,99}", part) for part in value.split("/")):
+        raise ValueError("names a folder: letters, digits and . _ + - alone, / between")
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]  # a file of a group, `mnist` or `mine/birds`
 
 
 def one_of(*choices: str) -> AfterValidator:

@@ -28,7 +28,7 @@ from pipeline.config.requests import (
     Rollback,
     Serve,
 )
-from pipeline.config.rules import Count, Seed, broken_rules, function_in, listed_in, one_of
+from pipeline.config.rules import Count, Seed, Slug, broken_rules, function_in, listed_in, one_of
 from pipeline.config.sweep import Sweep
 from pipeline.system.errors import RequestError
 
@@ -112,14 +112,14 @@ class Tracking:
 class Choices:
     """Which file of each group was chosen; filled in by Hydra."""
 
-    dataset: str = MISSING
-    preprocess: str = MISSING
-    augment: str = MISSING
-    model: str = MISSING
-    optimizer: str = MISSING
-    schedule: str = MISSING
-    train: str = MISSING
-    evaluate: str = MISSING
+    dataset: Slug = MISSING
+    preprocess: Slug = MISSING
+    augment: Slug = MISSING
+    model: Slug = MISSING
+    optimizer: Slug = MISSING
+    schedule: Slug = MISSING
+    train: Slug = MISSING
+    evaluate: Slug = MISSING
 
 
 @dataclass

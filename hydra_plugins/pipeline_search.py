@@ -1,0 +1,16 @@
+"""Hydra's view of where configuration files are searched; see `pipeline/config/search.py`."""
+
+from __future__ import annotations
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class PipelineSearchPath(SearchPathPlugin):
+    """The `conf/` of the current folder comes before the packaged one."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Adds the user's own folders, where it is the pipeline's search path."""
+        from pipeline.config.search import extend
+
+        extend(search_path)

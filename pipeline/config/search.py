@@ -1,0 +1,43 @@
+"""Where configuration files are searched: the current folder's `conf/` first, then the packaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+
+# In a checkout conf/ lies beside the package, in an installed one within it.
+_PLACES = (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
+CONF = next((place for place in _PLACES if place.is_dir()), _PLACES[0]).resolve()
+
+_more: list[Path] = []
+
+
+def project_folder() -> Path | None:
+    """The `conf/` of the current folder, unless it is the packaged one or does not exist."""
+    own = Path.cwd() / "conf"
+    return own if own.is_dir() and own.resolve() != CONF else None
+
+
+@contextmanager
+def searching(*folders: Path) -> Iterator[None]:
+    """Has `folders` searched after all others, as Hydra's `--config-dir` does."""
+    _more.extend(folders)
+    try:
+        yield
+    finally:
+        del _more[len(_more) - len(folders) :]
+
+
+def extend(search_path: ConfigSearchPath) -> None:
+    """Adds the folders of the user's own to Hydra's search path, if it is that of this package."""
+    main = [one.path for one in search_path.get_path() if one.provider == "main"]
+    if not main or Path(main[0].removeprefix("file://")) != CONF:
+        return  # another application's
+    if own := project_folder():
+        anchor = SearchPathQuery(provider="main")
+        search_path.prepend("project", f"file://{own}", anchor=anchor)
+    for folder in _more:
+        search_path.append("command-line", f"file://{folder}")
