@@ -16,6 +16,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import open_dict
 
+from pipeline.config.allowed import check_composed
 from pipeline.config.compose import Composer
 from pipeline.config.messages import explain
 from pipeline.sweeps.pool import Call, Ended, Pool
@@ -118,6 +119,7 @@ def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
     Singleton.set_state(singletons)
     setup_globals()
     composed = composer.compose(words)
+    check_composed(composed)
     with open_dict(composed):
         composed.hydra.job.id, composed.hydra.job.num = str(index), index
     done = run_job(

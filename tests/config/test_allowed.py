@@ -101,9 +101,8 @@ def test_what_a_value_refers_to_is_what_counts(
     monkeypatch.setenv("NAME", "shutil.copyfile")
     said = refusal("+hydra.callbacks.x._target_=${oc.env:NAME}")
     assert said.startswith("hydra.callbacks.x._target_: 'shutil.copyfile' is not allowed")
-    write(
-        tmp_path, "conf/experiment/a.yaml", f"# @package _global_\nkept:\n  x:\n    {COPY[:24]}\n"
-    )
+    kept = "# @package model\nkept: {x: {_target_: shutil.copyfile}}\n"
+    write(tmp_path, "conf/experiment/a.yaml", kept)
     said = refusal("experiment=a", "hydra.callbacks=${model.kept}")
     assert "hydra.callbacks.x._target_: 'shutil.copyfile' is not allowed" in said
     said = refusal("+hydra.callbacks.x._target_=${nowhere}")
