@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 
 import mlflow
@@ -173,8 +173,9 @@ def _downloads() -> TemporaryDirectory[str]:
 
 
 def artifact_names(address: str) -> set[str]:
-    """The names of the files and folders at an address of artefacts."""
-    return {found.path for found in mlflow.artifacts.list_artifacts(artifact_uri=address)}
+    """The names of the files and folders that lie at an address of artefacts."""
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=address)
+    return {PurePosixPath(found.path).name for found in listed}  # MLflow's begin with the folder's
 
 
 def _artifact_location(client: Client, name: str) -> str | None:
