@@ -53,8 +53,11 @@ class Promote:
     max_ece: Share | None = MISSING
     """Highest expected calibration error on the test split."""
     alpha: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
-    """Level at which McNemar's test must not call the run worse than the present champion, on the
-    same test images."""
+    """1 - alpha is the coverage of the paired interval of the difference in accuracy to a
+    champion, on the same test images."""
+    margin: Share = MISSING
+    """Loss of accuracy that counts as none: the lower end of that interval must lie above -margin,
+    for the present champion and for the best of its line."""
     max_model_mb: Positive | None = MISSING
     """Highest size of the saved model, MB (10⁶ bytes)."""
     max_latency_ms: Positive | None = MISSING

@@ -161,7 +161,7 @@ class Config:
 # Keys that came after the first recorded runs, dotted, each with the value that does what those
 # runs did. A configuration recorded without the key is read with that value, and checksums leave a
 # key with that value out, so that they equal the recorded ones.
-ADDED: dict[str, Any] = {"compare.direction": None}
+ADDED: dict[str, Any] = {"compare.direction": None, "promote.margin": 0.005}
 # Keys that recorded configurations may hold and that nothing reads any more.
 REMOVED: tuple[str, ...] = ()
 

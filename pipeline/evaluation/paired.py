@@ -52,6 +52,28 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
     return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
 
 
+def accuracy_change(labels: Array, first: Array, second: Array, resampling: Resampling) -> Estimate:
+    """The second's accuracy - the first's, with its paired interval; labels and classes i32[N]."""
+    rng = np.random.default_rng(resampling.seed)
+    return _change(first == labels, second == labels, resampling, rng)
+
+
+def _change(
+    right: Array, also: Array, resampling: Resampling, rng: np.random.Generator
+) -> Estimate:
+    """By how much the share of `also` exceeds that of `right`, bool[N] each.
+
+    Only three counts matter: images that the first alone has right, the second alone, the rest. So
+    resampling the images is drawing from that multinomial distribution.
+    """
+    images = len(right)
+    counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
+    drawn = rng.multinomial(images, counts / images, size=resampling.resamples)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, resampling.tails)
+    value = float(also.mean() - right.mean())
+    return Estimate(value=value, low=float(low), high=float(high), method=PAIRED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassChange:
     """A class' share right by either classifier; `change`: the second's - the first's."""
@@ -82,8 +104,7 @@ def class_changes(
 ) -> list[ClassChange]:
     """Each class' accuracy by two classifiers, by class; labels and predictions i32[N].
 
-    Of the images of a class only three counts matter: those the first alone has right, the second
-    alone, the rest. So resampling the class' images is drawing from that multinomial.
+    A class without images is left out.
     """
     rng = np.random.default_rng(resampling.seed)
     changes = []
@@ -93,17 +114,13 @@ def class_changes(
         if not images:
             continue
         right, also = first[of_class] == number, second[of_class] == number
-        counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
-        drawn = rng.multinomial(images, counts / images, size=resampling.resamples)
-        low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, resampling.tails)
-        change = float(also.mean() - right.mean())
         changes.append(
             ClassChange(
                 name=name,
                 images=images,
                 first=float(right.mean()),
                 second=float(also.mean()),
-                change=Estimate(value=change, low=float(low), high=float(high), method=PAIRED),
+                change=_change(right, also, resampling, rng),
             )
         )
     return changes

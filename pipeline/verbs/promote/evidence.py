@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,13 @@ class _Asked:
     milliseconds: float = float("nan")
 
 
-def gather(candidate: RecordedRun, config: Config, champion: Version | None) -> Evidence:
+def gather(
+    candidate: RecordedRun, config: Config, champion: Version | None, former: Sequence[Version] = ()
+) -> Evidence:
     """All the evidence on a candidate, beside the present champion if there is one.
 
-    `config` is today's: it says where the data cache and the tracking store are.
+    `former` are the earlier champions of its line. `config` is today's: it says where the data
+    cache and the tracking store are.
 
     Raises:
         RequestError: the data set that the run was made with cannot be had.
@@ -47,6 +51,7 @@ def gather(candidate: RecordedRun, config: Config, champion: Version | None) -> 
     )
     logged = _logged(candidate, raw)
     asked = _ask(str(candidate.model_uri), config, raw)
+    present = _champion(champion, logged, config, raw) if champion and logged else None
     return Evidence(
         status=candidate.status,
         fingerprint=candidate.fingerprint or "",
@@ -56,7 +61,8 @@ def gather(candidate: RecordedRun, config: Config, champion: Version | None) -> 
         load_error=asked.error,
         model_mb=asked.megabytes,
         latency_ms=asked.milliseconds,
-        champion=_champion(champion, logged, config, raw) if champion and logged else None,
+        champion=present,
+        best=_best(former, present, logged, config) if present and logged else None,
     )
 
 
@@ -101,10 +107,8 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
 
 def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:
     """The champion's answers on these test images: those it logged, or asked for again."""
-    stored = None
-    if version.tags.get("data.fingerprint") == raw.fingerprint:
-        with suppress(RequestError):  # the run is gone
-            stored = _test_predictions(find_run(version.run_id, config))
+    same = version.tags.get("data.fingerprint") == raw.fingerprint
+    stored = _stored(version, config) if same else None
     if stored and np.array_equal(stored[0], logged.labels):
         return Champion(version=version.number, predicted=_classes(stored[1]))
     if not np.array_equal(raw.test.labels, logged.labels):
@@ -113,6 +117,34 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
     asked = _ask(version.source, config, raw)
     predicted = None if asked.probs is None else _classes(asked.probs)
     return Champion(version=version.number, predicted=predicted, problem=asked.error)
+
+
+def _best(
+    former: Sequence[Version], present: Champion, logged: Predictions, config: Config
+) -> Champion | None:
+    """The former champion that was right on more of these test images than the present one.
+
+    Those that did not log their answers to these very images are passed over.
+    """
+    best, most = None, -1
+    if present.predicted is not None:
+        most = int(np.sum(present.predicted == logged.labels))
+    for version in former:
+        stored = _stored(version, config)
+        if stored is None or not np.array_equal(stored[0], logged.labels):
+            continue
+        predicted = _classes(stored[1])
+        if (right := int(np.sum(predicted == logged.labels))) > most:
+            best = Champion(version=version.number, predicted=predicted, is_former=True)
+            most = right
+    return best
+
+
+def _stored(version: Version, config: Config) -> tuple[Array, Array] | None:
+    """Labels and probabilities that the version's run logged; None if it did not, or is gone."""
+    with suppress(RequestError):
+        return _test_predictions(find_run(version.run_id, config))
+    return None
 
 
 def _classes(probs: Array) -> Array:

@@ -10,10 +10,12 @@ import numpy as np
 from pipeline.config.requests import Promote
 from pipeline.data.values import Array, Predictions
 from pipeline.evaluation import metrics
-from pipeline.evaluation.paired import mcnemar
+from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.paired import accuracy_change, mcnemar
 
 LOADS = "model loads"  # the one gate that force does not open
 SHOWN = 12  # characters of a fingerprint
+RESAMPLES = 10_000  # of the test images, for an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The present champion: its `version`, and its answers on the candidate's test images.
+    """The present champion or a former one: its answers on the candidate's test images.
 
     `predicted`: classes i32[N]. None: they cannot be had, and `problem` says why.
     """
@@ -37,6 +39,7 @@ class Champion:
     version: int
     predicted: Array | None
     problem: str = ""
+    is_former: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ class Evidence:
     `fingerprint` is that of the data the run recorded, `fingerprint_now` of the data as it is.
     `logged`: the run's own test predictions, None where it was not evaluated. `reproduced`: what
     the saved model answers to the same images, f32[N,K], None where it does not load, and then
-    `load_error` says why. `champion` is None where there is none yet.
+    `load_error` says why. `champion` is None where there is none yet; `best` is the former
+    champion of the same line that was right more often than the present one, if there is one.
     """
 
     status: str
@@ -58,6 +62,7 @@ class Evidence:
     model_mb: float
     latency_ms: float
     champion: Champion | None
+    best: Champion | None = None
 
 
 def judge(evidence: Evidence, rules: Promote) -> list[Gate]:
@@ -127,7 +132,7 @@ def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
 
 
 def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
-    """Whether it predicts well enough, and no worse than the champion."""
+    """Whether it predicts well enough, and no worse than the champions before it."""
     logged = evidence.logged
     if logged is None:
         return
@@ -142,31 +147,43 @@ def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
     if rules.max_ece is not None:
         says = f"expected calibration error {images}"
         yield _ceiling("calibration (ECE)", metrics.ece(logged), rules.max_ece, says)
-    if rules.alpha is not None and evidence.champion is not None:
-        yield _not_worse(logged, evidence.champion, rules.alpha)
+    if rules.alpha is not None:
+        for champion in filter(None, (evidence.champion, evidence.best)):
+            yield _not_worse(logged, champion, rules, rules.alpha)
 
 
-def _not_worse(logged: Predictions, champion: Champion, alpha: float) -> Gate:
-    """Refused when the champion has more images alone right than chance explains."""
-    name = f"not worse than version {champion.version}"
+def _not_worse(logged: Predictions, champion: Champion, rules: Promote, alpha: float) -> Gate:
+    """Refused unless its accuracy is shown to be less than a margin below the champion's.
+
+    This is a test of non-inferiority: where too few images differ to tell, the champion stays.
+    """
+    name, whose = f"not worse than version {champion.version}", "the champion"
+    if champion.is_former:
+        whose = f"version {champion.version}, the best champion so far,"
     if champion.predicted is None:
         return Gate(
             name=name,
             value="unknown",
-            limit=alpha,
+            limit=-rules.margin,
             passed=False,
             says=f"the champion cannot be compared: {champion.problem}",
         )
+    resampling = Resampling(confidence=1 - alpha, resamples=RESAMPLES)
+    change = accuracy_change(logged.labels, champion.predicted, logged.predicted, resampling)
     test = mcnemar(logged.labels, logged.predicted, champion.predicted)
-    better = test.only_second > test.only_first
-    points = 100 * (test.only_first - test.only_second) / len(logged.labels)
+    points = [f"{100 * x:+.2f}" for x in (change.value, change.low, change.high)]
+    passed = change.low > -rules.margin
+    unclear = not passed and change.high > -rules.margin
     return Gate(
         name=name,
-        value=test.p_value,
-        limit=alpha,
-        passed=not (better and test.p_value < alpha),
-        says=f"{points:+.2f} points: alone right on {test.only_first}, the champion on "
-        f"{test.only_second} (McNemar's exact p)",
+        value=change.low,
+        limit=-rules.margin,
+        passed=passed,
+        says=f"{points[0]} points, {1 - alpha:.0%} interval {points[1]} to {points[2]}: "
+        f"alone right on {test.only_first} of {len(logged.labels):,} images, {whose} on "
+        f"{test.only_second} (McNemar's exact p = {test.p_value:.2g})"
+        + "; too few images to rule out such a loss"
+        * unclear,
     )
 
 

@@ -78,6 +78,23 @@ def entries(tags: Mapping[str, str]) -> list[Entry]:
     return [from_text(key, tags[key]) for key in keys]
 
 
+def line_of_champions(lines: Sequence[Entry]) -> list[int]:
+    """The versions that the present champion must be measured by, oldest first, itself the last.
+
+    Each passed the gates after the one before it. A person who overrules the gates begins a new
+    line (`force`) or goes back in it (`rollback`).
+    """
+    champions: list[int] = []
+    for entry in lines:
+        if entry.version is None or entry.decision not in MOVES:
+            continue
+        before = champions[: champions.index(entry.version)] if entry.version in champions else []
+        if entry.decision == PROMOTED:
+            before = [number for number in champions if number != entry.version]
+        champions = [*before, entry.version]
+    return champions
+
+
 def decided(entry: Entry, decision: str, note: str) -> Entry:
     """The line with another end, and why."""
     return replace(entry, decision=decision, note=note)

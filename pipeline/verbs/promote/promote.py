@@ -11,7 +11,14 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import native_messages_to, standard_output
-from pipeline.tracking.registry import CHALLENGER_STATE, STATE, Registry, open_registry
+from pipeline.tracking.registry import (
+    CHALLENGER_STATE,
+    STATE,
+    Present,
+    Registry,
+    Version,
+    open_registry,
+)
 from pipeline.tracking.runs import find_trained
 from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
@@ -21,7 +28,9 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     Entry,
     complaint,
+    entries,
     gates_table,
+    line_of_champions,
     new_key,
 )
 from pipeline.verbs.promote.ledger import to_text as line_text
@@ -47,7 +56,8 @@ def promote(config: Config, folder: Path) -> None:
     candidate = find_trained(config.run_id, config, metric=METRIC)
     registry = open_registry(config.tracking, candidate.config.choices.dataset)
     settle(registry)
-    champion = registry.present().aliases.get(CHAMPION)
+    registered = registry.present()
+    champion = registered.aliases.get(CHAMPION)
     present = registry.find(champion) if champion else None
     if present and present.run_id == candidate.id:
         standard_output().print(f"run {candidate.id} is the champion already; nothing was changed")
@@ -57,7 +67,8 @@ def promote(config: Config, folder: Path) -> None:
         from pipeline.verbs.promote.evidence import (
             gather,  # only now: a wrong request needs no TensorFlow
         )
-    gates = judge(gather(candidate, config, present), config.promote)
+    former = _former(registry, registered, candidate.fingerprint)
+    gates = judge(gather(candidate, config, present, former), config.promote)
     standard_output().print(gates_table(gates))
     line = _line(candidate, config, gates, champion)
     if line.decision == REFUSED:
@@ -95,6 +106,13 @@ def print_result(registry: Registry) -> None:
         f"run_id={champion.run_id if champion else None}",
         flush=True,
     )
+
+
+def _former(registry: Registry, registered: Present, fingerprint: str | None) -> list[Version]:
+    """The champion's predecessors that are still there and were made of the same data."""
+    numbers = line_of_champions(entries(registered.tags))[:-1]
+    found = (registry.find(number) for number in numbers)
+    return [one for one in found if one and one.tags.get("data.fingerprint") == fingerprint]
 
 
 def _line(candidate: RecordedRun, config: Config, gates: list[Gate], champion: int | None) -> Entry:

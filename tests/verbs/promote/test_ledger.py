@@ -13,9 +13,12 @@ from rich.table import Table
 
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (
+    ABANDONED,
+    FORCED,
     LONGEST,
     PROMOTED,
     REFUSED,
+    ROLLED_BACK,
     Entry,
     complaint,
     decided,
@@ -24,6 +27,7 @@ from pipeline.verbs.promote.ledger import (
     gates_table,
     history_document,
     history_table,
+    line_of_champions,
     new_key,
     to_text,
 )
@@ -55,6 +59,24 @@ def test_a_key_is_the_time_in_utc_and_a_token() -> None:
     assert LINE.key == "ledger.20260504T030201123456Z.00c0ffee"
     assert new_key(WHEN.astimezone(timezone(timedelta(hours=9))), "00c0ffee") == LINE.key
     assert LINE.when == WHEN
+
+
+@pytest.mark.parametrize(
+    ("moves", "line"),
+    [
+        ([], []),
+        ([(PROMOTED, 1), (REFUSED, None), (PROMOTED, 2), (PROMOTED, 4)], [1, 2, 4]),
+        ([(PROMOTED, 1), (PROMOTED, 2), (FORCED, 3), (PROMOTED, 4)], [3, 4]),
+        ([(PROMOTED, 1), (PROMOTED, 2), (PROMOTED, 3), (ROLLED_BACK, 2)], [1, 2]),
+        ([(PROMOTED, 1), (FORCED, 2), (ROLLED_BACK, 1), (PROMOTED, 3)], [1, 3]),
+        ([(PROMOTED, 1), (ABANDONED, 2), (PROMOTED, 3)], [1, 3]),
+    ],
+)
+def test_a_champion_is_measured_by_those_since_a_person_overruled_the_gates(
+    moves: list[tuple[str, int | None]], line: list[int]
+) -> None:
+    lines = [replace(LINE, decision=decision, version=version) for decision, version in moves]
+    assert line_of_champions(lines) == line
 
 
 def test_a_line_comes_back_as_it_was() -> None:

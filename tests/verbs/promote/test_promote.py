@@ -163,9 +163,35 @@ def test_a_worse_one_is_refused_by_the_paired_test_with_its_numbers(runs: Runs) 
     assert first == f"run {runs.weak} is refused; nothing was changed"
     [complaint] = complaints
     assert complaint.startswith("not worse than version 1: ")
-    assert "below 0.05" in complaint
+    assert "below -0.005" in complaint
     assert aliases() == {CHAMPION: 1}
     assert [line.decision for line in ledger()] == [PROMOTED, REFUSED]
+
+
+def test_a_run_must_be_as_good_as_the_best_champion_so_far_not_as_the_last_alone(
+    runs: Runs,
+) -> None:
+    promoted(runs.good)
+    promoted(
+        runs.weak, "promote.min_test_accuracy=0", "promote.min_class_recall=0", "promote.alpha=null"
+    )
+    mlflow.MlflowClient().delete_model_version("synthetic", "1")
+    promoted(runs.other)
+    gates = {gate.name for gate in ledger()[-1].gates}
+    assert gates & {"not worse than version 1", "not worse than version 2"} == {
+        "not worse than version 2"
+    }
+
+
+def test_a_former_champion_counts_until_somebody_overrules_the_gates(runs: Runs) -> None:
+    promoted(runs.good)
+    promoted(
+        runs.weak, "promote.min_test_accuracy=0", "promote.min_class_recall=0", "promote.alpha=null"
+    )
+    promoted(runs.other)
+    gates = {gate.name: gate for gate in ledger()[-1].gates}
+    assert "version 1, the best champion so far, on" in gates["not worse than version 1"].says
+    assert "not worse than version 2" in gates
 
 
 def test_a_champion_of_other_data_is_asked_about_this_runs_test_images(runs: Runs) -> None:
