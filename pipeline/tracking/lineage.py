@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout; installed, the folder of packages
+PACKAGE = "image-classification-pipeline"
 # Whatever the user's own settings, a patch that `git apply` takes.
 _AS_PATCH = (
     "--binary",
@@ -43,8 +44,13 @@ class Code:
         return hashlib.sha256(self.patch.encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
-def code(root: Path = ROOT) -> Code:
-    """The state of the git checkout at `root`; new code counts, ignored files do not."""
+def code(root: Path | None = None) -> Code:
+    """The state of the git checkout at `root`; new code counts, ignored files do not.
+
+    By default that of the pipeline itself; where it is installed without one, that of the user's
+    own project, the repository that the current folder lies in.
+    """
+    root = root or (ROOT if (ROOT / ".git").exists() else _repository(Path.cwd()))
     if shutil.which("git") is None or not (root / ".git").exists():
         return Code(commit=None, patch="")
     try:
@@ -62,8 +68,17 @@ def environment() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the libraries that results depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in NAMED}
+    """Versions of Python, the libraries that results depend on, and the pipeline if installed."""
+    known = {"python": platform.python_version()} | {name: version(name) for name in NAMED}
+    return known | ({"pipeline": own} if (own := own_version()) else {})
+
+
+def own_version() -> str | None:
+    """The version of the pipeline as a package; None in a checkout that is not installed."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
 
 
 def hardware() -> dict[str, str]:
@@ -89,6 +104,11 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _repository(folder: Path) -> Path:
+    """The top of the repository that a folder lies in, or the folder if it lies in none."""
+    return next((one for one in (folder, *folder.parents) if (one / ".git").exists()), folder)
 
 
 def _patch(root: Path) -> str:

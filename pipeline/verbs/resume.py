@@ -27,7 +27,7 @@ UNFINISHED = Query(
     status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
 )
 AFTER, CHANGED = "resumed.after_epoch", "resumed.changed"
-WEIGHTY = {"Python", *lineage.NAMED}  # packages that a result depends on
+WEIGHTY = {"Python", lineage.PACKAGE, *lineage.NAMED}  # packages that a result depends on
 
 
 def resume(config: Config, folder: Path) -> None:

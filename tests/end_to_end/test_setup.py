@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,31 @@ def test_set_up_refuses_exactly_the_pythons_that_the_project_does(
     assert re.fullmatch(rf".*{mend}.*\n", done.stderr), "one line that names the mend"
     assert done.returncode == 2
     assert not (tmp_path / ".venv").exists()
+
+
+def imported(folder: str) -> dict[str, Path]:
+    """The top-level packages that the files of a folder import, each with one of these files."""
+    found: dict[str, Path] = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules = [node.module]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_loader.load":
+                modules = [ast.literal_eval(node.args[0])]
+            found |= {module.partition(".")[0]: path for module in modules}
+    return found
+
+
+@pytest.mark.parametrize("folder", ["pipeline", "hydra_plugins"])
+def test_every_package_that_is_imported_is_declared(folder: str) -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["dependencies"]}
+    provided = packages_distributions()
+    foreign = imported(folder).keys() - sys.stdlib_module_names - {"pipeline", "hydra_plugins"}
+    assert foreign
+    undeclared = {
+        name: imported(folder)[name]
+        for name in foreign
+        if not declared & {canonicalize_name(one) for one in provided.get(name, [])}
+    }
+    assert undeclared == {}

@@ -204,3 +204,29 @@ def test_the_hardware_is_told_in_plain_text() -> None:
     assert int(hardware["threads"]) >= 1
     assert float(hardware["memory_gb"]) > 0
     assert hardware["cpu"]
+
+
+def test_where_no_checkout_is_installed_the_users_own_project_is_recorded(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lineage, "ROOT", tmp_path / "site-packages")
+    (checkout / "conf").mkdir()
+    (checkout / "model.py").write_text("width = 7\nheight = 2\n")
+    monkeypatch.chdir(checkout / "conf")
+    state = code()
+    assert state.commit == git(checkout, "rev-parse", "HEAD")
+    assert "+width = 7" in state.patch
+    monkeypatch.chdir(tmp_path)
+    assert code() == Code(commit=None, patch="")
+
+
+def test_the_pipelines_own_version_is_told_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lineage, "own_version", lambda: "3.4")
+    assert lineage.versions()["pipeline"] == "3.4"
+    monkeypatch.setattr(lineage, "own_version", lambda: None)
+    assert "pipeline" not in lineage.versions()
+    monkeypatch.undo()
+    monkeypatch.setattr(lineage, "PACKAGE", "no-such-package")
+    assert lineage.own_version() is None

@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +40,48 @@ THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"
 
 def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     """Python against what the project asks for, installed libraries against what the lock pins."""
-    asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
+    if (root / "requirements.lock").exists():
+        asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
+        wanted, named = (root / "requirements.lock").read_text(), "requirements.lock pins them"
+        mend = SET_UP
+    else:  # installed
+        asked = metadata(lineage.PACKAGE)["Requires-Python"]
+        wanted = "\n".join(requires(lineage.PACKAGE) or ())
+        named = f"{lineage.PACKAGE} {lineage.own_version()} asks for"
+        mend = f"pip install {lineage.PACKAGE}"
     running = f"Python {platform.python_version()} ({sys.executable})"
     if platform.python_version() in SpecifierSet(asked):
         yield ok("python", running)
     else:
         yield problem("python", f"{running}; {asked} is needed", f"{SET_UP} PYTHON=python3.12")
-    yield from libraries((root / "requirements.lock").read_text())
+    yield from libraries(wanted, named, mend)
 
 
-def libraries(lock: str) -> Iterator[Finding]:
-    """Installed distributions against the `name==version; marker` lines of a lock file."""
-    pins = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if line[:1].isalnum()]
-    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+def libraries(
+    wanted: str, named: str = "requirements.lock pins them", mend: str = SET_UP
+) -> Iterator[Finding]:
+    """Installed distributions against requirements, a line each as in a lock file."""
+    pins = [Requirement(line.rstrip(" \\")) for line in wanted.splitlines() if line[:1].isalnum()]
+    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"extra": ""})]
     found = {pin.name: _installed(pin.name) for pin in pins}
     missing = [pin.name for pin in pins if found[pin.name] is None]
     differing = [
-        f"{pin.name} {here}, pinned {str(pin.specifier).removeprefix('==')}"
+        f"{pin.name} {here}, {_asked(pin)}"
         for pin in pins
         if (here := found[pin.name]) and here not in pin.specifier
     ]
     if missing:
-        yield problem("libraries", f"not installed: {_some(missing)}", SET_UP)
+        yield problem("libraries", f"not installed: {_some(missing)}", mend)
     if differing:
-        yield warning("libraries", f"other than tested: {_some(differing)}", SET_UP)
+        yield warning("libraries", f"other than tested: {_some(differing)}", mend)
     if not missing and not differing:
-        named = ", ".join(f"{name} {found[name]}" for name in lineage.NAMED if found.get(name))
-        yield ok("libraries", f"all {len(pins)} as requirements.lock pins them: {named}")
+        shown = ", ".join(f"{name} {found[name]}" for name in lineage.NAMED if found.get(name))
+        yield ok("libraries", f"all {len(pins)} as {named}: {shown}")
+
+
+def _asked(pin: Requirement) -> str:
+    asked = str(pin.specifier)
+    return f"pinned {asked.removeprefix('==')}" if asked.startswith("==") else f"asked for {asked}"
 
 
 def _installed(name: str) -> str | None:
