@@ -50,7 +50,7 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Seconds an epoch."""
+        """Seconds per epoch."""
         return statistics.median(self.seconds)
 
     @property
@@ -72,7 +72,10 @@ def main() -> None:
     parser.add_argument("--cnn-size", type=int, default=12_800)
     parser.add_argument("--cnn-batches", type=int, nargs="*", default=[32, 128, 512])
     parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, default=["ours", "keras fit"]
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=["ours", "keras fit, 50 steps", "keras fit"],
     )
     parser.add_argument("--epochs", type=int, default=2, help="after the first")
     parser.add_argument("--repeats", type=int, default=1)
@@ -168,7 +171,7 @@ def _plot(title: str, measured: list[Measured], base: int) -> Figure:
 def _lines(
     axes: Axes, measured: list[Measured], place: Callable[[Measured], tuple[float, float]]
 ) -> None:
-    """A line a contender, on log axes whose ticks are where something was measured."""
+    """A line per contender, on log axes whose ticks are where something was measured."""
     others = iter(COLOURS)
     for name in dict.fromkeys(taken.point.contender for taken in measured):
         colour = OURS if name == REFERENCE else next(others)

@@ -1,8 +1,8 @@
-"""Seconds an epoch of every contender, interleaved in one sitting: `make bench`.
+"""Seconds per epoch of every contender, interleaved in one sitting: `make bench`.
 
 Each measurement is a process of its own, the contenders taking turns, so that a busy spell of the
 machine falls on all of them; the first epoch, in which graphs are compiled, is left out. What
-counts are the ratios of the medians.
+counts are the ratios of the medians. A contender that cannot run here is named and left out.
 """
 
 from __future__ import annotations
@@ -12,24 +12,35 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.contenders import CONTENDERS, MLP_ONLY, Task
-from benchmarks.report import publish
+from benchmarks.report import REFERENCE, publish
 
 EPOCHS = {"mlp": 4, "cnn": 2}
+BATCH_SIZE = 128
 
 
-def measure(model: str, *, size: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds an epoch by contender, of all repeats."""
+def measure(
+    model: str, contenders: Sequence[str], *, size: int, batch_size: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds per epoch by contender, of all repeats; and of those that failed the reason."""
     seconds: dict[str, list[float]] = defaultdict(list)
+    failed: dict[str, str] = {}
     for repeat in range(repeats):
-        for name in CONTENDERS:
-            if model == "mlp" or name not in MLP_ONLY:
-                print(f"{model}, repeat {repeat + 1} of {repeats}: {name}", file=sys.stderr)
+        for name in contenders:
+            if name in failed or (model != "mlp" and name in MLP_ONLY):
+                continue
+            print(f"{model}, repeat {repeat + 1} of {repeats}: {name}", file=sys.stderr)
+            try:
                 seconds[name] += _in_own_process(name, model, size, batch_size)[1:]
-    return seconds
+            except RuntimeError as error:
+                if name == REFERENCE:
+                    raise SystemExit(f"{name} failed: {error}") from error
+                failed[name] = str(error)
+    return {name: seconds[name] for name in seconds.keys() - failed.keys()}, failed
 
 
 def _in_own_process(name: str, model: str, size: int, batch_size: int) -> list[float]:
@@ -37,7 +48,8 @@ def _in_own_process(name: str, model: str, size: int, batch_size: int) -> list[f
     command += ["--size", str(size), "--batch-size", str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(lines[-1])
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -57,21 +69,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=EPOCHS, default="mlp")
     parser.add_argument("--size", type=int, default=60_000, help="images")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(list(CONTENDERS[arguments.one](_task(arguments)))))
         return
-    seconds = measure(
+    seconds, failed = measure(
         arguments.model,
+        arguments.contenders,
         size=arguments.size,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
     )
     title = f"{arguments.model}, {arguments.size:,} images, batch {arguments.batch_size}"
-    publish(f"training-{arguments.model}", f"Seconds an epoch: {title}", seconds)
+    batch = "" if arguments.batch_size == BATCH_SIZE else f"-{arguments.batch_size}"
+    name = f"training-{arguments.model}{batch}"
+    publish(name, f"Seconds per epoch: {title}", seconds, failed=failed)
+    for contender, reason in failed.items():
+        print(f"left out: {contender}, which this machine cannot run: {reason}")
 
 
 if __name__ == "__main__":
