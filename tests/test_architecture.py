@@ -161,6 +161,199 @@ def test_a_pure_module_uses_none_of_the_modules_that_do_touch_the_disk(module: s
     assert own <= pure | rooms
 
 
+# Packages that reach for disk, network, processes or a store, and what of them does not.
+OUTSIDE = {
+    *("os", "shutil", "tempfile", "glob", "mmap", "filelock", "gzip", "zipfile", "tarfile"),
+    *("socket", "select", "requests", "urllib", "http", "uvicorn", "subprocess", "multiprocessing"),
+    *("signal", "psutil", "resource", "ctypes", "faulthandler", "fcntl", "getpass", "joblib"),
+    *("mlflow", "sqlalchemy", "alembic", "optuna.storages", "optuna.load_study"),
+    *("open", "numpy.load", "numpy.save", "numpy.savez", "numpy.memmap"),
+    *("keras.models.load_model", "keras.saving.load_model", "model.save"),
+}
+INSIDE = {
+    *("os.environ", "os.fspath", "os.fsencode", "os.fsdecode", "os.sep", "os.pathsep"),
+    *("os.devnull", "os.cpu_count", "os.sched_getaffinity", "os.getpid", "os.PathLike"),
+    *("urllib.parse", "sqlalchemy.make_url", "sqlalchemy.exc", "signal.Signals"),
+}
+PATHS = {  # methods of paths, files and models that reach for the disk
+    *("read_text", "write_text", "read_bytes", "write_bytes", "exists", "mkdir", "stat", "lstat"),
+    *("unlink", "iterdir", "glob", "rglob", "is_file", "is_dir", "is_symlink", "touch", "rename"),
+    *("resolve", "readlink", "rmdir", "chmod", "symlink_to", "expanduser", "cwd", "home", "walk"),
+    *("open", "tofile", "fromfile", "load_weights", "save_weights"),
+}
+# The modules of each room that reach outside themselves; in all others no line does.
+TOUCHING = {
+    "__main__": "",
+    "config": "allowed search",
+    "data": "cache files idx sources",
+    "reports": "facts write",
+    "sweeps": "manifest one_job pool study sweep worker",
+    "system": "databases files folders processes terminal",
+    "tracking": "client lifecycle lineage models recording registry runs values",
+    "training": "checkpoint programs",
+    "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "
+    "predict.writers promote.evidence promote.rollback resume serve.command",
+}
+
+
+def names_in(module: str) -> dict[str, str]:
+    """What the names that a module imports stand for: `np` → `numpy`."""
+    names = {}
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names[alias.asname or packages({alias.name}).pop()] = (
+                    alias.name if alias.asname else packages({alias.name}).pop()
+                )
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All below a node but annotations and the types of exceptions that are caught."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", *["type"] * isinstance(node, ast.ExceptHandler)):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not only_for_types(child):
+                yield child
+                yield from executed(child)
+
+
+def parts(module: str) -> Iterator[tuple[str, ast.AST]]:
+    """The functions and methods of a module by name, and under its own name the rest of it."""
+    rest: list[ast.AST] = []
+    function = ast.FunctionDef | ast.AsyncFunctionDef
+    for node in TREES[module].body:
+        if isinstance(node, function):
+            yield f"{module}.{node.name}", node
+        elif isinstance(node, ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, function):
+                    yield f"{module}.{node.name}.{part.name}", part
+                else:
+                    rest.append(part)
+        elif not isinstance(node, ast.Import | ast.ImportFrom) and not only_for_types(node):
+            rest.append(node)
+    yield module, ast.Module(rest, [])  # type: ignore[arg-type]
+
+
+def used(module: str, part: ast.AST) -> set[str]:
+    """The whole names of what a part of a module uses; `.name` for methods that it calls."""
+    names, found = names_in(module), set()
+    own = {node.name for node in TREES[module].body if hasattr(node, "name")}
+    names |= {name: f"{module}.{name}" for name in own}
+    for node in executed(part):
+        if isinstance(node, ast.Name | ast.Attribute):
+            head, dot, rest = ast.unparse(node).partition(".")
+            found.add(f"{names.get(head, head)}{dot}{rest}")
+        is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if is_method and not ast.unparse(node.func).startswith("Image."):  # it reads memory, too
+            found.add(f".{node.func.attr}")
+    return found
+
+
+def starts(name: str, beginnings: set[str]) -> bool:
+    words = name.split(".")
+    return any(".".join(words[:end]) in beginnings for end in range(1, len(words) + 1))
+
+
+def is_outside(name: str) -> bool:
+    if name.startswith("."):
+        return name[1:] in PATHS
+    return starts(name, OUTSIDE) and not starts(name, INSIDE) and (name == "open" or "." in name)
+
+
+USED = {name: (module, used(module, part)) for module in TREES for name, part in parts(module)}
+
+
+def reaching() -> set[str]:
+    """The functions and methods that reach outside, by themselves or by what they call."""
+    found = {name for name, (_, uses) in USED.items() if any(map(is_outside, uses))}
+    imports = {module: imported(tree) | {module} for module, tree in TREES.items()}
+    while True:
+        methods: dict[str, set[str]] = {}  # of classes, with the modules of these
+        for name in found:
+            module, rest = USED[name][0], name.removeprefix(USED[name][0])
+            if rest.count(".") == 2:
+                methods.setdefault(f".{rest.rpartition('.')[2]}", set()).add(module)
+        called = found | {  # a class is called by its name
+            name.rpartition(".")[0] for name in found if name.endswith((".__init__", ".__enter__"))
+        }
+        more = {
+            name
+            for name, (module, uses) in USED.items()
+            if name not in found
+            and any(
+                (use in called and use not in TREES) or methods.get(use, set()) & imports[module]
+                for use in uses
+            )
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def lines_of(module: str) -> int:
+    path = PACKAGE.parent / module.replace(".", "/")
+    file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+    return len(file.read_text(encoding="utf-8").splitlines())
+
+
+def test_most_lines_are_in_modules_that_touch_no_disk_network_process_or_store() -> None:
+    found = {module for module, uses in USED.values() if any(map(is_outside, uses))}
+    names = {module.removeprefix("pipeline.") for module in found}
+    known = {
+        f"{room}.{name}".rstrip(".")
+        for room, listed in TOUCHING.items()
+        for name in listed.split() or [""]
+    }
+    assert names - known == set(), "move what reaches outside to a module that does already"
+    assert known - names == set(), "these touch nothing any more"
+    total = sum(map(lines_of, TREES))
+    share = 1 - sum(map(lines_of, found)) / total
+    print(f"{share:.1%} of {total:,} lines are in modules that touch nothing outside")
+    assert share >= 0.6
+
+
+def test_most_lines_are_in_functions_that_reach_nothing_outside_by_what_they_call_either() -> None:
+    sizes = {
+        name: part.end_lineno - part.lineno + 1
+        for module in TREES
+        for name, part in parts(module)
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    total = sum(map(lines_of, TREES))
+    share = 1 - sum(sizes.get(name, 0) for name in reaching()) / total
+    print(f"{share:.1%} of {total:,} lines are in functions that reach nothing outside")
+    assert share >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("code", "is_pure"),
+    [
+        ("def f(path):\n    return path.read_text()", False),
+        ("def f(path):\n    import numpy as np\n    return np.load(path)", False),
+        ("from shutil import rmtree as gone\ndef f(path):\n    gone(path)", False),
+        ("import os\nNOW = os.getcwd()", False),
+        ("class A:\n    def go(self):\n        with open('x') as f:\n            pass", False),
+        ("import os\nPORT = os.environ.get('PORT')", True),
+        ("import mlflow\ndef f(run: mlflow.entities.Run) -> None:\n    return run.data", True),
+        (
+            "import socket\ndef f():\n  try:\n    pass\n  except socket.timeout:\n    pass",
+            True,
+        ),
+    ],
+)
+def test_what_touches_the_outside_is_told_from_what_does_not(
+    code: str, is_pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TREES, "made_up", ast.parse(code))
+    uses = set().union(*(used("made_up", part) for _, part in parts("made_up")))
+    assert any(map(is_outside, uses)) is not is_pure
+
+
 def test_what_checks_a_configuration_imports_no_slow_library() -> None:
     checked = reached_from(
         "pipeline.__main__",

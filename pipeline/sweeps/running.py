@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pipeline.sweeps.launch import Launch, Workers
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
 from pipeline.sweeps.runs import Children
 from pipeline.system.errors import PipelineError
+from pipeline.system.files import remove
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class SweepJobs:
     def _drop_checkpoints(self) -> None:
         kept = {outcome.index for outcome in self._best()}
         for index in self.outcomes.keys() - kept:
-            shutil.rmtree(self.folder / str(index) / "checkpoints", ignore_errors=True)
+            remove(self.folder / str(index) / "checkpoints", ignore_errors=True)
 
     def _launch(self, job: Job, words: list[str]) -> Launch:
         values = ", ".join(map(brief, job.params.values()))  # short: the UI's column is narrow

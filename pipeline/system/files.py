@@ -21,15 +21,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         _flush(temporary)
         if temporary.is_dir() and path.exists():
-            _remove(path)
+            remove(path)
         temporary.replace(path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _flush(path: Path) -> None:
@@ -39,8 +39,9 @@ def _flush(path: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
         path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.values import Prepared
 from pipeline.system.errors import RequestError, first_line
-from pipeline.training.xla import keep_programs
+from pipeline.training.programs import keep_programs
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
@@ -26,6 +26,9 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
     """
     if config.sweep.job.parent is None:  # a later job of a process has other names, never a hit
         keep_programs(Path(config.data_dir) / "xla")
+    # A user's keras.json may say otherwise.
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
     keras.utils.set_random_seed(config.seed)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -1,4 +1,4 @@
-"""Keras' optimizer updates as TensorFlow's one kernel a variable.
+"""Keras' optimizer updates as one kernel of TensorFlow's per variable.
 
 Keras writes an update as a dozen small operations, which on a CPU cost more than the matrix
 products of a small network. TensorFlow has the same formulas as single kernels.
@@ -19,9 +19,9 @@ Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
 
 @contextmanager
 def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """While open, `optimizer` updates each variable in one kernel, if there is one for it.
+    """While open, `optimizer` updates each variable with one kernel, if TensorFlow has one for it.
 
-    The mathematics and the optimizer's state stay Keras' own; any other optimizer is left alone.
+    Formulas and state stay Keras' own; optimizers without such a kernel are left alone.
     """
     update = _update_for(optimizer)
     if update is None:

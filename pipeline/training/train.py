@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ import keras
 
 from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
+from pipeline.system.files import remove
 from pipeline.training import loop
 from pipeline.training.build import build_model
 from pipeline.training.callbacks import (
@@ -95,5 +95,5 @@ def _best_epoch(settings: Train) -> keras.callbacks.EarlyStopping:
 
 def _tensorboard(folder: Path) -> keras.callbacks.TensorBoard:
     log = folder / "artifacts" / "tensorboard"
-    shutil.rmtree(log, ignore_errors=True)  # a resumed run writes all its epochs again
+    remove(log, ignore_errors=True)  # a resumed run writes all its epochs again
     return keras.callbacks.TensorBoard(log)

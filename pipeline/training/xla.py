@@ -6,16 +6,10 @@ the products themselves; its convolutions are slower than TensorFlow's.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 import re
-import shlex
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -23,6 +17,7 @@ import tensorflow as tf
 
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError
+from pipeline.training.programs import forget_programs
 
 # Each was measured; any other layer might be a convolution, or have no XLA kernel at all.
 FASTER = (
@@ -39,7 +34,7 @@ FASTER = (
 )
 ENOUGH_STEPS = 5_000  # of a whole training; with fewer, compiling takes longer than it saves
 
-# Whoever draws random numbers, and what that calls the choice of a generator.
+# Functions that draw random numbers, with the name of their generator argument.
 _GENERATORS = (
     (tf.random, "stateless_uniform", "alg"),
     (tf.random, "stateless_normal", "alg"),
@@ -47,50 +42,7 @@ _GENERATORS = (
     (tf.nn.experimental, "stateless_dropout", "rng_alg"),
 )
 
-_FLAGS, _FOLDER = "TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory="
-
 Step = Callable[[tuple[tf.Tensor, tf.Tensor]], object]
-
-
-def keep_programs(folder: Path) -> None:
-    """Lets XLA keep what it compiles under `folder` and take it from there the next time.
-
-    Heeded only before the first operation of the process. Loading a program takes a third of the
-    time of compiling it and 100 MB less. A program runs as the user who loads it, so a folder into
-    which others can write is left alone, as is one that cannot be written.
-    """
-    flags = os.environ.get(_FLAGS, "")
-    here = folder.absolute() / _machine()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        here.mkdir(mode=0o700, exist_ok=True)
-    except OSError:
-        return
-    found = here.stat()
-    mine = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if mine and os.access(here, os.W_OK) and _FOLDER not in flags:
-        os.environ[_FLAGS] = f'{flags} {_FOLDER}"{here}"'.strip()
-
-
-def _machine() -> str:
-    """A name for what a program depends on besides its source: TensorFlow and the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    features = (named or lines)[0]
-    return hashlib.sha256(f"{tf.__version__} {features}".encode()).hexdigest()[:16]
-
-
-def _forget_programs() -> bool:
-    """Deletes the programs that were kept; whether there were any."""
-    for flag in shlex.split(os.environ.get(_FLAGS, "")):
-        if flag.startswith(_FOLDER):
-            folder = Path(flag.removeprefix(_FOLDER))
-            programs = list(folder.glob("*.pb"))
-            for program in programs:
-                program.unlink(missing_ok=True)
-            return bool(programs)
-    return False
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:
@@ -123,7 +75,7 @@ def compiled(
             traced(padded, count)
         except tf.errors.OpError as error:
             _require_known_operations(error)
-            if not _forget_programs():  # one that was damaged is no reason to fail
+            if not forget_programs():  # a damaged one is no reason to fail
                 raise
             traced = _trace(step, images, labels, shape)
             traced(padded, count)
