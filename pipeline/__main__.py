@@ -30,6 +30,7 @@ from pipeline.config.words import addressed, normalise  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
+from pipeline.tracking.addresses import artifact_root, store_address  # noqa: E402
 
 # verb: (what carries it out, what it does)
 VERBS = {
@@ -84,6 +85,7 @@ VERBS = {
 }
 # Has to work where nothing can be written; other verbs leave their log in a folder of their own.
 FOLDERLESS = "doctor"
+RECORDING = {"run", "train", "reproduce"}
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
 TRIAL = "pipeline.sweeps.one_job:run_job"  # `run`, as a job of a sweep
 
@@ -163,6 +165,8 @@ def _carry_out(verb: str, composed: DictConfig) -> None:
     """Runs a verb on a checked configuration; only now is what it needs imported."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
+    if verb in RECORDING:  # refused before anything slow is imported
+        artifact_root(store_address(config.tracking.uri))
     target = VERBS[verb][0] if config.sweep.job.parent is None else TRIAL
     module, _, name = target.partition(":")
     messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"

@@ -40,7 +40,7 @@ ALLOWED = {
         *("sweeps", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
-    "__main__": {"verbs", "config", "system"},
+    "__main__": {"verbs", "tracking", "config", "system"},
 }
 
 

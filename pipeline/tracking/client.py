@@ -26,13 +26,12 @@ from pipeline.config.schema import Config
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
+from pipeline.tracking.addresses import DEFAULT_URI, artifact_location, store_address
 
 Client = mlflow.MlflowClient
 StoreError = MlflowException
 VERSION = mlflow.__version__
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-ARTIFACTS = "mlartifacts"
 FIRST_ANSWER_S = 10
 PAGE = 5_000  # experiments asked for at once
 
@@ -45,7 +44,7 @@ def connect(uri: str | None) -> Client:
     Raises:
         RequestError: nothing answers there, or it cannot be written.
     """
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    address = store_address(uri)
     _require_answer(address)
     keep_through_interrupts(address)
     mlflow.set_tracking_uri(address)
@@ -89,7 +88,7 @@ def experiment(client: Client, name: str) -> str:
         try:
             return client.create_experiment(
                 name,
-                artifact_location=_artifact_location(client, name),
+                artifact_location=artifact_location(str(client.tracking_uri), name),
                 # Opens the UI in its view of training runs rather than of language models.
                 tags={"mlflow.experimentKind": "custom_model_development"},
             )
@@ -176,12 +175,6 @@ def artifact_names(address: str) -> set[str]:
     """The names of the files and folders that lie at an address of artefacts."""
     listed = mlflow.artifacts.list_artifacts(artifact_uri=address)
     return {PurePosixPath(found.path).name for found in listed}  # MLflow's begin with the folder's
-
-
-def _artifact_location(client: Client, name: str) -> str | None:
-    if client.tracking_uri.startswith("sqlite:"):
-        return (Path(ARTIFACTS) / name).absolute().as_uri()
-    return None  # a server, or the owner of a shared database, has its own
 
 
 def _require_answer(uri: str) -> None:

@@ -68,6 +68,7 @@ def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health
 
+    yield from health.place(config.tracking.uri)
     store = health.look_at(config.tracking.uri)
     yield store.finding
     if store.client is not None:

@@ -15,9 +15,9 @@ import requests
 import sqlalchemy as sa
 
 from pipeline.system.databases import without_password
-from pipeline.system.errors import first_line, one_line
+from pipeline.system.errors import RequestError, first_line, one_line
+from pipeline.tracking.addresses import DEFAULT_URI, artifact_root, store_address
 from pipeline.tracking.client import (
-    DEFAULT_URI,
     VERSION,
     Client,
     experiments,
@@ -44,7 +44,7 @@ class Store:
 
 def look_at(uri: str | None) -> Store:
     """Whether the store answers, can be written and has the tables of the installed MLflow."""
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    address = store_address(uri)
     look = _kind(address)
     if look is None:
         says = f"{without_password(address)} is neither a server nor a database: not looked into"
@@ -55,6 +55,14 @@ def look_at(uri: str | None) -> Store:
         return answers.get(timeout=ANSWER_S)
     except queue.Empty:
         return _broken(address, f"gave no answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
+
+
+def place(uri: str | None) -> Iterator[Finding]:
+    """Whether artefacts that are written from this folder would be found again."""
+    try:
+        artifact_root(store_address(uri))
+    except RequestError as error:
+        yield problem("store", str(error), "mv it to a name without that, and cd there")
 
 
 def _kind(address: str) -> Callable[[str], Store] | None:

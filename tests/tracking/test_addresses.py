@@ -1,0 +1,153 @@
+"""Experiments of any name keep their artefacts below `mlartifacts`, where they are found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.system.errors import RequestError
+from pipeline.tracking.addresses import DEFAULT_URI, artifact_location, folder_name, store_address
+from pipeline.tracking.client import connect, experiment, experiment_name
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.runs import find_run
+from tests.commands import QUICK, configured, inside, pipeline
+
+NAMES = [
+    *("/tmp/elsewhere/me@example.org", "../outside", "a/../../b", "..", ".", "a/b", "~", "C:\\x"),
+    *("a%20b", "%2e%2e/x", "a#b", "a?b", "a:b", "file:///etc", " lead", "x" * 400, "李明", "a b"),
+    *("{FOLDER}", "$HOME", "tab\there", "new\nline", "mlflow-artifacts:/x", "s3://bucket/x"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiments_folder_lies_in_mlartifacts_whatever_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    location = artifact_location(DEFAULT_URI, name)
+    assert location is not None
+    folder = Path(unquote(urlsplit(location).path))
+    assert folder.parent == tmp_path / "mlartifacts"
+    assert unquote(folder.as_posix()) == folder.as_posix()  # decoded twice it is the same
+    folder.mkdir(parents=True)  # no name is too long
+
+
+def test_names_that_differ_have_folders_that_differ_and_plain_ones_their_own() -> None:
+    assert len({folder_name(name) for name in NAMES}) == len(NAMES)
+    for name in ("fashion_mnist", "run 3", "v1.2-final", "李明"):
+        assert folder_name(name) == name
+
+
+@pytest.mark.parametrize("folder", ["my%20project", "100%25", "%E6%9D%8E", "a/b%2Fc/d"])
+def test_a_folder_whose_name_mlflow_would_decode_twice_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(RequestError, match="rename the folder"):
+        artifact_location(DEFAULT_URI, "digits")
+    assert artifact_location("http://127.0.0.1:5000", "digits") is None  # a server has its own
+
+
+@pytest.mark.parametrize("folder", ["100% cotton", "50%", "%zz", "a+b", "with space"])
+def test_other_folders_are_not(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    assert artifact_location(DEFAULT_URI, "digits") is not None
+
+
+@pytest.mark.slow
+def test_the_command_line_refuses_such_a_folder_before_it_trains_and_doctor_tells(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "my%20project"
+    folder.mkdir()
+    refused = pipeline(*QUICK, cwd=folder)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "%20" in refused.stderr
+    assert not (folder / "mlflow.db").exists()
+    told = pipeline("doctor", "doctor.format=json", *QUICK, cwd=folder)
+    assert "rename the folder" in told.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["../outside", "a%20b", "/tmp/elsewhere/me@example.org", ".."])
+def test_what_a_run_writes_is_found_again_and_nothing_lies_elsewhere(
+    name: str, tmp_path: Path
+) -> None:
+    with inside(tmp_path / "here") as folder:
+        config = configured(*QUICK, f"tracking.experiment='{name}'")
+        with record(config, folder / "outputs") as recording:
+            recording.save_text("note.txt", "hello")
+            recording.save_arrays("predictions", {"test_labels": np.zeros(3)})
+        run = find_run(recording.id, config)
+        assert run.experiment == name
+        assert run.text("note.txt") == "hello"
+        assert len(run.predictions()["test_labels"]) == 3
+        [outputs] = folder.glob("mlartifacts/*/*/artifacts/note.txt")
+        assert outputs.read_text() == "hello"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+# --- which experiment, which store ---
+
+
+def test_the_store_is_the_settings_then_the_variables_then_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_address(None) == DEFAULT_URI
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert store_address(None) == "http://there"
+    assert store_address("sqlite:///mine.db") == "sqlite:///mine.db"
+
+
+@pytest.mark.slow
+def test_mlflows_variables_say_which_experiment_and_the_setting_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with inside(tmp_path) as folder:
+        config = configured(*QUICK)
+        assert experiment_name(config) == "synthetic"
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team-x")
+        assert experiment_name(config) == "team-x"
+        mine = configured(*QUICK, "tracking.experiment=mine")
+        assert experiment_name(mine) == "mine"
+        with record(config, folder / "one") as recording:
+            pass
+        assert find_run(recording.id, config).experiment == "team-x"
+        assert find_run("latest", config).id == recording.id
+        with pytest.raises(RequestError, match="the newest is in experiment team-x: track"):
+            find_run("latest", mine)
+
+        number = experiment(connect(None), "another")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+        with pytest.raises(RequestError, match="unset one of them"):
+            experiment_name(config)
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+        assert experiment_name(config) == "another"
+        with record(config, folder / "two") as second:
+            pass
+        assert find_run("latest", config).id == second.id
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
+        with pytest.raises(RequestError, match="MLFLOW_EXPERIMENT_ID=4711: there is no such exp"):
+            experiment_name(config)
+
+
+@pytest.mark.slow
+def test_the_registry_may_be_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.tracking.registry import open_registry
+
+    with inside(tmp_path) as folder:
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{folder}/registry.db")
+        open_registry(configured(*QUICK).tracking, "lamp").ensure()
+        monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+        for name, models in (("registry", ["lamp"]), ("mlflow", [])):
+            client = mlflow.MlflowClient(registry_uri=f"sqlite:///{folder}/{name}.db")
+            assert [found.name for found in client.search_registered_models()] == models
