@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -18,74 +19,21 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from pipeline.config.allowed import check_words  # noqa: E402
 from pipeline.config.compose import compose_once  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
-from pipeline.config.requests import REQUESTS  # noqa: E402
-from pipeline.config.schema import register, validate  # noqa: E402
+from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
 from pipeline.config.words import addressed, normalise  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
 from pipeline.tracking.addresses import artifact_root, store_address  # noqa: E402
+from pipeline.verbs import Verb, requests, verbs  # noqa: E402
 
-# verb: (what carries it out, what it does)
-VERBS = {
-    "run": ("pipeline.run:run", "train, evaluate and record one model (the default)"),
-    "ingest": ("pipeline.verbs.stages:show_ingested", "fetch, verify and cache the data"),
-    "preprocess": (
-        "pipeline.verbs.stages:show_preprocessed",
-        "split the data and cache the splits",
-    ),
-    "train": ("pipeline.run:train_only", "like run, but leave the test images alone"),
-    "evaluate": ("pipeline.run:evaluate_recorded", "evaluate the model of run_id=<id> or latest"),
-    "resume": (
-        "pipeline.verbs.resume:resume",
-        "go on with the unfinished run_id=<id> or latest from its checkpoint",
-    ),
-    "reproduce": (
-        "pipeline.verbs.reproduce:reproduce",
-        "run run_id=<id> or latest again and say whether it came out the same",
-    ),
-    "report": (
-        "pipeline.reports.write:report_recorded",
-        "build report.html of run_id=<id> or latest",
-    ),
-    "compare": (
-        "pipeline.verbs.compare.command:compare",
-        "set recorded runs side by side: is it noise?",
-    ),
-    "promote": (
-        "pipeline.verbs.promote.promote:promote",
-        "make the model of run_id=<id> or best the champion",
-    ),
-    "rollback": (
-        "pipeline.verbs.promote.rollback:rollback",
-        "go back to the champion before, or to=<version>",
-    ),
-    "history": (
-        "pipeline.verbs.promote.rollback:history",
-        "show every promotion, rollback and refusal",
-    ),
-    "predict": (
-        "pipeline.verbs.predict.command:predict",
-        "classify images=<file, folder or pattern>",
-    ),
-    "serve": (
-        "pipeline.verbs.serve.command:serve",
-        "answer requests with the champion, or another model",
-    ),
-    "doctor": (
-        "pipeline.verbs.doctor.command:examine",
-        "say what is broken here and how to mend it",
-    ),
-}
-# Has to work where nothing can be written; other verbs leave their log in a folder of their own.
-FOLDERLESS = "doctor"
-RECORDING = {"run", "train", "reproduce"}
+# The words of a verb that keeps no log.
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
 TRIAL = "pipeline.sweeps.one_job:run_job"  # `run`, as a job of a sweep
 
@@ -107,11 +55,11 @@ def main() -> int:
         signal.signal(signal.SIGINT, _stop)
     try:
         verb, words = _split_verb(sys.argv[1:])
-        given = addressed(normalise(words), verb, REQUESTS.get(verb))
-        sys.argv[1:] = [*NO_FOLDER, *given] if verb == FOLDERLESS else given
-        if verb != "run" and {"-m", "--multirun"} & set(sys.argv):
-            raise RequestError(f"{verb} -m: a sweep is made of runs; leave out {verb}")
-        register()
+        given = addressed(normalise(words), verb.name, verb.request)
+        sys.argv[1:] = given if verb.keeps_log else [*NO_FOLDER, *given]
+        if verb.name != "run" and {"-m", "--multirun"} & set(sys.argv):
+            raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
+        register(requests())
         check_words(given, multirun=bool({"-m", "--multirun"} & set(given)))
         try:
             _with_hydra(verb)
@@ -133,17 +81,19 @@ def main() -> int:
     return 0
 
 
-def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
+def _split_verb(arguments: list[str]) -> tuple[Verb, list[str]]:
+    known = verbs()
     if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
-        return "run", arguments
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise RequestError(f"no verb {verb!r}; choose one of {', '.join(VERBS)}")
-    return verb, rest
+        return known["run"], arguments
+    name, *rest = arguments
+    if name not in known:
+        raise RequestError(f"no verb {name!r}; choose one of {', '.join(known)}")
+    return known[name], rest
 
 
-def _with_hydra(verb: str) -> None:
-    if verb != "run":
+def _with_hydra(verb: Verb) -> None:
+    OmegaConf.register_new_resolver("verbs", _described, replace=True)
+    if verb.name != "run":
         compose_once()
     failures: list[Exception] = []
 
@@ -161,26 +111,34 @@ def _with_hydra(verb: str) -> None:
         raise failures[0]
 
 
-def _carry_out(verb: str, composed: DictConfig) -> None:
+def _described() -> str:
+    """A line per verb, for the help."""
+    longest = max(map(len, verbs()))
+    return "\n".join(f"  {name:<{longest}}   {verb.help}" for name, verb in verbs().items())
+
+
+def _carry_out(verb: Verb, composed: DictConfig) -> None:
     """Runs a verb on a checked configuration; only now is what it needs imported."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
-    if verb in RECORDING:  # refused before anything slow is imported
+    if verb.records:  # refused before anything slow is imported
         artifact_root(store_address(config.tracking.uri))
-    target = VERBS[verb][0] if config.sweep.job.parent is None else TRIAL
-    module, _, name = target.partition(":")
-    messages = Path(os.devnull) if verb == FOLDERLESS else folder / "tensorflow.log"
+    request = verb.request and validate_request(composed, verb.name, verb.request)
+    if config.sweep.job.parent is not None:
+        verb = replace(verb, entry=TRIAL)
     try:
-        with native_messages_to(messages):
-            implementation = load(module)
-        getattr(implementation, name)(config, folder)
+        with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):
+            load(verb.entry.partition(":")[0])
+        value = verb.carry_out(config, request, folder)
+        if value is not None:
+            verb.print(value, request)
     except RequestError:
         raise
     except Exception as error:
-        log.debug("%s failed", verb, exc_info=True)
+        log.debug("%s failed", verb.name, exc_info=True)
         if _is_unread(error):
             raise
-        story = "" if verb == FOLDERLESS else f"\nThe whole story is in {folder}"
+        story = f"\nThe whole story is in {folder}" if verb.keeps_log else ""
         raise PipelineError(f"{explain(error)}{story}") from error
 
 

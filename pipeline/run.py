@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -14,8 +14,7 @@ from pipeline.evaluation.evaluate import answers, draw_training, evaluate, store
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recording import Recording, reopen
-from pipeline.tracking.runs import find_trained
+from pipeline.tracking.recording import Recording
 from pipeline.training.build import build_model
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
@@ -26,8 +25,27 @@ from pipeline.training.train import train
 Found = dict[str, Predictions]  # by split
 
 
-def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | None = None) -> str:
-    """Trains, evaluates and records one model, or goes on with the run of `start`; returns its id.
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run came to; an accuracy that was not evaluated is NaN, a model not saved is None."""
+
+    run_id: str
+    val_accuracy: float
+    test_accuracy: float
+    model_uri: str | None
+
+    def __str__(self) -> str:
+        """The line that scripts read."""
+        return (
+            f"run_id={self.run_id} val_accuracy={self.val_accuracy:.4f} "
+            f"test_accuracy={self.test_accuracy:.4f} model_uri={self.model_uri}"
+        )
+
+
+def run(
+    config: Config, folder: Path, *watchers: EpochListener, start: Start | None = None
+) -> Result:
+    """Trains, evaluates and records one model, or goes on with the run of `start`.
 
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
     """
@@ -47,32 +65,12 @@ def run(config: Config, folder: Path, *watchers: EpochListener, start: Start | N
             found.update(_evaluate(model, prepared, config, recording))
         with recording.stage("save"):
             uri = recording.log_model(model, prepared) if config.tracking.log_model else None
-    print(_result(recording.id, found, uri), flush=True)
-    return recording.id
-
-
-def train_only(config: Config, folder: Path) -> None:
-    """Like `run`, but leaves the test split alone; `evaluate run_id=…` completes the run."""
-    run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)
-
-
-def evaluate_recorded(config: Config, folder: Path) -> None:
-    """Evaluates the model of an earlier run on that run's data and adds what it finds to the run.
-
-    The run's own configuration says which data; `evaluate.*` and `data_dir` are today's.
-
-    Raises:
-        RequestError: `run_id` is missing or names no run with a model.
-    """
-    recorded = find_trained(config.run_id, config)
-    then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
-    recording = reopen(recorded.id, config.tracking, folder)
-    complete(then, recorded.config, recorded.load_model(), recording, recorded.model_uri)
+    return _result(recording.id, found, uri)
 
 
 def complete(
     config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
-) -> None:
+) -> Result:
     """Adds to the run that `began` so what its model is worth, and the model if it has no URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
@@ -82,7 +80,7 @@ def complete(
     recording.upload()
     if uri is None:  # last: what has a model is taken to be complete
         uri = recording.log_model(model, prepared)
-    print(_result(recording.id, found, uri), flush=True)
+    return _result(recording.id, found, uri)
 
 
 def _load_data(config: Config, recording: Recording) -> Prepared:
@@ -114,7 +112,6 @@ def _evaluate(
     return predictions
 
 
-def _result(run_id: str, found: Found, model_uri: str | None) -> str:
-    """The line that scripts read; `nan` stands for what was not evaluated."""
+def _result(run_id: str, found: Found, model_uri: str | None) -> Result:
     val, test = (accuracy(found[s]) if s in found else float("nan") for s in ("val", "test"))
-    return f"run_id={run_id} val_accuracy={val:.4f} test_accuracy={test:.4f} model_uri={model_uri}"
+    return Result(run_id=run_id, val_accuracy=val, test_accuracy=test, model_uri=model_uri)

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
-from pipeline.config.schema import Config, register, validate
+from pipeline.config.schema import Config, register, validate, validate_request
+from pipeline.verbs import requests, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -45,16 +47,27 @@ def pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProc
 
 def composed(*overrides: str) -> DictConfig:
     """What Hydra hands to the pipeline for these overrides."""
-    register()
+    register(requests())
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         whole = compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(whole)
-    return OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+    with open_dict(whole):
+        del whole["hydra"]
+    return whole
 
 
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
     return validate(composed(*overrides))
+
+
+def carried_out(name: str, *overrides: str, folder: Path) -> Any:
+    """What the verb `name` returns for these overrides, printed as the command line prints it."""
+    verb, whole = verbs()[name], composed(*overrides)
+    request = verb.request and validate_request(whole, name, verb.request)
+    value = verb.carry_out(validate(whole), request, folder)
+    verb.print(value, request)
+    return value
 
 
 def results(stdout: str) -> dict[str, str]:

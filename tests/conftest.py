@@ -11,7 +11,12 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    *("sweeps.test_stress", "sweeps.test_sweep", "end_to_end.test_tour", "verbs.test_resume"),
+    *(
+        "sweeps.test_stress",
+        "sweeps.test_sweep",
+        "end_to_end.test_tour",
+        "verbs.resume.test_command",
+    ),
     *("verbs.promote.test_switch", "verbs.promote.test_promote", "training.test_xla"),
     *("training.test_train", "test_main"),
 )

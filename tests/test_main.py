@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.verbs import verbs
 from tests.commands import QUICK, environment, free_port, pipeline, results, unread
 
 # Runs several command lines in forks of one process that has imported what all of them import.
@@ -126,10 +127,8 @@ def test_shows_without_importing_tensorflow(case: str, answers: dict[str, Answer
 
 
 def test_help_names_every_verb_with_its_description(answers: dict[str, Answer]) -> None:
-    from pipeline.__main__ import VERBS
-
-    for verb, (_, description) in VERBS.items():
-        assert re.search(rf"^ +{verb} +{re.escape(description)}$", answers["help"].out, re.M), verb
+    for name, verb in verbs().items():
+        assert re.search(rf"^ +{name} +{re.escape(verb.help)}$", answers["help"].out, re.M), name
 
 
 def test_the_process_itself_ends_with_the_exit_code(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -12,12 +12,13 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from pipeline.config.requests import REQUESTS
 from pipeline.config.schema import Config, validate
 from pipeline.data.load import ingest, prepare
-from pipeline.run import complete, evaluate_recorded, run, train_only
+from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import Recording, reopen
+from pipeline.verbs.evaluate import evaluate
+from pipeline.verbs.run import train
 from tests.commands import configured, inside, pipeline, results
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def finished(
 ) -> Ended:
     config = configured(*overrides)
     with inside(folder):
-        story(config, folder / "outputs")  # type: ignore[operator]
+        print(story(config, folder / "outputs"))  # type: ignore[operator]
     return Ended(folder=folder, said=results(capsys.readouterr().out), config=config)
 
 
@@ -91,7 +92,7 @@ def test_every_leaf_that_results_depend_on_is_a_parameter_and_nothing_else(ended
     leaves = {
         f"{group}.{key}"
         for group, values in asdict(ended.config).items()
-        if isinstance(values, dict) and group not in ("tracking", "sweep", "choices", *REQUESTS)
+        if isinstance(values, dict) and group not in ("tracking", "sweep", "choices")
         for key in values
         if key != "_target_"
     }
@@ -172,8 +173,7 @@ def test_environment_txt_names_every_library(ended: Ended) -> None:
 
 def test_the_recorded_configuration_validates_and_is_the_one_that_ran(ended: Ended) -> None:
     recorded = validate(yaml.safe_load(ended.artifact("config.yaml").read_text()))
-    of_verbs = {name: getattr(ended.config, name) for name in REQUESTS}  # no part of a run
-    assert replace(recorded, **of_verbs) == ended.config
+    assert recorded == ended.config
 
 
 def test_the_dataset_is_an_input_with_a_digest_of_all_of_it(ended: Ended) -> None:
@@ -238,14 +238,14 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ("dataset=digits", "model=linear", "train.epochs=1", "train.tensorboard=false")
-    trained = finished(tmp_path, capsys, *small, story=train_only)
+    trained = finished(tmp_path, capsys, *small, story=train)
     assert trained.said["test_accuracy"] == "nan"
     before = trained.run
     assert [name for name in before.data.metrics if name.startswith("test/")] == []
     assert np.load(trained.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[:2]]
 
     overrides = ("dataset=digits", "run_id=latest", "seed=9", "train.epochs=7")
-    completed = finished(tmp_path, capsys, *overrides, story=evaluate_recorded)
+    completed = finished(tmp_path, capsys, *overrides, story=evaluate)
     after = trained.run
     assert completed.said["run_id"] == trained.said["run_id"]
     assert completed.said["val_accuracy"] == trained.said["val_accuracy"]
@@ -256,14 +256,14 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     assert after.data.metrics["train/loss"] == before.data.metrics["train/loss"]
     assert after.data.metrics["time/train_s"] == before.data.metrics["time/train_s"]
     assert np.load(trained.artifact("predictions.npz")).files[3:] == SPLIT_ARRAYS[2:]
-    by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate_recorded)
+    by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate)
     assert by_id.said == completed.said
 
 
 @pytest.mark.parametrize("run_id", ["latest", "0123456789abcdef0123456789abcdef", "../x", "null"])
 def test_evaluate_refuses_a_run_that_is_not_there(run_id: str, tmp_path: Path) -> None:
     with inside(tmp_path), pytest.raises(RequestError, match="run_id"):
-        evaluate_recorded(configured("dataset=digits", f"run_id={run_id}"), tmp_path / "outputs")
+        evaluate(configured("dataset=digits", f"run_id={run_id}"), tmp_path / "outputs")
 
 
 def test_evaluate_refuses_a_run_without_a_model(
@@ -273,15 +273,15 @@ def test_evaluate_refuses_a_run_without_a_model(
     bare = finished(tmp_path, capsys, *small)
     assert bare.said["model_uri"] == "None"
     with inside(tmp_path), pytest.raises(RequestError, match="has saved no model"):
-        evaluate_recorded(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
+        evaluate(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
     with inside(tmp_path), pytest.raises(RequestError, match="no finished run"):
-        evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
+        evaluate(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
 
 
 def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_done_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = finished(tmp_path, capsys, *OVERRIDES, "tracking.log_model=false", story=train_only)
+    bare = finished(tmp_path, capsys, *OVERRIDES, "tracking.log_model=false", story=train)
     folder = tmp_path / "outputs"
     model = keras.models.load_model(folder / "checkpoints" / "last.keras")
     log_tags = Recording.log_tags

@@ -9,11 +9,10 @@ from functools import reduce
 from typing import Any
 
 from pipeline.config.builders import GROUPS, first_name
-from pipeline.config.requests import REQUESTS
 from pipeline.config.schema import ADDED, Config
 
 # No result depends on these.
-NOT_PARAMS = {"tracking", "sweep", "choices", "data_dir", "run_id", *REQUESTS}
+NOT_PARAMS = {"tracking", "sweep", "choices", "data_dir", "run_id"}
 
 
 def flatten(config: Config) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """The typed trunk of the configuration, and the check of all of it.
 
 A wrong value is refused here, before TensorFlow is imported: OmegaConf holds the keys and types of
-the trunk, pydantic its ranges, `leaves.py` what hangs on it.
+the trunk, pydantic its ranges, `builders.py` what hangs on it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,18 +17,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config.builders import GROUPS, Leaf, check_leaf
-from pipeline.config.requests import (
-    REQUESTS,
-    Compare,
-    Doctor,
-    History,
-    Predict,
-    Promote,
-    Reproduce,
-    Resume,
-    Rollback,
-    Serve,
-)
 from pipeline.config.rules import Count, Seed, Slug, broken_rules, function_in, listed_in, one_of
 from pipeline.config.sweep import Sweep
 from pipeline.system.errors import RequestError
@@ -139,15 +128,6 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     tracking: Tracking = field(default_factory=Tracking)
     sweep: Sweep = field(default_factory=Sweep)
-    compare: Compare = field(default_factory=Compare)
-    promote: Promote = field(default_factory=Promote)
-    rollback: Rollback = field(default_factory=Rollback)
-    history: History = field(default_factory=History)
-    predict: Predict = field(default_factory=Predict)
-    serve: Serve = field(default_factory=Serve)
-    doctor: Doctor = field(default_factory=Doctor)
-    reproduce: Reproduce = field(default_factory=Reproduce)
-    resume: Resume = field(default_factory=Resume)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
     data_dir: str = MISSING
@@ -161,35 +141,78 @@ class Config:
 # Keys that came after the first recorded runs, dotted, each with the value that does what those
 # runs did. A configuration recorded without the key is read with that value, and checksums leave a
 # key with that value out, so that they equal the recorded ones.
-ADDED: dict[str, Any] = {"compare.direction": None, "promote.margin": 0.005}
+ADDED: dict[str, Any] = {}
 # Keys that recorded configurations may hold and that nothing reads any more.
-REMOVED: tuple[str, ...] = ()
+REMOVED = (  # what a verb was asked for is no part of a run
+    *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),
+    "resume",
+)
 
 
-def register() -> None:
-    """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon."""
-    ConfigStore.instance().store(name="trunk", node=Config)
+def register(requests: Mapping[str, type]) -> None:
+    """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon.
+
+    Each of `requests` becomes a group of the trunk, which begins with the group's file `default`.
+    """
+    groups: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in requests)]
+    trunk = make_dataclass(
+        "Trunk",
+        [
+            *((name, kind, field(default_factory=kind)) for name, kind in requests.items()),
+            ("defaults", list[Any], field(default_factory=lambda: groups)),
+        ],
+        bases=(Config,),
+    )
+    ConfigStore.instance().store(name="trunk", node=trunk)
 
 
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     """The composed configuration, or a recorded one of this or an earlier version, as `Config`.
+
+    What belongs to Hydra or to a verb is left out.
 
     Raises:
         RequestError: naming each key whose value is refused or missing, with the rule.
     """
     plain: Any
     if isinstance(composed, DictConfig):
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        trunk = OmegaConf.get_type(composed)
+        of_verbs = _names(trunk) - _names(Config) if is_dataclass(trunk) else set()
+        own: list[Any] = [key for key in composed if key not in {"hydra", *of_verbs}]
+        plain = _plain(OmegaConf.masked_copy(composed, own))
     else:
         plain = _of_this_version(composed)
-    try:
-        config = TypeAdapter(Config).validate_python(plain)
-    except ValidationError as error:
-        raise RequestError(broken_rules(error)) from error
+    config: Config = checked(Config, plain)
     for group in GROUPS:
         setattr(config, group, check_leaf(group, getattr(config, group)))
     _check_together(config)
     return config
+
+
+def validate_request(composed: DictConfig, name: str, kind: type) -> Any:
+    """What the verb `name` is asked for, which is its group of the composed configuration.
+
+    Raises:
+        RequestError: naming each key whose value is refused, with the rule.
+    """
+    return checked(kind, _plain(composed[name]), name)
+
+
+def checked(kind: type, values: Any, prefix: str = "") -> Any:
+    """The values as an instance of the dataclass `kind`, each by its rule.
+
+    Raises:
+        RequestError: naming each key whose value is refused, with the rule.
+    """
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise RequestError(broken_rules(error, prefix)) from error
+
+
+@cache  # to make one takes longer than a hundred checks
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _of_this_version(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,13 +242,19 @@ def _place(config: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 def _missing(schema: type[Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for one in fields(schema):
-        if one.name in REQUESTS:
-            continue  # what another verb was asked for; nobody reads it again
         if one.name not in values:
             yield f"{prefix}{one.name}"
         elif is_dataclass(one.default_factory) and isinstance(values[one.name], Mapping):
             inside: Any = one.default_factory
             yield from _missing(inside, values[one.name], f"{prefix}{one.name}.")
+
+
+def _plain(composed: Any) -> Any:
+    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+
+
+def _names(kind: Any) -> set[str]:
+    return {one.name for one in fields(kind)}
 
 
 def _check_together(config: Config) -> None:
@@ -242,5 +271,3 @@ def _check_together(config: Config) -> None:
             f"preprocess.validation_size=0 leaves nothing to watch for "
             f"{' and '.join(needs_validation)}; set it above 0 or drop these"
         )
-    if config.promote.force is True and not (config.promote.reason or "").strip():
-        raise RequestError('promote.force=true needs a reason, for the ledger: reason="…"')

@@ -15,7 +15,6 @@ from pipeline.evaluation.evaluate import answers
 from pipeline.reports.facts import facts_of
 from pipeline.reports.page import html
 from pipeline.system.errors import RequestError, one_line
-from pipeline.system.files import replacing
 from pipeline.system.folders import owner
 from pipeline.tracking.client import StoreError
 from pipeline.tracking.recording import Recording, reopen
@@ -58,27 +57,6 @@ def save_report(
     with recording.stage("report"):
         page = html(facts_of(recording, error), config, predictions)
         recording.save_text(NAME, page)
-
-
-def report_recorded(config: Config, folder: Path) -> None:
-    """Builds the report of a recorded run from what it stored, and prints where it lies.
-
-    Any run has one, as far as it got; it needs no model.
-
-    Raises:
-        RequestError: `run_id` is missing or names no run that has begun, or the data here is other
-            data than that of the run's predictions.
-    """
-    entry = find_run(config.run_id, config, latest=REPORTABLE, called="run of its own")
-    if entry.is_sweep:
-        raise RequestError(
-            f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
-            "these has a report"
-        )
-    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
-    with replacing(folder / NAME) as path:
-        path.write_text(page, encoding="utf-8")
-    print(folder / NAME, flush=True)
 
 
 def bring_home(config: Config, run_id: str) -> None:

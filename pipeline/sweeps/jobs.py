@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Protocol
+from typing import Protocol
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
@@ -195,7 +195,6 @@ def _checked(composed: DictConfig) -> Config:
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(composed)
     try:
-        keys: list[Any] = [key for key in composed if key != "hydra"]
-        return validate(OmegaConf.masked_copy(composed, keys))
+        return validate(composed)
     finally:
         HydraConfig.instance().cfg = before

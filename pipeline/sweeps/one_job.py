@@ -16,7 +16,7 @@ import keras
 import psutil
 
 from pipeline.config.schema import Config
-from pipeline.run import complete, run
+from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
 from pipeline.tracking.recording import reopen
@@ -28,8 +28,8 @@ GRACE_S = 10.0  # for a job beyond its limit to close its run
 log = logging.getLogger(__name__)
 
 
-def run_job(config: Config, folder: Path) -> None:
-    """Runs one job of a sweep, within its limits; a pruned one ends well.
+def run_job(config: Config, folder: Path) -> Result | None:
+    """Runs one job of a sweep, within its limits; a pruned one ends well and has no result.
 
     Raises:
         PipelineError: it took more time or memory than it may.
@@ -38,13 +38,13 @@ def run_job(config: Config, folder: Path) -> None:
     keras.utils.clear_session()  # what earlier jobs of this process have left
     with within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
         if sweep.job.keep:
-            _keep(config, folder)
-            return
+            return _keep(config, folder)
         prunes = sweep.pruner != "none" and sweep.study is not None
         try:
-            run(config, folder, *([pruning_listener(sweep)] if prunes else []))
+            return run(config, folder, *([pruning_listener(sweep)] if prunes else []))
         except Pruned as pruned:
             log.info("%s", pruned)
+            return None
 
 
 @contextmanager
@@ -91,11 +91,11 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _keep(config: Config, folder: Path) -> None:
+def _keep(config: Config, folder: Path) -> Result:
     """Completes the run of a job that is one of the best."""
     recording = reopen(str(config.run_id), config.tracking, folder)
     began = find_run(config.run_id, config).config
-    complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
+    return complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
 
 
 def _checkpoint(config: Config, folder: Path) -> Path:

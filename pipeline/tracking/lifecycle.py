@@ -19,7 +19,6 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.flat import flatten
-from pipeline.config.requests import REQUESTS
 from pipeline.config.schema import Config
 from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
@@ -187,7 +186,7 @@ def ending(error: BaseException) -> dict[str, str]:
 
 
 def _as_yaml(config: Config) -> str:
-    plain = {key: value for key, value in asdict(config).items() if key not in REQUESTS}
+    plain = asdict(config)
     for group, key in ADDRESSES:
         if plain[group][key]:
             plain[group][key] = without_password(plain[group][key])

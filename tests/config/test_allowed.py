@@ -16,6 +16,7 @@ from pipeline.config.allowed import LOGGING_CLASSES, check_composed, check_words
 from pipeline.config.schema import register
 from pipeline.config.search import CONF
 from pipeline.system.errors import RequestError
+from pipeline.verbs import requests
 from tests.commands import QUICK, configured, pipeline
 
 COPY = "_target_: shutil.copyfile\nsrc: source\ndst: marker\n"
@@ -26,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "source").write_text("x")
     (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('marker').touch()\n")
-    register()
+    register(requests())
     return tmp_path
 
 

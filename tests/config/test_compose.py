@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer
 from pipeline.config.schema import register
+from pipeline.verbs import requests
 from tests.commands import CONF, environment
 
 MASTER = ["optimizer.learning_rate=0.1", "hydra.sweep.dir=/master", "seed=1,2"]
@@ -23,7 +24,7 @@ WORDS = ["optimizer.learning_rate=0.2", "seed=2", "tracking.run_name='a b'", "hy
 
 @pytest.fixture
 def loader() -> Iterator[ConfigLoader]:
-    register()
+    register(requests())
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None

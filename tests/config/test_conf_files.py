@@ -123,16 +123,6 @@ def test_every_rule_for_a_keras_parameter_belongs_to_a_class_on_the_allow_list()
     assert KERAS_PARAMETERS.keys() <= known
 
 
-def test_the_help_text_lists_the_verbs_of_the_command_line_with_what_they_do() -> None:
-    from pipeline.__main__ import VERBS
-
-    template = OmegaConf.load(CONF / "hydra" / "help" / "pipeline.yaml")
-    text = OmegaConf.to_container(template, resolve=False)["template"]
-    block = text.partition("verbs\n")[2].partition("\n\n")[0]
-    listed = dict(line.split(maxsplit=1) for line in block.splitlines())
-    assert listed == {verb: purpose for verb, (_, purpose) in VERBS.items()}
-
-
 def test_small_data_sets_choose_small_splits_unless_told_otherwise() -> None:
     assert composed("dataset=digits").preprocess.validation_size == 150
     assert composed("dataset=digits", "preprocess=default").preprocess.validation_size == 5000

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 from pipeline.config.messages import explain
 from pipeline.config.schema import register
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.verbs import requests
 
 CONF = str(Path(__file__).parents[2] / "conf")
 
 
 def complaint(*overrides: str) -> str:
     """The explanation of what composing these overrides raises."""
-    register()
+    register(requests())
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
         compose("config", list(overrides))
     return explain(caught.value)

@@ -7,9 +7,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.requests import REQUESTS
 from pipeline.config.words import HYDRA_FLAGS, addressed, normalise, refuse_settings_of_a_run
 from pipeline.system.errors import RequestError
+from pipeline.verbs import requests
 
 
 def project(*words: str) -> list[str]:
@@ -118,7 +118,7 @@ def test_whatever_a_shell_can_quote_survives_the_trip_through_overrides(
 def understood(*words: str, verb: str = "predict") -> dict[str, Any]:
     """What Hydra makes of the words of a verb."""
     overrides = OverridesParser.create().parse_overrides(
-        addressed(list(words), verb, REQUESTS[verb])
+        addressed(list(words), verb, requests()[verb])
     )
     return {override.get_key_element(): override.value() for override in overrides}
 
@@ -137,7 +137,7 @@ def test_a_verb_takes_its_own_keys_without_the_name_of_their_group() -> None:
 @pytest.mark.parametrize("beginning", ["12e4", "0123", "7151", "1234e567"])
 def test_the_beginning_of_an_id_is_never_a_number(beginning: str) -> None:
     for verb in ("resume", "evaluate"):  # with keys of its own, and without any
-        [word] = addressed([f"run_id={beginning}"], verb, REQUESTS.get(verb))
+        [word] = addressed([f"run_id={beginning}"], verb, requests().get(verb))
         [override] = OverridesParser.create().parse_overrides([word])
         assert override.value() == beginning
     assert addressed(["run_id=null"], "evaluate", None) == ["run_id=null"]

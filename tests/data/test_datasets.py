@@ -22,6 +22,7 @@ from pipeline.config.schema import register
 from pipeline.data import datasets
 from pipeline.data.values import RawData
 from pipeline.system.errors import RequestError
+from pipeline.verbs import requests
 
 CONF = Path(__file__).parents[2] / "conf"
 LEAVES = sorted((CONF / "dataset").glob("*.yaml"))
@@ -43,7 +44,7 @@ SYNTHETIC: dict[str, Any] = {
 
 @pytest.fixture
 def composed() -> Iterator[Any]:
-    register()
+    register(requests())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *overrides: compose("config", overrides=list(overrides))
 

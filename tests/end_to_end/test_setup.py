@@ -1,6 +1,5 @@
 """The files that set the project up say the same thing."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -66,17 +65,6 @@ def project() -> dict[str, Any]:
 
 def conda() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "conda.yaml").read_text())
-
-
-def verbs() -> list[str]:
-    """The names in `VERBS` of pipeline/__main__.py, read without running it."""
-    tree = ast.parse((ROOT / "pipeline" / "__main__.py").read_text())
-    for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == "VERBS" for target in targets):
-            names = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
-            return [ast.literal_eval(name) for name in names]
-    raise AssertionError("pipeline/__main__.py has no literal VERBS")
 
 
 def targets() -> set[str]:
@@ -167,12 +155,6 @@ def test_an_optional_parameter_defaults_to_what_the_configuration_says() -> None
                 # MLflow records the seed under the name that is our own: it must be the true one.
                 expected = config["seed"] if parameter == "seed" else ""
                 assert declared["default"] == expected, f"{name} {parameter}"
-
-
-def test_every_verb_is_an_entry_point() -> None:
-    assert {"main" if verb == "run" else verb for verb in verbs()} == project()[
-        "entry_points"
-    ].keys()
 
 
 def test_every_make_command_in_the_readme_exists() -> None:

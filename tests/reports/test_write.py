@@ -9,12 +9,14 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pipeline.reports.write import bring_home, report_recorded, reported
-from pipeline.run import evaluate_recorded, run, train_only
+from pipeline.reports.write import bring_home, reported
+from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from tests.commands import configured, inside
+from pipeline.verbs.evaluate import evaluate
+from pipeline.verbs.run import train
+from tests.commands import carried_out, configured, inside
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +50,7 @@ def newest(folder: Path) -> mlflow.entities.Run:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("reported")
     with inside(folder):
-        train_only(configured(*SMALL), folder / "outputs")
+        train(configured(*SMALL), folder / "outputs")
     made = Trained(folder=folder, run_id=newest(folder).info.run_id, page="")
     return Trained(
         folder=folder, run_id=made.run_id, page=made.artifact("report.html").read_text("utf-8")
@@ -80,7 +82,7 @@ def test_evaluate_refreshes_the_report(
     with inside(trained.folder):
         # Settings of this command, not of the run.
         config = configured("dataset=digits", f"run_id={trained.run_id}", "evaluate.batch_size=77")
-        evaluate_recorded(config, trained.folder / "evaluated")
+        evaluate(config, trained.folder / "evaluated")
     page = trained.artifact("report.html").read_text("utf-8")
     accuracy = trained.client.get_run(trained.run_id).data.metrics["test/accuracy"]
     assert f"{100 * accuracy:.2f}\N{NO-BREAK SPACE}%" in page
@@ -94,8 +96,7 @@ def test_the_verb_builds_the_same_page_from_what_was_recorded(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with inside(trained.folder):
-        config = configured("dataset=digits", "run_id=latest")
-        report_recorded(config, trained.folder / "again")
+        carried_out("report", "dataset=digits", "run_id=latest", folder=trained.folder / "again")
     written = trained.folder / "again" / "report.html"
     assert capsys.readouterr().out == f"{written}\n"
     again, recorded = written.read_text("utf-8"), trained.artifact("report.html").read_text("utf-8")
@@ -109,14 +110,15 @@ def test_the_verb_builds_the_same_page_from_what_was_recorded(
 @pytest.mark.parametrize("run_id", ["null", "0123456789abcdef0123456789abcdef"])
 def test_the_verb_refuses_a_run_that_is_not_there(run_id: str, trained: Trained) -> None:
     with inside(trained.folder), pytest.raises(RequestError, match="run_id"):
-        report_recorded(configured("dataset=digits", f"run_id={run_id}"), trained.folder / "none")
+        carried_out("report", "dataset=digits", f"run_id={run_id}", folder=trained.folder / "none")
 
 
 def test_the_verb_refuses_other_data_than_the_run_had(trained: Trained) -> None:
     trained.client.set_tag(trained.run_id, "data.fingerprint", "f" * 64)
     with inside(trained.folder), pytest.raises(RequestError, match="not what the run used"):
-        config = configured("dataset=digits", f"run_id={trained.run_id}")
-        report_recorded(config, trained.folder / "other")
+        carried_out(
+            "report", "dataset=digits", f"run_id={trained.run_id}", folder=trained.folder / "other"
+        )
 
 
 def test_a_run_that_wants_no_report_and_no_picture_of_weights_gets_none(
@@ -157,7 +159,7 @@ def test_a_run_that_ends_badly_has_a_report_as_far_as_it_got(
     with inside(tmp_path):
         with pytest.raises(type(error)):
             run(configured(*SMALL), tmp_path / "outputs")
-        report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "again")
+        carried_out("report", "dataset=digits", "run_id=latest", folder=tmp_path / "again")
     ended = newest(tmp_path)
     assert ended.info.status == status.upper()
     recorded = Path(ended.info.artifact_uri.removeprefix("file://"), "report.html").read_text()
@@ -203,12 +205,12 @@ def test_the_verb_needs_no_model_and_takes_what_a_killed_run_left_in_its_folder(
         stored = Path(found.info.artifact_uri.removeprefix("file://"))
         assert not (stored / "report.html").exists()
         shutil.rmtree(stored)  # which only arrive when a run is closed
-        report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "page")
+        carried_out("report", "dataset=digits", "run_id=latest", folder=tmp_path / "page")
         page = (tmp_path / "page" / "report.html").read_text()
         assert sections(page) == [name for name in ALL if name != "weights"]
         shutil.rmtree(tmp_path / "outputs")
         with pytest.raises(RequestError, match="the run has no config.yaml"):
-            report_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "page")
+            carried_out("report", "dataset=digits", "run_id=latest", folder=tmp_path / "page")
 
 
 @pytest.mark.parametrize("words", [(), ("evaluate.report=false",)])
@@ -241,4 +243,4 @@ def test_the_verb_points_from_a_sweep_to_its_jobs(tmp_path: Path) -> None:
             pass
         words = ("dataset=digits", f"run_id={recording.id}")
         with pytest.raises(RequestError, match=f"is a sweep; `compare sweep={recording.id}`"):
-            report_recorded(configured(*words), tmp_path / "page")
+            carried_out("report", *words, folder=tmp_path / "page")

@@ -14,12 +14,13 @@ from pipeline.config.words import quoted
 from pipeline.sweeps.jobs import Grid, Job, Multirun, asked_for, grid, shown
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Outcome
 from pipeline.system.errors import RequestError
+from pipeline.verbs import requests
 from tests.commands import CONF
 
 
 def multirun(*words: str) -> Multirun:
     """What Hydra would hand to the sweeper for these words."""
-    register()
+    register(requests())
     setup_globals()
     loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONF)))
     composed = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)

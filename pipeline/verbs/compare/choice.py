@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config.messages import choose
@@ -23,37 +24,37 @@ class Found:
     sweep: str | None = None
 
 
-def best_runs(config: Config, *, lower_is_better: bool) -> Found:
-    """The `compare.top` finished runs of the experiment that have the metric, best first.
+def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) -> Found:
+    """The `most` finished runs of the experiment that have the metric, best first.
 
     Raises:
         RequestError: there is none; says which metrics there are.
     """
-    request, name = config.compare, experiment_name(config)
-    asked = replace(FINISHED, experiment=name, has_metric=request.metric)
+    name = experiment_name(config)
+    asked = replace(FINISHED, experiment=name, has_metric=metric)
     runs = find_best(
         connect(config.tracking.uri),
         asked,
-        request.metric,
-        most=request.top,
+        metric,
+        most=most,
         lower_is_better=lower_is_better,
     )
     if not runs:
-        raise RequestError(_without_metric(config, name))
+        raise RequestError(_without_metric(config, name, metric))
     number = f"best {len(runs):,} finished runs" if len(runs) > 1 else "best finished run"
     return Found(runs=runs, source=f"{number} of experiment {name}")
 
 
-def named_runs(config: Config) -> Found:
-    """The runs that `compare.runs` names by id or by its first characters, in that order.
+def named_runs(config: Config, asked: Sequence[str]) -> Found:
+    """The runs that are asked for by id or by its first characters, in that order.
 
     Raises:
         RequestError: a name fits no run, several, or a sweep's own run; or all name the same.
     """
-    names = list(dict.fromkeys(config.compare.runs))
+    names = list(dict.fromkeys(asked))
     whole = [name for name in names if len(name) == WHOLE]
-    asked = Query(ids=whole)
-    found = {run.id: run for run in find_runs(asked, config.tracking)} if whole else {}
+    listed = Query(ids=whole)
+    found = {run.id: run for run in find_runs(listed, config.tracking)} if whole else {}
     client, runs = connect(config.tracking.uri), {}
     for name in names:
         run = found.get(name) or by_id(client, name, key="runs")
@@ -65,13 +66,12 @@ def named_runs(config: Config) -> Found:
     return Found(runs=list(runs.values()), source=f"{len(runs)} named runs")
 
 
-def sweep_runs(config: Config) -> Found:
-    """The finished jobs of the sweep `compare.sweep`.
+def sweep_runs(config: Config, asked: str) -> Found:
+    """The finished jobs of the sweep with that id, or of the latest one.
 
     Raises:
         RequestError: there is no such sweep, or none of its jobs has finished.
     """
-    asked = str(config.compare.sweep)
     sweep = find_sweep(asked, config, key="sweep")
     of_sweep = Query(experiment=sweep.experiment, parent=sweep.id, order=("started",))
     jobs = find_runs(of_sweep, config.tracking)
@@ -83,11 +83,10 @@ def sweep_runs(config: Config) -> Found:
     return Found(runs=runs, source=source, sweep=sweep.id)
 
 
-def _without_metric(config: Config, name: str) -> str:
+def _without_metric(config: Config, name: str, metric: str) -> str:
     one = replace(FINISHED, experiment=name, limit=1)
     newest = find_runs(one, config.tracking)
     if newest:
-        metric = config.compare.metric
         other = choose(metric, newest[0].metrics)
         return f"metric={metric}: no finished run of experiment {name} has it; {other}"
     state = "finished run" if find_runs(Query(experiment=name, limit=1), config.tracking) else "run"

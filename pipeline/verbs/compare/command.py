@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.messages import choose
-from pipeline.config.requests import Compare
 from pipeline.config.schema import Config
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
@@ -17,6 +16,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.imports import load, uncollected
 from pipeline.system.terminal import standard_output
+from pipeline.verbs.compare import Compare
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.drawing import Pictures, drawing
 from pipeline.verbs.compare.page import document, page
@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 MOST_READ = 20  # runs whose stored predictions are read
 
 
-def compare(config: Config, folder: Path) -> None:
-    """Prints the comparison that `config.compare` asks for; writes page and pictures to `folder`.
+def compare(config: Config, request: Compare, folder: Path) -> Comparison:
+    """Sets the runs that are asked for side by side; writes page and pictures to `folder`.
 
     Those of a sweep are logged to the sweep's own run as well, under `compare/`.
 
     Raises:
         RequestError: the runs cannot be found, or none of them has the metric.
     """
-    request = config.compare
     if request.runs and len(set(request.runs)) < 2:
         raise RequestError("runs: name two runs or more, runs=<id>,<id>")
     with uncollected(), drawing() as begin:
-        found = _find(config)  # among whose records a look would take a second
+        found = _find(config, request)  # among whose records a look would take a second
         comparison = compare_runs(
             found.runs,
             found.source,
@@ -51,27 +50,32 @@ def compare(config: Config, folder: Path) -> None:
         )
         comparison = replace(comparison, packages=_packages(found))
         pictures = begin(comparison)
-        printed = _table(comparison) if request.format == "table" else ""  # while it is drawn
-        # All is written before anything is printed, whose reader may leave: `compare | head`.
         files = _write(comparison, pictures(), folder)
         if found.sweep:
             _log(found.sweep, files, config)
-        print(f"{printed}page: {files[0]}" if printed else _json(comparison, files), flush=True)
+    return replace(comparison, files=[str(path) for path in files])
 
 
-def _find(config: Config) -> Found:
-    request = config.compare
+def show(comparison: Comparison, request: Compare) -> None:
+    """Prints the comparison as a table, or as JSON."""
+    if request.format == "table":
+        print(f"{_table(comparison)}page: {comparison.files[0]}", flush=True)
+    else:
+        print(_json(comparison), flush=True)
+
+
+def _find(config: Config, request: Compare) -> Found:
     load("pipeline.verbs.compare.choice")  # only now: MLflow takes seconds to import
     from pipeline.verbs.compare import choice
 
     if request.runs:
-        found = choice.named_runs(config)
+        found = choice.named_runs(config, request.runs)
     elif request.sweep:
-        found = choice.sweep_runs(config)
+        found = choice.sweep_runs(config, request.sweep)
     else:
         better = scale_of(request.metric).better
         lower = better == "lower" if better else request.direction == "minimize"
-        return choice.best_runs(config, lower_is_better=lower)
+        return choice.best_runs(config, request.metric, most=request.top, lower_is_better=lower)
     if not any(request.metric in run.metrics for run in found.runs):
         other = choose(request.metric, {key for run in found.runs for key in run.metrics})
         raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
@@ -136,9 +140,9 @@ def _table(comparison: Comparison) -> str:
     return printed.get()
 
 
-def _json(comparison: Comparison, files: list[Path]) -> str:
-    written = {"files": [str(path) for path in files]}
-    return json.dumps(document(comparison) | written, indent=2, ensure_ascii=False)
+def _json(comparison: Comparison) -> str:
+    whole = document(comparison) | {"files": comparison.files}
+    return json.dumps(whole, indent=2, ensure_ascii=False)
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:

@@ -67,6 +67,8 @@ class Comparison:
     misplaced: int
     pair: Pair | None
     unpaired: str | None
+    files: Sequence[str] = ()
+    """The page and the pictures that show it, once they are written."""
     packages: Sequence[str] = ()
     """Of two runs: installed packages that differ besides those among the traits, in words."""
 

@@ -1,1 +1,31 @@
 """`doctor`: what is broken here and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from omegaconf import MISSING
+
+from pipeline.config.rules import one_of
+from pipeline.verbs import Verb
+
+
+@dataclass
+class Doctor:
+    """What to do about what is found."""
+
+    fix: bool = MISSING
+    """Mark runs whose process is gone as KILLED."""
+    format: Annotated[str, one_of("table", "json")] = MISSING
+    """How to print: a table for people or JSON for scripts."""
+
+
+DOCTOR = Verb(
+    name="doctor",
+    help="say what is broken here and how to mend it",
+    entry="pipeline.verbs.doctor.command:examine",
+    show="pipeline.verbs.doctor.command:show",
+    request=Doctor,
+    keeps_log=False,
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
@@ -19,38 +19,43 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.lineage import hardware
-from pipeline.verbs.doctor import checks
-from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at, show
+from pipeline.verbs.doctor import Doctor, checks
+from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at
+from pipeline.verbs.doctor.findings import show as show_table
 from pipeline.verbs.doctor.leftovers import Made, leftovers
 
 
-def examine(config: Config, folder: Path) -> None:
-    """Shows what was found of every area.
+def examine(config: Config, request: Doctor, folder: Path) -> list[Finding]:
+    """What was found of every area."""
+    waiting = Console(stderr=True)
+    with waiting.status("looking around"), checks.probing() as probe:
+        return list(_examined(config, request, probe))
+
+
+def show(findings: Sequence[Finding], request: Doctor) -> None:
+    """Prints the findings.
 
     Raises:
         PipelineError: something must be mended before a run can work.
     """
-    waiting = Console(stderr=True)
-    with waiting.status("looking around"), checks.probing() as probe:
-        findings = list(_examined(config, probe))
-    if config.doctor.format == "json":
+    if request.format == "json":
         print(as_json(findings))
     else:
-        show(findings, standard_output())
+        show_table(findings, standard_output())
     sys.stdout.flush()
     if problems := [finding.area for finding in findings if finding.state == PROBLEM]:
         areas = ", ".join(dict.fromkeys(problems))
         raise PipelineError(f"{len(problems)} to be mended before a run can work: {areas}")
 
 
-def _examined(config: Config, probe: Popen[str]) -> Iterator[Finding]:
+def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Finding]:
     cores = int(hardware()["cores"])
     yield from looked_at("versions", checks.versions)
     yield from looked_at("hardware", checks.hardware)
     yield from looked_at("threads", partial(checks.threads, os.environ, cores))
     yield from looked_at("data", partial(checks.data, config))
     made: list[dict[str, Made]] = []
-    yield from looked_at("store", partial(_recorded, config, made))
+    yield from looked_at("store", partial(_recorded, config, request, made))
     data_dir = Path(config.data_dir)
     yield from looked_at("disk", partial(checks.disk, Path(), data_dir))
     yield from looked_at("leftovers", partial(leftovers, data_dir, made[0] if made else None))
@@ -63,7 +68,7 @@ def _bring_home(config: Config, run_id: str) -> None:
     bring_home(config, run_id)
 
 
-def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
+def _recorded(config: Config, request: Doctor, made: list[dict[str, Made]]) -> Iterator[Finding]:
     """Looks at the store and its runs; adds to `made` which of them made which folder."""
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health
@@ -73,7 +78,7 @@ def _recorded(config: Config, made: list[dict[str, Made]]) -> Iterator[Finding]:
     yield store.finding
     if store.client is not None:
         own = os.environ.get("MLFLOW_RUN_ID")
-        fix = config.doctor.fix
+        fix = request.fix
         yield from orphans.running(
             store.client, fix=fix, own=own, bring_home=partial(_bring_home, config)
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
 from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.verbs.predict import Predict
 from pipeline.verbs.predict.writers import WRITERS, Answers
 
 if TYPE_CHECKING:
@@ -63,19 +65,28 @@ class Tally:
         return table
 
 
-def predict(config: Config, folder: Path) -> None:
-    """Classifies the images that are asked for and writes a row for each.
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What became of the images that were to be classified: the rows of `output`, and the rest."""
+
+    tally: Tally
+    found: Found
+    skipped: Sequence[Unreadable]
+    output: Path
+
+
+def predict(config: Config, request: Predict, folder: Path) -> Classified:
+    """Classifies the images that are asked for and writes a row for each that can be read.
 
     Raises:
         RequestError: no file, or no such model.
-        PipelineError: a file could not be read; the rows of the others are written all the same.
+        PipelineError: none of the files can be read.
     """
-    request = config.predict
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
     found, output = find(request.images), Path(request.output)
     with native_messages_to(folder / "tensorflow.log"):
-        model = _load(config)
+        model = _load(config, request)
     sheet = _sheet(model) if request.contact_sheet else None
     skipped: list[Unreadable] = []
     with _progress(found, skipped) as listener:
@@ -83,13 +94,24 @@ def predict(config: Config, folder: Path) -> None:
         tally = _write(blocks, classifier(model, request.invert), output, sheet)
     if sheet and request.contact_sheet:
         sheet.save(Path(request.contact_sheet))
+    return Classified(tally=tally, found=found, skipped=skipped, output=output)
+
+
+def show(classified: Classified, request: Predict) -> None:
+    """Prints how many images each class got, and where the rows are.
+
+    Raises:
+        PipelineError: a file could not be read.
+    """
+    tally, skipped, output = classified.tally, classified.skipped, classified.output
     standard_output().print(tally.table())
     print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
     if skipped:
-        raise PipelineError(f"{_told(skipped, found)} cannot be read; the others are in {output}")
+        unread = _told(skipped, classified.found)
+        raise PipelineError(f"{unread} cannot be read; the others are in {output}")
 
 
-def _told(skipped: list[Unreadable], found: Found) -> str:
+def _told(skipped: Sequence[Unreadable], found: Found) -> str:
     folders = len(found.unreadable)
     files = f"{len(skipped) - folders} of {len(found.files)} files"
     if not folders:
@@ -143,11 +165,11 @@ def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
     return np.full(len(images), invert == "yes")
 
 
-def _load(config: Config) -> LoadedModel:
+def _load(config: Config, request: Predict) -> LoadedModel:
     from pipeline.tracking.models import load_model
     from pipeline.tracking.runs import find_trained
 
-    uri = config.predict.model_uri
+    uri = request.model_uri
     if uri is None and config.run_id is not None:
         uri = find_trained(config.run_id, config).model_uri
     model = load_model(uri or f"models:/{config.choices.dataset}@champion", config.tracking)

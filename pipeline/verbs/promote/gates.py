@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config.requests import Promote
 from pipeline.data.values import Array, Predictions
 from pipeline.evaluation import metrics
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.paired import accuracy_change, mcnemar
+from pipeline.verbs.promote import Promote
 
 LOADS = "model loads"  # the one gate that force does not open
 SHOWN = 12  # characters of a fingerprint

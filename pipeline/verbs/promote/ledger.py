@@ -21,6 +21,7 @@ PREFIX = "ledger."
 LONGEST = 5000  # characters that MLflow 3.17's column for such a tag holds
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
+UNCHANGED = "unchanged"  # of which the ledger has no line
 MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # another champion
 _STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "red"}
 

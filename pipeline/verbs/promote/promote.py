@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from pipeline.tracking.registry import (
 )
 from pipeline.tracking.runs import find_trained
 from pipeline.tracking.values import RecordedRun
+from pipeline.verbs.promote import Promote, Rollback
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
     FORCED,
     PROMOTED,
     REFUSED,
+    UNCHANGED,
     Entry,
     complaint,
     entries,
@@ -44,12 +48,40 @@ _AS_THEY_ARE = (
 )
 
 
-def promote(config: Config, folder: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How an attempt to change the champion ended, and which version is champion now.
+
+    `decision` is the ledger's word for it, or `unchanged`; `says` what there is to add. `version`,
+    of the run `run_id`, is the champion now, None while there is none; `previous` is the one that
+    a rollback goes to.
+    """
+
+    decision: str
+    gates: Sequence[Gate] = ()
+    says: str = ""
+    version: int | None
+    previous: int | None
+    run_id: str | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gates have kept the run from becoming the champion."""
+        return self.decision == REFUSED
+
+    def __str__(self) -> str:
+        """The line that scripts read: what is champion now and what it took the place of."""
+        return (
+            f"version={self.version} alias={CHAMPION} previous={self.previous} run_id={self.run_id}"
+        )
+
+
+def promote(config: Config, request: Promote, folder: Path) -> Decision:
     """Makes a run's model the champion of its data set if it passes the gates, or is forced to.
 
     Raises:
         RequestError: no such run, one without a model, or no run named.
-        PipelineError: the gates refuse it, or another promotion came first.
+        PipelineError: another promotion came first.
     """
     if config.run_id is None:
         raise RequestError("run_id: say which run to promote, run_id=<id> or run_id=best")
@@ -60,19 +92,18 @@ def promote(config: Config, folder: Path) -> None:
     champion = registered.aliases.get(CHAMPION)
     present = registry.find(champion) if champion else None
     if present and present.run_id == candidate.id:
-        standard_output().print(f"run {candidate.id} is the champion already; nothing was changed")
-        print_result(registry)
-        return
+        says = f"run {candidate.id} is the champion already; nothing was changed"
+        return concluded(registry, UNCHANGED, says=says)
     with native_messages_to(folder / "tensorflow.log"):
         from pipeline.verbs.promote.evidence import (
             gather,  # only now: a wrong request needs no TensorFlow
         )
     former = _former(registry, registered, candidate.fingerprint)
-    gates = judge(gather(candidate, config, present, former), config.promote)
-    standard_output().print(gates_table(gates))
-    line = _line(candidate, config, gates, champion)
+    gates = judge(gather(candidate, config, present, former), request)
+    line = _line(candidate, request, gates, champion)
     if line.decision == REFUSED:
-        _refuse(registry, candidate, line, challenger=config.promote.challenger)
+        says = _refuse(registry, candidate, line, challenger=request.challenger)
+        return concluded(registry, REFUSED, gates, says)
     switch(
         registry,
         Change(
@@ -82,7 +113,7 @@ def promote(config: Config, folder: Path) -> None:
             tags=lineage(candidate),
         ),
     )
-    print_result(registry)
+    return concluded(registry, line.decision, gates)
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:
@@ -97,14 +128,20 @@ def lineage(run: RecordedRun) -> dict[str, str]:
     }
 
 
-def print_result(registry: Registry) -> None:
-    """Prints the line that scripts read: what is champion now and what it took the place of."""
+def concluded(
+    registry: Registry, decision: str, gates: Sequence[Gate] = (), says: str = ""
+) -> Decision:
+    """The decision, with what the registry has now."""
     aliases = registry.present().aliases
-    champion = registry.find(aliases[CHAMPION])
-    print(
-        f"version={aliases[CHAMPION]} alias={CHAMPION} previous={aliases.get(PREVIOUS)} "
-        f"run_id={champion.run_id if champion else None}",
-        flush=True,
+    version = aliases.get(CHAMPION)
+    champion = registry.find(version) if version else None
+    return Decision(
+        decision=decision,
+        gates=gates,
+        says=says,
+        version=version,
+        previous=aliases.get(PREVIOUS),
+        run_id=champion.run_id if champion else None,
     )
 
 
@@ -115,11 +152,28 @@ def _former(registry: Registry, registered: Present, fingerprint: str | None) ->
     return [one for one in found if one and one.tags.get("data.fingerprint") == fingerprint]
 
 
-def _line(candidate: RecordedRun, config: Config, gates: list[Gate], champion: int | None) -> Entry:
+def show(decision: Decision, request: Promote | Rollback) -> None:
+    """Prints the gates, what there is to say, and the line that scripts read.
+
+    Raises:
+        PipelineError: the gates have refused the run.
+    """
+    if decision.gates:
+        standard_output().print(gates_table(decision.gates))
+    if decision.refused:
+        raise PipelineError(decision.says)
+    if decision.says:
+        standard_output().print(decision.says)
+    print(decision, flush=True)
+
+
+def _line(
+    candidate: RecordedRun, request: Promote, gates: list[Gate], champion: int | None
+) -> Entry:
     """What the ledger is to say of the attempt, as the gates and the user have it."""
     missed = failed(gates)
     # A champion that nobody can load serves nobody, whatever the reason.
-    forced = config.promote.force and LOADS not in {gate.name for gate in missed}
+    forced = request.force and LOADS not in {gate.name for gate in missed}
     return Entry(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
         who=user(),
@@ -128,12 +182,12 @@ def _line(candidate: RecordedRun, config: Config, gates: list[Gate], champion: i
         version=None,
         replaces=champion,
         gates=gates,
-        reason=config.promote.reason,
+        reason=request.reason,
     )
 
 
-def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challenger: bool) -> None:
-    """Records the refusal and raises it; the champion stays."""
+def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challenger: bool) -> str:
+    """Records the refusal, while the champion stays, and says why."""
     registry.ensure()
     outcome = "nothing was changed"
     if challenger and LOADS not in {gate.name for gate in failed(line.gates)}:
@@ -141,7 +195,7 @@ def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challeng
         outcome = f"version {number} is the challenger, the champion stays"
     registry.keep(line.key, line_text(line))
     complaints = [complaint(gate) for gate in failed(line.gates)]
-    raise PipelineError("\n".join([f"run {candidate.id} is refused; {outcome}", *complaints]))
+    return "\n".join([f"run {candidate.id} is refused; {outcome}", *complaints])
 
 
 def _challenge(registry: Registry, candidate: RecordedRun) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,19 +15,21 @@ from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.client import fetch
 from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
+from pipeline.verbs.promote import History, Rollback
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
+    UNCHANGED,
     Entry,
     entries,
     history_document,
     history_table,
     new_key,
 )
-from pipeline.verbs.promote.promote import print_result
+from pipeline.verbs.promote.promote import Decision, concluded
 from pipeline.verbs.promote.switch import CHAMPION, PREVIOUS, Change, settle, switch
 
 
-def rollback(config: Config, folder: Path) -> None:
+def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     """Makes the version that the champion replaced, or `rollback.to`, the champion again.
 
     `previous` becomes what that one had replaced in its time, so that a second rollback goes one
@@ -41,11 +45,10 @@ def rollback(config: Config, folder: Path) -> None:
     champion = aliases.get(CHAMPION)
     if champion is None:
         raise RequestError(f"{registry.name} has no champion to go back from; promote a run first")
-    target = _target(registry, config.rollback.to, aliases.get(PREVIOUS))
+    target = _target(registry, request.to, aliases.get(PREVIOUS))
     if target.number == champion:
-        standard_output().print(f"version {champion} is the champion already; nothing was changed")
-        print_result(registry)
-        return
+        says = f"version {champion} is the champion already; nothing was changed"
+        return concluded(registry, UNCHANGED, says=says)
     line = Entry(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
         who=user(),
@@ -53,29 +56,42 @@ def rollback(config: Config, folder: Path) -> None:
         run_id=target.run_id,
         version=target.number,
         replaces=champion,
-        reason=config.rollback.reason,
+        reason=request.reason,
     )
     switch(
         registry,
         Change(line=line, source=target.source, run_id=target.run_id, target=target.number),
     )
-    print_result(registry)
+    return concluded(registry, ROLLED_BACK)
 
 
-def history(config: Config, folder: Path) -> None:
-    """Shows the ledger of the data set's registered model, newest last, as a table or as JSON."""
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """All attempts to change the champion of the registered model `name`, the newest last."""
+
+    name: str
+    aliases: Mapping[str, int]
+    entries: Sequence[Entry]
+
+
+def history(config: Config, request: History, folder: Path) -> Ledger:
+    """The ledger of the data set's registered model."""
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
     present = registry.present()
-    lines = entries(present.tags)
+    return Ledger(name=registry.name, aliases=present.aliases, entries=entries(present.tags))
+
+
+def show_history(ledger: Ledger, request: History) -> None:
+    """Prints the ledger as a table or as JSON."""
     console = standard_output()
-    if config.history.format == "json":
-        document = history_document(lines, registry.name, present.aliases)
+    if request.format == "json":
+        document = history_document(ledger.entries, ledger.name, ledger.aliases)
         print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif lines:
-        console.print(history_table(lines, registry.name, present.aliases.get(CHAMPION)))
+    elif ledger.entries:
+        console.print(history_table(ledger.entries, ledger.name, ledger.aliases.get(CHAMPION)))
     else:
-        console.print(f"{registry.name} has no ledger yet; it begins with the first `promote`")
+        console.print(f"{ledger.name} has no ledger yet; it begins with the first `promote`")
 
 
 def _target(registry: Registry, wanted: int | None, previous: int | None) -> Version:

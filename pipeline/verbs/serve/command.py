@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.requests import Serve
 from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt
 from pipeline.system.terminal import native_messages_to
+from pipeline.verbs.serve import Serve
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,13 +32,12 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that stand for every a
 log = logging.getLogger("pipeline.verbs.serve.app")
 
 
-def serve(config: Config, folder: Path) -> None:
+def serve(config: Config, settings: Serve, folder: Path) -> None:
     """Answers requests with one model until it is stopped; `folder` keeps the log.
 
     Raises:
         RequestError: the port is taken or the host not this machine's, or there is no such model.
     """
-    settings = config.serve
     uri = settings.model_uri or f"models:/{config.choices.dataset}@champion"
     # What can be wrong comes before the seconds that TensorFlow takes.
     with _bound(settings.host, settings.port) as listener:

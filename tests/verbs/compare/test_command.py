@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect, experiment
 from pipeline.verbs.compare.choice import named_runs
-from pipeline.verbs.compare.command import MOST_READ, compare
-from tests.commands import configured, inside, pipeline, unread
+from pipeline.verbs.compare.command import MOST_READ
+from tests.commands import carried_out, configured, inside, pipeline, unread
 
 pytestmark = pytest.mark.slow
 
@@ -87,12 +87,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield made
 
 
-def asked(*words: str) -> Any:
-    return configured("dataset=synthetic", *(f"compare.{word}" for word in words))
+def compared(folder: Path, *words: str) -> Any:
+    asked = [f"compare.{word}" for word in words]
+    return carried_out("compare", "dataset=synthetic", *asked, folder=folder)
 
 
 def as_json(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> dict[str, Any]:
-    compare(asked("format=json", *words), folder)
+    compared(folder, "format=json", *words)
     return json.loads(capsys.readouterr().out)
 
 
@@ -129,7 +130,7 @@ def test_a_metric_whose_direction_is_not_known_is_not_ranked_without_one(
     measured: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(RequestError, match="metric=test/fairness: it is not known .* direction="):
-        compare(asked("metric=test/fairness", *words), tmp_path)
+        compared(tmp_path, "metric=test/fairness", *words)
     for direction, best in (("minimize", 1.0), ("maximize", 4.0)):
         found = as_json(capsys, tmp_path, "metric=test/fairness", f"direction={direction}", *words)
         assert found["rows"][0]["metrics"]["test/fairness"]["value"] == best
@@ -137,7 +138,7 @@ def test_a_metric_whose_direction_is_not_known_is_not_ranked_without_one(
 
 def test_a_direction_that_contradicts_the_metric_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="direction=minimize: higher values of val/accuracy"):
-        compare(asked("direction=minimize"), tmp_path)
+        compared(tmp_path, "direction=minimize")
 
 
 def test_top_takes_so_many_of_the_best(
@@ -167,7 +168,7 @@ def test_two_named_runs_are_paired_on_their_test_images(
 def test_a_sweep_gets_page_and_picture_into_its_own_run(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare(asked("sweep=latest"), tmp_path)
+    compared(tmp_path, "sweep=latest")
     printed = capsys.readouterr().out
     assert f"6 jobs of sweep {store.sweep} (1 did not finish)" in printed
     assert "The difference is significant: the first is better." in printed
@@ -178,7 +179,7 @@ def test_a_sweep_gets_page_and_picture_into_its_own_run(
 def test_the_page_asks_nothing_of_the_network(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare(asked(), tmp_path)
+    compared(tmp_path)
     page = (tmp_path / "compare.html").read_text()
     assert "learning_rate=0.2" in page
     assert "data:image/png;base64," in page
@@ -231,7 +232,7 @@ def test_what_cannot_be_compared_is_said(
     store: Store, tmp_path: Path, words: Sequence[str], parts: Sequence[str]
 ) -> None:
     with pytest.raises(RequestError) as refused:
-        compare(asked(*words), tmp_path)
+        compared(tmp_path, *words)
     for part in parts:
         assert part in str(refused.value)
     assert list(tmp_path.iterdir()) == []
@@ -240,7 +241,7 @@ def test_what_cannot_be_compared_is_said(
 def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
-        named_runs(asked(f"runs=['{one}','{one[:12]}']"))
+        named_runs(configured("dataset=synthetic"), [one, one[:12]])
 
 
 def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
@@ -254,7 +255,7 @@ def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
         real(session)
 
     monkeypatch.setattr(Session, "commit", noted)
-    compare(asked("top=2"), tmp_path)
+    compared(tmp_path, "top=2")
     assert False in kept
     kept.clear()
     store.client.search_runs([store.experiment], max_results=1)
@@ -266,7 +267,7 @@ def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     for name in (store.sweep, store.sweep[:10]):
         with pytest.raises(RequestError, match="sweep's own run; its jobs are sweep="):
-            named_runs(asked(f"runs=['{name}','{one}']"))
+            named_runs(configured("dataset=synthetic"), [name, one])
 
 
 def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
@@ -277,7 +278,7 @@ def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
     beginnings = [run_id[0] for run_id in many]
     shared = max(beginnings, key=beginnings.count)
     with pytest.raises(RequestError, match=f"{shared}: fits several runs .*; give more characters"):
-        named_runs(asked(f"runs=['{shared}',{many[0]}]"))
+        named_runs(configured("dataset=synthetic"), [shared, many[0]])
 
 
 def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store) -> None:
@@ -330,7 +331,7 @@ def test_a_run_of_before_there_was_kept_counts_by_its_last_epoch(
 
 def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="experiment nowhere has no run yet"):
-        compare(configured("tracking.experiment=nowhere"), tmp_path)
+        carried_out("compare", "tracking.experiment=nowhere", folder=tmp_path)
 
 
 def test_of_two_runs_each_package_that_differs_is_named(

@@ -18,8 +18,8 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.models import LoadedModel
 from pipeline.verbs.predict import command as module
-from pipeline.verbs.predict.command import classifier, predict
-from tests.commands import QUICK, configured, inside, pipeline, results
+from pipeline.verbs.predict.command import classifier
+from tests.commands import QUICK, carried_out, inside, pipeline, results
 
 Rows = list[dict[str, str]]
 
@@ -45,7 +45,7 @@ def brightness_model() -> LoadedModel:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder; whichever model is asked for judges brightness."""
-    monkeypatch.setattr(module, "_load", lambda config: brightness_model())
+    monkeypatch.setattr(module, "_load", lambda config, request: brightness_model())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     return tmp_path
@@ -60,7 +60,9 @@ def drawn(path: Path, *, border: int, inside: int) -> Path:
 
 def asked(folder: Path, **settings: str) -> None:
     words = {"images": "photos"} | settings
-    predict(configured(*(f"predict.{key}={value}" for key, value in words.items())), folder)
+    carried_out(
+        "predict", *(f"predict.{key}={value}" for key, value in words.items()), folder=folder
+    )
 
 
 def rows(path: Path) -> Rows:
@@ -196,7 +198,7 @@ def test_a_model_of_other_channels_than_pictures_have_is_refused(
     odd = replace(brightness_model(), image_shape=(4, 4, 5))
     monkeypatch.setattr("pipeline.tracking.models.load_model", lambda uri, tracking: odd)
     with pytest.raises(RequestError, match="takes 5 channels"):
-        predict(configured(f"predict.images={tmp_path}/a.png"), tmp_path)
+        carried_out("predict", f"predict.images={tmp_path}/a.png", folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

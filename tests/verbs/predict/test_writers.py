@@ -118,7 +118,7 @@ def test_a_file_name_that_is_no_text_can_be_written(ending: str, tmp_path: Path)
 def test_the_configuration_allows_the_endings_that_can_be_written() -> None:
     from typing import get_type_hints
 
-    from pipeline.config.requests import Predict
+    from pipeline.verbs.predict import Predict
 
     rule = get_type_hints(Predict, include_extras=True)["output"].__metadata__[0]
     for ending in WRITERS:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.requests import Promote
 from pipeline.data.values import Predictions
+from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.gates import LOADS, Champion, Evidence, Gate, failed, judge
 
 RULES = Promote(

@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.run import run, train_only
+from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, STATE, Registry, open_registry
@@ -29,10 +29,9 @@ from pipeline.verbs.promote.ledger import (
     Entry,
     entries,
 )
-from pipeline.verbs.promote.promote import promote
-from pipeline.verbs.promote.rollback import history, rollback
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
-from tests.commands import ROOT, configured, environment, inside, results
+from pipeline.verbs.run import train
+from tests.commands import ROOT, carried_out, configured, environment, inside, results
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             ("good", run, ("train.epochs=4", "seed=1")),
             ("other", run, ("train.epochs=4", "seed=2")),
             ("weak", run, ("train.epochs=1", "optimizer.learning_rate=1e-7")),
-            ("unevaluated", train_only, ("train.epochs=4", "seed=3")),
+            ("unevaluated", train, ("train.epochs=4", "seed=3")),
         ):
             story(configured(*DATA, *words), folder / "outputs" / name)
             experiment = mlflow.get_experiment_by_name("synthetic")
@@ -83,11 +82,11 @@ def runs(recorded: Runs, tmp_path: Path) -> Iterator[Runs]:
 
 
 def promoted(run_id: str, *words: str) -> None:
-    promote(configured(*DATA, *LENIENT, f"run_id={run_id}", *words), Path.cwd())
+    carried_out("promote", *DATA, *LENIENT, f"run_id={run_id}", *words, folder=Path.cwd())
 
 
 def rolled_back(*words: str) -> None:
-    rollback(configured(*DATA, *words), Path.cwd())
+    carried_out("rollback", *DATA, *words, folder=Path.cwd())
 
 
 def registry() -> Registry:
@@ -365,7 +364,7 @@ def test_rollback_to_a_model_that_is_gone_is_refused(runs: Runs, saved: Path) ->
 def test_history_of_nothing_says_how_it_begins(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    history(configured(*DATA), runs.folder)
+    carried_out("history", *DATA, folder=runs.folder)
     assert capsys.readouterr().out == (
         "synthetic has no ledger yet; it begins with the first `promote`\n"
     )
@@ -378,7 +377,7 @@ def test_history_lists_promotions_refusals_and_rollbacks_newest_last(
     with pytest.raises(PipelineError):
         promoted(runs.weak)
     capsys.readouterr()
-    history(configured(*DATA), runs.folder)
+    carried_out("history", *DATA, folder=runs.folder)
     shown = capsys.readouterr().out
     assert shown.index("promoted") < shown.index("refused") < shown.index("worst-class recall: 0")
     assert "champion: version 1" in shown
@@ -388,7 +387,7 @@ def test_history_is_one_json_document_for_scripts_even_before_it_begins(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told() -> Any:
-        history(configured(*DATA, "history.format=json"), runs.folder)
+        carried_out("history", *DATA, "history.format=json", folder=runs.folder)
         return json.loads(capsys.readouterr().out)
 
     assert told() == {"model": "synthetic", "aliases": {}, "entries": []}
@@ -417,10 +416,8 @@ def test_a_run_that_cannot_be_found_is_a_wrong_request(
     words: tuple[str, ...], message: str, runs: Runs
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        promote(
-            configured(*DATA, *words) if "dataset" not in str(words) else configured(*words),
-            runs.folder,
-        )
+        given = words if "dataset" in str(words) else (*DATA, *words)
+        carried_out("promote", *given, folder=runs.folder)
 
 
 # `python -m pipeline` that sends itself a signal after the first request of a name.
@@ -477,7 +474,7 @@ def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert aliases() == {CHAMPION: 2}
     assert len(ledger()) == 1
-    history(configured(*DATA), runs.folder)
+    carried_out("history", *DATA, folder=runs.folder)
     assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
     assert [line.decision for line in ledger()] == [PROMOTED, PROMOTED]
     assert ABANDONED not in {line.decision for line in ledger()}

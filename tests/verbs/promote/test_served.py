@@ -15,9 +15,7 @@ from docs import screenshots
 from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.verbs.promote.ledger import PROMOTED, REFUSED, ROLLED_BACK
-from pipeline.verbs.promote.promote import promote
-from pipeline.verbs.promote.rollback import history, rollback
-from tests.commands import configured, inside, results
+from tests.commands import carried_out, configured, inside, results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,15 +31,20 @@ class Remote:
     address: str
     folder: Path
 
-    def config(self, *words: str) -> Any:
-        return configured(*DATA, *LENIENT, f"tracking.uri={self.address}", *words)
+    def words(self, *words: str) -> tuple[str, ...]:
+        return (*DATA, *LENIENT, f"tracking.uri={self.address}", *words)
+
+    def carried_out(self, verb: str, *words: str) -> Any:
+        return carried_out(verb, *self.words(*words), folder=self.folder)
 
     def trained(self, *words: str) -> str:
-        return run(self.config(*words), self.folder / "outputs" / "-".join(words))
+        return run(
+            configured(*self.words(*words)), self.folder / "outputs" / "-".join(words)
+        ).run_id
 
     def history(self, capsys: pytest.CaptureFixture[str]) -> Any:
         capsys.readouterr()
-        history(self.config("history.format=json"), self.folder)
+        self.carried_out("history", "history.format=json")
         return json.loads(capsys.readouterr().out)
 
 
@@ -60,11 +63,11 @@ def test_through_a_server_a_champion_comes_is_defended_and_goes(
     good, other = (remote.trained(*GOOD, f"seed={seed}") for seed in (1, 2))
     weak = remote.trained(*WEAK)
     for run_id in (good, other):
-        promote(remote.config(f"run_id={run_id}"), remote.folder)
+        remote.carried_out("promote", f"run_id={run_id}")
     with pytest.raises(PipelineError, match="not worse than version 2"):
-        promote(remote.config(f"run_id={weak}"), remote.folder)
+        remote.carried_out("promote", f"run_id={weak}")
     assert remote.history(capsys)["aliases"] == {"champion": 2, "previous": 1}
-    rollback(remote.config(), remote.folder)
+    remote.carried_out("rollback")
     assert results(capsys.readouterr().out)["run_id"] == good
     document = remote.history(capsys)
     assert document["aliases"] == {"champion": 1}

@@ -19,8 +19,7 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
-from pipeline.verbs.resume import resume
-from tests.commands import configured, environment, inside, pipeline
+from tests.commands import carried_out, configured, environment, inside, pipeline
 from tests.system.test_folders import HOLD
 
 pytestmark = pytest.mark.slow
@@ -106,7 +105,7 @@ def interrupted(
 
 def resumed(folder: Path, *words: str) -> None:
     with inside(folder):
-        resume(configured("dataset=digits", "run_id=latest", *words), folder / "log")
+        carried_out("resume", "dataset=digits", "run_id=latest", *words, folder=folder / "log")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +221,7 @@ def test_another_library_is_refused_and_a_tool_is_not(
 
 
 def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.verbs import resume as module
+    from pipeline.verbs.resume import command as module
 
     raw = module.ingest(
         configured("dataset=digits").dataset, name="digits", data_dir=stopped / "data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +23,10 @@ from pipeline.tracking.recording import LONGEST_PARAM, reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.training.checkpoint import Progress, Start, progress_of
+from pipeline.verbs.resume import Resume
+
+if TYPE_CHECKING:
+    from pipeline.run import Result
 
 UNFINISHED = Query(
     status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
@@ -30,7 +35,7 @@ AFTER, CHANGED = "resumed.after_epoch", "resumed.changed"
 WEIGHTY = {"Python", lineage.PACKAGE, *lineage.NAMED}  # packages that a result depends on
 
 
-def resume(config: Config, folder: Path) -> None:
+def resume(config: Config, request: Resume, folder: Path) -> Result:
     """Trains what is left of an unfinished run, then evaluates and saves it as `run` would have.
 
     It ends with the very weights and metrics that it would have had without a break.
@@ -45,14 +50,14 @@ def resume(config: Config, folder: Path) -> None:
         entry = _unfinished(config, found.id)  # now that nobody else can finish it
         progress = progress_of(place / "checkpoints" / "last.keras")
         then = _config(place, entry, config)
-        changed = _require_same(place, entry, then, force=config.resume.force)
+        changed = _require_same(place, entry, then, force=request.force)
         reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
         # Not before: whoever is refused need not wait for TensorFlow.
         _say(entry, progress, then)
         with native_messages_to(place / "tensorflow.log"):
             run = load("pipeline.run").run
-
-        run(then, place, start=Start(run_id=entry.id, progress=progress))
+        result: Result = run(then, place, start=Start(run_id=entry.id, progress=progress))
+    return result
 
 
 def _say(entry: RecordedRun, progress: Progress, then: Config) -> None:

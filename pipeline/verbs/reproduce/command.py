@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,10 @@ from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
+from pipeline.verbs.reproduce import Reproduce
+
+if TYPE_CHECKING:
+    from pipeline.run import Result
 
 # Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
@@ -60,7 +65,17 @@ class Pair:
         return 0.0 if self.then != self.then and self.now != self.now else abs(self.now - self.then)
 
 
-def reproduce(config: Config, folder: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """A run and its rerun: the `result` of the rerun, the metrics of both, and the verdict."""
+
+    run_id: str
+    result: Result
+    pairs: Sequence[Pair]
+    verdict: Verdict
+
+
+def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     """Repeats a run with its recorded configuration and seed, and compares the two.
 
     The code is today's: what differs from the run's code, environment, data and hardware is said
@@ -68,7 +83,6 @@ def reproduce(config: Config, folder: Path) -> None:
 
     Raises:
         RequestError: there is no such run, or none that could be repeated.
-        PipelineError: the rerun came out otherwise.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "reproduce")
     entry = _repeatable(config)
@@ -81,17 +95,30 @@ def reproduce(config: Config, folder: Path) -> None:
     # Not before: whoever is refused need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
         run = load("pipeline.run").run
-
-    rerun = _entry(run(again, folder), config)
+    result: Result = run(again, folder)
+    rerun = _entry(result.run_id, config)
     pairs = paired(entry.logged, rerun.logged)
-    verdict = judge(predicted, rerun.predictions(), pairs, tolerance=config.reproduce.tolerance)
+    verdict = judge(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
     tags = {VERDICT: str(verdict)} | ({CHANGED: told} if told else {})
     reopen(rerun.id, config.tracking, folder).log_tags(tags)
-    standard_output().print(_table(pairs, config.reproduce.tolerance))
-    print(f"reproduces={entry.id} run_id={rerun.id} verdict={verdict!s}", flush=True)
-    if verdict is Verdict.NOT:
-        raise PipelineError(f"{entry.id} was not reproduced: {_worst(pairs)}")
+    return Reproduction(run_id=entry.id, result=result, pairs=pairs, verdict=verdict)
+
+
+def show(outcome: Reproduction, request: Reproduce) -> None:
+    """Prints the rerun's result, the metrics side by side, and the verdict.
+
+    Raises:
+        PipelineError: the rerun came out otherwise.
+    """
+    print(outcome.result, flush=True)
+    standard_output().print(_table(outcome.pairs, request.tolerance))
+    print(
+        f"reproduces={outcome.run_id} run_id={outcome.result.run_id} verdict={outcome.verdict!s}",
+        flush=True,
+    )
+    if outcome.verdict is Verdict.NOT:
+        raise PipelineError(f"{outcome.run_id} was not reproduced: {_worst(outcome.pairs)}")
 
 
 def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[Pair]:

@@ -12,12 +12,13 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.config.sweep import JobSettings
-from pipeline.run import run, train_only
+from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
-from pipeline.verbs.reproduce import Pair, Verdict, judge, paired, reproduce
-from tests.commands import configured, inside
+from pipeline.verbs.reproduce.command import Pair, Verdict, judge, paired
+from pipeline.verbs.run import train
+from tests.commands import carried_out, configured, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false", "seed=4")
 NAN = float("nan")
@@ -103,7 +104,7 @@ def first(folder: Path) -> str:
 def test_a_rerun_is_bit_identical_and_linked_to_the_run(
     folder: Path, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reproduce(configured("dataset=digits", "run_id=latest"), tmp_path)
+    carried_out("reproduce", "dataset=digits", "run_id=latest", folder=tmp_path)
     again = newest(folder)
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == (
@@ -120,7 +121,7 @@ def test_a_rerun_is_bit_identical_and_linked_to_the_run(
         "bit-identical",
     )
     assert again.data.params == client(folder).get_run(first).data.params
-    reproduce(configured("dataset=digits", "run_id=latest"), tmp_path)
+    carried_out("reproduce", "dataset=digits", "run_id=latest", folder=tmp_path)
     assert newest(folder).data.tags["reproduces"] == first  # latest is never a rerun itself
 
 
@@ -137,12 +138,12 @@ def test_a_rerun_that_comes_out_otherwise_is_judged_by_the_tolerance(
     seeded = keras.utils.set_random_seed
     monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: seeded(seed + 1))
     monkeypatch.setattr(lineage, "code", lambda: lineage.Code(commit="fedcba", patch="+1\n"))
-    config = configured("dataset=digits", f"run_id={first}", f"reproduce.tolerance={tolerance}")
+    words = ("dataset=digits", f"run_id={first}", f"reproduce.tolerance={tolerance}")
     if tolerance == "0":
         with pytest.raises(PipelineError, match=f"{first} was not reproduced: .* was .* and is"):
-            reproduce(config, tmp_path)
+            carried_out("reproduce", *words, folder=tmp_path)
     else:
-        reproduce(config, tmp_path)
+        carried_out("reproduce", *words, folder=tmp_path)
     tags, out = newest(folder).data.tags, capsys.readouterr().out
     assert tags["reproduction"] == ("not reproduced" if tolerance == "0" else "within tolerance")
     assert "commit was" in tags["reproduction.changed"]
@@ -156,10 +157,12 @@ def test_a_job_of_a_sweep_is_repeated_as_a_run_of_its_own_on_the_splits_it_was_e
 ) -> None:
     config = configured(*SMALL, "tracking.log_model=false")
     job = JobSettings(parent=first, index=3, command="python -m pipeline seed=4", keep=False)
-    train_only(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
+    train(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
     child = newest(folder)
     assert child.data.tags["mlflow.parentRunId"] == first
-    reproduce(configured("dataset=digits", f"run_id={child.info.run_id}"), tmp_path / "again")
+    carried_out(
+        "reproduce", "dataset=digits", f"run_id={child.info.run_id}", folder=tmp_path / "again"
+    )
     again = newest(folder).data
     assert "mlflow.parentRunId" not in again.tags
     assert (again.tags["reproduces"], again.tags["reproduction"]) == (
@@ -178,7 +181,7 @@ def test_each_package_whose_version_differs_is_named(
     kept = [line for line in lines if not line.startswith(("numpy==", "rich=="))]
     now = "\n".join([header, *kept, "numpy==9.9.9", "zebra==1.0"])
     monkeypatch.setattr(lineage, "environment", lambda: now)
-    reproduce(configured("dataset=digits", f"run_id={first}"), tmp_path)
+    carried_out("reproduce", "dataset=digits", f"run_id={first}", folder=tmp_path)
     told = newest(Path.cwd()).data.tags["reproduction.changed"]
     numpy, rich = (version(name) for name in ("numpy", "rich"))
     assert told == (
@@ -191,7 +194,7 @@ def test_each_package_whose_version_differs_is_named(
 def test_what_has_no_result_is_refused(folder: Path, tmp_path: Path) -> None:
     def refused(reason: str, *words: str) -> None:
         with pytest.raises(RequestError, match=reason):
-            reproduce(configured("dataset=digits", *words), tmp_path)
+            carried_out("reproduce", "dataset=digits", *words, folder=tmp_path)
 
     refused("say which run")
     refused("no such run", "run_id=0123456789abcdef0123456789abcdef")

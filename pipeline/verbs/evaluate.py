@@ -1,0 +1,37 @@
+"""`evaluate`: what the model of a recorded run is worth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.schema import Config
+from pipeline.verbs import Verb
+
+if TYPE_CHECKING:
+    from pipeline.run import Result
+
+EVALUATE = Verb(
+    name="evaluate",
+    help="evaluate the model of run_id=<id> or latest",
+    entry="pipeline.verbs.evaluate:evaluate",
+)
+
+
+def evaluate(config: Config, folder: Path) -> Result:
+    """Evaluates the model of an earlier run on that run's data and adds what it finds to the run.
+
+    The run's own configuration says which data; `evaluate.*` and `data_dir` are today's.
+
+    Raises:
+        RequestError: `run_id` is missing or names no run with a model.
+    """
+    from pipeline.run import complete
+    from pipeline.tracking.recording import reopen
+    from pipeline.tracking.runs import find_trained
+
+    recorded = find_trained(config.run_id, config)
+    then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
+    recording = reopen(recorded.id, config.tracking, folder)
+    return complete(then, recorded.config, recorded.load_model(), recording, recorded.model_uri)

@@ -1,0 +1,41 @@
+"""`report`: the page of a recorded run, built anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
+from pipeline.verbs import Verb
+
+REPORT = Verb(
+    name="report",
+    help="build report.html of run_id=<id> or latest",
+    entry="pipeline.verbs.report:report",
+)
+
+
+def report(config: Config, folder: Path) -> Path:
+    """Builds the report of a recorded run from what it stored; returns where it lies.
+
+    Any run has one, as far as it got; it needs no model.
+
+    Raises:
+        RequestError: `run_id` is missing or names no run that has begun, or the data here is other
+            data than that of the run's predictions.
+    """
+    from pipeline.reports.write import NAME, REPORTABLE, page_of
+    from pipeline.tracking.recording import reopen
+    from pipeline.tracking.runs import find_run
+
+    entry = find_run(config.run_id, config, latest=REPORTABLE, called="run of its own")
+    if entry.is_sweep:
+        raise RequestError(
+            f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
+            "these has a report"
+        )
+    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
+    with replacing(folder / NAME) as path:
+        path.write_text(page, encoding="utf-8")
+    return folder / NAME

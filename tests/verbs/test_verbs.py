@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from pipeline.config.schema import Config
+from pipeline.verbs import Verb, function, requests, verbs
+from tests.commands import CONF, ROOT, composed, environment
+
+VERBS = verbs()
+
+
+def test_run_is_the_first_of_the_verbs_and_the_others_stand_in_alphabetical_order() -> None:
+    first, *others = VERBS
+    assert first == "run"
+    assert others == sorted(others)
+    assert {"train", "evaluate", "compare", "promote", "predict", "doctor"} <= set(others)
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_what_carries_a_verb_out_and_what_shows_its_value_exist(verb: Verb) -> None:
+    assert callable(function(verb.entry))
+    assert callable(function(verb.show))
+
+
+def test_to_list_the_verbs_takes_no_slow_library() -> None:
+    listed = (
+        "import sys; from pipeline.verbs import verbs; verbs();"
+        "print([n for n in ('keras', 'tensorflow', 'mlflow', 'matplotlib') if n in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", listed], env=environment(), capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_the_keys_of_a_verb_are_a_group_of_the_configuration_with_one_file() -> None:
+    whole = composed()
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders >= requests().keys()
+    for name, request in requests().items():
+        assert set(whole[name]) == {one.name for one in fields(request)}
+    assert requests().keys().isdisjoint(one.name for one in fields(Config))
+
+
+def test_every_verb_is_an_entry_point_of_the_ml_project_and_calls_itself() -> None:
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    assert entry_points.keys() == {"main" if name == "run" else name for name in VERBS}
+    for name in VERBS:
+        command = entry_points["main" if name == "run" else name]["command"]
+        assert command.startswith(f"python -m pipeline {name} --mlproject ")
+
+
+def test_the_readme_has_a_row_for_every_verb() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", readme, flags=re.MULTILINE)) >= VERBS.keys()
