@@ -92,7 +92,14 @@ def test_a_configuration_recorded_with_a_key_that_has_gone_is_read(
     then["train"]["speed"] = "high"
     with pytest.raises(RequestError, match=r"train\.speed: no such parameter"):
         validate(then)
-    monkeypatch.setattr(schema, "REMOVED", (*schema.REMOVED, "train.speed",))
+    monkeypatch.setattr(
+        schema,
+        "REMOVED",
+        (
+            *schema.REMOVED,
+            "train.speed",
+        ),
+    )
     assert validate(then) == validate(recorded())
 
 

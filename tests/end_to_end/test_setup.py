@@ -1,5 +1,6 @@
 """The files that set the project up say the same thing."""
 
+import ast
 import re
 import shutil
 import subprocess
