@@ -186,13 +186,13 @@ TOUCHING = {
     "__main__": "",
     "config": "allowed search",
     "data": "cache files idx sources",
-    "reports": "facts write",
+    "reports": "facts",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
     "training": "checkpoint programs",
     "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "
-    "predict.writers promote.evidence promote.rollback resume serve.command",
+    "predict.writers promote.evidence promote.rollback report resume.command serve.command",
 }
 
 

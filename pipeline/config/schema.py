@@ -149,17 +149,17 @@ REMOVED = (  # what a verb was asked for is no part of a run
 )
 
 
-def register(requests: Mapping[str, type]) -> None:
+def register(groups: Mapping[str, type]) -> None:
     """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon.
 
-    Each of `requests` becomes a group of the trunk, which begins with the group's file `default`.
+    Each dataclass of `groups` becomes a group of its name, which begins with its file `default`.
     """
-    groups: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in requests)]
+    defaults: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in groups)]
     trunk = make_dataclass(
         "Trunk",
         [
-            *((name, kind, field(default_factory=kind)) for name, kind in requests.items()),
-            ("defaults", list[Any], field(default_factory=lambda: groups)),
+            *((name, kind, field(default_factory=kind)) for name, kind in groups.items()),
+            ("defaults", list[Any], field(default_factory=lambda: defaults)),
         ],
         bases=(Config,),
     )
