@@ -18,16 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.reports.write import report_recorded
-from pipeline.run import evaluate_recorded
 from pipeline.system.errors import RequestError
 from pipeline.tracking.runs import find_run, find_runs, find_sweep, find_trained
 from pipeline.tracking.values import Query, RecordedRun, Status
-from pipeline.verbs.compare.command import compare
-from pipeline.verbs.predict.command import predict
-from pipeline.verbs.promote.promote import promote
-from pipeline.verbs.promote.rollback import history, rollback
-from tests.commands import configured, inside
+from tests.commands import carried_out, configured, inside
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +109,7 @@ def test_compare_reads_the_experiment_the_sweep_and_two_runs(
 ) -> None:
     found = []
     for words in ([], ["compare.sweep=latest"], ["compare.runs=[f6a45f,0431899]"]):
-        compare(asked("compare.format=json", *words), tmp_path)
+        carried_out("compare", *ASKED, "compare.format=json", *words, folder=tmp_path)
         found.append(json.loads(capsys.readouterr().out))
     best, sweep, two = found
     assert (best["runs"], sweep["runs"], two["runs"]) == (3, 2, 2)
@@ -128,14 +122,15 @@ def test_compare_reads_the_experiment_the_sweep_and_two_runs(
 def test_reports_are_made_again(
     run_id: str, says: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report_recorded(asked(f"run_id={run_id}"), tmp_path)
+    carried_out("report", *ASKED, f"run_id={run_id}", folder=tmp_path)
     assert says in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_a_run_is_evaluated_again(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate_recorded(asked(f"run_id={PLAIN}", "evaluate.report=false"), tmp_path)
+    words = (f"run_id={PLAIN}", "evaluate.report=false")
+    carried_out("evaluate", *ASKED, *words, folder=tmp_path)
     assert "val_accuracy=0.3667 test_accuracy=0.3550" in capsys.readouterr().out
 
 
@@ -144,17 +139,17 @@ def test_the_champion_predicts(
 ) -> None:
     np.save(tmp_path / "images.npy", np.zeros((3, 28, 28), np.uint8))
     words = (f"predict.images={tmp_path}/images.npy", f"predict.output={tmp_path}/found.csv")
-    predict(asked(*words), tmp_path)
+    carried_out("predict", *ASKED, *words, folder=tmp_path)
     assert "images=3 skipped=0" in capsys.readouterr().out
 
 
 def test_the_ledger_is_shown_and_the_champion_stays(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    history(asked("history.format=json"), tmp_path)
+    carried_out("history", *ASKED, "history.format=json", folder=tmp_path)
     [line] = json.loads(capsys.readouterr().out)["entries"]
     assert (line["decision"], line["run_id"], line["reason"]) == ("forced", PLAIN, "a small store")
-    promote(asked("run_id=best"), tmp_path)
+    carried_out("promote", *ASKED, "run_id=best", folder=tmp_path)
     assert f"run {PLAIN} is the champion already" in capsys.readouterr().out
     with pytest.raises(RequestError, match="there is nothing to go back to"):
-        rollback(asked(), tmp_path)
+        carried_out("rollback", *ASKED, folder=tmp_path)
