@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from pipeline.system.errors import RequestError
 
@@ -27,6 +28,20 @@ ALWAYS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
 }
+
+
+class Lazy:
+    """A module that is imported once something of it is used.
+
+    Unlike `lazy_loader`'s it does not stand for the module in `sys.modules`: TensorFlow, which
+    looks at a Keras that is there, would load that half way through its own import.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 def load(module: str) -> ModuleType:

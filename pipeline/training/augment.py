@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import lazy_loader
-
 from pipeline.config.rules import Share
+from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
     import keras
 else:
-    keras = lazy_loader.load("keras")  # as in models.py: checked without TensorFlow
+    keras = Lazy("keras")  # as in models.py: checked without TensorFlow
 
 Tensor = Any
 

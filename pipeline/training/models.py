@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import lazy_loader
-
 from pipeline.config.rules import Count, Fraction, one_of
+from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
     import keras
 else:
     # Configurations are checked against the signatures below without waiting for TensorFlow.
-    keras = lazy_loader.load("keras")
+    keras = Lazy("keras")
 
 Tensor = Any  # a KerasTensor; naming that type would import Keras
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
