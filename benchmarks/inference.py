@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import OTHERS, OURS, keep, show
 from benchmarks.whole_run import finished, store, warmed
+from pipeline.data.values import Split
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Ways = dict[str, Callable[[Array], Array]]
@@ -66,7 +67,7 @@ def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
     model = mlflow.tensorflow.load_model(uri)
     return {
         "ours: pyfunc": served.predict,
-        "ours: predict": lambda x: predictor.predict(model, x, batch_size=BATCH_SIZE),
+        "ours: predict": lambda x: predictor.predict(model, _split(x), batch_size=BATCH_SIZE),
         "Keras predict": lambda x: model.predict(x, verbose=0),
         f"Keras predict, {BATCH_SIZE:,}": lambda x: model.predict(x, BATCH_SIZE, verbose=0),
         "Keras call": lambda x: model(x, training=False).numpy(),
@@ -129,6 +130,10 @@ def _bars(axes: Axes, values: Seconds) -> None:
     axes.margins(x=0.12)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
+
+
+def _split(images: np.ndarray) -> Split:
+    return Split(images=images, labels=np.zeros(len(images), np.int32))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import publish
-from benchmarks.whole_run import finished, raw_folder, store, warmed
+from benchmarks.whole_run import finished, plain_arrays, store, warmed
 
 WARM_UP = 1  # turns
 REFERENCE = "ours: one .npy to CSV"
@@ -39,7 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [*warmed(arguments.dataset, folder), f"model={arguments.model}", "train.epochs=1"]
         run = finished(command, folder)
-        images = np.load(raw_folder(arguments.dataset) / "test_images.npy")[: arguments.images]
+        images = np.load(plain_arrays(arguments.dataset, folder) / "test_images.npy")[
+            : arguments.images
+        ]
         ways = _ways(run.result["model_uri"], store(folder), images, Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(WARM_UP + arguments.repeats):

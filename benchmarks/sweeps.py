@@ -34,7 +34,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from benchmarks.report import OTHERS, OURS, keep, publish, show
-from benchmarks.whole_run import DATA, ROOT, Finished, finished, raw_folder, store, warmed
+from benchmarks.whole_run import DATA, ROOT, Finished, finished, plain_arrays, store, warmed
 
 DATASET = "fashion_mnist"
 WORKERS = 2
@@ -89,8 +89,10 @@ def main() -> None:
     sweeps: list[Finished] = []
     with tempfile.TemporaryDirectory() as folder:
         warmed(DATASET, folder)
+        raw = plain_arrays(DATASET, folder)
+        contenders = _contenders(_grid(arguments.trials), arguments.epochs, raw)
         for repeat in range(arguments.repeats):
-            for name, measure in _contenders(_grid(arguments.trials), arguments.epochs).items():
+            for name, measure in contenders.items():
                 print(f"{name}, repeat {repeat + 1} of {arguments.repeats}", file=sys.stderr)
                 started = time.monotonic()
                 done = measure(folder)
@@ -113,9 +115,9 @@ def _grid(trials: int) -> Grid:
     )
 
 
-def _contenders(grid: Grid, epochs: int) -> dict[str, Callable[[str], Any]]:
+def _contenders(grid: Grid, epochs: int, arrays: Path) -> dict[str, Callable[[str], Any]]:
     """Each as a function of the folder to run in."""
-    raw = str(raw_folder(DATASET))
+    raw = str(arrays)
 
     def ours(folder: str) -> Finished:
         options = [f"optimizer.learning_rate={','.join(grid.learning_rates)}"]

@@ -52,7 +52,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         ours = [*warmed("fashion_mnist", folder), f"train.epochs={arguments.epochs}"]
-        raw = raw_folder("fashion_mnist")
+        raw = plain_arrays("fashion_mnist", folder)
         bare = ["-m", "benchmarks.bare_script", str(raw), str(arguments.epochs)]
         for _ in range(arguments.repeats):
             seconds["ours"].append(finished(ours, folder).seconds)
@@ -70,8 +70,22 @@ def warmed(dataset: str, folder: str) -> list[str]:
 
 
 def raw_folder(dataset: str) -> Path:
-    """Where the cache has the arrays of `dataset` (`train_images.npy`, …)."""
+    """Where the cache has the packed images of `dataset` and the rows of its splits."""
     return max((DATA / dataset).glob("raw-*"), key=lambda path: path.stat().st_mtime)
+
+
+def plain_arrays(dataset: str, folder: str) -> Path:
+    """Writes `train_images.npy`, … `test_labels.npy` of `dataset`, as other scripts have them."""
+    import numpy as np
+
+    packed, plain = raw_folder(dataset), Path(folder, "arrays")
+    plain.mkdir()
+    images = np.load(packed / "images.npy", mmap_mode="r")
+    for split in ("train", "test"):
+        rows, labels = (np.load(packed / f"{split}_{kind}.npy") for kind in ("rows", "labels"))
+        np.save(plain / f"{split}_images.npy", images[rows])
+        np.save(plain / f"{split}_labels.npy", labels)
+    return plain
 
 
 def store(folder: str) -> str:

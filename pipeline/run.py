@@ -8,7 +8,8 @@ from pathlib import Path
 import keras
 
 from pipeline.config.schema import Config
-from pipeline.data.load import describe, ingest, prepare, text
+from pipeline.data.describe import describe, text
+from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared, Split
 from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
@@ -103,7 +104,7 @@ def _evaluate(
     if settings.test:
         splits["test"] = prepared.test
     predictions = {
-        name: answers(split, predict(model, split.images, batch_size=settings.batch_size), prepared)
+        name: answers(split, predict(model, split, batch_size=settings.batch_size), prepared)
         for name, split in splits.items()
     }
     recording.save_arrays("predictions", stored(predictions))

@@ -197,8 +197,9 @@ def test_the_logged_model_gives_the_stored_probabilities_from_raw_images(ended: 
     as_keras, as_pyfunc = mlflow.tensorflow.load_model(uri), mlflow.pyfunc.load_model(uri)
     assert stored.files == ["class_names", *SPLIT_ARRAYS]
     for split in ("val", "test"):
-        images = np.asarray(getattr(prepared, split).images)
-        np.testing.assert_array_equal(stored[f"{split}_labels"], getattr(prepared, split).labels)
+        there = getattr(prepared, split)
+        images = np.asarray(there.batch(0, len(there)))
+        np.testing.assert_array_equal(stored[f"{split}_labels"], there.labels)
         probs = stored[f"{split}_probs"]
         np.testing.assert_allclose(as_keras.predict(images, verbose=0), probs, atol=1e-6)
         np.testing.assert_allclose(as_pyfunc.predict(images), probs, atol=1e-6)

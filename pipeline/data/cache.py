@@ -1,7 +1,8 @@
-"""A cache of named arrays: built once, whoever asks, and never trusted without a look.
+"""A cache of named arrays: each entry is built once and never trusted without a look.
 
 An entry is a folder of `.npy` files and an `entry.json`, which holds the entry's own description
-and the SHA-256 of everything in it.
+and the SHA-256 of everything in it. Once all of it has been looked at, `.checked.json` remembers
+the size, times and inode of each file: as long as these stay, nobody need read the bytes again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import logging
 import mmap
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +29,23 @@ from pipeline.system.files import replacing
 
 log = logging.getLogger(__name__)
 
-Content = tuple[Mapping[str, Array], Mapping[str, Any]]
+TICK_S = 0.02
+"""Seconds within which two changes of a file may bear the same time (a kernel's tick is 0.01)."""
+_CHECKED = ".checked.json"  # no file of the entry: hidden names are not
+
+Stamp = tuple[tuple[str | int, ...], ...]  # of each file name, size, times of change, inode
 
 
-Stamp = tuple[tuple[str, int, int, int], ...]  # name, bytes, time of change and inode of each file
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An array that is written part by part: `parts` along the first dimension of `shape`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[Array]
+
+
+Content = tuple[Mapping[str, Array | Stream], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,22 +64,22 @@ class _Damaged(Exception):
     """An entry whose content is not what was written."""
 
 
-def load_or_build(folder: Path, build: Callable[[], Content]) -> Entry:
+def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = False) -> Entry:
     """The entry at `folder`, built first if it is not there or damaged.
 
-    Of several processes that ask at once, one builds and the others wait for it. Who asks again
-    while the files are as they were gets the same entry, without another look at the content.
+    Of several processes that ask at once, one builds and the others wait for it. The content is
+    compared with its checksums the first time, after a file has changed, and with `verify`.
 
     Raises:
         OSError: the entry cannot be written (read-only, full, no permission); names the file.
     """
     try:
-        return _load(folder, cached=True)
+        return _load(folder, cached=True, verify=verify)
     except (_Damaged, FileNotFoundError):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         try:
-            return _load(folder, cached=True)
+            return _load(folder, cached=True, verify=verify)
         except FileNotFoundError:
             pass
         except _Damaged as damage:
@@ -77,13 +92,13 @@ def load_or_build(folder: Path, build: Callable[[], Content]) -> Entry:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the entry at `folder` cannot be trusted; None if all of it is as it was written.
+    """Why the entry at `folder` cannot be trusted; None if every byte is as it was written.
 
     Raises:
         FileNotFoundError: there is no entry.
     """
     try:
-        _read(folder, cached=True)
+        _load(folder, cached=True, verify=True)
     except _Damaged as reason:
         return str(reason)
     return None
@@ -103,60 +118,104 @@ def let_go(array: Array) -> None:
         owner.madvise(mmap.MADV_DONTNEED)
 
 
-def _load(folder: Path, *, cached: bool) -> Entry:
+def _load(folder: Path, *, cached: bool, verify: bool = False) -> Entry:
     try:
-        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        stamp = _stamp(folder)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
-    stamp = tuple((name, at.st_size, at.st_mtime_ns, at.st_ino) for name, at in files)
+    if verify or not _is_checked(folder, stamp):
+        _check(folder, stamp)
     return _read_once(folder.absolute(), stamp, cached=cached)
+
+
+def _stamp(folder: Path) -> Stamp:
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    return tuple(
+        (name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files
+    )
+
+
+def _is_checked(folder: Path, stamp: Stamp) -> bool:
+    try:
+        return bool(json.loads((folder / _CHECKED).read_text()) == [list(file) for file in stamp])
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _check(folder: Path, stamp: Stamp) -> None:
+    """Compares every byte of an entry with its checksums, and remembers that they agree."""
+    changed = max((int(file[3]) for file in stamp), default=0) / 1e9
+    # A file that changes after this look must get another time than the one it has now.
+    time.sleep(min(TICK_S, max(0.0, changed + TICK_S - time.time())))
+    with _damage_of_all_kinds():
+        for name, checksum in _described(folder)["sha256"].items():
+            with (folder / f"{name}.npy").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+                    raise _Damaged(f"{name}.npy was changed")
+    with suppress(OSError), replacing(folder / _CHECKED) as path:  # the folder may be read-only
+        path.write_text(json.dumps(stamp))
 
 
 @lru_cache(maxsize=4)  # the two of a data set, and those of the one before
 def _read_once(folder: Path, stamp: Stamp, *, cached: bool) -> Entry:
-    return _read(folder, cached=cached)
+    with _damage_of_all_kinds():
+        entry = _described(folder)
+        arrays = {name: _mapped(folder / f"{name}.npy") for name in entry["sha256"]}
+        return Entry(arrays=arrays, meta=entry["meta"], cached=cached)
 
 
-def _read(folder: Path, *, cached: bool) -> Entry:
-    if not folder.exists():
-        raise FileNotFoundError(folder)
+def _described(folder: Path) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = json.loads((folder / "entry.json").read_text())
+    if _digest(entry["meta"]) != entry["meta_sha256"]:
+        raise _Damaged("entry.json was changed")
+    return entry
+
+
+@contextmanager
+def _damage_of_all_kinds() -> Iterator[None]:
     try:
-        entry = json.loads((folder / "entry.json").read_text())
-        checksums, meta = entry["sha256"], entry["meta"]
-        if _digest(meta) != entry["meta_sha256"]:
-            raise _Damaged("entry.json was changed")
-        arrays = {name: _array(folder / f"{name}.npy", checksums[name]) for name in checksums}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
-    return Entry(arrays=arrays, meta=meta, cached=cached)
 
 
-def _array(path: Path, checksum: str) -> Array:
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
-            raise _Damaged(f"{path.name} was changed")
+def _mapped(path: Path) -> Array:
     # A private mapping: to read from it in place, TensorFlow wants memory that could be written.
     array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     array.flags.writeable = False
     return array
 
 
-def _write(folder: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
+def _write(folder: Path, arrays: Mapping[str, Array | Stream], meta: Mapping[str, Any]) -> None:
     folder.mkdir()
-    checksums = {}
-    for name, array in arrays.items():
-        path = folder / f"{name}.npy"
-        np.save(path, array, allow_pickle=False)
-        with path.open("rb") as file:
-            checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    checksums = {name: _save(folder / f"{name}.npy", array) for name, array in arrays.items()}
     entry = {"meta": meta, "meta_sha256": _digest(meta), "sha256": checksums}
     (folder / "entry.json").write_text(json.dumps(entry, indent=2))
 
 
+def _save(path: Path, array: Array | Stream) -> str:
+    """Writes what `numpy.save` would; returns the SHA-256 (hex) of the file."""
+    parts = [array] if isinstance(array, np.ndarray) else array.parts
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    digest, written = hashlib.sha256(), 0
+    with path.open("w+b") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.seek(0)
+        digest.update(file.read())
+        for part in parts:
+            content = np.ascontiguousarray(part, array.dtype).reshape(-1).view(np.uint8).data
+            file.write(content)
+            digest.update(content)
+            written += len(content)
+    if written != np.prod(array.shape, dtype=np.int64) * array.dtype.itemsize:
+        raise ValueError(f"{path.name}: {written} bytes do not make {array.dtype}{array.shape}")
+    return digest.hexdigest()
+
+
 def _remove_leftovers(folder: Path) -> None:
-    """What a killed process was writing; whoever holds the lock knows that nobody is now."""
+    """Removes what a killed process was writing; the lock says that nobody is now."""
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(leftover)
 
@@ -167,7 +226,7 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk names no file, and numpy's complaint about it not even the reason."""
+    """Names the entry where a write fails: a full disk names no file."""
     try:
         yield
     except OSError as error:

@@ -2,6 +2,8 @@
 
 The keyword-only parameters are the keys of `conf/dataset/<name>.yaml`, their annotations the
 ranges a configuration is checked against. To add a data set, add a function and its YAML file.
+What a data set is made of is worked out from its parameters and from the files and folders that
+they name; one that reads anything else says so with `determined_by`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config.rules import Seed
+from pipeline.data.content import determined_by, parameters
 from pipeline.data.sources import IdxDataset, find
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
@@ -81,6 +84,7 @@ MNIST = IdxDataset(
 DIGIT_CLASSES = tuple("0123456789")
 
 
+@determined_by(lambda _: dict(FASHION_MNIST.checksums))  # wherever the files are found
 def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 
@@ -91,6 +95,7 @@ def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
     return _from_idx(FASHION_MNIST, FASHION_MNIST_CLASSES, folder=folder, download=download)
 
 
+@determined_by(lambda _: dict(MNIST.checksums))
 def mnist(*, folder: str | None, download: bool) -> RawData:
     """MNIST: 60,000 + 10,000 images u8[N,28,28,1] of handwritten digits.
 
@@ -101,6 +106,7 @@ def mnist(*, folder: str | None, download: bool) -> RawData:
     return _from_idx(MNIST, DIGIT_CLASSES, folder=folder, download=download)
 
 
+@determined_by(parameters)
 def digits(*, test_fraction: Annotated[float, Field(ge=0.01, le=0.9)], seed: Seed) -> RawData:
     """scikit-learn's bundled handwritten digits: 1,797 images u8[N,8,8,1], split by class.
 
@@ -120,6 +126,7 @@ def digits(*, test_fraction: Annotated[float, Field(ge=0.01, le=0.9)], seed: See
     )
 
 
+@determined_by(parameters)
 def synthetic(
     *,
     train_size: Annotated[int, Field(ge=10)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, Split
 
 SAMPLE = 250  # training images: few pages of a large file, and a share to within some per cent
 AGREED = 0.9  # share of the training images that must have a border alike for a rule to follow
@@ -24,9 +24,13 @@ def has_bright_border(images: Array) -> Array:
 
 
 def dark_border_share(images: Array) -> float:
-    """Share of u8[N,H,W,C] with a dark border, of a sample evenly spaced."""
-    step = max(1, len(images) // SAMPLE)
-    return float(1 - has_bright_border(images[::step]).mean())
+    """Share of u8[N,H,W,C] with a dark border."""
+    return float(1 - has_bright_border(images).mean())
+
+
+def sample(split: Split) -> Array:
+    """About SAMPLE images of a split, evenly spaced, u8[N,H,W,C]."""
+    return split.take(slice(None, None, max(1, len(split) // SAMPLE)))
 
 
 def to_invert(images: Array, trained_dark: float | None) -> Array:

@@ -1,16 +1,22 @@
 """Where the four IDX files of a data set come from: the first source with the pinned content.
 
-Every source ends as a folder on this machine, so one function reads and verifies them all.
+Every source ends as a folder on this machine, so one function reads and verifies them all. IDX is
+the format of MNIST and its descendants: a big-endian header, then plain bytes (Y. LeCun,
+C. Cortes, C. Burges, "The MNIST database of handwritten digits", file formats).
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
+import math
 import os
 import queue
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,11 +24,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import lazy_loader as lazy
+import numpy as np
 
-from pipeline.data import idx
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
@@ -43,6 +49,9 @@ STALL_S = 20.0
 """Seconds a download may stand still."""
 PACKAGE_S = 300.0
 """Seconds each of apt-get's steps may take."""
+_DIMENSIONS = {0x00000801: 1, 0x00000803: 3}  # labels, images; both of unsigned bytes
+_LARGEST = 2**30  # bytes; no data set in this format comes near it
+_CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,14 @@ class Unavailable(Exception):
     """A source cannot be used; the message says why in a few words."""
 
 
+class DamagedFile(RequestError):
+    """A data file that is not what it should be; `reason` says so without its folder."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; replace it with an intact copy")
+        self.reason = f"{path.name}: {reason}"
+
+
 Source = Callable[[], AbstractContextManager[Path]]
 
 
@@ -95,7 +112,7 @@ def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
         except (Unavailable, OSError) as error:
             reason = str(error)
             log.info("%s: %s; trying the next source", name, reason)
-        except idx.DamagedFile as error:
+        except DamagedFile as error:
             reason = error.reason
             log.warning("%s is passed over: %s", name, reason)
         reasons.append(f"{name}: {reason}")
@@ -142,12 +159,12 @@ def _existing(folder: Path, name: str) -> Path:
 
 
 def _verified(path: Path, checksum: str) -> Array:
-    content = idx.decompressed(path)
+    content = decompressed(path)
     actual = hashlib.sha256(content).hexdigest()
     if actual != checksum:
         rule = f"SHA-256 {actual[:12]}… instead of {checksum[:12]}…, decompressed"
-        raise idx.DamagedFile(path, f"not the published file ({rule})")
-    return idx.array(content)
+        raise DamagedFile(path, f"not the published file ({rule})")
+    return decoded(content)
 
 
 @contextmanager
@@ -246,3 +263,73 @@ def _bar() -> progress.Progress:
     return progress.Progress(
         *columns, console=terminal, disable=not terminal.is_terminal, transient=True
     )
+
+
+def decompressed(path: Path) -> bytes:
+    """Reads a whole IDX file, gzipped or not, header included.
+
+    The header is checked before the body is read, and no more is read than it promises, so
+    neither a lying header nor a gzip bomb can take the memory.
+
+    Raises:
+        DamagedFile: not gzip or IDX, truncated, or longer than its header says.
+        OSError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+            return _whole(stream)
+    except EOFError as error:
+        raise DamagedFile(path, "its gzip data is truncated") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise DamagedFile(path, f"its gzip data is damaged ({error})") from error
+    except ValueError as error:
+        raise DamagedFile(path, str(error)) from error
+
+
+def decoded(content: bytes) -> Array:
+    """The values of an IDX file: images u8[N,H,W] or labels u8[N], a read-only view.
+
+    Raises:
+        ValueError: the header is wrong or does not match the number of bytes.
+    """
+    shape = _shape(content)
+    _check_length(content, shape)
+    return np.frombuffer(content, np.uint8, offset=_offset(shape)).reshape(shape)
+
+
+def _whole(stream: BinaryIO) -> bytes:
+    content = bytearray(stream.read(_CHUNK))
+    shape = _shape(content)
+    # Reading on to the end, even when all bytes are there, makes gzip check its CRC.
+    while len(content) <= _offset(shape) + math.prod(shape) and (part := stream.read(_CHUNK)):
+        content += part
+    _check_length(content, shape)
+    return bytes(content)
+
+
+def _shape(content: bytes | bytearray) -> tuple[int, ...]:
+    magic = int.from_bytes(content[:4], "big")
+    if len(content) < 4 or magic not in _DIMENSIONS:
+        raise ValueError(f"not an IDX file of images or labels (it starts with 0x{magic:08x})")
+    dimensions = _DIMENSIONS[magic]
+    if len(content) < 4 + 4 * dimensions:
+        raise ValueError(f"its IDX header is cut off after {len(content)} bytes")
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    if not 0 < math.prod(shape) <= _LARGEST:
+        raise ValueError(f"its IDX header gives impossible dimensions {list(shape)}")
+    return shape
+
+
+def _offset(shape: tuple[int, ...]) -> int:
+    return 4 + 4 * len(shape)
+
+
+def _check_length(content: bytes | bytearray, shape: tuple[int, ...]) -> None:
+    expected = _offset(shape) + math.prod(shape)
+    if len(content) < expected:
+        raise ValueError(f"truncated: {len(content)} bytes where its header promises {expected}")
+    if len(content) > expected:
+        raise ValueError(f"too long: more than the {expected} bytes its header promises")

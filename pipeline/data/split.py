@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import lazy_loader as lazy
@@ -26,38 +27,51 @@ def preprocess(
     Raises:
         RequestError: the classes do not fit into a split of that size or into what is left.
     """
+    return divided(raw, divide(raw, validation_size=validation_size, seed=seed))
+
+
+def divide(raw: RawData, *, validation_size: int, seed: int) -> dict[str, Array]:
+    """What `preprocess` has to work out: places i64[n] in the training split, and statistics.
+
+    `train` and `val` are the places of either; `mean` and `std`, f32[C], of the pixels at `train`.
+
+    Raises:
+        RequestError: as `preprocess`.
+    """
     train, val = _stratified(raw, validation_size, seed)
-    mean, std = pixel_statistics(raw.train.images[train])
+    mean, std = pixel_statistics(raw.train.select(train))
+    return {"train": train, "val": val, "mean": mean, "std": std}
+
+
+def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False) -> Prepared:
+    """The splits that `divide` made of `raw`; no image is read or copied."""
     return Prepared(
-        train=_take(raw.train, train),
-        val=_take(raw.train, val),
+        train=raw.train.select(division["train"]),
+        val=raw.train.select(division["val"]),
         test=raw.test,
         class_names=raw.class_names,
-        mean=mean,
-        std=std,
+        mean=division["mean"],
+        std=division["std"],
         fingerprint=raw.fingerprint,
         source=raw.source,
+        cached=cached,
     )
 
 
-def pixel_statistics(images: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each channel of u8[N,H,W,C], f32[C] each.
+def pixel_statistics(split: Split) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel of a split's images, f32[C] each.
 
     Exact, from counts of the 256 values: a float copy of the images would take eight times theirs.
     """
     values = np.arange(256)
-    counts = np.stack([_histogram(images[..., channel]) for channel in range(images.shape[3])])
+    counts = np.zeros((split.image_shape[2], 256), np.int64)
+    for images in split.batches(max(1, _CHUNK // max(1, split.images[:1].size))):
+        for channel in range(len(counts)):
+            counts[channel] += np.bincount(images[..., channel].reshape(-1), minlength=256)
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     variance = (shares * (values - mean[:, np.newaxis]) ** 2).sum(axis=1)
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def _histogram(channel: Array) -> Array:
-    flat = channel.reshape(-1)
-    chunks = np.array_split(flat, max(1, len(flat) // _CHUNK))
-    counts: Array = np.sum([np.bincount(chunk, minlength=256) for chunk in chunks], axis=0)
-    return counts
 
 
 def _stratified(raw: RawData, validation_size: int, seed: int) -> tuple[Array, Array]:
@@ -84,7 +98,3 @@ def _check_size(labels: Array, validation_size: int) -> None:
             f"preprocess.validation_size={validation_size} is out of range: with "
             f"{len(labels):,} training images of {len(present)} classes it is 0 or {low}–{high}"
         )
-
-
-def _take(split: Split, indices: Array) -> Split:
-    return Split(images=split.images[indices], labels=split.labels[indices])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, int, int]  # height, width, channels of an image
 # A run's `val/…` metrics go on to the last epoch; under this and their name are the kept one's.
 KEPT = "kept/"
+BLOCK_BYTES = 2**25  # of images that are looked at together
 
 
 def _require(condition: bool, rule: str) -> None:
@@ -25,29 +26,72 @@ def _require(condition: bool, rule: str) -> None:
         raise ValueError(rule)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Labelled images: `images` u8[N,H,W,C] with values 0–255, `labels` i32[N].
+    """Labelled images: rows of a packed array, which other splits may share.
+
+    `images` u8[N,H,W,C] with values 0–255 is the packed array, memory-mapped where it comes from
+    the cache. `rows` i64[n] says which of its images belong to the split, in order; all of them
+    unless given. `labels` i32[n] are those of the rows.
 
     Raises:
-        ValueError: a shape or dtype differs from these, or the lengths differ.
+        ValueError: a shape or dtype differs from these, the lengths differ, or a row lies outside
+            the packed array.
     """
 
     images: Array
     labels: Array
+    rows: Array = None  # type: ignore[assignment]  # every row, set below
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         _require(images.dtype == np.uint8, f"images must be uint8, not {images.dtype}")
         _require(images.ndim == 4, f"images must be [N,H,W,C], not {images.shape}")
         _require(labels.dtype == np.int32, f"labels must be int32, not {labels.dtype}")
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(images)))
+        rows = self.rows
+        _require(rows.dtype == np.int64, f"rows must be int64, not {rows.dtype}")
+        _require(rows.ndim == 1, f"rows must be [n], not {rows.shape}")
         _require(
-            labels.shape == images.shape[:1],
-            f"{images.shape[0]} images but labels of shape {labels.shape}",
+            labels.shape == rows.shape, f"{len(rows)} images but labels of shape {labels.shape}"
         )
+        if len(rows):
+            low, high = int(rows.min()), int(rows.max())
+            _require(
+                0 <= low and high < len(images), f"rows span {low}–{high} of {len(images)} images"
+            )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def take(self, places: Any) -> Array:
+        """The images at `places` of the split: u8[m,H,W,C] for i64[m], u8[H,W,C] for one number."""
+        taken: Array = self.images[self.rows[places]]
+        return taken
+
+    def batch(self, start: int, stop: int) -> Array:
+        """The images from `start` up to `stop`, u8[m,H,W,C]; not copied if their rows adjoin."""
+        rows = self.rows[start:stop]
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return self.images[rows[0] : rows[0] + len(rows)]
+        return self.take(slice(start, stop))
+
+    def batches(self, size: int | None = None) -> Iterator[Array]:
+        """All images in order, u8[m,H,W,C] at a time: `size` of them, or about 32 MB."""
+        size = size or max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
+        for start in range(0, len(self), size):
+            yield self.batch(start, start + size)
+
+    def select(self, places: Array) -> Split:
+        """The split of the images at `places` i64[m] of this one; copies no image."""
+        return Split(images=self.images, rows=self.rows[places], labels=self.labels[places])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +121,8 @@ class RawData:
                 f"{name} labels span {low}–{high}, but there are {len(self.class_names)} classes",
             )
         _require(
-            self.train.images.shape[1:] == self.test.images.shape[1:],
-            f"train images are {self.train.images.shape[1:]}, test {self.test.images.shape[1:]}",
+            self.train.image_shape == self.test.image_shape,
+            f"train images are {self.train.image_shape}, test {self.test.image_shape}",
         )
 
     @cached_property
@@ -86,10 +130,25 @@ class RawData:
         """SHA-256 (hex) over every name, shape, dtype, image and label of both splits."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split in (self.train, self.test):
-            for array in (split.images, split.labels):
-                digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).data)
+            digest.update(f"{split.images.dtype.str}{(len(split), *split.image_shape)}".encode())
+            for images in split.batches():
+                digest.update(np.ascontiguousarray(images).data)
+            digest.update(f"{split.labels.dtype.str}{split.labels.shape}".encode())
+            digest.update(np.ascontiguousarray(split.labels).data)
         return digest.hexdigest()
+
+    @cached_property
+    def duplicates(self) -> int:
+        """How many test images are also, pixel by pixel, in the training split."""
+        test = [digest for images in self.test.batches() for digest in _digests(images)]
+        known = set(test)
+        train = (digest for images in self.train.batches() for digest in _digests(images))
+        found = known.intersection(train)
+        return sum(digest in found for digest in test)
+
+
+def _digests(images: Array) -> Iterator[bytes]:
+    return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +170,7 @@ class Prepared:
     cached: bool = False
 
     def __post_init__(self) -> None:
-        channels = self.train.images.shape[3]
+        channels = self.train.image_shape[2]
         for name, value in (("mean", self.mean), ("std", self.std)):
             _require(
                 value.dtype == np.float32 and value.shape == (channels,),
@@ -121,8 +180,7 @@ class Prepared:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+        return self.train.image_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +204,21 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A model's answers on one split: `images` u8[N,H,W,C], `labels` i32[N], `probs` f32[N,K]."""
+    """A model's answers on the images of a split: `probs` f32[N,K], a column per class name."""
 
-    images: Array
-    labels: Array
+    split: Split
     probs: Array
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        expected = (len(self.labels), len(self.class_names))
+        expected = (len(self.split), len(self.class_names))
         _require(self.probs.dtype == np.float32, f"probs must be float32, not {self.probs.dtype}")
         _require(self.probs.shape == expected, f"probs must be {expected}, not {self.probs.shape}")
+
+    @property
+    def labels(self) -> Array:
+        """The true class of each image, i32[N]."""
+        return self.split.labels
 
     @cached_property
     def predicted(self) -> Array:

@@ -49,9 +49,7 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
 
 def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
     """Probabilities f32[N,K] that a model gave for the images of a split, with what is true."""
-    return Predictions(
-        images=split.images, labels=split.labels, probs=probs, class_names=prepared.class_names
-    )
+    return Predictions(split=split, probs=probs, class_names=prepared.class_names)
 
 
 def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:

@@ -140,7 +140,7 @@ def mistakes(predictions: Predictions) -> Figure:
     names = _names(predictions)
     for place, index in enumerate(chosen):
         row, column = divmod(place, MISTAKES)
-        _picture(axes, predictions.images[index], left=column + 0.14, top=row + 0.25)
+        _picture(axes, predictions.split.take(index), left=column + 0.14, top=row + 0.25)
         true = names[predictions.labels[index]]
         guess = names[predictions.predicted[index]]
         axes.text(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.data.values import Array, Predictions
+from pipeline.data.values import Array, Predictions, Split
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # rather than fewer, smaller
@@ -83,7 +83,7 @@ def confusion(predictions: Predictions) -> Confusion:
         predictions.labels.astype(np.int64) * classes + predictions.predicted,
         minlength=classes**2,
     )
-    side, most = _room(predictions.images.shape, counts)
+    side, most = _room(predictions.split.image_shape, counts)
     kept = np.minimum(counts, most)
     wrong = np.flatnonzero(~predictions.correct)
     surest = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES]
@@ -112,11 +112,11 @@ def smaller(png: bytes) -> bytes:
     return _encoded(picture, "jpeg")
 
 
-def _room(shape: tuple[int, ...], counts: Array) -> tuple[int, int]:
+def _room(shape: tuple[int, int, int], counts: Array) -> tuple[int, int]:
     """Longer side of a thumbnail, and how many a cell may have at most."""
-    longest, channels = max(shape[1:3]), shape[3]
+    longest, channels = max(shape[:2]), shape[2]
     for side in SIDES:
-        size = channels * np.prod(np.ceil(np.array(shape[1:3]) * min(1.0, side / longest)))
+        size = channels * np.prod(np.ceil(np.array(shape[:2]) * min(1.0, side / longest)))
         fitting = [
             most
             for most in range(1, MOST_A_CELL + 1)
@@ -177,7 +177,7 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
 
 
 def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
-    tiles = _thumbnails(predictions.images, chosen, side)
+    tiles = _thumbnails(predictions.split, chosen, side)
     height, width, channels = tiles.shape[1:]
     columns = int(np.ceil(np.sqrt(len(tiles))))
     rows = -(-len(tiles) // columns)
@@ -203,10 +203,10 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
     )
 
 
-def _thumbnails(images: Array, chosen: Array, side: int) -> Array:
+def _thumbnails(split: Split, chosen: Array, side: int) -> Array:
     """Small images u8[N,h,w,C], of one channel as ink on paper, else of the first three."""
-    channels = 3 if images.shape[3] >= 3 else 1
-    tiles: Array = np.asarray(images[chosen])[..., :channels]
+    channels = 3 if split.image_shape[2] >= 3 else 1
+    tiles: Array = np.asarray(split.take(chosen))[..., :channels]
     height, width = tiles.shape[1:3]
     if (shrink := side / max(height, width)) < 1:
         size = max(1, int(width * shrink)), max(1, int(height * shrink))

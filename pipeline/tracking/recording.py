@@ -19,7 +19,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from pipeline.config.schema import Tracking
-from pipeline.data.polarity import dark_border_share
+from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect
@@ -177,14 +177,14 @@ class Recording:
             run_id=self.id,
             model=model,
             signature=_signature(prepared),
-            input_example=np.asarray(prepared.test.images[:2]),
+            input_example=np.asarray(prepared.test.batch(0, 2)),
             # Working these out by itself takes MLflow many seconds.
             pip_requirements=[
                 f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
             ],
             metadata={
                 "class_names": list(prepared.class_names),
-                "dark_border": dark_border_share(prepared.train.images),
+                "dark_border": dark_border_share(sample(prepared.train)),
             },
         )
         self.log_tags({"model_uri": logged.model_uri})

@@ -1,9 +1,9 @@
 """Runs a compiled Keras model over splits held in memory, many steps to one call of TensorFlow.
 
-The images stay u8[N,H,W,C] in one resident tensor. A part of an epoch (some tens of steps of
-shuffled gather, forward pass, gradient and update: Keras' own `train_step`) is one compiled graph,
-so that Python is entered a few times an epoch rather than once a batch. Where XLA is asked for, it
-compiles the loop over a part's full batches.
+The images stay u8[N,H,W,C] in one resident tensor, of which the splits are rows. A part of an epoch
+(some tens of steps of shuffled gather, forward pass, gradient and update: Keras' own `train_step`)
+is one compiled graph, so that Python is entered a few times per epoch rather than once per batch.
+Where XLA is asked for, it compiles the loop over a part's full batches.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline.data.cache import let_go
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
 from pipeline.training.fused import fused_updates
-from pipeline.training.xla import compiled
+from pipeline.training.xla import Gather, compiled
 
 EVALUATED_AT_ONCE = 1024  # validation images
 ALIGNMENT = 64  # bytes; TensorFlow's kernels end the process on less
 PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
 
-Rows = Array  # i64[n]: places in a split, in the order they are visited
+Places = Array  # i64[n]: of images in a split, in the order they are visited
 
 
 def fit(
@@ -48,8 +48,17 @@ def fit(
     train, val = splits
     part_size = _part_size(len(train), batch_size)
     _create_state(model, train)
-    train_steps = _steps(model.train_step, train, batch_size, xla_part=part_size if xla else 0)
-    test_steps = _steps(model.test_step, val, max(batch_size, EVALUATED_AT_ONCE))
+    images = resident(train.images)
+    val_images = images if val.images is train.images else resident(val.images)
+    train_steps = _steps(
+        model.train_step,
+        _gatherer(train, images),
+        batch_size,
+        xla_part=part_size if xla else 0,
+    )
+    test_steps = _steps(
+        model.test_step, _gatherer(val, val_images), max(batch_size, EVALUATED_AT_ONCE)
+    )
     results = tf.function(model.get_metrics_result)  # eagerly it takes ten times as long
     logs: dict[str, float] = {}
     model.stop_training = False
@@ -63,11 +72,11 @@ def fit(
             # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
             for part, start in enumerate(range(0, len(order), part_size)):
-                rows = order[start : start + part_size]
+                places = order[start : start + part_size]
                 callbacks.on_train_batch_begin(part)
-                train_steps(rows)
+                train_steps(places)
                 logs = _finite(results(), epoch)
-                callbacks.on_train_batch_end(part, {**logs, "images": len(rows)})
+                callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
             if len(val):
                 model.reset_metrics()
                 test_steps(np.arange(len(val)))
@@ -78,28 +87,32 @@ def fit(
     callbacks.on_train_end(logs)
 
 
+def _gatherer(split: Split, images: tf.Tensor) -> Gather:
+    """Places i64[n] in `split` → its images u8[n,H,W,C] and labels i32[n]; `images` is packed."""
+    rows, labels = resident(split.rows), resident(split.labels)
+    return lambda places: (tf.gather(images, tf.gather(rows, places)), tf.gather(labels, places))
+
+
 def _steps(
-    step: Callable[..., object], split: Split, batch_size: int, *, xla_part: int = 0
-) -> Callable[[Rows], None]:
-    """Takes `step` on each batch of the rows it is given; with XLA up to `xla_part` of them."""
-    images, labels = resident(split.images), resident(split.labels)
+    step: Callable[..., object], gather: Gather, batch_size: int, *, xla_part: int = 0
+) -> Callable[[Places], None]:
+    """Takes `step` on each batch of the places it is given; with XLA up to `xla_part` of them."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
-    def run(rows: tf.Tensor) -> None:
-        for start in tf.range(0, tf.size(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            step((tf.gather(images, batch), tf.gather(labels, batch)))
+    def run(places: tf.Tensor) -> None:
+        for start in tf.range(0, tf.size(places), batch_size):
+            step(gather(places[start : start + batch_size]))
 
     if not xla_part:
         return run
-    full_batches = compiled(step, images, labels, (xla_part // batch_size, batch_size))
+    full_batches = compiled(step, gather, (xla_part // batch_size, batch_size))
 
-    def run_with_xla(rows: Rows) -> None:
-        full = len(rows) // batch_size * batch_size
+    def run_with_xla(places: Places) -> None:
+        full = len(places) // batch_size * batch_size
         if full:
-            full_batches(rows[:full])
-        if full < len(rows):
-            run(rows[full:])
+            full_batches(places[:full])
+        if full < len(places):
+            run(places[full:])
 
     return run_with_xla
 
@@ -112,7 +125,7 @@ def _part_size(images: int, batch_size: int) -> int:
 def _create_state(model: keras.Model, split: Split) -> None:
     """Makes the variables of optimizer and metrics, which a graph may use but not create."""
     model.optimizer.build(model.trainable_variables)
-    model.test_step((split.images[:1], split.labels[:1]))
+    model.test_step((split.batch(0, 1), split.labels[:1]))
 
 
 def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import Array, Shape
+from pipeline.data.values import Array, Shape, Split
 from pipeline.system.errors import RequestError
 
 Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
@@ -26,12 +26,10 @@ def predictor(model: keras.Model) -> Predict:
     return lambda batch: graph(tf.constant(batch)).numpy()
 
 
-def predict(model: keras.Model, images: Array, *, batch_size: int) -> Array:
-    """Probabilities f32[N,K] of images u8[N,H,W,C], predicted in batches."""
+def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
+    """Probabilities f32[N,K] of the images of a split, predicted in batches."""
     forward = predictor(model)
-    return np.concatenate(
-        [forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    )
+    return np.concatenate([forward(images) for images in split.batches(batch_size)])
 
 
 def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:
@@ -58,13 +56,13 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
     return forward
 
 
-def single_image_ms(model: keras.Model, images: Array) -> float:
-    """Median time in ms that a compiled prediction of one of `images` u8[N,H,W,C] takes, warm."""
+def single_image_ms(model: keras.Model, split: Split) -> float:
+    """Median time in ms that a compiled prediction of one image of a split takes, warm."""
     forward = predictor(model)
     times = []
     for number in range(UNTIMED + TIMED):
-        place = number % len(images)
-        image = np.ascontiguousarray(images[place : place + 1])
+        place = number % len(split)
+        image = np.ascontiguousarray(split.batch(place, place + 1))
         started = time.perf_counter()
         forward(image)
         times.append(time.perf_counter() - started)

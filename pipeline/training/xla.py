@@ -42,7 +42,9 @@ _GENERATORS = (
     (tf.nn.experimental, "stateless_dropout", "rng_alg"),
 )
 
-Step = Callable[[tuple[tf.Tensor, tf.Tensor]], object]
+Batch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
+Step = Callable[[Batch], object]
+Gather = Callable[[tf.Tensor], Batch]  # of places i64[n] in a split
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:
@@ -54,39 +56,37 @@ def is_faster(model: keras.Model, steps: int) -> bool:
     )
 
 
-def compiled(
-    step: Step, images: tf.Tensor, labels: tf.Tensor, shape: tuple[int, int]
-) -> Callable[[Array], None]:
-    """A function of rows i64[n], places in `images` u8[N,H,W,C] and `labels` i32[N].
+def compiled(step: Step, gather: Gather, shape: tuple[int, int]) -> Callable[[Array], None]:
+    """A function of places i64[n] that takes `step` on each batch that `gather` gives for them.
 
-    It takes `step` on each batch of them; `shape` is (most batches at once, images in a batch), and
-    n is a multiple of the batch.
+    `shape` is (most batches at once, images in a batch), and n is a multiple of the batch.
 
     Raises:
         PipelineError: at its first call, if XLA does not know an operation of `step`.
     """
-    traced = _trace(step, images, labels, shape)
+    traced = _trace(step, gather, shape)
 
-    def take(rows: Array) -> None:
+    def take(places: Array) -> None:
         nonlocal traced
         # One program serves any number of batches: those beyond `count` are never looked at.
-        padded, count = tf.constant(np.resize(rows, shape)), tf.constant(len(rows) // shape[1])
+        padded, count = tf.constant(np.resize(places, shape)), tf.constant(len(places) // shape[1])
         try:
             traced(padded, count)
         except tf.errors.OpError as error:
             _require_known_operations(error)
             if not forget_programs():  # a damaged one is no reason to fail
                 raise
-            traced = _trace(step, images, labels, shape)
+            traced = _trace(step, gather, shape)
             traced(padded, count)
 
     return take
 
 
 def _trace(
-    step: Step, images: tf.Tensor, labels: tf.Tensor, shape: tuple[int, int]
+    step: Step, gather: Gather, shape: tuple[int, int]
 ) -> Callable[[tf.Tensor, tf.Tensor], None]:
-    batches = [tf.TensorSpec((*shape, *part.shape[1:]), part.dtype) for part in (images, labels)]
+    none = gather(tf.zeros([0], tf.int64))
+    batches = [tf.TensorSpec((*shape, *part.shape[1:]), part.dtype) for part in none]
 
     @tf.function(jit_compile=True, input_signature=[*batches, tf.TensorSpec((), tf.int32)])
     def loop(images: tf.Tensor, labels: tf.Tensor, count: tf.Tensor) -> None:
@@ -95,8 +95,8 @@ def _trace(
 
     # The gather stays outside: XLA would copy the whole of `images` at each call.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), tf.TensorSpec((), tf.int32)])
-    def run(rows: tf.Tensor, count: tf.Tensor) -> None:
-        loop(tf.gather(images, rows), tf.gather(labels, rows), count)
+    def run(places: tf.Tensor, count: tf.Tensor) -> None:
+        loop(*gather(places), count)
 
     with _threefry():
         traced: Callable[[tf.Tensor, tf.Tensor], None] = run.get_concrete_function()

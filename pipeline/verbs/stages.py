@@ -10,7 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
-    from pipeline.data.load import Description
+    from pipeline.data.describe import Description
     from pipeline.data.values import Prepared
 
 INGEST = Verb(
@@ -37,15 +37,16 @@ class Preprocessed:
 
 def ingested(config: Config, folder: Path) -> Description:
     """Fetches, verifies and caches the data set; says what is in it."""
-    from pipeline.data.load import describe, ingest
+    from pipeline.data.describe import describe
+    from pipeline.data.load import ingest
 
     data_dir, name = Path(config.data_dir), config.choices.dataset
-    return describe(ingest(config.dataset, name=name, data_dir=data_dir))
+    return describe(ingest(config.dataset, name=name, data_dir=data_dir, verify=True))
 
 
 def show_ingested(description: Description, request: None) -> None:
     """Prints what is in the data set."""
-    from pipeline.data.load import table
+    from pipeline.data.describe import table
     from pipeline.system.terminal import standard_output
 
     standard_output().print(table(description))

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +107,7 @@ DAMAGES = {
     "a missing description": lambda folder: (folder / "entry.json").unlink(),
     "a description that is no JSON": lambda folder: (folder / "entry.json").write_text("{"),
     "a description of another kind": lambda folder: (folder / "entry.json").write_text("[]"),
+    "a description of brackets": lambda f: (f / "entry.json").write_text("[" * 100_000),
 }
 
 
@@ -141,17 +147,108 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in str(caught.value.filename)
 
 
-def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("1000 requested and 0 written")  # numpy's words, without an errno
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline.data import cache
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond it
+try:
+    cache.load_or_build(Path(sys.argv[1]), lambda: ({"a": np.zeros(10_000)}, {}))
+except OSError as error:
+    print(error)
+"""
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="cannot write .1000 requested and 0 written") as caught:
-        cache.load_or_build(tmp_path / "entry", build)
-    assert caught.value.filename == str(tmp_path / "entry")
+
+def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path: Path) -> None:
+    entry = str(tmp_path / "entry")
+    said = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, entry], capture_output=True, text=True, check=True
+    ).stdout
+    assert said == f"[Errno 27] File too large: '{entry}'\n"
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_a_stream_is_written_part_by_part_as_numpy_would_save_the_whole(tmp_path: Path) -> None:
+    whole = np.arange(24, dtype=np.int64).reshape(4, 3, 2)
+    stream = cache.Stream(
+        shape=whole.shape, dtype=whole.dtype, parts=(part for part in (whole[:1], whole[1:]))
+    )
+    entry = cache.load_or_build(tmp_path / "entry", lambda: ({"a": stream}, {}))
+    np.testing.assert_array_equal(entry.arrays["a"], whole)
+    np.save(tmp_path / "whole.npy", whole)
+    saved = (tmp_path / "entry" / "a.npy").read_bytes()
+    assert saved == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_stream_of_another_length_is_no_entry(tmp_path: Path) -> None:
+    short = cache.Stream(shape=(3,), dtype=np.dtype(np.uint8), parts=[np.zeros(2, np.uint8)])
+    with pytest.raises(ValueError, match=r"a.npy: 2 bytes do not make uint8\(3,\)"):
+        cache.load_or_build(tmp_path / "entry", lambda: ({"a": short}, {}))
+    assert not (tmp_path / "entry").exists()
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose every byte is looked at, from now on."""
+    looked_at: list[str] = []
+    real = hashlib.file_digest
+
+    def digest(file: Any, kind: str) -> Any:
+        looked_at.append(Path(file.name).name)
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    return looked_at
+
+
+def test_an_entry_that_was_checked_is_not_read_again_by_another_process(
+    tmp_path: Path, checked: list[str]
+) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    cache._read_once.cache_clear()  # as a new process has it
+    del checked[:]
+    entry = cache.load_or_build(tmp_path / "entry", never)
+    np.testing.assert_array_equal(entry.arrays["a"], [[0, 1, 2], [3, 4, 5]])
+    assert checked == []
+
+
+def test_whoever_asks_for_it_has_every_byte_looked_at(tmp_path: Path, checked: list[str]) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    del checked[:]
+    cache.load_or_build(tmp_path / "entry", never, verify=True)
+    assert cache.damage(tmp_path / "entry") is None
+    assert checked == ["a.npy"] * 2
+
+
+def test_a_changed_file_is_found_though_its_time_was_set_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    before = (tmp_path / "entry/a.npy").stat()
+    flip_a_bit(tmp_path / "entry")
+    os.utime(tmp_path / "entry/a.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not cache.load_or_build(tmp_path / "entry", build).cached
+    assert "a.npy was changed" in caplog.text
+
+
+def test_a_copy_of_an_entry_is_checked_anew(tmp_path: Path, checked: list[str]) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    shutil.copytree(tmp_path / "entry", tmp_path / "copy")
+    del checked[:]
+    assert cache.load_or_build(tmp_path / "copy", never).cached
+    assert checked == ["a.npy"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[[1]]", "null"])
+def test_a_damaged_note_of_the_check_costs_another_check(
+    tmp_path: Path, checked: list[str], text: str
+) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+    (tmp_path / "entry/.checked.json").write_text(text)
+    del checked[:]
+    assert cache.load_or_build(tmp_path / "entry", never).cached
+    assert checked == ["a.npy"]
 
 
 def test_a_key_depends_on_values_and_not_on_their_order() -> None:

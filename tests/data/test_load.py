@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.data import datasets
 from pipeline.data import load as ingest
-from pipeline.data.values import RawData, Split
+from pipeline.data.content import determined_by
+from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
 LEAF: dict[str, Any] = {
@@ -28,6 +29,10 @@ SPLIT = {"validation_size": 6, "seed": 0}
 
 def synthetic(data_dir: Path, **changes: Any) -> RawData:
     return ingest.ingest({**LEAF, **changes}, name="synthetic", data_dir=data_dir)
+
+
+def pixels(split: Split) -> Array:
+    return split.batch(0, len(split))
 
 
 @pytest.fixture
@@ -69,6 +74,7 @@ def test_another_parameter_is_another_entry(tmp_path: Path) -> None:
 def test_where_to_look_for_the_files_does_not_change_the_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: RawData
 ) -> None:
+    @determined_by(lambda _: "pinned by checksums")
     def found(*, folder: str | None, download: bool) -> RawData:
         return replace(known, source=f"{folder}, {download}")
 
@@ -84,11 +90,11 @@ def test_a_tampered_cache_is_reported_and_fetched_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = synthetic(tmp_path).fingerprint
-    [path] = tmp_path.glob("synthetic/raw-*/train_images.npy")
+    [path] = tmp_path.glob("synthetic/raw-*/images.npy")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with caplog.at_level(logging.WARNING):
         again = synthetic(tmp_path)
-    assert "train_images.npy was changed" in caplog.text
+    assert "images.npy was changed" in caplog.text
     assert not again.cached
     assert again.fingerprint == original
 
@@ -125,55 +131,53 @@ def test_prepared_data_is_the_same_made_or_cached(tmp_path: Path) -> None:
         ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path) for _ in range(2)
     )
     for name in ("train", "val", "test"):
-        np.testing.assert_array_equal(getattr(made, name).images, getattr(cached, name).images)
-        np.testing.assert_array_equal(getattr(made, name).labels, getattr(cached, name).labels)
+        one, other = getattr(made, name), getattr(cached, name)
+        np.testing.assert_array_equal(pixels(one), pixels(other))
+        np.testing.assert_array_equal(one.labels, other.labels)
     np.testing.assert_array_equal(made.mean, cached.mean)
     np.testing.assert_array_equal(made.std, cached.std)
     assert (len(cached.train), len(cached.val)) == (24, 6)
     assert cached.fingerprint == raw.fingerprint
 
 
-def test_prepared_data_shares_the_test_split_and_maps_the_others(tmp_path: Path) -> None:
+def test_every_split_is_rows_of_one_packed_array_on_disk_and_none_is_a_copy(
+    tmp_path: Path,
+) -> None:
     raw = synthetic(tmp_path)
     prepared = ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path)
     assert prepared.test is raw.test
-    assert isinstance(prepared.train.images, np.memmap)
-    assert not list(tmp_path.glob("synthetic/prepared-*/test*"))
+    assert isinstance(raw.train.images, np.memmap)
+    for split in (prepared.train, prepared.val, raw.test):
+        assert split.images is raw.train.images
+    everything = np.concatenate([prepared.train.rows, prepared.val.rows, prepared.test.rows])
+    np.testing.assert_array_equal(np.sort(everything), np.arange(42))
+    large = [path for path in tmp_path.rglob("*.npy") if path.stat().st_size > 42 * 64]
+    assert [path.name for path in large] == ["images.npy"]
+
+
+def test_splits_of_one_array_are_packed_once_and_keep_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+
+    @functools.wraps(datasets.synthetic)
+    def interleaved(**_: Any) -> RawData:
+        train = Split(images=images, rows=np.array([4, 0, 2]), labels=np.array([0, 1, 0], np.int32))
+        test = Split(images=images, rows=np.array([5, 1]), labels=np.array([1, 0], np.int32))
+        return RawData(train=train, test=test, class_names=("a", "b"), source="test")
+
+    monkeypatch.setattr(datasets, "synthetic", interleaved)
+    raw = synthetic(tmp_path)
+    assert raw.train.images.shape == images.shape
+    assert (pixels(raw.train).ravel().tolist(), pixels(raw.test).ravel().tolist()) == (
+        [4, 0, 2],
+        [5, 1],
+    )
+    assert raw.fingerprint == interleaved().fingerprint
 
 
 def test_an_empty_validation_split_survives_the_cache(tmp_path: Path) -> None:
     raw, config = synthetic(tmp_path), {"validation_size": 0, "seed": 0}
     for _ in range(2):
         prepared = ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path)
-        assert prepared.val.images.shape == (0, 8, 8, 1)
-
-
-def test_a_description_counts_everything(known: RawData) -> None:
-    description = ingest.describe(known)
-    assert description.splits["train"] == ingest.SplitFacts(
-        shape=(4, 1, 2, 1),
-        image_dtype="uint8",
-        label_dtype="int32",
-        label_range=(0, 1),
-        per_class=(3, 1),
-    )
-    assert description.splits["test"].per_class == (0, 3)
-    assert description.splits["test"].label_range == (1, 1)
-    assert description.duplicates == 2
-    assert description.fingerprint == known.fingerprint
-
-
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_duplicates_are_counted_across_the_parts_that_are_compared(
-    known: RawData, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "ROWS_AT_ONCE", at_once)
-    assert ingest.describe(known).duplicates == 2
-
-
-def test_a_description_reads_as_text(known: RawData) -> None:
-    lines = [line.split() for line in ingest.text(ingest.describe(known)).splitlines()]
-    assert ["Data", "from", "a", "test"] in lines
-    assert ["│", "also", "in", "train", "│", "│", "2", "(66.67%)", "│"] in lines
-    assert ["│", "cat", "│", "3", "(75.0%)", "│", "0", "(0.0%)", "│"] in lines
-    assert ["│", "shape", "│", "1×2×1", "│", "1×2×1", "│"] in lines
+        assert pixels(prepared.val).shape == (0, 8, 8, 1)

@@ -20,6 +20,14 @@ def raw(labels: list[int]) -> RawData:
     )
 
 
+def of(images: Array) -> Split:
+    return Split(images=images, labels=np.zeros(len(images), np.int32))
+
+
+def pixels(split: Split) -> Array:
+    return split.batch(0, len(split))
+
+
 UNEVEN = raw([0] * 30 + [1] * 10)
 
 
@@ -31,7 +39,7 @@ def test_classes_keep_their_proportions_in_both_splits() -> None:
 
 def test_every_image_is_in_one_split_with_its_own_label() -> None:
     prepared = preprocess(UNEVEN, validation_size=8, seed=0)
-    indices = np.concatenate([prepared.train.images.ravel(), prepared.val.images.ravel()])
+    indices = np.concatenate([pixels(prepared.train).ravel(), pixels(prepared.val).ravel()])
     labels = np.concatenate([prepared.train.labels, prepared.val.labels])
     np.testing.assert_array_equal(np.sort(indices), np.arange(40))
     np.testing.assert_array_equal(labels, UNEVEN.train.labels[indices])
@@ -39,7 +47,7 @@ def test_every_image_is_in_one_split_with_its_own_label() -> None:
 
 def test_the_split_follows_its_seed_and_nothing_else() -> None:
     def held_out(seed: int) -> Array:
-        return preprocess(UNEVEN, validation_size=8, seed=seed).val.images.ravel()
+        return pixels(preprocess(UNEVEN, validation_size=8, seed=seed).val).ravel()
 
     np.testing.assert_array_equal(held_out(0), held_out(0))
     assert not np.array_equal(held_out(0), held_out(1))
@@ -47,8 +55,8 @@ def test_the_split_follows_its_seed_and_nothing_else() -> None:
 
 def test_size_zero_trains_on_everything_and_leaves_an_empty_split() -> None:
     prepared = preprocess(UNEVEN, validation_size=0, seed=0)
-    np.testing.assert_array_equal(prepared.train.images, UNEVEN.train.images)
-    assert prepared.val.images.shape == (0, 1, 1, 1)
+    np.testing.assert_array_equal(pixels(prepared.train), UNEVEN.train.images)
+    assert pixels(prepared.val).shape == (0, 1, 1, 1)
     assert prepared.val.labels.shape == (0,)
 
 
@@ -78,13 +86,13 @@ def test_a_class_with_one_image_cannot_be_split() -> None:
 
 def test_statistics_are_of_the_training_images_only() -> None:
     prepared = preprocess(UNEVEN, validation_size=8, seed=0)
-    np.testing.assert_allclose(prepared.mean, [prepared.train.images.mean()], rtol=1e-6)
-    np.testing.assert_allclose(prepared.std, [prepared.train.images.std()], rtol=1e-6)
+    np.testing.assert_allclose(prepared.mean, [pixels(prepared.train).mean()], rtol=1e-6)
+    np.testing.assert_allclose(prepared.std, [pixels(prepared.train).std()], rtol=1e-6)
 
 
 def test_statistics_are_exact_and_one_for_each_channel() -> None:
     images = np.array([[[[0, 7], [255, 7]]], [[[0, 7], [255, 7]]]], np.uint8)
-    mean, std = pixel_statistics(images)
+    mean, std = pixel_statistics(of(images))
     np.testing.assert_array_equal(mean, np.array([127.5, 7], np.float32))
     np.testing.assert_array_equal(std, np.array([127.5, 0], np.float32))
     assert mean.dtype == std.dtype == np.float32
@@ -92,6 +100,6 @@ def test_statistics_are_exact_and_one_for_each_channel() -> None:
 
 def test_statistics_of_many_images_agree_with_numpy() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3000, 28, 28, 2), np.uint8)
-    mean, std = pixel_statistics(images)
+    mean, std = pixel_statistics(of(images))
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-6)

@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.values import Fitted, Predictions
+from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import draw_training, evaluate, stored
 
 MADE = Predictions(
-    images=np.zeros((4, 2, 2, 1), np.uint8),
-    labels=np.array([0, 0, 1, 1], np.int32),
+    split=Split(images=np.zeros((4, 2, 2, 1), np.uint8), labels=np.array([0, 0, 1, 1], np.int32)),
     probs=np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32),
     class_names=("T-shirt/top", "bag"),
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.rules import public_functions
-from pipeline.data.values import Array, Predictions
+from pipeline.data.values import Array, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.metrics import Scale, scale_of
@@ -20,8 +20,9 @@ def predictions(
 ) -> Predictions:
     matrix = np.array(probs, np.float32)
     return Predictions(
-        images=np.zeros((len(labels), 2, 2, 1), np.uint8),
-        labels=np.array(labels, np.int32),
+        split=Split(
+            images=np.zeros((len(labels), 2, 2, 1), np.uint8), labels=np.array(labels, np.int32)
+        ),
         probs=matrix,
         class_names=names or tuple(f"c{index}" for index in range(matrix.shape[1])),
     )

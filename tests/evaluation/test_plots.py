@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.data.values import Array, Fitted, Predictions
+from pipeline.data.values import Array, Fitted, Predictions, Split
 from pipeline.evaluation import plots
 
 
@@ -20,8 +20,7 @@ def predictions(
 ) -> Predictions:
     images = np.arange(len(labels) * 4 * channels, dtype=np.uint8).reshape(-1, 2, 2, channels)
     return Predictions(
-        images=images,
-        labels=np.array(labels, np.int32),
+        split=Split(images=images, labels=np.array(labels, np.int32)),
         probs=np.array(probs, np.float32),
         class_names=names,
     )
@@ -188,7 +187,9 @@ def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
     figure = drawn(plots.mistakes(MIXED))
     assert figure.get_suptitle() == "The 2 most confident of 2 mistakes"
     assert titles(figure) == ["cat 100.0%\nis dog", "dog 62.5%\nis cat"]
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), MIXED.images[1, :, :, 0])
+    np.testing.assert_array_equal(
+        figure.axes[0].images[0].get_array(), MIXED.split.images[1, :, :, 0]
+    )
     assert len(figure.axes[0].images) == 2
 
 
@@ -207,7 +208,7 @@ def test_a_model_without_mistakes_has_an_empty_page() -> None:
 def test_colour_images_are_shown_in_colour() -> None:
     made = predictions([[1, 0]], [1], channels=3)
     shown: Array = plots.mistakes(made).axes[0].images[0].get_array()
-    np.testing.assert_array_equal(shown, made.images[0])
+    np.testing.assert_array_equal(shown, made.split.images[0])
 
 
 @pytest.mark.parametrize("made", [MIXED, PERFECT, predictions([[0.5, 0.5]], [1], channels=3)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.values import Predictions
+from pipeline.data.values import Predictions, Split
 from pipeline.reports.charts import MOST_DOTS, curves, reliability
 
 
@@ -60,8 +60,9 @@ def test_many_epochs_have_a_line_without_dots(epochs: int, dotted: bool) -> None
 def test_a_bar_stands_where_confidence_and_share_right_say() -> None:
     chart, bars = reliability(
         Predictions(
-            images=np.zeros((4, 1, 1, 1), np.uint8),
-            labels=np.array([0, 1, 1, 1], np.int32),
+            split=Split(
+                images=np.zeros((4, 1, 1, 1), np.uint8), labels=np.array([0, 1, 1, 1], np.int32)
+            ),
             probs=np.array([[1, 0], [1, 0], [0.25, 0.75], [0.25, 0.75]], np.float32),
             class_names=("a", "b"),
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.values import Array, Predictions
+from pipeline.data.values import Array, Predictions, Split
 from pipeline.reports.images import (
     BUDGET,
     MISTAKES,
@@ -29,7 +29,9 @@ def predictions(
         images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
         images = np.broadcast_to(images, (len(labels), 2, 3, 1)).copy()
     return Predictions(
-        images=images, labels=np.array(labels, np.int32), probs=probs, class_names=names
+        split=Split(images=images, labels=np.array(labels, np.int32)),
+        probs=probs,
+        class_names=names,
     )
 
 
@@ -75,7 +77,7 @@ def test_a_thumbnail_is_the_image_as_ink_on_paper() -> None:
     sprite = confusion(MADE).sprite
     assert (sprite.width, sprite.height, sprite.grey, sprite.zoom) == (3, 2, True, 20)
     for place, (index, _) in enumerate(sprite.captions):
-        np.testing.assert_array_equal(tile(sprite, place), 255 - MADE.images[index, :, :, 0])
+        np.testing.assert_array_equal(tile(sprite, place), 255 - MADE.split.images[index, :, :, 0])
 
 
 def test_colours_are_kept() -> None:
@@ -145,8 +147,7 @@ def test_the_cells_of_many_classes_get_one_small_thumbnail_each() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, n).astype(np.int32)
     made = Predictions(
-        images=np.zeros((n, 64, 64, 3), np.uint8),
-        labels=labels,
+        split=Split(images=np.zeros((n, 64, 64, 3), np.uint8), labels=labels),
         probs=rng.random((n, classes), np.float32),
         class_names=tuple(str(number) for number in range(classes)),
     )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import Config
-from pipeline.data.values import Predictions
+from pipeline.data.values import Predictions, Split
 from pipeline.reports.page import Facts, duration, html, percent, score
 from tests.commands import configured
 
@@ -64,8 +64,10 @@ def predictions(names: tuple[str, ...] = ("cat", "dog")) -> Predictions:
     probs = np.full((4, len(names)), 0.25 / (len(names) - 1), np.float32)
     probs[np.arange(4), [0, 0, 0, 1]] = [0.75, 0.75, 0.75, 0.75]
     return Predictions(
-        images=np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3, 1),
-        labels=np.array([0, 0, 1, 1], np.int32),
+        split=Split(
+            images=np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3, 1),
+            labels=np.array([0, 0, 1, 1], np.int32),
+        ),
         probs=probs,
         class_names=names,
     )
@@ -292,7 +294,7 @@ def test_test_images_that_were_looked_at_later_are_told_of_beside_the_configurat
 
 def test_a_model_without_mistakes_has_no_list_of_them(config: Config) -> None:
     made = predictions()
-    right = replace(made, labels=made.predicted)
+    right = replace(made, split=replace(made.split, labels=made.predicted))
     page = Page(html(facts(), config, {"test": right}))
     assert page.all("section", id="mistakes") == []
     assert page.all("ol", class_="pairs") == []

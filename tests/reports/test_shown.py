@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
 
 from docs import screenshots
-from pipeline.data.values import Predictions
+from pipeline.data.values import Predictions, Split
 from pipeline.reports.page import html
 from tests.commands import configured
 from tests.reports.test_page import HOSTILE, facts
@@ -31,8 +31,7 @@ def some_predictions(names: tuple[str, ...], images: int) -> Predictions:
     probs[np.arange(images), labels] += 0.5
     pictures = rng.integers(0, 256, (images, 8, 8, 1), np.uint8)
     return Predictions(
-        images=pictures,
-        labels=labels,
+        split=Split(images=pictures, labels=labels),
         probs=probs / probs.sum(axis=1, keepdims=True),
         class_names=names,
     )
@@ -124,7 +123,7 @@ def test_a_thumbnail_shows_the_pixels_of_its_image(page: Page) -> None:
             return Array.from(paper.getImageData(x, y, 8, 8).data).filter((v, i) => i % 4 === 0);
         }"""
     )
-    assert at == (255 - made.images[number, :, :, 0]).ravel().tolist()
+    assert at == (255 - made.split.images[number, :, :, 0]).ravel().tolist()
 
 
 def test_the_keyboard_alone_opens_a_cell_and_arrows_lead_to_its_neighbour(page: Page) -> None:

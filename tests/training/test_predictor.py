@@ -6,11 +6,16 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline.data.values import Split
 from pipeline.system.errors import RequestError
 from pipeline.training.predictor import predict, single_image_ms, warm_predictor
 
 SHAPE = (4, 3, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8)
+
+
+def split(images: int) -> Split:
+    return Split(images=IMAGES[:images], labels=np.zeros(images, np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def test_predictions_are_those_of_model_predict_also_in_uneven_batches(
     model: keras.Model, batch_size: int
 ) -> None:
     images = IMAGES[:21]
-    probs = predict(model, images, batch_size=batch_size)
+    probs = predict(model, split(21), batch_size=batch_size)
     assert probs.dtype == np.float32
     assert probs.shape == (21, 3)
     expected = model.predict(images, batch_size=batch_size, verbose=0)
@@ -78,5 +83,5 @@ def test_the_time_of_one_image_is_the_median_without_the_first_calls(
         return clock[0]
 
     monkeypatch.setattr("pipeline.training.predictor.time.perf_counter", now)
-    assert single_image_ms(model, IMAGES[:3]) == pytest.approx(2)
+    assert single_image_ms(model, split(3)) == pytest.approx(2)
     assert next(taken, None) is None

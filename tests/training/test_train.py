@@ -52,12 +52,16 @@ def flat(model: keras.Model) -> Any:
 
 
 def probs(model: keras.Model) -> Any:
-    return model.predict(PREPARED.test.images, verbose=0)
+    return model.predict(PREPARED.test.batch(0, len(PREPARED.test)), verbose=0)
 
 
 def validation_loss(model: keras.Model) -> float:
     split = PREPARED.val
-    return float(model.evaluate(split.images, split.labels, verbose=0, return_dict=True)["loss"])
+    return float(
+        model.evaluate(split.batch(0, len(split)), split.labels, verbose=0, return_dict=True)[
+            "loss"
+        ]
+    )
 
 
 def test_the_history_has_a_value_an_epoch_under_the_runs_names(tmp_path: Path) -> None:
@@ -314,7 +318,7 @@ def test_colour_images_with_a_channel_of_one_value_train_with_standard_scaling(
         train_size=24, test_size=10, classes=2, image_shape=(6, 5, 3), noise=8.0, seed=0
     )
     prepared = preprocess(raw, validation_size=8, seed=0)
-    one_colour = prepared.train.images.copy()
+    one_colour = np.array(prepared.train.images)
     one_colour[..., 0] = 7
     prepared = replace(
         prepared,

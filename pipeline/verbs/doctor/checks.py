@@ -182,7 +182,7 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def _cached(folder: Path) -> Finding:
-    entries = sorted([*folder.glob("raw-*"), *folder.glob("prepared-*")])
+    entries = sorted([*folder.glob("raw-*"), *folder.glob("split-*")])
     damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
     if not damaged:
         return ok("data", f"{folder.name} is cached and as it was written ({folder})")

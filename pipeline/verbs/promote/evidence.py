@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.config.schema import Config
 from pipeline.data.load import ingest
-from pipeline.data.values import Array, Predictions, RawData
+from pipeline.data.values import Array, Predictions, RawData, Split
 from pipeline.system.errors import RequestError, one_line
 from pipeline.tracking.client import fetch
 from pipeline.tracking.models import load_model
@@ -71,9 +71,9 @@ def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
     if stored is None:
         return None
     labels, probs = stored
-    return Predictions(
-        images=raw.test.images, labels=labels, probs=probs, class_names=raw.class_names
-    )
+    # The gates look at no image, and the data here may be other data than the run's.
+    split = Split(images=raw.test.images, rows=np.resize(raw.test.rows, len(labels)), labels=labels)
+    return Predictions(split=split, probs=probs, class_names=raw.class_names)
 
 
 def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
@@ -87,18 +87,18 @@ def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
 
 def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
     """Loads a model from its saved bytes and has it predict the test images of `raw`."""
-    images = raw.test.images
+    test = raw.test
     try:
         folder = fetch(uri)
         loaded = load_model(str(folder), config.tracking)
-        if loaded.image_shape != images.shape[1:]:
-            raise ValueError(f"it takes images of {loaded.image_shape}, not {images.shape[1:]}")
+        if loaded.image_shape != test.image_shape:
+            raise ValueError(f"it takes images of {loaded.image_shape}, not {test.image_shape}")
         if len(loaded.class_names) != len(raw.class_names):
             raise ValueError(f"it knows {len(loaded.class_names)} classes")
         return _Asked(
-            probs=predict(loaded.model, images, batch_size=config.evaluate.batch_size),
+            probs=predict(loaded.model, test, batch_size=config.evaluate.batch_size),
             megabytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6,
-            milliseconds=single_image_ms(loaded.model, images),
+            milliseconds=single_image_ms(loaded.model, test),
         )
     except (RequestError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
         told = str(error) if isinstance(error, RequestError) else one_line(error)

@@ -130,7 +130,7 @@ def test_a_bundled_data_set_needs_no_cache(digits: Config) -> None:
 def test_a_cached_data_set_is_verified_and_a_changed_one_told(digits: Config) -> None:
     ingest(digits.dataset, name="digits", data_dir=Path(digits.data_dir))
     assert one(checks.data(digits)).says.startswith("digits is cached and as it was written")
-    [labels] = Path(digits.data_dir).rglob("test_labels.npy")
+    [labels] = Path(digits.data_dir).rglob("raw-*/test_labels.npy")
     labels.write_bytes(labels.read_bytes()[:-1] + b"\1")
     found = one(checks.data(digits))
     assert found.state == "warning"

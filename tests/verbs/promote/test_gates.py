@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.values import Predictions
+from pipeline.data.values import Predictions, Split
 from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.gates import LOADS, Champion, Evidence, Gate, failed, judge
 
@@ -31,8 +31,9 @@ PREDICTED = [0, 0, 0, 1, 1, 1, 1, 1]
 
 def predictions(predicted: list[int], labels: list[int]) -> Predictions:
     return Predictions(
-        images=np.zeros((len(labels), 2, 2, 1), np.uint8),
-        labels=np.array(labels, np.int32),
+        split=Split(
+            images=np.zeros((len(labels), 2, 2, 1), np.uint8), labels=np.array(labels, np.int32)
+        ),
         probs=np.eye(3, dtype=np.float32)[predicted],
         class_names=("shirt", "coat", "hat"),
     )

@@ -1,0 +1,113 @@
+"""What determines the content of a data set: the cache keeps one entry for each such content."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+_ATTRIBUTE = "content"
+
+
+def determined_by(content: Callable[[Mapping[str, Any]], Any]) -> Callable[[Builder], Builder]:
+    """Decorates the function of a data set with what determines its content.
+
+    `content` takes the function's parameters by name and returns JSON-able values. Two equal
+    values stand for the same images and labels, so that the second run takes the first one's.
+    Without this decorator `stamped` decides.
+    """
+
+    def mark(builder: Builder) -> Builder:
+        setattr(builder, _ATTRIBUTE, content)
+        return builder
+
+    return mark
+
+
+def parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All parameters as they are given: for data that is made up or comes with a library."""
+    return given
+
+
+def content_of(builder: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """The JSON-able values that determine what `builder` makes of the parameters `given`.
+
+    Of a builder that does not say it: its parameters, with the state of each file or folder that
+    one of them names, and the source of its module.
+
+    Raises:
+        OSError: a folder that a parameter names cannot be searched.
+    """
+    content = getattr(builder, _ATTRIBUTE, None)
+    name = f"{builder.__module__}.{builder.__qualname__}"
+    if content is not None:
+        return [name, content(given)]
+    return [name, stamped(dict(given)), _source(builder)]
+
+
+def stamped(value: Any) -> Any:
+    """A parameter, and if it names a file or folder, a digest of what is there.
+
+    Of each file in it the name, size, times and inode count, links being followed: none of them
+    stays when a picture is added, removed, replaced or changed.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): stamped(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [stamped(part) for part in value]
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        return value
+    path = Path(value).expanduser()
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a text that is too long for a name, or has a zero byte
+        there = False
+    if not there:
+        return os.fspath(value)
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(os.fsencode(json.dumps([str(file), *_state(file)]) + "\n"))
+    return [os.fspath(value), str(path.resolve()), digest.hexdigest()]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or all files below a folder in order; each folder is visited once."""
+    if not path.is_dir():
+        yield path
+        return
+    visited = set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(path, followlinks=True, onerror=refuse):
+        at = Path(place).stat()
+        if (at.st_dev, at.st_ino) in visited:  # through a link
+            folders.clear()
+            continue
+        visited.add((at.st_dev, at.st_ino))
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(names))
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    try:
+        at = file.stat()
+    except OSError:  # a link to nowhere
+        return ()
+    return at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+
+
+def _source(builder: Callable[..., Any]) -> str | None:
+    """SHA-256 of the module that defines a builder: when its code changes, so may its data."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(builder))
+        return hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
+    except (OSError, TypeError):  # typed into a notebook
+        return None
