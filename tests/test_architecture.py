@@ -186,7 +186,7 @@ PATHS = {  # methods of paths, files and models that reach for the disk
 TOUCHING = {
     "__main__": "",
     "config": "allowed search",
-    "data": "cache files idx sources",
+    "data": "cache content files sources",
     "reports": "facts",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes terminal",
