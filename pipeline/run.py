@@ -10,7 +10,7 @@ import keras
 from pipeline.config.schema import Config
 from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
-from pipeline.data.values import Predictions, Prepared, Split
+from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
@@ -100,9 +100,8 @@ def _evaluate(
     model: keras.Model, prepared: Prepared, config: Config, recording: Recording
 ) -> Found:
     settings = config.evaluate
-    splits: dict[str, Split] = {"val": prepared.val} if len(prepared.val) else {}
-    if settings.test:
-        splits["test"] = prepared.test
+    val = {"val": prepared.val} if len(prepared.val) else {}
+    splits = val | ({"test": prepared.test} if settings.test else {})
     predictions = {
         name: answers(split, predict(model, split, batch_size=settings.batch_size), prepared)
         for name, split in splits.items()
