@@ -56,8 +56,7 @@ def _seconds(run: RecordedRun) -> dict[str, float]:
 
 def _artifact(recording: Recording, run: RecordedRun, name: str) -> bytes | None:
     """What lies in the local folder or, for a run of another time, in the store."""
-    here = recording.artifacts / name
-    if here.exists():
+    if here := recording.written(name):
         return here.read_bytes()
     if run.status == Status.RUNNING:  # it would not be there yet
         return None

@@ -21,6 +21,7 @@ from pipeline.sweeps.runs import children
 from pipeline.sweeps.space import corners, distributions
 from pipeline.sweeps.study import Search, require_sense
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import find_sweep
@@ -93,9 +94,18 @@ def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
     """The run of the sweep to go on with, if any, and the sweep's folder."""
     if config.sweep.resume is None:
-        return None, Path(multirun.composed.hydra.sweep.dir).absolute()
+        folder = Path(multirun.composed.hydra.sweep.dir).absolute()
+        if other := owner(folder):
+            raise RequestError(
+                f"hydra.sweep.dir={folder}: is the folder of sweep {other}; go on with that by "
+                f"sweep.resume={other}, or choose another folder"
+            )
+        return None, folder
     found = find_sweep(config.sweep.resume, config)
-    return found.id, Path(str(found.sweep_folder))
+    folder = Path(str(found.sweep_folder))
+    if (other := owner(folder)) not in (None, found.id):
+        raise RequestError(f"sweep.resume={found.id}: its folder {folder} is now that of {other}")
+    return found.id, folder
 
 
 def _named(config: Config, plan: Manifest) -> Config:

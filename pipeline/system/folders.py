@@ -13,6 +13,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
 _OWNER, _LOCK = "run_id", ".run.lock"
+ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
 
 @contextmanager
@@ -36,11 +37,49 @@ def at_work_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def vacate(folder: Path) -> None:
+    """Empties the folder of an earlier run for a new one: its artefacts and checkpoints go.
+
+    Raises:
+        RequestError: there are artefacts that no run has left, or they cannot be deleted.
+    """
+    artifacts = folder / "artifacts"
+    if artifacts.is_symlink() or (artifacts.exists() and owner(folder) is None):
+        raise RequestError(f"{artifacts} was not made by a run; {ELSEWHERE}")
+    try:
+        for name in ("artifacts", "checkpoints"):
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+    except OSError as error:
+        raise RequestError(
+            f"{folder}: what an earlier run left there cannot be deleted: {error}; {ELSEWHERE}"
+        ) from error
+
+
 def move_in(folder: Path, run_id: str) -> None:
-    """Makes the folder that of a new run: an earlier one's checkpoints go."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    with replacing(folder / _OWNER) as path:
-        path.write_text(run_id)
+    """Makes the folder that of a run; what another one has left there goes.
+
+    Raises:
+        RequestError: what is there cannot go.
+    """
+    if owner(folder) != run_id:
+        vacate(folder)
+        with replacing(folder / _OWNER) as path:
+            path.write_text(run_id)
+
+
+def claim(folder: Path, run_id: str) -> None:
+    """Makes the folder that of a run which is added to, if it is nobody's yet.
+
+    Raises:
+        RequestError: it is another run's, or has artefacts that no run has left.
+    """
+    found = owner(folder)
+    if found == run_id:
+        return
+    if found is not None:
+        raise RequestError(f"{folder} is the folder of run {found}; {ELSEWHERE}")
+    move_in(folder, run_id)
 
 
 def owner(folder: Path) -> str | None:

@@ -22,7 +22,7 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
-from pipeline.system.folders import at_work_in, move_in
+from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.tracking import lineage
 from pipeline.tracking.client import Client, connect, experiment, experiment_name
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
@@ -77,6 +77,8 @@ def record(
     goes_on = run_id is not None and spent_s is not None
     earlier = _earlier(client, str(run_id), spent_s or 0.0) if goes_on else {}
     with at_work_in(folder):
+        if run_id is None:
+            vacate(folder)  # or it is refused, before there is a run
         opened = _open(client, config, run_id, tags)
         recording = Recording(id=opened, client=client, folder=folder, **earlier)
         with beating(client, recording.id), _closed_as_it_ends(recording):

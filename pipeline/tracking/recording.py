@@ -22,6 +22,7 @@ from pipeline.config.schema import Tracking
 from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
+from pipeline.system.folders import claim, owner
 from pipeline.tracking.client import Client, connect
 from pipeline.tracking.runs import history
 
@@ -49,6 +50,16 @@ class Recording:
     def artifacts(self) -> Path:
         """The local folder whose content becomes the run's artefacts."""
         return self.folder / "artifacts"
+
+    def _own(self, below: str = "") -> Path:
+        """Where artefacts are put, in a folder that is this run's."""
+        claim(self.folder, self.id)
+        return self.artifacts / below
+
+    def written(self, name: str) -> Path | None:
+        """What this run has put among its artefacts under that name, as far as it lies here."""
+        path = self.artifacts / name
+        return path if owner(self.folder) == self.id and path.exists() else None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -133,14 +144,14 @@ class Recording:
         """Logs metrics; puts figures (`plots/<name>.png`) and texts among the artefacts."""
         self.log_metrics(report.metrics)
         for name, figure in report.figures.items():
-            with replacing(self.artifacts / "plots" / f"{name}.png") as path:
+            with replacing(self._own("plots") / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, pil_kwargs=FAST)
         for name, text in report.texts.items():
             self.save_text(name, text)
 
     def save_text(self, name: str, text: str) -> None:
         """Puts a text among the artefacts under that file name."""
-        with replacing(self.artifacts / name) as path:
+        with replacing(self._own() / name) as path:
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def log_files(self, files: Sequence[Path], folder: str) -> None:
@@ -150,7 +161,7 @@ class Recording:
 
     def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
         """Puts arrays among the artefacts as `<name>.npz`."""
-        with replacing(self.artifacts / f"{name}.npz") as path:
+        with replacing(self._own() / f"{name}.npz") as path:
             np.savez_compressed(path, allow_pickle=False, **arrays)
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
@@ -199,7 +210,7 @@ class Recording:
     def upload(self) -> None:
         """Logs the stage times and all artefacts."""
         self.log_metrics({f"time/{name}_s": value for name, value in self.seconds.items()})
-        if self.artifacts.exists():
+        if owner(self.folder) == self.id and self.artifacts.exists():
             self.client.log_artifacts(self.id, str(self.artifacts))
 
 

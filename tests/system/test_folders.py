@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.system.folders import at_work_in, move_in, owner
+from pipeline.system.folders import at_work_in, claim, move_in, owner
 from tests.commands import environment
 
 HOLD = """
@@ -52,3 +52,43 @@ def test_a_new_run_takes_the_folder_over_without_the_checkpoints_of_the_one_befo
     move_in(tmp_path, "abc")
     assert owner(tmp_path) == "abc"
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_an_earlier_run_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    move_in(tmp_path, "first")
+    for name in ("artifacts/code.patch", "artifacts/tensorboard/train/events", "notes/mine.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("of the first")
+    move_in(tmp_path, "first")  # its own stays
+    assert (tmp_path / "artifacts" / "code.patch").exists()
+    move_in(tmp_path, "second")
+    assert owner(tmp_path) == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "run_id"]
+
+
+def test_artefacts_that_no_run_has_left_are_kept_and_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "thesis.txt").write_text("mine")
+    for enter in (move_in, claim):
+        with pytest.raises(RequestError, match="was not made by a run; choose another folder"):
+            enter(tmp_path, "abc")
+    assert owner(tmp_path) is None
+    assert (tmp_path / "artifacts" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_linked_folder_of_artefacts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.txt").write_text("mine")
+    move_in(tmp_path, "first")
+    (tmp_path / "artifacts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match="was not made by a run"):
+        move_in(tmp_path, "second")
+    assert (tmp_path / "elsewhere" / "thesis.txt").exists()
+
+
+def test_what_is_added_to_a_run_goes_to_no_folder_of_another(tmp_path: Path) -> None:
+    claim(tmp_path, "abc")
+    claim(tmp_path, "abc")
+    assert owner(tmp_path) == "abc"
+    with pytest.raises(RequestError, match="is the folder of run abc; choose another folder"):
+        claim(tmp_path, "def")
