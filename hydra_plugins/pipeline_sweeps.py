@@ -22,21 +22,24 @@ class GridSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what Hydra gives."""
+        """Keeps what Hydra gives; its task is a run of its own, ours a job of the sweep."""
+        from pipeline.sweeps.launch import do_job
+
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=hydra_context, task_function=do_job, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
         """Carries out the multirun that the command line asks for."""
         from pipeline.sweeps.jobs import asked_for
-        from pipeline.sweeps.sweep import sweep
+        from pipeline.system.imports import load
 
         assert self.config is not None
         assert self.hydra_context is not None
-        multirun = asked_for(arguments, self.config, self.hydra_context.config_loader)
-        sweep(multirun, self.launcher, adaptive=self.adaptive)
+        loader = self.hydra_context.config_loader
+        multirun = asked_for(arguments, self.config, loader, adaptive=self.adaptive)
+        load("pipeline.sweeps.sweep").sweep(multirun, self.launcher, adaptive=self.adaptive)
 
 
 class OptunaSweeper(GridSweeper):

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -26,7 +25,7 @@ from pipeline.config.compose import compose_once  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
-from pipeline.config.words import addressed, normalise  # noqa: E402
+from pipeline.config.words import addressed, left_to_jobs, normalise  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
@@ -35,7 +34,6 @@ from pipeline.verbs import Verb, requests, verbs  # noqa: E402
 
 # The words of a verb that keeps no log.
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
-TRIAL = "pipeline.sweeps.one_job:run_job"  # `run`, as a job of a sweep
 
 log = logging.getLogger("pipeline")
 
@@ -56,11 +54,13 @@ def main() -> int:
     try:
         verb, words = _split_verb(sys.argv[1:])
         given = addressed(normalise(words), verb.name, verb.request)
-        sys.argv[1:] = given if verb.keeps_log else [*NO_FOLDER, *given]
-        if verb.name != "run" and {"-m", "--multirun"} & set(sys.argv):
+        multirun = bool({"-m", "--multirun"} & set(given))
+        if multirun and verb.name != "run":
             raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
+        given = left_to_jobs(given) if multirun else given
+        sys.argv[1:] = given if verb.keeps_log else [*NO_FOLDER, *given]
         register(requests())
-        check_words(given, multirun=bool({"-m", "--multirun"} & set(given)))
+        check_words(given, multirun=multirun)
         try:
             _with_hydra(verb)
         finally:  # after --help Hydra exits by itself
@@ -124,8 +124,6 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
     if verb.records:  # refused before anything slow is imported
         artifact_root(store_address(config.tracking.uri))
     request = verb.request and validate_request(composed, verb.name, verb.request)
-    if config.sweep.job.parent is not None:
-        verb = replace(verb, entry=TRIAL)
     try:
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):
             load(verb.entry.partition(":")[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from pipeline.config.schema import Config
+from pipeline.config.sweep import JobSettings
 from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
@@ -44,18 +45,25 @@ class Result:
 
 
 def run(
-    config: Config, folder: Path, *watchers: EpochListener, start: Start | None = None
+    config: Config,
+    folder: Path,
+    *watchers: EpochListener,
+    start: Start | None = None,
+    job: JobSettings | None = None,
 ) -> Result:
     """Trains, evaluates and records one model, or goes on with the run of `start`.
 
     `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
+    A `job` of a sweep is recorded under the sweep's run, and gets no report until it is kept.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
-    opened = record(config, folder, run_id=run_id, spent_s=progress.seconds if progress else None)
-    with opened as recording, reported(recording, config) as found:
+    spent_s = progress.seconds if progress else None
+    opened = record(config, folder, run_id=run_id, spent_s=spent_s, job=job)
+    programs = None if job else Path(config.data_dir) / "xla"  # of no use to the next job
+    with opened as recording, reported(recording, config, wanted=job is None) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
-            model = build_model(config, prepared)
+            model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.log_metrics(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))

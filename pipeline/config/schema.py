@@ -141,11 +141,13 @@ class Config:
 # Keys that came after the first recorded runs, dotted, each with the value that does what those
 # runs did. A configuration recorded without the key is read with that value, and checksums leave a
 # key with that value out, so that they equal the recorded ones.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {
+    f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")
+}
 # Keys that recorded configurations may hold and that nothing reads any more.
 REMOVED = (  # what a verb was asked for is no part of a run
     *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),
-    "resume",
+    *("resume", "sweep.job.keep"),
 )
 
 

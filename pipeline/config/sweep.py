@@ -15,16 +15,24 @@ Objective = Annotated[str, listed_in("pipeline.evaluation.metrics", "OBJECTIVES"
 
 @dataclass
 class JobSettings:
-    """What the sweep tells one of its jobs; filled in by the sweep."""
+    """What a sweep tells one of its jobs; a run that belongs to no sweep has null for all of it."""
 
     parent: str | None = MISSING
     """The sweep's own MLflow run."""
     index: int | None = MISSING
     """Place of the job in the sweep, from 0."""
+    name: str | None = MISSING
+    """Name of the job's run."""
+    experiment: str | None = MISSING
+    """The sweep's MLflow experiment, to which the job's run belongs too."""
     command: str | None = MISSING
-    """The command that repeats this job on its own."""
-    keep: bool = MISSING
-    """Complete the finished run `run_id`, one of the best: log its model, evaluate it."""
+    """The command that repeats the job on its own."""
+    completes: str | None = MISSING
+    """The finished run of one of the best jobs, to be evaluated and its model to be saved."""
+    study: str | None = MISSING
+    """Name of the Optuna study that may prune the job."""
+    storage: str | None = MISSING
+    """Where that study is kept; null if the address is secret and in the environment instead."""
 
 
 @dataclass

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
 from pipeline.system.errors import RequestError
 
 LAUNCHED_BY_MLPROJECT = "--mlproject"
@@ -36,6 +40,58 @@ HYDRA_FLAGS = frozenset(
 
 # What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir"})
+
+
+LEFT_TO_JOBS = "left to jobs"  # tag of a value that a sweep's jobs get, not its own configuration
+_MARK, _END = f"tag('{LEFT_TO_JOBS}',choice(", "))"
+_NO_GROUPS = ("seed", "data_dir", "run_id")
+_NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
+
+
+def left_to_jobs(words: Sequence[str]) -> list[str]:
+    """The words of a multirun, fixed values marked as such where a swept file decides on the key.
+
+    `optimizer=sgd,rmsprop optimizer.momentum=0.9` would be refused by Hydra, which composes the
+    configuration of the whole without any of the swept values: `adam` has no momentum. So it gets
+    `optimizer.momentum=tag('left to jobs',choice(0.9))`, which it leaves alone.
+    """
+    parser = OverridesParser.create()
+    if not _tries_files(words, parser):
+        return [*words]
+    return [_left_to_jobs(word, parser) for word in words]
+
+
+def _tries_files(words: Sequence[str], parser: OverridesParser) -> bool:
+    """Whether groups are swept, on the command line or maybe in a file of `conf/sweep`."""
+    chosen = [word for word in words if "=" in word and "." not in _key(word)]
+    chosen = [word for word in chosen if _key(word).lstrip("+") not in _NO_GROUPS]
+    parsed = [_parsed(word, parser) for word in chosen]
+    return any(one and (one.is_sweep_override() or one.key_or_group == "sweep") for one in parsed)
+
+
+def _left_to_jobs(word: str, parser: OverridesParser) -> str:
+    key, _, value = word.partition("=")
+    group, dot, _ = key.lstrip("+").partition(".")
+    if not (value and dot) or word.startswith(("-", "~")) or group in _NOT_FOR_JOBS:
+        return word
+    one = _parsed(word, parser)
+    if one is None or one.is_sweep_override():
+        return word
+    marked = f"{key}={_MARK}{value}{_END}"
+    return marked if _parsed(marked, parser) else word
+
+
+def as_typed(word: str) -> str:
+    """A word that `left_to_jobs` has marked, without the mark."""
+    key, _, value = word.partition("=")
+    return f"{key}={value.removeprefix(_MARK).removesuffix(_END)}"
+
+
+def _parsed(word: str, parser: OverridesParser) -> Override | None:
+    try:
+        return parser.parse_overrides([word])[0]
+    except HydraException:  # which Hydra says itself
+        return None
 
 
 def normalise(words: list[str]) -> list[str]:

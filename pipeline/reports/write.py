@@ -28,14 +28,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def reported(recording: Recording, config: Config) -> Iterator[dict[str, Predictions]]:
-    """Gives the run a report however the block ends; it yields where predictions are to be put.
+def reported(
+    recording: Recording, config: Config, *, wanted: bool
+) -> Iterator[dict[str, Predictions]]:
+    """Gives the run a report, if wanted and `evaluate.report`, however the block ends.
 
-    The report of a run that fails or is stopped shows what there is by then, and the error. A job
-    of a sweep gets none here: nobody reads hundreds, and the best get theirs when they are kept.
+    Yields where the block is to put its predictions. The report of a run that fails or is stopped
+    shows what there is by then, and the error.
     """
     predictions: dict[str, Predictions] = {}
-    if not config.evaluate.report or config.sweep.job.parent is not None:
+    if not (wanted and config.evaluate.report):
         yield predictions
         return
     try:
@@ -70,7 +72,7 @@ def bring_home(config: Config, run_id: str) -> None:
     recording = reopen(entry.id, config.tracking, entry.folder)
     try:
         then = entry.config
-        if then.evaluate.report and then.sweep.job.parent is None:
+        if then.evaluate.report and entry.parent is None:
             recording.save_text(NAME, page_of(entry, recording, config.data_dir))
     finally:
         recording.upload()

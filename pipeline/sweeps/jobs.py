@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer
+from pipeline.config.flat import NOT_PARAMS
 from pipeline.config.messages import explain
 from pipeline.config.schema import Config, validate
+from pipeline.config.words import LEFT_TO_JOBS, as_typed
 from pipeline.sweeps.outcomes import FINISHED, Outcome
+from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
+PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
+MOST_JOBS = 100_000  # of a grid
 LONG = 8  # characters of a number that is shown as it is
+SHORT = {"learning_rate": "lr"}
+Scale = Literal["log", "linear"]
 EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
+
+# What a sweep decides for all its jobs, so that none of them can have a value of its own.
+SWEEPS_OWN = {
+    "sweep": "it is about the sweep as a whole",
+    "hydra": "it is about the sweep as a whole",
+    "tracking.uri": "all jobs of a sweep are recorded in one store",
+    "tracking.experiment": "all jobs of a sweep are recorded in its experiment",
+    "tracking.run_name": "jobs are named by what they try",
+    "tracking.log_model": "the best sweep.keep_models save their models",
+    "evaluate.test": "the best sweep.keep_models are evaluated on the test split",
+    "data_dir": "all jobs of a sweep share one cache",
+}
+# What has no effect in a sweep, not even as one value for all.
+NO_EFFECT = {
+    "sweep.job": "the sweep fills it in",
+    "hydra.sweep.subdir": "jobs' folders have their numbers; hydra.sweep.dir is the sweep's folder",
+    "hydra.run": "a sweep's folder is hydra.sweep.dir",
+    "tracking.log_model": "sweep.keep_models says how many of the best save their models",
+    "run_id": "it names a recorded run, and a sweep makes new ones",
+    "choices": "Hydra fills it in",
+}
+# What only an adaptive search heeds.
+SEARCHS_OWN = ("n_trials", "sampler", "sampler_options", "seed", "storage", "study")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +82,8 @@ class Multirun:
     searched: Sequence[Override]
     composed: DictConfig
     loader: ConfigLoader
+    unplaced: Mapping[str, str]
+    """Fixed values for keys that only some configurations have, which `composed` lacks."""
 
     @cached_property
     def config(self) -> Config:
@@ -60,16 +94,39 @@ class Multirun:
     def _composer(self) -> Composer:
         return Composer(self.loader, self.composed)
 
+    @cached_property
+    def _tries_files(self) -> bool:
+        return any(map(self._composer.chooses_a_file, self.searched))
+
     def compose(self, job: Job) -> Config:
         """The checked configuration of a job.
 
         Raises:
-            RequestError: naming the job, if Hydra cannot compose it or a value of it is refused.
+            RequestError: naming the job, if Hydra cannot compose it, a value of it is refused, or a
+                file that it tries sets what the sweep decides.
         """
         try:
-            return _checked(self._composer.compose([*self.fixed, *job.overrides]))
+            composed = self._composer.compose([*self.fixed, *job.overrides])
+            if self._tries_files:
+                _require_the_sweeps_own(composed, self.composed)
+            return _checked(composed)
         except Exception as error:
             raise RequestError(f"job {job.index} ({job}): {explain(error)}") from error
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """The scale on which intervals and ranges are searched, by key: `tag(log,…)` or not."""
+        return {
+            one.get_key_element(): "log" if "log" in space.tags else "linear"
+            for one in self.searched
+            if isinstance(space := one.value(), IntervalSweep | RangeSweep)
+        }
+
+    def words(self, job: Job) -> list[str]:
+        """The overrides of a job, without those for Hydra and for the sweep's own process."""
+        left_out = ("hydra.", "hydra/", *PARENTS_ALONE)
+        fixed = [word for word in self.fixed if not word.lstrip("+~").startswith(left_out)]
+        return [*fixed, *job.overrides]
 
     def command(self, job: Job) -> str:
         """What repeats a job on its own."""
@@ -80,30 +137,43 @@ class Multirun:
         return shlex.join(["python", "-m", "pipeline", *words, *job.overrides])
 
 
-def asked_for(words: Sequence[str], composed: DictConfig, loader: ConfigLoader) -> Multirun:
+def asked_for(
+    words: Sequence[str], composed: DictConfig, loader: ConfigLoader, *, adaptive: bool
+) -> Multirun:
     """Reads the words of a command line, and with them `sweep.params`.
 
     Raises:
-        RequestError: nothing is searched.
+        RequestError: nothing is searched, or a word has no effect in such a sweep.
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(words))
+    _require_effect(given, composed, adaptive=adaptive)
     keys = {override.get_key_element() for override in given}
     kept: dict[str, str] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
-    words_kept = [f"{key}={value}" for key, value in kept.items() if key not in keys]
-    every = [*parser.parse_overrides(words_kept), *given]
-    searched = [override for override in every if override.is_sweep_override()]
+    from_file = parser.parse_overrides(
+        [f"{key}={value}" for key, value in kept.items() if key not in keys]
+    )
+    _require_effect(from_file, composed, adaptive=adaptive)
+    every = [*from_file, *given]
+    searched = [one for one in every if one.is_sweep_override() and not _is_left_to_jobs(one)]
     if not searched:
         raise RequestError(
             "nothing to sweep over: give a key several values, as in\n"
             f"{EXAMPLE}\nor choose a sweep that is kept in conf/sweep/, as in sweep=lr_grid"
         )
-    fixed = [override.input_line for override in every if not override.is_sweep_override()]
+    fixed = [_fixed(one) for one in every if one not in searched]
+    left = {one.get_key_element(): _fixed(one) for one in every if _is_left_to_jobs(one)}
+    if left:
+        try:
+            composed, left = Composer(loader, composed).compose(fixed), {}
+        except Exception:  # a key that only jobs have; each of them is checked
+            left = {key: word.partition("=")[2] for key, word in left.items()}
     return Multirun(
-        fixed=[line for line in fixed if line],
+        fixed=[word for word in fixed if word],
         searched=searched,
         composed=composed,
         loader=loader,
+        unplaced=left,
     )
 
 
@@ -115,30 +185,45 @@ def grid(searched: Sequence[Override]) -> list[Job]:
     """
     values = {}
     for override in searched:
-        key = override.get_key_element()
         if not override.is_discrete_sweep():
             raise RequestError(
                 f"{override.input_line}: a grid needs single values; list them, or search the "
                 "interval with hydra/sweeper=optuna"
             )
-        values[key] = list(override.sweep_string_iterator())
-        if not values[key]:
-            raise RequestError(f"{override.input_line}: has no value to try")
+        values[override.get_key_element()] = values_of(override)
+    count = math.prod(map(len, values.values()))
+    if count > MOST_JOBS:
+        raise RequestError(f"{count:,} jobs: a grid may have {MOST_JOBS:,}; try fewer values")
     return [
         Job(index=index, params=dict(zip(values, combination, strict=True)))
         for index, combination in enumerate(product(*values.values()))
     ]
 
 
+def values_of(override: Override) -> list[str]:
+    """What a key is to try, as texts.
+
+    Raises:
+        RequestError: nothing.
+    """
+    if isinstance(override.value(), RangeSweep):
+        values = list(map(repr, numbers(override)))
+    else:
+        values = list(override.sweep_string_iterator())
+    if not values:
+        raise RequestError(f"{override.input_line}: has no value to try")
+    return values
+
+
 class Source(Protocol):
     """Where jobs come from: a grid, or a search that learns from each one's end."""
 
-    at_once: bool
+    known: bool
     """Whether the jobs are known before the first of them runs."""
     total: int
     """How many there will be."""
     told: Mapping[str, str]
-    """Values of the configuration by which a job knows its source."""
+    """What a job is told of its source, by the names of `JobSettings`."""
 
     def jobs(self) -> Iterator[Job]:
         """The jobs still to run, each when it is asked for."""
@@ -156,7 +241,7 @@ class Source(Protocol):
 class Grid:
     """Jobs that are known beforehand."""
 
-    at_once = True
+    known = True
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.all, self.total, self.done = jobs, len(jobs), set[int]()
@@ -179,8 +264,26 @@ class Grid:
 
 
 def shown(params: Mapping[str, str]) -> str:
-    """Parameters in short: `learning_rate=0.001, dropout=0.1`."""
-    return ", ".join(f"{key.rpartition('.')[2]}={brief(text)}" for key, text in params.items())
+    """Parameters in short, as jobs are named by them: `lr=0.001 dropout=0.1`."""
+    names = short_names(params)
+    return " ".join(f"{names[key]}={brief(text)}" for key, text in params.items())
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each key, or as much of it as tells it from the others."""
+    plain = {key: key.lstrip("+") for key in keys}
+    parts = {key: text.split(".") for key, text in plain.items()}
+    names = {key: SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
+    while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
+        longer = {
+            key: ".".join(parts[key][-(name.count(".") + 2) :])
+            for key, name in names.items()
+            if name in repeated
+        }
+        if all(names[key] == name for key, name in longer.items()):
+            return {**names, **{key: key for key in longer}}
+        names |= longer
+    return names
 
 
 def brief(text: str) -> str:
@@ -189,6 +292,82 @@ def brief(text: str) -> str:
         return f"{float(text):.4g}" if len(text) > LONG else text
     except ValueError:
         return text
+
+
+def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive: bool) -> None:
+    """Refuses what a sweep would ignore or overwrite: a word has an effect, or it is an error.
+
+    Raises:
+        RequestError: names the word, and what to do instead.
+    """
+    count = Counter(one.get_key_element().lstrip("+") for one in given)
+    for one in given:
+        key, line = one.key_or_group, one.input_line
+        if count[one.get_key_element().lstrip("+")] > 1:
+            lines = [o.input_line for o in given if o.key_or_group == key]
+            raise RequestError(f"{' and '.join(map(str, lines))}: give {key} once")
+        if reason := _reason(key, NO_EFFECT) or _of_a_verb(key, composed):
+            raise RequestError(f"{line} has no effect in a sweep: {reason}")
+        searched = one.is_sweep_override() and not _is_left_to_jobs(one)
+        if searched and (reason := _reason(key, SWEEPS_OWN)):
+            raise RequestError(f"{line} cannot be searched: {reason}; give it one value")
+        if not adaptive and key.startswith(tuple(f"sweep.{name}" for name in SEARCHS_OWN)):
+            raise RequestError(
+                f"{line} has no effect on a grid: only an adaptive search has it, "
+                "hydra/sweeper=optuna"
+            )
+    names = {one.key_or_group for one in given}
+    if "sweep.resume" in names and (other := names & {"sweep.preview", "hydra.sweep.dir"}):
+        raise RequestError(f"{min(other)} has no effect with sweep.resume; leave one of them out")
+
+
+def _reason(key: str, table: Mapping[str, str]) -> str | None:
+    return next((why for own, why in table.items() if _is_in(key, own)), None)
+
+
+def _is_in(key: str, group: str) -> bool:
+    return key == group or key.startswith((f"{group}.", f"{group}/"))
+
+
+def _of_a_verb(key: str, composed: DictConfig) -> str | None:
+    first = key.replace("/", ".").partition(".")[0]
+    heeded = {one.name for one in fields(Config)} - NOT_PARAMS
+    heeded |= {"hydra", "sweep", "tracking", "data_dir", "experiment"}
+    return f"{first} is about another verb" if first in composed and first not in heeded else None
+
+
+def _require_the_sweeps_own(composed: DictConfig, master: DictConfig) -> None:
+    """Refuses a file, chosen by a job, that sets what the sweep decides.
+
+    Raises:
+        RequestError: names the first such key.
+    """
+    for key in (*SWEEPS_OWN, "hydra.launcher", "hydra.sweeper", "hydra.sweep"):
+        if key != "hydra" and _plain(composed, key) != _plain(master, key):
+            why = _reason(key, SWEEPS_OWN)
+            raise RequestError(f"its file sets {_differing(key, composed, master)}: {why}")
+
+
+def _differing(key: str, composed: DictConfig, master: DictConfig) -> str:
+    now, then = _plain(composed, key), _plain(master, key)
+    if not isinstance(now, dict) or not isinstance(then, dict):
+        return key
+    return next(f"{key}.{name}" for name in now | then if now.get(name) != then.get(name))
+
+
+def _plain(composed: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(composed, key)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _is_left_to_jobs(override: Override) -> bool:
+    value = override.value()
+    return isinstance(value, Sweep) and LEFT_TO_JOBS in value.tags
+
+
+def _fixed(override: Override) -> str:
+    line = str(override.input_line or "")
+    return as_typed(line) if _is_left_to_jobs(override) else line
 
 
 def _checked(composed: DictConfig) -> Config:

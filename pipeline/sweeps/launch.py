@@ -1,49 +1,98 @@
-"""Runs the jobs of a sweep by a launcher of Hydra's, the project's own or another."""
+"""Runs the jobs of a sweep by one of Hydra's launchers: the project's own, or any other."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from pipeline.config.allowed import check_composed
 from pipeline.config.compose import Composer
 from pipeline.config.messages import explain
+from pipeline.config.schema import validate
+from pipeline.config.words import quoted
+from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.pool import Call, Ended, Pool
-from pipeline.system.errors import RequestError, first_line
+from pipeline.system.errors import PipelineError, RequestError, first_line
+from pipeline.system.imports import load
+from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
-MODULES = [
-    "pipeline.sweeps.one_job",
-    "matplotlib.backends.backend_agg",
-]  # which take seconds to import
+ONE_JOB = "pipeline.sweeps.one_job"
+MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # which take seconds to import
 
 
-Run = Callable[..., Iterator[Ended]]
+def _joblib_at_once(launcher: Any) -> int:
+    jobs = int(launcher.joblib.get("n_jobs") or 1)  # joblib counts from all cores down: -1 is all
+    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A job as a launcher takes it: its number, its overrides, its folder."""
+def _submitit_at_once(launcher: Any) -> int:
+    params = launcher.params
+    if "array_parallelism" in params:
+        return int(params["array_parallelism"])
+    return max(1, (os.cpu_count() or 1) // int(params.get("cpus_per_task") or 1))  # on this machine
 
-    index: int
-    words: Sequence[str]
-    folder: Path
+
+def _ray_at_once(launcher: Any) -> int | None:
+    cpus = launcher.ray_cfg.init.get("num_cpus")  # unknown for a cluster that is joined
+    each = launcher.ray_cfg.remote.get("num_cpus") or 1
+    return max(1, int(cpus // each)) if cpus else None
+
+
+# How many jobs each launcher runs at once, by the module that it comes from; None: it cannot say.
+AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
+    "hydra_plugins.pipeline_sweeps": lambda launcher: shares(launcher)[0],
+    "hydra._internal.core_plugins.basic_launcher": lambda launcher: 1,
+    "hydra_plugins.hydra_joblib_launcher": _joblib_at_once,
+    "hydra_plugins.hydra_submitit_launcher": _submitit_at_once,
+    "hydra_plugins.hydra_ray_launcher": _ray_at_once,
+}
+
+
+def at_once(launcher: Any) -> int | None:
+    """How many jobs a launcher runs at once; None if it does not say.
+
+    A launcher that `AT_ONCE` does not list says it by an attribute `n_jobs`.
+    """
+    module = type(launcher).__module__
+    for name, of_launcher in AT_ONCE.items():
+        if module == name or module.startswith(f"{name}."):
+            return of_launcher(launcher)
+    count = getattr(launcher, "n_jobs", None)
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def require_at_once(launcher: Any) -> None:
+    """For a search, which proposes a job when the ones before have ended.
+
+    Raises:
+        RequestError: the launcher does not say how many jobs it runs at once.
+    """
+    if at_once(launcher) is None:
+        name = HydraConfig.get().runtime.choices.get("hydra/launcher", type(launcher).__name__)
+        raise RequestError(
+            f"hydra/launcher={name} does not say how many jobs it runs at once, which a search "
+            "needs to know: tell it (Ray: +hydra.launcher.ray.init.num_cpus=8), search with "
+            "hydra/launcher=local, or run a grid"
+        )
 
 
 def is_local(launcher: Any) -> bool:
     """Whether it is the project's own, which takes jobs one by one."""
-    return hasattr(launcher, "threads")
+    return type(launcher).__module__ == "hydra_plugins.pipeline_sweeps"
 
 
 def shares(launcher: Any) -> tuple[int, int]:
@@ -60,38 +109,50 @@ def shares(launcher: Any) -> tuple[int, int]:
     return workers, threads
 
 
+class Run(Protocol):
+    """Runs jobs, each by its overrides `words(job)`, and yields each one's end by its index.
+
+    It asks for a job only when it can start one; for all if they are `known` beforehand.
+    """
+
+    def __call__(
+        self, jobs: Iterable[Job], words: Callable[[Job], list[str]], *, known: bool = True
+    ) -> Iterator[Ended]:
+        """Runs the jobs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who does jobs: `run` yields each one's end and asks only for what can start."""
+    """What does the jobs of a sweep."""
 
     run: Run
     stop: Callable[[], None]
-    """Ends what still runs."""
+    """Ends the jobs that still run."""
 
 
 @contextmanager
 def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
-    """Those for about so many jobs, who get ready at once.
-
-    A launcher other than `local` takes batches: everything if the jobs are all known `at_once`,
-    its `n_jobs` otherwise.
-    """
+    """Workers for about so many jobs; local ones get ready at once."""
     if not is_local(launcher):
         yield Workers(run=partial(_in_batches, launcher), stop=lambda: None)
         return
     workers, threads = shares(launcher)
-    work = (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
-    payload = cloudpickle.dumps(work)
 
-    def run(launches: Iterable[Launch], *, at_once: bool = True) -> Iterator[Ended]:
+    def run(
+        jobs: Iterable[Job], words: Callable[[Job], list[str]], *, known: bool = True
+    ) -> Iterator[Ended]:
+        folder = Path(launcher.config.hydra.sweep.dir)
+        payload = cloudpickle.dumps(
+            (launcher.hydra_context, launcher.task_function, launcher.config, Singleton.get_state())
+        )
         return pool.run(
             Call(
-                key=launch.index,
+                key=job.index,
                 function=carry_out,
-                arguments=(payload, launch.index, launch.words),
-                output=launch.folder / OUTPUT,
+                arguments=(payload, job.index, words(job)),
+                output=folder / str(job.index) / OUTPUT,
             )
-            for launch in launches
+            for job in jobs
         )
 
     with Pool(workers, threads=threads, modules=MODULES) as pool:
@@ -99,18 +160,47 @@ def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
         yield Workers(run=run, stop=pool.stop)
 
 
+def settle_in(launcher: Any, folder: Path) -> None:
+    """Has a launcher put each job into a folder of its own, by its index, in the sweep's."""
+    config = launcher.config
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra = [
+            *config.hydra.overrides.hydra,
+            f"hydra.sweep.dir={quoted(str(folder))}",
+            "hydra.sweep.subdir=${sweep.job.index}",
+        ]
+
+
+def do_job(composed: DictConfig) -> None:
+    """One job of a sweep, as any launcher calls it: checked, then run in its folder.
+
+    Raises:
+        PipelineError: what went wrong, in a line, and where the rest is.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    config = validate(composed)
+    try:
+        with native_messages_to(folder / "tensorflow.log"):
+            implementation = load(ONE_JOB)
+        result = implementation.run_one(config, folder)
+        if result is not None:
+            print(result, flush=True)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
+
+
 def launch_batch(
     launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
     """Runs jobs in worker processes and returns when all have ended, as Hydra's launchers do."""
-    folder = Path(launcher.config.hydra.sweep.dir)
-    launches = [
-        Launch(index=first + place, words=words, folder=folder / str(first + place))
-        for place, words in enumerate(job_overrides)
-    ]
-    with opened(launcher, len(launches)) as workers:
-        ended = {end.key: end for end in workers.run(launches)}
-    return [_returned(ended[launch.index], launch) for launch in launches]
+    jobs = {first + place: list(words) for place, words in enumerate(job_overrides)}
+    with opened(launcher, len(jobs)) as workers:
+        started = (Job(index=index, params={}) for index in jobs)
+        ended = {end.key: end for end in workers.run(started, lambda job: jobs[job.index])}
+    return [_returned(ended[index], words) for index, words in jobs.items()]
 
 
 def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
@@ -140,24 +230,78 @@ def _unpacked(payload: bytes) -> tuple[Any, Any, Composer, Any]:
 
 
 def _in_batches(
-    launcher: Any, launches: Iterable[Launch], *, at_once: bool = True
+    launcher: Any,
+    jobs: Iterable[Job],
+    words: Callable[[Job], list[str]],
+    *,
+    known: bool = True,
 ) -> Iterator[Ended]:
-    waiting, size = iter(launches), _batch_size(launcher, at_once=at_once)
+    """By a launcher that takes many jobs and returns when all of them have ended.
+
+    It gets all jobs that are known; one that runs one at a time gets one at a time, so that what
+    has become of each is seen when it ends.
+    """
+    most = at_once(launcher)
+    size = most if not known or most == 1 else None
+    waiting = iter(jobs)
     while batch := list(itertools.islice(waiting, size)):
-        done = launcher.launch([launch.words for launch in batch], batch[0].index)
-        for launch, result in zip(batch, done, strict=True):
-            yield Ended(key=launch.index, error=_error(result))
+        yield from _launched(launcher, batch, words)
 
 
-def _batch_size(launcher: Any, *, at_once: bool) -> int | None:
-    """How many jobs to hand over together; None for all."""
-    parallel = getattr(launcher, "joblib", None) or getattr(launcher, "params", None)
-    if not parallel:  # Hydra's basic launcher would tell of all its jobs when the last has ended
-        return 1
-    if at_once:
-        return None
-    jobs = int(parallel.get("n_jobs") or parallel.get("array_parallelism") or 1)
-    return jobs if jobs > 0 else os.cpu_count()
+def _launched(
+    launcher: Any, batch: Sequence[Job], words: Callable[[Job], list[str]]
+) -> Iterator[Ended]:
+    try:
+        done = launcher.launch([words(job) for job in batch], batch[0].index)
+        errors = [_error(one) for one in done]
+    except BaseException as error:
+        submitted = _submitted(error)
+        if not isinstance(error, Exception):  # stopped
+            _cancel(submitted)
+            raise
+        # Such a launcher fails with the first of its jobs that dies; the others go on.
+        alike = first_line(explain(error))
+        errors = [_waited_for(one) for one in submitted] or [alike] * len(batch)
+    for job, error_of_job in zip(batch, errors, strict=True):
+        yield Ended(key=job.index, error=error_of_job)
+
+
+def _submitted(error: BaseException) -> list[Any]:
+    """The jobs that submitit's launcher was waiting for, which it keeps in a local variable."""
+    trace = error.__traceback__
+    while trace:
+        for value in list(trace.tb_frame.f_locals.values()):
+            if isinstance(value, list) and value and all(map(_can_be_cancelled, value)):
+                return value
+        trace = trace.tb_next
+    return []
+
+
+def _can_be_cancelled(value: Any) -> bool:
+    return type(value).__module__.startswith("submitit.") and callable(
+        getattr(value, "cancel", None)
+    )
+
+
+def _cancel(submitted: Sequence[Any]) -> None:
+    """Ends jobs of a batch system, which know nothing of the sweep's end."""
+    for job in submitted:
+        with suppress(Exception):  # one that cannot be cancelled keeps none of the others
+            job.cancel(check=False)
+    _end_joblibs_workers()
+
+
+def _end_joblibs_workers() -> None:
+    """Joblib leaves its workers alone when the process ends by a signal."""
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _waited_for(job: Any) -> str | None:
+    try:
+        return _error(job.results()[0])
+    except Exception as error:
+        return first_line(explain(error))
 
 
 def _error(done: JobReturn) -> str | None:
@@ -169,8 +313,8 @@ def _error(done: JobReturn) -> str | None:
         return first_line(explain(error))
 
 
-def _returned(ended: Ended, launch: Launch) -> JobReturn:
-    done = JobReturn(overrides=launch.words, status=JobStatus.COMPLETED)
+def _returned(ended: Ended, words: Sequence[str]) -> JobReturn:
+    done = JobReturn(overrides=words, status=JobStatus.COMPLETED)
     if ended.error is not None:
         done.status, done.return_value = JobStatus.FAILED, RuntimeError(ended.error)
     return done

@@ -57,13 +57,27 @@ class Manifest:
             )
 
 
+def jobs_of(folder: Path, multirun: Multirun) -> list[Job]:
+    """The jobs of the grid that was saved in `folder`, if the same is searched; none otherwise.
+
+    A grid with `shuffle(…)` would come in another order each time.
+    """
+    try:
+        then = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        if then["searched"] != _searched(multirun):
+            return []
+        return [Job(index=job["index"], params=job["params"]) for job in then["jobs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # which `require_same` refuses
+
+
 def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive: bool) -> Manifest:
     """The manifest of a sweep whose `jobs` are known beforehand (a grid's) or of a search."""
     settings = multirun.config.sweep
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
-    searched = {o.get_key_element(): str(o.input_line).partition("=")[2] for o in multirun.searched}
-    base = flatten(multirun.config)
+    searched = _searched(multirun)
+    base = {**flatten(multirun.config), **multirun.unplaced}
     return Manifest(
         searched=searched,
         settings={"adaptive": adaptive} | {name: sweep[name] for name in names},
@@ -73,6 +87,10 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
             for job, config in jobs
         ],
     )
+
+
+def _searched(multirun: Multirun) -> dict[str, str]:
+    return {o.get_key_element(): str(o.input_line).partition("=")[2] for o in multirun.searched}
 
 
 def _unsaid(key: str) -> str:

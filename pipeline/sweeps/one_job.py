@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -28,23 +29,52 @@ GRACE_S = 10.0  # for a job beyond its limit to close its run
 log = logging.getLogger(__name__)
 
 
-def run_job(config: Config, folder: Path) -> Result | None:
+def run_one(config: Config, folder: Path) -> Result | None:
     """Runs one job of a sweep, within its limits; a pruned one ends well and has no result.
+
+    It leaves the test split alone and saves no model: that is for the best, when all have ended.
 
     Raises:
         PipelineError: it took more time or memory than it may.
     """
-    sweep = config.sweep
+    sweep, job = config.sweep, config.sweep.job
     keras.utils.clear_session()  # what earlier jobs of this process have left
-    with within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
-        if sweep.job.keep:
-            return _keep(config, folder)
-        prunes = sweep.pruner != "none" and sweep.study is not None
+    place = replace(config.tracking, experiment=job.experiment, run_name=job.name)
+    with stoppable(), within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
+        if job.completes is not None:
+            return _complete(replace(config, tracking=place), job.completes, folder)
+        alone = replace(
+            config,
+            tracking=replace(place, log_model=False),
+            evaluate=replace(config.evaluate, test=False),
+        )
+        listeners = [pruning_listener(sweep)] if job.study is not None else []
         try:
-            return run(config, folder, *([pruning_listener(sweep)] if prunes else []))
+            return run(alone, folder, *listeners, job=job)
         except Pruned as pruned:
             log.info("%s", pruned)
             return None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM interrupts the block, so that it closes its run.
+
+    A batch system sends it and kills some time later; submitit would have it ignored.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would interrupt the tidying up
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are for the main thread
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -91,10 +121,10 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _keep(config: Config, folder: Path) -> Result:
-    """Completes the run of a job that is one of the best."""
-    recording = reopen(str(config.run_id), config.tracking, folder)
-    began = find_run(config.run_id, config).config
+def _complete(config: Config, run_id: str, folder: Path) -> Result:
+    """Completes the run of a job that is one of the best: evaluates it and saves its model."""
+    recording = reopen(run_id, config.tracking, folder)
+    began = find_run(run_id, config).config
     return complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
 
 

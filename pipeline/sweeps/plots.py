@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import lazy_loader
 import numpy as np
 
+from pipeline.sweeps.jobs import Scale
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
+from pipeline.system.errors import one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -26,7 +30,6 @@ else:
     optuna = lazy_loader.load("optuna")
 scipy = lazy_loader.load("scipy")
 
-Columns = Mapping[str, list[Any]]  # the values of each parameter, one row per job
 SEED = "seed"
 LOG_FROM = 30.0  # largest over smallest value of a logarithmic axis
 MOST_TICKS = 8
@@ -38,6 +41,19 @@ MARKS = {
     KILLED: ("+", "#000000"),
 }
 MEAN, BEST = "#1f77b4", "#d95f02"
+
+log = logging.getLogger(__name__)
+
+
+class Columns(dict[str, list[Any]]):
+    """The values of each parameter, one row per job."""
+
+    scales: Mapping[str, Scale] = MappingProxyType({})
+    """On which they were searched, as far as that is known."""
+
+    def scale(self, key: str) -> Scale:
+        """The axis of a parameter."""
+        return self.scales.get(key) or scale_of_parameter(self[key])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +82,39 @@ def groups(outcomes: Sequence[Outcome], objective: Objective) -> list[Group]:
 
 
 def draw(
-    outcomes: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
+    outcomes: Sequence[Outcome],
+    objectives: Sequence[Objective],
+    searched: Sequence[str],
+    scales: Mapping[str, Scale] | None = None,
 ) -> dict[str, Figure]:
-    """The pictures, by name, that make sense for these jobs; `searched` are the swept keys."""
-    figures = {}
+    """The pictures, by name, that make sense for these jobs; `searched` are the swept keys.
+
+    `scales`: on which intervals were searched. A picture that cannot be drawn is left out, and a
+    line of the log says why.
+    """
+    figures: dict[str, Figure] = {}
     if any(_valued(outcomes, *MARKS, number=n) for n in range(len(objectives))):
-        figures["objective"] = _history(outcomes, objectives)
+        with _or_without("objective"):
+            figures["objective"] = _history(outcomes, objectives)
     finished = ranked(_valued(outcomes, FINISHED), objectives)
     if len(finished) > 1:
-        figures |= _of_a_study(finished, objectives, searched)
+        with _or_without("parameters"):
+            _draw_study(figures, finished, objectives, searched, scales or {})
     found = groups(outcomes, objectives[0])
     seeds = {outcome.params[SEED] for outcome in finished if SEED in searched}
     if len(seeds) > 1 and any(group.n > 1 for group in found):
-        figures["seeds"] = _seeds(found, objectives[0].metric)
+        with _or_without("seeds"):
+            figures["seeds"] = _seeds(found, objectives[0].metric)
     return figures
+
+
+@contextmanager
+def _or_without(picture: str) -> Iterator[None]:
+    """A picture that fails costs the picture; the sweep and its figures are what counts."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("The sweep's picture %s could not be drawn: %s", picture, one_line(error))
 
 
 def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[Outcome]:
@@ -181,17 +216,22 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _of_a_study(
-    ranking: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
-) -> dict[str, Figure]:
-    """Optuna's pictures of two or more finished trials, which come best first."""
+def _draw_study(
+    figures: dict[str, Figure],
+    ranking: Sequence[Outcome],
+    objectives: Sequence[Objective],
+    searched: Sequence[str],
+    scales: Mapping[str, Scale],
+) -> None:
+    """Adds Optuna's pictures of two or more finished jobs, which come best first."""
     trials = ranking[::-1]  # what is drawn last lies on top
     both = [trial for trial in trials if all(map(math.isfinite, trial.values))]
     with _silenced():
-        figures = _over_parameters(trials, objectives[0], searched)
+        with _or_without("parameters"):
+            _draw_over_parameters(figures, trials, objectives[0], searched, scales)
         if len(objectives) == 2 and len(both) > 1:
-            figures["pareto"] = _pareto(_study(both, objectives, {}))
-    return figures
+            with _or_without("pareto"):
+                figures["pareto"] = _pareto(_study(both, objectives, Columns()))
 
 
 @contextmanager
@@ -215,7 +255,7 @@ def _silenced() -> Iterator[None]:
 
 def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: Columns) -> Study:
     """The trials as Optuna knows them, with the parameters in `columns`."""
-    space = {key: _distribution(column) for key, column in columns.items()}
+    space = {key: _distribution(column, columns.scale(key)) for key, column in columns.items()}
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
     study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(
@@ -244,41 +284,67 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _distribution(column: Sequence[Any]) -> BaseDistribution:
+def _distribution(column: Sequence[Any], scale: Scale) -> BaseDistribution:
     if isinstance(column[0], str):
         return optuna.distributions.CategoricalDistribution(sorted(set(column)))
-    log = scale(column) == "log"
+    log = scale == "log"
     return optuna.distributions.FloatDistribution(min(column), max(column), log=log)
 
 
-def scale(values: Sequence[Any], *, maximize: bool = False) -> Literal["log", "linear"]:
+def scale(values: Sequence[Any], *, maximize: bool = False) -> Scale:
     """An axis for these values; what is to become high is not squeezed where it is best."""
     if isinstance(values[0], str) or maximize or min(values) <= 0:
         return "linear"
     return "log" if max(values) / min(values) >= LOG_FROM else "linear"
 
 
-def _over_parameters(
-    trials: Sequence[Outcome], objective: Objective, searched: Sequence[str]
-) -> dict[str, Figure]:
-    """The objective over what was searched, as far as that differs between the trials."""
-    columns = {key: _column([trial.params[key] for trial in trials]) for key in searched}
-    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+def scale_of_parameter(values: Sequence[Any]) -> Scale:
+    """An axis for the listed values of a parameter.
+
+    Logarithmic if they span more than a decade and a half, or if they are spaced by factors: 1e-4,
+    1e-3 or 16, 32, 64.
+    """
+    if isinstance(values[0], str) or min(values) <= 0:
+        return "linear"
+    places = np.array(sorted(set(values)), float)
+    factors, steps = places[1:] / places[:-1], np.diff(places)
+    by_factors = len(places) > 2 and factors.max() < 1.25 * factors.min()
+    by_factors = by_factors and steps.max() > 1.9 * steps.min()
+    by_decades = len(places) == 2 and factors[0] >= 10
+    return "log" if by_factors or by_decades else scale(values)
+
+
+def _draw_over_parameters(
+    figures: dict[str, Figure],
+    trials: Sequence[Outcome],
+    objective: Objective,
+    searched: Sequence[str],
+    scales: Mapping[str, Scale],
+) -> None:
+    """The objective over what was searched, as far as that differs between the jobs."""
+    every = {key: _column([trial.params[key] for trial in trials]) for key in searched}
+    columns = Columns({key: column for key, column in every.items() if len(set(column)) > 1})
+    columns.scales = scales
     study = _study(trials, [objective], columns)
-    figures, order = {}, list(columns)
+    order = list(columns)
     if order:
-        figures["parallel_coordinates"] = _parallel(study, columns)
+        with _or_without("parallel_coordinates"):
+            figures["parallel_coordinates"] = _parallel(study, columns)
     if len(order) > 1:
         # Optuna's fANOVA measures in plain numbers: 1e-4 to 1e-3 would hardly count beside 1e-2.
-        logs = {k: list(np.log(c)) if scale(c) == "log" else c for k, c in columns.items()}
-        with suppress(RuntimeError):  # no variance to share out: all values are equal
+        logs = Columns(
+            {k: list(np.log(c)) if columns.scale(k) == "log" else c for k, c in columns.items()}
+        )
+        # No variance to share out: all values are equal.
+        with _or_without("importances"), suppress(RuntimeError):
             figures["importances"], order = _importances(_study(trials, [objective], logs))
     pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
     if pair:
-        figures["slice"] = _slice(study, pair)
+        with _or_without("slice"):
+            figures["slice"] = _slice(study, pair)
     if len(pair) == 2 and len(set(_objective(study))) > 1:
-        figures["contour"] = _contour(study, pair)
-    return figures
+        with _or_without("contour"):
+            figures["contour"] = _contour(study, pair)
 
 
 def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -> Figure:
@@ -328,7 +394,7 @@ def _importances(study: Study) -> tuple[Figure, list[str]]:
     return figure, [label.get_text() for label in reversed(axes.get_yticklabels())]
 
 
-def _slice(study: Study, columns: Columns) -> Figure:
+def _slice(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
     """The objective over each of these parameters; the colour is the trial's index."""
     size, metric = (4 * len(columns) + 2, 4.5), _metric(study)
     figure = _drawn("slice", study, size, params=list(columns), target_name=metric)
@@ -346,7 +412,7 @@ def _slice(study: Study, columns: Columns) -> Figure:
     return figure
 
 
-def _contour(study: Study, columns: Columns) -> Figure:
+def _contour(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
     """The best objective at each pair of these parameters' values, and between them."""
     options = {"params": list(columns), "target_name": _metric(study)}
     figure = _drawn("contour", study, (7.5, 5.5), **options)
@@ -372,7 +438,8 @@ def _ticks(axis: Axis, values: Sequence[Any]) -> None:
         axis.set_ticks(places, [f"{place:g}" for place in places])
         axis.set_ticks([], minor=True)
     elif log:
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        subs = (1, 3) if places[-1] / places[0] > LOG_FROM else (1, 2, 5)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
 

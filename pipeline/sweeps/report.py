@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +14,8 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.data.values import Report
 from pipeline.sweeps.board import duration
-from pipeline.sweeps.jobs import Job, brief
-from pipeline.sweeps.launch import is_local, shares
+from pipeline.sweeps.jobs import Job, Scale, brief, short_names
+from pipeline.sweeps.launch import at_once
 from pipeline.sweeps.manifest import Manifest
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
 from pipeline.sweeps.runs import typical_seconds
@@ -31,6 +31,7 @@ def log_report(
     outcomes: Sequence[Outcome],
     objectives: Sequence[Objective],
     searched: Sequence[str],
+    scales: Mapping[str, Scale],
 ) -> None:
     """Logs the best, the spread, the counts, a table and plots."""
     best = ranked(outcomes, objectives)
@@ -48,7 +49,7 @@ def log_report(
         # Only now: what it imports takes seconds, for which no job should wait.
         from pipeline.sweeps.plots import draw
 
-        figures = draw(outcomes, objectives, searched)
+        figures = draw(outcomes, objectives, searched, scales)
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
 
@@ -86,8 +87,7 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     console.print(table)
     count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
-    local = is_local(launcher)
-    parallel = shares(launcher)[0] if local else max(1, int(getattr(launcher, "n_jobs", 1)))
+    parallel = min(count, at_once(launcher) or count)
     seconds = typical_seconds(config)
     time = (
         f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
@@ -101,10 +101,11 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
 def _table(
     best: Sequence[Outcome], outcomes: Sequence[Outcome], objectives: Sequence[Objective]
 ) -> Table:
-    others = [outcome for outcome in outcomes if outcome not in best]
+    finished = {outcome.index for outcome in best}
+    others = [outcome for outcome in outcomes if outcome.index not in finished]
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.params))
     names = [objective.metric for objective in objectives]
-    table = Table("job", *(key.rpartition(".")[2] for key in keys), *names, "s", "state")
+    table = Table("job", *short_names(keys).values(), *names, "s", "state")
     for outcome in [*best, *others][:SHOWN]:
         state = f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
         table.add_row(

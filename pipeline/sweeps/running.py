@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.words import quoted
 from pipeline.sweeps.board import Board
-from pipeline.sweeps.jobs import Job, Multirun, Source, brief
-from pipeline.sweeps.launch import Launch, Workers
+from pipeline.sweeps.jobs import Job, Multirun, Source
+from pipeline.sweeps.launch import Workers
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
 from pipeline.sweeps.runs import Children
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove
+
+LEAVE_S = 10.0  # what jobs get to end whose sweep was killed
 
 
 @dataclass(kw_only=True)
@@ -28,13 +31,19 @@ class SweepJobs:
     runs: Children
     folder: Path
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    with_checkpoints: set[int] = field(default_factory=set)
 
     def catch_up(self) -> None:
-        """Takes note of what the sweep had got done before it was interrupted."""
-        self.runs.close_orphans()
+        """Takes note of what the sweep had got done before it was interrupted.
+
+        Raises:
+            RequestError: some of its jobs still run, on another machine or in a batch system.
+        """
+        self._require_none_alive()
         known = self.runs.outcomes(self.source.known_jobs())
         self.source.catch_up(known)
-        self.outcomes = {i: t for i, t in known.items() if t.state in (FINISHED, PRUNED)}
+        self.outcomes = {i: o for i, o in known.items() if o.state in (FINISHED, PRUNED)}
+        self.with_checkpoints = set(self.outcomes)
 
     def carry_out(self, report: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
         """Runs the jobs, then completes the best; returns what became of all, by index.
@@ -52,8 +61,8 @@ class SweepJobs:
                 for outcome in self._ended(board):
                     self.outcomes[outcome.index] = outcome
                     board.end(outcome)
-                    self._drop_checkpoints()
-                    if sum(t.state == FAILED for t in self.outcomes.values()) >= limit:
+                    self._drop_checkpoints(outcome)
+                    if sum(one.state == FAILED for one in self.outcomes.values()) >= limit:
                         raise PipelineError(
                             f"stopped after job {outcome.index} failed ({outcome.error}); "
                             f"go on with sweep.resume={self.runs.parent.id}"
@@ -73,13 +82,13 @@ class SweepJobs:
     def _ended(self, board: Board) -> Iterator[Outcome]:
         started: dict[int, Job] = {}
 
-        def launches() -> Iterator[Launch]:
+        def starting() -> Iterator[Job]:
             for job in self.source.jobs():
                 started[job.index] = job
                 board.start(job)
-                yield self._launch(job, ["evaluate.test=false", "tracking.log_model=false"])
+                yield job
 
-        for ended in self.workers.run(launches(), at_once=self.source.at_once):
+        for ended in self.workers.run(starting(), self._words, known=self.source.known):
             outcome = self.runs.settle(started[ended.key], ended.error)
             self.source.tell(outcome)
             yield outcome
@@ -87,44 +96,53 @@ class SweepJobs:
     def _keep_best(self, board: Board) -> None:
         """Logs the models of the best and evaluates them on the test split; only now is it seen."""
         jobs = self.source.known_jobs()
-        best = [outcome for outcome in self._best() if not outcome.kept]
-        launches = [
-            self._launch(jobs[t.index], ["sweep.job.keep=true", f"run_id={t.run_id}"]) for t in best
-        ]
-        board.keeping(len(launches))
-        for ended in self.workers.run(launches):
+        unsaved = [o.index for o in self._best(self.outcomes.values()) if not o.kept]
+        best = [jobs[index] for index in unsaved]
+        board.keeping(len(best))
+        for ended in self.workers.run(best, self._words_to_complete):
             if ended.error is not None:
                 raise PipelineError(f"job {ended.key} could not be completed: {ended.error}")
             self.outcomes[ended.key] = self.runs.settle(jobs[ended.key], None)
 
-    def _best(self) -> list[Outcome]:
-        best = ranked(list(self.outcomes.values()), self.runs.objectives)
+    def _best(self, among: Collection[Outcome]) -> list[Outcome]:
+        best = ranked(list(among), self.runs.objectives)
         return best[: self.multirun.config.sweep.keep_models]
 
-    def _drop_checkpoints(self) -> None:
-        kept = {outcome.index for outcome in self._best()}
-        for index in self.outcomes.keys() - kept:
+    def _drop_checkpoints(self, ended: Outcome) -> None:
+        """Removes the checkpoints of the job that is no longer among the best, if any.
+
+        With each job that ends at most one falls out: that job itself, or the last of the best.
+        """
+        candidates = self.with_checkpoints | {ended.index}
+        best = self._best([self.outcomes[index] for index in candidates])
+        self.with_checkpoints = {outcome.index for outcome in best}
+        for index in candidates - self.with_checkpoints:
             remove(self.folder / str(index) / "checkpoints", ignore_errors=True)
 
-    def _launch(self, job: Job, words: list[str]) -> Launch:
-        values = ", ".join(map(brief, job.params.values()))  # short: the UI's column is narrow
+    def _require_none_alive(self) -> None:
+        until = time.monotonic() + LEAVE_S
+        while alive := self.runs.close_orphans():
+            if time.monotonic() > until:
+                jobs = ", ".join(map(str, sorted(alive)))
+                raise RequestError(
+                    f"sweep.resume: jobs {jobs} of the sweep still run; wait until they have ended"
+                )
+            time.sleep(0.2)
+
+    def _words(self, job: Job) -> list[str]:
+        return self._told(job, **self.source.told)
+
+    def _words_to_complete(self, job: Job) -> list[str]:
+        return self._told(job, completes=str(self.outcomes[job.index].run_id))
+
+    def _told(self, job: Job, **further: str) -> list[str]:
+        """The overrides of a job, the last of which holds all that the sweep tells it."""
         told = {
-            "sweep.job.parent": self.runs.parent.id,
-            "sweep.job.index": str(job.index),
-            "sweep.job.command": quoted(self.multirun.command(job)),
-            "tracking.experiment": quoted(self.runs.experiment),
-            "tracking.run_name": quoted(f"{job.index}: {values}"),
-            "hydra.sweep.dir": quoted(str(self.folder)),
-            "hydra.sweep.subdir": quoted(str(job.index)),
-            **{key: quoted(value) for key, value in self.source.told.items()},
+            "parent": self.runs.parent.id,
+            "name": str(job),
+            "experiment": self.runs.experiment,
+            "command": self.multirun.command(job),
+            **further,
         }
-        return Launch(
-            index=job.index,
-            words=[
-                *self.multirun.fixed,
-                *job.overrides,
-                *(f"{key}={value}" for key, value in told.items()),
-                *words,
-            ],
-            folder=self.folder / str(job.index),
-        )
+        texts = ",".join(f"{key}:{quoted(text)}" for key, text in told.items())
+        return [*self.multirun.words(job), f"sweep.job={{index:{job.index},{texts}}}"]

@@ -10,7 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
 from pipeline.tracking.client import experiment_name
-from pipeline.tracking.heartbeat import GONE
+from pipeline.tracking.heartbeat import GONE, Pulse, pulse
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_runs, search
@@ -30,12 +30,17 @@ class Children:
     earlier: set[str] = field(default_factory=set)
     """Ids of the runs that this sweep, now resumed, had made before."""
 
-    def outcomes(self, jobs: Mapping[int, Job]) -> dict[int, Outcome]:
-        """What became of the jobs that have been started, by index; one that finished stays so."""
+    def outcomes(self, jobs: Mapping[int, Job] | None = None) -> dict[int, Outcome]:
+        """What became of the jobs that have been started, by index; one that finished stays so.
+
+        Without `jobs`, of all, whose parameters are then unknown.
+        """
         found: dict[int, Outcome] = {}
         for run in self._runs():  # oldest first: a later try replaces an earlier one
-            job = jobs.get(-1 if run.index is None else run.index)
-            if job and not (job.index in found and found[job.index].state == FINISHED):
+            if run.index is None or (jobs is not None and run.index not in jobs):
+                continue
+            job = jobs[run.index] if jobs else Job(index=run.index, params={})
+            if not (job.index in found and found[job.index].state == FINISHED):
                 found[job.index] = self._outcome(run, job)
         return found
 
@@ -52,12 +57,21 @@ class Children:
             run = by_id(self.parent.client, run.id)
         return self._outcome(run, job)
 
-    def close_orphans(self) -> None:
-        """Marks as KILLED what a killed sweep left running; the caller holds the sweep's lock."""
+    def close_orphans(self) -> set[int]:
+        """Marks as KILLED the runs whose processes are gone; the caller holds the sweep's lock.
+
+        Returns the indices of the jobs that still run, as their heartbeats tell.
+        """
+        alive = set()
         for run in self._runs():
             self.earlier.add(run.id)
-            if run.status == Status.RUNNING:
+            if run.status != Status.RUNNING:
+                continue
+            if pulse(run.tags) is Pulse.ALIVE:
+                alive.add(-1 if run.index is None else run.index)
+            else:
                 close(self.parent.client, run, Status.KILLED, GONE)
+        return alive
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import lazy_loader
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from pipeline.sweeps.jobs import values_of
+from pipeline.sweeps.ranges import low_high_step
 from pipeline.system.errors import RequestError, first_line
 
 optuna: Any = lazy_loader.load("optuna")
@@ -31,18 +34,12 @@ def distribution(override: Override) -> Any:
             kind = optuna.distributions.IntDistribution
         return _checked(override, kind, space.start, space.end, log="log" in space.tags)
     if isinstance(space, RangeSweep):
-        numbers = list(space.range())
-        if not numbers:
-            raise RequestError(f"{override.input_line}: has no value to try")
+        low, high, step = low_high_step(override)
         kind = optuna.distributions.FloatDistribution
-        if all(isinstance(number, int) for number in numbers):
+        if isinstance(low, int):
             kind = optuna.distributions.IntDistribution
-        bounds = min(numbers), max(numbers)
-        return _checked(override, kind, *bounds, step=abs(space.step))
-    choices = list(override.sweep_string_iterator())
-    if not choices:
-        raise RequestError(f"{override.input_line}: has no value to try")
-    return optuna.distributions.CategoricalDistribution(choices)
+        return _checked(override, kind, low, high, step=step)
+    return optuna.distributions.CategoricalDistribution(values_of(override))
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
@@ -57,8 +54,11 @@ def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield from (first | {key: value} for value in values[1:])
 
 
-def text_of(value: Any) -> str:
-    """A value as it stands on a command line."""
+def text_of(value: Any, space: Any = None) -> str:
+    """A value as it stands on a command line; one of a range as that has it in decimals."""
+    if isinstance(value, float) and (step := getattr(space, "step", None)):
+        low, step = Decimal(repr(space.low)), Decimal(repr(step))
+        value = float(low + round((Decimal(value) - low) / step) * step)
     return value if isinstance(value, str) else repr(value)
 
 

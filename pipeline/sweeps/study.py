@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from hydra.core.override_parser.types import Override
 
-from pipeline.config.sweep import Sweep
+from pipeline.config.sweep import JobSettings, Sweep
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome, objectives
 from pipeline.sweeps.space import distributions, text_of
@@ -35,6 +36,7 @@ _PRUNERS = {
     "asha": "SuccessiveHalvingPruner",
     "hyperband": "HyperbandPruner",
 }
+STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
 _PARAMS, _SWEEP = "params", "sweep"  # attributes of a trial
 _DISREGARDED = "disregarded"  # an attribute of the study: trials that others stand in for
 
@@ -45,19 +47,23 @@ class Search:
     Several sweeps may share a study; `n_trials` counts the trials of all of them.
     """
 
-    at_once = False
+    known = False
 
-    def __init__(self, settings: Sweep, searched: Sequence[Override], *, sweep_id: str) -> None:
+    def __init__(
+        self,
+        settings: Sweep,
+        searched: Sequence[Override],
+        *,
+        sweep_id: str,
+        storage: Any = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings, self.sweep_id = settings, sweep_id
         self.total = settings.n_trials
-        self.told: Mapping[str, str] = {
-            "sweep.storage": str(settings.storage),
-            "sweep.study": str(settings.study),
-        }
+        self.told: Mapping[str, str] = _told(settings) if settings.pruner != "none" else {}
         self.distributions = distributions(searched)
         self.study = optuna.create_study(
-            storage=open_storage(str(settings.storage)),
+            storage=storage or open_storage(str(settings.storage)),
             study_name=settings.study,
             directions=[objective.direction for objective in objectives(settings)],
             sampler=per_trial(settings),
@@ -69,7 +75,9 @@ class Search:
         """Proposes trials, each when it is asked for, until there are `n_trials`."""
         while len(self._regarded()) < self.settings.n_trials:
             trial = self.study.ask(self.distributions)
-            params = {key: text_of(value) for key, value in trial.params.items()}
+            params = {
+                key: text_of(value, self.distributions[key]) for key, value in trial.params.items()
+            }
             trial.set_user_attr(_SWEEP, self.sweep_id)
             trial.set_user_attr(_PARAMS, params)
             if len(self._regarded(before=trial.number)) >= self.settings.n_trials:
@@ -163,8 +171,8 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
         Pruned: at an epoch after which the study finds the trial unpromising.
     """
     study = optuna.load_study(
-        storage=open_storage(str(sweep.storage)),
-        study_name=sweep.study,
+        storage=open_storage(_address(sweep.job)),
+        study_name=sweep.job.study,
         sampler=optuna.samplers.RandomSampler(),  # it has nothing to propose here
         pruner=make_pruner(sweep),
     )
@@ -177,6 +185,25 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
             raise Pruned(f"pruned after epoch {epoch}")
 
     return listen
+
+
+def _told(settings: Sweep) -> dict[str, str]:
+    """What a job has to know to be pruned; a secret address stays out of files and messages."""
+    place = str(settings.storage)
+    if "://" in place and without_password(place) != place:
+        os.environ[STORAGE] = place  # which the jobs' processes inherit
+        return {"study": str(settings.study)}
+    return {"study": str(settings.study), "storage": place}
+
+
+def _address(job: JobSettings) -> str:
+    place = job.storage or os.environ.get(STORAGE)
+    if place is None:
+        raise RequestError(
+            f"sweep.storage: the job's machine lacks the environment variable {STORAGE}, which "
+            "has the address with its password; let the launcher pass it on"
+        )
+    return place
 
 
 def make_pruner(settings: Sweep) -> Any:

@@ -11,19 +11,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.config.schema import Config
-from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid
-from pipeline.sweeps.launch import opened
-from pipeline.sweeps.manifest import Manifest, manifest
-from pipeline.sweeps.outcomes import FAILED, objectives
+from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid, short_names
+from pipeline.sweeps.launch import opened, require_at_once, settle_in
+from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
+from pipeline.sweeps.outcomes import FAILED, objectives, ranked
 from pipeline.sweeps.report import log_report, print_report, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
 from pipeline.sweeps.space import corners, distributions
-from pipeline.sweeps.study import Search, require_sense
+from pipeline.sweeps.study import Search, open_storage, require_sense
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recording import Recording
+from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_sweep
 
 
@@ -36,24 +36,29 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
     """
     config = multirun.config
     objectives(config.sweep)
+    if adaptive:
+        require_at_once(launcher)
     if config.sweep.preview:
         plan, jobs = _planned(multirun, adaptive=adaptive)
         show_preview(plan, jobs, config, launcher)
         return
     count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
     with opened(launcher, count) as workers:  # who get ready while the jobs are checked
-        plan, jobs = _planned(multirun, adaptive=adaptive)
         resumed, folder = _place(config, multirun)
+        plan, jobs = _planned(multirun, adaptive=adaptive, before=folder if resumed else None)
+        storage = open_storage(_storage(config, folder)) if adaptive else None
         with _alone(folder):
             if resumed:
                 plan.require_same(folder)
+                _require_checkpoints(resumed, folder, config)
             plan.save(folder)
+            settle_in(launcher, folder)
             named = _named(config, plan)
             with record(named, folder, run_id=resumed, searched=plan.searched) as parent:
                 running = SweepJobs(
                     multirun=multirun,
                     workers=workers,
-                    source=_source(multirun, jobs, parent, folder, adaptive=adaptive),
+                    source=_source(multirun, jobs, parent.id, folder, storage),
                     runs=children(parent, objectives(config.sweep)),
                     folder=folder,
                 )
@@ -66,7 +71,9 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
     if resumed:
         running.catch_up()
     outcomes = running.carry_out(
-        lambda ended: log_report(parent, ended, objectives, list(plan.searched))
+        lambda ended: log_report(
+            parent, ended, objectives, list(plan.searched), running.multirun.scales
+        )
     )
     print_report(parent.id, outcomes, objectives)
     if failed := sum(outcome.state == FAILED for outcome in outcomes):
@@ -76,8 +83,13 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
         )
 
 
-def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]]:
-    """The manifest, and the jobs as far as they are known; all of them have been composed."""
+def _planned(
+    multirun: Multirun, *, adaptive: bool, before: Path | None = None
+) -> tuple[Manifest, list[Job]]:
+    """The manifest, and the jobs as far as they are known; all of them have been composed.
+
+    `before`: the folder of the sweep to resume, whose jobs come in the order they had.
+    """
     if adaptive:
         require_sense(multirun.config.sweep)
         ends = corners(distributions(multirun.searched))
@@ -86,7 +98,7 @@ def _planned(multirun: Multirun, *, adaptive: bool) -> tuple[Manifest, list[Job]
         return manifest(multirun, [], adaptive=True), []
     if multirun.config.sweep.pruner != "none":
         raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=optuna")
-    jobs = grid(multirun.searched)
+    jobs = (before and jobs_of(before, multirun)) or grid(multirun.searched)
     checked = [(job, multirun.compose(job)) for job in jobs]
     return manifest(multirun, checked, adaptive=False), jobs
 
@@ -109,23 +121,47 @@ def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
 
 
 def _named(config: Config, plan: Manifest) -> Config:
-    keys = ", ".join(key.rpartition(".")[2] for key in plan.searched)
+    keys = ", ".join(short_names(plan.searched).values())
     name = config.tracking.run_name or f"sweep of {keys}"
     return replace(config, tracking=replace(config.tracking, run_name=name))
 
 
+def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
+    """Whether the best jobs so far can still be completed: of the others, checkpoints are gone.
+
+    Raises:
+        RequestError: more models are to be kept than checkpoints were.
+    """
+    runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
+    best = ranked(list(runs.outcomes().values()), runs.objectives)[: config.sweep.keep_models]
+    gone = [
+        place
+        for place, outcome in enumerate(best)
+        if not outcome.kept and not (folder / str(outcome.index) / "checkpoints").exists()
+    ]
+    if gone:
+        jobs = ", ".join(str(best[place].index) for place in gone)
+        raise RequestError(
+            f"sweep.keep_models={config.sweep.keep_models}: the checkpoints of jobs {jobs} are "
+            "gone, which were not among the best that the sweep was to keep; resume it with "
+            f"sweep.keep_models={gone[0]}, or start a new sweep"
+        )
+
+
+def _storage(config: Config, folder: Path) -> str:
+    return config.sweep.storage or str(folder / "study.journal")
+
+
 def _source(
-    multirun: Multirun, jobs: list[Job], parent: Recording, folder: Path, *, adaptive: bool
+    multirun: Multirun, jobs: list[Job], sweep_id: str, folder: Path, storage: Any
 ) -> Source:
-    if not adaptive:
+    if storage is None:
         return Grid(jobs)
-    settings = multirun.config.sweep
+    config = multirun.config
     settings = replace(
-        settings,
-        storage=settings.storage or str(folder / "study.journal"),
-        study=settings.study or parent.id,
+        config.sweep, storage=_storage(config, folder), study=config.sweep.study or sweep_id
     )
-    return Search(settings, multirun.searched, sweep_id=parent.id)
+    return Search(settings, multirun.searched, sweep_id=sweep_id, storage=storage)
 
 
 @contextmanager

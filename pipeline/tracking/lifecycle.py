@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
+from pipeline.config.sweep import JobSettings
 from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
@@ -56,13 +57,14 @@ def record(
     run_id: str | None = None,
     searched: Mapping[str, str] | None = None,
     spent_s: float | None = None,
+    job: JobSettings | None = None,
 ) -> Iterator[Recording]:
     """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
 
     The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
-    parameters of a sweep, which have more than one value. `spent_s` are the seconds that training
-    took before an interruption: such a run keeps what it says of its origin, and what it has logged
-    is not logged again.
+    parameters of a sweep, which have more than one value; `job` is what a sweep tells one of its
+    jobs. `spent_s` are the seconds that training took before an interruption: such a run keeps what
+    it says of its origin, and what it has logged is not logged again.
 
     FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
     exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
@@ -73,7 +75,7 @@ def record(
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
-    tags = _place_in_sweep(config, folder, is_parent=searched is not None) | signs()
+    tags = _place_in_sweep(job, folder, is_parent=searched is not None) | signs()
     goes_on = run_id is not None and spent_s is not None
     earlier = _earlier(client, str(run_id), spent_s or 0.0) if goes_on else {}
     with at_work_in(folder):
@@ -84,7 +86,7 @@ def record(
         with beating(client, recording.id), _closed_as_it_ends(recording):
             if not goes_on:
                 move_in(folder, recording.id)
-                _log_origin(recording, config, searched or {})
+                _log_origin(recording, config, searched or {}, job)
             yield recording
             recording.add_seconds("total", time.perf_counter() - started)
             recording.upload()
@@ -141,16 +143,17 @@ def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, st
     return str(run.info.run_id)
 
 
-def _place_in_sweep(config: Config, folder: Path, *, is_parent: bool) -> dict[str, str]:
+def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:
     """The tags by which a run, a sweep's own or one of its jobs' is found; set before all else."""
-    job = config.sweep.job
     if is_parent:
         return {FOLDER: str(folder)}
-    place = {PARENT: job.parent, INDEX: str(job.index)} if job.parent else {}
+    place = {PARENT: str(job.parent), INDEX: str(job.index)} if job else {}
     return {RUN_FOLDER: str(folder.absolute())} | place
 
 
-def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str]) -> None:
+def _log_origin(
+    recording: Recording, config: Config, searched: Mapping[str, str], job: JobSettings | None
+) -> None:
     """Logs what the run is made of: parameters, choices, code, environment, hardware."""
     code = lineage.code()
     recording.log_params({**flatten(config), **searched})
@@ -159,7 +162,7 @@ def _log_origin(recording: Recording, config: Config, searched: Mapping[str, str
         | {f"version.{key}": value for key, value in lineage.versions().items()}
         | asdict(config.choices)
         | {
-            "command": config.sweep.job.command or _command(),
+            "command": (job and job.command) or _command(),
             DIRTY: str(bool(code.patch)).lower(),
         }
         | ({COMMIT: code.commit} if code.commit else {})

@@ -15,17 +15,18 @@ from pipeline.system.errors import RequestError, first_line
 from pipeline.training.programs import keep_programs
 
 
-def build_model(config: Config, prepared: Prepared) -> keras.Model:
+def build_model(config: Config, prepared: Prepared, programs: Path | None = None) -> keras.Model:
     """The untrained, compiled network: images u8[N,H,W,C] in, probabilities f32[N,K] out.
 
     Scaling and augmentation are its first layers, so that nobody who serves it can forget them.
-    Seeds all random numbers of Keras with `config.seed`.
+    Seeds all random numbers of Keras with `config.seed`. Compiled programs are kept in the folder
+    `programs` for later processes.
 
     Raises:
         RequestError: the model cannot be built on images of this size.
     """
-    if config.sweep.job.parent is None:  # a later job of a process has other names, never a hit
-        keep_programs(Path(config.data_dir) / "xla")
+    if programs is not None:
+        keep_programs(programs)
     # A user's keras.json may say otherwise.
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")

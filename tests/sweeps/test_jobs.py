@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -10,21 +13,22 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 
 from pipeline.config.schema import register
-from pipeline.config.words import quoted
-from pipeline.sweeps.jobs import Grid, Job, Multirun, asked_for, grid, shown
+from pipeline.config.words import left_to_jobs, quoted
+from pipeline.sweeps.jobs import Grid, Job, Multirun, asked_for, grid, short_names, shown, values_of
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Outcome
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import CONF
 
 
-def multirun(*words: str) -> Multirun:
+def multirun(*words: str, adaptive: bool = True) -> Multirun:
     """What Hydra would hand to the sweeper for these words."""
     register(requests())
     setup_globals()
     loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONF)))
+    words = tuple(left_to_jobs(words))
     composed = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)
-    return asked_for(words, composed, loader)
+    return asked_for(words, composed, loader, adaptive=adaptive)
 
 
 def params(jobs: Sequence[Job]) -> list[list[str]]:
@@ -58,6 +62,171 @@ def test_parameters_kept_in_a_file_are_searched_unless_the_command_line_says_oth
 def test_a_sweep_over_nothing_is_refused_with_an_example(words: tuple[str, ...]) -> None:
     with pytest.raises(RequestError, match=r"nothing to sweep over[\s\S]*seed=0,1,2"):
         multirun(*words)
+
+
+# What a sweep decides itself, or cannot heed: the words, and what the refusal says.
+WITHOUT_EFFECT = {
+    "tracking.experiment=a,b": "cannot be searched: all jobs of a sweep are recorded in its exp",
+    "tracking.run_name=a,b": "cannot be searched: jobs are named by what they try",
+    "tracking.uri=a,b": "cannot be searched: all jobs of a sweep are recorded in one store",
+    "evaluate.test=true,false": "cannot be searched: the best sweep.keep_models are evaluated",
+    "data_dir=a,b": "cannot be searched: all jobs of a sweep share one cache",
+    "sweep.keep_models=1,2": "cannot be searched: it is about the sweep as a whole",
+    "sweep.timeout_s=range(1,3)": "cannot be searched: it is about the sweep as a whole",
+    "sweep=lr_grid,tpe": "cannot be searched: it is about the sweep as a whole",
+    "tracking.log_model=false": "has no effect in a sweep: sweep.keep_models says how many",
+    "hydra.sweep.subdir=x": "has no effect in a sweep: jobs' folders have their numbers",
+    "hydra.run.dir=x": "has no effect in a sweep: a sweep's folder is hydra.sweep.dir",
+    "run_id=abcd": "has no effect in a sweep: it names a recorded run",
+    "run_id=abcd,bcde": "has no effect in a sweep: it names a recorded run",
+    "choices.model=cnn": "has no effect in a sweep: Hydra fills it in",
+    "sweep.job.index=3": "has no effect in a sweep: the sweep fills it in",
+    "promote.max_ece=0.2": "has no effect in a sweep: promote is about another verb",
+    "compare.sweep=latest,abcd": "has no effect in a sweep: compare is about another verb",
+    "sweep.n_trials=4": "has no effect on a grid: only an adaptive search has it",
+    "sweep.storage=x.journal": "has no effect on a grid",
+    "sweep.sampler=random": "has no effect on a grid",
+}
+
+
+@pytest.mark.parametrize("word", WITHOUT_EFFECT)
+def test_a_word_without_effect_in_a_sweep_is_refused_with_the_reason(word: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        multirun("seed=0,1", word, adaptive=False)
+    assert str(refused.value).startswith(f"{word} {WITHOUT_EFFECT[word]}")
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [("seed=0,1", "seed=7"), ("seed=0,1", "seed=2,3"), ("seed=7", "+seed=0,1")],
+)
+def test_a_key_that_is_given_twice_is_refused_with_both(twice: tuple[str, str]) -> None:
+    with pytest.raises(RequestError, match="give seed once") as refused:
+        multirun("train.epochs=1,2", *twice)
+    assert all(word in str(refused.value) for word in twice)
+
+
+def test_what_a_sweep_heeds_is_not_refused() -> None:
+    words = ("sweep.keep_models=1", "tracking.experiment=mine", "tracking.run_name=my sweep")
+    asked = multirun("seed=0,1", *words, "hydra.sweep.dir=there", "hydra.launcher.n_jobs=2")
+    assert asked.config.tracking.run_name == "my sweep"
+    assert asked.words(grid(asked.searched)[0]) == [*words, "seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("hydra: {launcher: {n_jobs: 4}}", "hydra.launcher.n_jobs"),
+        ("sweep: {keep_models: 9}", "sweep.keep_models"),
+        ("tracking: {experiment: other}", "tracking.experiment"),
+    ],
+)
+def test_a_file_that_jobs_try_may_not_set_what_the_sweep_decides(
+    said: str, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, text in (("a", "train: {epochs: 7}"), ("b", said)):
+        (tmp_path / f"experiment/{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    asked = multirun("experiment=a,b", f"hydra.searchpath=[file://{tmp_path}]")
+    first, second = grid(asked.searched)
+    assert asked.compose(first).train.epochs == 7
+    with pytest.raises(RequestError, match=rf"job 1 \(experiment=b\): its file sets {key}: "):
+        asked.compose(second)
+
+
+def test_a_fixed_key_that_only_the_swept_files_have_is_checked_in_each_job() -> None:
+    asked = multirun("optimizer=sgd,rmsprop", "optimizer.momentum=0.9", "train.epochs=2")
+    assert asked.fixed == ["optimizer.momentum=0.9", "train.epochs=2"]
+    configs = [asked.compose(job) for job in grid(asked.searched)]
+    assert [config.optimizer["momentum"] for config in configs] == [0.9, 0.9]
+    wrong = multirun("optimizer=sgd,adam", "optimizer.momentum=0.9")
+    first, second = grid(wrong.searched)
+    wrong.compose(first)
+    with pytest.raises(
+        RequestError, match=r"job 1 \(optimizer=adam\): optimizer.momentum: no such"
+    ):
+        wrong.compose(second)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["train.plots=[loss, weights]", "train.patience=null", "+train.xla=true"],
+)
+def test_a_fixed_value_reaches_the_jobs_as_it_was_typed(word: str) -> None:
+    asked = multirun("model=mlp,cnn", word, "optimizer.learning_rate=0.10")
+    assert asked.fixed == [word, "optimizer.learning_rate=0.10"]
+    assert asked.config.optimizer["learning_rate"] == 0.1
+
+
+# --- ranges ---
+
+
+def decimals(start: Decimal, stop: Decimal, step: Decimal) -> list[float]:
+    found = []
+    while start < stop if step > 0 else start > stop:
+        found.append(float(start))
+        start += step
+    return found
+
+
+def tried(text: str) -> list[float]:
+    [override] = OverridesParser.create().parse_overrides([f"x={text}"])
+    return [float(value) for value in values_of(override)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sort(range(1.3,0,-0.5))", ["0.3", "0.8", "1.3"]),
+        ("range(1.3,0,-0.5)", ["1.3", "0.8", "0.3"]),
+        ("range(0.1,0.4,0.1)", ["0.1", "0.2", "0.3"]),
+        ("sort(range(0,1,0.25),reverse=true)", ["0.75", "0.5", "0.25", "0.0"]),
+        ("range(3)", ["0", "1", "2"]),
+        ("range(start=1,stop=7,step=3)", ["1", "4"]),
+        ("float(range(1,3))", ["1.0", "2.0"]),
+        ("int(range(1.0,3.0))", ["1", "2"]),
+        ("tag(a, range(1e-3, 4e-3, 1e-3))", ["0.001", "0.002", "0.003"]),
+    ],
+)
+def test_a_range_has_the_numbers_that_its_decimals_say(text: str, expected: list[str]) -> None:
+    [override] = OverridesParser.create().parse_overrides([f"x={text}"])
+    assert values_of(override) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("range(0,1,0)", "the step of a range is not 0"),
+        ("range(0,1e9)", "a range may have 100,000 numbers"),
+        ("range(0,inf)", "finite"),
+        ("int(range(0,2,0.5))", r"int\(\) would change the numbers"),
+        ("range(0,1,0.1234567890123456)", "more than 15 digits"),
+        ("range(int(1.5),4)", "write the numbers of the range plainly"),
+    ],
+)
+def test_a_range_that_cannot_be_exact_is_refused(text: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        tried(text)
+
+
+def test_ranges_equal_decimal_arithmetic_whatever_their_ends() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        places = draw.randint(0, 4)
+        start, stop = (Decimal(draw.randint(-300, 300)).scaleb(-places) for _ in range(2))
+        step = Decimal(draw.choice([-1, 1]) * draw.randint(7, 90)).scaleb(-places)
+        expected = decimals(start, stop, step)
+        if not expected:
+            continue
+        assert tried(f"range({start},{stop},{step})") == expected
+        assert tried(f"sort(range({start},{stop},{step}))") == sorted(expected)
+        backwards = sorted(expected, reverse=True)
+        assert tried(f"sort(range({start},{stop},{step}), reverse=true)") == backwards
+
+
+def test_a_grid_without_end_is_refused_in_no_time() -> None:
+    with pytest.raises(RequestError, match="1,000,000 jobs: a grid may have 100,000"):
+        grid(multirun("seed=range(0,1000)", "train.epochs=range(1,1001)").searched)
 
 
 def test_an_empty_range_is_refused() -> None:
@@ -99,8 +268,16 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
     )
 
 
-def test_parameters_are_shown_by_the_last_part_of_their_keys() -> None:
-    assert shown({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "learning_rate=1e-3, seed=0"
+def test_a_job_is_named_by_the_last_part_of_its_keys_as_far_as_that_is_clear() -> None:
+    assert shown({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
+    assert shown({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"
+    assert shown({"a.b.size": "1", "c.b.size": "2", "+d.size": "3"}) == (
+        "a.b.size=1 c.b.size=2 d.size=3"
+    )
+    assert short_names(["optimizer.learning_rate", "schedule.lr"]) == {
+        "optimizer.learning_rate": "optimizer.learning_rate",
+        "schedule.lr": "schedule.lr",
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,4 +306,4 @@ def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> N
     [("0.0001", "0.0001"), ("0.00014016907816835644", "0.0001402"), ("a_long_name", "a_long_name")],
 )
 def test_long_numbers_are_shown_in_brief(text: str, short: str) -> None:
-    assert shown({"optimizer.learning_rate": text}) == f"learning_rate={short}"
+    assert shown({"optimizer.learning_rate": text}) == f"lr={short}"

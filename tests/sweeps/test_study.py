@@ -185,7 +185,9 @@ def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> N
 
 def listener(folder: Path, number: int, *words: str) -> Callable[[int, Any], None]:
     sweep = settings(folder, *words)
-    return pruning_listener(replace(sweep, job=replace(sweep.job, index=number)))
+    return pruning_listener(
+        replace(sweep, job=replace(sweep.job, index=number, study="s", storage=sweep.storage))
+    )
 
 
 def test_an_unpromising_trial_is_pruned_while_it_runs(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def _again(entry: RecordedRun, today: Config) -> Config:
         run_name=f"{name} again",
         tags={**then.tracking.tags, REPEATS: entry.id},
     )
-    alone = replace(then.sweep, job=JobSettings(parent=None, index=None, command=None, keep=False))
+    alone = replace(then.sweep, job=JobSettings(**dict.fromkeys(vars(then.sweep.job))))
     return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
 
 

@@ -13,11 +13,11 @@ from mlflow.entities import Run
 
 from pipeline.config.sweep import JobSettings
 from pipeline.run import run
+from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
 from pipeline.verbs.reproduce.command import Pair, Verdict, judge, paired
-from pipeline.verbs.run import train
 from tests.commands import carried_out, configured, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false", "seed=4")
@@ -156,8 +156,9 @@ def test_a_job_of_a_sweep_is_repeated_as_a_run_of_its_own_on_the_splits_it_was_e
     folder: Path, first: str, tmp_path: Path
 ) -> None:
     config = configured(*SMALL, "tracking.log_model=false")
-    job = JobSettings(parent=first, index=3, command="python -m pipeline seed=4", keep=False)
-    train(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
+    told = dict.fromkeys(vars(config.sweep.job)) | {"parent": first, "index": 3}
+    job = JobSettings(**told | {"command": "python -m pipeline seed=4"})
+    run_one(replace(config, sweep=replace(config.sweep, job=job)), tmp_path / "job")
     child = newest(folder)
     assert child.data.tags["mlflow.parentRunId"] == first
     carried_out(
