@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"config", "system"},
     "evaluation": {"data", "config", "system"},
     "training": {"evaluation", "data", "config", "system"},
-    "tracking": {"data", "config", "system"},
+    "tracking": {"training", "data", "config", "system"},
     "reports": {"tracking", "evaluation", "data", "config", "system"},
     "run": {"reports", "tracking", "evaluation", "training", "data", "config", "system"},
     "sweeps": {
@@ -191,9 +191,9 @@ TOUCHING = {
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
-    "training": "checkpoint programs",
+    "training": "saved checkpoint programs",
     "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "
-    "predict.writers promote.evidence promote.rollback report resume.command serve.command",
+    "predict.writers report resume.command serve.command",
 }
 
 

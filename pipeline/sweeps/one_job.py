@@ -22,6 +22,7 @@ from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
+from pipeline.training.saved import load_saved
 
 LOOK_S = 0.5  # between two looks at time and memory
 GRACE_S = 10.0  # for a job beyond its limit to close its run
@@ -125,8 +126,6 @@ def _complete(config: Config, run_id: str, folder: Path) -> Result:
     """Completes the run of a job that is one of the best: evaluates it and saves its model."""
     recording = reopen(run_id, config.tracking, folder)
     began = find_run(run_id, config).config
-    return complete(config, began, keras.models.load_model(_checkpoint(config, folder)), recording)
-
-
-def _checkpoint(config: Config, folder: Path) -> Path:
-    return folder / "checkpoints" / f"{config.train.keep}.keras"
+    checkpoint = folder / "checkpoints" / f"{config.train.keep}.keras"
+    model = load_saved(checkpoint, called=str(checkpoint), compile=True)
+    return complete(config, began, model, recording)

@@ -27,6 +27,8 @@ DEFAULTS = {
 ALWAYS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # no model of ours needs it
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would hold the store's password
 }
 
 

@@ -5,15 +5,22 @@ TensorFlow is imported only when a model is loaded.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import numpy as np
+import yaml
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.schema import Tracking
@@ -22,14 +29,24 @@ from pipeline.data.values import Array
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.tracking.client import connect
+from pipeline.tracking.values import RecordedRun
 
 if TYPE_CHECKING:
     import keras
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
-LOGGED = re.compile(r"models:/(?P<model_id>[^/@]+)")
+LOGGED = re.compile(r"models:/(?P<model_id>m-[^/@]+)")
 SHOWN = 3  # models that are named when the one asked for is not there
+
+# The parts of a saved model that are read; anything else beside them in `data` is refused.
+KERAS_FILE, EXAMPLE = "data/model.keras", "input_example.json"
+PARTS = {"MLmodel", KERAS_FILE, "data/keras_module.txt", "data/save_format.txt", EXAMPLE}
+PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth")
+KERAS_MODULES, LOADER = ("keras", "tensorflow.keras"), "mlflow.tensorflow"
+FLAT = ("tensorflow",)  # of an MLmodel: mappings whose values are texts and numbers
+MOST_TEXT, MOST_EXAMPLE = 4_000_000, 64_000_000  # bytes
+MOST_BYTES = 8_000_000_000  # of all files of a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +71,8 @@ class LoadedModel:
     the same when an alias moves on. `image_shape` is height, width, channels. `example` are a few
     images u8[N,H,W,C] that the model was saved with, None where it was saved without.
     `dark_border` is the share of the training images with a dark border (`data/polarity.py`), of
-    the example where that was not recorded, None where there is neither.
+    the example where that was not recorded, None where there is neither. `megabytes` (10⁶ bytes)
+    is the size of all its files.
     """
 
     model: keras.Model
@@ -64,6 +82,7 @@ class LoadedModel:
     image_shape: tuple[int, int, int]
     example: Array | None
     dark_border: float | None
+    megabytes: float = float("nan")
 
 
 def follows_alias(uri: str) -> bool:
@@ -93,54 +112,286 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
     return ModelVersion(uri=uri)
 
 
-def load_saved(uri: str) -> keras.Model:
-    """The Keras model that a run of this pipeline saved."""
-    import keras  # noqa: F401 - before mlflow.tensorflow asks for it half way through its import
+def model_of_run(run: RecordedRun) -> keras.Model:
+    """The model that a run has saved, not compiled, from the store that was connected to last.
 
-    return mlflow.tensorflow.load_model(uri)
+    Raises:
+        RequestError: as `load_model` and `require_own_model`.
+    """
+    client = mlflow.MlflowClient()
+    require_own_model(client, run)
+    return _load(client, str(run.model_uri)).model
 
 
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
     """The model at `models:/<name>@<alias>`, `models:/<name>/<version>`, `models:/m-…`, a folder.
 
+    MLflow does not load it: its loader would run what the folder holds. Only models as this
+    pipeline saves them are accepted, and each is inspected first.
+
     Raises:
         RequestError: there is no such model, or it is none that this pipeline has saved.
     """
-    client = connect(tracking.uri)
-    with TemporaryDirectory() as folder:
+    return _load(connect(tracking.uri), uri)
+
+
+def _load(client: mlflow.MlflowClient, uri: str) -> LoadedModel:
+    from pipeline.training.saved import load_saved
+
+    with _fetched(client, uri) as saved:
+        called = f"model_uri={uri}"
+        model = load_saved(saved.folder / KERAS_FILE, called=called)
+        shape = _image_shape(model, uri)
+        example = saved.example(shape)
+        return LoadedModel(
+            model=model,
+            uri=uri,
+            logged_uri=f"models:/{saved.model_id}" if saved.model_id else uri,
+            class_names=saved.class_names,
+            image_shape=shape,
+            example=example,
+            dark_border=saved.dark_border if saved.says_border else _share(example),
+            megabytes=saved.megabytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What a saved model says of itself, all of it checked; nothing is built yet.
+
+    `dark_border` counts where `says_border`: models saved before it was recorded do not.
+    """
+
+    folder: Path
+    megabytes: float
+    model_id: str | None
+    class_names: tuple[str, ...]
+    says_border: bool
+    dark_border: float | None
+
+    def example(self, shape: tuple[int, int, int]) -> Array | None:
+        """The images u8[N,H,W,C] that it was saved with, None if there are none.
+
+        Raises:
+            RequestError: they are no such images.
+        """
+        file = self.folder / EXAMPLE
+        if not file.exists():
+            return None
         try:
-            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
-            saved = Model.load(path)
+            images = np.asarray(json.loads(_read(file, MOST_EXAMPLE)))
+            if images.shape[1:] != shape or images.dtype.kind not in "iu":
+                raise ValueError(f"holds {images.dtype}{list(images.shape)}, not images {shape}")
+            if images.min() < 0 or images.max() > 255:
+                raise ValueError("holds values beyond 0–255")
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{EXAMPLE} of the model {first_line(str(error))}") from error
+        return images.astype(np.uint8)
+
+
+@contextmanager
+def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
+    """The saved model at an address, on this machine while the block runs.
+
+    Raises:
+        RequestError: there is no such model, or it is none that this pipeline has saved.
+    """
+    with _fetched(connect(tracking.uri), uri) as saved:
+        yield saved
+
+
+@contextmanager
+def _fetched(client: mlflow.MlflowClient, uri: str) -> Iterator[SavedModel]:
+    with TemporaryDirectory(prefix="pipeline-fetched-") as place:
+        try:
+            folder, sizes = _fetch(_location(client, uri), Path(place))
         except (MlflowException, OSError) as error:
             raise RequestError(f"model_uri={uri}: no such model; {_present(client)}") from error
-        return _loaded(uri, saved, path)
+        except ValueError as error:
+            raise RequestError(f"model_uri={uri}: cannot be loaded: {error}") from error
+        yield _described(uri, folder, sizes)
 
 
-def _loaded(uri: str, saved: Model, folder: str) -> LoadedModel:
-    metadata = saved.metadata or {}
-    if "tensorflow" not in saved.flavors or "class_names" not in metadata:
-        raise RequestError(f"model_uri={uri}: not a model of this pipeline, it has no class names")
-    model = _keras_model(folder, uri)
-    example = _example(saved, folder)
-    return LoadedModel(
-        model=model,
-        uri=uri,
-        logged_uri=f"models:/{saved.model_id}" if saved.model_id else uri,
-        class_names=tuple(metadata["class_names"]),
-        image_shape=_image_shape(model, uri),
-        example=example,
-        dark_border=metadata["dark_border"] if "dark_border" in metadata else _share(example),
+def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
+    """Refuses a run whose tag `model_uri` is not about this run.
+
+    A tag can be set by anybody who can write to the store: it counts only if it names a model that
+    this very run logged, or one among its artefacts.
+
+    Raises:
+        RequestError: it names another model or place.
+    """
+    uri = run.model_uri or ""
+    if logged := LOGGED.fullmatch(uri):
+        try:
+            if client.get_logged_model(logged["model_id"]).source_run_id == run.id:
+                return
+        except MlflowException as error:
+            raise RequestError(f"run_id={run.id}: its model {uri} is gone") from error
+    own = (f"runs:/{run.id}/", f"{run.artifacts}/")
+    if uri.startswith(own) and ".." not in unquote(uri).split("/"):
+        return
+    raise RequestError(
+        f"run_id={run.id}: its tag model_uri={uri} names no model of this run; nothing is loaded"
     )
 
 
-def _keras_model(folder: str, uri: str) -> keras.Model:
-    import keras  # noqa: F401 - before mlflow.tensorflow asks for it half way through its import
+def _location(client: mlflow.MlflowClient, uri: str) -> str:
+    """Where the files of a model lie, by what the store says and not by what they say.
 
+    Raises:
+        ValueError: a registered version, or a logged model, points elsewhere.
+        MlflowException: there is none.
+    """
+    if not uri.startswith("models:"):
+        return _of_a_run(client, uri) if uri.startswith("runs:") else uri
+    if registered := (ALIAS.fullmatch(uri) or VERSION.fullmatch(uri)):
+        named = registered.groupdict()
+        if "alias" in named:
+            version = client.get_model_version_by_alias(named["name"], named["alias"])
+        else:
+            version = client.get_model_version(named["name"], named["version"])
+        uri = str(version.source)
+        if not LOGGED.fullmatch(uri):
+            raise ValueError(f"version {version.version} is from {uri}, which no run has logged")
+    logged = LOGGED.fullmatch(uri)
+    if logged is None:
+        raise ValueError("it is no address of a model")
+    model_id = logged["model_id"]
+    model = client.get_logged_model(model_id)
+    root = client.get_experiment(model.experiment_id).artifact_location
+    location = str(model.artifact_location)
+    expected = f"{root.partition('?')[0].rstrip('/')}/models/{model_id}/artifacts"
+    if location.partition("?")[0] != expected:
+        raise ValueError(f"the store has it at {location}, outside of its experiment's {root}")
+    return location
+
+
+def _of_a_run(client: mlflow.MlflowClient, uri: str) -> str:
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    if not path or ".." in unquote(path).split("/"):
+        raise ValueError("it is no address of a model")
+    return f"{client.get_run(run_id).info.artifact_uri}/{path}"
+
+
+def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
+    """The folder with a model's parts, and the size of each file, by its path in it.
+
+    Raises:
+        ValueError: it holds what no model of ours does.
+        OSError, MlflowException: it is not there, or incomplete.
+    """
+    local = urlsplit(location)
+    if local.scheme in ("", "file"):
+        folder = Path(unquote(local.path) if local.scheme else location)
+        sizes = _listed(folder)
+        _require_ours(sizes)
+        return folder, sizes
+    repository = get_artifact_repository(location)
+    parts = [*repository.list_artifacts(), *repository.list_artifacts("data")]
+    sizes = {part.path: int(part.file_size or 0) for part in parts if not part.is_dir}
+    folders = [part.path for part in parts if part.is_dir]
+    _require_ours(sizes | {f"{folder}/": 0 for folder in folders if folder != "data"})
+    for name in PARTS & sizes.keys():
+        (place / name).parent.mkdir(exist_ok=True)
+        repository.download_artifacts(name, str(place))  # type: ignore[no-untyped-call]
+    return place, sizes
+
+
+def _listed(folder: Path) -> dict[str, int]:
+    """The files of a folder on this machine; other folders than `data` end in a slash."""
+    sizes = {}
+    for part in [*os.scandir(folder), *os.scandir(folder / "data")]:
+        name = Path(part.path).relative_to(folder).as_posix()
+        if part.is_file(follow_symlinks=False):
+            sizes[name] = part.stat().st_size
+        elif not part.is_dir(follow_symlinks=False):
+            raise ValueError(f"{name[:80]} is a link or no file")
+        elif name != "data":
+            sizes[f"{name}/"] = 0
+    return sizes
+
+
+def _require_ours(sizes: Mapping[str, int]) -> None:
+    """Refuses a folder in which there is code, a pickle, or anything else that is not ours."""
+    for name in sorted(sizes):
+        is_foreign = name.startswith("data/") and name not in PARTS
+        if is_foreign or name.endswith(("/", ".py", *PICKLES)):
+            raise ValueError(f"it holds {name[:80]}, which models of this pipeline never do")
+    if sum(sizes.values()) > MOST_BYTES:
+        raise ValueError(f"it has {sum(sizes.values()) / 1e9:.1f} GB")
+    for name in ("MLmodel", KERAS_FILE):
+        if name not in sizes:
+            raise FileNotFoundError(f"{name} is missing")
+
+
+def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
+    """What `MLmodel` says, read as data: names of modules in it are compared, never imported."""
     try:
-        return mlflow.tensorflow.load_model(folder, keras_model_kwargs={"compile": False})
-    except (MlflowException, OSError, ValueError, TypeError) as error:
-        said = first_line(str(error))
-        raise RequestError(f"model_uri={uri}: cannot be loaded: {said}") from error
+        document = yaml.safe_load(_read(folder / "MLmodel", MOST_TEXT))
+        flavors, metadata = _mapping(document, "flavors"), _mapping(document, "metadata")
+        names = metadata.get("class_names")
+        if "tensorflow" not in flavors or names is None:
+            raise RequestError(
+                f"model_uri={uri}: not a model of this pipeline, it has no class names"
+            )
+        _require_keras(flavors)
+        border, model_id = metadata.get("dark_border"), document.get("model_id")
+        if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
+            raise ValueError("class_names is no list of texts")
+        is_share = isinstance(border, int | float) and 0 <= border <= 1
+        if border is not None and not is_share:
+            raise ValueError("dark_border is no share")
+        if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
+            raise ValueError("model_id is none")
+        module = folder / "data" / "keras_module.txt"
+        if module.exists() and _read(module, MOST_TEXT).strip() not in KERAS_MODULES:
+            raise ValueError("data/keras_module.txt names another module than keras")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = first_line(str(error))[:200]
+        raise RequestError(f"model_uri={uri}: cannot be loaded: MLmodel: {told}") from error
+    return SavedModel(
+        folder=folder,
+        megabytes=sum(sizes.values()) / 1e6,
+        model_id=model_id,
+        class_names=tuple(names),
+        says_border="dark_border" in metadata,
+        dark_border=border,
+    )
+
+
+def _require_keras(flavors: Mapping[str, Any]) -> None:
+    """Refuses a model that MLflow would load with code of its own."""
+    if other := sorted(map(str, flavors.keys() - {"tensorflow", "python_function"})):
+        raise ValueError(f"it has the flavor {other[0][:40]}")
+    keras, generic = _mapping(flavors, "tensorflow"), _mapping(flavors, "python_function")
+    told = {
+        "code": {keras.get("code"), generic.get("code")} <= {None},
+        "data": {keras.get("data"), generic.get("data", "data")} <= {"data"},
+        "model_type": keras.get("model_type") == "keras",
+        "keras_module": keras.get("keras_module", "keras") in KERAS_MODULES,
+        "loader_module": generic.get("loader_module", LOADER) == LOADER,
+    }
+    for key, is_ours in told.items():
+        if not is_ours:
+            raise ValueError(f"its {key} is not that of a model of this pipeline")
+
+
+def _mapping(document: Any, key: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise ValueError("it is no mapping")
+    found = document.get(key) or {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{key} is no mapping")
+    if any(isinstance(value, dict | list) for value in found.values() if key in FLAT):
+        raise ValueError(f"{key} is nested")
+    return found
+
+
+def _read(file: Path, most: int) -> str:
+    if file.stat().st_size > most:
+        raise ValueError(f"{file.name} has more than {most / 1e6:g} MB")
+    return file.read_text(encoding="utf-8")
 
 
 def _image_shape(model: keras.Model, uri: str) -> tuple[int, int, int]:
@@ -149,11 +400,6 @@ def _image_shape(model: keras.Model, uri: str) -> tuple[int, int, int]:
         raise RequestError(f"model_uri={uri}: takes {shape}, not images of one size [H,W,C]")
     height, width, channels = shape
     return height, width, channels
-
-
-def _example(saved: Model, folder: str) -> Array | None:
-    example = saved.load_input_example(folder)
-    return None if example is None else np.asarray(example, np.uint8)
 
 
 def _share(example: Array | None) -> float | None:

@@ -30,9 +30,13 @@ PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """A version of the registered model: its `source` is the model's URI; `age_s` its age then."""
+    """A version of the registered model: `uri` is its address, `source` that of the logged model.
+
+    `age_s` is its age then.
+    """
 
     number: int
+    uri: str
     source: str
     run_id: str
     tags: Mapping[str, str]
@@ -143,6 +147,7 @@ def open_registry(tracking: Tracking, name: str) -> Registry:
 def _version(found: ModelVersion) -> Version:
     return Version(
         number=int(found.version),
+        uri=f"models:/{found.name}/{found.version}",
         source=str(found.source),
         run_id=str(found.run_id or ""),
         tags=found.tags,

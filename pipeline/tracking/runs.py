@@ -22,6 +22,7 @@ from pipeline.data.values import KEPT
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
+from pipeline.tracking.models import require_own_model
 from pipeline.tracking.values import (
     FOLDER,
     INDEX,
@@ -80,6 +81,7 @@ def find_trained(run_id: str | None, config: Config, *, metric: str | None = Non
         run = find_run(run_id, config, latest=MODELS, called="finished run")
     if run.model_uri is None:
         raise RequestError(f"run_id={run_id} ({run.status}) has saved no model")
+    require_own_model(connect(config.tracking.uri), run)
     run.config  # noqa: B018 - read now, or refused
     return run
 

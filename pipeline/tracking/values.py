@@ -216,9 +216,9 @@ class RecordedRun:
         """
         if self.model_uri is None:
             raise RequestError(f"run_id={self.id} ({self.status}) has saved no model")
-        from pipeline.tracking.models import load_saved  # which imports TensorFlow
+        from pipeline.tracking.models import model_of_run  # which imports TensorFlow
 
-        return load_saved(self.model_uri)
+        return model_of_run(self)
 
     def fetch(self, name: str) -> Path:
         """A file among its artefacts, on this machine.

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
+from pipeline.training.saved import PROGRESS, WEIGHTS, check_archive, inspected
 
 if TYPE_CHECKING:
     import keras  # who only reads the progress need not wait for it
 
 LAST, BEST = "last.keras", "best.keras"
-_MEMBER = "progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Progress:
     def add_to(self, path: Path) -> None:
         """Adds the progress to a `.keras` file, which Keras reads as before."""
         with zipfile.ZipFile(path, "a") as file:
-            file.writestr(_MEMBER, json.dumps(asdict(self)))
+            file.writestr(PROGRESS, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,10 @@ def progress_of(path: Path) -> Progress:
         )
     try:
         with zipfile.ZipFile(path) as file:
+            check_archive(file)
             if file.testzip() is not None:
                 raise zipfile.BadZipFile("its checksum is wrong")
-            return Progress(**json.loads(file.read(_MEMBER)))
+            return TypeAdapter(Progress).validate_json(file.read(PROGRESS), strict=True)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
         raise RequestError(
             f"{path}: no checkpoint to go on from ({error}); start the run again"
@@ -94,9 +96,14 @@ def save_checkpoint(
 
 
 def load_state(model: keras.Model, path: Path) -> None:
-    """Gives a compiled model the weights and the optimizer's state of a checkpoint."""
+    """Gives a compiled model the weights and the optimizer's state of a checkpoint.
+
+    Raises:
+        RequestError: the file is damaged, or its weights lie in another one.
+    """
     model.optimizer.build(model.trainable_variables)
-    model.load_weights(path)
+    with inspected(path, called=str(path)) as folder:
+        model.load_weights(folder / WEIGHTS)
 
 
 def restore_seeds(model: keras.Model, progress: Progress) -> None:

@@ -14,7 +14,6 @@ from pipeline.config.schema import Config
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData, Split
 from pipeline.system.errors import RequestError, one_line
-from pipeline.tracking.client import fetch
 from pipeline.tracking.models import load_model
 from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import find_run
@@ -89,15 +88,14 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
     """Loads a model from its saved bytes and has it predict the test images of `raw`."""
     test = raw.test
     try:
-        folder = fetch(uri)
-        loaded = load_model(str(folder), config.tracking)
+        loaded = load_model(uri, config.tracking)
         if loaded.image_shape != test.image_shape:
             raise ValueError(f"it takes images of {loaded.image_shape}, not {test.image_shape}")
         if len(loaded.class_names) != len(raw.class_names):
             raise ValueError(f"it knows {len(loaded.class_names)} classes")
         return _Asked(
             probs=predict(loaded.model, test, batch_size=config.evaluate.batch_size),
-            megabytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6,
+            megabytes=loaded.megabytes,
             milliseconds=single_image_ms(loaded.model, test),
         )
     except (RequestError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
@@ -114,7 +112,7 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
     if not np.array_equal(raw.test.labels, logged.labels):
         problem = "the candidate's test images are no longer there"
         return Champion(version=version.number, predicted=None, problem=problem)
-    asked = _ask(version.source, config, raw)
+    asked = _ask(version.uri, config, raw)
     predicted = None if asked.probs is None else _classes(asked.probs)
     return Champion(version=version.number, predicted=predicted, problem=asked.error)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.client import fetch
+from pipeline.tracking.models import fetched
 from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
 from pipeline.verbs.promote import History, Rollback
 from pipeline.verbs.promote.ledger import (
@@ -45,7 +45,7 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     champion = aliases.get(CHAMPION)
     if champion is None:
         raise RequestError(f"{registry.name} has no champion to go back from; promote a run first")
-    target = _target(registry, request.to, aliases.get(PREVIOUS))
+    target = _target(registry, request.to, aliases.get(PREVIOUS), config.tracking)
     if target.number == champion:
         says = f"version {champion} is the champion already; nothing was changed"
         return concluded(registry, UNCHANGED, says=says)
@@ -94,7 +94,9 @@ def show_history(ledger: Ledger, request: History) -> None:
         console.print(f"{ledger.name} has no ledger yet; it begins with the first `promote`")
 
 
-def _target(registry: Registry, wanted: int | None, previous: int | None) -> Version:
+def _target(
+    registry: Registry, wanted: int | None, previous: int | None, tracking: Tracking
+) -> Version:
     number = wanted or previous
     if number is None:
         raise RequestError(
@@ -110,8 +112,7 @@ def _target(registry: Registry, wanted: int | None, previous: int | None) -> Ver
             "puts it to the gates"
         )
     try:
-        if not (fetch(version.source) / "MLmodel").exists():
-            raise FileNotFoundError("MLmodel is missing")
-    except OSError as error:
+        with fetched(version.uri, tracking):
+            return version
+    except RequestError as error:
         raise RequestError(f"to={number}: its model is gone: {error}") from error
-    return version

@@ -1,0 +1,341 @@
+"""Opens `.keras` files that somebody else may have written: inspected as data, then loaded.
+
+A `.keras` file is a ZIP archive of `config.json`, which names the classes to build, and
+`model.weights.h5`. Keras alone is not guard enough: layers such as `TFSMLayer` or `StringLookup`
+read files that their configuration names, HDF5 files may point to other files, and a few bytes of
+either may ask for terabytes of memory. So nothing is built before all of it has been looked at,
+and what Keras opens is the copy that was.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+import math
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pipeline.system.errors import RequestError, first_line
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
+
+CONFIG, WEIGHTS, PROGRESS = "config.json", "model.weights.h5", "progress.json"
+MEMBERS = {"metadata.json", CONFIG, WEIGHTS, PROGRESS}
+MOST_JSON = 16_000_000  # bytes of a text in the archive
+MOST_WEIGHTS = 8_000_000_000  # bytes
+MOST_EXPANSION = 8  # of an archive's member; weights hardly shrink, and Keras stores them as is
+MOST_OBJECTS = 50_000  # that a configuration describes; EfficientNet-B7 has about 5,000
+MOST_LINKS = 200_000  # in a file of weights
+MOST_VALUES = 2**27  # that a layer gives for one image: half a gigabyte
+
+# Layers that compute from their inputs, weights and numbers alone. What is missing here runs code
+# (Lambda, TorchModuleWrapper, JaxLayer, FlaxLayer) or reads files (TFSMLayer, lookups, texts).
+_LAYERS = """
+Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
+AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
+AdditiveAttention AlphaDropout Attention AugMix AutoContrast Average AveragePooling1D
+AveragePooling2D AveragePooling3D BatchNormalization Bidirectional CategoryEncoding CenterCrop
+Concatenate ContrastLimitedAdaptiveHistogramEqualization Conv1D Conv1DTranspose Conv2D
+Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D Cropping2D
+Cropping3D CutMix Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU
+EinsumDense Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
+GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D
+GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention Identity InputLayer
+LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D
+Maximum Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline
+RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter
+RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur
+RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
+RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector
+Rescaling Reshape Resizing ReversibleEmbedding SeparableConv1D SeparableConv2D SimpleRNN
+SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D
+SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D
+UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+"""
+LAYERS = frozenset(_LAYERS.split())
+# Of these modules every class of that kind: they hold numbers, and other objects of the list.
+KINDS = {
+    "keras.initializers": "Initializer",
+    "keras.regularizers": "Regularizer",
+    "keras.constraints": "Constraint",
+    "keras.optimizers": "Optimizer",
+    "keras.optimizers.schedules": "LearningRateSchedule",
+    "keras.losses": "Loss",
+    "keras.metrics": "Metric",
+    "keras.dtype_policies": "DTypePolicy",
+}
+NAMED = {
+    ("keras", "Sequential"),
+    ("keras", "Functional"),
+    ("keras", "DTypePolicy"),
+    ("keras.models", "Sequential"),
+    ("keras.models", "Functional"),
+    ("keras.src.models.sequential", "Sequential"),
+    ("keras.src.models.functional", "Functional"),
+    ("keras.dtype_policies", "DTypePolicyMap"),
+}
+# Where the operations between layers are (`x + y` in a functional model). None of these modules'
+# takes a function.
+OPERATIONS = tuple(f"keras.src.ops.{name}" for name in ("numpy", "nn", "math", "image", "linalg"))
+OF_THE_CORE = {"Cast", "SaturateCast", "Slice", "SliceUpdate", "StopGradient", "Unstack"}
+FUNCTIONS = ("keras.activations", "keras.losses", "keras.metrics")  # that may be named
+PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+
+
+def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model:
+    """The Keras model in a `.keras` file, once nothing in it can run code or read other files.
+
+    `called` names the file in messages, as `model_uri=…`; `compile` also restores its optimizer,
+    loss and metrics.
+
+    Raises:
+        RequestError: it is damaged, too large, or holds anything else than a model of Keras' own
+            layers with its weights.
+    """
+    import keras
+
+    with inspected(file, called=called) as folder, _refused_as(called):
+        config = _json(folder / CONFIG)
+        _check_objects(config)
+        _check_sizes(config, stored=_check_weights(folder / WEIGHTS))
+        return keras.saving.load_model(folder, compile=compile, safe_mode=True)
+
+
+@contextmanager
+def inspected(file: Path, *, called: str) -> Iterator[Path]:
+    """A folder of our own with `config.json` and `model.weights.h5` of a `.keras` file.
+
+    Both are of bounded size, and the weights point to nothing outside of them. It goes with the
+    block.
+
+    Raises:
+        RequestError: as `load_saved`.
+    """
+    with TemporaryDirectory(prefix="pipeline-model-") as place:
+        folder = Path(place)
+        with _refused_as(called):
+            _unpack(file, folder)
+            _check_weights(folder / WEIGHTS)
+        yield folder
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Looks at an open `.keras` file's list of members.
+
+    Raises:
+        ValueError: one is no part of a Keras model, or grows too large when it is read.
+    """
+    names = [member.filename for member in archive.infolist()]
+    if foreign := sorted(set(names) - MEMBERS):
+        raise ValueError(f"it holds {foreign[0]!r}, which is no part of a Keras model")
+    if len(names) != len(set(names)):
+        raise ValueError("it holds a file twice")
+    for member in archive.infolist():
+        most = MOST_WEIGHTS if member.filename == WEIGHTS else MOST_JSON
+        expanded = member.file_size > MOST_EXPANSION * member.compress_size + 1_000_000
+        if member.file_size > most or expanded:
+            size = f"{member.file_size / 1e6:,.0f} MB"
+            raise ValueError(f"its {member.filename} would unfold to {size}")
+
+
+@contextmanager
+def _refused_as(called: str) -> Iterator[None]:
+    """Whatever a foreign file makes the libraries raise, as one line of ours."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except RecursionError as error:
+        raise RequestError(f"{called}: cannot be loaded: it is nested too deeply") from error
+    except Exception as error:
+        told = first_line(str(error), otherwise=type(error).__name__)[:300]
+        raise RequestError(f"{called}: cannot be loaded: {told}") from error
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise ValueError(f"{file.name} is a link or no file")
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file.name} is damaged, or no file of Keras 3")
+    with zipfile.ZipFile(file) as archive:
+        check_archive(archive)
+        for name in (CONFIG, WEIGHTS):
+            if name not in archive.namelist():
+                raise ValueError(f"{file.name} has no {name}")
+            with archive.open(name) as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_bytes())
+
+
+def _check_objects(config: Any) -> None:
+    """Looks at every object that Keras would make of a configuration.
+
+    Raises:
+        ValueError: one is not on the list.
+    """
+    waiting, seen = [config], 0
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError(f"its {CONFIG} describes no model")
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            if "class_name" in value:
+                seen += 1
+                _check_object(value)
+        if seen > MOST_OBJECTS:
+            raise ValueError(f"its {CONFIG} describes more than {MOST_OBJECTS:,} objects")
+
+
+def _check_object(described: Mapping[str, Any]) -> None:
+    name, module = described["class_name"], described.get("module")
+    registered = described.get("registered_name")
+    if name in PLAIN and module is None and registered is None:
+        return
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise ValueError(f"it has an object {str(name)[:80]!r} that does not say where it is from")
+    if name == "function":
+        told = described.get("config")
+        allowed = isinstance(told, str) and _is_function(module, told)
+        allowed, name = allowed and registered in (None, told), str(told)
+    else:
+        allowed = _is_allowed(module, name) and registered in (None, name)
+    if not allowed and not _is_registered(registered):
+        raise ValueError(
+            f"it needs {module[:80]}.{name[:80]}, which is none of Keras' own layers and operations"
+            " that can be trusted in a foreign file"
+        )
+
+
+def _is_allowed(module: str, name: str) -> bool:
+    import keras
+
+    if (module, name) in NAMED or (module == "keras.layers" and name in LAYERS):
+        return True
+    if module in KINDS:
+        public = importlib.import_module(module)
+        found = getattr(public, name, None)
+        return inspect.isclass(found) and issubclass(found, getattr(public, KINDS[module]))
+    if module == "keras.src.ops.core":
+        return name in OF_THE_CORE
+    if module in OPERATIONS:
+        found = vars(importlib.import_module(module)).get(name)
+        return inspect.isclass(found) and issubclass(found, keras.Operation)
+    return False
+
+
+def _is_function(module: str, name: str) -> bool:
+    """Whether an activation, loss or metric is meant; Keras looks up `builtins` in all three."""
+    places = FUNCTIONS if module == "builtins" else (module,) if module in FUNCTIONS else ()
+    return name not in ("get", "serialize", "deserialize") and any(
+        inspect.isfunction(getattr(importlib.import_module(place), name, None)) for place in places
+    )
+
+
+def _is_registered(name: Any) -> bool:
+    """Whether code that the user trusts has registered a class of that name in this process."""
+    import keras
+
+    found = keras.saving.get_custom_objects().get(name) if isinstance(name, str) else None
+    return found is not None and not found.__module__.startswith("keras.")
+
+
+def _check_weights(file: Path) -> int:
+    """Looks at every link and array of an HDF5 file; returns how many numbers it holds.
+
+    Raises:
+        ValueError: one points to another file, or declares more than is stored.
+    """
+    import h5py
+
+    numbers, seen = 0, set()
+    with h5py.File(file, "r") as opened:
+        waiting: list[h5py.Group] = [opened]
+        links = 0
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                links += 1
+                if links > MOST_LINKS:
+                    raise ValueError("its weights have too many parts")
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"its weights link {name[:80]!r} to another place")
+                part = group[name]
+                place = h5py.h5o.get_info(part.id).addr
+                if place in seen:
+                    continue
+                seen.add(place)
+                if isinstance(part, h5py.Group):
+                    waiting.append(part)
+                else:
+                    _check_array(part)
+                    numbers += part.size
+    return numbers
+
+
+def _check_array(array: h5py.Dataset | h5py.Datatype) -> None:
+    from h5py import Dataset, h5d, h5t
+
+    if not isinstance(array, Dataset):
+        raise ValueError("its weights hold something else than arrays")
+    plain = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM, h5t.OPAQUE, h5t.BITFIELD}
+    made = array.id.get_create_plist()
+    if array.id.get_type().get_class() not in plain:
+        raise ValueError("its weights hold something else than numbers")
+    if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
+        raise ValueError("its weights lie in another file")
+    if made.get_nfilters() or array.id.get_storage_size() != array.nbytes:
+        raise ValueError("its weights declare more numbers than they store")
+
+
+def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
+    """Builds the model without its numbers and compares what it needs with the `stored` numbers.
+
+    Raises:
+        ValueError: it has more parameters than the file has, or layers of huge outputs.
+    """
+    import keras
+    from keras.src.backend.common import global_state  # the only way to forget these variables
+
+    plain = copy.deepcopy(config)  # Keras empties what it reads
+    plain["compile_config"] = None
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(plain, safe_mode=True)
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", [])
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"its {CONFIG} describes no model")
+    parameters = sum(math.prod(weight.shape) for weight in model.weights)
+    if parameters > stored:
+        raise ValueError(f"it describes {parameters:,} parameters and holds {stored:,}")
+    largest = max((math.prod(shape) for shape in _shapes(model)), default=0)
+    if largest > MOST_VALUES:
+        raise ValueError(f"one of its layers gives {largest:,} numbers for one image")
+
+
+def _shapes(model: keras.Model) -> Iterator[tuple[int, ...]]:
+    """The shapes of all that is computed on the way, without the number of images."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _shapes(layer)
+    for step in getattr(model, "operations", model.layers):
+        for node in step._inbound_nodes:
+            for tensor in node.output_tensors:
+                yield tuple(size for size in tensor.shape[1:] if size is not None)

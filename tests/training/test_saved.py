@@ -1,0 +1,136 @@
+"""Foreign `.keras` files: what the product saves is loaded, all else is refused unharmed."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.system.errors import RequestError
+from pipeline.training.saved import LAYERS, inspected, load_saved
+from tests.commands import ROOT, environment
+from tests.hostile import IN_THE_FILE, with_value
+
+
+def tiny() -> keras.Model:
+    """A model with most kinds of objects that a configuration can describe."""
+    layers = keras.layers
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = layers.Rescaling(1 / 255, name="scaling")(images)
+    x = layers.RandomFlip(seed=1, name="flip")(x)
+    y = layers.Conv2D(4, 3, padding="same", kernel_regularizer="l2", name="conv")(x)
+    y = layers.BatchNormalization(name="norm")(y)
+    x = keras.ops.mean(y * 2 + keras.ops.relu(y), axis=(1, 2))
+    x = keras.Sequential([layers.Dense(4, activation="gelu"), layers.Dropout(0.1)], name="sub")(x)
+    outputs = layers.Dense(3, activation="softmax", dtype="float32", name="probabilities")(x)
+    model = keras.Model(images, outputs, name="tiny")
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, 100)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(schedule),
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "model.keras"
+    tiny().save(path)
+    return path
+
+
+@pytest.fixture
+def copied(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(sound, tmp_path / "model.keras"))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float16"])
+def test_a_saved_model_gives_the_same_answers_once_loaded(policy: str, tmp_path: Path) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = tiny()
+        model.save(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy(before)
+    loaded = load_saved(tmp_path / "model.keras", called="it", compile=True)
+    images = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    assert np.array_equal(loaded(images, training=False), model(images, training=False))
+    assert type(loaded.optimizer) is type(model.optimizer)
+
+
+@pytest.mark.parametrize("way", IN_THE_FILE)
+def test_a_hostile_file_is_refused_in_a_line_and_runs_nothing(
+    way: str, copied: Path, tmp_path: Path
+) -> None:
+    doctor, told = IN_THE_FILE[way]
+    marker = tmp_path / "marker"
+    doctor(copied, marker)
+    with pytest.raises(RequestError, match=rf"^models:/m-1: cannot be loaded: .*({told})") as told_:
+        load_saved(copied, called="models:/m-1")
+    assert "\n" not in str(told_.value)
+    assert not marker.exists()
+
+
+def test_weights_alone_are_inspected_too(copied: Path, tmp_path: Path) -> None:
+    doctor, told = IN_THE_FILE["a link to another HDF5 file"]
+    doctor(copied, tmp_path)
+    with pytest.raises(RequestError, match=told), inspected(copied, called="it"):
+        pass
+
+
+def test_what_was_inspected_is_gone_afterwards(copied: Path) -> None:
+    with inspected(copied, called="it") as folder:
+        assert {file.name for file in folder.iterdir()} == {"config.json", "model.weights.h5"}
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_asks_for_terabytes_is_refused_within_two_gigabytes(copied: Path) -> None:
+    with_value("units", 10**12)(copied, copied)
+    program = (
+        "import sys; from pathlib import Path; from pipeline.training.saved import load_saved\n"
+        "from pipeline.system.errors import RequestError\n"
+        "try: load_saved(Path(sys.argv[1]), called='it')\n"
+        "except RequestError as error: print(error)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(copied)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30)),
+    )
+    assert ran.stdout.startswith("it: cannot be loaded"), ran.stderr[-500:]
+
+
+def test_every_layer_of_the_list_is_one_of_keras() -> None:
+    for name in LAYERS:
+        assert issubclass(getattr(keras.layers, name), keras.layers.Layer), name
+
+
+def test_an_ordinary_class_that_the_user_has_registered_is_loaded(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable(package="tests")
+    class Doubled(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+            return 2 * x
+
+    images = keras.Input((2, 2, 1))
+    model = keras.Model(images, Doubled()(images))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    try:
+        assert load_saved(path, called="it")(np.ones((1, 2, 2, 1)))[0, 0, 0, 0] == 2
+    finally:
+        del keras.saving.get_custom_objects()["tests>Doubled"]
+    with pytest.raises(RequestError, match="Doubled"):
+        load_saved(path, called="it")
