@@ -1,18 +1,19 @@
-"""Finds image files and opens them."""
+"""Finds image files, and opens those that hold arrays."""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.pictures import Picture
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
@@ -22,6 +23,7 @@ FORMATS = (
     *("TGA", "TIFF", "WEBP"),
 )
 ARRAY_SUFFIX = ".npy"
+LINKED = "linked folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,37 +36,134 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files in order, and the folders that cannot be looked into."""
+    """Files in order, the folders that cannot be looked into, and what was left out how often.
+
+    `left_out` counts by ending (`.heic`), `without an ending` and `linked folder`.
+    """
 
     files: tuple[Path, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def rest(self) -> str:
+        """What was left out, as `left out: 5 .heic, 1 linked folder`; empty if nothing was."""
+        told = (
+            f"{count:,} {what}{'s' if what == LINKED and count > 1 else ''}"
+            for what, count in self.left_out
+        )
+        return f"left out: {', '.join(told)}" if self.left_out else ""
 
 
 def find(images: str) -> Found:
     """The files that a file's name, a folder (searched through) or a pattern stands for, in order.
 
     The order is natural (`9.png` before `10.png`). In folders, what is hidden or has no ending of
-    an image stays out; a file that is named, or matches, does not.
+    an image stays out; a file that is named, or matches, does not. A linked folder is entered only
+    if it is named outright.
 
     Raises:
         RequestError: there is none.
     """
+    if not images.strip():
+        raise RequestError("images= is empty; name a file, a folder or a pattern")
     named = Path(images).expanduser()
-    # Path.glob takes no absolute pattern. Of `nowhere/**` the glob would return `nowhere/`.
-    matched = filter(os.path.lexists, glob.glob(str(named), recursive=True))  # noqa: PTH207
-    matches = [named] if named.exists() else [Path(match) for match in matched]
-    closed: dict[Path, Unreadable] = {}
-    found = {
-        file
-        for match in matches
-        for file in (_inside(match, closed) if match.is_dir() else [match])
-    }
-    if not found:
+    search = _Search()
+    if os.path.lexists(named):
+        search.named(named)
+    else:
+        start = Path(named.anchor)
+        search.pattern(start, named.parts[1:] if named.anchor else named.parts)
+    left_out = Counter(kind for place, kind in search.left_out.items() if place not in search.files)
+    found = Found(
+        files=tuple(sorted(search.files, key=_natural)),
+        unreadable=tuple(search.closed[place] for place in sorted(search.closed, key=_natural)),
+        left_out=tuple(left_out.most_common()),
+    )
+    if not found.files:
         what = "no images in this folder" if named.is_dir() else "no such file, and nothing matches"
-        told = [f"{printable(one.file)}: {one.reason}" for one in closed.values()]
-        raise RequestError("; ".join([f"images={images}: {what}", *told[:1]]))
-    unreadable = tuple(closed[folder] for folder in sorted(closed, key=_natural))
-    return Found(files=tuple(sorted(found, key=_natural)), unreadable=unreadable)
+        told = [f"{printable(one.file)}: {one.reason}" for one in found.unreadable]
+        raise RequestError(
+            "; ".join(filter(None, [f"images={images}: {what}", found.rest, *told[:1]]))
+        )
+    return found
+
+
+class _Search:
+    """What a search has come across so far."""
+
+    def __init__(self) -> None:
+        Image.init()
+        known = Image.registered_extensions().items()
+        self.endings = {end for end, kind in known if kind in (*FORMATS, "MPO")} | {ARRAY_SUFFIX}
+        self.files: set[Path] = set()
+        self.closed: dict[Path, Unreadable] = {}
+        self.left_out: dict[Path, str] = {}
+
+    def named(self, place: Path) -> None:
+        """Takes a file, or the image files below a folder."""
+        if place.is_dir():
+            self.folder(place)
+        else:
+            self.files.add(place)
+
+    def folder(self, folder: Path) -> None:
+        """Takes the image files below a folder."""
+        for entry in self.entries(folder):
+            if self.is_folder(entry):
+                self.folder(folder / entry.name)
+            elif not entry.name.startswith(".") and not entry.is_dir():
+                self.file(folder / entry.name)
+
+    def pattern(self, place: Path, parts: Sequence[str]) -> None:
+        """Takes what matches the parts of a pattern below a place, as in a shell."""
+        if not parts:
+            self.named(place)
+            return
+        first, *rest = parts
+        if first == "**":
+            rest = rest or ["*"]
+            self.pattern(place, rest)
+            for entry in filter(self.is_folder, self.entries(place)):
+                self.pattern(place / entry.name, ["**", *rest])
+        elif glob.has_magic(first):
+            fits = re.compile(fnmatch.translate(first)).match
+            for entry in self.entries(place):
+                hidden = entry.name.startswith(".") and not first.startswith(".")
+                if not hidden and fits(entry.name) and self.is_open(entry):
+                    self.pattern(place / entry.name, rest)
+        elif os.path.lexists(place / first):
+            self.pattern(place / first, rest)
+
+    def file(self, file: Path) -> None:
+        ending = file.suffix.lower()
+        if ending in self.endings:
+            self.files.add(file)
+        else:
+            self.left_out[file] = ending or "without an ending"
+
+    def is_folder(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a search goes on in an entry of a folder."""
+        return entry.is_dir() and not entry.name.startswith(".") and self.is_open(entry)
+
+    def is_open(self, entry: os.DirEntry[str]) -> bool:
+        if not (entry.is_symlink() and entry.is_dir()):
+            return True
+        if not entry.name.startswith("."):
+            self.left_out[Path(entry.path)] = LINKED
+        return False
+
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What is in a folder; one that cannot be looked into is noted."""
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except (NotADirectoryError, FileNotFoundError):
+            return []
+        except OSError as error:
+            reason = error.strerror or "cannot be opened"
+            self.closed[folder] = Unreadable(file=folder, reason=reason)
+            return []
 
 
 def is_array(file: Path) -> bool:
@@ -79,64 +178,31 @@ def open_array(file: Path) -> Array:
         OSError, ValueError: it cannot be read or is damaged.
     """
     try:
-        return np.lib.format.open_memmap(_regular(file), mode="r")
+        return np.lib.format.open_memmap(regular(file), mode="r")
     except ValueError as error:
         if "Python objects" in str(error):
             raise ValueError("holds Python objects, not uint8 with values 0–255") from error
         if "magic" in str(error):
             raise ValueError("no array as numpy.save writes it") from error
+        if "mmap length" in str(error):
+            raise ValueError("is cut off: its header promises more than the file holds") from error
         raise
 
 
-def open_picture(file: Path, *, side: int) -> Picture:
-    """The picture in a file, of which the first frame counts.
-
-    A JPEG far larger than `side` pixels a side is decoded at a fraction of its size.
+def regular(file: Path) -> Path:
+    """The file itself.
 
     Raises:
-        Exception: whatever Pillow raises for what it cannot read.
+        ValueError: it is a folder, or a pipe, which would be waited for.
     """
-    with _opened(file) as picture:
-        picture.draft(None, (2 * side, 2 * side))  # None: in the mode it has
-        picture.load()
-    return picture
-
-
-def _opened(file: Path) -> Picture:
-    try:
-        return Image.open(_regular(file), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        size = re.search(r"\d+", str(error))
-        pixels = f"{int(size[0]):,}" if size else "too many"
-        raise ValueError(f"has {pixels} pixels; make it smaller") from error
+    if file.exists() and not file.is_file():
+        raise ValueError("is no file")
+    return file
 
 
 def printable(file: Path) -> str:
     r"""The path as text that every format can hold: bytes that are no UTF-8 as `\xff`."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
-
-
-def _inside(folder: Path, closed: dict[Path, Unreadable]) -> Iterator[Path]:
-    """The image files below a folder; those that cannot be looked into join `closed`."""
-
-    def note(error: OSError) -> None:
-        place = Path(error.filename)
-        closed[place] = Unreadable(file=place, reason=error.strerror or "cannot be opened")
-
-    Image.init()
-    known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
-    known.add(ARRAY_SUFFIX)
-    for place, folders, names in os.walk(folder, onerror=note):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in known:
-                yield Path(place, name)
-
-
-def _regular(file: Path) -> Path:
-    if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise ValueError("is no file")
-    return file
 
 
 def _natural(path: Path) -> tuple[list[list[tuple[str, int]]], str]:

@@ -1,10 +1,22 @@
-"""Makes of any picture what a model takes: u8[H,W,C] of its size and channels."""
+"""Makes of any picture what a model takes: u8[H,W,C] of its size and channels.
+
+`load` is the one way in for a picture file: predict and serve both read and fit by it, so that the
+same bytes give the same image everywhere, and what all threads decode together stays bounded.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.data.files import FORMATS, regular
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
@@ -16,8 +28,99 @@ ADVICE = {  # by the kind of an array's numbers
     "i": "; make x.astype('uint8') of it if its values are 0–255",
     "u": "; make x.astype('uint8') of it if its values are 0–255",
 }
+REDUCED = 3  # times the wanted side: at least so large is a picture after its blocks are averaged
+AT_WORK = 400_000_000
+"""Bytes that the pictures which are being decoded may take together, over all threads."""
+TILE = 1_000_000  # pixels made plain at once
+
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _DEEPEST = 65_535
+_DARKEST = 16_384  # of 16-bit values: nothing brighter, and they have 14 bits or fewer
+_SCALED = ("PPM", "JPEG2000")  # formats of which Pillow scales deep values as their files say
+_MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # tags of TIFF
+_ORIENTATION = 0x0112  # of Exif
+# Bytes that a decoder needs per pixel beside the picture itself.
+_BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8, "QOI": 8}
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
+
+
+def load(source: Path | BinaryIO, shape: Shape, *, formats: tuple[str, ...] = FORMATS) -> Array:
+    """The picture in a file, fitted to u8[H,W,C]; of several frames the first counts.
+
+    Raises:
+        Exception: whatever Pillow raises for what it cannot read; a ValueError says in words what
+            is wrong with the size or the values.
+    """
+    return fitted(opened(source, side=max(shape[:2]), formats=formats), shape)
+
+
+def opened(source: Path | BinaryIO, *, side: int, formats: tuple[str, ...] = FORMATS) -> Picture:
+    """The picture in a file, `plain` and reduced to no less than REDUCED × `side` pixels.
+
+    A JPEG is decoded at a fraction of its size. Waits while other threads' pictures take too much
+    memory.
+
+    Raises:
+        Exception: as `load`.
+    """
+    with _recognised(source, formats) as picture:
+        width, height = picture.size
+        picture.draft(None, (REDUCED * side, REDUCED * side))  # None: in the mode it has
+        needed = _memory(picture, width * height, side)
+        if needed > AT_WORK:
+            raise ValueError(
+                f"has {width * height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
+                "make it smaller"
+            )
+        deep = any(";16" in str(part) for part in getattr(picture, "tile", ()))
+        with _AT_WORK.taking(needed):
+            picture.load()
+            if deep and picture.mode not in _DEEP:
+                _require_deep(picture)
+            return plain(picture, side=side)
+
+
+def _recognised(source: Path | BinaryIO, formats: tuple[str, ...]) -> Picture:
+    try:
+        return Image.open(regular(source) if isinstance(source, Path) else source, formats=formats)
+    except Image.DecompressionBombError as error:
+        size = re.search(r"\d+", str(error))
+        pixels = f"{int(size[0]):,}" if size else "too many"
+        raise ValueError(f"has {pixels} pixels; make it smaller") from error
+
+
+def _memory(picture: Picture, pixels: int, side: int) -> int:
+    """Bytes that decoding and fitting a picture takes at most; `pixels` before any reduction."""
+    now = picture.width * picture.height
+    decoder = _BESIDE.get(picture.format or "", 0) * now
+    if picture.info.get("progressive"):  # libjpeg keeps all coefficients, 2 bytes each
+        decoder = 2 * len(picture.getbands()) * pixels
+    longest = 2 * REDUCED * side  # after the reduction
+    kept = min(now, longest * min(longest, *picture.size))
+    return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, TILE))
+
+
+class _Budget:
+    """Bytes that may be taken at once; whoever wants more waits."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.changed = Condition()
+
+    @contextmanager
+    def taking(self, wanted: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.taken + wanted <= AT_WORK)
+            self.taken += wanted
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= wanted
+                self.changed.notify_all()
+
+
+_AT_WORK = _Budget()
 
 
 def fitted(picture: Picture, shape: Shape) -> Array:
@@ -25,14 +128,16 @@ def fitted(picture: Picture, shape: Shape) -> Array:
 
     The sides keep their proportion; what is left beside it takes the median colour of the
     picture's border, as Fashion-MNIST's own images were made (Xiao et al. 2017, section 2).
-    Resized with antialiasing (Lanczos). Transparent parts get the background on which the visible
-    ones stand out; grey is the luma of ITU-R BT.601.
+    Resized with antialiasing (Lanczos), after blocks of a much larger picture were averaged.
+    Transparent parts get the background on which the visible ones stand out; grey is the luma of
+    ITU-R BT.601.
 
     Raises:
         ValueError: the pixel values have no known range.
     """
     height, width, channels = shape
-    resized = contained(plain(picture).convert(MODES[channels]), (width, height))
+    upright = plain(picture, side=max(height, width)).convert(MODES[channels])
+    resized = contained(upright, (width, height))
     small = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if small.shape == shape:
         return small
@@ -43,15 +148,6 @@ def fitted(picture: Picture, shape: Shape) -> Array:
     return canvas
 
 
-def plain(picture: Picture) -> Picture:
-    """The picture upright, opaque and of 8 bits a channel.
-
-    Raises:
-        ValueError: the pixel values have no known range.
-    """
-    return opaque(eight_bit(ImageOps.exif_transpose(picture)))
-
-
 def contained(picture: Picture, size: tuple[int, int]) -> Picture:
     """The picture, its proportions kept, as large as fits into `size` (width, height)."""
     scale = min(size[0] / picture.width, size[1] / picture.height)
@@ -60,20 +156,106 @@ def contained(picture: Picture, size: tuple[int, int]) -> Picture:
     return picture.resize(fitting, Image.Resampling.LANCZOS)
 
 
-def eight_bit(picture: Picture) -> Picture:
-    """A picture of 16 bits a channel in 8; others as they are.
+def plain(picture: Picture, *, side: int) -> Picture:
+    """The picture upright, opaque and of 8 bits per channel, in mode L or RGB.
+
+    If its longer side is twice REDUCED × `side` or more, it is reduced, to no less than that.
 
     Raises:
-        ValueError: 32-bit integers beyond 16 bits, or floats: what is white there is not known.
+        ValueError: the pixel values have no known range.
+    """
+    factor = max(1, max(picture.size) // (REDUCED * side))
+    return ImageOps.exif_transpose(opaque(_reduced(picture, factor)))
+
+
+def _reduced(picture: Picture, factor: int) -> Picture:
+    """Blocks of `factor` × `factor` pixels averaged, as L, RGB or RGBA, with its orientation.
+
+    Goes tile by tile: a whole picture in another mode could be many times what was decoded.
+    """
+    highest = _highest(picture)
+    mode = "RGB"
+    if picture.has_transparency_data:
+        mode = "RGBA"
+    elif picture.mode in (*_DEEP, "1", "L"):
+        mode = "L"
+    if factor == 1 and picture.mode == mode:
+        return picture
+    width, height = picture.size
+    made = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    across = factor * max(1, round(TILE**0.5) // factor)
+    down = factor * max(1, TILE // (factor * min(width, across)))
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            box = (left, top, min(left + across, width), min(top + down, height))
+            tile = picture.crop(box)
+            tile = _eight_bit(tile, highest) if highest else tile.convert(mode)
+            made.paste(tile.reduce(factor), (left // factor, top // factor))
+    made.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+    return made
+
+
+def _eight_bit(tile: Picture, highest: int) -> Picture:
+    values = np.asarray(tile).astype(np.float64)
+    return Image.fromarray(np.round(values * (255 / highest)).astype(np.uint8))
+
+
+def _highest(picture: Picture) -> int | None:
+    """The value that stands for white in a picture of more than 8 bits per channel, else None.
+
+    Raises:
+        ValueError: it is not known: 32-bit integers beyond 16 bits, floats, or 16-bit values that
+            end so low that they have fewer bits.
     """
     if picture.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     if picture.mode not in _DEEP:
-        return picture
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > _DEEPEST:
+        return None
+    low, high = _extrema(picture)
+    declared = _declared(picture)
+    if declared is not None and 0 <= low and high <= declared:
+        return declared
+    if low < 0 or high > _DEEPEST:
         raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16 bits")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if 0 < high < _DARKEST and picture.format not in _SCALED:
+        raise ValueError(_too_dark(high))
+    return _DEEPEST
+
+
+def _extrema(picture: Picture) -> tuple[int, int]:
+    step = max(1, TILE // picture.width)
+    ends = []
+    for top in range(0, picture.height, step):  # Pillow's own getextrema takes not every mode
+        box = (0, top, picture.width, min(top + step, picture.height))
+        strip = np.asarray(picture.crop(box))
+        ends += [int(strip.min()), int(strip.max())]
+    return min(ends), max(ends)
+
+
+def _declared(picture: Picture) -> int | None:
+    """The highest value that a TIFF file says it may have, None if it says nothing."""
+    tags = getattr(picture, "tag_v2", {})
+    highest, bits = tags.get(_MAX_SAMPLE_VALUE), tags.get(_BITS_PER_SAMPLE, (16,))
+    if highest is not None:
+        return int(max(highest) if isinstance(highest, tuple) else highest) or None
+    return 2 ** bits[0] - 1 if bits[0] < 16 else None
+
+
+def _require_deep(picture: Picture) -> None:
+    """Refuses 16-bit colours, of which Pillow has kept the upper 8, if they end too low."""
+    bands = [band for band in picture.getbands() if band != "A"]
+    extrema = picture.getextrema()
+    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    high = max(int(pair[1]) for pair in pairs[: len(bands)])
+    if high < _DARKEST >> 8 and _declared(picture) is None:
+        raise ValueError(_too_dark(256 * high + 255))
+
+
+def _too_dark(high: int) -> str:
+    return (
+        f"its 16-bit values end at {high:,} of {_DEEPEST:,}, as those of 8 to 14 bits do; "
+        "save it with 8 bits, or scaled to 16"
+    )
 
 
 def opaque(picture: Picture) -> Picture:
@@ -81,11 +263,12 @@ def opaque(picture: Picture) -> Picture:
     if not picture.has_transparency_data:
         return picture
     layers = picture.convert("RGBA")
-    alpha = layers.getchannel("A")
-    visible = np.asarray(alpha, np.float64)
-    brightness = np.average(np.asarray(layers.convert("L")), weights=visible + 1e-9)
+    alpha, grey = np.asarray(layers.getchannel("A")), np.asarray(layers.convert("L"))
+    brightness = np.einsum("ij,ij->", alpha, grey, dtype=np.float64) / (alpha.sum() + 1e-9)
     background = Image.new("RGBA", layers.size, "white" if brightness < 127.5 else "black")
-    return Image.alpha_composite(background, layers).convert("RGB")
+    flat = Image.alpha_composite(background, layers).convert("RGB")
+    flat.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+    return flat
 
 
 def picture_of(pixels: Array) -> Picture:
@@ -96,10 +279,11 @@ def picture_of(pixels: Array) -> Picture:
 
 
 def as_stack(array: Array, shape: Shape) -> Array:
-    """Images of one array, u8[N,H,W,C], from [H,W], [H,W,C], [N,H,W] or [N,H,W,C].
+    """Images of one array, u8[N,H,W,C], from [H,W], [H,W,C], [N,H,W], [N,H,W,C] or [N,H·W].
 
-    Of three dimensions it is a stack if the last two are the model's height and width, else one
-    image if the last can be channels, else a stack.
+    Of two dimensions it is a stack of flat images if the second is the model's height × width,
+    else one image. Of three dimensions it is a stack if the last two are the model's height and
+    width, else one image if the last can be channels, else a stack.
 
     Raises:
         ValueError: another dtype or shape, or no image in it.
@@ -109,6 +293,7 @@ def as_stack(array: Array, shape: Shape) -> Array:
         raise ValueError(f"holds {array.dtype}, not uint8 with values 0–255{advice}")
     if array.size == 0:
         raise ValueError(f"has the shape {array.shape}, in which there is no image")
+    array = _unflattened(array, shape)
     if array.ndim not in (2, 3, 4):
         raise ValueError(f"has the shape {array.shape}; images are [H,W], [H,W,C] or [N,H,W,C]")
     if array.ndim == 2:
@@ -116,7 +301,29 @@ def as_stack(array: Array, shape: Shape) -> Array:
     elif array.ndim == 3:
         array = array[np.newaxis] if _has_channels(array, shape) else array[..., np.newaxis]
     if array.shape[3] not in ARRAY_CHANNELS:
-        raise ValueError(f"has {array.shape[3]} channels in {array.shape}; 1–4 can be read")
+        first = "; x.transpose(0, 2, 3, 1) puts them last" if array.shape[1] in (1, 3) else ""
+        raise ValueError(f"has {array.shape[3]} channels in {array.shape}; 1–4 can be read{first}")
+    return array
+
+
+def _unflattened(array: Array, shape: Shape) -> Array:
+    """Images that are rows of pixels as [N,H,W]; other arrays as they are."""
+    height, width, channels = shape
+    if array.ndim == 3 and channels == 3 and array.shape == (3, height, width):
+        raise ValueError(
+            f"has the shape {array.shape}: x.transpose(1, 2, 0) of one image in colour, "
+            "x[..., None] of three grey ones"
+        )
+    if array.ndim > 2 or array.shape == (height, width) or array.size == 0:
+        return array
+    if array.shape[-1] == height * width:
+        return array.reshape(-1, height, width)
+    if array.shape[-1] == height * width * channels:
+        raise ValueError(
+            f"has the shape {array.shape}, of flat images; save x.reshape(-1, {height}, {width}, "
+            f"{channels}), or x.reshape(-1, {channels}, {height}, {width}).transpose(0, 2, 3, 1) "
+            "if one channel follows the other"
+        )
     return array
 
 

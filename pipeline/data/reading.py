@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from pipeline.data.files import Unreadable, is_array, open_array, open_picture
-from pipeline.data.pictures import as_stack, fitted, picture_of
-from pipeline.data.values import Array, Shape
+from pipeline.data.files import Unreadable, is_array, open_array
+from pipeline.data.pictures import as_stack, fitted, load, picture_of
+from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
 
 CHUNK = 16  # files decoded by one task: enough that handing it over costs little
@@ -49,8 +50,11 @@ def read(
 ) -> Iterator[Block]:
     """Blocks of up to `at_once` images of `shape` [H,W,C], some being read ahead by threads.
 
+    A block has fewer where so many would take more than BLOCK_BYTES.
+
     `listener` is told of every part as it is read, with what in it cannot be; nothing is raised.
     """
+    at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
     tasks = _tasks(files, shape, at_once)
     pool = ThreadPoolExecutor(THREADS)
 
@@ -111,7 +115,7 @@ def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
     images, good, unreadable = [], [], []
     for file in files:
         try:
-            images.append(fitted(open_picture(file, side=max(shape[:2])), shape))
+            images.append(load(file, shape))
             good.append(file)
         except Exception as error:  # whatever a damaged file makes its decoder raise
             unreadable.append(_unreadable(file, error))

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import io
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pipeline.data.pictures import as_stack, fitted, picture_of
+from pipeline.data import pictures
+from pipeline.data.pictures import as_stack, contained, fitted, load, opened, picture_of
+from pipeline.data.values import Array
 
 GREY, COLOUR = (4, 4, 1), (4, 4, 3)
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
@@ -147,7 +158,7 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
         (np.zeros((2, 4, 4), np.float32), r"holds float32, .* \(x \* 255\).* from 0 to 1$"),
         (np.zeros((2, 4, 4), np.int64), "holds int64, .* x.astype.* if its values are 0–255$"),
         (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255 of it$"),
-        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        (np.zeros(5, np.uint8), r"shape \(5,\)"),
         (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\), in which there is no image$"),
         (np.zeros((1, 2, 4, 4, 1), np.uint8), "shape"),
         (np.zeros((2, 4, 4, 5), np.uint8), "has 5 channels"),
@@ -156,3 +167,184 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
 def test_an_array_of_anything_else_is_refused(array: np.ndarray, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         as_stack(array, GREY)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_rows_of_pixels_are_as_many_images_as_there_are_rows(count: int) -> None:
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 3, 4)
+    stack = as_stack(images.reshape(count, 12), (3, 4, 1))
+    np.testing.assert_array_equal(stack[..., 0], images)
+    np.testing.assert_array_equal(as_stack(images[0].reshape(12), (3, 4, 1))[0, :, :, 0], images[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((5, 48), r"flat images; save x.reshape\(-1, 4, 4, 3\), or .*transpose\(0, 2, 3, 1\)"),
+        ((48,), r"flat images"),
+        ((3, 4, 4), r"x.transpose\(1, 2, 0\) of one image in colour, x\[..., None\] of three grey"),
+    ],
+)
+def test_an_array_that_can_be_read_in_two_ways_is_refused_with_both(
+    shape: tuple[int, ...], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        as_stack(np.zeros(shape, np.uint8), COLOUR)
+
+
+def test_channels_that_come_first_are_refused_with_the_way_to_put_them_last() -> None:
+    with pytest.raises(ValueError, match=r"has 28 channels .*; x.transpose\(0, 2, 3, 1\) puts"):
+        as_stack(np.zeros((5, 1, 28, 28), np.uint8), (28, 28, 1))
+
+
+DISC = (np.hypot(*(np.indices((48, 48)) - 24)) < 12) * 200 + 30  # 30 and 230
+
+
+def saved(path: Path, values: Array, **options: Any) -> Path:
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_fewer_bits_in_sixteen_are_refused_and_not_shown_black(
+    tmp_path: Path, ending: str, bits: int
+) -> None:
+    values = (DISC * 2 ** (bits - 8)).astype(np.uint16)
+    with pytest.raises(ValueError, match=r"16-bit values end at [\d,]+ of 65,535, .* 8 to 14 bits"):
+        load(saved(tmp_path / f"a.{ending}", values), (28, 28, 1))
+
+
+@pytest.mark.parametrize("scale", [1, 16, 257])
+def test_values_are_scaled_by_what_a_tiff_says_is_its_highest(tmp_path: Path, scale: int) -> None:
+    path = saved(tmp_path / "a.tif", (DISC * scale).astype(np.uint16), tiffinfo={281: 255 * scale})
+    plain = saved(tmp_path / "b.png", DISC.astype(np.uint8))
+    np.testing.assert_array_equal(load(path, (28, 28, 1)), load(plain, (28, 28, 1)))
+
+
+def test_integers_of_32_bits_are_refused_and_not_shown_black(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="end at 230 of 65,535"):
+        load(saved(tmp_path / "a.tif", DISC.astype(np.int32)), (28, 28, 1))
+
+
+def test_dark_pictures_of_a_format_that_says_its_range_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535 " + np.array([0, 2570], ">u2").tobytes())
+    assert load(tmp_path / "a.pgm", (1, 2, 1)).ravel().tolist() == [0, 10]
+    (tmp_path / "b.pgm").write_bytes(b"P5 2 1 4095 " + np.array([0, 4095], ">u2").tobytes())
+    assert load(tmp_path / "b.pgm", (1, 2, 1)).ravel().tolist() == [0, 255]
+
+
+def rgb16(values: Array) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_colours_of_fewer_than_sixteen_bits_are_refused_too() -> None:
+    colours = np.stack([DISC, DISC, DISC], axis=-1)
+    with pytest.raises(ValueError, match="16-bit values end at"):
+        load(io.BytesIO(rgb16(colours * 16)), (28, 28, 3))
+    right = load(io.BytesIO(rgb16(colours * 257)), (48, 48, 3))
+    assert (right.min(), right.max()) == (30, 230)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(40, 30), (1000, 700), (701, 999)])
+def test_a_reduced_picture_is_turned_as_a_small_one_is(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8)).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    made = load(tmp_path / "a.png", (28, 28, 3)).astype(int)
+    whole = contained(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")), (28, 28))
+    expected = np.asarray(whole).astype(int)
+    top, left = (28 - whole.height) // 2, (28 - whole.width) // 2
+    shown = made[top : top + whole.height, left : left + whole.width]
+    assert np.abs(shown - expected).mean() < 2
+
+
+def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGBA", (300, 200)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "AT_WORK", 1_000_000)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(ValueError, match="has 60,000 pixels, which take 2 MB to decode; make it"):
+        opened(tmp_path / "a.png", side=4)
+
+
+def test_pictures_wait_for_each_other_when_together_they_take_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGBA", (300, 200)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "AT_WORK", 4_000_000)  # two of them
+    at_once, most, lock = 0, 0, threading.Lock()
+    real = pictures.plain
+
+    def slowly(picture: Image.Image, *, side: int) -> Image.Image:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return real(picture, side=side)
+
+    monkeypatch.setattr(pictures, "plain", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: opened(tmp_path / "a.png", side=4), range(12)))
+    assert 1 <= most <= 2
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from pipeline.data.pictures import load
+try:
+    load(Path(sys.argv[1]), (28, 28, 1))
+except ValueError as error:
+    print(error)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def blank_png(path: Path, side: int, colour: int, *, bits: int = 8, whole: bool = True) -> Path:
+    """A PNG of zeros, written without having it in memory; without its pixels unless `whole`."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    packer = zlib.compressobj(1)
+    row = bytes(1 - (-side * bits * {0: 1, 6: 4}[colour] // 8))
+    pixels = b"".join(packer.compress(row) for _ in range(side if whole else 1)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("colour", "side", "bits", "refused"),
+    [(6, 13_300, 8, True), (6, 9_400, 8, False), (0, 13_300, 1, False), (0, 9_400, 16, False)],
+)
+def test_a_picture_of_few_bytes_and_many_pixels_takes_little_memory(
+    tmp_path: Path, colour: int, side: int, bits: int, refused: bool
+) -> None:
+    path = blank_png(tmp_path / "a.png", side, colour, bits=bits, whole=not refused)
+    command = [sys.executable, "-c", MEMORY, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert any("to decode; make it smaller" in line for line in said) == refused
+    assert int(said[-1]) < 550_000  # kB, 100 MB of them for Python and numpy

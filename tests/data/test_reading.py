@@ -99,7 +99,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "floats.npy", "holds float64"
     array = stack(folder / "whole.npy", 1, 2).read_bytes()
     (folder / "cut.npy").write_bytes(array[:-1])
-    yield folder / "cut.npy", "mmap length"
+    yield folder / "cut.npy", "is cut off: its header promises more than the file holds"
     (folder / "text.npy").write_text("no array")
     yield folder / "text.npy", "no array as numpy.save writes it"
     (folder / "empty.npy").touch()

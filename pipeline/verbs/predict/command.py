@@ -214,5 +214,7 @@ def _progress(found: Found, skipped: list[Unreadable]) -> Iterator[Callable[[Blo
             bar.update(task, advance=block.files_done, images=images)
             skip(block.unreadable)
 
+        if found.rest:
+            console.print(found.rest, markup=False, soft_wrap=True)
         skip(found.unreadable)
         yield listener

@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.data.files import is_array, open_array, open_picture, printable
-from pipeline.data.pictures import Picture, as_stack, contained, picture_of, plain
+from pipeline.data.files import is_array, open_array, printable
+from pipeline.data.pictures import Picture, as_stack, contained, opened, picture_of, plain
 from pipeline.data.values import Array, Shape
 from pipeline.system.files import replacing
 from pipeline.verbs.predict.writers import Answers
@@ -107,10 +107,9 @@ def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> N
 
 def _original(cell: Cell, shape: Shape) -> Picture:
     if is_array(cell.file):
-        picture = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
-    else:
-        picture = open_picture(cell.file, side=TILE)
-    return plain(picture).convert("RGB")
+        whole = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
+        return plain(whole, side=TILE).convert("RGB")
+    return opened(cell.file, side=TILE).convert("RGB")
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

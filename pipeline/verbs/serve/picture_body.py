@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.pictures import fitted
+from pipeline.data.pictures import load
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
@@ -29,11 +29,12 @@ def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Ar
     """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
-            if picture.width * picture.height <= MOST_PIXELS:
-                images = fitted(picture, shape)[np.newaxis]
-                inverted = bool(to_invert(images, dark_border)[0])
-                return (255 - images if inverted else images), inverted
             size = f"{picture.width}×{picture.height}"
+            too_large = picture.width * picture.height > MOST_PIXELS
+        if not too_large:
+            images = load(io.BytesIO(body), shape, formats=FORMATS)[np.newaxis]
+            inverted = bool(to_invert(images, dark_border)[0])
+            return (255 - images if inverted else images), inverted
     except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours
         size = "too many"
     except UnidentifiedImageError:
