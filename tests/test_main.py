@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.verbs import verbs
-from tests.commands import QUICK, environment, free_port, pipeline, results, unread
+from tests.commands import QUICK, environment, free_port, fresh_pipeline, results, unread
 
 # Runs several command lines in forks of one process that has imported what all of them import.
 DRIVER = """
@@ -132,18 +132,18 @@ def test_help_names_every_verb_with_its_description(answers: dict[str, Answer]) 
 
 
 def test_the_process_itself_ends_with_the_exit_code(tmp_path: Path) -> None:
-    ended = pipeline("train.epoch=3", cwd=tmp_path)
+    ended = fresh_pipeline("train.epoch=3", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert_helpful(ended.stderr, "train.epoch: no such key")
 
 
 def test_a_refused_command_line_leaves_nothing_in_the_folder(tmp_path: Path) -> None:
-    pipeline("model=mpl", cwd=tmp_path)
+    fresh_pipeline("model=mpl", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> None:
-    ended = pipeline("-m", "seed=0,1", "train.epochs=0", cwd=tmp_path)
+    ended = fresh_pipeline("-m", "seed=0,1", "train.epochs=0", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("train.epochs: ")
@@ -198,13 +198,13 @@ def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
-    ended = pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    ended = fresh_pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert ended.returncode == 2
     assert ended.stderr.startswith("Traceback (most recent call last)")
 
 
 def ingest(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return pipeline("ingest", f"dataset.folder={folder}", "dataset.download=false", cwd=cwd)
+    return fresh_pipeline("ingest", f"dataset.folder={folder}", "dataset.download=false", cwd=cwd)
 
 
 def all_four(folder: Path, content: Callable[[str], bytes]) -> Path:
@@ -251,7 +251,7 @@ def test_a_truncated_packed_data_file_is_named(tmp_path: Path) -> None:
 
 def test_a_data_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    ended = pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
+    ended = fresh_pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "file/data", "Not a directory")
 
@@ -263,17 +263,17 @@ def test_a_full_disk_while_caching_is_told_with_the_file_and_leaves_no_half(
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "data/synthetic/raw-")
     assert [p for p in (tmp_path / "data").rglob("*") if p.suffix == ".npy"] == []
-    assert pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
+    assert fresh_pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow
 def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path) -> None:
-    assert pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
+    assert fresh_pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
     ended = limited("dataset=synthetic", "train.epochs=1", cwd=tmp_path, bytes_a_file=1_500_000)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "File too large", "free", f"whole story is in {tmp_path}/outputs/")
     assert list(tmp_path.rglob("*.partial*")) == []
-    after = pipeline(*QUICK, cwd=tmp_path)
+    after = fresh_pipeline(*QUICK, cwd=tmp_path)
     assert after.returncode == 0
     assert results(after.stdout)["run_id"]
 
@@ -281,7 +281,7 @@ def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path)
 @pytest.mark.slow
 def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Path) -> None:
     address = f"http://someone:secret@127.0.0.1:{free_port()}"
-    ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
+    ended = fresh_pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert_helpful(ended.stderr, "127.0.0.1", "nothing answers there", "tracking.uri=")
     assert "secret" not in ended.stderr
@@ -292,7 +292,7 @@ def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Pat
 def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
     diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
     talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first
-    ended = pipeline("dataset=synthetic", *diverging, cwd=tmp_path, **talkative)
+    ended = fresh_pipeline("dataset=synthetic", *diverging, cwd=tmp_path, **talkative)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "the loss became nan in epoch 1", "optimizer.learning_rate")
     [log] = tmp_path.glob("outputs/*/*/pipeline.log")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.commands import environment, free_port, pipeline, results
+from tests.commands import environment, free_port, fresh_pipeline, results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,7 +41,7 @@ class Tour:
 
 def said(*words: str, cwd: Path) -> str:
     """What a command that ends well prints."""
-    done = pipeline(*words, cwd=cwd)
+    done = fresh_pipeline(*words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -67,7 +67,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
         version=version,
         answer=answer,
         served_code=served_code,
-        refused=pipeline(*promote, f"run_id={poor['run_id']}", cwd=cwd),
+        refused=fresh_pipeline(*promote, f"run_id={poor['run_id']}", cwd=cwd),
         rolled_back=results(said("rollback", "dataset=synthetic", cwd=cwd)),
         history=said("history", "dataset=synthetic", cwd=cwd),
     )

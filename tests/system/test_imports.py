@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import configure_libraries, load, uncollected
-from tests.commands import QUICK, ROOT, environment, pipeline
+from tests.commands import QUICK, ROOT, environment, fresh_pipeline
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -23,7 +23,7 @@ def test_another_backend_of_keras_is_refused_with_the_variable_to_unset(
 
 
 def test_a_run_with_another_backend_ends_before_tensorflow_is_imported(tmp_path: Path) -> None:
-    ended = pipeline("run", *QUICK, cwd=tmp_path, KERAS_BACKEND="jax")
+    ended = fresh_pipeline("run", *QUICK, cwd=tmp_path, KERAS_BACKEND="jax")
     assert ended.returncode == 2
     assert ended.stderr == (
         "KERAS_BACKEND=jax: models are trained with TensorFlow here; unset KERAS_BACKEND\n"
