@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from pipeline.config import trusted
 from pipeline.config.rules import (
     Fraction,
     NonNegative,
     Positive,
     Share,
     broken_rules,
-    public_functions,
 )
-from pipeline.system.errors import RequestError
+from pipeline.config.trusted import public_functions
+from pipeline.system.errors import RequestError, one_line
 
 Leaf = dict[str, Any]
 
@@ -67,6 +69,8 @@ FORMER_MODULES = {
     "pipeline.models": BUILDERS["model"],
     "pipeline.augment": BUILDERS["augment"],
 }
+# What a builder of the group is given at run time: images and number of classes, say.
+POSITIONAL = {"dataset": 0, "model": 2, "augment": 1}
 GROUPS = (*BUILDERS, *KERAS_CLASSES)
 MAY_BE_NONE = ("augment", "schedule")
 
@@ -102,6 +106,8 @@ def _renamed(target: Any, modules: Mapping[str, str]) -> Any:
 def _rules(group: str, target: Any) -> dict[str, Any]:
     """The parameters a leaf must have, each with its type, after a look at the allow-list."""
     if group in BUILDERS:
+        if isinstance(target, str) and trusted.is_trusted(target):
+            return _rules_of_trusted(group, target)
         functions = public_functions(BUILDERS[group])
         allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
         if target in allowed:
@@ -113,9 +119,51 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
             # Keras knows which of these its class takes; a leaf need not name them all.
             rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
             return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
-    raise RequestError(
-        f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
+    line = f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
+    if group in BUILDERS and _could_be_trusted(target):
+        line = f"{group}._target_: {trusted.untrusted(target)}"
+    raise RequestError(line)
+
+
+def _could_be_trusted(target: Any) -> bool:
+    """Whether a target looks like a function of a module that the user or a colleague wrote."""
+    top, dot, _ = str(target).partition(".")
+    known = {"pipeline", "keras", "tensorflow", *sys.stdlib_module_names}
+    return bool(dot) and target.replace(".", "_").isidentifier() and top not in known
+
+
+def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
+    """The parameters of a trusted builder, which is to look like one of ours.
+
+    Raises:
+        RequestError: it takes other positional parameters, or a parameter has no annotation.
+    """
+    builder = trusted.function(target)
+    parameters = list(inspect.signature(builder).parameters.values())
+    given, keys = parameters[: POSITIONAL[group]], parameters[POSITIONAL[group] :]
+    fits = len(given) == POSITIONAL[group] and all(
+        one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in given
     )
+    if not fits or any(one.kind is not one.KEYWORD_ONLY for one in keys):
+        ours = next(iter(public_functions(BUILDERS[group]).values()))
+        raise RequestError(
+            f"{group}._target_: {target}{inspect.signature(builder)} must take what "
+            f"{BUILDERS[group]}.{ours.__name__} does: {POSITIONAL[group]} positional parameters, "
+            "the keys of its file after a *"
+        )
+    if bare := [one.name for one in keys if one.annotation is one.empty]:
+        raise RequestError(
+            f"{group}._target_: {target} needs annotations, which are the rules for the keys: "
+            f"{', '.join(bare)}"
+        )
+    try:
+        rules: dict[str, Any] = {
+            name: (hint, ...) for name, hint in leaf_parameters(builder).items()
+        }
+        create_model(group, **rules)
+    except Exception as error:
+        raise RequestError(f"{group}._target_: {target}: {one_line(error)}") from error
+    return rules
 
 
 def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
@@ -131,9 +179,8 @@ def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
     Raises:
         RequestError: the target does not take one of the parameters.
     """
-    module, _, name = leaf["_target_"].rpartition(".")
+    target = _located(leaf["_target_"])
     parameters = {key: value for key, value in leaf.items() if key != "_target_"}
-    target = getattr(importlib.import_module(module), name)
     signature = inspect.signature(target)
     try:
         # Keras' optimizers would take any name for their **kwargs and complain of it later.
@@ -143,3 +190,11 @@ def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
     except TypeError as error:
         raise RequestError(f"{leaf['_target_']}: {error}; see its file under conf/") from error
     return target(*runtime, **more, **parameters)
+
+
+def _located(target: str) -> Callable[..., Any]:
+    module, _, name = target.rpartition(".")
+    if module.partition(".")[0] in ("pipeline", "keras"):
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+    return trusted.function(target)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable
-from types import FunctionType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
+
+from pipeline.config import trusted
+from pipeline.config.trusted import public_functions
+from pipeline.system.errors import RequestError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,27 +61,46 @@ def ending_in(*endings: str) -> AfterValidator:
 
 
 def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
-    """A rule for a name: a public function of `module` from `takes` to one of `gives`."""
+    """A rule for a name: a public function of `module` from `takes` to one of `gives`.
+
+    So is `my_metrics.top2`, if the module `my_metrics` is trusted.
+    """
+
+    def fits(function: Callable[..., Any]) -> bool:
+        types = [_written(hint) for hint in function.__annotations__.values()]
+        parameters = inspect.signature(function).parameters.values()
+        needed = [one for one in parameters if one.default is one.empty]
+        return len(types) > 1 and len(needed) == 1 and types[0] == takes and types[-1] in gives
 
     def check(value: str) -> str:
-        fitting = [
-            name
-            for name, function in public_functions(module).items()
-            if (types := list(function.__annotations__.values()))[0] == takes and types[-1] in gives
-        ]
-        return _chosen(value, fitting)
+        ours = public_functions(module)
+        if "." not in value:
+            return _chosen(value, [name for name, function in ours.items() if fits(function)])
+        try:
+            if not fits(trusted.function(value)):
+                signature = f"(x: {takes}) -> {' or '.join(gives)}"
+                raise ValueError(f"must be annotated {signature}, and take nothing else")
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     return AfterValidator(check)
 
 
-def public_functions(module: str) -> dict[str, Callable[..., Any]]:
-    """The functions that `module` itself defines under a public name."""
-    # Not inspect.getmembers, whose isinstance would make a lazily imported Keras load.
-    return {
-        name: value
-        for name, value in vars(importlib.import_module(module)).items()
-        if type(value) is FunctionType and value.__module__ == module and name[0] != "_"
-    }
+def _written(hint: Any) -> str:
+    """An annotation as it is written in a file, without the module of a class."""
+    text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return str(hint) if text == "dict" else text.rpartition(".")[2] if "[" not in text else text
+
+
+def function_named(module: str, name: str) -> Callable[..., Any]:
+    """What a name that `function_in` has let pass stands for."""
+    return trusted.function(name) if "." in name else public_functions(module)[name]
+
+
+def short_name(name: str) -> str:
+    """What a function's numbers or picture are called: `top2` of `my_metrics.top2`."""
+    return name.rpartition(".")[2]
 
 
 def broken_rules(error: ValidationError, prefix: str = "") -> str:

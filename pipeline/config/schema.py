@@ -7,6 +7,7 @@ the trunk, pydantic its ranges, `builders.py` what hangs on it.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
@@ -17,8 +18,18 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config.builders import GROUPS, Leaf, check_leaf
-from pipeline.config.rules import Count, Seed, Slug, broken_rules, function_in, listed_in, one_of
+from pipeline.config.rules import (
+    Count,
+    Seed,
+    Slug,
+    broken_rules,
+    function_in,
+    listed_in,
+    one_of,
+    short_name,
+)
 from pipeline.config.sweep import Sweep
+from pipeline.config.trusted import trust
 from pipeline.system.errors import RequestError
 
 Metric = Annotated[
@@ -132,6 +143,9 @@ class Config:
     """Seed of the initial weights, the order of images, dropout and augmentation."""
     data_dir: str = MISSING
     """Folder of the data cache."""
+    trusted_modules: list[str] = MISSING
+    """Modules of your own that a `_target_`, a metric or a plot may be named of, besides those of
+    PIPELINE_TRUSTED_MODULES."""
     run_id: str | None = MISSING
     """The MLflow run that a verb acts on, by its id or the first characters of that (at least 4);
     `latest` is the newest that it can act on."""
@@ -141,7 +155,7 @@ class Config:
 # Keys that came after the first recorded runs, dotted, each with the value that does what those
 # runs did. A configuration recorded without the key is read with that value, and checksums leave a
 # key with that value out, so that they equal the recorded ones.
-ADDED: dict[str, Any] = {
+ADDED: dict[str, Any] = {"trusted_modules": []} | {
     f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")
 }
 # Keys that recorded configurations may hold and that nothing reads any more.
@@ -171,7 +185,8 @@ def register(groups: Mapping[str, type]) -> None:
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     """The composed configuration, or a recorded one of this or an earlier version, as `Config`.
 
-    What belongs to Hydra or to a verb is left out.
+    What belongs to Hydra or to a verb is left out. The modules that a composed one names are
+    trusted from here on; those of a recorded one are not.
 
     Raises:
         RequestError: naming each key whose value is refused or missing, with the rule.
@@ -182,6 +197,7 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
         of_verbs = _names(trunk) - _names(Config) if is_dataclass(trunk) else set()
         own: list[Any] = [key for key in composed if key not in {"hydra", *of_verbs}]
         plain = _plain(OmegaConf.masked_copy(composed, own))
+        plain["trusted_modules"] = trust(plain["trusted_modules"])
     else:
         plain = _of_this_version(composed)
     config: Config = checked(Config, plain)
@@ -260,6 +276,14 @@ def _names(kind: Any) -> set[str]:
 
 
 def _check_together(config: Config) -> None:
+    for key, names in (
+        ("evaluate.metrics", config.evaluate.metrics),
+        ("evaluate.plots", config.evaluate.plots),
+        ("train.plots", config.train.plots),
+    ):
+        known = Counter(map(short_name, names))
+        if twice := [name for name, count in known.items() if count > 1]:
+            raise RequestError(f"{key}: two are called {twice[0]}; leave one out, or rename yours")
     needs_validation = [
         name
         for name, needed in (

@@ -39,7 +39,7 @@ HYDRA_FLAGS = frozenset(
 
 
 # What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
-ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir"})
+ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
 
 
 LEFT_TO_JOBS = "left to jobs"  # tag of a value that a sweep's jobs get, not its own configuration

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from pipeline.config.rules import function_named, short_name
 from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
 from pipeline.evaluation import metrics, plots
 
@@ -20,17 +22,21 @@ def evaluate(
     """
     measured: dict[str, float] = {}
     for name in metric_names:
-        value = getattr(metrics, name)(predictions)
-        values = value if isinstance(value, dict) else {name: value}
+        value = function_named(metrics.__name__, name)(predictions)
+        values = value if isinstance(value, dict) else {short_name(name): value}
         named = {f"test/{key}": number for key, number in values.items()}
         if twice := named.keys() & measured.keys():
             raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
         measured |= named
     return Report(
         metrics=measured,
-        figures={name: getattr(plots, name)(predictions) for name in plot_names},
+        figures=_drawn(predictions, plot_names),
         texts={"class_report.txt": metrics.class_report(predictions)},
     )
+
+
+def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, Figure]:
+    return {short_name(n): function_named(plots.__name__, n)(shown) for n in plot_names}
 
 
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
@@ -43,7 +49,7 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
     }
     return Report(
         metrics={"time/images_per_s": fitted.images_per_s} | best | kept,
-        figures={name: getattr(plots, name)(fitted) for name in plot_names},
+        figures=_drawn(fitted, plot_names),
     )
 
 

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
+from pipeline.config.trusted import checksums, sources
 from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
@@ -39,6 +40,7 @@ from pipeline.tracking.values import (
     PRUNED,
     RUN_FOLDER,
     TRACEBACK,
+    TRUSTED,
     RecordedRun,
     Status,
 )
@@ -167,12 +169,15 @@ def _log_origin(
         }
         | ({COMMIT: code.commit} if code.commit else {})
         | ({PATCH: code.patch_sha256} if code.patch else {})
+        | {TRUSTED + name: sha256 for name, sha256 in checksums(config.trusted_modules).items()}
         | config.tracking.tags
     )
     recording.save_text("config.yaml", _as_yaml(config))
     recording.save_text("environment.txt", lineage.environment())
     if code.patch:
         recording.save_text("code.patch", code.patch)
+    for name, content in sources(config.trusted_modules).items():
+        recording.save_text(f"code/{name}", content.decode("utf-8", errors="surrogateescape"))
 
 
 def status_of(error: BaseException) -> Status:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.config.trusted import checksums, trusted
 from pipeline.tracking import lineage
-from pipeline.tracking.values import COMMIT, FINGERPRINT
+from pipeline.tracking.values import COMMIT, FINGERPRINT, TRUSTED
 
 HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not what it means
 THREADS = "TF_NUM_INTRAOP_THREADS"
@@ -16,10 +17,14 @@ THREADS = "TF_NUM_INTRAOP_THREADS"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Commit and uncommitted changes, libraries by version, hardware, and the data's SHA-256."""
+    """Commit and uncommitted changes, libraries by version, hardware, and the data's SHA-256.
+
+    `modules`: SHA-256 of the source of each trusted module of the user's own.
+    """
 
     commit: str | None
     patch: str
+    modules: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str]
     hardware: Mapping[str, str]
     data: str | None
@@ -44,6 +49,7 @@ def here(data: str) -> Origin:
     return Origin(
         commit=code.commit,
         patch=code.patch,
+        modules=checksums(trusted()),
         packages=packages(lineage.environment()),
         hardware=lineage.hardware(),
         data=data,
@@ -56,6 +62,7 @@ def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin
     return Origin(
         commit=tags.get(COMMIT),
         patch=patch,
+        modules={k.removeprefix(TRUSTED): v for k, v in tags.items() if k.startswith(TRUSTED)},
         packages=packages(environment),
         hardware={k.removeprefix(prefix): v for k, v in tags.items() if k.startswith(prefix)},
         data=tags.get(FINGERPRINT),
@@ -93,6 +100,9 @@ def with_threads_of(origin: Origin) -> None:
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
+    # What is trusted now and was not then is nothing that the run depends on.
+    sums = [{name: _short(sha256) for name, sha256 in one.modules.items()} for one in (then, now)]
+    yield from _in("code", sums[0], sums[1], sorted(then.modules))
     yield from _in(
         "code", {"commit": _short(then.commit)}, {"commit": _short(now.commit)}, ["commit"]
     )

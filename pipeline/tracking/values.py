@@ -27,6 +27,7 @@ NAME, COMMIT, DIRTY, PATCH = (
     *("code.dirty", "code.patch_sha256"),
 )
 FINGERPRINT, MODEL_URI, ERROR, TRACEBACK = "data.fingerprint", "model_uri", "error", "traceback"
+TRUSTED = "trusted."  # and the name of a module of the user's own: SHA-256 of its source
 RUN_FOLDER = "folder"  # where its log and checkpoints lie
 # Tags of a job: its sweep, its number, what pruned it; of a sweep's own run its folder.
 PARENT, INDEX, PRUNED, FOLDER = (

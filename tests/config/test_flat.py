@@ -61,9 +61,7 @@ def test_a_key_that_has_come_since_counts_where_it_changes_what_is_done(
 ) -> None:
     config = configured()
     before = config_sha256(config)
-    monkeypatch.setattr(schema, "ADDED", {})
-    monkeypatch.setitem(schema.ADDED, "train.patience", None)
-    monkeypatch.setattr("pipeline.config.flat.ADDED", schema.ADDED)
+    monkeypatch.setattr("pipeline.config.flat.ADDED", {**schema.ADDED, "train.patience": None})
     parts = {key: value for key, value in asdict(config).items() if key not in NOT_PARAMS}
     assert config_sha256(config) != before
     config.train.patience = 3
@@ -80,7 +78,7 @@ def test_a_configuration_recorded_without_a_key_that_has_come_since_is_completed
 ) -> None:
     then = recorded()
     del then["train"]["patience"]
-    monkeypatch.setattr(schema, "ADDED", {"train.patience": 7})
+    monkeypatch.setitem(schema.ADDED, "train.patience", 7)
     assert validate(then).train.patience == 7
     assert "patience" not in then["train"]
 

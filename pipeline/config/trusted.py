@@ -1,0 +1,178 @@
+"""Modules of the user's own, whose builders, metrics and plots a configuration may name.
+
+`trusted_modules=[my_models]` lets `model._target_=my_models.tiny` be built. Trust is this process'
+own: it comes from its command line, the `conf/` of its current folder or PIPELINE_TRUSTED_MODULES,
+never from what a run has recorded. Nothing is imported before it is trusted, nor before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from pipeline.system.errors import RequestError, one_line
+from pipeline.system.terminal import native_messages_to
+
+VARIABLE = "PIPELINE_TRUSTED_MODULES"
+SETTING = "trusted_modules"
+
+_trusted: list[str] = []
+
+
+def trust(modules: Iterable[str]) -> list[str]:
+    """Trusts these modules and those of PIPELINE_TRUSTED_MODULES; returns all of them.
+
+    A package is trusted with the modules inside it. What was trusted before no longer is.
+
+    Raises:
+        RequestError: one is no name of a module, or is found neither in the current folder nor
+            among the installed packages.
+    """
+    more = re.split(r"[\s,]+", os.environ.get(VARIABLE, ""))
+    named = [*dict.fromkeys([*modules, *filter(None, more)])]
+    for name in named:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise RequestError(f"{SETTING}: {name!r} is no name of a module; write [my_models]")
+        if _top(name) not in sys.modules and not _found(_top(name)):
+            here = sorted(path.stem for path in Path.cwd().glob("[!_]*.py"))
+            raise RequestError(
+                f"{SETTING}: no module {name} in {Path.cwd()} or installed; "
+                f"{'modules here: ' + ', '.join(here) if here else 'there is no module here'}"
+            )
+    _trusted[:] = named
+    return named
+
+
+def trusted() -> list[str]:
+    """The modules that are trusted now."""
+    return [*_trusted]
+
+
+def is_trusted(target: str) -> bool:
+    """Whether a dotted name lies in a module that is trusted."""
+    return any(target.startswith(f"{module}.") for module in _trusted)
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """The public functions that the trusted modules define, by their dotted names."""
+    return {
+        f"{module}.{name}": function
+        for module in _trusted
+        for name, function in public_functions(module).items()
+    }
+
+
+def function(target: str) -> Callable[..., Any]:
+    """The function with that dotted name.
+
+    Raises:
+        RequestError: its module is not trusted or cannot be imported, or defines no such function.
+    """
+    module, _, name = target.rpartition(".")
+    if not is_trusted(target):
+        raise RequestError(untrusted(target))
+    known = public_functions(module)
+    if name not in known:
+        raise RequestError(
+            f"{target}: {module} defines no function {name}; it has {', '.join(known) or 'none'}"
+        )
+    return known[name]
+
+
+def untrusted(target: str) -> str:
+    """What to do to have a dotted name used whose module is not trusted."""
+    module = target.rpartition(".")[0]
+    return (
+        f"{target} is code that is not part of the pipeline; if you trust the module {module}, "
+        f"add {SETTING}=[{module}]"
+    )
+
+
+def public_functions(module: str) -> dict[str, Callable[..., Any]]:
+    """The functions that a module, ours or a trusted one, itself defines under a public name.
+
+    Raises:
+        RequestError: a trusted module cannot be imported; says why.
+    """
+    # Not inspect.getmembers, whose isinstance would make a lazily imported Keras load.
+    return {
+        name: value
+        for name, value in vars(_imported(module)).items()
+        if type(value) is FunctionType and value.__module__ == module and name[0] != "_"
+    }
+
+
+def checksums(modules: Iterable[str]) -> dict[str, str]:
+    """SHA-256 (hex) of the source of each module, in which a package's counts file by file."""
+    sums = {}
+    for module in modules:
+        digest = hashlib.sha256()
+        for name, content in sorted(sources([module]).items()):
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        sums[module] = digest.hexdigest()
+    return sums
+
+
+def sources(modules: Iterable[str]) -> dict[str, bytes]:
+    """The source files of modules, by their paths: `my_models.py`, `my_package/models.py`."""
+    files: dict[str, bytes] = {}
+    for module in modules:
+        with _current_folder_on_path():
+            spec = importlib.util.find_spec(module)
+        path = Path(spec.origin) if spec and spec.origin else None
+        if path is None or path.suffix != ".py":
+            continue  # built in, compiled, or a package without an __init__
+        base = module.replace(".", "/")
+        if spec and spec.submodule_search_locations:
+            inside = path.parent.rglob("*.py")
+            files |= {f"{base}/{one.relative_to(path.parent)}": one.read_bytes() for one in inside}
+        else:
+            files[f"{base}.py"] = path.read_bytes()
+    return files
+
+
+def _imported(module: str) -> Any:
+    if module.partition(".")[0] == __name__.partition(".")[0]:
+        return importlib.import_module(module)
+    if not is_trusted(f"{module}."):
+        raise RequestError(untrusted(f"{module}."))
+    loaded = "tensorflow" in sys.modules or module in sys.modules
+    try:
+        with (
+            _current_folder_on_path(),
+            # What TensorFlow's native library prints when a module imports it is for nobody.
+            nullcontext() if loaded else native_messages_to(Path(os.devnull)),
+        ):
+            return importlib.import_module(module)
+    except Exception as error:
+        raise RequestError(f"{SETTING}: {module} cannot be imported: {one_line(error)}") from error
+
+
+def _found(module: str) -> bool:
+    with _current_folder_on_path():
+        return importlib.util.find_spec(module) is not None
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@contextmanager
+def _current_folder_on_path() -> Iterator[None]:
+    """`python -m` has it there, the installed command has not."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()  # it may have been written since the last look
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

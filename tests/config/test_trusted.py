@@ -1,0 +1,244 @@
+"""Modules of the user's own: named by a configuration once they are trusted, never before."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import trusted
+from pipeline.config.builders import BUILDERS, POSITIONAL, build
+from pipeline.config.schema import validate
+from pipeline.config.trusted import public_functions
+from pipeline.system.errors import RequestError
+from tests.commands import QUICK, configured, pipeline
+
+MODELS = '''
+"""A model, a data set, an augmentation, a metric and a plot of somebody's own."""
+import pathlib
+from pipeline.config.rules import Count
+pathlib.Path("imported").touch()
+
+
+def tiny(images, classes, *, width: Count):
+    return ("tiny", images, classes, width)
+
+
+def noise(images, *, sd: float): ...
+def birds(*, folder: str): ...
+def top2(predictions: "Predictions") -> float: ...
+def per_class(predictions: "Predictions") -> dict[str, float]: ...
+def picture(predictions: "Predictions") -> "Figure": ...
+def accuracy(predictions: "Predictions") -> float: ...
+
+
+def unannotated(images, classes, *, width): ...
+def one_too_few(images, *, width: int): ...
+def anything(images, classes, **more): ...
+def by_position(images, classes, width: int): ...
+def strange(images, classes, *, width: "NoSuchType"): ...
+def two(predictions: "Predictions", k: int) -> float: ...
+def wrong(predictions: "Predictions") -> str: ...
+def bare(predictions): ...
+class Tiny: ...
+def _hidden(images, classes): ...
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(trusted.VARIABLE, raising=False)
+    (tmp_path / "my_models.py").write_text(MODELS)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    package = tmp_path / "my_package" / "inner"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("def deep(images, classes): ...\n")
+    yield tmp_path
+    trusted.trust([])
+    for name in ("my_models", "broken", "my_package", "my_package.inner"):
+        sys.modules.pop(name, None)
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        configured(*overrides)
+    return str(caught.value)
+
+
+TRUST = "trusted_modules=[my_models]"
+TINY = ("model=linear", "model._target_=my_models.tiny", "+model.width=3")
+
+
+def test_a_trusted_builder_is_checked_like_ours_and_built(tmp_path: Path) -> None:
+    config = configured(TRUST, *TINY)
+    assert config.trusted_modules == ["my_models"]
+    assert build(config.model, "images", 10) == ("tiny", "images", 10, 3)
+    assert refusal(TRUST, *TINY[:2]) == "model.width: Field required"
+    assert refusal(TRUST, *TINY[:2], "+model.width=0").startswith("model.width: Input should be")
+    assert refusal(TRUST, *TINY, "+model.depth=1") == "model.depth: no such parameter (got 1)"
+    assert str(tmp_path) not in sys.path
+
+
+def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
+    config = configured(
+        TRUST,
+        "augment._target_=my_models.noise",
+        "+augment.sd=0.1",
+        "dataset=synthetic",
+        "dataset._target_=my_models.birds",
+        "+dataset.folder=x",
+        *(f"~dataset.{key}" for key in ("train_size", "test_size", "classes", "image_shape")),
+        *("~dataset.noise", "~dataset.seed"),
+        "evaluate.metrics=[loss,my_models.top2,my_models.per_class]",
+        "evaluate.plots=[my_models.picture]",
+    )
+    assert config.evaluate.metrics == ["loss", "my_models.top2", "my_models.per_class"]
+    assert config.dataset == {"_target_": "my_models.birds", "folder": "x"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        TINY,
+        ("evaluate.metrics=[my_models.top2]",),
+        ("evaluate.plots=[my_models.picture]",),
+        ("trusted_modules=[my_package]", *TINY),
+    ],
+)
+def test_nothing_is_imported_that_is_not_trusted(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    said = refusal(*overrides)
+    assert "if you trust the module my_models, add trusted_modules=[my_models]" in said
+    assert not (tmp_path / "imported").exists()
+    assert "my_models" not in sys.modules
+
+
+def test_nor_is_what_is_trusted_before_it_is_used(tmp_path: Path) -> None:
+    configured(TRUST)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_trust_may_come_from_the_environment_and_ends_with_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(trusted.VARIABLE, "my_package, my_models")
+    assert configured(*TINY).trusted_modules == ["my_package", "my_models"]
+    monkeypatch.delenv(trusted.VARIABLE)
+    refusal(*TINY)
+
+
+def test_a_recorded_run_is_trusted_by_who_reads_it_alone(tmp_path: Path) -> None:
+    recorded = asdict(configured(TRUST, *TINY))
+    for name in ("my_models", "imported"):
+        sys.modules.pop(name, None)
+    (tmp_path / "imported").unlink()
+    configured()
+    with pytest.raises(RequestError, match=r"if you trust the module my_models, add trusted_mod"):
+        validate(recorded)
+    assert not (tmp_path / "imported").exists()
+    configured(TRUST)
+    assert validate(recorded).model["_target_"] == "my_models.tiny"
+
+
+def test_a_leaf_that_nobody_has_checked_is_not_built_either(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="my_models"):
+        build({"_target_": "my_models.tiny", "width": 3}, 1, 2)
+    with pytest.raises(RequestError, match=r"os\.system"):
+        build({"_target_": "os.system"}, "touch imported")
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("unannotated", "needs annotations, which are the rules for the keys: width"),
+        ("one_too_few", "must take what pipeline.training.models.linear does: 2 positional"),
+        ("anything", "must take what pipeline.training.models.linear does: 2 positional"),
+        ("by_position", "must take what pipeline.training.models.linear does: 2 positional"),
+        ("strange", "NameError: name 'NoSuchType' is not defined"),
+        ("Tiny", "my_models defines no function Tiny; it has tiny, noise"),
+        ("_hidden", "my_models defines no function _hidden; it has tiny, noise"),
+        ("Count", "my_models defines no function Count"),
+        ("tinny", "my_models defines no function tinny; it has tiny"),
+    ],
+)
+def test_a_builder_that_does_not_look_like_ours_is_refused(name: str, reason: str) -> None:
+    said = refusal(TRUST, "model=linear", f"model._target_=my_models.{name}", "+model.width=3")
+    assert reason in said
+
+
+@pytest.mark.parametrize("name", ["two", "wrong", "bare", "tiny", "nothing"])
+def test_a_metric_that_does_not_look_like_ours_is_refused(name: str) -> None:
+    said = refusal(TRUST, f"evaluate.metrics=[accuracy,my_models.{name}]")
+    assert said.startswith("evaluate.metrics.1: ")
+    assert "(x: Predictions) -> float or dict[str, float]" in said or "no function nothing" in said
+
+
+def test_two_metrics_or_plots_of_one_name_are_refused() -> None:
+    said = refusal(TRUST, "evaluate.metrics=[accuracy,my_models.accuracy]")
+    assert said == "evaluate.metrics: two are called accuracy; leave one out, or rename yours"
+
+
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        (
+            "my_modles",
+            "no module my_modles in {here} or installed; modules here: broken, my_models",
+        ),
+        ("../evil", "'../evil' is no name of a module"),
+        ("my models", "'my models' is no name of a module"),
+        ("my_models.py", "cannot be imported"),
+        ("broken", "broken cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_cannot_be_had_is_refused(tmp_path: Path, modules: str, reason: str) -> None:
+    target = f"{modules}.tiny".replace("/", ".").replace(" ", "_")
+    said = refusal(f"trusted_modules=['{modules}']", "model=linear", f"model._target_={target}")
+    assert reason.format(here=tmp_path) in said
+
+
+def test_a_package_is_trusted_with_what_is_inside_it() -> None:
+    deep = ("model=linear", "model._target_=my_package.inner.deep")
+    configured("trusted_modules=[my_package]", *deep)
+    configured("trusted_modules=[my_package.inner]", *deep)
+    assert "if you trust the module my_package.inner" in refusal(*deep)
+
+
+def test_the_sources_of_a_module_are_kept_with_their_checksum(tmp_path: Path) -> None:
+    assert trusted.sources(["my_models", "my_package"]) == {
+        "my_models.py": MODELS.encode(),
+        "my_package/__init__.py": b"",
+        "my_package/inner/__init__.py": b"def deep(images, classes): ...\n",
+    }
+    content = f"my_models.py\0{len(MODELS)}\0{MODELS}".encode()
+    before = trusted.checksums(["my_models", "my_package"])
+    assert before["my_models"] == hashlib.sha256(content).hexdigest()
+    (tmp_path / "my_package/inner/__init__.py").write_text("def deep(images, classes): 1\n")
+    after = trusted.checksums(["my_models", "my_package"])
+    assert after["my_models"] == before["my_models"]
+    assert after["my_package"] != before["my_package"]
+
+
+@pytest.mark.parametrize("group", BUILDERS)
+def test_what_a_builder_is_given_at_run_time_is_what_ours_take(group: str) -> None:
+    for function in public_functions(BUILDERS[group]).values():
+        parameters = inspect.signature(function).parameters.values()
+        positional = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        assert len(positional) == POSITIONAL[group]
+
+
+def test_the_refusal_comes_before_tensorflow(tmp_path: Path) -> None:
+    done = pipeline(*QUICK, "evaluate.metrics=[my_models.top2]", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "add trusted_modules=[my_models]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "imported").exists()
