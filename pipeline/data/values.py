@@ -236,6 +236,20 @@ class Predictions:
         return self.probs.max(axis=1)
 
 
+def flaw_in(probs: Array, tolerance: float = 0.01) -> str | None:
+    """Why the rows of f32[N,K] are no probabilities, in words; None: they are.
+
+    `tolerance` is how far the sum of a row may be from one: 16-bit numbers are rounded.
+    """
+    if not np.isfinite(probs).all():
+        return "some are NaN or infinite"
+    if probs.size and (low := float(probs.min())) < 0:
+        return f"some are negative ({low:.3g})"
+    sums = probs.sum(axis=1, dtype=np.float64)
+    worst = float(sums[np.abs(sums - 1).argmax()]) if sums.size else 1.0
+    return f"those of an image sum to {worst:.4g}" if abs(worst - 1) > tolerance else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run shows: `metrics` by MLflow name, `figures` and `texts` by artefact path."""

@@ -12,6 +12,7 @@ from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.values import Prepared
 from pipeline.system.errors import RequestError, first_line
+from pipeline.training.check import check_model
 from pipeline.training.programs import keep_programs
 
 
@@ -23,7 +24,8 @@ def build_model(config: Config, prepared: Prepared, programs: Path | None = None
     `programs` for later processes.
 
     Raises:
-        RequestError: the model cannot be built on images of this size.
+        RequestError: the model cannot be built on images of this size, does not give
+            probabilities, or cannot be saved and loaded again.
     """
     if programs is not None:
         keep_programs(programs)
@@ -42,6 +44,7 @@ def build_model(config: Config, prepared: Prepared, programs: Path | None = None
     except ValueError as error:
         raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
     model = keras.Model(images, outputs, name=config.choices.model)
+    check_model(model, len(prepared.class_names))
     _compile(model, config, images=len(prepared.train))
     return model
 

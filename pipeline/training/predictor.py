@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import Array, Shape, Split
-from pipeline.system.errors import RequestError
+from pipeline.data.values import Array, Shape, Split, flaw_in
+from pipeline.system.errors import PipelineError, RequestError
 
 Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
 
@@ -20,14 +20,28 @@ UNTIMED, TIMED = 10, 100  # predictions of a single image
 
 
 def predictor(model: keras.Model) -> Predict:
-    """Compiles `model` to one graph that predicts any number of images, without augmentation."""
+    """Compiles `model` to one graph that predicts any number of images, without augmentation.
+
+    The function that it returns raises PipelineError where the answers are no probabilities.
+    """
     images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
     graph = _graph(model, images)
-    return lambda batch: graph(tf.constant(batch)).numpy()
+
+    def forward(batch: Array) -> Array:
+        probs: Array = graph(tf.constant(batch)).numpy()
+        if flaw := flaw_in(probs):
+            raise PipelineError(f"the model's answers are no probabilities: {flaw}")
+        return probs
+
+    return forward
 
 
 def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
-    """Probabilities f32[N,K] of the images of a split, predicted in batches."""
+    """Probabilities f32[N,K] of the images of a split, predicted in batches.
+
+    Raises:
+        PipelineError: the model gives NaN, or other numbers that are no probabilities.
+    """
     forward = predictor(model)
     return np.concatenate([forward(images) for images in split.batches(batch_size)])
 
@@ -53,6 +67,8 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
             raise RequestError(
                 f"the model gives {probs.shape[-1]} probabilities for {classes} class names"
             )
+        if flaw := flaw_in(probs):
+            raise RequestError(f"the model's answers are no probabilities: {flaw}")
     return forward
 
 
@@ -70,5 +86,7 @@ def single_image_ms(model: keras.Model, split: Split) -> float:
 
 
 def _graph(model: keras.Model, images: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:
-    forward = tf.function(lambda batch: model(batch, training=False), input_signature=[images])
+    forward = tf.function(
+        lambda batch: tf.cast(model(batch, training=False), tf.float32), input_signature=[images]
+    )
     return forward.get_concrete_function()

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline.config.schema import Config
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData, Split
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.tracking.models import load_model
 from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import find_run
@@ -98,8 +98,8 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
             megabytes=loaded.megabytes,
             milliseconds=single_image_ms(loaded.model, test),
         )
-    except (RequestError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
-        told = str(error) if isinstance(error, RequestError) else one_line(error)
+    except (PipelineError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
+        told = str(error) if isinstance(error, PipelineError) else one_line(error)
         return _Asked(probs=None, error=told)
 
 
