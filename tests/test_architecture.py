@@ -191,7 +191,7 @@ TOUCHING = {
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
-    "training": "saved checkpoint programs",
+    "training": "check saved checkpoint programs",
     "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "
     "predict.writers report resume.command serve.command",
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.data.values import Array, flaw_in
 from pipeline.system.errors import RequestError, first_line
+from pipeline.training.saved import load_saved
 
 IMAGES = 4
 _SOFTMAX = "end it in keras.layers.Dense(classes, activation='softmax')"
@@ -31,7 +32,7 @@ def check_model(model: keras.Model, classes: int) -> None:
 
     Raises:
         RequestError: it takes no images u8[N,H,W,C], gives no probabilities f32[N, classes], or
-            Keras cannot save it, or not load it again with `safe_mode=True`.
+            cannot be saved, or not be loaded again as saved models are (`training/saved.py`).
     """
     state = random.getstate(), np.random.get_state()
     try:
@@ -68,10 +69,10 @@ def _saved_and_loaded(model: keras.Model) -> keras.Model:
         path = Path(folder) / "model.keras"
         try:
             model.save(path)
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return load_saved(path, called="the saved model")
         except Exception as error:  # of whatever kind the code of a user's layer raises
             raise RequestError(
-                f"model={model.name}: Keras cannot load it again once it is saved: "
+                f"model={model.name}: nothing could load it again once it is saved: "
                 f"{first_line(str(error))}; {_SAVABLE}"
             ) from error
 
