@@ -65,7 +65,7 @@ def run(
         with recording.stage("train"):
             model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
-            recording.log_metrics(summary.metrics)
+            recording.sizes.update(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
             fitted = train(model, prepared, config, folder, listeners, progress)

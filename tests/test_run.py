@@ -184,6 +184,48 @@ def test_the_dataset_is_an_input_with_a_digest_of_all_of_it(ended: Ended) -> Non
     assert (logged.dataset.name, logged.dataset.digest) == ("synthetic", fingerprint[:36])
     assert len(fingerprint) == hashlib.sha256().digest_size * 2
     assert fingerprint in logged.dataset.source
+    source = mlflow.data.get_source(logged)
+    assert source.to_dict()["tags"] == {"mlflow.source.name": "made up from dataset.seed"}
+
+
+def test_the_model_is_named_and_has_the_figures_of_its_run(ended: Ended) -> None:
+    model = ended.client.get_logged_model(ended.said["model_uri"].removeprefix("models:/"))
+    assert (model.name, str(model.status)) == ("synthetic-linear", "READY")
+    assert model.params["optimizer.learning_rate"] == "0.001"
+    known = {metric.key: metric.value for metric in model.metrics}
+    metrics = ended.run.data.metrics
+    for name in ("test/accuracy", "test/loss", "kept/val/accuracy"):
+        assert known[name] == metrics[name]
+    history = ended.client.get_metric_history(ended.said["run_id"], "test/accuracy")
+    assert len(history) == 1  # those of the model are no further points
+    [output] = ended.run.outputs.model_outputs
+    assert output.model_id == model.model_id
+
+
+def test_a_run_asks_for_no_history_of_what_it_has_logged_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "get_metric_history", lambda *given: asked.append(str(given[-1]))
+    )
+    batches = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def noted(*given: object, **more: object) -> None:
+        batches.append(more)
+        log_batch(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", noted)
+    ended = finished(tmp_path, capsys, *OVERRIDES)
+    assert ended.run.info.status == "FINISHED"
+    assert asked == []
+    page = ended.artifact("report.html").read_text("utf-8")
+    assert f"epoch {EPOCHS}" in page
+    assert len(batches) <= EPOCHS + 9
+    first, last = batches[0], batches[-1]
+    assert {"params", "tags"} <= first.keys()
+    assert {"model/parameters", "time/total_s"} <= {one.key for one in last["metrics"]}  # type: ignore[attr-defined]
 
 
 def test_the_logged_model_gives_the_stored_probabilities_from_raw_images(ended: Ended) -> None:

@@ -9,7 +9,7 @@ from pipeline.reports.page import Facts
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import by_id, history
+from pipeline.tracking.runs import by_id
 from pipeline.tracking.values import RecordedRun, Status
 
 WEIGHTS = "plots/weights.png"
@@ -38,7 +38,7 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
         seconds=_seconds(run) | recording.seconds,
         tags=dict(run.tags) | (ending(error) if error else {}),
         metrics=run.logged,
-        history=history(recording.client, run.id, by_epoch),
+        history=recording.history(by_epoch),
         weights=_artifact(recording, run, WEIGHTS),
     )
 

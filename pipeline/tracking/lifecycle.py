@@ -84,7 +84,7 @@ def record(
         if run_id is None:
             vacate(folder)  # or it is refused, before there is a run
         opened = _open(client, config, run_id, tags)
-        recording = Recording(id=opened, client=client, folder=folder, **earlier)
+        recording = Recording(id=opened, client=client, folder=folder, is_whole=True, **earlier)
         with beating(client, recording.id), _closed_as_it_ends(recording):
             if not goes_on:
                 move_in(folder, recording.id)
@@ -158,8 +158,7 @@ def _log_origin(
 ) -> None:
     """Logs what the run is made of: parameters, choices, code, environment, hardware."""
     code = lineage.code()
-    recording.log_params({**flatten(config), **searched})
-    recording.log_tags(
+    tags = (
         {f"hardware.{key}": value for key, value in lineage.hardware().items()}
         | {f"version.{key}": value for key, value in lineage.versions().items()}
         | asdict(config.choices)
@@ -172,6 +171,7 @@ def _log_origin(
         | {TRUSTED + name: sha256 for name, sha256 in checksums(config.trusted_modules).items()}
         | config.tracking.tags
     )
+    recording.log_params({**flatten(config), **searched}, tags)
     recording.save_text("config.yaml", _as_yaml(config))
     recording.save_text("environment.txt", lineage.environment())
     if code.patch:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.data.schema import TensorDatasetSchema
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -25,6 +36,7 @@ from pipeline.system.files import replacing
 from pipeline.system.folders import claim, owner
 from pipeline.tracking.client import Client, connect
 from pipeline.tracking.runs import history
+from pipeline.tracking.values import MODEL_URI
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {
@@ -37,7 +49,9 @@ class Recording:
     """A run being written. What lies in `artifacts` is logged when the run is closed.
 
     `seconds` are those of its stages. Of a run that goes on, `before` are the metrics it has, by
-    name and step.
+    name and step. `logged` are those that were logged here, in order; `is_whole` says whether
+    nobody else has logged any. `sizes` are logged when the run is closed, after what people want to
+    see first.
     """
 
     id: str
@@ -45,6 +59,9 @@ class Recording:
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
     before: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    is_whole: bool = False
+    logged: list[Metric] = field(default_factory=list)
+    sizes: dict[str, float] = field(default_factory=dict)
 
     @property
     def artifacts(self) -> Path:
@@ -85,6 +102,7 @@ class Recording:
             if (free := self._free_step(name, value, step)) is not None
         ]
         self.client.log_batch(self.id, metrics=values)
+        self.logged.extend(values)
 
     def _free_step(self, name: str, value: float, step: int) -> int | None:
         known = self.before.get(name, {})
@@ -93,12 +111,22 @@ class Recording:
         latest = max(known)
         return None if step > 0 or known[latest] == value else latest + 1
 
+    def history(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
+        """These metrics by name and step; asks the store if others have logged any."""
+        if not self.is_whole:
+            return history(self.client, self.id, names)
+        found = {name: dict(self.before.get(name, {})) for name in names}
+        for point in self.logged:
+            if point.key in found:
+                found[point.key][point.step] = point.value
+        return found
+
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Logs an epoch's metrics (step = epoch, from 1) in one call."""
         self.log_metrics(metrics, step=epoch)
 
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Logs parameters; one that the run has with another value becomes `config.<name>`.
+    def log_params(self, params: Mapping[str, str], tags: Mapping[str, str] | None = None) -> None:
+        """Logs parameters, with tags; one that the run has as another becomes `config.<name>`.
 
         `mlflow run` logs those of its entry point beforehand, some under names of ours. A text
         that MLflow would refuse as too long is cut, and says so.
@@ -111,25 +139,24 @@ class Recording:
                 Param(f"config.{key}" if present.get(key, value) != value else key, value)
                 for key, value in texts.items()
             ],
+            tags=_as_tags(tags or {}),
         )
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a text that MLflow would refuse as too long is cut, and says so."""
-        self.client.log_batch(
-            self.id,
-            tags=[RunTag(key, _shortened(value, LONGEST_TAG)) for key, value in tags.items()],
-        )
+        self.client.log_batch(self.id, tags=_as_tags(tags))
 
     def log_data(self, prepared: Prepared, name: str) -> None:
         """Logs which data the run used, by its SHA-256 over the whole content."""
         self.log_tags({"data.fingerprint": prepared.fingerprint, "data.source": prepared.source})
         sizes = {"train": len(prepared.train), "val": len(prepared.val), "test": len(prepared.test)}
+        kind, source = _source(prepared)
         features, targets = _signature(prepared).inputs, Schema([TensorSpec(np.dtype("i4"), (-1,))])
         dataset = Dataset(
             name=name,
             digest=prepared.fingerprint[:36],  # MLflow takes no more; the tag has it all
-            source_type="local",
-            source=json.dumps({"source": prepared.source, "sha256": prepared.fingerprint}),
+            source_type=kind,
+            source=json.dumps(source),
             schema=json.dumps(TensorDatasetSchema(features=features, targets=targets).to_dict()),
             profile=json.dumps({f"{split}_images": size for split, size in sizes.items()}),
         )
@@ -173,33 +200,59 @@ class Recording:
 
         keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
         run = self.client.get_run(self.id)
-        if self.before and "model_uri" in run.data.tags:
-            return str(run.data.tags["model_uri"])
+        if self.before and MODEL_URI in run.data.tags:
+            return str(run.data.tags[MODEL_URI])
         if self.before or run.info.status != "RUNNING":  # this is not its first try
             self._forget_half_saved(run.info.experiment_id)
-        # What mlflow.tensorflow.log_model does, but for any run and not the active one alone.
+        # What mlflow.tensorflow.log_model does, but for any run and not the active one alone, and
+        # without a request for the history of each of its metrics.
         entry = self.client.create_logged_model(
-            run.info.experiment_id, name="model", source_run_id=self.id, params=run.data.params
+            run.info.experiment_id,
+            name=_model_name(run.data.tags),
+            source_run_id=self.id,
+            params=run.data.params,
         )
-        logged = Model.log(
-            artifact_path=None,
+        self.client.log_outputs(self.id, [LoggedModelOutput(entry.model_id, step=0)])
+        self.client.log_batch(self.id, metrics=self._of_model(entry.model_id))
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            self._save_model(model, prepared, entry, path)
+            self.client.log_model_artifacts(entry.model_id, str(path))
+        self.client.finalize_logged_model(entry.model_id, "READY")
+        self.log_tags({MODEL_URI: entry.model_uri})
+        return str(entry.model_uri)
+
+    def _of_model(self, model_id: str) -> list[Metric]:
+        """What was logged here of the whole run, as metrics of its model too."""
+        return [
+            Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id, run_id=self.id)
+            for one in self.logged
+            if one.step == 0
+        ]
+
+    def _save_model(self, model: Any, prepared: Prepared, entry: LoggedModel, path: Path) -> None:
+        """Writes a model folder as MLflow's clients load it."""
+        about = Model(
+            artifact_path=entry.artifact_location,
+            model_uuid=entry.model_id,
             model_id=entry.model_id,
-            flavor=mlflow.tensorflow,
             run_id=self.id,
-            model=model,
+            metadata={
+                "class_names": list(prepared.class_names),
+                "dark_border": dark_border_share(sample(prepared.train)),
+            },
+        )
+        mlflow.tensorflow.save_model(
+            model,
+            path,
+            mlflow_model=about,
             signature=_signature(prepared),
             input_example=np.asarray(prepared.test.batch(0, 2)),
             # Working these out by itself takes MLflow many seconds.
             pip_requirements=[
                 f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
             ],
-            metadata={
-                "class_names": list(prepared.class_names),
-                "dark_border": dark_border_share(sample(prepared.train)),
-            },
         )
-        self.log_tags({"model_uri": logged.model_uri})
-        return str(logged.model_uri)
 
     def _forget_half_saved(self, experiment_id: str) -> None:
         """A kill while the model was being saved leaves one that the run does not know of."""
@@ -208,8 +261,9 @@ class Recording:
             self.client.delete_logged_model(model.model_id)
 
     def upload(self) -> None:
-        """Logs the stage times and all artefacts."""
-        self.log_metrics({f"time/{name}_s": value for name, value in self.seconds.items()})
+        """Logs sizes, the stage times and all artefacts."""
+        times = {f"time/{name}_s": value for name, value in self.seconds.items()}
+        self.log_metrics({**self.sizes, **times})
         if owner(self.folder) == self.id and self.artifacts.exists():
             self.client.log_artifacts(self.id, str(self.artifacts))
 
@@ -222,6 +276,26 @@ def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
 def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]:
     """All metrics of a run, by name and step."""
     return history(client, run_id, list(client.get_run(run_id).data.metrics))
+
+
+def _as_tags(texts: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, _shortened(value, LONGEST_TAG)) for key, value in texts.items()]
+
+
+def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:
+    """MLflow's kind of source for where the data came from, and what it keeps of it."""
+    known = {"source": prepared.source, "sha256": prepared.fingerprint}
+    if prepared.source.startswith(("http://", "https://")):
+        return "http", {"url": prepared.source, **known}
+    if Path(prepared.source).is_absolute():
+        return "local", {"uri": Path(prepared.source).as_uri(), **known}
+    return "code", {"tags": {"mlflow.source.name": prepared.source}, **known}
+
+
+def _model_name(tags: Mapping[str, str]) -> str:
+    """What a run's model is called: `fashion_mnist-mlp`."""
+    words = [tags[key] for key in ("dataset", "model") if tags.get(key)]
+    return re.sub(r"[^\w-]+", "_", "-".join(words)) or "model"
 
 
 def _shortened(text: str, longest: int) -> str:
