@@ -43,9 +43,16 @@ class GridSweeper(Sweeper):
 
 
 class OptunaSweeper(GridSweeper):
-    """`hydra/sweeper=optuna`: adaptive search."""
+    """`hydra/sweeper=search` or `optuna`: adaptive search.
+
+    Beside hydra-optuna-sweeper, whose configuration has the name `optuna` too, Hydra hands over the
+    settings of that one as well; they mean nothing here.
+    """
 
     adaptive = True
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
 
 
 class LocalLauncher(Launcher):

@@ -25,7 +25,7 @@ from pipeline.config.compose import compose_once  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
-from pipeline.config.words import addressed, left_to_jobs, normalise  # noqa: E402
+from pipeline.config.words import addressed, left_to_jobs, normalise, require_our_sweeper  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
@@ -57,7 +57,9 @@ def main() -> int:
         multirun = bool({"-m", "--multirun"} & set(given))
         if multirun and verb.name != "run":
             raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
-        given = left_to_jobs(given) if multirun else given
+        if multirun:
+            require_our_sweeper(given)
+            given = left_to_jobs(given)
         sys.argv[1:] = given if verb.keeps_log else [*NO_FOLDER, *given]
         register(requests())
         check_words(given, multirun=multirun)

@@ -42,10 +42,26 @@ HYDRA_FLAGS = frozenset(
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
 
 
+SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tag of a value that a sweep's jobs get, not its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice(", "))"
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
+
+
+def require_our_sweeper(words: Sequence[str]) -> None:
+    """Refuses settings of a sweep for another sweeper, which makes runs that know of no sweep.
+
+    Raises:
+        RequestError: names the sweeper and the first such word.
+    """
+    chosen = [word.partition("=")[2] for word in words if _key(word) == "hydra/sweeper"]
+    about = [word for word in words if re.match(r"[+~]*sweep[.=]", word)]
+    if about and chosen and chosen[-1] not in SWEEPERS:
+        raise RequestError(
+            f"{about[0]} has no effect with hydra/sweeper={chosen[-1]}, which makes ordinary runs; "
+            f"choose one of {', '.join(SWEEPERS)}, or leave hydra/sweeper out"
+        )
 
 
 def left_to_jobs(words: Sequence[str]) -> list[str]:
@@ -83,8 +99,7 @@ def _left_to_jobs(word: str, parser: OverridesParser) -> str:
 
 def as_typed(word: str) -> str:
     """A word that `left_to_jobs` has marked, without the mark."""
-    key, _, value = word.partition("=")
-    return f"{key}={value.removeprefix(_MARK).removesuffix(_END)}"
+    return word.replace(f"={_MARK}", "=", 1).removesuffix(_END) if f"={_MARK}" in word else word
 
 
 def _parsed(word: str, parser: OverridesParser) -> Override | None:

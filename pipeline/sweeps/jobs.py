@@ -50,6 +50,7 @@ NO_EFFECT = {
     "sweep.job": "the sweep fills it in",
     "hydra.sweep.subdir": "jobs' folders have their numbers; hydra.sweep.dir is the sweep's folder",
     "hydra.run": "a sweep's folder is hydra.sweep.dir",
+    "hydra.sweeper": "how a sweep is made is said by sweep.…; see conf/sweep/default.yaml",
     "tracking.log_model": "sweep.keep_models says how many of the best save their models",
     "run_id": "it names a recorded run, and a sweep makes new ones",
     "choices": "Hydra fills it in",

@@ -23,6 +23,7 @@ from pipeline.system.errors import Pruned, RequestError, first_line
 
 optuna: Any = lazy_loader.load("optuna")
 
+OLDEST = 5  # major version of Optuna
 _SAMPLERS = {
     "tpe": "TPESampler",
     "random": "RandomSampler",
@@ -221,6 +222,11 @@ def require_sense(settings: Sweep) -> None:
     Raises:
         RequestError: says which.
     """
+    if int(optuna.__version__.partition(".")[0]) < OLDEST:
+        raise RequestError(
+            f"Optuna {optuna.__version__} is too old to search with (hydra-optuna-sweeper installs "
+            f"it); pip uninstall hydra-optuna-sweeper, then pip install 'optuna>={OLDEST}'"
+        )
     if settings.pruner != "none" and len(settings.objective) > 1:
         raise RequestError(
             f"sweep.pruner={settings.pruner}: with two objectives no trial can be pruned; "

@@ -7,7 +7,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.words import HYDRA_FLAGS, addressed, normalise, refuse_settings_of_a_run
+from pipeline.config.words import (
+    HYDRA_FLAGS,
+    addressed,
+    as_typed,
+    left_to_jobs,
+    normalise,
+    refuse_settings_of_a_run,
+    require_our_sweeper,
+)
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 
@@ -187,3 +195,31 @@ def test_a_verb_on_a_recorded_run_takes_no_other_configuration(word: str) -> Non
     with pytest.raises(RequestError) as refusal:
         refuse_settings_of_a_run(["run_id=latest", word], "resume")
     assert str(refusal.value).startswith(f"{word}: resume takes the configuration")
+
+
+@pytest.mark.parametrize("word", ["sweep.preview=true", "sweep=lr_grid", "+sweep.keep_models=1"])
+def test_settings_of_a_sweep_are_refused_with_a_sweeper_that_makes_ordinary_runs(word: str) -> None:
+    with pytest.raises(RequestError, match="no effect with hydra/sweeper=basic") as refused:
+        require_our_sweeper(["-m", "hydra/sweeper=basic", "seed=0,1", word])
+    assert str(refused.value).startswith(word)
+    require_our_sweeper(["-m", "hydra/sweeper=basic", "seed=0,1"])
+    require_our_sweeper(["-m", "hydra/sweeper=search", "seed=0,1", word])
+
+
+@pytest.mark.parametrize(
+    ("words", "marked"),
+    [
+        (["optimizer=sgd,adam", "optimizer.momentum=0.9"], ["optimizer.momentum=0.9"]),
+        (["+experiment=a,b", "model.hidden=[8, 4]"], ["model.hidden=[8, 4]"]),
+        (["sweep=lr_grid", "model.dropout='0.1'"], ["model.dropout='0.1'"]),
+        (["seed=0,1", "optimizer.momentum=0.9"], []),
+        (["optimizer=sgd,adam", "tracking.run_name=a,b", "hydra.sweep.dir=x", "sweep.seed=1"], []),
+        (["optimizer=sgd,adam", "-m", "~model.dropout", "model.dropout=", "seed=3"], []),
+    ],
+)
+def test_fixed_keys_of_what_a_sweep_tries_are_left_to_its_jobs(
+    words: list[str], marked: list[str]
+) -> None:
+    left = left_to_jobs(words)
+    assert [word for word in words if word not in left] == marked
+    assert [as_typed(word) for word in left] == words

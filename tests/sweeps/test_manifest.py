@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sweeps.jobs import grid
-from pipeline.sweeps.manifest import NAME, Manifest, manifest
+from pipeline.sweeps.manifest import NAME, Manifest, jobs_of, manifest
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_jobs import multirun
 
@@ -89,3 +89,17 @@ def test_a_sweep_of_an_earlier_version_is_the_same_one(
     now.require_same(tmp_path)
     with pytest.raises(RequestError, match=r"train\.patience was null, is 3"):
         of_grid("seed=0,1", "train.patience=3").require_same(tmp_path)
+
+
+def test_a_shuffled_grid_is_resumed_in_the_order_that_it_had(tmp_path: Path) -> None:
+    words = ("seed=shuffle(range(0,40))", "train.epochs=1,2")
+    first = of_grid(*words)
+    first.save(tmp_path)
+    asked = multirun(*words, "sweep.keep_models=1")
+    jobs = jobs_of(tmp_path, asked)
+    assert [job.params for job in jobs] == [job["params"] for job in first.jobs]
+    assert [job.params for job in jobs] != [job.params for job in grid(asked.searched)]
+    resumed = manifest(asked, [(job, asked.compose(job)) for job in jobs], adaptive=False)
+    resumed.require_same(tmp_path)
+    assert jobs_of(tmp_path, multirun("seed=shuffle(range(0,41))", "train.epochs=1,2")) == []
+    assert jobs_of(tmp_path / "nowhere", asked) == []

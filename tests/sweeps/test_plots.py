@@ -16,8 +16,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.sweeps.jobs import Scale
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
-from pipeline.sweeps.plots import Group, draw, groups
+from pipeline.sweeps.plots import Group, draw, groups, scale_of_parameter
 
 ACCURACY = Objective(metric="val/accuracy", maximize=True)
 LOSS = Objective(metric="val/loss", maximize=False)
@@ -524,3 +525,46 @@ print(len(draw(*SEARCHES["grid"])), sorted({"keras", "tensorflow", "mlflow"} & s
         check=False,
     )
     assert (done.stdout, done.returncode) == ("5 []\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1e-4, 1e-3], "log"),
+        ([1e-5, 1e-4, 1e-3], "log"),
+        ([3e-4, 1e-3, 3e-3], "log"),
+        ([16, 32, 64, 128], "log"),
+        ([0.0, 0.1, 0.3], "linear"),
+        ([0.1, 0.3], "linear"),
+        ([0.1, 0.2, 0.3], "linear"),
+        ([1, 2], "linear"),
+        ([1, 2, 3, 5, 8], "linear"),
+        (["a", "b"], "linear"),
+    ],
+)
+def test_a_parameter_that_goes_by_factors_has_a_logarithmic_axis(
+    values: list[float], expected: str
+) -> None:
+    assert scale_of_parameter(values) == expected
+
+
+@pytest.mark.parametrize("how", ["log", "linear"])
+def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_searched(how: Scale) -> None:
+    rates = ["0.0011", "0.0015", "0.0024", "0.0031"]
+    outcomes = [trial(i, accuracy(rate, "0.1"), rate=rate) for i, rate in enumerate(rates)]
+    figures = draw(outcomes, [ACCURACY], [RATE], {RATE: how})
+    assert figures["slice"].axes[0].get_xscale() == how
+
+
+def test_a_picture_that_fails_costs_the_picture_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> Figure:
+        raise AttributeError("no such plot in this version")
+
+    expected = set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) - {"parallel_coordinates"}
+    monkeypatch.setattr("pipeline.sweeps.plots._parallel", fails)
+    assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == expected
+    assert "picture parallel_coordinates could not be drawn: AttributeError: no such" in caplog.text
+    monkeypatch.setattr("pipeline.sweeps.plots._study", fails)  # as with another Optuna
+    assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == {"objective"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
 from pipeline.sweeps.space import corners, distributions
-from pipeline.sweeps.study import Search, open_storage, pruning_listener, require_sense
+from pipeline.sweeps.study import STORAGE, Search, open_storage, pruning_listener, require_sense
 from pipeline.system.errors import Pruned, RequestError
 from tests.sweeps.test_jobs import multirun
 
@@ -247,3 +248,31 @@ def test_gp_asks_for_pytorch_where_there_is_none(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="pip install torch"):
         require_sense(settings(tmp_path, "sweep.sampler=gp"))
+
+
+def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STORAGE, raising=False)
+    address = "postgresql+psycopg://me:canary@host/studies"
+    secret = replace(settings(tmp_path, "sweep.pruner=median"), storage=address)
+    searched = multirun(*SPACE).searched
+    journal = open_storage(str(tmp_path / "study.journal"))
+    source = Search(secret, searched, sweep_id="s", storage=journal)
+    assert source.told == {"study": "s"}
+    assert os.environ[STORAGE] == address
+    plain = Search(settings(tmp_path, "sweep.pruner=median"), searched, sweep_id="s")
+    assert plain.told == {"study": "s", "storage": str(tmp_path / "study.journal")}
+
+
+def test_numbers_of_a_range_are_proposed_as_they_are_written(tmp_path: Path) -> None:
+    source = search(tmp_path, "sweep.n_trials=8", space=("model.dropout=range(0.1,0.5,0.1)",))
+    assert {params["model.dropout"] for params in carry_out(source)} <= {"0.1", "0.2", "0.3", "0.4"}
+
+
+def test_an_optuna_that_another_package_has_put_back_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna, "__version__", "2.10.1")
+    with pytest.raises(RequestError, match=r"Optuna 2.10.1 .*pip uninstall hydra-optuna-sweeper"):
+        require_sense(settings(tmp_path))

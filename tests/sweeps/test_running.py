@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.sweeps import running
+from pipeline.sweeps.jobs import Grid, Job
+from pipeline.sweeps.outcomes import FINISHED, Objective, Outcome
+from pipeline.sweeps.pool import Ended
+
+KEPT = 3
+
+
+def sweep_jobs(folder: Path, values: list[float]) -> running.SweepJobs:
+    """A sweep whose jobs only have values; each has left a checkpoint."""
+    jobs = [Job(index=index, params={"seed": str(index)}) for index in range(len(values))]
+
+    def settle(job: Job, error: str | None) -> Outcome:
+        (folder / str(job.index) / "checkpoints").mkdir(parents=True, exist_ok=True)
+        value = (values[job.index],)
+        return Outcome(index=job.index, state=FINISHED, params=job.params, values=value)
+
+    runs: Any = SimpleNamespace(
+        objectives=[Objective(metric="val/accuracy", maximize=True)],
+        parent=SimpleNamespace(id="abcd"),
+        experiment="synthetic",
+        settle=settle,
+        close_orphans=set,
+    )
+    settings = SimpleNamespace(keep_models=KEPT, on_failure="continue", max_failures=None)
+    multirun: Any = SimpleNamespace(
+        config=SimpleNamespace(sweep=settings),
+        words=lambda job: ["train.epochs=2", *job.overrides],
+        command=lambda job: f"python -m pipeline tracking.run_name='it''s' {job}",
+    )
+    workers: Any = SimpleNamespace(
+        run=lambda jobs, words, known=True: (Ended(key=job.index) for job in jobs if words(job)),
+        stop=lambda: None,
+    )
+    return running.SweepJobs(
+        multirun=multirun, workers=workers, source=Grid(jobs), runs=runs, folder=folder
+    )
+
+
+def test_checkpoints_of_the_best_stay_and_each_other_is_removed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, removed = random.Random(0), list[str]()
+    real = running.remove
+
+    def remove(path: Path, **options: Any) -> None:
+        removed.append(path.parent.name)
+        real(path, **options)
+
+    monkeypatch.setattr(running, "remove", remove)
+    values = [draw.random() for _ in range(60)]
+    sweep_jobs(tmp_path, values).carry_out(lambda outcomes: None)
+    best = sorted(range(60), key=lambda index: -values[index])[:KEPT]
+    left = {int(path.parent.name) for path in tmp_path.glob("*/checkpoints")}
+    assert left == set(best)
+    assert len(removed) == len(set(removed)) == 60 - KEPT
+
+
+def test_a_job_is_told_all_that_it_has_to_know_by_one_value(tmp_path: Path) -> None:
+    told: list[list[str]] = []
+    jobs = sweep_jobs(tmp_path, [0.5])
+    object.__setattr__(
+        jobs.workers,
+        "run",
+        lambda some, words, known=True: (
+            Ended(key=job.index) for job in some if told.append(words(job)) is None
+        ),
+    )
+    jobs.carry_out(lambda outcomes: None)
+    first, completing = told
+    assert first[:2] == completing[:2] == ["train.epochs=2", "seed=0"]
+    assert [len(words) for words in told] == [3, 3]
+    assert first[2].startswith("sweep.job={index:0,parent:'abcd',name:'seed=0',")
+    assert completing[2].endswith(",completes:'None'}")
