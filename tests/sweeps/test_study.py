@@ -266,8 +266,10 @@ def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
 
 
 def test_numbers_of_a_range_are_proposed_as_they_are_written(tmp_path: Path) -> None:
-    source = search(tmp_path, "sweep.n_trials=8", space=("model.dropout=range(0.1,0.5,0.1)",))
-    assert {params["model.dropout"] for params in carry_out(source)} <= {"0.1", "0.2", "0.3", "0.4"}
+    space = ("model.dropout=range(0.1,0.5,0.1)", "optimizer.learning_rate=range(0.7,0.1,-0.2)")
+    proposed = [job.params for job in islice(search(tmp_path, space=space).jobs(), 12)]
+    assert {params["model.dropout"] for params in proposed} == {"0.1", "0.2", "0.3", "0.4"}
+    assert {params["optimizer.learning_rate"] for params in proposed} == {"0.3", "0.5", "0.7"}
 
 
 def test_an_optuna_that_another_package_has_put_back_is_named(
