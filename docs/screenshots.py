@@ -1,14 +1,18 @@
-"""Pictures of a run in the MLflow UI, taken in headless Chromium.
+"""Makes the pictures of README.md and docs/: of the MLflow UI and our pages in headless Chromium.
 
-usage: python docs/screenshots.py [--sweep] <tracking address or database file> <run_id> <folder>
+usage: python docs/screenshots.py <tracking address or database file> <folder> [--run ID]
+       [--sweep ID] [--compare compare.html] [--sheet contact_sheet.png]
 
-Writes overview.png, metrics.png and plots.png; with `--sweep` before these, of a sweep over
-learning rate and dropout, sweep.png. For a database file (`mlflow.db`) it starts a
-server as `make ui` does and stops it afterwards. Needs the `dev` dependencies and Chromium.
+`--run` makes the pictures of a run: its pages in the UI, its report, its plots. `--sweep` makes
+those of a sweep over learning rate, dropout and seeds. `--compare` is the page of a comparison and
+`--sheet` a contact sheet of `predict`. `training-mlp.png` is drawn by benchmarks/training.py. For a
+database file (`mlflow.db`) it starts a server as `make ui` does and stops it afterwards. Needs the
+`dev` dependencies and Chromium.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -19,8 +23,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import requests
+from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
 SIZE = {"width": 1400, "height": 900}
@@ -28,6 +34,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE_MS = 30_000
 DRAWN_MS = 3_000  # charts go on drawing; the page polls, so its network is never idle
+# By what they are taken of: pictures of the UI, of whole pages of ours, and copies of plots.
+PICTURES = {
+    "run": ("run", "curves", "report", "loss", "confusion_matrix", "mistakes", "weights"),
+    "sweep": ("sweep", "sweep_parallel_coordinates", "sweep_seeds"),
+    "compare": ("compare",),
+    "sheet": ("predict",),
+    "benchmarks": ("training-mlp",),
+}
+WIDTHS = {"report": 1200, "compare": 1280}  # of the pages, in pixels
+SHEET_HEIGHT = 590  # pixels of a contact sheet that are shown
 # What the UI would remember of a visitor: training rather than GenAI, the assistant closed.
 REMEMBERED = {
     "mlflow.workflowType_v1": '"machine_learning"',
@@ -71,7 +87,10 @@ def browser() -> Iterator[Page]:
         page = chromium.new_page(viewport=SIZE, device_scale_factor=1)
         page.set_default_timeout(PATIENCE_MS)
         page.add_init_script(f"Object.assign(localStorage, {json.dumps(REMEMBERED)})")
-        page.route(lambda url: not url.startswith("http://127.0.0.1"), lambda route: route.abort())
+        page.route(
+            lambda url: not url.startswith(("http://127.0.0.1", "file:")),
+            lambda route: route.abort(),
+        )
         try:
             yield page
         finally:
@@ -138,29 +157,62 @@ def experiment_of(address: str, run_id: str) -> str:
 
 
 def take(page: Page, address: str, run_id: str, folder: Path) -> list[Path]:
-    """Writes the three pictures into `folder` and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the pictures of a run into `folder` and returns their paths."""
     run = run_page(address, experiment_of(address, run_id), run_id)
-    pictures = [folder / f"{name}.png" for name in ("overview", "metrics", "plots")]
+    overview, curves, report, *plots = (folder / f"{name}.png" for name in PICTURES["run"])
+    folder.mkdir(parents=True, exist_ok=True)
     open_overview(page, run)
-    _shoot(page, pictures[0])
+    _shoot(page, overview)
     open_metrics(page, run)
     page.get_by_placeholder("Search metric charts").fill("^(train|val)/(accuracy|loss)")
-    _shoot(page, pictures[1])
-    open_plot(page, run, "confusion_matrix")
-    _shoot(page, pictures[2])
-    return pictures
+    _shoot(page, curves)
+    for plot in plots:
+        plot.write_bytes(artifact(address, run_id, f"plots/{plot.name}"))
+    with TemporaryDirectory() as place:
+        html = Path(place, "report.html")
+        html.write_bytes(artifact(address, run_id, html.name))
+        take_page(page, html, report)
+    return [overview, curves, report, *plots]
 
 
 def take_sweep(page: Page, address: str, run_id: str, folder: Path) -> list[Path]:
-    """Writes the picture of a sweep with its jobs into `folder` and returns its path."""
+    """Writes the pictures of a sweep with its jobs into `folder` and returns their paths."""
+    table, *plots = (folder / f"{name}.png" for name in PICTURES["sweep"])
     folder.mkdir(parents=True, exist_ok=True)
     open_runs(page, address, experiment_of(address, run_id))
     searched = ("optimizer.learning_rate", "model.dropout")
     toggle_columns(page, "Dataset", "Source", "Models", "val/accuracy", "test/accuracy", *searched)
     unfold_sweep(page)
-    _shoot(page, folder / "sweep.png")
-    return [folder / "sweep.png"]
+    _shoot(page, table)
+    for plot in plots:
+        name = plot.name.removeprefix("sweep_")
+        plot.write_bytes(artifact(address, run_id, f"plots/{name}"))
+    return [table, *plots]
+
+
+def take_page(page: Page, html: Path, picture: Path) -> Path:
+    """Writes the picture of a whole page of ours, a report or a comparison."""
+    page.set_viewport_size({"width": WIDTHS[picture.stem], "height": SIZE["height"]})
+    page.goto(html.resolve().as_uri())
+    page.screenshot(path=picture, full_page=True)
+    page.set_viewport_size(SIZE)
+    return picture
+
+
+def take_sheet(sheet: Path, picture: Path) -> Path:
+    """Writes the top of a contact sheet."""
+    with Image.open(sheet) as whole:
+        whole.crop((0, 0, whole.width, min(whole.height, SHEET_HEIGHT))).save(picture)
+    return picture
+
+
+def artifact(address: str, run_id: str, path: str) -> bytes:
+    """The content of one of a run's artefacts, from the server."""
+    answer = requests.get(
+        f"{address}/get-artifact", params={"run_uuid": run_id, "path": path}, timeout=30
+    )
+    answer.raise_for_status()
+    return answer.content
 
 
 def _shoot(page: Page, path: Path) -> None:
@@ -182,13 +234,25 @@ def _await(url: str, process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """The command line."""
-    words = [word for word in sys.argv[1:] if word != "--sweep"]
-    shoot = take if len(words) == len(sys.argv[1:]) else take_sweep
-    where, run_id, folder = words
-    database = Path(where.removeprefix("sqlite:///"))
-    served = nullcontext(where) if where.startswith("http") else server(database)
+    parser = argparse.ArgumentParser(usage=__doc__.partition("usage: ")[2])
+    parser.add_argument("where")
+    parser.add_argument("folder", type=Path)
+    for name, kind in (("run", str), ("sweep", str), ("compare", Path), ("sheet", Path)):
+        parser.add_argument(f"--{name}", type=kind)
+    asked = parser.parse_args()
+    database, folder = Path(asked.where.removeprefix("sqlite:///")), asked.folder
+    served = nullcontext(asked.where) if asked.where.startswith("http") else server(database)
+    taken: list[Path] = []
     with served as address, browser() as page:
-        print(*shoot(page, address, run_id, Path(folder)), sep="\n")
+        if asked.run:
+            taken += take(page, address, asked.run, folder)
+        if asked.sweep:
+            taken += take_sweep(page, address, asked.sweep, folder)
+        if asked.compare:
+            taken.append(take_page(page, asked.compare, folder / "compare.png"))
+    if asked.sheet:
+        taken.append(take_sheet(asked.sheet, folder / "predict.png"))
+    print(*taken, sep="\n")
 
 
 if __name__ == "__main__":

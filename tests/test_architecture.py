@@ -187,7 +187,7 @@ TOUCHING = {
     "__main__": "",
     "config": "allowed search trusted",
     "data": "cache content files sources",
-    "reports": "facts",
+    "reports": "write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",

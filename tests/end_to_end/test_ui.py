@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pytest
+from PIL import Image
 
 from docs import screenshots
-from tests.commands import QUICK, pipeline, results
+from tests.commands import QUICK, ROOT, pipeline, results
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,10 +66,44 @@ def test_a_run_page_shows_a_plot_among_its_artefacts(shown: Shown) -> None:
     assert shown.page.get_by_text("confusion_matrix.png").first.is_visible()
 
 
-def test_the_pictures_for_the_documentation_can_be_taken(shown: Shown, tmp_path: Path) -> None:
+def size(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as opened:
+        return opened.size
+
+
+def test_the_pictures_of_a_run_for_the_documentation_can_be_taken(
+    shown: Shown, tmp_path: Path
+) -> None:
     taken = screenshots.take(shown.page, shown.address, shown.run.info.run_id, tmp_path)
-    assert [path.name for path in taken] == ["overview.png", "metrics.png", "plots.png"]
-    for path in taken:
-        content = path.read_bytes()
-        assert content[:8] == b"\x89PNG\r\n\x1a\n"
-        assert int.from_bytes(content[16:20], "big") == screenshots.SIZE["width"]
+    assert tuple(path.stem for path in taken) == screenshots.PICTURES["run"]
+    sizes = {path.stem: size(path) for path in taken}
+    assert sizes["run"] == sizes["curves"] == tuple(screenshots.SIZE.values())
+    assert sizes["report"][0] == screenshots.WIDTHS["report"]
+    assert sizes["report"][1] > 1000  # the whole page
+
+
+def test_the_picture_of_a_comparison_is_that_of_the_whole_page(
+    shown: Shown, tmp_path: Path
+) -> None:
+    page = tmp_path / "compare.html"
+    page.write_text("<body style='margin:0'><div style='height:3000px'></div></body>")
+    picture = screenshots.take_page(shown.page, page, tmp_path / "compare.png")
+    assert size(picture) == (screenshots.WIDTHS["compare"], 3000)
+    assert shown.page.viewport_size == screenshots.SIZE
+
+
+def test_the_top_of_a_contact_sheet_is_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 2000)).save(tmp_path / "sheet.png")
+    picture = screenshots.take_sheet(tmp_path / "sheet.png", tmp_path / "predict.png")
+    assert size(picture) == (300, screenshots.SHEET_HEIGHT)
+
+
+def test_every_picture_of_readme_and_docs_is_one_that_can_be_made_again() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    shown = {
+        name
+        for page in pages
+        for name in re.findall(r"\(\S*?images/([\w-]+)\.png\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown
+    assert shown <= {name for names in screenshots.PICTURES.values() for name in names}
