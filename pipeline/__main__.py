@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -20,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from pipeline.config.allowed import check_words  # noqa: E402
+from pipeline.config.allowed import check_search_path, check_words  # noqa: E402
 from pipeline.config.compose import compose_once  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
@@ -34,6 +36,22 @@ from pipeline.verbs import Verb, requests, verbs  # noqa: E402
 
 # The words of a verb that keeps no log.
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
+
+# What bash evaluates to complete the words of a command: `python -m pipeline`, or an installed one.
+COMPLETION = r"""_pipeline_completion() {
+    local words=($COMP_LINE) command word="${COMP_LINE:0:$COMP_POINT}"
+    command="${words[0]}"
+    if [[ "$command" == *python* ]]; then
+        [[ "${words[1]} ${words[2]}" == "-m pipeline" ]] || return
+        command="$command -m pipeline"
+    fi
+    word="${word##* }"
+    local choices=$(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" \
+        $command -sc query=bash 2>/dev/null)
+    COMPREPLY=($(compgen -W "$choices" -- "$word"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _pipeline_completion """
 
 log = logging.getLogger("pipeline")
 
@@ -52,6 +70,8 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _stop)
     try:
+        if sys.argv[1:2] in (["-sc"], ["--shell-completion"]):
+            return _complete(sys.argv[2:])
         verb, words = _split_verb(sys.argv[1:])
         given = addressed(normalise(words), verb.name, verb.request)
         multirun = bool({"-m", "--multirun"} & set(given))
@@ -80,6 +100,31 @@ def main() -> int:
         print(told, file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
+    return 0
+
+
+def _complete(asked: list[str]) -> int:
+    """Prints what bash is to evaluate, or what the last word of its COMP_LINE could become.
+
+    Groups, their files and keys are Hydra's to complete; it knows no verbs.
+    """
+    if asked == ["install=bash"]:
+        name = Path(sys.argv[0]).name
+        print(COMPLETION + ("python python3" if name == "__main__.py" else name))
+        return 0
+    if asked == ["query=bash"]:
+        line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0")) or None]
+        words = re.sub(r"^\S*python\S*\s+-m\s+|^", "", line).partition(" ")[2]
+        first, space, rest = words.lstrip().partition(" ")
+        verb = verbs().get(first) if space else None
+        if not space:
+            print(*(f"{name} " for name in verbs()))
+        if verb and verb.request:
+            print(*(f"{field.name}=" for field in fields(verb.request)))
+        os.environ["COMP_LINE"] = f"pipeline {rest if verb else words}"
+    register(requests())
+    check_search_path([])
+    _with_hydra(verbs()["run"])
     return 0
 
 

@@ -87,6 +87,18 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
                     check_composed(_composed(name, [*fixed, choice]))
 
 
+def check_search_path(words: Sequence[str]) -> None:
+    """Checks alone what is imported while a configuration is composed that is not acted on.
+
+    Raises:
+        RequestError: `hydra.searchpath` names a package.
+    """
+    name, folder, overrides = _flags_and_overrides(words)
+    own = [place for place in (search.project_folder(), folder) if place is not None]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    _check_search_path(name, [*own, search.CONF], parsed)
+
+
 def check_composed(composed: DictConfig) -> None:
     """Checks a composed configuration, Hydra's own part of it included.
 
