@@ -53,20 +53,19 @@ check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup-dev ## how fast it is beside what people would use instead (a quiet machine, an hour)
-	@$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
-		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
-	@$(BIN)/python -m benchmarks.training --model mlp
-	@$(BIN)/python -m benchmarks.training --model cnn
-	@$(BIN)/python -m benchmarks.whole_run
-	@$(BIN)/python -m benchmarks.stages
-	@$(BIN)/python -m benchmarks.determinism
-	@$(BIN)/python -m benchmarks.inference
-	@$(BIN)/python -m benchmarks.serving
-	@$(BIN)/python -m benchmarks.scaling
-	@$(BIN)/python -m benchmarks.sweeps
-	@$(BIN)/python -m benchmarks.predict
-	@$(BIN)/python -m benchmarks.compare
+bench: ## how fast it is beside what people would use instead (a quiet machine, an hour)
+	@$(SETUP) requirements-bench.lock .venv-bench
+	@.venv-bench/bin/python -m benchmarks.training --model mlp
+	@.venv-bench/bin/python -m benchmarks.training --model cnn
+	@.venv-bench/bin/python -m benchmarks.whole_run
+	@.venv-bench/bin/python -m benchmarks.stages
+	@.venv-bench/bin/python -m benchmarks.determinism
+	@.venv-bench/bin/python -m benchmarks.inference
+	@.venv-bench/bin/python -m benchmarks.serving
+	@.venv-bench/bin/python -m benchmarks.scaling
+	@.venv-bench/bin/python -m benchmarks.sweeps
+	@.venv-bench/bin/python -m benchmarks.predict
+	@.venv-bench/bin/python -m benchmarks.compare
 
 format: setup-dev ## let the formatter and linter mend what they can
 	@$(BIN)/ruff check --fix --quiet . || true
@@ -76,7 +75,8 @@ lock: setup ## pin pyproject.toml into the lock files; ARGS=--upgrade for newer 
 	@$(LOCK) pyproject.toml -o requirements.lock $(ARGS)
 	@$(LOCK) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock $(ARGS)
 	@$(LOCK) pyproject.toml --extra gpu -c requirements.lock -o requirements-gpu.lock $(ARGS)
+	@$(LOCK) pyproject.toml --extra bench -c requirements.lock -o requirements-bench.lock $(ARGS)
 
 clean: ## remove .venv and caches; never data, runs or results
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SetUp = Callable[[str], subprocess.CompletedProcess[str]]
-EXTRA_LOCKS = {"dev": "requirements-dev.lock", "gpu": "requirements-gpu.lock"}
+EXTRA_LOCKS = {extra: f"requirements-{extra}.lock" for extra in ("dev", "gpu", "bench")}
 LOCKS = ["requirements.lock", *EXTRA_LOCKS.values()]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
@@ -233,3 +233,13 @@ def test_every_package_that_is_imported_is_declared(folder: str) -> None:
         if not declared & {canonicalize_name(one) for one in provided.get(name, [])}
     }
     assert undeclared == {}
+
+
+def test_the_benchmark_installs_into_an_environment_of_its_own(tmp_path: Path) -> None:
+    recipe = subprocess.run(
+        ["make", "--dry-run", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    setups = [line for line in recipe.splitlines() if ".ci/setup" in line or "pip" in line]
+    assert setups == ["sh .ci/setup requirements-bench.lock .venv-bench"]
+    assert ".venv/" not in recipe
+    assert not {"torch", "jax"} & {entry.partition("==")[0] for entry in entries(LOCKS[1])}
