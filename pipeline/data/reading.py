@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from pipeline.data.files import Unreadable, is_array, open_array
+from pipeline.data.files import Unreadable, is_array, open_array, printable
 from pipeline.data.pictures import as_stack, fitted, load, picture_of
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
@@ -43,6 +48,8 @@ class Block:
 
 
 Task = Callable[[], Block]
+log = logging.getLogger(__name__)
+_reading = threading.local()  # `file`: the one that this thread decodes
 
 
 def read(
@@ -67,9 +74,28 @@ def read(
         yield from (future.result() for future in ahead)
 
     try:
-        yield from _merged(_told(in_order(), listener), at_once)
+        with _remarks_logged():
+            yield from _merged(_told(in_order(), listener), at_once)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _remarks_logged() -> Iterator[None]:
+    """While open, what Pillow warns of goes to the log, with the file that it was reading."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *more: Any, **named: Any) -> None:
+            file: Path | None = getattr(_reading, "file", None)
+            if file is None:
+                show(message, *more, **named)
+            else:
+                log.info("%s: %s", printable(file), message)
+
+        warnings.showwarning = note
+        warnings.filterwarnings("always", module=r"PIL\.")
+        yield
 
 
 def _told(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterator[Block]:
@@ -114,11 +140,13 @@ def _tasks(files: Iterable[Path], shape: Shape, at_once: int) -> Iterator[Task]:
 def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
     images, good, unreadable = [], [], []
     for file in files:
+        _reading.file = file
         try:
             images.append(load(file, shape))
             good.append(file)
         except Exception as error:  # whatever a damaged file makes its decoder raise
             unreadable.append(_unreadable(file, error))
+    _reading.file = None
     return Block(
         images=np.stack(images) if images else np.empty((0, *shape), np.uint8),
         files=tuple(good),

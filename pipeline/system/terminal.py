@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -30,10 +31,11 @@ def standard_output() -> Console:
 
 
 @contextmanager
-def native_messages_to(path: Path) -> Iterator[None]:
-    """While open, appends all of stderr to a file.
+def native_messages_to(path: Path) -> Iterator[TextIO]:
+    """While open, appends all of stderr to a file; yields what still prints on the terminal.
 
-    TensorFlow's native library prints when it is imported, whatever it is told.
+    TensorFlow's native library prints when it is imported, whatever it is told, and so do the
+    decoders of pictures when a file is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
@@ -41,7 +43,15 @@ def native_messages_to(path: Path) -> Iterator[None]:
     try:
         with path.open("ab") as file:
             os.dup2(file.fileno(), 2)
-            yield
+            yield os.fdopen(terminal, "w", closefd=False) if _is_native(sys.stderr) else sys.stderr
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def _is_native(stream: TextIO) -> bool:
+    """Whether a stream writes to the process's own stderr and was not put in its place."""
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,19 @@ def test_only_a_few_files_are_read_ahead_of_who_takes_the_blocks(
 
 
 decode = reading._decode
+
+
+def test_what_pillow_warns_of_is_logged_with_the_name_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    files = []
+    for number in range(3):
+        picture(tmp_path / f"{number}.tif", number)
+        content = (tmp_path / f"{number}.tif").read_bytes()
+        (tmp_path / f"{number}.tif").write_bytes(content[:60])  # within its directory
+        files.append(tmp_path / f"{number}.tif")
+    with caplog.at_level(logging.INFO):
+        blocks_of(files)
+    for file in files:
+        assert any(f"{file}: Corrupt EXIF data" in message for message in caplog.messages)
+    assert len(recwarn) == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -89,7 +89,8 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
         model = _load(config, request)
     sheet = _sheet(model) if request.contact_sheet else None
     skipped: list[Unreadable] = []
-    with _progress(found, skipped) as listener:
+    decoders = native_messages_to(folder / "decoders.log")
+    with decoders as stderr, _progress(found, skipped, stderr) as listener:
         blocks = read(found.files, model.image_shape, at_once=request.batch_size, listener=listener)
         tally = _write(blocks, classifier(model, request.invert), output, sheet)
     if sheet and request.contact_sheet:
@@ -187,9 +188,11 @@ def _sheet(model: LoadedModel) -> Sheet:
 
 
 @contextmanager
-def _progress(found: Found, skipped: list[Unreadable]) -> Iterator[Callable[[Block], None]]:
+def _progress(
+    found: Found, skipped: list[Unreadable], stderr: TextIO
+) -> Iterator[Callable[[Block], None]]:
     """A bar on a terminal, and a line for all that cannot be read, which joins `skipped`."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=stderr, highlight=False)
     bar = Progress(
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images"),

@@ -275,3 +275,28 @@ def test_an_empty_store_is_told_with_what_to_do(tmp_path: Path) -> None:
         pytest.raises(RequestError, match="no such model; none is saved yet; train one"),
     ):
         load_model("models:/fashion_mnist@champion", Tracking(uri=None))
+
+
+def test_what_decoders_print_is_kept_off_the_terminal_and_what_is_left_out_is_said(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=255)
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99), np.uint8)
+    Image.fromarray(noise).save(folder / "photos/b.tif", compression="tiff_lzw")
+    content = bytearray((folder / "photos/b.tif").read_bytes())
+    content[300:5000:50] = bytes(94)
+    (folder / "photos/b.tif").write_bytes(content)
+    (folder / "photos/c.heic").touch()
+    with pytest.raises(PipelineError, match="1 of 2 files cannot be read"):
+        asked(folder)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "left out: 1 .heic"
+    assert len(lines) == 2
+    assert lines[1].startswith("skipped photos/b.tif: ")
+    assert next(folder.rglob("decoders.log")).read_text() != ""
+
+
+def test_an_empty_name_of_images_is_refused(folder: Path) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=255)
+    with pytest.raises(RequestError, match="images= is empty|images: say what to classify"):
+        asked(folder, images="")
