@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
 GONE = "its process is gone"  # the error of a run that was left RUNNING, as others saw it
 EVERY_S = 20.0
-SILENT_S = 60.0  # of a run on another machine: then it is gone; two beats may go astray
+SILENT_S = 60.0  # of a run on another machine: then it may be gone; two beats may go astray
+LISTEN_S = 2 * EVERY_S + 5  # in which a run that lives is heard of
+CLOCKS_S = 86_400.0  # by which no two machines' clocks differ
 GAP_S = 2 * EVERY_S  # between beats: others may have taken the run for gone; clocks may differ
 LEAVE_S = 2.0  # what a beat on its way gets to arrive when the run is closed
 
@@ -33,9 +35,14 @@ log = logging.getLogger(__name__)
 
 
 class Pulse(StrEnum):
-    """What a run's heartbeat says; one without any is `UNKNOWN`."""
+    """What a run's heartbeat says; one without any is `UNKNOWN`.
+
+    `SILENT`: on another machine and not heard of lately, by two clocks that may differ. Whether it
+    lives is heard by listening for `LISTEN_S`.
+    """
 
     ALIVE = "alive"
+    SILENT = "silent"
     GONE = "gone"
     UNKNOWN = "unknown"
 
@@ -91,23 +98,31 @@ def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
             client.update_run(run_id, status=str(Status.RUNNING))
 
 
+def take_back(client: Client, run_id: str) -> None:
+    """Takes from a run that ends well what others, who took it for gone, have said of it."""
+    tags = client.get_run(run_id).data.tags
+    if ERROR in tags:
+        client.delete_tag(run_id, ERROR)
+
+
 def pulse(tags: Mapping[str, str]) -> Pulse:
     """Whether the process that a RUNNING run's tags tell of still lives.
 
     On this machine that is asked of the system: a stopped process lives, however old its last
-    beat. Of another machine a beat older than `SILENT_S` means no; clocks are taken to agree.
+    beat. Of another machine only a beat that is older than clocks can differ means no.
     """
     try:
         beat = _last_beat(tags)
         if beat is None:
             return Pulse.UNKNOWN
         if tags[HOST] == place():
-            is_alive = lives(int(tags[PID]), tags[STARTED]) is not False
-        else:
-            is_alive = _now() - beat <= timedelta(seconds=SILENT_S)
+            return Pulse.GONE if lives(int(tags[PID]), tags[STARTED]) is False else Pulse.ALIVE
+        age_s = (_now() - beat).total_seconds()
     except (KeyError, ValueError):  # tags that somebody has changed
         return Pulse.UNKNOWN
-    return Pulse.ALIVE if is_alive else Pulse.GONE
+    if age_s <= SILENT_S:
+        return Pulse.ALIVE
+    return Pulse.GONE if age_s > CLOCKS_S else Pulse.SILENT
 
 
 def fell_silent(tags: Mapping[str, str]) -> datetime | None:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.tracking import lineage
 from pipeline.tracking.client import Client, connect, experiment, experiment_name
-from pipeline.tracking.heartbeat import beating, fell_silent, signs
+from pipeline.tracking.heartbeat import beating, fell_silent, signs, take_back
 from pipeline.tracking.recording import Recording, recorded_metrics
 from pipeline.tracking.values import (
     COMMIT,
@@ -120,6 +120,8 @@ def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
         with _at_least_tried():
             mlflow.end_run(str(status_of(error)))
         raise
+    with suppress(Exception):  # the run is as good without
+        take_back(recording.client, recording.id)
     mlflow.end_run("FINISHED")
 
 

@@ -13,7 +13,8 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking.addresses import DEFAULT_URI, artifact_location, folder_name, store_address
 from pipeline.tracking.client import connect, experiment, experiment_name
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import find_run, find_sweep, find_trained
+from pipeline.verbs.compare.choice import named_runs
 from tests.commands import QUICK, configured, inside, pipeline
 
 NAMES = [
@@ -138,6 +139,23 @@ def test_mlflows_variables_say_which_experiment_and_the_setting_wins(
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
         with pytest.raises(RequestError, match="MLFLOW_EXPERIMENT_ID=4711: there is no such exp"):
             experiment_name(config)
+
+
+@pytest.mark.slow
+def test_a_deleted_run_is_told_so_by_all_who_ask_with_what_brings_it_back(tmp_path: Path) -> None:
+    with inside(tmp_path) as folder:
+        config = configured(*QUICK)
+        with record(config, folder / "one") as recording:
+            pass
+        connect(None).delete_run(recording.id)
+        told = f"{recording.id} was deleted; `mlflow runs restore --run-id {recording.id}`"
+        for ask in (find_run, find_trained):
+            with pytest.raises(RequestError, match=f"run_id={told}"):
+                ask(recording.id, config)
+        with pytest.raises(RequestError, match=f"sweep.resume={told}"):
+            find_sweep(recording.id, config)
+        with pytest.raises(RequestError, match=f"runs={told}"):
+            named_runs(config, [recording.id, "0" * 32])
 
 
 @pytest.mark.slow

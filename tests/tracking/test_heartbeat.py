@@ -103,9 +103,15 @@ def test_a_process_that_took_over_the_number_is_another_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(30, Pulse.ALIVE), (90, Pulse.GONE), (-30, Pulse.ALIVE)]
+    ("seconds", "expected"),
+    [
+        *((30, Pulse.ALIVE), (-30, Pulse.ALIVE), (-600, Pulse.ALIVE)),
+        *((90, Pulse.SILENT), (7200, Pulse.SILENT), (100_000, Pulse.GONE)),
+    ],
 )
-def test_on_another_machine_the_age_of_the_beat_tells(seconds: float, expected: Pulse) -> None:
+def test_of_another_machine_only_a_beat_older_than_clocks_differ_tells_that_it_is_gone(
+    seconds: float, expected: Pulse
+) -> None:
     assert pulse(signs() | {HOST: ELSEWHERE, BEAT: ago(seconds)}) is expected
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from pipeline.system.errors import one_line
 from pipeline.tracking.client import Client, StoreError
-from pipeline.tracking.heartbeat import GONE, Pulse, pulse
+from pipeline.tracking.heartbeat import BEAT, GONE, LISTEN_S, Pulse, pulse
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import DIRTY, Query, RecordedRun, Status
@@ -27,24 +28,34 @@ def running(
     fix: bool,
     own: str | None,
     bring_home: Callable[[str], None] = lambda run_id: None,
+    listen: Callable[[float], None] = time.sleep,
 ) -> Iterator[Finding]:
     """Says of RUNNING runs which are at work and which are orphans; `fix` marks these as KILLED.
 
     An orphan is a run whose heartbeat says that its process is gone, or one of ours that has none
-    and began over `LONG_AGO`. Others without a heartbeat are shown and left alone, and `own`, the
-    run that called us (MLFLOW_RUN_ID), is passed over. `bring_home` gets the id of each that was
-    closed, to save what the run has left on this machine.
+    and began over `LONG_AGO`. One on another machine that was not heard of lately is listened for
+    before it is closed: the clocks of two machines may differ. Others without a heartbeat are shown
+    and left alone, and `own`, the run that called us (MLFLOW_RUN_ID), is passed over. `bring_home`
+    gets the id of each that was closed, to save what the run has left on this machine.
     """
     found = search(client, Query(status=(Status.RUNNING,)))
     runs = [run for run in found if run.id != own]
     orphans = [run for run in runs if _is_orphan(run)]
+    silent = [run for run in runs if _pulse(run) is Pulse.SILENT]
+    if silent and fix:
+        listen(LISTEN_S)
+        orphans += [run for run in silent if _beat(by_id(client, run.id)) == _beat(run)]
+        silent = []
     unknown = [run for run in runs if run not in orphans and _pulse(run) is Pulse.UNKNOWN]
-    at_work = len(runs) - len(orphans) - len(unknown)
+    at_work = len(runs) - len(orphans) - len(unknown) - len(silent)
     if orphans and fix:
         yield from _fixed(client, orphans, bring_home)
     elif orphans:
         says = f"{len(orphans)} RUNNING though {GONE}: {_listed(orphans)}"
         yield warning("runs", says, f"{FIX} (marks them KILLED)")
+    if silent:
+        says = f"{len(silent)} RUNNING on other machines, not heard of lately: {_listed(silent)}"
+        yield warning("runs", says, f"{FIX} (listens for {LISTEN_S:g} s, marks the silent KILLED)")
     if unknown:
         one = unknown[0].id
         says = f"{len(unknown)} RUNNING without a heartbeat to go by: {_listed(unknown)}"
@@ -72,7 +83,7 @@ def _fixed(
     for run in orphans:
         # Asked once more: it may have ended well just before its process did.
         now = by_id(client, run.id)
-        if now.status == Status.RUNNING and _is_orphan(now):
+        if now.status == Status.RUNNING and _beat(now) == _beat(run):
             try:
                 close(client, now, Status.KILLED, GONE)
             except StoreError as error:
@@ -98,6 +109,10 @@ def _is_orphan(run: RecordedRun) -> bool:
     found = _pulse(run)
     abandoned = found is Pulse.UNKNOWN and OURS in run.tags and _began_long_ago(run)
     return found is Pulse.GONE or abandoned
+
+
+def _beat(run: RecordedRun) -> str | None:
+    return run.tags.get(BEAT)
 
 
 def _pulse(run: RecordedRun) -> Pulse:

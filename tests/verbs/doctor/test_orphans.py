@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from pipeline.tracking.client import connect, experiment
-from pipeline.tracking.heartbeat import BEAT, HOST, STARTED, signs
-from pipeline.tracking.lifecycle import record
-from pipeline.tracking.runs import search
+from pipeline.tracking.heartbeat import BEAT, HOST, LISTEN_S, STARTED, signs
+from pipeline.tracking.lifecycle import close, record
+from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.leftovers import Made
 from pipeline.verbs.doctor.orphans import folders, running
@@ -73,6 +74,39 @@ def test_orphans_are_shown_and_only_closed_when_asked(
     # It ended when it was last heard of, not now.
     assert client.get_run(silent).info.end_time == 1_767_225_600_000
     assert said(client) == ["ok: 1 at work"]
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_run_of_another_machine_is_closed_only_if_it_is_not_heard_of_whatever_the_clocks_say(
+    beats: bool, client: mlflow.MlflowClient, number: str
+) -> None:
+    behind = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
+    run = opened(client, number, signs() | {HOST: "another machine", BEAT: behind})
+    silent, at_work = said(client)
+    assert silent.startswith("warning: 1 RUNNING on other machines, not heard of lately: " + run)
+    assert at_work == "ok: 0 at work"
+    listened: list[float] = []
+
+    def listen(seconds: float) -> None:
+        listened.append(seconds)
+        if beats:  # by a clock that is two minutes behind ours
+            client.set_tag(run, BEAT, behind.replace("T", " "))
+
+    found = list(running(client, fix=True, own=None, listen=listen))
+    assert listened == [LISTEN_S]
+    assert status(client, run) == ("RUNNING" if beats else "KILLED")
+    assert found[-1].says == ("1 at work" if beats else "0 at work")
+
+
+def test_a_run_that_ends_well_carries_no_error_that_others_gave_it(
+    client: mlflow.MlflowClient, number: str, tmp_path: Path
+) -> None:
+    name = client.get_experiment(number).name
+    config = configured("dataset=digits", "model=linear", f"tracking.experiment='{name}'")
+    with record(config, tmp_path / "run") as recording:
+        close(client, by_id(client, recording.id), Status.KILLED, "its process is gone")
+    run = client.get_run(recording.id)
+    assert (run.info.status, "error" in run.data.tags) == ("FINISHED", False)
 
 
 def test_of_each_that_is_closed_what_it_left_is_saved_and_a_failure_in_that_is_no_obstacle(
