@@ -26,6 +26,7 @@ from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, Objective
 from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
+from pipeline.tracking.heartbeat import signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
 from tests.commands import configured, environment, inside, pipeline, results
@@ -371,6 +372,20 @@ def test_the_best_alone_are_kept_and_seen_on_the_test_split(grid: Swept) -> None
         assert (grid.place / str(index_of(run)) / "checkpoints").exists() == is_kept
 
 
+def test_more_models_than_checkpoints_are_left_are_refused_before_anything_is_touched(
+    grid: Swept,
+) -> None:
+    words = (*QUICK, *GRID, "sweep.keep_models=4", "sweep.resume=latest")
+    before = (grid.place / "manifest.json").stat().st_mtime_ns
+    again = sweep(*words, cwd=grid.folder)
+    assert (again.done.returncode, again.done.stdout) == (2, "")
+    assert_helpful(again.done.stderr, "sweep.keep_models=4: the checkpoints of jobs")
+    assert f"sweep.keep_models={KEPT}" in again.done.stderr
+    assert again.parent.info.status == "FINISHED"
+    assert again.parent.data.tags == grid.parent.data.tags
+    assert (grid.place / "manifest.json").stat().st_mtime_ns == before
+
+
 def test_a_kept_model_is_in_the_experiment_of_its_run_and_can_be_used(grid: Swept) -> None:
     run = next(run for run in grid.children if "model_uri" in run.data.tags)
     logged = grid.client.get_logged_model(run.data.tags["model_uri"].removeprefix("models:/"))
@@ -543,6 +558,23 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
         assert parent.client.get_run(earlier.info.run_id).info.status == "KILLED"
         settled = known.settle(Job(index=0, params={"seed": "0"}), "killed by SIGKILL")
         assert (settled.state, settled.error) == (FAILED, "killed by SIGKILL")
+
+
+def test_a_run_that_still_lives_is_not_closed_by_its_sweep(tmp_path: Path) -> None:
+    config = configured("dataset=synthetic", "tracking.uri=null")
+    with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
+        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        here = parent.client.get_run(parent.id).info.experiment_id
+        silent = {"heartbeat.pid": "999999999", "heartbeat.started": "1"}
+        runs = [
+            parent.client.create_run(here, tags=signs() | more | {PARENT: parent.id, INDEX: index})
+            for index, more in (("0", {}), ("1", silent))
+        ]
+        assert known.close_orphans() == {0}
+        found = [parent.client.get_run(run.info.run_id) for run in runs]
+        assert [run.info.status for run in found] == ["RUNNING", "KILLED"]
+        assert found[1].data.tags["error"] == "its process is gone"
+        assert "error" not in found[0].data.tags
 
 
 def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
