@@ -23,13 +23,14 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from pipeline.config.allowed import check_search_path, check_words  # noqa: E402
-from pipeline.config.compose import compose_once  # noqa: E402
+from pipeline.config.compose import compose_once, hide_composed  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
 from pipeline.config.words import addressed, left_to_jobs, normalise, require_our_sweeper  # noqa: E402
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
+from pipeline.system.secrets import hide, learn, learn_environment  # noqa: E402
 from pipeline.system.terminal import native_messages_to  # noqa: E402
 from pipeline.tracking.addresses import artifact_root, store_address  # noqa: E402
 from pipeline.verbs import Verb, requests, verbs  # noqa: E402
@@ -69,6 +70,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _stop)
+    learn_environment()
+    learn(sys.argv[1:])
     try:
         if sys.argv[1:2] in (["-sc"], ["--shell-completion"]):
             return _complete(sys.argv[2:])
@@ -97,7 +100,7 @@ def main() -> int:
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error)
-        print(told, file=sys.stderr)
+        print(hide(told), file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0
@@ -166,6 +169,7 @@ def _described() -> str:
 
 def _carry_out(verb: Verb, composed: DictConfig) -> None:
     """Runs a verb on a checked configuration; only now is what it needs imported."""
+    hide_composed(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
     if verb.records:  # refused before anything slow is imported

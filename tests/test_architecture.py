@@ -185,11 +185,11 @@ PATHS = {  # methods of paths, files and models that reach for the disk
 # The modules of each room that reach outside themselves; in all others no line does.
 TOUCHING = {
     "__main__": "",
-    "config": "allowed search trusted",
+    "config": "allowed compose search trusted",
     "data": "cache content files sources",
     "reports": "write",
     "sweeps": "manifest one_job pool study sweep worker",
-    "system": "databases files folders processes terminal",
+    "system": "databases files folders processes secrets terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
     "training": "check saved checkpoint programs",
     "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "

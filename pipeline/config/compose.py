@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
+
+from pipeline.system.secrets import hide_files, learn, learn_environment
 
 
 def compose_once() -> None:
@@ -71,3 +75,13 @@ class Composer:
             item_sep=job.config.override_dirname.item_sep,
             exclude_keys=job.config.override_dirname.exclude_keys,
         )
+
+
+def hide_composed(composed: DictConfig) -> None:
+    """Finds what is secret in the configuration, and takes it out of the files of Hydra's."""
+    about = HydraConfig.get()
+    learn_environment()
+    learn(OmegaConf.to_container(composed, resolve=True))
+    learn(list(about.overrides.task))
+    kept = Path(about.runtime.output_dir, about.output_subdir or ".hydra")
+    hide_files([*kept.glob("*.yaml"), Path(about.sweep.dir, "multirun.yaml")])

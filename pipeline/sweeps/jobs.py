@@ -25,6 +25,7 @@ from pipeline.config.words import LEFT_TO_JOBS, as_typed
 from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
+from pipeline.system.secrets import hide_word
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
@@ -131,11 +132,10 @@ class Multirun:
 
     def command(self, job: Job) -> str:
         """What repeats a job on its own."""
-        # An address may carry a password.
         words = [
             word for word in self.fixed if not word.startswith((*ABOUT_SWEEPS, "tracking.uri="))
         ]
-        return shlex.join(["python", "-m", "pipeline", *words, *job.overrides])
+        return shlex.join(["python", "-m", "pipeline", *map(hide_word, [*words, *job.overrides])])
 
 
 def asked_for(

@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, open_dict, read_write
 
 from pipeline.config.allowed import check_composed
-from pipeline.config.compose import Composer
+from pipeline.config.compose import Composer, hide_composed
 from pipeline.config.messages import explain
 from pipeline.config.schema import validate
 from pipeline.config.words import quoted
@@ -178,6 +178,7 @@ def do_job(composed: DictConfig) -> None:
     Raises:
         PipelineError: what went wrong, in a line, and where the rest is.
     """
+    hide_composed(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
     try:

@@ -14,6 +14,7 @@ from pipeline.sweeps.jobs import Job, Multirun
 from pipeline.sweeps.outcomes import objectives
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
+from pipeline.system.secrets import hide_value
 
 NAME = "manifest.json"
 MAY_CHANGE = ("n_trials",)  # a search may be given more trials than it was first
@@ -38,7 +39,7 @@ class Manifest:
     @property
     def text(self) -> str:
         """As JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(hide_value("", asdict(self)), indent=2) + "\n"
 
     def require_same(self, folder: Path) -> None:
         """Compares with the manifest that was saved in `folder`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from pipeline.system.errors import first_line
+from pipeline.system.secrets import hide
 
 # What pip knows a driver by, where that is not the name it is imported by.
 _KEPT: set[str | None] = set()  # SQLite files whose connections outlive Ctrl-C
@@ -13,10 +14,7 @@ _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 def without_password(uri: str) -> str:
     """The address as it may be shown."""
-    try:
-        return sa.make_url(uri).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return uri
+    return hide(uri)
 
 
 def keep_through_interrupts(uri: str) -> None:

@@ -22,9 +22,9 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
-from pipeline.system.databases import without_password
 from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
+from pipeline.system.secrets import hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.client import Client, connect, experiment, experiment_name
 from pipeline.tracking.heartbeat import beating, fell_silent, signs, take_back
@@ -45,7 +45,7 @@ from pipeline.tracking.values import (
     Status,
 )
 
-ADDRESSES = (("tracking", "uri"), ("sweep", "storage"))  # which may carry a password
+OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # words that another machine has others for
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
@@ -198,17 +198,13 @@ def ending(error: BaseException) -> dict[str, str]:
 
 
 def _as_yaml(config: Config) -> str:
-    plain = asdict(config)
-    for group, key in ADDRESSES:
-        if plain[group][key]:
-            plain[group][key] = without_password(plain[group][key])
+    plain = hide_value("", asdict(config))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _command() -> str:
-    secret = tuple(f"{group}.{key}=" for group, key in ADDRESSES)
-    words = [word for word in sys.orig_argv[1:] if not word.startswith(secret)]
-    return shlex.join(["python", *words])
+    words = [word for word in sys.orig_argv[1:] if not word.startswith(OF_THE_PLACE)]
+    return shlex.join(["python", *map(hide_word, words)])
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
 from pipeline.system.folders import claim, owner
+from pipeline.system.secrets import hide, hide_value
 from pipeline.tracking.client import Client, connect
 from pipeline.tracking.runs import history
 from pipeline.tracking.values import MODEL_URI
@@ -132,7 +133,9 @@ class Recording:
         that MLflow would refuse as too long is cut, and says so.
         """
         present = self.client.get_run(self.id).data.params
-        texts = {key: _shortened(value, LONGEST_PARAM) for key, value in params.items()}
+        texts = {
+            key: _shortened(hide_value(key, value), LONGEST_PARAM) for key, value in params.items()
+        }
         self.client.log_batch(
             self.id,
             params=[
@@ -179,7 +182,7 @@ class Recording:
     def save_text(self, name: str, text: str) -> None:
         """Puts a text among the artefacts under that file name."""
         with replacing(self._own() / name) as path:
-            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+            path.write_text(hide(text), encoding="utf-8", errors="surrogateescape")
 
     def log_files(self, files: Sequence[Path], folder: str) -> None:
         """Logs files at once, under a folder among the artefacts."""
@@ -279,7 +282,9 @@ def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]
 
 
 def _as_tags(texts: Mapping[str, str]) -> list[RunTag]:
-    return [RunTag(key, _shortened(value, LONGEST_TAG)) for key, value in texts.items()]
+    return [
+        RunTag(key, _shortened(hide_value(key, value), LONGEST_TAG)) for key, value in texts.items()
+    ]
 
 
 def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:

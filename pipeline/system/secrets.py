@@ -1,0 +1,198 @@
+"""Knows what is secret, by the name of a key or the place in an address, and keeps it out of sight.
+
+What was once found to be secret is remembered as long as the process lives and replaced wherever it
+would be written or shown: in files, tags, log lines, errors and on the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+HIDDEN = "***"
+SECRET_WORDS = frozenset(
+    {
+        *("password", "passwd", "pwd", "passphrase", "pass", "secret", "secrets", "token"),
+        *("credential", "credentials", "apikey", "authorization", "auth", "signature", "sig"),
+    }
+)
+SHORTEST = 5  # characters: a shorter secret is hidden where it stands, not wherever its text occurs
+LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
+_ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
+_USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+_QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
+_PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
+
+_known: set[str] = set()
+
+
+def is_secret(key: str) -> bool:
+    """Whether what stands under such a key is secret: `api_key`, `tracking.tags.apiToken`."""
+    parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
+    return bool(SECRET_WORDS & set(parts)) or parts[-1] == "key"
+
+
+def learn(value: Any, key: str = "") -> None:
+    """Remembers every secret in a configuration, an environment or a command's words."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            learn(inner, str(name) if not is_secret(key) else key)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            learn(inner, key)
+    elif isinstance(value, str) and value:
+        _learn_text(value, key)
+    if _known:
+        _guard()
+
+
+def learn_environment() -> None:
+    """Remembers the secrets in this process' environment; paths, as in PWD, are none."""
+    learn({name: value for name, value in os.environ.items() if not value.startswith("/")})
+
+
+def _learn_text(text: str, key: str) -> None:
+    if is_secret(key):
+        _remember(text)
+    for name, value in _PAIR.findall(text):
+        if is_secret(name):
+            _remember(value)
+    name, equals, value = text.partition("=")
+    if equals and is_secret(name):
+        _remember(value)
+    for address in _ADDRESS.findall(text):
+        _learn_address(address)
+
+
+def _learn_address(address: str) -> None:
+    for _, name, value in _QUERY.findall(address):
+        if is_secret(name):
+            _remember(value)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return
+    if parts.password:
+        _remember(parts.password)
+    if parts.username and _is_token(parts.username, parts.password):
+        _remember(parts.username)
+
+
+def _is_token(user: str, password: str | None) -> bool:
+    return not password or password == "x-oauth-basic" or len(user) >= LIKE_A_TOKEN
+
+
+def _remember(value: str) -> None:
+    value = value.strip("'\" ")
+    for text in (value, unquote(value)):
+        if len(text) >= SHORTEST and text != HIDDEN and not text.startswith("${"):
+            _known.add(text)
+
+
+def hide(text: str) -> str:
+    """A text without the secrets that are known and without those in addresses."""
+    if "://" in text:
+        text = _USER.sub(_hide_user, text)
+        text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={HIDDEN}" if is_secret(m[2]) else m[0], text)
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _hide_user(found: re.Match[str]) -> str:
+    user, colon, password = found[0][:-1].partition(":")
+    shown = HIDDEN if _is_token(user, password) else user
+    return f"{shown}{colon and ':' + HIDDEN}@"
+
+
+def hide_value(key: str, value: Any) -> Any:
+    """What may be shown of a value under that key; mappings and lists are gone through."""
+    if isinstance(value, Mapping):
+        return {name: hide_value(_below(key, name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_value(key, inner) for inner in value]
+    if isinstance(value, str):
+        return HIDDEN if value and is_secret(key) else hide_word(value)
+    return (
+        HIDDEN if is_secret(key) and isinstance(value, int) and type(value) is not bool else value
+    )
+
+
+def _below(key: str, name: Any) -> str:
+    return key if is_secret(key) else str(name)
+
+
+def hide_word(word: str) -> str:
+    """A word of a command line, `+key=value`, as it may be shown."""
+    key, equals, value = word.partition("=")
+    if equals and value and re.fullmatch(r"[\w.+~/@-]+", key) and is_secret(key):
+        return f"{key}={HIDDEN}"
+    return hide(_PAIR.sub(_hide_pair, word))
+
+
+def _hide_pair(found: re.Match[str]) -> str:
+    if not is_secret(found[1]):
+        return found[0]
+    return found[0][: found.start(2) - found.start()] + HIDDEN
+
+
+def hide_files(files: Iterable[Path]) -> None:
+    """Rewrites YAML files that hold a secret; others stay as they are.
+
+    Hydra writes what it composed before anybody can look at it.
+    """
+    for file in files:
+        if not file.is_file():
+            continue
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        shown = hide_value("", document)
+        if shown != document:
+            text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+            file.write_text(text, encoding="utf-8")
+
+
+class _Hiding:
+    """A stream to which no known secret is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(hide(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _guard() -> None:
+    """Puts the terminal's streams and the log behind `hide`, once."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Hiding):
+            setattr(sys, name, _Hiding(stream))
+    made = logging.getLogRecordFactory()
+    if getattr(made, "hides", False):
+        return
+
+    def record(*args: Any, **more: Any) -> logging.LogRecord:
+        line = made(*args, **more)
+        line.msg, line.args = hide(line.getMessage()), None
+        if line.exc_info:
+            line.exc_text = hide(logging.Formatter().formatException(line.exc_info))
+        return line
+
+    record.hides = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(record)

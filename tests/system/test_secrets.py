@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.system import secrets
+from pipeline.system.secrets import hide, hide_files, hide_value, hide_word, is_secret, learn
+
+CANARY = "c4n4ry-5ecret"
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test has taught is forgotten, and the streams are as before."""
+    factory = logging.getLogRecordFactory()
+    monkeypatch.setattr(secrets, "_known", set())
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("password", "tracking.tags.api_key", "apiToken", "+hydra.launcher.auth.secret"),
+        *("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "pwd", "client-secret", "key"),
+    ],
+)
+def test_a_key_that_says_so_is_secret(key: str) -> None:
+    assert is_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["optimizer.learning_rate", "keyword", "seed", "monkey", "num_tokenizer", "passed"]
+)
+def test_other_keys_are_not(key: str) -> None:
+    assert not is_secret(key)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"tracking.uri=http://me:{CANARY}@host:5000/x",
+        f"tracking.uri=https://{CANARY}@host/x",
+        f"tracking.uri=https://{CANARY}:x-oauth-basic@host/x",
+        f"sweep.storage=postgresql+psycopg2://me:{CANARY}@db/x",
+        f"+dataset.url=https://host/x?token={CANARY}&size=3",
+        f"+tracking.tags.token={CANARY}",
+        f"++tracking.tags={{password:{CANARY},a:b}}",
+        f"tracking.tags={{'api_key': '{CANARY}'}}",
+        f"--password={CANARY}",
+    ],
+)
+def test_a_secret_is_hidden_in_words_and_wherever_its_text_occurs_afterwards(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert CANARY not in hide_word(word)
+    learn([word])
+    assert hide(f"failed: ({CANARY})") == "failed: (***)"
+    print(f"error at {CANARY}")
+    assert CANARY not in printed.getvalue()
+    line = logging.getLogRecordFactory()("x", 20, "", 1, "to %s", (CANARY,), None)
+    assert line.getMessage() == "to ***"
+
+
+def test_what_is_not_secret_stays() -> None:
+    words = ["train.epochs=3", "model.hidden=[64,32]", "tracking.run_name=a key: to it"]
+    assert [hide_word(word) for word in words[:2]] == words[:2]
+    document = {"a": 1, "b": ["x", None], "c": {"d": True}}
+    assert hide_value("", document) == document
+    assert hide("at http://host:5000/#/experiments?a=b") == "at http://host:5000/#/experiments?a=b"
+
+
+def test_a_configuration_is_hidden_by_its_keys_at_any_depth() -> None:
+    shown = hide_value("", {"tags": {"token": "abc", "pin": 3}, "secrets": {"a": ["b"]}, "n": 1})
+    assert shown == {"tags": {"token": "***", "pin": 3}, "secrets": {"a": ["***"]}, "n": 1}
+
+
+def test_files_of_hydra_are_rewritten_only_where_they_hold_a_secret(tmp_path: Path) -> None:
+    plain, secret = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    plain.write_text("a:   1 # as it was\n")
+    secret.write_text(f"- tracking.uri=http://me:{CANARY}@host\n- +tracking.tags.token=x\n")
+    hide_files([plain, secret, tmp_path / "missing.yaml"])
+    assert plain.read_text() == "a:   1 # as it was\n"
+    assert yaml.safe_load(secret.read_text()) == [
+        "tracking.uri=http://me:***@host",
+        "+tracking.tags.token=***",
+    ]
+
+
+def test_the_environment_is_learnt_but_for_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
+    monkeypatch.setenv("PWD", "/some/where")
+    secrets.learn_environment()
+    assert hide(f"{CANARY} in /some/where") == "*** in /some/where"
