@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from pipeline.data.cache import let_go
 from pipeline.data.files import Unreadable, is_array, open_array, printable
 from pipeline.data.pictures import as_stack, fitted, load, picture_of
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
@@ -173,6 +174,7 @@ def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
 
 
 def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
+    let_go(stack)  # what was read before, for an array may be larger than memory
     part = stack[rows.start : rows.stop]
     if part.shape[1:] != shape:
         part = np.stack([fitted(picture_of(pixels), shape) for pixels in part])

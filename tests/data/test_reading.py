@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -158,3 +159,22 @@ def test_what_pillow_warns_of_is_logged_with_the_name_of_the_file(
     for file in files:
         assert any(f"{file}: Corrupt EXIF data" in message for message in caplog.messages)
     assert len(recwarn) == 0
+
+
+def test_of_a_large_array_only_the_blocks_at_work_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "THREADS", 1)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**20)
+    np.save(tmp_path / "a.npy", np.ones((40, 1024, 1024), np.uint8))
+
+    def in_memory() -> int:
+        maps = psutil.Process().memory_maps(grouped=True)
+        return sum(one.rss for one in maps if one.path.startswith(str(tmp_path)))
+
+    most = total = 0
+    for block in read([tmp_path / "a.npy"], (1024, 1024, 1), at_once=99, listener=lambda _: None):
+        total += int(block.images.sum())
+        most = max(most, in_memory())
+    assert total == 40 * 2**20
+    assert 2**20 <= most <= 10 * 2**20
