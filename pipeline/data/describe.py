@@ -72,7 +72,7 @@ def table(description: Description) -> Table:
 
 def text(description: Description) -> str:
     """The description as plain text, 100 columns at most."""
-    console = Console(file=StringIO(), width=100, color_system=None)
+    console = Console(file=StringIO(), width=100, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table(description))
     return capture.get()

@@ -107,8 +107,7 @@ def per_class_scores(predictions: Predictions) -> Figure:
     ):
         bars = axes.barh(places + shift, values[order], height=0.25, label=label)
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
-    lowest = float(min(values.min() for values in scores))
-    axes.set(xlim=(max(0.0, lowest - 0.1), 1.02), xlabel="score")
+    axes.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), xlabel="score")
     axes.set_yticks(places, [names[i] for i in order])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
     return fig

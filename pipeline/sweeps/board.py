@@ -30,7 +30,7 @@ class Board:
         self.outcomes, self.running = dict(outcomes), dict[int, float]()
         self.before, self.started = len(outcomes), time.monotonic()
         self.busiest, self.kept_models = 1, 0
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.live = Live(
             get_renderable=self.line,
             console=self.console,

@@ -19,6 +19,7 @@ from pipeline.sweeps.launch import at_once
 from pipeline.sweeps.manifest import Manifest
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
 from pipeline.sweeps.runs import typical_seconds
+from pipeline.system.files import csv_cell
 from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
@@ -126,19 +127,19 @@ def _csv(
     text = io.StringIO()
     writer = csv.writer(text)
     names = [objective.metric for objective in objectives]
-    writer.writerow(["job", "state", *searched, *names, "seconds", "run_id", "error"])
+    header = ["job", "state", *searched, *names, "seconds", "run_id", "error"]
+    writer.writerow(map(csv_cell, header))
     for outcome in outcomes:
-        writer.writerow(
-            [
-                outcome.index,
-                outcome.state,
-                *(outcome.params.get(key, "") for key in searched),
-                *outcome.values,
-                round(outcome.seconds, 3),
-                outcome.run_id,
-                outcome.error,
-            ]
-        )
+        cells = [
+            outcome.index,
+            outcome.state,
+            *(outcome.params.get(key, "") for key in searched),
+            *outcome.values,
+            round(outcome.seconds, 3),
+            outcome.run_id,
+            outcome.error,
+        ]
+        writer.writerow(map(csv_cell, cells))
     return text.getvalue()
 
 

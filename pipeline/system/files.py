@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+# With one of these a spreadsheet takes a cell for a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def csv_cell(value: Any) -> Any:
+    """The value as a cell of a CSV file: a text that would be a formula begins with an apostrophe.
+
+    Numbers stay as they are, also where they are texts (`-1`).
+    """
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    with suppress(ValueError):
+        return value if math.isfinite(float(value)) and value == value.strip() else f"'{value}"
+    return f"'{value}"
 
 
 @contextmanager

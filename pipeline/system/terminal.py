@@ -23,8 +23,11 @@ class _Output(Console):
 
 
 def standard_output() -> Console:
-    """The terminal, or a file or pipe, for which COLUMNS may say how wide lines may be."""
-    console = _Output(highlight=False)
+    """The terminal, or a file or pipe, for which COLUMNS may say how wide lines may be.
+
+    Texts are printed as they are: the name of a run may be `[/]`.
+    """
+    console = _Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_COLUMNS
     return console

@@ -138,7 +138,7 @@ class ProgressDisplay(keras.callbacks.Callback):
     def __init__(self, images: int, console: Console | None = None) -> None:
         super().__init__()
         self.images = images
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Opens the bar."""

@@ -50,7 +50,9 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        console = Console(width=100, record=True, file=StringIO(), highlight=False)
+        console = Console(
+            width=100, record=True, file=StringIO(), highlight=False, markup=False, emoji=False
+        )
         console.print(self._layer_table(), self._memory_table())
         return console.export_text()
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.schema import Config
 from pipeline.data.files import Found, Unreadable, find, printable
@@ -61,7 +61,7 @@ class Tally:
             table.add_column(column, justify="right")
         for name, images in self.images.most_common():
             shares = images / self.total, self.probabilities[name] / images
-            table.add_row(escape(name), f"{images:,}", *(f"{share:.3f}" for share in shares))
+            table.add_row(Text(name), f"{images:,}", *(f"{share:.3f}" for share in shares))
         return table
 
 
@@ -192,7 +192,7 @@ def _progress(
     found: Found, skipped: list[Unreadable], stderr: TextIO
 ) -> Iterator[Callable[[Block], None]]:
     """A bar on a terminal, and a line for all that cannot be read, which joins `skipped`."""
-    console = Console(file=stderr, highlight=False)
+    console = Console(file=stderr, highlight=False, markup=False, emoji=False)
     bar = Progress(
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images"),
@@ -208,7 +208,7 @@ def _progress(
         def skip(unreadable: tuple[Unreadable, ...]) -> None:
             for one in unreadable:
                 line = f"skipped {printable(one.file)}: {one.reason}"
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
             skipped.extend(unreadable)
 
         def listener(block: Block) -> None:

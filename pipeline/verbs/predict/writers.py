@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.data.files import printable
 from pipeline.data.values import Array
+from pipeline.system.files import csv_cell
 
 TOP = 3
 DIGITS = 6  # of a probability, where it is written as text
@@ -61,7 +62,7 @@ Write = Callable[[Answers], None]
 
 @contextmanager
 def csv_writer(path: Path) -> Iterator[Write]:
-    """A line a row below a line of names; what is None is empty."""
+    """A line per row below a line of names; what is None is empty, no cell is a formula."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
 
@@ -70,7 +71,7 @@ def csv_writer(path: Path) -> Iterator[Write]:
             columns["inverted"] = ["true" if value else "false" for value in columns["inverted"]]
             if not file.tell():
                 writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
 
         yield write
 

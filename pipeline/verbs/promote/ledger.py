@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.verbs.promote.gates import Gate, failed
 
@@ -103,17 +103,25 @@ def decided(entry: Entry, decision: str, note: str) -> Entry:
 
 def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Table:
     """The ledger of the registered model `name` for the terminal, newest last."""
-    table = Table("when (UTC)", "who", "decision", "version", "run", "why", title=f"{name}: ledger")
+    table = Table(
+        "when (UTC)",
+        "who",
+        "decision",
+        "version",
+        "run",
+        "why",
+        title=Text(f"{name}: ledger", style="table.title"),
+    )
     for entry in lines:
         style = _STYLES.get(entry.decision, "")
         change = f"{entry.replaces or '–'} → {entry.version}" if entry.version else ""
         table.add_row(
             f"{entry.when:%Y-%m-%d %H:%M:%S}",
-            entry.who,
-            f"[{style}]{entry.decision}[/]" if style else entry.decision,
+            Text(entry.who),
+            Text(entry.decision, style=style),
             change,
             entry.run_id[:8],
-            escape("\n".join(_why(entry))),
+            Text("\n".join(_why(entry))),
         )
     table.caption = f"champion: version {champion}" if champion else "no champion"
     return table
@@ -134,8 +142,9 @@ def gates_table(gates: Sequence[Gate]) -> Table:
     """The gates with their numbers for the terminal."""
     table = Table("gate", "value", "limit", "", "")
     for gate in gates:
-        mark = "[green]passed[/]" if gate.passed else "[red]failed[/]"
-        table.add_row(gate.name, number(gate.value), number(gate.limit), mark, escape(gate.says))
+        mark = Text("passed", style="green") if gate.passed else Text("failed", style="red")
+        value, limit, says = Text(number(gate.value)), Text(number(gate.limit)), Text(gate.says)
+        table.add_row(gate.name, value, limit, mark, says)
     return table
 
 

@@ -18,8 +18,10 @@ from pipeline.evaluation.intervals import (
     Resampling,
 )
 from pipeline.evaluation.metrics import scale_of
+from pipeline.system.terminal import standard_output
 from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
+from pipeline.verbs.compare.table import print_comparison
 from pipeline.verbs.compare.words import (
     change,
     counted,
@@ -241,3 +243,12 @@ def test_numbers_are_told_for_people() -> None:
     )
     assert change(Estimate(value=0.5, low=-0.4, high=0.6)) == "+0.5000 [-0.4000, +0.6000]"
     assert (p_value(0.03812), p_value(1e-9)) == ("p = 0.038", "p < 0.0001")
+
+
+def test_names_are_printed_as_they_are_whatever_a_terminals_markup_makes_of_them() -> None:
+    found = compared([run("[/]", rate="[red]"), run(":smile:", rate="[/b]", accuracy=0.4)])
+    console = standard_output()
+    with console.capture() as captured:
+        print_comparison(found, console)
+    printed = captured.get()
+    assert all(text in printed for text in ("[/]", "[red]", ":smile:", "[/b]"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,14 @@ def test_csv_has_a_line_of_names_and_one_an_image(tmp_path: Path) -> None:
         "inverted": "true",
     }
     assert (rows[1]["file"], rows[1]["index"], rows[1]["inverted"]) == ("b, c.npy", "7", "false")
+
+
+def test_no_name_of_a_file_or_class_is_a_formula_in_csv(tmp_path: Path) -> None:
+    formula = replace(answers(("=1+1", "@A1", "ok")), files=(Path("-1.png"), Path("+cmd.png")))
+    with written(tmp_path / "a.csv", formula).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["'-1.png", "'+cmd.png"]
+    assert {rows[0][f"class{end}"] for end in ("", "_2", "_3")} == {"'=1+1", "'@A1", "ok"}
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
