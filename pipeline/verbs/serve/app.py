@@ -185,4 +185,5 @@ async def _no_such_request(request: Request, error: Exception) -> Response:
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text, status_code=status, media_type=JSON)
+    # A request may hold half of a surrogate pair, which the reason then quotes.
+    return Response(text.encode("utf-8", "replace"), status_code=status, media_type=JSON)

@@ -304,3 +304,9 @@ def test_what_is_to_run_beside_the_server_starts_and_ends_with_it() -> None:
     with running(create_app(served(), LIMITS, noted)):
         assert events == ["started"]
     assert events == ["started", "ended"]
+
+
+def test_half_of_a_surrogate_pair_is_refused_like_any_text(address: str) -> None:
+    told = refused(ask(address, b'{"inputs": [[["\\ud800"]]]}'), 400)
+    assert "a text" in told
+    assert refused(ask(address, b'{"\\udfff": []}'), 400)
