@@ -16,12 +16,14 @@ from pipeline.training.check import check_model
 from pipeline.training.programs import keep_programs
 
 
-def build_model(config: Config, prepared: Prepared, programs: Path | None = None) -> keras.Model:
+def build_model(
+    config: Config, prepared: Prepared, programs: Path | None = None, *, checked: bool = False
+) -> keras.Model:
     """The untrained, compiled network: images u8[N,H,W,C] in, probabilities f32[N,K] out.
 
     Scaling and augmentation are its first layers, so that nobody who serves it can forget them.
     Seeds all random numbers of Keras with `config.seed`. Compiled programs are kept in the folder
-    `programs` for later processes.
+    `programs` for later processes. A model that was `checked` before is not tried again.
 
     Raises:
         RequestError: the model cannot be built on images of this size, does not give
@@ -44,7 +46,8 @@ def build_model(config: Config, prepared: Prepared, programs: Path | None = None
     except ValueError as error:
         raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
     model = keras.Model(images, outputs, name=config.choices.model)
-    check_model(model, len(prepared.class_names))
+    if not checked:
+        check_model(model, len(prepared.class_names))
     _compile(model, config, images=len(prepared.train))
     return model
 

@@ -74,7 +74,7 @@ def train(
         images_per_s=len(history.epoch) * len(prepared.train) / seconds,
         best_epoch=best.best_epoch + 1 if best else None,
         kept_epoch=best.best_epoch + 1 if best and settings.keep == "best" else len(history.epoch),
-        untrained=partial(build_model, config, prepared),
+        untrained=partial(build_model, config, prepared, checked=True),
     )
 
 
