@@ -23,7 +23,7 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from pipeline.config.allowed import check_search_path, check_words  # noqa: E402
-from pipeline.config.compose import compose_once, hide_composed  # noqa: E402
+from pipeline.config.compose import hide_composed  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
@@ -143,8 +143,6 @@ def _split_verb(arguments: list[str]) -> tuple[Verb, list[str]]:
 
 def _with_hydra(verb: Verb) -> None:
     OmegaConf.register_new_resolver("verbs", _described, replace=True)
-    if verb.name != "run":
-        compose_once()
     failures: list[Exception] = []
 
     def pipeline(composed: DictConfig) -> None:

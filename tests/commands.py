@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from pipeline.api import compose
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.verbs import requests, verbs
 from tests.warm import run_warm
@@ -56,7 +58,7 @@ def composed(*overrides: str) -> DictConfig:
     """What Hydra hands to the pipeline for these overrides."""
     register(requests())
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        whole = compose("config", overrides=list(overrides), return_hydra_config=True)
+        whole = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(whole)
     with open_dict(whole):
         del whole["hydra"]
@@ -65,7 +67,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
-    return validate(composed(*overrides))
+    return compose(*overrides)
 
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:

@@ -11,9 +11,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from pipeline.config import trusted
 from pipeline.config.rules import (
@@ -84,13 +85,20 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
     target = _renamed(leaf.get("_target_"), FORMER_MODULES)
     if target is None and group in MAY_BE_NONE:
         return {"_target_": None}
-    rules = _rules(group, target)
-    model = create_model(group, __config__=ConfigDict(extra="forbid"), **rules)
+    if isinstance(target, str) and trusted.is_trusted(target):
+        model = _model.__wrapped__(group, target)  # not kept: trust may be withdrawn
+    else:
+        model = _model(group, target if target is None else str(target))
     given = {key: value for key, value in leaf.items() if key != "_target_"}
     try:
         return {"_target_": target, **model.model_validate(given).model_dump(exclude_unset=True)}
     except ValidationError as error:
         raise RequestError(broken_rules(error, group)) from error
+
+
+@cache  # to make one takes longer than a hundred checks
+def _model(group: str, target: str | None) -> type[BaseModel]:
+    return create_model(group, __config__=ConfigDict(extra="forbid"), **_rules(group, target))
 
 
 def first_name(target: Any) -> Any:

@@ -195,8 +195,8 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     if isinstance(composed, DictConfig):
         trunk = OmegaConf.get_type(composed)
         of_verbs = _names(trunk) - _names(Config) if is_dataclass(trunk) else set()
-        own: list[Any] = [key for key in composed if key not in {"hydra", *of_verbs}]
-        plain = _plain(OmegaConf.masked_copy(composed, own))
+        own = (str(key) for key in composed if key not in {"hydra", *of_verbs})
+        plain = {key: _plain(composed[key]) for key in own}
         plain["trusted_modules"] = trust(plain["trusted_modules"])
     else:
         plain = _of_this_version(composed)
@@ -268,6 +268,8 @@ def _missing(schema: type[Any], values: Mapping[str, Any], prefix: str = "") -> 
 
 
 def _plain(composed: Any) -> Any:
+    if not OmegaConf.is_config(composed):
+        return composed
     return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
 
 

@@ -12,12 +12,11 @@ from itertools import product
 from typing import Any, Literal, Protocol
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.compose import Composer
+from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.flat import NOT_PARAMS
 from pipeline.config.messages import explain
 from pipeline.config.schema import Config, validate
@@ -372,9 +371,5 @@ def _fixed(override: Override) -> str:
 
 
 def _checked(composed: DictConfig) -> Config:
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(composed)
-    try:
+    with known_to_hydra(composed):
         return validate(composed)
-    finally:
-        HydraConfig.instance().cfg = before

@@ -10,12 +10,12 @@ from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
-    from pipeline.run import Result
+    from pipeline.story import Result
 
 RUN = Verb(
     name="run",
     help="train, evaluate and record one model (the default)",
-    entry="pipeline.run:run",
+    entry="pipeline.story:run",
     records=True,
 )
 TRAIN = Verb(
@@ -28,6 +28,6 @@ TRAIN = Verb(
 
 def train(config: Config, folder: Path) -> Result:
     """Like `run`, but leaves the test split alone; `evaluate run_id=…` completes the run."""
-    from pipeline.run import run
+    from pipeline.story import run
 
     return run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)

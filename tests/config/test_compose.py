@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -16,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.config.compose import Composer
 from pipeline.config.schema import register
 from pipeline.verbs import requests
-from tests.commands import CONF, environment
+from tests.commands import CONF
 
 MASTER = ["optimizer.learning_rate=0.1", "hydra.sweep.dir=/master", "seed=1,2"]
 WORDS = ["optimizer.learning_rate=0.2", "seed=2", "tracking.run_name='a b'", "hydra.sweep.dir=/x"]
@@ -84,25 +81,3 @@ def test_what_hydra_refuses_is_refused_in_its_words(loader: ConfigLoader, word: 
             compose([*WORDS, word])
         messages.append(str(refused.value))
     assert messages[0] == messages[1]
-
-
-def test_a_command_that_is_no_sweep_is_composed_once(tmp_path: Path) -> None:
-    count = (
-        "import sys\n"
-        "from hydra._internal.hydra import Hydra\n"
-        "from pipeline.__main__ import main\n"
-        "real, calls = Hydra.compose_config, []\n"
-        "Hydra.compose_config = lambda *a, **k: calls.append(1) or real(*a, **k)\n"
-        "main()\n"
-        "print(len(calls))\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", count, "compare", "runs=abcd"],  # refused before any store is read
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.stdout == "1\n"
-    assert ended.stderr.startswith("runs: name two runs or more")

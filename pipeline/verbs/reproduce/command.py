@@ -27,7 +27,7 @@ from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.reproduce import Reproduce
 
 if TYPE_CHECKING:
-    from pipeline.run import Result
+    from pipeline.story import Result
 
 # Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
@@ -94,7 +94,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     _show_changes(entry, changed)
     # Not before: whoever is refused need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
-        run = load("pipeline.run").run
+        run = load("pipeline.story").run
     result: Result = run(again, folder)
     rerun = _entry(result.run_id, config)
     pairs = paired(entry.logged, rerun.logged)

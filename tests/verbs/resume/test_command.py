@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 
-from pipeline.run import run
+from pipeline.story import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
@@ -153,7 +153,7 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, at=2, error=KeyboardInterrupt)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr("pipeline.run.draw_training", lambda *_: cut_in(0)(0, {}))
+        patch.setattr("pipeline.story.draw_training", lambda *_: cut_in(0)(0, {}))
         resumed(tmp_path)
     assert the_run(tmp_path).info.status == "FAILED"
     resumed(tmp_path)
@@ -166,7 +166,7 @@ def test_a_run_that_died_after_training_is_only_evaluated_and_saved(
     died_in: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = {
-        "evaluate": "pipeline.run.evaluate",
+        "evaluate": "pipeline.story.evaluate",
         "log_model": "pipeline.tracking.recording.Model.log",
     }[died_in]
     with monkeypatch.context() as patch, inside(tmp_path), pytest.raises(PowerCut):

@@ -1,0 +1,298 @@
+"""The pipeline from Python: the same steps and verbs as on the command line, as functions.
+
+Each takes and returns values; nothing is printed but the progress of a training. A wrong request
+raises `RequestError`, work that fails `PipelineError`, with the message of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.allowed import check_words
+from pipeline.config.compose import compose as compose_words
+from pipeline.config.compose import known_to_hydra
+from pipeline.config.messages import explain
+from pipeline.config.schema import Config, register, validate, validate_request
+from pipeline.config.words import addressed
+from pipeline.system.errors import RequestError
+from pipeline.system.imports import load
+from pipeline.system.terminal import native_messages_to
+from pipeline.verbs import requests, verbs
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.data.values import Array, Fitted, Prepared, Report, Split
+    from pipeline.tracking.models import LoadedModel
+    from pipeline.tracking.values import RecordedRun
+    from pipeline.training.callbacks import EpochListener
+    from pipeline.verbs.compare.comparison import Comparison
+    from pipeline.verbs.promote.promote import Decision
+
+
+def compose(*overrides: str) -> Config:
+    """The checked configuration for words such as `model=cnn` and `train.epochs=5`.
+
+    Raises:
+        RequestError: naming the key that is refused, with the rule.
+    """
+    composed = _composed(overrides)
+    with known_to_hydra(composed):
+        return validate(composed)
+
+
+def load_data(config: Config) -> Prepared:
+    """The data set, verified and cached, in splits: images u8[N,H,W,C] and labels i64[N] each."""
+    loading = _imported("pipeline.data.load")
+    data_dir, name = Path(config.data_dir), config.choices.dataset
+    raw = loading.ingest(config.dataset, name=name, data_dir=data_dir)
+    prepared: Prepared = loading.prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    return prepared
+
+
+def build_model(config: Config, prepared: Prepared) -> keras.Model:
+    """A compiled Keras model: images u8[N,H,W,C] → probabilities f32[N,K]."""
+    return _imported("pipeline.training.build").build_model(config, prepared)
+
+
+def train(
+    config: Config,
+    prepared: Prepared,
+    *,
+    model: keras.Model | None = None,
+    folder: Path | str | None = None,
+    listeners: Sequence[EpochListener] = (),
+) -> Fitted:
+    """Fits a model, by default a new one, and records nothing; the model is in the result.
+
+    `folder` gets checkpoints and the TensorBoard log, by default a new one under `outputs/`;
+    `listeners` are called with each epoch's number, from 1, and its metrics.
+
+    Raises:
+        PipelineError: the loss became NaN or infinite.
+    """
+    training = _imported("pipeline.training.train")
+    fitted: Fitted = training.train(
+        build_model(config, prepared) if model is None else model,
+        prepared,
+        config,
+        _folder(folder),
+        listeners,
+    )
+    return fitted
+
+
+def predict(
+    model: keras.Model | LoadedModel | str, images: Array, *, batch_size: int = 1024
+) -> Array:
+    """The probabilities f32[N,K] of images u8[N,H,W,C].
+
+    `model` may be the address of a saved one, such as `models:/digits@champion`.
+
+    Raises:
+        RequestError: there is no such model, or the images are of another shape or type.
+    """
+    import numpy as np
+
+    if isinstance(model, str):
+        model = _imported("pipeline.tracking.models").load_model(model, compose().tracking)
+    keras_model: Any = getattr(model, "model", model)
+    wanted, given = tuple(keras_model.input_shape[1:]), np.asarray(images)
+    if given.dtype != np.uint8 or given.shape[1:] != wanted:
+        height, width, channels = wanted
+        raise RequestError(
+            f"images: the model takes u8[N,{height},{width},{channels}], not "
+            f"{given.dtype}[{','.join(map(str, given.shape))}]"
+        )
+    forward = _imported("pipeline.training.predictor").predictor(keras_model)
+    parts = [
+        forward(given[start : start + batch_size]) for start in range(0, len(given), batch_size)
+    ]
+    return (
+        np.concatenate(parts) if parts else np.empty((0, keras_model.output_shape[1]), np.float32)
+    )
+
+
+def evaluate(
+    model: keras.Model, config: Config, prepared: Prepared, *, split: str = "test"
+) -> Report:
+    """Metrics and figures of a model's answers on a split: `train`, `val` or `test`.
+
+    Metrics are named `test/…` whichever split they are of.
+
+    Raises:
+        RequestError: there is no such split.
+    """
+    if split not in ("train", "val", "test"):
+        raise RequestError(f"split={split}: choose one of train, val, test")
+    evaluating = _imported("pipeline.evaluation.evaluate")
+    images: Split = getattr(prepared, split)
+    settings = config.evaluate
+    predictor = _imported("pipeline.training.predictor")
+    probs = predictor.predict(model, images, batch_size=settings.batch_size)
+    answers = evaluating.answers(images, probs, prepared)
+    report: Report = evaluating.evaluate(answers, settings.metrics, settings.plots)
+    return report
+
+
+def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
+    """Trains, evaluates and records one model, as the verb `run` does.
+
+    `folder` gets checkpoints and artefacts, by default a new one under `outputs/`.
+
+    Raises:
+        PipelineError: training failed; the run is recorded as FAILED.
+    """
+    result = _imported("pipeline.story").run(config, _folder(folder))
+    return _find(result.run_id, config)
+
+
+def find_run(run_id: str = "latest", *, config: Config | None = None) -> RecordedRun:
+    """A recorded run, by its id, the beginning of one, or `latest`.
+
+    `config` says in which store and experiment: `compose("dataset=digits")`, by default that of
+    `compose()`.
+
+    Raises:
+        RequestError: there is no such run.
+    """
+    return _find(run_id, config or compose())
+
+
+def find_runs(
+    *, sweep: str | None = None, finished: bool = False, config: Config | None = None
+) -> list[RecordedRun]:
+    """The runs of an experiment, oldest first, or the jobs of a sweep (its id, or `latest`).
+
+    `finished` leaves out those that failed, were stopped or are under way; `config` says in which
+    store and experiment.
+
+    Raises:
+        RequestError: there is no such sweep.
+    """
+    config = config or compose()
+    finding, values = _imported("pipeline.tracking.runs"), _imported("pipeline.tracking.values")
+    query = values.Query(
+        experiment=_imported("pipeline.tracking.client").experiment_name(config),
+        is_sweep=False,
+        status=(values.Status.FINISHED,) if finished else None,
+        order=("started",),
+    )
+    if sweep is not None:
+        parent = finding.find_sweep(sweep, config, key="sweep")
+        query = replace(query, experiment=parent.experiment, parent=parent.id)
+    found: list[RecordedRun] = finding.find_runs(query, config.tracking)
+    return found
+
+
+def compare(
+    runs: Sequence[RecordedRun | str] = (),
+    *,
+    config: Config | None = None,
+    folder: Path | str | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Sets runs side by side, with what their differences are worth.
+
+    `runs` are values or ids; none takes those that `sweep=…` or `top=…` says. `settings` are the
+    keys of the verb: `compare(runs, metric="test/accuracy")`. Page and pictures go to `folder`.
+
+    Raises:
+        RequestError: the runs cannot be found, or none of them has the metric.
+    """
+    ids = [run if isinstance(run, str) else run.id for run in runs]
+    return _carried_out("compare", config, folder, {"runs": ids, **settings})
+
+
+def promote(
+    run: RecordedRun | str,
+    *,
+    config: Config | None = None,
+    folder: Path | str | None = None,
+    **settings: Any,
+) -> Decision:
+    """Makes a run's model the champion of its data set if it passes the gates.
+
+    `run` is a value, an id, or `best`; `settings` are the keys of the verb, as in
+    `promote(run, min_test_accuracy=0.9)`. The decision says what the gates found.
+
+    Raises:
+        RequestError: there is no such run, or it has no model.
+        PipelineError: another promotion came first.
+    """
+    run_id = run if isinstance(run, str) else run.id
+    return _carried_out("promote", replace(config or compose(), run_id=run_id), folder, settings)
+
+
+def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
+    """The champion of a data set, with its class names and the shape of its images.
+
+    Raises:
+        RequestError: the data set has no champion.
+    """
+    models = _imported("pipeline.tracking.models")
+    champion: LoadedModel = models.load_model(
+        f"models:/{dataset}@champion", (config or compose()).tracking
+    )
+    return champion
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """All of the configuration, after a look at what it would have Hydra do."""
+    for word in overrides:
+        if not isinstance(word, str) or word.startswith("-"):
+            raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
+    register(requests())
+    words = addressed(list(overrides), "run", None)
+    try:
+        check_words(words, multirun=False)
+        return compose_words(words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(explain(error)) from error
+
+
+def _carried_out(
+    name: str, config: Config | None, folder: Path | str | None, settings: dict[str, Any]
+) -> Any:
+    """What a verb with keys of its own returns for these."""
+    verb, composed = verbs()[name], _composed(())
+    assert verb.request is not None
+    try:
+        for key, value in settings.items():
+            OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
+    except OmegaConfBaseException as error:
+        raise RequestError(explain(error)) from error
+    request = validate_request(composed, name, verb.request)
+    _imported(verb.entry.partition(":")[0])
+    return verb.carry_out(config or compose(), request, _folder(folder))
+
+
+def _imported(module: str) -> Any:
+    """A module of ours, without what TensorFlow's library says as it is loaded."""
+    with native_messages_to(Path(os.devnull)):
+        return load(module)
+
+
+def _find(run_id: str, config: Config) -> RecordedRun:
+    found: RecordedRun = _imported("pipeline.tracking.runs").find_run(run_id, config)
+    return found
+
+
+def _folder(given: Path | str | None) -> Path:
+    """The folder that is given, or a new one, as each command gets."""
+    if given is not None:
+        folder = Path(given)
+    else:
+        now = datetime.now()
+        folder = Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.absolute()

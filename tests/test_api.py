@@ -1,0 +1,159 @@
+"""The pipeline from Python, as a notebook or a script uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import pipeline
+from tests.commands import CONF, environment, inside
+
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false")
+LENIENT = {"min_test_accuracy": 0.1, "min_class_recall": 0.0, "max_ece": 1.0}
+
+
+def fresh(code: str, cwd: Path) -> str:
+    """What a fresh interpreter prints for some code."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=cwd
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_import_brings_nothing_along_and_lists_every_public_name(tmp_path: Path) -> None:
+    heavy = "('hydra', 'keras', 'tensorflow', 'mlflow', 'numpy', 'pydantic')"
+    told = fresh(
+        f"import sys, pipeline; print([n for n in {heavy} if n in sys.modules]);"
+        "print(set(pipeline.__all__) <= set(dir(pipeline)))",
+        tmp_path,
+    )
+    assert told == "[]\nTrue\n"
+
+
+def test_the_import_takes_no_tenth_of_a_second() -> None:
+    module = sys.modules.pop("pipeline")
+    try:
+        started = time.process_time()
+        import pipeline as again
+
+        assert time.process_time() - started < 0.1
+        assert again is not module
+    finally:
+        sys.modules["pipeline"] = module
+
+
+@pytest.mark.parametrize("name", pipeline.__all__)
+def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(pipeline, name).__doc__
+
+
+def test_a_name_that_is_not_public_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = pipeline.nothing
+
+
+def test_compose_works_from_any_folder_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = pipeline.compose("seed=3", "model=cnn"), pipeline.compose()
+    assert (first.seed, first.choices.model) == (3, "cnn")
+    assert (second.seed, second.choices.model) == (0, "mlp")
+    assert not GlobalHydra.instance().is_initialized()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
+    with initialize_config_dir(config_dir=str(CONF / "optimizer"), version_base="1.3"):
+        theirs = GlobalHydra.instance().hydra
+        assert pipeline.compose("seed=4").seed == 4
+        assert GlobalHydra.instance().hydra is theirs
+        assert hydra_compose("adam").learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.epoch=3", "train.epoch: no such key; did you mean epochs?"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1"),
+        ("model=cnnn", "model=cnnn: no such choice; did you mean cnn?"),
+        ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
+        ("--multirun", "--multirun: settings are written key=value"),
+        ("+hydra.callbacks.x._target_=shutil.copyfile", "is not allowed"),
+    ],
+)
+def test_compose_refuses_with_the_message_of_the_command_line(word: str, says: str) -> None:
+    with pytest.raises(pipeline.RequestError) as refused:
+        pipeline.compose(word)
+    assert says in str(refused.value)
+    assert isinstance(refused.value, pipeline.PipelineError)
+
+
+@pytest.mark.slow
+def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        config = pipeline.compose(*SMALL)
+        prepared = pipeline.load_data(config)
+        model = pipeline.build_model(config, prepared)
+        seen: list[int] = []
+        fitted = pipeline.train(
+            config,
+            prepared,
+            model=model,
+            folder=tmp_path / "work",
+            listeners=[lambda epoch, metrics: seen.append(epoch)],
+        )
+        report = pipeline.evaluate(fitted.model, config, prepared)
+        probs = pipeline.predict(fitted.model, np.asarray(prepared.test.images)[prepared.test.rows])
+        assert seen == [1, 2]
+        assert fitted.model is model
+        assert probs.shape == (len(prepared.test), 10)
+        accuracy = (probs.argmax(axis=1) == prepared.test.labels).mean()
+        assert report.metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        assert not (tmp_path / "mlflow.db").exists()
+        with pytest.raises(pipeline.RequestError, match=r"takes u8\[N,8,8,1\], not float32\[1,8,8"):
+            pipeline.predict(fitted.model, np.zeros((1, 8, 8, 1), np.float32))
+        with pytest.raises(pipeline.RequestError, match="split=tset: choose one of train, val"):
+            pipeline.evaluate(fitted.model, config, prepared, split="tset")
+
+
+@pytest.mark.slow
+def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        runs = [
+            pipeline.run(pipeline.compose(*SMALL, f"seed={seed}", "evaluate.report=false"))
+            for seed in (1, 2)
+        ]
+        config = pipeline.compose("dataset=digits")
+        assert [run.id for run in pipeline.find_runs(finished=True, config=config)] == [
+            run.id for run in runs
+        ]
+        assert pipeline.find_run(runs[0].id[:8], config=config).config.seed == 1
+        compared = pipeline.compare(runs, metric="test/accuracy", resamples=100)
+        assert compared.runs == 2
+        assert all(Path(file).exists() for file in compared.files)
+        refused = pipeline.promote(runs[0], min_test_accuracy=1.0, config=config)
+        assert refused.refused
+        assert "test accuracy" in refused.says
+        decision = pipeline.promote(runs[0], config=config, **LENIENT)
+        assert (decision.refused, decision.version, decision.run_id) == (False, 1, runs[0].id)
+        champion = pipeline.load_champion("digits")
+        assert champion.image_shape == (8, 8, 1)
+        probs = pipeline.predict(champion, np.zeros((3, 8, 8, 1), np.uint8))
+        assert probs.shape == (3, 10)
+        assert probs.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        again = pipeline.predict("models:/digits@champion", np.zeros((3, 8, 8, 1), np.uint8))
+        np.testing.assert_array_equal(probs, again)
+        with pytest.raises(pipeline.RequestError, match="compare.resamples"):
+            pipeline.compare(runs, resamples=1)
+        with pytest.raises(pipeline.RequestError, match="no such run"):
+            pipeline.find_run("0123456789abcdef0123456789abcdef", config=config)
