@@ -6,10 +6,8 @@ raises `RequestError`, work that fails `PipelineError`, with the message of the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from pipeline.config.messages import explain
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.words import addressed
 from pipeline.system.errors import RequestError
+from pipeline.system.folders import folder_of_work
 from pipeline.system.imports import load
 from pipeline.system.terminal import native_messages_to
 from pipeline.verbs import requests, verbs
@@ -85,7 +84,7 @@ def train(
         build_model(config, prepared) if model is None else model,
         prepared,
         config,
-        _folder(folder),
+        folder_of_work(folder),
         listeners,
     )
     return fitted
@@ -152,7 +151,7 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     Raises:
         PipelineError: training failed; the run is recorded as FAILED.
     """
-    result = _imported("pipeline.story").run(config, _folder(folder))
+    result = _imported("pipeline.story").run(config, folder_of_work(folder))
     return _find(result.run_id, config)
 
 
@@ -273,26 +272,15 @@ def _carried_out(
         raise RequestError(explain(error)) from error
     request = validate_request(composed, name, verb.request)
     _imported(verb.entry.partition(":")[0])
-    return verb.carry_out(config or compose(), request, _folder(folder))
+    return verb.carry_out(config or compose(), request, folder_of_work(folder))
 
 
 def _imported(module: str) -> Any:
     """A module of ours, without what TensorFlow's library says as it is loaded."""
-    with native_messages_to(Path(os.devnull)):
+    with native_messages_to(Path("/dev/null")):
         return load(module)
 
 
 def _find(run_id: str, config: Config) -> RecordedRun:
     found: RecordedRun = _imported("pipeline.tracking.runs").find_run(run_id, config)
     return found
-
-
-def _folder(given: Path | str | None) -> Path:
-    """The folder that is given, or a new one, as each command gets."""
-    if given is not None:
-        folder = Path(given)
-    else:
-        now = datetime.now()
-        folder = Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.absolute()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -86,3 +88,14 @@ def owner(folder: Path) -> str | None:
     """The run whose folder it is; None if there is no such folder here."""
     path = folder / _OWNER
     return path.read_text() if path.exists() else None
+
+
+def folder_of_work(given: Path | str | None) -> Path:
+    """The folder that is given, or a new one under `outputs/`, as each command gets."""
+    if given is None:
+        now = datetime.now()
+        folder = Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-{os.getpid()}"
+    else:
+        folder = Path(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.absolute()
