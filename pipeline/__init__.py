@@ -8,7 +8,7 @@ From Python:
     run = pipeline.run(config)
     model = pipeline.load_champion("fashion_mnist")
 
-What is named here is imported when it is first used.
+Each public name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name's module, where it is asked for."""
+    """Imports the module of a public name on first use."""
     for home, names in _HOMES.items():
         if name in names:
             from pipeline.system.imports import load

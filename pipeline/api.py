@@ -1,7 +1,7 @@
 """The pipeline from Python: the same steps and verbs as on the command line, as functions.
 
-Each takes and returns values; nothing is printed but the progress of a training. A wrong request
-raises `RequestError`, work that fails `PipelineError`, with the message of the command line.
+Functions take and return values; only the progress of a training is printed. A wrong request raises
+`RequestError` and failed work raises `PipelineError`, with the message of the command line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def compose(*overrides: str) -> Config:
     """The checked configuration for words such as `model=cnn` and `train.epochs=5`.
 
     Raises:
-        RequestError: naming the key that is refused, with the rule.
+        RequestError: a value is refused; the message names its key and the rule.
     """
     composed = _composed(overrides)
     with known_to_hydra(composed):
@@ -50,7 +50,7 @@ def compose(*overrides: str) -> Config:
 
 
 def load_data(config: Config) -> Prepared:
-    """The data set, verified and cached, in splits: images u8[N,H,W,C] and labels i64[N] each."""
+    """Loads the data set, verified and cached, as splits of images u8[N,H,W,C] and labels i32[N]."""
     loading = _imported("pipeline.data.load")
     data_dir, name = Path(config.data_dir), config.choices.dataset
     raw = loading.ingest(config.dataset, name=name, data_dir=data_dir)
@@ -59,7 +59,7 @@ def load_data(config: Config) -> Prepared:
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
-    """A compiled Keras model: images u8[N,H,W,C] → probabilities f32[N,K]."""
+    """Builds a compiled Keras model: images u8[N,H,W,C] → probabilities f32[N,K]."""
     return _imported("pipeline.training.build").build_model(config, prepared)
 
 
@@ -71,10 +71,10 @@ def train(
     folder: Path | str | None = None,
     listeners: Sequence[EpochListener] = (),
 ) -> Fitted:
-    """Fits a model, by default a new one, and records nothing; the model is in the result.
+    """Fits a model, by default a new one, and returns it in the result; records nothing.
 
-    `folder` gets checkpoints and the TensorBoard log, by default a new one under `outputs/`;
-    `listeners` are called with each epoch's number, from 1, and its metrics.
+    `folder` receives checkpoints and the TensorBoard log (default: a new one under `outputs/`).
+    After each epoch `listeners` are called with its number (from 1) and its metrics.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -93,12 +93,12 @@ def train(
 def predict(
     model: keras.Model | LoadedModel | str, images: Array, *, batch_size: int = 1024
 ) -> Array:
-    """The probabilities f32[N,K] of images u8[N,H,W,C].
+    """Predicts probabilities f32[N,K] for images u8[N,H,W,C].
 
     `model` may be the address of a saved one, such as `models:/digits@champion`.
 
     Raises:
-        RequestError: there is no such model, or the images are of another shape or type.
+        RequestError: there is no such model, or the images have the wrong shape or dtype.
     """
     import numpy as np
 
@@ -124,9 +124,9 @@ def predict(
 def evaluate(
     model: keras.Model, config: Config, prepared: Prepared, *, split: str = "test"
 ) -> Report:
-    """Metrics and figures of a model's answers on a split: `train`, `val` or `test`.
+    """Returns metrics and figures of a model's predictions on a split: `train`, `val` or `test`.
 
-    Metrics are named `test/…` whichever split they are of.
+    Metrics are named `test/…`, whichever split is used.
 
     Raises:
         RequestError: there is no such split.
@@ -146,7 +146,7 @@ def evaluate(
 def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     """Trains, evaluates and records one model, as the verb `run` does.
 
-    `folder` gets checkpoints and artefacts, by default a new one under `outputs/`.
+    `folder` receives checkpoints and artefacts (default: a new one under `outputs/`).
 
     Raises:
         PipelineError: training failed; the run is recorded as FAILED.
@@ -156,9 +156,9 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
 
 
 def find_run(run_id: str = "latest", *, config: Config | None = None) -> RecordedRun:
-    """A recorded run, by its id, the beginning of one, or `latest`.
+    """Finds a recorded run by its id, the beginning of its id, or `latest`.
 
-    `config` says in which store and experiment: `compose("dataset=digits")`, by default that of
+    `config` names the store and experiment, as in `compose("dataset=digits")`; the default is
     `compose()`.
 
     Raises:
@@ -170,9 +170,9 @@ def find_run(run_id: str = "latest", *, config: Config | None = None) -> Recorde
 def find_runs(
     *, sweep: str | None = None, finished: bool = False, config: Config | None = None
 ) -> list[RecordedRun]:
-    """The runs of an experiment, oldest first, or the jobs of a sweep (its id, or `latest`).
+    """Lists the runs of an experiment, or the jobs of a sweep (its id, or `latest`), oldest first.
 
-    `finished` leaves out those that failed, were stopped or are under way; `config` says in which
+    `finished` leaves out runs that failed, were stopped or are still running; `config` names the
     store and experiment.
 
     Raises:
@@ -200,10 +200,10 @@ def compare(
     folder: Path | str | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Sets runs side by side, with what their differences are worth.
+    """Compares runs and tests whether their differences are significant.
 
-    `runs` are values or ids; none takes those that `sweep=…` or `top=…` says. `settings` are the
-    keys of the verb: `compare(runs, metric="test/accuracy")`. Page and pictures go to `folder`.
+    `runs` are values or ids; without any, `sweep=…` or `top=…` selects them. `settings` are the
+    keys of the verb: `compare(runs, metric="test/accuracy")`. Page and plots go to `folder`.
 
     Raises:
         RequestError: the runs cannot be found, or none of them has the metric.
@@ -222,18 +222,18 @@ def promote(
     """Makes a run's model the champion of its data set if it passes the gates.
 
     `run` is a value, an id, or `best`; `settings` are the keys of the verb, as in
-    `promote(run, min_test_accuracy=0.9)`. The decision says what the gates found.
+    `promote(run, min_test_accuracy=0.9)`. The decision holds the verdict of each gate.
 
     Raises:
         RequestError: there is no such run, or it has no model.
-        PipelineError: another promotion came first.
+        PipelineError: another promotion happened in the meantime.
     """
     run_id = run if isinstance(run, str) else run.id
     return _carried_out("promote", replace(config or compose(), run_id=run_id), folder, settings)
 
 
 def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
-    """The champion of a data set, with its class names and the shape of its images.
+    """Loads the champion of a data set, with its class names and the shape of its images.
 
     Raises:
         RequestError: the data set has no champion.
@@ -246,7 +246,7 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """All of the configuration, after a look at what it would have Hydra do."""
+    """Composes the whole configuration once Hydra's part of it has been checked."""
     for word in overrides:
         if not isinstance(word, str) or word.startswith("-"):
             raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
@@ -262,7 +262,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 def _carried_out(
     name: str, config: Config | None, folder: Path | str | None, settings: dict[str, Any]
 ) -> Any:
-    """What a verb with keys of its own returns for these."""
+    """Runs a verb that has keys of its own and returns its result."""
     verb, composed = verbs()[name], _composed(())
     assert verb.request is not None
     try:
@@ -276,7 +276,7 @@ def _carried_out(
 
 
 def _imported(module: str) -> Any:
-    """A module of ours, without what TensorFlow's library says as it is loaded."""
+    """Imports a module of the pipeline; keeps TensorFlow's native messages off the terminal."""
     with native_messages_to(Path("/dev/null")):
         return load(module)
 

@@ -29,7 +29,7 @@ Found = dict[str, Predictions]  # by split
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run came to; an accuracy that was not evaluated is NaN, a model not saved is None."""
+    """The result of a run; an accuracy that was not evaluated is NaN, a model not saved is None."""
 
     run_id: str
     val_accuracy: float
@@ -37,7 +37,7 @@ class Result:
     model_uri: str | None
 
     def __str__(self) -> str:
-        """The line that scripts read."""
+        """The last line of output, which scripts read."""
         return (
             f"run_id={self.run_id} val_accuracy={self.val_accuracy:.4f} "
             f"test_accuracy={self.test_accuracy:.4f} model_uri={self.model_uri}"
@@ -51,15 +51,15 @@ def run(
     start: Start | None = None,
     job: JobSettings | None = None,
 ) -> Result:
-    """Trains, evaluates and records one model, or goes on with the run of `start`.
+    """Trains, evaluates and records one model, or resumes the run of `start`.
 
-    `folder` keeps its log and checkpoints; `watchers` are told each epoch's metrics once recorded.
-    A `job` of a sweep is recorded under the sweep's run, and gets no report until it is kept.
+    `folder` keeps its log and checkpoints; `watchers` receive each epoch's metrics once recorded.
+    A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
     spent_s = progress.seconds if progress else None
     opened = record(config, folder, run_id=run_id, spent_s=spent_s, job=job)
-    programs = None if job else Path(config.data_dir) / "xla"  # of no use to the next job
+    programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
     with opened as recording, reported(recording, config, wanted=job is None) as found:
         prepared = _load_data(config, recording)
         with recording.stage("train"):
@@ -80,14 +80,14 @@ def run(
 def complete(
     config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
 ) -> Result:
-    """Adds to the run that `began` so what its model is worth, and the model if it has no URI."""
+    """Evaluates and reports the run that `began` describes; saves its model unless it has a URI."""
     prepared = _load_data(config, recording)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     if config.evaluate.report:
         save_report(recording, began, found)
     recording.upload()
-    if uri is None:  # last: what has a model is taken to be complete
+    if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
     return _result(recording.id, found, uri)
 

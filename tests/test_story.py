@@ -185,7 +185,7 @@ def test_the_dataset_is_an_input_with_a_digest_of_all_of_it(ended: Ended) -> Non
     assert len(fingerprint) == hashlib.sha256().digest_size * 2
     assert fingerprint in logged.dataset.source
     source = mlflow.data.get_source(logged)
-    assert source.to_dict()["tags"] == {"mlflow.source.name": "made up from dataset.seed"}
+    assert source.to_dict()["tags"] == {"mlflow.source.name": "generated from dataset.seed"}
 
 
 def test_the_model_is_named_and_has_the_figures_of_its_run(ended: Ended) -> None:

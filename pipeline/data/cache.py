@@ -1,8 +1,8 @@
-"""A cache of named arrays: each entry is built once and never trusted without a look.
+"""A cache of named arrays: each entry is built once and verified before it is used.
 
 An entry is a folder of `.npy` files and an `entry.json`, which holds the entry's own description
-and the SHA-256 of everything in it. Once all of it has been looked at, `.checked.json` remembers
-the size, times and inode of each file: as long as these stay, nobody need read the bytes again.
+and the SHA-256 of everything in it. Once all bytes have been verified, `.checked.json` records the
+size, times and inode of each file: as long as these stay, the bytes need not be read again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from pipeline.system.files import replacing
 log = logging.getLogger(__name__)
 
 TICK_S = 0.02
-"""Seconds within which two changes of a file may bear the same time (a kernel's tick is 0.01)."""
-_CHECKED = ".checked.json"  # no file of the entry: hidden names are not
+"""Seconds within which two changes of a file may have the same time (a kernel tick is 0.01 s)."""
+_CHECKED = ".checked.json"  # not part of the entry: hidden files never are
 
-Stamp = tuple[tuple[str | int, ...], ...]  # of each file name, size, times of change, inode
+Stamp = tuple[
+    tuple[str | int, ...], ...
+]  # per file: name, size, modification and change times, inode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """An array that is written part by part: `parts` along the first dimension of `shape`."""
+    """An array that is written in `parts`, which follow one another along its first dimension."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -52,7 +54,7 @@ Content = tuple[Mapping[str, Array | Stream], Mapping[str, Any]]
 class Entry:
     """Read-only memory-mapped arrays and the JSON-able description they were stored with.
 
-    `cached`: whether the entry was there before it was asked for.
+    `cached`: whether the entry existed already.
     """
 
     arrays: Mapping[str, Array]
@@ -61,14 +63,14 @@ class Entry:
 
 
 class _Damaged(Exception):
-    """An entry whose content is not what was written."""
+    """The content of an entry is not what was written."""
 
 
 def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = False) -> Entry:
-    """The entry at `folder`, built first if it is not there or damaged.
+    """Loads the entry at `folder`, and builds it first if it is missing or damaged.
 
-    Of several processes that ask at once, one builds and the others wait for it. The content is
-    compared with its checksums the first time, after a file has changed, and with `verify`.
+    If several processes need it at once, one builds it and the others wait. The content is compared
+    with its checksums on first use, after a file has changed, and with `verify`.
 
     Raises:
         OSError: the entry cannot be written (read-only, full, no permission); names the file.
@@ -83,7 +85,7 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
         except FileNotFoundError:
             pass
         except _Damaged as damage:
-            log.warning("The cache %s is damaged (%s); building it again", folder, damage)
+            log.warning("The cache %s is damaged (%s); rebuilding it", folder, damage)
         arrays, meta = build()
         _remove_leftovers(folder)
         with _naming(folder), replacing(folder) as part:
@@ -92,7 +94,7 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
 
 
 def damage(folder: Path) -> str | None:
-    """Why the entry at `folder` cannot be trusted; None if every byte is as it was written.
+    """Why the entry at `folder` cannot be trusted; None if every byte matches its checksum.
 
     Raises:
         FileNotFoundError: there is no entry.
@@ -105,12 +107,12 @@ def damage(folder: Path) -> str | None:
 
 
 def key(**parts: Any) -> str:
-    """A short name (16 hex digits) for the JSON-able values that determine an entry."""
+    """A short name (16 hex digits) derived from the JSON-able values that determine an entry."""
     return _digest(parts)[:16]
 
 
 def let_go(array: Array) -> None:
-    """Gives back the memory that an entry's array fills, until it is read again."""
+    """Releases the memory that an entry's array occupies, until it is read again."""
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -145,9 +147,9 @@ def _is_checked(folder: Path, stamp: Stamp) -> bool:
 
 
 def _check(folder: Path, stamp: Stamp) -> None:
-    """Compares every byte of an entry with its checksums, and remembers that they agree."""
+    """Compares every byte of an entry with its checksums, and records that they match."""
     changed = max((int(file[3]) for file in stamp), default=0) / 1e9
-    # A file that changes after this look must get another time than the one it has now.
+    # A file that changes after this check must get a time other than its current one.
     time.sleep(min(TICK_S, max(0.0, changed + TICK_S - time.time())))
     with _damage_of_all_kinds():
         for name, checksum in _described(folder)["sha256"].items():
@@ -158,7 +160,7 @@ def _check(folder: Path, stamp: Stamp) -> None:
         path.write_text(json.dumps(stamp))
 
 
-@lru_cache(maxsize=4)  # the two of a data set, and those of the one before
+@lru_cache(maxsize=4)  # two for a data set, two for the previous one
 def _read_once(folder: Path, stamp: Stamp, *, cached: bool) -> Entry:
     with _damage_of_all_kinds():
         entry = _described(folder)
@@ -182,7 +184,7 @@ def _damage_of_all_kinds() -> Iterator[None]:
 
 
 def _mapped(path: Path) -> Array:
-    # A private mapping: to read from it in place, TensorFlow wants memory that could be written.
+    # A private mapping: TensorFlow reads in place only from memory that is writable.
     array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
     array.flags.writeable = False
     return array
@@ -196,7 +198,7 @@ def _write(folder: Path, arrays: Mapping[str, Array | Stream], meta: Mapping[str
 
 
 def _save(path: Path, array: Array | Stream) -> str:
-    """Writes what `numpy.save` would; returns the SHA-256 (hex) of the file."""
+    """Writes the same file as `numpy.save`; returns its SHA-256 (hex)."""
     parts = [array] if isinstance(array, np.ndarray) else array.parts
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     digest, written = hashlib.sha256(), 0
@@ -215,7 +217,7 @@ def _save(path: Path, array: Array | Stream) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was writing; the lock says that nobody is now."""
+    """Removes what a killed process left half-written; the caller holds the lock."""
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(leftover)
 
@@ -226,7 +228,7 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Names the entry where a write fails: a full disk names no file."""
+    """Adds the entry's path to errors of writing: that of a full disk names no file."""
     try:
         yield
     except OSError as error:

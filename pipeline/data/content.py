@@ -1,4 +1,4 @@
-"""What determines the content of a data set: the cache keeps one entry for each such content."""
+"""Works out what determines the content of a data set; the cache keeps one entry per content."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ATTRIBUTE = "content"
 
 
 def determined_by(content: Callable[[Mapping[str, Any]], Any]) -> Callable[[Builder], Builder]:
-    """Decorates the function of a data set with what determines its content.
+    """Decorates a data set's function with a function that says what determines its content.
 
-    `content` takes the function's parameters by name and returns JSON-able values. Two equal
-    values stand for the same images and labels, so that the second run takes the first one's.
-    Without this decorator `stamped` decides.
+    `content` takes the parameters by name and returns JSON-able values. Equal values stand for the
+    same images and labels, which are then taken from the cache. Without this decorator, `stamped`
+    is applied to each parameter.
     """
 
     def mark(builder: Builder) -> Builder:
@@ -31,15 +31,15 @@ def determined_by(content: Callable[[Mapping[str, Any]], Any]) -> Callable[[Buil
 
 
 def parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All parameters as they are given: for data that is made up or comes with a library."""
+    """The parameters alone: for data that is generated or comes with a library."""
     return given
 
 
 def content_of(builder: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """The JSON-able values that determine what `builder` makes of the parameters `given`.
 
-    Of a builder that does not say it: its parameters, with the state of each file or folder that
-    one of them names, and the source of its module.
+    For a builder without `determined_by`: its parameters, the state of each file or folder that one
+    of them names, and the source of its module.
 
     Raises:
         OSError: a folder that a parameter names cannot be searched.
@@ -52,10 +52,10 @@ def content_of(builder: Callable[..., Any], given: Mapping[str, Any]) -> Any:
 
 
 def stamped(value: Any) -> Any:
-    """A parameter, and if it names a file or folder, a digest of what is there.
+    """A parameter, with a digest of the file or folder if it names one.
 
-    Of each file in it the name, size, times and inode count, links being followed: none of them
-    stays when a picture is added, removed, replaced or changed.
+    The digest covers the name, size, times and inode of each file; links are followed. It changes
+    when a picture is added, removed, replaced or changed.
     """
     if isinstance(value, Mapping):
         return {str(key): stamped(part) for key, part in value.items()}
@@ -66,7 +66,7 @@ def stamped(value: Any) -> Any:
     path = Path(value).expanduser()
     try:
         there = path.exists()
-    except (OSError, ValueError):  # a text that is too long for a name, or has a zero byte
+    except (OSError, ValueError):  # text that is too long for a path, or has a zero byte
         there = False
     if not there:
         return os.fspath(value)
@@ -99,13 +99,13 @@ def _files(path: Path) -> Iterator[Path]:
 def _state(file: Path) -> tuple[int, ...]:
     try:
         at = file.stat()
-    except OSError:  # a link to nowhere
+    except OSError:  # a broken link
         return ()
     return at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
 
 
 def _source(builder: Callable[..., Any]) -> str | None:
-    """SHA-256 of the module that defines a builder: when its code changes, so may its data."""
+    """SHA-256 of the module that defines a builder, since its data may change with its code."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(builder))
         return hashlib.sha256(Path(file or "").read_bytes()).hexdigest()

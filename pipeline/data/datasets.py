@@ -2,8 +2,8 @@
 
 The keyword-only parameters are the keys of `conf/dataset/<name>.yaml`, their annotations the
 ranges a configuration is checked against. To add a data set, add a function and its YAML file.
-What a data set is made of is worked out from its parameters and from the files and folders that
-they name; one that reads anything else says so with `determined_by`.
+The cache rebuilds a data set when its parameters, or files and folders that they name, change; a
+data set that reads anything else declares it with `determined_by`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.data.sources import IdxDataset, find
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
-sklearn = lazy.load("sklearn")  # takes a second, which checking a configuration does not have
+sklearn = lazy.load("sklearn")  # takes a second, too long for the check of a configuration
 
 Side = Annotated[int, Field(ge=4, le=512)]
 Channels = Annotated[int, Field(ge=1, le=4)]
@@ -84,7 +84,9 @@ MNIST = IdxDataset(
 DIGIT_CLASSES = tuple("0123456789")
 
 
-@determined_by(lambda _: dict(FASHION_MNIST.checksums))  # wherever the files are found
+@determined_by(
+    lambda _: dict(FASHION_MNIST.checksums)
+)  # the same content, wherever the files come from
 def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 
@@ -136,10 +138,10 @@ def synthetic(
     noise: Annotated[float, Field(ge=0, le=255)],
     seed: Seed,
 ) -> RawData:
-    """Made-up images u8[N,H,W,C]: one coarse random pattern a class, plus Gaussian noise.
+    """Generated images u8[N,H,W,C]: one coarse random pattern per class, plus Gaussian noise.
 
-    `noise` is its standard deviation in pixel values. The classes are equally frequent, up to one
-    image. A patch of the 4×4 pattern spans many pixels, so convolutions have something to find.
+    `noise` is the standard deviation of the noise in pixel values. Class sizes differ by one image
+    at most. Each patch of the 4×4 pattern spans many pixels, so that convolutions can detect it.
 
     Raises:
         RequestError: a split is too small to hold an image of each class.
@@ -163,7 +165,7 @@ def synthetic(
         train=sample(train_size),
         test=sample(test_size),
         class_names=tuple(f"class_{index}" for index in range(classes)),
-        source="made up from dataset.seed",
+        source="generated from dataset.seed",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is in a data set: counts, shapes, class balance, duplicates."""
+"""Describes a data set: counts, shapes, class balance, duplicates."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What there is to know about a data set before training on it.
+    """The facts about a data set that matter before training on it.
 
-    `duplicates`: how many test images are also, pixel by pixel, in the training split.
+    `duplicates`: number of test images that occur, pixel by pixel, in the training split.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -41,7 +41,7 @@ class Description:
 
 @lru_cache(maxsize=1)
 def describe(raw: RawData) -> Description:
-    """Counts, shapes, dtypes, label ranges, class balance and duplicates of a data set."""
+    """Counts shapes, dtypes, label ranges, class balance and duplicates of a data set."""
     classes = len(raw.class_names)
     return Description(
         splits={"train": _facts(raw.train, classes), "test": _facts(raw.test, classes)},
@@ -53,7 +53,7 @@ def describe(raw: RawData) -> Description:
 
 
 def table(description: Description) -> Table:
-    """The description for the terminal."""
+    """The description as a table for the terminal."""
     made = Table("", *description.splits, title=f"Data from {description.source}")
     facts = description.splits.values()
     made.add_row("images", *(f"{split.shape[0]:,}" for split in facts))

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
-# Not all that Pillow knows: it hands EPS to Ghostscript, and of some formats reads the header only.
+# Not every format of Pillow: it passes EPS to Ghostscript, and only reads the header of some.
 FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI"),
     *("TGA", "TIFF", "WEBP"),
@@ -36,9 +36,9 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files in order, the folders that cannot be looked into, and what was left out how often.
+    """Files in order, the folders that cannot be opened, and counts of what was left out.
 
-    `left_out` counts by ending (`.heic`), `without an ending` and `linked folder`.
+    `left_out` counts by suffix (`.heic`), `without an ending` and `linked folder`.
     """
 
     files: tuple[Path, ...]
@@ -56,14 +56,14 @@ class Found:
 
 
 def find(images: str) -> Found:
-    """The files that a file's name, a folder (searched through) or a pattern stands for, in order.
+    """Finds the files that a path, a folder (with its subfolders) or a pattern stands for, in order.
 
-    The order is natural (`9.png` before `10.png`). In folders, what is hidden or has no ending of
-    an image stays out; a file that is named, or matches, does not. A linked folder is entered only
-    if it is named outright.
+    The order is natural (`9.png` before `10.png`). In folders, hidden files and files without the
+    suffix of an image are left out; a file that is named, or matches, is always taken. A linked
+    folder is entered only if it is named itself.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there are none.
     """
     if not images.strip():
         raise RequestError("images= is empty; name a file, a folder or a pattern")
@@ -90,7 +90,7 @@ def find(images: str) -> Found:
 
 
 class _Search:
-    """What a search has come across so far."""
+    """The results of a search so far."""
 
     def __init__(self) -> None:
         Image.init()
@@ -101,7 +101,7 @@ class _Search:
         self.left_out: dict[Path, str] = {}
 
     def named(self, place: Path) -> None:
-        """Takes a file, or the image files below a folder."""
+        """Adds a file, or the image files below a folder."""
         if place.is_dir():
             self.folder(place)
         else:
@@ -116,7 +116,7 @@ class _Search:
                 self.file(folder / entry.name)
 
     def pattern(self, place: Path, parts: Sequence[str]) -> None:
-        """Takes what matches the parts of a pattern below a place, as in a shell."""
+        """Adds the files below a place that match the parts of a pattern, as in a shell."""
         if not parts:
             self.named(place)
             return
@@ -143,7 +143,7 @@ class _Search:
             self.left_out[file] = ending or "without an ending"
 
     def is_folder(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a search goes on in an entry of a folder."""
+        """Whether an entry is a folder that the search may enter."""
         return entry.is_dir() and not entry.name.startswith(".") and self.is_open(entry)
 
     def is_open(self, entry: os.DirEntry[str]) -> bool:
@@ -154,7 +154,7 @@ class _Search:
         return False
 
     def entries(self, folder: Path) -> list[os.DirEntry[str]]:
-        """What is in a folder; one that cannot be looked into is noted."""
+        """Lists a folder; notes one that cannot be opened."""
         try:
             with os.scandir(folder) as entries:
                 return list(entries)
@@ -172,7 +172,7 @@ def is_array(file: Path) -> bool:
 
 
 def open_array(file: Path) -> Array:
-    """The array in a `.npy` file, read where it is touched.
+    """The array in a `.npy` file, memory-mapped.
 
     Raises:
         OSError, ValueError: it cannot be read or is damaged.
@@ -183,9 +183,11 @@ def open_array(file: Path) -> Array:
         if "Python objects" in str(error):
             raise ValueError("holds Python objects, not uint8 with values 0–255") from error
         if "magic" in str(error):
-            raise ValueError("no array as numpy.save writes it") from error
+            raise ValueError("not an array as numpy.save writes it") from error
         if "mmap length" in str(error):
-            raise ValueError("is cut off: its header promises more than the file holds") from error
+            raise ValueError(
+                "is truncated: its header declares more bytes than the file has"
+            ) from error
         raise
 
 
@@ -193,19 +195,19 @@ def regular(file: Path) -> Path:
     """The file itself.
 
     Raises:
-        ValueError: it is a folder, or a pipe, which would be waited for.
+        ValueError: it is a folder, or a pipe, which would block.
     """
     if file.exists() and not file.is_file():
-        raise ValueError("is no file")
+        raise ValueError("is not a file")
     return file
 
 
 def printable(file: Path) -> str:
-    r"""The path as text that every format can hold: bytes that are no UTF-8 as `\xff`."""
+    r"""The path as text that every format can store: bytes that are not UTF-8 become `\xff`."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _natural(path: Path) -> tuple[list[list[tuple[str, int]]], str]:
-    """Numbers by value, letters whatever their case; the whole path where that is the same."""
+    """Sort key: numbers by value, letters regardless of case; ties are broken by the whole path."""
     pairs = [re.findall(r"([^0-9]*)([0-9]*)", part.casefold()) for part in path.parts]
     return [[(text, int(digits or -1)) for text, digits in part] for part in pairs], str(path)

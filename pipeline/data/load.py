@@ -21,10 +21,10 @@ from pipeline.system.errors import RequestError
 def ingest(
     dataset: Mapping[str, Any], *, name: str, data_dir: Path, verify: bool = False
 ) -> RawData:
-    """The data set of a checked leaf (`_target_` and its parameters), from the cache if there.
+    """Loads the data set of a checked leaf (`_target_` and parameters), from the cache if possible.
 
-    `name` is the leaf's choice, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
-    one packed array of all images with the rows and labels of both splits. With `verify` every
+    `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
+    one packed array of all images with the rows and labels of both splits. With `verify`, every
     byte of it is compared with its checksum.
 
     Raises:
@@ -36,7 +36,7 @@ def ingest(
 
 
 def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path:
-    """Where the cache has, or would have, the data set of a checked leaf."""
+    """The cache folder of the data set of a checked leaf, which need not exist."""
     module, _, function = dataset["_target_"].rpartition(".")
     builder = getattr(importlib.import_module(module), function)
     given = {key: value for key, value in dataset.items() if key != "_target_"}
@@ -44,9 +44,9 @@ def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path
 
 
 def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Path) -> Prepared:
-    """`preprocess(raw, **config)`, its division from the cache `data_dir/<name>/split-<key>`.
+    """Returns `preprocess(raw, **config)`; its splits are cached in `data_dir/<name>/split-<key>`.
 
-    The images stay where they are: every split is rows of the packed array of `raw`.
+    No image is copied: each split refers to rows of the packed array of `raw`.
 
     Raises:
         RequestError: a parameter of `config` does not fit the data set.
@@ -72,7 +72,7 @@ def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:
 
 
 def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
-    """All images as one array, behind it the rows and labels of each split."""
+    """All images as one array, with the rows and labels of each split."""
     splits = {"train": raw.train, "test": raw.test}
     images = list({id(split.images): split.images for split in splits.values()}.values())
     firsts = dict(zip(map(id, images), np.cumsum([0, *map(len, images)]).tolist(), strict=False))
@@ -89,7 +89,7 @@ def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
     return packed
 
 
-@lru_cache(maxsize=1)  # the next job of a process asks for the same again
+@lru_cache(maxsize=1)  # the next job in this process needs the same one
 def _raw(entry: cache.Entry) -> RawData:
     raw = RawData(
         train=_split(entry.arrays, "train"),
@@ -98,7 +98,7 @@ def _raw(entry: cache.Entry) -> RawData:
         source=entry.meta["source"],
         cached=entry.cached,
     )
-    vars(raw).update(entry.meta["known"])  # what it would have to read every image for
+    vars(raw).update(entry.meta["known"])  # saves reading every image to work it out
     return raw
 
 

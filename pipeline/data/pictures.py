@@ -1,7 +1,7 @@
-"""Makes of any picture what a model takes: u8[H,W,C] of its size and channels.
+"""Turns any picture into what a model takes: u8[H,W,C] of its size and channels.
 
-`load` is the one way in for a picture file: predict and serve both read and fit by it, so that the
-same bytes give the same image everywhere, and what all threads decode together stays bounded.
+`load` is the only entry point for picture files: predict and serve both use it, so that the same
+bytes give the same image everywhere and the memory of all decoding threads stays bounded.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from pipeline.data.files import FORMATS, regular
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
-MODES = {1: "L", 3: "RGB"}  # by the channels of a model
+MODES = {1: "L", 3: "RGB"}  # by number of a model's channels
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
-ADVICE = {  # by the kind of an array's numbers
-    "f": "; make (x * 255).round().astype('uint8') of it if they go from 0 to 1",
-    "b": "; make x.astype('uint8') * 255 of it",
-    "i": "; make x.astype('uint8') of it if its values are 0–255",
-    "u": "; make x.astype('uint8') of it if its values are 0–255",
+ADVICE = {  # by numpy's kind of dtype
+    "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1",
+    "b": "; convert with x.astype('uint8') * 255",
+    "i": "; convert with x.astype('uint8') if its values are 0–255",
+    "u": "; convert with x.astype('uint8') if its values are 0–255",
 }
-REDUCED = 3  # times the wanted side: at least so large is a picture after its blocks are averaged
+REDUCED = 3  # a picture stays at least this many times larger than the target when reduced
 AT_WORK = 400_000_000
-"""Bytes that the pictures which are being decoded may take together, over all threads."""
-TILE = 1_000_000  # pixels made plain at once
+"""Bytes that all pictures being decoded may take together, over all threads."""
+TILE = 1_000_000  # pixels converted at once
 
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _DEEPEST = 65_535
-_DARKEST = 16_384  # of 16-bit values: nothing brighter, and they have 14 bits or fewer
-_SCALED = ("PPM", "JPEG2000")  # formats of which Pillow scales deep values as their files say
-_MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # tags of TIFF
-_ORIENTATION = 0x0112  # of Exif
-# Bytes that a decoder needs per pixel beside the picture itself.
+_DARKEST = 16_384  # 16-bit pictures with no brighter value have 14 bits or fewer
+_SCALED = ("PPM", "JPEG2000")  # formats whose deep values Pillow scales itself
+_MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # TIFF tags
+_ORIENTATION = 0x0112  # Exif tag
+# Bytes per pixel that a decoder needs in addition to the picture.
 _BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8, "QOI": 8}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
 
 
 def load(source: Path | BinaryIO, shape: Shape, *, formats: tuple[str, ...] = FORMATS) -> Array:
-    """The picture in a file, fitted to u8[H,W,C]; of several frames the first counts.
+    """Loads the picture in a file, fitted to u8[H,W,C]; of several frames, the first.
 
     Raises:
-        Exception: whatever Pillow raises for what it cannot read; a ValueError says in words what
+        Exception: whatever Pillow raises for a file that it cannot read; a ValueError explains what
             is wrong with the size or the values.
     """
     return fitted(opened(source, side=max(shape[:2]), formats=formats), shape)
 
 
 def opened(source: Path | BinaryIO, *, side: int, formats: tuple[str, ...] = FORMATS) -> Picture:
-    """The picture in a file, `plain` and reduced to no less than REDUCED × `side` pixels.
+    """Opens the picture in a file, made `plain` and reduced to at least REDUCED × `side` pixels.
 
-    A JPEG is decoded at a fraction of its size. Waits while other threads' pictures take too much
-    memory.
+    A JPEG is decoded at a fraction of its size. Waits while the pictures of other threads take too
+    much memory.
 
     Raises:
         Exception: as `load`.
     """
     with _recognised(source, formats) as picture:
         width, height = picture.size
-        picture.draft(None, (REDUCED * side, REDUCED * side))  # None: in the mode it has
+        picture.draft(None, (REDUCED * side, REDUCED * side))  # None keeps its mode
         needed = _memory(picture, width * height, side)
         if needed > AT_WORK:
             raise ValueError(
@@ -90,18 +90,18 @@ def _recognised(source: Path | BinaryIO, formats: tuple[str, ...]) -> Picture:
 
 
 def _memory(picture: Picture, pixels: int, side: int) -> int:
-    """Bytes that decoding and fitting a picture takes at most; `pixels` before any reduction."""
+    """Upper bound of the bytes to decode and fit a picture of `pixels` pixels before reduction."""
     now = picture.width * picture.height
     decoder = _BESIDE.get(picture.format or "", 0) * now
     if picture.info.get("progressive"):  # libjpeg keeps all coefficients, 2 bytes each
         decoder = 2 * len(picture.getbands()) * pixels
-    longest = 2 * REDUCED * side  # after the reduction
+    longest = 2 * REDUCED * side  # after reduction
     kept = min(now, longest * min(longest, *picture.size))
     return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, TILE))
 
 
 class _Budget:
-    """Bytes that may be taken at once; whoever wants more waits."""
+    """A budget of bytes; callers wait until theirs are available."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -124,13 +124,12 @@ _AT_WORK = _Budget()
 
 
 def fitted(picture: Picture, shape: Shape) -> Array:
-    """The whole picture, upright, in the middle of u8[H,W,C].
+    """Fits the whole picture, upright and centred, into u8[H,W,C].
 
-    The sides keep their proportion; what is left beside it takes the median colour of the
-    picture's border, as Fashion-MNIST's own images were made (Xiao et al. 2017, section 2).
-    Resized with antialiasing (Lanczos), after blocks of a much larger picture were averaged.
-    Transparent parts get the background on which the visible ones stand out; grey is the luma of
-    ITU-R BT.601.
+    The aspect ratio is kept; the margins get the median colour of the picture's border, as in
+    Fashion-MNIST itself (Xiao et al. 2017, section 2). A much larger picture is first reduced by
+    averaging blocks, then resized with antialiasing (Lanczos). Transparent parts get a background
+    on which the visible ones stand out. Grey is the luma of ITU-R BT.601.
 
     Raises:
         ValueError: the pixel values have no known range.
@@ -149,17 +148,17 @@ def fitted(picture: Picture, shape: Shape) -> Array:
 
 
 def contained(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture, its proportions kept, as large as fits into `size` (width, height)."""
+    """Resizes a picture to the largest that fits into `size` (width, height), aspect ratio kept."""
     scale = min(size[0] / picture.width, size[1] / picture.height)
-    # A very long picture keeps a line at least, which ImageOps.contain would not give it.
+    # A very long picture keeps at least one line; ImageOps.contain would leave none.
     fitting = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(fitting, Image.Resampling.LANCZOS)
 
 
 def plain(picture: Picture, *, side: int) -> Picture:
-    """The picture upright, opaque and of 8 bits per channel, in mode L or RGB.
+    """Makes a picture upright and opaque, with 8 bits per channel, in mode L or RGB.
 
-    If its longer side is twice REDUCED × `side` or more, it is reduced, to no less than that.
+    If its longer side is at least 2 × REDUCED × `side`, it is reduced to no less than half of that.
 
     Raises:
         ValueError: the pixel values have no known range.
@@ -169,9 +168,9 @@ def plain(picture: Picture, *, side: int) -> Picture:
 
 
 def _reduced(picture: Picture, factor: int) -> Picture:
-    """Blocks of `factor` × `factor` pixels averaged, as L, RGB or RGBA, with its orientation.
+    """Averages blocks of `factor` × `factor` pixels; returns L, RGB or RGBA, orientation kept.
 
-    Goes tile by tile: a whole picture in another mode could be many times what was decoded.
+    Works tile by tile: a whole picture in another mode could take many times the memory.
     """
     highest = _highest(picture)
     mode = "RGB"
@@ -201,11 +200,11 @@ def _eight_bit(tile: Picture, highest: int) -> Picture:
 
 
 def _highest(picture: Picture) -> int | None:
-    """The value that stands for white in a picture of more than 8 bits per channel, else None.
+    """The value of white in a picture with more than 8 bits per channel, else None.
 
     Raises:
-        ValueError: it is not known: 32-bit integers beyond 16 bits, floats, or 16-bit values that
-            end so low that they have fewer bits.
+        ValueError: it is unknown: 32-bit integers beyond 16 bits, floats, or 16-bit values that are
+            all so low that they have fewer bits.
     """
     if picture.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
@@ -216,7 +215,7 @@ def _highest(picture: Picture) -> int | None:
     if declared is not None and 0 <= low and high <= declared:
         return declared
     if low < 0 or high > _DEEPEST:
-        raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16 bits")
+        raise ValueError("its pixel values exceed 16 bits; save it with 8 or 16 bits")
     if 0 < high < _DARKEST and picture.format not in _SCALED:
         raise ValueError(_too_dark(high))
     return _DEEPEST
@@ -225,7 +224,9 @@ def _highest(picture: Picture) -> int | None:
 def _extrema(picture: Picture) -> tuple[int, int]:
     step = max(1, TILE // picture.width)
     ends = []
-    for top in range(0, picture.height, step):  # Pillow's own getextrema takes not every mode
+    for top in range(
+        0, picture.height, step
+    ):  # Pillow's own getextrema does not support every mode
         box = (0, top, picture.width, min(top + step, picture.height))
         strip = np.asarray(picture.crop(box))
         ends += [int(strip.min()), int(strip.max())]
@@ -233,7 +234,7 @@ def _extrema(picture: Picture) -> tuple[int, int]:
 
 
 def _declared(picture: Picture) -> int | None:
-    """The highest value that a TIFF file says it may have, None if it says nothing."""
+    """The highest value that a TIFF file declares, None if it declares none."""
     tags = getattr(picture, "tag_v2", {})
     highest, bits = tags.get(_MAX_SAMPLE_VALUE), tags.get(_BITS_PER_SAMPLE, (16,))
     if highest is not None:
@@ -242,7 +243,7 @@ def _declared(picture: Picture) -> int | None:
 
 
 def _require_deep(picture: Picture) -> None:
-    """Refuses 16-bit colours, of which Pillow has kept the upper 8, if they end too low."""
+    """Refuses 16-bit colours (Pillow keeps their upper 8 bits) if all of them are too low."""
     bands = [band for band in picture.getbands() if band != "A"]
     extrema = picture.getextrema()
     pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
@@ -259,7 +260,7 @@ def _too_dark(high: int) -> str:
 
 
 def opaque(picture: Picture) -> Picture:
-    """Transparent parts on white if what is visible is dark, else on black."""
+    """Puts transparent parts on white if the visible ones are dark, else on black."""
     if not picture.has_transparency_data:
         return picture
     layers = picture.convert("RGBA")
@@ -272,27 +273,27 @@ def opaque(picture: Picture) -> Picture:
 
 
 def picture_of(pixels: Array) -> Picture:
-    """u8[H,W] or u8[H,W,C] with 1–4 channels as a picture."""
+    """Turns u8[H,W] or u8[H,W,C] with 1–4 channels into a picture."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def as_stack(array: Array, shape: Shape) -> Array:
-    """Images of one array, u8[N,H,W,C], from [H,W], [H,W,C], [N,H,W], [N,H,W,C] or [N,H·W].
+    """Returns the images of an array [H,W], [H,W,C], [N,H,W], [N,H,W,C] or [N,H·W] as u8[N,H,W,C].
 
-    Of two dimensions it is a stack of flat images if the second is the model's height × width,
-    else one image. Of three dimensions it is a stack if the last two are the model's height and
-    width, else one image if the last can be channels, else a stack.
+    An array of two dimensions is a stack of flat images if the second is height × width of the
+    model, else one image. An array of three dimensions is a stack if the last two are the model's height
+    and width, else one image if the last can be channels, else a stack.
 
     Raises:
-        ValueError: another dtype or shape, or no image in it.
+        ValueError: it has another dtype or shape, or is empty.
     """
     if array.dtype != np.uint8:
         advice = ADVICE.get(array.dtype.kind, "")
         raise ValueError(f"holds {array.dtype}, not uint8 with values 0–255{advice}")
     if array.size == 0:
-        raise ValueError(f"has the shape {array.shape}, in which there is no image")
+        raise ValueError(f"has the shape {array.shape}, which holds no image")
     array = _unflattened(array, shape)
     if array.ndim not in (2, 3, 4):
         raise ValueError(f"has the shape {array.shape}; images are [H,W], [H,W,C] or [N,H,W,C]")
@@ -307,12 +308,12 @@ def as_stack(array: Array, shape: Shape) -> Array:
 
 
 def _unflattened(array: Array, shape: Shape) -> Array:
-    """Images that are rows of pixels as [N,H,W]; other arrays as they are."""
+    """Reshapes flat images to [N,H,W]; returns other arrays unchanged."""
     height, width, channels = shape
     if array.ndim == 3 and channels == 3 and array.shape == (3, height, width):
         raise ValueError(
-            f"has the shape {array.shape}: x.transpose(1, 2, 0) of one image in colour, "
-            "x[..., None] of three grey ones"
+            f"has the shape {array.shape}: use x.transpose(1, 2, 0) for one colour image, "
+            "x[..., None] for three grey ones"
         )
     if array.ndim > 2 or array.shape == (height, width) or array.size == 0:
         return array
@@ -320,9 +321,9 @@ def _unflattened(array: Array, shape: Shape) -> Array:
         return array.reshape(-1, height, width)
     if array.shape[-1] == height * width * channels:
         raise ValueError(
-            f"has the shape {array.shape}, of flat images; save x.reshape(-1, {height}, {width}, "
+            f"has the shape {array.shape} of flat images; save x.reshape(-1, {height}, {width}, "
             f"{channels}), or x.reshape(-1, {channels}, {height}, {width}).transpose(0, 2, 3, 1) "
-            "if one channel follows the other"
+            "if the channels follow one another"
         )
     return array
 

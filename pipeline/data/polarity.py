@@ -1,4 +1,4 @@
-"""Light on dark or dark on light: judged by the border of an image, where its background shows."""
+"""Tells light-on-dark from dark-on-light images by their border, which shows the background."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import numpy as np
 
 from pipeline.data.values import Array, Split
 
-SAMPLE = 250  # training images: few pages of a large file, and a share to within some per cent
-AGREED = 0.9  # share of the training images that must have a border alike for a rule to follow
+SAMPLE = (
+    250  # training images: reads little of a large file, gives the share to within a few per cent
+)
+AGREED = (
+    0.9  # share of the training images whose borders must agree before others are judged by them
+)
 MIDDLE = 127
 
 
@@ -29,15 +33,15 @@ def dark_border_share(images: Array) -> float:
 
 
 def sample(split: Split) -> Array:
-    """About SAMPLE images of a split, evenly spaced, u8[N,H,W,C]."""
+    """Takes about SAMPLE evenly spaced images of a split, u8[N,H,W,C]."""
     return split.take(slice(None, None, max(1, len(split) // SAMPLE)))
 
 
 def to_invert(images: Array, trained_dark: float | None) -> Array:
-    """Which of u8[N,H,W,C] have the opposite border of what the model was trained on, bool[N].
+    """Which of u8[N,H,W,C] have the opposite polarity of the training images, bool[N].
 
-    `trained_dark` is the `dark_border_share` of the training images. Where that is not known or
-    they differ among themselves, as photos do, none.
+    `trained_dark` is the `dark_border_share` of the training images. If it is unknown, or the
+    training images differ among themselves, as photos do, no image is marked.
     """
     if trained_dark is None or 1 - AGREED < trained_dark < AGREED:
         return np.zeros(len(images), bool)

@@ -1,4 +1,4 @@
-"""Reads image files lazily, a bounded number at a time, as blocks of what a model takes."""
+"""Reads image files lazily, a bounded number at a time, as blocks of images for a model."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from pipeline.data.pictures import as_stack, fitted, load, picture_of
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
 
-CHUNK = 16  # files decoded by one task: enough that handing it over costs little
-THREADS = os.cpu_count() or 1  # Pillow decodes and resizes outside Python's lock
+CHUNK = 16  # files decoded per task: enough to keep the overhead of a task small
+THREADS = os.cpu_count() or 1  # Pillow releases Python's lock to decode and resize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Images u8[N,H,W,C] in the order of their files.
 
-    `indices` are places in an array, None for a picture's file. `files_done` counts the
-    files that were read for it, parts of an array as a fraction.
+    `indices` are positions in an array, None for a picture file. `files_done` counts the files that
+    were read for it, parts of an array as fractions.
     """
 
     images: Array
@@ -50,17 +50,16 @@ class Block:
 
 Task = Callable[[], Block]
 log = logging.getLogger(__name__)
-_reading = threading.local()  # `file`: the one that this thread decodes
+_reading = threading.local()  # `file`: the one that this thread is decoding
 
 
 def read(
     files: Iterable[Path], shape: Shape, *, at_once: int, listener: Callable[[Block], None]
 ) -> Iterator[Block]:
-    """Blocks of up to `at_once` images of `shape` [H,W,C], some being read ahead by threads.
+    """Yields blocks of up to `at_once` images of `shape` [H,W,C]; threads read ahead.
 
-    A block has fewer where so many would take more than BLOCK_BYTES.
-
-    `listener` is told of every part as it is read, with what in it cannot be; nothing is raised.
+    A block is smaller where `at_once` images would take more than BLOCK_BYTES. `listener` receives
+    every part as it is read, with its unreadable files; these raise nothing.
     """
     at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
     tasks = _tasks(files, shape, at_once)
@@ -83,7 +82,7 @@ def read(
 
 @contextmanager
 def _remarks_logged() -> Iterator[None]:
-    """While open, what Pillow warns of goes to the log, with the file that it was reading."""
+    """Sends Pillow's warnings to the log, with the name of the file being read."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -106,7 +105,7 @@ def _told(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterato
 
 
 def _merged(blocks: Iterable[Block], at_once: int) -> Iterator[Block]:
-    """Small blocks as larger ones of at most `at_once` images."""
+    """Joins small blocks into larger ones of at most `at_once` images."""
     waiting: list[Block] = []
     for block in blocks:
         if sum(map(len, waiting)) + len(block) > at_once:
@@ -120,7 +119,7 @@ def _merged(blocks: Iterable[Block], at_once: int) -> Iterator[Block]:
 
 def _joined(blocks: Sequence[Block]) -> Block:
     if len(blocks) == 1:
-        return blocks[0]  # an array's part stays where it is
+        return blocks[0]  # part of an array: not copied
     return Block(
         images=np.concatenate([block.images for block in blocks]),
         files=tuple(chain.from_iterable(block.files for block in blocks)),
@@ -145,7 +144,7 @@ def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
         try:
             images.append(load(file, shape))
             good.append(file)
-        except Exception as error:  # whatever a damaged file makes its decoder raise
+        except Exception as error:  # a decoder may raise anything for a damaged file
             unreadable.append(_unreadable(file, error))
     _reading.file = None
     return Block(
@@ -160,7 +159,7 @@ def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
 def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
     try:
         stack = as_stack(open_array(file), shape)
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except Exception as error:  # a reader may raise anything for a damaged file
         refused = Block(
             images=np.empty((0, *shape), np.uint8),
             files=(),
@@ -174,7 +173,7 @@ def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
 
 
 def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
-    let_go(stack)  # what was read before, for an array may be larger than memory
+    let_go(stack)  # the parts read before: an array may be larger than memory
     part = stack[rows.start : rows.stop]
     if part.shape[1:] != shape:
         part = np.stack([fitted(picture_of(pixels), shape) for pixels in part])
@@ -188,7 +187,7 @@ def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
 
 def _unreadable(file: Path, error: Exception) -> Unreadable:
     if isinstance(error, UnidentifiedImageError):
-        reason = "no image of a kind that can be read"
+        reason = "not an image in a readable format"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:

@@ -1,6 +1,6 @@
-"""Where the four IDX files of a data set come from: the first source with the pinned content.
+"""Finds the four IDX files of a data set: takes the first source with the pinned content.
 
-Every source ends as a folder on this machine, so one function reads and verifies them all. IDX is
+Every source yields a folder on this machine, so one function reads and verifies them all. IDX is
 the format of MNIST and its descendants: a big-endian header, then plain bytes (Y. LeCun,
 C. Cortes, C. Burges, "The MNIST database of handwritten digits", file formats).
 """
@@ -36,7 +36,7 @@ from pipeline.system.files import replacing
 if TYPE_CHECKING:
     import requests
     from rich import console, progress
-else:  # checking a configuration imports this module, and these would double the time it takes
+else:  # the check of a configuration imports this module; these would double its time
     requests = lazy.load("requests")
     console = lazy.load("rich.console", suppress_warning=True)
     progress = lazy.load("rich.progress", suppress_warning=True)
@@ -44,13 +44,13 @@ else:  # checking a configuration imports this module, and these would double th
 log = logging.getLogger(__name__)
 
 FIRST_ANSWER_S = 4.0
-"""Seconds a mirror has to answer at all: name look-up, every address it has, TLS, headers."""
+"""Seconds in which a mirror must answer: name look-up, all its addresses, TLS, headers."""
 STALL_S = 20.0
-"""Seconds a download may stand still."""
+"""Seconds for which a download may stall."""
 PACKAGE_S = 300.0
-"""Seconds each of apt-get's steps may take."""
+"""Seconds that each step of apt-get may take."""
 _DIMENSIONS = {0x00000801: 1, 0x00000803: 3}  # labels, images; both of unsigned bytes
-_LARGEST = 2**30  # bytes; no data set in this format comes near it
+_LARGEST = 2**30  # bytes; far above any data set in this format
 _CHUNK = 2**20  # bytes
 
 
@@ -58,9 +58,9 @@ _CHUNK = 2**20  # bytes
 class IdxDataset:
     """Four IDX files and the places that publish them.
 
-    `checksums`: SHA-256 (hex) of each file's decompressed bytes, by its name without `.gz`, in the
-    order train images, train labels, test images, test labels. Packagers compress anew, so the
-    packed bytes differ from place to place.
+    `checksums`: SHA-256 (hex) of each file's decompressed bytes by its name without `.gz`: train
+    images, train labels, test images, test labels, in this order. Compressed bytes differ between
+    sources, because packagers compress the files again.
     """
 
     checksums: Mapping[str, str]
@@ -71,18 +71,18 @@ class IdxDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Verified arrays u8[N,H,W] or u8[N] by file name, and the source that had them."""
+    """Verified arrays u8[N,H,W] or u8[N] by file name, and the source they came from."""
 
     arrays: Mapping[str, Array]
     source: str
 
 
 class Unavailable(Exception):
-    """A source cannot be used; the message says why in a few words."""
+    """A source cannot be used; the message is a short reason."""
 
 
 class DamagedFile(RequestError):
-    """A data file that is not what it should be; `reason` says so without its folder."""
+    """A data file is damaged or not the published one; `reason` says how, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; replace it with an intact copy")
@@ -93,14 +93,14 @@ Source = Callable[[], AbstractContextManager[Path]]
 
 
 def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
-    """Reads the files from `folder` if one is named, else from the first source that has them.
+    """Reads the files from `folder` if it is given, else from the first source that has them.
 
-    The order without a folder: the system's copy, the mirrors, the Debian package itself; the
-    last two only when `download` is allowed.
+    The sources, in order: the system's copy, the mirrors, the Debian package; the last two only if
+    `download` is allowed.
 
     Raises:
-        RequestError: the named folder lacks a file or holds a damaged one; or no source works,
-            with each one's reason.
+        RequestError: `folder` lacks a file or holds a damaged one, or no source works; the message
+            gives the reason for each.
     """
     if folder is not None:
         return _from_named_folder(dataset, Path(folder).expanduser())
@@ -114,7 +114,7 @@ def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
             log.info("%s: %s; trying the next source", name, reason)
         except DamagedFile as error:
             reason = error.reason
-            log.warning("%s is passed over: %s", name, reason)
+            log.warning("skipping %s: %s", name, reason)
         reasons.append(f"{name}: {reason}")
     raise RequestError(
         f"No source has the data set ({'; '.join(reasons) or 'dataset.download=false'}).\n"
@@ -194,10 +194,10 @@ def _download(session: requests.Session, url: str, path: Path) -> None:
 
 
 def _answer(session: requests.Session, url: str) -> requests.Response:
-    """The response's headers, within FIRST_ANSWER_S seconds in all.
+    """The response with its headers, within FIRST_ANSWER_S seconds in total.
 
-    requests' own limit holds per address, of which a host can have a dozen, and not for the name
-    look-up: behind a firewall that drops packets it would wait for minutes.
+    The timeout of requests applies to each address of a host, of which there can be a dozen, and
+    not to the name look-up: behind a firewall that drops packets it would wait for minutes.
     """
     answers: queue.SimpleQueue[requests.Response | requests.RequestException] = queue.SimpleQueue()
 
@@ -219,7 +219,7 @@ def _answer(session: requests.Session, url: str) -> requests.Response:
 
 @contextmanager
 def _package(package: str, folder: Path) -> Iterator[Path]:
-    """Fetches and unpacks a Debian package; lists and caches of its own spare the need for root."""
+    """Fetches and unpacks a Debian package; works without root by using its own lists and cache."""
     with TemporaryDirectory(prefix="package-") as scratch, _bar() as bar:
         bar.add_task(f"apt-get download {package}", total=None)
         lists, archives = Path(scratch, "lists"), Path(scratch, "cache")
@@ -228,7 +228,7 @@ def _package(package: str, folder: Path) -> Iterator[Path]:
         apt = ["apt-get", "-qq", "-o", f"Dir::State::lists={lists}"]
         apt += ["-o", f"Dir::Cache={archives}", "-o", "Acquire::Languages=none"]
         apt += ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=5"]
-        # As root, apt would fetch as its own user, who may not enter the temporary folder.
+        # When run as root, apt downloads as user _apt, who may not enter the temporary folder.
         apt += ["-o", "APT::Sandbox::User=root"]
         _call([*apt, "update"], scratch)
         _call([*apt, "download", package], scratch)
@@ -268,8 +268,8 @@ def _bar() -> progress.Progress:
 def decompressed(path: Path) -> bytes:
     """Reads a whole IDX file, gzipped or not, header included.
 
-    The header is checked before the body is read, and no more is read than it promises, so
-    neither a lying header nor a gzip bomb can take the memory.
+    The header is checked before the body is read, and no more bytes are read than it declares, so
+    neither a false header nor a gzip bomb can exhaust the memory.
 
     Raises:
         DamagedFile: not gzip or IDX, truncated, or longer than its header says.
@@ -303,7 +303,7 @@ def decoded(content: bytes) -> Array:
 def _whole(stream: BinaryIO) -> bytes:
     content = bytearray(stream.read(_CHUNK))
     shape = _shape(content)
-    # Reading on to the end, even when all bytes are there, makes gzip check its CRC.
+    # Reading to the end, even after the last expected byte, makes gzip check its CRC.
     while len(content) <= _offset(shape) + math.prod(shape) and (part := stream.read(_CHUNK)):
         content += part
     _check_length(content, shape)
@@ -316,7 +316,7 @@ def _shape(content: bytes | bytearray) -> tuple[int, ...]:
         raise ValueError(f"not an IDX file of images or labels (it starts with 0x{magic:08x})")
     dimensions = _DIMENSIONS[magic]
     if len(content) < 4 + 4 * dimensions:
-        raise ValueError(f"its IDX header is cut off after {len(content)} bytes")
+        raise ValueError(f"its IDX header is truncated after {len(content)} bytes")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     if not 0 < math.prod(shape) <= _LARGEST:
         raise ValueError(f"its IDX header gives impossible dimensions {list(shape)}")
@@ -330,6 +330,6 @@ def _offset(shape: tuple[int, ...]) -> int:
 def _check_length(content: bytes | bytearray, shape: tuple[int, ...]) -> None:
     expected = _offset(shape) + math.prod(shape)
     if len(content) < expected:
-        raise ValueError(f"truncated: {len(content)} bytes where its header promises {expected}")
+        raise ValueError(f"truncated: {len(content)} bytes, but its header declares {expected}")
     if len(content) > expected:
-        raise ValueError(f"too long: more than the {expected} bytes its header promises")
+        raise ValueError(f"too long: more than the {expected} bytes that its header declares")

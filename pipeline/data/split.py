@@ -12,28 +12,29 @@ from pydantic import Field
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
 
-sklearn = lazy.load("sklearn")  # takes a second, and a cached result does without it
+sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not need it
 
-_CHUNK = 2**20  # pixel values; bincount makes eight bytes of each
+_CHUNK = 2**20  # pixel values; bincount converts each to eight bytes
 
 
 def preprocess(
     raw: RawData, *, validation_size: Annotated[int, Field(ge=0)], seed: int
 ) -> Prepared:
-    """Takes `validation_size` images off the training split, each class in its proportion.
+    """Moves `validation_size` images, stratified by class, from the training split to validation.
 
     0 leaves the validation split empty. The images of a split keep their order.
 
     Raises:
-        RequestError: the classes do not fit into a split of that size or into what is left.
+        RequestError: one of the two splits would be too small to hold every class.
     """
     return divided(raw, divide(raw, validation_size=validation_size, seed=seed))
 
 
 def divide(raw: RawData, *, validation_size: int, seed: int) -> dict[str, Array]:
-    """What `preprocess` has to work out: places i64[n] in the training split, and statistics.
+    """Works out the division that `preprocess` makes, and the pixel statistics.
 
-    `train` and `val` are the places of either; `mean` and `std`, f32[C], of the pixels at `train`.
+    `train` and `val` are positions i64[n] in the source's training split; `mean` and `std`, f32[C],
+    are those of the pixels at `train`.
 
     Raises:
         RequestError: as `preprocess`.
@@ -44,7 +45,7 @@ def divide(raw: RawData, *, validation_size: int, seed: int) -> dict[str, Array]
 
 
 def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False) -> Prepared:
-    """The splits that `divide` made of `raw`; no image is read or copied."""
+    """Applies the result of `divide` to `raw`; reads and copies no image."""
     return Prepared(
         train=raw.train.select(division["train"]),
         val=raw.train.select(division["val"]),
@@ -61,7 +62,7 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
 def pixel_statistics(split: Split) -> tuple[Array, Array]:
     """Mean and standard deviation of each channel of a split's images, f32[C] each.
 
-    Exact, from counts of the 256 values: a float copy of the images would take eight times theirs.
+    Exact, from counts of the 256 values: a float copy would take 8 times the images' memory.
     """
     values = np.arange(256)
     counts = np.zeros((split.image_shape[2], 256), np.int64)
@@ -90,8 +91,8 @@ def _check_size(labels: Array, validation_size: int) -> None:
     low, high = len(present), len(labels) - len(present)
     if counts.min() < 2:
         raise RequestError(
-            f"preprocess.validation_size={validation_size} cannot be had: class "
-            f"{present[counts.argmin()]} has one training image; set it to 0"
+            f"preprocess.validation_size={validation_size} is impossible: class "
+            f"{present[counts.argmin()]} has only one training image; set it to 0"
         )
     if not low <= validation_size <= high:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""The values that pass between stages; shapes and dtypes are checked where a value is made."""
+"""The values passed between stages; each checks its shapes and dtypes when it is created."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, int, int]  # height, width, channels of an image
-# A run's `val/…` metrics go on to the last epoch; under this and their name are the kept one's.
+# A run's `val/…` metrics end with the last epoch; those of the kept epoch have this prefix.
 KEPT = "kept/"
-BLOCK_BYTES = 2**25  # of images that are looked at together
+BLOCK_BYTES = 2**25  # of images that are processed together
 
 
 def _require(condition: bool, rule: str) -> None:
@@ -30,13 +30,13 @@ def _require(condition: bool, rule: str) -> None:
 class Split:
     """Labelled images: rows of a packed array, which other splits may share.
 
-    `images` u8[N,H,W,C] with values 0–255 is the packed array, memory-mapped where it comes from
-    the cache. `rows` i64[n] says which of its images belong to the split, in order; all of them
-    unless given. `labels` i32[n] are those of the rows.
+    `images` u8[N,H,W,C] with values 0–255 is the packed array, memory-mapped if it comes from the
+    cache. `rows` i64[n] are the indices of the split's images in it, in order; the default is all.
+    `labels` i32[n] belong to the rows.
 
     Raises:
-        ValueError: a shape or dtype differs from these, the lengths differ, or a row lies outside
-            the packed array.
+        ValueError: a shape or dtype is wrong, the lengths differ, or a row lies outside the packed
+            array.
     """
 
     images: Array
@@ -72,34 +72,34 @@ class Split:
         return height, width, channels
 
     def take(self, places: Any) -> Array:
-        """The images at `places` of the split: u8[m,H,W,C] for i64[m], u8[H,W,C] for one number."""
+        """The images at positions `places`: u8[m,H,W,C] for i64[m], u8[H,W,C] for an int."""
         taken: Array = self.images[self.rows[places]]
         return taken
 
     def batch(self, start: int, stop: int) -> Array:
-        """The images from `start` up to `stop`, u8[m,H,W,C]; not copied if their rows adjoin."""
+        """The images from `start` up to `stop`, u8[m,H,W,C]; no copy if their rows are contiguous."""
         rows = self.rows[start:stop]
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             return self.images[rows[0] : rows[0] + len(rows)]
         return self.take(slice(start, stop))
 
     def batches(self, size: int | None = None) -> Iterator[Array]:
-        """All images in order, u8[m,H,W,C] at a time: `size` of them, or about 32 MB."""
+        """Yields all images in order as batches u8[m,H,W,C] of `size` images, or of about 32 MB."""
         size = size or max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
         for start in range(0, len(self), size):
             yield self.batch(start, start + size)
 
     def select(self, places: Array) -> Split:
-        """The split of the images at `places` i64[m] of this one; copies no image."""
+        """A split of the images at positions `places` i64[m] of this one; copies no image."""
         return Split(images=self.images, rows=self.rows[places], labels=self.labels[places])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RawData:
-    """A data set as its source has it.
+    """A data set as its source provides it.
 
     `source` says where it came from (a folder, an address, a generator's name), `cached` whether
-    it was read from the local cache this time; neither changes the content.
+    it was read from the local cache this time; neither is part of the content.
 
     Raises:
         ValueError: a label lies outside the class names, or train and test shapes differ.
@@ -127,7 +127,7 @@ class RawData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over every name, shape, dtype, image and label of both splits."""
+        """SHA-256 (hex) of all names, shapes, dtypes, images and labels of both splits."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for split in (self.train, self.test):
             digest.update(f"{split.images.dtype.str}{(len(split), *split.image_shape)}".encode())
@@ -139,7 +139,7 @@ class RawData:
 
     @cached_property
     def duplicates(self) -> int:
-        """How many test images are also, pixel by pixel, in the training split."""
+        """Number of test images that occur, pixel by pixel, in the training split."""
         test = [digest for images in self.test.batches() for digest in _digests(images)]
         known = set(test)
         train = (digest for images in self.train.batches() for digest in _digests(images))
@@ -153,10 +153,10 @@ def _digests(images: Array) -> Iterator[bytes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What training takes: three splits and the pixel statistics of the training one.
+    """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint` is the data set's, `RawData.fingerprint`.
+    (0–255), over the training images. `fingerprint` is the data set's `RawData.fingerprint`.
     """
 
     train: Split
@@ -185,13 +185,13 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A trained model with what its training showed.
+    """A trained model with the results of its training.
 
     `history`: one list per metric (`train/loss`, `val/accuracy`, …), one value per epoch.
-    `images_per_s`: training images per second, validation and checkpoints included.
+    `images_per_s`: training images per second, including time for validation and checkpoints.
     `best_epoch`: the best epoch (from 1) by the validation metric, None without validation.
     `kept_epoch`: the epoch (from 1) whose weights the model has.
-    `untrained`: builds the model again as it was before training, for plots that compare the two.
+    `untrained`: builds the model as it was before training, for plots that compare the two.
     """
 
     model: keras.Model
@@ -204,7 +204,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A model's answers on the images of a split: `probs` f32[N,K], a column per class name."""
+    """A model's predictions on a split: `probs` f32[N,K], one column per class name."""
 
     split: Split
     probs: Array
@@ -237,9 +237,9 @@ class Predictions:
 
 
 def flaw_in(probs: Array, tolerance: float = 0.01) -> str | None:
-    """Why the rows of f32[N,K] are no probabilities, in words; None: they are.
+    """Why the rows of f32[N,K] are not probabilities; None if they are.
 
-    `tolerance` is how far the sum of a row may be from one: 16-bit numbers are rounded.
+    `tolerance` bounds how far the sum of a row may be from 1, since 16-bit numbers are rounded.
     """
     if not np.isfinite(probs).all():
         return "some are NaN or infinite"
@@ -252,7 +252,7 @@ def flaw_in(probs: Array, tolerance: float = 0.01) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run shows: `metrics` by MLflow name, `figures` and `texts` by artefact path."""
+    """Results to record: `metrics` by MLflow name, `figures` and `texts` by artefact path."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Databases: addresses as they may be shown, why one cannot be used, and Ctrl-C while one is."""
+"""Databases: addresses without passwords, reasons for errors, and Ctrl-C during a statement."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import sqlalchemy as sa
 from pipeline.system.errors import first_line
 from pipeline.system.secrets import hide
 
-# What pip knows a driver by, where that is not the name it is imported by.
+# Packages of drivers whose name for pip differs from the one they are imported by.
 _KEPT: set[str | None] = set()  # SQLite files whose connections outlive Ctrl-C
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown."""
+    """The address without its password, safe to show."""
     return hide(uri)
 
 
 def keep_through_interrupts(uri: str) -> None:
-    """Has connections to this SQLite database rolled back and kept when Ctrl-C interrupts them.
+    """Rolls back and keeps connections to this SQLite database when Ctrl-C interrupts them.
 
-    SQLAlchemy would give up a connection that is interrupted in the middle of a statement. The
-    database then stays locked, for this process too, as long as the traceback holds the statement.
-    Other databases and other engines of the process are left alone.
+    SQLAlchemy would drop a connection that is interrupted during a statement. The database would
+    then stay locked, for this process too, as long as the traceback refers to the statement.
+    Other databases and other engines of the process are not affected.
     """
     try:
         url = sa.make_url(uri)
@@ -42,7 +42,7 @@ def _keep(context: sa.ExceptionContext) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What SQLAlchemy's or a driver's error says, in a line; which driver to install if none is."""
+    """An error of SQLAlchemy or a driver in one line; names the package of a missing driver."""
     missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
     if isinstance(missing, ModuleNotFoundError) and missing.name:
         package = _PACKAGES.get(missing.name, missing.name)

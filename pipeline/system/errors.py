@@ -1,8 +1,8 @@
-"""How work can end early; the message is all a user needs to see."""
+"""The errors that end a command; their message is all that a user needs to see."""
 
 
 class PipelineError(Exception):
-    """The work failed (exit code 1). The message says what went wrong and how to mend it."""
+    """The work failed (exit code 1). The message says what went wrong and how to fix it."""
 
     exit_code = 1
 
@@ -14,14 +14,14 @@ class RequestError(PipelineError):
 
 
 class Pruned(Exception):
-    """A trial of a search that is not worth going on with; no failure."""
+    """A search ended a trial that is not worth continuing; this is not a failure."""
 
 
 def first_line(text: str, otherwise: str = "no reason given") -> str:
-    """What a library's message says first, for a message of ours to quote."""
+    """The first line of a library's message, to quote in one of ours."""
     return text.strip().splitlines()[0] if text.strip() else otherwise
 
 
 def one_line(error: BaseException) -> str:
-    """Any exception as a line: its type and what it says first."""
+    """Any exception in one line: its type and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"

@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# With one of these a spreadsheet takes a cell for a formula (OWASP, "CSV Injection").
+# A spreadsheet reads a cell that starts with one of these as a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def csv_cell(value: Any) -> Any:
-    """The value as a cell of a CSV file: a text that would be a formula begins with an apostrophe.
+    """Makes a value safe as a cell of a CSV file: text that would be a formula gets an apostrophe.
 
-    Numbers stay as they are, also where they are texts (`-1`).
+    Numbers stay as they are, even as text (`-1`).
     """
     if not isinstance(value, str) or not value.startswith(_FORMULA):
         return value
@@ -28,10 +28,10 @@ def csv_cell(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there becomes `path` in one step.
+    """Yields a temporary path beside `path` and renames it to `path` when the block ends.
 
     Works for a file or a folder. When the block raises, `path` stays as it was and the temporary
-    one is removed. The temporary name keeps the suffix, which savers such as Keras' look at.
+    one is removed. The temporary name keeps the suffix, which Keras and others need to save.
 
     Raises:
         OSError: the place cannot be written (read-only, full, no permission).
@@ -57,7 +57,7 @@ def _flush(path: Path) -> None:
 
 
 def remove(path: Path, *, ignore_errors: bool = False) -> None:
-    """Removes a file or a folder with all that is in it, if it is there."""
+    """Removes a file, or a folder with its contents, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=ignore_errors)
     else:

@@ -1,4 +1,4 @@
-"""A run's folder on this machine: whose it is, and whether somebody is at work in it."""
+"""A run's folder on this machine: which run owns it, and whether a process is using it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
 @contextmanager
 def at_work_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes away from a run's folder; the system lets go when this one dies.
+    """Locks a run's folder against other processes; the system unlocks it when this one dies.
 
-    Within a process it may be entered again.
+    The same process may enter it again.
 
     Raises:
-        RequestError: another process is at work there.
+        RequestError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock((folder / _LOCK).absolute(), timeout=0, is_singleton=True)
@@ -40,10 +40,10 @@ def at_work_in(folder: Path) -> Iterator[None]:
 
 
 def vacate(folder: Path) -> None:
-    """Empties the folder of an earlier run for a new one: its artefacts and checkpoints go.
+    """Empties the folder of an earlier run for a new one: deletes its artefacts and checkpoints.
 
     Raises:
-        RequestError: there are artefacts that no run has left, or they cannot be deleted.
+        RequestError: the artefacts there belong to no run, or they cannot be deleted.
     """
     artifacts = folder / "artifacts"
     if artifacts.is_symlink() or (artifacts.exists() and owner(folder) is None):
@@ -59,10 +59,10 @@ def vacate(folder: Path) -> None:
 
 
 def move_in(folder: Path, run_id: str) -> None:
-    """Makes the folder that of a run; what another one has left there goes.
+    """Makes a run the owner of the folder; deletes what another run left there.
 
     Raises:
-        RequestError: what is there cannot go.
+        RequestError: what is there cannot be deleted.
     """
     if owner(folder) != run_id:
         vacate(folder)
@@ -71,10 +71,10 @@ def move_in(folder: Path, run_id: str) -> None:
 
 
 def claim(folder: Path, run_id: str) -> None:
-    """Makes the folder that of a run which is added to, if it is nobody's yet.
+    """Makes a recorded run the owner of the folder if it has none yet.
 
     Raises:
-        RequestError: it is another run's, or has artefacts that no run has left.
+        RequestError: another run owns it, or it has artefacts that belong to no run.
     """
     found = owner(folder)
     if found == run_id:
@@ -85,13 +85,13 @@ def claim(folder: Path, run_id: str) -> None:
 
 
 def owner(folder: Path) -> str | None:
-    """The run whose folder it is; None if there is no such folder here."""
+    """The id of the run that owns the folder; None if there is no such folder here."""
     path = folder / _OWNER
     return path.read_text() if path.exists() else None
 
 
 def folder_of_work(given: Path | str | None) -> Path:
-    """The folder that is given, or a new one under `outputs/`, as each command gets."""
+    """The given folder, or a new one under `outputs/` like that of each command."""
     if given is None:
         now = datetime.now()
         folder = Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-{os.getpid()}"

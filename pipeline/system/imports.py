@@ -1,4 +1,4 @@
-"""Imports of slow libraries: with the settings they read then, and without looks for garbage."""
+"""Imports slow libraries with the settings that they read on import, garbage collection paused."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import Any
 from pipeline.system.errors import RequestError
 
 BACKEND = "KERAS_BACKEND"
-# Libraries read these when they are imported. What a user has set stays.
+# Libraries read these when they are imported. Values that the user has set stay.
 DEFAULTS = {
-    # TensorFlow leaves oneDNN off on some processors, where convolutions then take twice as long.
+    # TensorFlow turns oneDNN off on some processors; convolutions there then take twice as long.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     BACKEND: "tensorflow",  # a user's keras.json may name another
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations and the like are not for users
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # there would be one per file
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
 }
-# These hold whatever the environment says: another library, such as JAX, may have set them.
+# These override the environment: another library, such as JAX, may have set them.
 ALWAYS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # no model of ours needs it
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would hold the store's password
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # our models do not need it
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would show the store's password
 }
 
 
 class Lazy:
-    """A module that is imported once something of it is used.
+    """A module that is imported when one of its attributes is first used.
 
-    Unlike `lazy_loader`'s it does not stand for the module in `sys.modules`: TensorFlow, which
-    looks at a Keras that is there, would load that half way through its own import.
+    Unlike `lazy_loader`'s, it is not put into `sys.modules`: TensorFlow inspects a Keras that it
+    finds there, and would thereby load it halfway through its own import.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,17 +47,17 @@ class Lazy:
 
 
 def load(module: str) -> ModuleType:
-    """Imports a module that brings slow libraries along; every way into the program uses this.
+    """Imports a module that imports slow libraries; every entry point of the program uses this.
 
-    What the import made is exempt from Python's search for cycles: with TensorFlow these are
-    850,000 objects that stay, and each search takes 0.4 s.
+    The objects that the import creates are exempt from garbage collection: TensorFlow creates
+    850,000 that stay, and each collection would take 0.4 s.
 
     Raises:
-        RequestError: Keras is told to use another backend than TensorFlow.
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
     """
     configure_libraries()
     atexit.unregister(exempt)
-    atexit.register(exempt)  # or the search when the process ends would take two seconds
+    atexit.register(exempt)  # otherwise the collection at exit would take two seconds
     with uncollected():
         loaded = importlib.import_module(module)
         exempt()
@@ -68,7 +68,7 @@ def configure_libraries() -> None:
     """Sets the environment variables that TensorFlow, Keras and MLflow read when imported.
 
     Raises:
-        RequestError: KERAS_BACKEND names another backend than TensorFlow.
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
     """
     backend = os.environ.get(BACKEND) or DEFAULTS[BACKEND]
     if backend != DEFAULTS[BACKEND]:
@@ -81,7 +81,7 @@ def configure_libraries() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """While open, Python does not search for cycles, however many objects are made."""
+    """Pauses garbage collection, however many objects are created."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -92,5 +92,5 @@ def uncollected() -> Iterator[None]:
 
 
 def exempt() -> None:
-    """Exempts every object there is from Python's search for cycles."""
+    """Exempts all existing objects from garbage collection."""
     gc.freeze()

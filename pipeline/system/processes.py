@@ -1,4 +1,4 @@
-"""Which process is at work on something, so that others can tell whether it still lives."""
+"""Identifies a process that is at work, so that others can tell whether it is alive."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import psutil
 
-# A process elsewhere cannot be asked; between its ticket and its end lie a few requests.
+# A process elsewhere cannot be looked up; its work takes a few requests after its ticket.
 PATIENCE_S = 600.0
 
 
 @cache
 def place() -> str:
-    """Where a process id means what it means here: host name, its start, and PID namespace.
+    """Where this process' id is valid: host name, boot id and PID namespace.
 
-    Containers may share a host's name, and look for each other's processes in vain.
+    Containers may share a host name but cannot see each other's processes.
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
@@ -28,12 +28,12 @@ def place() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process was started; "" for one that is dead but not buried, None if it is hidden."""
+    """When a process was started; "" for a zombie, None if it is hidden."""
     try:
         if not Path("/proc/self/stat").exists():
             return f"{psutil.Process(pid).create_time():.2f}"
-        # After the name, which may hold anything: state (field 3) and ticks since the machine was
-        # started (22), which setting its clock leaves alone. Source: man 5 proc.
+        # After the name, which may hold any character: state (field 3) and ticks since boot (22),
+        # which do not change when the clock is set. Source: man 5 proc.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (psutil.Error, OSError):
@@ -41,7 +41,7 @@ def started(pid: int) -> str | None:
 
 
 def lives(pid: int, since: str) -> bool | None:
-    """Whether the process of this place that was `started` then still lives; None: it is hidden."""
+    """Whether a process of this machine, which `started` at `since`, is alive; None if hidden."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -53,16 +53,16 @@ def lives(pid: int, since: str) -> bool | None:
 
 
 def this_process() -> str:
-    """This process as a ticket names it: JSON of `place`, `pid` and `born`."""
+    """Identifies this process for a ticket: JSON with `place`, `pid` and `born`."""
     pid = os.getpid()
     return json.dumps({"place": place(), "pid": pid, "born": started(pid)})
 
 
 def at_work(holder: str, age_s: float) -> bool:
-    """Whether the process that `this_process` named so can still act.
+    """Whether the process that `this_process` identified may still be working.
 
-    One of this place is looked for; one of another counts as long as its ticket is young, `age_s`
-    seconds, as does a holder that is hidden or cannot be read.
+    A process of this machine is looked up. One of another machine, or one that is hidden or whose
+    ticket cannot be read, counts while the ticket, `age_s` seconds old, is young.
     """
     try:
         told = json.loads(holder)
@@ -74,7 +74,7 @@ def at_work(holder: str, age_s: float) -> bool:
 
 
 def shown(holder: str) -> str:
-    """The process that `this_process` named so, for people."""
+    """A readable name of the process that `this_process` identified."""
     try:
         told = json.loads(holder)
         return f"process {told['pid']} on {told['place'].partition(' ')[0]}"
@@ -83,7 +83,7 @@ def shown(holder: str) -> str:
 
 
 def user() -> str:
-    """Who runs this, as user@host."""
+    """The user of this process, as user@host."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number without a name

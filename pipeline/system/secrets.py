@@ -1,6 +1,6 @@
-"""Knows what is secret, by the name of a key or the place in an address, and keeps it out of sight.
+"""Finds secrets, by the name of a key or their place in an address, and hides them.
 
-What was once found to be secret is remembered as long as the process lives and replaced wherever it
+A secret that was found once is remembered as long as the process lives and is replaced wherever it
 would be written or shown: in files, tags, log lines, errors and on the terminal.
 """
 
@@ -24,7 +24,7 @@ SECRET_WORDS = frozenset(
         *("credential", "credentials", "apikey", "authorization", "auth", "signature", "sig"),
     }
 )
-SHORTEST = 5  # characters: a shorter secret is hidden where it stands, not wherever its text occurs
+SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
@@ -35,13 +35,13 @@ _known: set[str] = set()
 
 
 def is_secret(key: str) -> bool:
-    """Whether what stands under such a key is secret: `api_key`, `tracking.tags.apiToken`."""
+    """Whether the value of a key is secret: `api_key`, `tracking.tags.apiToken`."""
     parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
     return bool(SECRET_WORDS & set(parts)) or parts[-1] == "key"
 
 
 def learn(value: Any, key: str = "") -> None:
-    """Remembers every secret in a configuration, an environment or a command's words."""
+    """Remembers every secret in a configuration, an environment or a command line."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             learn(inner, str(name) if not is_secret(key) else key)
@@ -55,7 +55,7 @@ def learn(value: Any, key: str = "") -> None:
 
 
 def learn_environment() -> None:
-    """Remembers the secrets in this process' environment; paths, as in PWD, are none."""
+    """Remembers the secrets in this process' environment; paths, as in PWD, are not secret."""
     learn({name: value for name, value in os.environ.items() if not value.startswith("/")})
 
 
@@ -98,7 +98,7 @@ def _remember(value: str) -> None:
 
 
 def hide(text: str) -> str:
-    """A text without the secrets that are known and without those in addresses."""
+    """Replaces known secrets, and those in addresses, in a text."""
     if "://" in text:
         text = _USER.sub(_hide_user, text)
         text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={HIDDEN}" if is_secret(m[2]) else m[0], text)
@@ -114,7 +114,7 @@ def _hide_user(found: re.Match[str]) -> str:
 
 
 def hide_value(key: str, value: Any) -> Any:
-    """What may be shown of a value under that key; mappings and lists are gone through."""
+    """Hides the secrets in the value of a key, also within mappings and lists."""
     if isinstance(value, Mapping):
         return {name: hide_value(_below(key, name), inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -131,7 +131,7 @@ def _below(key: str, name: Any) -> str:
 
 
 def hide_word(word: str) -> str:
-    """A word of a command line, `+key=value`, as it may be shown."""
+    """Hides the secrets in one word of a command line, such as `+key=value`."""
     key, equals, value = word.partition("=")
     if equals and value and re.fullmatch(r"[\w.+~/@-]+", key) and is_secret(key):
         return f"{key}={HIDDEN}"
@@ -147,7 +147,7 @@ def _hide_pair(found: re.Match[str]) -> str:
 def hide_files(files: Iterable[Path]) -> None:
     """Rewrites YAML files that hold a secret; others stay as they are.
 
-    Hydra writes what it composed before anybody can look at it.
+    Hydra writes these files before our code can inspect what it composed.
     """
     for file in files:
         if not file.is_file():
@@ -160,7 +160,7 @@ def hide_files(files: Iterable[Path]) -> None:
 
 
 class _Hiding:
-    """A stream to which no known secret is written."""
+    """A stream that hides known secrets in what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -178,7 +178,7 @@ class _Hiding:
 
 
 def _guard() -> None:
-    """Puts the terminal's streams and the log behind `hide`, once."""
+    """Passes stdout, stderr and the log through `hide`; does so once."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Hiding):

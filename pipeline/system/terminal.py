@@ -1,4 +1,4 @@
-"""The terminal: where commands print, and where native libraries do not."""
+"""The terminal: prints the output of commands and keeps native libraries' messages away."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell is broken into lines
+FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
 
 
 class _Output(Console):
-    """Leaves it to the command to say how it ends when nobody reads what is printed any more."""
+    """A console that lets the command decide how to exit when its output pipe is closed."""
 
     def on_broken_pipe(self) -> None:
         """Passes the BrokenPipeError on, where rich would exit with 1."""
@@ -23,9 +23,9 @@ class _Output(Console):
 
 
 def standard_output() -> Console:
-    """The terminal, or a file or pipe, for which COLUMNS may say how wide lines may be.
+    """A console on stdout; for a file or pipe, COLUMNS sets the width.
 
-    Texts are printed as they are: the name of a run may be `[/]`.
+    Text is printed literally, without rich's markup: a run may be named `[/]`.
     """
     console = _Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -35,10 +35,10 @@ def standard_output() -> Console:
 
 @contextmanager
 def native_messages_to(path: Path) -> Iterator[TextIO]:
-    """While open, appends all of stderr to a file; yields what still prints on the terminal.
+    """Redirects stderr to the end of a file; yields a stream that still writes to the terminal.
 
-    TensorFlow's native library prints when it is imported, whatever it is told, and so do the
-    decoders of pictures when a file is damaged.
+    TensorFlow's native library prints when it is imported, whatever its settings, and so do
+    picture decoders when a file is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
@@ -53,7 +53,7 @@ def native_messages_to(path: Path) -> Iterator[TextIO]:
 
 
 def _is_native(stream: TextIO) -> bool:
-    """Whether a stream writes to the process's own stderr and was not put in its place."""
+    """Whether a stream writes to the process's own stderr rather than to a replacement."""
     try:
         return stream.fileno() == 2
     except (OSError, ValueError):

@@ -132,7 +132,10 @@ def test_a_picture_of_too_many_pixels_is_told_so(
 
 @pytest.mark.parametrize(
     ("made", "reason"),
-    [(np.array([{}], object), "holds Python objects"), (None, "no array as numpy.save writes it")],
+    [
+        (np.array([{}], object), "holds Python objects"),
+        (None, "not an array as numpy.save writes it"),
+    ],
 )
 def test_what_is_no_array_of_numbers_is_told_so(made: Any, reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"x")
@@ -150,7 +153,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])
 def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         open_array(tmp_path / name) if name.endswith("npy") else opened(tmp_path / name, side=28)
 
 

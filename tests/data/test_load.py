@@ -52,7 +52,7 @@ def test_the_second_time_the_data_comes_from_the_cache(tmp_path: Path) -> None:
     first, second = synthetic(tmp_path), synthetic(tmp_path)
     assert (first.cached, second.cached) == (False, True)
     assert first.fingerprint == second.fingerprint
-    assert second.source == "made up from dataset.seed"
+    assert second.source == "generated from dataset.seed"
     assert second.class_names == ("class_0", "class_1", "class_2")
 
 

@@ -159,7 +159,7 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
         (np.zeros((2, 4, 4), np.int64), "holds int64, .* x.astype.* if its values are 0–255$"),
         (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255 of it$"),
         (np.zeros(5, np.uint8), r"shape \(5,\)"),
-        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\), in which there is no image$"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\), which holds no image$"),
         (np.zeros((1, 2, 4, 4, 1), np.uint8), "shape"),
         (np.zeros((2, 4, 4, 5), np.uint8), "has 5 channels"),
     ],
@@ -182,7 +182,10 @@ def test_rows_of_pixels_are_as_many_images_as_there_are_rows(count: int) -> None
     [
         ((5, 48), r"flat images; save x.reshape\(-1, 4, 4, 3\), or .*transpose\(0, 2, 3, 1\)"),
         ((48,), r"flat images"),
-        ((3, 4, 4), r"x.transpose\(1, 2, 0\) of one image in colour, x\[..., None\] of three grey"),
+        (
+            (3, 4, 4),
+            r"use x.transpose\(1, 2, 0\) for one colour image, x\[..., None\] for three grey",
+        ),
     ],
 )
 def test_an_array_that_can_be_read_in_two_ways_is_refused_with_both(

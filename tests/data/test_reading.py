@@ -89,21 +89,21 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "truncated.jpg").write_bytes(whole[:-20])
     yield folder / "truncated.jpg", "truncated"
     (folder / "text.png").write_text("no image")
-    yield folder / "text.png", "no image of a kind that can be read"
+    yield folder / "text.png", "not an image in a readable format"
     (folder / "empty.gif").touch()
-    yield folder / "empty.gif", "no image of a kind that can be read"
+    yield folder / "empty.gif", "not an image in a readable format"
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     yield folder / "bomb.png", "has 196,000,000 pixels; make it smaller"
     yield folder / "gone.png", "no such file or directory"
     (folder / "folder.png").mkdir()
-    yield folder / "folder.png", "is no file"
+    yield folder / "folder.png", "is not a file"
     np.save(folder / "floats.npy", np.zeros((2, 3, 3)))
     yield folder / "floats.npy", "holds float64"
     array = stack(folder / "whole.npy", 1, 2).read_bytes()
     (folder / "cut.npy").write_bytes(array[:-1])
-    yield folder / "cut.npy", "is cut off: its header promises more than the file holds"
+    yield folder / "cut.npy", "is truncated: its header declares more bytes than the file has"
     (folder / "text.npy").write_text("no array")
-    yield folder / "text.npy", "no array as numpy.save writes it"
+    yield folder / "text.npy", "not an array as numpy.save writes it"
     (folder / "empty.npy").touch()
     yield folder / "empty.npy", ""
 

@@ -119,7 +119,7 @@ def test_a_tampered_system_copy_is_passed_over_with_a_warning(
     dataset = replace(TINY, system_folder=copy, mirrors=(mirror[0],))
     assert sources.find(dataset, folder=None, download=True).source == mirror[0]
     [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith(f"{copy} is passed over: train-images-idx3-ubyte.gz: not the publ")
+    assert warning.startswith(f"skipping {copy}: train-images-idx3-ubyte.gz: not the publ")
 
 
 def test_a_mirror_that_lacks_a_file_is_left_at_once(
@@ -241,8 +241,8 @@ DAMAGED = {
     "garbage": (b"<html>sign in to the network</html>", "not an IDX file"),
     "wrong magic": (b"\0\0\x08\x04" + IMAGES[4:], "not an IDX file .*0x00000804"),
     "empty": (b"", "not an IDX file"),
-    "half a header": (IMAGES[:10], "header is cut off after 10 bytes"),
-    "too short": (IMAGES[:-1], "truncated: 21 bytes where its header promises 22"),
+    "half a header": (IMAGES[:10], "header is truncated after 10 bytes"),
+    "too short": (IMAGES[:-1], "truncated: 21 bytes, but its header declares 22"),
     "too long": (IMAGES + b"\0", "too long: more than the 22 bytes"),
     "no images": (struct.pack(">4I", 0x803, 0, 1, 3), r"impossible dimensions \[0, 1, 3\]"),
     "lying header": (struct.pack(">4I", 0x803, *[2**32 - 1] * 3), "impossible dimensions"),

@@ -80,7 +80,7 @@ def test_a_size_out_of_range_is_refused_with_the_range(size: int) -> None:
 
 
 def test_a_class_with_one_image_cannot_be_split() -> None:
-    with pytest.raises(RequestError, match=r"class 1 has one training image; set it to 0"):
+    with pytest.raises(RequestError, match=r"class 1 has only one training image; set it to 0"):
         preprocess(raw([0, 0, 0, 0, 1]), validation_size=2, seed=0)
 
 

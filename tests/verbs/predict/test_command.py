@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_written(
         asked(folder)
     assert len(rows(folder / "predictions.csv")) == 1
     out, err = capsys.readouterr()
-    assert err == "skipped photos/b[1].png: no image of a kind that can be read\n"
+    assert err == "skipped photos/b[1].png: not an image in a readable format\n"
     assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
 
 
