@@ -50,7 +50,7 @@ def compose(*overrides: str) -> Config:
 
 
 def load_data(config: Config) -> Prepared:
-    """Loads the data set, verified and cached, as splits of images u8[N,H,W,C] and labels i32[N]."""
+    """Loads the data set, verified and cached, as splits: images u8[N,H,W,C], labels i32[N]."""
     loading = _imported("pipeline.data.load")
     data_dir, name = Path(config.data_dir), config.choices.dataset
     raw = loading.ingest(config.dataset, name=name, data_dir=data_dir)

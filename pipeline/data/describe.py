@@ -41,7 +41,7 @@ class Description:
 
 @lru_cache(maxsize=1)
 def describe(raw: RawData) -> Description:
-    """Counts shapes, dtypes, label ranges, class balance and duplicates of a data set."""
+    """Describes a data set: counts, shapes, dtypes, label ranges, class balance, duplicates."""
     classes = len(raw.class_names)
     return Description(
         splits={"train": _facts(raw.train, classes), "test": _facts(raw.test, classes)},

@@ -56,7 +56,7 @@ class Found:
 
 
 def find(images: str) -> Found:
-    """Finds the files that a path, a folder (with its subfolders) or a pattern stands for, in order.
+    """Finds, in order, the files that a path, a folder (with subfolders) or a pattern stands for.
 
     The order is natural (`9.png` before `10.png`). In folders, hidden files and files without the
     suffix of an image are left out; a file that is named, or matches, is always taken. A linked

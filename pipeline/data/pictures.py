@@ -282,9 +282,9 @@ def picture_of(pixels: Array) -> Picture:
 def as_stack(array: Array, shape: Shape) -> Array:
     """Returns the images of an array [H,W], [H,W,C], [N,H,W], [N,H,W,C] or [N,H·W] as u8[N,H,W,C].
 
-    An array of two dimensions is a stack of flat images if the second is height × width of the
-    model, else one image. An array of three dimensions is a stack if the last two are the model's height
-    and width, else one image if the last can be channels, else a stack.
+    An array of two dimensions is a stack of flat images if the second is the model's height times
+    width, else one image. An array of three dimensions is a stack if the last two are the model's
+    height and width, else one image if the last can be channels, else a stack.
 
     Raises:
         ValueError: it has another dtype or shape, or is empty.

@@ -77,7 +77,7 @@ class Split:
         return taken
 
     def batch(self, start: int, stop: int) -> Array:
-        """The images from `start` up to `stop`, u8[m,H,W,C]; no copy if their rows are contiguous."""
+        """Images `start` to `stop`, u8[m,H,W,C]; no copy if their rows are contiguous."""
         rows = self.rows[start:stop]
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             return self.images[rows[0] : rows[0] + len(rows)]
