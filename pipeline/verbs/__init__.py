@@ -1,8 +1,8 @@
-"""What is done with data and recorded runs, a file or folder per verb.
+"""The verbs: what can be done with data and recorded runs, one file or folder per verb.
 
-A verb is declared as a `Verb` in its own module, whose import is cheap: no TensorFlow, MLflow or
-matplotlib. `verbs` finds them all, and nothing lists them: the command line, its help, the groups
-of the configuration and the Python API follow.
+Each verb is declared as a `Verb` in its own module, whose import is cheap: no TensorFlow, MLflow or
+matplotlib. `verbs` discovers them, so there is no list to maintain: the command line, its help, the
+groups of the configuration and the Python API all follow from the declarations.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.config.schema import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """A word of the command line.
+    """The declaration of a verb, such as `run` or `compare`.
 
-    `entry` and `show` are written `module:function` and imported when they are needed. The entry
-    takes the checked `Config`, the checked `request` if the verb has one, and the folder for its
-    log. `show` takes what the entry returns, and the request or None; it prints the value, and
-    raises `PipelineError` if the work is to count as failed.
+    `entry` and `show` have the form `module:function` and are imported when needed. The entry takes
+    the checked `Config`, the checked `request` if the verb has one, and the folder for its log.
+    `show` takes the result of the entry and the request (or None); it prints the result, and raises
+    `PipelineError` if the work counts as failed.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Verb:
     entry: str
     show: str = "pipeline.verbs:show"
     request: type | None = None
-    """Dataclass of the keys that the verb has of its own: the group `name` of the configuration."""
+    """Dataclass of the verb's own keys, which form the group `name` of the configuration."""
     records: bool = False
-    """Whether it makes a run, for which the store must have a place for artefacts."""
+    """Whether it creates a run, so that the store must have a place for artefacts."""
     keeps_log: bool = True
-    """Whether it gets a folder for its log; without, it works where nothing can be written."""
+    """Whether it gets a folder for its log; without one, it works where nothing can be written."""
 
     def carry_out(self, config: Config, request: Any, folder: Path) -> Any:
-        """Does the work and returns its value."""
+        """Does the work and returns its result."""
         given = (config,) if self.request is None else (config, request)
         return function(self.entry)(*given, folder)
 
@@ -47,25 +47,25 @@ class Verb:
         """Prints what `carry_out` returned.
 
         Raises:
-            PipelineError: the value is that of work that failed.
+            PipelineError: the result is a failure.
         """
         function(self.show)(value, request)
 
 
 def show(value: Any, request: Any) -> None:
-    """Prints the value as it describes itself."""
+    """Prints the result as `str` has it."""
     print(value, flush=True)
 
 
 def function(target: str) -> Any:
-    """The function that `module:function` names."""
+    """Imports the function named by `module:function`."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @cache
 def verbs() -> dict[str, Verb]:
-    """All verbs by name: `run`, the default, then the others from A to Z."""
+    """All verbs by name: first `run`, the default, then the others in alphabetical order."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     declared = [value for module in modules for value in vars(module).values()]

@@ -1,4 +1,4 @@
-"""`evaluate`: what the model of a recorded run is worth."""
+"""`evaluate`: evaluates the model of a recorded run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ EVALUATE = Verb(
 
 
 def evaluate(config: Config, folder: Path) -> Result:
-    """Evaluates the model of an earlier run on that run's data and adds what it finds to the run.
+    """Evaluates the model of an earlier run on that run's data and adds the results to the run.
 
-    The run's own configuration says which data; `evaluate.*` and `data_dir` are today's.
+    The run's configuration names the data set; `evaluate.*` and `data_dir` are the current ones.
 
     Raises:
-        RequestError: `run_id` is missing or names no run with a model.
+        RequestError: `run_id` is missing, or there is no such run with a model.
     """
     from pipeline.story import complete
     from pipeline.tracking.recording import reopen

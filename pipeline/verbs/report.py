@@ -1,4 +1,4 @@
-"""`report`: the page of a recorded run, built anew."""
+"""`report`: rebuilds the report of a recorded run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REPORT = Verb(
 
 
 def report(config: Config, folder: Path) -> Path:
-    """Builds the report of a recorded run from what it stored; returns where it lies.
+    """Builds the report of a recorded run from what it stored; returns its path.
 
-    Any run has one, as far as it got; it needs no model.
+    This works for any run, even an unfinished one or one without a model.
 
     Raises:
-        RequestError: `run_id` is missing or names no run that has begun, or the data here is other
-            data than that of the run's predictions.
+        RequestError: `run_id` is missing, there is no such run that has begun, or the data here
+            differs from that of the run's predictions.
     """
     from pipeline.reports.write import NAME, REPORTABLE, page_of
     from pipeline.tracking.recording import reopen

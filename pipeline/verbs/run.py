@@ -1,4 +1,4 @@
-"""`run` and `train`: a model is trained and recorded."""
+"""`run` and `train`: train and record a model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ RUN = Verb(
 )
 TRAIN = Verb(
     name="train",
-    help="like run, but leave the test images alone",
+    help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train",
     records=True,
 )
 
 
 def train(config: Config, folder: Path) -> Result:
-    """Like `run`, but leaves the test split alone; `evaluate run_id=…` completes the run."""
+    """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
     from pipeline.story import run
 
     return run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)

@@ -36,7 +36,7 @@ class Preprocessed:
 
 
 def ingested(config: Config, folder: Path) -> Description:
-    """Fetches, verifies and caches the data set; says what is in it."""
+    """Fetches, verifies and caches the data set; returns its description."""
     from pipeline.data.describe import describe
     from pipeline.data.load import ingest
 
@@ -45,7 +45,7 @@ def ingested(config: Config, folder: Path) -> Description:
 
 
 def show_ingested(description: Description, request: None) -> None:
-    """Prints what is in the data set."""
+    """Prints the description of the data set."""
     from pipeline.data.describe import table
     from pipeline.system.terminal import standard_output
 

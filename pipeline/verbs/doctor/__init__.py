@@ -1,4 +1,4 @@
-"""`doctor`: what is broken here and how to mend it."""
+"""`doctor`: finds problems of the installation, data, store and runs, and says how to fix them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.verbs import Verb
 
 @dataclass
 class Doctor:
-    """What to do about what is found."""
+    """What to repair, and how to print."""
 
     fix: bool = MISSING
     """Mark runs whose process is gone as KILLED."""
@@ -23,7 +23,7 @@ class Doctor:
 
 DOCTOR = Verb(
     name="doctor",
-    help="say what is broken here and how to mend it",
+    help="find problems and say how to fix them",
     entry="pipeline.verbs.doctor.command:examine",
     show="pipeline.verbs.doctor.command:show",
     request=Doctor,

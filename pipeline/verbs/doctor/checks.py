@@ -1,4 +1,4 @@
-"""Looks at what a run needs: Python, libraries, hardware, TensorFlow, data, disk."""
+"""Checks what a run needs: Python, libraries, hardware, TensorFlow, data, disk."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from pipeline.system.errors import first_line
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
-PROBE_S = 90.0  # for TensorFlow to be imported: 5 s, or 25 without compiled bytecode and cold
+PROBE_S = (
+    90.0  # limit for importing TensorFlow: it takes 5 s, or 25 s cold and without compiled bytecode
+)
 SLOW_S = 20.0
-NAMED_AT_MOST = 8  # libraries that differ
-LOW_GB, FULL_GB = 5.0, 0.5  # free on a disk; a run of the default model writes 0.03
-LOW_MEMORY_GB = 1.5  # available; a run of the default model needs 1.2
+NAMED_AT_MOST = 8  # differing libraries
+LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes 0.03
+LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
 SET_UP = "make setup"
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
-    """Python against what the project asks for, installed libraries against what the lock pins."""
+    """Compares Python and the installed libraries with what the project and its lock require."""
     if (root / "requirements.lock").exists():
         asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
         wanted, named = (root / "requirements.lock").read_text(), "requirements.lock pins them"
@@ -53,14 +55,14 @@ def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     if platform.python_version() in SpecifierSet(asked):
         yield ok("python", running)
     else:
-        yield problem("python", f"{running}; {asked} is needed", f"{SET_UP} PYTHON=python3.12")
+        yield problem("python", f"{running}; {asked} is required", f"{SET_UP} PYTHON=python3.12")
     yield from libraries(wanted, named, mend)
 
 
 def libraries(
     wanted: str, named: str = "requirements.lock pins them", mend: str = SET_UP
 ) -> Iterator[Finding]:
-    """Installed distributions against requirements, a line each as in a lock file."""
+    """Compares installed distributions with `wanted`: one requirement per line, as in a lock."""
     pins = [Requirement(line.rstrip(" \\")) for line in wanted.splitlines() if line[:1].isalnum()]
     pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"extra": ""})]
     found = {pin.name: _installed(pin.name) for pin in pins}
@@ -73,7 +75,7 @@ def libraries(
     if missing:
         yield problem("libraries", f"not installed: {_some(missing)}", mend)
     if differing:
-        yield warning("libraries", f"other than tested: {_some(differing)}", mend)
+        yield warning("libraries", f"different from the tested versions: {_some(differing)}", mend)
     if not missing and not differing:
         shown = ", ".join(f"{name} {found[name]}" for name in lineage.NAMED if found.get(name))
         yield ok("libraries", f"all {len(pins)} as {named}: {shown}")
@@ -87,7 +89,7 @@ def _asked(pin: Requirement) -> str:
 def _installed(name: str) -> str | None:
     try:
         return version(name)
-    except (PackageNotFoundError, KeyError):  # or one whose metadata is damaged
+    except (PackageNotFoundError, KeyError):  # KeyError: its metadata is damaged
         return None
 
 
@@ -97,7 +99,7 @@ def _some(names: list[str]) -> str:
 
 
 def hardware() -> Iterator[Finding]:
-    """Processor, cores this process may use, memory."""
+    """Reports the processor, the cores that this process may use, and memory."""
     facts, free_gb = lineage.hardware(), psutil.virtual_memory().available / 1e9
     says = "{cpu}, {cores} cores, {memory_gb} GB of memory".format(**facts)
     says += f", {free_gb:.1f} GB of it available"
@@ -108,7 +110,7 @@ def hardware() -> Iterator[Finding]:
 
 
 def threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
-    """Settings of threads in the environment against the cores this process may use."""
+    """Compares thread settings in the environment with the cores that this process may use."""
     given = {name: environment[name] for name in THREADS if environment.get(name)}
     says = ", ".join(f"{name}={value}" for name, value in given.items())
     wrong = [name for name, value in given.items() if not value.isdigit() or int(value) > cores]
@@ -116,14 +118,14 @@ def threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
         mend = f"unset {' '.join(wrong)}"
         yield warning("threads", f"{says}; there are {cores} cores", mend)
     else:
-        yield ok("threads", says or f"as many as there are cores ({cores})")
+        yield ok("threads", says or f"one per core ({cores})")
 
 
 @contextmanager
 def probing(
     command: Iterable[str] = ("-m", "pipeline.verbs.doctor.probe"),
 ) -> Iterator[subprocess.Popen[str]]:
-    """TensorFlow being imported in a process of its own, meanwhile; ended with the block."""
+    """Imports TensorFlow in a separate process meanwhile; ends that process with the block."""
     path = [str(lineage.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -142,11 +144,11 @@ def probing(
 
 
 def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterator[Finding]:
-    """What came of importing TensorFlow, and the GPUs that it sees."""
+    """Reports whether TensorFlow could be imported, and the GPUs that it sees."""
     try:
         out, err = probe.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        yield problem("tensorflow", f"its import did not end within {seconds:g} s", SET_UP)
+        yield problem("tensorflow", f"its import took more than {seconds:g} s", SET_UP)
         return
     if probe.returncode:
         told = [line for line in err.splitlines() if line.strip()] or [""]
@@ -154,10 +156,10 @@ def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterat
         yield problem("tensorflow", f"cannot be imported: {died or 'no reason given'}", SET_UP)
         return
     facts = json.loads(first_line(out.splitlines()[-1]))
-    says = f"{facts['version']} computes; imported in {facts['import_s']} s"
+    says = f"{facts['version']} works; imported in {facts['import_s']} s"
     if facts["import_s"] > SLOW_S:
         compile_all = f"{sys.executable} -m compileall -q {sys.prefix}"
-        yield warning("tensorflow", f"{says}, which is long", f"{compile_all}, if it stays so")
+        yield warning("tensorflow", f"{says}, which is slow", f"{compile_all} (if it stays slow)")
     else:
         yield ok("tensorflow", says)
     yield from _gpus(facts["gpus"])
@@ -167,13 +169,15 @@ def _gpus(seen: list[str]) -> Iterator[Finding]:
     if seen:
         yield ok("gpu", ", ".join(seen))
     elif Path("/proc/driver/nvidia/version").exists():
-        yield warning("gpu", "there is an NVIDIA driver, but TensorFlow sees no GPU", "make gpu")
+        yield warning(
+            "gpu", "an NVIDIA driver is installed, but TensorFlow sees no GPU", "make gpu"
+        )
     else:
         yield ok("gpu", "none")
 
 
 def data(config: Config) -> Iterator[Finding]:
-    """Every cached data set, its content compared with its checksums, and the chosen one."""
+    """Checks each cached data set against its checksums, and that the chosen one is available."""
     name, data_dir = config.choices.dataset, Path(config.data_dir)
     for folder in sorted({entry.parent for entry in data_dir.glob("*/raw-*")}):
         yield _cached(folder)
@@ -185,28 +189,28 @@ def _cached(folder: Path) -> Finding:
     entries = sorted([*folder.glob("raw-*"), *folder.glob("split-*")])
     damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
     if not damaged:
-        return ok("data", f"{folder.name} is cached and as it was written ({folder})")
+        return ok("data", f"{folder.name} is cached and intact ({folder})")
     told = "; ".join(f"{entry}: {reason}" for entry, reason in damaged.items())
-    mend = f"python -m pipeline preprocess dataset={folder.name} (so does the next run by itself)"
+    mend = f"python -m pipeline preprocess dataset={folder.name} (the next run does this too)"
     return warning("data", f"damaged: {told}", mend)
 
 
 def _source(name: str, dataset: Mapping[str, Any]) -> Finding:
     known = {key.lower(): v for key, v in vars(datasets).items() if isinstance(v, IdxDataset)}
     if name not in known:
-        return ok("data", f"{name} is not cached; it is made without a download when first used")
+        return ok("data", f"{name} is not cached; it is built without a download on first use")
     folder = dataset["folder"] or known[name].system_folder
     if folder and _has_all(Path(folder).expanduser(), known[name]):
         return ok("data", f"{name} is not cached yet; {folder} has it")
     ingest = f"python -m pipeline ingest dataset={name}"
     elsewhere = f"{ingest} dataset.folder=/folder/of/the/four/files"
     if dataset["folder"]:
-        return problem("data", f"{folder} has not all four files of {name}", elsewhere)
+        return problem("data", f"{folder} lacks some of the four files of {name}", elsewhere)
     if not dataset["download"]:
         says = f"{name} is neither cached nor installed, and dataset.download=false"
         return problem("data", says, elsewhere)
-    says = f"{name} is neither cached nor installed; it is downloaded when first used"
-    return warning("data", says, f"{ingest} (or, without network, {elsewhere})")
+    says = f"{name} is neither cached nor installed; it is downloaded on first use"
+    return warning("data", says, f"{ingest} (or, without a network, {elsewhere})")
 
 
 def _has_all(folder: Path, dataset: IdxDataset) -> bool:
@@ -216,7 +220,7 @@ def _has_all(folder: Path, dataset: IdxDataset) -> bool:
 
 
 def disk(*folders: Path) -> Iterator[Finding]:
-    """Whether each folder can be written, and the space on the disk it is or will be on."""
+    """Checks whether each folder can be written, and the free space on its disk."""
     places = {
         next(place for place in (path, *path.parents) if place.exists())
         for path in (folder.absolute() for folder in folders)
@@ -225,7 +229,7 @@ def disk(*folders: Path) -> Iterator[Finding]:
         try:
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
-            mend = "use a folder that can be written, or another for what goes there (data_dir=…)"
+            mend = "make it writable, or choose another folder (data_dir=…)"
             yield problem("disk", f"{place} cannot be written: {error.strerror}", mend)
     for place in {place.stat().st_dev: place for place in sorted(places, reverse=True)}.values():
         if shutil.disk_usage(place).total:  # /proc and the like have no size
@@ -235,7 +239,7 @@ def disk(*folders: Path) -> Iterator[Finding]:
 def _space(place: Path) -> Finding:
     usage = shutil.disk_usage(place)
     free_gb = usage.free / 1e9
-    says = f"{decimal(usage.free)} of {decimal(usage.total)} free where {place} is"
+    says = f"{decimal(usage.free)} of {decimal(usage.total)} free on the disk of {place}"
     if free_gb < FULL_GB:
         return problem("disk", says, "free some space; below, what can be deleted")
     if free_gb < LOW_GB:

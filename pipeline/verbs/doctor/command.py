@@ -1,7 +1,7 @@
-"""The story of `doctor`: looks at everything a run needs, and says how to mend what is broken.
+"""The verb `doctor`: checks everything that a run needs, and says how to fix what is broken.
 
-It imports neither TensorFlow nor, before the store is looked at, MLflow: each may be what is
-broken. It makes no store, no tables and no folder.
+It never imports TensorFlow itself, and MLflow only to check the store: either may be what is
+broken. It creates no store, no tables and no folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pipeline.verbs.doctor.leftovers import Made, leftovers
 
 
 def examine(config: Config, request: Doctor, folder: Path) -> list[Finding]:
-    """What was found of every area."""
+    """Runs the checks of every area and returns their findings."""
     waiting = Console(stderr=True)
-    with waiting.status("looking around"), checks.probing() as probe:
+    with waiting.status("checking"), checks.probing() as probe:
         return list(_examined(config, request, probe))
 
 
@@ -36,7 +36,7 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
     """Prints the findings.
 
     Raises:
-        PipelineError: something must be mended before a run can work.
+        PipelineError: there are problems that must be fixed before a run can work.
     """
     if request.format == "json":
         print(as_json(findings))
@@ -45,7 +45,8 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
     sys.stdout.flush()
     if problems := [finding.area for finding in findings if finding.state == PROBLEM]:
         areas = ", ".join(dict.fromkeys(problems))
-        raise PipelineError(f"{len(problems)} to be mended before a run can work: {areas}")
+        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise PipelineError(f"{many} must be fixed before a run can work: {areas}")
 
 
 def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Finding]:
@@ -63,13 +64,13 @@ def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Fi
 
 
 def _bring_home(config: Config, run_id: str) -> None:
-    from pipeline.reports.write import bring_home  # which needs much that may be broken
+    from pipeline.reports.write import bring_home  # its imports may be what is broken
 
     bring_home(config, run_id)
 
 
 def _recorded(config: Config, request: Doctor, made: list[dict[str, Made]]) -> Iterator[Finding]:
-    """Looks at the store and its runs; adds to `made` which of them made which folder."""
+    """Checks the store and its runs; adds the runs by their folders to `made`."""
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health
 

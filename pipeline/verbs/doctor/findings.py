@@ -1,4 +1,4 @@
-"""What a check of the installation finds, and how it is shown."""
+"""The findings of `doctor`, and how they are shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check has found in an `area`: its `state`, and commands or advice to mend it."""
+    """A result of one check of an `area`: its `state`, and a command or advice that fixes it."""
 
     area: str
     state: str
@@ -27,30 +27,32 @@ class Finding:
 
 
 def ok(area: str, says: str, mend: str | None = None) -> Finding:
-    """All is well, or as good as it needs to be; `mend` may still say what could be done."""
+    """A finding that needs no action; `mend` may still say what could be done."""
     return Finding(area=area, state=OK, says=says, mend=mend)
 
 
 def warning(area: str, says: str, mend: str) -> Finding:
-    """Work is possible, but something is not as it should be."""
+    """A finding that does not stop runs from working."""
     return Finding(area=area, state=WARNING, says=says, mend=mend)
 
 
 def problem(area: str, says: str, mend: str) -> Finding:
-    """Work is not possible before this is mended."""
+    """A finding that must be fixed before a run can work."""
     return Finding(area=area, state=PROBLEM, says=says, mend=mend)
 
 
 def looked_at(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What `look` finds; a check that fails is itself a finding, and stops no other."""
+    """The findings of the check `look`; an exception becomes a finding and stops no other check."""
     try:
         yield from look()
     except Exception as error:
-        yield problem(area, f"the check itself failed: {one_line(error)}", "mend what it names")
+        yield problem(
+            area, f"the check itself failed: {one_line(error)}", "fix what the error names"
+        )
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """A table of what was found, then line by line how to mend it, to be copied."""
+    """Prints a table of the findings, then one line per fix, ready to be copied."""
     table = Table("area", "", "found")
     for finding in findings:
         state = Text(finding.state, style=_COLOURS[finding.state])
@@ -63,7 +65,7 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """The worst state of all and every finding, for scripts."""
+    """The worst state and every finding as JSON, for scripts."""
     states = [finding.state for finding in findings]
     worst = next((state for state in (PROBLEM, WARNING) if state in states), OK)
     content = {"state": worst, "findings": [asdict(finding) for finding in findings]}

@@ -1,4 +1,4 @@
-"""What runs have left on this disk, by size, and what of it can be deleted. Deletes nothing."""
+"""Lists what runs have left on this disk, by size, and what can be deleted. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rich.filesize import decimal
 from pipeline.verbs.doctor.findings import Finding, ok
 
 OUTPUTS, MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
-_PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # as storage.replacing names them
+_PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # named by system.files.replacing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What the tracking store knows of the run, or the sweep, that made a folder."""
+    """What the tracking store knows about the run or sweep that made a folder."""
 
     status: str
     has_model: bool = False
 
 
 def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Finding]:
-    """Caches, checkpoints, sweeps and what killed processes were writing.
+    """Lists caches, checkpoints, sweeps and files left half-written by killed processes.
 
-    `made` has the runs by their folder's whole path; None if the store cannot be asked, and then
-    nothing that a run may need is said to be safe to delete.
+    `made` has the runs by the absolute path of their folder. It is None if the store is
+    unavailable; then nothing that a run may need is reported as safe to delete.
     """
     yield from _caches(data_dir)
     yield from _checkpoints(made)
@@ -42,11 +42,11 @@ def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Findi
 def _caches(data_dir: Path) -> Iterator[Finding]:
     folders = {entry.parent for entry in data_dir.glob("*/raw-*")}
     if folders:
-        says = f"the data cache, {_size(folders)}; made again when needed"
+        says = f"the data cache, {_size(folders)}; rebuilt when needed"
         yield ok("leftovers", says, _delete(folders))
     programs = data_dir / "xla"
     if programs.is_dir():
-        says = f"programs compiled by XLA, {_size([programs])}; made again when needed"
+        says = f"programs compiled by XLA, {_size([programs])}; rebuilt when needed"
         yield ok("leftovers", says, _delete([programs]))
 
 
@@ -60,9 +60,9 @@ def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
         says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
         yield ok("leftovers", says, _delete(_by_day(spare, found)))
     if kept := [path for path in found if path not in spare]:
-        why = "of runs that can be resumed, or that no record tells of"
+        why = "of resumable or unrecorded runs"
         if made is None:
-            why = "which may still be needed: the store cannot be asked"
+            why = "that may still be needed: the store is unavailable"
         folders = "folder" if len(kept) == 1 else "folders"
         yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_size(kept)}")
 
@@ -74,15 +74,17 @@ def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
     ended = [path for path, sweep in known.items() if sweep and sweep.status == "FINISHED"]
     if ended:
-        says = f"folders of {len(ended)} finished sweeps, {_size(ended)}; without, none can go on"
+        says = (
+            f"folders of {len(ended)} finished sweeps, {_size(ended)}; needed only to extend them"
+        )
         yield ok("leftovers", says, _delete(ended))
     if kept := [path for path in found if path not in ended]:
-        says = f"folders of {len(kept)} sweeps that did not finish, or that no record tells of"
+        says = f"folders of {len(kept)} unfinished or unrecorded sweeps"
         yield ok("leftovers", f"{says}, {_size(kept)}")
 
 
 def _partial(data_dir: Path) -> Iterator[Finding]:
-    """What a process was writing when it was killed; one that lives may still be."""
+    """Finds files left half-written by killed processes; leaves those of living ones alone."""
     places = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
     places += MULTIRUN.rglob(".*")
     dead = [
@@ -91,11 +93,13 @@ def _partial(data_dir: Path) -> Iterator[Finding]:
         if (name := _PARTIAL.match(path.name)) and not psutil.pid_exists(int(name[1]))
     ]
     if dead:
-        yield ok("leftovers", f"half-written by killed processes, {_size(dead)}", _delete(dead))
+        yield ok(
+            "leftovers", f"half-written files of killed processes, {_size(dead)}", _delete(dead)
+        )
 
 
 def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
-    """One pattern for a day (`outputs/2026-11-25/*/checkpoints`) of which all are among `paths`."""
+    """Replaces all paths of a day by one pattern, as `outputs/2026-11-25/*/checkpoints`."""
     days: dict[Path, list[Path]] = defaultdict(list)
     whole: dict[Path, set[Path]] = defaultdict(set)
     for path in paths:
@@ -110,7 +114,7 @@ def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
 
 
 def _delete(paths: Iterable[Path]) -> str:
-    # A pattern has to stay one for the shell: all but its star is quoted.
+    # Everything but the star is quoted, so that the shell still expands the pattern.
     words = ("*".join(shlex.quote(part) for part in str(p).split("*")) for p in sorted(paths))
     return f"rm -r -- {' '.join(words)}"
 

@@ -1,4 +1,4 @@
-"""Runs that are RUNNING in the store though their process is gone; and who made which folder."""
+"""Finds runs that are RUNNING in the store although their process is gone; lists runs by folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import Made
 
 LONG_AGO = timedelta(days=1)
-OURS = DIRTY  # a tag of all runs of this pipeline, those too that had no heartbeat yet
+OURS = (
+    DIRTY  # a tag that all runs of this pipeline have, even those from before there were heartbeats
+)
 SHOWN = 5
 FIX = "python -m pipeline doctor fix=true"
 RESUME = "python -m pipeline resume run_id="
@@ -30,13 +32,13 @@ def running(
     bring_home: Callable[[str], None] = lambda run_id: None,
     listen: Callable[[float], None] = time.sleep,
 ) -> Iterator[Finding]:
-    """Says of RUNNING runs which are at work and which are orphans; `fix` marks these as KILLED.
+    """Tells which RUNNING runs are alive and which are orphans; `fix` marks orphans as KILLED.
 
-    An orphan is a run whose heartbeat says that its process is gone, or one of ours that has none
-    and began over `LONG_AGO`. One on another machine that was not heard of lately is listened for
-    before it is closed: the clocks of two machines may differ. Others without a heartbeat are shown
-    and left alone, and `own`, the run that called us (MLFLOW_RUN_ID), is passed over. `bring_home`
-    gets the id of each that was closed, to save what the run has left on this machine.
+    An orphan is a run whose heartbeat shows that its process is gone, or a run of this pipeline
+    that has no heartbeat and began over `LONG_AGO`. A silent run on another machine is listened
+    for before it is closed, because clocks may differ. Other runs without a heartbeat are shown
+    but left alone, and `own`, the run that called us (MLFLOW_RUN_ID), is skipped. `bring_home`
+    receives the id of each closed run, to save what it left on this machine.
     """
     found = search(client, Query(status=(Status.RUNNING,)))
     runs = [run for run in found if run.id != own]
@@ -51,14 +53,16 @@ def running(
     if orphans and fix:
         yield from _fixed(client, orphans, bring_home)
     elif orphans:
-        says = f"{len(orphans)} RUNNING though {GONE}: {_listed(orphans)}"
+        says = f"{len(orphans)} RUNNING although {GONE}: {_listed(orphans)}"
         yield warning("runs", says, f"{FIX} (marks them KILLED)")
     if silent:
-        says = f"{len(silent)} RUNNING on other machines, not heard of lately: {_listed(silent)}"
-        yield warning("runs", says, f"{FIX} (listens for {LISTEN_S:g} s, marks the silent KILLED)")
+        says = f"{len(silent)} RUNNING on other machines, silent lately: {_listed(silent)}"
+        yield warning(
+            "runs", says, f"{FIX} (listens for {LISTEN_S:g} s, then marks the silent ones KILLED)"
+        )
     if unknown:
         one = unknown[0].id
-        says = f"{len(unknown)} RUNNING without a heartbeat to go by: {_listed(unknown)}"
+        says = f"{len(unknown)} RUNNING without a heartbeat: {_listed(unknown)}"
         call = f"mlflow.MlflowClient({client.tracking_uri!r}).set_terminated({one!r}, 'KILLED')"
         mend = f'if its process is gone: python -c "import mlflow; {call}"'
         old = any(_began_long_ago(run) for run in unknown)
@@ -67,12 +71,12 @@ def running(
 
 
 def folders(client: Client) -> dict[str, Made]:
-    """By the whole path of its folder, how each run and sweep ended and whether it has a model."""
+    """How each run and sweep ended and whether it has a model, by absolute path of its folder."""
     found: dict[str, Made] = {}
     for asked in (Query(has_folder=True), Query(is_sweep=True)):
         for run in search(client, asked):
             made = Made(status=run.status, has_model=run.model_uri is not None)
-            found.setdefault(str(run.folder or run.sweep_folder), made)  # the newest first
+            found.setdefault(str(run.folder or run.sweep_folder), made)  # runs come newest first
     return found
 
 
@@ -81,26 +85,26 @@ def _fixed(
 ) -> Iterator[Finding]:
     closed = []
     for run in orphans:
-        # Asked once more: it may have ended well just before its process did.
+        # Read again: it may have ended normally just before its process did.
         now = by_id(client, run.id)
         if now.status == Status.RUNNING and _beat(now) == _beat(run):
             try:
                 close(client, now, Status.KILLED, GONE)
             except StoreError as error:
                 says = f"{run.id} cannot be closed: {error.message}"
-                yield problem("runs", says, "see that you may write to the store")
+                yield problem("runs", says, "check that you may write to the store")
             else:
                 closed.append(now)
                 yield from _brought_home(now, bring_home)
     if closed:
         says = f"{len(closed)} marked KILLED, {GONE}: {_listed(closed)}"
-        yield ok("runs", says, f"{RESUME}{closed[0].id} goes on with it")
+        yield ok("runs", says, f"{RESUME}{closed[0].id} resumes it")
 
 
 def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterator[Finding]:
     try:
         bring_home(run.id)
-    except Exception as error:  # whatever it is, the run is closed and there are others
+    except Exception as error:  # the run is closed all the same, and there are others
         says = f"{run.id}: what it left in its folder cannot be saved: {one_line(error)}"
         yield warning("runs", says, f"see {run.folder or 'its folder'}")
 

@@ -1,6 +1,6 @@
-"""Imports TensorFlow, lets it compute, and prints what it found as JSON.
+"""Imports TensorFlow, computes a matrix product, and prints the results as JSON.
 
-In a process of its own, because an installation that is broken may crash it or never come back.
+It runs in a separate process, because a broken installation may crash it or never return.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def probe() -> dict[str, object]:
     """TensorFlow's version, its GPUs, and the seconds it took to import.
 
     Raises:
-        ArithmeticError: a product of two small matrices came out wrong.
+        ArithmeticError: the product of two small matrices is wrong.
     """
     started = time.perf_counter()
     import tensorflow as tf
@@ -21,7 +21,7 @@ def probe() -> dict[str, object]:
     seconds = time.perf_counter() - started
     ones = tf.ones((64, 64))
     if float(tf.reduce_sum(ones @ ones)) != 64**3:
-        raise ArithmeticError("a matrix product came out wrong")
+        raise ArithmeticError("a matrix product is wrong")
     return {
         "version": tf.__version__,
         "import_s": round(seconds, 1),

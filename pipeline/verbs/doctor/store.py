@@ -1,4 +1,4 @@
-"""Looks at the tracking store without making or migrating one: reachable, current, writable."""
+"""Checks that the tracking store is reachable, current and writable; never changes it."""
 
 from __future__ import annotations
 
@@ -28,37 +28,39 @@ from pipeline.tracking.runs import search
 from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
-ANSWER_S = 8.0  # for a server or database to answer at all
-BUSY_S = 2.0  # for another process to end its writing to an SQLite file
+ANSWER_S = 8.0  # for a server or database to answer
+BUSY_S = 2.0  # for another process to finish writing to an SQLite file
 ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
-CONNECT_TIMEOUT = {"postgresql", "mysql", "mariadb"}  # drivers of these take `connect_timeout`
+CONNECT_TIMEOUT = {"postgresql", "mysql", "mariadb"}  # whose drivers take `connect_timeout`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """What was found, and the client to ask the store about its runs; None: it cannot be asked."""
+    """The finding about a store, and a client for its runs, None if it is unusable."""
 
     finding: Finding
     client: Client | None = None
 
 
 def look_at(uri: str | None) -> Store:
-    """Whether the store answers, can be written and has the tables of the installed MLflow."""
+    """Checks whether the store answers, is writable and has the tables of the installed MLflow."""
     address = store_address(uri)
     look = _kind(address)
     if look is None:
-        says = f"{without_password(address)} is neither a server nor a database: not looked into"
-        return Store(finding=warning("store", says, f"set tracking.uri, as to {DEFAULT_URI}"))
+        says = f"{without_password(address)} is neither a server nor a database: not checked"
+        return Store(
+            finding=warning("store", says, f"set tracking.uri, for example to {DEFAULT_URI}")
+        )
     answers: queue.SimpleQueue[Store] = queue.SimpleQueue()
     Thread(target=lambda: answers.put(_guarded(look, address)), daemon=True).start()
     try:
         return answers.get(timeout=ANSWER_S)
     except queue.Empty:
-        return _broken(address, f"gave no answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
+        return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
 
 
 def place(uri: str | None) -> Iterator[Finding]:
-    """Whether artefacts that are written from this folder would be found again."""
+    """Checks whether artefacts written from this folder can be found again."""
     try:
         artifact_root(store_address(uri))
     except RequestError as error:
@@ -80,7 +82,7 @@ def _guarded(look: Callable[[str], Store], address: str) -> Store:
         return _broken(address, "nothing answers there", f"start it, {ELSEWHERE}")
     except Exception as error:
         said = first_line(str(getattr(error, "orig", None) or one_line(error)))
-        return _broken(address, said, f"mend it, {ELSEWHERE}")
+        return _broken(address, said, f"fix it, {ELSEWHERE}")
 
 
 def _broken(address: str, says: str, mend: str) -> Store:
@@ -88,7 +90,7 @@ def _broken(address: str, says: str, mend: str) -> Store:
 
 
 def _server(address: str) -> Store:
-    # MLflow itself would try for minutes before it says that nobody is there.
+    # MLflow itself would retry for minutes before it reports that nothing answers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(round(ANSWER_S)))
     with requests.Session() as session:
@@ -96,13 +98,13 @@ def _server(address: str) -> Store:
     shown = without_password(address)
     if not answer.ok:
         says = f"answers {answer.status_code} {answer.reason} to {shown}/version"
-        return _broken(address, says, f"see that it is an MLflow server, {ELSEWHERE}")
+        return _broken(address, says, f"check that it is an MLflow server, {ELSEWHERE}")
     client = Client(address)
     client.search_experiments(max_results=1)
     says = f"{shown} answers: MLflow {answer.text}"
     if answer.text.split(".")[:2] == VERSION.split(".")[:2]:
         return Store(finding=ok("store", says), client=client)
-    mend = "let server and client be of one version: see requirements.lock"
+    mend = "use the same version for server and client: see requirements.lock"
     return Store(finding=warning("store", f"{says}, here {VERSION}", mend), client=client)
 
 
@@ -111,9 +113,11 @@ def _sqlite(address: str) -> Store:
     path = Path(url.database or ":memory:")
     if not (path.exists() and path.stat().st_size):
         if path.absolute().parent.is_dir():
-            return Store(finding=ok("store", f"{path}: none yet; the first run makes it"))
+            return Store(
+                finding=ok("store", f"{path}: does not exist yet; the first run creates it")
+            )
         return _broken(address, f"no folder {path.parent}", f"mkdir -p {path.parent}, {ELSEWHERE}")
-    # Opened so that it is not made if somebody has just deleted it.
+    # Opened in a mode that does not create it if it has just been deleted.
     url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})
     try:
@@ -122,7 +126,7 @@ def _sqlite(address: str) -> Store:
     except sa.exc.DatabaseError as error:
         damage = str(error.orig)
     if damage != "ok":
-        mend = f"restore a copy; or sqlite3 {path} .recover | sqlite3 recovered.db; {ELSEWHERE}"
+        mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {ELSEWHERE}"
         return _broken(address, f"damaged: {first_line(damage)}", mend)
     return _unwritable(engine, path, address) or _current(engine, address)
 
@@ -136,7 +140,7 @@ def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
             mend = f"chmod u+w {path} and its folder, {ELSEWHERE}"
             return _broken(address, str(error.orig), mend)
         says = f"{path}: another process has been writing for {BUSY_S:g} s"
-        return Store(finding=warning("store", says, "run doctor again when it has ended"))
+        return Store(finding=warning("store", says, "run doctor again when that is done"))
     return None
 
 
@@ -147,29 +151,29 @@ def _database(address: str) -> Store:
 
 
 def _current(engine: sa.Engine, address: str) -> Store:
-    """Compares the revision of the tables with the one that the installed MLflow works with."""
+    """Compares the revision of the tables with the one that the installed MLflow needs."""
     shown = without_password(address)
     with engine.connect() as connection:
         tables = tables_in(connection)
     if not tables.names:
-        return Store(finding=ok("store", f"{shown}: no tables yet; the first run makes them"))
+        return Store(finding=ok("store", f"{shown}: no tables yet; the first run creates them"))
     if tables.revision is None:
         return _broken(address, "holds tables, but not MLflow's", f"name a database, {ELSEWHERE}")
     if tables.revision != tables.wanted:
-        says = f"tables of revision {tables.revision}, MLflow {VERSION} works with {tables.wanted}"
-        older = f"make a copy of it, then: mlflow db upgrade {shown}"
-        newer = "it was made by a newer MLflow: use that one, or another store"
+        says = f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}"
+        older = f"back it up, then: mlflow db upgrade {shown}"
+        newer = "it was written by a newer MLflow: use that version, or another store"
         return _broken(address, says, older if tables.is_older else newer)
     if not tables.are_complete:
-        return _broken(address, "half of its tables are missing", f"restore a copy, {ELSEWHERE}")
-    says = f"{shown} can be written; its tables are MLflow {VERSION}'s ({tables.revision})"
+        return _broken(address, "half of its tables are missing", f"restore a backup, {ELSEWHERE}")
+    says = f"{shown} is writable; its tables are those of MLflow {VERSION} ({tables.revision})"
     return Store(finding=ok("store", says), client=Client(address))
 
 
 def artefacts(client: Client) -> Iterator[Finding]:
-    """Experiments whose runs have their artefacts in a local folder that is not there.
+    """Finds experiments whose local folder of artefacts is missing.
 
-    Only of experiments with a finished run: artefacts come there when a run is closed.
+    Only experiments with a finished run count, since artefacts are written when a run is closed.
     """
     for experiment in experiments(client):
         location = urlsplit(experiment.artifact_location)
@@ -178,6 +182,6 @@ def artefacts(client: Client) -> Iterator[Finding]:
         folder = Path(url2pathname(location.path))
         finished = Query(experiment=experiment.name, status=(Status.FINISHED,), limit=1)
         if not folder.is_dir() and list(search(client, finished)):
-            says = f"{experiment.name}: the folder of its artefacts is not there: {folder}"
-            mend = f"move or link it back to {folder}: the store keeps whole paths"
+            says = f"{experiment.name}: its folder of artefacts is missing: {folder}"
+            mend = f"move or link it back to {folder}: the store keeps absolute paths"
             yield warning("artefacts", says, mend)

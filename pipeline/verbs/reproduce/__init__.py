@@ -1,4 +1,4 @@
-"""`reproduce`: a recorded run again, to see whether it comes out the same."""
+"""`reproduce`: repeats a recorded run and compares the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.verbs import Verb
 
 @dataclass
 class Reproduce:
-    """How alike the metrics of a rerun must be."""
+    """How close the metrics of a rerun must be."""
 
     tolerance: Annotated[float, Field(ge=0)] = MISSING
     """Largest difference of a metric that still counts as reproduced."""
@@ -21,7 +21,7 @@ class Reproduce:
 
 REPRODUCE = Verb(
     name="reproduce",
-    help="run run_id=<id> or latest again and say whether it came out the same",
+    help="repeat run_id=<id> or latest and compare the results",
     entry="pipeline.verbs.reproduce.command:reproduce",
     show="pipeline.verbs.reproduce.command:show",
     request=Reproduce,

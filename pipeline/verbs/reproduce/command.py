@@ -1,4 +1,4 @@
-"""Runs a recorded run again and says whether it came out the same."""
+"""Repeats a recorded run and compares the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.verbs.reproduce import Reproduce
 if TYPE_CHECKING:
     from pipeline.story import Result
 
-# Tags of a rerun: the run it repeats, how it came out, and what was not as it had been.
+# Tags of a rerun: the run that it repeats, the verdict, and what had changed.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
 SPLITS = ("train", "val", "test")
@@ -39,7 +39,7 @@ Predicted = Mapping[str, Array]
 
 
 class Verdict(StrEnum):
-    """How a rerun came out; `IDENTICAL`: every predicted probability equal bit for bit."""
+    """The verdict on a rerun; `IDENTICAL`: every predicted probability is equal bit for bit."""
 
     IDENTICAL = "bit-identical"
     WITHIN = "within tolerance"
@@ -48,7 +48,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A metric of the run and of its rerun; `decides` whether the tolerance applies to it."""
+    """A metric of a run and of its rerun; `decides`: whether the verdict depends on it."""
 
     name: str
     then: float
@@ -56,12 +56,12 @@ class Pair:
 
     @property
     def decides(self) -> bool:
-        """Whether the verdict hangs on it: an accuracy or a loss of a whole split."""
+        """Whether the verdict depends on it: true for the accuracy and loss of a whole split."""
         return self.name in DECISIVE
 
     @property
     def difference(self) -> float:
-        """How far apart the two are; 0 for two that are not a number."""
+        """The absolute difference; 0 if both are NaN."""
         return 0.0 if self.then != self.then and self.now != self.now else abs(self.now - self.then)
 
 
@@ -78,11 +78,11 @@ class Reproduction:
 def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     """Repeats a run with its recorded configuration and seed, and compares the two.
 
-    The code is today's: what differs from the run's code, environment, data and hardware is said
-    beforehand. The rerun is a run of its own, tagged with the one it repeats and with the verdict.
+    It uses the current code, and first prints what differs from the run's code, environment, data
+    and hardware. The rerun is a run of its own, tagged with the run it repeats and the verdict.
 
     Raises:
-        RequestError: there is no such run, or none that could be repeated.
+        RequestError: there is no such run, or it cannot be repeated.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "reproduce")
     entry = _repeatable(config)
@@ -92,7 +92,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     again = replace(again, evaluate=replace(again.evaluate, test="test_probs" in predicted))
     changed = _changed(entry, again)
     _show_changes(entry, changed)
-    # Not before: whoever is refused need not wait for TensorFlow.
+    # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
         run = load("pipeline.story").run
     result: Result = run(again, folder)
@@ -109,7 +109,7 @@ def show(outcome: Reproduction, request: Reproduce) -> None:
     """Prints the rerun's result, the metrics side by side, and the verdict.
 
     Raises:
-        PipelineError: the rerun came out otherwise.
+        PipelineError: the results differ.
     """
     print(outcome.result, flush=True)
     standard_output().print(_table(outcome.pairs, request.tolerance))
@@ -122,7 +122,7 @@ def show(outcome: Reproduction, request: Reproduce) -> None:
 
 
 def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[Pair]:
-    """The metrics of the splits that either run has; NaN stands for one that is missing."""
+    """Pairs the metrics of both runs; NaN stands for a missing one."""
     names = sorted(
         (name for name in then.keys() | now.keys() if name.partition("/")[0] in SPLITS),
         key=lambda name: (SPLITS.index(name.partition("/")[0]), name not in DECISIVE, name),
@@ -132,7 +132,7 @@ def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[Pair]:
 
 
 def judge(then: Predicted, now: Predicted, pairs: Sequence[Pair], *, tolerance: float) -> Verdict:
-    """Compares the predictions bit for bit, and failing that accuracies and losses.
+    """Compares the predictions bit for bit; if they differ, compares accuracies and losses.
 
     `then` and `now`: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
     """
@@ -149,7 +149,7 @@ def _repeatable(config: Config) -> RecordedRun:
         raise RequestError(f"run_id={entry.id} is a sweep; reproduce one of its jobs")
     if entry.status != Status.FINISHED:
         raise RequestError(
-            f"run_id={entry.id} is {entry.status} and has no result to reproduce; "
+            f"run_id={entry.id} is {entry.status} and has no results to reproduce; "
             f"resume run_id={entry.id} finishes it"
         )
     return entry
@@ -160,7 +160,7 @@ def _entry(run_id: str | None, config: Config) -> RecordedRun:
 
 
 def _again(entry: RecordedRun, today: Config) -> Config:
-    """The run's configuration as that of a run of its own, with today's store and cache."""
+    """The run's configuration for an independent run, with the current store and cache."""
     then = entry.config
     name = entry.name or entry.id
     tracking = replace(
@@ -189,21 +189,21 @@ def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
 def _show_changes(entry: RecordedRun, changed: Sequence[origin.Difference]) -> None:
     console = standard_output()
     if not changed:
-        console.print("Code, environment, data and hardware are as they were.")
+        console.print("Code, environment, data and hardware are unchanged.")
         return
-    table = Table("", "what", "then", "now", title=f"Not as in run {entry.id}")
+    table = Table("", "what", "then", "now", title=f"Changed since run {entry.id}")
     for change in changed:
         table.add_row(change.kind, change.what, change.then, change.now)
     console.print(table)
     if any(change.kind == "code" for change in changed):
         commit = entry.commit or "the run's commit"
-        console.print(f"For the code of then: git checkout {commit}", end="")
+        console.print(f"To restore the run's code: git checkout {commit}", end="")
         dirty = entry.tags.get("code.dirty") == "true"
         console.print("; git apply <the run's artefact code.patch>" if dirty else "")
 
 
 def _table(pairs: Sequence[Pair], tolerance: float) -> Table:
-    """Metrics that decide, and those that differ; of the rest it says that they are equal."""
+    """A table of the metrics that decide or differ; its caption counts those that are equal."""
     shown = [pair for pair in pairs if pair.decides or pair.difference != 0]
     equal = len(pairs) - len(shown)
     caption = f"{equal} further metrics of the splits are equal" if equal else None

@@ -1,4 +1,4 @@
-"""`resume`: goes on with a run that did not finish."""
+"""`resume`: continues a run that did not finish."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.verbs import Verb
 
 @dataclass
 class Resume:
-    """When to go on with a run."""
+    """Under which conditions to resume a run."""
 
     force: bool = MISSING
-    """Go on although code, libraries or data have changed; the run is told so."""
+    """Resume even if code, libraries or data have changed; the run records the changes."""
 
 
 RESUME = Verb(
     name="resume",
-    help="go on with the unfinished run_id=<id> or latest from its checkpoint",
+    help="resume the unfinished run_id=<id> or latest from its last checkpoint",
     entry="pipeline.verbs.resume.command:resume",
     request=Resume,
 )

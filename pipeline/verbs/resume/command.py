@@ -1,4 +1,4 @@
-"""Goes on with a run that did not finish: from its last checkpoint, in the same MLflow run."""
+"""Resumes a run that did not finish, from its last checkpoint and in the same MLflow run."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ WEIGHTY = {"Python", lineage.PACKAGE, *lineage.NAMED}  # packages that a result 
 
 
 def resume(config: Config, request: Resume, folder: Path) -> Result:
-    """Trains what is left of an unfinished run, then evaluates and saves it as `run` would have.
+    """Trains the remaining epochs of an unfinished run, then evaluates and saves it as `run` does.
 
-    It ends with the very weights and metrics that it would have had without a break.
+    It ends with exactly the weights and metrics of an uninterrupted run.
 
     Raises:
-        RequestError: there is nothing to go on with, or it would not be the same run any more.
+        RequestError: there is nothing to resume, or it would no longer be the same run.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
     found = _unfinished(config, config.run_id)
     place = _place(found)
     with at_work_in(place):
-        entry = _unfinished(config, found.id)  # now that nobody else can finish it
+        entry = _unfinished(config, found.id)  # read under the lock: nobody else can finish it now
         progress = progress_of(place / "checkpoints" / "last.keras")
         then = _config(place, entry, config)
         changed = _require_same(place, entry, then, force=request.force)
         reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
-        # Not before: whoever is refused need not wait for TensorFlow.
+        # Imported only now: a refusal need not wait for TensorFlow.
         _say(entry, progress, then)
         with native_messages_to(place / "tensorflow.log"):
             run = load("pipeline.story").run
@@ -61,24 +61,24 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
 
 
 def _say(entry: RecordedRun, progress: Progress, then: Config) -> None:
-    """Tells the user, who waits for TensorFlow next, what will be gone on with."""
+    """Tells the user what is resumed, before the wait for TensorFlow."""
     name = entry.name or "a run"
     done = f"{len(progress.epochs)} of {then.train.epochs} epochs"
-    print(f"going on with {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
+    print(f"resuming {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
 
 
 def _told(entry: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
-    """The tags by which the run tells of its interruptions."""
+    """The tags that record the interruptions of a run."""
     earlier = [entry.tags[AFTER]] if AFTER in entry.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
     return {AFTER: after} | ({CHANGED: changed} if changed else {})
 
 
 def _unfinished(config: Config, run_id: str | None) -> RecordedRun:
-    entry = find_run(run_id, config, latest=UNFINISHED, called="run that could go on")
+    entry = find_run(run_id, config, latest=UNFINISHED, called="run that can be resumed")
     called = f"run_id={entry.id}"
     if entry.is_sweep:
-        raise RequestError(f"{called} is a sweep; go on with it by sweep.resume={entry.id}")
+        raise RequestError(f"{called} is a sweep; resume it with sweep.resume={entry.id}")
     if entry.status == Status.FINISHED:
         raise RequestError(f"{called} is finished: there is nothing left to do")
     if entry.pruned is not None:
@@ -102,10 +102,10 @@ def _place(entry: RecordedRun) -> Path:
 
 
 def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
-    """The run's own configuration, with today's places of store and cache."""
+    """The run's own configuration, with the current store and cache."""
     recorded = validate(yaml.safe_load(_kept(place, "config.yaml")))
     for name, value in flatten(recorded).items():
-        # `mlflow run` may have logged another value under the plain name beforehand.
+        # `mlflow run` may already have logged another value under the plain name.
         known = [entry.params[key] for key in (f"config.{name}", name) if key in entry.params]
         if known and known[0] != value and len(value) <= LONGEST_PARAM:
             raise RequestError(
@@ -117,7 +117,7 @@ def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
 
 
 def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool) -> str:
-    """What has changed since the run began, which is nothing unless it is let pass."""
+    """Describes what has changed since the run began; refuses changes unless `force` is set."""
     raw = ingest(then.dataset, name=then.choices.dataset, data_dir=Path(then.data_dir))
     began = origin.recorded(
         entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
@@ -130,8 +130,8 @@ def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool)
     ]
     if changed and not force:
         raise RequestError(
-            f"run_id={entry.id} would not be the same run any more: {'; '.join(changed)}\n"
-            "Restore that, or go on all the same with force=true"
+            f"run_id={entry.id} would no longer be the same run: {'; '.join(changed)}\n"
+            "Restore that, or resume anyway with force=true"
         )
     return "; ".join(changed)
 

@@ -49,7 +49,7 @@ def test_a_sound_folder_has_no_problem_and_is_left_as_it_was(tmp_path: Path) -> 
     assert (said.returncode, said.stderr) == (0, "")
     for area in ("python", "libraries", "hardware", "threads", "data", "store", "disk"):
         assert f"│ {area} " in said.stdout
-    assert "computes; imported in" in said.stdout
+    assert "works; imported in" in said.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,7 +65,7 @@ def test_where_everything_is_broken_all_of_it_is_said(tmp_path: Path) -> None:
     assert "no libcudart" in said
     assert "file is not a database" in said
     assert said.splitlines()[-1].endswith(
-        "to be mended before a run can work: store, disk, tensorflow"
+        "problems must be fixed before a run can work: store, disk, tensorflow"
     )
 
 

@@ -64,7 +64,7 @@ def test_without_a_store_to_ask_no_checkpoint_may_go() -> None:
     checkpoint("outputs/day/1")
     [kept] = found(None)
     assert kept.mend is None
-    assert "cannot be asked" in kept.says
+    assert "the store is unavailable" in kept.says
 
 
 def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
@@ -78,7 +78,7 @@ def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
     assert done.mend == "rm -r -- multirun/day/done"
     assert (broken.mend, broken.says.split(",")[0]) == (
         None,
-        "folders of 1 sweeps that did not finish",
+        "folders of 1 unfinished or unrecorded sweeps",
     )
 
 

@@ -61,7 +61,7 @@ def test_orphans_are_shown_and_only_closed_when_asked(
     gone = opened(client, number, signs() | GONE)
     silent = opened(client, number, signs() | SILENT, LONG_AGO)
     shown, at_work = said(client)
-    assert shown.startswith("warning: 2 RUNNING though its process is gone: ")
+    assert shown.startswith("warning: 2 RUNNING although its process is gone: ")
     assert gone in shown
     assert silent in shown
     assert (at_work, alive in shown) == ("ok: 1 at work", False)
@@ -83,7 +83,7 @@ def test_a_run_of_another_machine_is_closed_only_if_it_is_not_heard_of_whatever_
     behind = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
     run = opened(client, number, signs() | {HOST: "another machine", BEAT: behind})
     silent, at_work = said(client)
-    assert silent.startswith("warning: 1 RUNNING on other machines, not heard of lately: " + run)
+    assert silent.startswith("warning: 1 RUNNING on other machines, silent lately: " + run)
     assert at_work == "ok: 0 at work"
     listened: list[float] = []
 
@@ -126,7 +126,7 @@ def test_of_each_that_is_closed_what_it_left_is_saved_and_a_failure_in_that_is_n
         f"{brought[0]}: what it left in its folder cannot be saved: OSError: disk full"
     )
     assert [each.state for each in found] == ["warning", "ok", "ok"]
-    assert found[1].mend == f"python -m pipeline resume run_id={brought[0]} goes on with it"
+    assert found[1].mend == f"python -m pipeline resume run_id={brought[0]} resumes it"
     assert [status(client, run) for run in runs] == ["KILLED"] * 2
 
 

@@ -110,7 +110,7 @@ def test_a_rerun_is_bit_identical_and_linked_to_the_run(
     assert out.splitlines()[-1] == (
         f"reproduces={first} run_id={again.info.run_id} verdict=bit-identical"
     )
-    assert "Code, environment, data and hardware are as they were." in out
+    assert "Code, environment, data and hardware are unchanged." in out
     assert "test/accuracy" in out
     assert "test/precision_1" not in out  # nobody reads dozens of equal numbers
     assert "further metrics of the splits are equal" in out

@@ -136,9 +136,7 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
     assert [step for step, _ in history(tmp_path, "val/loss")] == [1, 2, 3]
     resumed(tmp_path)
     said = capsys.readouterr().err
-    assert (
-        f"going on with {before.info.run_name} ({before.info.run_id}) after 2 of 4 epochs" in said
-    )
+    assert f"resuming {before.info.run_name} ({before.info.run_id}) after 2 of 4 epochs" in said
     assert_alike(tmp_path, whole)
     after = the_run(tmp_path)
     assert after.info.run_id == before.info.run_id
@@ -188,7 +186,7 @@ def refused(folder: Path, reason: str, *words: str) -> None:
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole: Path) -> None:
-    refused(whole, "experiment digits has no run that could go on")
+    refused(whole, "experiment digits has no run that can be resumed")
     refused(whole, "is finished: there is nothing left", f"run_id={the_run(whole).info.run_id}")
 
 
