@@ -13,6 +13,8 @@ Each public name is imported when it is first used.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,17 +83,26 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports the module of a public name on first use."""
-    for home, names in _HOMES.items():
-        if name in names:
-            from pipeline.system.imports import load
+class _Package(ModuleType):
+    """This package, whose public names are imported on first use."""
 
-            value = globals()[name] = getattr(load(home), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(self, name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                from pipeline.system.imports import load
+
+                value = getattr(load(home), name)
+                super().__setattr__(name, value)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing the module `pipeline.run` must not hide the function of the same name.
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*__all__, *super().__dir__()})
 
 
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted({*__all__, *globals()})
+sys.modules[__name__].__class__ = _Package

@@ -151,7 +151,7 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     Raises:
         PipelineError: training failed; the run is recorded as FAILED.
     """
-    result = _imported("pipeline.story").run(config, folder_of_work(folder))
+    result = _imported("pipeline.run").run(config, folder_of_work(folder))
     return _find(result.run_id, config)
 
 

@@ -126,6 +126,15 @@ def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) 
             pipeline.evaluate(fitted.model, config, prepared, split="tset")
 
 
+def test_the_function_run_keeps_its_name_when_its_module_is_imported() -> None:
+    import pipeline.run
+    from pipeline.run import run as story
+
+    assert pipeline.run is not story
+    assert callable(pipeline.run)
+    assert "run" in dir(pipeline)
+
+
 @pytest.mark.slow
 def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
     with inside(tmp_path):

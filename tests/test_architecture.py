@@ -31,17 +31,17 @@ ALLOWED = {
     "training": {"evaluation", "data", "config", "system"},
     "tracking": {"training", "data", "config", "system"},
     "reports": {"tracking", "evaluation", "data", "config", "system"},
-    "story": {"reports", "tracking", "evaluation", "training", "data", "config", "system"},
+    "run": {"reports", "tracking", "evaluation", "training", "data", "config", "system"},
     "sweeps": {
-        *("story", "reports", "tracking", "evaluation", "training"),
+        *("run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "verbs": {
-        *("sweeps", "story", "reports", "tracking", "evaluation", "training"),
+        *("sweeps", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "api": {
-        *("verbs", "story", "reports", "tracking", "evaluation", "training"),
+        *("verbs", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "__main__": {"verbs", "tracking", "config", "system"},
@@ -425,7 +425,7 @@ def test_the_table_of_rooms_names_all_of_them_and_has_no_circle() -> None:
 
 
 def test_the_story_of_a_run_is_told_in_about_a_hundred_lines() -> None:
-    assert len((PACKAGE / "story.py").read_text(encoding="utf-8").splitlines()) <= 125
+    assert len((PACKAGE / "run.py").read_text(encoding="utf-8").splitlines()) <= 125
 
 
 def test_every_public_function_and_class_says_what_it_is_for() -> None:

@@ -17,7 +17,7 @@ import keras
 import psutil
 
 from pipeline.config.schema import Config
-from pipeline.story import Result, complete, run
+from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
 from pipeline.tracking.recording import reopen

@@ -10,7 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
-    from pipeline.story import Result
+    from pipeline.run import Result
 
 EVALUATE = Verb(
     name="evaluate",
@@ -27,7 +27,7 @@ def evaluate(config: Config, folder: Path) -> Result:
     Raises:
         RequestError: `run_id` is missing, or there is no such run with a model.
     """
-    from pipeline.story import complete
+    from pipeline.run import complete
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_trained
 

@@ -10,12 +10,12 @@ from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
-    from pipeline.story import Result
+    from pipeline.run import Result
 
 RUN = Verb(
     name="run",
     help="train, evaluate and record one model (the default)",
-    entry="pipeline.story:run",
+    entry="pipeline.run:run",
     records=True,
 )
 TRAIN = Verb(
@@ -28,6 +28,6 @@ TRAIN = Verb(
 
 def train(config: Config, folder: Path) -> Result:
     """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
-    from pipeline.story import run
+    from pipeline.run import run
 
     return run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)

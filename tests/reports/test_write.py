@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pipeline.reports.write import bring_home, reported
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
@@ -155,7 +156,7 @@ def test_a_run_that_ends_badly_has_a_report_as_far_as_it_got(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.story._evaluate", fail)
+    monkeypatch.setattr(sys.modules["pipeline.run"], "_evaluate", fail)
     with inside(tmp_path):
         with pytest.raises(type(error)):
             run(configured(*SMALL), tmp_path / "outputs")
@@ -176,7 +177,7 @@ def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of the report")
 
-    monkeypatch.setattr("pipeline.story._load_data", lambda *_: {}["data"])
+    monkeypatch.setattr(sys.modules["pipeline.run"], "_load_data", lambda *_: {}["data"])
     monkeypatch.setattr("pipeline.reports.write.html", fail)
     with inside(tmp_path), pytest.raises(KeyError, match="data"):
         run(configured(*SMALL), tmp_path / "outputs")
@@ -221,7 +222,7 @@ def test_what_a_killed_run_left_is_brought_home_with_a_report(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.story._evaluate", killed)
+    monkeypatch.setattr(sys.modules["pipeline.run"], "_evaluate", killed)
     with inside(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(configured(*SMALL, *words), tmp_path / "outputs")

@@ -19,7 +19,7 @@ def test_another_backend_of_keras_is_refused_with_the_variable_to_unset(
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
     with pytest.raises(RequestError, match=f"^KERAS_BACKEND={backend}: .*; unset KERAS_BACKEND$"):
-        load("pipeline.story")
+        load("pipeline.run")
 
 
 def test_a_run_with_another_backend_ends_before_tensorflow_is_imported(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Tracking
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.models import load_model

@@ -27,7 +27,7 @@ from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.reproduce import Reproduce
 
 if TYPE_CHECKING:
-    from pipeline.story import Result
+    from pipeline.run import Result
 
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
@@ -94,7 +94,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     _show_changes(entry, changed)
     # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
-        run = load("pipeline.story").run
+        run = load("pipeline.run").run
     result: Result = run(again, folder)
     rerun = _entry(result.run_id, config)
     pairs = paired(entry.logged, rerun.logged)

@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Progress, Start, progress_of
 from pipeline.verbs.resume import Resume
 
 if TYPE_CHECKING:
-    from pipeline.story import Result
+    from pipeline.run import Result
 
 UNFINISHED = Query(
     status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
@@ -55,7 +55,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         # Imported only now: a refusal need not wait for TensorFlow.
         _say(entry, progress, then)
         with native_messages_to(place / "tensorflow.log"):
-            run = load("pipeline.story").run
+            run = load("pipeline.run").run
         result: Result = run(then, place, start=Start(run_id=entry.id, progress=progress))
     return result
 

@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, STATE, Registry, open_registry

@@ -12,7 +12,7 @@ import mlflow
 import pytest
 
 from docs import screenshots
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.verbs.promote.ledger import PROMOTED, REFUSED, ROLLED_BACK
 from tests.commands import carried_out, configured, inside, results

@@ -12,7 +12,7 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.config.sweep import JobSettings
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage

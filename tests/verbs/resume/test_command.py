@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 
-from pipeline.story import run
+from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import Recording
 from tests.commands import carried_out, configured, environment, inside, pipeline
 from tests.system.test_folders import HOLD
 
@@ -151,7 +152,7 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, at=2, error=KeyboardInterrupt)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr("pipeline.story.draw_training", lambda *_: cut_in(0)(0, {}))
+        patch.setattr(sys.modules["pipeline.run"], "draw_training", lambda *_: cut_in(0)(0, {}))
         resumed(tmp_path)
     assert the_run(tmp_path).info.status == "FAILED"
     resumed(tmp_path)
@@ -159,16 +160,13 @@ def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     assert the_run(tmp_path).data.tags["resumed.after_epoch"] == "1, 4"
 
 
-@pytest.mark.parametrize("died_in", ["evaluate", "log_model"])
+@pytest.mark.parametrize("died_in", ["evaluate", "_save_model"])
 def test_a_run_that_died_after_training_is_only_evaluated_and_saved(
     died_in: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {
-        "evaluate": "pipeline.story.evaluate",
-        "log_model": "pipeline.tracking.recording.Model.log",
-    }[died_in]
+    place = {"evaluate": sys.modules["pipeline.run"], "_save_model": Recording}[died_in]
     with monkeypatch.context() as patch, inside(tmp_path), pytest.raises(PowerCut):
-        patch.setattr(place, lambda *_, **__: cut_in(0)(0, {}))
+        patch.setattr(place, died_in, lambda *_, **__: cut_in(0)(0, {}))
         run(configured(*SMALL), tmp_path / "outputs")
     saved = [(tmp_path / "outputs/checkpoints/last.keras").stat().st_mtime_ns]
     resumed(tmp_path)

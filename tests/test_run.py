@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from pipeline.config.schema import Config, validate
 from pipeline.data.load import ingest, prepare
-from pipeline.story import complete, run
+from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import Recording, reopen
 from pipeline.verbs.evaluate import evaluate
