@@ -1,4 +1,4 @@
-"""`compare`: recorded runs side by side."""
+"""`compare`: compares recorded runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipeline.verbs import Verb
 
 @dataclass
 class Compare:
-    """Which runs to set side by side, and by what."""
+    """Which runs to compare, and by which metric."""
 
     runs: list[str] = MISSING
-    """Ids of the runs, or the first characters of each; none takes those of `sweep`, else `top`."""
+    """Ids of the runs, or their first characters; if empty, those of `sweep`, else `top`."""
     sweep: str | None = MISSING
     """Id of a sweep whose jobs to compare, or `latest`."""
     top: Count = MISSING
-    """How many of the experiment's best finished runs, where neither runs nor a sweep is named."""
+    """Number of the experiment's best finished runs, if neither `runs` nor `sweep` is given."""
     metric: str = MISSING
     """Metric that ranks the runs."""
     direction: Annotated[str, one_of("maximize", "minimize")] | None = MISSING
-    """Which values of the metric are better; null takes what the metric says of itself."""
+    """Which values of the metric are better; null takes what the metric declares."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = MISSING
     """Coverage of the confidence intervals; 1 - confidence is the level of McNemar's test."""
     resamples: Annotated[int, Field(ge=100)] = MISSING
@@ -36,7 +36,7 @@ class Compare:
 
 COMPARE = Verb(
     name="compare",
-    help="set recorded runs side by side: is it noise?",
+    help="compare recorded runs: are their differences significant?",
     entry="pipeline.verbs.compare.command:compare",
     show="pipeline.verbs.compare.command:show",
     request=Compare,

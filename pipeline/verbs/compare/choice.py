@@ -1,4 +1,4 @@
-"""Finds the runs to compare: whole pages of them, no request for a single one."""
+"""Finds the runs to compare; reads whole pages of runs, never one request per run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FINISHED = Query(status=(Status.FINISHED,), is_sweep=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Runs, where they come from in words, and the sweep whose jobs they are, if they are that."""
+    """Runs, a description of where they come from, and their sweep if they are its jobs."""
 
     runs: list[RecordedRun]
     source: str
@@ -28,7 +28,7 @@ def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) 
     """The `most` finished runs of the experiment that have the metric, best first.
 
     Raises:
-        RequestError: there is none; says which metrics there are.
+        RequestError: there is none; the message lists the available metrics.
     """
     name = experiment_name(config)
     asked = replace(FINISHED, experiment=name, has_metric=metric)
@@ -46,10 +46,10 @@ def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) 
 
 
 def named_runs(config: Config, asked: Sequence[str]) -> Found:
-    """The runs that are asked for by id or by its first characters, in that order.
+    """Finds the runs with the given ids, or first characters of ids, in that order.
 
     Raises:
-        RequestError: a name fits no run, several, or a sweep's own run; or all name the same.
+        RequestError: a name matches no run, several, or a sweep's own run; or all are the same.
     """
     names = list(dict.fromkeys(asked))
     whole = [name for name in names if len(name) == WHOLE]
@@ -59,10 +59,12 @@ def named_runs(config: Config, asked: Sequence[str]) -> Found:
     for name in names:
         run = found.get(name) or by_id(client, name, key="runs")
         if run.is_sweep:
-            raise RequestError(f"runs: {name} is a sweep's own run; its jobs are sweep={name}")
+            raise RequestError(
+                f"runs: {name} is a sweep's own run; to compare its jobs, use sweep={name}"
+            )
         runs[run.id] = run
     if len(runs) < 2:
-        raise RequestError(f"runs: all of {', '.join(names)} are one run; name two or more")
+        raise RequestError(f"runs: all of {', '.join(names)} are the same run; name two or more")
     return Found(runs=list(runs.values()), source=f"{len(runs)} named runs")
 
 

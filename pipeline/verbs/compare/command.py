@@ -1,4 +1,4 @@
-"""The verb `compare`: recorded runs side by side, and whether their differences are noise."""
+"""The verb `compare`: compares runs and tests whether their differences are significant."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MOST_READ = 20  # runs whose stored predictions are read
 
 
 def compare(config: Config, request: Compare, folder: Path) -> Comparison:
-    """Sets the runs that are asked for side by side; writes page and pictures to `folder`.
+    """Compares the requested runs; writes the page and the plots to `folder`.
 
-    Those of a sweep are logged to the sweep's own run as well, under `compare/`.
+    For the jobs of a sweep, these are also logged to the sweep's own run, under `compare/`.
 
     Raises:
         RequestError: the runs cannot be found, or none of them has the metric.
@@ -40,7 +40,7 @@ def compare(config: Config, request: Compare, folder: Path) -> Comparison:
     if request.runs and len(set(request.runs)) < 2:
         raise RequestError("runs: name two runs or more, runs=<id>,<id>")
     with uncollected(), drawing() as begin:
-        found = _find(config, request)  # among whose records a look would take a second
+        found = _find(config, request)  # garbage collection among the records would take a second
         comparison = compare_runs(
             found.runs,
             found.source,
@@ -65,7 +65,7 @@ def show(comparison: Comparison, request: Compare) -> None:
 
 
 def _find(config: Config, request: Compare) -> Found:
-    load("pipeline.verbs.compare.choice")  # only now: MLflow takes seconds to import
+    load("pipeline.verbs.compare.choice")  # imported only now: MLflow takes seconds
     from pipeline.verbs.compare import choice
 
     if request.runs:
@@ -83,11 +83,11 @@ def _find(config: Config, request: Compare) -> Found:
 
 
 def _lower_is_better(request: Compare) -> bool:
-    """Whether low values of the metric are the better ones, as it says itself or the user does."""
+    """Whether low values of the metric are better, as the metric or the user declares."""
     better, given = scale_of(request.metric).better, request.direction
     if better is None and given is None:
         raise RequestError(
-            f"metric={request.metric}: it is not known whether high or low values of it are "
+            f"metric={request.metric}: it is not known whether high or low values are "
             "better; add direction=maximize or direction=minimize"
         )
     if better is not None and given is not None and (better == "lower") != (given == "minimize"):
@@ -98,7 +98,7 @@ def _lower_is_better(request: Compare) -> bool:
 
 
 def _stored(found: Found) -> dict[str, Stored]:
-    """The stored predictions by run id; of more than a few runs none is read."""
+    """The stored predictions by run id; empty for more than MOST_READ runs."""
     if len(found.runs) > MOST_READ:
         return {}
     read: dict[str, Stored] = {}
@@ -109,9 +109,9 @@ def _stored(found: Found) -> dict[str, Stored]:
 
 
 def _packages(found: Found) -> list[str]:
-    """How the environments of two runs differ in what their tags do not tell of."""
+    """Differences between the environments of two runs that their tags do not show."""
     if len(found.runs) != 2:
-        return []  # a table has no room for a hundred packages of each row
+        return []  # a table has no room for a hundred packages per row
     from pipeline.tracking import lineage, origin
 
     try:
@@ -133,7 +133,7 @@ def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Pat
 
 
 def _table(comparison: Comparison) -> str:
-    """What a person reads, with the terminal's colours."""
+    """The comparison as text, with the terminal's colours."""
     console = standard_output()
     with console.capture() as printed:
         print_comparison(comparison, console)

@@ -1,4 +1,4 @@
-"""Runs side by side, with what their differences are worth: `RecordedRun`s → `Comparison`. Pure."""
+"""Compares runs and tests their differences: `RecordedRun`s → `Comparison`. Pure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pipeline.verbs.compare.pair import Pair, Stored, Unpaired, images_of, pair_
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
 
 SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
-Values = dict[tuple[str, str], Array]  # by run and metric: a number for each image, f64[N]
+Values = dict[tuple[str, str], Array]  # by run and metric: one number per image, f64[N]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The metric that ranks the runs, and whether its low values are the better ones."""
+    """The metric that ranks the runs, and whether low values of it are better."""
 
     metric: str
     lower_is_better: bool
@@ -39,7 +39,7 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A row with its metrics, and how its ranking metric differs from the first row's."""
+    """A row with its metrics, and the difference of its ranking metric to the first row."""
 
     label: str
     row: Row
@@ -49,11 +49,11 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Rows, best first by `ranking` unless two runs were named, and what they differ in.
+    """Rows, best first by `ranking` unless two runs were named, and the traits that differ.
 
-    `pair` for exactly two runs, or else `unpaired`, why not. `repeats`: runs that another of the
-    same setting and seed replaced; `misplaced`: those whose recorded metrics are not of the epoch
-    whose weights they kept.
+    `pair` exists for exactly two runs; if they cannot be paired, `unpaired` says why. `repeats`
+    counts runs replaced by a newer one of the same setting and seed; `misplaced` counts those whose
+    recorded metrics do not belong to the epoch whose weights they kept.
     """
 
     source: str
@@ -68,9 +68,9 @@ class Comparison:
     pair: Pair | None
     unpaired: str | None
     files: Sequence[str] = ()
-    """The page and the pictures that show it, once they are written."""
+    """The page and the plots that show it, once they are written."""
     packages: Sequence[str] = ()
-    """Of two runs: installed packages that differ besides those among the traits, in words."""
+    """For two runs: installed packages that differ and are not among the traits, in words."""
 
     @property
     def metric(self) -> str:
@@ -85,7 +85,7 @@ def compare_runs(
     stored: Mapping[str, Stored],
     resampling: Resampling,
 ) -> Comparison:
-    """Sets runs side by side; `stored` are the predictions, by run id, that were read."""
+    """Compares runs; `stored` are the predictions that were read, by run id."""
     metric = ranking.metric
     paired = len(runs) == 2
     folded = fold(runs)
@@ -177,7 +177,7 @@ def _estimate(
     intervals: Mapping[tuple[str, str], Estimate],
     resampling: Resampling,
 ) -> Estimate:
-    """Over seeds where there are several; else over images, from predictions or from the count."""
+    """Over seeds if there are several, else over images, from predictions or their number."""
     known = [
         intervals.get((run.id, metric)) or Estimate(value=run.metrics[metric])
         for run in row.runs
@@ -203,13 +203,13 @@ def _gaps(
     stored: Mapping[str, Stored],
     resampling: Resampling,
 ) -> dict[int, tuple[float, float]]:
-    """Paired intervals of the differences to the first row, by place, of rows with its images."""
+    """Paired intervals of the differences to the first row, for rows with the same images."""
     gaps = {
         place: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
         for place, row in enumerate(rows)
         if place and _same_images(rows[0], row, metric, values, stored)
     }
-    # All at once: the resamples are what takes the time.
+    # All at once, because the resampling takes the time.
     if not gaps:
         return {}
     intervals = bootstrap(np.stack(list(gaps.values())), resampling)
@@ -221,7 +221,7 @@ def _gaps(
 def _differences(
     estimates: Sequence[Estimate], gaps: Mapping[int, tuple[float, float]], resampling: Resampling
 ) -> Iterator[Estimate | None]:
-    """What each row's estimate is more than the first's; None for the first."""
+    """The difference of each row's estimate to the first row's; None for the first."""
     first, *others = estimates
     yield None
     for place, other in enumerate(others, start=1):
@@ -230,7 +230,7 @@ def _differences(
             yield Estimate(value=other.value - first.value, low=low, high=high, method=PAIRED)
         elif max(first.n, other.n) > 1 and min(first.n, other.n) > 0:
             yield welch(first, other, resampling.confidence)
-        else:  # NaN where one of them has no interval
+        else:  # NaN if one of them has no interval
             yield newcombe(first, other)
 
 
@@ -254,6 +254,6 @@ def _pair(
 
 
 def _rank(estimate: Estimate, lower: bool) -> tuple[bool, float]:
-    """Best first, those without a value last."""
+    """Sort key: best first, rows without a value last."""
     value = estimate.value
     return math.isnan(value), value if lower else -value

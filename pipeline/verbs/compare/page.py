@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else, and as a document for scripts."""
+"""A comparison as one self-contained HTML file, and as a JSON document for scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TONES = {"within noise": "level", "worse": "worse", "better": "better"}
 
 def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     """The HTML; `pictures` are PNGs by name: `compare`, and for two runs `classes`."""
-    # Only now, for JSON needs no template.
+    # Imported only now: JSON needs no template.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -46,7 +46,7 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON has it: no NaN, rows in their order."""
+    """The comparison as a JSON document, without NaN; rows keep their order."""
     pair = comparison.pair
     return {
         "source": comparison.source,
@@ -81,7 +81,7 @@ def _numbers(estimate: Estimate) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without NaN, which JSON has not: null."""
+    """Replaces NaN, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

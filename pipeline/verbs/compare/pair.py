@@ -1,4 +1,4 @@
-"""Two runs that were asked about the same images, set against each other. Pure."""
+"""Compares two runs image by image, on the same images. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREPROCESS = "preprocess."
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What two classifiers make of the same images; `change` is the second's accuracy - first's."""
+    """Two classifiers on the same images; `change` is the second's accuracy minus the first's."""
 
     split: str
     images: int
@@ -34,12 +34,12 @@ class Pair:
 
     @property
     def is_noise(self) -> bool:
-        """Whether McNemar's test leaves chance as an explanation at 1 - confidence."""
+        """Whether McNemar's test finds no significant difference at level 1 - confidence."""
         return self.test.p_value >= 1 - self.confidence
 
 
 class Unpaired(Exception):
-    """Two runs that cannot be compared image by image; says why."""
+    """Two runs cannot be compared image by image; the message says why."""
 
 
 def pair_up(
@@ -47,12 +47,12 @@ def pair_up(
     stored: Mapping[str, Stored],
     resampling: Resampling,
 ) -> Pair:
-    """Compares two runs image by image, on the test split where both have it.
+    """Compares two runs image by image, on the test split if both have it.
 
     `stored`: predictions by run id.
 
     Raises:
-        Unpaired: predictions are missing, or were not made of the same images.
+        Unpaired: predictions are missing, or belong to different images.
     """
     split = _common_split(runs, stored)
     first, second = (stored[run.id] for run in runs)
@@ -78,17 +78,17 @@ def pair_up(
 
 
 def class_names(stored: Stored, split: str) -> list[str]:
-    """The classes' names; runs recorded before they were stored have numbers alone."""
+    """The class names; runs recorded before these were stored only have numbers."""
     if "class_names" in stored:
         return [str(name) for name in stored["class_names"]]
     return [f"class {number}" for number in range(stored[f"{split}_probs"].shape[1])]
 
 
 def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
-    """A text that is the same for two runs exactly if their images of a split are the same.
+    """A text that is equal for two runs if and only if their images of a split are the same.
 
-    Data, the way to the split and the labels decide. The test split is nobody's choice but the
-    data set's; of the settings only those that change pixels could matter to it, and none does.
+    It depends on the data, the labels and, except for the test split, how the data was split. The
+    test split is fixed by the data set, and no setting changes its pixels.
     """
     settings = {k: v for k, v in run.params.items() if k.startswith(PREPROCESS)}
     way = sorted(settings.items()) if split == "val" else []
@@ -108,6 +108,6 @@ def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, St
             if images_of(runs[0], stored[runs[0].id], split) != images_of(
                 runs[1], stored[runs[1].id], split
             ):
-                raise Unpaired(f"the runs' {name} images differ: they were split in other ways")
+                raise Unpaired(f"the runs' {name} images differ: they were split differently")
             return split
-    raise Unpaired("the runs have predictions of no split in common")
+    raise Unpaired("the runs have no predictions on a common split")

@@ -1,4 +1,4 @@
-"""Recorded runs as rows: what they differ in, and which differ in their seed alone. Pure."""
+"""Groups recorded runs into rows: runs that differ only in their seed share one. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from functools import cached_property
 
 from pipeline.tracking.values import SEED, SHORT, RecordedRun
 
-# Where a run happened: shown if it differs, but two such runs may still differ in seed alone.
+# Where a run took place: shown if it differs, but does not keep runs out of the same row.
 PLACE = ("hardware.host", "hardware.memory_gb")
-# What a person does not choose; it names a row only where nothing that was chosen differs.
+# Not chosen by a person; used in a row's name only if nothing that was chosen differs.
 ORIGIN = ("code", "data", "status", "version.", "hardware.")
 LONGEST = 46  # characters of a row's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs that differ in nothing but their seed, the newest of each seed, by seed."""
+    """Runs that differ only in their seed: the newest per seed, ordered by seed."""
 
     runs: tuple[RecordedRun, ...]
 
     @cached_property
     def traits(self) -> dict[str, str]:
-        """What the runs have in common, and `seed` and places of all of them."""
+        """The traits that the runs share, and the seeds and places of all of them."""
         common = dict(self.runs[0].traits)
         for key in (SEED, *PLACE):
             if key in common:
@@ -34,17 +34,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """Rows in the order of their first run, and how many runs another with their seed replaced."""
+    """Rows in the order of their first run, and the number of runs that a newer one replaced."""
 
     rows: tuple[Row, ...]
     repeats: int
 
 
 def fold(runs: Sequence[RecordedRun]) -> Folded:
-    """Puts runs that differ in their seed alone into one row.
+    """Puts runs that differ only in their seed into one row.
 
-    A setting and seed run twice counts once, by its newest run: repeats of the same random numbers
-    would make the spread over seeds look smaller than it is.
+    Of several runs with the same setting and seed, only the newest counts: repeats with the same
+    random numbers would make the spread over seeds look smaller than it is.
     """
     alike: dict[frozenset[tuple[str, str]], dict[str, RecordedRun]] = {}
     for run in runs:
@@ -61,14 +61,14 @@ def fold(runs: Sequence[RecordedRun]) -> Folded:
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
-    """The traits that are not the same in all rows, in the order in which the runs have them."""
+    """The traits that differ between rows, in the order in which the runs have them."""
     traits = [row.traits for row in rows]
     names = dict.fromkeys(key for row in traits for key in row)
     return [name for name in names if len({row.get(name, "") for row in traits}) > 1]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """By name its last part, `optimizer.learning_rate` → `learning_rate`, where that is enough."""
+    """Maps names to their last part, `optimizer.learning_rate` → `learning_rate`, where unique."""
     ends = [name.rpartition(".")[2] for name in names]
     return {
         name: end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)
@@ -76,9 +76,9 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
-    """What to call each row: its run's name; where one has several runs, what tells it apart.
+    """A label per row: the run's name, or the differing traits if any row has several runs.
 
-    A name that two rows have is followed by the beginning of the run's id.
+    A label that two rows share is followed by the beginning of the run's id.
     """
     telling = [name for name in traits if name != SEED and name not in PLACE]
     telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
@@ -104,5 +104,5 @@ def _listed(values: Iterable[str]) -> str:
 
 
 def _number(text: str) -> tuple[float, str]:
-    """Sorts numbers by size and before other texts."""
+    """Sort key: numbers by value, before other texts."""
     return (float(text), text) if text.isdecimal() else (float("inf"), text)

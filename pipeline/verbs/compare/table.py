@@ -14,11 +14,11 @@ from pipeline.verbs.compare.rows import short_names
 from pipeline.verbs.compare.words import change, counted, interval, notes, number, standing, verdict
 
 SHOWN = 30  # rows; the page has them all
-ASIDE = 4  # up to so many rows stand side by side, which long values fit better
+ASIDE = 4  # up to this many rows are shown as columns, which suits long values better
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Prints what differs, the metrics, for two runs what their images say, and the verdict."""
+    """Prints what differs, the metrics, the verdict and, for two runs, changes by class."""
     console.print(f"{counted(comparison.runs)}: {comparison.source}", soft_wrap=True)
     console.print(_table(comparison))
     if comparison.pair:

@@ -1,4 +1,4 @@
-"""What a comparison says, in words: is a difference noise, and how is that known. Pure."""
+"""Puts a comparison into words: whether differences are significant, and by which method. Pure."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pipeline.verbs.compare.pair import Pair
 
 
 def verdict(comparison: Comparison) -> str:
-    """The sentence that a comparison is made for."""
+    """The conclusion of a comparison, in a sentence or two."""
     first, *others = comparison.rows
     if comparison.pair:
         return _of_pair(comparison, comparison.pair)
     if len(others) == 1:
         return _of_two(comparison, first, others[0])
     if not others:
-        return "There is one row alone: nothing to compare it with."
+        return "There is only one row, so there is nothing to compare."
     return _of_many(comparison)
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """How the numbers were made, and what to keep in mind, a sentence or two each."""
+    """Notes on methods and caveats, a sentence or two each."""
     if comparison.unpaired:
         yield f"No paired test: {comparison.unpaired}."
     yield _how(comparison)
     if comparison.pair:
         yield (
-            "The paired test is about these two trained models. Whether one setting is better than "
-            "the other takes several seeds of each."
+            "The paired test is about these two trained models. To tell whether one setting is "
+            "better than the other, run several seeds of each."
         )
         if list(comparison.traits) == [SEED]:
-            yield "The runs differ in their seed alone: what separates them is chance of training."
+            yield "The runs differ only in their seed: their differences are chance in training."
     if comparison.packages:
-        yield f"Installed packages that differ as well: {'; '.join(comparison.packages)}."
+        yield f"Installed packages also differ: {'; '.join(comparison.packages)}."
     if len(comparison.rows) > 2:
         yield (
-            f"Each interval stands alone; the best of {len(comparison.rows):,} rows looks better "
-            "than it is, because it was chosen for that."
+            "Intervals are not corrected for multiple comparisons; the best of "
+            f"{len(comparison.rows):,} rows looks better than it is, because it was chosen as such."
         )
     if comparison.repeats:
         yield (
@@ -50,13 +50,13 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.misplaced:
         yield (
-            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch without saying "
-            "how good these are; the val/… metrics shown are those of the last."
+            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch but did not "
+            "record its metrics; the val/… metrics shown are those of the last epoch."
         )
 
 
 def standing(compared: Compared, comparison: Comparison) -> str:
-    """How a row stands to the first one, in a word or two."""
+    """How a row compares with the first one, in a word or two."""
     change = compared.difference
     if change is None or change.is_noise is None:
         return ""
@@ -67,7 +67,7 @@ def standing(compared: Compared, comparison: Comparison) -> str:
 
 
 def number(value: float) -> str:
-    """A metric for people: four decimals, fewer from 10 on, or whole thousands; nothing for NaN."""
+    """Formats a metric: four decimals, fewer from 10 on, thousands separated; empty for NaN."""
     if math.isnan(value):
         return ""
     size = abs(value)
@@ -84,7 +84,7 @@ def interval(estimate: Estimate) -> str:
 
 
 def change(estimate: Estimate | None) -> str:
-    """A difference with its sign and interval; nothing where there is none."""
+    """A difference with its sign and interval; empty if there is none."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
@@ -113,7 +113,7 @@ def _of_pair(comparison: Comparison, pair: Pair) -> str:
         f"{p_value(test.p_value)}). "
     )
     if pair.is_noise:
-        return seen + "That is within noise: these images do not tell the two apart."
+        return seen + "The difference is within noise: these images cannot tell the two apart."
     better = other if pair.change.value > 0 else one
     return f"{seen}The difference is significant: {better} is better."
 
@@ -124,10 +124,10 @@ def _of_two(comparison: Comparison, first: Compared, second: Compared) -> str:
     one, other = (_described(row, name) for row in (first, second))
     seen = f"{name}: {one} against {other}. "
     if gap is None or gap.is_noise is None:
-        return seen + "There is nothing to tell whether the difference is noise."
+        return seen + "Without intervals, it cannot be told whether the difference is noise."
     seen += f"The difference is {change(gap)} ({gap.method}). "
     if gap.is_noise:
-        return seen + "That is within noise."
+        return seen + "The difference is within noise."
     better = "second" if _better(second, comparison) else "first"
     return f"{seen}The difference is significant: the {better} is better."
 
@@ -138,14 +138,14 @@ def _of_many(comparison: Comparison) -> str:
     level = sum(row.difference.is_noise is True for row in known if row.difference)
     seen = f"Best {comparison.metric}: {_described(best, comparison.metric)}. "
     if not known:
-        return seen + "There is nothing to tell which differences are noise."
+        return seen + "Without intervals, it cannot be told which differences are noise."
     if not level:
-        return seen + f"It is ahead of all {len(known):,} others by more than noise."
+        return seen + f"It is significantly better than all {len(known):,} others."
     if level == len(others):
         return seen + "All other rows are within noise of it."
     return seen + (
         f"{level:,} of the {len(known):,} other rows {_is(level)} within noise of it; "
-        f"{len(known) - level:,} {_is(len(known) - level)} worse by more than that."
+        f"{len(known) - level:,} {_is(len(known) - level)} significantly worse."
     )
 
 
@@ -164,7 +164,7 @@ def _better(compared: Compared, comparison: Comparison) -> bool:
 
 
 def _how(comparison: Comparison) -> str:
-    """Which method gave how many of the intervals."""
+    """The methods of the intervals, with their counts."""
     main = Counter(
         method for row in comparison.rows if (method := row.estimates[comparison.metric].method)
     )
@@ -175,8 +175,9 @@ def _how(comparison: Comparison) -> str:
     )
     if not main:
         return (
-            f"{comparison.metric} comes without intervals: one run has them for accuracies and "
-            "losses of a split whose predictions were read, several for every metric."
+            f"{comparison.metric} comes without intervals: a single run has them only for "
+            "accuracies and losses of a split whose predictions were read, several seeds for every "
+            "metric."
         )
     confidence = f"{comparison.resampling.confidence:.0%} intervals"
     said = f"{comparison.metric} has {confidence} by " + _counted(main)
@@ -185,7 +186,7 @@ def _how(comparison: Comparison) -> str:
     if {PAIRED, "bootstrap over images"} & {*main, *gaps}:
         said += f"; {comparison.resampling.resamples:,} resamples"
     if WELCH in gaps and any(len(row.row.runs) == 1 for row in comparison.rows):
-        said += "; a single run is taken to spread as the seeds of the other do"
+        said += "; a single run is assumed to vary as much as the seeds of the other"
     return said + "."
 
 

@@ -1,4 +1,4 @@
-"""`predict`: the classes of pictures."""
+"""`predict`: classifies pictures."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pipeline.verbs import Verb
 
 @dataclass
 class Predict:
-    """Which images to classify by which model, and where the answers go."""
+    """Which images to classify with which model, and where to write the results."""
 
     model_uri: str | None = MISSING
-    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes that of
+    """For example `models:/fashion_mnist@champion` or `models:/m-…`; null takes that of
     `run_id`, else the data set's champion."""
     images: str | None = MISSING
-    """A file, a folder (searched through) or a pattern; `.npy` files hold arrays of images."""
+    """A file, a folder (with its subfolders) or a pattern; `.npy` files hold arrays of images."""
     output: Annotated[str, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
-    """File for the answers, a row an image; `.json` and `.jsonl` are JSON lines."""
+    """File for the results, one row per image; `.json` and `.jsonl` are JSON lines."""
     invert: Annotated[str, one_of("auto", "yes", "no")] = MISSING
-    """Whether to invert brightness: `auto` where an image's border is bright and the model's
+    """Whether to invert brightness; `auto` inverts images with a bright border if the model's
     training images have a dark one."""
     batch_size: Count = MISSING
     """Images predicted at once."""
     contact_sheet: Annotated[str, ending_in(".png")] | None = MISSING
-    """PNG file for a page of the first images with their classes."""
+    """PNG file for an overview of the first images with their classes."""
 
 
 PREDICT = Verb(

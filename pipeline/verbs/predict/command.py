@@ -1,4 +1,4 @@
-"""The story of a prediction, from image files to a table of classes."""
+"""The verb `predict`, from image files to a table of classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Classify = Callable[[Block], Answers]
 
 
 class Tally:
-    """How many images each class got and with what probability."""
+    """Counts images per class, with their mean probability."""
 
     def __init__(self) -> None:
         self.images: Counter[str] = Counter()
@@ -55,7 +55,7 @@ class Tally:
         return self.images.total()
 
     def table(self) -> Table:
-        """The classes that any image got, the most frequent first."""
+        """The predicted classes as a table, most frequent first."""
         table = Table("class", show_edge=False)
         for column in ("images", "share", "mean probability"):
             table.add_column(column, justify="right")
@@ -67,7 +67,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What became of the images that were to be classified: the rows of `output`, and the rest."""
+    """The result of a prediction: counts of the rows in `output`, and what was skipped."""
 
     tally: Tally
     found: Found
@@ -76,10 +76,10 @@ class Classified:
 
 
 def predict(config: Config, request: Predict, folder: Path) -> Classified:
-    """Classifies the images that are asked for and writes a row for each that can be read.
+    """Classifies the requested images and writes one row for each readable image.
 
     Raises:
-        RequestError: no file, or no such model.
+        RequestError: there is no such file or model.
         PipelineError: none of the files can be read.
     """
     if request.images is None:
@@ -99,7 +99,7 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
 
 
 def show(classified: Classified, request: Predict) -> None:
-    """Prints how many images each class got, and where the rows are.
+    """Prints the number of images per class, and the output file.
 
     Raises:
         PipelineError: a file could not be read.
@@ -139,7 +139,7 @@ def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: She
 
 
 def classifier(model: LoadedModel, invert: str) -> Classify:
-    """What turns blocks into answers; `invert` is auto, yes or no."""
+    """Makes a function that turns blocks into answers; `invert` is auto, yes or no."""
     from pipeline.training.predictor import predictor
 
     forward = predictor(model.model)
@@ -191,7 +191,7 @@ def _sheet(model: LoadedModel) -> Sheet:
 def _progress(
     found: Found, skipped: list[Unreadable], stderr: TextIO
 ) -> Iterator[Callable[[Block], None]]:
-    """A bar on a terminal, and a line for all that cannot be read, which joins `skipped`."""
+    """Shows a bar on a terminal and one line per unreadable file, and adds that to `skipped`."""
     console = Console(file=stderr, highlight=False, markup=False, emoji=False)
     bar = Progress(
         BarColumn(bar_width=24),

@@ -1,4 +1,4 @@
-"""A page of images with their classes, as a picture: the original, and what the model saw."""
+"""A contact sheet: images with their classes, each as in the file and as the model saw it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One image of the sheet; `seen` u8[H,W,C] is what the model was given."""
+    """One image of the sheet; `seen` u8[H,W,C] is the model's input."""
 
     file: Path
     index: int | None
@@ -36,14 +36,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Keeps the first images' answers until the page is drawn; `shape` is the model's."""
+    """Collects the first images and answers for the page; `shape` is that of the model's images."""
 
     title: str
     shape: Shape
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, answers: Answers, images: Array) -> None:
-        """Takes what there is room for; `images` u8[N,H,W,C] as they were read."""
+        """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
         for place in range(min(len(images), MOST - len(self.cells))):
             best = answers.top[place, 0]
             self.cells.append(
@@ -113,7 +113,7 @@ def _original(cell: Cell, shape: Shape) -> Picture:
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """The text, or as much of its beginning as is no wider than `width` pixels."""
+    """The text, shortened to at most `width` pixels."""
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(f"{text}…", font) > width:

@@ -1,4 +1,4 @@
-"""Writes what a model says of images, a row an image, in batches: CSV, Parquet or JSON lines."""
+"""Writes predictions in batches, one row per image, as CSV, Parquet or JSON lines."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ROW_GROUP = 2**16  # rows of Parquet
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """A model's answers on some images.
+    """A model's predictions on some images.
 
-    `indices`: places in a file of several images, None in a file of one. `probs`: f32[N,K].
+    `indices`: positions in a file of several images, None in a file of one. `probs`: f32[N,K].
     `inverted`: bool[N], whether the image was inverted for the model.
     """
 
@@ -38,11 +38,11 @@ class Answers:
 
     @cached_property
     def top(self) -> Array:
-        """The most probable classes, best first and of equals the earlier, i64[N,min(TOP,K)]."""
+        """The most probable classes, best first, ties in class order, i64[N,min(TOP,K)]."""
         return np.argsort(-self.probs, axis=1, kind="stable")[:, :TOP]
 
     def columns(self) -> dict[str, list[Any]]:
-        """The rows by the names of their columns, probabilities rounded."""
+        """The rows as columns by name, probabilities rounded."""
         names = np.array(self.class_names, object)
         values = np.take_along_axis(self.probs, self.top, axis=1)
         rounded = np.round(values.astype(float), DIGITS)
@@ -62,7 +62,7 @@ Write = Callable[[Answers], None]
 
 @contextmanager
 def csv_writer(path: Path) -> Iterator[Write]:
-    """A line per row below a line of names; what is None is empty, no cell is a formula."""
+    """Writes CSV with a header; None becomes empty, and no cell is a formula."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
 
@@ -78,7 +78,7 @@ def csv_writer(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def json_writer(path: Path) -> Iterator[Write]:
-    """A JSON object a line (jsonlines.org); the best classes are a list in it."""
+    """Writes one JSON object per line (jsonlines.org), with a list of the best classes."""
     with path.open("w", encoding="utf-8") as file:
 
         def write(answers: Answers) -> None:
@@ -97,7 +97,7 @@ def json_writer(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def parquet_writer(path: Path) -> Iterator[Write]:
-    """Typed columns, in groups of rows so that any number of them needs little memory."""
+    """Writes typed columns in row groups, so that memory does not grow with the number of rows."""
     from pyarrow import concat_tables, parquet  # type: ignore[import-untyped]
 
     with ExitStack() as stack:

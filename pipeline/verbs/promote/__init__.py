@@ -12,44 +12,44 @@ from pipeline.config.rules import Count, Positive, Share, one_of
 from pipeline.system.errors import RequestError
 from pipeline.verbs import Verb
 
-Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # what fits a line of the ledger
+Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a line of the ledger
 
 
 @dataclass
 class Promote:
-    """What a run must reach to become the champion; null leaves a gate out."""
+    """What a run must achieve to become the champion; null disables a gate."""
 
     max_prediction_gap: Share | None = MISSING
-    """Largest difference between a probability that the run logged for a test image and the one
-    that the saved model gives now."""
+    """Largest difference between the logged probabilities of the test images and those that the
+    saved model gives now."""
     min_test_accuracy: Share | None = MISSING
-    """Least accuracy on the test split."""
+    """Minimum accuracy on the test split."""
     min_class_recall: Share | None = MISSING
-    """Least recall of the worst class on the test split."""
+    """Minimum recall of the worst class on the test split."""
     max_ece: Share | None = MISSING
-    """Highest expected calibration error on the test split."""
+    """Maximum expected calibration error on the test split."""
     alpha: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
-    """1 - alpha is the coverage of the paired interval of the difference in accuracy to a
-    champion, on the same test images."""
+    """The paired interval of the difference in accuracy to a champion, on the same test images,
+    has coverage 1 - alpha."""
     margin: Share = MISSING
-    """Loss of accuracy that counts as none: the lower end of that interval must lie above -margin,
-    for the present champion and for the best of its line."""
+    """Loss of accuracy that is acceptable: the lower end of that interval must lie above -margin,
+    for the current champion and for the best of its line."""
     max_model_mb: Positive | None = MISSING
-    """Highest size of the saved model, MB (10⁶ bytes)."""
+    """Maximum size of the saved model, MB (10⁶ bytes)."""
     max_latency_ms: Positive | None = MISSING
-    """Highest median time to predict one image, ms."""
+    """Maximum median time to predict one image, ms."""
     challenger: bool = MISSING
     """Register a refused model and give it the alias `challenger`."""
     force: bool = MISSING
-    """Promote whatever the gates say, if only the model loads; needs a reason."""
+    """Promote despite failed gates, provided that the model loads; needs a reason."""
     reason: Reason | None = MISSING
-    """Why, for the ledger."""
+    """Reason, recorded in the ledger."""
 
     def __post_init__(self) -> None:
-        """Checks what the keys are to each other.
+        """Checks the keys against each other.
 
         Raises:
-            RequestError: it is to be forced without a reason.
+            RequestError: `force` is set without a reason.
         """
         if self.force is True and not (self.reason or "").strip():
             raise RequestError('promote.force=true needs a reason, for the ledger: reason="…"')
@@ -82,7 +82,7 @@ PROMOTE = Verb(
 )
 ROLLBACK = Verb(
     name="rollback",
-    help="go back to the champion before, or to=<version>",
+    help="go back to the previous champion, or to=<version>",
     entry="pipeline.verbs.promote.rollback:rollback",
     show="pipeline.verbs.promote.promote:show",
     request=Rollback,

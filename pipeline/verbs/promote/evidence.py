@@ -1,4 +1,4 @@
-"""Gathers what the gates judge by: the saved model is loaded, asked and timed, on the real data."""
+"""Gathers the evidence for the gates: loads the saved model, runs and times it on the real data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.verbs.promote.gates import Champion, Evidence
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What a saved model did: `probs` f32[N,K] or None, and then why not."""
+    """The answers of a saved model: `probs` f32[N,K], or None and the reason."""
 
     probs: Array | None
     error: str = ""
@@ -35,13 +35,13 @@ class _Asked:
 def gather(
     candidate: RecordedRun, config: Config, champion: Version | None, former: Sequence[Version] = ()
 ) -> Evidence:
-    """All the evidence on a candidate, beside the present champion if there is one.
+    """Gathers the evidence on a candidate, including the current champion if there is one.
 
-    `former` are the earlier champions of its line. `config` is today's: it says where the data
-    cache and the tracking store are.
+    `former` are the earlier champions of its line. `config` is the current configuration, which
+    names the data cache and the tracking store.
 
     Raises:
-        RequestError: the data set that the run was made with cannot be had.
+        RequestError: the data set of the run is unavailable.
     """
     raw = ingest(
         candidate.config.dataset,
@@ -70,13 +70,13 @@ def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
     if stored is None:
         return None
     labels, probs = stored
-    # The gates look at no image, and the data here may be other data than the run's.
+    # The gates use no image, and the data here may differ from the run's.
     split = Split(images=raw.test.images, rows=np.resize(raw.test.rows, len(labels)), labels=labels)
     return Predictions(split=split, probs=probs, class_names=raw.class_names)
 
 
 def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
-    """Labels i32[N] and probabilities f32[N,K] that a run logged for the test split, if it did."""
+    """Labels i32[N] and probabilities f32[N,K] that a run logged for the test split, or None."""
     try:
         stored = run.predictions()
         return stored["test_labels"], stored["test_probs"]
@@ -90,7 +90,9 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
     try:
         loaded = load_model(uri, config.tracking)
         if loaded.image_shape != test.image_shape:
-            raise ValueError(f"it takes images of {loaded.image_shape}, not {test.image_shape}")
+            raise ValueError(
+                f"it takes images of shape {loaded.image_shape}, not {test.image_shape}"
+            )
         if len(loaded.class_names) != len(raw.class_names):
             raise ValueError(f"it knows {len(loaded.class_names)} classes")
         return _Asked(
@@ -104,7 +106,7 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
 
 
 def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:
-    """The champion's answers on these test images: those it logged, or asked for again."""
+    """The champion's answers on these test images: as logged, or predicted again."""
     same = version.tags.get("data.fingerprint") == raw.fingerprint
     stored = _stored(version, config) if same else None
     if stored and np.array_equal(stored[0], logged.labels):
@@ -120,9 +122,9 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
 def _best(
     former: Sequence[Version], present: Champion, logged: Predictions, config: Config
 ) -> Champion | None:
-    """The former champion that was right on more of these test images than the present one.
+    """The former champion that was right on more of these test images than the current one.
 
-    Those that did not log their answers to these very images are passed over.
+    Champions without logged answers to exactly these images are ignored.
     """
     best, most = None, -1
     if present.predicted is not None:
@@ -139,7 +141,7 @@ def _best(
 
 
 def _stored(version: Version, config: Config) -> tuple[Array, Array] | None:
-    """Labels and probabilities that the version's run logged; None if it did not, or is gone."""
+    """Labels and probabilities logged by the version's run; None if they or the run are missing."""
     with suppress(RequestError):
         return _test_predictions(find_run(version.run_id, config))
     return None

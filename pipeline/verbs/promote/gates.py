@@ -13,14 +13,14 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.paired import accuracy_change, mcnemar
 from pipeline.verbs.promote import Promote
 
-LOADS = "model loads"  # the one gate that force does not open
+LOADS = "model loads"  # the only gate that `force` does not override
 SHOWN = 12  # characters of a fingerprint
-RESAMPLES = 10_000  # of the test images, for an interval
+RESAMPLES = 10_000  # resamples of the test images for an interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One requirement: what was found, what was asked for, and a sentence that says so."""
+    """One requirement: the value found, the limit, and an explanation."""
 
     name: str
     value: float | str
@@ -31,9 +31,9 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The present champion or a former one: its answers on the candidate's test images.
+    """The current champion or a former one, with its answers on the candidate's test images.
 
-    `predicted`: classes i32[N]. None: they cannot be had, and `problem` says why.
+    `predicted`: classes i32[N]; None if unavailable, and `problem` says why.
     """
 
     version: int
@@ -44,13 +44,13 @@ class Champion:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that the gates judge a run by.
+    """Everything that the gates judge a run by.
 
-    `fingerprint` is that of the data the run recorded, `fingerprint_now` of the data as it is.
-    `logged`: the run's own test predictions, None where it was not evaluated. `reproduced`: what
-    the saved model answers to the same images, f32[N,K], None where it does not load, and then
-    `load_error` says why. `champion` is None where there is none yet; `best` is the former
-    champion of the same line that was right more often than the present one, if there is one.
+    `fingerprint` is that of the run's recorded data, `fingerprint_now` that of the current data.
+    `logged`: the run's own test predictions, None if it was not evaluated. `reproduced`: the saved
+    model's answers to the same images, f32[N,K]; None if it does not load, and `load_error` says
+    why. `champion` is None if there is none yet; `best` is the former champion of the same line
+    that was right more often than the current one, if there is one.
     """
 
     status: str
@@ -66,21 +66,21 @@ class Evidence:
 
 
 def judge(evidence: Evidence, rules: Promote) -> list[Gate]:
-    """Every gate in order; those that `rules` leave out, or that cannot be tried, are missing.
+    """Judges the evidence; leaves out gates that `rules` disable or that cannot be judged.
 
-    What cannot be tried hangs on a gate that is there and failed: a run that was not evaluated has
-    no accuracy, a model that does not load no latency.
+    A gate can only be impossible to judge because another one failed: a run that was not evaluated
+    has no accuracy, and a model that does not load has no latency.
     """
     return [*_is_sound(evidence, rules), *_is_good(evidence, rules), *_is_fit(evidence, rules)]
 
 
 def failed(gates: list[Gate]) -> list[Gate]:
-    """The gates that were not passed."""
+    """The gates that failed."""
     return [gate for gate in gates if not gate.passed]
 
 
 def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
-    """Whether the run is what it says it is."""
+    """Gates on whether the run, its data and its model are consistent."""
     status, then, now = evidence.status, evidence.fingerprint[:SHOWN], evidence.fingerprint_now
     yield Gate(
         name="run finished",
@@ -102,7 +102,7 @@ def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
         value=now[:SHOWN],
         limit=then,
         passed=now == evidence.fingerprint,
-        says="fingerprint of the data, now and when the run was made",
+        says="fingerprint of the data, now and in the run",
     )
     loads = evidence.reproduced is not None
     yield Gate(
@@ -118,7 +118,7 @@ def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
 
 def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
     alike = now is not None and now.shape == logged.shape
-    # NaN is no probability, and compares as no greater than any limit.
+    # NaN is not a probability, but compares as not greater than any limit.
     gap = float(np.nan_to_num(np.abs(logged - now), nan=1.0).max()) if alike else 1.0
     return Gate(
         name="reproduces predictions",
@@ -127,12 +127,12 @@ def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
         passed=gap <= limit,
         says="largest difference of a probability from the one logged"
         if alike
-        else "its answers have another shape than those logged",
+        else "its answers differ in shape from those logged",
     )
 
 
 def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
-    """Whether it predicts well enough, and no worse than the champions before it."""
+    """Gates on whether it predicts well enough, and not worse than earlier champions."""
     logged = evidence.logged
     if logged is None:
         return
@@ -141,7 +141,7 @@ def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
         yield _floor("test accuracy", metrics.accuracy(logged), rules.min_test_accuracy, images)
     if rules.min_class_recall is not None:
         _, recall, _, count = metrics.class_scores(logged)
-        worst = int(np.where(count > 0, recall, np.inf).argmin())  # of those with test images
+        worst = int(np.where(count > 0, recall, np.inf).argmin())  # among classes with test images
         says = f"of {logged.class_names[worst]!r}, the worst class"
         yield _floor("worst-class recall", float(recall[worst]), rules.min_class_recall, says)
     if rules.max_ece is not None:
@@ -153,9 +153,9 @@ def _is_good(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
 
 
 def _not_worse(logged: Predictions, champion: Champion, rules: Promote, alpha: float) -> Gate:
-    """Refused unless its accuracy is shown to be less than a margin below the champion's.
+    """Fails unless the accuracy is shown to be at most a margin below the champion's.
 
-    This is a test of non-inferiority: where too few images differ to tell, the champion stays.
+    This is a test of non-inferiority: if there are too few images to tell, the champion stays.
     """
     name, whose = f"not worse than version {champion.version}", "the champion"
     if champion.is_former:
@@ -188,7 +188,7 @@ def _not_worse(logged: Predictions, champion: Champion, rules: Promote, alpha: f
 
 
 def _is_fit(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
-    """Whether it can be served."""
+    """Gates on whether it can be served."""
     if evidence.reproduced is None:
         return
     if rules.max_model_mb is not None:

@@ -1,7 +1,7 @@
-"""The ledger: a line for every attempt to change the champion, as values, text and table. Pure.
+"""The ledger: one line per attempt to change the champion, as values, text and table. Pure.
 
-A line is kept as one tag of the registered model, under a key of its own, so that writing one needs
-no lock and reading all needs one request.
+Each line is a tag of the registered model with a key of its own, so that writing a line needs no
+lock and reading all of them needs one request.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PREFIX = "ledger."
 LONGEST = 5000  # characters that MLflow 3.17's column for such a tag holds
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
-UNCHANGED = "unchanged"  # of which the ledger has no line
-MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # another champion
+UNCHANGED = "unchanged"  # not recorded in the ledger
+MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # decisions that change the champion
 _STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "red"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One attempt: when and by whom, of which run, and how it ended.
+    """One attempt to change the champion: when, by whom, for which run, and how it ended.
 
-    `key` is `ledger.<UTC time>.<8 hex>`; `who` is user@host. `version` is the one that became
-    champion or was to, `replaces` the champion before; None: there is none. `reason` is what the
-    user gave, `note` what the pipeline has to add.
+    `key` is `ledger.<UTC time>.<8 hex>`; `who` is user@host. `version` is the new or intended
+    champion, `replaces` the previous one; None if there is none. `reason` was given by the user,
+    `note` was added by the pipeline.
     """
 
     key: str
@@ -47,27 +47,29 @@ class Entry:
 
     @property
     def when(self) -> datetime:
-        """The time that the key tells."""
+        """The time in the key."""
         return datetime.strptime(self.key.split(".")[1], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
 
 
 def new_key(now: datetime, token: str) -> str:
-    """A key that no other line has, in the order of time; `token` is random hex."""
+    """A unique key that sorts by time; `token` is random hex."""
     return f"{PREFIX}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
 
 
 def to_text(entry: Entry) -> str:
-    """The line as JSON of at most `LONGEST` characters; texts are cut where they must be."""
+    """The line as JSON of at most `LONGEST` characters; long texts are shortened."""
     whole = {key: value for key, value in asdict(entry).items() if key != "key"}
     for longest in (LONGEST, 1000, 400, 150, 60, 20):
         text = json.dumps(_cut(whole, longest), ensure_ascii=False, separators=(",", ":"))
         if len(text) <= LONGEST:
             return text
-    raise ValueError(f"a line of the ledger takes {len(text)} characters, {LONGEST} are allowed")
+    raise ValueError(
+        f"a line of the ledger has {len(text)} characters; at most {LONGEST} are allowed"
+    )
 
 
 def from_text(key: str, text: str) -> Entry:
-    """The line that was kept under `key`."""
+    """Parses the line stored under `key`."""
     values = json.loads(text)
     gates = [Gate(**gate) for gate in values.pop("gates")]
     return Entry(key=key, gates=gates, **values)
@@ -80,10 +82,10 @@ def entries(tags: Mapping[str, str]) -> list[Entry]:
 
 
 def line_of_champions(lines: Sequence[Entry]) -> list[int]:
-    """The versions that the present champion must be measured by, oldest first, itself the last.
+    """The line of champions up to the current one, oldest first.
 
-    Each passed the gates after the one before it. A person who overrules the gates begins a new
-    line (`force`) or goes back in it (`rollback`).
+    Each of them passed the gates against its predecessor. A person who overrules the gates begins a
+    new line (`force`) or goes back in it (`rollback`).
     """
     champions: list[int] = []
     for entry in lines:
@@ -97,7 +99,7 @@ def line_of_champions(lines: Sequence[Entry]) -> list[int]:
 
 
 def decided(entry: Entry, decision: str, note: str) -> Entry:
-    """The line with another end, and why."""
+    """The entry with another decision, and the reason."""
     return replace(entry, decision=decision, note=note)
 
 
@@ -130,7 +132,7 @@ def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Ta
 def history_document(
     lines: Sequence[Entry], name: str, aliases: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The ledger of the registered model `name` as JSON has it, newest last; times are UTC."""
+    """The ledger of the registered model `name` as a JSON document, newest last; times are UTC."""
     return {
         "model": name,
         "aliases": dict(aliases),
@@ -139,7 +141,7 @@ def history_document(
 
 
 def gates_table(gates: Sequence[Gate]) -> Table:
-    """The gates with their numbers for the terminal."""
+    """The gates with their numbers, as a table for the terminal."""
     table = Table("gate", "value", "limit", "", "")
     for gate in gates:
         mark = Text("passed", style="green") if gate.passed else Text("failed", style="red")
@@ -149,7 +151,7 @@ def gates_table(gates: Sequence[Gate]) -> Table:
 
 
 def complaint(gate: Gate) -> str:
-    """A failed gate with its numbers as a line."""
+    """A failed gate with its numbers, in one line."""
     value, limit = gate.value, gate.limit
     beyond = "not"
     if isinstance(value, float) and isinstance(limit, float):
@@ -158,7 +160,7 @@ def complaint(gate: Gate) -> str:
 
 
 def number(value: float | str) -> str:
-    """Four digits of a number; a text as it is."""
+    """Formats a number with four digits; returns text unchanged."""
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
@@ -171,7 +173,7 @@ def _why(entry: Entry) -> list[str]:
 
 
 def _cut(value: Any, longest: int) -> Any:
-    """The same with every text shortened to `longest` characters."""
+    """The value with every text in it shortened to `longest` characters."""
     if isinstance(value, dict):
         return {key: _cut(part, longest) for key, part in value.items()}
     if isinstance(value, list):

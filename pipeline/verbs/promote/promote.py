@@ -1,4 +1,4 @@
-"""The story of a promotion: a run is put to the gates, and its model is the champion or not."""
+"""The verb `promote`: judges a run by the gates and makes its model the champion if it passes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pipeline.verbs.promote.ledger import (
 from pipeline.verbs.promote.ledger import to_text as line_text
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS, Change, settle, switch
 
-METRIC = "val/accuracy"  # chooses the best run; the test split is for judging it afterwards
+METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it
 _SHOWN = ("val/accuracy", "test/accuracy", "test/macro_f1", "test/ece", "test/loss")
 _AS_THEY_ARE = (
     *("data.fingerprint", "data.source", "code.dirty", "dataset", "model"),
@@ -50,11 +50,10 @@ _AS_THEY_ARE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """How an attempt to change the champion ended, and which version is champion now.
+    """The outcome of an attempt to change the champion, and the resulting champion.
 
-    `decision` is the ledger's word for it, or `unchanged`; `says` what there is to add. `version`,
-    of the run `run_id`, is the champion now, None while there is none; `previous` is the one that
-    a rollback goes to.
+    `decision` is the ledger's term, or `unchanged`; `says` is a remark. `version`, of run `run_id`,
+    is the champion now, None if there is none; `previous` is the version that a rollback goes to.
     """
 
     decision: str
@@ -66,22 +65,22 @@ class Decision:
 
     @property
     def refused(self) -> bool:
-        """Whether the gates have kept the run from becoming the champion."""
+        """Whether the gates refused the run."""
         return self.decision == REFUSED
 
     def __str__(self) -> str:
-        """The line that scripts read: what is champion now and what it took the place of."""
+        """The line that scripts read: the champion now, and the one it replaced."""
         return (
             f"version={self.version} alias={CHAMPION} previous={self.previous} run_id={self.run_id}"
         )
 
 
 def promote(config: Config, request: Promote, folder: Path) -> Decision:
-    """Makes a run's model the champion of its data set if it passes the gates, or is forced to.
+    """Makes a run's model the champion of its data set if it passes the gates or is forced.
 
     Raises:
-        RequestError: no such run, one without a model, or no run named.
-        PipelineError: another promotion came first.
+        RequestError: no run is named, there is no such run, or it has no model.
+        PipelineError: another promotion happened in the meantime.
     """
     if config.run_id is None:
         raise RequestError("run_id: say which run to promote, run_id=<id> or run_id=best")
@@ -96,7 +95,7 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
         return concluded(registry, UNCHANGED, says=says)
     with native_messages_to(folder / "tensorflow.log"):
         from pipeline.verbs.promote.evidence import (
-            gather,  # only now: a wrong request needs no TensorFlow
+            gather,  # imported only now: a wrong request needs no TensorFlow
         )
     former = _former(registry, registered, candidate.fingerprint)
     gates = judge(gather(candidate, config, present, former), request)
@@ -117,7 +116,7 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:
-    """The tags for a version of its model: what it is made of and how good it is."""
+    """The tags for a version of the run's model: its origin and its quality."""
     metrics = run.metrics
     return {key: run.tags[key] for key in _AS_THEY_ARE if key in run.tags} | {
         "run_id": run.id,
@@ -131,7 +130,7 @@ def lineage(run: RecordedRun) -> dict[str, str]:
 def concluded(
     registry: Registry, decision: str, gates: Sequence[Gate] = (), says: str = ""
 ) -> Decision:
-    """The decision, with what the registry has now."""
+    """The decision, with the current state of the registry."""
     aliases = registry.present().aliases
     version = aliases.get(CHAMPION)
     champion = registry.find(version) if version else None
@@ -146,17 +145,17 @@ def concluded(
 
 
 def _former(registry: Registry, registered: Present, fingerprint: str | None) -> list[Version]:
-    """The champion's predecessors that are still there and were made of the same data."""
+    """The champion's predecessors that still exist and were trained on the same data."""
     numbers = line_of_champions(entries(registered.tags))[:-1]
     found = (registry.find(number) for number in numbers)
     return [one for one in found if one and one.tags.get("data.fingerprint") == fingerprint]
 
 
 def show(decision: Decision, request: Promote | Rollback) -> None:
-    """Prints the gates, what there is to say, and the line that scripts read.
+    """Prints the gates, remarks, and the line that scripts read.
 
     Raises:
-        PipelineError: the gates have refused the run.
+        PipelineError: the gates refused the run.
     """
     if decision.gates:
         standard_output().print(gates_table(decision.gates))
@@ -170,9 +169,9 @@ def show(decision: Decision, request: Promote | Rollback) -> None:
 def _line(
     candidate: RecordedRun, request: Promote, gates: list[Gate], champion: int | None
 ) -> Entry:
-    """What the ledger is to say of the attempt, as the gates and the user have it."""
+    """The ledger's entry for the attempt, from the gates and the request."""
     missed = failed(gates)
-    # A champion that nobody can load serves nobody, whatever the reason.
+    # A model that does not load is useless as champion, whatever the reason to force it.
     forced = request.force and LOADS not in {gate.name for gate in missed}
     return Entry(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
@@ -187,7 +186,7 @@ def _line(
 
 
 def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challenger: bool) -> str:
-    """Records the refusal, while the champion stays, and says why."""
+    """Records the refusal and returns the explanation; the champion stays."""
     registry.ensure()
     outcome = "nothing was changed"
     if challenger and LOADS not in {gate.name for gate in failed(line.gates)}:
@@ -199,7 +198,7 @@ def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challeng
 
 
 def _challenge(registry: Registry, candidate: RecordedRun) -> int:
-    """Gives the run's model the alias `challenger`, on the version it has or a new one."""
+    """Gives the run's model the alias `challenger`, on its existing version or a new one."""
     versions = registry.of_run(candidate.id)
     number = (
         versions[0].number

@@ -1,4 +1,4 @@
-"""Goes back to an earlier champion, and shows the ledger of all that was done."""
+"""The verbs `rollback` and `history`: go back to an earlier champion, and show the ledger."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from pipeline.verbs.promote.switch import CHAMPION, PREVIOUS, Change, settle, sw
 def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     """Makes the version that the champion replaced, or `rollback.to`, the champion again.
 
-    `previous` becomes what that one had replaced in its time, so that a second rollback goes one
-    further back, not forth again.
+    `previous` becomes the version that this one had replaced, so that a second rollback goes one
+    further back rather than forward again.
 
     Raises:
-        RequestError: there is nothing to go back to, or that version never was champion.
-        PipelineError: another promotion came first.
+        RequestError: there is nothing to go back to, or that version was never champion.
+        PipelineError: another promotion happened in the meantime.
     """
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
@@ -67,7 +67,7 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """All attempts to change the champion of the registered model `name`, the newest last."""
+    """All attempts to change the champion of the registered model `name`, newest last."""
 
     name: str
     aliases: Mapping[str, int]
@@ -100,7 +100,7 @@ def _target(
     number = wanted or previous
     if number is None:
         raise RequestError(
-            "there is nothing to go back to: the champion replaced none that is still there; "
+            "there is nothing to go back to: no version that the champion replaced still exists; "
             "choose a version with to=<version> (`history` lists them)"
         )
     version = registry.find(number)
@@ -108,8 +108,8 @@ def _target(
         raise RequestError(f"to={number}: {registry.name} has no such version; see `history`")
     if version.tags.get(STATE) != DONE:
         raise RequestError(
-            f"to={number}: that version never was champion; promote run_id={version.run_id} "
-            "puts it to the gates"
+            f"to={number}: that version was never champion; promote run_id={version.run_id} "
+            "judges it by the gates"
         )
     try:
         with fetched(version.uri, tracking):

@@ -1,15 +1,15 @@
-"""Moves the alias `champion` so that of two at once one wins, and a kill leaves no half state.
+"""Moves the alias `champion` atomically: one of two concurrent moves wins, and a kill is repaired.
 
-MLflow sets an alias without looking: the last writer wins. But it gives every new version a number
-that no other has, so these serve as tickets (Lamport, "A New Solution of Dijkstra's Concurrent
-Programming Problem", 1974). Whoever wants to move the alias makes a version tagged `pending` that
-says who holds it and what for; the lowest ticket with a living holder goes first, all others
-give up. Setting the alias is the moment that counts; what follows it can be done again by anybody,
-who finds all that it takes on the ticket.
+MLflow sets an alias unconditionally: the last writer wins. But it gives every new version a unique
+number, and these numbers serve as tickets (Lamport, "A New Solution of Dijkstra's Concurrent
+Programming Problem", 1974). To move the alias, a process creates a version tagged `pending`, which
+names its holder and the intended move; the lowest ticket with a living holder goes first, and all
+others give up. The move takes effect when the alias is set; any process can complete the steps
+after it, because the ticket holds all that they need.
 
-A holder on another host counts as dead after a while. If it is not, it finds its ticket gone when
-it comes to act, and gives up. It looks before it sets the alias and, as a request may be under way
-for long, after: MLflow refuses a ticket that is gone, but not the version that a rollback goes to.
+A holder on another host counts as dead after a while. If it was alive after all, it finds its
+ticket gone and gives up. It checks this before it sets the alias and, since a request may take
+long, afterwards too: MLflow refuses a deleted ticket, but not the target version of a rollback.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 # Tags of a ticket; those of a promotion stay on its version.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
-NONE = ""  # as a tag: no version
-BROKEN_OFF = "it was broken off before the champion had changed"
+NONE = ""  # no version, as the value of a tag
+BROKEN_OFF = "it was interrupted before the champion changed"
 LATE = (
     "this took so long that another promotion or rollback counted it as dead; nothing was changed, "
     "try again"
@@ -45,16 +45,16 @@ LATE = (
 
 
 class Outrun(PipelineError):
-    """Another promotion or rollback came first; nothing was changed."""
+    """Another promotion or rollback happened in the meantime; nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A wanted move of the alias `champion` and the line that the ledger is to have of it.
+    """An intended move of the alias `champion`, and its line for the ledger.
 
-    `source` and `run_id` are those of the model that is to be champion, `tags` its version's.
+    `source` and `run_id` are those of the intended champion's model, `tags` those of its version.
     `target` is the version to go back to; None makes the ticket itself the champion.
-    The move is right as long as `line.replaces` is the champion.
+    The move is valid as long as `line.replaces` is the champion.
     """
 
     line: Entry
@@ -65,10 +65,10 @@ class Change:
 
 
 def switch(registry: Registry, change: Change) -> int:
-    """Makes the move, records it in the ledger, and returns the version that is champion now.
+    """Makes the move, records it in the ledger, and returns the new champion's version.
 
     Raises:
-        Outrun: another came first; the ledger has that as a refusal.
+        Outrun: another move happened in the meantime; the ledger records a refusal.
     """
     try:
         ticket = _take(registry, change)
@@ -81,7 +81,9 @@ def switch(registry: Registry, change: Change) -> int:
             raise
         _complete(registry, ticket)
         return target
-    except BaseException:  # as Ctrl-C: left behind, the ticket would keep other hosts waiting
+    except (
+        BaseException
+    ):  # Ctrl-C, for example: a ticket left behind would keep other hosts waiting
         with suppress(Exception):
             own = [one for one in registry.pending() if one.tags.get(KEY) == change.line.key]
             _settle(registry, own)
@@ -89,11 +91,11 @@ def switch(registry: Registry, change: Change) -> int:
 
 
 def settle(registry: Registry) -> None:
-    """Completes or undoes what killed processes left; leaves alone what living ones are at."""
+    """Completes or undoes what killed processes left; leaves the moves of living ones alone."""
     dead = [ticket for ticket in registry.pending() if not _alive(ticket)]
     if not dead:
         return
-    # The work is done under a ticket too, or two at it might undo what a third has done since.
+    # This needs a ticket too: two processes doing it could undo the newer move of a third.
     tags = {STATE: PENDING, HOLDER: this_process()}
     own = registry.add(dead[0].source, dead[0].run_id, tags)
     lower = [ticket for ticket in registry.pending() if ticket.number < own.number]
@@ -116,16 +118,16 @@ def _take(registry: Registry, change: Change) -> Version:
 
 
 def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
-    """Returns if it is this ticket's turn and the champion is the one the move was meant for."""
+    """Checks that it is this ticket's turn and that the champion is the one to be replaced."""
     lower = [other for other in registry.pending() if other.number < ticket.number]
-    # A request that got lost on its way back was sent again: that ticket is ours as well.
+    # If a response was lost and the request repeated, that ticket is ours as well.
     twice = [other for other in lower if other.tags.get(KEY) == change.line.key]
     others = [other for other in lower if other not in twice]
     for other in others:
         if _alive(other):
             raise Outrun(
-                f"another promotion is under way ({shown(other.tags.get(HOLDER, NONE))}); "
-                "nothing was changed, try again when it has ended"
+                f"another promotion is in progress ({shown(other.tags.get(HOLDER, NONE))}); "
+                "nothing was changed; try again when it has ended"
             )
     for other in twice:
         registry.drop(other.number)
@@ -133,13 +135,13 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
     champion = registry.present().aliases.get(CHAMPION)
     if champion != change.line.replaces:
         raise Outrun(
-            f"the champion has become {_named(champion)} meanwhile, but was "
-            f"{_named(change.line.replaces)} when this was judged; nothing was changed, try again"
+            f"the champion is now {_named(champion)}, but was {_named(change.line.replaces)} "
+            "when this was judged; nothing was changed; try again"
         )
 
 
 def _move(registry: Registry, ticket: Version, change: Change) -> int:
-    """Sets the alias, unless others took this process for dead and did away with its ticket."""
+    """Sets the alias, unless another process considered this one dead and deleted its ticket."""
     target = change.target or ticket.number
     if registry.find(ticket.number) is None:
         raise Outrun(LATE)
@@ -153,15 +155,15 @@ def _move(registry: Registry, ticket: Version, change: Change) -> int:
 
 
 def _last_move(registry: Registry) -> int | None:
-    """The version that is champion by the ledger."""
+    """The version that is champion according to the ledger."""
     moves = [line.version for line in entries(registry.present().tags) if line.decision in MOVES]
     return moves[-1] if moves else None
 
 
 def _settle(registry: Registry, dead: list[Version]) -> None:
-    """The holder of the lowest living ticket calls this with the dead ones below it, or its own."""
+    """Settles dead tickets; called by the holder of the lowest living one, or with its own."""
     for ticket in dead:
-        if KEY not in ticket.tags:  # somebody who wanted to settle
+        if KEY not in ticket.tags:  # a process that only wanted to settle
             registry.drop(ticket.number)
         elif registry.present().aliases.get(CHAMPION) == _target(ticket):
             _complete(registry, ticket)
@@ -171,7 +173,7 @@ def _settle(registry: Registry, dead: list[Version]) -> None:
 
 
 def _complete(registry: Registry, ticket: Version) -> None:
-    """What follows once the champion is the ticket's target; may be done twice."""
+    """The steps after the ticket's target has become champion; idempotent."""
     target = _target(ticket)
     present = registry.present().aliases
     champion = ticket if target == ticket.number else registry.find(target)
@@ -190,7 +192,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
 
 
 def _record(registry: Registry, line: Entry) -> None:
-    """Writes a line of the ledger unless it stands there already."""
+    """Writes a line of the ledger unless it exists already."""
     if line.key not in registry.present().tags:
         registry.keep(line.key, to_text(line))
 

@@ -240,7 +240,7 @@ def test_what_cannot_be_compared_is_said(
 
 def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
-    with pytest.raises(RequestError, match=r"runs: all of .* are one run; name two or more"):
+    with pytest.raises(RequestError, match=r"runs: all of .* are the same run; name two or more"):
         named_runs(configured("dataset=synthetic"), [one, one[:12]])
 
 
@@ -266,7 +266,7 @@ def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
 def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
     one, *_ = ids(store, "0.1-0")
     for name in (store.sweep, store.sweep[:10]):
-        with pytest.raises(RequestError, match="sweep's own run; its jobs are sweep="):
+        with pytest.raises(RequestError, match="sweep's own run; to compare its jobs, use sweep="):
             named_runs(configured("dataset=synthetic"), [name, one])
 
 
@@ -345,8 +345,7 @@ def test_of_two_runs_each_package_that_differs_is_named(
     named = f"runs=[{','.join(pair)}]"
     expected = "attrs 25.1 → 26.1; rich 14.0 → none; zstd none → 1.0."
     assert (
-        f"Installed packages that differ as well: {expected}"
-        in (as_json(capsys, tmp_path, named)["notes"])
+        f"Installed packages also differ: {expected}" in (as_json(capsys, tmp_path, named)["notes"])
     )
     other = f"runs=[{','.join([pair[0], *ids(store, '0.1-1')])}]"  # which has no environment.txt
     assert "packages" not in " ".join(as_json(capsys, tmp_path, other)["notes"])

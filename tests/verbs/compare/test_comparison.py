@@ -168,7 +168,7 @@ def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others(
         ),
         ({}, answers(9, labels=1 - LABELS), "test images differ"),
         ({}, answers(9, "val", labels=LABELS[:-2]), "validation images differ"),
-        ({}, {}, "predictions of no split in common"),
+        ({}, {}, "no predictions on a common split"),
     ],
 )
 def test_runs_of_other_images_are_refused_a_paired_test_with_the_reason(
@@ -200,7 +200,9 @@ def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
 
 def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
     runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.1))]
-    assert "1 of the 2 other rows is within noise of it; 1 is worse" in verdict(compared(runs))
+    assert "1 of the 2 other rows is within noise of it; 1 is significantly worse" in verdict(
+        compared(runs)
+    )
     assert any("looks better than it is" in note for note in notes(compared(runs)))
 
 

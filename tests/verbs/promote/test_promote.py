@@ -344,7 +344,7 @@ def test_rollback_to_a_version_that_was_never_champion_is_refused(runs: Runs) ->
     promoted(runs.good)
     with pytest.raises(PipelineError, match="challenger"):
         promoted(runs.weak, "promote.challenger=true")
-    with pytest.raises(RequestError, match="to=2: that version never was champion"):
+    with pytest.raises(RequestError, match="to=2: that version was never champion"):
         rolled_back("rollback.to=2")
 
 

@@ -163,7 +163,7 @@ def test_a_predecessor_that_was_deleted_is_not_previous(registry: Registry) -> N
 
 def test_a_champion_that_changed_since_it_was_judged_against_is_told(registry: Registry) -> None:
     switch(registry, promotion(1, None))
-    with pytest.raises(Outrun, match="champion has become version 1 meanwhile.*try again"):
+    with pytest.raises(Outrun, match="champion is now version 1, but was .*try again"):
         switch(registry, promotion(2, None))
     assert aliases(registry) == {CHAMPION: 1}
     assert registry.find(2) is None
@@ -187,7 +187,9 @@ def ticket(registry: Registry, change: Change, holder: str) -> int:
 
 def test_a_lower_ticket_of_a_living_process_goes_first(registry: Registry) -> None:
     out = ticket(registry, promotion(1, None), this_process())
-    with pytest.raises(Outrun, match=f"another promotion is under way .process {os.getpid()} on "):
+    with pytest.raises(
+        Outrun, match=f"another promotion is in progress .process {os.getpid()} on "
+    ):
         switch(registry, promotion(2, None))
     settle(registry)
     assert [left.number for left in registry.pending()] == [out]
@@ -537,7 +539,7 @@ def assert_one_wins_each_round(uri: str) -> None:
         for _, _, version, message in told:
             if version is None:
                 assert "nothing was changed" in message
-                assert "another promotion is under way" in message or "meanwhile" in message
+                assert "another promotion is in progress" in message or "champion is now" in message
     assert aliases(registry) == {CHAMPION: champions[-1], PREVIOUS: champions[-2]}
     assert champions == sorted(champions)
     kept = [entry.version for entry in entries(registry.present().tags) if entry.version]
