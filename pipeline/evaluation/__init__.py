@@ -1,1 +1,1 @@
-"""From `Predictions` to numbers and figures."""
+"""From `Predictions` to metrics and figures."""

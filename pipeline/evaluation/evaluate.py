@@ -15,10 +15,10 @@ from pipeline.evaluation import metrics, plots
 def evaluate(
     predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
 ) -> Report:
-    """Measures and draws predictions on the test split; metrics are named `test/<name>`.
+    """Computes metrics and figures of predictions; metrics are named `test/<name>`.
 
     Raises:
-        ValueError: two of the metrics give a number of the same name.
+        ValueError: two metrics return a value under the same name.
     """
     measured: dict[str, float] = {}
     for name in metric_names:
@@ -40,7 +40,7 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
 
 
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
-    """Draws what the training showed; names its best epoch, and how good the kept one is."""
+    """Draws figures of a training; the metrics name the best epoch and rate the kept one."""
     best = {} if fitted.best_epoch is None else {"train/best_epoch": float(fitted.best_epoch)}
     kept = {
         f"{KEPT}{name}": values[fitted.kept_epoch - 1]
@@ -54,14 +54,14 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
 
 
 def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
-    """Probabilities f32[N,K] that a model gave for the images of a split, with what is true."""
+    """Combines a split with the probabilities f32[N,K] that a model gave for its images."""
     return Predictions(split=split, probs=probs, class_names=prepared.class_names)
 
 
 def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
-    """`<split>_labels` i32[N] and `<split>_probs` f32[N,K], kept for paired comparisons of runs.
+    """Arrays to store for paired comparisons: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
 
-    `class_names`, a text for each of the K classes, tells what a label stands for.
+    `class_names` has one text per class.
     """
     arrays: dict[str, Array] = {}
     for split, values in predictions.items():

@@ -1,7 +1,7 @@
-"""Numbers with what they are worth: confidence intervals of metrics and of their differences. Pure.
+"""Confidence intervals of metrics and of their differences. Pure.
 
-`confidence` is the coverage, 0.95 say. Only `scipy.special` is used, which loads in a tenth of the
-time of `scipy.stats`.
+`confidence` is the coverage, such as 0.95. This module uses `scipy.special` only, which loads in a
+tenth of the time of `scipy.stats`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AT_ONCE = 2_000_000  # resampled images counted at once
 
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """How a bootstrap is done: its seed, the number of resamples, the coverage of its intervals."""
+    """Settings of a bootstrap: seed, number of resamples, coverage of the intervals."""
 
     confidence: float
     resamples: int
@@ -43,9 +43,9 @@ class Resampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its interval from `low` to `high`, which `method` gave; NaN and "" if none.
+    """A value with its interval from `low` to `high` and the `method`; NaN and "" if there is none.
 
-    `n` values were seen, of which `sd` is the sample standard deviation (n - 1), NaN for one.
+    `sd` is the sample standard deviation (n - 1) of the `n` values, NaN for one value.
     """
 
     value: float
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def is_noise(self) -> bool | None:
-        """Of a difference: whether 0 is inside the interval; None where there is none."""
+        """For a difference: whether the interval contains 0; None if there is no interval."""
         return None if math.isnan(self.low) else self.low <= 0 <= self.high
 
 
@@ -71,7 +71,7 @@ def wilson(share: float, images: int, confidence: float) -> Estimate:
 
 
 def student(values: Array, confidence: float) -> Estimate:
-    """The mean of values f64[n], n ≥ 2, with the interval of Student's t."""
+    """The mean of values f64[n], n ≥ 2, with its Student's t interval."""
     n, sd = len(values), float(np.std(values, ddof=1))
     mean, half = float(np.mean(values)), _t(n - 1, confidence) * sd / math.sqrt(n)
     return Estimate(value=mean, low=mean - half, high=mean + half, method=STUDENT, n=n, sd=sd)
@@ -80,8 +80,8 @@ def student(values: Array, confidence: float) -> Estimate:
 def bootstrap(values: Array, resampling: Resampling) -> Array:
     """Percentile intervals f64[M,2] of the means of M quantities f64[M,N] over the same N images.
 
-    All M see the same resamples, so a difference of two quantities is a quantity as well: its
-    interval is the paired one (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, §13).
+    All M use the same resamples, so the difference of two quantities can be passed as a quantity;
+    its interval is then paired (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, §13).
     """
     means = np.concatenate(
         [
@@ -93,10 +93,10 @@ def bootstrap(values: Array, resampling: Resampling) -> Array:
 
 
 def welch(first: Estimate, second: Estimate, confidence: float) -> Estimate:
-    """`second` - `first`, two means over seeds, not taking their spreads for equal.
+    """`second` - `first`, two means over seeds with unequal variances.
 
-    Degrees of freedom by Welch–Satterthwaite (Welch, Biometrika 34, 1947). Where one of them is a
-    single run, it is taken to spread as the other does.
+    Degrees of freedom by Welch–Satterthwaite (Welch, Biometrika 34, 1947). If one of them is a
+    single run, its variance is assumed to be that of the other.
     """
     difference = second.value - first.value
     spread = [e.sd**2 / e.n for e in (first, second) if e.n > 1]
@@ -113,10 +113,10 @@ def welch(first: Estimate, second: Estimate, confidence: float) -> Estimate:
 
 
 def newcombe(first: Estimate, second: Estimate) -> Estimate:
-    """`second` - `first`, two shares with score intervals, as if of different images.
+    """`second` - `first`, two shares with score intervals, treated as independent.
 
-    Method 10 of Newcombe, Statistics in Medicine 17, 1998. For the same images it is wider than
-    the paired interval would be.
+    Method 10 of Newcombe, Statistics in Medicine 17, 1998. If the images are the same, it is wider
+    than the paired interval.
     """
     difference = second.value - first.value
     below = math.hypot(second.value - second.low, first.high - first.value)
@@ -127,7 +127,7 @@ def newcombe(first: Estimate, second: Estimate) -> Estimate:
 
 
 def _resampled(images: int, resampling: Resampling) -> Iterator[Array]:
-    """How often each image is drawn, f64[r,N], in blocks of r resamples."""
+    """Yields how often each image is drawn, f64[r,N], in blocks of r resamples."""
     rng = np.random.default_rng(resampling.seed)
     block = max(1, _AT_ONCE // images)
     for start in range(0, resampling.resamples, block):

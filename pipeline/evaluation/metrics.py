@@ -1,8 +1,7 @@
-"""Numbers that tell how good predictions are: `Predictions → float`, or one per class by name.
+"""Metrics of predictions: `Predictions → float`, or several values by name, such as one per class.
 
-A new metric is a function here and a name in `evaluate.metrics`. `@metric(...)` above it declares
-which direction is better, the range and the unit; whatever ranks, draws or judges metrics asks
-`scale_of` for them.
+To add a metric, add a function here and its name to `evaluate.metrics`. `@metric(...)` declares the
+better direction, the range and the unit; code that ranks, draws or judges metrics calls `scale_of`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pipeline.evaluation.intervals import Estimate
 sklearn = lazy_loader.load("sklearn")
 
 ECE_BINS = 15  # as in Guo et al. 2017
-LONGEST = 200  # characters of a class name within a metric's name, of which MLflow takes 250
+LONGEST = 200  # characters of a class name in a metric's name; MLflow allows 250 for the latter
 
 Better = Literal["higher", "lower"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What the numbers of a metric mean: which are better (None: unknown), their range and unit."""
+    """Which values of a metric are better (None if unknown), their range and unit."""
 
     better: Better | None = None
     low: float = -math.inf
@@ -42,9 +41,9 @@ class Scale:
     unit: str = ""
 
     def within(self, estimate: Estimate) -> Estimate:
-        """The estimate with its interval cut to the range: few seeds make a wide one.
+        """Clips the interval of an estimate to the range, since few seeds make it wide.
 
-        A value that lies outside is on another scale (a percentage, say) and stays as it is.
+        An estimate outside the range has another scale (a percentage, say) and is not changed.
         """
         if not self.low <= estimate.value <= self.high:
             return estimate
@@ -52,8 +51,8 @@ class Scale:
         return replace(estimate, low=low, high=high)
 
 
-_DECLARED: dict[str, tuple[str, Scale]] = {}  # by plain name: who declared it, and what
-_DECLARED_PER_CLASS: dict[str, tuple[str, Scale]] = {}  # by the name's beginning
+_DECLARED: dict[str, tuple[str, Scale]] = {}  # by plain name: who declared it, and its scale
+_DECLARED_PER_CLASS: dict[str, tuple[str, Scale]] = {}  # by prefix of the name
 
 
 def metric(
@@ -64,13 +63,13 @@ def metric(
     unit: str = "",
     prefixes: Sequence[str] = (),
 ) -> Callable[[Function], Function]:
-    """Declares which direction of a metric is better, its range and its unit.
+    """Declares the better direction, the range and the unit of a metric.
 
-    A metric that returns several numbers names each `<prefix>_<rest>`; without `prefixes`, the
-    prefix is the function's own name.
+    A metric with several values names each `<prefix>_<rest>`; the default prefix is the name of the
+    function.
 
     Raises:
-        ValueError: another function of that name declares another scale.
+        ValueError: another function of that name declares a different scale.
     """
     scale = Scale(better=better, low=low, high=high, unit=unit)
 
@@ -90,10 +89,10 @@ def metric(
 
 
 def scale_of(name: str) -> Scale:
-    """What the numbers of a metric mean, by its MLflow name: `val/loss`, `test/f1_Bag`, `mae`.
+    """The scale of a metric by its MLflow name: `val/loss`, `test/f1_Bag`, `mae`.
 
-    Metrics that are declared come first, then those that every run records, then names that are
-    well known from other tools. For any other name `better` is None.
+    Declared metrics take precedence, then those that every run records, then names known from other
+    tools. For any other name `better` is None.
     """
     full = name.removeprefix(KEPT)
     group, _, plain = full.rpartition("/")
@@ -103,7 +102,7 @@ def scale_of(name: str) -> Scale:
         return _DECLARED[plain][1]
     if group == "time" and plain.endswith("_s"):
         return _PER_SECOND if plain.endswith("_per_s") else _SECONDS
-    if group == "test":  # nowhere else are scores of single classes
+    if group == "test":  # only this group has scores of single classes
         for prefix, (_, scale) in _DECLARED_PER_CLASS.items():
             if plain.startswith(prefix):
                 return scale
@@ -120,11 +119,11 @@ RUN_SCALES = {
     "time/images_per_s": Scale(better="higher", low=0, unit="images/s"),
     "time/train_s": _SECONDS,
 }
-"""Metrics that every run records of its model and its training, by their MLflow names."""
+"""Metrics about model and training that every run records, by their MLflow names."""
 MONITORS = ("val/loss", "val/accuracy")
-"""Metrics that training can watch epoch by epoch."""
+"""Metrics that training can monitor per epoch."""
 OBJECTIVES = ("val/accuracy", "val/loss", *RUN_SCALES)
-"""Metrics that a sweep can search by: those of a run that leaves the test split alone."""
+"""Metrics that a sweep can optimize: those of a run that does not use the test split."""
 
 
 @metric(better="lower", low=0, unit="nats")
@@ -136,13 +135,13 @@ def loss(predictions: Predictions) -> float:
 
 @metric(better="higher", low=0, high=1)
 def accuracy(predictions: Predictions) -> float:
-    """Share of images whose most probable class is the right one."""
+    """Share of images whose most probable class is correct."""
     return float(sklearn.metrics.accuracy_score(predictions.labels, predictions.predicted))
 
 
 @metric(better="lower", low=0, high=1)
 def error_rate(predictions: Predictions) -> float:
-    """Share of images whose most probable class is a wrong one."""
+    """Share of images whose most probable class is wrong."""
     return 1 - accuracy(predictions)
 
 
@@ -161,7 +160,7 @@ def macro_f1(predictions: Predictions) -> float:
 
 @metric(better="lower", low=0, high=2)
 def brier(predictions: Predictions) -> float:
-    """Mean squared distance of the probabilities from the truth, summed over classes.
+    """Mean squared distance between probabilities and one-hot labels, summed over classes.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
@@ -193,11 +192,11 @@ def per_class(predictions: Predictions) -> dict[str, float]:
 
 
 def class_keys(class_names: Sequence[str]) -> list[str]:
-    """The class names as parts of metric names, of which no two are alike in any store.
+    """Turns class names into parts of metric names that are unique in any store.
 
-    Each is its `metric_name`. Classes that would share one ("C++", "C##"; "hot dog", "hot_dog"),
-    that differ in case or Unicode form only, or whose name is empty or too long, get a part of
-    the name's SHA-256 as well, which does not depend on the other classes.
+    Each is the class's `metric_name`. Part of the name's SHA-256 is appended for classes that would
+    share one ("C++", "C##"; "hot dog", "hot_dog"), that differ only in case or Unicode form, or
+    whose name is empty or too long. It does not depend on the other classes.
     """
     slugs = [metric_name(name) for name in class_names]
     digests = [
@@ -216,17 +215,17 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
 
 
 def metric_name(class_name: str) -> str:
-    """A class name as part of a metric's name: a slash would open a folder in the MLflow UI."""
+    """A class name as part of a metric's name; slashes, which MLflow's UI shows as folders, go."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in class_name)
 
 
 def _folded(key: str) -> str:
-    """The same for names that a file system may take for one: in case or Unicode form only."""
+    """Maps names to the same text if a file system may confuse them (case or Unicode form)."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", key).casefold())
 
 
 def calibration(predictions: Predictions) -> tuple[Array, Array, Array]:
-    """Mean confidence f64[B], share right f64[B] and count i64[B] of the non-empty ECE bins."""
+    """Mean confidence f64[B], accuracy f64[B] and count i64[B] of the non-empty ECE bins."""
     confidence = predictions.confidence.astype(np.float64)
     right = predictions.correct
     # Bins are (a, b], so that a confidence of exactly 1 falls into the last.
@@ -285,7 +284,7 @@ _SPLITS = "train|training|val|valid|validation|test|testing|eval|dev"
 
 
 def _well_known(plain: str) -> Scale:
-    """The scale of a name as other tools write it: `val_acc`, `top-5-error`."""
+    """The scale of a name known from other tools: `val_acc`, `top-5-error`."""
     name = re.sub(r"[\s-]+", "_", plain.strip().lower())
     name = re.sub(rf"^(?:{_SPLITS})_|_(?:{_SPLITS})$", "", name)
     name = re.sub(r"^top_?\d+(?:_?acc|_?accuracy)?$", "top_k_accuracy", name)

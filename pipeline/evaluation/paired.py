@@ -1,8 +1,8 @@
-"""Statistics of two classifiers that were asked about the same images: pure, whole arrays.
+"""Statistics of two classifiers on the same images. Pure.
 
-Predictions of the same images are paired: what most images have in common (an easy one is right
-in both) says nothing about which classifier is better, and leaving it out makes a comparison much
-sharper than two separate intervals.
+Predictions on the same images are paired: images that both classify correctly say nothing about
+which classifier is better. A paired test leaves them out and is therefore much more powerful than
+a comparison of two separate intervals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_SWAPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """Images that one classifier alone has right, and how likely such an imbalance is by chance."""
+    """Images that only one of two classifiers gets right, and the p-value of that imbalance."""
 
     only_first: int
     only_second: int
@@ -32,12 +32,12 @@ class McNemar:
 
 
 def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
-    """McNemar's exact test, two-sided, of whether two classifiers err equally often.
+    """McNemar's exact two-sided test of whether two classifiers err equally often.
 
-    `labels`, and the classes predicted by the `first` and the `second`: i32[N], image by image.
-    Where they are equally good, each image that one of them alone has right is as likely to be the
-    one's as the other's: a fair coin (McNemar, Psychometrika 12, 1947; exact form: Dietterich,
-    Neural Computation 10, 1998). With no such image p is 1.
+    `labels`, and the classes predicted by the `first` and the `second` classifier: i32[N] each. If
+    the classifiers are equally good, an image that only one of them gets right is equally likely to
+    be either's, like the toss of a fair coin (McNemar, Psychometrika 12, 1947; exact form:
+    Dietterich, Neural Computation 10, 1998). Without such images, p is 1.
 
     Raises:
         ValueError: the three differ in shape.
@@ -53,7 +53,7 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
 
 
 def accuracy_change(labels: Array, first: Array, second: Array, resampling: Resampling) -> Estimate:
-    """The second's accuracy - the first's, with its paired interval; labels and classes i32[N]."""
+    """The second's accuracy minus the first's, with a paired interval; all arrays i32[N]."""
     rng = np.random.default_rng(resampling.seed)
     return _change(first == labels, second == labels, resampling, rng)
 
@@ -61,10 +61,10 @@ def accuracy_change(labels: Array, first: Array, second: Array, resampling: Resa
 def _change(
     right: Array, also: Array, resampling: Resampling, rng: np.random.Generator
 ) -> Estimate:
-    """By how much the share of `also` exceeds that of `right`, bool[N] each.
+    """The share of `also` minus that of `right`, bool[N] each, with a paired interval.
 
-    Only three counts matter: images that the first alone has right, the second alone, the rest. So
-    resampling the images is drawing from that multinomial distribution.
+    Only three counts matter: images that only the first gets right, only the second, and the rest.
+    So resampling images equals drawing from that multinomial distribution.
     """
     images = len(right)
     counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
@@ -76,7 +76,7 @@ def _change(
 
 @dataclass(frozen=True, kw_only=True)
 class ClassChange:
-    """A class' share right by either classifier; `change`: the second's - the first's."""
+    """A class's accuracy by either classifier; `change`: the second's minus the first's."""
 
     name: str
     images: int
@@ -87,7 +87,7 @@ class ClassChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """How many images of class `true` either classifier takes for `predicted`."""
+    """Number of images of class `true` that either classifier predicts as `predicted`."""
 
     true: str
     predicted: str
@@ -102,9 +102,9 @@ def class_changes(
     class_names: Sequence[str],
     resampling: Resampling,
 ) -> list[ClassChange]:
-    """Each class' accuracy by two classifiers, by class; labels and predictions i32[N].
+    """The accuracy of two classifiers per class; labels and predictions i32[N].
 
-    A class without images is left out.
+    Classes without images are left out.
     """
     rng = np.random.default_rng(resampling.seed)
     changes = []
@@ -127,7 +127,7 @@ def class_changes(
 
 
 def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]) -> list[Swap]:
-    """The confusions (true class → predicted one) whose number changed most, at most eight."""
+    """The confusions (true → predicted class) that changed most in number, at most eight."""
     classes = len(class_names)
     counts = [
         np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

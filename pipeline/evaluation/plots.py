@@ -1,7 +1,7 @@
-"""Pictures of a training (`Fitted → Figure`) and of predictions (`Predictions → Figure`).
+"""Plots of a training (`Fitted → Figure`) and of predictions (`Predictions → Figure`).
 
-A new plot is a function here and a name in `train.plots` or `evaluate.plots`. Figures are made
-without pyplot, whose global state would leak from one trial of a sweep into the next.
+To add a plot, add a function here and its name to `train.plots` or `evaluate.plots`. Figures are
+made without pyplot, whose global state would leak from one job of a sweep into the next.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 sklearn = lazy_loader.load("sklearn")
 
 TRAIN, VALIDATION = "#1f77b4", "#d95f02"
-MISTAKES = 5  # rows and columns of them
+MISTAKES = 5  # rows, and columns, of the grid
 
 
 def accuracy(fitted: Fitted) -> Figure:
-    """Accuracy of each epoch on the training and the validation images."""
+    """Accuracy per epoch on the training and validation images."""
     return _curves(fitted, "accuracy", "share right")
 
 
 def loss(fitted: Fitted) -> Figure:
-    """Loss of each epoch on the training and the validation images."""
+    """Loss per epoch on the training and validation images."""
     return _curves(fitted, "loss", "cross-entropy [nats]")
 
 
@@ -114,7 +114,7 @@ def per_class_scores(predictions: Predictions) -> Figure:
 
 
 def reliability(predictions: Predictions) -> Figure:
-    """How often predictions of a given confidence are right, and how many there are of each."""
+    """Accuracy by confidence, and the number of predictions per confidence."""
     confidence, share_right, _ = calibration(predictions)
     margins = {"left": 0.13, "right": 0.97, "bottom": 0.08, "top": 0.95, "hspace": 0.06}
     fig = _figure(5.5, 6.5, margins)
@@ -129,11 +129,11 @@ def reliability(predictions: Predictions) -> Figure:
 
 
 def mistakes(predictions: Predictions) -> Figure:
-    """The wrong predictions the model was surest of, with their true class and confidence."""
+    """The most confident mistakes, with their true class and confidence."""
     wrong = np.flatnonzero(~predictions.correct)
     chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: MISTAKES**2]
     fig = _figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
-    axes = fig.subplots()  # one for all: with 25 of them it takes five times as long
+    axes = fig.subplots()  # one for all images: 25 axes would take five times as long
     axes.set(xlim=(0, MISTAKES), ylim=(MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
     names = _names(predictions)
@@ -172,7 +172,7 @@ def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
 
 
 def _figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
-    """An empty figure of that many inches; without margins they are found, which takes longer."""
+    """An empty figure, size in inches; without `margins` they are computed, which takes longer."""
     from matplotlib.figure import Figure  # matplotlib has no lazy submodules
 
     fig = Figure(figsize=(width, height), layout=None if margins else "constrained")
@@ -182,12 +182,12 @@ def _figure(width: float, height: float, margins: Mapping[str, float] | None = N
 
 
 def _names(predictions: Predictions) -> list[str]:
-    """The classes' names, without what matplotlib would take for a formula."""
+    """The class names, with dollar signs escaped for matplotlib."""
     return [name.replace("$", r"\$") for name in predictions.class_names]
 
 
 def _picture(axes: Axes, image: Array, *, left: float, top: float, side: float = 0.72) -> None:
-    """An image u8[H,W,C] in a square of that many units, of which it fills the longer side."""
+    """Draws an image u8[H,W,C] into a square of `side` units; its longer side fills the square."""
     height, width = side * np.array(image.shape[:2]) / max(image.shape[:2])
     x, y = left + (side - width) / 2, top + (side - height) / 2
     extent = (x, x + width, y + height, y)

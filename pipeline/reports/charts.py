@@ -1,6 +1,6 @@
-"""Charts of a report as points of an inline SVG, which follows dark mode and stays sharp.
+"""Charts of a report as points of an inline SVG, which adapts to dark mode and scales sharply.
 
-A picture by matplotlib would do neither, and its labels would be too small on a phone.
+A figure by matplotlib does neither, and its labels would be too small on a phone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import calibration
 
-WIDTH, HEIGHT = 440, 270  # of the drawing, in its own units
+WIDTH, HEIGHT = 440, 270  # of the drawing, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins for labels
-MOST_DOTS = 50  # epochs that get a dot, with its value to read, each
+MOST_DOTS = 50  # epochs up to which each has a dot with its value
 CURVES = {"accuracy": "share right", "loss": "cross-entropy, nats"}
 SERIES = {"train": "training", "val": "validation"}
 
@@ -31,14 +31,14 @@ class Scale:
     ticks: tuple[tuple[float, str], ...]
 
     def place(self, value: float) -> float:
-        """Where in the drawing the value lies."""
+        """The position of a value in the drawing."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(self.start + share * (self.end - self.start), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A series: points (x, y, what they say) of the drawing; `split` is its colour."""
+    """A series of points (x, y, label); `split` determines its colour."""
 
     split: str
     name: str
@@ -47,13 +47,13 @@ class Line:
 
     @property
     def path(self) -> str:
-        """The points as a polyline has them."""
+        """The points in the format of an SVG polyline."""
         return " ".join(f"{x},{y}" for x, y, _ in self.points)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Axes with series; `mark` is where a vertical line stands for the best epoch."""
+    """Axes with series; `mark` is the position of the vertical line at the best epoch."""
 
     title: str
     x: Scale
@@ -66,7 +66,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """Predictions of about one confidence: place in the drawing, means, share of all images."""
+    """A bin of predictions by confidence: position, means, share of all images."""
 
     x: float
     y: float
@@ -77,7 +77,7 @@ class Bar:
 
 
 def curves(history: Mapping[str, Mapping[int, float]], best: float | None) -> list[Chart]:
-    """Accuracy and loss by epoch on both splits; what has no finite value is left out."""
+    """Accuracy and loss by epoch on both splits; values that are not finite are left out."""
     charts = []
     for metric, unit in CURVES.items():
         series = {
@@ -91,7 +91,7 @@ def curves(history: Mapping[str, Mapping[int, float]], best: float | None) -> li
 
 
 def reliability(predictions: Predictions) -> tuple[Chart, list[Bar]]:
-    """How often predictions of a given confidence are right (bins of the calibration error)."""
+    """Accuracy by confidence, in the bins of the calibration error."""
     chart = Chart(
         title="reliability",
         x=_scale([0, 1], LEFT, WIDTH - RIGHT),

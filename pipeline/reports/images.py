@@ -1,4 +1,4 @@
-"""The images of a report, packed into one picture, and the confusion matrix that opens them."""
+"""The images of a report, packed into one sprite, and the confusion matrix that shows them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from PIL import Image
 from pipeline.data.values import Array, Predictions, Split
 
 MOST_A_CELL = 24
-FEWEST_A_CELL = 4  # rather than fewer, smaller
+FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
 MISTAKES = 24
 CONFUSIONS = 8
 SIDES = (64, 32, 16)  # pixels of a thumbnail's longer side, at most
-BUDGET = 2_500_000  # bytes of all thumbnails before compression, if the smallest fit
-SHOWN = 60  # pixels on the screen, about
+BUDGET = 2_500_000  # bytes of all thumbnails before compression, if the smallest size fits
+SHOWN = 60  # approximate pixels on the screen
 WEIGHTS_WIDTH = 1100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Images of one true and one predicted class.
+    """The images of one true and one predicted class.
 
-    `share` of those of the true class; `level` from 0 to 1 for its colour; its `kept` surest ones
-    are thumbnails from `first` on.
+    `share` is relative to the true class; `level` from 0 to 1 gives the colour. The `kept` most
+    confident ones are thumbnails, numbered from `first`.
     """
 
     true: str
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A wrong prediction: thumbnail, number of the image in its split, classes, confidence."""
+    """A wrong prediction: thumbnail, index of the image in its split, classes, confidence."""
 
     thumbnail: int
     image: int
@@ -52,7 +52,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Sprite:
-    """Thumbnails `width` × `height` pixels, `columns` a row, shown `zoom` times as large."""
+    """Thumbnails of `width` × `height` pixels, `columns` per row, shown `zoom` times as large."""
 
     uri: str
     width: int
@@ -62,12 +62,12 @@ class Sprite:
     zoom: float
     grey: bool
     captions: list[tuple[int, float]]
-    """Of each thumbnail the image's number and the prediction's confidence, rounded."""
+    """For each thumbnail, the image's index and the prediction's confidence, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """The matrix by row (true class), its largest entries off the diagonal, the surest mistakes."""
+    """The matrix by row (true class), largest off-diagonal entries, most confident mistakes."""
 
     rows: list[list[Cell]]
     largest: list[Cell]
@@ -77,7 +77,7 @@ class Confusion:
 
 
 def confusion(predictions: Predictions) -> Confusion:
-    """The confusion matrix with as many thumbnails of each cell as the page has room for."""
+    """The confusion matrix, with as many thumbnails per cell as the budget allows."""
     classes = len(predictions.class_names)
     counts = np.bincount(
         predictions.labels.astype(np.int64) * classes + predictions.predicted,
@@ -101,19 +101,19 @@ def confusion(predictions: Predictions) -> Confusion:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A picture as an address that holds it."""
+    """A picture as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def smaller(png: bytes) -> bytes:
-    """A picture as a JPEG of fewer pixels: as PNG, many weights are as large as noise is."""
+    """A PNG as a smaller JPEG, since weights look like noise, which PNG does not compress."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((WEIGHTS_WIDTH, WEIGHTS_WIDTH))
     return _encoded(picture, "jpeg")
 
 
 def _room(shape: tuple[int, int, int], counts: Array) -> tuple[int, int]:
-    """Longer side of a thumbnail, and how many a cell may have at most."""
+    """The longer side of a thumbnail, and the maximum number per cell."""
     longest, channels = max(shape[:2]), shape[2]
     for side in SIDES:
         size = channels * np.prod(np.ceil(np.array(shape[:2]) * min(1.0, side / longest)))
@@ -150,7 +150,7 @@ def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[Ce
                 guess=guess,
                 count=numbers[i][j],
                 share=(share := float(shares[i, j])),
-                # Mistakes are few: by their root, and beside the largest of them.
+                # Mistakes are few, so their colour is the root of their share of the largest.
                 level=round(share if i == j else (share / highest) ** 0.5, 3),
                 right=i == j,
                 first=firsts[i][j],
@@ -187,7 +187,7 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
     sheet = sheet.reshape(rows * height, columns * width, channels)
     grey = channels == 1
     picture = Image.fromarray(sheet[:, :, 0] if grey else sheet)
-    kind = "png" if grey else "webp"  # photographs are many times larger as PNG
+    kind = "png" if grey else "webp"  # photos are many times larger as PNG
     confidence = predictions.confidence[chosen].tolist()
     return Sprite(
         uri=data_uri(_encoded(picture, kind), kind),
@@ -204,7 +204,7 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
 
 
 def _thumbnails(split: Split, chosen: Array, side: int) -> Array:
-    """Small images u8[N,h,w,C], of one channel as ink on paper, else of the first three."""
+    """Thumbnails u8[N,h,w,C]: grey ones dark on light, others with their first three channels."""
     channels = 3 if split.image_shape[2] >= 3 else 1
     tiles: Array = np.asarray(split.take(chosen))[..., :channels]
     height, width = tiles.shape[1:3]

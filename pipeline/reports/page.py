@@ -1,7 +1,7 @@
-"""A run on one page: `Facts, Config, Predictions → str`, an HTML file that needs nothing else.
+"""The report of a run: `Facts, Config, Predictions → str`, a self-contained HTML page.
 
-Its pictures are inside it, it asks no network for anything, and it can be read on a phone, on
-paper and without JavaScript, which only opens the images behind a cell of the confusion matrix.
+It embeds its figures, needs no network, and can be read on a phone, on paper and without
+JavaScript, which is only used to show the images behind a cell of the confusion matrix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ scipy = lazy_loader.load("scipy")
 TEMPLATES = Path(__file__).parent / "templates"
 CONFIDENCE = 0.95  # coverage of the intervals of accuracies
 SPLITS = {"test": "test", "val": "validation"}
-# Tags that tell where a run came from: (heading, {what a reader calls it: tag}).
+# Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": "command", "commit": COMMIT}),
     ("Data", {"SHA-256": FINGERPRINT, "source": "data.source"}),
@@ -49,10 +49,10 @@ STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopp
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the tracking store knows of a run.
+    """The recorded facts about a run.
 
-    `started` is aware of its time zone; `seconds` by stage, with the `total` where it is known;
-    `history` by metric (`train/loss`), its value by epoch; `weights` a PNG of the first layer's
+    `started` has a time zone; `seconds` are by stage, with the `total` if it is known; `history`
+    has the values per epoch by metric (`train/loss`); `weights` is a PNG of the first layer's
     weights before and after training.
     """
 
@@ -70,7 +70,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """An accuracy with its Wilson interval; `split` in a reader's words."""
+    """An accuracy with its Wilson interval; `split` is a readable name."""
 
     split: str
     value: float
@@ -80,10 +80,10 @@ class Score:
 
 
 def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -> str:
-    """The page of a run; `predictions` by split (`val`, `test`).
+    """Renders the page of a run; `predictions` are by split (`val`, `test`).
 
-    Classes, mistakes and calibration are those of the test split or, where it was not evaluated,
-    of the validation split, and the page says which; without either they are left out.
+    Classes, mistakes and calibration are those of the test split or, if it was not evaluated, of
+    the validation split, and the page says which; without either they are left out.
     """
     split = next((name for name in SPLITS if name in predictions), None)
     return _template().render(
@@ -115,7 +115,7 @@ def score(predictions: Predictions, split: str) -> Score:
 
 
 def duration(seconds: float) -> str:
-    """As a person would say it: `0.3 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
+    """A readable duration: `0.3 s`, `42 s`, `3 min 5 s`, `2 h 3 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -125,12 +125,12 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """`0.8665` → `86.65 %`, with a space that does not break."""
+    """`0.8665` → `86.65 %`, with a non-breaking space."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _reason(tags: Mapping[str, str]) -> str | None:
-    """Why a run did not end well, in a reader's words where the tag has Python's."""
+    """Why a run failed or was stopped, in plain words instead of Python's."""
     said = tags.get("error") or tags.get("sweep.pruned")
     if said and said.rpartition(".")[2] in STOPS:
         return STOPS[said.rpartition(".")[2]]
@@ -138,7 +138,7 @@ def _reason(tags: Mapping[str, str]) -> str | None:
 
 
 def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
-    """What is drawn from the predictions on one split."""
+    """The parts of the page that show the predictions on one split."""
     names = predictions.class_names
     rows = zip(names, *(column.tolist() for column in class_scores(predictions)), strict=True)
     return {
@@ -153,7 +153,7 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
 
 
 def _groups(config: Config) -> dict[str, dict[str, str]]:
-    """What the result depends on, by group of the configuration; keys without a group first."""
+    """The settings that the result depends on, by group; keys without a group come first."""
     groups: dict[str, dict[str, str]] = {group: {} for group in ("", *vars(config.choices))}
     for key, value in flatten(config).items():
         group, _, name = key.rpartition(".")
@@ -162,7 +162,7 @@ def _groups(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _origins(facts: Facts) -> dict[str, dict[str, str]]:
-    """Where the run came from, by heading; what was not recorded is left out."""
+    """The origin of the run, by heading; what was not recorded is left out."""
     tags = facts.tags
     found = {
         heading: {label: tags[tag] for label, tag in labels.items() if tag in tags}

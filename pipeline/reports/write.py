@@ -1,4 +1,4 @@
-"""Writes a run's report: while the run is recorded, or anew for one that was."""
+"""Writes the report of a run, while it is recorded or later."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pipeline.tracking.runs import by_id, find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 
 NAME = "report.html"
-REPORTABLE = Query(has_folder=True)  # whatever state it is in
+REPORTABLE = Query(has_folder=True)  # in any state
 WEIGHTS = "plots/weights.png"
-STAGE = ("time/", "_s")  # around the name of a stage in that of its metric
+STAGE = ("time/", "_s")  # prefix and suffix of a stage in the name of its metric
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 def reported(
     recording: Recording, config: Config, *, wanted: bool
 ) -> Iterator[dict[str, Predictions]]:
-    """Gives the run a report, if wanted and `evaluate.report`, however the block ends.
+    """Writes the run's report, if `wanted` and `evaluate.report`, however the block ends.
 
-    Yields where the block is to put its predictions. The report of a run that fails or is stopped
-    shows what there is by then, and the error.
+    Yields a mapping for the block's predictions. The report of a run that fails or is stopped shows
+    what exists by then, and the error.
     """
     predictions: dict[str, Predictions] = {}
     if not (wanted and config.evaluate.report):
@@ -47,7 +47,7 @@ def reported(
     try:
         yield predictions
     except BaseException as error:
-        if not isinstance(error, StoreError):  # which need not be asked again
+        if not isinstance(error, StoreError):  # an unreachable store need not be asked again
             _at_least_try(recording, config, predictions, error)
         raise
     save_report(recording, config, predictions)
@@ -59,16 +59,16 @@ def save_report(
     predictions: Mapping[str, Predictions],
     error: BaseException | None = None,
 ) -> None:
-    """Puts `report.html` among the artefacts; `config` is the one that the run began with."""
+    """Adds `report.html` to the artefacts; `config` is the configuration of the run."""
     with recording.stage("report"):
         page = html(facts_of(recording, error), config, predictions)
         recording.save_text(NAME, page)
 
 
 def bring_home(config: Config, run_id: str) -> None:
-    """Saves the artefacts of a run that was killed outright from its folder here, with its report.
+    """Logs the artefacts of a run that was killed outright from its local folder, with a report.
 
-    A run that has no folder on this machine is left as it is.
+    Does nothing if the run has no folder on this machine.
     """
     entry = find_run(run_id, config)
     if entry.folder is None or owner(entry.folder) != entry.id:
@@ -83,14 +83,14 @@ def bring_home(config: Config, run_id: str) -> None:
 
 
 def page_of(entry: RecordedRun, recording: Recording, data_dir: str) -> str:
-    """The report of a run, from what the store has of it and the data here."""
+    """The report of a run, from the store and the data on this machine."""
     then = replace(entry.config, data_dir=data_dir)
     return html(facts_of(recording), then, _stored_predictions(entry, then))
 
 
 def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predictions]:
     if not entry.has("predictions.npz"):
-        return {}  # it did not get so far
+        return {}  # it did not get that far
     stored = entry.predictions()
     prepared = _data(config, str(entry.fingerprint))
     return {
@@ -107,7 +107,7 @@ def _data(config: Config, fingerprint: str) -> Prepared:
     if prepared.fingerprint != fingerprint:
         raise RequestError(
             f"dataset={name}: the data here ({prepared.fingerprint[:12]}…) is not what the run "
-            f"used ({fingerprint[:12]}…); bring that back, or choose its folder with data_dir=…"
+            f"used ({fingerprint[:12]}…); restore that data, or choose its folder with data_dir=…"
         )
     return prepared
 
@@ -118,7 +118,7 @@ def _at_least_try(
     predictions: Mapping[str, Predictions],
     error: BaseException,
 ) -> None:
-    """Of a run that did not end well the first failure is the one to show."""
+    """Logs errors in a failed run's report instead of raising them: the first failure matters."""
     try:
         save_report(recording, config, predictions, error)
     except Exception as another:
@@ -126,12 +126,12 @@ def _at_least_try(
 
 
 def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
-    """What the tracking store knows of a run, with the times of stages that are not logged yet.
+    """The recorded facts about a run, with the times of stages that are not logged yet.
 
-    `error` is what a run that is still open is about to end with.
+    `error` is the exception that is about to end the run, if any.
     """
     run = by_id(recording.client, recording.id)
-    # The report is the last thing that a run writes before it ends well.
+    # The report is the last thing that a run writes before it finishes.
     ends = status_of(error) if error else Status.FINISHED if recording.seconds else run.status
     by_epoch = [
         key
@@ -164,12 +164,12 @@ def _seconds(run: RecordedRun) -> dict[str, float]:
 
 
 def _artifact(recording: Recording, run: RecordedRun, name: str) -> bytes | None:
-    """What lies in the local folder or, for a run of another time, in the store."""
+    """An artefact from the local folder or, for an earlier run, from the store."""
     if here := recording.written(name):
         return here.read_bytes()
-    if run.status == Status.RUNNING:  # it would not be there yet
+    if run.status == Status.RUNNING:  # not logged yet
         return None
     try:
         return run.fetch(name).read_bytes()
     except RequestError:
-        return None  # `train.plots` did not ask for it
+        return None  # `train.plots` does not include it

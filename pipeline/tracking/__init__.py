@@ -1,5 +1,5 @@
-"""The one seam to MLflow: nothing else imports it.
+"""The only interface to MLflow: no other room imports it.
 
-`values` says what a run is to us, `client` finds the tracking server and experiment, `lifecycle`
-opens and closes a run, `recording` writes to it, `runs` finds those that were recorded.
+`values` defines our view of a run, `client` finds the tracking server and experiment, `lifecycle`
+opens and closes a run, `recording` writes to it, `runs` finds recorded runs.
 """

@@ -1,4 +1,4 @@
-"""Where a store is and where its experiments keep their artefacts. Imports no MLflow."""
+"""Addresses of stores and of their experiments' artefacts. Does not import MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.system.errors import RequestError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
-_PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # what any file system and any address can hold
+_PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 
 
@@ -21,9 +21,9 @@ def store_address(uri: str | None) -> str:
 
 
 def folder_name(experiment: str) -> str:
-    """The name of an experiment's folder: its own, or one like it that leads nowhere else.
+    """The name of an experiment's folder: the experiment's name, or a safe variant of it.
 
-    `../a b` → `_a b-5f70bf18`. Names that differ have folders that differ.
+    `../a b` → `_a b-5f70bf18`. Different names have different folders.
     """
     if _PLAIN.fullmatch(experiment):
         return experiment
@@ -32,7 +32,7 @@ def folder_name(experiment: str) -> str:
 
 
 def artifact_location(address: str, experiment: str) -> str | None:
-    """Where a new experiment keeps its artefacts; None: the store's owner says where.
+    """Where a new experiment keeps its artefacts; None if the server decides.
 
     Raises:
         RequestError: MLflow could not read them there.
@@ -46,13 +46,13 @@ def artifact_root(address: str) -> Path:
     """The folder below which a local store's experiments keep their artefacts.
 
     Raises:
-        RequestError: it holds what MLflow takes for an encoded character (`%20`), and decodes once
-            too often: what is written there is not found again.
+        RequestError: its path has what looks like an encoded character (`%20`); MLflow decodes it
+            once too often and would not find the artefacts again.
     """
     folder = Path(ARTIFACTS).absolute()
     if address.startswith("sqlite:") and (found := _ENCODED.search(str(folder))):
         raise RequestError(
-            f"{folder.parent}: MLflow takes the {found[0]} in this folder's name for an encoded "
+            f"{folder.parent}: MLflow reads the {found[0]} in this folder's name as an encoded "
             "character and would not find its artefacts again; rename the folder, or work in "
             "another"
         )

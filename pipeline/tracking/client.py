@@ -1,6 +1,6 @@
-"""Finds the tracking server or store, makes it ready, and the experiment in it.
+"""Connects to the tracking server or store, and finds or creates the experiment.
 
-Knows where MLflow keeps things: its environment variables, its tables, the addresses of artefacts.
+This module knows MLflow's environment variables, tables and addresses of artefacts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.utils import _all_tables_exist  # what MLflow asks before it makes tables
+from mlflow.store.db.utils import _all_tables_exist  # MLflow's own check before it creates tables
 
 from pipeline.config.schema import Config
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
@@ -33,23 +33,23 @@ StoreError = MlflowException
 VERSION = mlflow.__version__
 
 FIRST_ANSWER_S = 10
-PAGE = 5_000  # experiments asked for at once
+PAGE = 5_000  # experiments per request
 
 
 def connect(uri: str | None) -> Client:
-    """A client of the tracking server or store at `uri`, which is made the process' default.
+    """Connects to the tracking server or store at `uri`, and makes it the process' default.
 
     None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
 
     Raises:
-        RequestError: nothing answers there, or it cannot be written.
+        RequestError: nothing answers there, or it is not writable.
     """
     address = store_address(uri)
     _require_answer(address)
     keep_through_interrupts(address)
     mlflow.set_tracking_uri(address)
     try:
-        # The client makes a fresh store's tables; several processes at it at once spoil them.
+        # The client creates a new store's tables; several processes at once would corrupt them.
         with _alone(address):
             _make_whole(address)
             client = _opened(address)
@@ -67,7 +67,7 @@ def _opened(address: str) -> Client:
 
 
 def _make_whole(address: str) -> None:
-    """Makes a database that is not there yet beside its place: a kill would leave half of it."""
+    """Creates a new database under a temporary name, so that a kill leaves no half of one."""
     if not address.startswith("sqlite:"):
         return
     url = sa.make_url(address)
@@ -78,7 +78,7 @@ def _make_whole(address: str) -> None:
 
 
 def experiment(client: Client, name: str) -> str:
-    """The id of the experiment of that name, made if need be.
+    """The id of the experiment with that name, which is created if missing.
 
     Raises:
         RequestError: the experiment was deleted, or the store refuses the name.
@@ -89,7 +89,7 @@ def experiment(client: Client, name: str) -> str:
             return client.create_experiment(
                 name,
                 artifact_location=artifact_location(str(client.tracking_uri), name),
-                # Opens the UI in its view of training runs rather than of language models.
+                # Makes the UI open its view for training runs rather than for language models.
                 tags={"mlflow.experimentKind": "custom_model_development"},
             )
         except MlflowException as error:
@@ -105,10 +105,10 @@ def experiment(client: Client, name: str) -> str:
 
 
 def experiment_name(config: Config) -> str:
-    """The experiment that is meant: `tracking.experiment`, MLflow's variable, or the data set's.
+    """The experiment's name: `tracking.experiment`, MLflow's variable, or the data set's name.
 
     Raises:
-        RequestError: MLFLOW_EXPERIMENT_ID names none, or another one than MLFLOW_EXPERIMENT_NAME.
+        RequestError: MLFLOW_EXPERIMENT_ID does not exist, or contradicts MLFLOW_EXPERIMENT_NAME.
     """
     named, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{part}") for part in ("NAME", "ID"))
     if config.tracking.experiment or not (named or number):
@@ -131,7 +131,7 @@ def experiment_name(config: Config) -> str:
 
 
 def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
-    """The names of all experiments that were not deleted, by id; or of the one with that name."""
+    """The names of all experiments that are not deleted, or of one of them, by id."""
     if only is not None:
         found = client.get_experiment_by_name(only)
         if found is None or found.lifecycle_stage != "active":
@@ -141,7 +141,7 @@ def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
 
 
 def experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
-    """All experiments that were not deleted."""
+    """All experiments that are not deleted."""
     token = None
     while True:
         page = client.search_experiments(max_results=PAGE, page_token=token)
@@ -152,10 +152,10 @@ def experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
 
 
 def fetch(address: str) -> Path:
-    """The artefact at an address of MLflow's, a file or a folder, on this machine.
+    """The local path of an artefact, a file or a folder; downloads it if necessary.
 
     Raises:
-        OSError: it is not there, or incomplete.
+        OSError: it is missing or incomplete.
     """
     is_local = address.startswith(("file:", "/"))
     folder = None if is_local else mkdtemp(dir=_downloads().name)
@@ -167,18 +167,18 @@ def fetch(address: str) -> Path:
 
 @cache
 def _downloads() -> TemporaryDirectory[str]:
-    """What is downloaded lies here until the process ends."""
+    """The folder of downloads, which is removed when the process ends."""
     return TemporaryDirectory(prefix="pipeline-")
 
 
 def artifact_names(address: str) -> set[str]:
-    """The names of the files and folders that lie at an address of artefacts."""
+    """The names of the files and folders at an address of artefacts."""
     listed = mlflow.artifacts.list_artifacts(artifact_uri=address)
-    return {PurePosixPath(found.path).name for found in listed}  # MLflow's begin with the folder's
+    return {PurePosixPath(found.path).name for found in listed}  # MLflow prefixes the folder's name
 
 
 def _require_answer(uri: str) -> None:
-    """Asks once: MLflow itself would try for minutes before it says that nobody is there."""
+    """Asks once, because MLflow itself would retry for minutes before it reports an error."""
     try:
         if uri.startswith(("http://", "https://")):
             requests.get(uri, timeout=FIRST_ANSWER_S)
@@ -196,12 +196,12 @@ def _require_answer(uri: str) -> None:
 
 
 def try_to_write(connection: sa.Connection) -> None:
-    """Writes to an SQLite file what is there already, and takes it back.
+    """Writes an unchanged value to an SQLite file and rolls it back.
 
-    Only this tells a read-only file or folder: `BEGIN IMMEDIATE` is content with reading one.
+    Only this detects a read-only file or folder: `BEGIN IMMEDIATE` succeeds on them.
 
     Raises:
-        OperationalError: it cannot be written, or another process is writing.
+        OperationalError: it is not writable, or another process is writing.
     """
     connection.execute(sa.text("BEGIN IMMEDIATE"))
     version = connection.execute(sa.text("PRAGMA user_version")).scalar_one()
@@ -211,7 +211,7 @@ def try_to_write(connection: sa.Connection) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """What a database holds: table names, the revision they are of, and the one MLflow wants."""
+    """A database's table names, their revision, and the revision that MLflow needs."""
 
     names: Sequence[str]
     revision: str | None
@@ -221,7 +221,7 @@ class Tables:
 
 
 def tables_in(connection: sa.Connection) -> Tables:
-    """Looks at the tables of a database, and makes none."""
+    """Reads the tables of a database; creates none."""
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     revision = MigrationContext.configure(connection).get_current_revision()
     return Tables(

@@ -1,7 +1,7 @@
-"""A running run shows that it lives; of one that is RUNNING, whether it still does.
+"""Heartbeats: a run shows that it is alive, and others can tell whether it still is.
 
-A run that is killed outright, or whose machine goes down, stays RUNNING in the store: nobody is
-left to say otherwise. Its last heartbeat and the process it ran in are what is left to go by.
+A run that is killed outright, or whose machine goes down, stays RUNNING in the store, because no
+process is left to close it. Its last heartbeat and its process are the only evidence.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pipeline.tracking.values import ERROR, Status
 if TYPE_CHECKING:
     from pipeline.tracking.client import Client
 
-# Tags: when the run last showed that it lives (UTC), and the process that showed it.
+# Tags: the time of the last heartbeat (UTC), and the process that sent it.
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
-GONE = "its process is gone"  # the error of a run that was left RUNNING, as others saw it
+GONE = "its process is gone"  # the error of a run that was left RUNNING and closed by others
 EVERY_S = 20.0
-SILENT_S = 60.0  # of a run on another machine: then it may be gone; two beats may go astray
-LISTEN_S = 2 * EVERY_S + 5  # in which a run that lives is heard of
-CLOCKS_S = 86_400.0  # by which no two machines' clocks differ
-GAP_S = 2 * EVERY_S  # between beats: others may have taken the run for gone; clocks may differ
-LEAVE_S = 2.0  # what a beat on its way gets to arrive when the run is closed
+SILENT_S = 60.0  # after which a run on another machine may be gone; two beats may get lost
+LISTEN_S = 2 * EVERY_S + 5  # within which a living run is heard
+CLOCKS_S = 86_400.0  # more than any two machines' clocks differ
+GAP_S = 2 * EVERY_S  # between beats, after which others may have closed the run; clocks may differ
+LEAVE_S = 2.0  # for a beat to finish when the run is closed
 
 log = logging.getLogger(__name__)
 
 
 class Pulse(StrEnum):
-    """What a run's heartbeat says; one without any is `UNKNOWN`.
+    """The state of a run according to its heartbeat; without one it is `UNKNOWN`.
 
-    `SILENT`: on another machine and not heard of lately, by two clocks that may differ. Whether it
-    lives is heard by listening for `LISTEN_S`.
+    `SILENT`: on another machine without a recent beat, according to two clocks that may differ.
+    Listening for `LISTEN_S` tells whether it is alive.
     """
 
     ALIVE = "alive"
@@ -48,7 +48,7 @@ class Pulse(StrEnum):
 
 
 def signs() -> dict[str, str]:
-    """The tags of a run that lives in this process, now."""
+    """The heartbeat's tags of a run in this process, now."""
     return {
         BEAT: _now().isoformat(timespec="seconds"),
         HOST: place(),
@@ -59,11 +59,11 @@ def signs() -> dict[str, str]:
 
 @contextmanager
 def beating(client: Client, run_id: str) -> Iterator[None]:
-    """While open, a thread renews the run's heartbeat every `EVERY_S`.
+    """Renews the run's heartbeat every `EVERY_S` in a thread.
 
-    A beat that fails costs the run nothing: the next one may arrive. A process that is stopped or
-    killed beats no more. A run that could not be heard for a while may have been marked KILLED from
-    another machine; when it is heard again, or ends, that is taken back.
+    A beat that fails does not affect the run: the next one may arrive. A suspended or killed
+    process sends no beats. A run that was silent for a while may have been marked KILLED from
+    another machine; when it is heard again, or ends, it revokes that.
     """
     done, heard = threading.Event(), [_now()]
 
@@ -83,12 +83,14 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(LEAVE_S)
-        with suppress(Exception):  # of a store that is away still; the block's error is the one
+        with suppress(
+            Exception
+        ):  # the store may still be unreachable; the block's own error matters
             _back_if_unheard(client, run_id, heard[0])
 
 
 def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
-    """Takes back what others, who had not heard of the run since `heard`, may have said of it."""
+    """Revokes that others closed the run, if it has been silent for long since `heard`."""
     if _now() - heard < timedelta(seconds=GAP_S):
         return
     run = client.get_run(run_id)
@@ -99,17 +101,17 @@ def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
 
 
 def take_back(client: Client, run_id: str) -> None:
-    """Takes from a run that ends well what others, who took it for gone, have said of it."""
+    """Removes from a run the error that others set because they believed it gone."""
     tags = client.get_run(run_id).data.tags
     if ERROR in tags:
         client.delete_tag(run_id, ERROR)
 
 
 def pulse(tags: Mapping[str, str]) -> Pulse:
-    """Whether the process that a RUNNING run's tags tell of still lives.
+    """Whether the process named in a RUNNING run's tags is still alive.
 
-    On this machine that is asked of the system: a stopped process lives, however old its last
-    beat. Of another machine only a beat that is older than clocks can differ means no.
+    On this machine the process is looked up: a suspended one is alive, however old its last beat.
+    On another machine it only counts as gone if its last beat is older than clocks can differ.
     """
     try:
         beat = _last_beat(tags)
@@ -118,7 +120,7 @@ def pulse(tags: Mapping[str, str]) -> Pulse:
         if tags[HOST] == place():
             return Pulse.GONE if lives(int(tags[PID]), tags[STARTED]) is False else Pulse.ALIVE
         age_s = (_now() - beat).total_seconds()
-    except (KeyError, ValueError):  # tags that somebody has changed
+    except (KeyError, ValueError):  # somebody changed the tags
         return Pulse.UNKNOWN
     if age_s <= SILENT_S:
         return Pulse.ALIVE
@@ -126,7 +128,7 @@ def pulse(tags: Mapping[str, str]) -> Pulse:
 
 
 def fell_silent(tags: Mapping[str, str]) -> datetime | None:
-    """The last beat of a run that has shown none for longer than `SILENT_S`."""
+    """The time of a run's last beat if that was more than `SILENT_S` ago, else None."""
     try:
         beat = _last_beat(tags)
     except ValueError:

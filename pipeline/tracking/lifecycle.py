@@ -1,4 +1,4 @@
-"""A run's life: opened before the work, closed with the status it truly ended in."""
+"""The life of a run: opened before the work, closed with its true final status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from pipeline.tracking.values import (
     Status,
 )
 
-OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # words that another machine has others for
+OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # overrides that differ between machines
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
 
 log = logging.getLogger(__name__)
@@ -61,19 +61,19 @@ def record(
     spent_s: float | None = None,
     job: JobSettings | None = None,
 ) -> Iterator[Recording]:
-    """Opens a run for `config`, or goes on with one, and closes it with the status it ended in.
+    """Opens a run for `config`, or continues one, and closes it with its final status.
 
-    The one to go on with is `run_id`, or else the one that `mlflow run` opened. `searched` are the
-    parameters of a sweep, which have more than one value; `job` is what a sweep tells one of its
-    jobs. `spent_s` are the seconds that training took before an interruption: such a run keeps what
-    it says of its origin, and what it has logged is not logged again.
+    Continues `run_id` if given, else the run that `mlflow run` opened, if any. `searched` are the
+    swept parameters, which have more than one value; `job` holds the settings of a sweep's job.
+    `spent_s` are the seconds of training before an interruption: such a run keeps its recorded
+    origin, and nothing is logged twice.
 
-    FINISHED when the block ends well, KILLED on Ctrl-C, SIGTERM or `Pruned`, FAILED on any other
-    exception; that is passed on, and its last line becomes the tag `error`, or what pruned it
-    `sweep.pruned`. All that was logged stays.
+    The status is FINISHED when the block ends normally, KILLED on Ctrl-C, SIGTERM or `Pruned`, and
+    FAILED on any other exception. Exceptions are passed on; their last line becomes the tag
+    `error`, or `sweep.pruned` for a pruned trial. Everything logged so far stays.
 
     Raises:
-        RequestError: the tracking store cannot be used, or another process is at work in `folder`.
+        RequestError: the tracking store cannot be used, or another process is using `folder`.
     """
     started = time.perf_counter()
     client = connect(config.tracking.uri)
@@ -82,7 +82,7 @@ def record(
     earlier = _earlier(client, str(run_id), spent_s or 0.0) if goes_on else {}
     with at_work_in(folder):
         if run_id is None:
-            vacate(folder)  # or it is refused, before there is a run
+            vacate(folder)  # may refuse, so do it before a run exists
         opened = _open(client, config, run_id, tags)
         recording = Recording(id=opened, client=client, folder=folder, is_whole=True, **earlier)
         with beating(client, recording.id), _closed_as_it_ends(recording):
@@ -95,13 +95,13 @@ def record(
 
 
 def _earlier(client: Client, run_id: str, spent_s: float) -> dict[str, Any]:
-    """What a recording has to know of the run it goes on with."""
+    """What a recording needs to know about the run that it continues."""
     spent = dict.fromkeys(("train", "total"), spent_s)
     return {"seconds": spent, "before": recorded_metrics(client, run_id)}
 
 
 def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
-    """Closes a run whose process could not; one that fell silent ended with its last heartbeat."""
+    """Closes a run for a process that could not; the end of a silent run is its last heartbeat."""
     if run.error is None:
         client.set_tag(run.id, ERROR, error)
     beat = fell_silent(run.tags)
@@ -120,13 +120,13 @@ def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
         with _at_least_tried():
             mlflow.end_run(str(status_of(error)))
         raise
-    with suppress(Exception):  # the run is as good without
+    with suppress(Exception):  # the run does not depend on it
         take_back(recording.client, recording.id)
     mlflow.end_run("FINISHED")
 
 
 def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, str]) -> str:
-    # Taken out of the environment, which later runs of this process and its workers would heed.
+    # Removed from the environment, where later runs of this process and its workers would see it.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
         run = mlflow.start_run(run_id=run_id, tags=tags)
@@ -141,7 +141,8 @@ def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, st
         run = mlflow.start_run(
             experiment_id=experiment(client, experiment_name(config)),
             run_name=config.tracking.run_name,
-            nested=PARENT in tags,  # with Hydra's basic launcher the parent is open here
+            nested=PARENT
+            in tags,  # with Hydra's basic launcher, the parent run is open in this process
             tags=tags,
         )
     return str(run.info.run_id)
@@ -158,7 +159,7 @@ def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -
 def _log_origin(
     recording: Recording, config: Config, searched: Mapping[str, str], job: JobSettings | None
 ) -> None:
-    """Logs what the run is made of: parameters, choices, code, environment, hardware."""
+    """Logs the origin of the run: parameters, choices, code, environment, hardware."""
     code = lineage.code()
     tags = (
         {f"hardware.{key}": value for key, value in lineage.hardware().items()}
@@ -183,12 +184,12 @@ def _log_origin(
 
 
 def status_of(error: BaseException) -> Status:
-    """The status of a run that ends with this: KILLED if it was stopped, else FAILED."""
+    """The status of a run that ends with this exception: KILLED if it was stopped, else FAILED."""
     return Status.KILLED if isinstance(error, KeyboardInterrupt | Pruned) else Status.FAILED
 
 
 def ending(error: BaseException) -> dict[str, str]:
-    """The tags that say why a run did not end well."""
+    """The tags that say why a run failed or was stopped."""
     if isinstance(error, Pruned):
         return {PRUNED: str(error)}
     return {
@@ -209,8 +210,8 @@ def _command() -> str:
 
 @contextmanager
 def _at_least_tried() -> Iterator[None]:
-    """While closing a failed run the first failure is the one to show; a further one is noted."""
+    """Logs errors while closing a failed run instead of raising them: the first failure matters."""
     try:
         yield
     except Exception as error:
-        log.warning("The failed run could not be closed in full: %s", error)
+        log.warning("The failed run could not be closed completely: %s", error)

@@ -1,4 +1,4 @@
-"""Where a run came from: the code with its uncommitted changes, the environment, the hardware."""
+"""The origin of a run: code with uncommitted changes, environment, hardware."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]  # of a checkout; installed, the folder of packages
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the packages' folder if installed
 PACKAGE = "image-classification-pipeline"
-# Whatever the user's own settings, a patch that `git apply` takes.
+# Options for a patch that `git apply` accepts, whatever the user's settings.
 _AS_PATCH = (
     "--binary",
     "--no-color",
@@ -26,14 +26,14 @@ _AS_PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-# New files that a result may depend on; a folder of photos beside them is not code.
+# Suffixes of new files that a result may depend on; photos, for example, are not code.
 NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """The commit a run started from and what the working tree had beyond it, as a git patch."""
+    """The commit of the code, and the uncommitted changes as a git patch."""
 
     commit: str | None
     patch: str
@@ -45,23 +45,23 @@ class Code:
 
 
 def code(root: Path | None = None) -> Code:
-    """The state of the git checkout at `root`; new code counts, ignored files do not.
+    """The state of the git checkout at `root`, with new code files but without ignored files.
 
-    By default that of the pipeline itself; where it is installed without one, that of the user's
-    own project, the repository that the current folder lies in.
+    The default is the pipeline's own checkout or, if the pipeline is installed as a package, the
+    repository of the current folder, which is the user's project.
     """
     root = root or (ROOT if (ROOT / ".git").exists() else _repository(Path.cwd()))
     if shutil.which("git") is None or not (root / ".git").exists():
         return Code(commit=None, patch="")
     try:
         return Code(commit=_git(root, "rev-parse", "HEAD").strip(), patch=_patch(root))
-    except subprocess.CalledProcessError:  # no commit yet, or a checkout that git refuses to read
+    except subprocess.CalledProcessError:  # no commit yet, or git refuses to read the checkout
         return Code(commit=None, patch="")
 
 
-@cache  # for the jobs of a worker
+@cache  # used by every job of a worker
 def environment() -> str:
-    """Python, platform and every installed distribution with its version, a line each."""
+    """Python, platform and every installed distribution with its version, one per line."""
     installed = {f"{d.metadata['Name']}=={d.version}" for d in distributions()}
     header = f"# Python {platform.python_version()} on {platform.platform()}"
     return "\n".join([header, *sorted(installed, key=str.lower)]) + "\n"
@@ -82,7 +82,7 @@ def own_version() -> str | None:
 
 
 def hardware() -> dict[str, str]:
-    """Host name, processor, cores this process may use, threads of an operation, and memory."""
+    """Host name, processor, cores that this process may use, threads per operation, and memory."""
     cores = str(len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count())
     return {
         "host": platform.node(),
@@ -107,12 +107,12 @@ def _processor() -> str:
 
 
 def _repository(folder: Path) -> Path:
-    """The top of the repository that a folder lies in, or the folder if it lies in none."""
+    """The root of the repository of a folder, or the folder if it is in none."""
     return next((one for one in (folder, *folder.parents) if (one / ".git").exists()), folder)
 
 
 def _patch(root: Path) -> str:
-    # A scratch index lets new files be compared without touching the user's own.
+    # A temporary index includes new files without changing the user's own index.
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         source = Path(_git(root, "rev-parse", "--absolute-git-dir").strip()) / "index"
@@ -132,5 +132,5 @@ def _git(root: Path, *arguments: str, **environment: str) -> str:
         capture_output=True,
         env={**os.environ, **environment},
     )
-    # Not as text, which would turn the CRLF of a file in a patch into LF.
+    # As bytes: text mode would turn CRLF in a patch into LF.
     return done.stdout.decode("utf-8", errors="surrogateescape")

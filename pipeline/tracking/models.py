@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 LOGGED = re.compile(r"models:/(?P<model_id>m-[^/@]+)")
-SHOWN = 3  # models that are named when the one asked for is not there
+SHOWN = 3  # models named in the message if the requested one is missing
 
-# The parts of a saved model that are read; anything else beside them in `data` is refused.
+# The parts of a saved model that are read; anything else in `data` is refused.
 KERAS_FILE, EXAMPLE = "data/model.keras", "input_example.json"
 PARTS = {"MLmodel", KERAS_FILE, "data/keras_module.txt", "data/save_format.txt", EXAMPLE}
 PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth")
 KERAS_MODULES, LOADER = ("keras", "tensorflow.keras"), "mlflow.tensorflow"
-FLAT = ("tensorflow",)  # of an MLmodel: mappings whose values are texts and numbers
+FLAT = ("tensorflow",)  # mappings in MLmodel whose values must be texts and numbers
 MOST_TEXT, MOST_EXAMPLE = 4_000_000, 64_000_000  # bytes
 MOST_BYTES = 8_000_000_000  # of all files of a model
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """What an address stood for when it was looked up.
+    """The model that an address referred to when it was looked up.
 
-    `uri` goes on meaning the same model whatever happens to aliases; `version` is that of the
-    registered model, None where the address names no registered one; `run_id` is the run that
-    saved the model.
+    `uri` always refers to the same model, even if aliases move; `version` is that of the registered
+    model, None if the address does not name a registered one; `run_id` is the run that saved the
+    model.
     """
 
     uri: str
@@ -67,12 +67,11 @@ class ModelVersion:
 class LoadedModel:
     """A Keras model for predicting (not compiled): u8[N,H,W,C] → probabilities f32[N,K].
 
-    `uri` is the one asked for; `logged_uri` (`models:/m-…`) the model it stood for, which stays
-    the same when an alias moves on. `image_shape` is height, width, channels. `example` are a few
-    images u8[N,H,W,C] that the model was saved with, None where it was saved without.
-    `dark_border` is the share of the training images with a dark border (`data/polarity.py`), of
-    the example where that was not recorded, None where there is neither. `megabytes` (10⁶ bytes)
-    is the size of all its files.
+    `uri` is the requested address; `logged_uri` (`models:/m-…`) is the model it referred to, which
+    does not change when an alias moves. `image_shape` is height, width, channels. `example` are a
+    few images u8[N,H,W,C] that the model was saved with, or None. `dark_border` is the share of
+    training images with a dark border (`data/polarity.py`); if it was not recorded, that of the
+    example; None if there is neither. `megabytes` (10⁶ bytes) is the size of all its files.
     """
 
     model: keras.Model
@@ -86,14 +85,14 @@ class LoadedModel:
 
 
 def follows_alias(uri: str) -> bool:
-    """Whether what the address stands for can change."""
+    """Whether the address may refer to another model later."""
     return ALIAS.fullmatch(uri) is not None
 
 
 def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
-    """The model that `models:/<name>@<alias>`, `models:/<name>/<version>` or `models:/m-…` names.
+    """Looks up `models:/<name>@<alias>`, `models:/<name>/<version>` or `models:/m-…`.
 
-    Any other address that MLflow can load stays as it is.
+    Other addresses that MLflow can load are returned unchanged.
 
     Raises:
         RequestError: there is no such model, version or alias.
@@ -113,7 +112,7 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
 
 
 def model_of_run(run: RecordedRun) -> keras.Model:
-    """The model that a run has saved, not compiled, from the store that was connected to last.
+    """Loads the model that a run has saved, not compiled, from the last connected store.
 
     Raises:
         RequestError: as `load_model` and `require_own_model`.
@@ -124,10 +123,10 @@ def model_of_run(run: RecordedRun) -> keras.Model:
 
 
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
-    """The model at `models:/<name>@<alias>`, `models:/<name>/<version>`, `models:/m-…`, a folder.
+    """Loads a model: `models:/<name>@<alias>`, `models:/<name>/<version>`, `models:/m-…`, a folder.
 
-    MLflow does not load it: its loader would run what the folder holds. Only models as this
-    pipeline saves them are accepted, and each is inspected first.
+    MLflow does not load it, because its loader would run code from the folder. Only models in the
+    form in which this pipeline saves them are accepted, and each is inspected first.
 
     Raises:
         RequestError: there is no such model, or it is none that this pipeline has saved.
@@ -157,9 +156,9 @@ def _load(client: mlflow.MlflowClient, uri: str) -> LoadedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """What a saved model says of itself, all of it checked; nothing is built yet.
+    """The checked description of a saved model; the model itself is not built yet.
 
-    `dark_border` counts where `says_border`: models saved before it was recorded do not.
+    `dark_border` is only valid if `says_border`; earlier versions did not record it.
     """
 
     folder: Path
@@ -173,7 +172,7 @@ class SavedModel:
         """The images u8[N,H,W,C] that it was saved with, None if there are none.
 
         Raises:
-            RequestError: they are no such images.
+            RequestError: they are not such images.
         """
         file = self.folder / EXAMPLE
         if not file.exists():
@@ -213,10 +212,10 @@ def _fetched(client: mlflow.MlflowClient, uri: str) -> Iterator[SavedModel]:
 
 
 def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
-    """Refuses a run whose tag `model_uri` is not about this run.
+    """Refuses a run whose tag `model_uri` does not name a model of this run.
 
-    A tag can be set by anybody who can write to the store: it counts only if it names a model that
-    this very run logged, or one among its artefacts.
+    Anybody who can write to the store can set a tag: it is only trusted if it names a model that
+    this run logged, or one among its artefacts.
 
     Raises:
         RequestError: it names another model or place.
@@ -232,12 +231,12 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
     if uri.startswith(own) and ".." not in unquote(uri).split("/"):
         return
     raise RequestError(
-        f"run_id={run.id}: its tag model_uri={uri} names no model of this run; nothing is loaded"
+        f"run_id={run.id}: its tag model_uri={uri} is not a model of this run; nothing is loaded"
     )
 
 
 def _location(client: mlflow.MlflowClient, uri: str) -> str:
-    """Where the files of a model lie, by what the store says and not by what they say.
+    """Where the files of a model are, according to the store and not to the files themselves.
 
     Raises:
         ValueError: a registered version, or a logged model, points elsewhere.
@@ -275,11 +274,11 @@ def _of_a_run(client: mlflow.MlflowClient, uri: str) -> str:
 
 
 def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
-    """The folder with a model's parts, and the size of each file, by its path in it.
+    """Fetches the folder with a model's parts; returns it and the size of each file by path.
 
     Raises:
-        ValueError: it holds what no model of ours does.
-        OSError, MlflowException: it is not there, or incomplete.
+        ValueError: it holds files that models of this pipeline never have.
+        OSError, MlflowException: it is missing or incomplete.
     """
     local = urlsplit(location)
     if local.scheme in ("", "file"):
@@ -299,21 +298,21 @@ def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
 
 
 def _listed(folder: Path) -> dict[str, int]:
-    """The files of a folder on this machine; other folders than `data` end in a slash."""
+    """The files of a local folder with their sizes; folders other than `data` end in a slash."""
     sizes = {}
     for part in [*os.scandir(folder), *os.scandir(folder / "data")]:
         name = Path(part.path).relative_to(folder).as_posix()
         if part.is_file(follow_symlinks=False):
             sizes[name] = part.stat().st_size
         elif not part.is_dir(follow_symlinks=False):
-            raise ValueError(f"{name[:80]} is a link or no file")
+            raise ValueError(f"{name[:80]} is a link or not a file")
         elif name != "data":
             sizes[f"{name}/"] = 0
     return sizes
 
 
 def _require_ours(sizes: Mapping[str, int]) -> None:
-    """Refuses a folder in which there is code, a pickle, or anything else that is not ours."""
+    """Refuses a folder with code, pickles or other files that our models never have."""
     for name in sorted(sizes):
         is_foreign = name.startswith("data/") and name not in PARTS
         if is_foreign or name.endswith(("/", ".py", *PICKLES)):
@@ -326,7 +325,7 @@ def _require_ours(sizes: Mapping[str, int]) -> None:
 
 
 def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
-    """What `MLmodel` says, read as data: names of modules in it are compared, never imported."""
+    """Reads `MLmodel` as data: names of modules in it are compared, never imported."""
     try:
         document = yaml.safe_load(_read(folder / "MLmodel", MOST_TEXT))
         flavors, metadata = _mapping(document, "flavors"), _mapping(document, "metadata")
@@ -338,15 +337,15 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
         _require_keras(flavors)
         border, model_id = metadata.get("dark_border"), document.get("model_id")
         if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
-            raise ValueError("class_names is no list of texts")
+            raise ValueError("class_names is not a list of texts")
         is_share = isinstance(border, int | float) and 0 <= border <= 1
         if border is not None and not is_share:
-            raise ValueError("dark_border is no share")
+            raise ValueError("dark_border is not a share")
         if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
-            raise ValueError("model_id is none")
+            raise ValueError("model_id is not valid")
         module = folder / "data" / "keras_module.txt"
         if module.exists() and _read(module, MOST_TEXT).strip() not in KERAS_MODULES:
-            raise ValueError("data/keras_module.txt names another module than keras")
+            raise ValueError("data/keras_module.txt names a module other than keras")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = first_line(str(error))[:200]
         raise RequestError(f"model_uri={uri}: cannot be loaded: MLmodel: {told}") from error
@@ -361,7 +360,7 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
 
 
 def _require_keras(flavors: Mapping[str, Any]) -> None:
-    """Refuses a model that MLflow would load with code of its own."""
+    """Refuses a model that MLflow would load with code from the model."""
     if other := sorted(map(str, flavors.keys() - {"tensorflow", "python_function"})):
         raise ValueError(f"it has the flavor {other[0][:40]}")
     keras, generic = _mapping(flavors, "tensorflow"), _mapping(flavors, "python_function")
@@ -379,10 +378,10 @@ def _require_keras(flavors: Mapping[str, Any]) -> None:
 
 def _mapping(document: Any, key: str) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise ValueError("it is no mapping")
+        raise ValueError("it is not a mapping")
     found = document.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{key} is no mapping")
+        raise ValueError(f"{key} is not a mapping")
     if any(isinstance(value, dict | list) for value in found.values() if key in FLAT):
         raise ValueError(f"{key} is nested")
     return found
@@ -407,7 +406,7 @@ def _share(example: Array | None) -> float | None:
 
 
 def _present(client: mlflow.MlflowClient) -> str:
-    """Which models could have been asked for, as an advice."""
+    """Lists the models that exist, as advice."""
     registered = [
         f"models:/{model.name}@{alias}"
         for model in client.search_registered_models()

@@ -1,4 +1,4 @@
-"""What a result comes from besides the configuration: for a recorded run, and here and now."""
+"""The origin of a result apart from its configuration, for a recorded run and for a run now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config.trusted import checksums, trusted
 from pipeline.tracking import lineage
 from pipeline.tracking.values import COMMIT, FINGERPRINT, TRUSTED
 
-HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not what it means
+HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
 THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Something that is not as it was; `kind`: code, environment, data or hardware."""
+    """Something that has changed; `kind`: code, environment, data or hardware."""
 
     kind: str
     what: str
@@ -44,7 +44,7 @@ class Difference:
 
 
 def here(data: str) -> Origin:
-    """What a run that began now would come from."""
+    """The origin of a run that would begin now."""
     code = lineage.code()
     return Origin(
         commit=code.commit,
@@ -57,7 +57,7 @@ def here(data: str) -> Origin:
 
 
 def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin:
-    """What a run with these tags, `code.patch` and `environment.txt` came from."""
+    """The origin of a run with these tags, `code.patch` and `environment.txt`."""
     prefix = "hardware."
     return Origin(
         commit=tags.get(COMMIT),
@@ -72,7 +72,7 @@ def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin
 def packages(environment: str) -> dict[str, str]:
     """Versions by name, Python's among them, from an `environment.txt`.
 
-    Names are written as PyPI compares them (PEP 503): `Typing_Ext` is `typing-ext`.
+    Names are normalized as on PyPI (PEP 503): `Typing_Ext` becomes `typing-ext`.
     """
     header, *lines = environment.splitlines()
     found = (line.split("==", 1) for line in lines)
@@ -81,7 +81,7 @@ def packages(environment: str) -> dict[str, str]:
 
 
 def differences(then: Origin, now: Origin) -> list[Difference]:
-    """What has changed, the most telling first."""
+    """What has changed, most important first."""
     return [
         *_in_code(then, now),
         *in_packages(then.packages, now.packages),
@@ -91,16 +91,16 @@ def differences(then: Origin, now: Origin) -> list[Difference]:
 
 
 def with_threads_of(origin: Origin) -> None:
-    """Makes TensorFlow, if it is still to be imported, use as many threads as then.
+    """Makes TensorFlow use as many threads as in the run, if it is not imported yet.
 
-    On how many share the work depends in which order a convolution adds up, and so its last bits.
+    The number of threads determines the order in which a convolution sums up, and so the last bits.
     """
     if "threads" in origin.hardware:
         os.environ.setdefault(THREADS, origin.hardware["threads"])
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
-    # What is trusted now and was not then is nothing that the run depends on.
+    # The run does not depend on modules that are trusted only now.
     sums = [{name: _short(sha256) for name, sha256 in one.modules.items()} for one in (then, now)]
     yield from _in("code", sums[0], sums[1], sorted(then.modules))
     yield from _in(
@@ -114,7 +114,7 @@ def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
 
 
 def in_packages(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
-    """Every package whose version differs, those that results depend on first."""
+    """Yields every package whose version differs, first those that results depend on."""
     first = [name for name in ("Python", *lineage.NAMED) if name in then or name in now]
     rest = sorted((then.keys() | now.keys()) - set(first), key=str.lower)
     yield from _in("environment", then, now, [*first, *rest])

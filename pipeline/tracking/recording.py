@@ -1,4 +1,4 @@
-"""What can be logged to a run while it is written."""
+"""Logs to a run: metrics, parameters, tags, artefacts, data and the model."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from pipeline.tracking.values import MODEL_URI
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {
     "compress_level": 1
-}  # of a PNG: a quarter of the time of 6 for a noisy one, and 3 % more bytes
+}  # PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A run being written. What lies in `artifacts` is logged when the run is closed.
+    """A run that is being recorded. The files in `artifacts` are logged when the run is closed.
 
-    `seconds` are those of its stages. Of a run that goes on, `before` are the metrics it has, by
-    name and step. `logged` are those that were logged here, in order; `is_whole` says whether
-    nobody else has logged any. `sizes` are logged when the run is closed, after what people want to
-    see first.
+    `seconds` are those of its stages. For a resumed run, `before` has its earlier metrics by name
+    and step. `logged` are the metrics logged here, in order; `is_whole` says whether these are all
+    metrics of the run. `sizes` are logged when the run is closed, so that they come after the
+    metrics that people want to see first.
     """
 
     id: str
@@ -70,12 +70,12 @@ class Recording:
         return self.folder / "artifacts"
 
     def _own(self, below: str = "") -> Path:
-        """Where artefacts are put, in a folder that is this run's."""
+        """The folder for artefacts, after checking that it belongs to this run."""
         claim(self.folder, self.id)
         return self.artifacts / below
 
     def written(self, name: str) -> Path | None:
-        """What this run has put among its artefacts under that name, as far as it lies here."""
+        """The local file of an artefact of this run, None if there is none."""
         path = self.artifacts / name
         return path if owner(self.folder) == self.id and path.exists() else None
 
@@ -87,14 +87,14 @@ class Recording:
         self.add_seconds(name, time.perf_counter() - started)
 
     def add_seconds(self, name: str, seconds: float) -> None:
-        """Adds to what a stage took in all, before and after an interruption."""
+        """Adds to the total seconds of a stage, before and after an interruption."""
         self.seconds[name] = seconds + (self.seconds.get(name, 0.0))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs metrics in one call.
 
-        Where a run goes on, an epoch that it has already is left as it is, and what concerns the
-        whole run (step 0) and has changed since goes to the next step.
+        In a resumed run, epochs that are already logged are skipped, and metrics of the whole run
+        (step 0) that have changed are logged at the next step.
         """
         now = int(time.time() * 1000)
         values = [
@@ -113,7 +113,7 @@ class Recording:
         return None if step > 0 or known[latest] == value else latest + 1
 
     def history(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
-        """These metrics by name and step; asks the store if others have logged any."""
+        """These metrics by name and step; reads the store only if others have logged some."""
         if not self.is_whole:
             return history(self.client, self.id, names)
         found = {name: dict(self.before.get(name, {})) for name in names}
@@ -127,10 +127,10 @@ class Recording:
         self.log_metrics(metrics, step=epoch)
 
     def log_params(self, params: Mapping[str, str], tags: Mapping[str, str] | None = None) -> None:
-        """Logs parameters, with tags; one that the run has as another becomes `config.<name>`.
+        """Logs parameters and tags; a parameter that conflicts is logged as `config.<name>`.
 
-        `mlflow run` logs those of its entry point beforehand, some under names of ours. A text
-        that MLflow would refuse as too long is cut, and says so.
+        `mlflow run` has already logged the parameters of its entry point, some under the same
+        names. A text that is too long for MLflow is shortened, with a note.
         """
         present = self.client.get_run(self.id).data.params
         texts = {
@@ -146,18 +146,18 @@ class Recording:
         )
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags; a text that MLflow would refuse as too long is cut, and says so."""
+        """Sets tags; a text that is too long for MLflow is shortened, with a note."""
         self.client.log_batch(self.id, tags=_as_tags(tags))
 
     def log_data(self, prepared: Prepared, name: str) -> None:
-        """Logs which data the run used, by its SHA-256 over the whole content."""
+        """Logs the data that the run uses, with the SHA-256 of its whole content."""
         self.log_tags({"data.fingerprint": prepared.fingerprint, "data.source": prepared.source})
         sizes = {"train": len(prepared.train), "val": len(prepared.val), "test": len(prepared.test)}
         kind, source = _source(prepared)
         features, targets = _signature(prepared).inputs, Schema([TensorSpec(np.dtype("i4"), (-1,))])
         dataset = Dataset(
             name=name,
-            digest=prepared.fingerprint[:36],  # MLflow takes no more; the tag has it all
+            digest=prepared.fingerprint[:36],  # MLflow's limit; the tag has the whole
             source_type=kind,
             source=json.dumps(source),
             schema=json.dumps(TensorDatasetSchema(features=features, targets=targets).to_dict()),
@@ -167,11 +167,11 @@ class Recording:
         self.client.log_inputs(self.id, [DatasetInput(dataset, [context])])
 
     def log_cache(self, **found: bool) -> None:
-        """Says for each stage whether its result was there already: `cache/<stage>=hit`."""
+        """Logs for each stage whether its result was cached: `cache/<stage>=hit`."""
         self.log_tags({f"cache/{name}": "hit" if hit else "miss" for name, hit in found.items()})
 
     def log_report(self, report: Report) -> None:
-        """Logs metrics; puts figures (`plots/<name>.png`) and texts among the artefacts."""
+        """Logs metrics; adds figures (`plots/<name>.png`) and texts to the artefacts."""
         self.log_metrics(report.metrics)
         for name, figure in report.figures.items():
             with replacing(self._own("plots") / f"{name}.png") as path:
@@ -180,35 +180,35 @@ class Recording:
             self.save_text(name, text)
 
     def save_text(self, name: str, text: str) -> None:
-        """Puts a text among the artefacts under that file name."""
+        """Adds a text to the artefacts under that file name."""
         with replacing(self._own() / name) as path:
             path.write_text(hide(text), encoding="utf-8", errors="surrogateescape")
 
     def log_files(self, files: Sequence[Path], folder: str) -> None:
-        """Logs files at once, under a folder among the artefacts."""
+        """Logs files immediately, under a folder of the artefacts."""
         for path in files:
             self.client.log_artifact(self.id, str(path), folder)
 
     def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
-        """Puts arrays among the artefacts as `<name>.npz`."""
+        """Adds arrays to the artefacts as `<name>.npz`."""
         with replacing(self._own() / f"{name}.npz") as path:
             np.savez_compressed(path, allow_pickle=False, **arrays)
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.
 
-        A run that goes on and has saved its model already keeps that one.
+        A resumed run that has already saved its model keeps that one.
         """
-        import keras  # not above: the parent of a sweep records its run without TensorFlow
+        import keras  # imported here: the parent of a sweep records its run without TensorFlow
 
-        keras.config.disable_interactive_logging()  # MLflow tries the example with a progress bar
+        keras.config.disable_interactive_logging()  # MLflow predicts the example, with a bar
         run = self.client.get_run(self.id)
         if self.before and MODEL_URI in run.data.tags:
             return str(run.data.tags[MODEL_URI])
-        if self.before or run.info.status != "RUNNING":  # this is not its first try
+        if self.before or run.info.status != "RUNNING":  # not the first attempt
             self._forget_half_saved(run.info.experiment_id)
-        # What mlflow.tensorflow.log_model does, but for any run and not the active one alone, and
-        # without a request for the history of each of its metrics.
+        # As mlflow.tensorflow.log_model, but for any run rather than only the active one, and
+        # without a request per metric for its history.
         entry = self.client.create_logged_model(
             run.info.experiment_id,
             name=_model_name(run.data.tags),
@@ -226,7 +226,7 @@ class Recording:
         return str(entry.model_uri)
 
     def _of_model(self, model_id: str) -> list[Metric]:
-        """What was logged here of the whole run, as metrics of its model too."""
+        """The metrics of the whole run that were logged here, as metrics of its model."""
         return [
             Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id, run_id=self.id)
             for one in self.logged
@@ -234,7 +234,7 @@ class Recording:
         ]
 
     def _save_model(self, model: Any, prepared: Prepared, entry: LoggedModel, path: Path) -> None:
-        """Writes a model folder as MLflow's clients load it."""
+        """Writes a model folder that MLflow's clients can load."""
         about = Model(
             artifact_path=entry.artifact_location,
             model_uuid=entry.model_id,
@@ -251,14 +251,14 @@ class Recording:
             mlflow_model=about,
             signature=_signature(prepared),
             input_example=np.asarray(prepared.test.batch(0, 2)),
-            # Working these out by itself takes MLflow many seconds.
+            # MLflow would take many seconds to infer these.
             pip_requirements=[
                 f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
             ],
         )
 
     def _forget_half_saved(self, experiment_id: str) -> None:
-        """A kill while the model was being saved leaves one that the run does not know of."""
+        """Deletes a model that a kill left half-saved and that the run does not refer to."""
         condition = f"source_run_id = '{self.id}'"
         for model in self.client.search_logged_models([experiment_id], filter_string=condition):
             self.client.delete_logged_model(model.model_id)
@@ -272,7 +272,7 @@ class Recording:
 
 
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
-    """To add to a run; its status and all it has stay."""
+    """Opens a recorded run to add to it; its status and content stay."""
     return Recording(id=run_id, client=connect(tracking.uri), folder=folder)
 
 
@@ -288,7 +288,7 @@ def _as_tags(texts: Mapping[str, str]) -> list[RunTag]:
 
 
 def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:
-    """MLflow's kind of source for where the data came from, and what it keeps of it."""
+    """MLflow's type and description of the source of the data."""
     known = {"source": prepared.source, "sha256": prepared.fingerprint}
     if prepared.source.startswith(("http://", "https://")):
         return "http", {"url": prepared.source, **known}
@@ -298,7 +298,7 @@ def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:
 
 
 def _model_name(tags: Mapping[str, str]) -> str:
-    """What a run's model is called: `fashion_mnist-mlp`."""
+    """The name of a run's model, such as `fashion_mnist-mlp`."""
     words = [tags[key] for key in ("dataset", "model") if tags.get(key)]
     return re.sub(r"[^\w-]+", "_", "-".join(words)) or "model"
 

@@ -1,6 +1,6 @@
-"""The versions and aliases of a registered model, and the tags that keep its ledger.
+"""The versions and aliases of a registered model, and the tags that hold its ledger.
 
-Every call is one request of MLflow's, which its store carries out whole or not at all.
+Every call is one request to MLflow, which the store executes atomically.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mlflow.protos.databricks_pb2 import (
 from pipeline.config.schema import Tracking
 from pipeline.tracking.client import connect
 
-LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model that a run has saved
-# A tag of a version: `pending` while it is a ticket, then what became of it.
+LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model saved by a run
+# A tag of a version: `pending` while it is a ticket, then its final state.
 STATE = "promotion"
 PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
 
@@ -32,7 +32,7 @@ PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
 class Version:
     """A version of the registered model: `uri` is its address, `source` that of the logged model.
 
-    `age_s` is its age then.
+    `age_s` is its age in seconds when it was read.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """The registered model at a moment: version numbers by alias, and its tags."""
+    """The state of the registered model when read: version numbers by alias, and its tags."""
 
     aliases: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Registry:
     name: str
 
     def present(self) -> Present:
-        """Aliases and tags; none where there is no such registered model."""
+        """Reads aliases and tags; both are empty if there is no such registered model."""
         try:
             model = self.client.get_registered_model(self.name)
         except MlflowException as error:
@@ -69,14 +69,14 @@ class Registry:
         return Present(aliases=aliases, tags=model.tags)
 
     def ensure(self) -> None:
-        """Makes the registered model if need be."""
+        """Creates the registered model if it does not exist."""
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:
             _allow(error, RESOURCE_ALREADY_EXISTS)
 
     def find(self, number: int) -> Version | None:
-        """That version, None where there is none."""
+        """The version with that number, or None."""
         try:
             return _version(self.client.get_model_version(self.name, str(number)))
         except MlflowException as error:
@@ -84,7 +84,7 @@ class Registry:
             return None
 
     def pending(self) -> list[Version]:
-        """The tickets that are out, lowest number first."""
+        """The tickets of moves in progress, lowest number first."""
         where = f"name = '{self.name}' AND tags.`{STATE}` = '{PENDING}'"
         found, token = [], None
         while True:
@@ -95,12 +95,12 @@ class Registry:
                 return sorted(found, key=lambda version: version.number)
 
     def of_run(self, run_id: str) -> list[Version]:
-        """The versions that are a run's model, newest first."""
+        """The versions with a run's model, newest first."""
         found = self.client.search_model_versions(f"name = '{self.name}' AND run_id = '{run_id}'")
         return sorted(map(_version, found), key=lambda version: -version.number)
 
     def add(self, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
-        """A new version with these tags. Numbers grow, and none is given twice."""
+        """Creates a version with these tags. Numbers grow and are never reused."""
         logged = LOGGED.fullmatch(source)
         made = self.client.create_model_version(
             self.name,
@@ -108,12 +108,12 @@ class Registry:
             run_id=run_id,
             tags=dict(tags),
             await_creation_for=0,
-            model_id=logged[1] if logged else None,  # a server insists
+            model_id=logged[1] if logged else None,  # required by servers
         )
         return _version(made)
 
     def point(self, alias: str, number: int | None) -> None:
-        """Sets an alias, or takes it away for None; MLflow refuses a version that is gone."""
+        """Sets an alias, or removes it for None; MLflow refuses a deleted version."""
         if number is None:
             self.client.delete_registered_model_alias(self.name, alias)
         else:
@@ -124,11 +124,11 @@ class Registry:
         self.client.set_registered_model_tag(self.name, key, text)
 
     def mark(self, number: int, state: str) -> None:
-        """Says what became of a version."""
+        """Sets the state of a version."""
         self.client.set_model_version_tag(self.name, str(number), STATE, state)
 
     def drop(self, number: int) -> None:
-        """Deletes a version, if it is there."""
+        """Deletes a version, if it exists."""
         try:
             self.client.delete_model_version(self.name, str(number))
         except MlflowException as error:
@@ -136,7 +136,7 @@ class Registry:
 
 
 def open_registry(tracking: Tracking, name: str) -> Registry:
-    """The registered model `name` of the tracking store.
+    """Opens the registered model `name` of the tracking store.
 
     Raises:
         RequestError: the store cannot be used.

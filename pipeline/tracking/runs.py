@@ -1,6 +1,6 @@
 """Finds recorded runs: by a query, by id or the beginning of one, the newest, the best.
 
-All questions become MLflow's search grammar here, and are asked by whole pages.
+Queries are translated to MLflow's search grammar and run by whole pages.
 """
 
 from __future__ import annotations
@@ -35,15 +35,18 @@ from pipeline.tracking.values import (
     Status,
 )
 
-PAGE = 5_000  # runs asked for at once
-SHORTEST, WHOLE = 4, 32  # characters of an id: as with git, and all of it
-SHOWN = 3  # of the ids that fit
-SPARE = 50  # runs looked at besides those that are wanted
+PAGE = 5_000  # runs per request
+SHORTEST, WHOLE = (
+    4,
+    32,
+)  # characters of an id: the shortest allowed beginning (as in git), and a whole id
+SHOWN = 3  # matching ids in a message
+SPARE = 50  # additional runs to read
 MODELS = Query(status=(Status.FINISHED,), has_model=True)  # what can be evaluated or promoted
 
 
 def find_runs(query: Query, tracking: Tracking) -> list[RecordedRun]:
-    """The runs of a store that fit, in the order asked for.
+    """Finds the matching runs of a store, in the requested order.
 
     Raises:
         RequestError: the store cannot be used.
@@ -54,9 +57,9 @@ def find_runs(query: Query, tracking: Tracking) -> list[RecordedRun]:
 def find_run(
     run_id: str | None, config: Config, *, latest: Query | None = None, called: str = "run"
 ) -> RecordedRun:
-    """The run with that id or beginning of one; for `latest` the newest of the experiment.
+    """Finds a run by its id or the beginning of it; `latest` is the newest of the experiment.
 
-    `latest` says which runs that may be, and `called` what such a run is called in messages.
+    The query `latest` selects the runs that qualify as latest; messages call such a run `called`.
 
     Raises:
         RequestError: there is no such run, it was deleted, or none was named.
@@ -70,7 +73,7 @@ def find_run(
 
 
 def find_trained(run_id: str | None, config: Config, *, metric: str | None = None) -> RecordedRun:
-    """A run with a model: by id, the `latest`, or for `best` the one with the highest `metric`.
+    """Finds a run with a model: by id, the `latest`, or the `best` by `metric`.
 
     Raises:
         RequestError: there is no such run, or it has no model or configuration.
@@ -87,7 +90,7 @@ def find_trained(run_id: str | None, config: Config, *, metric: str | None = Non
 
 
 def find_sweep(sweep_id: str, config: Config, *, key: str = "sweep.resume") -> RecordedRun:
-    """A sweep's own run, by id or beginning of one, or the `latest`; `key` is for messages.
+    """Finds a sweep's own run by id, beginning of an id, or `latest`; messages name the `key`.
 
     Raises:
         RequestError: there is no such sweep.
@@ -102,10 +105,10 @@ def find_sweep(sweep_id: str, config: Config, *, key: str = "sweep.resume") -> R
 
 
 def newest(client: Client, query: Query, config: Config, *, key: str, called: str) -> RecordedRun:
-    """The newest run that fits, of the experiment that the configuration means.
+    """The newest matching run in the experiment of the configuration.
 
     Raises:
-        RequestError: there is none; says which other experiment has one.
+        RequestError: there is none; the message names another experiment that has one.
     """
     name = experiment_name(config)
     found = list(search(client, replace(query, experiment=name, limit=1)))
@@ -117,7 +120,7 @@ def newest(client: Client, query: Query, config: Config, *, key: str, called: st
 
 
 def _elsewhere(client: Client, query: Query) -> str:
-    """The experiment with the newest run that fits, as a hint."""
+    """Names the experiment with the newest matching run, as a hint."""
     others = list(search(client, replace(query, experiment=None, limit=1)))
     if not others:
         return ""
@@ -126,13 +129,13 @@ def _elsewhere(client: Client, query: Query) -> str:
 
 
 def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run") -> RecordedRun:
-    """The run with that id, or the only one whose id begins so.
+    """Finds the run with that id, or the only run whose id begins like this.
 
-    A whole id is asked for alone, a beginning searched for in all experiments. Messages name the
-    `key` of the command line that it was given by and the `kind` of run that it should be.
+    A whole id takes one request; a beginning is searched in all experiments. Messages name the
+    `key` of the command line and the expected `kind` of run.
 
     Raises:
-        RequestError: no run fits, or several, or the run was deleted.
+        RequestError: no run matches, several match, or the run was deleted.
     """
     if is_beginning(given):
         return by_beginning(client, given, key=key, kind=kind)
@@ -145,15 +148,15 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
 
 
 def is_beginning(given: str) -> bool:
-    """Whether it can be the beginning of an id, and is no whole one."""
+    """Whether it can be the beginning of an id, but is not a whole one."""
     return SHORTEST <= len(given) < WHOLE and re.fullmatch("[0-9a-fA-F]+", given) is not None
 
 
 def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> RecordedRun:
-    """The only run whose id begins so.
+    """Finds the only run whose id begins like this.
 
     Raises:
-        RequestError: no run fits, or several; or it is no beginning of an id.
+        RequestError: no run matches, several match, or this cannot be the beginning of an id.
     """
     if not is_beginning(given):
         raise _no_such_run(client, given, key, kind)
@@ -163,7 +166,7 @@ def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> 
     if len(fitting) > 1:
         ids = [run.id for run in fitting[:SHOWN]] + ["…"] * (len(fitting) > SHOWN)
         raise RequestError(
-            f"{key}={given}: fits several runs ({', '.join(ids)}); give more characters"
+            f"{key}={given}: matches several runs ({', '.join(ids)}); give more characters"
         )
     return fitting[0]
 
@@ -179,7 +182,7 @@ def _require_active(run: Run, given: str, key: str) -> None:
 def _no_such_run(client: Client, given: str, key: str, kind: str) -> RequestError:
     return RequestError(
         f"{key}={given}: there is no such {kind} in {without_password(client.tracking_uri)}; give "
-        f"its id, or of that the first {SHORTEST} or more characters; tracking.uri=… names another "
+        f"its id or at least the first {SHORTEST} characters of it; tracking.uri=… names another "
         "store"
     )
 
@@ -187,7 +190,7 @@ def _no_such_run(client: Client, given: str, key: str, kind: str) -> RequestErro
 def find_best(
     client: Client, query: Query, metric: str, *, most: int, lower_is_better: bool = False
 ) -> list[RecordedRun]:
-    """The `most` best of the runs that fit, by what the weights they kept have of a metric."""
+    """The `most` best matching runs by a metric, which is that of the kept weights."""
 
     def look(order: Sequence[str], limit: int) -> list[RecordedRun]:
         return list(search(client, replace(query, order=order, limit=limit)))
@@ -202,12 +205,12 @@ def best_by_kept(
     most: int,
     lower_is_better: bool = False,
 ) -> list[RecordedRun]:
-    """The `most` best runs of those that `look(order, number)` finds, of equals the oldest first.
+    """The `most` best of the runs that `look(order, number)` finds; ties go to the oldest.
 
-    A run recorded before there was `kept/…` counts by its last epoch, for the best one of its
-    history would take a request per run. MLflow sorts by one metric and then by another, never by
-    whichever there is: where there are more runs than wanted, those best by the last epoch are
-    searched for as well.
+    A run recorded before `kept/…` existed is judged by its last epoch, since the best epoch of its
+    history would take a request per run. MLflow can sort by one metric and then by another, but not
+    by whichever exists: if there are more runs than wanted, those best by the last epoch are
+    searched as well.
     """
     way = "" if lower_is_better else "-"
     has_kept = metric.startswith("val/")
@@ -231,13 +234,13 @@ def _best(config: Config, metric: str) -> RecordedRun:
     if not runs or metric not in runs[0].metrics:
         raise RequestError(
             f"run_id=best: experiment {name} has no finished run with a model and {metric}; "
-            "make one, or name another with dataset=… or tracking.experiment=…"
+            "train one, or choose another with dataset=… or tracking.experiment=…"
         )
     return runs[0]
 
 
 def history(client: Client, run_id: str, metrics: Sequence[str]) -> dict[str, dict[int, float]]:
-    """All values of these metrics of a run, by name and step; a request per metric."""
+    """All values of these metrics of a run, by name and step; takes one request per metric."""
     return {
         name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
         for name in metrics
@@ -245,7 +248,7 @@ def history(client: Client, run_id: str, metrics: Sequence[str]) -> dict[str, di
 
 
 def search(client: Client, query: Query) -> Iterator[RecordedRun]:
-    """The runs of a store that fit, page by page."""
+    """Yields the matching runs of a store, page by page."""
     names = experiment_names(client, query.experiment)
     left, token = query.limit, None
     while names and left != 0:
@@ -266,12 +269,12 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
 
 
 def _condition(query: Query) -> str:
-    """The query in MLflow's grammar, whose values are quoted."""
+    """The query in MLflow's grammar, with quoted values."""
     parts = []
     if query.status is not None:
         if len(query.status) == 1:
             parts.append(f"attributes.status = '{query.status[0]}'")
-        else:  # the grammar has no OR
+        else:  # the grammar lacks OR
             others = [status for status in Status if status not in query.status]
             parts += [f"attributes.status != '{status}'" for status in others]
     if query.ids is not None:
@@ -300,10 +303,10 @@ def _tag(name: str, value: str | bool) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as MLflow's grammar takes it, which knows no escapes.
+    """Quotes a text for MLflow's grammar, which has no escapes.
 
     Raises:
-        RequestError: it holds both kinds of quotation marks.
+        RequestError: it contains both kinds of quotation marks.
     """
     if "'" in text and '"' in text:
         raise RequestError(f"{text}: MLflow cannot search for both kinds of quotation marks")
@@ -317,12 +320,12 @@ def _clause(order: str) -> str:
 
 @contextmanager
 def _left_as_read() -> Iterator[None]:
-    """While open, SQLAlchemy lets what a database transaction has read be, once it has ended.
+    """Makes SQLAlchemy keep what a transaction has read, instead of expiring it at the end.
 
-    It would note of each of a thousand runs' hundred values that it may have changed since: 0.4 s,
-    and MLflow does not look at them again.
+    To expire a hundred values of each of a thousand runs takes 0.4 s, and MLflow does not read
+    them again.
     """
-    if "sqlalchemy.orm" not in sys.modules:  # the store is a server's
+    if "sqlalchemy.orm" not in sys.modules:  # the store is a server
         yield
         return
     from sqlalchemy import event
@@ -339,13 +342,13 @@ def _left_as_read() -> Iterator[None]:
 
 
 def recorded(run: Run, experiment: str) -> RecordedRun:
-    """MLflow's run as a value of ours; `experiment` is the name of its experiment."""
+    """Converts MLflow's run to a `RecordedRun`; `experiment` is the name of its experiment."""
     known = Status.__members__.get(run.info.status)
     return RecordedRun(
         id=run.info.run_id,
         name=run.info.run_name or "",
         experiment=experiment,
-        status=known or Status.RUNNING,  # MLflow's SCHEDULED has not ended either
+        status=known or Status.RUNNING,  # for example SCHEDULED, which has not ended either
         started=run.info.start_time,
         ended=run.info.end_time,
         params=run.data.params,
@@ -357,7 +360,7 @@ def recorded(run: Run, experiment: str) -> RecordedRun:
 
 
 def _sizes(run: Run) -> Mapping[str, int]:
-    """Images by split, from the data that the run logged."""
+    """Number of images by split, from the data that the run logged."""
     for logged in run.inputs.dataset_inputs if run.inputs else ():
         profile: dict[str, int] = json.loads(logged.dataset.profile or "{}")
         sizes = {key.removesuffix("_images"): profile[key] for key in profile}

@@ -1,6 +1,6 @@
-"""What a tracking store knows of a run, and what can be asked of it about runs. Imports no MLflow.
+"""Recorded runs and queries for them, as values. Does not import MLflow.
 
-MLflow's names for tags and its words for a run's status stand here and nowhere above.
+The names of tags and of MLflow's run statuses are defined only here.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from pipeline.data.values import KEPT, Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 
-# Tags of every run: its name, commit, uncommitted changes, data, model; and how it ended.
+# Tags of every run: its name, commit, uncommitted changes, data, model, and how it ended.
 NAME, COMMIT, DIRTY, PATCH = (
     *("mlflow.runName", "mlflow.source.git.commit"),
     *("code.dirty", "code.patch_sha256"),
 )
 FINGERPRINT, MODEL_URI, ERROR, TRACEBACK = "data.fingerprint", "model_uri", "error", "traceback"
-TRUSTED = "trusted."  # and the name of a module of the user's own: SHA-256 of its source
-RUN_FOLDER = "folder"  # where its log and checkpoints lie
-# Tags of a job: its sweep, its number, what pruned it; of a sweep's own run its folder.
+TRUSTED = "trusted."  # prefix of a trusted module's name: SHA-256 of its source
+RUN_FOLDER = "folder"  # folder of its log and checkpoints
+# Tags of a job: its sweep, its index, why it was pruned; tag of a sweep's own run: its folder.
 PARENT, INDEX, PRUNED, FOLDER = (
     *("mlflow.parentRunId", "sweep.index"),
     *("sweep.pruned", "sweep.folder"),
 )
 SEED = "seed"
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
-# Parameters that change what is shown of a model and never the model.
+# Parameters that change how a model is shown, but not the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
-# The builders behind a leaf's parameters; the other groups' parameters say all there is.
+# Groups whose builder matters too; the parameters of other groups say everything.
 CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
-SHORT = 8  # characters of a checksum or an id that a person reads
+SHORT = 8  # characters of a checksum or an id shown to people
 
 
 class Status(StrEnum):
-    """How a run ended, or that it has not ended yet."""
+    """The status of a run in MLflow: how it ended, or RUNNING."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -54,10 +54,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """A run as the tracking store has it, whatever state it is in.
+    """A run as recorded in the tracking store, whatever its state.
 
     `started` and `ended`: Unix time, ms; `logged`: the last value of each metric; `sizes`: images
-    by split; `artifacts`: the address of its artefacts, which are read when they are asked for.
+    by split; `artifacts`: the address of its artefacts, which are read on demand.
     """
 
     id: str
@@ -74,19 +74,19 @@ class RecordedRun:
 
     @property
     def label(self) -> str:
-        """What a person would call it: its name, else the beginning of its id."""
+        """A readable label: its name, else the beginning of its id."""
         return self.name or self.id[:SHORT]
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Its metrics; those by epoch are of the epoch whose weights it kept."""
+        """Its metrics; those per epoch are of the epoch whose weights it kept."""
         return of_kept_weights(self.logged)
 
     @property
     def kept_another_epoch(self) -> bool:
-        """Whether `metrics` are the last epoch's, and the weights that the run kept are not.
+        """Whether the kept weights are not those of the last epoch, but `metrics` are.
 
-        Runs that say how good the kept weights are do not need to be asked.
+        False for runs that recorded the metrics of the kept weights.
         """
         if any(name.startswith(KEPT) for name in self.logged):
             return False
@@ -96,42 +96,42 @@ class RecordedRun:
 
     @property
     def seconds(self) -> float:
-        """How long it ran; 0 where it has not ended."""
+        """How long it ran, in seconds; 0 if it has not ended."""
         return ((self.ended or self.started) - self.started) / 1000
 
     @property
     def folder(self) -> Path | None:
-        """Where its log and checkpoints lie, on the machine it ran on."""
+        """The folder of its log and checkpoints, on the machine it ran on."""
         return Path(self.tags[RUN_FOLDER]) if RUN_FOLDER in self.tags else None
 
     @property
     def sweep_folder(self) -> Path | None:
-        """The folder of the sweep whose own run it is."""
+        """The folder of the sweep, if it is a sweep's own run."""
         return Path(self.tags[FOLDER]) if FOLDER in self.tags else None
 
     @property
     def is_sweep(self) -> bool:
-        """Whether it is a sweep's own run, which has trained nothing itself."""
+        """Whether it is a sweep's own run, which trains nothing itself."""
         return FOLDER in self.tags
 
     @property
     def parent(self) -> str | None:
-        """The id of the sweep that it is a job of."""
+        """The id of the sweep, if it is the run of a job."""
         return self.tags.get(PARENT)
 
     @property
     def index(self) -> int | None:
-        """Its number among the jobs of its sweep, from 0."""
+        """Its index among the jobs of its sweep, from 0."""
         return int(self.tags[INDEX]) if INDEX in self.tags else None
 
     @property
     def pruned(self) -> str | None:
-        """Why its sweep ended it early."""
+        """Why its sweep pruned it, None if it did not."""
         return self.tags.get(PRUNED)
 
     @property
     def error(self) -> str | None:
-        """Why it did not end well, in a line."""
+        """Why it failed or was stopped, in one line."""
         return self.tags.get(ERROR)
 
     @property
@@ -141,24 +141,24 @@ class RecordedRun:
 
     @property
     def fingerprint(self) -> str | None:
-        """SHA-256 (hex) of its data's whole content."""
+        """SHA-256 (hex) of the whole content of its data."""
         return self.tags.get(FINGERPRINT)
 
     @property
     def model_uri(self) -> str | None:
-        """MLflow's address of the model it saved; None: it has saved none."""
+        """MLflow's address of the model it saved, or None."""
         return self.tags.get(MODEL_URI) or None
 
     @cached_property
     def traits(self) -> dict[str, str]:
-        """All that a result depends on, by name: settings, code, data, versions, hardware."""
+        """Everything its result depends on, by name: settings, code, data, versions, hardware."""
         return self._settings | self._origin
 
     @property
     def _settings(self) -> dict[str, str]:
         chosen = {key: self.tags[key] for key in CHOICES if key in self.tags}
         return chosen | {
-            # `mlflow run` records parameters of its own, and ours then under config.<name>.
+            # `mlflow run` records its own parameters; ours are then under config.<name>.
             key.removeprefix("config."): value
             for key, value in self.params.items()
             if ("." in key or key == SEED) and not key.startswith(SHOWN_ONLY)
@@ -176,20 +176,20 @@ class RecordedRun:
         """The configuration it ran with.
 
         Raises:
-            RequestError: there is none among its artefacts.
+            RequestError: its artefacts have none.
         """
         return validate(yaml.safe_load(self.text(CONFIG)))
 
     def text(self, name: str) -> str:
-        """A text among its artefacts, byte for byte.
+        """The content of a text file among its artefacts, unchanged.
 
         Raises:
-            RequestError: there is none of that name.
+            RequestError: there is no such file.
         """
         return self.fetch(name).read_bytes().decode("utf-8", errors="surrogateescape")
 
     def has(self, name: str) -> bool:
-        """Whether a file of that name is among its artefacts."""
+        """Whether its artefacts have a file of that name."""
         from pipeline.tracking.client import artifact_names
 
         return name in artifact_names(self.artifacts) or self._left(name) is not None
@@ -210,22 +210,22 @@ class RecordedRun:
             ) from error
 
     def load_model(self) -> Any:
-        """The Keras model that it saved, for predicting: u8[N,H,W,C] → probabilities f32[N,K].
+        """Loads the Keras model that it saved: u8[N,H,W,C] → probabilities f32[N,K].
 
         Raises:
-            RequestError: it has saved none, or none that can be loaded.
+            RequestError: it has not saved one, or it cannot be loaded.
         """
         if self.model_uri is None:
             raise RequestError(f"run_id={self.id} ({self.status}) has saved no model")
-        from pipeline.tracking.models import model_of_run  # which imports TensorFlow
+        from pipeline.tracking.models import model_of_run  # imports TensorFlow
 
         return model_of_run(self)
 
     def fetch(self, name: str) -> Path:
-        """A file among its artefacts, on this machine.
+        """The local path of a file among its artefacts.
 
         Raises:
-            RequestError: there is none of that name.
+            RequestError: there is no such file.
         """
         from pipeline.tracking.client import fetch
 
@@ -237,7 +237,7 @@ class RecordedRun:
             raise RequestError(f"run_id={self.id}: the run has no {name}") from error
 
     def _left(self, name: str) -> Path | None:
-        """What lies in its folder still: a run that was killed outright brought nothing home."""
+        """The file in the run's own folder: a run that was killed did not log its artefacts."""
         if self.folder is None or owner(self.folder) != self.id:
             return None
         path = self.folder / "artifacts" / name
@@ -246,10 +246,10 @@ class RecordedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which runs to look for; a condition that is None is no condition.
+    """Conditions on runs to search for; None stands for no condition.
 
-    `experiment`: a name; None: all experiments. `tags`: by name its value, True: it is set, False:
-    it is not. `order`: `started` or names of metrics; one after a `-` has the largest first.
+    `experiment`: a name, or None for all. `tags`: for each name a value, True (set) or False (not
+    set). `order`: `started` or names of metrics, with a leading `-` for descending order.
     """
 
     experiment: str | None = None
@@ -260,11 +260,11 @@ class Query:
     is_sweep: bool | None = None
     """Whether it is a sweep's own run."""
     parent: str | None = None
-    """The sweep whose job it is."""
+    """The id of the sweep that the run belongs to."""
     index: int | None = None
     has_model: bool | None = None
     has_folder: bool | None = None
-    """Whether it says where its log and checkpoints lie, as every run but a sweep's own does."""
+    """Whether its folder is recorded, as for every run except a sweep's own."""
     is_pruned: bool | None = None
     has_metric: str | None = None
     tags: Mapping[str, str | bool] = field(default_factory=dict)
@@ -273,13 +273,13 @@ class Query:
 
 
 def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a run, those by epoch being those of the epoch whose weights it kept."""
+    """The metrics of a run, with those per epoch taken from the epoch whose weights it kept."""
     kept = {key.removeprefix(KEPT): metrics[key] for key in metrics if key.startswith(KEPT)}
     return {**metrics, **kept}
 
 
 def code_state(tags: Mapping[str, str]) -> str:
-    """The commit and, where the tree had more than it, the patch: `1ce00fe + patch 3f2a81c0`."""
+    """The commit and, if there were uncommitted changes, the patch: `1ce00fe + patch 3f2a81c0`."""
     commit = tags.get(COMMIT, "")[:7] or "unknown"
     if tags.get(DIRTY) != "true":
         return commit

@@ -1,6 +1,6 @@
-"""Random changes to scaled images f32[N,H,W,C] while training; no effect when predicting.
+"""Augmentation: random changes to scaled images f32[N,H,W,C] in training; none in prediction.
 
-They are layers of the model. A new one is a function here and a file in conf/augment/.
+Augmentations are layers of the model. To add one, add a function here and a file in conf/augment/.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pipeline.system.imports import Lazy
 if TYPE_CHECKING:
     import keras
 else:
-    keras = Lazy("keras")  # as in models.py: checked without TensorFlow
+    keras = Lazy("keras")  # configurations are checked without TensorFlow, as in models.py
 
 Tensor = Any
 
 
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:
-    """Mirrors every second image and moves each by up to `shift` of its height and width."""
+    """Mirrors random images and moves each by up to `shift` of its height and width."""
     x = images
     if horizontal_flip:
         x = keras.layers.RandomFlip("horizontal", name="flip")(x)

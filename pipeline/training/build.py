@@ -19,11 +19,11 @@ from pipeline.training.programs import keep_programs
 def build_model(
     config: Config, prepared: Prepared, programs: Path | None = None, *, checked: bool = False
 ) -> keras.Model:
-    """The untrained, compiled network: images u8[N,H,W,C] in, probabilities f32[N,K] out.
+    """Builds the untrained, compiled network: images u8[N,H,W,C] → probabilities f32[N,K].
 
-    Scaling and augmentation are its first layers, so that nobody who serves it can forget them.
+    Scaling and augmentation are its first layers, so that they cannot be forgotten in serving.
     Seeds all random numbers of Keras with `config.seed`. Compiled programs are kept in the folder
-    `programs` for later processes. A model that was `checked` before is not tried again.
+    `programs` for later processes. A model that was already `checked` is not checked again.
 
     Raises:
         RequestError: the model cannot be built on images of this size, does not give
@@ -31,7 +31,7 @@ def build_model(
     """
     if programs is not None:
         keep_programs(programs)
-    # A user's keras.json may say otherwise.
+    # A user's keras.json may set other values.
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")
     keras.utils.set_random_seed(config.seed)
@@ -62,7 +62,7 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
         )
     model.compile(
         optimizer=optimizer,
-        # Equals cross-entropy on one-hot labels, without making them.
+        # Equals cross-entropy on one-hot labels, without creating those.
         loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
@@ -71,7 +71,7 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
 def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
     if kind == "unit":
         return keras.layers.Rescaling(1 / 255, name="scaling")
-    std = np.maximum(prepared.std, 1e-6)  # a channel may have one value throughout
+    std = np.maximum(prepared.std, 1e-6)  # a channel may be constant
     return keras.layers.Rescaling(
         scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
     )

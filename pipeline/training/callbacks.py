@@ -27,7 +27,7 @@ EpochListener = Callable[[int, dict[str, float]], None]
 
 
 def metric_name(keras_name: str) -> str:
-    """Keras' `loss`, `val_loss` as the run's `train/loss`, `val/loss`."""
+    """Translates Keras' `loss`, `val_loss` to the run's `train/loss`, `val/loss`."""
     if keras_name.startswith("val_"):
         return f"val/{keras_name.removeprefix('val_')}"
     return f"train/{keras_name}"
@@ -36,9 +36,10 @@ def metric_name(keras_name: str) -> str:
 def stopper(
     monitor: str, *, patience: int | None, epochs: int, restore: bool
 ) -> keras.callbacks.EarlyStopping:
-    """Remembers the best epoch by `monitor` (`val/loss`); stops after `patience` worse ones.
+    """A callback that tracks the best epoch by `monitor` (`val/loss`), and stops training.
 
-    Without a patience it never stops. `restore` gives the model the best weights at the end.
+    It stops after `patience` epochs without improvement, or never if that is None. `restore` gives
+    the model the best weights at the end.
     """
     return keras.callbacks.EarlyStopping(
         monitor.replace("val/", "val_"),
@@ -49,9 +50,9 @@ def stopper(
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves a checkpoint after each epoch: the last one and, where there is a best epoch, that.
+    """Saves checkpoints after each epoch: always the last and, if it is the best so far, the best.
 
-    `start` is the progress of the run that is resumed, if it is.
+    `start` is the progress of the run that is resumed, if any.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Saves the model as it is after the epoch."""
+        """Saves the model."""
         self.epochs.append({key: float(value) for key, value in (logs or {}).items()})
         save_checkpoint(
             self.model,
@@ -84,7 +85,7 @@ class Checkpoint(keras.callbacks.Callback):
 class Restore(keras.callbacks.Callback):
     """Restores the last checkpoint before training begins: model, optimizer, callbacks, generators.
 
-    `followers` are told the epochs until then as if they had just been run; `best` is one of them.
+    `followers` receive the earlier epochs as if they had just been run; `best` is one of them.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class Restore(keras.callbacks.Callback):
         self.start, self.folder, self.followers, self.best = start, folder, followers, best
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Loads the state; the followers have begun before."""
+        """Loads the state; the followers have already begun."""
         last = self.folder / LAST
         load_state(self.model, last)
         self._tell_followers()
         if self.best is not None and self.best.restore_best_weights:
-            # A kill may have come after the last checkpoint was written and before the best one.
+            # The process may have been killed after writing the last checkpoint and before the
+            # best.
             is_last = self.best.best_epoch == len(self.start.epochs) - 1
             load_state(self.model, last if is_last else self.folder / BEST)
             self.best.best_weights = self.model.get_weights()
@@ -121,7 +123,7 @@ class Restore(keras.callbacks.Callback):
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """Calls a plain function after each epoch with its number (from 1) and metrics (`val/loss`)."""
+    """Calls a function after each epoch with its number (from 1) and metrics (`val/loss`)."""
 
     def __init__(self, listener: EpochListener) -> None:
         super().__init__()
@@ -133,7 +135,7 @@ class EpochEnd(keras.callbacks.Callback):
 
 
 class ProgressDisplay(keras.callbacks.Callback):
-    """Shows a bar for the running epoch (on a terminal only) and prints a line per finished one."""
+    """Shows a progress bar (on a terminal only) and prints one line per finished epoch."""
 
     def __init__(self, images: int, console: Console | None = None) -> None:
         super().__init__()
@@ -164,7 +166,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         self.bar.update(self.task, completed=epoch * self.images)  # also after resuming
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Moves the bar on by the images of one part of the epoch."""
+        """Advances the bar by the images of one part of the epoch."""
         logs = dict(logs or {})
         images = logs.pop("images")
         self.seen += images
@@ -187,7 +189,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Gives the terminal back, even after a failure in the middle of an epoch."""
+        """Restores the terminal, even after a failure during an epoch."""
         if hasattr(self, "bar"):
             self.bar.stop()
 

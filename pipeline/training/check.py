@@ -1,4 +1,4 @@
-"""Checks an untrained model: it gives probabilities, and can be saved and loaded again."""
+"""Checks that an untrained model gives probabilities and can be saved and loaded again."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _SAVABLE = (
     "use layers of keras.layers or functions of keras.ops in place of a Lambda, and register "
     "classes of your own with @keras.saving.register_keras_serializable()"
 )
-_checked: set[str] = set()  # what this process has checked: jobs of a sweep are mostly alike
+_checked: set[str] = set()  # structures checked in this process: most jobs of a sweep share one
 
 
 def check_model(model: keras.Model, classes: int) -> None:
-    """Tries the untrained `model` and a copy of it that was saved and loaded again.
+    """Checks the untrained `model`, and a copy that was saved and loaded again.
 
-    Random numbers drawn afterwards are those that would be drawn without the check.
+    The check does not change the random numbers that are drawn afterwards.
 
     Raises:
-        RequestError: it takes no images u8[N,H,W,C], gives no probabilities f32[N, classes], or
-            cannot be saved, or not be loaded again as saved models are (`training/saved.py`).
+        RequestError: it does not take images u8[N,H,W,C], does not give probabilities
+            f32[N, classes], cannot be saved, or cannot be loaded again by `training/saved.py`.
     """
     state = random.getstate(), np.random.get_state()
     try:
@@ -51,16 +51,16 @@ def check_model(model: keras.Model, classes: int) -> None:
 def _check_shape(model: keras.Model, classes: int) -> None:
     if (shape := model.output_shape) != (None, classes):
         raise RequestError(
-            f"model={model.name}: gives {shape} where the data set's {classes} classes need "
+            f"model={model.name}: gives {shape}, but the data set's {classes} classes need "
             f"(None, {classes}); {_SOFTMAX}"
         )
 
 
 def _structure(model: keras.Model) -> str | None:
-    """A text that is the same for models of the same layers, but for the names; None: unknown."""
+    """A text that is equal for models with equal layers, whatever their names; None if unknown."""
     try:
         return hashlib.sha256(json.dumps(model.get_config(), default=str).encode()).hexdigest()
-    except Exception:  # as whoever wrote a layer's `get_config` has it
+    except Exception:  # a user's `get_config` may raise anything
         return None
 
 
@@ -70,9 +70,9 @@ def _saved_and_loaded(model: keras.Model) -> keras.Model:
         try:
             model.save(path)
             return load_saved(path, called="the saved model")
-        except Exception as error:  # of whatever kind the code of a user's layer raises
+        except Exception as error:  # the code of a user's layer may raise anything
             raise RequestError(
-                f"model={model.name}: nothing could load it again once it is saved: "
+                f"model={model.name}: cannot be loaded again after saving: "
                 f"{first_line(str(error))}; {_SAVABLE}"
             ) from error
 
@@ -82,7 +82,7 @@ def _check_answers(model: keras.Model) -> None:
     images = rng.integers(0, 256, (IMAGES, *model.input_shape[1:]), np.uint8)
     tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
     _require_probabilities(model, images, tolerance)
-    # A last layer of zeros would let pass what only happens to sum to one, such as two sigmoids.
+    # With a last layer of zeros, outputs such as two sigmoids would happen to sum to one.
     for weight in model.trainable_variables[-2:]:
         spread = 0.5 / math.sqrt(math.prod(weight.shape[:-1]))
         weight.assign_add(rng.normal(0, spread, weight.shape))
@@ -93,5 +93,5 @@ def _require_probabilities(model: keras.Model, images: Array, tolerance: float) 
     answers = keras.ops.convert_to_numpy(keras.ops.cast(model(images, training=False), "float32"))
     if flaw := flaw_in(answers, tolerance):
         raise RequestError(
-            f"model={model.name}: its answers are no probabilities: {flaw}; {_SOFTMAX}"
+            f"model={model.name}: its outputs are not probabilities: {flaw}; {_SOFTMAX}"
         )

@@ -1,8 +1,8 @@
 """Checkpoints of a run: `last.keras`, from which training can resume, and `best.keras`.
 
-Each is one `.keras` file with the model, its optimizer and the `Progress` of the run, replaced in
-one step, so that a kill cannot part the three. The order of images follows from seed and epoch, and
-what callbacks know follows from the metrics of the epochs: neither is saved.
+Each is one `.keras` file with the model, its optimizer and the `Progress` of the run. It is
+replaced in one step, so that the three always match, even after a kill. The order of images and the
+state of callbacks are not saved: they follow from the seed and from the metrics of the epochs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.system.files import replacing
 from pipeline.training.saved import PROGRESS, WEIGHTS, check_archive, inspected
 
 if TYPE_CHECKING:
-    import keras  # who only reads the progress need not wait for it
+    import keras  # not needed to read the progress alone
 
 LAST, BEST = "last.keras", "best.keras"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training has come.
+    """The progress of a training.
 
     `epochs`: Keras' metrics of each finished epoch. `seconds`: the time spent on them. `seeds`: the
     states of the model's random number generators, in the order of its variables.
@@ -40,14 +40,14 @@ class Progress:
     seeds: list[list[int]]
 
     def add_to(self, path: Path) -> None:
-        """Adds the progress to a `.keras` file, which Keras reads as before."""
+        """Adds the progress to a `.keras` file, which Keras can still read."""
         with zipfile.ZipFile(path, "a") as file:
             file.writestr(PROGRESS, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The interrupted run to resume, and how far it has come."""
+    """The interrupted run to resume, and its progress."""
 
     run_id: str
     progress: Progress
@@ -61,8 +61,8 @@ def progress_of(path: Path) -> Progress:
     """
     if not path.exists():
         raise RequestError(
-            f"{path}: there is no checkpoint; the run ended before its first epoch was over, "
-            "or the file was deleted: start the run again"
+            f"{path}: there is no checkpoint; the run ended during its first epoch, "
+            "or the file was deleted; start a new run"
         )
     try:
         with zipfile.ZipFile(path) as file:
@@ -71,9 +71,7 @@ def progress_of(path: Path) -> Progress:
                 raise zipfile.BadZipFile("its checksum is wrong")
             return TypeAdapter(Progress).validate_json(file.read(PROGRESS), strict=True)
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
-        raise RequestError(
-            f"{path}: no checkpoint to go on from ({error}); start the run again"
-        ) from error
+        raise RequestError(f"{path}: not a usable checkpoint ({error}); start a new run") from error
 
 
 def save_checkpoint(
@@ -84,7 +82,7 @@ def save_checkpoint(
     `epochs` and `seconds` are those of `Progress`.
 
     Raises:
-        OSError: the folder cannot be written; the earlier checkpoints stay as they were.
+        OSError: the folder cannot be written; earlier checkpoints remain unchanged.
     """
     seeds = [np.asarray(state.value).tolist() for state in _seed_states(model)]
     with replacing(folder / LAST) as path:
@@ -96,10 +94,10 @@ def save_checkpoint(
 
 
 def load_state(model: keras.Model, path: Path) -> None:
-    """Gives a compiled model the weights and the optimizer's state of a checkpoint.
+    """Loads weights and optimizer state of a checkpoint into a compiled model.
 
     Raises:
-        RequestError: the file is damaged, or its weights lie in another one.
+        RequestError: the file is damaged, or refers to weights in another file.
     """
     model.optimizer.build(model.trainable_variables)
     with inspected(path, called=str(path)) as folder:
@@ -107,7 +105,7 @@ def load_state(model: keras.Model, path: Path) -> None:
 
 
 def restore_seeds(model: keras.Model, progress: Progress) -> None:
-    """Gives the random number generators of the model the states they had."""
+    """Restores the states of the model's random number generators."""
     for state, value in zip(_seed_states(model), progress.seeds, strict=True):
         state.assign(value)
 

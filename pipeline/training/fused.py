@@ -1,4 +1,4 @@
-"""Keras' optimizer updates as one kernel of TensorFlow's per variable.
+"""Runs Keras' optimizer updates as one TensorFlow kernel per variable.
 
 Keras writes an update as a dozen small operations, which on a CPU cost more than the matrix
 products of a small network. TensorFlow has the same formulas as single kernels.
@@ -19,9 +19,9 @@ Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
 
 @contextmanager
 def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """While open, `optimizer` updates each variable with one kernel, if TensorFlow has one for it.
+    """Makes `optimizer` update each variable with one kernel, if TensorFlow has one for it.
 
-    Formulas and state stay Keras' own; optimizers without such a kernel are left alone.
+    Formulas and state remain those of Keras; other optimizers are not changed.
     """
     update = _update_for(optimizer)
     if update is None:
@@ -80,5 +80,5 @@ def _momentum(
 
 
 def _handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
-    # Keras hands the variable over as its own kind or as TensorFlow's, by where it comes from.
+    # Depending on the caller, Keras passes its own kind of variable or TensorFlow's.
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle

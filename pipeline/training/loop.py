@@ -1,9 +1,9 @@
-"""Runs a compiled Keras model over splits held in memory, many steps to one call of TensorFlow.
+"""Trains a compiled Keras model on splits in memory, with many steps per call of TensorFlow.
 
-The images stay u8[N,H,W,C] in one resident tensor, of which the splits are rows. A part of an epoch
-(some tens of steps of shuffled gather, forward pass, gradient and update: Keras' own `train_step`)
-is one compiled graph, so that Python is entered a few times per epoch rather than once per batch.
-Where XLA is asked for, it compiles the loop over a part's full batches.
+The images stay u8[N,H,W,C] in one resident tensor; each split refers to rows of it. A part of an
+epoch (some tens of steps, each a shuffled gather and Keras' own `train_step`) is one compiled
+graph, so that Python is entered a few times per epoch rather than once per batch. If XLA is
+requested, it compiles the loop over the full batches of a part.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.training.fused import fused_updates
 from pipeline.training.xla import Gather, compiled
 
 EVALUATED_AT_ONCE = 1024  # validation images
-ALIGNMENT = 64  # bytes; TensorFlow's kernels end the process on less
-PARTS = 20  # returns to Python an epoch: for the progress bar, Ctrl-C and the watch for NaN
+ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
+PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
 
-Places = Array  # i64[n]: of images in a split, in the order they are visited
+Places = Array  # i64[n]: positions of images in a split, in the order of training
 
 
 def fit(
@@ -36,11 +36,11 @@ def fit(
     seed: int,
     xla: bool = False,
 ) -> None:
-    """Fits `model` on the first of `splits` and validates it on the second, if that has images.
+    """Fits `model` on the first of `splits` and validates it on the second, if that is not empty.
 
-    It does so for as many epochs as `callbacks` were told (`initial_epoch` to `epochs`), or until
-    the model should stop; they see what they would in `model.fit`, with a part of an epoch for a
-    batch.
+    Runs the epochs set in `callbacks` (`initial_epoch` to `epochs`), or until the model should
+    stop. The callbacks are called as by `model.fit`, except that their batches are parts of an
+    epoch.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -59,7 +59,7 @@ def fit(
     test_steps = _steps(
         model.test_step, _gatherer(val, val_images), max(batch_size, EVALUATED_AT_ONCE)
     )
-    results = tf.function(model.get_metrics_result)  # eagerly it takes ten times as long
+    results = tf.function(model.get_metrics_result)  # ten times faster than eager execution
     logs: dict[str, float] = {}
     model.stop_training = False
     callbacks.on_train_begin()
@@ -69,7 +69,7 @@ def fit(
                 break
             callbacks.on_epoch_begin(epoch)
             model.reset_metrics()
-            # Each epoch has its own stream, so that a resumed run shuffles as the whole one would.
+            # Each epoch has its own generator, so that a resumed run shuffles like a whole one.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
             for part, start in enumerate(range(0, len(order), part_size)):
                 places = order[start : start + part_size]
@@ -88,7 +88,7 @@ def fit(
 
 
 def _gatherer(split: Split, images: tf.Tensor) -> Gather:
-    """Places i64[n] in `split` → its images u8[n,H,W,C] and labels i32[n]; `images` is packed."""
+    """A function from places i64[n] in `split` to images u8[n,H,W,C] and labels i32[n]."""
     rows, labels = resident(split.rows), resident(split.labels)
     return lambda places: (tf.gather(images, tf.gather(rows, places)), tf.gather(labels, places))
 
@@ -96,7 +96,7 @@ def _gatherer(split: Split, images: tf.Tensor) -> Gather:
 def _steps(
     step: Callable[..., object], gather: Gather, batch_size: int, *, xla_part: int = 0
 ) -> Callable[[Places], None]:
-    """Takes `step` on each batch of the places it is given; with XLA up to `xla_part` of them."""
+    """A function that runs `step` on each batch of places; XLA takes up to `xla_part` at once."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
     def run(places: tf.Tensor) -> None:
@@ -123,7 +123,7 @@ def _part_size(images: int, batch_size: int) -> int:
 
 
 def _create_state(model: keras.Model, split: Split) -> None:
-    """Makes the variables of optimizer and metrics, which a graph may use but not create."""
+    """Creates the variables of optimizer and metrics, which a graph can use but not create."""
     model.optimizer.build(model.trainable_variables)
     model.test_step((split.batch(0, 1), split.labels[:1]))
 
@@ -139,13 +139,13 @@ def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
 
 
 def resident(array: Array) -> tf.Tensor:
-    """`array` as a tensor without a copy, or a copy where TensorFlow cannot read it in place.
+    """Makes a tensor that shares the array's memory, or a copy if TensorFlow cannot read in place.
 
-    A memory-mapped array stays on the pages of its file. Nobody may write to the array afterwards.
+    A memory-mapped array stays on the pages of its file. The array must not be written afterwards.
     """
     shared = array.view()
     try:
-        # DLPack cannot say that memory is read-only; a private mapping may be called writeable.
+        # DLPack has no read-only memory; a private mapping can safely be declared writeable.
         shared.flags.writeable = True
     except ValueError:
         return tf.constant(array)

@@ -1,7 +1,7 @@
-"""Networks: each takes scaled images f32[N,H,W,C] and gives class probabilities f32[N,K].
+"""Networks: each maps scaled images f32[N,H,W,C] to class probabilities f32[N,K].
 
-A new model is a function here and a file in conf/model/. Positional parameters are given at run
-time; keyword-only ones are the keys of the file.
+To add a model, add a function here and a file in conf/model/. Positional parameters are passed at
+run time; keyword-only ones are the keys of the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.system.imports import Lazy
 if TYPE_CHECKING:
     import keras
 else:
-    # Configurations are checked against the signatures below without waiting for TensorFlow.
+    # Configurations are checked against the signatures below without importing TensorFlow.
     keras = Lazy("keras")
 
 Tensor = Any  # a KerasTensor; naming that type would import Keras
@@ -36,8 +36,8 @@ def mlp(
 ) -> Tensor:
     """Dense layers of `hidden` widths, each followed by dropout.
 
-    The classic 784–256–128–10 network on 28×28 grey images has 235,146 parameters. Kernels start
-    Glorot uniform, as Keras does by default.
+    The classic 784–256–128–10 network on 28×28 grey images has 235,146 parameters. Kernels are
+    initialized Glorot uniform, Keras' default.
     """
     layers = keras.layers
     x = layers.Flatten(name="flatten")(images)
@@ -56,9 +56,9 @@ def cnn(
     activation: Activation,
     dropout: Fraction,
 ) -> Tensor:
-    """Blocks of 3×3 convolution and 2×2 max pooling, one a number in `filters`, then a dense layer.
+    """One block of 3×3 convolution and 2×2 max pooling per entry of `filters`, then a dense layer.
 
-    Padding keeps every size poolable, so that images of any size down to 1×1 pass through.
+    Padding allows pooling at every size, so that images of any size down to 1×1 work.
     """
     layers = keras.layers
     x = images
@@ -74,7 +74,7 @@ def cnn(
 
 
 def _probabilities(features: Tensor, classes: int) -> Tensor:
-    # Softmax in float32 whatever the precision before it: probabilities are compared and summed.
+    # Softmax in float32, whatever the precision before: probabilities are compared and summed.
     return keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(
         features
     )

@@ -1,4 +1,4 @@
-"""A Keras model as a function from images to probabilities, compiled once for any batch size."""
+"""Turns a Keras model into a function from images to probabilities, compiled for any batch size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.system.errors import PipelineError, RequestError
 
 Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
 
-WARM_UP = (1, 1, 2, 64)  # batch sizes: kernels are chosen and memory is taken at first use
+WARM_UP = (1, 1, 2, 64)  # batch sizes: first uses choose kernels and allocate memory
 UNTIMED, TIMED = 10, 100  # predictions of a single image
 
 
 def predictor(model: keras.Model) -> Predict:
     """Compiles `model` to one graph that predicts any number of images, without augmentation.
 
-    The function that it returns raises PipelineError where the answers are no probabilities.
+    The returned function raises PipelineError if the model's outputs are not probabilities.
     """
     images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
     graph = _graph(model, images)
@@ -30,24 +30,24 @@ def predictor(model: keras.Model) -> Predict:
     def forward(batch: Array) -> Array:
         probs: Array = graph(tf.constant(batch)).numpy()
         if flaw := flaw_in(probs):
-            raise PipelineError(f"the model's answers are no probabilities: {flaw}")
+            raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
         return probs
 
     return forward
 
 
 def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
-    """Probabilities f32[N,K] of the images of a split, predicted in batches.
+    """Predicts probabilities f32[N,K] for the images of a split, in batches.
 
     Raises:
-        PipelineError: the model gives NaN, or other numbers that are no probabilities.
+        PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
     forward = predictor(model)
     return np.concatenate([forward(images) for images in split.batches(batch_size)])
 
 
 def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:
-    """A predictor that is checked and warmed up, for a server; many threads may call it at once.
+    """Makes a checked and warmed-up predictor for a server; safe to call from many threads.
 
     Raises:
         RequestError: the model does not take images u8[N, *image_shape], or does not give `classes`
@@ -56,7 +56,7 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
     try:
         graph = _graph(model, tf.TensorSpec([None, *image_shape], tf.uint8))
     except (TypeError, ValueError) as error:
-        raise RequestError(f"the model takes no images u8{[None, *image_shape]}") from error
+        raise RequestError(f"the model does not take images u8{[None, *image_shape]}") from error
 
     def forward(batch: Array) -> Array:
         return graph(tf.constant(batch)).numpy()
@@ -68,12 +68,12 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
                 f"the model gives {probs.shape[-1]} probabilities for {classes} class names"
             )
         if flaw := flaw_in(probs):
-            raise RequestError(f"the model's answers are no probabilities: {flaw}")
+            raise RequestError(f"the model's outputs are not probabilities: {flaw}")
     return forward
 
 
 def single_image_ms(model: keras.Model, split: Split) -> float:
-    """Median time in ms that a compiled prediction of one image of a split takes, warm."""
+    """Median time, ms, of a compiled and warmed-up prediction of a single image."""
     forward = predictor(model)
     times = []
     for number in range(UNTIMED + TIMED):

@@ -1,10 +1,10 @@
-"""Opens `.keras` files that somebody else may have written: inspected as data, then loaded.
+"""Loads untrusted `.keras` files: inspects them as data first.
 
 A `.keras` file is a ZIP archive of `config.json`, which names the classes to build, and
-`model.weights.h5`. Keras alone is not guard enough: layers such as `TFSMLayer` or `StringLookup`
-read files that their configuration names, HDF5 files may point to other files, and a few bytes of
-either may ask for terabytes of memory. So nothing is built before all of it has been looked at,
-and what Keras opens is the copy that was.
+`model.weights.h5`. Keras alone does not protect enough: layers such as `TFSMLayer` or
+`StringLookup` read files that their configuration names, HDF5 files can point to other files, and a
+few bytes of either can request terabytes of memory. So everything is inspected before anything is
+built, and Keras opens the inspected copy.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PROGRESS = "config.json", "model.weights.h5", "progress.json"
 MEMBERS = {"metadata.json", CONFIG, WEIGHTS, PROGRESS}
-MOST_JSON = 16_000_000  # bytes of a text in the archive
+MOST_JSON = 16_000_000  # bytes of config.json or metadata.json
 MOST_WEIGHTS = 8_000_000_000  # bytes
-MOST_EXPANSION = 8  # of an archive's member; weights hardly shrink, and Keras stores them as is
-MOST_OBJECTS = 50_000  # that a configuration describes; EfficientNet-B7 has about 5,000
+MOST_EXPANSION = (
+    8  # of a member when decompressed; weights hardly shrink, and Keras does not compress them
+)
+MOST_OBJECTS = 50_000  # in a configuration; EfficientNet-B7 has about 5,000
 MOST_LINKS = 200_000  # in a file of weights
-MOST_VALUES = 2**27  # that a layer gives for one image: half a gigabyte
+MOST_VALUES = 2**27  # outputs of a layer for one image: half a gigabyte
 
-# Layers that compute from their inputs, weights and numbers alone. What is missing here runs code
-# (Lambda, TorchModuleWrapper, JaxLayer, FlaxLayer) or reads files (TFSMLayer, lookups, texts).
+# Layers that only compute from inputs, weights and numbers. The others run code (Lambda,
+# TorchModuleWrapper, JaxLayer, FlaxLayer) or read files (TFSMLayer, lookups, texts).
 _LAYERS = """
 Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
 AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
@@ -62,7 +64,8 @@ SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization
 UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """
 LAYERS = frozenset(_LAYERS.split())
-# Of these modules every class of that kind: they hold numbers, and other objects of the list.
+# From these modules every class of that kind is allowed: they only hold numbers and allowed
+# objects.
 KINDS = {
     "keras.initializers": "Initializer",
     "keras.regularizers": "Regularizer",
@@ -83,22 +86,22 @@ NAMED = {
     ("keras.src.models.functional", "Functional"),
     ("keras.dtype_policies", "DTypePolicyMap"),
 }
-# Where the operations between layers are (`x + y` in a functional model). None of these modules'
+# Modules of the operations between layers (`x + y` in a functional model). None of the operations
 # takes a function.
 OPERATIONS = tuple(f"keras.src.ops.{name}" for name in ("numpy", "nn", "math", "image", "linalg"))
 OF_THE_CORE = {"Cast", "SaturateCast", "Slice", "SliceUpdate", "StopGradient", "Unstack"}
-FUNCTIONS = ("keras.activations", "keras.losses", "keras.metrics")  # that may be named
+FUNCTIONS = ("keras.activations", "keras.losses", "keras.metrics")  # whose functions may be named
 PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 
 
 def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model:
-    """The Keras model in a `.keras` file, once nothing in it can run code or read other files.
+    """Loads the Keras model in a `.keras` file, after checking that it runs no code of its own.
 
-    `called` names the file in messages, as `model_uri=…`; `compile` also restores its optimizer,
-    loss and metrics.
+    `called` names the file in messages, such as `model_uri=…`; `compile` also restores its
+    optimizer, loss and metrics.
 
     Raises:
-        RequestError: it is damaged, too large, or holds anything else than a model of Keras' own
+        RequestError: it is damaged, too large, or holds anything other than a model of Keras' own
             layers with its weights.
     """
     import keras
@@ -112,10 +115,9 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
 
 @contextmanager
 def inspected(file: Path, *, called: str) -> Iterator[Path]:
-    """A folder of our own with `config.json` and `model.weights.h5` of a `.keras` file.
+    """Yields a temporary folder with `config.json` and `model.weights.h5` of a `.keras` file.
 
-    Both are of bounded size, and the weights point to nothing outside of them. It goes with the
-    block.
+    Both are of bounded size, and the weights refer to no other file.
 
     Raises:
         RequestError: as `load_saved`.
@@ -129,14 +131,14 @@ def inspected(file: Path, *, called: str) -> Iterator[Path]:
 
 
 def check_archive(archive: zipfile.ZipFile) -> None:
-    """Looks at an open `.keras` file's list of members.
+    """Checks the list of members of an open `.keras` file.
 
     Raises:
-        ValueError: one is no part of a Keras model, or grows too large when it is read.
+        ValueError: one is not part of a Keras model, or is too large when decompressed.
     """
     names = [member.filename for member in archive.infolist()]
     if foreign := sorted(set(names) - MEMBERS):
-        raise ValueError(f"it holds {foreign[0]!r}, which is no part of a Keras model")
+        raise ValueError(f"it holds {foreign[0]!r}, which is not part of a Keras model")
     if len(names) != len(set(names)):
         raise ValueError("it holds a file twice")
     for member in archive.infolist():
@@ -144,12 +146,12 @@ def check_archive(archive: zipfile.ZipFile) -> None:
         expanded = member.file_size > MOST_EXPANSION * member.compress_size + 1_000_000
         if member.file_size > most or expanded:
             size = f"{member.file_size / 1e6:,.0f} MB"
-            raise ValueError(f"its {member.filename} would unfold to {size}")
+            raise ValueError(f"its {member.filename} would decompress to {size}")
 
 
 @contextmanager
 def _refused_as(called: str) -> Iterator[None]:
-    """Whatever a foreign file makes the libraries raise, as one line of ours."""
+    """Turns whatever libraries raise for an untrusted file into a RequestError of one line."""
     try:
         yield
     except RequestError:
@@ -163,9 +165,9 @@ def _refused_as(called: str) -> Iterator[None]:
 
 def _unpack(file: Path, folder: Path) -> None:
     if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{file.name} is a link or no file")
+        raise ValueError(f"{file.name} is a link or not a file")
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file.name} is damaged, or no file of Keras 3")
+        raise ValueError(f"{file.name} is damaged, or not a file of Keras 3")
     with zipfile.ZipFile(file) as archive:
         check_archive(archive)
         for name in (CONFIG, WEIGHTS):
@@ -180,10 +182,10 @@ def _json(file: Path) -> Any:
 
 
 def _check_objects(config: Any) -> None:
-    """Looks at every object that Keras would make of a configuration.
+    """Checks every object that Keras would build from a configuration.
 
     Raises:
-        ValueError: one is not on the list.
+        ValueError: one is not allowed.
     """
     waiting, seen = [config], 0
     if not isinstance(config, dict) or "class_name" not in config:
@@ -207,7 +209,7 @@ def _check_object(described: Mapping[str, Any]) -> None:
     if name in PLAIN and module is None and registered is None:
         return
     if not isinstance(name, str) or not isinstance(module, str):
-        raise ValueError(f"it has an object {str(name)[:80]!r} that does not say where it is from")
+        raise ValueError(f"it has an object {str(name)[:80]!r} that does not name its module")
     if name == "function":
         told = described.get("config")
         allowed = isinstance(told, str) and _is_function(module, told)
@@ -216,8 +218,8 @@ def _check_object(described: Mapping[str, Any]) -> None:
         allowed = _is_allowed(module, name) and registered in (None, name)
     if not allowed and not _is_registered(registered):
         raise ValueError(
-            f"it needs {module[:80]}.{name[:80]}, which is none of Keras' own layers and operations"
-            " that can be trusted in a foreign file"
+            f"it needs {module[:80]}.{name[:80]}, which is not among Keras' own layers and "
+            "operations that are allowed in a file"
         )
 
 
@@ -239,7 +241,7 @@ def _is_allowed(module: str, name: str) -> bool:
 
 
 def _is_function(module: str, name: str) -> bool:
-    """Whether an activation, loss or metric is meant; Keras looks up `builtins` in all three."""
+    """Whether it names an activation, loss or metric; Keras looks up `builtins` in all three."""
     places = FUNCTIONS if module == "builtins" else (module,) if module in FUNCTIONS else ()
     return name not in ("get", "serialize", "deserialize") and any(
         inspect.isfunction(getattr(importlib.import_module(place), name, None)) for place in places
@@ -247,7 +249,7 @@ def _is_function(module: str, name: str) -> bool:
 
 
 def _is_registered(name: Any) -> bool:
-    """Whether code that the user trusts has registered a class of that name in this process."""
+    """Whether trusted code has registered a class of that name in this process."""
     import keras
 
     found = keras.saving.get_custom_objects().get(name) if isinstance(name, str) else None
@@ -255,10 +257,10 @@ def _is_registered(name: Any) -> bool:
 
 
 def _check_weights(file: Path) -> int:
-    """Looks at every link and array of an HDF5 file; returns how many numbers it holds.
+    """Checks every link and array of an HDF5 file; returns how many numbers it holds.
 
     Raises:
-        ValueError: one points to another file, or declares more than is stored.
+        ValueError: one points to another file, or declares more than it stores.
     """
     import h5py
 
@@ -291,27 +293,27 @@ def _check_array(array: h5py.Dataset | h5py.Datatype) -> None:
     from h5py import Dataset, h5d, h5t
 
     if not isinstance(array, Dataset):
-        raise ValueError("its weights hold something else than arrays")
+        raise ValueError("its weights hold something other than arrays")
     plain = {h5t.INTEGER, h5t.FLOAT, h5t.ENUM, h5t.OPAQUE, h5t.BITFIELD}
     made = array.id.get_create_plist()
     if array.id.get_type().get_class() not in plain:
-        raise ValueError("its weights hold something else than numbers")
+        raise ValueError("its weights hold something other than numbers")
     if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
-        raise ValueError("its weights lie in another file")
+        raise ValueError("its weights are in another file")
     if made.get_nfilters() or array.id.get_storage_size() != array.nbytes:
         raise ValueError("its weights declare more numbers than they store")
 
 
 def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
-    """Builds the model without its numbers and compares what it needs with the `stored` numbers.
+    """Builds the model without weights and compares its size with the `stored` numbers.
 
     Raises:
-        ValueError: it has more parameters than the file has, or layers of huge outputs.
+        ValueError: it has more parameters than the file, or layers with huge outputs.
     """
     import keras
-    from keras.src.backend.common import global_state  # the only way to forget these variables
+    from keras.src.backend.common import global_state  # the only way to release these variables
 
-    plain = copy.deepcopy(config)  # Keras empties what it reads
+    plain = copy.deepcopy(config)  # Keras modifies what it reads
     plain["compile_config"] = None
     try:
         with keras.StatelessScope(initialize_variables=False):
@@ -322,14 +324,14 @@ def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
         raise ValueError(f"its {CONFIG} describes no model")
     parameters = sum(math.prod(weight.shape) for weight in model.weights)
     if parameters > stored:
-        raise ValueError(f"it describes {parameters:,} parameters and holds {stored:,}")
+        raise ValueError(f"it describes {parameters:,} parameters but holds {stored:,}")
     largest = max((math.prod(shape) for shape in _shapes(model)), default=0)
     if largest > MOST_VALUES:
         raise ValueError(f"one of its layers gives {largest:,} numbers for one image")
 
 
 def _shapes(model: keras.Model) -> Iterator[tuple[int, ...]]:
-    """The shapes of all that is computed on the way, without the number of images."""
+    """The shapes of all intermediate outputs, without the number of images."""
     import keras
 
     for layer in model.layers:

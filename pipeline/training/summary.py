@@ -1,4 +1,4 @@
-"""The model on one page: layers, parameters, activations and the memory that training needs."""
+"""Summarises a model: layers, parameters, activations and the memory that training needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One row of the table; `activations` are the numbers it puts out for one image."""
+    """One row of the table; `activations` is the number of outputs for one image."""
 
     name: str
     kind: str
@@ -30,9 +30,9 @@ class Layer:
 class Summary:
     """Layers and totals of a compiled model; memory in bytes for one training batch.
 
-    Following the usual account (e.g. Stanford CS231n, "Computational considerations"): parameters
-    once for themselves, once for their gradients, once for each slot of the optimizer (Adam has
-    two); activations once forward and once for their gradients; the batch of uint8 images.
+    The count follows Stanford CS231n, "Computational considerations": parameters, their gradients
+    and the optimizer's slots (Adam has two per parameter); activations and their gradients; the
+    batch of uint8 images.
     """
 
     layers: tuple[Layer, ...]
@@ -83,7 +83,7 @@ class Summary:
 
 
 def summarise(model: keras.Model, *, batch_size: int) -> Summary:
-    """Counts what `model` (compiled) has and needs when trained on batches of `batch_size`."""
+    """Summarises a compiled `model` that is trained on batches of `batch_size` images."""
     layers = tuple(
         Layer(
             name=layer.name,
@@ -98,7 +98,7 @@ def summarise(model: keras.Model, *, batch_size: int) -> Summary:
     model.optimizer.build(model.trainable_variables)
     activations = sum(layer.activations for layer in layers)
     activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
-    # The step counter and the learning rate are scalars; what is left are the slots.
+    # The step counter and the learning rate are scalars; the other variables are the slots.
     slots = _bytes([v for v in model.optimizer.variables if v.shape != ()])
     return Summary(
         layers=layers,

@@ -38,9 +38,9 @@ def train(
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
-    Checkpoints and the TensorBoard log go to `folder`; `listeners` are told each epoch's metrics.
-    With `start`, the progress of the last checkpoint there, it resumes from that checkpoint and
-    ends with the same weights as an uninterrupted training.
+    Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics.
+    With `start`, the progress of the last checkpoint there, training resumes from that checkpoint
+    and ends with the same weights as an uninterrupted one.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -95,5 +95,5 @@ def _best_epoch(settings: Train) -> keras.callbacks.EarlyStopping:
 
 def _tensorboard(folder: Path) -> keras.callbacks.TensorBoard:
     log = folder / "artifacts" / "tensorboard"
-    remove(log, ignore_errors=True)  # a resumed run writes all its epochs again
+    remove(log, ignore_errors=True)  # a resumed run rewrites all its epochs
     return keras.callbacks.TensorBoard(log)

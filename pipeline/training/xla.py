@@ -1,7 +1,7 @@
-"""Steps of a model as one loop compiled by XLA, where that beats TensorFlow's own kernels.
+"""Compiles the training steps of a model into one loop with XLA, where that is faster.
 
-XLA fuses what lies between the matrix products of a dense network, which on a CPU cost as much as
-the products themselves; its convolutions are slower than TensorFlow's.
+XLA fuses the operations between the matrix products of a dense network, which on a CPU cost as much
+as the products themselves; its convolutions are slower than TensorFlow's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError
 from pipeline.training.programs import forget_programs
 
-# Each was measured; any other layer might be a convolution, or have no XLA kernel at all.
+# Only layers that were measured; others may be convolutions, or have no XLA kernel at all.
 FASTER = (
     keras.layers.Activation,
     keras.layers.Add,
@@ -32,7 +32,7 @@ FASTER = (
     keras.layers.Rescaling,
     keras.layers.Reshape,
 )
-ENOUGH_STEPS = 5_000  # of a whole training; with fewer, compiling takes longer than it saves
+ENOUGH_STEPS = 5_000  # per training; with fewer, compiling takes longer than it saves
 
 # Functions that draw random numbers, with the name of their generator argument.
 _GENERATORS = (
@@ -44,11 +44,11 @@ _GENERATORS = (
 
 Batch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
 Step = Callable[[Batch], object]
-Gather = Callable[[tf.Tensor], Batch]  # of places i64[n] in a split
+Gather = Callable[[tf.Tensor], Batch]  # from places i64[n] in a split
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:
-    """Whether training `model` for so many `steps` is known to gain from XLA on this machine."""
+    """Whether XLA is known to speed up training `model` for this number of `steps` here."""
     return (
         steps >= ENOUGH_STEPS
         and not tf.config.list_physical_devices("GPU")  # not measured
@@ -57,24 +57,24 @@ def is_faster(model: keras.Model, steps: int) -> bool:
 
 
 def compiled(step: Step, gather: Gather, shape: tuple[int, int]) -> Callable[[Array], None]:
-    """A function of places i64[n] that takes `step` on each batch that `gather` gives for them.
+    """Makes a function of places i64[n] that runs `step` on each batch that `gather` returns.
 
-    `shape` is (most batches at once, images in a batch), and n is a multiple of the batch.
+    `shape` is (maximum batches per call, images per batch); n must be a multiple of the latter.
 
     Raises:
-        PipelineError: at its first call, if XLA does not know an operation of `step`.
+        PipelineError: on the first call, if XLA lacks an operation of `step`.
     """
     traced = _trace(step, gather, shape)
 
     def take(places: Array) -> None:
         nonlocal traced
-        # One program serves any number of batches: those beyond `count` are never looked at.
+        # One program serves any number of batches: those beyond `count` are ignored.
         padded, count = tf.constant(np.resize(places, shape)), tf.constant(len(places) // shape[1])
         try:
             traced(padded, count)
         except tf.errors.OpError as error:
             _require_known_operations(error)
-            if not forget_programs():  # a damaged one is no reason to fail
+            if not forget_programs():  # a damaged cached program must not fail the run
                 raise
             traced = _trace(step, gather, shape)
             traced(padded, count)
@@ -93,7 +93,7 @@ def _trace(
         for number in tf.range(count):
             step((images[number], labels[number]))
 
-    # The gather stays outside: XLA would copy the whole of `images` at each call.
+    # The gather stays outside: XLA would copy all of `images` on each call.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), tf.TensorSpec((), tf.int32)])
     def run(places: tf.Tensor, count: tf.Tensor) -> None:
         loop(*gather(places), count)
@@ -106,16 +106,16 @@ def _trace(
 def _require_known_operations(error: tf.errors.OpError) -> None:
     if unknown := re.search(r"unsupported operations .*?: (\w+)", str(error)):
         raise PipelineError(
-            f"XLA has no {unknown[1]}, of which the training step of this model makes use; "
+            f"XLA has no {unknown[1]}, which the training step of this model uses; "
             "set train.xla=false"
         ) from error
 
 
 @contextmanager
 def _threefry() -> Iterator[None]:
-    """While open, random numbers are traced as ThreeFry's.
+    """Traces random numbers with the ThreeFry generator.
 
-    The generator that XLA selects by itself on a CPU takes 10 ms for 32,768 numbers, this one 0.1.
+    XLA's default generator on a CPU takes 10 ms for 32,768 numbers, this one takes 0.1 ms.
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
     originals = [(module, name, getattr(module, name)) for module, name, _ in _GENERATORS]

@@ -82,8 +82,8 @@ def test_what_fits_no_run_is_refused_with_what_an_id_may_be(given: str) -> None:
     with pytest.raises(RequestError) as refused:
         found(given)
     assert str(refused.value) == (
-        f"run_id={given}: there is no such run in sqlite:///mlflow.db; give its id, or of that the "
-        "first 4 or more characters; tracking.uri=… names another store"
+        f"run_id={given}: there is no such run in sqlite:///mlflow.db; give its id or at least "
+        "the first 4 characters of it; tracking.uri=… names another store"
     )
 
 
@@ -91,7 +91,7 @@ def test_what_fits_several_runs_is_refused_with_the_first_of_them() -> None:
     with pytest.raises(RequestError) as refused:
         found("ffff")
     assert str(refused.value) == (
-        f"run_id=ffff: fits several runs ({', '.join(IDS[3:6])}, …); give more characters"
+        f"run_id=ffff: matches several runs ({', '.join(IDS[3:6])}, …); give more characters"
     )
 
 

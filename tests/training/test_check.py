@@ -76,7 +76,7 @@ def nan(x: Any) -> Any:
         (layers.Dense(3, activation="log_softmax"), 3, "some are negative"),
         (layers.Dense(4, activation="softmax"), 3, r"gives \(None, 4\) where .* 3 classes"),
         (layers.Dense(1, activation="sigmoid"), 2, r"gives \(None, 1\) where .* 2 classes"),
-        (two_heads, 3, "where the data set's 3 classes need"),
+        (two_heads, 3, "but the data set's 3 classes need"),
         (nan, 3, "some are NaN or infinite"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_model_that_gives_no_probabilities_is_refused(
 )
 def test_a_model_that_cannot_be_loaded_again_is_refused_with_what_to_use(layer: Any) -> None:
     with pytest.raises(
-        RequestError, match=r"mine: nothing could load it again .* keras\.ops .* register"
+        RequestError, match=r"mine: cannot be loaded again after saving: .* keras\.ops .* register"
     ):
         check_model(model(lambda x: layers.Dense(3, activation="softmax")(layer()(x))), 3)
 
@@ -140,7 +140,7 @@ def test_a_model_of_a_configuration_is_checked_before_it_is_trained(
 ) -> None:
     config = configured("model=linear")
     monkeypatch.setattr(models, "linear", logits)
-    with pytest.raises(RequestError, match="model=linear: its answers are no probabilities"):
+    with pytest.raises(RequestError, match="model=linear: its outputs are not probabilities"):
         build.build_model(config, PREPARED)
 
 

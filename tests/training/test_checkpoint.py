@@ -30,7 +30,7 @@ def test_a_missing_checkpoint_says_that_no_epoch_was_finished(tmp_path: Path) ->
 
 
 def test_a_model_of_another_making_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no checkpoint to go on from"):
+    with pytest.raises(RequestError, match="not a usable checkpoint"):
         progress_of(archive(tmp_path / "last.keras"))
 
 
@@ -45,5 +45,5 @@ def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
         "no archive": b"",
     }
     path.write_bytes(content[damage])
-    with pytest.raises(RequestError, match="start the run again"):
+    with pytest.raises(RequestError, match="start a new run"):
         progress_of(path)

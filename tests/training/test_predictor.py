@@ -50,7 +50,7 @@ def test_many_threads_get_each_its_own_answer(model: keras.Model) -> None:
 
 
 def test_a_model_of_other_images_is_refused(model: keras.Model) -> None:
-    with pytest.raises(RequestError, match=r"the model takes no images u8\[None, 5, 5, 1\]"):
+    with pytest.raises(RequestError, match=r"the model does not take images u8\[None, 5, 5, 1\]"):
         warm_predictor(model, (5, 5, 1), 3)
 
 

@@ -153,11 +153,11 @@ def test_whatever_is_wrong_in_the_folder_of_a_model_is_refused_in_a_line(
 def test_links_and_pipes_in_the_folder_of_a_model_are_refused(kept: Store, tmp_path: Path) -> None:
     moved = Path(shutil.move(kept.model / "MLmodel", tmp_path))
     (kept.model / "MLmodel").symlink_to(moved)
-    with pytest.raises(RequestError, match="MLmodel is a link or no file"):
+    with pytest.raises(RequestError, match="MLmodel is a link or not a file"):
         load_model(kept.uri, Tracking(uri=None))
     (kept.model / "MLmodel").unlink()
     os.mkfifo(kept.model / "MLmodel")
-    with pytest.raises(RequestError, match="MLmodel is a link or no file"):
+    with pytest.raises(RequestError, match="MLmodel is a link or not a file"):
         load_model(kept.uri, Tracking(uri=None))
 
 
@@ -170,7 +170,7 @@ def test_a_tag_that_points_elsewhere_is_not_followed(
     other = Path(shutil.copytree(kept.model, tmp_path / "other"))
     uri = elsewhere.format(other=other, run_id=kept.run_id)
     mlflow.MlflowClient().set_tag(kept.run_id, "model_uri", uri)
-    with pytest.raises(RequestError, match="names no model of this run; nothing is loaded"):
+    with pytest.raises(RequestError, match="is not a model of this run; nothing is loaded"):
         find_trained(kept.run_id, configured(*QUICK))
 
 
@@ -183,7 +183,7 @@ def test_a_tag_that_names_another_runs_model_is_not_followed(kept: Store) -> Non
     )
     client.log_artifact(other.info.run_id, str(config))
     client.set_tag(other.info.run_id, "model_uri", kept.uri)
-    with pytest.raises(RequestError, match="names no model of this run"):
+    with pytest.raises(RequestError, match="is not a model of this run"):
         find_trained(other.info.run_id, configured(*QUICK))
 
 

@@ -222,7 +222,7 @@ def test_many_runs_take_one_search_and_no_request_for_any_of_them(
     [
         (["runs=[abcd]"], ["two runs or more"]),
         (["runs=[ffff,eeee]"], ["runs=ffff: there is no such run"]),
-        (["runs=[abc,eeee]"], ["runs=abc: there is no such run", "first 4 or more characters"]),
+        (["runs=[abc,eeee]"], ["runs=abc: there is no such run", "the first 4 characters of it"]),
         (["sweep=ffff"], ["sweep=ffff: there is no such sweep"]),
         (["metric=val/acuracy"], ["metric=val/acuracy", "mean val/accuracy? choose one of val/a"]),
         (["sweep=latest", "metric=val/acuracy"], ["none of the runs has it", "mean val/accuracy?"]),
@@ -277,7 +277,7 @@ def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
     many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
     beginnings = [run_id[0] for run_id in many]
     shared = max(beginnings, key=beginnings.count)
-    with pytest.raises(RequestError, match=f"{shared}: fits several runs .*; give more characters"):
+    with pytest.raises(RequestError, match=rf"{shared}: matches several .*; give more characters"):
         named_runs(configured("dataset=synthetic"), [shared, many[0]])
 
 

@@ -261,7 +261,7 @@ def test_a_run_whose_folder_is_gone_or_anothers_is_refused(stopped: Path) -> Non
 
 def test_a_run_without_a_checkpoint_a_sweep_and_a_pruned_job_are_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, at=1)
-    refused(tmp_path, "there is no checkpoint; the run ended before its first epoch")
+    refused(tmp_path, "there is no checkpoint; the run ended during its first epoch")
     interrupted(tmp_path, at=2, error=Pruned)
     pruned = the_run(tmp_path).info.run_id
     refused(tmp_path, "was ended by its sweep: in the middle", f"run_id={pruned}")
