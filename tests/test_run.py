@@ -321,6 +321,21 @@ def test_evaluate_refuses_a_run_without_a_model(
         evaluate(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
 
 
+def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(keras.layers.Layer):
+        pass
+
+    with keras.saving.custom_object_scope({"tests>Own": Own}):
+        small = ("dataset=digits", "model=linear", "train.epochs=1", "evaluate.report=false")
+        made = finished(tmp_path, capsys, *small)
+        assert keras.saving.get_registered_object("tests>Own") is Own
+    with inside(tmp_path):
+        saved = Path(mlflow.artifacts.download_artifacts(made.said["model_uri"]))
+    assert [path.name for path in saved.rglob("*pickle*")] == []
+
+
 def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_done_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,17 +245,19 @@ class Recording:
                 "dark_border": dark_border_share(sample(prepared.train)),
             },
         )
-        mlflow.tensorflow.save_model(
-            model,
-            path,
-            mlflow_model=about,
-            signature=_signature(prepared),
-            input_example=np.asarray(prepared.test.batch(0, 2)),
-            # MLflow would take many seconds to infer these.
-            pip_requirements=[
-                f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
-            ],
-        )
+        with _nothing_registered():
+            mlflow.tensorflow.save_model(
+                model,
+                path,
+                mlflow_model=about,
+                signature=_signature(prepared),
+                input_example=np.asarray(prepared.test.batch(0, 2)),
+                # MLflow would take many seconds to infer these.
+                pip_requirements=[
+                    f"{name}=={version(name)}"
+                    for name in ("mlflow", "tensorflow", "keras", "numpy")
+                ],
+            )
 
     def _forget_half_saved(self, experiment_id: str) -> None:
         """Deletes a model that a kill left half-saved and that the run does not refer to."""
@@ -269,6 +271,23 @@ class Recording:
         self.log_metrics({**self.sizes, **times})
         if owner(self.folder) == self.id and self.artifacts.exists():
             self.client.log_artifacts(self.id, str(self.artifacts))
+
+
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Hides the classes registered with Keras, which MLflow would pickle beside the model.
+
+    A pickle runs code when it is loaded, so this pipeline writes none and loads none.
+    """
+    import keras
+
+    registered = keras.saving.get_custom_objects()
+    kept = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(kept)
 
 
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:

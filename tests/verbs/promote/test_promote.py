@@ -16,10 +16,12 @@ import mlflow
 import numpy as np
 import pytest
 
+from pipeline.config.schema import validate_request
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, STATE, Registry, open_registry
+from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     FORCED,
@@ -31,7 +33,7 @@ from pipeline.verbs.promote.ledger import (
 )
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.run import train
-from tests.commands import ROOT, carried_out, configured, environment, inside, results
+from tests.commands import ROOT, carried_out, composed, configured, environment, inside, results
 
 pytestmark = pytest.mark.slow
 
@@ -238,7 +240,7 @@ def test_force_promotes_with_its_reason_in_the_ledger(runs: Runs) -> None:
 @pytest.mark.parametrize("reason", [(), ("promote.reason=' '",)])
 def test_force_without_a_reason_is_a_wrong_request(reason: tuple[str, ...]) -> None:
     with pytest.raises(RequestError, match="promote.force=true needs a reason"):
-        configured("promote.force=true", *reason)
+        validate_request(composed("promote.force=true", *reason), "promote", Promote)
 
 
 def test_best_is_the_highest_validation_accuracy_whatever_the_test_says(runs: Runs) -> None:
