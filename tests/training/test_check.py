@@ -168,9 +168,9 @@ def test_a_model_whose_weights_are_nan_predicts_nothing() -> None:
         lambda: predict(made, split(images), batch_size=2),
         lambda: predictor(made)(images),
     ):
-        with pytest.raises(PipelineError, match="no probabilities: some are NaN"):
+        with pytest.raises(PipelineError, match="not probabilities: some are NaN"):
             ask()
-    with pytest.raises(RequestError, match="no probabilities: some are NaN"):
+    with pytest.raises(RequestError, match="not probabilities: some are NaN"):
         warm_predictor(made, SHAPE, 3)
 
 

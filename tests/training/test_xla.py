@@ -201,7 +201,7 @@ def test_an_operation_that_xla_does_not_know_is_named_with_the_mend() -> None:
         return [layers.Reshape((4, 4, 1)), layers.RandomRotation(0.1), layers.Flatten()]
 
     with pytest.raises(
-        PipelineError, match=r"^XLA has no \w+Transform\w+, of which .*; set train.xla=false$"
+        PipelineError, match=r"^XLA has no \w+Transform\w+, which .*; set train.xla=false$"
     ):
         fit(network(turn), split(20), with_xla=True)
 

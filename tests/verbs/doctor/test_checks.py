@@ -37,7 +37,7 @@ def test_a_python_out_of_range_is_a_problem(tmp_path: Path) -> None:
     shutil.copy(lineage.ROOT / "requirements.lock", tmp_path)
     (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.99"')
     python, _ = checks.versions(tmp_path)
-    assert (python.state, ">=3.99 is needed" in python.says) == ("problem", True)
+    assert (python.state, ">=3.99 is required" in python.says) == ("problem", True)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_space_of_a_small_disk_is_told_in_mb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(30e6, 0, 12e6))
-    assert one(checks.disk(tmp_path)).says.startswith("12.0 MB of 30.0 MB free where ")
+    assert one(checks.disk(tmp_path)).says.startswith("12.0 MB of 30.0 MB free on the disk of ")
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem() -> None:

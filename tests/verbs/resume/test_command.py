@@ -213,7 +213,7 @@ def test_another_library_is_refused_and_a_tool_is_not(
     now = lineage.environment()
     changed = re.sub(r"(?m)^(keras|pytest)==.*$", r"\1==0.1", now)
     monkeypatch.setattr(lineage, "environment", lambda: changed)
-    refused(stopped, r"the same run: keras was [\d.]+ and is 0.1\n")
+    refused(stopped, r"longer be the same run: keras was [\d.]+ and is 0.1\n")
 
 
 def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     other = replace(raw, class_names=tuple("ABCDEFGHIJ"))
     monkeypatch.setattr(module, "ingest", lambda *_, **__: other)
-    refused(stopped, "the same run: data was")
+    refused(stopped, "longer be the same run: data was")
 
 
 def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
