@@ -1,1 +1,1 @@
-"""Many runs: jobs, search, workers, launchers."""
+"""Sweeps: many runs as jobs, with search, workers and launchers."""

@@ -1,4 +1,4 @@
-"""What a terminal shows of a sweep under way."""
+"""Shows the progress of a sweep on the terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.text import Text
 from pipeline.sweeps.jobs import Job, shown
 from pipeline.sweeps.outcomes import FAILED, KILLED, PRUNED, Objective, Outcome, ranked
 
-REFRESHES = 4  # a second
+REFRESHES = 4  # per second
 
 
 class Board:
-    """A line that changes as jobs start and end; off a terminal, a line for each that ended."""
+    """One line that is updated as jobs start and end; in a file, one line per job that ended."""
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Board:
         self.live.stop()
 
     def start(self, job: Job) -> None:
-        """A job was handed to the launcher."""
+        """Notes that a job was passed to the launcher."""
         self.running[job.index] = time.monotonic()
         self.busiest = max(self.busiest, len(self.running))
 
     def end(self, outcome: Outcome) -> None:
-        """A job ended, in whatever way."""
+        """Notes that a job ended, with whatever outcome."""
         self.running.pop(outcome.index, None)
         self.outcomes[outcome.index] = outcome
         if not self.console.is_terminal or outcome.state == FAILED:
             self.console.print(self._ended(outcome), soft_wrap=True)
 
     def keeping(self, models: int) -> None:
-        """The jobs are done; so many of the best are now being completed."""
+        """Notes that all jobs are done and that the best `models` of them are being completed."""
         self.kept_models = models
         if models and not self.console.is_terminal:
             self.console.print(f"evaluating and saving the best {models}", soft_wrap=True)

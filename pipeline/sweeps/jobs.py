@@ -1,4 +1,4 @@
-"""From the words of a multirun to its jobs: what they share, and what each of them tries."""
+"""Turns the words of a multirun into jobs: what they share, and what each of them tries."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pipeline.system.secrets import hide_word
 
 ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
-MOST_JOBS = 100_000  # of a grid
-LONG = 8  # characters of a number that is shown as it is
+MOST_JOBS = 100_000  # in a grid
+LONG = 8  # numbers with more characters are shortened
 SHORT = {"learning_rate": "lr"}
 Scale = Literal["log", "linear"]
 EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
 
-# What a sweep decides for all its jobs, so that none of them can have a value of its own.
+# Keys that the sweep sets for all jobs, so that they cannot be searched.
 SWEEPS_OWN = {
     "sweep": "it is about the sweep as a whole",
     "hydra": "it is about the sweep as a whole",
@@ -45,23 +45,23 @@ SWEEPS_OWN = {
     "evaluate.test": "the best sweep.keep_models are evaluated on the test split",
     "data_dir": "all jobs of a sweep share one cache",
 }
-# What has no effect in a sweep, not even as one value for all.
+# Keys that have no effect in a sweep, even with a single value.
 NO_EFFECT = {
     "sweep.job": "the sweep fills it in",
     "hydra.sweep.subdir": "jobs' folders have their numbers; hydra.sweep.dir is the sweep's folder",
     "hydra.run": "a sweep's folder is hydra.sweep.dir",
-    "hydra.sweeper": "how a sweep is made is said by sweep.…; see conf/sweep/default.yaml",
+    "hydra.sweeper": "sweep.… configures the search; see conf/sweep/default.yaml",
     "tracking.log_model": "sweep.keep_models says how many of the best save their models",
-    "run_id": "it names a recorded run, and a sweep makes new ones",
+    "run_id": "it names a recorded run, but a sweep creates new ones",
     "choices": "Hydra fills it in",
 }
-# What only an adaptive search heeds.
+# Keys that only an adaptive search uses.
 SEARCHS_OWN = ("n_trials", "sampler", "sampler_options", "seed", "storage", "study")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of a sweep: `params` are what it tries, as they would stand on a command line."""
+    """One run of a sweep; `params` are the swept values as on a command line."""
 
     index: int
     params: Mapping[str, str]
@@ -77,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Multirun:
-    """A multirun as it was asked for, before anything of it is decided."""
+    """A requested multirun, as read from the command line."""
 
     fixed: Sequence[str]
     searched: Sequence[Override]
@@ -88,7 +88,7 @@ class Multirun:
 
     @cached_property
     def config(self) -> Config:
-        """What the jobs have in common, checked."""
+        """The checked configuration that the jobs share."""
         return _checked(self.composed)
 
     @cached_property
@@ -103,8 +103,8 @@ class Multirun:
         """The checked configuration of a job.
 
         Raises:
-            RequestError: naming the job, if Hydra cannot compose it, a value of it is refused, or a
-                file that it tries sets what the sweep decides.
+            RequestError: Hydra cannot compose it, a value is refused, or a file that it chooses
+                sets what the sweep decides; the message names the job.
         """
         try:
             composed = self._composer.compose([*self.fixed, *job.overrides])
@@ -116,7 +116,7 @@ class Multirun:
 
     @property
     def scales(self) -> dict[str, Scale]:
-        """The scale on which intervals and ranges are searched, by key: `tag(log,…)` or not."""
+        """The scale of searched intervals and ranges by key: logarithmic with `tag(log,…)`."""
         return {
             one.get_key_element(): "log" if "log" in space.tags else "linear"
             for one in self.searched
@@ -124,13 +124,13 @@ class Multirun:
         }
 
     def words(self, job: Job) -> list[str]:
-        """The overrides of a job, without those for Hydra and for the sweep's own process."""
+        """The overrides of a job, without those for Hydra and for the sweep itself."""
         left_out = ("hydra.", "hydra/", *PARENTS_ALONE)
         fixed = [word for word in self.fixed if not word.lstrip("+~").startswith(left_out)]
         return [*fixed, *job.overrides]
 
     def command(self, job: Job) -> str:
-        """What repeats a job on its own."""
+        """The command that repeats a job on its own."""
         words = [
             word for word in self.fixed if not word.startswith((*ABOUT_SWEEPS, "tracking.uri="))
         ]
@@ -143,7 +143,7 @@ def asked_for(
     """Reads the words of a command line, and with them `sweep.params`.
 
     Raises:
-        RequestError: nothing is searched, or a word has no effect in such a sweep.
+        RequestError: nothing is searched, or a word has no effect in this kind of sweep.
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(words))
@@ -159,14 +159,14 @@ def asked_for(
     if not searched:
         raise RequestError(
             "nothing to sweep over: give a key several values, as in\n"
-            f"{EXAMPLE}\nor choose a sweep that is kept in conf/sweep/, as in sweep=lr_grid"
+            f"{EXAMPLE}\nor choose a sweep from conf/sweep/, as in sweep=lr_grid"
         )
     fixed = [_fixed(one) for one in every if one not in searched]
     left = {one.get_key_element(): _fixed(one) for one in every if _is_left_to_jobs(one)}
     if left:
         try:
             composed, left = Composer(loader, composed).compose(fixed), {}
-        except Exception:  # a key that only jobs have; each of them is checked
+        except Exception:  # a key that only jobs have; each job is checked
             left = {key: word.partition("=")[2] for key, word in left.items()}
     return Multirun(
         fixed=[word for word in fixed if word],
@@ -178,10 +178,10 @@ def asked_for(
 
 
 def grid(searched: Sequence[Override]) -> list[Job]:
-    """A job for every combination; the last key's values change from job to job.
+    """One job for every combination of values; the last key varies fastest.
 
     Raises:
-        RequestError: a key has no value at all, or an interval, of which there is no end.
+        RequestError: a key has no value, or an interval, which has infinitely many.
     """
     values = {}
     for override in searched:
@@ -193,7 +193,9 @@ def grid(searched: Sequence[Override]) -> list[Job]:
         values[override.get_key_element()] = values_of(override)
     count = math.prod(map(len, values.values()))
     if count > MOST_JOBS:
-        raise RequestError(f"{count:,} jobs: a grid may have {MOST_JOBS:,}; try fewer values")
+        raise RequestError(
+            f"{count:,} jobs: a grid may have at most {MOST_JOBS:,}; try fewer values"
+        )
     return [
         Job(index=index, params=dict(zip(values, combination, strict=True)))
         for index, combination in enumerate(product(*values.values()))
@@ -201,10 +203,10 @@ def grid(searched: Sequence[Override]) -> list[Job]:
 
 
 def values_of(override: Override) -> list[str]:
-    """What a key is to try, as texts.
+    """The values of a key to try, as texts.
 
     Raises:
-        RequestError: nothing.
+        RequestError: there are none.
     """
     if isinstance(override.value(), RangeSweep):
         values = list(map(repr, numbers(override)))
@@ -216,30 +218,30 @@ def values_of(override: Override) -> list[str]:
 
 
 class Source(Protocol):
-    """Where jobs come from: a grid, or a search that learns from each one's end."""
+    """Where jobs come from: a grid, or a search that learns from their outcomes."""
 
     known: bool
-    """Whether the jobs are known before the first of them runs."""
+    """Whether all jobs are known before the first one runs."""
     total: int
-    """How many there will be."""
+    """Number of jobs in total."""
     told: Mapping[str, str]
-    """What a job is told of its source, by the names of `JobSettings`."""
+    """Settings about the source for each job, by the names of `JobSettings`."""
 
     def jobs(self) -> Iterator[Job]:
-        """The jobs still to run, each when it is asked for."""
+        """Yields the jobs still to run, on demand."""
 
     def known_jobs(self) -> Mapping[int, Job]:
-        """The jobs that there have been, by index."""
+        """The jobs so far, by index."""
 
     def tell(self, outcome: Outcome) -> None:
-        """Takes note of how a job ended."""
+        """Receives the outcome of a job."""
 
     def catch_up(self, ended: Mapping[int, Outcome]) -> None:
-        """Takes note of what an interrupted sweep had got done."""
+        """Receives the outcomes of an interrupted sweep."""
 
 
 class Grid:
-    """Jobs that are known beforehand."""
+    """A source whose jobs are all known in advance."""
 
     known = True
 
@@ -248,7 +250,7 @@ class Grid:
         self.told: Mapping[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
-        """Those that have not finished before."""
+        """Yields the jobs that have not finished yet."""
         return (job for job in self.all if job.index not in self.done)
 
     def known_jobs(self) -> dict[int, Job]:
@@ -256,7 +258,7 @@ class Grid:
         return {job.index: job for job in self.all}
 
     def tell(self, outcome: Outcome) -> None:
-        """A grid learns nothing."""
+        """Does nothing: a grid does not learn."""
 
     def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Leaves out the jobs that have finished."""
@@ -264,13 +266,13 @@ class Grid:
 
 
 def shown(params: Mapping[str, str]) -> str:
-    """Parameters in short, as jobs are named by them: `lr=0.001 dropout=0.1`."""
+    """Parameters in short form, for names of jobs: `lr=0.001 dropout=0.1`."""
     names = short_names(params)
     return " ".join(f"{names[key]}={brief(text)}" for key, text in params.items())
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key, or as much of it as tells it from the others."""
+    """The last part of each key, or as many parts as make it unique."""
     plain = {key: key.lstrip("+") for key in keys}
     parts = {key: text.split(".") for key, text in plain.items()}
     names = {key: SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
@@ -287,7 +289,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def brief(text: str) -> str:
-    """A value for people to read: a long number with four digits that count."""
+    """A value for people to read: a long number with four significant digits."""
     try:
         return f"{float(text):.4g}" if len(text) > LONG else text
     except ValueError:
@@ -295,7 +297,7 @@ def brief(text: str) -> str:
 
 
 def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive: bool) -> None:
-    """Refuses what a sweep would ignore or overwrite: a word has an effect, or it is an error.
+    """Refuses words that a sweep would ignore or overwrite.
 
     Raises:
         RequestError: names the word, and what to do instead.
@@ -313,7 +315,7 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
             raise RequestError(f"{line} cannot be searched: {reason}; give it one value")
         if not adaptive and key.startswith(tuple(f"sweep.{name}" for name in SEARCHS_OWN)):
             raise RequestError(
-                f"{line} has no effect on a grid: only an adaptive search has it, "
+                f"{line} has no effect on a grid: only an adaptive search uses it, "
                 "hydra/sweeper=optuna"
             )
     names = {one.key_or_group for one in given}
@@ -333,7 +335,7 @@ def _of_a_verb(key: str, composed: DictConfig) -> str | None:
     first = key.replace("/", ".").partition(".")[0]
     heeded = {one.name for one in fields(Config)} - NOT_PARAMS
     heeded |= {"hydra", "sweep", "tracking", "data_dir", "experiment"}
-    return f"{first} is about another verb" if first in composed and first not in heeded else None
+    return f"{first} belongs to another verb" if first in composed and first not in heeded else None
 
 
 def _require_the_sweeps_own(composed: DictConfig, master: DictConfig) -> None:

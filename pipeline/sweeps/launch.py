@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep by one of Hydra's launchers: the project's own, or any other."""
+"""Runs the jobs of a sweep with one of Hydra's launchers: the project's own, or any other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
 ONE_JOB = "pipeline.sweeps.one_job"
-MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # which take seconds to import
+MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # these take seconds to import
 
 
 def _joblib_at_once(launcher: Any) -> int:
@@ -47,12 +47,12 @@ def _submitit_at_once(launcher: Any) -> int:
 
 
 def _ray_at_once(launcher: Any) -> int | None:
-    cpus = launcher.ray_cfg.init.get("num_cpus")  # unknown for a cluster that is joined
+    cpus = launcher.ray_cfg.init.get("num_cpus")  # unknown for an existing cluster
     each = launcher.ray_cfg.remote.get("num_cpus") or 1
     return max(1, int(cpus // each)) if cpus else None
 
 
-# How many jobs each launcher runs at once, by the module that it comes from; None: it cannot say.
+# How many jobs each launcher runs at once, by its module; None: unknown.
 AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
     "hydra_plugins.pipeline_sweeps": lambda launcher: shares(launcher)[0],
     "hydra._internal.core_plugins.basic_launcher": lambda launcher: 1,
@@ -63,9 +63,9 @@ AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
 
 
 def at_once(launcher: Any) -> int | None:
-    """How many jobs a launcher runs at once; None if it does not say.
+    """How many jobs a launcher runs at once; None if unknown.
 
-    A launcher that `AT_ONCE` does not list says it by an attribute `n_jobs`.
+    For a launcher that is not in `AT_ONCE`, its attribute `n_jobs` tells.
     """
     module = type(launcher).__module__
     for name, of_launcher in AT_ONCE.items():
@@ -76,30 +76,30 @@ def at_once(launcher: Any) -> int | None:
 
 
 def require_at_once(launcher: Any) -> None:
-    """For a search, which proposes a job when the ones before have ended.
+    """Checks that a search, which proposes jobs as others end, can use the launcher.
 
     Raises:
-        RequestError: the launcher does not say how many jobs it runs at once.
+        RequestError: it is unknown how many jobs the launcher runs at once.
     """
     if at_once(launcher) is None:
         name = HydraConfig.get().runtime.choices.get("hydra/launcher", type(launcher).__name__)
         raise RequestError(
             f"hydra/launcher={name} does not say how many jobs it runs at once, which a search "
-            "needs to know: tell it (Ray: +hydra.launcher.ray.init.num_cpus=8), search with "
+            "needs to know: set it (Ray: +hydra.launcher.ray.init.num_cpus=8), search with "
             "hydra/launcher=local, or run a grid"
         )
 
 
 def is_local(launcher: Any) -> bool:
-    """Whether it is the project's own, which takes jobs one by one."""
+    """Whether it is the project's own launcher, which takes jobs one by one."""
     return type(launcher).__module__ == "hydra_plugins.pipeline_sweeps"
 
 
 def shares(launcher: Any) -> tuple[int, int]:
-    """Worker processes of the local launcher, and threads of each.
+    """Number of worker processes of the local launcher, and of threads per worker.
 
     Raises:
-        RequestError: `hydra.launcher.n_jobs` or `threads` is no number of workers or threads.
+        RequestError: `hydra.launcher.n_jobs` or `threads` is less than 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = launcher.n_jobs
@@ -110,9 +110,9 @@ def shares(launcher: Any) -> tuple[int, int]:
 
 
 class Run(Protocol):
-    """Runs jobs, each by its overrides `words(job)`, and yields each one's end by its index.
+    """Runs jobs by their overrides `words(job)`, and yields how each ended, by index.
 
-    It asks for a job only when it can start one; for all if they are `known` beforehand.
+    It takes a job only when it can start one, or all at once if they are `known` in advance.
     """
 
     def __call__(
@@ -123,16 +123,16 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What does the jobs of a sweep."""
+    """The workers that run the jobs of a sweep."""
 
     run: Run
     stop: Callable[[], None]
-    """Ends the jobs that still run."""
+    """Ends the jobs that are still running."""
 
 
 @contextmanager
 def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
-    """Workers for about so many jobs; local ones get ready at once."""
+    """Provides workers for about this number of `jobs`; local ones start immediately."""
     if not is_local(launcher):
         yield Workers(run=partial(_in_batches, launcher), stop=lambda: None)
         return
@@ -161,7 +161,7 @@ def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
 
 
 def settle_in(launcher: Any, folder: Path) -> None:
-    """Has a launcher put each job into a folder of its own, by its index, in the sweep's."""
+    """Makes a launcher give each job its own folder, named by index, in the sweep's folder."""
     config = launcher.config
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
@@ -173,10 +173,10 @@ def settle_in(launcher: Any, folder: Path) -> None:
 
 
 def do_job(composed: DictConfig) -> None:
-    """One job of a sweep, as any launcher calls it: checked, then run in its folder.
+    """Checks and runs one job of a sweep in its folder; called by any launcher.
 
     Raises:
-        PipelineError: what went wrong, in a line, and where the rest is.
+        PipelineError: what went wrong, in one line, and where to find the details.
     """
     hide_composed(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -196,7 +196,7 @@ def do_job(composed: DictConfig) -> None:
 def launch_batch(
     launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Runs jobs in worker processes and returns when all have ended, as Hydra's launchers do."""
+    """Runs jobs in worker processes and returns when all have ended, like Hydra's launchers."""
     jobs = {first + place: list(words) for place, words in enumerate(job_overrides)}
     with opened(launcher, len(jobs)) as workers:
         started = (Job(index=index, params={}) for index in jobs)
@@ -205,7 +205,7 @@ def launch_batch(
 
 
 def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
-    """One job, in a worker: composes its configuration and runs it as Hydra would."""
+    """Runs one job in a worker: composes its configuration and runs it as Hydra would."""
     hydra_context, task_function, composer, singletons = _unpacked(payload)
     Singleton.set_state(singletons)
     setup_globals()
@@ -237,10 +237,10 @@ def _in_batches(
     *,
     known: bool = True,
 ) -> Iterator[Ended]:
-    """By a launcher that takes many jobs and returns when all of them have ended.
+    """Runs jobs with a launcher that takes several and returns when all of them have ended.
 
-    It gets all jobs that are known; one that runs one at a time gets one at a time, so that what
-    has become of each is seen when it ends.
+    It gets all known jobs at once. A launcher that runs one job at a time gets one at a time, so
+    that each outcome is seen as soon as the job ends.
     """
     most = at_once(launcher)
     size = most if not known or most == 1 else None
@@ -260,7 +260,7 @@ def _launched(
         if not isinstance(error, Exception):  # stopped
             _cancel(submitted)
             raise
-        # Such a launcher fails with the first of its jobs that dies; the others go on.
+        # Such a launcher fails with the first job that dies; the others keep running.
         alike = first_line(explain(error))
         errors = [_waited_for(one) for one in submitted] or [alike] * len(batch)
     for job, error_of_job in zip(batch, errors, strict=True):
@@ -268,7 +268,7 @@ def _launched(
 
 
 def _submitted(error: BaseException) -> list[Any]:
-    """The jobs that submitit's launcher was waiting for, which it keeps in a local variable."""
+    """The jobs that submitit's launcher was waiting for, found in one of its local variables."""
     trace = error.__traceback__
     while trace:
         for value in list(trace.tb_frame.f_locals.values()):
@@ -285,15 +285,15 @@ def _can_be_cancelled(value: Any) -> bool:
 
 
 def _cancel(submitted: Sequence[Any]) -> None:
-    """Ends jobs of a batch system, which know nothing of the sweep's end."""
+    """Cancels jobs of a batch system, which would outlive the sweep."""
     for job in submitted:
-        with suppress(Exception):  # one that cannot be cancelled keeps none of the others
+        with suppress(Exception):  # if one cannot be cancelled, cancel the others
             job.cancel(check=False)
     _end_joblibs_workers()
 
 
 def _end_joblibs_workers() -> None:
-    """Joblib leaves its workers alone when the process ends by a signal."""
+    """Ends joblib's workers, which joblib itself leaves running when a signal ends the process."""
     if loky := sys.modules.get("joblib.externals.loky"):
         loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 

@@ -1,4 +1,4 @@
-"""The record of what a sweep is, by which a resumed one is told from another."""
+"""The manifest of a sweep, which tells whether a resumed sweep is the same."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.system.files import replacing
 from pipeline.system.secrets import hide_value
 
 NAME = "manifest.json"
-MAY_CHANGE = ("n_trials",)  # a search may be given more trials than it was first
-# What of conf/sweep/ makes another sweep of it; the rest is about how to get through it.
+MAY_CHANGE = ("n_trials",)  # a resumed search may get more trials
+# Settings of conf/sweep/ that define a sweep; the others only control how it is run.
 _SETTINGS = ("objective", "direction", "sampler", "sampler_options", "pruner", "pruner_options")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is searched, upon which configuration; for a grid each job with its checksum."""
+    """The search space and the configuration; for a grid, each job with its checksum."""
 
     searched: Mapping[str, str]
     settings: Mapping[str, Any]
@@ -42,10 +42,10 @@ class Manifest:
         return json.dumps(hide_value("", asdict(self)), indent=2) + "\n"
 
     def require_same(self, folder: Path) -> None:
-        """Compares with the manifest that was saved in `folder`.
+        """Compares with the manifest saved in `folder`.
 
         Raises:
-            RequestError: they differ; names each difference.
+            RequestError: they differ; the message names each difference.
         """
         try:
             then = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -53,15 +53,15 @@ class Manifest:
             raise RequestError(f"sweep.resume: {folder / NAME} cannot be read: {error}") from error
         if differences := list(_differences(then, json.loads(self.text))):
             raise RequestError(
-                "sweep.resume: this is another sweep than the one to resume:\n"
+                "sweep.resume: this is not the same sweep as the one to resume:\n"
                 + "\n".join(differences)
             )
 
 
 def jobs_of(folder: Path, multirun: Multirun) -> list[Job]:
-    """The jobs of the grid that was saved in `folder`, if the same is searched; none otherwise.
+    """The jobs of the grid saved in `folder`, if the search space is the same, else none.
 
-    A grid with `shuffle(…)` would come in another order each time.
+    A grid with `shuffle(…)` would otherwise have another order each time.
     """
     try:
         then = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -69,11 +69,11 @@ def jobs_of(folder: Path, multirun: Multirun) -> list[Job]:
             return []
         return [Job(index=job["index"], params=job["params"]) for job in then["jobs"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # which `require_same` refuses
+        return []  # `require_same` refuses this later
 
 
 def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive: bool) -> Manifest:
-    """The manifest of a sweep whose `jobs` are known beforehand (a grid's) or of a search."""
+    """The manifest of a grid, whose `jobs` are known in advance, or of a search."""
     settings = multirun.config.sweep
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
@@ -95,7 +95,7 @@ def _searched(multirun: Multirun) -> dict[str, str]:
 
 
 def _unsaid(key: str) -> str:
-    """What a manifest without the key means by that: an earlier version knew no other value."""
+    """The value of a missing key: the only one that earlier versions had."""
     return as_param(ADDED[key]) if key in ADDED else "nothing"
 
 
@@ -109,4 +109,4 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         job["index"] for job, other in zip(now["jobs"], then["jobs"], strict=False) if job != other
     ]
     if changed or len(now["jobs"]) != len(then["jobs"]):
-        yield f"  {len(then['jobs'])} jobs then, {len(now['jobs'])} now; other ones: {changed[:5]}"
+        yield f"  {len(then['jobs'])} jobs then, {len(now['jobs'])} now; different: {changed[:5]}"

@@ -1,4 +1,4 @@
-"""A job of a sweep: a run that may be ended early, or the completion of one of the best."""
+"""One job of a sweep: a run that may be ended early, or the completion of one of the best."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
 from pipeline.training.saved import load_saved
 
-LOOK_S = 0.5  # between two looks at time and memory
-GRACE_S = 10.0  # for a job beyond its limit to close its run
+LOOK_S = 0.5  # between two checks of time and memory
+GRACE_S = 10.0  # for a job over its limit to close its run
 
 log = logging.getLogger(__name__)
 
 
 def run_one(config: Config, folder: Path) -> Result | None:
-    """Runs one job of a sweep, within its limits; a pruned one ends well and has no result.
+    """Runs one job of a sweep within its limits; returns None for a pruned one.
 
-    It leaves the test split alone and saves no model: that is for the best, when all have ended.
+    It does not use the test split and saves no model; only the best jobs do, after all have ended.
 
     Raises:
-        PipelineError: it took more time or memory than it may.
+        PipelineError: it exceeded its limit of time or memory.
     """
     sweep, job = config.sweep, config.sweep.job
-    keras.utils.clear_session()  # what earlier jobs of this process have left
+    keras.utils.clear_session()  # remove what earlier jobs of this process left
     place = replace(config.tracking, experiment=job.experiment, run_name=job.name)
     with stoppable(), within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
         if job.completes is not None:
@@ -59,17 +59,17 @@ def run_one(config: Config, folder: Path) -> Result | None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM interrupts the block, so that it closes its run.
+    """Makes SIGTERM interrupt the block, so that it closes its run.
 
-    A batch system sends it and kills some time later; submitit would have it ignored.
+    A batch system sends SIGTERM and kills some time later; submitit would ignore it.
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would interrupt the tidying up
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clean-up
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are for the main thread
+        yield  # signals only work in the main thread
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -80,12 +80,12 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
-    """Ends the block when it takes too long or the process gets too big.
+    """Ends the block when it takes too long or the process uses too much memory.
 
-    A block that does not end within `GRACE_S` then takes the process with it.
+    If the block does not end within `GRACE_S`, the process is ended.
 
     Raises:
-        PipelineError: saying which limit was passed.
+        PipelineError: a limit was exceeded; the message says which.
     """
     if seconds is None and memory_mb is None:
         yield
@@ -105,7 +105,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
             elif memory_mb is not None and used_mb > memory_mb:
                 passed.append(f"needs {used_mb:,.0f} MB, above sweep.memory_mb={memory_mb:g}")
         if passed:
-            # A real signal, which unlike _thread.interrupt_main ends a wait in the system too.
+            # A real signal: unlike _thread.interrupt_main, it also ends a blocking system call.
             signal.pthread_kill(main, signal.SIGALRM)
             if not done.wait(GRACE_S):
                 log.error("%s, and does not end by itself", passed[0])

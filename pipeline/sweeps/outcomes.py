@@ -1,4 +1,4 @@
-"""What a sweep knows of its jobs: what they are to try, and what became of them."""
+"""Outcomes of jobs, and the objectives by which they are ranked."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FINISHED, PRUNED, FAILED, KILLED, RUNNING = "finished", "pruned", "failed", "kil
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A metric of the outcomes' runs that is to become high or low."""
+    """A metric of the jobs' runs that is maximized or minimized."""
 
     metric: str
     maximize: bool
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """As Optuna and `sweep.direction` name it."""
+        """The direction as named by Optuna and `sweep.direction`."""
         return "maximize" if self.maximize else "minimize"
 
 
 def objectives(settings: Sweep) -> list[Objective]:
-    """What a sweep's jobs are compared by; each metric says itself which way is better.
+    """The objectives of a sweep; each metric declares its better direction.
 
     Raises:
         RequestError: `sweep.direction` contradicts a metric, or its length differs.
@@ -39,7 +39,7 @@ def objectives(settings: Sweep) -> list[Objective]:
     if len(given) != len(names):
         raise RequestError(
             f"sweep.direction: {len(given)} for {len(names)} objectives; give one for each, "
-            "or leave it out: each metric says which way is better"
+            "or leave it out: each metric declares its direction"
         )
     for objective, direction in zip(natural, given, strict=True):
         if direction != objective.direction:
@@ -52,10 +52,10 @@ def objectives(settings: Sweep) -> list[Objective]:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job: `values` has the objectives in order, NaN where one is missing.
+    """The outcome of a job; `values` are the objectives in order, NaN if missing.
 
-    `params` are the swept parameters as they would stand on a command line; `error` is a line;
-    `kept`: whether its model is logged.
+    `params` are the swept values as on a command line; `error` is one line; `kept` says whether its
+    model is logged.
     """
 
     index: int
@@ -69,7 +69,7 @@ class Outcome:
 
 
 def ranked(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
-    """The finished outcomes, best first by the first objective; equals in their order."""
+    """The finished outcomes, best first by the first objective; ties keep their order."""
     finished = [outcome for outcome in outcomes if outcome.state == FINISHED]
     sign = -1 if objectives[0].maximize else 1
     known = [outcome for outcome in finished if outcome.values[0] == outcome.values[0]]

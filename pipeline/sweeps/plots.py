@@ -1,4 +1,4 @@
-"""Pictures of what a sweep found: the objectives of its jobs over what was searched."""
+"""Plots of a sweep: the objectives of its jobs over the searched parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ else:
 scipy = lazy_loader.load("scipy")
 
 SEED = "seed"
-LOG_FROM = 30.0  # largest over smallest value of a logarithmic axis
+LOG_FROM = 30.0  # ratio of largest to smallest value from which an axis is logarithmic
 MOST_TICKS = 8
 MOST_GROUPS = 20
 MARKS = {
@@ -49,7 +49,7 @@ class Columns(dict[str, list[Any]]):
     """The values of each parameter, one row per job."""
 
     scales: Mapping[str, Scale] = MappingProxyType({})
-    """On which they were searched, as far as that is known."""
+    """The scales on which they were searched, if known."""
 
     def scale(self, key: str) -> Scale:
         """The axis of a parameter."""
@@ -58,7 +58,7 @@ class Columns(dict[str, list[Any]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Finished jobs that differ in their seed alone, and their values of the first objective.
+    """Finished jobs that differ only in their seed, with their values of the first objective.
 
     `params` is without the seed, `sd` is the sample's (n - 1), and mean ± `half_width` the 95 %
     confidence interval of Student's t; both are NaN for a single job.
@@ -73,7 +73,7 @@ class Group:
 
 
 def groups(outcomes: Sequence[Outcome], objective: Objective) -> list[Group]:
-    """The finished jobs by all but their seed, best mean of `objective`, the first one, first."""
+    """Groups the finished jobs by everything but their seed, best mean of `objective` first."""
     alike: dict[frozenset[tuple[str, str]], list[Outcome]] = {}
     for outcome in _valued(outcomes, FINISHED):
         alike.setdefault(frozenset(_without_seed(outcome).items()), []).append(outcome)
@@ -87,10 +87,10 @@ def draw(
     searched: Sequence[str],
     scales: Mapping[str, Scale] | None = None,
 ) -> dict[str, Figure]:
-    """The pictures, by name, that make sense for these jobs; `searched` are the swept keys.
+    """Draws the plots that make sense for these jobs, by name; `searched` are the swept keys.
 
-    `scales`: on which intervals were searched. A picture that cannot be drawn is left out, and a
-    line of the log says why.
+    `scales` are those on which intervals were searched. A plot that cannot be drawn is left out,
+    and the log says why.
     """
     figures: dict[str, Figure] = {}
     if any(_valued(outcomes, *MARKS, number=n) for n in range(len(objectives))):
@@ -110,15 +110,15 @@ def draw(
 
 @contextmanager
 def _or_without(picture: str) -> Iterator[None]:
-    """A picture that fails costs the picture; the sweep and its figures are what counts."""
+    """Logs the failure of a plot instead of raising it: the results of the sweep matter more."""
     try:
         yield
     except Exception as error:
-        log.warning("The sweep's picture %s could not be drawn: %s", picture, one_line(error))
+        log.warning("The sweep's plot %s could not be drawn: %s", picture, one_line(error))
 
 
 def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[Outcome]:
-    """The jobs in these states that have a value of the objective of that number."""
+    """The jobs in these states with a value of objective `number`."""
     return [t for t in outcomes if t.state in states and math.isfinite(t.values[number])]
 
 
@@ -137,7 +137,7 @@ def _group(outcomes: Sequence[Outcome]) -> Group:
 
 
 def _history(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Figure:
-    """Each objective over the jobs in a panel of its own, with the best value so far."""
+    """One panel per objective: its value by job, and the best value so far."""
     figure = _figure(8, 1 + 3 * len(objectives))
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axes, objective) in enumerate(zip(panels, objectives, strict=True)):
@@ -158,7 +158,7 @@ def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: Objective, number
         lost = {outcome.index for outcome in outcomes if outcome.state == state} - {
             i for i, _ in known
         }
-        if lost:  # no value, no height: they stand on the lower edge
+        if lost:  # jobs without a value are drawn at the lower edge
             style |= {"transform": axes.get_xaxis_transform(), "fillstyle": "none"}
             axes.plot(sorted(lost), [0.03] * len(lost), **style, label=f"{state}, no value")
     if finished := _valued(outcomes, FINISHED, number=number):
@@ -193,13 +193,13 @@ def _seeds(found: Sequence[Group], metric: str) -> Figure:
 
 
 def _legend(figure: Figure, marks: Mapping[str, Any]) -> None:
-    """Below the axes, where it covers nothing."""
+    """Adds a legend below the axes, where it covers nothing."""
     style = {"ncols": 5, "frameon": False, "fontsize": 8}
     figure.legend(list(marks.values()), list(marks), loc="outside lower right", **style)
 
 
 def _labels(found: Sequence[Group]) -> list[str]:
-    """What tells the groups apart, by the last part of the keys where that is enough."""
+    """Labels with the parameters that differ between groups, with short keys if unique."""
     keys = list(found[0].params)
     keys = [key for key in keys if len({group.params[key] for group in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
@@ -210,7 +210,7 @@ def _labels(found: Sequence[Group]) -> list[str]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches."""
+    """An empty figure, size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -223,8 +223,8 @@ def _draw_study(
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:
-    """Adds Optuna's pictures of two or more finished jobs, which come best first."""
-    trials = ranking[::-1]  # what is drawn last lies on top
+    """Adds Optuna's plots of two or more finished jobs, given best first."""
+    trials = ranking[::-1]  # the best are drawn last, on top
     both = [trial for trial in trials if all(map(math.isfinite, trial.values))]
     with _silenced():
         with _or_without("parameters"):
@@ -236,7 +236,7 @@ def _draw_study(
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Optuna without its log and warnings; pyplot and its settings are as before in the end."""
+    """Silences Optuna's log and warnings, and restores pyplot and its settings at the end."""
     import matplotlib
 
     verbosity = optuna.logging.get_verbosity()
@@ -248,13 +248,13 @@ def _silenced() -> Iterator[None]:
         try:
             yield
         finally:
-            # If it cannot be had (a window, but no screen), pyplot had not come to use it.
+            # If that backend is unavailable (no screen), pyplot had not used it yet.
             matplotlib.use(backend, force=False)
             optuna.logging.set_verbosity(verbosity)
 
 
 def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: Columns) -> Study:
-    """The trials as Optuna knows them, with the parameters in `columns`."""
+    """The trials as an Optuna study, with the parameters in `columns`."""
     space = {key: _distribution(column, columns.scale(key)) for key, column in columns.items()}
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
     study.set_metric_names([objective.metric for objective in objectives])
@@ -271,7 +271,7 @@ def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: 
 
 
 def _column(texts: Sequence[str]) -> list[Any]:
-    """The values of a parameter, as numbers where all of them are."""
+    """The values of a parameter, as numbers if all of them are numbers."""
     with suppress(ValueError):
         numbers = [float(text) for text in texts]
         if all(map(math.isfinite, numbers)):
@@ -280,7 +280,7 @@ def _column(texts: Sequence[str]) -> list[Any]:
 
 
 def plain(text: str) -> str:
-    """The text without what matplotlib would take for a formula."""
+    """The text with dollar signs escaped, so that matplotlib draws no formula."""
     return text.replace("$", r"\$")
 
 
@@ -292,7 +292,7 @@ def _distribution(column: Sequence[Any], scale: Scale) -> BaseDistribution:
 
 
 def scale(values: Sequence[Any], *, maximize: bool = False) -> Scale:
-    """An axis for these values; what is to become high is not squeezed where it is best."""
+    """An axis for these values; never logarithmic if that would compress the best values."""
     if isinstance(values[0], str) or maximize or min(values) <= 0:
         return "linear"
     return "log" if max(values) / min(values) >= LOG_FROM else "linear"
@@ -321,7 +321,7 @@ def _draw_over_parameters(
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:
-    """The objective over what was searched, as far as that differs between the jobs."""
+    """Adds plots of the objective over the parameters that differ between the jobs."""
     every = {key: _column([trial.params[key] for trial in trials]) for key in searched}
     columns = Columns({key: column for key, column in every.items() if len(set(column)) > 1})
     columns.scales = scales
@@ -331,11 +331,11 @@ def _draw_over_parameters(
         with _or_without("parallel_coordinates"):
             figures["parallel_coordinates"] = _parallel(study, columns)
     if len(order) > 1:
-        # Optuna's fANOVA measures in plain numbers: 1e-4 to 1e-3 would hardly count beside 1e-2.
+        # Optuna's fANOVA uses linear scales: 1e-4 to 1e-3 would hardly count next to 1e-2.
         logs = Columns(
             {k: list(np.log(c)) if columns.scale(k) == "log" else c for k, c in columns.items()}
         )
-        # No variance to share out: all values are equal.
+        # No variance to attribute: all values are equal.
         with _or_without("importances"), suppress(RuntimeError):
             figures["importances"], order = _importances(_study(trials, [objective], logs))
     pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
@@ -348,15 +348,15 @@ def _draw_over_parameters(
 
 
 def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -> Figure:
-    """What Optuna's `plot_<plot>` draws, on white and of that many inches."""
+    """The figure of Optuna's `plot_<plot>`, on white, size in inches."""
     from matplotlib import pyplot
 
-    with pyplot.rc_context():  # Optuna sets a style and leaves it
+    with pyplot.rc_context():  # Optuna sets a style and does not reset it
         pyplot.rcParams["figure.constrained_layout.use"] = True
         pyplot.rcParams["figure.constrained_layout.wspace"] = 0.06
         getattr(optuna.visualization.matplotlib, f"plot_{plot}")(study, **options)
     figure = pyplot.gcf()
-    pyplot.close(figure)  # it lives on outside pyplot
+    pyplot.close(figure)  # the figure stays usable without pyplot
     figure.set_size_inches(size)
     for axes in figure.axes:
         axes.set_facecolor("white")
@@ -365,7 +365,7 @@ def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -
 
 
 def _parallel(study: Study, columns: Columns) -> Figure:
-    """A line a trial through its objective and its parameters."""
+    """One line per trial through its objective and its parameters."""
     names = [_metric(study), *sorted(columns)]  # as Optuna sorts them
     figure = _drawn("parallel_coordinate", study, (1.9 * len(names) + 1, 5), target_name=names[0])
     axes, _, *twins = figure.axes
@@ -376,7 +376,7 @@ def _parallel(study: Study, columns: Columns) -> Figure:
     for twin, key in zip(twins, names[1:], strict=True):
         if not isinstance(columns[key][0], str):
             _ticks(twin.yaxis, columns[key])
-        for label in twin.get_yticklabels():  # the lines run behind them
+        for label in twin.get_yticklabels():  # the lines pass behind them
             label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
     return figure
 
@@ -402,7 +402,9 @@ def _slice(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
     indices = np.array([trial.user_attrs["index"] for trial in study.trials])
     for axes, column in zip(panels, columns.values(), strict=True):
         points: Any = axes.collections[0]
-        points.set_array(indices[points.get_array().astype(int)])  # it was the row in the study
+        points.set_array(
+            indices[points.get_array().astype(int)]
+        )  # Optuna uses the row in the study
         points.set(cmap="viridis_r", clim=(indices.min(), indices.max()))
         axes.set(title="", yscale=scale(_objective(study), maximize=_maximize(study)))
         _ticks(axes.xaxis, column)
@@ -413,7 +415,7 @@ def _slice(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
 
 
 def _contour(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
-    """The best objective at each pair of these parameters' values, and between them."""
+    """The best objective at each pair of values of two parameters, interpolated between them."""
     options = {"params": list(columns), "target_name": _metric(study)}
     figure = _drawn("contour", study, (7.5, 5.5), **options)
     axes = figure.axes[0]
@@ -424,7 +426,7 @@ def _contour(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
 
 
 def _ticks(axis: Axis, values: Sequence[Any]) -> None:
-    """Ticks at the values of a parameter where there is room for them, else few."""
+    """Sets ticks at the values of a parameter if there is room, else fewer."""
     from matplotlib.ticker import LogLocator
 
     places, log = sorted(set(values)), axis.get_scale() == "log"
@@ -445,7 +447,7 @@ def _ticks(axis: Axis, values: Sequence[Any]) -> None:
 
 
 def _pareto(study: Study) -> Figure:
-    """The two objectives of each trial; on the front, neither gets better but by the other."""
+    """The two objectives of each trial; on the Pareto front, improving one worsens the other."""
     figure = _drawn("pareto_front", study, (7, 5))
     (axes,) = figure.axes
     x, y = (scale(_objective(study, n), maximize=_maximize(study, n)) for n in (0, 1))

@@ -1,7 +1,7 @@
-"""Worker processes for a sweep's jobs, where a job that takes its process down costs only itself.
+"""A pool of worker processes in which a job that crashes its process does not affect others.
 
-The standard library's ProcessPoolExecutor and joblib break with the first worker that dies; pebble
-gives up when an idle one does, and leaves a stopped call three seconds to tidy up.
+The standard library's ProcessPoolExecutor and joblib break when the first worker dies; pebble gives
+up when an idle one does, and gives a stopped call only three seconds to clean up.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ import cloudpickle
 from pipeline.sweeps.worker import STOPS, serve
 from pipeline.system.errors import one_line
 
-GRACE_S = 30.0  # what a busy worker gets to tidy up when the pool is left
-LEAVE_S = 5.0  # what an idle worker gets to end
-CHECK_S = 1.0  # how often to ask after workers: what a call has forked may hold a dead one's pipe
+GRACE_S = 30.0  # for a busy worker to clean up when the pool is closed
+LEAVE_S = 5.0  # for an idle worker to end
+CHECK_S = (
+    1.0  # between checks of workers: a process forked by a call may keep a dead worker's pipe open
+)
 THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
-MOST_TASKS = 40  # of a worker, then replaced: TensorFlow keeps some memory of every model
+MOST_TASKS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A call that ended: with a result, or with a line that says why there is none."""
+    """A call that ended: with a result, or with a one-line reason for its failure."""
 
     key: int
     result: Any = None
@@ -54,11 +56,12 @@ class Ended:
 
 
 class Pool:
-    """At most so many worker processes of `threads` threads each; use it in a `with` statement.
+    """A pool of at most `workers` processes of `threads` threads; use it in a `with` statement.
 
-    Each begins by importing `modules`; `start` has some of them do so before there is a call.
-    Leaving it by an error, or early, stops what still runs: a call gets a KeyboardInterrupt and
-    `GRACE_S` to tidy up, which a second KeyboardInterrupt here ends. No worker outlives us.
+    Each worker begins by importing `modules`; `start` starts some before the first call. Leaving
+    the block early or with an error stops what still runs: a call gets a KeyboardInterrupt and
+    `GRACE_S` to clean up, which a second KeyboardInterrupt here cuts short. No worker outlives the
+    pool.
     """
 
     def __init__(self, workers: int, *, threads: int, modules: Sequence[str] = ()) -> None:
@@ -73,29 +76,29 @@ class Pool:
         self._given: Counter[Connection[Any, Any]] = Counter()
 
     def start(self, workers: int) -> None:
-        """Starts so many workers, or as many as there may be, for the calls to come."""
+        """Starts up to `workers` workers in advance, within the pool's limit."""
         while len(self._workers) < min(workers, self._most):
             self._start_worker()
 
     def stop(self) -> None:
-        """Ends all workers, those at work as well; to leave the pool does so, too."""
+        """Ends all workers, including busy ones, as leaving the pool does."""
         self._open = False
         try:
             for connection in self._workers:
-                connection.close()  # which ends those that wait for a call
+                connection.close()  # ends those that wait for a call
             for connection in self._workers:
                 if connection in self._busy or not self._given[connection]:
-                    self._workers[connection].terminate()  # at work, or still importing
+                    self._workers[connection].terminate()  # busy, or still importing
         finally:
             _end(self._workers.values(), GRACE_S if self._busy else LEAVE_S)
             self._workers.clear()
             self._busy.clear()
 
     def run(self, calls: Iterable[Call]) -> Iterator[Ended]:
-        """Yields every call when it has ended, in whatever way; so too what an earlier run left.
+        """Yields every call when it has ended, however it ended, including those of an earlier run.
 
-        A call is taken when a worker is free and all that is known has been yielded, so that the
-        source can learn from it. What the source raises, or pickling a call, comes through.
+        A call is taken only when a worker is free and all ended calls have been yielded, so that
+        the source can learn from them. Exceptions of the source and of pickling are passed on.
         """
         source, more = iter(calls), True
         while more or self._busy:
@@ -120,7 +123,7 @@ class Pool:
         return [self._outcome(here) for here in list(self._busy) if here in ready or here in dead]
 
     def _outcome(self, here: Connection[Any, Any]) -> Ended:
-        """What became of a worker's call; the worker is then free, or gone."""
+        """The result of a worker's call; the worker is then free, or gone."""
         key = self._busy.pop(here)
         answer = b""
         with suppress(EOFError, OSError):
@@ -138,7 +141,7 @@ class Pool:
         here = self._free_worker()
         self._busy[here] = call.key
         self._given[here] += 1
-        with suppress(OSError):  # the worker has died, which is noticed like any other death
+        with suppress(OSError):  # the worker has died, which is detected like any other death
             here.send_bytes(pickle.dumps((output, packed)))
 
     def _free_worker(self) -> Connection[Any, Any]:
@@ -157,11 +160,11 @@ class Pool:
         with _inherited(self._threads):
             process.start()
             self._workers[here] = process
-            there.close()  # or the worker's death would not be seen
+            there.close()  # otherwise the worker's death would go unnoticed
         return here
 
     def _dismiss(self, here: Connection[Any, Any]) -> str:
-        """Lets go of a worker that has died or is about to; says how it did."""
+        """Removes a worker that has died or is about to; returns how it ended."""
         process = self._workers.pop(here)
         del self._given[here]
         here.close()
@@ -172,12 +175,13 @@ class Pool:
 
 @contextmanager
 def _inherited(threads: int) -> Iterator[None]:
-    """What a process begins with: its threads, and signals held back until it is ready for them.
+    """Prepares what a new process inherits: thread settings, and signals blocked until it is ready.
 
-    The main module, imported first, may import NumPy. What the user has set stands.
+    Threads are set in the environment because the main module, imported first, may import NumPy.
+    Values that the user has set stay.
     """
     added = [name for name in THREADS if name not in os.environ]
-    resource_tracker.ensure_running()  # to start it later would let the signals through
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     os.environ.update(dict.fromkeys(added, str(threads)))
     try:

@@ -1,8 +1,8 @@
-"""Hydra's `range(…)` in exact decimals: what is written is what is tried.
+"""Evaluates Hydra's `range(…)` in exact decimals.
 
 Hydra 1.3 adds binary fractions, so that `range(0.1,0.4,0.1)` has an element 0.30000000000000004 and
-one at its end, which is not part of it; and it sorts a range by its ends, so that
-`sort(range(1.3,0,-0.5))` has other elements.
+wrongly includes its end; and it sorts a range by its ends, so that `sort(range(1.3,0,-0.5))` has
+different elements.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from hydra.core.override_parser.types import Override, RangeSweep
 
 from pipeline.system.errors import RequestError
 
-MOST = 100_000  # numbers of a range
-_DIGITS = 15  # that a double holds whatever they are
+MOST = 100_000  # numbers in a range
+_DIGITS = 15  # decimal digits that a double always represents
 _AROUND = ("int", "float", "sort", "shuffle", "tag", "reverse")
 _NAMES = ("start", "stop", "step")
 
 
 def numbers(override: Override) -> list[Any]:
-    """The numbers of an override whose value is a range, in their order: all int, or all float.
+    """The numbers of an override whose value is a range, in order: all int, or all float.
 
-    `int(…)`, `float(…)`, `sort(…)`, `shuffle(…)` and `tag(…)` around the range are heeded.
+    `int(…)`, `float(…)`, `sort(…)`, `shuffle(…)` and `tag(…)` around the range are applied.
 
     Raises:
         RequestError: the range cannot be read, its step is 0, `int` would change its numbers, or
@@ -41,7 +41,7 @@ def numbers(override: Override) -> list[Any]:
 
 
 def low_high_step(override: Override) -> tuple[Any, Any, Any]:
-    """The smallest and largest number of a range and the step, above 0: all int, or all float.
+    """The smallest and largest number of a range and its positive step: all int, or all float.
 
     Raises:
         RequestError: as `numbers`, or it has no number.
@@ -66,10 +66,10 @@ def _exact(override: Override) -> tuple[list[Decimal], bool]:
     places = max(max(0, -int(number.as_tuple().exponent)) for number in ends)
     scaled = [int(number.scaleb(places)) for number in ends]
     if scaled[2] == 0:
-        raise RequestError(f"{line}: the step of a range is not 0")
+        raise RequestError(f"{line}: the step of a range must not be 0")
     every = range(*scaled)
     if every[MOST:]:
-        raise RequestError(f"{line}: a range may have {MOST:,} numbers, not more")
+        raise RequestError(f"{line}: a range may have at most {MOST:,} numbers")
     found = [Decimal(number).scaleb(-places) for number in every]
     if "int" in functions and any(number % 1 for number in found):
         raise RequestError(f"{line}: int() would change the numbers of the range; list its values")
@@ -87,12 +87,12 @@ def _ends(text: str, line: str | None) -> tuple[Decimal, Decimal, Decimal]:
         try:
             given[name or _NAMES[place]] = Decimal(number)
         except InvalidOperation:
-            raise RequestError(f"{line}: {number} is no number of a range") from None
+            raise RequestError(f"{line}: {number} is not a valid number in a range") from None
     if "stop" not in given:
         given |= {"start": Decimal(0), "stop": given["start"]}
     start, stop, step = given.get("start", Decimal(0)), given["stop"], given.get("step", Decimal(1))
     if not all(number.is_finite() for number in (start, stop, step)):
-        raise RequestError(f"{line}: the ends and the step of a range are finite")
+        raise RequestError(f"{line}: the ends and the step of a range must be finite")
     return start, stop, step
 
 

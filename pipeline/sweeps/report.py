@@ -1,4 +1,4 @@
-"""What a sweep found: printed, drawn, and logged to its own run."""
+"""The results of a sweep: printed, drawn, and logged to its own run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def log_report(
         parent.log_tags(tags | {"best.run_id": str(best[0].run_id)})
     parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
     with uncollected():
-        # Only now: what it imports takes seconds, for which no job should wait.
+        # Imported only now: it takes seconds, and no job should wait for it.
         from pipeline.sweeps.plots import draw
 
         figures = draw(outcomes, objectives, searched, scales)
@@ -75,7 +75,7 @@ def print_report(
 
 
 def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
-    """Prints what a sweep would run, how many, and for how long by what earlier runs took."""
+    """Prints the jobs that a sweep would run, and an estimate of the time from earlier runs."""
     console = standard_output()
     if jobs:
         table = Table("job", *plan.searched)
@@ -94,7 +94,7 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
         f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
         f"as earlier runs took {duration(seconds)}"
         if seconds
-        else "no earlier run tells how long"
+        else "time unknown: there is no earlier run"
     )
     console.print(f"{count} jobs{proposed}; {time}; nothing was run", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The jobs of a sweep under way: launched, watched, settled, and the best of them kept."""
+"""Runs the jobs of a sweep: launches and watches them, and completes the best."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.sweeps.runs import Children
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove
 
-LEAVE_S = 10.0  # what jobs get to end whose sweep was killed
+LEAVE_S = 10.0  # for jobs of a killed sweep to end
 
 
 @dataclass(kw_only=True)
 class SweepJobs:
-    """Runs what its source proposes until there is no more of it, or too much has failed."""
+    """Runs the jobs of its source until there are no more, or until too many have failed."""
 
     multirun: Multirun
     workers: Workers
@@ -34,10 +34,10 @@ class SweepJobs:
     with_checkpoints: set[int] = field(default_factory=set)
 
     def catch_up(self) -> None:
-        """Takes note of what the sweep had got done before it was interrupted.
+        """Reads what the sweep had done before it was interrupted.
 
         Raises:
-            RequestError: some of its jobs still run, on another machine or in a batch system.
+            RequestError: some of its jobs are still running, elsewhere or in a batch system.
         """
         self._require_none_alive()
         known = self.runs.outcomes(self.source.known_jobs())
@@ -46,12 +46,12 @@ class SweepJobs:
         self.with_checkpoints = set(self.outcomes)
 
     def carry_out(self, report: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
-        """Runs the jobs, then completes the best; returns what became of all, by index.
+        """Runs the jobs, then completes the best; returns all outcomes, by index.
 
-        What the jobs gave does not change by completing the best, beside which `report` is called.
+        `report` is called while the best are completed, which does not change the outcomes.
 
         Raises:
-            PipelineError: so many jobs failed that the sweep is to stop.
+            PipelineError: the sweep stops because too many jobs failed.
         """
         settings = self.multirun.config.sweep
         limit = 1 if settings.on_failure == "stop" else settings.max_failures or math.inf
@@ -65,7 +65,7 @@ class SweepJobs:
                     if sum(one.state == FAILED for one in self.outcomes.values()) >= limit:
                         raise PipelineError(
                             f"stopped after job {outcome.index} failed ({outcome.error}); "
-                            f"go on with sweep.resume={self.runs.parent.id}"
+                            f"continue with sweep.resume={self.runs.parent.id}"
                         )
                 with ThreadPoolExecutor(1) as beside:
                     reported = beside.submit(report, self._by_index())
@@ -94,7 +94,7 @@ class SweepJobs:
             yield outcome
 
     def _keep_best(self, board: Board) -> None:
-        """Logs the models of the best and evaluates them on the test split; only now is it seen."""
+        """Logs the best models and evaluates them on the test split, which is first used here."""
         jobs = self.source.known_jobs()
         unsaved = [o.index for o in self._best(self.outcomes.values()) if not o.kept]
         best = [jobs[index] for index in unsaved]
@@ -109,9 +109,9 @@ class SweepJobs:
         return best[: self.multirun.config.sweep.keep_models]
 
     def _drop_checkpoints(self, ended: Outcome) -> None:
-        """Removes the checkpoints of the job that is no longer among the best, if any.
+        """Removes the checkpoints of the job that has dropped out of the best, if any.
 
-        With each job that ends at most one falls out: that job itself, or the last of the best.
+        When a job ends, at most one drops out: that job itself, or the last of the best.
         """
         candidates = self.with_checkpoints | {ended.index}
         best = self._best([self.outcomes[index] for index in candidates])
@@ -136,7 +136,7 @@ class SweepJobs:
         return self._told(job, completes=str(self.outcomes[job.index].run_id))
 
     def _told(self, job: Job, **further: str) -> list[str]:
-        """The overrides of a job, the last of which holds all that the sweep tells it."""
+        """The overrides of a job; the last one holds the sweep's settings for it."""
         told = {
             "parent": self.runs.parent.id,
             "name": str(job),

@@ -1,4 +1,4 @@
-"""A sweep in the tracking store: its own run, the parent, and those of its jobs, the children."""
+"""A sweep in the tracking store: its own run (the parent) and its jobs' runs (the children)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.tracking.runs import by_id, find_runs, search
 from pipeline.tracking.values import Query, RecordedRun, Status
 
 _STATES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
-_SAMPLE = 50  # earlier runs that a preview's estimate is made from
+_SAMPLE = 50  # earlier runs used for a preview's estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class Children:
     experiment: str
     objectives: Sequence[Objective]
     earlier: set[str] = field(default_factory=set)
-    """Ids of the runs that this sweep, now resumed, had made before."""
+    """Ids of the runs from before this sweep was resumed."""
 
     def outcomes(self, jobs: Mapping[int, Job] | None = None) -> dict[int, Outcome]:
-        """What became of the jobs that have been started, by index; one that finished stays so.
+        """The outcomes of the started jobs, by index; a finished outcome is never replaced.
 
-        Without `jobs`, of all, whose parameters are then unknown.
+        Without `jobs`, the outcomes of all jobs, without their parameters.
         """
         found: dict[int, Outcome] = {}
-        for run in self._runs():  # oldest first: a later try replaces an earlier one
+        for run in self._runs():  # oldest first: a later attempt replaces an earlier one
             if run.index is None or (jobs is not None and run.index not in jobs):
                 continue
             job = jobs[run.index] if jobs else Job(index=run.index, params={})
@@ -45,7 +45,7 @@ class Children:
         return found
 
     def settle(self, job: Job, error: str | None) -> Outcome:
-        """What became of a job that has just ended; closes its run if its process could not."""
+        """The outcome of a job that has just ended; closes its run if its process could not."""
         runs = self._runs(job.index)
         finished = [run for run in runs if run.status == Status.FINISHED]
         tries = finished or [run for run in runs if run.id not in self.earlier]
@@ -58,9 +58,9 @@ class Children:
         return self._outcome(run, job)
 
     def close_orphans(self) -> set[int]:
-        """Marks as KILLED the runs whose processes are gone; the caller holds the sweep's lock.
+        """Marks runs whose processes are gone as KILLED; the caller must hold the sweep's lock.
 
-        Returns the indices of the jobs that still run, as their heartbeats tell.
+        Returns the indices of the jobs that are still running according to their heartbeats.
         """
         alive = set()
         for run in self._runs():
@@ -102,9 +102,9 @@ def children(parent: Recording, objectives: Sequence[Objective]) -> Children:
 
 
 def typical_seconds(config: Config) -> float | None:
-    """Median duration of finished runs of this model on this data set for as many epochs.
+    """Median duration of finished runs of this model on this data set with as many epochs.
 
-    From runs of other lengths, if there are none, in proportion to the epochs. None: no run yet.
+    If there are none, it is scaled from runs with other numbers of epochs; None without any run.
     """
     asked = Query(
         experiment=experiment_name(config),

@@ -1,4 +1,4 @@
-"""The space of an adaptive search: Hydra's grammar of overrides as Optuna's distributions."""
+"""The space of an adaptive search: converts Hydra's overrides to Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ optuna: Any = lazy_loader.load("optuna")
 
 
 def distributions(searched: Sequence[Override]) -> dict[str, Any]:
-    """What Optuna is to draw from, by key.
+    """Optuna's distributions, by key.
 
     Raises:
-        RequestError: a key has no value to try, or bounds that make no sense.
+        RequestError: a key has no value to try, or invalid bounds.
     """
     return {override.get_key_element(): distribution(override) for override in searched}
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna is to draw from for a searched key: choices are texts, ranges numbers."""
+    """Optuna's distribution for a searched key: choices are texts, ranges are numbers."""
     space = override.value()
     if isinstance(space, IntervalSweep):
         kind = optuna.distributions.FloatDistribution
@@ -43,7 +43,7 @@ def distribution(override: Override) -> Any:
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Parameters at the ends of the space: each choice and bound once, the rest at its first."""
+    """Parameters at the ends of the space: each choice and bound once."""
     ends = {
         key: [text_of(end) for end in getattr(space, "choices", None) or (space.low, space.high)]
         for key, space in spaces.items()
@@ -55,7 +55,7 @@ def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 
 def text_of(value: Any, space: Any = None) -> str:
-    """A value as it stands on a command line; one of a range as that has it in decimals."""
+    """A value as written on a command line; a value of a range as its exact decimal."""
     if isinstance(value, float) and (step := getattr(space, "step", None)):
         low, step = Decimal(repr(space.low)), Decimal(repr(step))
         value = float(low + round((Decimal(value) - low) / step) * step)

@@ -1,4 +1,4 @@
-"""Adaptive search with Optuna: proposes jobs, learns from their ends, prunes those under way."""
+"""Adaptive search with Optuna: proposes jobs, learns from their outcomes, prunes running ones."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pipeline.system.errors import Pruned, RequestError, first_line
 
 optuna: Any = lazy_loader.load("optuna")
 
-OLDEST = 5  # major version of Optuna
+OLDEST = 5  # major version of Optuna that is supported
 _SAMPLERS = {
     "tpe": "TPESampler",
     "random": "RandomSampler",
     "gp": "GPSampler",
-    "grid": "BruteForceSampler",  # every combination once, by what others have tried already
+    "grid": "BruteForceSampler",  # every combination once, also with several processes
     "nsga2": "NSGAIISampler",
 }
 _PRUNERS = {
@@ -38,12 +38,12 @@ _PRUNERS = {
     "hyperband": "HyperbandPruner",
 }
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
-_PARAMS, _SWEEP = "params", "sweep"  # attributes of a trial
-_DISREGARDED = "disregarded"  # an attribute of the study: trials that others stand in for
+_PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
+_DISREGARDED = "disregarded"  # a user attribute of the study: trials replaced by others
 
 
 class Search:
-    """A sweep's view of a study: each proposed trial is a job of the same number.
+    """A sweep's view of a study: each proposed trial becomes a job with the same number.
 
     Several sweeps may share a study; `n_trials` counts the trials of all of them.
     """
@@ -73,7 +73,7 @@ class Search:
         )
 
     def jobs(self) -> Iterator[Job]:
-        """Proposes trials, each when it is asked for, until there are `n_trials`."""
+        """Proposes trials on demand, until there are `n_trials`."""
         while len(self._regarded()) < self.settings.n_trials:
             trial = self.study.ask(self.distributions)
             params = {
@@ -88,7 +88,7 @@ class Search:
             yield Job(index=trial.number, params=params)
 
     def tell(self, trial: Outcome) -> None:
-        """Lets the following proposals know how a trial ended."""
+        """Passes the outcome of a trial on to the study."""
         states = optuna.trial.TrialState
         known = np.isfinite(trial.values).all()
         if trial.state == FINISHED and known:
@@ -99,7 +99,7 @@ class Search:
             self.study.tell(trial.index, state=states.FAIL)
 
     def known_jobs(self) -> dict[int, Job]:
-        """The jobs that this sweep has proposed, earlier ones included, by index."""
+        """The jobs that this sweep has proposed, including earlier ones, by index."""
         return {
             trial.number: Job(index=trial.number, params=trial.user_attrs[_PARAMS])
             for trial in self._mine()
@@ -107,9 +107,9 @@ class Search:
         }
 
     def catch_up(self, ended: Mapping[int, Outcome]) -> None:
-        """Brings the study up to what the runs of an interrupted sweep show.
+        """Updates the study with the runs of an interrupted sweep.
 
-        A trial that a killed process left running is told how it ended; one that failed or was
+        A trial left running by a killed process gets its final state; a trial that failed or was
         killed is proposed again, as a new trial with the same parameters.
         """
         states = optuna.trial.TrialState
@@ -133,7 +133,7 @@ class Search:
         ]
 
     def _regarded(self, before: int | None = None) -> list[Any]:
-        # Optuna lets nobody mark a trial that has ended; the study has attributes, too.
+        # Optuna forbids attributes on trials that have ended, but not on the study.
         disregarded = {int(number) for number in self.study.user_attrs.get(_DISREGARDED, [])}
         waiting = optuna.trial.TrialState.WAITING
         return [
@@ -148,7 +148,7 @@ class Search:
 
 
 def open_storage(place: str) -> Any:
-    """Optuna's storage at a database URL or, for any other text, in a journal file of that path.
+    """Opens Optuna's storage at a database URL or, for any other text, in a journal file.
 
     Raises:
         RequestError: the database cannot be used.
@@ -166,15 +166,15 @@ def open_storage(place: str) -> Any:
 
 
 def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:
-    """For a job of an adaptive search: reports each epoch's objective to the study.
+    """Returns a listener that reports each epoch's objective of a job to the study.
 
     Raises:
-        Pruned: at an epoch after which the study finds the trial unpromising.
+        Pruned: in the listener, if the study considers the trial unpromising.
     """
     study = optuna.load_study(
         storage=open_storage(_address(sweep.job)),
         study_name=sweep.job.study,
-        sampler=optuna.samplers.RandomSampler(),  # it has nothing to propose here
+        sampler=optuna.samplers.RandomSampler(),  # unused here
         pruner=make_pruner(sweep),
     )
     number = sweep.job.index
@@ -189,10 +189,10 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
 
 
 def _told(settings: Sweep) -> dict[str, str]:
-    """What a job has to know to be pruned; a secret address stays out of files and messages."""
+    """The settings that a job needs for pruning; a secret address goes to the environment."""
     place = str(settings.storage)
     if "://" in place and without_password(place) != place:
-        os.environ[STORAGE] = place  # which the jobs' processes inherit
+        os.environ[STORAGE] = place  # inherited by the jobs' processes
         return {"study": str(settings.study)}
     return {"study": str(settings.study), "storage": place}
 
@@ -202,13 +202,13 @@ def _address(job: JobSettings) -> str:
     if place is None:
         raise RequestError(
             f"sweep.storage: the job's machine lacks the environment variable {STORAGE}, which "
-            "has the address with its password; let the launcher pass it on"
+            "holds the address with its password; make the launcher pass it on"
         )
     return place
 
 
 def make_pruner(settings: Sweep) -> Any:
-    """Optuna's pruner by `sweep.pruner`.
+    """Creates Optuna's pruner for `sweep.pruner`.
 
     Raises:
         RequestError: an option is refused.
@@ -217,10 +217,10 @@ def make_pruner(settings: Sweep) -> Any:
 
 
 def require_sense(settings: Sweep) -> None:
-    """Refuses settings of an adaptive search that do not go together.
+    """Refuses incompatible settings of an adaptive search.
 
     Raises:
-        RequestError: says which.
+        RequestError: names them.
     """
     if int(optuna.__version__.partition(".")[0]) < OLDEST:
         raise RequestError(
@@ -234,7 +234,7 @@ def require_sense(settings: Sweep) -> None:
         )
     if settings.pruner != "none" and not settings.objective[0].startswith("val/"):
         raise RequestError(
-            f"sweep.pruner={settings.pruner} follows an objective that each epoch has, as "
+            f"sweep.pruner={settings.pruner} needs an objective that each epoch has, such as "
             f"val/accuracy, not {settings.objective[0]}"
         )
     if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
@@ -262,10 +262,10 @@ def _made(kind: str, module: Any, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def per_trial(settings: Sweep) -> Any:
-    """A sampler that starts anew for each trial, with a seed from `sweep.seed` and its number.
+    """A sampler that is re-created for each trial, seeded by `sweep.seed` and the trial's number.
 
-    A resumed search then proposes what the whole one would have, and processes that share a study
-    never draw the same.
+    A resumed search thus proposes the same trials as an uninterrupted one, and processes that share
+    a study never draw the same numbers.
     """
 
     class PerTrial(optuna.samplers.BaseSampler):

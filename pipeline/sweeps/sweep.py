@@ -1,4 +1,4 @@
-"""The story of a sweep: from the words of a multirun to compared, ranked and kept models."""
+"""A sweep, step by step: from the words of a multirun to ranked jobs and kept models."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pipeline.tracking.runs import find_sweep
 
 
 def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
-    """Carries out a multirun, of which everything is checked before the first job.
+    """Runs a multirun; checks everything before the first job.
 
     Raises:
-        RequestError: a job cannot be composed, or the sweep to resume is another one.
+        RequestError: a job cannot be composed, or the sweep to resume is a different one.
         PipelineError: at the end, if a job failed.
     """
     config = multirun.config
@@ -43,7 +43,7 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
         show_preview(plan, jobs, config, launcher)
         return
     count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
-    with opened(launcher, count) as workers:  # who get ready while the jobs are checked
+    with opened(launcher, count) as workers:  # they start while the jobs are checked
         resumed, folder = _place(config, multirun)
         plan, jobs = _planned(multirun, adaptive=adaptive, before=folder if resumed else None)
         storage = open_storage(_storage(config, folder)) if adaptive else None
@@ -86,9 +86,9 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
 def _planned(
     multirun: Multirun, *, adaptive: bool, before: Path | None = None
 ) -> tuple[Manifest, list[Job]]:
-    """The manifest, and the jobs as far as they are known; all of them have been composed.
+    """The manifest and the known jobs, after composing all of them.
 
-    `before`: the folder of the sweep to resume, whose jobs come in the order they had.
+    `before` is the folder of the sweep to resume, whose jobs keep their order.
     """
     if adaptive:
         require_sense(multirun.config.sweep)
@@ -104,12 +104,12 @@ def _planned(
 
 
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
-    """The run of the sweep to go on with, if any, and the sweep's folder."""
+    """The run of the sweep to resume, if any, and the sweep's folder."""
     if config.sweep.resume is None:
         folder = Path(multirun.composed.hydra.sweep.dir).absolute()
         if other := owner(folder):
             raise RequestError(
-                f"hydra.sweep.dir={folder}: is the folder of sweep {other}; go on with that by "
+                f"hydra.sweep.dir={folder}: is the folder of sweep {other}; resume that with "
                 f"sweep.resume={other}, or choose another folder"
             )
         return None, folder
@@ -127,10 +127,10 @@ def _named(config: Config, plan: Manifest) -> Config:
 
 
 def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
-    """Whether the best jobs so far can still be completed: of the others, checkpoints are gone.
+    """Checks that the best jobs so far still have their checkpoints.
 
     Raises:
-        RequestError: more models are to be kept than checkpoints were.
+        RequestError: `sweep.keep_models` exceeds the number of kept checkpoints.
     """
     runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
     best = ranked(list(runs.outcomes().values()), runs.objectives)[: config.sweep.keep_models]
@@ -143,7 +143,7 @@ def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
         jobs = ", ".join(str(best[place].index) for place in gone)
         raise RequestError(
             f"sweep.keep_models={config.sweep.keep_models}: the checkpoints of jobs {jobs} are "
-            "gone, which were not among the best that the sweep was to keep; resume it with "
+            "gone, because they were not among the best to keep; resume with "
             f"sweep.keep_models={gone[0]}, or start a new sweep"
         )
 

@@ -1,4 +1,4 @@
-"""A worker process of the pool, from the inside."""
+"""The main loop of a worker process of the pool."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
-    """A worker's life: each message it gets is a call, and answered.
+    """Runs a worker: receives calls and answers each with its result.
 
-    The modules are imported before the first comes; what is wrong with one, a call will tell.
+    The modules are imported before the first call; a failing import shows when a call needs it.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group; the pool decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     faulthandler.enable(2)
-    # By line, so that what was printed is kept when the process dies.
+    # Line-buffered, so that output survives the death of the process.
     sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     _lead_output_to(Path(os.devnull))
@@ -54,10 +56,10 @@ def _leave_with_parent() -> None:
 
 
 def _carried_out(message: bytes) -> bytes:
-    """Result or error of a call, whatever it does short of ending the process."""
+    """Runs a call and returns its result or error, whatever it raises."""
     output, packed = pickle.loads(
         message
-    )  # the call apart: to unpack it may import, print and fail
+    )  # the call is pickled separately: unpickling may import, print and fail
     try:
         _lead_output_to(output)
         try:
@@ -75,16 +77,16 @@ def _carried_out(message: bytes) -> bytes:
 
 
 def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another would interrupt the tidying up
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clean-up
     raise KeyboardInterrupt
 
 
 def _lead_output_to(path: Path) -> None:
-    """Leads file descriptors 1 and 2 to the end of a file, after what is still to be written."""
-    with suppress(OSError, ValueError):  # a full disk costs lines, not a result
+    """Redirects file descriptors 1 and 2 to the end of a file, after flushing pending output."""
+    with suppress(OSError, ValueError):  # a full disk may lose output, but not a result
         sys.stdout.flush()
         sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)  # what native code has printed
+    ctypes.CDLL(None).fflush(None)  # output of native code
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -81,9 +81,9 @@ WITHOUT_EFFECT = {
     "run_id=abcd,bcde": "has no effect in a sweep: it names a recorded run",
     "choices.model=cnn": "has no effect in a sweep: Hydra fills it in",
     "sweep.job.index=3": "has no effect in a sweep: the sweep fills it in",
-    "promote.max_ece=0.2": "has no effect in a sweep: promote is about another verb",
-    "compare.sweep=latest,abcd": "has no effect in a sweep: compare is about another verb",
-    "sweep.n_trials=4": "has no effect on a grid: only an adaptive search has it",
+    "promote.max_ece=0.2": "has no effect in a sweep: promote belongs to another verb",
+    "compare.sweep=latest,abcd": "has no effect in a sweep: compare belongs to another verb",
+    "sweep.n_trials=4": "has no effect on a grid: only an adaptive search uses it",
     "sweep.storage=x.journal": "has no effect on a grid",
     "sweep.sampler=random": "has no effect on a grid",
 }
@@ -196,8 +196,8 @@ def test_a_range_has_the_numbers_that_its_decimals_say(text: str, expected: list
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("range(0,1,0)", "the step of a range is not 0"),
-        ("range(0,1e9)", "a range may have 100,000 numbers"),
+        ("range(0,1,0)", "the step of a range must not be 0"),
+        ("range(0,1e9)", "a range may have at most 100,000 numbers"),
         ("range(0,inf)", "finite"),
         ("int(range(0,2,0.5))", r"int\(\) would change the numbers"),
         ("range(0,1,0.1234567890123456)", "more than 15 digits"),
@@ -225,7 +225,7 @@ def test_ranges_equal_decimal_arithmetic_whatever_their_ends() -> None:
 
 
 def test_a_grid_without_end_is_refused_in_no_time() -> None:
-    with pytest.raises(RequestError, match="1,000,000 jobs: a grid may have 100,000"):
+    with pytest.raises(RequestError, match="1,000,000 jobs: a grid may have at most 100,000"):
         grid(multirun("seed=range(0,1000)", "train.epochs=range(1,1001)").searched)
 
 

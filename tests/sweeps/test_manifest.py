@@ -61,7 +61,7 @@ def test_another_sweep_is_refused_with_the_difference(
     words: tuple[str, ...], difference: str, tmp_path: Path
 ) -> None:
     of_grid("seed=0,1").save(tmp_path)
-    with pytest.raises(RequestError, match=rf"another sweep[\s\S]*{difference}"):
+    with pytest.raises(RequestError, match=rf"not the same sweep[\s\S]*{difference}"):
         of_grid(*words).require_same(tmp_path)
 
 

@@ -102,7 +102,11 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 PREVIEWED: dict[str, tuple[list[str], list[str]]] = {
     "a grid": (
         ["-m", "seed=0,1,2", "model.dropout=0.1,0.3", "sweep.preview=true"],
-        ["model.dropout", "│ 5   │ 2    │ 0.3", "6 jobs; no earlier run tells how long; nothing"],
+        [
+            "model.dropout",
+            "│ 5   │ 2    │ 0.3",
+            "6 jobs; time unknown: there is no earlier run; nothing",
+        ],
     ),
     "a search": (
         ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,0.5)", "sweep.preview=true"],
@@ -439,7 +443,7 @@ def test_a_sweep_that_is_another_one_is_not_resumed_and_stays_as_it_was(grid: Sw
     other = sweep(*words, cwd=grid.folder)
     assert (other.done.returncode, other.done.stdout) == (2, "")
     lines = other.done.stderr.splitlines()
-    assert lines[0].startswith("sweep.resume: this is another sweep")
+    assert lines[0].startswith("sweep.resume: this is not the same sweep")
     assert "  seed was 0,1, is 0,1,2" in lines
     assert "  train.batch_size was 128, is 64" in lines
     assert "4 jobs then, 6 now" in lines[-1]
