@@ -73,7 +73,7 @@ def opened(source: Path | BinaryIO, *, side: int, formats: tuple[str, ...] = FOR
                 "make it smaller"
             )
         deep = any(";16" in str(part) for part in getattr(picture, "tile", ()))
-        with _AT_WORK.taking(needed):
+        with BUDGET.taking(needed):
             picture.load()
             if deep and picture.mode not in _DEEP:
                 _require_deep(picture)
@@ -120,7 +120,8 @@ class _Budget:
                 self.changed.notify_all()
 
 
-_AT_WORK = _Budget()
+BUDGET = _Budget()
+"""AT_WORK, which all readers of pictures and of large requests share."""
 
 
 def fitted(picture: Picture, shape: Shape) -> Array:

@@ -11,6 +11,8 @@ from pydantic import Field
 from pipeline.config.rules import Count, Positive
 from pipeline.verbs import Verb
 
+HostName = Annotated[str, Field(pattern=r"^([\w-]+(\.[\w-]+)*|[0-9a-fA-F:]*:[0-9a-fA-F:.]*)$")]
+
 
 @dataclass
 class Serve:
@@ -19,9 +21,12 @@ class Serve:
     model_uri: str | None = MISSING
     """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
     host: str = MISSING
-    """Address to listen on; nobody is asked for a password, so one of this machine alone."""
+    """Address to listen on; for one beyond this machine set PIPELINE_SERVE_TOKEN, which requests
+    must then bring as `Authorization: Bearer …`."""
     port: Annotated[int, Field(ge=0, lt=2**16)] = MISSING
     """Port to listen on; 0 takes a free one."""
+    allowed_hosts: list[HostName] = MISSING
+    """Further names, without port, by which requests and pages may address the server."""
     follow: bool = MISSING
     """Serve another version as soon as the alias in `model_uri` moves to it."""
     max_images: Count = MISSING

@@ -2,37 +2,42 @@
 
 `POST /invocations` speaks the protocol of MLflow's scoring server, `POST /predict` takes a picture.
 Small requests are answered in the event loop, without the detour over a thread; large ones and
-pictures in threads, so that they hold up nobody.
+pictures in a few threads, so that they hold up nobody. The model takes the threads' images one
+request after the other, in parts, so that they need little memory.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import one_line
 from pipeline.verbs.serve.bodies import (
-    BAD_REQUEST,
-    TOO_LARGE,
+    SMALL,
     WRONG_KIND,
     Refused,
     images_in,
+    picture_in,
+    require_picture_type,
 )
-from pipeline.verbs.serve.picture_body import picture_in, require_picture_type
+from pipeline.verbs.serve.guard import BODIES, BUSY, WORKERS, Access, Guard, Room, body_of
 
-SMALL = 64 * 1024  # bytes of a body that is answered in the event loop
+AT_ONCE = 2**18  # values of the images that go through the model together, 334 of 28×28
 FAILED = 500
+RETRY_AFTER_S = "5"
 JSON = "application/json"
 ADDRESSES = "POST /invocations, /predict; GET /ping, /health, /version, /example"
 
@@ -66,10 +71,17 @@ class Limits:
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(served: Served, limits: Limits, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(
+    served: Served,
+    limits: Limits,
+    lifespan: Lifespan | None = None,
+    access: Access = Access(),  # noqa: B008 (frozen)
+) -> FastAPI:
     """The application that serves `app.state.served`, which may be replaced while it runs."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.served, app.state.limits = served, limits
+    app.state.bodies = Room(max(BODIES, limits.body_bytes))
+    app.state.workers, app.state.predicting = Room(WORKERS), Lock()
     # Routes of Starlette's own: FastAPI's would resolve parameters that these do not have.
     app.add_route("/invocations", _invocations, methods=["POST"])
     app.add_route("/predict", _predict, methods=["POST"])
@@ -77,6 +89,7 @@ def create_app(served: Served, limits: Limits, lifespan: Lifespan | None = None)
         app.add_route(path, _health, methods=["GET"])
     app.add_route("/version", _version, methods=["GET"])
     app.add_route("/example", _example, methods=["GET"])
+    app.add_middleware(Guard, access=access)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_such_request)
     return app
@@ -87,53 +100,47 @@ async def _invocations(request: Request) -> Response:
     if kind != JSON:
         reason = f"the content type is {kind}; send JSON with the header 'Content-Type: {JSON}'"
         raise Refused(WRONG_KIND, reason)
-    served, limits = request.app.state.served, request.app.state.limits
-    body = await _body(request, limits.body_bytes)
-    if len(body) <= SMALL:
-        return _answer(body, served, limits.images)
-    return await run_in_threadpool(_answer, body, served, limits.images)
+    state = request.app.state
+    async with body_of(request, state.bodies, state.limits.body_bytes) as body:
+        if len(body) <= SMALL:
+            images = images_in(body, state.served.image_shape, most=state.limits.images)
+            return _json({"predictions": _predictions(state.served, images)})
+        async with state.workers.taking(1):
+            return await run_in_threadpool(_answer, body, state)
 
 
 async def _predict(request: Request) -> Response:
     require_picture_type(_kind(request))
-    body = await _body(request, request.app.state.limits.body_bytes)
-    return await run_in_threadpool(_answer_picture, body, request.app.state.served)
+    state = request.app.state
+    reading = body_of(request, state.bodies, state.limits.body_bytes)
+    async with reading as body, state.workers.taking(1):
+        return await run_in_threadpool(_answer_picture, body, state)
 
 
 def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() or "missing"
 
 
-async def _body(request: Request, most: int) -> bytes:
-    too_large = Refused(TOO_LARGE, f"the body exceeds {most / 1e6:g} MB; send fewer images at once")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > most:
-        raise too_large
-    body = bytearray()
-    try:
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise too_large
-    except ClientDisconnect:
-        raise Refused(BAD_REQUEST, "the connection ended before the body did") from None
-    return bytes(body)
+def _answer(body: bytes, state: State) -> Response:
+    served = state.served
+    images = images_in(body, served.image_shape, most=state.limits.images)
+    with state.predicting:
+        return _json({"predictions": _predictions(served, images)})
 
 
-def _answer(body: bytes, served: Served, most: int) -> Response:
-    images = images_in(body, served.image_shape, most=most)
-    return _json({"predictions": _predictions(served, images)})
-
-
-def _answer_picture(body: bytes, served: Served) -> Response:
+def _answer_picture(body: bytes, state: State) -> Response:
+    served = state.served
     image, inverted = picture_in(body, served.image_shape, served.dark_border)
-    [prediction] = _predictions(served, image)
+    with state.predicting:
+        [prediction] = _predictions(served, image)
     return _json({"predictions": [prediction | {"inverted": inverted}]})
 
 
 def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
     try:
-        probs = served.predict(images)
+        step = max(1, AT_ONCE // math.prod(served.image_shape))
+        parts = [served.predict(images[n : n + step]) for n in range(0, len(images), step)]
+        probs = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if not np.isfinite(probs).all():
             raise ValueError("the model answered with NaN or infinity")
     except Exception as error:
@@ -170,14 +177,14 @@ async def _example(request: Request) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     response = _json({"error": str(error)}, error.status)
-    if error.status == TOO_LARGE:
-        response.headers["connection"] = "close"  # the rest of the body is not wanted
+    if error.status == BUSY:
+        response.headers["retry-after"] = RETRY_AFTER_S
     return response
 
 
 async def _no_such_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    reason = f"{request.method} {request.url.path}: {error.detail}; there are {ADDRESSES}"
+    reason = f"{request.method} {request.scope['path']}: {error.detail}; there are {ADDRESSES}"
     response = _json({"error": reason}, error.status_code)
     response.headers.update(error.headers or {})
     return response

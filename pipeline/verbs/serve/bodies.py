@@ -1,21 +1,32 @@
-"""Reads the images out of a scoring request, and refuses with a reason what is none.
+"""Reads the images out of a request's body, JSON or a picture, and refuses with a reason all else.
 
-The protocol is that of MLflow's scoring server and of TensorFlow Serving: a JSON object with the
-tensor under `inputs` or `instances`. Unlike theirs, nothing is cast: what is no byte is refused.
+The JSON is that of MLflow's scoring server and of TensorFlow Serving: an object with the tensor
+under `inputs` or `instances`. Unlike theirs, nothing is cast: what is no byte is refused.
+A picture is read as `predict` reads a file. Both take their memory from the same budget.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.pictures import AT_WORK, BUDGET, load
+from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
+from pipeline.system.errors import first_line
 
+SMALL = 64 * 1024  # bytes of a JSON body that is read at once, whatever else is being read
 TENSORS = ("inputs", "instances")
 SHOWN = 40  # characters of a refused value
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+MOST_PIXELS = 50_000_000  # a small file may unfold to gigabytes
+RAW = "application/octet-stream"
 
 BAD_REQUEST, TOO_LARGE, WRONG_KIND = 400, 413, 415
 
@@ -33,29 +44,62 @@ def images_in(body: bytes, shape: Shape, *, most: int) -> Array:
 
     A single image may stand without the dimension N, grey images without the dimension C.
 
+    A body beyond SMALL waits while other threads' pictures and bodies take too much memory.
+
     Raises:
         Refused: the body is not such JSON, a value is not a whole number 0–255, the shape is not
-            the model's, or there are no or too many images.
+            the model's, there are no or too many images, or reading it would take too much memory.
     """
-    text, document = _parsed(body)
-    name, values = _tensor(document)
-    array = _bytes(name, values, booleans="true" in text or "false" in text)
-    images = _batch(name, array, shape)
+    needed = _memory(body)
+    if needed > AT_WORK:
+        reason = f"the body's JSON takes {needed / 1e6:,.0f} MB to read; send fewer images at once"
+        raise Refused(TOO_LARGE, reason)
+    with BUDGET.taking(needed) if len(body) > SMALL else nullcontext():
+        name, images = _images(body, shape)
     if len(images) > most:
         raise Refused(TOO_LARGE, f"{name} holds {len(images):,} images; send at most {most:,}")
     return images
 
 
+def _images(body: bytes, shape: Shape) -> tuple[str, Array]:
+    try:
+        text, document = _parsed(body)
+        name, values = _tensor(document)
+        # Beside a text numpy makes a text of that length of every number.
+        odd = text.count('"') > 2 or "true" in text or "false" in text
+        return name, _batch(name, _bytes(name, values, odd=odd), shape)
+    except RecursionError:
+        raise Refused(BAD_REQUEST, "the body's JSON is nested too deeply") from None
+
+
+def _memory(body: bytes) -> int:
+    """Bytes that reading JSON takes at most: its text, Python's objects and numpy's numbers."""
+    lists, objects, commas = body.count(b"["), body.count(b"{"), body.count(b",")
+    texts = body.count(b'"') // 2
+    # Numbers up to 256 exist once; any other takes three characters at least, and 32 bytes.
+    numbers = max(0, len(body) - commas - 2 * lists) // 3
+    text = len(body) * (2 if body.isascii() else 5)
+    members = 300 * objects + 200 * body.count(b":") + 80 * texts
+    return text + members + 88 * lists + 19 * commas + 32 * numbers
+
+
 def _parsed(body: bytes) -> tuple[str, Any]:
     try:
         text = body.decode()
-        return text, json.loads(text)
+        return text, json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise Refused(BAD_REQUEST, "the body is not text in UTF-8") from None
-    except RecursionError:
-        raise Refused(BAD_REQUEST, "the body's JSON is nested too deeply") from None
     except ValueError as error:
         raise Refused(BAD_REQUEST, f"the body is not JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise Refused(BAD_REQUEST, f"the body's JSON holds {_short(twice)} twice in one object")
+    return made
 
 
 def _tensor(document: Any) -> tuple[str, list[Any]]:
@@ -75,23 +119,29 @@ def _tensor(document: Any) -> tuple[str, list[Any]]:
     return name, document[name]
 
 
-def _bytes(name: str, values: list[Any], *, booleans: bool) -> Array:
-    """Nested lists as an array u8[…]; `booleans` says that there are some, which numpy hides."""
+def _bytes(name: str, values: list[Any], *, odd: bool) -> Array:
+    """Nested lists as an array u8[…]; `odd`: they may hold texts or booleans, which numpy casts."""
+    if odd:
+        _require_bytes(name, values)
     try:
         array = np.asarray(values)
-    except ValueError:
+    except (ValueError, OverflowError):
         reason = f"{name} is ragged: every image, row and pixel must have the same length"
         raise Refused(BAD_REQUEST, reason) from None
     if array.size == 0:
         raise Refused(BAD_REQUEST, f"{name} holds no image")
-    if array.dtype.kind not in "iu" or booleans or array.min() < 0 or array.max() > 255:
-        for place, value in _no_bytes(values, name):
-            raise Refused(
-                BAD_REQUEST,
-                f"{place} is {_short(value)}{_kind(value)}; pixels are whole numbers 0–255 "
-                "(uint8), unscaled: the model scales them itself",
-            )
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        _require_bytes(name, values)
     return array.astype(np.uint8)
+
+
+def _require_bytes(name: str, values: list[Any]) -> None:
+    for place, value in _no_bytes(values, name):
+        raise Refused(
+            BAD_REQUEST,
+            f"{place} is {_short(value)}{_kind(value)}; pixels are whole numbers 0–255 "
+            "(uint8), unscaled: the model scales them itself",
+        )
 
 
 def _batch(name: str, array: Array, shape: Shape) -> Array:
@@ -124,5 +174,58 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    text = ""
+    for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):  # no more than is shown
+        text += part
+        if len(text) > SHOWN:
+            return text[: SHOWN - 1] + "…"
+    return text
+
+
+def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Array, bool]:
+    """The picture as the model takes it, u8[1,H,W,C], and whether its brightness was inverted.
+
+    It is where its border is bright and that of the training images dark, or the other way round;
+    `dark_border` is the share of these that have a dark one, None where that is not known.
+
+    Raises:
+        Refused: the body is no picture that can be read, or has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
+            size = f"{picture.width}×{picture.height}"
+            too_large = picture.width * picture.height > MOST_PIXELS
+        if not too_large:
+            images = load(io.BytesIO(body), shape, formats=FORMATS)[np.newaxis]
+            inverted = bool(to_invert(images, dark_border)[0])
+            return (255 - images if inverted else images), inverted
+    except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours
+        size = "too many"
+    except UnidentifiedImageError:
+        raise _unreadable("of no format that is taken") from None
+    # Decoders raise whatever they like at damaged bytes.
+    except Exception as error:
+        raise _unreadable(first_line(str(error))[:80]) from error
+    raise Refused(TOO_LARGE, f"the picture has {size} pixels; send at most {MOST_PIXELS:,}")
+
+
+def _unreadable(why: str) -> Refused:
+    return Refused(
+        BAD_REQUEST,
+        f"the body is no picture that can be read ({why}); "
+        f"send the bytes of a file in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+    )
+
+
+def require_picture_type(kind: str) -> None:
+    """Refuses a body that calls itself something else than a picture.
+
+    Raises:
+        Refused: as said.
+    """
+    if not kind.startswith("image/") and kind != RAW:
+        raise Refused(
+            WRONG_KIND,
+            f"the content type is {kind}; send the file itself, curl --data-binary @file, "
+            "with the header 'Content-Type: image/png' or image/jpeg",
+        )

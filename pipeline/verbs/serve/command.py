@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt
+from pipeline.system.secrets import learn
 from pipeline.system.terminal import native_messages_to
 from pipeline.verbs.serve import Serve
 
@@ -22,7 +27,10 @@ if TYPE_CHECKING:
 
     from pipeline.tracking.models import ModelVersion
     from pipeline.verbs.serve.app import Served
+    from pipeline.verbs.serve.guard import Access
 
+TOKEN = "PIPELINE_SERVE_TOKEN"  # the variable that holds it
+SHORTEST_TOKEN = 16  # characters
 BACKLOG = 128  # connections that wait to be accepted
 IDLE_S = 60  # that a connection may be kept without a request
 GRACE_S = 10  # for requests under way when the server is stopped
@@ -36,19 +44,53 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
     """Answers requests with one model until it is stopped; `folder` keeps the log.
 
     Raises:
-        RequestError: the port is taken or the host not this machine's, or there is no such model.
+        RequestError: the port is taken or the host not this machine's, there is no such model, or
+            the environment's token cannot be one.
     """
     uri = settings.model_uri or f"models:/{config.choices.dataset}@champion"
     # What can be wrong comes before the seconds that TensorFlow takes.
+    token = _token()
     with _bound(settings.host, settings.port) as listener:
-        app = _application(uri, settings, config.tracking, folder)
+        access = _access(settings, listener.getsockname()[0].partition("%")[0], token)
+        app = _application(uri, settings, config.tracking, folder, access)
         with _told_where(settings.host, settings.port):  # two may have bound, one can listen
             listener.listen(BACKLOG)
-        _announce(_address(listener, settings.host), app.state.served)
+        _announce(_address(listener, settings.host), app.state.served, access)
         _run(app, listener)
 
 
-def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) -> FastAPI:
+def _token() -> str | None:
+    """The token of the environment, kept out of all that is written or shown."""
+    token = os.environ.get(TOKEN)
+    if token is None:
+        return None
+    learn(token, TOKEN)
+    if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", token):
+        raise RequestError(
+            f"{TOKEN} needs {SHORTEST_TOKEN} characters or more, of ASCII and without spaces; "
+            f"make one with: openssl rand -hex 32"
+        )
+    return token
+
+
+def _access(settings: Serve, address: str, token: str | None) -> Access:
+    """Who may ask the server at that address, with a warning if that is anybody."""
+    from pipeline.verbs.serve.guard import LOOPBACK, Access
+
+    if token is None and not ip_address(address).is_loopback:
+        print(
+            f"warning: anybody who reaches {address} can ask this server; "
+            f"set {TOKEN} to answer only those who send that token",
+            file=sys.stderr,
+            flush=True,
+        )
+    named = {host.lower() for host in (settings.host, *settings.allowed_hosts)}
+    return Access(hosts=LOOPBACK | named, anywhere=address in ANYWHERE, token=token)
+
+
+def _application(
+    uri: str, settings: Serve, tracking: Tracking, folder: Path, access: Access
+) -> FastAPI:
     from pipeline.tracking.client import connect
     from pipeline.tracking.models import find_version, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
@@ -65,6 +107,7 @@ def _application(uri: str, settings: Serve, tracking: Tracking, folder: Path) ->
         served,
         Limits(images=settings.max_images, body_bytes=int(settings.max_body_mb * 1e6)),
         partial(watching, watch) if follows_alias(uri) else None,
+        access,
     )
 
 
@@ -125,17 +168,18 @@ def _address(listener: socket.socket, host: str) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _announce(address: str, served: Served) -> None:
+def _announce(address: str, served: Served, access: Access) -> None:
     about = served.about
+    curl = "curl -s" if access.token is None else f'curl -sH "Authorization: Bearer ${TOKEN}"'
     known = ", ".join(f"{key} {about[key]}" for key in ("version", "run_id") if about[key])
     print(f"serving {about['model_uri']} ({known}) at {address} (stop with Ctrl-C)")
     if served.example is not None:
         print(
-            f"try it: curl -s {address}/example | curl -s {address}/invocations "
+            f"try it: {curl} {address}/example | {curl} {address}/invocations "
             "-H 'Content-Type: application/json' --data-binary @-"
         )
     print(
-        f"or with a picture: curl -s {address}/predict -H 'Content-Type: image/png' "
+        f"or with a picture: {curl} {address}/predict -H 'Content-Type: image/png' "
         "--data-binary @picture.png"
     )
     print(end="", flush=True)
@@ -144,6 +188,8 @@ def _announce(address: str, served: Served) -> None:
 def _run(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
+    from pipeline.verbs.serve.guard import Connection
+
     # A request's JSON makes lists by the thousand, at which Python would search all that TensorFlow
     # brought for cycles, again and again: 256 images took five times as long.
     gc.collect()
@@ -151,6 +197,7 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
     gc.set_threshold(YOUNG)
     settings = uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,  # Hydra has set up ours
         access_log=False,
         server_header=False,

@@ -1,0 +1,274 @@
+"""Who may ask, and what requests may take together: hosts, token, bodies, time and connections.
+
+`Guard` is middleware around the application, `Connection` replaces uvicorn's. A refused request's
+body is drained within bounds: a client that still sends when the connection is closed sees a reset
+in place of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeline.verbs.serve.bodies import BAD_REQUEST, SMALL, TOO_LARGE, Refused
+
+BODIES = 64_000_000  # bytes of large bodies that are kept at once, over all requests
+WORKERS = 8  # requests that are read and answered in threads at once
+CONNECTIONS = 512  # at once; each may have a small body and 300 kB of what it sends ahead
+WAIT_S = 5.0  # that a request waits for its turn
+HEAD_S = 10.0  # in which a request's first line and headers must be there
+BODY_S = 30.0  # in which its body must be there
+DRAIN_S = 5.0  # for which a refused request's body is read on
+DRAINED = 64_000_000  # bytes of it
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+OPEN = ("/ping", "/health")  # need no token and tell nothing
+
+UNAUTHORISED, FORBIDDEN, TIMED_OUT, BUSY = 401, 403, 408, 503
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask.
+
+    `hosts` are the names, in lower case, by which the server may be addressed; `anywhere` adds the
+    address at which a connection arrives. With a `token` every request must bring it.
+    """
+
+    hosts: frozenset[str] = LOOPBACK
+    anywhere: bool = False
+    token: str | None = None
+
+
+class Guard:
+    """ASGI middleware that lets pass who has access, and drains the bodies of refused requests."""
+
+    def __init__(self, app: Application, access: Access) -> None:
+        self._app = app
+        self._access = access
+        self._token = None if access.token is None else f"bearer {access.token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or hands it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        body = _Body(headers, receive, send)
+        if refused := self._refusal(scope, headers):
+            await _answer(body.send, *refused)
+        elif body.expected:
+            await self._app(scope, body.receive, body.send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        # A page of another site reaches this machine by a name of its own that it lets point here.
+        host = headers.get(b"host")
+        if host is not None and not self._knows(name := _host(host.decode("latin-1")), scope):
+            return FORBIDDEN, (
+                f"this server is not asked for as {name[:80]!r}; "
+                "allow the name with serve.allowed_hosts=[…]"
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and scope["method"] not in ("GET", "HEAD"):
+            name = _host(origin.decode("latin-1").partition("://")[2])
+            if not self._knows(name, scope):
+                return FORBIDDEN, (
+                    "pages of other sites may not ask; allow theirs with serve.allowed_hosts=[…]"
+                )
+        if self._token is not None and scope["path"] not in OPEN:
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if not hmac.compare_digest(kind.lower() + b" " + given.strip(), self._token):
+                return UNAUTHORISED, "send the server's token: 'Authorization: Bearer …'"
+        return None
+
+    def _knows(self, name: str, scope: Scope) -> bool:
+        if name in self._access.hosts:
+            return True
+        arrived = (scope.get("server") or ("",))[0].removeprefix("::ffff:")
+        return self._access.anywhere and name == arrived
+
+
+def _host(authority: str) -> str:
+    """The name in `name:port`, `[::1]:port` or either alone, in lower case."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower().rstrip(".")
+
+
+class _Body:
+    """A request's body on its way: what the application leaves of it is drained."""
+
+    def __init__(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        length = headers.get(b"content-length", b"0")
+        self.expected = b"transfer-encoding" in headers or length.strip(b"0") != b""
+        self._unread, self._drains = self.expected, False
+        # Who waits to be told that the body is wanted does not send it to be drained.
+        self._held_back = headers.get(b"expect", b"").lower() == b"100-continue"
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._held_back = False
+        if not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if not self._unread:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._drains = message["status"] != TIMED_OUT and not self._held_back
+            headers = [*message.get("headers", ()), (b"connection", b"close")]
+            await self._send({**message, "headers": headers})
+        elif message.get("more_body", False) or not self._drains:
+            await self._send(message)
+        else:  # the whole answer first, but for the end of the connection
+            await self._send({**message, "more_body": True})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await self._drain()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drain(self) -> None:
+        drained = 0
+        while drained <= DRAINED:
+            message = await self._receive()
+            drained += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+
+
+async def _answer(send: Send, status: int, reason: str) -> None:
+    text = json.dumps({"error": reason}, ensure_ascii=False).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
+    if status == UNAUTHORISED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text, "more_body": False})
+
+
+class Room:
+    """So much of something for all requests together; who finds too little waits for WAIT_S."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taking(self, wanted: int) -> AsyncIterator[None]:
+        """Takes so much, or all there is, until the block ends.
+
+        Raises:
+            Refused: others had it for too long.
+        """
+        wanted = min(wanted, self._most)
+        if wanted > self._free:
+            await self._wait(wanted)
+        self._free -= wanted
+        try:
+            yield
+        finally:
+            self._free += wanted
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _wait(self, wanted: int) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S), self._changed:
+                await self._changed.wait_for(lambda: wanted <= self._free)
+        except TimeoutError:
+            raise Refused(BUSY, "too many requests are being answered; ask again") from None
+
+
+@asynccontextmanager
+async def body_of(request: Request, room: Room, most: int) -> AsyncIterator[bytes]:
+    """A request's body, of `most` bytes, with its place in `room` for as long as the block lasts.
+
+    Small bodies take none.
+
+    Raises:
+        Refused: it is larger, does not arrive in time, or found no place.
+    """
+    declared = request.headers.get("content-length", "0")
+    size = most if "transfer-encoding" in request.headers else int(declared)
+    if size > most:
+        raise _too_large(most)
+    if size <= SMALL:
+        yield await _read(request, most)
+    else:
+        async with room.taking(size):
+            yield await _read(request, most)
+
+
+async def _read(request: Request, most: int) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise _too_large(most)
+    except TimeoutError:
+        raise Refused(TIMED_OUT, f"the body did not arrive within {BODY_S:g} s") from None
+    except ClientDisconnect:
+        raise Refused(BAD_REQUEST, "the connection ended before the body did") from None
+    return bytes(body)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(TOO_LARGE, f"the body exceeds {most / 1e6:g} MB; send fewer images at once")
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, closed where a request's first line and headers do not arrive in time.
+
+    uvicorn itself limits their size and how long a connection idles between requests.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for a request; one connection too many is closed."""
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.close()
+        else:
+            self._late = self.loop.call_later(HEAD_S, self._close)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on; between two requests the wait begins with the first byte of the second."""
+        super().data_received(data)
+        if self._waits_for_head():
+            self._late = self._late or self.loop.call_later(HEAD_S, self._close)
+        elif self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Waits no longer."""
+        if self._late is not None:
+            self._late.cancel()
+        super().connection_lost(exc)
+
+    def _waits_for_head(self) -> bool:
+        return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
+
+    def _close(self) -> None:
+        if self._waits_for_head() and not self.transport.is_closing():
+            self.transport.close()
