@@ -50,7 +50,7 @@ def images_in(body: bytes, shape: Shape, *, most: int) -> Array:
         Refused: the body is not such JSON, a value is not a whole number 0–255, the shape is not
             the model's, there are no or too many images, or reading it would take too much memory.
     """
-    needed = _memory(body)
+    needed = memory_to_read(body)
     if needed > AT_WORK:
         reason = f"the body's JSON takes {needed / 1e6:,.0f} MB to read; send fewer images at once"
         raise Refused(TOO_LARGE, reason)
@@ -72,7 +72,7 @@ def _images(body: bytes, shape: Shape) -> tuple[str, Array]:
         raise Refused(BAD_REQUEST, "the body's JSON is nested too deeply") from None
 
 
-def _memory(body: bytes) -> int:
+def memory_to_read(body: bytes) -> int:
     """Bytes that reading JSON takes at most: its text, Python's objects and numpy's numbers."""
     lists, objects, commas = body.count(b"["), body.count(b"{"), body.count(b",")
     texts = body.count(b'"') // 2
@@ -80,7 +80,7 @@ def _memory(body: bytes) -> int:
     numbers = max(0, len(body) - commas - 2 * lists) // 3
     text = len(body) * (2 if body.isascii() else 5)
     members = 300 * objects + 200 * body.count(b":") + 80 * texts
-    return text + members + 88 * lists + 19 * commas + 32 * numbers
+    return text + members + 120 * lists + 19 * commas + 32 * numbers
 
 
 def _parsed(body: bytes) -> tuple[str, Any]:

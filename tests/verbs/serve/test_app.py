@@ -47,10 +47,12 @@ def served(predict: Callable[[Array], Array] = brightness, **about: str) -> Serv
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
+def running(app: Any, **settings: Any) -> Iterator[str]:
     """The address of the application, served by uvicorn in a thread."""
     port = free_port()
-    config = uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(
+        app, port=port, log_config=None, access_log=False, ws="none", **settings
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

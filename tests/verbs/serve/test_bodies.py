@@ -1,4 +1,4 @@
-"""What a request's body may be: JSON with images, or a picture that is read as `predict` reads it."""
+"""What a request may hold: JSON with images, or a picture, read as `predict` reads a file."""
 
 from __future__ import annotations
 

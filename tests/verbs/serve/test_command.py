@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import mlflow
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from tests.commands import QUICK, environment, free_port, pipeline, results
 
@@ -52,12 +55,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 @contextmanager
-def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def serving(
+    *arguments: str, cwd: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A server's process, the three lines it begins with, and its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,3 +165,93 @@ def test_a_host_that_is_not_this_machine_is_refused(host: str, tmp_path: Path) -
     assert (ended.returncode, ended.stdout) == (2, "")
     [line] = ended.stderr.splitlines()
     assert line.startswith(f"host={host}")
+
+
+TOKEN = "a-token-of-some-length"
+
+
+def test_a_server_for_others_warns_and_with_a_token_answers_only_who_has_it(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, _ = trained
+    with serving(*SERVE, "host=0.0.0.0", cwd=folder) as (process, _, address):
+        assert requests.get(f"{address}/version", timeout=30).status_code == 200
+        foreign = {"Host": "evil.example"}
+        assert requests.get(f"{address}/version", headers=foreign, timeout=30).status_code == 403
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert err.splitlines()[0] == (
+            "warning: anybody who reaches 0.0.0.0 can ask this server; "
+            "set PIPELINE_SERVE_TOKEN to answer only those who send that token"
+        )
+    words = (*SERVE, "host=0.0.0.0", "serve.allowed_hosts=[proxy.lan]")
+    with serving(*words, cwd=folder, PIPELINE_SERVE_TOKEN=TOKEN) as (process, lines, address):
+        assert requests.get(f"{address}/version", timeout=30).status_code == 401
+        headers = {"Authorization": f"Bearer {TOKEN}", "Host": "proxy.lan"}
+        assert requests.get(f"{address}/version", headers=headers, timeout=30).status_code == 200
+        [command] = [line for line in lines.splitlines() if line.startswith("try it: curl")]
+        tried = subprocess.run(
+            command.removeprefix("try it: "),
+            shell=True,
+            capture_output=True,
+            text=True,
+            env=environment() | {"PIPELINE_SERVE_TOKEN": TOKEN},
+        )
+        assert "predictions" in json.loads(tried.stdout)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert "warning" not in err
+        assert TOKEN not in lines + out + err
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", "with spaces in all of it", "ünïcödé-ünïcödé-ünïcödé"]
+)
+def test_a_token_that_is_none_is_refused(token: str, tmp_path: Path) -> None:
+    ended = pipeline("serve", "port=0", cwd=tmp_path, PIPELINE_SERVE_TOKEN=token)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("PIPELINE_SERVE_TOKEN needs 16 characters or more")
+    assert not token or token not in line
+
+
+def test_forty_requests_at_once_take_less_than_1_5_gb_in_all(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, _ = trained
+    file = io.BytesIO()
+    Image.new("RGBA", (7000, 7000), (9, 99, 199, 128)).save(file, "PNG")
+    with serving(*SERVE, cwd=folder) as (process, _, address):
+        height, width, channels = requests.get(f"{address}/version", timeout=30).json()[
+            "image_shape"
+        ]
+        images = np.full((1024, height, width, channels), 199, np.uint8)
+        lists = b'{"inputs": [' + b"[]," * 3_000_000 + b"[]]}"
+        kinds = {
+            "picture": ("predict", "image/png", file.getvalue()),
+            "images": (
+                "invocations",
+                "application/json",
+                json.dumps({"inputs": images.tolist()}).encode(),
+            ),
+            "lists": ("invocations", "application/json", lists),
+        }
+
+        def post(kind: str) -> tuple[str, int]:
+            path, media, body = kinds[kind]
+            headers = {"Content-Type": media}
+            answer = requests.post(f"{address}/{path}", body, headers=headers, timeout=120)
+            return kind, answer.status_code
+
+        for kind in kinds:
+            with ThreadPoolExecutor(40) as senders:
+                answers = {*senders.map(post, [kind] * 40)}
+            assert answers <= {(kind, 200), (kind, 400), (kind, 413), (kind, 503)}
+            assert ((kind, 200) in answers) == (kind != "lists")
+        example = requests.get(f"{address}/example", timeout=30).content
+        assert ask(address, json.loads(example)["inputs"]).status_code == 200
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak
+        print(f"peak {int(peak[1]) / 1e6:.2f} GB")
+        assert int(peak[1]) * 1024 < 1_500_000_000
