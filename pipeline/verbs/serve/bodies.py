@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,19 @@ def images_in(body: bytes, shape: Shape, *, most: int) -> Array:
         Refused: the body is not such JSON, a value is not a whole number 0–255, the shape is not
             the model's, there are no or too many images, or reading it would take too much memory.
     """
-    needed = memory_to_read(body)
-    if needed > AT_WORK:
-        reason = f"the body's JSON takes {needed / 1e6:,.0f} MB to read; send fewer images at once"
-        raise Refused(TOO_LARGE, reason)
-    with BUDGET.taking(needed) if len(body) > SMALL else nullcontext():
+    with _place_for(body) if len(body) > SMALL else nullcontext():
         name, images = _images(body, shape)
     if len(images) > most:
         raise Refused(TOO_LARGE, f"{name} holds {len(images):,} images; send at most {most:,}")
     return images
+
+
+def _place_for(body: bytes) -> AbstractContextManager[None]:
+    needed = memory_to_read(body)
+    if needed > AT_WORK:
+        reason = f"the body's JSON takes {needed / 1e6:,.0f} MB to read; send fewer images at once"
+        raise Refused(TOO_LARGE, reason)
+    return BUDGET.taking(needed)
 
 
 def _images(body: bytes, shape: Shape) -> tuple[str, Array]:
