@@ -87,6 +87,8 @@ class Composer:
     def chooses_a_file(self, override: Override) -> bool:
         """Whether an override chooses a file of a group, wherever on the search path that lies."""
         key = override.key_or_group
+        if override.package is not None:
+            return True
         if "." in key:
             return False
         return key not in self._master or OmegaConf.is_dict(self._master[key])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.trusted import trust
 from pipeline.data import datasets
 from pipeline.data.content import content_of, stamped
 from pipeline.data.load import ingest, raw_folder
@@ -40,7 +41,9 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.write_text(CODE)
     monkeypatch.syspath_prepend(path.parent)
     monkeypatch.chdir(tmp_path)
+    trust(["my_data_sets"])
     yield path
+    trust([])
     sys.modules.pop("my_data_sets", None)
 
 

@@ -157,7 +157,7 @@ def test_a_stack_is_the_array_itself_and_no_copy() -> None:
     [
         (np.zeros((2, 4, 4), np.float32), r"holds float32, .* \(x \* 255\).* from 0 to 1$"),
         (np.zeros((2, 4, 4), np.int64), "holds int64, .* x.astype.* if its values are 0–255$"),
-        (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255 of it$"),
+        (np.zeros((2, 4, 4), bool), r"holds bool, .* \* 255$"),
         (np.zeros(5, np.uint8), r"shape \(5,\)"),
         (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\), which holds no image$"),
         (np.zeros((1, 2, 4, 4, 1), np.uint8), "shape"),
