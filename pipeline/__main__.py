@@ -25,9 +25,20 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from pipeline.config.allowed import check_search_path, check_words  # noqa: E402
 from pipeline.config.compose import hide_composed  # noqa: E402
 from pipeline.config.messages import explain  # noqa: E402
+from pipeline.config.mistakes import Command, refuse_mistakes  # noqa: E402
 from pipeline.config.schema import register, validate, validate_request  # noqa: E402
 from pipeline.config.search import CONF  # noqa: E402
-from pipeline.config.words import addressed, left_to_jobs, normalise, require_our_sweeper  # noqa: E402
+from pipeline.config.words import (  # noqa: E402
+    LAUNCHED_BY_MLPROJECT,
+    addressed,
+    flags_apart,
+    full_word,
+    latest,
+    left_to_jobs,
+    meant_by,
+    normalise,
+    require_our_sweeper,
+)
 from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
 from pipeline.system.imports import load  # noqa: E402
 from pipeline.system.secrets import hide, learn, learn_environment  # noqa: E402
@@ -76,14 +87,9 @@ def main() -> int:
         if sys.argv[1:2] in (["-sc"], ["--shell-completion"]):
             return _complete(sys.argv[2:])
         verb, words = _split_verb(sys.argv[1:])
-        given = addressed(normalise(words), verb.name, verb.request)
-        multirun = bool({"-m", "--multirun"} & set(given))
-        if multirun and verb.name != "run":
-            raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
-        if multirun:
-            require_our_sweeper(given)
-            given = left_to_jobs(given)
-        sys.argv[1:] = given if verb.keeps_log else [*NO_FOLDER, *given]
+        given, multirun = _understood(verb, words)
+        all_words = given if verb.keeps_log else [*NO_FOLDER, *given]
+        sys.argv[1:] = sorted(all_words, key=lambda word: not word.startswith("-"))
         register(requests())
         check_words(given, multirun=multirun)
         try:
@@ -104,6 +110,37 @@ def main() -> int:
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0
+
+
+def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
+    """The words after a verb as Hydra takes them, flags first; whether they ask for a sweep.
+
+    Raises:
+        RequestError: a word is a mistake, or has no effect here.
+    """
+    flags, settings = flags_apart(normalise(words))
+    multirun = "--multirun" in flags
+    if multirun and verb.name != "run":
+        raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
+    if words[:1] == [LAUNCHED_BY_MLPROJECT]:
+        settings = latest([full_word(word, verb.name, verb.request) for word in settings])
+    refuse_mistakes(settings, _command(verb, flags), verbs())
+    given = addressed(settings, verb.name, verb.request, multirun=multirun)
+    if multirun:
+        require_our_sweeper(given)
+        given = left_to_jobs(given)
+    return [*flags, *given], multirun
+
+
+def _command(verb: Verb, flags: list[str]) -> Command:
+    values = dict(flag.partition("=")[::2] for flag in flags)
+    return Command(
+        verb=verb.name,
+        requests=requests(),
+        multirun="--multirun" in values,
+        shows=bool({"--cfg", "--info", "--help", "--hydra-help", "--version"} & values.keys()),
+        folders=[Path(values["--config-dir"])] if "--config-dir" in values else [],
+    )
 
 
 def _complete(asked: list[str]) -> int:
@@ -133,10 +170,17 @@ def _complete(asked: list[str]) -> int:
 
 def _split_verb(arguments: list[str]) -> tuple[Verb, list[str]]:
     known = verbs()
-    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+    if arguments[:1] and arguments[0].startswith("-"):
+        flags, rest = flags_apart(arguments)
+        verb, words = _split_verb(rest)
+        return verb, [*flags, *words]
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
         return known["run"], arguments
     name, *rest = arguments
     if name not in known:
+        if key := meant_by(re.split(r"[\s:]", name)[0]):
+            refuse_mistakes(arguments, Command(verb="run", requests={}))
+            raise RequestError(f"{name}: settings are written key=value, as in {key}=…")
         raise RequestError(f"no verb {name!r}; choose one of {', '.join(known)}")
     return known[name], rest
 

@@ -19,6 +19,7 @@ from pipeline.config.allowed import check_words
 from pipeline.config.compose import compose as compose_words
 from pipeline.config.compose import known_to_hydra
 from pipeline.config.messages import explain
+from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.words import addressed
 from pipeline.system.errors import RequestError
@@ -251,7 +252,8 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         if not isinstance(word, str) or word.startswith("-"):
             raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
     register(requests())
-    words = addressed(list(overrides), "run", None)
+    refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=True))
+    words = addressed(overrides, "run", None)
     try:
         check_words(words, multirun=False)
         return compose_words(words)

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from pipeline.api import compose
 from pipeline.config.schema import Config, register, validate, validate_request
+from pipeline.config.words import latest
 from pipeline.verbs import requests, verbs
 from tests.warm import run_warm
 
@@ -37,15 +38,23 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
 
 
+def merged(arguments: Sequence[str]) -> list[str]:
+    """Words of which later ones replace earlier ones of the same key, as in `*QUICK, "model=cnn"`.
+
+    Those of a sweep stay as they are.
+    """
+    return [*arguments] if "-m" in arguments else latest(arguments)
+
+
 def pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`python -m pipeline …` in the folder `cwd`, waited for; libraries are imported already."""
-    return run_warm(arguments, cwd=cwd, env=environment(**env), timeout=TIMEOUT_S)
+    return run_warm(merged(arguments), cwd=cwd, env=environment(**env), timeout=TIMEOUT_S)
 
 
 def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """The same in a process that starts from nothing, as a user's does."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
+        [sys.executable, "-m", "pipeline", *merged(arguments)],
         cwd=cwd,
         env=environment(**env),
         capture_output=True,
@@ -67,7 +76,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
-    return compose(*overrides)
+    return compose(*merged(overrides))
 
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:

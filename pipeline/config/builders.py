@@ -174,6 +174,16 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
     return rules
 
 
+@cache
+def parameter_of(group: str, name: str) -> Any:
+    """The annotation of a parameter of a group's builders; None if it has none or several."""
+    if group not in BUILDERS:
+        return KERAS_PARAMETERS.get(name)
+    ours = map(leaf_parameters, public_functions(BUILDERS[group]).values())
+    found = [parameters[name] for parameters in ours if name in parameters]
+    return found[0] if found and all(hint == found[0] for hint in found) else None
+
+
 def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a builder with their annotations: the keys of its leaf."""
     hints = get_type_hints(builder, include_extras=True)

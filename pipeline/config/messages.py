@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from pipeline.config.words import quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
@@ -29,7 +31,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}: {first_line(error.message)}"
+        return unreadable(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; free it or choose another place"
     if isinstance(error, OSError) and error.errno in FULL:  # such an error names no file
@@ -38,6 +40,45 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)
     return one_line(error)
+
+
+def unreadable(error: OverrideParseException) -> str:
+    """Why Hydra cannot read a word, and how it is written."""
+    word, message = error.override, error.message
+    line, (key, _, value) = f"cannot read the override {word!r}", word.partition("=")
+    if "NoneType" in message and "choice(" in value:
+        several = re.fullmatch(r"choice\((.*)\)", value)
+        items = several[1] if several else "null,…"
+        return f"{line}: choice(…) takes no null; write {key}={items} and add -m"
+    if unknown := re.search(r"Unknown function '(\w+)'\s*(Available: *[\w,]+)?", message):
+        known = (unknown[2] or "").lower().replace(",", ", ")
+        return f"{line}: there is no function {unknown[1]}; {known}; {_quote(key, value)}"
+    if re.fullmatch(r"\([^()]*\)", value):
+        return f"{line}: a list is written {key}=[{value[1:-1]}]"
+    if any(value.count(one) != value.count(other) for one, other in ("[]", "{}", "()")):
+        return f"{line}: a bracket is left open or closed twice; {_quote(key, value)}"
+    if value.endswith(","):
+        return f"{line}: it ends in a comma; leave that out: {key}={value.rstrip(', ')}"
+    if message.startswith("LexerNoViable") and (place := _place(message, word)) is not None:
+        return f"{line}: {word[place]!r} must be quoted; {_quote(key, value)}"
+    said = " ".join(one.strip() for one in message.splitlines() if _says_something(one))
+    said = re.sub(r" expecting .*$", "", said)
+    return f"{line}: {said or 'it is not written key=value'}; {_quote(key, value)}"
+
+
+def _place(message: str, word: str) -> int | None:
+    """Where in a word the character stands at which Hydra's reading ends."""
+    lines = message.splitlines()
+    place = lines[1].find("^") - len("LexerNoViableAltException: ") if len(lines) > 1 else -1
+    return place if 0 <= place < len(word) else None
+
+
+def _says_something(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith(("Error parsing override", "See https"))
+
+
+def _quote(key: str, value: str) -> str:
+    return f"a text is written {quoted_word(f'{key}={quoted(value)}')}"
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -61,7 +102,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         return f"{key}: no such key; {choose(last, known)}" + (f" of {prefix}" if prefix else "")
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value"
-    return f"{key}: {first_line(error.msg or str(error))}"
+    how = "; write true or false" if "is not a valid bool" in str(error.msg) else ""
+    return f"{key}: {first_line(error.msg or str(error))}{how}"
 
 
 def _keys(node: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,13 @@ def project_folder() -> Path | None:
     """The `conf/` of the current folder, unless it is the packaged one or does not exist."""
     own = Path.cwd() / "conf"
     return own if own.is_dir() and own.resolve() != CONF else None
+
+
+def files_of(group: str, more: Iterable[Path] = ()) -> list[str]:
+    """The names of a group's files, in `conf/`, in the project's own and in `more` folders."""
+    places = [CONF, project_folder(), *more]
+    found = (place.glob(f"{group}/*.yaml") for place in places if place is not None)
+    return sorted({file.stem for files in found for file in files})
 
 
 @contextmanager

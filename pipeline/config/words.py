@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from pipeline.config.builders import GROUPS, parameter_of
+from pipeline.config.schema import Choices, Config
 from pipeline.system.errors import RequestError
 
 LAUNCHED_BY_MLPROJECT = "--mlproject"
@@ -37,6 +41,31 @@ HYDRA_FLAGS = frozenset(
     }
 )
 
+
+# The flags that a value follows: what it is, and which it may be, if not any.
+HYDRA_VALUES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "--cfg": ("job, hydra or all", ("job", "hydra", "all")),
+    "--config-dir": ("a folder", ()),
+    "--config-name": ("a file's name", ()),
+    "--config-path": ("a folder", ()),
+    "--experimental-rerun": ("a file", ()),
+    "--package": ("a group", ()),
+}
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # of --info, or none
+SHORT_FLAGS = {
+    "-c": "--cfg",
+    "-cd": "--config-dir",
+    "-cn": "--config-name",
+    "-cp": "--config-path",
+    "-h": "--help",
+    "-i": "--info",
+    "-m": "--multirun",
+    "-p": "--package",
+    "-r": "--run",
+    "-sc": "--shell-completion",
+}
+# Keys of Hydra's own that are texts.
+HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
 # What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
@@ -118,35 +147,147 @@ def normalise(words: list[str]) -> list[str]:
     the later one stays, for Hydra refuses two choices from one group.
 
     Raises:
-        RequestError: `overrides` cannot be split into words, a `--key` comes without a value, or a
-            person wrote a `--flag` that Hydra does not have.
+        RequestError: `overrides` cannot be split into words, or a `--key` comes without a value.
     """
     if words[:1] != [LAUNCHED_BY_MLPROJECT]:
-        _refuse_unknown_flags(words)
         return words
-    words = list(_as_overrides(words[1:]))
-    latest = {_key(word): position for position, word in enumerate(words)}
+    return latest(list(_as_overrides(words[1:])))
+
+
+def latest(words: Sequence[str]) -> list[str]:
+    """The words without those whose key a later one has too."""
+    last = {key_of(word): position for position, word in enumerate(words)}
     return [
         word
         for position, word in enumerate(words)
-        if "=" not in word or latest[_key(word)] == position
+        if "=" not in word or last[key_of(word)] == position
     ]
 
 
-def addressed(words: list[str], verb: str, request: type | None) -> list[str]:
-    """The words of a verb with the keys of its `request` as Hydra knows them.
+def flags_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, each with its value, and the words that are none, wherever they stand.
 
-    `runs=a,b` of compare becomes `compare.runs=['a','b']`. What is to be a text is quoted, so that
-    a person may write any path or sentence, and the beginning of an id is no number (`12e4`); null,
-    and what is quoted already, stays.
+    Hydra's parser of arguments takes overrides in one place only, so flags go first.
+
+    Raises:
+        RequestError: Hydra has no such flag, or its value is missing or another than it takes.
     """
-    words = [_quoted_value(word) if _key(word) == "run_id" else word for word in words]
-    if request is None:
-        return words
-    hints = get_type_hints(request, include_extras=True)
-    own = {field.name: hints[field.name] for field in fields(request)}
-    known = own | {f"{verb}.{name}": hint for name, hint in own.items()}
-    return [_addressed(word, verb, known) for word in words]
+    flags: list[str] = []
+    settings: list[str] = []
+    remaining = [*words]
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("-"):
+            settings.append(word)
+            continue
+        written, equals, value = word.partition("=")
+        flag = SHORT_FLAGS.get(written, written)
+        if flag not in HYDRA_FLAGS:
+            raise RequestError(_no_such_flag(word, remaining))
+        if flag in HYDRA_VALUES:
+            value = value if equals else remaining.pop(0) if remaining else ""
+            flags.append(f"{flag}={_value_of_flag(written, value)}")
+        elif flag == "--info":
+            follows = not equals and remaining[:1] and remaining[0] in INFO
+            value = remaining.pop(0) if follows else value
+            if value and value not in INFO:
+                raise RequestError(f"{word}: choose one of {', '.join(INFO)}")
+            flags.append(f"{flag}={value or INFO[0]}")
+        elif equals:
+            raise RequestError(f"{word}: {written} takes no value")
+        else:
+            flags.append(flag)
+    return flags, settings
+
+
+def _value_of_flag(flag: str, value: str) -> str:
+    """The value after a flag, if it can be one.
+
+    Raises:
+        RequestError: there is none, or another flag or a setting stands in its place.
+    """
+    what, choices = HYDRA_VALUES[SHORT_FLAGS.get(flag, flag)]
+    setting = re.match(r"[+~]*\w[\w./@]*=", value) is not None
+    if not value or value.startswith("-") or setting or (choices and value not in choices):
+        example = f"{flag} {choices[0]}" if choices else f"{flag} NAME"
+        found = f", not {value}" if value else ""
+        raise RequestError(f"{flag}: {what} must follow, as in {example}{found}")
+    return value
+
+
+def _no_such_flag(word: str, following: Sequence[str]) -> str:
+    written, equals, value = word.partition("=")
+    if not equals and following and "=" not in following[0] and following[0][:1] != "-":
+        value = following[0]
+    meant = meant_by(written.lstrip("-"))
+    example = f"{meant}={value}" if meant and value else "train.epochs=5"
+    return f"{word}: no such flag; settings are written key=value, as in {example}"
+
+
+def meant_by(name: str) -> str | None:
+    """The key of the configuration that someone means by `batch-size`, or by `lr`."""
+    name = name.replace("-", "_")
+    if annotation_of(name) is not None or name in {one.name for one in fields(Choices)}:
+        return name
+    if name in ("lr", "learning_rate"):
+        return "optimizer.learning_rate"
+    groups = ("train", "evaluate", "preprocess", "tracking", "model", "optimizer", "dataset")
+    inside = (f"{group}.{name}" for group in groups)
+    return next((key for key in inside if annotation_of(key) is not None), None)
+
+
+def annotation_of(key: str) -> Any:
+    """The type and rule of a key of the configuration; None where that depends or is unknown."""
+    first, *path = key.lstrip("+").split(".")
+    if first in GROUPS:
+        return parameter_of(first, path[0]) if len(path) == 1 else None
+    hint: Any = Config
+    for name in (first, *path):
+        if isinstance(hint, type) and is_dataclass(hint):
+            hint = _hints(hint).get(name)
+        elif get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            return None
+    return None if is_dataclass(hint) or hint is Any else hint
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def addressed(
+    words: Sequence[str], verb: str, request: type | None, *, multirun: bool = False
+) -> list[str]:
+    """The words of a verb with the keys of its `request` as Hydra knows them, and texts quoted.
+
+    `runs=a,b` of compare becomes `compare.runs=['a','b']`. What is to be a text is taken as it is
+    typed, so that a person may write any path or sentence, and the beginning of an id is no number
+    (`12e4`). Null, what is quoted already, `${…}` and, in a multirun, several values stay.
+    """
+    parser = OverridesParser.create()
+    return [_addressed(word, verb, request, parser, multirun) for word in words]
+
+
+def full_key(word: str, verb: str, request: type | None) -> str:
+    """The key of a word as Hydra knows it: `top=3` of compare is about `compare.top`."""
+    key = key_of(word)
+    return f"{verb}.{key}" if request is not None and key in _hints(request) else key
+
+
+def full_word(word: str, verb: str, request: type | None) -> str:
+    """A word with its full key."""
+    key = word.partition("=")[0]
+    return word.replace(key, full_key(word, verb, request), 1) if key == key_of(word) else word
+
+
+def annotation_for(key: str, verb: str, request: type | None) -> Any:
+    """The type and rule of a full key, of the verb's own or of the configuration."""
+    group, dot, name = key.partition(".")
+    if dot and group == verb and request is not None:
+        return _hints(request).get(name)
+    return annotation_of(key)
 
 
 def refuse_settings_of_a_run(words: Sequence[str], verb: str) -> None:
@@ -164,50 +305,91 @@ def refuse_settings_of_a_run(words: Sequence[str], verb: str) -> None:
             )
 
 
-def _addressed(word: str, verb: str, known: dict[str, Any]) -> str:
-    key, equals, value = word.partition("=")
-    if key not in known or not equals:
+def _addressed(
+    word: str, verb: str, request: type | None, parser: OverridesParser, multirun: bool
+) -> str:
+    written, equals, value = word.partition("=")
+    if not equals or word.startswith("~"):
         return word
-    hint = known[key]
-    if get_origin(hint) is list and not _is_hydras(value):
+    key = full_key(word, verb, request)
+    of_verb = key.startswith(f"{verb}.") and request is not None
+    pluses = "" if of_verb else written[: len(written) - len(written.lstrip("+"))]
+    hint = annotation_for(key, verb, request)
+    if of_verb and get_origin(hint) is list and not _is_hydras(value):
         value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
-    elif _is_text(hint):
-        value = _as_text(value)
-    return f"{verb}.{key.removeprefix(f'{verb}.')}={value}"
+    elif key.startswith("sweep.params.") or (hint is not None and _is_a_list(value, key, parser)):
+        return word  # of jobs, and of a builder of the user's own
+    elif (is_text(hint) and (of_verb or is_free(hint))) or key in HYDRA_TEXTS:
+        value = _as_text(value, parser, multirun)
+    return f"{pluses}{key}={value}"
 
 
-def _quoted_value(word: str) -> str:
-    key, equals, value = word.partition("=")
-    return f"{key}{equals}{_as_text(value)}" if value else word
+def _is_a_list(value: str, key: str, parser: OverridesParser) -> bool:
+    """Whether a parameter of a group, whose builder may be any, gets a list."""
+    one = (
+        _parsed(f"{key}={value}", parser)
+        if value[:1] == "[" and key.partition(".")[0] in GROUPS
+        else None
+    )
+    return one is not None and isinstance(one.value(), list)
 
 
-def _as_text(value: str) -> str:
-    return value if _is_hydras(value) else quoted(value)
+def _as_text(value: str, parser: OverridesParser, multirun: bool) -> str:
+    """A value for a text as it is typed."""
+    if not value or value.lower() == "null":
+        return value
+    one = _parsed(f"text={value}", parser)
+    several = one is not None and one.is_sweep_override()
+    if several and multirun:
+        return value
+    as_it_is = one is not None and not several and (one.value() == value or "${" in value)
+    if as_it_is or (one is not None and not several and value[0] in "'\""):
+        return value
+    # Only what could be a reference is one.
+    return _as_quoted(value) if re.search(r"\$\{.+\}", value) else quoted(value)
 
 
 def _is_hydras(value: str) -> bool:
-    """Whether a value is written as Hydra takes it already."""
+    """Whether a list is written as Hydra takes it already."""
     return value == "null" or value.startswith(("'", '"', "["))
 
 
-def _is_text(hint: Any) -> bool:
+def is_text(hint: Any) -> bool:
     """Whether `str`, `str | None` or `Annotated[str, …]`."""
-    return hint is str or any(map(_is_text, get_args(hint)))
+    return hint is str or (
+        get_origin(hint) in (Annotated, Union, UnionType) and any(map(is_text, get_args(hint)))
+    )
+
+
+def is_free(hint: Any) -> bool:
+    """Whether any text will do, for it has no rule."""
+    return hint is str or (
+        get_origin(hint) in (Union, UnionType)
+        and all(one is NoneType or is_free(one) for one in get_args(hint))
+    )
 
 
 def quoted(text: str) -> str:
     """A text as a value in Hydra's grammar of overrides."""
+    return _as_quoted(text).replace("${", "\\${")
+
+
+def _as_quoted(text: str) -> str:
     # Backslashes count as escapes before a quote alone.
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return "'" + escaped.replace("${", "\\${") + "'"
+    return f"'{escaped}'"
 
 
-def _refuse_unknown_flags(words: list[str]) -> None:
-    for word in words:
-        if word.startswith("--") and _key(word) not in HYDRA_FLAGS:
-            raise RequestError(
-                f"{word}: no such flag; settings are written key=value, as in train.epochs=5"
-            )
+def quoted_word(word: str) -> str:
+    """A word as it is typed into a shell, in double quotes if that is enough."""
+    if re.fullmatch(r"[\w.,:/@%+=~-]+", word):
+        return word
+    return shlex.quote(word) if re.search(r'[$`"\\!]', word) else f'"{word}"'
+
+
+def key_of(word: str) -> str:
+    """The key of a setting, without the + that adds it."""
+    return word.partition("=")[0].lstrip("+")
 
 
 def _key(word: str) -> str:

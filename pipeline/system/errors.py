@@ -1,5 +1,7 @@
 """The errors that end a command; their message is all that a user needs to see."""
 
+import re
+
 
 class PipelineError(Exception):
     """The work failed (exit code 1). The message says what went wrong and how to fix it."""
@@ -17,9 +19,23 @@ class Pruned(Exception):
     """A search ended a trial that is not worth continuing; this is not a failure."""
 
 
+# How messages begin whose reason is on the next line.
+_HEADING = re.compile(
+    r".*[:({\[]$|\d+ validation errors? for |Exception encountered when calling |"
+    r"Error (parsing|merging|in call|loading) |In '|Traceback "
+)
+
+
 def first_line(text: str, otherwise: str = "no reason given") -> str:
-    """The first line of a library's message, to quote in one of ours."""
-    return text.strip().splitlines()[0] if text.strip() else otherwise
+    """The first line of a library's message that gives a reason, after its headings."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    lines = [line.strip() for line in plain.splitlines() if line.strip(" \t^~-=")]
+    said = lines[:1]
+    for line in lines[1:]:
+        if not _HEADING.match(said[-1]):
+            break
+        said.append(line)
+    return " ".join(said) or otherwise
 
 
 def one_line(error: BaseException) -> str:

@@ -64,7 +64,10 @@ def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
     [
         ("train.epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("train.epochs=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
-        ("train.tensorboard=maybe", "Value 'maybe' is not a valid bool (type str)"),
+        (
+            "train.tensorboard=maybe",
+            "Value 'maybe' is not a valid bool (type str); write true or false",
+        ),
         ("seed=null", "field 'seed' is not Optional"),
     ],
 )
@@ -76,6 +79,36 @@ def test_an_override_that_cannot_be_parsed_is_quoted() -> None:
     message = complaint("train.epochs=[1")
     assert message.startswith("cannot read the override 'train.epochs=[1': ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.dropout=choice(null,3)", "choice(…) takes no null; write model.dropout=null,3"),
+        ("seed=rnage(1,3)", "there is no function rnage; available: bool, choice"),
+        ("model.hidden=(64,32)", "a list is written model.hidden=[64,32]"),
+        ("train.epochs=[1", "a bracket is left open or closed twice"),
+        ("optimizer.learning_rate=1e-3,", "leave that out: optimizer.learning_rate=1e-3"),
+        ("dataset.note=né", "'é' must be quoted; a text is written \"dataset.note='né'\""),
+        ("dataset.note=a=b", "a text is written \"dataset.note='a=b'\""),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_told_its_cause_and_how_it_is_written(
+    word: str, told: str
+) -> None:
+    message = complaint(word)
+    assert message.startswith(f"cannot read the override {word!r}: ")
+    assert told in message
+    assert "Lexer" not in message
+    assert "expecting" not in message
+
+
+def test_a_heading_of_a_library_is_followed_by_its_reason() -> None:
+    assert explain(
+        ValueError("Exception encountered when calling Dense.call().\n\n\x1b[1mbad\n")
+    ) == ("ValueError: Exception encountered when calling Dense.call(). bad")
+    assert explain(ValueError("2 validation errors for X\nseed\n more")).endswith("for X seed")
+    assert explain(ValueError("cannot load:\n  no such file\nmore")).endswith(": no such file")
 
 
 def test_a_missing_value_is_asked_for() -> None:

@@ -76,7 +76,7 @@ def test_a_value_out_of_range_is_refused_with_its_key_and_the_rule(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.hidden=3", "model.hidden: Input should be a valid list (got 3)"),
+        ("model.hidden=3", "model.hidden=3: a list is written [3]"),
         ("model.hidden=[wide]", "model.hidden.0: Input should be a valid integer"),
         ("model.dropout=much", "model.dropout: Input should be a valid number"),
         ("model=cnn model.dense=2.5", "model.dense: Input should be a valid integer"),

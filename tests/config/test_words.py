@@ -1,3 +1,4 @@
+import re
 import shlex
 from typing import Any
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.config.words import (
     HYDRA_FLAGS,
     addressed,
+    annotation_of,
     as_typed,
+    flags_apart,
     left_to_jobs,
     normalise,
     refuse_settings_of_a_run,
@@ -41,7 +44,44 @@ def test_a_command_line_not_composed_by_mlproject_is_left_alone(argv: list[str])
 @pytest.mark.parametrize("flag", ["--epochs", "--epochs=5", "--mlproject"])
 def test_a_flag_that_hydra_does_not_have_is_refused_with_the_right_way(flag: str) -> None:
     with pytest.raises(RequestError, match=f"^{flag}: no such flag; .* train.epochs=5$"):
-        normalise(["model=mlp", flag, "5"])
+        flags_apart(["model=mlp", flag, "5"])
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "settings"),
+    [
+        (["a=1", "-m", "seed=1,2"], ["--multirun"], ["a=1", "seed=1,2"]),
+        (["a=1", "--config-dir", ".", "b=2"], ["--config-dir=."], ["a=1", "b=2"]),
+        (["-cd", "x", "a=1", "-c", "job", "b=2"], ["--config-dir=x", "--cfg=job"], ["a=1", "b=2"]),
+        (["a=1", "--info", "plugins", "b=2"], ["--info=plugins"], ["a=1", "b=2"]),
+        (["--info", "b=2"], ["--info=all"], ["b=2"]),
+    ],
+)
+def test_flags_may_stand_anywhere(words: list[str], flags: list[str], settings: list[str]) -> None:
+    assert flags_apart(words) == (flags, settings)
+    parsed = get_args_parser().parse_args([*flags, *settings])
+    assert parsed.overrides == settings
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a=1", "--config-dir"], "--config-dir: a folder must follow"),
+        (["--config-dir", "experiment=fast"], "--config-dir: a folder must follow"),
+        (["-cn", "-m"], "-cn: a file's name must follow"),
+        (["--cfg", "jb"], "--cfg: job, hydra or all must follow, as in --cfg job, not jb"),
+        (["--multirun=3"], "--multirun=3: --multirun takes no value"),
+        (["--info=all-of-it"], "--info=all-of-it: choose one of all, "),
+        (["-x"], "-x: no such flag"),
+        (["--batch-size", "64"], "as in train.batch_size=64"),
+        (["--lr=0.1"], "as in optimizer.learning_rate=0.1"),
+        (["--model", "mlp"], "as in model=mlp"),
+    ],
+)
+def test_a_flag_is_told_in_a_line_what_it_lacks(words: list[str], told: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(told)) as refused:
+        flags_apart(words)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_empty_parameter_means_as_the_configuration_says() -> None:
@@ -126,7 +166,7 @@ def test_whatever_a_shell_can_quote_survives_the_trip_through_overrides(
 def understood(*words: str, verb: str = "predict") -> dict[str, Any]:
     """What Hydra makes of the words of a verb."""
     overrides = OverridesParser.create().parse_overrides(
-        addressed(list(words), verb, requests()[verb])
+        addressed(list(words), verb, requests().get(verb))
     )
     return {override.get_key_element(): override.value() for override in overrides}
 
@@ -155,8 +195,69 @@ def test_the_beginning_of_an_id_is_never_a_number(beginning: str) -> None:
     "text", ["a (1)/*.png", "it's; better, isn't it?", "C:\\photos", "[1].png", "a=b", "{x}", "10"]
 )
 def test_a_text_needs_no_quotes_of_hydras(text: str) -> None:
-    written = text if not text.startswith("[") else f"./{text}"
-    assert understood(f"images={written}") == {"predict.images": written}
+    assert understood(f"images={text}") == {"predict.images": text}
+
+
+TEXTS = [
+    "李明",
+    "a=b",
+    "=5",
+    "#5",
+    "/tmp/dir é",
+    "my exp (2)",
+    "[urgent] fix",
+    "12e4",
+    "007",
+    "true",
+]
+TEXTS += ["it's", '"so', "'tis", "a, b", "50 %", "C:\\dir\\", "${x", "~/data", "{a", "choice(a,b)"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["tracking.run_name", "data_dir", "+tracking.tags.owner", "dataset.folder", "hydra.run.dir"],
+)
+def test_a_text_of_the_configuration_is_taken_as_it_is_typed(key: str) -> None:
+    for text in TEXTS:
+        meant = text.replace("${", "\\${")  # which OmegaConf reads as the text
+        assert understood(f"{key}={text}", verb="run") == {key: meant}
+
+
+@given(st.text("ab 1é李'\"\\$ {}[](),=#:~%+-.*", min_size=1))
+def test_any_text_is(text: str) -> None:
+    [word] = addressed([f"tracking.run_name={text}"], "run", None)
+    [override] = OverridesParser.create().parse_overrides([word])
+    written = text[1:-1] if text[0] in "'\"" and text[-1] == text[0] else text
+    if text.lower() != "null" and "${" not in text and "\\" not in text:
+        assert override.value() in (text, written)
+
+
+def test_null_quotes_references_and_what_a_sweep_tries_mean_what_they_mean_elsewhere() -> None:
+    for value, meant in [
+        ("null", None),
+        ("'a b'", "a b"),
+        ("${model.name}-x", "${model.name}-x"),
+        ("${model.name} 李", "${model.name} 李"),
+    ]:
+        words = [f"tracking.run_name={value}"]
+        assert understood(*words, verb="run") == {"tracking.run_name": meant}
+    several = ["dataset.folder=a,b", "dataset.folder=choice(a,b)", "dataset.folder=glob(*)"]
+    assert addressed(several, "run", None, multirun=True) == several
+    assert addressed(["sweep.params.seed=0,1"], "run", None, multirun=True)[0][-3:] == "0,1"
+
+
+def test_what_is_no_text_is_left_to_hydra() -> None:
+    words = ["seed=12e4", "train.scaling=a,b", "model.hidden=[1,2]", "dataset.folder=[a,b]"]
+    words += ["model=mlp", "trusted_modules=[a]", "~model.dropout", "train.xla=null"]
+    assert addressed(words, "run", None) == words
+
+
+def test_keys_have_annotations_as_far_as_all_builders_agree() -> None:
+    assert annotation_of("data_dir") is str
+    assert annotation_of("dataset.folder") == str | None
+    assert annotation_of("tracking.tags.anything") is str
+    for unknown in ("train", "dataset.nothing", "sweep.sampler_options.x", "x.y", "seed.x"):
+        assert annotation_of(unknown) is None
 
 
 def test_a_text_with_a_rule_and_one_that_may_be_null_need_none_either() -> None:

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import __main__ as module
+from pipeline.api import compose
+from pipeline.system.errors import RequestError
+
+EFFECT = {
+    "seed=1 sweep.preview=true": "sweep.preview=true: only a sweep has sweep.preview; add -m",
+    "sweep=lr_grid": "only a sweep has sweep=lr_grid; add -m",
+    "hydra/sweeper=optuna": "only a sweep has hydra/sweeper=optuna; add -m",
+    "hydra/launcher=ray": "add -m",
+    "+hydra.launcher.n_jobs=2": "only a sweep has hydra.launcher.n_jobs; add -m",
+    "hydra.sweep.subdir=x": "add -m",
+    "hydra.mode=MULTIRUN": "add -m",
+    "predict sweep.seed=1": "leave it out, for predict makes none",
+    "seed=1 seed=2": "seed=1 and seed=2: give seed once",
+    "model=mlp train.epochs=2 ++train.epochs=3": "train.epochs=2 and ++train.epochs=3: give",
+    "predict images=a predict.images=b": "give predict.images once",
+    "run compare.top=5": "no effect on run; it belongs to python -m pipeline compare top=5",
+    "predict promote.force=true": "it belongs to python -m pipeline promote force=true",
+    "run_id=latest": "as in python -m pipeline evaluate run_id=latest",
+}
+VALUES = {
+    "seed=0,1": "several values need -m: python -m pipeline -m seed=0,1",
+    "model=mlp,cnn": "several values need -m",
+    "seed=choice(0,1)": 'several values need -m: python -m pipeline -m "seed=choice(0,1)"',
+    "optimizer.learning_rate=0,01": "a decimal is written 0.01",
+    "evaluate run_id=latest seed=0,1": "evaluate takes one",
+    "compare top=3,4": "compare takes one",
+    "model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
+    "-m model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
+    "model.hidden=64": "as in model.hidden=[64]",
+    "evaluate.metrics=accuracy,brier": "as in evaluate.metrics=[accuracy,brier]",
+    "model.dropout=choice(null,3)": "write model.dropout=null,3 and add -m",
+    "augment=null": "augment cannot be left out; write augment=none",
+    "-m augment=null,none": "write augment=none",
+    "~augment": "write augment=none",
+    "model=null": "choose one of cnn, linear, mlp",
+    "model=3": "choose one of cnn, linear, mlp",
+    "train.patience=None": "write null for none, as in train.patience=null",
+    "optimizer.weight_decay=None": "as in optimizer.weight_decay=null",
+    "tracking.run_name=None": "as in tracking.run_name=null",
+    "promote alpha=none": "as in alpha=null",
+    "hydra.sweeper.params.seed=3": "what to try is written sweep.params.seed=…, with -m",
+    "-m hydra.sweeper.params.seed=3": "what to try is written sweep.params.seed=…",
+}
+WORDS = {
+    "tracking.run_name=my first run seed=3": "to quote tracking.run_name='my first run'?",
+    "promote reason=the demo": "did you mean to quote reason='the demo'?",
+    "model mlp": "settings are written key=value: model=mlp",
+    "seed=1 epochs 5": "settings are written key=value: train.epochs=5",
+    "train.epochs: 5": "settings are written key=value: train.epochs=5",
+    "--seed 3": "settings are written key=value, as in seed=3",
+    "seed =3": "no spaces around =, as in seed=3",
+    "seed= 3": "no spaces around =, as in seed=3",
+    "seed = 3": "no spaces around =, as in seed=3",
+    "dataset=digits evaluate": "the verb comes first, as in python -m pipeline evaluate",
+    "seed=1 foo": "as in train.epochs=5",
+}
+
+
+def answer(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> tuple[int, str, list[str]]:
+    """The exit code and complaint for a command line, and what it would have Hydra do."""
+    monkeypatch.setattr(module, "_with_hydra", lambda verb: None)
+    monkeypatch.setattr(sys, "argv", ["pipeline", *words])
+    code = module.main()
+    return code, capfd.readouterr().err, sys.argv[1:]
+
+
+@pytest.mark.parametrize("line", [*EFFECT, *VALUES, *WORDS])
+def test_a_mistake_is_refused_in_a_line_with_what_to_type_instead(
+    line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, said, _ = answer(line.split(" "), monkeypatch, capfd)
+    assert code == 2
+    assert (EFFECT | VALUES | WORDS)[line] in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["model mlp", "model: mlp", " seed=1"])
+def test_so_is_one_within_a_word(
+    word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, said, _ = answer([word], monkeypatch, capfd)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "settings are written key=value" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "handed"),
+    [
+        ("seed=0 -m model=mlp,cnn", "--multirun seed=0 model=mlp,cnn"),
+        ("-m run seed=0,1", "--multirun seed=0,1"),
+        ("-m sweep=lr_grid sweep.preview=true", "--multirun sweep=lr_grid sweep.preview=true"),
+        ("-m seed=0,1 seed=7", "--multirun seed=0,1 seed=7"),  # which the sweep refuses
+        ("--cfg job sweep=lr_grid compare.top=3", "--cfg=job sweep=lr_grid compare.top=3"),
+        ("-m model.hidden=[64],[32]", "--multirun model.hidden=[64],[32]"),
+        ("train.patience=null schedule=constant", "train.patience=null schedule=constant"),
+        ("train.tensorboard=True train.xla=FALSE", "train.tensorboard=True train.xla=FALSE"),
+        ("run --mlproject seed=0 overrides=++seed=3", "++seed=3"),
+    ],
+)
+def test_what_is_no_mistake_is_handed_to_hydra(
+    line: str, handed: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(line.split(" "), monkeypatch, capfd) == (0, "", handed.split(" "))
+
+
+def test_flags_within_the_overrides_of_an_mlproject_are_heeded(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--mlproject", "dataset=digits", "seed=0", "overrides=-m seed=1,2"]
+    handed = ["--multirun", "dataset=digits", "seed=1,2"]
+    assert answer(words, monkeypatch, capfd) == (0, "", handed)
+    words = ["predict", "--mlproject", "images=x", "overrides=predict.images=y --cfg job"]
+    assert answer(words, monkeypatch, capfd)[2][0] == "--cfg=job"
+    assert sys.argv[-1] == "predict.images=y"
+
+
+def test_a_file_of_ones_own_is_among_the_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "none.yaml").touch()
+    words = ["model=null", "--config-dir", str(tmp_path)]
+    assert "write model=none" in answer(words, monkeypatch, capfd)[1]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("seed=0,1", "several values make a sweep"),
+        ("sweep.preview=true", "only a sweep has sweep.preview; start it on the command line"),
+        ("promote.force=True", r"it belongs to pipeline.promote\(…, force=True\)"),
+        ("train.patience=None", "write null"),
+        ("augment=null", "write augment=none"),
+    ],
+)
+def test_python_is_told_in_its_own_terms(word: str, told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        compose(word)
