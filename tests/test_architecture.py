@@ -196,7 +196,7 @@ TOUCHING = {
     "system": "databases files folders processes secrets terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
     "training": "check saved checkpoint programs",
-    "verbs": "compare.command compare.drawing doctor.checks doctor.leftovers doctor.store "
+    "verbs": "compare.command doctor.checks doctor.leftovers doctor.store "
     "predict.writers report resume.command serve.command",
 }
 

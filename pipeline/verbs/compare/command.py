@@ -18,9 +18,9 @@ from pipeline.system.imports import load, uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.verbs.compare import Compare
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
-from pipeline.verbs.compare.drawing import Pictures, drawing
 from pipeline.verbs.compare.page import document, page
 from pipeline.verbs.compare.pair import Stored
+from pipeline.verbs.compare.plots import draw
 from pipeline.verbs.compare.table import print_comparison
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def compare(config: Config, request: Compare, folder: Path) -> Comparison:
     """
     if request.runs and len(set(request.runs)) < 2:
         raise RequestError("runs: name two runs or more, runs=<id>,<id>")
-    with uncollected(), drawing() as begin:
+    with uncollected():
         found = _find(config, request)  # garbage collection among the records would take a second
         comparison = compare_runs(
             found.runs,
@@ -49,8 +49,7 @@ def compare(config: Config, request: Compare, folder: Path) -> Comparison:
             Resampling(confidence=request.confidence, resamples=request.resamples),
         )
         comparison = replace(comparison, packages=_packages(found))
-        pictures = begin(comparison)
-        files = _write(comparison, pictures(), folder)
+        files = _write(comparison, folder)
         if found.sweep:
             _log(found.sweep, files, config)
     return replace(comparison, files=[str(path) for path in files])
@@ -123,7 +122,8 @@ def _packages(found: Found) -> list[str]:
     return [f"{each.what} {each.then} → {each.now}" for each in differing if each.what not in told]
 
 
-def _write(comparison: Comparison, pictures: Pictures, folder: Path) -> list[Path]:
+def _write(comparison: Comparison, folder: Path) -> list[Path]:
+    pictures = draw(comparison)
     contents = {"compare.html": page(comparison, pictures).encode()}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
     for name, content in contents.items():

@@ -19,7 +19,7 @@ TONES = {"within noise": "level", "worse": "worse", "better": "better"}
 
 
 def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    """The HTML; `pictures` are PNGs by name: `compare`, and for two runs `classes`."""
+    """The HTML; `pictures` are PNGs by name, as `plots.draw` makes them."""
     # Imported only now: JSON needs no template.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

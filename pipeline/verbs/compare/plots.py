@@ -1,80 +1,164 @@
-"""Pictures of a comparison: `Comparison → Figure`, made without pyplot's global state."""
+"""Pictures of a comparison: `Comparison → Figure → PNG`, made without pyplot's global state."""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import Pair
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+Pictures = dict[str, bytes]  # PNGs by name
+
 MOST_ROWS = 30
-WIDTH = 6.5  # inches: on a phone its text can still be read
+DPI = 120
+# Inches. On a phone the text of a picture of this width can still be read.
+WIDTH, ROW, ABOVE, BELOW, ASIDE, PAD = 6.5, 0.36, 0.05, 0.55, 0.3, 0.08
+NAMES = 3.8  # inches that the rows' names may take
 LONG = 28  # characters of a row's name, from which on it is written smaller
+LONGEST = 36  # characters of a class's name, from which on it is cut
+SMALL, NORMAL = 8.0, 10.0  # points
 BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
 
 
-def forest(comparison: Comparison) -> Figure:
-    """The ranking metric of the first rows with its intervals, a line each."""
-    from matplotlib.figure import Figure
+def draw(comparison: Comparison) -> Pictures:
+    """The figures as PNGs."""
+    return {name: _png(figure) for name, figure in figures(comparison).items()}
 
-    shown = [row for row in comparison.rows if not math.isnan(_value(row, comparison))][:MOST_ROWS]
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    for place, compared in enumerate(shown):
-        estimate = compared.estimates[comparison.metric]
-        noise = compared.difference.is_noise if compared.difference else None
-        colour = BEST if place == 0 else {True: LEVEL, False: WORSE, None: UNKNOWN}[noise]
-        if not math.isnan(estimate.low):
-            axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2)
-        axes.plot(estimate.value, place, "o", color=colour, markersize=6)
-    if shown:
-        axes.axvline(_value(shown[0], comparison), color=BEST, linewidth=0.8, linestyle=":")
-    names = _labels(comparison)[: len(shown)]
-    size = 8 if any(len(name) > LONG for name in names) else 10
-    axes.set_yticks(range(len(shown)), names, fontsize=size)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals")
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """What there is to draw: `compare`, and for two runs of the same images `classes`."""
+    drawn = {}
+    if shown := [row for row in comparison.rows if not math.isnan(_value(row, comparison))]:
+        drawn["compare"] = forest(comparison, shown[:MOST_ROWS])
+    if comparison.pair:
+        one, other = (compared.label for compared in comparison.rows)
+        drawn["classes"] = class_changes(comparison.pair, (one, other))
+    return drawn
+
+
+def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
+    """The ranking metric of some rows, best first, with its intervals: a line each."""
+    estimates = [row.estimates[comparison.metric] for row in rows]
+    noise = [row.difference.is_noise if row.difference else None for row in rows[1:]]
+    colours = [BEST, *({True: LEVEL, False: WORSE, None: UNKNOWN}[known] for known in noise)]
+    figure, axes = _rows_of(
+        [_name(row) for row in rows],
+        f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
+    )
+    places = range(len(rows))
+    low, high = [one.low for one in estimates], [one.high for one in estimates]
+    axes.hlines(places, low, high, colors=colours, linewidth=2)
+    axes.scatter([one.value for one in estimates], places, s=36, c=colours, zorder=3)
+    axes.axvline(estimates[0].value, color=BEST, linewidth=0.8, linestyle=":")
     return figure
 
 
 def class_changes(pair: Pair, names: tuple[str, str]) -> Figure:
     """By how many points the second run is more or less often right on each class."""
-    from matplotlib.figure import Figure
-
     ordered = sorted(pair.classes, key=lambda one: one.change.value)
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.34 * len(ordered)), layout="constrained")
-    axes = figure.subplots()
-    for place, one in enumerate(ordered):
-        value, low, high = (100 * x for x in (one.change.value, one.change.low, one.change.high))
-        noise = one.change.is_noise
-        colour = UNKNOWN if noise else BETTER if value > 0 else LOST
-        axes.barh(place, value, color=colour, alpha=0.45 if noise else 0.9, height=0.66)
-        axes.plot([low, high], [place, place], color="#333333", linewidth=1.2)
-    axes.axvline(0, color="#333333", linewidth=0.8)
-    axes.set_yticks(range(len(ordered)), [_plain(one.name) for one in ordered])
-    axes.set_xlabel(
-        f"points of accuracy, {_plain(names[1])} - {_plain(names[0])}, {pair.split} images"
+    changes = [one.change for one in ordered]
+    points = [100 * one.value for one in changes]
+    figure, axes = _rows_of(
+        [_cut(one.name) for one in ordered],
+        f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images",
+        ascending=True,
     )
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    places = range(len(ordered))
+    colours = [
+        (UNKNOWN, 0.45) if one.is_noise else (BETTER if one.value > 0 else LOST, 0.9)
+        for one in changes
+    ]
+    low, high = [100 * one.low for one in changes], [100 * one.high for one in changes]
+    axes.barh(places, points, color=colours, height=0.66)
+    axes.hlines(places, low, high, colors="#333333", linewidth=1.2)
+    axes.axvline(0, color="#333333", linewidth=0.8)
     return figure
 
 
-def _labels(comparison: Comparison) -> list[str]:
-    """The rows' names, with the number of their seeds."""
-    return [
-        _plain(row.label) + (f"  ({len(row.row.runs)} seeds)" if len(row.row.runs) > 1 else "")
-        for row in comparison.rows
-    ]
+def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tuple[Figure, Axes]:
+    """A figure with room for all its texts, and empty axes with a row for each name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = ABOVE + ROW * len(names) + BELOW
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    texts = [_plain(name) for name in names]
+    largest = SMALL if any(len(name) > LONG for name in names) else NORMAL
+    size, widest = _fitting(texts, largest, NAMES, canvas)
+    end = PAD + widest
+    for place, text in enumerate(reversed(texts) if ascending else texts):
+        # Five times cheaper than marks of the axis, each with two texts and three lines.
+        at = (end / WIDTH, 1 - (ABOVE + ROW * (place + 0.5)) / height)
+        figure.text(*at, text, ha="right", va="center_baseline", fontsize=size)
+    left = end + 2 * PAD
+    width, tall = WIDTH - left - ASIDE, ROW * len(names)
+    axes = figure.add_axes((left / WIDTH, BELOW / height, width / WIDTH, tall / height))
+    bottom, top = -0.5, len(texts) - 0.5
+    axes.set_ylim(*((bottom, top) if ascending else (top, bottom)))
+    axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=9 if width > WIDTH / 2 else 5)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    _write_below(figure, _plain(below), canvas, centre=left + width / 2)
+    return figure, axes
+
+
+def _write_below(figure: Figure, text: str, canvas: FigureCanvasAgg, *, centre: float) -> None:
+    """Writes what the axis shows under it: smaller or nearer to the middle if that takes it."""
+    size, width = _fitting([text], NORMAL, WIDTH - 2 * PAD, canvas)
+    middle = min(max(centre, PAD + width / 2), WIDTH - PAD - width / 2)
+    height = float(figure.get_figheight())
+    figure.text(middle / WIDTH, 0.1 / height, text, ha="center", va="bottom", fontsize=size)
+
+
+def _fitting(
+    texts: Sequence[str], size: float, room: float, canvas: FigureCanvasAgg
+) -> tuple[float, float]:
+    """The size, up to `size`, at which each text fits into `room` inches; the widest's width.
+
+    Letters are whole pixels wide, so a text does not become narrower in proportion to its size.
+    """
+    while (widest := max(_inches(text, size, canvas) for text in texts)) > room:
+        size *= min(room / widest, 0.98)
+    return size, widest
+
+
+def _inches(text: str, size: float, canvas: FigureCanvasAgg) -> float:
+    """How wide a text is."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    width, _, _ = renderer.get_text_width_height_descent(
+        text, FontProperties(size=size), ismath=False
+    )
+    return float(width) / DPI
+
+
+def _png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=DPI)
+    return image.getvalue()
+
+
+def _name(row: Compared) -> str:
+    """The row's name, with the number of its seeds."""
+    seeds = len(row.row.runs)
+    return row.label + (f"  ({seeds} seeds)" if seeds > 1 else "")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _value(compared: Compared, comparison: Comparison) -> float:
