@@ -1,1 +1,1 @@
-"""From the words of a command line to a checked `Config`."""
+"""Turns the words of a command line into a checked `Config`."""

@@ -1,9 +1,9 @@
-"""What a configuration may make Hydra do: checked before Hydra acts on it.
+"""Checks what a configuration would make Hydra do, before Hydra acts on it.
 
-Hydra instantiates callbacks, a sweeper and a launcher, sets up logging and sets environment
-variables before the pipeline's own function is called, and a package named in `hydra.searchpath` is
-imported while the configuration is still composed. Every name that any of these would import stands
-on a list here; those of the groups (`model._target_`) stand in `builders.py`.
+Hydra instantiates callbacks, a sweeper and a launcher, configures logging and sets environment
+variables before it calls the pipeline's own function, and it imports a package named in
+`hydra.searchpath` while it composes the configuration. Every name that any of these may import is
+on a list here; those of the groups (`model._target_`) are in `builders.py`.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ LOGGING_CLASSES = (
     "logging.handlers.WatchedFileHandler",
     "rich.logging.RichHandler",
 )
-LOGGING_FACTORIES = ("colorlog.ColoredFormatter",)  # of the plugin hydra-colorlog
+LOGGING_FACTORIES = ("colorlog.ColoredFormatter",)  # from the plugin hydra-colorlog
 STREAMS = ("ext://sys.stderr", "ext://sys.stdout")
 SEARCHED_PACKAGES = ("hydra", "hydra_plugins", "pipeline")
-# With these, whoever writes the configuration chooses what is run in the processes of a job.
+# These let a configuration choose what code runs in the processes of a job.
 KEPT_VARIABLES = re.compile(r"(LD_|DYLD_|PYTHON|PIPELINE_|HYDRA_|GIT_|BASH_ENV$|PATH$)")
-# One opens a pickle, the other takes the package's own files out of the search.
+# One opens a pickle, the other removes the package's own files from the search path.
 REFUSED_FLAGS = ("--experimental-rerun", "--config-path", "-cp")
-DEEPEST = 40  # groups within groups; a configuration that holds itself goes on for ever
+DEEPEST = 40  # levels of nesting; a configuration that contains itself is infinite
 
 Key = tuple[Any, ...]
 
 
 def check_words(words: Sequence[str], *, multirun: bool) -> None:
-    """Composes what Hydra is about to act on and checks it, with every file that a sweep tries.
+    """Composes and checks what Hydra is about to act on, including every file that a sweep tries.
 
-    Nothing is composed where nothing could be wrong: without files of the user's own and without a
-    word about Hydra, all that Hydra acts on is the package's own.
+    This is skipped if nothing can be wrong: without files of the user and without overrides of
+    Hydra's keys, Hydra only acts on the package's own files.
 
     Raises:
-        RequestError: naming each key that would have Hydra import or call what is not allowed.
+        RequestError: Hydra would import or call something not allowed; names each key.
         HydraException: it cannot be composed.
     """
     name, folder, overrides = _flags_and_overrides(words)
@@ -88,10 +88,10 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
 
 
 def check_search_path(words: Sequence[str]) -> None:
-    """Checks alone what is imported while a configuration is composed that is not acted on.
+    """Checks only the search path, for a configuration that is composed but not acted on.
 
     Raises:
-        RequestError: `hydra.searchpath` names a package.
+        RequestError: `hydra.searchpath` names a package, which Hydra would import.
     """
     name, folder, overrides = _flags_and_overrides(words)
     own = [place for place in (search.project_folder(), folder) if place is not None]
@@ -100,14 +100,14 @@ def check_search_path(words: Sequence[str]) -> None:
 
 
 def check_composed(composed: DictConfig) -> None:
-    """Checks a composed configuration, Hydra's own part of it included.
+    """Checks a composed configuration, including Hydra's own part.
 
     Raises:
-        RequestError: naming each key that would have Hydra import or call what is not allowed.
+        RequestError: Hydra would import or call something not allowed; names each key.
     """
     before = HydraConfig.instance().cfg
     known = composed.copy()
-    with read_write(known), open_dict(known):  # what is known only when a job starts
+    with read_write(known), open_dict(known):  # these values exist only once a job has started
         known.hydra.runtime.output_dir = known.hydra.runtime.cwd
         known.hydra.job.id, known.hydra.job.num = "0", 0
     HydraConfig.instance().set_config(known)
@@ -121,7 +121,7 @@ def check_composed(composed: DictConfig) -> None:
 
 
 def _flags_and_overrides(words: Sequence[str]) -> tuple[str, Path | None, list[str]]:
-    """Config's name, `--config-dir`, and the words that are no flags."""
+    """The configuration's name, `--config-dir`, and the words that are not flags."""
     name, folder, overrides = "config", None, []
     remaining = iter(words)
     for word in remaining:
@@ -144,7 +144,7 @@ def _flags_and_overrides(words: Sequence[str]) -> tuple[str, Path | None, list[s
 
 
 def _composed(name: str, overrides: Sequence[Override]) -> DictConfig:
-    """All of the configuration; without the values of it that do not fit these files."""
+    """The whole configuration, without overrides that do not fit these files."""
     try:
         return compose(name, [str(one.input_line) for one in overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
@@ -153,7 +153,7 @@ def _composed(name: str, overrides: Sequence[Override]) -> DictConfig:
 
 
 def _is_value(override: Override) -> bool:
-    """Whether it sets a value of ours, rather than choosing a file or saying what Hydra does."""
+    """Whether it sets a value of ours, rather than choosing a file or setting a key of Hydra."""
     key = override.key_or_group
     return not override.is_hydra_override() and ("." in key or override.is_sweep_override())
 
@@ -165,7 +165,7 @@ def _chooses_files(override: Override) -> bool:
 
 
 def _check_search_path(name: str, folders: Iterable[Path], overrides: Iterable[Override]) -> None:
-    """`hydra.searchpath`, on the command line and in the primary file, names folders alone."""
+    """Checks that `hydra.searchpath`, in words and in the primary file, names only folders."""
     wanted: list[Any] = []
     files = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
     if found := next((file for file in files if file.is_file()), None):
@@ -185,9 +185,9 @@ def _check_search_path(name: str, folders: Iterable[Path], overrides: Iterable[O
 
 
 def _items(composed: DictConfig, value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value by its key; where one refers to another, what it refers to."""
+    """Yields every value with its key; references are resolved."""
     if len(key) > DEEPEST:
-        raise RequestError(f"{_dotted(key[:3])}: goes on for ever; does it refer to itself?")
+        raise RequestError(f"{_dotted(key[:3])}: is nested without end; does it refer to itself?")
     if isinstance(value, str) and "${" in value:
         value = _resolved(composed, value, key)
     if isinstance(value, dict | list):
@@ -204,12 +204,12 @@ def _resolved(composed: DictConfig, value: str, key: Key) -> Any:
     except OmegaConfBaseException as error:
         if _dotted(key).startswith((*LOGGING, "hydra.callbacks")) or key[-1] == "_target_":
             raise RequestError(f"{_dotted(key)}: {value} cannot be resolved: {error}") from error
-        return value  # nobody acts on it before it is asked for
+        return value  # Hydra does not act on it before it is resolved
     return OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else found
 
 
 def _refusal(key: Key, value: Any) -> str | None:
-    """Why a value is refused, if it is."""
+    """Why a value is refused, None if it is allowed."""
     name, last = _dotted(key), key[-1]
     allowed: Iterable[str] | None = None
     if last == "_target_" and not (len(key) == 2 and key[0] in GROUPS):  # theirs are checked later
@@ -224,7 +224,7 @@ def _refusal(key: Key, value: Any) -> str | None:
         elif "." in key:
             allowed = ()
     elif key[:3] == ("hydra", "job", "env_set") and KEPT_VARIABLES.match(str(last)):
-        return f"{name}: is not set by a configuration; set it where you start the command"
+        return f"{name}: cannot be set by a configuration; set it where you start the command"
     if allowed is None or value in allowed:
         return None
     return f"{name}: {value!r} is not allowed; " + (
@@ -233,7 +233,7 @@ def _refusal(key: Key, value: Any) -> str | None:
 
 
 def _allowed_targets(place: Key) -> list[str]:
-    """The targets that may stand at a place of the configuration other than a group of ours."""
+    """The targets allowed at a place of the configuration outside our groups."""
     kinds: dict[Key, Any] = {("hydra", "sweeper"): Sweeper, ("hydra", "launcher"): Launcher}
     if place in kinds:
         plugins = Plugins.instance().discover(kinds[place])

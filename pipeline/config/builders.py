@@ -1,8 +1,8 @@
-"""The leaves of the configuration: what builds a data set, model, augmentation or optimizer.
+"""The leaves of the configuration, each of which builds a data set, model, optimizer, ….
 
-A leaf is flat: `_target_` names a builder, every other key is one of its keyword-only parameters,
-whose annotations are the rules it is checked against. Positional parameters of a builder are given
-to it at run time.
+A leaf is flat: `_target_` names a builder, and every other key is one of its keyword-only
+parameters, whose annotations are the rules for the values. Positional parameters of a builder are
+passed at run time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.system.errors import RequestError, one_line
 
 Leaf = dict[str, Any]
 
-# The allow-list: a leaf of a group is built by one of these and by nothing else.
+# The allow-list: only these, and trusted modules, build the leaves of a group.
 BUILDERS = {
     "dataset": "pipeline.data.datasets",
     "model": "pipeline.training.models",
@@ -45,7 +45,7 @@ KERAS_CLASSES = {
         ("CosineDecay", "ExponentialDecay", "PolynomialDecay", "InverseTimeDecay"),
     ),
 }
-# Keras annotates nothing, and reading its signatures would import TensorFlow.
+# Keras has no annotations, and reading its signatures would import TensorFlow.
 KERAS_PARAMETERS: dict[str, Any] = {
     "learning_rate": Positive,
     "beta_1": Fraction,
@@ -64,20 +64,20 @@ KERAS_PARAMETERS: dict[str, Any] = {
     "power": Positive,
     "staircase": bool,
 }
-# Modules of builders by the names that earlier versions wrote into runs' config.yaml.
+# Modules of builders by the names in config.yaml of runs of earlier versions.
 FORMER_MODULES = {
     "pipeline.datasets": BUILDERS["dataset"],
     "pipeline.models": BUILDERS["model"],
     "pipeline.augment": BUILDERS["augment"],
 }
-# What a builder of the group is given at run time: images and number of classes, say.
+# Number of positional parameters, which are passed at run time: images and classes, say.
 POSITIONAL = {"dataset": 0, "model": 2, "augment": 1}
 GROUPS = (*BUILDERS, *KERAS_CLASSES)
 MAY_BE_NONE = ("augment", "schedule")
 
 
 def check_leaf(group: str, leaf: Leaf) -> Leaf:
-    """The leaf of a group with its values as the rules have them (`1` → `1.0`).
+    """Checks a leaf of a group; returns it with values converted by the rules (`1` → `1.0`).
 
     Raises:
         RequestError: the target is not on the allow-list, or a parameter breaks its rule.
@@ -86,7 +86,7 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
     if target is None and group in MAY_BE_NONE:
         return {"_target_": None}
     if isinstance(target, str) and trusted.is_trusted(target):
-        model = _model.__wrapped__(group, target)  # not kept: trust may be withdrawn
+        model = _model.__wrapped__(group, target)  # not cached: trust may be withdrawn
     else:
         model = _model(group, target if target is None else str(target))
     given = {key: value for key, value in leaf.items() if key != "_target_"}
@@ -96,13 +96,13 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         raise RequestError(broken_rules(error, group)) from error
 
 
-@cache  # to make one takes longer than a hundred checks
+@cache  # creating one takes longer than a hundred checks
 def _model(group: str, target: str | None) -> type[BaseModel]:
     return create_model(group, __config__=ConfigDict(extra="forbid"), **_rules(group, target))
 
 
 def first_name(target: Any) -> Any:
-    """A target by the oldest name of its module: checksums of recorded runs are made of these."""
+    """A target with the oldest name of its module, as used in checksums of recorded runs."""
     return _renamed(target, {module: former for former, module in FORMER_MODULES.items()})
 
 
@@ -112,7 +112,7 @@ def _renamed(target: Any, modules: Mapping[str, str]) -> Any:
 
 
 def _rules(group: str, target: Any) -> dict[str, Any]:
-    """The parameters a leaf must have, each with its type, after a look at the allow-list."""
+    """The parameters of a leaf with their types; checks its target against the allow-list."""
     if group in BUILDERS:
         if isinstance(target, str) and trusted.is_trusted(target):
             return _rules_of_trusted(group, target)
@@ -124,7 +124,7 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
         prefix, names = KERAS_CLASSES[group]
         allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
         if target in allowed:
-            # Keras knows which of these its class takes; a leaf need not name them all.
+            # Keras' class decides which of these it takes; a leaf need not have them all.
             rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
             return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
     line = f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
@@ -134,14 +134,14 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
 
 
 def _could_be_trusted(target: Any) -> bool:
-    """Whether a target looks like a function of a module that the user or a colleague wrote."""
+    """Whether a target may be a function of a user's module."""
     top, dot, _ = str(target).partition(".")
     known = {"pipeline", "keras", "tensorflow", *sys.stdlib_module_names}
     return bool(dot) and target.replace(".", "_").isidentifier() and top not in known
 
 
 def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
-    """The parameters of a trusted builder, which is to look like one of ours.
+    """The parameters of a trusted builder, whose signature must be like that of ours.
 
     Raises:
         RequestError: it takes other positional parameters, or a parameter has no annotation.
@@ -192,7 +192,7 @@ def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
 
 
 def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
-    """Calls a checked leaf's target with run-time values and the leaf's own parameters.
+    """Calls the target of a checked leaf with run-time values and the leaf's parameters.
 
     Raises:
         RequestError: the target does not take one of the parameters.
@@ -201,7 +201,7 @@ def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:
     parameters = {key: value for key, value in leaf.items() if key != "_target_"}
     signature = inspect.signature(target)
     try:
-        # Keras' optimizers would take any name for their **kwargs and complain of it later.
+        # Keras' optimizers accept any name in **kwargs and only fail later.
         if unknown := parameters.keys() - signature.parameters.keys():
             raise TypeError(f"takes no {', '.join(sorted(unknown))}")
         signature.bind(*runtime, **more, **parameters)

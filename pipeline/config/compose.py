@@ -22,9 +22,9 @@ from pipeline.system.secrets import hide_files, learn, learn_environment
 
 
 def compose(words: Sequence[str]) -> DictConfig:
-    """All of the configuration for these words, Hydra's own part included.
+    """Composes the whole configuration for these words, including Hydra's own part.
 
-    Works anywhere: in any folder, again and again, and inside another application of Hydra.
+    This works in any folder, repeatedly, and inside another Hydra application.
 
     Raises:
         HydraException: Hydra cannot compose it.
@@ -40,7 +40,7 @@ def compose(words: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def known_to_hydra(composed: DictConfig) -> Iterator[None]:
-    """While open, `${hydra:…}` stands for values of this configuration."""
+    """Makes `${hydra:…}` refer to this configuration."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(composed)
     try:
@@ -50,10 +50,10 @@ def known_to_hydra(composed: DictConfig) -> Iterator[None]:
 
 
 class Composer:
-    """Composes what `ConfigLoader.load_sweep_config` would, in a fifteenth of the time.
+    """Composes jobs like `ConfigLoader.load_sweep_config`, in a fifteenth of the time.
 
-    Jobs of a sweep mostly have other values, not other files. So what chooses files is composed by
-    Hydra once, and the values are set in a copy, as Hydra sets them.
+    Jobs of a sweep mostly differ in values, not in files. So Hydra composes each choice of files
+    once, and the values are set in a copy, as Hydra would set them.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
@@ -79,13 +79,13 @@ class Composer:
                 for override in overrides:
                     if not self.chooses_a_file(override):
                         OmegaConf.update(composed, override.key_or_group, override.value())
-        except OmegaConfBaseException:  # which Hydra tells in its own words
+        except OmegaConfBaseException:  # let Hydra raise its own error
             return self._loader.load_sweep_config(self._master, list(words))
         self._note(composed, overrides)
         return composed
 
     def chooses_a_file(self, override: Override) -> bool:
-        """Whether an override chooses a file of a group, wherever on the search path that lies."""
+        """Whether an override chooses a file of a group, anywhere on the search path."""
         key = override.key_or_group
         if override.package is not None:
             return True
@@ -94,7 +94,7 @@ class Composer:
         return key not in self._master or OmegaConf.is_dict(self._master[key])
 
     def _note(self, composed: DictConfig, overrides: Sequence[Override]) -> None:
-        """Notes in the configuration which words made it, as Hydra does."""
+        """Records the words in the configuration, as Hydra does."""
         own = [str(one.input_line) for one in overrides if not one.is_hydra_override()]
         about_hydra = [one.input_line for one in overrides if one.is_hydra_override()]
         with read_write(composed), open_dict(composed):
@@ -108,7 +108,7 @@ class Composer:
 
 
 def hide_composed(composed: DictConfig) -> None:
-    """Finds what is secret in the configuration, and takes it out of the files of Hydra's."""
+    """Finds secrets in the configuration, and hides them in the files that Hydra has written."""
     about = HydraConfig.get()
     learn_environment()
     learn(OmegaConf.to_container(composed, resolve=True))

@@ -1,4 +1,4 @@
-"""A configuration as flat parameters, and as a checksum: what a result depends on."""
+"""A configuration as flat parameters, and the checksum of what a result depends on."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def flatten(config: Config) -> dict[str, str]:
 
 
 def as_param(value: Any) -> str:
-    """A value as MLflow is given it, and as an override on the command line would be written."""
+    """A value as text, both for MLflow and for an override on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def config_sha256(config: Config) -> str:
-    """SHA-256 (hex) of all that a result depends on, the builders' names included.
+    """SHA-256 (hex) of everything that a result depends on, including the builders' names.
 
-    Checksums that earlier versions recorded hold: builders count by the first name they had, keys
-    added since count where their value is another than what was done before.
+    Checksums of earlier versions stay valid: builders enter by their first name, and keys added
+    since then enter only if their value differs from the earlier behaviour.
     """
     parts = {key: value for key, value in asdict(config).items() if key not in NOT_PARAMS}
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""Rules that values of the configuration are checked against, as pydantic annotations."""
+"""Rules for values of the configuration, as pydantic annotations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 def _slug(value: str) -> str:
     if not all(re.fullmatch(r"\w[\w.+-]{0,99}", part) for part in value.split("/")):
-        raise ValueError("names a folder: letters, digits and . _ + - alone, / between")
+        raise ValueError("names a folder: use only letters, digits and . _ + -, / between parts")
     return value
 
 
@@ -43,14 +43,14 @@ def _chosen(value: str, choices: Iterable[str]) -> str:
 
 
 def listed_in(module: str, name: str) -> AfterValidator:
-    """A rule for a name: it is one of those that `module` lists under `name`."""
+    """A rule for a name: it is in the list `name` of `module`."""
     return AfterValidator(
         lambda value: _chosen(value, getattr(importlib.import_module(module), name))
     )
 
 
 def ending_in(*endings: str) -> AfterValidator:
-    """A rule for a file's name: it ends in one of `endings`, in whatever case."""
+    """A rule for a file's name: it ends in one of `endings`, in upper or lower case."""
 
     def check(value: str) -> str:
         if not value.lower().endswith(endings):
@@ -63,7 +63,7 @@ def ending_in(*endings: str) -> AfterValidator:
 def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
     """A rule for a name: a public function of `module` from `takes` to one of `gives`.
 
-    So is `my_metrics.top2`, if the module `my_metrics` is trusted.
+    A function of a trusted module, such as `my_metrics.top2`, is also allowed.
     """
 
     def fits(function: Callable[..., Any]) -> bool:
@@ -88,23 +88,23 @@ def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
 
 
 def _written(hint: Any) -> str:
-    """An annotation as it is written in a file, without the module of a class."""
+    """An annotation as written in a source file, without modules."""
     text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
     return str(hint) if text == "dict" else text.rpartition(".")[2] if "[" not in text else text
 
 
 def function_named(module: str, name: str) -> Callable[..., Any]:
-    """What a name that `function_in` has let pass stands for."""
+    """The function for a name that `function_in` has accepted."""
     return trusted.function(name) if "." in name else public_functions(module)[name]
 
 
 def short_name(name: str) -> str:
-    """What a function's numbers or picture are called: `top2` of `my_metrics.top2`."""
+    """The name of a function's metrics or plot: `top2` for `my_metrics.top2`."""
     return name.rpartition(".")[2]
 
 
 def broken_rules(error: ValidationError, prefix: str = "") -> str:
-    """A line for each value that was refused: its key, the rule, and what was given."""
+    """One line per refused value: its key, the rule, and the given value."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in (*filter(None, [prefix]), *problem["loc"]))

@@ -1,7 +1,7 @@
-"""The typed trunk of the configuration, and the check of all of it.
+"""The typed trunk of the configuration, and the check of the whole configuration.
 
-A wrong value is refused here, before TensorFlow is imported: OmegaConf holds the keys and types of
-the trunk, pydantic its ranges, `builders.py` what hangs on it.
+Wrong values are refused here, before TensorFlow is imported: OmegaConf checks the keys and types of
+the trunk, pydantic its ranges, and `builders.py` the leaves (data set, model, optimizer, …).
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class Choices:
 
 @dataclass
 class Config:
-    """All that one run depends on."""
+    """The configuration of one run."""
 
-    # Hydra lets `+key=value` add any key; pydantic hands this down to the dataclasses inside.
+    # Hydra lets `+key=value` add any key; pydantic applies this to nested dataclasses too.
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     dataset: Leaf = field(default_factory=dict)
@@ -152,23 +152,23 @@ class Config:
     choices: Choices = field(default_factory=Choices)
 
 
-# Keys that came after the first recorded runs, dotted, each with the value that does what those
-# runs did. A configuration recorded without the key is read with that value, and checksums leave a
-# key with that value out, so that they equal the recorded ones.
+# Keys added after the first runs were recorded, dotted, each with the value that reproduces the
+# earlier behaviour. A configuration recorded without the key is read with this value, and checksums
+# leave out keys with this value, so that they match the recorded ones.
 ADDED: dict[str, Any] = {"trusted_modules": []} | {
     f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")
 }
-# Keys that recorded configurations may hold and that nothing reads any more.
-REMOVED = (  # what a verb was asked for is no part of a run
+# Keys in recorded configurations that are no longer used.
+REMOVED = (  # requests of verbs are not part of a run
     *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),
     *("resume", "sweep.job.keep"),
 )
 
 
 def register(groups: Mapping[str, type]) -> None:
-    """Makes the trunk known to Hydra, for `conf/config.yaml` to build upon.
+    """Registers the trunk with Hydra, as the base of `conf/config.yaml`.
 
-    Each dataclass of `groups` becomes a group of its name, which begins with its file `default`.
+    Each dataclass of `groups` becomes the schema of the group of that name and its file `default`.
     """
     defaults: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in groups)]
     trunk = make_dataclass(
@@ -183,13 +183,14 @@ def register(groups: Mapping[str, type]) -> None:
 
 
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
-    """The composed configuration, or a recorded one of this or an earlier version, as `Config`.
+    """Checks a composed or recorded configuration and returns it as `Config`.
 
-    What belongs to Hydra or to a verb is left out. The modules that a composed one names are
-    trusted from here on; those of a recorded one are not.
+    It may have been recorded by an earlier version. Keys of Hydra and of verbs are left out. The
+    modules named in a composed configuration are trusted from now on; those of a recorded one are
+    not.
 
     Raises:
-        RequestError: naming each key whose value is refused or missing, with the rule.
+        RequestError: values are refused or missing; the message names each key and its rule.
     """
     plain: Any
     if isinstance(composed, DictConfig):
@@ -208,7 +209,7 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
 
 
 def validate_request(composed: DictConfig, name: str, kind: type) -> Any:
-    """What the verb `name` is asked for, which is its group of the composed configuration.
+    """Checks and returns the request of the verb `name`: its group of the composed configuration.
 
     Raises:
         RequestError: naming each key whose value is refused, with the rule.
@@ -217,7 +218,7 @@ def validate_request(composed: DictConfig, name: str, kind: type) -> Any:
 
 
 def checked(kind: type, values: Any, prefix: str = "") -> Any:
-    """The values as an instance of the dataclass `kind`, each by its rule.
+    """Checks each value by its rule and returns an instance of the dataclass `kind`.
 
     Raises:
         RequestError: naming each key whose value is refused, with the rule.
@@ -228,13 +229,13 @@ def checked(kind: type, values: Any, prefix: str = "") -> Any:
         raise RequestError(broken_rules(error, prefix)) from error
 
 
-@cache  # to make one takes longer than a hundred checks
+@cache  # creating one takes longer than a hundred checks
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def _of_this_version(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version recorded, with the keys that this one has.
+    """Converts a recorded configuration to the keys of this version.
 
     Raises:
         RequestError: a key is missing that every version has recorded.
@@ -285,7 +286,7 @@ def _check_together(config: Config) -> None:
     ):
         known = Counter(map(short_name, names))
         if twice := [name for name, count in known.items() if count > 1]:
-            raise RequestError(f"{key}: two are called {twice[0]}; leave one out, or rename yours")
+            raise RequestError(f"{key}: two are named {twice[0]}; leave one out, or rename yours")
     needs_validation = [
         name
         for name, needed in (
@@ -296,6 +297,6 @@ def _check_together(config: Config) -> None:
     ]
     if config.preprocess.validation_size == 0 and needs_validation:
         raise RequestError(
-            f"preprocess.validation_size=0 leaves nothing to watch for "
+            f"preprocess.validation_size=0 leaves no validation images for "
             f"{' and '.join(needs_validation)}; set it above 0 or drop these"
         )

@@ -1,4 +1,4 @@
-"""Where configuration files are searched: the current folder's `conf/` first, then the packaged."""
+"""The search path of configuration files: the current folder's `conf/`, then the packaged one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
-# In a checkout conf/ lies beside the package, in an installed one within it.
+# In a checkout conf/ is beside the package; when installed, it is inside the package.
 _PLACES = (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
 CONF = next((place for place in _PLACES if place.is_dir()), _PLACES[0]).resolve()
 
@@ -30,7 +30,7 @@ def files_of(group: str, more: Iterable[Path] = ()) -> list[str]:
 
 @contextmanager
 def searching(*folders: Path) -> Iterator[None]:
-    """Has `folders` searched after all others, as Hydra's `--config-dir` does."""
+    """Searches `folders` after all others, like Hydra's `--config-dir`."""
     _more.extend(folders)
     try:
         yield
@@ -39,7 +39,7 @@ def searching(*folders: Path) -> Iterator[None]:
 
 
 def extend(search_path: ConfigSearchPath) -> None:
-    """Adds the folders of the user's own to Hydra's search path, if it is that of this package."""
+    """Adds the user's folders to Hydra's search path, if it is the one of this package."""
     main = [one.path for one in search_path.get_path() if one.provider == "main"]
     if not main or Path(main[0].removeprefix("file://")) != CONF:
         return  # another application's

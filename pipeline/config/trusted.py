@@ -1,8 +1,8 @@
-"""Modules of the user's own, whose builders, metrics and plots a configuration may name.
+"""The user's own modules, whose builders, metrics and plots a configuration may name.
 
-`trusted_modules=[my_models]` lets `model._target_=my_models.tiny` be built. Trust is this process'
-own: it comes from its command line, the `conf/` of its current folder or PIPELINE_TRUSTED_MODULES,
-never from what a run has recorded. Nothing is imported before it is trusted, nor before it is used.
+`trusted_modules=[my_models]` allows `model._target_=my_models.tiny`. Trust belongs to this process:
+it comes from the command line, the `conf/` of the current folder or PIPELINE_TRUSTED_MODULES, never
+from a recorded run. A module is imported only when it is trusted and used.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _trusted: list[str] = []
 
 
 def trust(modules: Iterable[str]) -> list[str]:
-    """Trusts these modules and those of PIPELINE_TRUSTED_MODULES; returns all of them.
+    """Trusts only these modules and those of PIPELINE_TRUSTED_MODULES; returns all of them.
 
-    A package is trusted with the modules inside it. What was trusted before no longer is.
+    A trusted package includes its modules.
 
     Raises:
-        RequestError: one is no name of a module, or is found neither in the current folder nor
-            among the installed packages.
+        RequestError: one is not a valid name of a module, or is found neither in the current folder
+            nor among the installed packages.
     """
     more = re.split(r"[\s,]+", os.environ.get(VARIABLE, ""))
     named = [*dict.fromkeys([*modules, *filter(None, more)])]
     for name in named:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-            raise RequestError(f"{SETTING}: {name!r} is no name of a module; write [my_models]")
+            raise RequestError(f"{SETTING}: {name!r} is not a valid module name; write [my_models]")
         if _top(name) not in sys.modules and not _found(_top(name)):
             here = sorted(path.stem for path in Path.cwd().glob("[!_]*.py"))
             raise RequestError(
@@ -58,7 +58,7 @@ def trusted() -> list[str]:
 
 
 def is_trusted(target: str) -> bool:
-    """Whether a dotted name lies in a module that is trusted."""
+    """Whether a dotted name belongs to a trusted module."""
     return any(target.startswith(f"{module}.") for module in _trusted)
 
 
@@ -89,7 +89,7 @@ def function(target: str) -> Callable[..., Any]:
 
 
 def untrusted(target: str) -> str:
-    """What to do to have a dotted name used whose module is not trusted."""
+    """Advice on how to use a dotted name whose module is not trusted."""
     module = target.rpartition(".")[0]
     return (
         f"{target} is code that is not part of the pipeline; if you trust the module {module}, "
@@ -98,12 +98,12 @@ def untrusted(target: str) -> str:
 
 
 def public_functions(module: str) -> dict[str, Callable[..., Any]]:
-    """The functions that a module, ours or a trusted one, itself defines under a public name.
+    """The public functions that a module, ours or a trusted one, defines itself.
 
     Raises:
-        RequestError: a trusted module cannot be imported; says why.
+        RequestError: a trusted module cannot be imported; the message says why.
     """
-    # Not inspect.getmembers, whose isinstance would make a lazily imported Keras load.
+    # Not inspect.getmembers, whose isinstance check would load a lazy Keras.
     return {
         name: value
         for name, value in vars(_imported(module)).items()
@@ -112,7 +112,7 @@ def public_functions(module: str) -> dict[str, Callable[..., Any]]:
 
 
 def checksums(modules: Iterable[str]) -> dict[str, str]:
-    """SHA-256 (hex) of the source of each module, in which a package's counts file by file."""
+    """SHA-256 (hex) of the source of each module; for a package, of all its files."""
     sums = {}
     for module in modules:
         digest = hashlib.sha256()
@@ -123,7 +123,7 @@ def checksums(modules: Iterable[str]) -> dict[str, str]:
 
 
 def sources(modules: Iterable[str]) -> dict[str, bytes]:
-    """The source files of modules, by their paths: `my_models.py`, `my_package/models.py`."""
+    """The source of modules by path: `my_models.py`, `my_package/models.py`."""
     files: dict[str, bytes] = {}
     for module in modules:
         with _current_folder_on_path():
@@ -149,7 +149,7 @@ def _imported(module: str) -> Any:
     try:
         with (
             _current_folder_on_path(),
-            # What TensorFlow's native library prints when a module imports it is for nobody.
+            # Hide what TensorFlow's native library prints when a module imports it.
             nullcontext() if loaded else native_messages_to(Path(os.devnull)),
         ):
             return importlib.import_module(module)
@@ -168,10 +168,10 @@ def _top(module: str) -> str:
 
 @contextmanager
 def _current_folder_on_path() -> Iterator[None]:
-    """`python -m` has it there, the installed command has not."""
+    """Puts the current folder on sys.path, which the installed command, unlike `python -m`, lacks."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
-    importlib.invalidate_caches()  # it may have been written since the last look
+    importlib.invalidate_caches()  # files may be new since the last import
     try:
         yield
     finally:

@@ -210,7 +210,9 @@ def test_the_classes_for_logging_exist(name: str) -> None:
 )
 @pytest.mark.parametrize("group", ["dataset", "model"])
 def test_a_choice_that_would_be_a_path_elsewhere_is_refused(group: str, name: str) -> None:
-    with pytest.raises(RequestError, match=rf"choices\.{group}: names a folder: letters, digits"):
+    with pytest.raises(
+        RequestError, match=rf"choices\.{group}: names a folder: use only letters, digits"
+    ):
         configured(f"choices.{group}='{name}'")
 
 

@@ -154,7 +154,7 @@ def test_without_validation_images_nothing_can_depend_on_them(override: str) -> 
     name = "train.patience" if "patience" in override else override
     message = refusal("preprocess.validation_size=0", override)
     assert message.startswith(
-        f"preprocess.validation_size=0 leaves nothing to watch for {name}; set it above 0"
+        f"preprocess.validation_size=0 leaves no validation images for {name}; set it above 0"
     )
     assert configured("preprocess.validation_size=1", override).preprocess.validation_size == 1
     assert configured("preprocess.validation_size=0").train.keep == "last"

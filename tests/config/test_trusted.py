@@ -184,7 +184,7 @@ def test_a_metric_that_does_not_look_like_ours_is_refused(name: str) -> None:
 
 def test_two_metrics_or_plots_of_one_name_are_refused() -> None:
     said = refusal(TRUST, "evaluate.metrics=[accuracy,my_models.accuracy]")
-    assert said == "evaluate.metrics: two are called accuracy; leave one out, or rename yours"
+    assert said == "evaluate.metrics: two are named accuracy; leave one out, or rename yours"
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_two_metrics_or_plots_of_one_name_are_refused() -> None:
             "my_modles",
             "no module my_modles in {here} or installed; modules here: broken, my_models",
         ),
-        ("../evil", "'../evil' is no name of a module"),
-        ("my models", "'my models' is no name of a module"),
+        ("../evil", "'../evil' is not a valid module name"),
+        ("my models", "'my models' is not a valid module name"),
         ("my_models.py", "cannot be imported"),
         ("broken", "broken cannot be imported: ZeroDivisionError: division by zero"),
     ],
