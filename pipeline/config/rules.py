@@ -94,8 +94,17 @@ def _written(hint: Any) -> str:
 
 
 def function_named(module: str, name: str) -> Callable[..., Any]:
-    """The function for a name that `function_in` has accepted."""
-    return trusted.function(name) if "." in name else public_functions(module)[name]
+    """The function of `module` with that name, or a trusted one for a dotted name.
+
+    Raises:
+        RequestError: there is no such function.
+    """
+    if "." in name:
+        return trusted.function(name)
+    known = public_functions(module)
+    if name not in known:
+        raise RequestError(f"{module} has no function {name!r}; choose one of {', '.join(known)}")
+    return known[name]
 
 
 def short_name(name: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import draw_training, evaluate, stored
+from pipeline.system.errors import RequestError
 
 MADE = Predictions(
     split=Split(images=np.zeros((4, 2, 2, 1), np.uint8), labels=np.array([0, 0, 1, 1], np.int32)),
@@ -34,7 +35,11 @@ def test_the_chosen_metrics_and_no_others_are_measured_under_test() -> None:
 
 
 def test_two_metrics_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ece", lambda predictions: {"accuracy": 0.0})
+    def ece(predictions: object) -> dict[str, float]:
+        return {"accuracy": 0.0}
+
+    ece.__module__ = metrics.__name__
+    monkeypatch.setattr(metrics, "ece", ece)
     with pytest.raises(ValueError, match="two metrics are named test/accuracy"):
         evaluate(MADE, ["accuracy", "ece"], [])
 
@@ -86,7 +91,7 @@ def test_training_reports_what_the_epoch_has_whose_weights_were_kept() -> None:
 
 
 def test_an_unknown_name_does_not_pass_silently() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'acuracy'"):
+    with pytest.raises(RequestError, match=r"no function 'acuracy'; choose one of .*accuracy"):
         evaluate(MADE, ["acuracy"], [])
 
 
