@@ -301,7 +301,9 @@ def test_a_holder_that_was_counted_as_dead_moves_nothing_when_it_comes_back(
         registry.client, name, number, lambda: counted_as_dead(registry, promotion(5, 3))
     )
     # MLflow itself refuses the alias of a version that is gone, in its own words.
-    with pytest.raises((Outrun, MlflowException), match="meanwhile|when this was judged|so long|not found"):
+    with pytest.raises(
+        (Outrun, MlflowException), match="meanwhile|when this was judged|so long|not found"
+    ):
         switch(replace(registry, client=late), change)  # type: ignore[arg-type]
     assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 3}
     assert decisions(registry) == [PROMOTED] * 3 + [ABANDONED, PROMOTED]
