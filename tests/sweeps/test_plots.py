@@ -565,6 +565,6 @@ def test_a_picture_that_fails_costs_the_picture_and_is_named(
     expected = set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) - {"parallel_coordinates"}
     monkeypatch.setattr("pipeline.sweeps.plots._parallel", fails)
     assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == expected
-    assert "picture parallel_coordinates could not be drawn: AttributeError: no such" in caplog.text
+    assert "plot parallel_coordinates could not be drawn: AttributeError: no such" in caplog.text
     monkeypatch.setattr("pipeline.sweeps.plots._study", fails)  # as with another Optuna
     assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == {"objective"}
