@@ -262,7 +262,7 @@ IN_THE_FILE: dict[str, tuple[Doctor, str]] = {
     "weights that are a view of another file": (with_weights(_virtual), "are in another file"),
     "a link within the weights": (with_weights(_soft_link), "to another place"),
     "weights that are declared only": (with_weights(_hollow), "declare more"),
-    "a bomb in the archive": (_bomb, "unfold"),
+    "a bomb in the archive": (_bomb, "would decompress to"),
     "a member outside of its folder": (_member("../evil"), "not part of a Keras model"),
     "an absolute member": (_member("/tmp/evil"), "not part of a Keras model"),
     "assets": (_member("assets/vocabulary.txt"), "not part of a Keras model"),
