@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.tracking.client import connect
 from pipeline.verbs.doctor.orphans import running
-from tests.commands import environment, free_port, pipeline
+from tests.commands import environment, free_port, fresh_pipeline, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -71,9 +71,10 @@ def test_where_everything_is_broken_all_of_it_is_said(tmp_path: Path) -> None:
 
 def test_an_mlflow_that_cannot_be_imported_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "mlflow.py").write_text("raise ImportError('half installed')")
-    code, states, said = doctor("dataset=synthetic", cwd=tmp_path)
-    assert (code, states["store"], states["tensorflow"]) == (1, {"problem"}, {"ok"})
-    assert "half installed" in said
+    ended = fresh_pipeline("doctor", "doctor.format=json", "dataset=synthetic", cwd=tmp_path)
+    states = {one["area"]: one["state"] for one in json.loads(ended.stdout)["findings"]}
+    assert (ended.returncode, states["store"], states["tensorflow"]) == (1, "problem", "ok")
+    assert "half installed" in ended.stdout
 
 
 def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
