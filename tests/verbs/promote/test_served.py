@@ -32,10 +32,11 @@ class Remote:
     folder: Path
 
     def words(self, *words: str) -> tuple[str, ...]:
-        return (*DATA, *LENIENT, f"tracking.uri={self.address}", *words)
+        return (*DATA, f"tracking.uri={self.address}", *words)
 
     def carried_out(self, verb: str, *words: str) -> Any:
-        return carried_out(verb, *self.words(*words), folder=self.folder)
+        given = LENIENT if verb == "promote" else ()
+        return carried_out(verb, *self.words(*given, *words), folder=self.folder)
 
     def trained(self, *words: str) -> str:
         return run(
