@@ -22,6 +22,8 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations and the like are not for users
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
+    # Smaller blocks of a decoded picture are kept by each thread: eight of them kept 1.5 GB.
+    "PILLOW_BLOCK_SIZE": "64m",
 }
 # These override the environment: another library, such as JAX, may have set them.
 ALWAYS = {
@@ -65,7 +67,7 @@ def load(module: str) -> ModuleType:
 
 
 def configure_libraries() -> None:
-    """Sets the environment variables that TensorFlow, Keras and MLflow read when imported.
+    """Sets the environment variables that slow libraries read when imported.
 
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow.
