@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok
 
 OUTPUTS, MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
@@ -55,7 +56,9 @@ def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
     if not found:
         return
     known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
-    spare = [p for p, run in known.items() if run and run.status == "FINISHED" and run.has_model]
+    spare = [
+        p for p, run in known.items() if run and run.status == Status.FINISHED and run.has_model
+    ]
     if spare:
         says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
         yield ok("leftovers", says, _delete(_by_day(spare, found)))
@@ -72,7 +75,7 @@ def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
     if not found:
         return
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
-    ended = [path for path, sweep in known.items() if sweep and sweep.status == "FINISHED"]
+    ended = [path for path, sweep in known.items() if sweep and sweep.status == Status.FINISHED]
     if ended:
         says = (
             f"folders of {len(ended)} finished sweeps, {_size(ended)}; needed only to extend them"

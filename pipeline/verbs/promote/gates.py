@@ -11,6 +11,7 @@ from pipeline.data.values import Array, Predictions
 from pipeline.evaluation import metrics
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.paired import accuracy_change, mcnemar
+from pipeline.tracking.values import Status
 from pipeline.verbs.promote import Promote
 
 LOADS = "model loads"  # the only gate that `force` does not override
@@ -85,8 +86,8 @@ def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
     yield Gate(
         name="run finished",
         value=status,
-        limit="FINISHED",
-        passed=status == "FINISHED",
+        limit=Status.FINISHED,
+        passed=status == Status.FINISHED,
         says=f"its status is {status}",
     )
     evaluated = evidence.logged is not None
