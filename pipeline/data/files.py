@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ FORMATS = (
 )
 ARRAY_SUFFIX = ".npy"
 LINKED = "linked folder"
+# What systems and programs put beside a user's files, in lower case.
+SYSTEM = frozenset(
+    (
+        *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
+        *("lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +56,39 @@ class Found:
     @property
     def rest(self) -> str:
         """What was left out, as `left out: 5 .heic, 1 linked folder`; empty if nothing was."""
-        told = (
-            f"{count:,} {what}{'s' if what == LINKED and count > 1 else ''}"
-            for what, count in self.left_out
-        )
-        return f"left out: {', '.join(told)}" if self.left_out else ""
+        return rest(self.left_out)
+
+
+def rest(left_out: Sequence[tuple[str, int]]) -> str:
+    """Counts of what was left out as text: `left out: 5 .heic, 2 linked folders`; may be empty."""
+    things = ("folder", "file", "link", "picture")
+    told = (
+        f"{count:,} {what}{'s' if count > 1 and what.endswith(things) else ''}"
+        for what, count in left_out
+    )
+    return f"left out: {', '.join(told)}" if left_out else ""
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """The endings of picture files, such as `.jpg`, in lower case."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(end for end, kind in known if kind in (*FORMATS, "MPO"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or is one that systems put beside a user's files."""
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def find(images: str) -> Found:
     """Finds, in order, the files that a path, a folder (with subfolders) or a pattern stands for.
 
-    The order is natural (`9.png` before `10.png`). In folders, hidden files and files without the
-    suffix of an image are left out; a file that is named, or matches, is always taken. A linked
-    folder is entered only if it is named itself.
+    The order is natural (`9.png` before `10.png`). In folders, files that are hidden or belong to
+    the system (`@eaDir`, `__MACOSX`) and files without the suffix of an image are left out; a file
+    that is named, or matches, is always taken. A linked folder is entered only if it is named
+    itself.
 
     Raises:
         RequestError: there are none.
@@ -93,9 +121,7 @@ class _Search:
     """The results of a search so far."""
 
     def __init__(self) -> None:
-        Image.init()
-        known = Image.registered_extensions().items()
-        self.endings = {end for end, kind in known if kind in (*FORMATS, "MPO")} | {ARRAY_SUFFIX}
+        self.endings = picture_endings() | {ARRAY_SUFFIX}
         self.files: set[Path] = set()
         self.closed: dict[Path, Unreadable] = {}
         self.left_out: dict[Path, str] = {}
@@ -112,7 +138,7 @@ class _Search:
         for entry in self.entries(folder):
             if self.is_folder(entry):
                 self.folder(folder / entry.name)
-            elif not entry.name.startswith(".") and not entry.is_dir():
+            elif not is_hidden(entry.name) and not entry.is_dir():
                 self.file(folder / entry.name)
 
     def pattern(self, place: Path, parts: Sequence[str]) -> None:
@@ -144,12 +170,12 @@ class _Search:
 
     def is_folder(self, entry: os.DirEntry[str]) -> bool:
         """Whether an entry is a folder that the search may enter."""
-        return entry.is_dir() and not entry.name.startswith(".") and self.is_open(entry)
+        return entry.is_dir() and not is_hidden(entry.name) and self.is_open(entry)
 
     def is_open(self, entry: os.DirEntry[str]) -> bool:
         if not (entry.is_symlink() and entry.is_dir()):
             return True
-        if not entry.name.startswith("."):
+        if not is_hidden(entry.name):
             self.left_out[Path(entry.path)] = LINKED
         return False
 
@@ -207,7 +233,15 @@ def printable(file: Path) -> str:
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
+def natural(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sort key of a name: numbers by value, letters regardless of case, then the name itself."""
+    pairs = _PARTS(name.casefold())
+    return [(text, int(digits or -1)) for text, digits in pairs], name
+
+
+_PARTS = re.compile(r"([^0-9]*)([0-9]*)").findall
+
+
 def _natural(path: Path) -> tuple[list[list[tuple[str, int]]], str]:
-    """Sort key: numbers by value, letters regardless of case; ties are broken by the whole path."""
-    pairs = [re.findall(r"([^0-9]*)([0-9]*)", part.casefold()) for part in path.parts]
-    return [[(text, int(digits or -1)) for text, digits in part] for part in pairs], str(path)
+    """Sort key of a path: as `natural` for each part; ties are broken by the whole path."""
+    return [natural(part)[0] for part in path.parts], str(path)
