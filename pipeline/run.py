@@ -17,7 +17,7 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.training.build import build_model
+from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
 from pipeline.training.predictor import predict
@@ -71,9 +71,9 @@ def run(
             fitted = train(model, prepared, config, folder, listeners, progress)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            found.update(_evaluate(model, prepared, config, recording))
+            found.update(_evaluate(fitted.model, prepared, config, recording))
         with recording.stage("save"):
-            uri = recording.log_model(model, prepared) if config.tracking.log_model else None
+            uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, found, uri)
 
 
@@ -81,7 +81,7 @@ def complete(
     config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
 ) -> Result:
     """Evaluates and reports the run that `began` describes; saves its model unless it has a URI."""
-    prepared = _load_data(config, recording)
+    prepared, model = _load_data(config, recording), kept(model)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     if config.evaluate.report:

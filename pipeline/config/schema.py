@@ -60,6 +60,8 @@ class Train:
     """Images in one gradient step."""
     scaling: Annotated[str, one_of("unit", "standard")] = MISSING
     """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1."""
+    precision: Annotated[str, one_of("float32", "bfloat16", "float16", "auto")] = MISSING
+    """In what the network computes while it is trained; weights and the saved model are float32."""
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING
@@ -155,7 +157,7 @@ class Config:
 # Keys added after the first runs were recorded, dotted, each with the value that reproduces the
 # earlier behaviour. A configuration recorded without the key is read with this value, and checksums
 # leave out keys with this value, so that they match the recorded ones.
-ADDED: dict[str, Any] = {"trusted_modules": []} | {
+ADDED: dict[str, Any] = {"trusted_modules": [], "train.precision": "float32"} | {
     f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")
 }
 # Keys in recorded configurations that are no longer used.

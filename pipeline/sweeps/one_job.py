@@ -127,5 +127,7 @@ def _complete(config: Config, run_id: str, folder: Path) -> Result:
     recording = reopen(run_id, config.tracking, folder)
     began = find_run(run_id, config).config
     checkpoint = folder / "checkpoints" / f"{config.train.keep}.keras"
-    model = load_saved(checkpoint, called=str(checkpoint), compile=True)
+    # Keras cannot load an optimizer that scales the loss.
+    with_optimizer = config.train.precision != "float16"
+    model = load_saved(checkpoint, called=str(checkpoint), compile=with_optimizer)
     return complete(config, began, model, recording)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,13 @@ from pipeline.config.schema import Config
 from pipeline.data.values import Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training.check import check_model
+from pipeline.training.precision import (
+    best_for,
+    computes_in_float32,
+    computing_in,
+    in_float32,
+    require_sensible,
+)
 from pipeline.training.programs import keep_programs
 
 
@@ -27,29 +35,63 @@ def build_model(
 
     Raises:
         RequestError: the model cannot be built on images of this size, does not give
-            probabilities, or cannot be saved and loaded again.
+            probabilities, or cannot be saved and loaded again; there is no GPU for float16.
     """
     if programs is not None:
         keep_programs(programs)
     # A user's keras.json may set other values.
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")
-    keras.utils.set_random_seed(config.seed)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
+    precision = config.train.precision
+    require_sensible(precision)
+    model = _network(config, prepared, "float32" if precision == "auto" else precision)
+    if precision == "auto" and (best := best_for(model)) != "float32":
+        model = _network(config, prepared, best)
+    if not checked:
+        check_model(model, len(prepared.class_names))
+    _compile(model, config, images=len(prepared.train))
+    return model
+
+
+def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
+    keras.utils.set_random_seed(config.seed)
     images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
     try:
         x = _scaling(config.train.scaling, prepared)(images)
         if config.augment["_target_"] is not None:
             x = build(config.augment, x)
-        outputs = build(config.model, x, len(prepared.class_names))
+        with computing_in(precision):
+            outputs = build(config.model, x, len(prepared.class_names))
+            return keras.Model(images, outputs, name=config.choices.model)
     except ValueError as error:
         raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
-    model = keras.Model(images, outputs, name=config.choices.model)
-    if not checked:
-        check_model(model, len(prepared.class_names))
-    _compile(model, config, images=len(prepared.train))
-    return model
+
+
+def kept(model: keras.Model) -> keras.Model:
+    """The trained `model` as it is evaluated and saved: it computes in float32.
+
+    It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights
+    and, where `model` has one, the optimizer in the same state.
+    """
+    if computes_in_float32(model):
+        return model
+    wide = in_float32(model)
+    wide.compile(optimizer=_unscaled(model, wide), **_measures())
+    return wide
+
+
+def _unscaled(model: keras.Model, wide: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer of `model`, without the scaling of the loss, for its copy `wide`."""
+    if not model.compiled:
+        return keras.optimizers.SGD()
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    same = type(optimizer).from_config(optimizer.get_config())
+    same.build(wide.trainable_variables)
+    for variable, value in zip(same.variables, optimizer.variables, strict=True):
+        variable.assign(value)
+    return same
 
 
 def _compile(model: keras.Model, config: Config, *, images: int) -> None:
@@ -60,12 +102,15 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             initial_learning_rate=config.optimizer["learning_rate"],
             decay_steps=config.train.epochs * -(-images // config.train.batch_size),
         )
-    model.compile(
-        optimizer=optimizer,
+    model.compile(optimizer=optimizer, **_measures())
+
+
+def _measures() -> dict[str, Any]:
+    return {
         # Equals cross-entropy on one-hot labels, without creating those.
-        loss=keras.losses.SparseCategoricalCrossentropy(),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
+        "loss": keras.losses.SparseCategoricalCrossentropy(),
+        "metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    }
 
 
 def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:

@@ -99,7 +99,8 @@ def load_state(model: keras.Model, path: Path) -> None:
     Raises:
         RequestError: the file is damaged, or refers to weights in another file.
     """
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     with inspected(path, called=str(path)) as folder:
         model.load_weights(folder / WEIGHTS)
 

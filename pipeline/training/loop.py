@@ -124,7 +124,8 @@ def _part_size(images: int, batch_size: int) -> int:
 
 def _create_state(model: keras.Model, split: Split) -> None:
     """Creates the variables of optimizer and metrics, which a graph can use but not create."""
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # twice would add variables to one that scales the loss
+        model.optimizer.build(model.trainable_variables)
     model.test_step((split.batch(0, 1), split.labels[:1]))
 
 

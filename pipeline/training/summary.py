@@ -95,7 +95,8 @@ def summarise(model: keras.Model, *, batch_size: int) -> Summary:
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
     )
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     activations = sum(layer.activations for layer in layers)
     activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
     # The step counter and the learning rate are scalars; the other variables are the slots.

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.files import remove
 from pipeline.training import loop
-from pipeline.training.build import build_model
+from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import (
     Checkpoint,
     EpochEnd,
@@ -38,6 +38,7 @@ def train(
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
+    The fitted model computes in float32, whatever `train.precision` is in training.
     Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics.
     With `start`, the progress of the last checkpoint there, training resumes from that checkpoint
     and ends with the same weights as an uninterrupted one.
@@ -69,7 +70,7 @@ def train(
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
-        model=model,
+        model=kept(model),
         history={metric_name(key): values for key, values in history.history.items()},
         images_per_s=len(history.epoch) * len(prepared.train) / seconds,
         best_epoch=best.best_epoch + 1 if best else None,

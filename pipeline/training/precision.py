@@ -1,0 +1,94 @@
+"""In how many bits a model computes: `train.precision`.
+
+Weights, losses and optimizers stay in float32 ("mixed precision", Micikevicius et al. 2018); what
+lies between them is computed in 16 bits. A model is kept and saved in float32, so that it gives the
+same answers on processors without 16-bit arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipeline.system.errors import RequestError
+
+LOW = ("bfloat16", "float16")
+MEASURED = "avx512_bf16"  # by this a CPU computes convolutions in bfloat16 in 0.6 of the time
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Lets layers that are built inside compute in `precision`; Keras has one setting for all."""
+    keras.config.set_dtype_policy(f"mixed_{precision}" if precision in LOW else precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def require_sensible(precision: str) -> None:
+    """Checks that the device can compute in `precision`.
+
+    Raises:
+        RequestError: float16 on a CPU, which has no arithmetic for it.
+    """
+    if precision == "float16" and not _has_gpu():
+        raise RequestError(
+            "train.precision=float16 needs a GPU, and TensorFlow sees none here; "
+            "CPUs take bfloat16 or float32"
+        )
+
+
+def best_for(model: keras.Model) -> str:
+    """The precision that `auto` means: bfloat16 where that was measured to be faster.
+
+    That is a network of ordinary convolutions on a CPU with AVX512_BF16.
+    """
+    plain = any(type(layer) is keras.layers.Conv2D for layer in _layers(model))
+    return "bfloat16" if plain and not _has_gpu() and _processor_has(MEASURED) else "float32"
+
+
+def computes_in_float32(model: keras.Model) -> bool:
+    """Whether no layer of `model` computes in 16 bits."""
+    return all(layer.compute_dtype not in LOW for layer in _layers(model))
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A copy of `model` with the same weights that computes in float32; it is not compiled."""
+    described = _widened(keras.saving.serialize_keras_object(model))
+    described["compile_config"] = None
+    copy: keras.Model = keras.saving.deserialize_keras_object(described)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _widened(described: Any) -> Any:
+    """A description of a model in which every 16-bit type is float32."""
+    if isinstance(described, dict):
+        return {key: _widened(value) for key, value in described.items()}
+    if isinstance(described, list | tuple):
+        return [_widened(value) for value in described]
+    narrow = isinstance(described, str) and described.removeprefix("mixed_") in LOW
+    return "float32" if narrow else described
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _processor_has(flag: str) -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and flag in info.read_text().split()

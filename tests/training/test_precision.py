@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.training import precision
+from pipeline.training.build import build_model, kept
+from pipeline.training.checkpoint import progress_of
+from pipeline.training.saved import load_saved
+from pipeline.training.train import train
+from tests.commands import configured
+
+pytestmark = pytest.mark.slow
+RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
+PREPARED = preprocess(RAW, validation_size=20, seed=0)
+IMAGES = PREPARED.test.batch(0, 20)
+SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
+CNN = ("model=cnn", "model.filters=[4]", "model.dense=8")
+MLP = ("model.hidden=[6]",)
+
+
+def fitted(folder: Path, *overrides: str, resumed: bool = False) -> keras.Model:
+    config = configured(*SMALL, *overrides)
+    start = progress_of(folder / "checkpoints" / "last.keras") if resumed else None
+    return train(build_model(config, PREPARED), PREPARED, config, folder, [], start).model
+
+
+def flat(model: keras.Model) -> Array:
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+def types_of(model: keras.Model) -> set[str]:
+    return {layer.compute_dtype for layer in model.layers}
+
+
+def test_only_the_network_computes_in_16_bits_and_its_weights_and_answers_do_not() -> None:
+    config = configured(*SMALL, *CNN, "augment=flip_and_shift", "train.precision=bfloat16")
+    model = build_model(config, PREPARED)
+    computed = {layer.name: layer.compute_dtype for layer in model.layers}
+    assert computed["conv_1"] == computed["dense_1"] == "bfloat16"
+    assert computed["scaling"] == computed["shift"] == computed["probabilities"] == "float32"
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert model.outputs[0].dtype == "float32"
+
+
+def test_the_precision_of_one_model_is_not_that_of_the_next() -> None:
+    build_model(configured(*SMALL, *CNN, "train.precision=bfloat16"), PREPARED)
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(ZeroDivisionError), precision.computing_in("bfloat16"):
+        raise ZeroDivisionError
+    assert types_of(build_model(configured(*SMALL, *CNN), PREPARED)) == {"float32"}
+
+
+def test_training_in_bfloat16_is_near_float32_with_xla_too(tmp_path: Path) -> None:
+    wide = flat(fitted(tmp_path / "wide", *MLP, "train.xla=true"))
+    narrow = flat(fitted(tmp_path, *MLP, "train.xla=true", "train.precision=bfloat16"))
+    assert 0 < np.abs(narrow - wide).max() < 0.05
+
+
+def test_the_trained_model_is_saved_in_float32_and_answers_alike_everywhere(tmp_path: Path) -> None:
+    model = fitted(tmp_path, *CNN, "train.precision=bfloat16")
+    assert types_of(model) == {"float32"}
+    model.save(tmp_path / "model.keras")
+    saved = load_saved(tmp_path / "model.keras", called="model", compile=True)
+    assert types_of(saved) == {"float32"}
+    np.testing.assert_array_equal(saved(IMAGES), model(IMAGES))
+    assert int(saved.optimizer.iterations) == 3 * 5
+    narrow = load_saved(tmp_path / "checkpoints" / "last.keras", called="last", compile=True)
+    assert "bfloat16" in types_of(narrow)
+    np.testing.assert_array_equal(kept(narrow)(IMAGES), model(IMAGES))  # as a sweep completes a job
+    np.testing.assert_allclose(narrow(IMAGES), model(IMAGES), atol=0.02)
+
+
+def test_a_model_in_float32_is_kept_as_it_is() -> None:
+    model = build_model(configured(*SMALL, *MLP), PREPARED)
+    assert kept(model) is model
+
+
+def test_interrupted_training_in_bfloat16_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    narrow = (*MLP, "train.precision=bfloat16")
+    whole = flat(fitted(tmp_path / "whole", *narrow))
+    fitted(tmp_path, *narrow, "train.epochs=2")
+    np.testing.assert_array_equal(flat(fitted(tmp_path, *narrow, resumed=True)), whole)
+
+
+def test_float16_is_refused_without_a_gpu() -> None:
+    with pytest.raises(RequestError, match=r"^train.precision=float16 needs a GPU"):
+        build_model(configured(*SMALL, *CNN, "train.precision=float16"), PREPARED)
+
+
+def test_float16_scales_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_gpu", lambda: True)
+    narrow = (*MLP, "train.precision=float16", "train.keep=best")
+    whole = fitted(tmp_path / "whole", *narrow)
+    assert isinstance(whole.optimizer, keras.optimizers.Adam)
+    assert int(whole.optimizer.iterations) == 3 * 5
+    fitted(tmp_path, *narrow, "train.epochs=1")
+    np.testing.assert_array_equal(flat(fitted(tmp_path, *narrow, resumed=True)), flat(whole))
+    best = kept(load_saved(tmp_path / "checkpoints" / "best.keras", called="best"))
+    np.testing.assert_array_equal(flat(best), flat(whole))
+    assert types_of(best) == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("network", "flags", "gpu", "expected"),
+    [
+        (CNN, "fma avx512_bf16", False, "bfloat16"),
+        (CNN, "fma avx512f", False, "float32"),
+        (CNN, "fma avx512_bf16", True, "float32"),  # not measured
+        (MLP, "fma avx512_bf16", False, "float32"),  # not measured
+    ],
+)
+def test_auto_is_bfloat16_only_where_that_was_measured(
+    network: tuple[str, ...],
+    flags: str,
+    gpu: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "_has_gpu", lambda: gpu)
+    monkeypatch.setattr(precision, "_processor_has", lambda flag: flag in flags.split())
+    model = build_model(configured(*SMALL, *network, "train.precision=auto"), PREPARED)
+    assert (types_of(model) == {"float32"}) == (expected == "float32")
