@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from pipeline.system.errors import RequestError
+from pipeline.training.programs import processor_features
 
 LOW = ("bfloat16", "float16")
 MEASURED = "avx512_bf16"  # by this a CPU computes convolutions in bfloat16 in 0.6 of the time
@@ -50,7 +50,11 @@ def best_for(model: keras.Model) -> str:
     That is a network of ordinary convolutions on a CPU with AVX512_BF16.
     """
     plain = any(type(layer) is keras.layers.Conv2D for layer in _layers(model))
-    return "bfloat16" if plain and not _has_gpu() and _processor_has(MEASURED) else "float32"
+    return (
+        "bfloat16"
+        if plain and not _has_gpu() and MEASURED in processor_features().split()
+        else "float32"
+    )
 
 
 def computes_in_float32(model: keras.Model) -> bool:
@@ -87,8 +91,3 @@ def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def _processor_has(flag: str) -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and flag in info.read_text().split()

@@ -37,11 +37,15 @@ def keep_programs(folder: Path) -> None:
 
 def _machine() -> str:
     """A name for the TensorFlow version and processor, on which a program depends."""
+    return hashlib.sha256(f"{tf.__version__} {processor_features()}".encode()).hexdigest()[:16]
+
+
+def processor_features() -> str:
+    """The features of the processor, separated by blanks, or its name where they are not known."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     named = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    features = (named or lines)[0]
-    return hashlib.sha256(f"{tf.__version__} {features}".encode()).hexdigest()[:16]
+    return (named or lines)[0]
 
 
 def forget_programs() -> bool:

@@ -125,6 +125,6 @@ def test_auto_is_bfloat16_only_where_that_was_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "_has_gpu", lambda: gpu)
-    monkeypatch.setattr(precision, "_processor_has", lambda flag: flag in flags.split())
+    monkeypatch.setattr(precision, "processor_features", lambda: f"flags : {flags}")
     model = build_model(configured(*SMALL, *network, "train.precision=auto"), PREPARED)
     assert (types_of(model) == {"float32"}) == (expected == "float32")
