@@ -2,7 +2,8 @@
 
 A leaf is flat: `_target_` names a builder, and every other key is one of its keyword-only
 parameters, whose annotations are the rules for the values. Positional parameters of a builder are
-passed at run time.
+passed at run time. A parameter of ours with a default came after the first runs were recorded; the
+default is what those runs did.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         model = _model(group, target if target is None else str(target))
     given = {key: value for key, value in leaf.items() if key != "_target_"}
     try:
-        return {"_target_": target, **model.model_validate(given).model_dump(exclude_unset=True)}
+        checked = model.model_validate(given)
+        return {"_target_": target, **checked.model_dump(exclude_unset=group in KERAS_CLASSES)}
     except ValidationError as error:
         raise RequestError(broken_rules(error, group)) from error
 
@@ -119,7 +121,9 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
         functions = public_functions(BUILDERS[group])
         allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
         if target in allowed:
-            return {name: (hint, ...) for name, hint in leaf_parameters(allowed[target]).items()}
+            added = leaf_defaults(allowed[target])
+            rules = leaf_parameters(allowed[target]).items()
+            return {name: (hint, added.get(name, ...)) for name, hint in rules}
     else:
         prefix, names = KERAS_CLASSES[group]
         allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
@@ -189,6 +193,31 @@ def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
     hints = get_type_hints(builder, include_extras=True)
     parameters = inspect.signature(builder).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def leaf_defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """The keys of a leaf that the builder has a default for: what runs without the key did."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def added_to(group: str, leaf: Leaf) -> dict[str, Any]:
+    """`leaf_defaults` of the builder of a checked leaf; empty for a builder that is not ours."""
+    module, _, name = str(leaf["_target_"]).rpartition(".")
+    if group not in BUILDERS or module != BUILDERS[group]:
+        return {}
+    return leaf_defaults(public_functions(module)[name])
+
+
+def value_before(key: str) -> Any:
+    """What runs did that were recorded without the key (`model.residual`) of a leaf.
+
+    Raises:
+        KeyError: no builder of ours has a default for it.
+    """
+    group, _, name = key.partition(".")
+    ours = public_functions(BUILDERS[group]).values()
+    return {name: value for one in ours for name, value in leaf_defaults(one).items()}[name]
 
 
 def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
-from pipeline.config.builders import GROUPS, first_name
+from pipeline.config.builders import GROUPS, added_to, first_name
 from pipeline.config.schema import ADDED, Config
 
 # No result depends on these.
@@ -41,6 +41,9 @@ def config_sha256(config: Config) -> str:
     """
     parts = {key: value for key, value in asdict(config).items() if key not in NOT_PARAMS}
     for group in GROUPS:
+        added = added_to(group, parts[group])
+        as_before = {key for key, value in added.items() if parts[group].get(key) == value}
+        parts[group] = {key: parts[group][key] for key in parts[group].keys() - as_before}
         parts[group] |= {"_target_": first_name(parts[group]["_target_"])}
     for name, value in ADDED.items():
         *groups, key = name.split(".")

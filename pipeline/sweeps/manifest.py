@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.builders import value_before
 from pipeline.config.flat import as_param, config_sha256, flatten
 from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
@@ -96,7 +97,12 @@ def _searched(multirun: Multirun) -> dict[str, str]:
 
 def _unsaid(key: str) -> str:
     """The value of a missing key: the only one that earlier versions had."""
-    return as_param(ADDED[key]) if key in ADDED else "nothing"
+    if key in ADDED:
+        return as_param(ADDED[key])
+    try:
+        return as_param(value_before(key))
+    except KeyError:
+        return "nothing"
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

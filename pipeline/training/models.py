@@ -1,12 +1,19 @@
 """Networks: each maps scaled images f32[N,H,W,C] to class probabilities f32[N,K].
 
 To add a model, add a function here and a file in conf/model/. Positional parameters are passed at
-run time; keyword-only ones are the keys of the file.
+run time; keyword-only ones are the keys of the file. Each function builds features f32[N,F], and
+one head turns these into probabilities. Only Keras' own layers are used, since others cannot be
+loaded again (`training/saved.py`).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from pipeline.config.rules import Count, Fraction, one_of
 from pipeline.system.imports import Lazy
@@ -19,6 +26,10 @@ else:
 
 Tensor = Any  # a KerasTensor; naming that type would import Keras
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
+Widths = Annotated[list[Count], Field(min_length=1)]
+
+MOST_TOKENS = 1024  # of an image: the memory of attention and of a mixer grows with their square
+MOST_PATCHES = 14  # a side, where the side of a patch is chosen here
 
 
 def linear(images: Tensor, classes: int) -> Tensor:
@@ -33,17 +44,31 @@ def mlp(
     hidden: list[Count],
     activation: Activation,
     dropout: Fraction,
+    batch_norm: bool = False,
+    residual: bool = False,
 ) -> Tensor:
     """Dense layers of `hidden` widths, each followed by dropout.
 
-    The classic 784–256–128–10 network on 28×28 grey images has 235,146 parameters. Kernels are
-    initialized Glorot uniform, Keras' default.
+    `batch_norm` normalises before the activation; `residual` adds the input of a layer to its
+    output where both have the same width. The classic 784–256–128–10 network on 28×28 grey images
+    has 235,146 parameters. Kernels are initialized Glorot uniform, Keras' default.
+
+    Raises:
+        ValueError: `residual` without two neighbouring widths that are equal.
     """
     layers = keras.layers
+    if residual and all(one != other for one, other in pairwise(hidden)):
+        raise ValueError(f"residual needs two equal widths in a row, as in [256,256], not {hidden}")
     x = layers.Flatten(name="flatten")(images)
     for number, width in enumerate(hidden, start=1):
-        x = layers.Dense(width, activation=activation, name=f"dense_{number}")(x)
+        before, inside = x, None if batch_norm else activation
+        x = layers.Dense(width, activation=inside, name=f"dense_{number}")(x)
+        if batch_norm:
+            x = layers.BatchNormalization(name=f"norm_{number}")(x)
+            x = layers.Activation(activation, name=f"activation_{number}")(x)
         x = layers.Dropout(dropout, name=f"dropout_{number}")(x)
+        if residual and number > 1 and before.shape[-1] == width:
+            x = layers.Add(name=f"add_{number}")([before, x])
     return _probabilities(x, classes)
 
 
@@ -73,8 +98,310 @@ def cnn(
     return _probabilities(x, classes)
 
 
+def resnet(
+    images: Tensor,
+    classes: int,
+    *,
+    widths: Widths,
+    blocks: Count,
+    stem_stride: Count,
+    activation: Activation,
+    dropout: Fraction,
+) -> Tensor:
+    """A residual network with pre-activation: `blocks` blocks of two 3×3 convolutions per width.
+
+    The stem is a 3×3 convolution for small images; `stem_stride` shrinks large ones. Each further
+    width halves the size. Source: He et al., "Identity Mappings in Deep Residual Networks", 2016.
+    """
+    x = _conv(images, widths[0], 3, stem_stride, "stem")
+    for name, width, stride in _blocks(widths, [blocks] * len(widths)):
+        x = _preactivated(x, width, stride, activation, 0.0, name)
+    return _head(_normed(x, activation, "last"), classes, dropout)
+
+
+def wide_resnet(
+    images: Tensor,
+    classes: int,
+    *,
+    depth: Count,
+    widen: Count,
+    stem_stride: Count,
+    activation: Activation,
+    dropout: Fraction,
+) -> Tensor:
+    """A shallow and wide residual network, WRN-`depth`-`widen`, with dropout inside its blocks.
+
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks", 2016.
+
+    Raises:
+        ValueError: `depth` is none of 10, 16, 22, … (6n+4).
+    """
+    blocks, rest = divmod(depth - 4, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth={depth} is none of 10, 16, 22, 28, … (6n+4)")
+    x = _conv(images, 16, 3, stem_stride, "stem")
+    for name, width, stride in _blocks([16 * widen, 32 * widen, 64 * widen], [blocks] * 3):
+        x = _preactivated(x, width, stride, activation, dropout, name)
+    return _head(_normed(x, activation, "last"), classes, 0.0)
+
+
+def depthwise(
+    images: Tensor,
+    classes: int,
+    *,
+    widths: Widths,
+    blocks: Count,
+    stem_stride: Count,
+    activation: Activation,
+    dropout: Fraction,
+) -> Tensor:
+    """Separable convolutions (3×3 per channel, then 1×1), for few parameters.
+
+    A block adds its input to its output where both have the same shape. Source: Howard et al.,
+    "MobileNets", 2017.
+    """
+    x = _normed(_conv(images, widths[0], 3, stem_stride, "stem"), activation, "stem")
+    for name, width, stride in _blocks(widths, [blocks] * len(widths)):
+        before = x
+        x = _depthwise_conv(x, 3, stride, f"{name}_depthwise")
+        x = _normed(x, activation, f"{name}_depthwise")
+        x = _normed(_conv(x, width, 1, 1, f"{name}_point"), activation, f"{name}_point")
+        if before.shape == x.shape:
+            x = keras.layers.Add(name=f"{name}_add")([before, x])
+    return _head(x, classes, dropout)
+
+
+def convnext(
+    images: Tensor,
+    classes: int,
+    *,
+    widths: Widths,
+    blocks: Widths,
+    patch: Count,
+    drop_path: Fraction,
+    dropout: Fraction,
+) -> Tensor:
+    """A ConvNeXt: 7×7 convolutions per channel and a two-layer network per pixel, residual.
+
+    `blocks` is the number of blocks per width; the stem reads patches of `patch` × `patch` pixels;
+    `drop_path` is the share of blocks left out in training, rising linearly from 0. Source: Liu et
+    al., "A ConvNet for the 2020s", 2022.
+
+    Raises:
+        ValueError: `blocks` and `widths` differ in length.
+    """
+    layers = keras.layers
+    if len(blocks) != len(widths):
+        raise ValueError(f"blocks={blocks} needs {len(widths)} numbers, one per width of {widths}")
+    x = layers.Conv2D(widths[0], patch, patch, padding="same", name="stem")(images)
+    x = _layer_norm(x, "stem")
+    drop = _rising(drop_path, sum(blocks))
+    for name, width, stride in _blocks(widths, blocks):
+        if width != x.shape[-1] or stride > 1:
+            x = layers.Conv2D(width, 2, stride, padding="same", name=f"{name}_down")(
+                _layer_norm(x, f"{name}_down")
+            )
+        y = layers.DepthwiseConv2D(7, padding="same", name=f"{name}_depthwise")(x)
+        y = _perceptron(_layer_norm(y, name), 4 * width, name)
+        y = layers.EinsumDense(  # a factor per channel, close to 0 at first
+            "bhwc,c->bhwc",
+            output_shape=(*y.shape[1:3], width),
+            kernel_initializer=keras.initializers.Constant(1e-2),
+            name=f"{name}_scale",
+        )(y)
+        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, next(drop), name)])
+    features = layers.GlobalAveragePooling2D(name="pool")(x)
+    return _head(_layer_norm(features, "last"), classes, dropout)
+
+
+def vit(
+    images: Tensor,
+    classes: int,
+    *,
+    width: Count,
+    depth: Count,
+    heads: Count,
+    patch: Count | None,
+    drop_path: Fraction,
+    dropout: Fraction,
+) -> Tensor:
+    """A small vision transformer whose patches come from a convolutional stem.
+
+    Convolutions of stride 2 turn each patch of `patch` × `patch` pixels into one token. With null,
+    a patch is 4×4 pixels, 2×2 below 16 pixels, and larger where more than 14 would fit along a
+    side. Tokens are averaged at the end. Sources: Dosovitskiy et al., 2021; Xiao et al., "Early
+    Convolutions Help Transformers See Better", 2021.
+
+    Raises:
+        ValueError: `heads` does not divide `width`, `patch` is no power of two, or it is so small
+            that an image has more than 1,024 tokens.
+    """
+    layers = keras.layers
+    if width % heads:
+        raise ValueError(f"heads={heads} does not divide width={width}")
+    x, drop = _tokens(images, width, patch), _rising(drop_path, depth)
+    for number in range(1, depth + 1):
+        name, share = f"block_{number}", next(drop)
+        y = _layer_norm(x, f"{name}_attention")
+        y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
+        x = layers.Add(name=f"{name}_attended")([x, _drop_path(y, share, f"{name}_attended")])
+        y = _perceptron(_layer_norm(x, name), 2 * width, name)
+        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
+    features = layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
+    return _head(features, classes, dropout)
+
+
+def mixer(
+    images: Tensor,
+    classes: int,
+    *,
+    width: Count,
+    depth: Count,
+    patch: Count | None,
+    drop_path: Fraction,
+    dropout: Fraction,
+) -> Tensor:
+    """An MLP-Mixer: dense layers in turn across the patches and across the channels.
+
+    Patches are made as in `vit`. Source: Tolstikhin et al., "MLP-Mixer", 2021.
+
+    Raises:
+        ValueError: as `vit`.
+    """
+    layers = keras.layers
+    x, drop = _tokens(images, width, patch), _rising(drop_path, depth)
+    for number in range(1, depth + 1):
+        name, share = f"block_{number}", next(drop)
+        y = layers.Permute((2, 1), name=f"{name}_turn")(_layer_norm(x, f"{name}_tokens"))
+        y = _perceptron(y, width, f"{name}_tokens")
+        y = layers.Permute((2, 1), name=f"{name}_return")(y)
+        x = layers.Add(name=f"{name}_mixed")([x, _drop_path(y, share, f"{name}_mixed")])
+        y = _perceptron(_layer_norm(x, name), 2 * width, name)
+        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
+    features = layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
+    return _head(features, classes, dropout)
+
+
+def _head(features: Tensor, classes: int, dropout: float) -> Tensor:
+    """Class probabilities of features f32[N,F], or of maps f32[N,H,W,F], which it averages."""
+    layers = keras.layers
+    if len(features.shape) == 4:
+        features = layers.GlobalAveragePooling2D(name="features")(features)
+    else:
+        features = layers.Identity(name="features")(features)
+    if dropout:
+        features = layers.Dropout(dropout, name="dropout")(features)
+    return _probabilities(features, classes)
+
+
 def _probabilities(features: Tensor, classes: int) -> Tensor:
     # Softmax in float32, whatever the precision before: probabilities are compared and summed.
     return keras.layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(
         features
     )
+
+
+def _blocks(widths: Sequence[int], blocks: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Name, width and stride of each block; the first of each width but the first has stride 2."""
+    return [
+        (f"stage_{stage}_block_{number}", width, 2 if number == 1 < stage else 1)
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1)
+        for number in range(1, count + 1)
+    ]
+
+
+def _conv(x: Tensor, filters: int, size: int, stride: int, name: str) -> Tensor:
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+
+
+def _depthwise_conv(x: Tensor, size: int, stride: int, name: str) -> Tensor:
+    return keras.layers.DepthwiseConv2D(
+        size,
+        stride,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+
+
+def _normed(x: Tensor, activation: str, name: str) -> Tensor:
+    x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
+    return keras.layers.Activation(activation, name=f"{name}_activation")(x)
+
+
+def _layer_norm(x: Tensor, name: str) -> Tensor:
+    return keras.layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm")(x)
+
+
+def _preactivated(
+    x: Tensor, width: int, stride: int, activation: str, dropout: float, name: str
+) -> Tensor:
+    y = _normed(x, activation, f"{name}_1")
+    same = stride == 1 and x.shape[-1] == width
+    shortcut = x if same else _conv(y, width, 1, stride, f"{name}_shortcut")
+    y = _normed(_conv(y, width, 3, stride, f"{name}_1"), activation, f"{name}_2")
+    if dropout:
+        y = keras.layers.Dropout(dropout, name=f"{name}_dropout")(y)
+    return keras.layers.Add(name=f"{name}_add")([shortcut, _conv(y, width, 3, 1, f"{name}_2")])
+
+
+def _perceptron(x: Tensor, hidden: int, name: str) -> Tensor:
+    """Two dense layers with GELU between them, along the last axis, which keeps its size."""
+    y = keras.layers.Dense(hidden, activation="gelu", name=f"{name}_dense_1")(x)
+    return keras.layers.Dense(x.shape[-1], name=f"{name}_dense_2")(y)
+
+
+def _rising(most: float, blocks: int) -> Iterator[float]:
+    return iter([most * number / max(1, blocks - 1) for number in range(blocks)])
+
+
+def _drop_path(x: Tensor, share: float, name: str) -> Tensor:
+    """Leaves `x` out for a random `share` of the images in training (stochastic depth)."""
+    if not share:
+        return x
+    shape = (None, *[1] * (len(x.shape) - 1))
+    return keras.layers.Dropout(share, noise_shape=shape, name=f"{name}_drop_path")(x)
+
+
+def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:
+    """One token per patch with its position added: f32[N,H,W,C] → f32[N,T,width]."""
+    layers = keras.layers
+    height, side = images.shape[1:3]
+    patch = patch or _patch(max(height, side))
+    if patch & (patch - 1):
+        raise ValueError(f"patch={patch} is not a power of two")
+    tokens = math.ceil(height / patch) * math.ceil(side / patch)
+    if tokens > MOST_TOKENS:
+        raise ValueError(
+            f"patch={patch} makes {tokens:,} tokens of {height}×{side} pixels, more than "
+            f"{MOST_TOKENS:,}; patch={_patch(max(height, side))} fits"
+        )
+    x, steps = images, patch.bit_length() - 1
+    for number in range(1, steps + 1):
+        x = _conv(x, max(8, width >> (steps - number + 1)), 3, 2, f"stem_{number}")
+        x = _normed(x, "gelu", f"stem_{number}")
+    x = layers.Reshape((tokens, x.shape[-1]), name="tokens")(x)
+    return layers.EinsumDense(  # its bias differs from token to token: the position
+        "btc,cd->btd",
+        output_shape=(tokens, width),
+        bias_axes="td",
+        bias_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        name="embedding",
+    )(x)
+
+
+def _patch(side: int) -> int:
+    """The side of a patch, in pixels, for images of that side."""
+    patch = 2 if side < 16 else 4
+    while side > MOST_PATCHES * patch:
+        patch *= 2
+    return patch

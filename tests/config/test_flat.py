@@ -70,6 +70,8 @@ def test_a_key_that_has_come_since_counts_where_it_changes_what_is_done(
         group, _, key = name.partition(".")
         if key in parts.get(group, {}):
             del parts[group][key]
+    for key in ("batch_norm", "residual"):  # came since, and are off
+        assert parts["model"].pop(key) is False
     for group, module in zip(("dataset", "model"), ("datasets", "models"), strict=True):
         name = parts[group]["_target_"].rpartition(".")[2]
         parts[group]["_target_"] = f"pipeline.{module}.{name}"
@@ -85,6 +87,14 @@ def test_a_configuration_recorded_without_a_key_that_has_come_since_is_completed
     monkeypatch.setitem(schema.ADDED, "train.patience", 7)
     assert validate(then).train.patience == 7
     assert "patience" not in then["train"]
+
+
+def test_a_leaf_recorded_without_a_key_that_has_come_since_is_what_it_was() -> None:
+    then = asdict(configured())
+    del then["model"]["batch_norm"], then["model"]["residual"]
+    assert validate(then) == configured()
+    other = configured("model.hidden=[8,8]", "model.residual=true")
+    assert config_sha256(other) != config_sha256(configured("model.hidden=[8,8]"))
 
 
 def test_a_configuration_recorded_with_a_key_that_has_gone_is_read(

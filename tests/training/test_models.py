@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from pipeline.config.builders import build
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Prepared, Split
 from pipeline.system.errors import RequestError
 from pipeline.training.build import build_model
+from pipeline.training.saved import load_saved
+from pipeline.training.train import train
 from tests.commands import CONF, configured
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -97,19 +103,94 @@ def test_the_linear_model_is_one_dense_layer() -> None:
     assert parameters(built("model=linear")) == 785 * 10
 
 
+# Small sizes: what is checked does not depend on them.
+TINY: dict[str, tuple[str, ...]] = {
+    "cnn": ("model.filters=[2,3]", "model.dense=4"),
+    "convnext": ("model.widths=[4,8]", "model.blocks=[1,1]", "model.drop_path=0.5"),
+    "depthwise": ("model.widths=[4,8]", "model.blocks=2"),
+    "mixer": ("model.width=8", "model.depth=2", "model.drop_path=0.5"),
+    "mlp": ("model.hidden=[4,4]", "model.batch_norm=true", "model.residual=true"),
+    "resnet": ("model.widths=[4,8]", "model.blocks=1"),
+    "vit": ("model.width=8", "model.depth=1", "model.heads=2"),
+    "wide_resnet": ("model.depth=10", "model.widen=1", "model.dropout=0.1"),
+}
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 1), (32, 32, 3), (1, 1, 1)])
-def test_every_model_turns_images_of_any_size_into_probabilities(
-    name: str, shape: tuple[int, ...]
+def test_every_model_takes_images_of_any_size_and_any_number_of_classes(name: str) -> None:
+    leaf = configured(f"model={name}", *TINY.get(name, ())).model
+    for shape in ((28, 28, 1), (8, 8, 3), (1, 1, 1), (224, 200, 4)):
+        assert build(leaf, keras.Input(shape), 7).shape == (None, 7), shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_trains_and_predicts_the_same_once_saved_and_loaded(
+    name: str, tmp_path: Path
 ) -> None:
-    model = built(f"model={name}", data=prepared(*shape))
-    assert model.name == name
-    assert model.input_shape == (None, *shape)
-    images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
-    probs = np.array(model(images))
+    raw = synthetic(train_size=24, test_size=8, classes=3, image_shape=(8, 8, 3), noise=8.0, seed=0)
+    data = preprocess(raw, validation_size=8, seed=0)
+    config = configured(
+        *(f"model={name}", *TINY.get(name, ()), "train.batch_size=8", "train.epochs=1"),
+        "train.tensorboard=false",
+    )
+    model = build_model(config, data, checked=True)
+    before = model.get_weights()
+    train(model, data, config, tmp_path, [])  # two steps
+    assert any((now != then).any() for now, then in zip(model.get_weights(), before, strict=True))
+    loaded = load_saved(tmp_path / "checkpoints" / "last.keras", called="it")
+    probs = np.array(model(data.test.batch(0, 8), training=False))
     assert probs.dtype == np.float32
-    assert probs.shape == (3, 10)
-    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(loaded(data.test.batch(0, 8), training=False), probs)
+
+
+def test_normalisation_and_residual_sums_are_keys_of_the_dense_network() -> None:
+    plain = kinds(built("model.hidden=[6,6]", "model.batch_norm=true", "model.residual=true"))
+    assert [kind for _, kind, _ in plain[3:]] == [
+        *("Dense", "BatchNormalization", "Activation", "Dropout"),
+        *("Dense", "BatchNormalization", "Activation", "Dropout", "Add"),
+        "Dense",
+    ]
+
+
+def test_the_sizes_of_a_residual_network_are_keys() -> None:
+    model = built("model=resnet", "model.widths=[4,8,8]", "model.blocks=1", "model.stem_stride=2")
+    shapes = {name: shape for name, _, shape in kinds(model)}
+    assert [shapes[f"stage_{stage}_block_1_add"] for stage in (1, 2, 3)] == [
+        (14, 14, 4),
+        (7, 7, 8),
+        (4, 4, 8),
+    ]
+    # The stem; two convolutions a block with two norms; two 1×1 shortcuts; the last norm; the head.
+    convolutions = 9 * (4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8 + 8 * 8 + 8 * 8) + 4 * 8 + 8 * 8
+    norms = 2 * (4 + 4 + 4 + 8 + 8 + 8 + 8)
+    assert parameters(model) == convolutions + norms + 9 * 10
+
+
+def test_patches_grow_with_the_images_unless_their_size_is_given() -> None:
+    leaf = configured("model=vit", *TINY["vit"]).model
+    for size, patch, tokens in ((28, 4, 49), (8, 2, 16), (96, 8, 144), (224, 16, 196)):
+        for key in (None, patch):
+            images = keras.Input((size, size, 1))
+            model = keras.Model(images, build(leaf | {"patch": key}, images, 7))
+            assert model.get_layer("embedding").output.shape == (None, tokens, 8)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("model.residual=true", "model=mlp: residual needs two equal widths in a row"),
+        ("model=wide_resnet model.depth=12", "model=wide_resnet: depth=12 is none of 10, 16, 22"),
+        ("model=convnext model.blocks=[1]", r"model=convnext: blocks=\[1\] needs 3 numbers"),
+        ("model=vit model.heads=5", "model=vit: heads=5 does not divide width=96"),
+        ("model=vit model.patch=3", "model=vit: patch=3 is not a power of two"),
+        ("model=mixer model.patch=1", "patch=1 makes 1,296 tokens of 36×36 pixels, more than"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused_with_the_reason(choices: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        built(*choices.split(), data=prepared(36, 36, 1))
 
 
 def scaled(model: keras.Model, value: int) -> Array:
