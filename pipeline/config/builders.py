@@ -122,8 +122,8 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
         allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
         if target in allowed:
             added = leaf_defaults(allowed[target])
-            rules = leaf_parameters(allowed[target]).items()
-            return {name: (hint, added.get(name, ...)) for name, hint in rules}
+            ours = leaf_parameters(allowed[target]).items()
+            return {name: (hint, added.get(name, ...)) for name, hint in ours}
     else:
         prefix, names = KERAS_CLASSES[group]
         allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
