@@ -14,13 +14,16 @@ from threading import Condition
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from pipeline.data.files import FORMATS, regular
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
 MODES = {1: "L", 3: "RGB"}  # by number of a model's channels
+FITS = ("pad", "crop", "stretch")
+"""How a picture gets another aspect ratio: with margins, without its ends, or distorted."""
+PAD = FITS[0]  # of every model that does not say otherwise
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by numpy's kind of dtype
     "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1",
@@ -39,34 +42,42 @@ _DARKEST = 16_384  # 16-bit pictures with no brighter value have 14 bits or fewe
 _SCALED = ("PPM", "JPEG2000")  # formats whose deep values Pillow scales itself
 _MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # TIFF tags
 _ORIENTATION = 0x0112  # Exif tag
+_TURNED = (5, 6, 7, 8)  # its values that exchange height and width
 # Bytes per pixel that a decoder needs in addition to the picture.
 _BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8, "QOI": 8}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
 
 
-def load(source: Path | BinaryIO, shape: Shape, *, formats: tuple[str, ...] = FORMATS) -> Array:
+def load(
+    source: Path | BinaryIO, shape: Shape, *, fit: str = PAD, formats: tuple[str, ...] = FORMATS
+) -> Array:
     """Loads the picture in a file, fitted to u8[H,W,C]; of several frames, the first.
 
     Raises:
         Exception: whatever Pillow raises for a file that it cannot read; a ValueError explains what
             is wrong with the size or the values.
     """
-    return fitted(opened(source, side=max(shape[:2]), formats=formats), shape)
+    side = max(shape[:2])
+    return fitted(opened(source, side=side, fit=fit, formats=formats), shape, fit=fit)
 
 
-def opened(source: Path | BinaryIO, *, side: int, formats: tuple[str, ...] = FORMATS) -> Picture:
+def opened(
+    source: Path | BinaryIO, *, side: int, fit: str = PAD, formats: tuple[str, ...] = FORMATS
+) -> Picture:
     """Opens the picture in a file, made `plain` and reduced to at least REDUCED × `side` pixels.
 
     A JPEG is decoded at a fraction of its size. Waits while the pictures of other threads take too
-    much memory.
+    much memory. `info["size"]` is the height and width that the picture has upright, `info["mode"]`
+    its mode in the file.
 
     Raises:
         Exception: as `load`.
     """
-    with _recognised(source, formats) as picture:
+    with recognised(source, formats) as picture:
         width, height = picture.size
+        mode = picture.mode
         picture.draft(None, (REDUCED * side, REDUCED * side))  # None keeps its mode
-        needed = _memory(picture, width * height, side)
+        needed = _memory(picture, width * height, side, fit)
         if needed > AT_WORK:
             raise ValueError(
                 f"has {width * height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
@@ -77,10 +88,18 @@ def opened(source: Path | BinaryIO, *, side: int, formats: tuple[str, ...] = FOR
             picture.load()
             if deep and picture.mode not in _DEEP:
                 _require_deep(picture)
-            return plain(picture, side=side)
+            turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+            made = plain(picture, side=side, fit=fit)
+            made.info |= {"size": (width, height) if turned else (height, width), "mode": mode}
+            return made
 
 
-def _recognised(source: Path | BinaryIO, formats: tuple[str, ...]) -> Picture:
+def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:
+    """Opens the picture in a file; decodes nothing yet.
+
+    Raises:
+        Exception: as `load`.
+    """
     try:
         return Image.open(regular(source) if isinstance(source, Path) else source, formats=formats)
     except Image.DecompressionBombError as error:
@@ -89,14 +108,14 @@ def _recognised(source: Path | BinaryIO, formats: tuple[str, ...]) -> Picture:
         raise ValueError(f"has {pixels} pixels; make it smaller") from error
 
 
-def _memory(picture: Picture, pixels: int, side: int) -> int:
+def _memory(picture: Picture, pixels: int, side: int, fit: str) -> int:
     """Upper bound of the bytes to decode and fit a picture of `pixels` pixels before reduction."""
     now = picture.width * picture.height
     decoder = _BESIDE.get(picture.format or "", 0) * now
     if picture.info.get("progressive"):  # libjpeg keeps all coefficients, 2 bytes each
         decoder = 2 * len(picture.getbands()) * pixels
     longest = 2 * REDUCED * side  # after reduction
-    kept = min(now, longest * min(longest, *picture.size))
+    kept = min(now, longest * min(longest, *picture.size)) if fit == PAD else now
     return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, TILE))
 
 
@@ -124,20 +143,21 @@ BUDGET = _Budget()
 """AT_WORK, which all readers of pictures and of large requests share."""
 
 
-def fitted(picture: Picture, shape: Shape) -> Array:
-    """Fits the whole picture, upright and centred, into u8[H,W,C].
+def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
+    """Fits the picture, upright and centred, into u8[H,W,C].
 
-    The aspect ratio is kept; the margins get the median colour of the picture's border, as in
-    Fashion-MNIST itself (Xiao et al. 2017, section 2). A much larger picture is first reduced by
-    averaging blocks, then resized with antialiasing (Lanczos). Transparent parts get a background
-    on which the visible ones stand out. Grey is the luma of ITU-R BT.601.
+    `pad` keeps all of it and its aspect ratio; the margins get the median colour of the picture's
+    border, as in Fashion-MNIST itself (Xiao et al. 2017, section 2). `crop` keeps the middle,
+    `stretch` everything but the aspect ratio. A much larger picture is first reduced by averaging
+    blocks, then resized with antialiasing (Lanczos). Transparent parts get a background on which
+    the visible ones stand out. Grey is the luma of ITU-R BT.601.
 
     Raises:
         ValueError: the pixel values have no known range.
     """
     height, width, channels = shape
-    upright = plain(picture, side=max(height, width)).convert(MODES[channels])
-    resized = contained(upright, (width, height))
+    upright = plain(picture, side=max(height, width), fit=fit).convert(MODES[channels])
+    resized = _resized(upright, (width, height), fit)
     small = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if small.shape == shape:
         return small
@@ -148,6 +168,18 @@ def fitted(picture: Picture, shape: Shape) -> Array:
     return canvas
 
 
+def _resized(picture: Picture, size: tuple[int, int], fit: str) -> Picture:
+    if fit == PAD:
+        return contained(picture, size)
+    box: tuple[float, float, float, float] | None = None
+    if fit == "crop":
+        scale = min(picture.width / size[0], picture.height / size[1])
+        width, height = scale * size[0], scale * size[1]
+        left, top = (picture.width - width) / 2, (picture.height - height) / 2
+        box = (left, top, left + width, top + height)
+    return picture.resize(size, Image.Resampling.LANCZOS, box)
+
+
 def contained(picture: Picture, size: tuple[int, int]) -> Picture:
     """Resizes a picture to the largest that fits into `size` (width, height), aspect ratio kept."""
     scale = min(size[0] / picture.width, size[1] / picture.height)
@@ -156,16 +188,26 @@ def contained(picture: Picture, size: tuple[int, int]) -> Picture:
     return picture.resize(fitting, Image.Resampling.LANCZOS)
 
 
-def plain(picture: Picture, *, side: int) -> Picture:
+def plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:
     """Makes a picture upright and opaque, with 8 bits per channel, in mode L or RGB.
 
-    If its longer side is at least 2 × REDUCED × `side`, it is reduced to no less than half of that.
+    If its longer side (for fits other than `pad` its shorter one) is at least 2 × REDUCED × `side`,
+    it is reduced to no less than half of that.
 
     Raises:
         ValueError: the pixel values have no known range.
     """
-    factor = max(1, max(picture.size) // (REDUCED * side))
+    decisive = max(picture.size) if fit == PAD else min(picture.size)
+    factor = max(1, decisive // (REDUCED * side))
     return ImageOps.exif_transpose(opaque(_reduced(picture, factor)))
+
+
+def is_grey(picture: Picture) -> bool:
+    """Whether a plain picture has no colour: as an image, its channels would be equal."""
+    if picture.mode == "L":
+        return True
+    red, *others = picture.split()
+    return all(ImageChops.difference(red, other).getbbox() is None for other in others)
 
 
 def _reduced(picture: Picture, factor: int) -> Picture:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -94,15 +94,91 @@ class Split:
         return Split(images=self.images, rows=self.rows[places], labels=self.labels[places])
 
 
+class Texts(Sequence[str]):
+    """Texts as two arrays, which may be memory-mapped: the bytes of all, and where each ends.
+
+    `content` u8[bytes] is UTF-8; bytes of file names that are not become surrogates.
+    """
+
+    def __init__(self, content: Array, ends: Array) -> None:
+        self.content, self.ends = content, ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        """Packs texts."""
+        parts = [text.encode("utf-8", "surrogateescape") for text in texts]
+        content = np.frombuffer(b"".join(parts), np.uint8)
+        return cls(content, np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(len(self))[place]]
+        place = range(len(self))[place]
+        start = int(self.ends[place - 1]) if place else 0
+        taken = self.content[start : int(self.ends[place])]
+        return taken.tobytes().decode("utf-8", "surrogateescape")
+
+
+EXACT, NEAR = 0, 1  # kinds of duplicates
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Index:
+    """The files behind a packed array of pictures: one entry per row of it, N in all.
+
+    `files` are relative to `root`, a folder or an archive. `sha256` u8[N,32] is that of each file,
+    `digests` u8[N,32] that of its pixels as decoded. `sizes` i32[N,2] are the height and width of
+    the upright picture, `modes` its Pillow mode. `labels` i32[N]. Pictures with the same number in
+    `groups` i64[N] belong together, so that no two splits share them. `duplicates` i64[M,3] are
+    pairs of rows with EXACT or NEAR, each picture of a set of equal ones paired with the first.
+    `columns` are further texts of each picture, by name. `unreadable` are files with the reason;
+    `left_out` counts what was not taken for a picture; `notes` say what was found and done.
+    """
+
+    root: str
+    files: Sequence[str]
+    sha256: Array
+    digests: Array
+    sizes: Array
+    modes: Sequence[str]
+    labels: Array
+    groups: Array
+    duplicates: Array
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unreadable: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("files", "labels", "groups")}
+        _require(len(set(lengths.values())) == 1, f"an index has one entry per row, not {lengths}")
+
+    @cached_property
+    def conflicts(self) -> Array:
+        """Those pairs of `duplicates` that have different labels, i64[M,3]."""
+        labels = self.labels[self.duplicates[:, :2]]
+        conflicts: Array = self.duplicates[labels[:, 0] != labels[:, 1]]
+        return conflicts
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RawData:
     """A data set as its source provides it.
 
     `source` says where it came from (a folder, an address, a generator's name), `cached` whether
-    it was read from the local cache this time; neither is part of the content.
+    it was read from the local cache this time; neither is part of the content. `val` is a
+    validation split that the source itself has. Sets of picture files have an `index` of them and
+    `fit`, how these were fitted to the size of the images (`data/pictures.py`).
 
     Raises:
-        ValueError: a label lies outside the class names, or train and test shapes differ.
+        ValueError: a label lies outside the class names, or the shapes of two splits differ.
     """
 
     train: Split
@@ -110,20 +186,25 @@ class RawData:
     class_names: tuple[str, ...]
     source: str
     cached: bool = False
+    val: Split | None = None
+    index: Index | None = None
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) >= 2, "a data set needs at least two classes")
-        for name, split in (("train", self.train), ("test", self.test)):
+        given = {"train": self.train, "test": self.test}
+        given |= {"validation": self.val} if self.val else {}
+        for name, split in given.items():
             _require(len(split) > 0, f"the {name} split has no images")
             low, high = int(split.labels.min()), int(split.labels.max())
             _require(
                 0 <= low and high < len(self.class_names),
                 f"{name} labels span {low}–{high}, but there are {len(self.class_names)} classes",
             )
-        _require(
-            self.train.image_shape == self.test.image_shape,
-            f"train images are {self.train.image_shape}, test {self.test.image_shape}",
-        )
+            _require(
+                self.train.image_shape == split.image_shape,
+                f"train images are {self.train.image_shape}, {name} {split.image_shape}",
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +237,7 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint` is the data set's `RawData.fingerprint`.
+    (0–255), over the training images. `fingerprint` and `fit` are those of the `RawData`.
     """
 
     train: Split
@@ -168,6 +249,7 @@ class Prepared:
     fingerprint: str
     source: str
     cached: bool = False
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         channels = self.train.image_shape[2]

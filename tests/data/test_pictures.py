@@ -295,7 +295,7 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
     at_once, most, lock = 0, 0, threading.Lock()
     real = pictures.plain
 
-    def slowly(picture: Image.Image, *, side: int) -> Image.Image:
+    def slowly(picture: Image.Image, **settings: Any) -> Image.Image:
         nonlocal at_once, most
         with lock:
             at_once += 1
@@ -303,7 +303,7 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
         time.sleep(0.02)
         with lock:
             at_once -= 1
-        return real(picture, side=side)
+        return real(picture, **settings)
 
     monkeypatch.setattr(pictures, "plain", slowly)
     with ThreadPoolExecutor(8) as pool:

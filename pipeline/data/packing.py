@@ -1,0 +1,539 @@
+"""Packs picture files into one array u8[N,H,W,C]: each is decoded once, by all cores.
+
+A packed copy is an entry of the cache, keyed by the files (size, times, inode) and the settings
+that decide its pixels. While it is made, rows are appended to an array in a working folder, and a
+journal says of which files: after a kill, and for files that an earlier copy holds unchanged,
+nothing is decoded again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.data import cache
+from pipeline.data.files import printable
+from pipeline.data.listing import Listing
+from pipeline.data.pictures import fitted, is_grey, opened, recognised
+from pipeline.data.reading import CHUNK, THREADS, reason_of, remarks_logged
+from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.files import remove
+from pipeline.system.terminal import native_messages_to
+
+log = logging.getLogger(__name__)
+
+DECODING = 1  # raised when the same file and settings give other pixels than before
+SAMPLE = 500  # pictures whose sizes decide where none is set
+SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
+HASHED = 32  # side of the grey picture behind a perceptual hash
+HEADER = 128  # bytes before the rows of an array's file
+# Errors of the system that say something about the file, and not about this moment.
+LASTING = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+Stamp = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """The settings that decide the pixels of a packed copy.
+
+    `size` is height and width, None to choose them by the pictures. `channels` is 1 or 3, None for
+    1 if every picture is grey. `fit` is one of `pictures.FITS`.
+    """
+
+    size: tuple[int, int] | None
+    channels: int | None
+    fit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A packed copy, one entry per row: `images` u8[N,H,W,C] and what is known of each picture.
+
+    `hashes` u64[N] are perceptual hashes of the images. `unreadable` are files with the reason.
+    `rows` i64[n] are the rows of the files of the listing, in its order, -1 for unreadable ones.
+    """
+
+    images: Array
+    files: Texts
+    stamps: Array
+    sha256: Array
+    digests: Array
+    hashes: Array
+    sizes: Array
+    modes: Sequence[str]
+    greys: Array
+    unreadable: Mapping[str, tuple[Stamp, str]]
+    name: str
+
+
+def key(listing: Listing, packing: Packing) -> str:
+    """What determines a packed copy: its files and settings, as a short text."""
+    digest = hashlib.sha256()
+    digest.update("\0".join(listing.files).encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(listing.stamps()).data)
+    return cache.key(files=digest.hexdigest(), **_determining(listing, packing))
+
+
+def pack(listing: Listing, packing: Packing, folder: Path) -> Packed:
+    """Returns the packed copy of these files from the cache, or makes it.
+
+    Raises:
+        RequestError: none of the files can be read.
+        PipelineError: the disk or the network failed while reading a file.
+        OSError: the cache cannot be written; names the file.
+    """
+    name = f"pixels-{key(listing, packing)}"
+    entry = cache.load_or_build(folder / name, partial(_build, listing, packing, folder))
+    if not entry.cached:
+        remove(_workplace(listing, packing, folder), ignore_errors=True)
+    return read(folder / name, entry)
+
+
+def read(folder: Path, entry: cache.Entry | None = None) -> Packed:
+    """Reads a packed copy from its folder in the cache.
+
+    Raises:
+        PipelineError: it is not there any more, or damaged.
+    """
+    try:
+        entry = entry or cache.load_or_build(folder, _gone)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{folder}: the packed pictures are gone or damaged") from error
+    arrays, meta = entry.arrays, entry.meta
+    kinds = meta["modes"]
+    return Packed(
+        images=arrays["images"],
+        files=Texts(arrays["files"], arrays["file_ends"]),
+        stamps=arrays["stamps"],
+        sha256=arrays["sha256"],
+        digests=arrays["digests"],
+        hashes=arrays["hashes"],
+        sizes=arrays["sizes"],
+        modes=[kinds[kind] for kind in arrays["modes"].tolist()],
+        greys=arrays["greys"],
+        unreadable={file: (tuple(stamp), reason) for file, stamp, reason in meta["unreadable"]},
+        name=folder.name,
+    )
+
+
+def _gone() -> cache.Content:
+    raise FileNotFoundError
+
+
+def _determining(listing: Listing, packing: Packing) -> dict[str, Any]:
+    return {
+        "root": str(listing.root.resolve()),
+        "size": packing.size and list(packing.size),
+        "channels": packing.channels,
+        "fit": packing.fit,
+        "decoding": DECODING,
+    }
+
+
+def _workplace(listing: Listing, packing: Packing, folder: Path) -> Path:
+    return folder / f".packing-{cache.key(**_determining(listing, packing))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is known of one file: its `row` in the array, or the reason why it has none."""
+
+    file: str
+    stamp: Stamp
+    row: int = -1
+    reason: str = ""
+    sha256: str = ""
+    digest: str = ""
+    hash: int = 0
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    grey: bool = False
+
+
+def _build(listing: Listing, packing: Packing, folder: Path) -> cache.Content:
+    place = _workplace(listing, packing, folder)
+    settings = _determining(listing, packing)
+    with FileLock(place.with_name(f"{place.name}.lock")):
+        earlier = _earlier(folder, settings)
+        size = packing.size or _size_of(listing)
+        work = _Work.opened(place, (*size, packing.channels or 3))
+        stamps = [tuple(stamp) for stamp in listing.stamps().tolist()]
+        wanted = dict(zip(listing.files, stamps, strict=True))
+        work.adopt(earlier, wanted)
+        todo = [
+            number
+            for number in listing.order.tolist()
+            if not work.has(listing.files[number], stamps[number])
+        ]
+        if todo:
+            _scan(listing, stamps, todo, work, packing.fit)
+        return work.finished(wanted, settings, may_be_grey=packing.channels is None)
+
+
+def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
+    """Packed copies of an earlier state of the same folder, newest first."""
+    found = []
+    for place in folder.glob("pixels-*/entry.json"):
+        try:
+            if json.loads(place.read_text())["meta"]["settings"] == settings:
+                found.append((place.stat().st_mtime_ns, read(place.parent)))
+        except (OSError, ValueError, KeyError, PipelineError):
+            continue
+    return [packed for _, packed in sorted(found, key=lambda one: -one[0])]
+
+
+def _size_of(listing: Listing) -> tuple[int, int]:
+    """A sensible height and width for these pictures.
+
+    Their own if they share one of at most SIDES[0], else the largest square of SIDES that half of
+    them fill.
+    """
+    step = max(1, len(listing.files) // SAMPLE)
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(partial(_upright_size, listing), range(0, len(listing.files), step))
+        sizes = [size for size in found if size]
+    if not sizes:
+        return SIDES[-1], SIDES[-1]
+    if len(set(sizes)) == 1 and max(sizes[0]) <= SIDES[0]:
+        return sizes[0]
+    median = statistics.median((height * width) ** 0.5 for height, width in sizes)
+    side = next((side for side in SIDES if side <= median), SIDES[-1])
+    return side, side
+
+
+def _upright_size(listing: Listing, number: int) -> tuple[int, int] | None:
+    try:
+        with listing.opened(number) as file, recognised(file) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+    except Exception:  # a decoder may raise anything for a damaged file
+        return None
+
+
+class _Work:
+    """The working folder: `images.npy`, whose rows are appended, and `journal`, one line a chunk.
+
+    A line is written after its rows, so that what the journal tells is in the array.
+    """
+
+    def __init__(self, place: Path, shape: Shape) -> None:
+        self.place, self.shape = place, shape
+        self.images, self.journal = place / "images.npy", place / "journal"
+        self.records: dict[str, _Record] = {}
+        self.rows = 0
+
+    @classmethod
+    def opened(cls, place: Path, shape: Shape) -> _Work:
+        """Opens the folder and restores what an earlier process has written there."""
+        work = cls(place, shape)
+        if not work._restored():
+            remove(place)
+            place.mkdir(parents=True)
+            work.images.write_bytes(bytes(HEADER))
+            work.journal.write_text(json.dumps(list(shape)) + "\n")
+        return work
+
+    def has(self, file: str, stamp: Stamp) -> bool:
+        """Whether this state of a file has been read."""
+        known = self.records.get(file)
+        return known is not None and known.stamp == stamp
+
+    def add(self, images: Array, records: Sequence[_Record]) -> None:
+        """Appends images u8[m,H,W,C] with their records, whose rows count from 0."""
+        placed = [
+            _Record(**{**vars(one), "row": self.rows + one.row}) if one.row >= 0 else one
+            for one in records
+        ]
+        with self.images.open("ab") as file:
+            file.write(np.ascontiguousarray(images).data)
+        self.rows += len(images)
+        with self.journal.open("a", encoding="ascii") as file:
+            file.write(json.dumps([self.rows, [list(vars(one).values()) for one in placed]]) + "\n")
+        self.records |= {one.file: one for one in placed}
+
+    def adopt(self, earlier: Iterable[Packed], wanted: Mapping[str, Stamp]) -> None:
+        """Copies what earlier packed copies hold of the wanted files."""
+        for packed in earlier:
+            if not self._fits(packed.images):
+                continue
+            failed = [
+                _Record(file=file, stamp=stamp, reason=reason)
+                for file, (stamp, reason) in packed.unreadable.items()
+                if wanted.get(file) == stamp and not self.has(file, stamp)
+            ]
+            stamps = map(tuple, packed.stamps.tolist())
+            known = [
+                _record_of(packed, row, file, stamp)
+                for row, (file, stamp) in enumerate(zip(packed.files, stamps, strict=True))
+                if wanted.get(file) == stamp and not self.has(file, stamp)
+            ]
+            self.add(np.empty((0, *self.shape), np.uint8), failed)
+            at_once = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
+            for start in range(0, len(known), at_once):
+                part = known[start : start + at_once]
+                images = packed.images[[one.row for one in part]]
+                images = np.broadcast_to(images, (len(part), *self.shape))
+                self.add(images, [_Record(**{**vars(r), "row": i}) for i, r in enumerate(part)])
+
+    def _fits(self, images: Array) -> bool:
+        # Grey images become images with three equal channels, not the other way round.
+        return images.shape[1:] in (self.shape, (*self.shape[:2], 1))
+
+    def _restored(self) -> bool:
+        try:
+            first, *lines = self.journal.read_text("ascii").split("\n")
+            if json.loads(first) != list(self.shape):
+                return False
+            array = np.memmap(self.images, np.uint8, "r", HEADER)
+        except (OSError, ValueError):
+            return False
+        size = int(np.prod(self.shape))
+        whole = len(array) // size
+        array = array[: whole * size].reshape(whole, size)
+        valid = len(first) + 1
+        for line in lines:
+            try:
+                rows, entries = json.loads(line)
+                records = [_parsed(entry) for entry in entries]
+            except (ValueError, TypeError):
+                break  # the line that was being written
+            if rows > whole or not all(_is_intact(array, one) for one in records):
+                break
+            self.records |= {one.file: one for one in records}
+            self.rows, valid = rows, valid + len(line) + 1
+        del array
+        with self.images.open("r+b") as images, self.journal.open("r+b") as journal:
+            images.truncate(HEADER + self.rows * size)
+            journal.truncate(valid)
+            journal.seek(valid - 1)
+            journal.write(b"\n")
+        return True
+
+    def finished(
+        self, wanted: Mapping[str, Stamp], settings: Mapping[str, Any], *, may_be_grey: bool
+    ) -> cache.Content:
+        """The content of the entry: the rows of the wanted files, in the order of the array.
+
+        Raises:
+            RequestError: there are none.
+        """
+        known = [self.records[file] for file in wanted]
+        good = sorted((one for one in known if one.row >= 0), key=lambda one: one.row)
+        failed = [one for one in known if one.row < 0]
+        if not good:
+            first = f", {printable_text(failed[0].file)}: {failed[0].reason}" if failed else ""
+            raise RequestError(
+                f"dataset.path={settings['root']}: none of the {len(known)} files can be read{first}"
+            )
+        height, width, channels = self.shape
+        if may_be_grey and all(one.grey for one in good):
+            channels = 1
+        modes = sorted({one.mode for one in good})
+        names = Texts.of(one.file for one in good)
+        arrays: dict[str, Array | cache.Stream | Path] = {
+            "images": self._rows([one.row for one in good], channels),
+            "files": names.content,
+            "file_ends": names.ends,
+            "stamps": np.array([one.stamp for one in good], np.int64),
+            "sha256": _bytes_of(one.sha256 for one in good),
+            "digests": _bytes_of(one.digest for one in good),
+            "hashes": np.array([one.hash for one in good], np.uint64),
+            "sizes": np.array([one.size for one in good], np.int32),
+            "modes": np.array([modes.index(one.mode) for one in good], np.uint8),
+            "greys": np.array([one.grey for one in good], bool),
+        }
+        return arrays, {
+            "settings": dict(settings),
+            "modes": modes,
+            "unreadable": [[one.file, list(one.stamp), one.reason] for one in failed],
+        }
+
+    def _rows(self, rows: Sequence[int], channels: int) -> cache.Stream | Path:
+        """These rows: the whole file as it is, if it has no others."""
+        shape = (len(rows), *self.shape[:2], channels)
+        dtype = np.dtype(np.uint8)
+        if channels == self.shape[2] and len(rows) == self.rows:
+            cache.write_header(self.images, shape, dtype, HEADER)
+            return self.images
+        array = np.memmap(self.images, np.uint8, "r", HEADER, (self.rows, *self.shape))
+        at_once = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
+        parts = (
+            array[rows[start : start + at_once], ..., :channels]
+            for start in range(0, len(rows), at_once)
+        )
+        return cache.Stream(shape=shape, dtype=dtype, parts=parts)
+
+
+def _record_of(packed: Packed, row: int, file: str, stamp: Stamp) -> _Record:
+    height, width = packed.sizes[row].tolist()
+    return _Record(
+        file=file,
+        stamp=stamp,
+        row=row,
+        sha256=packed.sha256[row].tobytes().hex(),
+        digest=packed.digests[row].tobytes().hex(),
+        hash=int(packed.hashes[row]),
+        size=(height, width),
+        mode=packed.modes[row],
+        grey=bool(packed.greys[row]),
+    )
+
+
+def _parsed(entry: Sequence[Any]) -> _Record:
+    names = _Record.__dataclass_fields__
+    values = dict(zip(names, entry, strict=True))
+    return _Record(**{**values, "stamp": tuple(values["stamp"]), "size": tuple(values["size"])})
+
+
+def _is_intact(array: Array, record: _Record) -> bool:
+    return record.row < 0 or hashlib.sha256(array[record.row]).hexdigest() == record.digest
+
+
+def _bytes_of(digests: Iterable[str]) -> Array:
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
+
+
+def _scan(
+    listing: Listing, stamps: Sequence[Stamp], todo: Sequence[int], work: _Work, fit: str
+) -> None:
+    """Decodes files with all cores and adds them to `work` in order, some chunks ahead at most."""
+    chunks = iter(range(0, len(todo), CHUNK))
+    pool = ThreadPoolExecutor(THREADS)
+    ahead: deque[Future[tuple[Array, list[_Record]]]] = deque()
+
+    def submit(count: int) -> None:
+        for start in islice(chunks, count):
+            ahead.append(
+                pool.submit(_decode, listing, stamps, todo[start : start + CHUNK], work.shape, fit)
+            )
+
+    try:
+        with _told(listing, len(todo), work) as tell, remarks_logged():
+            submit(2 * THREADS)
+            while ahead:
+                images, records = ahead.popleft().result()
+                submit(1)
+                work.add(images, records)
+                tell(records)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(
+    listing: Listing, stamps: Sequence[Stamp], numbers: Sequence[int], shape: Shape, fit: str
+) -> tuple[Array, list[_Record]]:
+    images: list[Array] = []
+    records = []
+    for number in numbers:
+        file, stamp = listing.files[number], stamps[number]
+        try:
+            with listing.opened(number) as opened_file:
+                image, known = _read(opened_file, shape, fit)
+            records.append(_Record(file=file, stamp=stamp, row=len(images), **known))
+            images.append(image)
+        except MemoryError as error:
+            raise PipelineError(f"{printable_text(file)}: too little memory to read it") from error
+        except Exception as error:  # a decoder may raise anything for a damaged file
+            code = error.errno if isinstance(error, OSError) else None
+            if code is not None and code not in LASTING:
+                raise PipelineError(
+                    f"{printable_text(file)}: {reason_of(error)}; what was read so far is kept"
+                ) from error
+            records.append(_Record(file=file, stamp=stamp, reason=reason_of(error)))
+    return np.stack(images) if images else np.empty((0, *shape), np.uint8), records
+
+
+def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
+    """The image of a file, as `pictures.load` makes it, and what is to be known of it."""
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    picture = opened(file, side=max(shape[:2]), fit=fit)
+    image = fitted(picture, shape, fit=fit)
+    return image, {
+        "sha256": sha256,
+        "digest": hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(),
+        "hash": perceptual_hash(image),
+        "size": picture.info["size"],
+        "mode": picture.info["mode"],
+        "grey": is_grey(picture),
+    }
+
+
+def perceptual_hash(image: Array) -> int:
+    """64 bits of u8[H,W,C] that similar images share for the most part.
+
+    They say which of the 64 lowest frequencies of a grey picture of 32×32 are above their median.
+    Source: C. Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
+    """
+    whole = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
+    small = np.asarray(whole.resize((HASHED, HASHED), Image.Resampling.BOX), np.float64)
+    low = (_COSINES @ small @ _COSINES.T).ravel()
+    bits = np.round(low, 3) > np.round(np.median(low[1:]), 3)
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+# The first eight rows of the discrete cosine transform of type II.
+_COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(8), np.arange(HASHED) + 0.5))
+
+
+def printable_text(file: str) -> str:
+    """The name of a file as text that every format can store."""
+    return printable(Path(file))
+
+
+@contextmanager
+def _told(
+    listing: Listing, count: int, work: _Work
+) -> Iterator[Callable[[Sequence[_Record]], None]]:
+    """Shows a bar on a terminal, else a line at the beginning; tells at the end what was done."""
+    height, width, _ = work.shape
+    what = f"{count:,} pictures of {listing.root} at {height}×{width}"
+    started, failed = time.perf_counter(), 0
+    with native_messages_to(work.place / "decoders.log") as stderr:
+        console = Console(file=stderr, highlight=False, markup=False, emoji=False)
+        bar = Progress(
+            TextColumn("packing"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,}/{task.total:,} pictures"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        if not console.is_terminal:
+            log.info("packing %s", what)
+        with bar:
+            task = bar.add_task("", total=count)
+
+            def tell(records: Sequence[_Record]) -> None:
+                nonlocal failed
+                failed += sum(one.row < 0 for one in records)
+                bar.update(task, advance=len(records))
+
+            yield tell
+    seconds = time.perf_counter() - started
+    told = f", {failed:,} cannot be read" if failed else ""
+    log.info("packed %s in %.1f s, %s per second%s", what, seconds, f"{count / seconds:,.0f}", told)
