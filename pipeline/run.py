@@ -50,18 +50,20 @@ def run(
     *watchers: EpochListener,
     start: Start | None = None,
     job: JobSettings | None = None,
+    fingerprint: str | None = None,
 ) -> Result:
     """Trains, evaluates and records one model, or resumes the run of `start`.
 
     `folder` keeps its log and checkpoints; `watchers` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
+    `fingerprint` is that of the data to use, if the cache has it, as with `ingest`.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
     spent_s = progress.seconds if progress else None
     opened = record(config, folder, run_id=run_id, spent_s=spent_s, job=job)
     programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
     with opened as recording, reported(recording, config, wanted=job is None) as found:
-        prepared = _load_data(config, recording)
+        prepared = _load_data(config, recording, fingerprint)
         with recording.stage("train"):
             model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
@@ -78,10 +80,19 @@ def run(
 
 
 def complete(
-    config: Config, began: Config, model: keras.Model, recording: Recording, uri: str | None = None
+    config: Config,
+    began: Config,
+    model: keras.Model,
+    recording: Recording,
+    *,
+    uri: str | None = None,
+    fingerprint: str | None = None,
 ) -> Result:
-    """Evaluates and reports the run that `began` describes; saves its model unless it has a URI."""
-    prepared, model = _load_data(config, recording), kept(model)
+    """Evaluates and reports the run that `began` describes; saves its model unless it has a URI.
+
+    `fingerprint` is that of the run's data, as with `run`.
+    """
+    prepared, model = _load_data(config, recording, fingerprint), kept(model)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     if config.evaluate.report:
@@ -92,10 +103,10 @@ def complete(
     return _result(recording.id, found, uri)
 
 
-def _load_data(config: Config, recording: Recording) -> Prepared:
+def _load_data(config: Config, recording: Recording, fingerprint: str | None) -> Prepared:
     name, data_dir = config.choices.dataset, Path(config.data_dir)
     with recording.stage("ingest"):
-        raw = ingest(config.dataset, name=name, data_dir=data_dir)
+        raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
         recording.save_text("data.txt", text(describe(raw)))
     with recording.stage("preprocess"):
         prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)

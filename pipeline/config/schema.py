@@ -44,8 +44,8 @@ Monitor = Annotated[str, listed_in("pipeline.evaluation.metrics", "MONITORS")]
 class Preprocess:
     """How raw images become the splits that a model sees."""
 
-    validation_size: Annotated[int, Field(ge=0)] = MISSING
-    """Images taken from the training split for validation; 0 trains on all of them."""
+    validation_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = MISSING
+    """Images taken from the training split for validation, or their share; 0 trains on all."""
     seed: Seed = MISSING
     """Seed of the split alone, so that runs that differ in `seed` share validation images."""
 

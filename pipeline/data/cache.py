@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import mmap
@@ -47,7 +48,9 @@ class Stream:
     parts: Iterable[Array]
 
 
-Content = tuple[Mapping[str, Array | Stream], Mapping[str, Any]]
+Content = tuple[Mapping[str, Array | Stream | Path], Mapping[str, Any]]
+"""The arrays of an entry and its description. A path is that of an array's file on the same disk,
+which the entry takes over as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,11 +89,23 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
             pass
         except _Damaged as damage:
             log.warning("The cache %s is damaged (%s); rebuilding it", folder, damage)
-        arrays, meta = build()
         _remove_leftovers(folder)
+        arrays, meta = build()
         with _naming(folder), replacing(folder) as part:
             _write(part, arrays, meta)
         return _load(folder, cached=False)
+
+
+def stored(folder: Path) -> Entry:
+    """Loads the entry at `folder`.
+
+    Raises:
+        FileNotFoundError: there is none, or it is damaged.
+    """
+    try:
+        return _load(folder, cached=True)
+    except _Damaged as damage:
+        raise FileNotFoundError(f"{folder} is damaged ({damage})") from damage
 
 
 def damage(folder: Path) -> str | None:
@@ -160,7 +175,7 @@ def _check(folder: Path, stamp: Stamp) -> None:
         path.write_text(json.dumps(stamp))
 
 
-@lru_cache(maxsize=4)  # two for a data set, two for the previous one
+@lru_cache(maxsize=6)  # three for a data set, three for the previous one
 def _read_once(folder: Path, stamp: Stamp, *, cached: bool) -> Entry:
     with _damage_of_all_kinds():
         entry = _described(folder)
@@ -190,15 +205,39 @@ def _mapped(path: Path) -> Array:
     return array
 
 
-def _write(folder: Path, arrays: Mapping[str, Array | Stream], meta: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, arrays: Mapping[str, Array | Stream | Path], meta: Mapping[str, Any]
+) -> None:
     folder.mkdir()
     checksums = {name: _save(folder / f"{name}.npy", array) for name, array in arrays.items()}
     entry = {"meta": meta, "meta_sha256": _digest(meta), "sha256": checksums}
     (folder / "entry.json").write_text(json.dumps(entry, indent=2))
 
 
-def _save(path: Path, array: Array | Stream) -> str:
+def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
+    """Writes the first `size` bytes of an array's file, whose other bytes are there already.
+
+    Raises:
+        ValueError: the header has another size.
+    """
+    header = io.BytesIO()
+    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    if header.tell() != size:
+        raise ValueError(f"the header of an array {dtype}{shape} has {header.tell()} bytes")
+    with path.open("r+b") as file:
+        file.write(header.getvalue())
+
+
+def _save(path: Path, array: Array | Stream | Path) -> str:
     """Writes the same file as `numpy.save`; returns its SHA-256 (hex)."""
+    if isinstance(array, Path):
+        try:
+            path.hardlink_to(array)
+        except OSError:  # not every file system has links
+            shutil.copyfile(array, path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     parts = [array] if isinstance(array, np.ndarray) else array.parts
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     digest, written = hashlib.sha256(), 0

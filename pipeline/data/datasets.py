@@ -9,14 +9,18 @@ data set that reads anything else declares it with `determined_by`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
-from pipeline.config.rules import Seed
+from pipeline.config.rules import Seed, Share, one_of
 from pipeline.data.content import determined_by, parameters
+from pipeline.data.folders import Division, Pictures
+from pipeline.data.listing import Classes, listed
+from pipeline.data.packing import Packing
+from pipeline.data.pictures import FITS
 from pipeline.data.sources import IdxDataset, find
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
@@ -166,6 +170,44 @@ def synthetic(
         test=sample(test_size),
         class_names=tuple(f"class_{index}" for index in range(classes)),
         source="generated from dataset.seed",
+    )
+
+
+def folder(  # noqa: PLR0913 (the keys of its file)
+    *,
+    path: str | None,
+    size: Side | tuple[Side, Side] | None,
+    channels: Literal[1, 3] | None,
+    fit: Annotated[str, one_of(*FITS)],
+    classes: Classes,
+    group: str | None,
+    near_duplicates: Annotated[int, Field(ge=0, le=10)] | None,
+    test_fraction: Annotated[float, Field(ge=0.01, le=0.9)],
+    seed: Seed,
+    on_bad: Annotated[str, one_of("skip", "refuse")],
+    max_bad: Share,
+) -> Pictures:
+    """A user's own pictures: u8[N,H,W,C] of any folder, archive or list (`data/listing.py`).
+
+    Raises:
+        RequestError: there is no data set; the message says what was found and what to type.
+    """
+    if not path:
+        raise RequestError(
+            "dataset.path: say where the pictures are, dataset.path=<folder, archive or list>"
+        )
+    return Pictures(
+        listing=listed(path, classes=classes),
+        packing=Packing(
+            size=(size, size) if isinstance(size, int) else size and (size[0], size[1]),
+            channels=channels,
+            fit=fit,
+        ),
+        division=Division(
+            group=group, near_duplicates=near_duplicates, test_fraction=test_fraction, seed=seed
+        ),
+        on_bad=on_bad,
+        max_bad=max_bad,
     )
 
 

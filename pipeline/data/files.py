@@ -228,7 +228,7 @@ def regular(file: Path) -> Path:
     return file
 
 
-def printable(file: Path) -> str:
+def printable(file: Path | str) -> str:
     r"""The path as text that every format can store: bytes that are not UTF-8 become `\xff`."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 

@@ -3,44 +3,86 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from functools import lru_cache
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from pipeline.config.builders import build
 from pipeline.data import cache
 from pipeline.data.content import content_of
+from pipeline.data.folders import PACKED, Pictures, arranged, restored
+from pipeline.data.packing import Packed, pack, read
 from pipeline.data.split import divide, divided
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
 
 
 def ingest(
-    dataset: Mapping[str, Any], *, name: str, data_dir: Path, verify: bool = False
+    dataset: Mapping[str, Any],
+    *,
+    name: str,
+    data_dir: Path,
+    verify: bool = False,
+    fingerprint: str | None = None,
 ) -> RawData:
     """Loads the data set of a checked leaf (`_target_` and parameters), from the cache if possible.
 
     `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
     one packed array of all images with the rows and labels of both splits. With `verify`, every
-    byte of it is compared with its checksum.
+    byte of it is compared with its checksum. For pictures, `fingerprint` is that of the data a
+    recorded run has used: if the cache has it, the files are not asked for.
 
     Raises:
         RequestError: no source has it, a file is damaged, or the content is not a data set.
         OSError: the cache cannot be written; names the file.
     """
-    folder = raw_folder(dataset, name=name, data_dir=data_dir)
-    return _raw(cache.load_or_build(folder, lambda: _fetched(dataset, name), verify=verify))
+    folder = data_dir / name
+    if fingerprint and (found := _cached_pictures(folder, fingerprint)):
+        return _raw(found, read(folder / found.meta[PACKED]))
+    builder, given = _builder(dataset)
+    if _is_of_pictures(builder):
+        pictures = build(dict(dataset))
+        packed = pack(pictures.job, folder, verify=verify)
+        key = cache.key(content=[pictures.content, packed.content])
+        entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
+        return _raw(entry, packed)
+    key = cache.key(content=content_of(builder, given))
+    fetched = partial(_fetched, dataset, name)
+    return _raw(cache.load_or_build(folder / f"raw-{key}", fetched, verify=verify), None)
 
 
 def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path:
-    """The cache folder of the data set of a checked leaf, which need not exist."""
-    module, _, function = dataset["_target_"].rpartition(".")
-    builder = getattr(importlib.import_module(module), function)
-    given = {key: value for key, value in dataset.items() if key != "_target_"}
+    """The cache folder of the images of a checked leaf, which need not exist."""
+    builder, given = _builder(dataset)
+    if _is_of_pictures(builder):
+        return data_dir / name / str(build(dict(dataset)).job.name)
     return data_dir / name / f"raw-{cache.key(content=content_of(builder, given))}"
+
+
+def _is_of_pictures(builder: Callable[..., Any]) -> bool:
+    """Whether a data set's function returns pictures to be packed, and not images."""
+    return get_type_hints(builder).get("return") is Pictures
+
+
+def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    module, _, function = dataset["_target_"].rpartition(".")
+    given = {key: value for key, value in dataset.items() if key != "_target_"}
+    return getattr(importlib.import_module(module), function), given
+
+
+def _cached_pictures(folder: Path, fingerprint: str) -> cache.Entry | None:
+    for path in folder.glob("raw-*/entry.json"):
+        try:
+            meta = json.loads(path.read_text())["meta"]
+            if PACKED in meta and meta["known"]["fingerprint"] == fingerprint:
+                return cache.stored(path.parent)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Path) -> Prepared:
@@ -52,7 +94,8 @@ def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Pat
         RequestError: a parameter of `config` does not fit the data set.
         OSError: the cache cannot be written; names the file.
     """
-    key = cache.key(fingerprint=raw.fingerprint, **config)
+    together = {} if raw.index is None else {"groups": raw.index.grouping}
+    key = cache.key(fingerprint=raw.fingerprint, **together, **config)
     entry = cache.load_or_build(
         data_dir / name / f"split-{key}", lambda: (divide(raw, **config), {})
     )
@@ -90,7 +133,9 @@ def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
 
 
 @lru_cache(maxsize=1)  # the next job in this process needs the same one
-def _raw(entry: cache.Entry) -> RawData:
+def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
+    if packed is not None:
+        return restored(entry, packed)
     raw = RawData(
         train=_split(entry.arrays, "train"),
         test=_split(entry.arrays, "test"),

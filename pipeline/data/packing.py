@@ -12,14 +12,17 @@ import errno
 import hashlib
 import json
 import logging
+import os
+import shutil
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,10 +37,10 @@ from pipeline.data import cache
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing
 from pipeline.data.pictures import fitted, is_grey, opened, recognised
-from pipeline.data.reading import CHUNK, THREADS, reason_of, remarks_logged
+from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks_logged
 from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.files import remove
+from pipeline.system.files import remove, replacing
 from pipeline.system.terminal import native_messages_to
 
 log = logging.getLogger(__name__)
@@ -46,9 +49,13 @@ DECODING = 1  # raised when the same file and settings give other pixels than be
 SAMPLE = 500  # pictures whose sizes decide where none is set
 SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
 HASHED = 32  # side of the grey picture behind a perceptual hash
+CHUNK_BYTES = 2**22  # of images that a thread decodes before they are written
 HEADER = 128  # bytes before the rows of an array's file
 # Errors of the system that say something about the file, and not about this moment.
-LASTING = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+LASTING = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    errno.ENXIO,
+)
 
 Stamp = tuple[int, ...]
 
@@ -66,12 +73,13 @@ class Packing:
     fit: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Packed:
     """A packed copy, one entry per row: `images` u8[N,H,W,C] and what is known of each picture.
 
-    `hashes` u64[N] are perceptual hashes of the images. `unreadable` are files with the reason.
-    `rows` i64[n] are the rows of the files of the listing, in its order, -1 for unreadable ones.
+    The rows are in the order of the listing. `hashes` u64[N] are perceptual hashes of the images.
+    `unreadable` are files with their states and the reasons. `content` is the SHA-256 (hex) of all
+    names and pixels, `folder` where the entry is.
     """
 
     images: Array
@@ -84,42 +92,83 @@ class Packed:
     modes: Sequence[str]
     greys: Array
     unreadable: Mapping[str, tuple[Stamp, str]]
-    name: str
+    content: str
+    folder: Path
 
 
-def key(listing: Listing, packing: Packing) -> str:
-    """What determines a packed copy: its files and settings, as a short text."""
-    digest = hashlib.sha256()
-    digest.update("\0".join(listing.files).encode("utf-8", "surrogateescape"))
-    digest.update(np.ascontiguousarray(listing.stamps()).data)
-    return cache.key(files=digest.hexdigest(), **_determining(listing, packing))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """Files to be packed, with the settings; each file is asked for its state once."""
+
+    listing: Listing
+    packing: Packing
+
+    @cached_property
+    def stamps(self) -> Array:
+        """The state of each file, i64[n,4]."""
+        return self.listing.stamps()
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 (hex) of the names and states of the files."""
+        digest = hashlib.sha256()
+        digest.update("\0".join(self.listing.files).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(self.stamps).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the pixels besides the files."""
+        size = self.packing.size
+        return {
+            "root": os.fsencode(self.listing.root.resolve()).hex(),
+            "size": None if size is None else list(size),
+            "channels": self.packing.channels,
+            "fit": self.packing.fit,
+            "decoding": DECODING,
+        }
+
+    @property
+    def name(self) -> str:
+        """The name of the packed copy in the cache."""
+        return f"pixels-{cache.key(files=self.content, **self.settings)}"
+
+    def workplace(self, folder: Path) -> Path:
+        """The working folder, which serves all states of the files."""
+        return folder / f".packing-{cache.key(**self.settings)}"
 
 
-def pack(listing: Listing, packing: Packing, folder: Path) -> Packed:
-    """Returns the packed copy of these files from the cache, or makes it.
+def pack(job: Job, folder: Path, *, verify: bool = False) -> Packed:
+    """Returns the packed copy of these files from the cache in `folder`, or makes it.
+
+    With `verify`, every byte of it is compared with its checksum.
 
     Raises:
         RequestError: none of the files can be read.
         PipelineError: the disk or the network failed while reading a file.
         OSError: the cache cannot be written; names the file.
     """
-    name = f"pixels-{key(listing, packing)}"
-    entry = cache.load_or_build(folder / name, partial(_build, listing, packing, folder))
+    build = partial(_build, job, folder)
+    entry = cache.load_or_build(folder / job.name, build, verify=verify)
     if not entry.cached:
-        remove(_workplace(listing, packing, folder), ignore_errors=True)
-    return read(folder / name, entry)
+        remove(job.workplace(folder), ignore_errors=True)
+    return _packed(entry, folder / job.name)
 
 
-def read(folder: Path, entry: cache.Entry | None = None) -> Packed:
+def read(folder: Path) -> Packed:
     """Reads a packed copy from its folder in the cache.
 
     Raises:
         PipelineError: it is not there any more, or damaged.
     """
     try:
-        entry = entry or cache.load_or_build(folder, _gone)
+        return _packed(cache.stored(folder), folder)
     except FileNotFoundError as error:
         raise PipelineError(f"{folder}: the packed pictures are gone or damaged") from error
+
+
+@lru_cache(maxsize=2)
+def _packed(entry: cache.Entry, folder: Path) -> Packed:
     arrays, meta = entry.arrays, entry.meta
     kinds = meta["modes"]
     return Packed(
@@ -133,26 +182,9 @@ def read(folder: Path, entry: cache.Entry | None = None) -> Packed:
         modes=[kinds[kind] for kind in arrays["modes"].tolist()],
         greys=arrays["greys"],
         unreadable={file: (tuple(stamp), reason) for file, stamp, reason in meta["unreadable"]},
-        name=folder.name,
+        content=meta["content"],
+        folder=folder,
     )
-
-
-def _gone() -> cache.Content:
-    raise FileNotFoundError
-
-
-def _determining(listing: Listing, packing: Packing) -> dict[str, Any]:
-    return {
-        "root": str(listing.root.resolve()),
-        "size": packing.size and list(packing.size),
-        "channels": packing.channels,
-        "fit": packing.fit,
-        "decoding": DECODING,
-    }
-
-
-def _workplace(listing: Listing, packing: Packing, folder: Path) -> Path:
-    return folder / f".packing-{cache.key(**_determining(listing, packing))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,16 +203,15 @@ class _Record:
     grey: bool = False
 
 
-def _build(listing: Listing, packing: Packing, folder: Path) -> cache.Content:
-    place = _workplace(listing, packing, folder)
-    settings = _determining(listing, packing)
+def _build(job: Job, folder: Path) -> cache.Content:
+    listing, packing = job.listing, job.packing
+    place = job.workplace(folder)
     with FileLock(place.with_name(f"{place.name}.lock")):
-        earlier = _earlier(folder, settings)
         size = packing.size or _size_of(listing)
         work = _Work.opened(place, (*size, packing.channels or 3))
-        stamps = [tuple(stamp) for stamp in listing.stamps().tolist()]
+        stamps = [tuple(stamp) for stamp in job.stamps.tolist()]
         wanted = dict(zip(listing.files, stamps, strict=True))
-        work.adopt(earlier, wanted)
+        work.adopt(_earlier(folder, job.settings), wanted)
         todo = [
             number
             for number in listing.order.tolist()
@@ -188,7 +219,7 @@ def _build(listing: Listing, packing: Packing, folder: Path) -> cache.Content:
         ]
         if todo:
             _scan(listing, stamps, todo, work, packing.fit)
-        return work.finished(wanted, settings, may_be_grey=packing.channels is None)
+        return work.finished(wanted, job.settings, may_be_grey=packing.channels is None)
 
 
 def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
@@ -248,6 +279,10 @@ class _Work:
     def opened(cls, place: Path, shape: Shape) -> _Work:
         """Opens the folder and restores what an earlier process has written there."""
         work = cls(place, shape)
+        if work.images.exists() and work.images.stat().st_nlink > 1:
+            # An entry was about to take the file over; it must not change any more.
+            with replacing(work.images) as copy:
+                shutil.copyfile(work.images, copy)
         if not work._restored():
             remove(place)
             place.mkdir(parents=True)
@@ -262,10 +297,7 @@ class _Work:
 
     def add(self, images: Array, records: Sequence[_Record]) -> None:
         """Appends images u8[m,H,W,C] with their records, whose rows count from 0."""
-        placed = [
-            _Record(**{**vars(one), "row": self.rows + one.row}) if one.row >= 0 else one
-            for one in records
-        ]
+        placed = [replace(one, row=self.rows + one.row) if one.row >= 0 else one for one in records]
         with self.images.open("ab") as file:
             file.write(np.ascontiguousarray(images).data)
         self.rows += len(images)
@@ -295,7 +327,7 @@ class _Work:
                 part = known[start : start + at_once]
                 images = packed.images[[one.row for one in part]]
                 images = np.broadcast_to(images, (len(part), *self.shape))
-                self.add(images, [_Record(**{**vars(r), "row": i}) for i, r in enumerate(part)])
+                self.add(images, [replace(one, row=row) for row, one in enumerate(part)])
 
     def _fits(self, images: Array) -> bool:
         # Grey images become images with three equal channels, not the other way round.
@@ -306,7 +338,7 @@ class _Work:
             first, *lines = self.journal.read_text("ascii").split("\n")
             if json.loads(first) != list(self.shape):
                 return False
-            array = np.memmap(self.images, np.uint8, "r", HEADER)
+            array: Array = np.memmap(self.images, np.uint8, "r", HEADER)
         except (OSError, ValueError):
             return False
         size = int(np.prod(self.shape))
@@ -334,31 +366,30 @@ class _Work:
     def finished(
         self, wanted: Mapping[str, Stamp], settings: Mapping[str, Any], *, may_be_grey: bool
     ) -> cache.Content:
-        """The content of the entry: the rows of the wanted files, in the order of the array.
+        """The content of the entry: the rows of the wanted files, in their order.
 
         Raises:
             RequestError: there are none.
         """
         known = [self.records[file] for file in wanted]
-        good = sorted((one for one in known if one.row >= 0), key=lambda one: one.row)
+        good = [one for one in known if one.row >= 0]
         failed = [one for one in known if one.row < 0]
         if not good:
-            first = f", {printable_text(failed[0].file)}: {failed[0].reason}" if failed else ""
-            raise RequestError(
-                f"dataset.path={settings['root']}: none of the {len(known)} files can be read{first}"
-            )
-        height, width, channels = self.shape
+            first = f", {printable(failed[0].file)}: {failed[0].reason}" if failed else ""
+            raise RequestError(f"dataset.path: none of the {len(known)} files can be read{first}")
+        channels = self.shape[2]
         if may_be_grey and all(one.grey for one in good):
             channels = 1
         modes = sorted({one.mode for one in good})
         names = Texts.of(one.file for one in good)
+        digests = _bytes_of(one.digest for one in good)
         arrays: dict[str, Array | cache.Stream | Path] = {
             "images": self._rows([one.row for one in good], channels),
             "files": names.content,
             "file_ends": names.ends,
             "stamps": np.array([one.stamp for one in good], np.int64),
             "sha256": _bytes_of(one.sha256 for one in good),
-            "digests": _bytes_of(one.digest for one in good),
+            "digests": digests,
             "hashes": np.array([one.hash for one in good], np.uint64),
             "sizes": np.array([one.size for one in good], np.int32),
             "modes": np.array([modes.index(one.mode) for one in good], np.uint8),
@@ -368,13 +399,14 @@ class _Work:
             "settings": dict(settings),
             "modes": modes,
             "unreadable": [[one.file, list(one.stamp), one.reason] for one in failed],
+            "content": hashlib.sha256(names.content.tobytes() + digests.tobytes()).hexdigest(),
         }
 
     def _rows(self, rows: Sequence[int], channels: int) -> cache.Stream | Path:
-        """These rows: the whole file as it is, if it has no others."""
+        """These rows: the file as it is, if it has just them."""
         shape = (len(rows), *self.shape[:2], channels)
         dtype = np.dtype(np.uint8)
-        if channels == self.shape[2] and len(rows) == self.rows:
+        if channels == self.shape[2] and list(rows) == list(range(self.rows)):
             cache.write_header(self.images, shape, dtype, HEADER)
             return self.images
         array = np.memmap(self.images, np.uint8, "r", HEADER, (self.rows, *self.shape))
@@ -419,14 +451,15 @@ def _scan(
     listing: Listing, stamps: Sequence[Stamp], todo: Sequence[int], work: _Work, fit: str
 ) -> None:
     """Decodes files with all cores and adds them to `work` in order, some chunks ahead at most."""
-    chunks = iter(range(0, len(todo), CHUNK))
+    size = max(1, min(CHUNK, CHUNK_BYTES // int(np.prod(work.shape))))
+    chunks = iter(range(0, len(todo), size))
     pool = ThreadPoolExecutor(THREADS)
     ahead: deque[Future[tuple[Array, list[_Record]]]] = deque()
 
     def submit(count: int) -> None:
         for start in islice(chunks, count):
             ahead.append(
-                pool.submit(_decode, listing, stamps, todo[start : start + CHUNK], work.shape, fit)
+                pool.submit(_decode, listing, stamps, todo[start : start + size], work.shape, fit)
             )
 
     try:
@@ -449,17 +482,17 @@ def _decode(
     for number in numbers:
         file, stamp = listing.files[number], stamps[number]
         try:
-            with listing.opened(number) as opened_file:
-                image, known = _read(opened_file, shape, fit)
+            with reading_of(file), listing.opened(number) as source:
+                image, known = _read(source, shape, fit)
             records.append(_Record(file=file, stamp=stamp, row=len(images), **known))
             images.append(image)
         except MemoryError as error:
-            raise PipelineError(f"{printable_text(file)}: too little memory to read it") from error
+            raise PipelineError(f"{printable(file)}: too little memory to read it") from error
         except Exception as error:  # a decoder may raise anything for a damaged file
             code = error.errno if isinstance(error, OSError) else None
             if code is not None and code not in LASTING:
                 raise PipelineError(
-                    f"{printable_text(file)}: {reason_of(error)}; what was read so far is kept"
+                    f"{printable(file)}: {reason_of(error)}; what was read so far is kept"
                 ) from error
             records.append(_Record(file=file, stamp=stamp, reason=reason_of(error)))
     return np.stack(images) if images else np.empty((0, *shape), np.uint8), records
@@ -498,11 +531,6 @@ def perceptual_hash(image: Array) -> int:
 _COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(8), np.arange(HASHED) + 0.5))
 
 
-def printable_text(file: str) -> str:
-    """The name of a file as text that every format can store."""
-    return printable(Path(file))
-
-
 @contextmanager
 def _told(
     listing: Listing, count: int, work: _Work
@@ -511,6 +539,8 @@ def _told(
     height, width, _ = work.shape
     what = f"{count:,} pictures of {listing.root} at {height}×{width}"
     started, failed = time.perf_counter(), 0
+    if not sys.stderr.isatty():
+        log.info("packing %s", what)
     with native_messages_to(work.place / "decoders.log") as stderr:
         console = Console(file=stderr, highlight=False, markup=False, emoji=False)
         bar = Progress(
@@ -523,8 +553,6 @@ def _told(
             transient=True,
             disable=not console.is_terminal,
         )
-        if not console.is_terminal:
-            log.info("packing %s", what)
         with bar:
             task = bar.add_task("", total=count)
 

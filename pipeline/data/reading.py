@@ -22,7 +22,7 @@ from PIL import UnidentifiedImageError
 
 from pipeline.data.cache import let_go
 from pipeline.data.files import Unreadable, is_array, open_array, printable
-from pipeline.data.pictures import as_stack, fitted, load, picture_of
+from pipeline.data.pictures import PAD, as_stack, fitted, load, picture_of
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
 
@@ -54,7 +54,12 @@ _reading = threading.local()  # `file`: the one that this thread is decoding
 
 
 def read(
-    files: Iterable[Path], shape: Shape, *, at_once: int, listener: Callable[[Block], None]
+    files: Iterable[Path],
+    shape: Shape,
+    *,
+    at_once: int,
+    listener: Callable[[Block], None],
+    fit: str = PAD,
 ) -> Iterator[Block]:
     """Yields blocks of up to `at_once` images of `shape` [H,W,C]; threads read ahead.
 
@@ -62,7 +67,7 @@ def read(
     every part as it is read, with its unreadable files; these raise nothing.
     """
     at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
-    tasks = _tasks(files, shape, at_once)
+    tasks = _tasks(files, shape, at_once, fit)
     pool = ThreadPoolExecutor(THREADS)
 
     def in_order() -> Iterator[Block]:
@@ -74,20 +79,20 @@ def read(
         yield from (future.result() for future in ahead)
 
     try:
-        with _remarks_logged():
+        with remarks_logged():
             yield from _merged(_told(in_order(), listener), at_once)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _remarks_logged() -> Iterator[None]:
-    """Sends Pillow's warnings to the log, with the name of the file being read."""
+def remarks_logged() -> Iterator[None]:
+    """Sends Pillow's warnings to the log, with the name of the file being read (`reading_of`)."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def note(message: Warning | str, *more: Any, **named: Any) -> None:
-            file: Path | None = getattr(_reading, "file", None)
+            file: Path | str | None = getattr(_reading, "file", None)
             if file is None:
                 show(message, *more, **named)
             else:
@@ -96,6 +101,16 @@ def _remarks_logged() -> Iterator[None]:
         warnings.showwarning = note
         warnings.filterwarnings("always", module=r"PIL\.")
         yield
+
+
+@contextmanager
+def reading_of(file: Path | str) -> Iterator[None]:
+    """Marks a file as the one that this thread is reading."""
+    _reading.file = file
+    try:
+        yield
+    finally:
+        _reading.file = None
 
 
 def _told(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterator[Block]:
@@ -128,25 +143,26 @@ def _joined(blocks: Sequence[Block]) -> Block:
     )
 
 
-def _tasks(files: Iterable[Path], shape: Shape, at_once: int) -> Iterator[Task]:
+def _tasks(files: Iterable[Path], shape: Shape, at_once: int, fit: str) -> Iterator[Task]:
     for are_arrays, group in groupby(files, is_array):
         if are_arrays:
-            yield from chain.from_iterable(_array_tasks(file, shape, at_once) for file in group)
+            yield from chain.from_iterable(
+                _array_tasks(file, shape, at_once, fit) for file in group
+            )
         else:
             while chunk := tuple(islice(group, min(CHUNK, at_once))):
-                yield partial(_decode, chunk, shape)
+                yield partial(_decode, chunk, shape, fit)
 
 
-def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
+def _decode(files: tuple[Path, ...], shape: Shape, fit: str) -> Block:
     images, good, unreadable = [], [], []
     for file in files:
-        _reading.file = file
         try:
-            images.append(load(file, shape))
+            with reading_of(file):
+                images.append(load(file, shape, fit=fit))
             good.append(file)
         except Exception as error:  # a decoder may raise anything for a damaged file
-            unreadable.append(_unreadable(file, error))
-    _reading.file = None
+            unreadable.append(Unreadable(file=file, reason=reason_of(error)))
     return Block(
         images=np.stack(images) if images else np.empty((0, *shape), np.uint8),
         files=tuple(good),
@@ -156,7 +172,7 @@ def _decode(files: tuple[Path, ...], shape: Shape) -> Block:
     )
 
 
-def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
+def _array_tasks(file: Path, shape: Shape, at_once: int, fit: str) -> Iterator[Task]:
     try:
         stack = as_stack(open_array(file), shape)
     except Exception as error:  # a reader may raise anything for a damaged file
@@ -164,19 +180,20 @@ def _array_tasks(file: Path, shape: Shape, at_once: int) -> Iterator[Task]:
             images=np.empty((0, *shape), np.uint8),
             files=(),
             indices=(),
-            unreadable=(_unreadable(file, error),),
+            unreadable=(Unreadable(file=file, reason=reason_of(error)),),
         )
         yield lambda: refused
         return
     for start in range(0, len(stack), at_once):
-        yield partial(_slice, file, stack, range(len(stack))[start : start + at_once], shape)
+        rows = range(len(stack))[start : start + at_once]
+        yield partial(_slice, file, stack, rows, shape, fit)
 
 
-def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
+def _slice(file: Path, stack: Array, rows: range, shape: Shape, fit: str) -> Block:
     let_go(stack)  # the parts read before: an array may be larger than memory
     part = stack[rows.start : rows.stop]
     if part.shape[1:] != shape:
-        part = np.stack([fitted(picture_of(pixels), shape) for pixels in part])
+        part = np.stack([fitted(picture_of(pixels), shape, fit=fit) for pixels in part])
     return Block(
         images=part,
         files=(file,) * len(part),
@@ -185,11 +202,10 @@ def _slice(file: Path, stack: Array, rows: range, shape: Shape) -> Block:
     )
 
 
-def _unreadable(file: Path, error: Exception) -> Unreadable:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        reason = "not an image in a readable format"
-    elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    else:
-        reason = one_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")
-    return Unreadable(file=file, reason=reason)
+        return "not an image in a readable format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")

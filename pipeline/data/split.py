@@ -9,6 +9,7 @@ import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
+from pipeline.data.grouping import held_out
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
 
@@ -17,12 +18,16 @@ sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not n
 _CHUNK = 2**20  # pixel values; bincount converts each to eight bytes
 
 
-def preprocess(
-    raw: RawData, *, validation_size: Annotated[int, Field(ge=0)], seed: int
-) -> Prepared:
+Size = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
+"""A number of images, or a share of them."""
+
+
+def preprocess(raw: RawData, *, validation_size: Size, seed: int) -> Prepared:
     """Moves `validation_size` images, stratified by class, from the training split to validation.
 
-    0 leaves the validation split empty. The images of a split keep their order.
+    A share of the images is counted in whole ones, one of each class at least. 0 leaves the
+    validation split empty. The images of a split keep their order. Pictures of one group stay
+    together; a validation split of the source's own is used as it is.
 
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
@@ -30,7 +35,7 @@ def preprocess(
     return divided(raw, divide(raw, validation_size=validation_size, seed=seed))
 
 
-def divide(raw: RawData, *, validation_size: int, seed: int) -> dict[str, Array]:
+def divide(raw: RawData, *, validation_size: Size, seed: int) -> dict[str, Array]:
     """Works out the division that `preprocess` makes, and the pixel statistics.
 
     `train` and `val` are positions i64[n] in the source's training split; `mean` and `std`, f32[C],
@@ -48,7 +53,7 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
     """Applies the result of `divide` to `raw`; reads and copies no image."""
     return Prepared(
         train=raw.train.select(division["train"]),
-        val=raw.train.select(division["val"]),
+        val=raw.train.select(division["val"]) if raw.val is None else raw.val,
         test=raw.test,
         class_names=raw.class_names,
         mean=division["mean"],
@@ -56,6 +61,7 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
         fingerprint=raw.fingerprint,
         source=raw.source,
         cached=cached,
+        fit=raw.fit,
     )
 
 
@@ -75,15 +81,34 @@ def pixel_statistics(split: Split) -> tuple[Array, Array]:
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def _stratified(raw: RawData, validation_size: int, seed: int) -> tuple[Array, Array]:
-    indices = np.arange(len(raw.train))
-    if validation_size == 0:
+def _stratified(raw: RawData, validation_size: Size, seed: int) -> tuple[Array, Array]:
+    indices, labels = np.arange(len(raw.train)), raw.train.labels
+    if validation_size == 0 or raw.val is not None:
         return indices, indices[:0]
-    _check_size(raw.train.labels, validation_size)
-    train, val = sklearn.model_selection.train_test_split(
-        indices, test_size=validation_size, stratify=raw.train.labels, random_state=seed
+    if raw.index is not None:
+        share = validation_size if validation_size < 1 else validation_size / len(labels)
+        if share >= 1:
+            _check_size(labels, int(validation_size))
+        groups = raw.index.groups[raw.train.rows]
+        val = held_out(labels, groups, share, seed=seed).mask
+        _require_some(val, validation_size)
+        return indices[~val], indices[val]
+    if validation_size < 1:
+        validation_size = max(len(np.unique(labels)), round(validation_size * len(labels)))
+    size = int(validation_size)
+    _check_size(labels, size)
+    train, chosen = sklearn.model_selection.train_test_split(
+        indices, test_size=size, stratify=labels, random_state=seed
     )
-    return np.sort(train), np.sort(val)
+    return np.sort(train), np.sort(chosen)
+
+
+def _require_some(chosen: Array, validation_size: Size) -> None:
+    if not chosen.any():
+        raise RequestError(
+            f"preprocess.validation_size={validation_size} is impossible: the training pictures of "
+            "each class are one group; set it to 0"
+        )
 
 
 def _check_size(labels: Array, validation_size: int) -> None:

@@ -161,6 +161,11 @@ class Index:
         _require(len(set(lengths.values())) == 1, f"an index has one entry per row, not {lengths}")
 
     @cached_property
+    def grouping(self) -> str:
+        """SHA-256 (hex) of `groups`."""
+        return hashlib.sha256(np.ascontiguousarray(self.groups).data).hexdigest()
+
+    @cached_property
     def conflicts(self) -> Array:
         """Those pairs of `duplicates` that have different labels, i64[M,3]."""
         labels = self.labels[self.duplicates[:, :2]]

@@ -102,7 +102,7 @@ def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predict
 
 def _data(config: Config, fingerprint: str) -> Prepared:
     name, data_dir = config.choices.dataset, Path(config.data_dir)
-    raw = ingest(config.dataset, name=name, data_dir=data_dir)
+    raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
     prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
     if prepared.fingerprint != fingerprint:
         raise RequestError(

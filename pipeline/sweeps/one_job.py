@@ -125,9 +125,9 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
 def _complete(config: Config, run_id: str, folder: Path) -> Result:
     """Completes the run of a job that is one of the best: evaluates it and saves its model."""
     recording = reopen(run_id, config.tracking, folder)
-    began = find_run(run_id, config).config
+    recorded = find_run(run_id, config)
     checkpoint = folder / "checkpoints" / f"{config.train.keep}.keras"
     # Keras cannot load an optimizer that scales the loss.
     with_optimizer = config.train.precision != "float16"
     model = load_saved(checkpoint, called=str(checkpoint), compile=with_optimizer)
-    return complete(config, began, model, recording)
+    return complete(config, recorded.config, model, recording, fingerprint=recorded.fingerprint)

@@ -24,6 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.schema import Tracking
+from pipeline.data.pictures import FITS, PAD
 from pipeline.data.polarity import dark_border_share
 from pipeline.data.values import Array
 from pipeline.system.databases import without_password
@@ -71,7 +72,8 @@ class LoadedModel:
     does not change when an alias moves. `image_shape` is height, width, channels. `example` are a
     few images u8[N,H,W,C] that the model was saved with, or None. `dark_border` is the share of
     training images with a dark border (`data/polarity.py`); if it was not recorded, that of the
-    example; None if there is neither. `megabytes` (10⁶ bytes) is the size of all its files.
+    example; None if there is neither. `fit` says how pictures get the model's size
+    (`data/pictures.py`). `megabytes` (10⁶ bytes) is the size of all its files.
     """
 
     model: keras.Model
@@ -81,6 +83,7 @@ class LoadedModel:
     image_shape: tuple[int, int, int]
     example: Array | None
     dark_border: float | None
+    fit: str = PAD
     megabytes: float = float("nan")
 
 
@@ -150,6 +153,7 @@ def _load(client: mlflow.MlflowClient, uri: str) -> LoadedModel:
             image_shape=shape,
             example=example,
             dark_border=saved.dark_border if saved.says_border else _share(example),
+            fit=saved.fit,
             megabytes=saved.megabytes,
         )
 
@@ -167,6 +171,7 @@ class SavedModel:
     class_names: tuple[str, ...]
     says_border: bool
     dark_border: float | None
+    fit: str
 
     def example(self, shape: tuple[int, int, int]) -> Array | None:
         """The images u8[N,H,W,C] that it was saved with, None if there are none.
@@ -341,6 +346,8 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
         is_share = isinstance(border, int | float) and 0 <= border <= 1
         if border is not None and not is_share:
             raise ValueError("dark_border is not a share")
+        if (fit := metadata.get("fit", PAD)) not in FITS:
+            raise ValueError("fit is not a known way to fit pictures")
         if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
             raise ValueError("model_id is not valid")
         module = folder / "data" / "keras_module.txt"
@@ -356,6 +363,7 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
         class_names=tuple(names),
         says_border="dark_border" in metadata,
         dark_border=border,
+        fit=fit,
     )
 
 

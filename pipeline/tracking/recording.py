@@ -30,6 +30,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from pipeline.config.schema import Tracking
+from pipeline.data.pictures import PAD
 from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
@@ -242,7 +243,9 @@ class Recording:
             run_id=self.id,
             metadata={
                 "class_names": list(prepared.class_names),
-                "dark_border": dark_border_share(sample(prepared.train)),
+                # Pictures for predicting are read as those of the training were: none is inverted.
+                "dark_border": None if prepared.fit else dark_border_share(sample(prepared.train)),
+                "fit": prepared.fit or PAD,
             },
         )
         with _nothing_registered():

@@ -34,4 +34,11 @@ def evaluate(config: Config, folder: Path) -> Result:
     recorded = find_trained(config.run_id, config)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
-    return complete(then, recorded.config, recorded.load_model(), recording, recorded.model_uri)
+    return complete(
+        then,
+        recorded.config,
+        recorded.load_model(),
+        recording,
+        uri=recorded.model_uri,
+        fingerprint=recorded.fingerprint,
+    )

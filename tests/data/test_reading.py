@@ -133,7 +133,7 @@ def test_only_a_few_files_are_read_ahead_of_who_takes_the_blocks(
     monkeypatch.setattr(reading, "THREADS", 1)
     opened: list[Path] = []
     monkeypatch.setattr(
-        reading, "_decode", lambda files, shape: opened.extend(files) or decode(files, shape)
+        reading, "_decode", lambda files, *given: opened.extend(files) or decode(files, *given)
     )
     files = [picture(tmp_path / f"{value}.png", 0) for value in range(200)]
     blocks = read(files, SHAPE, at_once=2, listener=lambda _: None)

@@ -91,7 +91,13 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
     skipped: list[Unreadable] = []
     decoders = native_messages_to(folder / "decoders.log")
     with decoders as stderr, _progress(found, skipped, stderr) as listener:
-        blocks = read(found.files, model.image_shape, at_once=request.batch_size, listener=listener)
+        blocks = read(
+            found.files,
+            model.image_shape,
+            at_once=request.batch_size,
+            listener=listener,
+            fit=model.fit,
+        )
         tally = _write(blocks, classifier(model, request.invert), output, sheet)
     if sheet and request.contact_sheet:
         sheet.save(Path(request.contact_sheet))

@@ -47,6 +47,7 @@ def gather(
         candidate.config.dataset,
         name=candidate.config.choices.dataset,
         data_dir=Path(config.data_dir),
+        fingerprint=candidate.fingerprint,
     )
     logged = _logged(candidate, raw)
     asked = _ask(str(candidate.model_uri), config, raw)

@@ -95,7 +95,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
         run = load("pipeline.run").run
-    result: Result = run(again, folder)
+    result: Result = run(again, folder, fingerprint=entry.fingerprint)
     rerun = _entry(result.run_id, config)
     pairs = paired(entry.logged, rerun.logged)
     verdict = judge(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
@@ -175,7 +175,12 @@ def _again(entry: RecordedRun, today: Config) -> Config:
 
 
 def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
-    raw = ingest(again.dataset, name=again.choices.dataset, data_dir=Path(again.data_dir))
+    raw = ingest(
+        again.dataset,
+        name=again.choices.dataset,
+        data_dir=Path(again.data_dir),
+        fingerprint=entry.fingerprint,
+    )
     dirty = entry.tags.get("code.dirty") == "true"
     began = origin.recorded(
         entry.tags,

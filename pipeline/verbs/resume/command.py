@@ -56,7 +56,8 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         _say(entry, progress, then)
         with native_messages_to(place / "tensorflow.log"):
             run = load("pipeline.run").run
-        result: Result = run(then, place, start=Start(run_id=entry.id, progress=progress))
+        start = Start(run_id=entry.id, progress=progress)
+        result: Result = run(then, place, start=start, fingerprint=entry.fingerprint)
     return result
 
 
@@ -118,7 +119,12 @@ def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
 
 def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
-    raw = ingest(then.dataset, name=then.choices.dataset, data_dir=Path(then.data_dir))
+    raw = ingest(
+        then.dataset,
+        name=then.choices.dataset,
+        data_dir=Path(then.data_dir),
+        fingerprint=entry.fingerprint,
+    )
     began = origin.recorded(
         entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
     )

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
+from pipeline.data.pictures import PAD
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import one_line
 from pipeline.verbs.serve.bodies import (
@@ -49,7 +50,8 @@ class Served:
     """A model ready to answer: `predict` takes images u8[N,H,W,C] to probabilities f32[N,K].
 
     `about` says which model it is, for `GET /version`; `example` u8[N,H,W,C] is for people to try;
-    `dark_border` is the share of the training images with a dark border, None where not known.
+    `dark_border` is the share of the training images with a dark border, None where not known;
+    `fit` says how pictures get the model's size.
     """
 
     predict: Callable[[Array], Array]
@@ -58,6 +60,7 @@ class Served:
     about: Mapping[str, str | None]
     example: Array | None = None
     dark_border: float | None = None
+    fit: str = PAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,7 @@ def _answer(body: bytes, state: State) -> Response:
 
 def _answer_picture(body: bytes, state: State) -> Response:
     served = state.served
-    image, inverted = picture_in(body, served.image_shape, served.dark_border)
+    image, inverted = picture_in(body, served.image_shape, served.dark_border, served.fit)
     with state.predicting:
         [prediction] = _predictions(served, image)
     return _json({"predictions": [prediction | {"inverted": inverted}]})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.pictures import AT_WORK, BUDGET, load
+from pipeline.data.pictures import AT_WORK, BUDGET, PAD, load
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
@@ -186,7 +186,9 @@ def _short(value: Any) -> str:
     return text
 
 
-def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Array, bool]:
+def picture_in(
+    body: bytes, shape: Shape, dark_border: float | None, fit: str = PAD
+) -> tuple[Array, bool]:
     """The picture as the model takes it, u8[1,H,W,C], and whether its brightness was inverted.
 
     It is where its border is bright and that of the training images dark, or the other way round;
@@ -200,7 +202,7 @@ def picture_in(body: bytes, shape: Shape, dark_border: float | None) -> tuple[Ar
             size = f"{picture.width}×{picture.height}"
             too_large = picture.width * picture.height > MOST_PIXELS
         if not too_large:
-            images = load(io.BytesIO(body), shape, formats=FORMATS)[np.newaxis]
+            images = load(io.BytesIO(body), shape, fit=fit, formats=FORMATS)[np.newaxis]
             inverted = bool(to_invert(images, dark_border)[0])
             return (255 - images if inverted else images), inverted
     except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours

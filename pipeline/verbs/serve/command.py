@@ -130,6 +130,7 @@ def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
         },
         example=None if loaded.example is None else loaded.example[:1],
         dark_border=loaded.dark_border,
+        fit=loaded.fit,
     )
 
 

@@ -1,0 +1,287 @@
+"""A user's own pictures as a data set: packed once, grouped, divided, with an index of files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data import cache
+from pipeline.data.files import printable
+from pipeline.data.grouping import duplicates, held_out, joined, named_groups
+from pipeline.data.listing import Listing
+from pipeline.data.packing import Job, Packed, Packing
+from pipeline.data.values import EXACT, Array, Index, RawData, Split, Texts
+from pipeline.system.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+NAMED = 3  # files that a message names
+PACKED = "pixels"  # where the description of an entry names its packed copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """How pictures are divided.
+
+    `group` is as `grouping.named_groups` takes it, `near_duplicates` as `grouping.duplicates` takes
+    its threshold; `test_fraction` is of each class.
+    """
+
+    group: str | None
+    near_duplicates: int | None
+    test_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Picture files that become a data set: what there is, how it is packed and divided.
+
+    `on_bad` is `skip` or `refuse`; if more than the share `max_bad` of the files cannot be read,
+    they are refused in any case.
+    """
+
+    listing: Listing
+    packing: Packing
+    division: Division
+    on_bad: str
+    max_bad: float
+
+    @cached_property
+    def job(self) -> Job:
+        """The files to be packed."""
+        return Job(listing=self.listing, packing=self.packing)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The JSON-able values that determine the data set."""
+        listing = self.listing
+        texts = [*listing.splits, *(text for column in listing.columns.values() for text in column)]
+        digest = sha256("\0".join(texts).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(listing.labels).data)
+        return {
+            "pixels": self.job.name,
+            "classes": list(listing.class_names),
+            "columns": list(listing.columns),
+            "labels": digest.hexdigest(),
+            "division": vars(self.division),
+            "bad": [self.on_bad, self.max_bad],
+        }
+
+
+def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
+    """Groups and divides packed pictures; returns the content of the entry that `restored` reads.
+
+    Raises:
+        RequestError: too many files cannot be read, or they cannot be divided.
+    """
+    _require_readable(pictures, packed)
+    listing, settings = pictures.listing, pictures.division
+    rows = np.flatnonzero([file not in packed.unreadable for file in listing.files])
+    labels = listing.labels[rows].astype(np.int32)
+    columns = {
+        name: [texts[row] for row in rows.tolist()] for name, texts in listing.columns.items()
+    }
+    named = named_groups(settings.group, list(packed.files), columns)
+    pairs = duplicates(
+        packed.digests,
+        packed.hashes,
+        lambda places: packed.images[places],
+        threshold=settings.near_duplicates,
+    )
+    groups = joined(named, pairs)
+    given = np.array([SPLITS.index(split) if split else -1 for split in listing.splits], np.int8)
+    splits, notes = _assigned(labels, groups, given[rows], pictures)
+    arrays: dict[str, Array | cache.Stream | Path] = {}
+    for number, split in enumerate(SPLITS):
+        chosen = np.flatnonzero(splits == number)
+        arrays |= {f"{split}_rows": chosen, f"{split}_labels": labels[chosen]}
+    known = {
+        "fingerprint": _fingerprint(arrays, packed, listing.class_names),
+        "duplicates": _shared(packed.digests, arrays["test_rows"], arrays["train_rows"]),
+    }
+    arrays |= {"labels": labels, "groups": groups, "duplicates": pairs}
+    for number, texts in enumerate(map(Texts.of, columns.values())):
+        arrays |= {f"column_{number}": texts.content, f"ends_{number}": texts.ends}
+    return arrays, {
+        "class_names": list(listing.class_names),
+        "source": str(listing.root.resolve()),
+        "known": known,
+        PACKED: packed.folder.name,
+        "fit": pictures.packing.fit,
+        "columns": list(columns),
+        "unreadable": [
+            *([printable(one.file), one.reason] for one in listing.unreadable),
+            *([printable(file), reason] for file, (_, reason) in packed.unreadable.items()),
+        ],
+        "left_out": [list(one) for one in listing.left_out],
+        "notes": [
+            listing.layout,
+            *listing.notes,
+            *_said(pictures, packed),
+            *_joined(pairs, packed, named, groups, labels),
+            *notes,
+        ],
+    }
+
+
+def restored(entry: cache.Entry, packed: Packed) -> RawData:
+    """The data set of an entry and its packed copy."""
+    arrays, meta = entry.arrays, entry.meta
+    splits = {
+        name: Split(
+            images=packed.images, rows=arrays[f"{name}_rows"], labels=arrays[f"{name}_labels"]
+        )
+        for name in SPLITS
+    }
+    raw = RawData(
+        train=splits["train"],
+        val=splits["val"] if len(splits["val"]) else None,
+        test=splits["test"],
+        class_names=tuple(meta["class_names"]),
+        source=meta["source"],
+        cached=entry.cached,
+        fit=meta["fit"],
+        index=Index(
+            root=meta["source"],
+            files=packed.files,
+            sha256=packed.sha256,
+            digests=packed.digests,
+            sizes=packed.sizes,
+            modes=packed.modes,
+            labels=arrays["labels"],
+            groups=arrays["groups"],
+            duplicates=arrays["duplicates"],
+            columns={
+                name: Texts(arrays[f"column_{number}"], arrays[f"ends_{number}"])
+                for number, name in enumerate(meta["columns"])
+            },
+            unreadable=tuple((file, reason) for file, reason in meta["unreadable"]),
+            left_out=tuple((what, count) for what, count in meta["left_out"]),
+            notes=tuple(meta["notes"]),
+        ),
+    )
+    vars(raw).update(meta["known"])  # saves reading every image to work it out
+    return raw
+
+
+def _require_readable(pictures: Pictures, packed: Packed) -> None:
+    """Refuses a set with too many files that cannot be read, by `on_bad` and `max_bad`."""
+    bad, count = packed.unreadable, len(pictures.listing.files)
+    if not bad:
+        return
+    named = [f"{printable(file)}: {reason}" for file, (_, reason) in list(bad.items())[:NAMED]]
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    told = f"{len(bad)} of {count:,} files cannot be read: {'; '.join(named)}{more}"
+    if pictures.on_bad == "refuse":
+        raise RequestError(f"dataset.on_bad=refuse: {told}; mend or remove them, or skip them")
+    if len(bad) > pictures.max_bad * count:
+        raise RequestError(
+            f"dataset.max_bad={pictures.max_bad:g}: {told}; mend or remove them, or allow more"
+        )
+    log.warning("skipped: %s", told)
+
+
+def _assigned(
+    labels: Array, groups: Array, given: Array, pictures: Pictures
+) -> tuple[Array, list[str]]:
+    """The split of each picture, i8[n] in the order of SPLITS, and what is to be said of it."""
+    settings, names = pictures.division, pictures.listing.class_names
+    splits = np.where(given < 0, 0, given).astype(np.int8)
+    notes = []
+    test = SPLITS.index("test")
+    if not (given == test).any():
+        free = np.flatnonzero(splits == 0)
+        held = held_out(labels[free], groups[free], settings.test_fraction, seed=settings.seed)
+        splits[free[held.mask]] = test
+        if not held.mask.any():
+            raise RequestError(
+                f"dataset.group={settings.group}: no picture is left to test on, since those of "
+                "each class are one group; there must be two at least"
+            )
+        if held.lacking:
+            lacking = ", ".join(names[label] for label in held.lacking)
+            notes.append(f"not in the test split, since their pictures are one group: {lacking}")
+    elif missing := sorted({*range(len(names))} - {*labels[given == test].tolist()}):
+        notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
+    across = sum(len(np.unique(splits[groups == g])) > 1 for g in _large(groups))
+    if across:
+        notes.append(f"{across:,} groups of pictures are in more than one of the given splits")
+    for number, split in enumerate(SPLITS):
+        if split != "val" and not (splits == number).any():
+            raise RequestError(f"dataset.path: the {split} split has no pictures")
+    return splits, notes
+
+
+def _large(groups: Array) -> list[int]:
+    """The groups with more than one picture."""
+    found: list[int] = np.flatnonzero(np.bincount(groups) > 1).tolist()
+    return found
+
+
+def _said(pictures: Pictures, packed: Packed) -> list[str]:
+    height, width, channels = packed.images.shape[1:]
+    size = f"{height}×{width}" if height != width else f"{height}"
+    chosen = "" if pictures.packing.size else f", chosen by the pictures; dataset.size={size}"
+    if pictures.packing.channels is None:
+        grey = ", grey as all of them are" if channels == 1 else ", in colour"
+    else:
+        grey = ""
+    return [f"images of {height}×{width}{chosen}{grey}"]
+
+
+def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: Array) -> list[str]:
+    """What was joined, as lines."""
+    notes = []
+    sizes = np.bincount(named)
+    if (sizes > 1).any():
+        notes.append(f"{len(sizes):,} groups of pictures by dataset.group")
+    exact = pairs[pairs[:, 2] == EXACT]
+    near = pairs[pairs[:, 2] != EXACT]
+    if len(exact):
+        notes.append(f"{len(exact):,} pictures are equal to another one and stay together with it")
+    if len(near):
+        count = len(np.unique(near[:, :2]))
+        notes.append(
+            f"{count:,} pictures are near-duplicates of others and stay together with them; "
+            "dataset.near_duplicates=null divides them"
+        )
+    if len(pairs) or (sizes > 1).any():
+        largest = np.bincount(groups).max()
+        notes.append(
+            f"{len(groups):,} pictures are {groups.max() + 1:,} groups, the largest of {largest:,}"
+        )
+    crossing = exact[labels[exact[:, 0]] != labels[exact[:, 1]]]
+    if len(crossing):
+        told = [
+            f"{printable(packed.files[a])} = {printable(packed.files[b])}"
+            for a, b in crossing[:NAMED, :2].tolist()
+        ]
+        more = f" and {len(crossing) - NAMED} more" if len(crossing) > NAMED else ""
+        notes.append(f"the same picture under two classes: {'; '.join(told)}{more}")
+    return notes
+
+
+def _fingerprint(arrays: Mapping[str, Any], packed: Packed, class_names: Sequence[str]) -> str:
+    """SHA-256 (hex) of names, shapes, and the digests and labels of the pictures of all splits."""
+    digest = sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
+    for split in SPLITS:
+        rows, labels = arrays[f"{split}_rows"], arrays[f"{split}_labels"]
+        digest.update(f"{split}{(len(rows), *packed.images.shape[1:])}".encode())
+        digest.update(np.ascontiguousarray(packed.digests[rows]).data)
+        digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
+
+
+def _shared(digests: Array, rows: Any, others: Any) -> int:
+    """How many of `rows` have the pixels of one of the `others`."""
+    kinds = np.ascontiguousarray(digests).view("V32").ravel()
+    return int(np.isin(kinds[rows], kinds[others]).sum())

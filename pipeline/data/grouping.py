@@ -1,0 +1,248 @@
+"""Which pictures belong together, and splits that keep them together: without leaks.
+
+Pictures of one subject, frames of one film and copies of one file flatter a model that has seen
+one of them in training and is tested on another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.values import EXACT, NEAR, Array
+from pipeline.system.errors import RequestError
+
+PARENT = "parent"
+COMPARED = 24  # approximate side of the images that are compared with one another
+CORRELATED = 0.99
+"""Correlation of the pixels of two near-duplicates, at least. A copy in another size, saved as JPEG
+or made lighter has 0.995 and more; two frames of a film have it where nothing moves."""
+TINTED = 32  # difference of the mean colours of two near-duplicates, at most
+FLAT = 2  # standard deviation of the pixels of an image that shows nothing
+NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
+PAIRS = 2**12  # compared at once
+
+Images = Callable[[Array], Array]  # from places i64[m] to u8[m,H,W,C]
+
+
+def named_groups(
+    group: str | None, files: Sequence[str], columns: Mapping[str, Sequence[str]]
+) -> Array:
+    """The group of each file, i64[n], as `dataset.group` says; without one, each has its own.
+
+    `group` is the name of a column, `parent` for the folder that a file is in, or a regular
+    expression. This is searched for in the name of the file (in the whole path if it contains a
+    slash); what its first parentheses match, or all that it matches, names the group. A file
+    without a match, or with an empty cell, has a group of its own.
+
+    Raises:
+        RequestError: the expression matches no file, or each file differently.
+    """
+    if group is None:
+        return np.arange(len(files))
+    if group in columns:
+        names: list[str | None] = [cell or None for cell in columns[group]]
+    elif group == PARENT:
+        names = [file.rpartition("/")[0] for file in files]
+    else:
+        names = _matched(group, files, columns)
+    numbers: dict[Any, int] = {}
+    return np.array(
+        [
+            numbers.setdefault((place,) if name is None else name, len(numbers))
+            for place, name in enumerate(names)
+        ],
+        np.int64,
+    )
+
+
+def _matched(
+    group: str, files: Sequence[str], columns: Mapping[str, Sequence[str]]
+) -> list[str | None]:
+    columned = f" (columns are {', '.join(columns)})" if columns else ""
+    what = f"name a column{columned}, {PARENT}, or a regular expression such as '^([^_]+)_'"
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise RequestError(
+            f"dataset.group={group}: no regular expression ({error}); {what}"
+        ) from error
+    texts = files if "/" in group else [file.rpartition("/")[2] for file in files]
+    found = [pattern.search(text) for text in texts]
+    names = [
+        None if match is None else match[1 if pattern.groups else 0] or None for match in found
+    ]
+    if not any(names):
+        raise RequestError(f"dataset.group={group}: matches none of the files; {what}")
+    if len(set(names) - {None}) == len(names) > 1:
+        raise RequestError(f"dataset.group={group}: every file is a group of its own; {what}")
+    return names
+
+
+def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int | None) -> Array:
+    """Pairs of equal and similar pictures, i64[M,3]: two places and EXACT or NEAR.
+
+    `digests` u8[n,32] are equal for equal pixels. Two pictures are similar if their `hashes` u64[n]
+    differ in at most `threshold` bits and their pixels correlate; None looks for equal ones only.
+    """
+    _, first, inverse = np.unique(
+        np.ascontiguousarray(digests).view("V32").ravel(), return_index=True, return_inverse=True
+    )
+    firsts = first[inverse]
+    equal = np.flatnonzero(firsts != np.arange(len(digests)))
+    pairs = [_pairs(firsts[equal], equal, EXACT)]
+    if threshold is not None and len(first) > 1:
+        distinct = np.sort(first)
+        one, other = _close(hashes[distinct], threshold)
+        one, other = distinct[one], distinct[other]
+        alike = _alike(one, other, images)
+        pairs.append(_pairs(one[alike], other[alike], NEAR))
+    return np.concatenate(pairs)
+
+
+def _pairs(one: Array, other: Array, kind: int) -> Array:
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    pairs = np.stack([low, high, np.full(len(low), kind)], axis=1).astype(np.int64)
+    ordered: Array = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return ordered
+
+
+def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
+    """Pairs of places whose hashes differ in at most `threshold` bits.
+
+    Of 64 bits in threshold + 1 bands, such hashes share at least one band.
+    """
+    edges = np.linspace(0, 64, threshold + 2).astype(int)
+    found: list[Array] = []
+    for start, stop in pairwise(edges):
+        band = (hashes >> np.uint64(start)) & np.uint64(2 ** int(stop - start) - 1)
+        order = np.lexsort((hashes, band))
+        sorted_bands, places = band[order], np.arange(len(order))
+        for step in range(1, NEIGHBOURS + 1):
+            places = places[places < len(order) - step]
+            places = places[sorted_bands[places] == sorted_bands[places + step]]
+            if not len(places):
+                break
+            one, other = order[places], order[places + step]
+            near = np.bitwise_count(hashes[one] ^ hashes[other]) <= threshold
+            found.append(np.stack([one[near], other[near]], axis=1))
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _alike(one: Array, other: Array, images: Images) -> Array:
+    """Whether the images of each pair of places look the same, bool[M]."""
+    alike = np.zeros(len(one), bool)
+    for start in range(0, len(one), PAIRS):
+        part = slice(start, start + PAIRS)
+        needed = np.unique(np.concatenate([one[part], other[part]]))
+        looks = _looks(images, needed)
+        first, second = (looks[np.searchsorted(needed, places[part])] for places in (one, other))
+        tint = np.abs(first.mean(axis=1) - second.mean(axis=1)).max(axis=-1)
+        first, second = (
+            (look - look.mean(axis=1, keepdims=True)).reshape(len(look), -1)
+            for look in (first, second)
+        )
+        sizes = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
+        product = np.einsum("ij,ij->i", first, second)
+        shows = np.minimum(*sizes) > FLAT * first.shape[1] ** 0.5
+        alike[part] = (
+            shows & (tint <= TINTED) & (product >= CORRELATED * np.maximum(sizes[0] * sizes[1], 1))
+        )
+    return alike
+
+
+def _looks(images: Images, places: Array) -> Array:
+    """Small versions of the images at these places, f32[m,pixels,C]."""
+    looks = []
+    for start in range(0, len(places), 256):
+        taken = images(places[start : start + 256])
+        m, height, width, channels = taken.shape
+        down, across = max(1, height // COMPARED), max(1, width // COMPARED)
+        rows, columns = height // down, width // across
+        taken = taken[:, : rows * down, : columns * across]
+        blocks = taken.reshape(m, rows, down, columns, across, channels)
+        looks.append(
+            blocks.mean(axis=(2, 4), dtype=np.float32).reshape(m, rows * columns, channels)
+        )
+    return np.concatenate(looks)
+
+
+def joined(groups: Array, pairs: Array) -> Array:
+    """The groups i64[n] that remain when those of each pair of places are joined.
+
+    They are numbered in the order of their first pictures.
+    """
+    from scipy import sparse  # takes 0.2 s, and a cached result does not need it
+
+    count = len(groups)
+    first = np.unique(groups, return_index=True)[1][np.unique(groups, return_inverse=True)[1]]
+    one = np.concatenate([np.arange(count), pairs[:, 0]])
+    other = np.concatenate([first, pairs[:, 1]])
+    graph = sparse.coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
+    found = sparse.csgraph.connected_components(graph, directed=False)[1]
+    _, start, inverse = np.unique(found, return_index=True, return_inverse=True)
+    numbered: Array = np.argsort(np.argsort(start))[inverse].astype(np.int64)
+    return numbered
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A part of a set of pictures: `mask` bool[n], and the classes that it could not have."""
+
+    mask: Array
+    lacking: tuple[int, ...]
+
+
+def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOut:
+    """Chooses whole groups that hold about this share of each class, and at least one picture.
+
+    `labels` i32[n], `groups` i64[n]. A class all of whose pictures belong to one group stays
+    whole, and is left out here.
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    sizes, main = np.bincount(groups), _main_labels(labels, groups)
+    picked, lacking = np.zeros(len(sizes), bool), []
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    own = {label: order[main[order] == label] for label in np.unique(labels).tolist()}
+    for label in sorted(own, key=lambda label: (len(own[label]), label)):
+        of_class = groups[labels == label]
+        target = max(1, round(share * len(of_class))) - int(picked[of_class].sum())
+        if target <= 0:
+            continue
+        chosen = _filling(own[label], sizes, target)
+        if not len(chosen):
+            lacking.append(label)
+        picked[chosen] = True
+    return HeldOut(mask=picked[groups], lacking=tuple(sorted(lacking)))
+
+
+def _main_labels(labels: Array, groups: Array) -> Array:
+    """The most frequent label of each group, i32[groups]."""
+    pairs, counts = np.unique(np.stack([groups, labels], axis=1), axis=0, return_counts=True)
+    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+    _, first = np.unique(pairs[order, 0], return_index=True)
+    main: Array = pairs[order[first], 1]
+    return main
+
+
+def _filling(groups: Array, sizes: Array, target: int) -> Array:
+    """Those of the groups, in order, that fit into `target` pictures; never all of them."""
+    if len(groups) < 2:
+        return groups[:0]
+    chosen, taken = [], 0
+    for group in groups[:-1].tolist():
+        if taken + sizes[group] <= target:
+            chosen.append(group)
+            taken += sizes[group]
+            if taken == target:
+                break
+    smallest = groups[sizes[groups].argmin()]
+    return np.array(chosen or [smallest], np.int64)
