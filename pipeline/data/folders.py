@@ -113,7 +113,7 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         arrays |= {f"column_{number}": texts.content, f"ends_{number}": texts.ends}
     return arrays, {
         "class_names": list(listing.class_names),
-        "source": str(listing.root.resolve()),
+        "source": pictures.job.root,
         "known": known,
         PACKED: packed.folder.name,
         "fit": pictures.packing.fit,

@@ -209,7 +209,7 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
     """
     _, groups = np.unique(groups, return_inverse=True)
     sizes, main = np.bincount(groups), _main_labels(labels, groups)
-    picked, lacking = np.zeros(len(sizes), bool), []
+    picked = np.zeros(len(sizes), bool)
     order = np.random.default_rng(seed).permutation(len(sizes))
     own = {label: order[main[order] == label] for label in np.unique(labels).tolist()}
     for label in sorted(own, key=lambda label: (len(own[label]), label)):
@@ -217,11 +217,9 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
         target = max(1, round(share * len(of_class))) - int(picked[of_class].sum())
         if target <= 0:
             continue
-        chosen = _filling(own[label], sizes, target)
-        if not len(chosen):
-            lacking.append(label)
-        picked[chosen] = True
-    return HeldOut(mask=picked[groups], lacking=tuple(sorted(lacking)))
+        picked[_filling(own[label], sizes, target)] = True
+    mask = picked[groups]
+    return HeldOut(mask=mask, lacking=tuple(sorted({*own} - {*labels[mask].tolist()})))
 
 
 def _main_labels(labels: Array, groups: Array) -> Array:

@@ -117,11 +117,16 @@ class Job:
         return digest.hexdigest()
 
     @cached_property
+    def root(self) -> str:
+        """Where the files are, as a whole path."""
+        return str(self.listing.root.resolve())
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What decides the pixels besides the files."""
         size = self.packing.size
         return {
-            "root": os.fsencode(self.listing.root.resolve()).hex(),
+            "root": os.fsencode(self.root).hex(),
             "size": None if size is None else list(size),
             "channels": self.packing.channels,
             "fit": self.packing.fit,

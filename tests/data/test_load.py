@@ -14,6 +14,8 @@ from pipeline.data import load as ingest
 from pipeline.data.content import determined_by
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
+from tests.pictures import LEAF as PICTURES
+from tests.pictures import class_folders, read
 
 LEAF: dict[str, Any] = {
     "_target_": "pipeline.data.datasets.synthetic",
@@ -181,3 +183,37 @@ def test_an_empty_validation_split_survives_the_cache(tmp_path: Path) -> None:
     for _ in range(2):
         prepared = ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path)
         assert pixels(prepared.val).shape == (0, 8, 8, 1)
+
+
+def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gone(
+    tmp_path: Path,
+) -> None:
+    folder, data_dir = class_folders(tmp_path / "photos"), tmp_path / "data"
+    before = read(folder, data_dir)
+    folder.rename(tmp_path / "moved")
+    leaf = {**PICTURES, "path": str(folder)}
+    with pytest.raises(RequestError, match="no such folder"):
+        ingest.ingest(leaf, name="folder", data_dir=data_dir)
+    again = ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint=before.fingerprint)
+    np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
+    with pytest.raises(RequestError, match="no such folder"):
+        ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint="another")
+
+
+def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 20)
+    config = {"validation_size": 0.2, "seed": 0}
+    alone, grouped = (read(folder, tmp_path / "data", group=group) for group in (None, r"(\d).png"))
+    assert alone.index is not None
+    assert grouped.index is not None
+    for raw in (alone, grouped):
+        made, cached = (
+            ingest.prepare(raw, config, name="folder", data_dir=tmp_path) for _ in range(2)
+        )
+        assert cached.cached
+        groups = [set(raw.index.groups[part.rows]) for part in (made.train, made.val, made.test)]
+        assert all(groups)
+        assert not groups[0] & groups[1]
+        assert not (groups[0] | groups[1]) & groups[2]
+        np.testing.assert_array_equal(made.val.rows, cached.val.rows)
+        assert made.fit == "pad"

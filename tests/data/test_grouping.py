@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import grouping
+from pipeline.data.grouping import duplicates, held_out, joined, named_groups
+from pipeline.data.packing import perceptual_hash
+from pipeline.data.values import EXACT, NEAR, Array
+from pipeline.system.errors import RequestError
+from tests.pictures import noise
+
+FILES = ("cat/s1_0.png", "cat/s1_1.png", "dog/s2_0.png", "dog/x.png")
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("parent", [0, 0, 1, 1]),
+        ("subject", [0, 1, 0, 2]),
+        (r"^(\w+)_", [0, 0, 1, 2]),
+        (r"s\d", [0, 0, 1, 2]),
+        (r"^([a-z]+)/", [0, 0, 1, 1]),
+    ],
+)
+def test_a_group_is_a_column_the_folder_or_a_match(group: str | None, expected: list[int]) -> None:
+    columns = {"subject": ["7", "", "7", ""]}
+    assert named_groups(group, FILES, columns).tolist() == (
+        [0, 1, 0, 2] if group == "subject" else expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        ("subjects", "matches none of the files; name a column"),
+        ("(", "no regular expression"),
+        (r".*", "every file is a group of its own"),
+    ],
+)
+def test_a_group_that_groups_nothing_is_refused(group: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=f"dataset.group=.*{reason}"):
+        named_groups(group, FILES, {})
+
+
+def found(images: list[Array], threshold: int | None = 4) -> list[list[int]]:
+    stack = np.stack(images)
+    digests = np.array([list(__import__("hashlib").sha256(i).digest()) for i in stack], np.uint8)
+    hashes = np.array([perceptual_hash(image) for image in stack], np.uint64)
+    pairs = duplicates(digests, hashes, lambda places: stack[places], threshold=threshold)
+    return [list(pair) for pair in pairs.tolist()]
+
+
+def test_equal_pictures_are_paired_with_the_first_and_similar_ones_with_each_other() -> None:
+    one, other = noise(1, (48, 48, 1)), noise(2, (48, 48, 1))
+    shaken = np.clip(one + np.random.default_rng(3).integers(-3, 4, one.shape), 0, 255)
+    images = [one, other, one, shaken.astype(np.uint8), one]
+    assert found(images) == [[0, 2, EXACT], [0, 4, EXACT], [0, 3, NEAR]]
+    assert found(images, None) == [[0, 2, EXACT], [0, 4, EXACT]]
+
+
+def test_pictures_of_one_luma_and_two_colours_are_not_similar() -> None:
+    rng = np.random.default_rng(0)
+    red, green = (
+        np.clip(np.array(colour) + rng.integers(-5, 6, (48, 48, 1)), 0, 255).astype(np.uint8)
+        for colour in ((220, 0, 0), (0, 112, 0))
+    )
+    assert found([red, green]) == []
+
+
+def test_pictures_that_show_nothing_are_only_equal_or_not() -> None:
+    images = [np.full((16, 16, 1), value, np.uint8) for value in (7, 7, 8)]
+    assert found(images) == [[0, 1, EXACT]]
+
+
+def test_hashes_of_few_different_bits_are_all_found() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, 300).astype(np.uint64)
+    for place in range(100):
+        hashes[place] = hashes[place + 100]
+        for bit in rng.choice(64, rng.integers(0, 5), replace=False):
+            hashes[place] ^= np.uint64(1 << int(bit))
+    one, other = np.triu_indices(300, 1)
+    near = np.bitwise_count(hashes[one] ^ hashes[other]) <= 4
+    expected = set(zip(one[near].tolist(), other[near].tolist(), strict=True))
+    low, high = grouping._close(hashes, 4)
+    assert set(zip(low.tolist(), high.tolist(), strict=True)) == expected
+    assert len(expected) >= 100
+
+
+def test_pairs_join_the_groups_of_both() -> None:
+    pairs = np.array([[1, 4, EXACT], [4, 5, NEAR]])
+    assert joined(np.array([0, 0, 1, 1, 2, 3]), pairs).tolist() == [0, 0, 1, 1, 0, 0]
+    assert joined(np.arange(3), np.empty((0, 3), np.int64)).tolist() == [0, 1, 2]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=1, max_size=80),
+    st.floats(0.05, 0.5),
+    st.integers(0, 3),
+)
+def test_no_group_is_divided_and_each_class_is_on_both_sides_if_it_can_be(
+    pictures: list[tuple[int, int]], share: float, seed: int
+) -> None:
+    labels = np.array([label for label, _ in pictures], np.int32)
+    groups = np.array([group for _, group in pictures], np.int64)
+    held = held_out(labels, groups, share, seed=seed)
+    for group in np.unique(groups):
+        assert len(np.unique(held.mask[groups == group])) == 1
+    for label in np.unique(labels).tolist():
+        inside = held.mask[labels == label]
+        main = {
+            g
+            for g in np.unique(groups).tolist()
+            if np.bincount(labels[groups == g]).argmax() == label
+        }
+        if len(main) >= 2:
+            assert inside.any()
+            assert label not in held.lacking
+
+
+def test_single_pictures_are_held_out_by_the_share_of_each_class() -> None:
+    labels = np.repeat(np.array([0, 1, 2], np.int32), [40, 10, 1])
+    held = held_out(labels, np.arange(51), 0.2, seed=0)
+    assert np.bincount(labels[held.mask], minlength=3).tolist() == [8, 2, 0]
+    assert held.lacking == (2,)
+    again, other = (held_out(labels, np.arange(51), 0.2, seed=seed).mask for seed in (0, 1))
+    np.testing.assert_array_equal(held.mask, again)
+    assert not np.array_equal(held.mask, other)
