@@ -22,6 +22,10 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations and the like are not for users
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
+    # MLflow's 7 retries take 4 minutes, during which a command would stand still without a word.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     # Smaller blocks of a decoded picture are kept by each thread: eight of them kept 1.5 GB.
     "PILLOW_BLOCK_SIZE": "64m",
 }

@@ -6,12 +6,17 @@ This module knows MLflow's environment variables, tables and addresses of artefa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
+from threading import Lock, Thread
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import mlflow
 import requests
@@ -21,6 +26,8 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _all_tables_exist  # MLflow's own check before it creates tables
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from pipeline.config.schema import Config
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
@@ -32,8 +39,22 @@ Client = mlflow.MlflowClient
 StoreError = MlflowException
 VERSION = mlflow.__version__
 
-FIRST_ANSWER_S = 10
+FIRST_ANSWER_S = 10.0  # for the store to answer when a command begins
 PAGE = 5_000  # experiments per request
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
+TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
+# Errors of MLflow that would be the same however often a request is repeated.
+LASTING = {
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"),
+    *("RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"),
+}
+DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+_CREDENTIALS = (*("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),)
+_REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
+_FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
+
+Made = TypeVar("Made")
+_once = Lock()
 
 
 def connect(uri: str | None) -> Client:
@@ -75,6 +96,72 @@ def _make_whole(address: str) -> None:
     if str(path) != ":memory:" and not (path.exists() and path.stat().st_size):
         with replacing(path) as partial:
             _opened(url.set(database=str(partial)).render_as_string())
+
+
+def made_once(make: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
+    """Creates something in the store, once even if the answer to the request gets lost.
+
+    MLflow would repeat the request and create a second one. Here it is sent once; after an error
+    `find` looks for what it may have created, before it is sent again.
+
+    Raises:
+        MlflowException: the store refuses it, or is away for longer than `FIRST_ANSWER_S`.
+    """
+    until, wait_s = time.monotonic() + FIRST_ANSWER_S, 0.2
+    while True:
+        try:
+            with _sent_once():
+                return make()
+        except MlflowException as error:
+            if not is_passing(error) or time.monotonic() + wait_s > until:
+                raise
+        time.sleep(wait_s)
+        wait_s *= 2
+        if (found := find()) is not None:
+            return found
+
+
+@contextmanager
+def _sent_once() -> Iterator[None]:
+    with _once:
+        before = os.environ.get(RETRIES)
+        os.environ[RETRIES] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[RETRIES]
+            else:
+                os.environ[RETRIES] = before
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error may not occur again: the store is away, overloaded or locked."""
+    if isinstance(error, MlflowException):
+        # Something between here and the server answers like this when the server is away.
+        is_foreign = str(error.message).startswith("API request to endpoint")
+        return is_foreign or error.error_code not in LASTING | DENIED
+    return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
+
+
+def repeatable(write: Callable[[], object], tries: int = 3) -> None:
+    """Makes a write that may have been made before, or is being made by another process.
+
+    The store then refuses it by a constraint; if it still does so at the last try, it has it.
+
+    Raises:
+        MlflowException: the store refuses it for another reason, or is away.
+    """
+    for left in reversed(range(tries)):
+        try:
+            write()
+            return
+        except MlflowException as error:
+            if not any(words in str(error).lower() for words in _REPEATED):
+                raise
+            if not left:
+                return
+            time.sleep(0.1)
 
 
 def experiment(client: Client, name: str) -> str:
@@ -178,21 +265,134 @@ def artifact_names(address: str) -> set[str]:
 
 
 def _require_answer(uri: str) -> None:
-    """Asks once, because MLflow itself would retry for minutes before it reports an error."""
+    """Asks within `FIRST_ANSWER_S`; MLflow itself would retry for minutes before it gives up.
+
+    Raises:
+        RequestError: with the reason.
+    """
+    look: Callable[[], Refusal | None] | None = None
+    if uri.startswith(("http://", "https://")):
+        look = partial(_ask_server, uri)
+    elif "://" in uri and not uri.startswith(("file:", "databricks")):
+        look = partial(_ask_database, uri)
+    if look is None:
+        return
     try:
-        if uri.startswith(("http://", "https://")):
-            requests.get(uri, timeout=FIRST_ANSWER_S)
-        elif "://" in uri and not uri.startswith(("file:", "databricks")):
-            engine = sa.create_engine(uri)
-            with engine.connect() as connection:
-                if engine.dialect.name == "sqlite":
-                    try_to_write(connection)
-            engine.dispose()
-    except (requests.RequestException, sa.exc.SQLAlchemyError, ImportError) as error:
+        refused = answered(look, FIRST_ANSWER_S)
+    except TimeoutError:
+        refused = Refusal(f"no answer within {FIRST_ANSWER_S:g} s")
+    except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
+        refused = Refusal(reason(error), "correct that")
+    except requests.Timeout:
+        refused = Refusal(f"no answer within {FIRST_ANSWER_S:g} s")
+    except requests.ConnectionError:
+        refused = Refusal("nothing answers there")
+    except (requests.RequestException, sa.exc.SQLAlchemyError, StoreError, ImportError) as error:
+        refused = Refusal(reason(error))
+    if refused:
         raise RequestError(
-            f"tracking store {without_password(uri)} cannot be used: {_reason(error)}; "
-            f"start it, or choose another with tracking.uri=… (default {DEFAULT_URI})"
-        ) from error
+            f"tracking store {without_password(uri)} cannot be used: {refused.says}; "
+            f"{refused.mend}, or choose another with tracking.uri=… (default {DEFAULT_URI})"
+        )
+
+
+def _ask_server(uri: str) -> Refusal | None:
+    until = time.monotonic() + FIRST_ANSWER_S - 1
+    while True:
+        answer = ask(uri, within_s=max(1.0, until - time.monotonic()))
+        if answer.status_code not in TRY_AGAIN or time.monotonic() > until:
+            return refusal(answer, uri)
+        time.sleep(min(1.0, max(0.0, until - time.monotonic())))
+
+
+def _ask_database(uri: str) -> Refusal | None:
+    engine = sa.create_engine(uri)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            try_to_write(connection)
+    engine.dispose()
+    return None
+
+
+def answered(look: Callable[[], Made], within_s: float) -> Made:
+    """What `look` returns or raises; it goes on in the background if it takes too long.
+
+    Raises:
+        TimeoutError: it took longer than `within_s` seconds.
+    """
+    answers: queue.SimpleQueue[Made | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(look())
+        except BaseException as error:
+            answers.put(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=within_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def ask(address: str, *, within_s: float) -> requests.Response:
+    """Asks a server for one experiment, once, with the credentials that MLflow would use.
+
+    Raises:
+        requests.RequestException: it did not answer.
+    """
+    try:
+        return http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(address),  # type: ignore[no-untyped-call]
+            "/api/2.0/mlflow/experiments/search",
+            "GET",
+            max_retries=0,
+            timeout=within_s,
+            retry_codes=(),
+            raise_on_status=False,
+            params={"max_results": 1},
+        )
+    except MlflowException as error:
+        cause = error.__cause__ or error.__context__
+        raise cause if isinstance(cause, requests.RequestException) else error from None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a store cannot be used, and what to do about it."""
+
+    says: str
+    mend: str = "start it"
+
+
+def refusal(answer: requests.Response, address: str) -> Refusal | None:
+    """Why a server refuses requests, in words; None if it does not."""
+    if answer.ok and answer.text.lstrip().startswith("{"):
+        return None
+    code = f"it answers {answer.status_code}"
+    if answer.status_code == 401:
+        given = [name for name in _CREDENTIALS if os.environ.get(name)]
+        if given or "@" in urlsplit(address).netloc:
+            source = " and ".join(given) or "the address"
+            return Refusal(
+                f"{code}: it does not accept the credentials of {source}", "correct them"
+            )
+        says = f"{code}: it asks for a user"
+        return Refusal(says, "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN")
+    if answer.status_code == 403:
+        if any(words in answer.text[:500].lower() for words in _FOREIGN_HOST):
+            host = urlsplit(address).netloc.rpartition("@")[2]
+            says = f"{code}: it does not know itself by the name {host}"
+            return Refusal(says, f"start it with mlflow server --allowed-hosts '{host},…'")
+        says = f"{code}: this user may not use it"
+        return Refusal(says, "ask its owner for permission, or use another user's credentials")
+    if answer.status_code in TRY_AGAIN:
+        says = f"{code} {answer.reason}: it is starting, overloaded, or without its database"
+        return Refusal(says, "try again when it is ready")
+    return Refusal(f"{code} {answer.reason}", "check that it is an MLflow server")
 
 
 def try_to_write(connection: sa.Connection) -> None:
@@ -240,11 +440,3 @@ def _alone(uri: str) -> Iterator[None]:
         return
     with FileLock(f"{sa.make_url(uri).database}.lock"):
         yield
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, requests.Timeout):
-        return f"no answer within {FIRST_ANSWER_S} s"
-    if isinstance(error, requests.ConnectionError):
-        return "nothing answers there"
-    return reason(error)

@@ -75,6 +75,8 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
                 heard[0] = _now()
             except Exception as error:
                 log.debug("A heartbeat of run %s got lost: %s", run_id, error)
+        with suppress(Exception):  # the store may still be away
+            _back_if_unheard(client, run_id, heard[0])
 
     thread = threading.Thread(target=beat, name=f"heartbeat of {run_id}", daemon=True)
     thread.start()
@@ -83,10 +85,6 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(LEAVE_S)
-        with suppress(
-            Exception
-        ):  # the store may still be unreachable; the block's own error matters
-            _back_if_unheard(client, run_id, heard[0])
 
 
 def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:

@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import mlflow
 import yaml
+from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
@@ -26,7 +28,7 @@ from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide_value, hide_word
 from pipeline.tracking import lineage
-from pipeline.tracking.client import Client, connect, experiment, experiment_name
+from pipeline.tracking.client import Client, connect, experiment, experiment_name, made_once
 from pipeline.tracking.heartbeat import beating, fell_silent, signs, take_back
 from pipeline.tracking.recording import Recording, recorded_metrics
 from pipeline.tracking.values import (
@@ -35,6 +37,7 @@ from pipeline.tracking.values import (
     ERROR,
     FOLDER,
     INDEX,
+    LOCAL_ID,
     PARENT,
     PATCH,
     PRUNED,
@@ -118,34 +121,47 @@ def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
             recording.log_tags(ending(error))
             recording.upload()
         with _at_least_tried():
-            mlflow.end_run(str(status_of(error)))
+            recording.client.set_terminated(recording.id, str(status_of(error)))
         raise
     with suppress(Exception):  # the run does not depend on it
         take_back(recording.client, recording.id)
-    mlflow.end_run("FINISHED")
+    recording.client.set_terminated(recording.id, "FINISHED")
 
 
 def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, str]) -> str:
     # Removed from the environment, where later runs of this process and its workers would see it.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:
-        run = mlflow.start_run(run_id=run_id, tags=tags)
-        for tag in ENDING & run.data.tags.keys():
-            client.delete_tag(run_id, tag)
-    elif adopted:
+        _reopen(client, run_id, tags)
+        return run_id
+    if adopted:
         try:
-            run = mlflow.start_run(run_id=adopted, tags=tags)
+            _reopen(client, adopted, tags)
         except MlflowException as error:
             raise RequestError(f"MLFLOW_RUN_ID={adopted}: {error.message}; unset it") from error
-    else:
-        run = mlflow.start_run(
-            experiment_id=experiment(client, experiment_name(config)),
-            run_name=config.tracking.run_name,
-            nested=PARENT
-            in tags,  # with Hydra's basic launcher, the parent run is open in this process
-            tags=tags,
-        )
-    return str(run.info.run_id)
+        return adopted
+    return str(_create(client, config, tags).info.run_id)
+
+
+def _reopen(client: Client, run_id: str, tags: dict[str, str]) -> None:
+    found = client.get_run(run_id)
+    client.update_run(run_id, status=str(Status.RUNNING))
+    for tag in ENDING & found.data.tags.keys():
+        client.delete_tag(run_id, tag)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _create(client: Client, config: Config, tags: dict[str, str]) -> Run:
+    place, local_id = experiment(client, experiment_name(config)), uuid4().hex
+    every = resolve_tags({**tags, LOCAL_ID: local_id})  # with user, command and the like
+
+    def find() -> Run | None:
+        found = client.search_runs([place], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1)
+        return found[0] if found else None
+
+    return made_once(
+        lambda: client.create_run(place, tags=every, run_name=config.tracking.run_name), find
+    )
 
 
 def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 import numpy as np
@@ -24,6 +25,7 @@ from mlflow.entities import (
     LoggedModelOutput,
     Metric,
     Param,
+    Run,
     RunTag,
 )
 from mlflow.models import Model, ModelSignature
@@ -36,9 +38,9 @@ from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import replacing
 from pipeline.system.folders import claim, owner
 from pipeline.system.secrets import hide, hide_value
-from pipeline.tracking.client import Client, connect
+from pipeline.tracking.client import Client, connect, made_once, repeatable
 from pipeline.tracking.runs import history
-from pipeline.tracking.values import MODEL_URI
+from pipeline.tracking.values import LOCAL_ID, MODEL_URI
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {
@@ -165,7 +167,7 @@ class Recording:
             profile=json.dumps({f"{split}_images": size for split, size in sizes.items()}),
         )
         context = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.id, [DatasetInput(dataset, [context])])
+        repeatable(lambda: self.client.log_inputs(self.id, [DatasetInput(dataset, [context])]))
 
     def log_cache(self, **found: bool) -> None:
         """Logs for each stage whether its result was cached: `cache/<stage>=hit`."""
@@ -210,13 +212,9 @@ class Recording:
             self._forget_half_saved(run.info.experiment_id)
         # As mlflow.tensorflow.log_model, but for any run rather than only the active one, and
         # without a request per metric for its history.
-        entry = self.client.create_logged_model(
-            run.info.experiment_id,
-            name=_model_name(run.data.tags),
-            source_run_id=self.id,
-            params=run.data.params,
-        )
-        self.client.log_outputs(self.id, [LoggedModelOutput(entry.model_id, step=0)])
+        entry = self._logged_model(run, local_id=uuid4().hex)
+        outputs = [LoggedModelOutput(entry.model_id, step=0)]
+        repeatable(lambda: self.client.log_outputs(self.id, outputs))
         self.client.log_batch(self.id, metrics=self._of_model(entry.model_id))
         with TemporaryDirectory() as folder:
             path = Path(folder, "model")
@@ -225,6 +223,25 @@ class Recording:
         self.client.finalize_logged_model(entry.model_id, "READY")
         self.log_tags({MODEL_URI: entry.model_uri})
         return str(entry.model_uri)
+
+    def _logged_model(self, run: Run, local_id: str) -> LoggedModel:
+        experiment, client = run.info.experiment_id, self.client
+
+        def find() -> LoggedModel | None:
+            condition = f"source_run_id = '{self.id}'"
+            known = client.search_logged_models([experiment], filter_string=condition)
+            return next((one for one in known if one.tags.get(LOCAL_ID) == local_id), None)
+
+        return made_once(
+            lambda: client.create_logged_model(
+                experiment,
+                name=_model_name(run.data.tags),
+                source_run_id=self.id,
+                params=run.data.params,
+                tags={LOCAL_ID: local_id},
+            ),
+            find,
+        )
 
     def _of_model(self, model_id: str) -> list[Metric]:
         """The metrics of the whole run that were logged here, as metrics of its model."""

@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from pipeline.config.schema import Tracking
-from pipeline.tracking.client import connect
+from pipeline.tracking.client import connect, made_once
 
 LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model saved by a run
 # A tag of a version: `pending` while it is a ticket, then its final state.
@@ -102,15 +102,23 @@ class Registry:
     def add(self, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
         """Creates a version with these tags. Numbers grow and are never reused."""
         logged = LOGGED.fullmatch(source)
-        made = self.client.create_model_version(
-            self.name,
-            source,
-            run_id=run_id,
-            tags=dict(tags),
-            await_creation_for=0,
-            model_id=logged[1] if logged else None,  # required by servers
-        )
-        return _version(made)
+
+        def make() -> Version:
+            made = self.client.create_model_version(
+                self.name,
+                source,
+                run_id=run_id,
+                tags=dict(tags),
+                await_creation_for=0,
+                model_id=logged[1] if logged else None,  # required by servers
+            )
+            return _version(made)
+
+        def find() -> Version | None:
+            same = (one for one in self.of_run(run_id) if dict(one.tags) == dict(tags))
+            return next(same, None)
+
+        return made_once(make, find)
 
     def point(self, alias: str, number: int | None) -> None:
         """Sets an alias, or removes it for None; MLflow refuses a deleted version."""

@@ -28,6 +28,7 @@ NAME, COMMIT, DIRTY, PATCH = (
 )
 FINGERPRINT, MODEL_URI, ERROR, TRACEBACK = "data.fingerprint", "model_uri", "error", "traceback"
 TRUSTED = "trusted."  # prefix of a trusted module's name: SHA-256 of its source
+LOCAL_ID = "local_id"  # by which a run or model is found before the store has named it
 RUN_FOLDER = "folder"  # folder of its log and checkpoints
 # Tags of a job: its sweep, its index, why it was pruned; tag of a sweep's own run: its folder.
 PARENT, INDEX, PRUNED, FOLDER = (

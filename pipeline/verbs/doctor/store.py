@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -20,7 +18,10 @@ from pipeline.tracking.addresses import DEFAULT_URI, artifact_root, store_addres
 from pipeline.tracking.client import (
     VERSION,
     Client,
+    answered,
+    ask,
     experiments,
+    refusal,
     tables_in,
     try_to_write,
 )
@@ -51,11 +52,9 @@ def look_at(uri: str | None) -> Store:
         return Store(
             finding=warning("store", says, f"set tracking.uri, for example to {DEFAULT_URI}")
         )
-    answers: queue.SimpleQueue[Store] = queue.SimpleQueue()
-    Thread(target=lambda: answers.put(_guarded(look, address)), daemon=True).start()
     try:
-        return answers.get(timeout=ANSWER_S)
-    except queue.Empty:
+        return answered(partial(_guarded, look, address), ANSWER_S)
+    except TimeoutError:
         return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
 
 
@@ -90,19 +89,17 @@ def _broken(address: str, says: str, mend: str) -> Store:
 
 
 def _server(address: str) -> Store:
-    # MLflow itself would retry for minutes before it reports that nothing answers.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(round(ANSWER_S)))
-    with requests.Session() as session:
-        answer = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
     shown = without_password(address)
-    if not answer.ok:
-        says = f"answers {answer.status_code} {answer.reason} to {shown}/version"
-        return _broken(address, says, f"check that it is an MLflow server, {ELSEWHERE}")
+    answer = ask(address, within_s=ANSWER_S)
+    if refused := refusal(answer, address):
+        return _broken(address, refused.says, f"{refused.mend}, {ELSEWHERE}")
     client = Client(address)
-    client.search_experiments(max_results=1)
-    says = f"{shown} answers: MLflow {answer.text}"
-    if answer.text.split(".")[:2] == VERSION.split(".")[:2]:
+    with requests.Session() as session:
+        version = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
+    if not version.ok:  # it lies behind something that passes on only the API
+        return Store(finding=ok("store", f"{shown} answers"), client=client)
+    says = f"{shown} answers: MLflow {version.text}"
+    if version.text.split(".")[:2] == VERSION.split(".")[:2]:
         return Store(finding=ok("store", says), client=client)
     mend = "use the same version for server and client: see requirements.lock"
     return Store(finding=warning("store", f"{says}, here {VERSION}", mend), client=client)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.config.schema import Tracking
+from pipeline.run import run
+from pipeline.system.errors import RequestError
+from pipeline.tracking import client as tracking
+from pipeline.tracking.client import connect
+from pipeline.tracking.registry import open_registry
+from pipeline.verbs.doctor import store as health
+from tests.commands import QUICK, configured, inside
+
+HOST_REFUSED = b"Invalid Host header - possible DNS rebinding attack detected"  # MLflow's words
+USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@contextmanager
+def answering(status: int, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers every request alike, and the credentials that came."""
+    came: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            came.append(self.headers.get("Authorization", ""))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", came
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says", "mend"),
+    [
+        (401, b"", "401: it asks for a user", "MLFLOW_TRACKING_USERNAME"),
+        (403, b"no", "403: this user may not use it", "permission"),
+        (
+            403,
+            HOST_REFUSED,
+            "403: it does not know itself by the name 127.0.0.1",
+            "--allowed-hosts",
+        ),
+        (503, b"", "503 Service Unavailable: it is starting", "when it is ready"),
+        (404, b"", "404 Not Found", "MLflow server"),
+        (200, b"<html>hello</html>", "200 OK", "MLflow server"),
+    ],
+)
+def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doctor(
+    status: int, body: bytes, says: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.5)
+    with answering(status, body) as (address, _):
+        with pytest.raises(RequestError) as refused:
+            connect(address)
+        found = health.look_at(address).finding
+    assert says in str(refused.value)
+    assert mend in str(refused.value)
+    assert (found.state, says in found.says, mend in str(found.mend)) == ("problem", True, True)
+
+
+def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in zip(USER, ("ann", "hunter22"), strict=True):
+        monkeypatch.setenv(name, value)
+    with answering(401) as (address, came), pytest.raises(RequestError) as refused:
+        connect(address)
+    assert came == ["Basic YW5uOmh1bnRlcjIy"]
+    assert "the credentials of MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(
+        refused.value
+    )
+    assert "hunter22" not in str(refused.value)
+
+
+def test_a_store_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme in ("http", "postgresql"):
+            began = time.monotonic()
+            address = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+            with pytest.raises(RequestError, match="no answer within 0.5 s|driver"):
+                connect(address)
+            assert time.monotonic() - began < 5
+
+
+# What a run writes; the first of these make something new each time they are called.
+CREATES = ("create_experiment", "create_run", "create_logged_model", "create_model_version")
+WRITES = (
+    *("log_batch", "log_inputs", "log_outputs", "log_artifacts", "log_model_artifacts"),
+    *("finalize_logged_model", "set_terminated", "create_registered_model"),
+)
+
+
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Loses the first answer to each create; sends every other write twice, as MLflow then does."""
+    lost: list[str] = []
+
+    def losing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            found = original(*given, **more)
+            if name in lost:
+                return found
+            lost.append(name)
+            raise MlflowException("API request to http://… failed with exception: no response")
+
+        return call
+
+    def twice(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            original(*given, **more)
+            return original(*given, **more)
+
+        return call
+
+    for name in CREATES:
+        monkeypatch.setattr(MlflowClient, name, losing(name, getattr(MlflowClient, name)))
+    for name in WRITES:
+        if name != "create_registered_model":  # is refused the second time, which counts as success
+            monkeypatch.setattr(MlflowClient, name, twice(getattr(MlflowClient, name)))
+    return lost
+
+
+def test_a_run_whose_answers_get_lost_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose_answers(monkeypatch)
+    with inside(tmp_path):
+        made = run(configured(*QUICK, "train.epochs=2", "evaluate.report=false"), tmp_path / "out")
+        client = connect(None)
+        number = client.get_experiment_by_name("synthetic").experiment_id
+        [found] = client.search_runs([number])
+        assert (found.info.run_id, found.info.status) == (made.run_id, "FINISHED")
+        [model] = client.search_logged_models([number])
+        assert (model.model_uri, str(model.status)) == (made.model_uri, "READY")
+        for name in found.data.metrics:
+            steps = [point.step for point in client.get_metric_history(made.run_id, name)]
+            assert len(set(steps)) == len(steps), name
+        registry = open_registry(Tracking(uri=None), "digits")
+        registry.ensure()
+        version = registry.add(str(made.model_uri), made.run_id, {"promotion": "pending"})
+        assert [one.number for one in registry.of_run(made.run_id)] == [version.number]
+    assert lost == [*CREATES]
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(tmp_path: Path) -> None:
+    tried = []
+
+    def refuse() -> None:
+        tried.append(1)
+        raise MlflowException("no such thing", error_code=3001)  # RESOURCE_ALREADY_EXISTS
+
+    with pytest.raises(MlflowException, match="no such thing"):
+        tracking.made_once(refuse, lambda: None)
+    assert tried == [1]
+
+
+def test_a_constraint_that_never_goes_away_counts_as_written_and_any_other_error_does_not() -> None:
+    def broken(message: str) -> Callable[[], None]:
+        def write() -> None:
+            raise MlflowException(message)
+
+        return write
+
+    tracking.repeatable(broken("(sqlite3.IntegrityError) UNIQUE constraint failed: inputs"))
+    with pytest.raises(MlflowException, match="no such table"):
+        tracking.repeatable(broken("no such table"))
