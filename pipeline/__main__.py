@@ -13,22 +13,18 @@ from pathlib import Path
 from traceback import format_exception
 from types import FrameType
 
-# A message suits a user better than Hydra's stack trace; this makes Hydra pass its errors on.
-SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
-os.environ["HYDRA_FULL_ERROR"] = "1"
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-import hydra  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.types import RunMode  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-
-from pipeline.config.allowed import check_search_path, check_words  # noqa: E402
-from pipeline.config.compose import hide_composed  # noqa: E402
-from pipeline.config.messages import explain  # noqa: E402
-from pipeline.config.mistakes import Command, refuse_mistakes  # noqa: E402
-from pipeline.config.schema import register, validate, validate_request  # noqa: E402
-from pipeline.config.search import CONF  # noqa: E402
-from pipeline.config.words import (  # noqa: E402
+from pipeline.config.allowed import check_search_path, check_words
+from pipeline.config.compose import hide_composed
+from pipeline.config.messages import explain
+from pipeline.config.mistakes import Command, refuse_mistakes
+from pipeline.config.schema import register, validate, validate_request
+from pipeline.config.search import CONF
+from pipeline.config.words import (
     LAUNCHED_BY_MLPROJECT,
     addressed,
     flags_apart,
@@ -39,12 +35,12 @@ from pipeline.config.words import (  # noqa: E402
     normalise,
     require_our_sweeper,
 )
-from pipeline.system.errors import PipelineError, RequestError  # noqa: E402
-from pipeline.system.imports import load  # noqa: E402
-from pipeline.system.secrets import hide, learn, learn_environment  # noqa: E402
-from pipeline.system.terminal import native_messages_to  # noqa: E402
-from pipeline.tracking.addresses import artifact_root, store_address  # noqa: E402
-from pipeline.verbs import Verb, requests, verbs  # noqa: E402
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.imports import load
+from pipeline.system.secrets import hide, learn, learn_environment
+from pipeline.system.terminal import native_messages_to
+from pipeline.tracking.addresses import artifact_root, store_address
+from pipeline.verbs import Verb, requests, verbs
 
 # The words of a verb that keeps no log.
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
@@ -83,6 +79,8 @@ def main() -> int:
         signal.signal(signal.SIGINT, _stop)
     learn_environment()
     learn(sys.argv[1:])
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra pass its errors on, to be explained here
     try:
         if sys.argv[1:2] in (["-sc"], ["--shell-completion"]):
             return _complete(sys.argv[2:])
@@ -105,7 +103,7 @@ def main() -> int:
             kept = said or "what was recorded so far is kept"
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
-        told = "".join(format_exception(error)) if SHOW_TRACEBACK else explain(error)
+        told = "".join(format_exception(error)) if show_traceback else explain(error)
         print(hide(told), file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
