@@ -23,7 +23,7 @@ from pipeline.config.compose import hide_composed
 from pipeline.config.messages import explain
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import register, validate, validate_request
-from pipeline.config.search import CONF
+from pipeline.config.search import CONF, VERSION_BASE
 from pipeline.config.words import (
     LAUNCHED_BY_MLPROJECT,
     addressed,
@@ -36,7 +36,6 @@ from pipeline.config.words import (
     require_our_sweeper,
 )
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.imports import load
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking.addresses import artifact_root, store_address
@@ -196,7 +195,7 @@ def _with_hydra(verb: Verb) -> None:
                 raise
             failures.append(error)
 
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(pipeline)()
+    hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(pipeline)()
     if failures:
         raise failures[0]
 
@@ -217,7 +216,7 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
     request = verb.request and validate_request(composed, verb.name, verb.request)
     try:
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):
-            load(verb.entry.partition(":")[0])
+            verb.load(config)
         value = verb.carry_out(config, request, folder)
         if value is not None:
             verb.print(value, request)

@@ -70,7 +70,7 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
         return
     with (
         search.searching(*own[-1:] if folder else []),
-        initialize_config_dir(config_dir=str(search.CONF), version_base="1.3"),
+        initialize_config_dir(config_dir=str(search.CONF), **search.VERSION_BASE),
     ):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(overrides)

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config.search import CONF
+from pipeline.config.search import CONF, VERSION_BASE
 from pipeline.system.secrets import hide_files, learn, learn_environment
 
 
@@ -32,7 +32,7 @@ def compose(words: Sequence[str]) -> DictConfig:
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
+        with initialize_config_dir(config_dir=str(CONF), **VERSION_BASE, job_name="pipeline"):
             return hydra_compose("config", list(words), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = running

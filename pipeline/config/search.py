@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hydra
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 
 # In a checkout conf/ is beside the package; when installed, it is inside the package.
 _PLACES = (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
 CONF = next((place for place in _PLACES if place.is_dir()), _PLACES[0]).resolve()
+
+# Hydra 1.4 deprecates `version_base`; without it, 1.3 would behave like 1.1.
+VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 _more: list[Path] = []
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.system.imports import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,26 @@ class Verb:
     show: str = "pipeline.verbs:show"
     request: type | None = None
     """Dataclass of the verb's own keys, which form the group `name` of the configuration."""
+    uses: str = ""
+    """The module of slow imports that the entry makes when it is called; default: its own."""
+    takes_run: str = ""
+    """What `run_id` may be other than an id (`latest`), if the verb works on a recorded run."""
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
     keeps_log: bool = True
     """Whether it gets a folder for its log; without one, it works where nothing can be written."""
+
+    def load(self, config: Config) -> None:
+        """Imports what the verb needs, if `config` names the run that it needs.
+
+        Raises:
+            RequestError: `run_id` is missing.
+        """
+        if self.takes_run and config.run_id is None:
+            raise RequestError(
+                f"run_id: say which run to {self.name}, run_id=<id> or run_id={self.takes_run}"
+            )
+        load(self.uses or self.entry.partition(":")[0])
 
     def carry_out(self, config: Config, request: Any, folder: Path) -> Any:
         """Does the work and returns its result."""

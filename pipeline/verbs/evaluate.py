@@ -16,6 +16,8 @@ EVALUATE = Verb(
     name="evaluate",
     help="evaluate the model of run_id=<id> or latest",
     entry="pipeline.verbs.evaluate:evaluate",
+    uses="pipeline.run",
+    takes_run="latest",
 )
 
 

@@ -13,6 +13,8 @@ REPORT = Verb(
     name="report",
     help="build report.html of run_id=<id> or latest",
     entry="pipeline.verbs.report:report",
+    uses="pipeline.reports.write",
+    takes_run="latest",
 )
 
 

@@ -22,6 +22,7 @@ TRAIN = Verb(
     name="train",
     help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train",
+    uses="pipeline.run",
     records=True,
 )
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
 from pipeline.verbs import Verb, function, requests, verbs
-from tests.commands import CONF, ROOT, composed, environment
+from tests.commands import CONF, ROOT, composed, configured, environment
 
 VERBS = verbs()
 
@@ -37,6 +38,23 @@ def test_to_list_the_verbs_takes_no_slow_library() -> None:
         [sys.executable, "-c", listed], env=environment(), capture_output=True, text=True, cwd=ROOT
     )
     assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_a_verb_without_the_run_that_it_needs_is_refused_before_it_imports_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("pipeline.verbs.load", loaded.append)
+    needing = [verb for verb in VERBS.values() if verb.takes_run]
+    assert {verb.name for verb in needing} == {
+        *("evaluate", "promote", "report", "reproduce", "resume")
+    }
+    for verb in needing:
+        with pytest.raises(RequestError, match=f"which run to {verb.name}, run_id=<id> or run_id="):
+            verb.load(configured())
+    assert loaded == []
+    VERBS["train"].load(configured())
+    assert loaded == ["pipeline.run"]  # quietly, as a whole, before the entry imports it
 
 
 def test_the_keys_of_a_verb_are_a_group_of_the_configuration_with_one_file() -> None:

@@ -79,6 +79,7 @@ PROMOTE = Verb(
     entry="pipeline.verbs.promote.promote:promote",
     show="pipeline.verbs.promote.promote:show",
     request=Promote,
+    takes_run="best",
 )
 ROLLBACK = Verb(
     name="rollback",

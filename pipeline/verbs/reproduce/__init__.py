@@ -25,5 +25,6 @@ REPRODUCE = Verb(
     entry="pipeline.verbs.reproduce.command:reproduce",
     show="pipeline.verbs.reproduce.command:show",
     request=Reproduce,
+    takes_run="latest",
     records=True,
 )

@@ -22,4 +22,5 @@ RESUME = Verb(
     help="resume the unfinished run_id=<id> or latest from its last checkpoint",
     entry="pipeline.verbs.resume.command:resume",
     request=Resume,
+    takes_run="latest",
 )
