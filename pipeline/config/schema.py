@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pipeline.config.builders import GROUPS, Leaf, check_leaf
 from pipeline.config.rules import (
     Count,
+    Fraction,
     Seed,
     Slug,
     broken_rules,
@@ -62,6 +63,10 @@ class Train:
     """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1."""
     precision: Annotated[str, one_of("float32", "bfloat16", "float16", "auto")] = MISSING
     """In what the network computes while it is trained; weights and the saved model are float32."""
+    label_smoothing: Fraction = MISSING
+    """Share of each target that is spread over all classes; not in validation."""
+    class_weight: Annotated[str, one_of("balanced")] | None = MISSING
+    """Weight of an image in the loss of training: `balanced` gives each class the same total."""
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING
@@ -157,9 +162,12 @@ class Config:
 # Keys added after the first runs were recorded, dotted, each with the value that reproduces the
 # earlier behaviour. A configuration recorded without the key is read with this value, and checksums
 # leave out keys with this value, so that they match the recorded ones.
-ADDED: dict[str, Any] = {"trusted_modules": [], "train.precision": "float32"} | {
-    f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")
-}
+ADDED: dict[str, Any] = {
+    "trusted_modules": [],
+    "train.precision": "float32",
+    "train.label_smoothing": 0.0,
+    "train.class_weight": None,
+} | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run
     *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),
@@ -301,4 +309,9 @@ def _check_together(config: Config) -> None:
         raise RequestError(
             f"preprocess.validation_size=0 leaves no validation images for "
             f"{' and '.join(needs_validation)}; set it above 0 or drop these"
+        )
+    if config.train.xla and config.augment.get("rand_augment"):
+        raise RequestError(
+            "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
+            "leave one of the two out"
         )

@@ -1,14 +1,28 @@
-"""Augmentation: random changes to scaled images f32[N,H,W,C] in training; none in prediction.
+"""Augmentation: random changes to images in training; none in prediction.
 
-Augmentations are layers of the model. To add one, add a function here and a file in conf/augment/.
+An augmentation is either a layer of the model (`flip_and_shift`), which takes scaled images
+f32[N,H,W,C], or a change to the batches of training (`combined`), which the model never sees, so
+that targets can change with the images. To add a layer, add a function here and a file in
+conf/augment/.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pipeline.config.rules import Share
+from pydantic import Field
+
+from pipeline.config.rules import NonNegative, Share, one_of
 from pipeline.system.imports import Lazy
+from pipeline.training.pieces import (
+    Batch,
+    coloured,
+    cut_out,
+    erased,
+    mixed,
+    moved,
+    operated_on,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -16,6 +30,10 @@ else:
     keras = Lazy("keras")  # configurations are checked without TensorFlow, as in models.py
 
 Tensor = Any
+Flip = Annotated[str, one_of("none", "random", "alternating")]
+Pixels = Annotated[int, Field(ge=0)]
+Few = Annotated[int, Field(ge=0, le=5)]
+Magnitude = Annotated[float, Field(ge=0, le=10)]
 
 
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:
@@ -26,3 +44,35 @@ def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Te
     if shift > 0:
         x = keras.layers.RandomTranslation(shift, shift, fill_mode="nearest", name="shift")(x)
     return x
+
+
+def combined(  # noqa: PLR0913 (the keys of its file)
+    batch: Batch,
+    *,
+    flip: Flip,
+    crop: Pixels,
+    colour: Share,
+    rand_augment: Few,
+    magnitude: Magnitude,
+    erasing: Share,
+    cutout: Share,
+    mixup: NonNegative,
+    cutmix: NonNegative,
+) -> Batch:
+    """Changes a batch of training by each piece that is not off (`none` or 0), in this order.
+
+    `flip` mirrors images: at random, or in every other epoch (Jordan 2024, "94% on CIFAR-10 in 3.29
+    seconds"). `crop` moves each by up to so many pixels; what enters is mirrored at the edge.
+    `colour` changes brightness, contrast and saturation by up to this share. `rand_augment` applies
+    so many operations of `magnitude` 0 to 10 to each image (Cubuk et al. 2020; a smaller set).
+    `erasing` fills a rectangle with noise, with this probability (Zhong et al. 2020). `cutout`
+    blackens a square of this share of the shorter side (DeVries & Taylor 2017). `mixup` and
+    `cutmix` mix each image and its target with another's (Zhang et al. 2018, Yun et al. 2019), by a
+    share drawn for the batch from Beta(a, a); with both, each step draws one of them.
+    """
+    batch = moved(batch, flip, crop)
+    batch = coloured(batch, colour)
+    batch = operated_on(batch, rand_augment, magnitude)
+    batch = erased(batch, erasing)
+    batch = cut_out(batch, cutout)
+    return mixed(batch, mixup, cutmix)

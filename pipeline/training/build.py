@@ -13,6 +13,7 @@ from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.values import Prepared
 from pipeline.system.errors import RequestError, first_line
+from pipeline.training.batches import augments_batches
 from pipeline.training.check import check_model
 from pipeline.training.precision import (
     best_for,
@@ -60,7 +61,7 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
     images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
     try:
         x = _scaling(config.train.scaling, prepared)(images)
-        if config.augment["_target_"] is not None:
+        if config.augment["_target_"] is not None and not augments_batches(config):
             x = build(config.augment, x)
         with computing_in(precision):
             outputs = build(config.model, x, len(prepared.class_names))
@@ -70,12 +71,14 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
 
 
 def kept(model: keras.Model) -> keras.Model:
-    """The trained `model` as it is evaluated and saved: it computes in float32.
+    """The trained `model` as it is evaluated and saved: it computes in float32 and takes labels.
 
     It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights
     and, where `model` has one, the optimizer in the same state.
     """
     if computes_in_float32(model):
+        if model.compiled and isinstance(model.loss, keras.losses.CategoricalCrossentropy):
+            model.compile(optimizer=model.optimizer, **_measures())
         return model
     wide = in_float32(model)
     wide.compile(optimizer=_unscaled(model, wide), **_measures())

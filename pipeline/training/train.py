@@ -14,6 +14,7 @@ from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.files import remove
 from pipeline.training import loop
+from pipeline.training.batches import augments_batches, changed_batches
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import (
     Checkpoint,
@@ -50,7 +51,8 @@ def train(
     history = keras.callbacks.History()
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
-    with closing(ProgressDisplay(len(prepared.train))) as progress:
+    display = closing(ProgressDisplay(len(prepared.train)))
+    with display as progress, changed_batches(model, prepared, config):
         followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
         followers += [_tensorboard(folder)] if settings.tensorboard else []
         checkpoints = folder / "checkpoints"
@@ -66,7 +68,7 @@ def train(
             ),
             batch_size=settings.batch_size,
             seed=config.seed,
-            xla=_with_xla(model, settings, images=len(prepared.train)),
+            xla=_with_xla(model, config, images=len(prepared.train)),
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
@@ -79,8 +81,11 @@ def train(
     )
 
 
-def _with_xla(model: keras.Model, settings: Train, *, images: int) -> bool:
+def _with_xla(model: keras.Model, config: Config, *, images: int) -> bool:
+    settings = config.train
     if settings.xla is None:
+        if augments_batches(config):
+            return False  # not measured
         return is_faster(model, settings.epochs * (images // settings.batch_size))
     return settings.xla
 

@@ -231,3 +231,10 @@ print([name for name in ("keras", "tensorflow", "sklearn", "matplotlib", "mlflow
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_what_xla_cannot_compile_is_refused_with_it() -> None:
+    operations = ("augment=combined", "augment.rand_augment=1")
+    with pytest.raises(RequestError, match=r"train.xla=true: .*augment.rand_augment"):
+        configured(*operations, "train.xla=true")
+    assert configured(*operations).train.xla is None

@@ -1,0 +1,117 @@
+"""Changes batches between the data and the training step: augmentation, targets and weights.
+
+The changes run in the compiled graph of the step. Their random numbers follow from the seed of the
+run and the number of the step, so that a resumed run draws the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.config.builders import build
+from pipeline.config.schema import Config
+from pipeline.data.values import Array, Prepared
+from pipeline.system.errors import RequestError
+from pipeline.training.pieces import Batch
+
+Change = Callable[[Any], Any]  # from images and labels to what a step of Keras takes
+
+
+def changes_batches(config: Config) -> bool:
+    """Whether any setting changes the batches of training."""
+    train = config.train
+    return augments_batches(config) or train.label_smoothing > 0 or train.class_weight is not None
+
+
+@contextmanager
+def changed_batches(model: keras.Model, prepared: Prepared, config: Config) -> Iterator[None]:
+    """Lets steps of `model` change their batches as `config` says, if it says anything.
+
+    Training and validation steps then take targets f32[n,K] in place of labels i32[n], the
+    validation steps without any change. The loss is for targets from then on; `kept` in
+    training/build.py turns that back.
+
+    Raises:
+        RequestError: `model` has another loss than cross-entropy.
+    """
+    if not changes_batches(config):
+        yield
+        return
+    _take_targets(model)
+    classes = len(prepared.class_names)
+    train_step, test_step = model.train_step, model.test_step
+    changed = _training_change(model, prepared, config)
+    model.train_step = lambda batch: train_step(changed(batch))
+    model.test_step = lambda batch: test_step((batch[0], tf.one_hot(batch[1], classes)))
+    try:
+        yield
+    finally:
+        del model.train_step, model.test_step
+
+
+def class_weights(labels: Array, classes: int) -> Array:
+    """A weight per class, f32[K], inverse to its number of images; over all images they average 1.
+
+    As `compute_class_weight("balanced")` of scikit-learn.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def smoothed(targets: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """Targets f32[n,K] of which the share `smoothing` is spread over all classes alike."""
+    return targets * (1 - smoothing) + smoothing / targets.shape[1]
+
+
+def training_batch(
+    config: Config, images: tf.Tensor, targets: tf.Tensor, step: tf.Tensor, epoch: tf.Tensor
+) -> Batch:
+    """A batch u8[n,H,W,C] with targets f32[n,K] as step `step` of training sees it, augmented."""
+    seed = tf.stack([tf.constant(config.seed, tf.int64), tf.cast(step, tf.int64)])
+    batch = Batch(images=images, targets=targets, seed=seed, epoch=epoch)
+    return build(config.augment, batch) if augments_batches(config) else batch
+
+
+def _training_change(model: keras.Model, prepared: Prepared, config: Config) -> Change:
+    settings, classes = config.train, len(prepared.class_names)
+    steps = -(-len(prepared.train) // settings.batch_size)
+    weights = tf.constant(
+        class_weights(prepared.train.labels, classes)
+        if settings.class_weight
+        else np.ones(classes, np.float32)
+    )
+
+    def change(pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        step = tf.convert_to_tensor(model.optimizer.iterations)
+        targets = tf.one_hot(pair[1], classes)
+        batch = training_batch(config, pair[0], targets, step, step // steps)
+        taken = (batch.images, smoothed(batch.targets, settings.label_smoothing))
+        if settings.class_weight is None:
+            return taken
+        return (*taken, tf.linalg.matvec(batch.targets, weights))
+
+    return change
+
+
+def augments_batches(config: Config) -> bool:
+    """Whether the augmentation changes batches; otherwise it is a layer of the model, or none."""
+    return str(config.augment["_target_"]).endswith("training.augment.combined")
+
+
+def _take_targets(model: keras.Model) -> None:
+    if not isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy):
+        raise RequestError(
+            "the model's loss is not SparseCategoricalCrossentropy, which augment=combined, "
+            "train.label_smoothing and train.class_weight need"
+        )
+    model.compile(
+        optimizer=model.optimizer,
+        loss=keras.losses.CategoricalCrossentropy(),
+        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+    )

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
+from pipeline.data.values import Fitted, Prepared
+from pipeline.system.errors import RequestError
+from pipeline.training.batches import changed_batches, class_weights, smoothed
+from pipeline.training.build import build_model, kept
+from pipeline.training.checkpoint import progress_of
+from pipeline.training.saved import load_saved
+from pipeline.training.train import train
+from tests.commands import configured
+
+pytestmark = pytest.mark.slow
+RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
+PREPARED = preprocess(RAW, validation_size=20, seed=0)
+SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false", "model.hidden=[6]")
+MIXED = (
+    *("augment=flip_crop", "augment.mixup=1", "augment.cutmix=1", "augment.erasing=0.5"),
+    *("train.label_smoothing=0.1", "train.class_weight=balanced"),
+)
+
+
+def config(*overrides: str) -> Any:
+    return configured(*SMALL, *overrides)
+
+
+def trained(
+    folder: Path, *overrides: str, prepared: Prepared = PREPARED, resumed: bool = False
+) -> Fitted:
+    settings = config(*overrides)
+    start = progress_of(folder / "checkpoints" / "last.keras") if resumed else None
+    return train(build_model(settings, prepared), prepared, settings, folder, [], start)
+
+
+def flat(model: keras.Model) -> Any:
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+def taken(*overrides: str, prepared: Prepared = PREPARED) -> Any:
+    """What the training step and the validation step of a model take of four images."""
+    model, seen = build_model(config(*overrides), prepared), []
+    model.train_step = model.test_step = seen.append
+    images, labels = prepared.train.batch(0, 4), prepared.train.labels[:4]
+    with changed_batches(model, prepared, config(*overrides)):
+        for step in (model.train_step, model.test_step):
+            step((tf.constant(images), tf.constant(labels)))
+    assert np.array_equal(seen[0][0], images)
+    return [[np.array(part) for part in parts[1:]] for parts in seen], labels
+
+
+def test_smoothing_spreads_a_share_of_a_target_over_all_classes() -> None:
+    targets = tf.constant([[0, 1, 0, 0], [0.5, 0, 0.5, 0]])
+    expected = [[0.025, 0.925, 0.025, 0.025], [0.475, 0.025, 0.475, 0.025]]
+    np.testing.assert_allclose(smoothed(targets, 0.1), expected, atol=1e-7)
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 6 + [1] * 3 + [3], np.int32)
+    weights = class_weights(labels, 4)
+    present = np.unique(labels)
+    expected = compute_class_weight("balanced", classes=present, y=labels)
+    np.testing.assert_allclose(weights[present], expected, rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_only_training_has_smoothed_targets() -> None:
+    (training, validation), labels = taken("train.label_smoothing=0.3")
+    one_hot = np.eye(3, dtype=np.float32)[labels]
+    np.testing.assert_allclose(training[0], 0.7 * one_hot + 0.1, atol=1e-6)
+    np.testing.assert_array_equal(validation[0], one_hot)
+    assert len(training) == len(validation) == 1
+
+
+def test_only_training_weighs_classes() -> None:
+    labels = np.sort(PREPARED.train.labels)[::-1].copy()
+    few = replace(PREPARED, train=replace(PREPARED.train, labels=labels))
+    (training, validation), labels = taken("train.class_weight=balanced", prepared=few)
+    np.testing.assert_allclose(training[1], class_weights(few.train.labels, 3)[labels])
+    assert len(validation) == 1
+
+
+def test_the_loss_of_validation_is_that_of_the_kept_model_on_labels(tmp_path: Path) -> None:
+    fitted = trained(tmp_path, *MIXED)
+    split = PREPARED.val
+    found = fitted.model.evaluate(
+        split.batch(0, len(split)), split.labels, verbose=0, return_dict=True
+    )
+    assert found["loss"] == pytest.approx(fitted.history["val/loss"][-1], rel=1e-5)
+    assert found["accuracy"] == pytest.approx(fitted.history["val/accuracy"][-1], rel=1e-5)
+    last = tmp_path / "checkpoints" / "last.keras"
+    again = kept(load_saved(last, called="last", compile=True))  # as a sweep completes a job
+    assert isinstance(again.loss, keras.losses.SparseCategoricalCrossentropy)
+    np.testing.assert_array_equal(flat(again), flat(fitted.model))
+
+
+def test_interrupted_training_draws_the_same_changes_with_xla_too(tmp_path: Path) -> None:
+    piece = ("augment=flip_crop", "augment.mixup=0.4", "train.xla=true", "train.epochs=2")
+    whole = trained(tmp_path / "whole", *piece)
+    trained(tmp_path, *piece, "train.epochs=1")
+    resumed = trained(tmp_path, *piece, resumed=True)
+    np.testing.assert_array_equal(flat(resumed.model), flat(whole.model))
+    assert resumed.history == whole.history
+
+
+def test_the_model_never_sees_the_augmentation() -> None:
+    layers = [layer.name for layer in build_model(config("augment=flip_crop"), PREPARED).layers]
+    assert layers[:3] == ["images", "scaling", "flatten"]
+
+
+def test_a_model_with_another_loss_is_refused(tmp_path: Path) -> None:
+    model = build_model(config(), PREPARED)
+    model.compile(loss="mse")
+    with pytest.raises(RequestError, match="loss is not SparseCategoricalCrossentropy"):
+        train(model, PREPARED, config("augment=flip_crop"), tmp_path, [])
