@@ -17,6 +17,7 @@ PURE = (
     "data.split",
     "training.augment",
     "training.models",
+    "training.pieces",
     "evaluation.intervals",
     "evaluation.paired",
     "evaluation.metrics",
