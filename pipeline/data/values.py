@@ -26,7 +26,7 @@ def _require(condition: bool, rule: str) -> None:
         raise ValueError(rule)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Split:
     """Labelled images: rows of a packed array, which other splits may share.
 
@@ -64,6 +64,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} images {shown_shape(self.image_shape)})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -173,7 +176,7 @@ class Index:
         return conflicts
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RawData:
     """A data set as its source provides it.
 
@@ -211,6 +214,9 @@ class RawData:
                 f"train images are {self.train.image_shape}, {name} {split.image_shape}",
             )
 
+    def __repr__(self) -> str:
+        return _described(self, val=self.val)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all names, shapes, dtypes, images and labels of both splits."""
@@ -237,7 +243,7 @@ def _digests(images: Array) -> Iterator[bytes]:
     return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
@@ -264,6 +270,9 @@ class Prepared:
                 f"{name} must be f32[{channels}], not {value.dtype}{list(value.shape)}",
             )
 
+    def __repr__(self) -> str:
+        return _described(self, val=self.val)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
@@ -289,7 +298,7 @@ class Fitted:
     untrained: Callable[[], keras.Model]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Predictions:
     """A model's predictions on a split: `probs` f32[N,K], one column per class name."""
 
@@ -301,6 +310,10 @@ class Predictions:
         expected = (len(self.split), len(self.class_names))
         _require(self.probs.dtype == np.float32, f"probs must be float32, not {self.probs.dtype}")
         _require(self.probs.shape == expected, f"probs must be {expected}, not {self.probs.shape}")
+
+    def __repr__(self) -> str:
+        right = f"{self.correct.mean():.4f} of them right" if len(self.split) else "none"
+        return f"Predictions({len(self.split):,} images, {len(self.class_names)} classes, {right})"
 
     @property
     def labels(self) -> Array:
@@ -337,10 +350,27 @@ def flaw_in(probs: Array, tolerance: float = 0.01) -> str | None:
     return f"those of an image sum to {worst:.4g}" if abs(worst - 1) > tolerance else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Results to record: `metrics` by MLflow name, `figures` and `texts` by artefact path."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name}={self.metrics[name]:.4f}" for name in [*self.metrics][:4])
+        more = f" and {len(self.metrics) - 4} more" if len(self.metrics) > 4 else ""
+        return f"Report({first}{more}; {', '.join([*self.figures, *self.texts])})"
+
+
+def shown_shape(shape: Shape) -> str:
+    """The shape of an image, as in `28×28×1`."""
+    return "×".join(map(str, shape))
+
+
+def _described(data: RawData | Prepared, *, val: Split | None) -> str:
+    splits = {"train": data.train, "val": val, "test": data.test}
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
+    shape, classes = shown_shape(data.train.image_shape), len(data.class_names)
+    return f"{type(data).__name__}({sizes}; {shape}, {classes} classes; {data.source})"

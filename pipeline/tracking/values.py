@@ -53,7 +53,7 @@ class Status(StrEnum):
     KILLED = "KILLED"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecordedRun:
     """A run as recorded in the tracking store, whatever its state.
 
@@ -72,6 +72,13 @@ class RecordedRun:
     logged: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     artifacts: str = ""
+
+    def __repr__(self) -> str:
+        known = [name for name in ("val/accuracy", "test/accuracy") if name in self.metrics]
+        metrics = "".join(f", {name}={self.metrics[name]:.4f}" for name in known)
+        return (
+            f"RecordedRun({self.id}, {self.label!r} of {self.experiment}, {self.status}{metrics})"
+        )
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.values import Predictions, Prepared, RawData, Split
+from pipeline.data.values import Predictions, Prepared, RawData, Report, Split
 
 
 def split(labels: list[int], **changes: Any) -> Split:
@@ -173,3 +173,13 @@ def test_probabilities_for_another_number_of_classes_are_refused() -> None:
             probs=np.zeros((3, 4), np.float32),
             class_names=RAW.class_names,
         )
+
+
+def test_values_show_themselves_in_a_line_without_their_arrays() -> None:
+    assert repr(RAW) == "RawData(train 3, test 1; 2×3×1, 2 classes; test)"
+    assert repr(RAW.train) == "Split(3 images 2×3×1)"
+    probs = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]], np.float32)
+    shown = repr(Predictions(split=RAW.train, probs=probs, class_names=RAW.class_names))
+    assert shown == "Predictions(3 images, 2 classes, 0.6667 of them right)"
+    report = Report(metrics={"test/accuracy": 0.5}, texts={"class_report.txt": "…"})
+    assert repr(report) == "Report(test/accuracy=0.5000; class_report.txt)"
