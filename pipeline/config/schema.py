@@ -67,6 +67,8 @@ class Train:
     """Share of each target that is spread over all classes; not in validation."""
     class_weight: Annotated[str, one_of("balanced")] | None = MISSING
     """Weight of an image in the loss of training: `balanced` gives each class the same total."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
+    """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING
@@ -167,6 +169,7 @@ ADDED: dict[str, Any] = {
     "train.precision": "float32",
     "train.label_smoothing": 0.0,
     "train.class_weight": None,
+    "train.ema": None,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run

@@ -98,7 +98,9 @@ def _unscaled(model: keras.Model, wide: keras.Model) -> keras.optimizers.Optimiz
 
 
 def _compile(model: keras.Model, config: Config, *, images: int) -> None:
-    optimizer = build(config.optimizer)
+    ema = config.train.ema
+    averaging = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
+    optimizer = build(config.optimizer, **averaging)
     if config.schedule["_target_"] is not None:
         optimizer.learning_rate = build(
             config.schedule,

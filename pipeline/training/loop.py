@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline.data.cache import let_go
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
+from pipeline.training.averages import show_average, show_trained
 from pipeline.training.fused import fused_updates
 from pipeline.training.xla import Gather, compiled
 
@@ -40,7 +41,7 @@ def fit(
 
     Runs the epochs set in `callbacks` (`initial_epoch` to `epochs`), or until the model should
     stop. The callbacks are called as by `model.fit`, except that their batches are parts of an
-    epoch.
+    epoch. If the optimizer averages weights, the model has the averages at the end of each epoch.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -68,6 +69,8 @@ def fit(
             if model.stop_training:
                 break
             callbacks.on_epoch_begin(epoch)
+            if epoch:
+                show_trained(model.optimizer)
             model.reset_metrics()
             # Each epoch has its own generator, so that a resumed run shuffles like a whole one.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
@@ -77,13 +80,13 @@ def fit(
                 train_steps(places)
                 logs = _finite(results(), epoch)
                 callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
+            show_average(model.optimizer)
             if len(val):
                 model.reset_metrics()
                 test_steps(np.arange(len(val)))
                 logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
     let_go(train.images)
-    model.optimizer.finalize_variable_values(model.trainable_weights)
     callbacks.on_train_end(logs)
 
 

@@ -214,12 +214,45 @@ def test_a_stopped_model_can_be_fitted_again() -> None:
     assert fit(model, split(20), epochs=2).epoch == [0, 1]
 
 
-def test_moving_averages_of_the_weights_are_taken_over_at_the_end() -> None:
-    model = network(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5))
-    fit(model, split(20))
-    averages = model.optimizer._model_variables_moving_average
-    for weight, average in zip(model.trainable_weights, averages, strict=True):
-        np.testing.assert_array_equal(weight.numpy(), average.numpy())
+class Weights(keras.callbacks.Callback):  # type: ignore[misc]
+    """Notes all weights after each step, and at the end of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[Array] = []
+        self.shown: list[Array] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.trained.append(flat(self.model))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.shown.append(flat(self.model))
+
+
+def flat(model: keras.Model) -> Array:
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+def test_at_the_end_of_an_epoch_the_model_has_the_moving_averages_of_its_weights() -> None:
+    weights = Weights()
+    model = network(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.75))
+    history = fit(model, split(24), split(9), callbacks=(weights,))  # 2 epochs of 3 steps
+    average, expected = weights.trained[0], []
+    for step, trained in enumerate(weights.trained):
+        average = 0.75 * average + 0.25 * trained if step else trained
+        expected += [average] if step % 3 == 2 else []
+    np.testing.assert_allclose(weights.shown, expected, atol=1e-6)
+    np.testing.assert_allclose(flat(model), expected[-1], atol=1e-6)
+    val = split(9)
+    found = model.evaluate(val.images, val.labels, verbose=0, return_dict=True)
+    assert history.history["val_loss"][-1] == pytest.approx(found["loss"], rel=1e-5)
+
+
+def test_averaging_weights_does_not_change_how_they_are_trained() -> None:
+    with_averages, without = Weights(), Weights()
+    fit(network(keras.optimizers.Adam(0.01, use_ema=True)), split(24), callbacks=(with_averages,))
+    fit(network(adam()), split(24), callbacks=(without,))
+    np.testing.assert_array_equal(with_averages.trained, without.trained)
 
 
 def test_a_diverging_loss_stops_training_with_the_epoch_and_the_mend() -> None:

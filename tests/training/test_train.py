@@ -108,6 +108,15 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     np.testing.assert_allclose(probs(saved), probs(fitted.model), rtol=1e-6)
 
 
+def test_the_best_epoch_of_averaged_weights_is_that_of_the_averages(tmp_path: Path) -> None:
+    fitted = trained(tmp_path, *RESTLESS, "train.keep=best", "train.ema=0.6")
+    losses = fitted.history["val/loss"]
+    assert fitted.best_epoch == 1 + int(np.argmin(losses)) < 8
+    assert validation_loss(fitted.model) == pytest.approx(min(losses), rel=1e-5)
+    saved = keras.models.load_model(tmp_path / "checkpoints" / "best.keras")
+    np.testing.assert_allclose(probs(saved), probs(fitted.model), rtol=1e-6)
+
+
 def test_the_last_epoch_is_kept_otherwise_and_the_best_is_still_known(tmp_path: Path) -> None:
     fitted = trained(tmp_path, *RESTLESS)
     assert fitted.best_epoch == 1 + int(np.argmin(fitted.history["val/loss"]))
@@ -164,8 +173,8 @@ SLOW = "optimizer=sgd optimizer.learning_rate=0.5 model.dropout=0"
         "train.xla=true schedule=cosine",
         "model=cnn model.filters=[2] augment=flip_and_shift optimizer=adamw",
         f"{SLOW} train.keep=best",
-        f"{SLOW} train.keep=best train.patience=2 train.xla=true",
-        "optimizer=rmsprop train.monitor=val/accuracy train.tensorboard=true",
+        f"{SLOW} train.keep=best train.patience=2 train.xla=true train.ema=0.5",
+        "optimizer=rmsprop train.monitor=val/accuracy train.tensorboard=true train.ema=0.9",
     ],
 )
 @pytest.mark.parametrize("epoch", [2, 5])
