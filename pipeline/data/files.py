@@ -7,10 +7,11 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ FORMATS = (
     *("TGA", "TIFF", "WEBP"),
 )
 ARRAY_SUFFIX = ".npy"
-LINKED = "linked folder"
+LINKED, NO_ENDING = "linked folder", "without an ending"  # as counted in what is left out
 # What systems and programs put beside a user's files, in lower case.
 SYSTEM = frozenset(
     (
@@ -166,7 +167,7 @@ class _Search:
         if ending in self.endings:
             self.files.add(file)
         else:
-            self.left_out[file] = ending or "without an ending"
+            self.left_out[file] = ending or NO_ENDING
 
     def is_folder(self, entry: os.DirEntry[str]) -> bool:
         """Whether an entry is a folder that the search may enter."""
@@ -233,10 +234,32 @@ def printable(file: Path | str) -> str:
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
+def shown(text: str) -> str:
+    r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, …."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
 def natural(name: str) -> tuple[list[tuple[str, int]], str]:
     """Sort key of a name: numbers by value, letters regardless of case, then the name itself."""
     pairs = _PARTS(name.casefold())
     return [(text, int(digits or -1)) for text, digits in pairs], name
+
+
+def in_natural_order(paths: Iterable[str]) -> list[str]:
+    """POSIX paths in natural order, part by part, as a search through their folders finds them."""
+    folders: dict[str, tuple[Any, ...]] = {"": ()}
+
+    def key(path: str) -> tuple[Any, ...]:
+        folder, _, name = path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = key(folder)
+        return (*folders[folder], natural(name))
+
+    return sorted(paths, key=key)
 
 
 _PARTS = re.compile(r"([^0-9]*)([0-9]*)").findall

@@ -1,38 +1,63 @@
-"""Recognises how a user's pictures are laid out, and lists them with their classes and splits."""
+"""Recognises how a user's pictures are laid out, and lists them with their classes and splits.
+
+A layout is class folders, these below folders of splits (`train/cat/1.png`) or above them, or a
+list that names a path and a label per row; each on disk or in an archive.
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
+from pydantic import StrictInt, StrictStr
 
-from pipeline.data.files import Unreadable, natural, picture_endings, rest
-from pipeline.data.places import LARGEST, Contents, Folder, Place
+from pipeline.data import lists
+from pipeline.data.archives import LARGEST, archive_at
+from pipeline.data.files import (
+    NO_ENDING,
+    Unreadable,
+    natural,
+    picture_endings,
+    printable,
+    rest,
+    shown,
+)
+from pipeline.data.places import GONE, Contents, Folder, Place
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
+Name = StrictStr | StrictInt  # `3` in a YAML file names the class "3"
+Classes = list[Name] | dict[Name, Name | list[Name]] | None
+"""The classes to use, in order, or the names that each of them unites; None for all there are."""
+
 SPLITS = ("train", "val", "test")
-Classes = list[str | int] | dict[str | int, str | int | list[str | int]] | None
-"""The classes of a data set: a selection in order, or the names that each class unites."""
+# As counted in what is left out:
+LOOSE, UNCHOSEN = "loose picture", "not in dataset.classes"
+OUTSIDE = "outside the folders of the splits"
+TOLD, MANY = 3, 10  # examples and names in a message
+SOME = 10  # pictures that may each have a label of their own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
     """A user's pictures: which there are, and what is known of them before any is read.
 
-    `root` is a folder or an archive; `files` are POSIX paths relative to it, or names of members.
-    A name that is not UTF-8 holds surrogates, as `os.fsdecode` gives them; `files.printable` shows
-    it. `labels` i32[n] are indices into `class_names`; `splits` are "train", "val" or "test", "" if
-    the pictures are not divided yet. `columns` are the further columns of a list, one text per
-    file. `layout` says in one line what was recognised, `left_out` counts what was not taken,
-    `unreadable` names what should have been but cannot be, `notes` say what a user should know.
+    `root` is a folder or an archive; `files` are POSIX paths relative to it, or names of members,
+    in natural order. A name that is not UTF-8 holds surrogates, as `os.fsdecode` gives them;
+    `files.shown` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
+    "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
+    columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
+    counts what was not taken, `unreadable` names what should have been, with the reason, `notes`
+    say what else a user should know.
     """
 
     root: Path
@@ -59,20 +84,18 @@ class Listing:
     def order(self) -> Array:
         """The indices i64[n] of all files in the order in which reading them is fastest.
 
-        A compressed tar archive must be read in this order, by one thread: going back in it means
+        A compressed tar archive should be read in about this order: going far back in it means
         unpacking it from its beginning.
         """
-        return np.arange(len(self))
+        return self.place.order(self.files)
 
-    @contextmanager
-    def opened(self, index: int) -> Iterator[BinaryIO]:
+    def opened(self, index: int) -> AbstractContextManager[BinaryIO]:
         """Opens a file to read its bytes; safe from several threads.
 
         Raises:
             OSError, ValueError: it cannot be read, with the reason.
         """
-        with self.place.opened(self.files[index]) as file:
-            yield file
+        return self.place.opened(self.files[index])
 
     def read(self, index: int) -> bytes:
         """The bytes of a file; safe from several threads.
@@ -81,60 +104,551 @@ class Listing:
             OSError, ValueError: it cannot be read, or is larger than any picture.
         """
         with self.opened(index) as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"has more than {LARGEST:,} bytes, which no picture has")
-        return content
+            return _whole(file)
 
     def stamps(self) -> Array:
-        """Four numbers per file, i64[n,4], that change when its content does.
+        """Four numbers per file, i64[n,4], that change when its content does; -1 if it is gone.
 
-        Of a file on disk: size, times of modification and change in ns, inode; -1 if it is gone.
+        Of a file on disk: size, times of modification and change in ns, inode.
         """
         stamps = self.place.stamps(self.files)
-        return np.fromiter((number for stamp in stamps for number in stamp), np.int64).reshape(
-            -1, 4
-        )
+        numbers = np.fromiter((number for stamp in stamps for number in stamp), np.int64)
+        return numbers.reshape(-1, 4)
 
 
-def listed(path: str | os.PathLike[str], *, classes: Classes = None) -> Listing:
+def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
+    path: str | os.PathLike[str],
+    *,
+    classes: Classes = None,
+    root: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    max_bad: float = 0.1,
+) -> Listing:
     """Lists the pictures of a folder, an archive or a list, as they are laid out.
+
+    `path` may also name what lies in an archive (`photos.zip/labels.csv`). `classes` selects,
+    orders and unites classes by the names of their folders (`[cat, dog]`, `[animals/cat, …]`) or
+    labels; linked folders that it names are entered. The other keys are for lists: `root` is the
+    folder or archive that the paths are relative to, by default that of the list; `max_bad` is the
+    share of rows without a file or a label above which a list is refused.
 
     Raises:
         RequestError: there is no data set; the message says what was found and what to type.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise RequestError(f"dataset.path={path}: no such folder")
-    place = Folder(root)
-    return _class_folders(place, place.contents())
+    columns = {"path": path_column, "label": label_column, "split": split_column}
+    wanted = _Wanted(
+        path=os.fspath(path),
+        classes=_united(classes),
+        root=root,
+        columns=columns,
+        max_bad=max_bad,
+    )
+    place, below = _located(wanted.path, "dataset.path")
+    if below and not below.endswith("/"):
+        return _from_list(place, below, wanted)
+    return _from_tree(place, below, wanted)
 
 
-def _class_folders(place: Place, contents: Contents) -> Listing:
-    left_out = Counter(contents.left_out)
-    files, folders = [], []
-    for name in contents.files:
-        ending = PurePosixPath(name).suffix.lower()
-        if ending not in picture_endings():
-            left_out[ending or "without an ending"] += 1
-        elif "/" not in name:
-            left_out["loose picture"] += 1
-        else:
-            files.append(name)
-            folders.append(name.partition("/")[0])
-    names = sorted(set(folders), key=natural)
-    if len(names) < 2:
-        raise RequestError(
-            f"dataset.path={place.root}: {len(names)} class folders; at least two are needed"
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """The request: `classes` are the class of each name, None for all under their own names."""
+
+    path: str
+    classes: Mapping[str, str] | None
+    root: str | None
+    columns: Mapping[str, str | None]
+    max_bad: float
+
+    @property
+    def for_lists(self) -> list[str]:
+        """The keys given that have an effect on lists only."""
+        given = {"root": self.root} | {f"{key}_column": name for key, name in self.columns.items()}
+        return [f"dataset.{key}={value}" for key, value in given.items() if value is not None]
+
+    def refuse(self, problem: str) -> RequestError:
+        """An error that names the path."""
+        return RequestError(f"dataset.path={self.path}: {problem}")
+
+
+def _united(classes: Classes) -> Mapping[str, str] | None:
+    """The class that each name belongs to, in the order of the classes."""
+    if classes is None:
+        return None
+    pairs = []
+    for name in classes:
+        sources = classes[name] if isinstance(classes, Mapping) else name
+        pairs += [
+            (_text(source), _text(name))
+            for source in (sources if isinstance(sources, list) else [sources])
+        ]
+    for source, count in Counter(source for source, _ in pairs).items():
+        if count > 1:
+            raise RequestError(f"dataset.classes: {source!r} stands {count} times; keep one")
+    if len({name for _, name in pairs}) < 2:
+        raise RequestError("dataset.classes must name at least two classes, as [cat, dog] does")
+    return dict(pairs)
+
+
+def _text(name: str | int) -> str:
+    """The name of a class as it is compared and stored."""
+    return shown(unicodedata.normalize("NFC", str(name)))
+
+
+def _located(text: str, key: str) -> tuple[Place, str]:
+    """The folder or archive that a path lies in, and what it names there.
+
+    That is "" for all of it, `dataset/` for a folder in an archive, `labels.csv` for a file.
+    """
+    path = Path(text).expanduser()
+    if not text.strip():
+        raise RequestError(f"{key} is empty; name a folder, an archive or a list")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise RequestError(f"{key}={text} is an address; download the pictures first")
+    try:
+        if path.is_dir():
+            return Folder(path), ""
+        if path.is_file():
+            if why := _no_list(path):
+                raise RequestError(f"{key}={text} {why}")
+            archive = archive_at(path)
+            return (archive, "") if archive else (Folder(path.parent), path.name)
+        if path.exists():
+            raise RequestError(f"{key}={text} is neither a folder nor a file")
+        for above in path.parents:
+            if above.is_file() and (archive := archive_at(above)):
+                return archive, _member(
+                    archive, path.relative_to(above).as_posix(), f"{key}={text}"
+                )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"{key}={text} cannot be opened: {reason}") from error
+    raise RequestError(f"{key}={text}: no such file or folder{_similar(path)}")
+
+
+def _no_list(path: Path) -> str | None:
+    """Why a file is neither a list nor an archive that can be read, going by its name."""
+    ending = path.suffix.lower()
+    if ending in picture_endings():
+        return "is a single picture; name the folder of all"
+    if ending in (".npz", ".npy"):
+        return f"holds arrays; type dataset=npz dataset.path={path}"
+    if "ubyte" in path.name:
+        return f"looks like a file of MNIST's kind; type dataset=idx dataset.path={path.parent}"
+    if ending in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"):
+        return "is a spreadsheet; save it as CSV"
+    if ending in (".rar", ".7z", ".zst"):
+        return "is an archive that cannot be read; unpack it, and name the folder"
+    return None
+
+
+def _similar(path: Path) -> str:
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208 (names, not paths)
+    except OSError:
+        return f"; there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _member(archive: Place, name: str, given: str) -> str:
+    files = archive.contents().files
+    if name in files:
+        return name
+    if any(file.startswith(f"{name}/") for file in files):
+        return f"{name}/"
+    raise RequestError(f"{given}: {archive.root} has no {name}")
+
+
+def _whole(file: BinaryIO) -> bytes:
+    content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"has more than {LARGEST:,} bytes")
+    return content
+
+
+class _Tree:
+    """Folders with pictures: `loose` counts those directly in each, `below` names its subfolders.
+
+    A folder is written as it begins the names in it: `train/cat/`, or "" for the top.
+    """
+
+    def __init__(self, pictures: Sequence[str]) -> None:
+        self.pictures = pictures
+        self.loose = Counter(name[: name.rfind("/") + 1] for name in pictures)
+        names: defaultdict[str, set[str]] = defaultdict(set)
+        for holder in self.loose:
+            folder = holder
+            while folder:
+                above, _, name = folder[:-1].rpartition("/")
+                above += "/" if above else ""
+                names[above].add(name)
+                folder = above
+        self.below = defaultdict(
+            list, {folder: sorted(found, key=natural) for folder, found in names.items()}
         )
-    index = {name: number for number, name in enumerate(names)}
+
+    def unwrapped(self, folder: str, keep: Collection[str]) -> str:
+        """The first folder with several subfolders, if each down to it is the only one.
+
+        Else the one above the last, which is a class. Enters none whose name is in `keep`.
+        """
+        above = folder
+        while len(self.below[folder]) == 1 and self.below[folder][0] not in keep:
+            above, folder = folder, f"{folder}{self.below[folder][0]}/"
+        return folder if self.below[folder] else above
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where class folders lie: the folders of `sides`, each with the split that it stands for.
+
+    With `inverted`, the folders within the class folders stand for splits. `told` is one line.
+    """
+
+    told: str
+    sides: tuple[tuple[str, str], ...]
+    inverted: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
+    """The layout of class folders below `top`; None if there are fewer than two."""
+    folders = tree.below[top]
+    words = {name: _split_in(name) for name in folders}
+    if not all(words.values()):  # names such as `seg_train` count only if all are of this kind
+        words = {name: lists.split_of(name) for name in folders}
+    splits = {name: split for name, split in words.items() if split}
+    if "train" in splits.values() and len({*splits.values()}) > 1:
+        above = {name: one for name, one in splits.items() if tree.below[f"{top}{name}/"]}
+        if "train" in above.values():
+            return _divided(tree, top, splits, keep)
+        if len(splits) == len(folders):
+            return None
+    if len(folders) < 2:
+        return None
+    within = f" in {shown(top)}" if top else ""
+    inner = [{lists.split_of(one) for one in tree.below[f"{top}{name}/"]} for name in folders]
+    found = set().union(*inner)
+    loose = any(tree.loose[f"{top}{name}/"] for name in folders)
+    if all(inner) and not loose and None not in found and "train" in found and len(found) > 1:
+        sides = [split for split in SPLITS if split in found]
+        told = f"{len(folders)} class folders{within} above {_joined(sides)}"
+        return _Layout(told=told, sides=((top, ""),), inverted=True)
+    deeper = any(tree.below[f"{top}{name}/"] for name in folders)
+    told = f"{len(folders)} class folders{within}{', with folders in them' if deeper else ''}"
+    return _Layout(told=told, sides=((top, ""),))
+
+
+def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[str]) -> _Layout:
+    """The layout of class folders below the folders of `splits`, some of which may hold none."""
+    above = {name: split for name, split in splits.items() if tree.below[f"{top}{name}/"]}
+    classes = Counter(one for name in above for one in tree.below[f"{top}{name}/"])
+    shared = {one for one, count in classes.items() if count > 1} | {*keep}
+    sides = [(tree.unwrapped(f"{top}{name}/", shared), split) for name, split in above.items()]
+    sides.sort(key=lambda side: SPLITS.index(side[1]))
+    notes = [
+        f"{shown(top + name)}/ has no class folders: its pictures are left out"
+        for name in splits
+        if name not in above
+    ]
+    if {*above.values()} == {"train"}:
+        sides = [(folder, "") for folder, _ in sides]
+    count = len({one for folder, _ in sides for one in tree.below[folder]})
+    told = f"{_joined([shown(folder) for folder, _ in sides])} above {count} class folders"
+    return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
+
+
+def _split_in(name: str) -> str | None:
+    """The split that a folder's name has the word of, as in `seg_train` or `val2017`."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    found = {split for word in words if (split := lists.split_of(word))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
+    """Lists the pictures of a folder or archive below `prefix`."""
+    keep = tuple(wanted.classes or ())
+    contents = place.contents(keep)
+    files = [name for name in contents.files if name.startswith(prefix)]
+    pictures = [name for name in files if _ending(name) in picture_endings()]
+    left_out = +Counter(contents.left_out)
+    left_out.update(_ending(name) or NO_ENDING for name in files if name not in {*pictures})
+    tree = _Tree(pictures)
+    top = tree.unwrapped(prefix, keep)
+    # Lists at the top, or in a folder that all pictures lie below.
+    found = [one for one in files if _ending(one) in lists.ENDINGS]
+    found = [one for one in found if top.startswith(one[: one.rfind("/") + 1])]
+    layout = _layout(tree, top, keep)
+    if found and (layout is None or wanted.for_lists):
+        if len(found) > 1:
+            raise wanted.refuse(
+                f"{len(found)} lists lie there ({', '.join(map(shown, found[:TOLD]))}); name one: "
+                f"dataset.path={place.root / found[0]}"
+            )
+        return _from_list(place, found[0], wanted)
+    if layout is None:
+        raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
+    if wanted.for_lists:
+        raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
+    notes = [*layout.notes, *_without_pictures(files, tree, layout)]
+    notes += [f"{shown(one)} is not used; type dataset.path={place.root / one}" for one in found]
+    return _from_folders(place, tree, layout, wanted, left_out, notes)
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Iterator[str]:
+    """Names folders beside the class folders whose files are no pictures."""
+    for side, _ in layout.sides:
+        inner = Counter(
+            name[len(side) :].partition("/")[0]
+            for name in files
+            if name.startswith(side) and "/" in name[len(side) :]
+        )
+        for name, count in inner.items():
+            if name not in tree.below[side]:
+                yield f"{shown(side + name)}/ is no class: none of its {count:,} files is a picture"
+
+
+def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: Counter[str]) -> str:
+    """Says why there are no classes, and how pictures can be arranged."""
+    folders = [shown(name) for name in tree.below[top]]
+    if not tree.pictures:
+        found = "no pictures there"
+    elif len(folders) == 1:
+        found = f"{folders[0]}/ is the only class folder, but two classes are needed"
+    elif folders:
+        found = f"{_joined(folders)} hold pictures, but no class folders"
+    else:
+        found = f"{len(tree.pictures):,} pictures lie there without class folders"
+    told = [found, rest(tuple(left_out.most_common()))]
+    if contents.linked:
+        names = ", ".join(map(shown, contents.linked[:TOLD]))
+        told.append(f"a linked folder ({names}) is entered only if dataset.classes names it")
+    folder = Path(path).name or path
+    ways = f"{folder}/CLASS/1.png, {folder}/train/CLASS/1.png and {folder}/test/CLASS/2.png"
+    return (
+        f"{'; '.join(filter(None, told))}.\nArrange them as {ways}, or write a list of them with "
+        f"the columns path,label and type dataset.path={path.rstrip('/')}/labels.csv"
+    )
+
+
+def _from_folders(
+    place: Place,
+    tree: _Tree,
+    layout: _Layout,
+    wanted: _Wanted,
+    left_out: Counter[str],
+    notes: Sequence[str],
+) -> Listing:
+    known: dict[str, tuple[str, str]] = {}  # class and split by folder
+    files, names, splits = [], [], []
+    for file in tree.pictures:
+        folder = file[: file.rfind("/") + 1]
+        if folder not in known:
+            known[folder] = _class_and_split(folder, layout, wanted)
+        name, split = known[folder]
+        if name in (LOOSE, OUTSIDE):
+            left_out[name] += 1
+        else:
+            files.append(file)
+            names.append(name)
+            splits.append(split)
+    found = _Found(files=files, names=names, splits=splits, notes=notes, left_out=left_out)
+    return _listing(place, found, layout.told, wanted)
+
+
+def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str, str]:
+    """The class and split of the pictures directly in a folder.
+
+    The class is the deepest folder that dataset.classes names, else the first, or LOOSE or OUTSIDE.
+    """
+    sides = [one for one in layout.sides if folder.startswith(one[0])]
+    if not sides:
+        return OUTSIDE, ""
+    side, split = sides[0]
+    first, *more = folder[len(side) :].split("/")[:-1] or [""]
+    if not first:
+        return LOOSE, ""
+    if layout.inverted:
+        split, more = lists.split_of(more[0]) or "", more[1:]
+    parts = [_text(one) for one in (first, *more)]
+    prefixes = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    chosen = (prefix for prefix in prefixes if prefix in (wanted.classes or ()))
+    return next(chosen, parts[0]), split
+
+
+def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
+    """Lists the pictures that a list names."""
+    told = str(place.root / name)
+    try:
+        with place.opened(name) as file:
+            table = lists.table(_whole(file), told)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"{told} cannot be read: {reason}") from error
+    pictures, below = place, name[: name.rfind("/") + 1]
+    if wanted.root is not None:
+        pictures, below = _located(wanted.root, "dataset.root")
+        if below and not below.endswith("/"):
+            raise RequestError(f"dataset.root={wanted.root} is neither a folder nor an archive")
+    folder = pictures.root / below
+    absolute = (str(folder.absolute()), os.path.realpath(folder))
+    rows = lists.usable(
+        table,
+        path_column=wanted.columns["path"],
+        label_column=wanted.columns["label"],
+        split_column=wanted.columns["split"],
+        roots=absolute if isinstance(pictures, Folder) else (),
+        are_files=lambda paths: [
+            stamp != GONE for stamp in pictures.stamps([below + path for path in paths])
+        ],
+    )
+    bad = [
+        Unreadable(file=folder / path if path else place.root / name, reason=reason)
+        for path, reason in rows.unusable
+    ]
+    if len(bad) > wanted.max_bad * len(table.lines):
+        missing = [path for path, reason in rows.unusable if reason == lists.MISSING]
+        near = _whereabouts(pictures, below, missing[0]) if missing else ""
+        raise RequestError(_too_many(told, bad, len(table.lines), wanted.max_bad) + near)
+    if len({*rows.labels}) == len(rows.labels) > SOME:
+        raise RequestError(
+            f"{told}: each picture has a {rows.used[1]} of its own, from which nothing can be "
+            "learnt; name the column of the classes: dataset.label_column=…"
+        )
+    found = _Found(
+        files=[below + path for path in rows.paths],
+        names=rows.labels,
+        splits=rows.splits,
+        columns=rows.columns,
+        unreadable=bad,
+        notes=rows.notes,
+    )
+    layout = f"a list ({table.kind}) with the columns {_joined([shown(one) for one in rows.used])}"
+    return _listing(pictures, found, layout, wanted)
+
+
+def _too_many(told: str, bad: Sequence[Unreadable], rows: int, max_bad: float) -> str:
+    examples = "; ".join(f"{printable(one.file)}: {one.reason}" for one in bad[:TOLD])
+    return (
+        f"{told}: {len(bad):,} of {rows:,} rows cannot be used, more than dataset.max_bad="
+        f"{max_bad:g} allows: {examples}{'; …' if len(bad) > TOLD else ''}"
+    )
+
+
+def _whereabouts(place: Place, below: str, path: str) -> str:
+    """Where a file lies that a list names, if not where the list says."""
+    name = path.rpartition("/")[2]
+    for file in place.contents().files:
+        if file.endswith(f"/{path}"):
+            return f".\nIt lies in another folder: dataset.root={place.root / file[: -len(path)]}"
+        if f"/{file}".endswith(f"/{name}"):
+            return f".\nThere is {shown(str(place.root / file))}: mend the paths of the list"
+    return f".\nIts paths are relative to {place.root / below}; dataset.root=… names another folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Pictures with the names of their folders or their labels, and what else a listing says."""
+
+    files: Sequence[str]
+    names: Sequence[str]
+    splits: Sequence[str]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: Sequence[Unreadable] = ()
+    notes: Sequence[str] = ()
+
+
+def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listing:
+    """The listing of the pictures whose class is chosen; checks the classes of each split."""
+    there = sorted({*found.names}, key=natural)
+    classes = wanted.classes or {name: name for name in there}
+    if lacking := [name for name in classes if name not in there]:
+        near = difflib.get_close_matches(lacking[0], there, n=1)
+        raise RequestError(
+            f"dataset.classes: there are no pictures of {lacking[0]!r}; there are those of "
+            f"{_some(there)}{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
+    rows = [row for row, name in enumerate(found.names) if name in classes]
+    found.left_out[UNCHOSEN] += len(found.names) - len(rows)
+    class_names = tuple(dict.fromkeys(classes.values()))
+    if len(class_names) < 2:
+        raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
+    index = {name: class_names.index(united) for name, united in classes.items()}
+    labels = np.array([index[found.names[row]] for row in rows], np.int32)
+    splits = tuple(found.splits[row] for row in rows)
+    notes = [*found.notes, *_checked(labels, splits, class_names, wanted)]
     return Listing(
         root=place.root,
-        files=tuple(files),
-        labels=np.array([index[folder] for folder in folders], np.int32),
-        class_names=tuple(unicodedata.normalize("NFC", name) for name in names),
-        splits=("",) * len(files),
-        layout=f"{len(names)} class folders",
+        files=tuple(found.files[row] for row in rows),
+        labels=labels,
+        class_names=class_names,
+        splits=splits,
+        layout=layout,
         place=place,
-        left_out=tuple(left_out.most_common()),
+        columns={
+            name: tuple(values[row] for row in rows) for name, values in found.columns.items()
+        },
+        left_out=tuple((+found.left_out).most_common()),
+        unreadable=tuple(found.unreadable),
+        notes=tuple(notes),
     )
+
+
+def _checked(
+    labels: Array, splits: Sequence[str], class_names: Sequence[str], wanted: _Wanted
+) -> Iterator[str]:
+    """Checks that training has every class; yields what a user should know of the classes."""
+    names = np.array(splits)
+    counts = {
+        split: np.bincount(labels[names == split], minlength=len(class_names))
+        for split in ("", *SPLITS)
+        if split in splits
+    }
+    trained = counts.get("", counts.get("train"))
+    if trained is None:
+        raise wanted.refuse(f"there are no pictures to train with, only to {_joined([*counts])}")
+    if not trained.all():
+        lacking = [name for name, count in zip(class_names, trained, strict=True) if not count]
+        where = [split for split in counts if counts[split][class_names.index(lacking[0])]]
+        others = [name for name in class_names if name not in lacking]
+        raise wanted.refuse(
+            f"{_some(lacking)} occurs in {_joined(where)}, but not in train; remove it there, or "
+            f"select the others: dataset.classes=[{', '.join(others)}]"
+        )
+    for split, found in counts.items():
+        if lacking := [name for name, count in zip(class_names, found, strict=True) if not count]:
+            yield f"{split} has no pictures of {_some(lacking)}"
+    alike: defaultdict[object, list[str]] = defaultdict(list)
+    for name in class_names:
+        alike[_likeness(name)].append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            yield (
+                f"{_joined([repr(name) for name in group])} are different classes; to unite them, "
+                f"write dataset.classes with {{{group[0]}: [{', '.join(group)}]}}"
+            )
+
+
+def _likeness(name: str) -> object:
+    """Equal for names that differ by case, spaces and signs between words, or zeros only."""
+    try:
+        return float(name)
+    except ValueError:
+        return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are if it is more."""
+    told = ", ".join(names[:MANY])
+    return told if len(names) <= MANY else f"{told}, … ({len(names):,})"

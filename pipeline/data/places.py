@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
+
 from pipeline.data.files import LINKED, SYSTEM, is_hidden, natural
+from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
-LARGEST = 2**30
-"""Bytes that a single file may have."""
-HIDDEN = "hidden file"
+HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
 Stamp = tuple[int, int, int, int]
 GONE: Stamp = (-1, -1, -1, -1)
 
@@ -24,12 +26,11 @@ GONE: Stamp = (-1, -1, -1, -1)
 class Contents:
     """What lies in a place: `files` in natural order, as POSIX paths relative to its root.
 
-    `folders` are those without files below them, `linked` the linked folders, which are not
-    entered; `left_out` counts hidden files and those of the system.
+    `linked` are the linked folders that were not entered. `left_out` counts these and whatever else
+    holds no file of the user's: hidden files, empty folders, links in an archive.
     """
 
     files: tuple[str, ...]
-    folders: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
     left_out: Counter[str]
 
@@ -43,7 +44,7 @@ class Place(Protocol):
         ...
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
-        """Lists all files; of the linked folders, enters those that `enter` names."""
+        """Lists all files; of the linked folders, enters those with a name in `enter`."""
         ...
 
     def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -55,7 +56,11 @@ class Place(Protocol):
         ...
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
-        """Four numbers per file that change when its content does; GONE if it does not exist."""
+        """Four numbers per file that change when its content does; GONE if it is no file."""
+        ...
+
+    def order(self, names: Sequence[str]) -> Array:
+        """The indices i64[n] of the files in the order in which reading them is fastest."""
         ...
 
 
@@ -66,36 +71,45 @@ class Folder:
     root: Path
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
-        """Lists all files; of the linked folders, enters those that `enter` names.
+        """Lists all files; of the linked folders, enters those with a name in `enter`.
+
+        A name in `enter` may be of several parts: `right` or `train/right`. A link that leads back
+        to a folder above it is never entered.
 
         Raises:
             RequestError: a folder cannot be opened.
         """
         files: list[str] = []
-        folders: list[str] = []
         linked: list[str] = []
         left_out: Counter[str] = Counter()
+        visited: set[str] = set()  # through links
+
+        def may_enter(link: os.DirEntry[str], folder: str, name: str) -> bool:
+            target, above = os.path.realpath(link.path), os.path.realpath(folder)
+            named = any(f"/{name}".endswith(f"/{wanted}") for wanted in enter)
+            if not named or target in visited or f"{above}/".startswith(f"{target}/"):
+                return False
+            visited.add(target)
+            return True
 
         def search(folder: str, prefix: str) -> None:
-            before = len(files)
-            for entry in sorted(_entries(folder), key=lambda entry: natural(entry.name)):
+            entries = _entries(folder)
+            if not entries and prefix:
+                left_out[EMPTY] += 1
+            for entry in sorted(entries, key=lambda entry: natural(entry.name)):
                 name = prefix + entry.name
                 if is_hidden(entry.name):
                     left_out[hidden_kind(entry.name)] += 1
                 elif not entry.is_dir():
                     files.append(name)
-                elif not entry.is_symlink() or name in enter:
+                elif not entry.is_symlink() or may_enter(entry, folder, name):
                     search(entry.path, f"{name}/")
                 else:
                     linked.append(name)
                     left_out[LINKED] += 1
-            if len(files) == before and prefix:
-                folders.append(prefix[:-1])
 
         search(os.fspath(self.root), "")
-        return Contents(
-            files=tuple(files), folders=tuple(folders), linked=tuple(linked), left_out=left_out
-        )
+        return Contents(files=tuple(files), linked=tuple(linked), left_out=left_out)
 
     def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
         """The open file of that name.
@@ -109,15 +123,20 @@ class Folder:
         return path.open("rb")
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
-        """Size, times of modification and change in ns, and inode per file; GONE if it is gone."""
+        """Size, times of modification and change in ns, and inode per file; GONE if it is none."""
         root = os.fspath(self.root)
         for name in names:
             try:
                 at = os.stat(f"{root}/{name}")  # noqa: PTH116 (Path takes twice as long)
-            except OSError:
+            except (OSError, ValueError):  # a name may hold a zero byte
                 yield GONE
             else:
-                yield at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+                known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+                yield known if stat.S_ISREG(at.st_mode) else GONE
+
+    def order(self, names: Sequence[str]) -> Array:
+        """The indices i64[n] of the files as they are."""
+        return np.arange(len(names))
 
 
 def hidden_kind(name: str) -> str:
@@ -130,5 +149,5 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        reason = error.strerror or "unknown reason"
+        reason = error.strerror or "for an unknown reason"
         raise RequestError(f"{folder} cannot be opened: {reason}") from error

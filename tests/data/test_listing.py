@@ -1,17 +1,61 @@
+"""Layouts of folders, lists and archives as users have them. No file here holds a picture."""
+
 from __future__ import annotations
 
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.data.listing import listed
+from pipeline.data.listing import Classes, Listing, listed
+from pipeline.system.errors import RequestError
 
 
 def touched(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        (folder / name).write_bytes(os.fsencode(name))
     return folder
+
+
+def placed(folder: Path, kind: str, files: Mapping[str, bytes]) -> Path:
+    """The files as a folder or an archive of that kind, in an order that is not natural."""
+    backwards = dict(sorted(files.items(), reverse=True))
+    path = folder / f"photos.{kind}" if kind != "folder" else folder / "photos"
+    if kind == "folder":
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in backwards.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, f"w:{kind[4:]}") as archive:  # type: ignore[call-overload]
+            for name, content in backwards.items():
+                info = tarfile.TarInfo(f"./{name}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def shape_of(listing: Listing) -> dict[str, tuple[str, str]]:
+    """Class and split by file."""
+    classes = [listing.class_names[label] for label in listing.labels]
+    return dict(zip(listing.files, zip(classes, listing.splits, strict=True), strict=True))
+
+
+def refusal(path: Path, **keys: Any) -> str:
+    with pytest.raises(RequestError) as refused:
+        listed(path, **keys)
+    return str(refused.value)
 
 
 def test_class_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
@@ -32,3 +76,267 @@ def test_stamps_change_with_the_content_of_a_file(tmp_path: Path) -> None:
     assert before.shape == (3, 4)
     assert (before != after).any(axis=1).tolist() == [True, False, True]
     assert np.array_equal(after[2], [-1, -1, -1, -1])
+
+
+# Names of files below a folder, and what is listed of them: class and split of each, and the layout
+# or a part of the notes.
+LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
+    "splits above classes": (
+        ["train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png", "val/b/3.png"],
+        {
+            "test/a/2.png": ("a", "test"),
+            "test/b/2.png": ("b", "test"),
+            "train/a/1.png": ("a", "train"),
+            "train/b/1.png": ("b", "train"),
+            "val/b/3.png": ("b", "val"),
+        },
+        "train/, val/ and test/ above 2 class folders",
+    ),
+    "splits by other words, wrapped twice": (
+        ["seg_train/seg_train/a/1.png", "seg_train/seg_train/b/1.png", "seg_dev/seg_dev/a/2.png"],
+        {
+            "seg_dev/seg_dev/a/2.png": ("a", "val"),
+            "seg_train/seg_train/a/1.png": ("a", "train"),
+            "seg_train/seg_train/b/1.png": ("b", "train"),
+        },
+        "val has no pictures of b",
+    ),
+    "splits within classes": (
+        ["a/training/1.png", "a/validation/2.png", "b/training/3.png", "b/testing/x/4.png"],
+        {
+            "a/training/1.png": ("a", "train"),
+            "a/validation/2.png": ("a", "val"),
+            "b/testing/x/4.png": ("b", "test"),
+            "b/training/3.png": ("b", "train"),
+        },
+        "2 class folders above train, val and test",
+    ),
+    "a test folder without labels": (
+        ["train/a/1.png", "train/b/1.png", "test/1.png"],
+        {"train/a/1.png": ("a", ""), "train/b/1.png": ("b", "")},
+        "test/ has no class folders: its pictures are left out",
+    ),
+    "something beside the splits": (
+        ["train/a/1.png", "train/b/1.png", "test/a/1.png", "extra/a/1.png"],
+        {
+            "test/a/1.png": ("a", "test"),
+            "train/a/1.png": ("a", "train"),
+            "train/b/1.png": ("b", "train"),
+        },
+        "test has no pictures of b",
+    ),
+    "train and test in a folder of their own": (
+        ["data/train/a/1.png", "data/train/b/1.png", "data/test/a/1.png", "readme.md"],
+        {
+            "data/test/a/1.png": ("a", "test"),
+            "data/train/a/1.png": ("a", "train"),
+            "data/train/b/1.png": ("b", "train"),
+        },
+        "data/train/ and data/test/ above 2 class folders",
+    ),
+    "only a train folder": (
+        ["train/a/1.png", "train/b/1.png"],
+        {"train/a/1.png": ("a", ""), "train/b/1.png": ("b", "")},
+        "2 class folders in train/",
+    ),
+    "a class called train": (
+        ["train/1.png", "bus/1.png"],
+        {"bus/1.png": ("bus", ""), "train/1.png": ("train", "")},
+        "2 class folders",
+    ),
+    "classes with the words of splits in their names": (
+        ["test tubes/x/1.png", "training shoes/x/1.png", "cars/x/1.png"],
+        {
+            "cars/x/1.png": ("cars", ""),
+            "test tubes/x/1.png": ("test tubes", ""),
+            "training shoes/x/1.png": ("training shoes", ""),
+        },
+        "3 class folders, with folders in them",
+    ),
+    "wrapped three times": (
+        ["a/b/c/cat/1.png", "a/b/c/dog/x/2.png", "a/b/cover.png"],
+        {"a/b/c/cat/1.png": ("cat", ""), "a/b/c/dog/x/2.png": ("dog", "")},
+        "2 class folders in a/b/c/, with folders in them",
+    ),
+    "names of classes that are text": (
+        ["Ünïcode 猫/1.png", "a=b,c/1.png", "T-shirt & top/1.png"],
+        {
+            "a=b,c/1.png": ("a=b,c", ""),
+            "T-shirt & top/1.png": ("T-shirt & top", ""),
+            "Ünïcode 猫/1.png": ("Ünïcode 猫", ""),
+        },
+        "3 class folders",
+    ),
+    "a folder of files that are no pictures": (
+        ["a/1.png", "b/1.png", "heic/1.heic"],
+        {"a/1.png": ("a", ""), "b/1.png": ("b", "")},
+        "heic/ is no class: none of its 1 files is a picture",
+    ),
+    "classes that differ by case": (
+        ["cat/1.png", "Cat/1.png", "Cat/2.png"],
+        {"Cat/1.png": ("Cat", ""), "Cat/2.png": ("Cat", ""), "cat/1.png": ("cat", "")},
+        "'Cat' and 'cat' are different classes; to unite them, write dataset.classes with "
+        "{Cat: [Cat, cat]}",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+@pytest.mark.parametrize(("files", "expected", "said"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_layout_is_recognised_and_said(
+    files: list[str], expected: dict[str, tuple[str, str]], said: str, kind: str, tmp_path: Path
+) -> None:
+    listing = listed(placed(tmp_path, kind, {name: name.encode() for name in files}))
+    assert shape_of(listing) == expected
+    assert said in (listing.layout, *listing.notes)
+    assert [listing.read(index).decode() for index in range(len(listing))] == list(listing.files)
+
+
+REFUSED = {
+    "a flat folder": (["1.png", "2.png"], "2 pictures lie there without class folders"),
+    "one class": (["only/1.png"], "only/ is the only class folder, but two classes are needed"),
+    "nothing": ([], "no pictures there"),
+    "no pictures": (["a/1.heic"], "no pictures there; left out: 1 .heic"),
+    "flat splits": (["train/1.png", "test/1.png"], "test and train hold pictures, but no class"),
+    "a class that only the test folder has": (
+        ["train/a/1.png", "train/b/1.png", "test/zebra/1.png"],
+        "zebra occurs in test, but not in train; remove it there, or select the others: "
+        "dataset.classes=[a, b]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(("files", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_classes_is_refused_with_what_was_found(
+    files: list[str], reason: str, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    path = placed(tmp_path, kind, dict.fromkeys(files, b""))
+    told = refusal(path)
+    assert told.startswith(f"dataset.path={path}: {reason}")
+    if "zebra" not in told:
+        name = path.name
+        assert f"{name}/CLASS/1.png, {name}/train/CLASS/1.png and {name}/test/CLASS/2.png" in told
+        assert f"dataset.path={path}/labels.csv" in told
+
+
+def test_hidden_files_and_those_of_systems_are_no_classes_and_counted(tmp_path: Path) -> None:
+    files = ["a/1.png", "b/1.png", "a/.ipynb_checkpoints/1.png", ".ipynb_checkpoints/1.png"]
+    files += [".DS_Store", "a/._1.png", "__MACOSX/a/1.png", "@eaDir/x.png", "b/Thumbs.db", "x.md"]
+    for kind in ("folder", "zip", "tar.xz"):
+        path = placed(tmp_path, kind, dict.fromkeys(files, b""))
+        if kind == "folder":
+            (path / "empty").mkdir()
+        listing = listed(path)
+        assert listing.files == ("a/1.png", "b/1.png")
+        expected = {"hidden file": 4, "__MACOSX": 1, "@eaDir": 1, "Thumbs.db": 1, ".md": 1}
+        assert dict(listing.left_out) == expected | (
+            {"empty folder": 1} if kind == "folder" else {}
+        )
+
+
+def test_linked_folders_are_entered_only_if_classes_name_them(tmp_path: Path) -> None:
+    touched(tmp_path / "elsewhere", "right/1.png")
+    photos = touched(tmp_path / "photos", "left/1.png")
+    (photos / "right").symlink_to("../elsewhere/right")
+    (photos / "left/loop").symlink_to(".")
+    (photos / "left/again.png").symlink_to("1.png")
+    told = refusal(photos)
+    assert "left/ is the only class folder" in told
+    assert "a linked folder (left/loop, right) is entered only if dataset.classes names it" in told
+    listing = listed(photos, classes=["right", "left"])
+    assert listing.files == ("left/1.png", "left/again.png", "right/1.png")
+    assert listing.class_names == ("right", "left")
+    assert listing.rest == "left out: 1 linked folder"
+
+
+def test_a_link_that_leads_back_is_never_entered(tmp_path: Path) -> None:
+    photos = touched(tmp_path / "photos", "a/1.png", "b/1.png")
+    (photos / "a/b").symlink_to("../../photos")
+    (photos / "b/a").symlink_to("../a")
+    assert listed(photos, classes=["a", "b"]).files == ("a/1.png", "b/1.png", "b/a/1.png")
+
+
+FOLDERS = ("animals/cat/1.png", "animals/dog/1.png", "animals/dog/2.png", "cars/1.png", "3/1.png")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "labels"),
+    [
+        (["cars", "animals"], ("cars", "animals"), [1, 1, 1, 0]),
+        ({"alive": "animals", "other": ["cars", 3]}, ("alive", "other"), [1, 0, 0, 0, 1]),
+        (["animals/dog", "animals/cat"], ("animals/dog", "animals/cat"), [1, 0, 0]),
+        ({"dog": "animals/dog", "rest": ["animals", "cars"]}, ("dog", "rest"), [1, 0, 0, 1]),
+        ([3, "cars"], ("3", "cars"), [0, 1]),
+    ],
+)
+def test_classes_select_order_and_unite(
+    classes: Any, names: tuple[str, ...], labels: list[int], tmp_path: Path
+) -> None:
+    assert TypeAdapter(Classes).validate_python(classes) == classes
+    listing = listed(touched(tmp_path, *FOLDERS), classes=classes)
+    assert listing.class_names == names
+    assert listing.labels.tolist() == labels
+    left = len(FOLDERS) - len(labels)
+    assert listing.rest == (f"left out: {left} not in dataset.classes" if left else "")
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (["cars", "anmals"], "no pictures of 'anmals'; .*; did you mean 'animals'"),
+        ({"a": ["cars", "animal"], "b": 3}, "no pictures of 'animal'"),
+        (["cars"], "at least two classes"),
+        ([], "at least two classes"),
+        ({"a": "cars", "b": ["cars", "animals"]}, "'cars' stands 2 times"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(classes: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=f"dataset.classes.*{reason}"):
+        listed(touched(tmp_path, *FOLDERS), classes=classes)
+
+
+@pytest.mark.parametrize("classes", [[True, "a"], [1.5, "a"], {"a": None}, "a"])
+def test_words_that_yaml_reads_as_something_else_are_no_names_of_classes(classes: Any) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Classes).validate_python(classes)
+
+
+def test_names_are_compared_whatever_way_their_accents_are_written(tmp_path: Path) -> None:
+    apart, whole = "e\u0301te\u0301", "\u00e9t\u00e9"  # as macOS and as Linux write it
+    touched(tmp_path, f"train/{whole}/1.png", "train/b/1.png", f"test/{apart}/1.png")
+    listing = listed(tmp_path, classes=[apart, "b"])
+    assert listing.class_names == (whole, "b")
+    assert sorted(zip(listing.splits, listing.labels.tolist(), strict=True)) == [
+        ("test", 0),
+        ("train", 0),
+        ("train", 1),
+    ]
+
+
+def test_names_of_classes_can_always_be_stored_and_shown(tmp_path: Path) -> None:
+    touched(tmp_path, f"a\nb/{os.fsdecode(bytes([255]))}.png", f"{os.fsdecode(bytes([254]))}/1.png")
+    listing = listed(tmp_path)
+    assert listing.class_names == ("\\udcfe", "a\\nb")
+    assert [len(listing.read(index)) for index in range(2)] == [9, 7]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "dataset.path is empty"),
+        ("s3://bucket/photos", "is an address; download"),
+        ("fotos", "no such file or folder; did you mean .*photos"),
+        ("nowhere/x", "no such file or folder; there is no folder .*nowhere either"),
+        ("photos/pipe", "is neither a folder nor a file"),
+    ],
+)
+def test_a_path_that_is_none_is_refused(
+    path: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touched(tmp_path / "photos", "a/1.png", "b/1.png")
+    os.mkfifo(tmp_path / "photos/pipe")
+    with pytest.raises(RequestError, match=reason):
+        listed(path)

@@ -1,0 +1,402 @@
+"""Reads files in zip and tar archives where they are; nothing is unpacked to disk.
+
+Anybody may have made an archive: what it declares is checked before memory is taken for it, and one
+with a member outside itself is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, TypeVar, cast
+
+import numpy as np
+
+from pipeline.data.files import in_natural_order, is_hidden, shown
+from pipeline.data.places import EMPTY, GONE, Contents, Place, Stamp, hidden_kind
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError, one_line
+
+LARGEST = 2**30
+"""Bytes that one member may have."""
+EXPANSION = 100
+"""Times its own size that an archive may unpack to, if that is more than LARGEST."""
+MOST_MEMBERS = 5_000_000
+ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz", ".tbz2")
+LINK, SPECIAL, REPEATED = "link", "device or pipe", "repeated member"  # as counted
+
+_HEADER_BYTES = 2**20  # that one header of a tar archive may take
+_CHUNK = 2**20
+_KEPT = 2**26  # unpacked bytes that are kept, for threads that are behind others
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a member
+_PACKED: Mapping[bytes, Callable[[Path], io.BufferedIOBase]] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"BZh": bz2.BZ2File,
+}
+_OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+Member = TypeVar("Member")
+
+
+class _Refused(Exception):
+    """An archive that is not read; the message says what is wrong and what to do."""
+
+
+def archive_at(path: Path) -> Place | None:
+    """The archive in a file, recognised by its content; None if it is none.
+
+    Raises:
+        RequestError: it is damaged, encrypted or hostile.
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith((b"PK\3\4", b"PK\5\6")):
+        with _refusing(path):
+            return _zip(path)
+    empty = len(start) == tarfile.BLOCKSIZE and not start.strip(b"\0")
+    if start.startswith(tuple(_PACKED)) or start[257:262] == b"ustar" or empty:
+        with _refusing(path):
+            return _tar(path)
+    if path.suffix.lower() in ENDINGS:
+        raise RequestError(
+            f"{path}: the file is empty or damaged: it does not begin as an archive does; make it "
+            "or fetch it again"
+        )
+    return None
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong with an archive into a RequestError that names it."""
+    try:
+        yield
+    except _Refused as error:
+        raise RequestError(f"{path}: {error}") from error
+    except Exception as error:  # the modules raise anything for a damaged archive
+        reason = one_line(error)
+        raise RequestError(
+            f"{path}: the archive is damaged or cut off ({reason}); make it or fetch it again"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Zip:
+    root: Path
+    archive: zipfile.ZipFile
+    members: Mapping[str, zipfile.ZipInfo]
+    found: Contents
+
+    def contents(self, enter: Collection[str] = ()) -> Contents:
+        return self.found
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """The unpacked file, in memory; its CRC has been checked."""
+        info = _member(self.members, name)
+        _check_size(info.file_size)
+        try:
+            content = self.archive.read(info)
+        except Exception as error:  # each method of compression raises its own
+            raise ValueError(f"is damaged in its archive ({one_line(error)})") from error
+        yield io.BytesIO(content)
+
+    def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
+        """Size and CRC of each file; they stay when others are added to the archive."""
+        for name in names:
+            info = self.members.get(name)
+            yield (info.file_size, info.CRC, 0, 0) if info else GONE
+
+    def order(self, names: Sequence[str]) -> Array:
+        return np.argsort([self.members[name].header_offset for name in names], kind="stable")
+
+
+def _zip(path: Path) -> _Zip:
+    _check_directory(path)
+    archive = zipfile.ZipFile(path)
+    left_out: Counter[str] = Counter()
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders = []
+    for info in archive.infolist():
+        name = _inside(_name(info))
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if _name(info).endswith("/"):
+            folders.append(name)
+        elif kind not in (0, stat.S_IFREG):
+            left_out[LINK if kind == stat.S_IFLNK else SPECIAL] += 1
+        else:
+            _check_readable(info, name)
+            left_out[REPEATED] += name in members
+            members[name] = info
+    total = sum(info.file_size for info in members.values())
+    _check_total(total, path)
+    return _Zip(path, archive, members, _contents(members, folders, left_out))
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member; old programs mark UTF-8 as something else, or write backslashes."""
+    name = info.filename
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _check_readable(info: zipfile.ZipInfo, name: str) -> None:
+    if info.flag_bits & _ENCRYPTED:
+        raise _Refused(f"{shown(name)} is encrypted; unpack it yourself, and name the folder")
+    if info.compress_type not in _METHODS:
+        method = _OTHER_METHODS.get(info.compress_type, f"number {info.compress_type}")
+        raise _Refused(
+            f"{shown(name)} is compressed by a method that cannot be read ({method}); "
+            "unpack it yourself, and name the folder"
+        )
+
+
+def _check_directory(path: Path) -> None:
+    """Counts the members in the directory of a zip archive before zipfile makes objects of them."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - 22 - 2**16)
+        file.seek(start)
+        tail = file.read()
+        at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
+        if at < 0 or len(tail) - at < 22:
+            raise _Refused("the zip archive is cut off: it has no directory; fetch it again")
+        [length] = struct.unpack_from("<I", tail, at + 12)
+        if at >= 76 and tail[at - 20 : at - 16] == b"PK\6\7":  # zip64 records stand before
+            [length] = struct.unpack_from("<Q", tail, at - 76 + 40)
+        file.seek(max(0, start + at - length - 76))
+        left, count = min(length + 76, size), 0
+        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+            count += chunk.count(b"PK\1\2")
+            left -= len(chunk)
+    _check_count(count)
+
+
+class _Unpacked:
+    """The content of a compressed archive, by place. Going far back unpacks it from its start."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self.stream = stream
+        self.lock = Lock()
+        self.start = 0  # of what is kept
+        self.kept = bytearray()
+
+    def read(self, start: int, size: int) -> bytes:
+        """Bytes at a place; threads may ask for neighbouring places in any order."""
+        with self.lock:
+            if start < self.start:
+                self.stream.seek(0)
+                self.start, self.kept = 0, bytearray()
+            while self.start + len(self.kept) < start + size:
+                if not (chunk := self.stream.read(_CHUNK)):
+                    break
+                self.kept += chunk
+                spare = min(len(self.kept) - _KEPT, start - self.start)
+                if spare > _KEPT:  # seldom: it moves what is kept
+                    del self.kept[:spare]
+                    self.start += spare
+            return bytes(self.kept[start - self.start :][:size])
+
+
+@dataclass(frozen=True, eq=False)
+class _Tar:
+    root: Path
+    members: Mapping[str, tuple[int, int, int]]  # place and size of the content, time
+    found: Contents
+    unpacked: _Unpacked | None  # None if the archive is not compressed
+
+    def contents(self, enter: Collection[str] = ()) -> Contents:
+        return self.found
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """The file, in memory. A compressed archive is read from its start to go far back in it."""
+        start, size, _ = _member(self.members, name)
+        _check_size(size)
+        try:
+            content = self._read(start, size)
+        except Exception as error:  # each method of compression raises its own
+            raise ValueError(f"is damaged in its archive ({one_line(error)})") from error
+        if len(content) != size:
+            raise ValueError("is cut off: its archive ends before")
+        yield io.BytesIO(content)
+
+    def _read(self, start: int, size: int) -> bytes:
+        if self.unpacked is not None:
+            return self.unpacked.read(start, size)
+        with self.root.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
+        """Size and time of each file, times and inode of the archive: tar has no checksums."""
+        at = self.root.stat()
+        for name in names:
+            if name in self.members:
+                _, size, time = self.members[name]
+                yield size, time, at.st_mtime_ns ^ at.st_ctime_ns, at.st_ino
+            else:
+                yield GONE
+
+    def order(self, names: Sequence[str]) -> Array:
+        return np.argsort([self.members[name][0] for name in names], kind="stable")
+
+
+def _tar(path: Path) -> _Tar:
+    """Reads the headers of a tar archive, and with them all of a compressed one."""
+    left_out: Counter[str] = Counter()
+    members: dict[str, tuple[int, int, int]] = {}
+    folders = []
+    unpack = _unpacker(path)
+    with unpack(path) if unpack else path.open("rb") as unpacked:
+        stream = _Bounded(unpacked, path)
+        with tarfile.TarFile(fileobj=cast(BinaryIO, stream)) as archive:
+            for info in _infos(archive):
+                name = _inside(info.name)
+                content = (info.offset_data, info.size, int(info.mtime))
+                if info.islnk():  # another name of a member before it
+                    content = members.get(_inside(info.linkname), (-1, -1, -1))
+                if info.isdir():
+                    folders.append(name)
+                elif (info.isreg() and not info.issparse()) or (info.islnk() and content[0] >= 0):
+                    left_out[REPEATED] += name in members
+                    members[name] = content
+                else:
+                    left_out[LINK if info.islnk() or info.issym() else SPECIAL] += 1
+        stream.check_end()
+    again = _Unpacked(unpack(path)) if unpack else None
+    return _Tar(path, members, _contents(members, folders, left_out), again)
+
+
+def _infos(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    count = 0
+    while (info := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+        _check_count(count := count + 1)
+        if not 0 <= info.size < 2**62:
+            raise _Refused(f"{shown(info.name)} has the size {info.size}; fetch the archive again")
+        yield info
+
+
+def _unpacker(path: Path) -> Callable[[Path], io.BufferedIOBase] | None:
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((unpack for magic, unpack in _PACKED.items() if start.startswith(magic)), None)
+
+
+class _Bounded:
+    """The stream that tarfile reads headers from, each of them and all content of bounded size."""
+
+    def __init__(self, stream: io.BufferedIOBase, path: Path) -> None:
+        self.stream = stream
+        self.path = path
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise _Refused(f"the archive is damaged: a header of {size:,} bytes; fetch it again")
+        self.last = self.stream.read(size)
+        return self.last
+
+    def seek(self, place: int) -> int:
+        _check_total(place, self.path)
+        return self.stream.seek(place)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def check_end(self) -> None:
+        """Checks that the headers ended as an archive does, since tarfile also stops at damage.
+
+        Reading to the end also checks the checksum of a compressed archive.
+        """
+        if len(self.last) < tarfile.BLOCKSIZE:
+            raise _Refused("the archive is cut off: its end is missing; make it or fetch it again")
+        where = self.tell() - tarfile.BLOCKSIZE
+        while not self.last.strip(b"\0"):
+            _check_total(self.tell(), self.path)
+            if not (chunk := self.stream.read(_CHUNK)):
+                return
+            self.last = chunk
+        raise _Refused(
+            f"the archive is damaged, or several follow one another, at byte {where:,}; make it or "
+            "fetch it again"
+        )
+
+
+def _inside(name: str) -> str:
+    """The name of a member as a path relative to the archive."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    drive = bool(parts) and re.fullmatch("[A-Za-z]:", parts[0])
+    if name.startswith("/") or ".." in parts or drive:
+        raise _Refused(
+            f"its member {shown(name)} lies outside the archive, as in none that was made from "
+            "inside a folder; if you trust it, unpack it yourself, and name the folder"
+        )
+    return "/".join(parts)
+
+
+def _contents(members: Iterable[str], folders: Sequence[str], left_out: Counter[str]) -> Contents:
+    """The files of an archive in natural order, without hidden ones, which are counted."""
+    hidden: dict[str, str] = {}
+    above: set[str] = {""}  # folders that hold anything
+
+    def is_visible(path: str) -> bool:
+        parts = path.split("/")
+        for count, part in enumerate(parts, 1):
+            if is_hidden(part):
+                hidden["/".join(parts[:count])] = hidden_kind(part)
+                return False
+        return True
+
+    for path in (*members, *folders):
+        while (path := path.rpartition("/")[0]) not in above:
+            above.add(path)
+    files = in_natural_order(filter(is_visible, members))
+    left_out[EMPTY] += len({one for one in folders if one not in above and is_visible(one)})
+    left_out.update(hidden.values())
+    return Contents(files=tuple(files), left_out=+left_out)
+
+
+def _member(members: Mapping[str, Member], name: str) -> Member:
+    if name not in members:
+        raise ValueError("is not in the archive")
+    return members[name]
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"has {size:,} bytes; a picture has {LARGEST:,} at most")
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_MEMBERS:
+        raise _Refused(
+            f"it has more than {MOST_MEMBERS:,} members; if you trust it, unpack it yourself, and "
+            "name the folder"
+        )
+
+
+def _check_total(size: int, path: Path) -> None:
+    if size > max(LARGEST, EXPANSION * path.stat().st_size):
+        raise _Refused(
+            f"it unpacks to {size:,} bytes or more, over {EXPANSION} times its size, as archives "
+            "of pictures do not; if you trust it, unpack it yourself, and name the folder"
+        )

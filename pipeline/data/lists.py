@@ -1,0 +1,522 @@
+"""Reads lists of pictures: tables with the path and the label of one picture per row.
+
+A table is CSV (separated by commas, semicolons, tabs or bars), JSON lines or Parquet. Anybody may
+have made it: what it names must lie inside the folder of its pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import lazy_loader as lazy
+
+from pipeline.data.files import in_natural_order, picture_endings, shown
+from pipeline.system.errors import RequestError, one_line
+
+parquet = lazy.load("pyarrow.parquet", suppress_warning=True)  # only for lists of its kind
+pyarrow = lazy.load("pyarrow")
+
+LARGEST = 2**30
+"""Bytes that a list may have."""
+MOST_ROWS, MOST_COLUMNS = 20_000_000, 1_000
+PATHS = (
+    *("path", "file", "filename", "filepath", "image", "img", "imagepath", "imgpath"),
+    *("imagefile", "imagename", "imgname", "imgfile", "picture", "photo", "imageid", "id"),
+)
+LABELS = (
+    *("label", "class", "category", "target", "labelname", "classname", "categoryname"),
+    *("labels", "y", "species", "breed", "diagnosis", "classid", "labelid", "categoryid"),
+)
+SPLITS = ("split", "subset", "set", "partition", "fold")
+# Words for a split, as in the names of folders and files that are published.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+MISSING = "no such file"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[\w.+-]*[/;,]")
+_PLAIN = re.compile(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*")  # a path that needs no further check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The columns of a list by name, as read; `lines` are the rows' numbers in the file.
+
+    `others` are the columns that hold no plain values, with what they hold.
+    """
+
+    name: str
+    kind: str
+    columns: Mapping[str, Sequence[Any]]
+    others: Mapping[str, str]
+    lines: Sequence[int]
+
+    def where(self, row: int) -> str:
+        """The place of a row, for messages."""
+        return f"{self.name}, {'row' if self.kind == 'Parquet' else 'line'} {self.lines[row]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The usable rows of a list, in natural order of their paths; one entry of each per row.
+
+    `paths` are relative to the folder of the pictures; `splits` are "train", "val" or "test", or ""
+    if no column says. `used` are the columns that these came from. `unusable` are the other rows:
+    path, which may be empty, and reason.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]
+    used: tuple[str, ...]
+    unusable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a word stands for: "train", "val" or "test"; None if it stands for none."""
+    return SPLIT_WORDS.get(name.strip().casefold())
+
+
+def table(content: bytes, name: str) -> Table:
+    """Reads a list; the ending of its name says of which kind it is.
+
+    Raises:
+        RequestError: it is damaged, too large, or no table; names the line.
+    """
+    if len(content) > LARGEST:
+        raise RequestError(f"{name} has more than {LARGEST:,} bytes; divide it")
+    ending = PurePosixPath(name).suffix.lower()
+    if ending not in KINDS:
+        raise RequestError(
+            f"{name} is no archive (zip, tar), and its ending is none of a list's "
+            f"({', '.join(KINDS)})"
+        )
+    made = KINDS[ending](content, name)
+    if not made.lines:
+        raise RequestError(f"{name} lists no pictures: it has no rows")
+    return made
+
+
+def _csv(content: bytes, name: str) -> Table:
+    text = _decoded(content, name)
+    if told := re.match(r"sep=(.)\r?\n", text):  # as Excel writes and reads it
+        text = text[told.end() :]
+    start = re.sub(r'"[^"]*"', "", re.match(r"\s*([^\r\n]*)", text)[1])  # type: ignore[index]
+    separator = told[1] if told else max(SEPARATORS, key=start.count)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
+    )
+    rows, lines = [], []
+    at = 1 + bool(told)
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                rows.append(row)
+                lines.append(at)
+            at = reader.line_num + 1 + bool(told)
+    except csv.Error as error:
+        raise RequestError(
+            f"{name}, line {at}: {error}; quotes must be closed, and doubled within a value"
+        ) from error
+    header = [column.strip() for column in rows.pop(0)] if rows else []
+    del lines[:1]
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(header):
+            raise RequestError(
+                f"{name}, line {line} has {len(row)} values, but the first line has {len(header)}; "
+                'a value that holds the separator must stand in quotes, as in "a,b.png"'
+            )
+    header = [column or f"column {number}" for number, column in enumerate(header, 1)]
+    _check_header(header, name)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    kind = f"separated by {SEPARATORS.get(separator, repr(separator))}"
+    return Table(name=name, kind=kind, columns=columns, others={}, lines=lines)
+
+
+def _decoded(content: bytes, name: str) -> str:
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise RequestError(f"{name}, line {line} is not UTF-8; save the list as UTF-8") from error
+    if "\0" in text:
+        raise RequestError(f"{name} is not text: it holds zero bytes; save the list as CSV")
+    return text
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    if double := [column for column, count in Counter(header).items() if count > 1]:
+        raise RequestError(f"{name} has several columns {shown(double[0])!r}; rename all but one")
+    if len(header) > MOST_COLUMNS:
+        raise RequestError(f"{name} has {len(header):,} columns; a list has {MOST_COLUMNS} at most")
+
+
+def _json_lines(content: bytes, name: str) -> Table:
+    columns: dict[str, list[Any]] = {}
+    lines: list[int] = []
+    for line, part in enumerate(_decoded(content, name).split("\n"), 1):
+        if not part.strip():
+            continue
+        row = _json_object(part, f"{name}, line {line}")
+        if new := row.keys() - columns.keys():
+            columns |= {column: [None] * len(lines) for column in row if column in new}
+            _check_header(tuple(columns), name)
+        for column, values in columns.items():
+            values.append(row.get(column))
+        lines.append(line)
+    nested = {
+        column: "lists or objects"
+        for column, values in columns.items()
+        if any(isinstance(value, list | dict) for value in values)
+    }
+    plain = {column: values for column, values in columns.items() if column not in nested}
+    return Table(name=name, kind="JSON lines", columns=plain, others=nested, lines=lines)
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    try:
+        row = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where} is not JSON ({one_line(error)})") from error
+    if not isinstance(row, dict):
+        raise RequestError(
+            f'{where} is no JSON object; each line must be one, as {{"path": "a.png", "label": '
+            '"cat"}'
+        )
+    return row
+
+
+def _parquet(content: bytes, name: str) -> Table:
+    try:
+        file = parquet.ParquetFile(pyarrow.BufferReader(content))
+        if file.metadata.num_rows > MOST_ROWS:
+            raise RequestError(f"{name} has more than {MOST_ROWS:,} rows; divide it")
+        schema = file.schema_arrow
+        _check_header(schema.names, name)
+        texts = [field.name for field in schema if _is_text(field.type)]
+        plain = [field.name for field in schema if _is_text(field.type) or _is_number(field.type)]
+        # As dictionaries, repeated texts take memory once, however often they are repeated.
+        read = parquet.ParquetFile(pyarrow.BufferReader(content), read_dictionary=texts).read(
+            columns=plain
+        )
+        columns = {column: _values(read.column(column)) for column in plain}
+    except RequestError:
+        raise
+    except Exception as error:  # of many kinds for a damaged file
+        raise RequestError(
+            f"{name} is damaged or not Parquet ({one_line(error)}); write it again"
+        ) from error
+    others = {field.name: str(field.type) for field in schema if field.name not in plain}
+    lines = range(1, read.num_rows + 1)
+    return Table(name=name, kind="Parquet", columns=columns, others=others, lines=lines)
+
+
+def _is_text(kind: Any) -> bool:
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    types = pyarrow.types
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_temporal)
+    return any(test(kind) for test in tests)
+
+
+def _values(column: Any) -> list[Any]:
+    made: list[Any] = []
+    for chunk in column.chunks:
+        if pyarrow.types.is_dictionary(chunk.type):
+            known = chunk.dictionary.to_pylist()
+            made += (None if one is None else known[one] for one in chunk.indices.to_pylist())
+        else:
+            made += chunk.to_pylist()
+    return made
+
+
+KINDS: Mapping[str, Callable[[bytes, str], Table]] = {
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _csv),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_lines),
+    **dict.fromkeys((".parquet", ".pq"), _parquet),
+}
+ENDINGS = tuple(ending for ending in KINDS if ending not in (".txt", ".json"))
+"""The endings of files that are surely lists."""
+
+
+def usable(
+    given: Table,
+    *,
+    path_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    roots: Sequence[str],
+    are_files: Callable[[Sequence[str]], Sequence[bool]],
+) -> Rows:
+    """The rows of a list whose picture exists and that have one label.
+
+    A column that is not named is recognised by the usual names. An absolute path must lie in one of
+    `roots`, the names of the folder of the pictures; `are_files` says which of several paths,
+    relative to that folder, are files.
+
+    Raises:
+        RequestError: a column is missing or ambiguous, or a path leaves the folder or is a URL.
+    """
+    path_column = _column(given, "path", path_column, PATHS)
+    label_column = _column(given, "label", label_column, LABELS)
+    split_column, splits = _splits(given, split_column)
+    notes: list[str] = []
+    labels = [_label(value) for value in given.columns[label_column]]
+    paths = [
+        _relative(_text(value), roots, given, row)
+        for row, value in enumerate(given.columns[path_column])
+    ]
+    paths = _completed(paths, are_files, notes)
+    there, unusable = _reconciled(given, paths, labels, splits, notes)
+    for path, exists in zip(tuple(there), are_files(tuple(there)), strict=True):
+        if not exists:
+            unusable[there.pop(path)] = (path, MISSING)
+    used = tuple(filter(None, (path_column, label_column, split_column)))
+    kept = {name: values for name, values in given.columns.items() if name not in used}
+    order = in_natural_order(there)
+    rows = [there[path] for path in order]
+    return Rows(
+        paths=tuple(order),
+        labels=tuple(labels[row] for row in rows),
+        splits=tuple(splits[row] for row in rows),
+        columns={
+            shown(name): tuple(shown(_text(values[row])) for row in rows)
+            for name, values in kept.items()
+        },
+        used=used,
+        unusable=tuple(unusable[row] for row in sorted(unusable)),
+        notes=(*notes, *_remarks(given, label_column)),
+    )
+
+
+def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> str:
+    """The column of that name, or the one that has a usual name."""
+    columns = given.columns
+    there = f"its columns are {', '.join(map(shown, (*columns, *given.others)))}"
+    if name is not None:
+        if name in columns:
+            return name
+        kind = given.others.get(name)
+        why = f"holds {kind}" if kind else "does not exist"
+        raise RequestError(
+            f"dataset.{what}_column={name}: {given.name} has none; it {why}; {there}"
+        )
+    usually = [column for column in columns if _bare(column) in usual]
+    if what == "path" and len(usually) > 1:
+        usually = [one for one in usually if _looks_like_paths(columns[one])] or usually
+    if what == "label" and len(usually) > 1 and _correspond([columns[one] for one in usually]):
+        usually = [one for one in usually if not _is_numeric(columns[one])] or usually
+        usually = usually[:1]
+    if len(usually) == 1:
+        return usually[0]
+    if usually:
+        found = f"several columns of {given.name} may hold the {what}s: {', '.join(usually)}"
+        raise RequestError(f"{found}; name one: dataset.{what}_column={usually[0]}")
+    if any(PurePosixPath(column).suffix.lower() in picture_endings() for column in columns):
+        raise RequestError(
+            f"{given.name} has no header; add a first line that names its columns, such as "
+            "path,label"
+        )
+    others = [column for column in given.others if _bare(column) in usual]
+    if others:
+        there = f"{others[0]} holds {given.others[others[0]]}; {there}"
+    raise RequestError(
+        f"{given.name} has no column that is usual for {what}s ({', '.join(usual[:4])}, …); "
+        f"{there}; name one: dataset.{what}_column=…"
+    )
+
+
+def _bare(column: str) -> str:
+    return re.sub(r"[\W_]+", "", column.casefold())
+
+
+def _looks_like_paths(values: Sequence[Any]) -> bool:
+    texts = (value for value in values if isinstance(value, str) and value.strip())
+    return PurePosixPath(next(texts, "").strip()).suffix.lower() in picture_endings()
+
+
+def _correspond(columns: Sequence[Sequence[Any]]) -> bool:
+    """Whether each value of a column always stands beside the same values of the others."""
+    together = len(set(zip(*(map(repr, column) for column in columns), strict=True)))
+    return all(len(set(map(repr, column))) == together for column in columns)
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    return all(re.fullmatch(r"[-+]?\d+(\.\d*)?", _text(value)) for value in values)
+
+
+def _text(value: Any) -> str:
+    """A value as text: whole numbers without a point, missing ones as nothing."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def _label(value: Any) -> str:
+    return shown(unicodedata.normalize("NFC", _text(value)))
+
+
+def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
+    """A path of a list relative to the folder of the pictures."""
+    if _PLAIN.fullmatch(path):
+        return path
+
+    def refuse(problem: str, mend: str) -> RequestError:
+        return RequestError(f"{given.where(row)}: {shown(path)} {problem}; {mend}")
+
+    if _ADDRESS.match(path):
+        raise refuse("is an address", "download the pictures, and list their files")
+    if "/" not in path:
+        path = path.replace("\\", "/")  # of Windows
+    if re.match(r"[A-Za-z]:/", path):
+        raise refuse("is a path of Windows", "write it relative to the folder of the list")
+    name = posixpath.normpath(path) if path else ""
+    if name.startswith("/"):
+        name = name.replace("//", "/", 1)
+        inside = [root for root in roots if name.startswith(f"{root.rstrip('/')}/")]
+        if not inside:
+            folder = roots[0] if roots else "the archive"
+            raise refuse(
+                f"lies outside {folder}",
+                "name the folder that all pictures lie in: dataset.root=…",
+            )
+        name = name[len(inside[0].rstrip("/")) + 1 :]
+    if name == ".." or name.startswith("../"):
+        folder = roots[0] if roots else "the archive"
+        raise refuse(
+            f"lies outside {folder}", "name the folder that all pictures lie in: dataset.root=…"
+        )
+    return name
+
+
+def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
+    """The column of splits, None if there is none, and the split of each row."""
+    rows = len(given.lines)
+    if name is None:
+        usual = [column for column in given.columns if _bare(column) in SPLITS]
+        usual = [one for one in usual if any(map(split_of, map(_text, set(given.columns[one]))))]
+        if not usual:
+            return None, [""] * rows
+        if len(usual) > 1:
+            raise RequestError(
+                f"several columns of {given.name} may hold the splits: {', '.join(usual)}; name "
+                f"one: dataset.split_column={usual[0]}"
+            )
+        [name] = usual
+    elif name not in given.columns:
+        raise RequestError(
+            f"dataset.split_column={name}: {given.name} has no such column; its columns are "
+            f"{', '.join(map(shown, given.columns))}"
+        )
+    splits = [split_of(_text(value)) or "" for value in given.columns[name]]
+    if "" in splits:
+        row = splits.index("")
+        raise RequestError(
+            f"{given.where(row)}: the {shown(name)} is {shown(_text(given.columns[name][row]))!r}, "
+            "which is none of train, val and test; mend it, or rename the column to divide at "
+            "random"
+        )
+    return name, splits
+
+
+def _completed(
+    paths: list[str], are_files: Callable[[Sequence[str]], Sequence[bool]], notes: list[str]
+) -> list[str]:
+    """The paths with the endings of their files, if none in the list has one."""
+    named = [path for path in paths if path]
+    if not named or any(PurePosixPath(one).suffix.lower() in picture_endings() for one in named):
+        return paths
+    if all(are_files(named[:1])):
+        return paths
+    known = [form for one in sorted(picture_endings()) for form in (one, one.upper())]
+    tried = [(path + ending, ending) for path in named[:20] for ending in known]
+    exist = are_files([path for path, _ in tried])
+    endings = sorted({ending for (_, ending), exists in zip(tried, exist, strict=True) if exists})
+    if not endings:
+        return paths
+    completed = dict.fromkeys(named, "")
+    for ending in endings:
+        for path, exists in zip(named, are_files([one + ending for one in named]), strict=True):
+            if exists and completed[path]:
+                raise RequestError(
+                    f"{shown(path)} stands for {shown(completed[path])} and "
+                    f"{shown(path + ending)}; write the endings into the list"
+                )
+            if exists:
+                completed[path] = path + ending
+    notes.append(f"its paths have no endings; completed by {' and '.join(endings)}")
+    return [completed.get(path) or path for path in paths]
+
+
+def _reconciled(
+    given: Table,
+    paths: Sequence[str],
+    labels: Sequence[str],
+    splits: Sequence[str],
+    notes: list[str],
+) -> tuple[dict[str, int], dict[int, tuple[str, str]]]:
+    """The row of each path, and the rows that cannot be used with path and reason.
+
+    A path without a label, with several labels or in several splits cannot be used.
+    """
+    known: dict[str, int] = {}
+    unusable: dict[int, tuple[str, str]] = {}
+    repeated = 0
+    for row, (path, label, split) in enumerate(zip(paths, labels, splits, strict=True)):
+        if not path:
+            unusable[row] = ("", f"line {given.lines[row]}: no path")
+        elif not label:
+            unusable[row] = (path, f"no label (line {given.lines[row]})")
+        elif (first := known.setdefault(path, row)) != row:
+            ours, theirs = (labels[first], splits[first]), (label, split)
+            repeated += ours == theirs
+            if ours != theirs:
+                two = zip(ours, theirs, strict=True)
+                told = " and as ".join({f"{a} and {b}" for a, b in two if a != b})
+                unusable[row] = unusable[first] = (path, f"listed as {told}")
+    if repeated:
+        notes.append(f"{repeated:,} rows repeat others, and count once")
+    return {path: row for path, row in known.items() if row not in unusable}, unusable
+
+
+def _remarks(given: Table, label_column: str) -> Iterator[str]:
+    values = given.columns[label_column]
+    spaced = sum(isinstance(value, str) and value != value.strip() for value in values)
+    if spaced:
+        yield f"spaces around labels are ignored (in {spaced:,} rows)"
+    if given.others:
+        told = ", ".join(f"{shown(name)} ({kind})" for name, kind in given.others.items())
+        yield f"columns that hold no plain values are not kept: {told}"
