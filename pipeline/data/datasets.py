@@ -186,6 +186,10 @@ def folder(  # noqa: PLR0913 (the keys of its file)
     seed: Seed,
     on_bad: Annotated[str, one_of("skip", "refuse")],
     max_bad: Share,
+    root: str | None,
+    path_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
 ) -> Pictures:
     """A user's own pictures: u8[N,H,W,C] of any folder, archive or list (`data/listing.py`).
 
@@ -197,7 +201,15 @@ def folder(  # noqa: PLR0913 (the keys of its file)
             "dataset.path: say where the pictures are, dataset.path=<folder, archive or list>"
         )
     return Pictures(
-        listing=listed(path, classes=classes),
+        listing=listed(
+            path,
+            classes=classes,
+            root=root,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            max_bad=0.0 if on_bad == "refuse" else max_bad,
+        ),
         packing=Packing(
             size=(size, size) if isinstance(size, int) else size and (size[0], size[1]),
             channels=channels,

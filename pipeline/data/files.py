@@ -231,7 +231,10 @@ def regular(file: Path) -> Path:
 
 def printable(file: Path | str) -> str:
     r"""The path as text that every format can store: bytes that are not UTF-8 become `\xff`."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(file).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a list may name what no file can be called
+        return shown(str(file))
 
 
 def shown(text: str) -> str:
