@@ -17,10 +17,11 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import reported, save_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
+from pipeline.tracking.runs import with_weights
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.predictor import predict
+from pipeline.training.features import predicted, whole
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
@@ -59,11 +60,12 @@ def run(
     `fingerprint` is that of the data to use, if the cache has it, as with `ingest`.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
-    spent_s = progress.seconds if progress else None
-    opened = record(config, folder, run_id=run_id, spent_s=spent_s, job=job)
+    spent = progress.seconds if progress else None
+    opened = record(config, folder, run_id=run_id, spent_s=spent, job=job)
     programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
     with opened as recording, reported(recording, config, wanted=job is None) as found:
         prepared = _load_data(config, recording, fingerprint)
+        config = with_weights(config)
         with recording.stage("train"):
             model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
@@ -92,7 +94,8 @@ def complete(
 
     `fingerprint` is that of the run's data, as with `run`.
     """
-    prepared, model = _load_data(config, recording, fingerprint), kept(model)
+    prepared, config = _load_data(config, recording, fingerprint), with_weights(config)
+    model = kept(whole(model, prepared, config))
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     if config.evaluate.report:
@@ -115,19 +118,16 @@ def _load_data(config: Config, recording: Recording, fingerprint: str | None) ->
     return prepared
 
 
-def _evaluate(
-    model: keras.Model, prepared: Prepared, config: Config, recording: Recording
-) -> Found:
-    settings = config.evaluate
-    val = {"val": prepared.val} if len(prepared.val) else {}
+def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> Found:
+    settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
     predictions = {
-        name: answers(split, predict(model, split, batch_size=settings.batch_size), prepared)
+        name: answers(split, predicted(model, split, prepared, config), prepared)
         for name, split in splits.items()
     }
-    recording.save_arrays("predictions", stored(predictions))
+    log.save_arrays("predictions", stored(predictions))
     if settings.test:
-        recording.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
+        log.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
     return predictions
 
 

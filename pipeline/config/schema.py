@@ -300,6 +300,7 @@ def _check_together(config: Config) -> None:
         known = Counter(map(short_name, names))
         if twice := [name for name, count in known.items() if count > 1]:
             raise RequestError(f"{key}: two are named {twice[0]}; leave one out, or rename yours")
+    _check_backbone(config)
     needs_validation = [
         name
         for name, needed in (
@@ -317,4 +318,28 @@ def _check_together(config: Config) -> None:
         raise RequestError(
             "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
             "leave one of the two out"
+        )
+
+
+def _check_backbone(config: Config) -> None:
+    """Refuses settings of a pretrained model that cannot work or would have no effect."""
+    leaf = config.model
+    if not {"weights", "trainable", "backbone_rate"} <= leaf.keys():
+        return
+    if leaf["weights"] is None and leaf["trainable"] != "all":
+        raise RequestError(
+            f"model.trainable={leaf['trainable']} freezes weights that were never trained; "
+            "set model.weights, or model.trainable=all"
+        )
+    if leaf["weights"] is not None and config.train.scaling != "unit":
+        raise RequestError(
+            f"train.scaling={config.train.scaling}: model.weights={leaf['weights']} were trained "
+            "with a scaling of their own, which follows unit; leave train.scaling=unit"
+        )
+    if leaf["backbone_rate"] is not None and (
+        leaf["weights"] is None or leaf["trainable"] == "head"
+    ):
+        raise RequestError(
+            "model.backbone_rate has no effect where the backbone is not trained or starts from "
+            "scratch; set model.trainable=top or all and model.weights, or leave it null"
         )

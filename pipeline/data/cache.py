@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from pipeline.data.values import Array
+from pipeline.data.values import BLOCK_BYTES, Array
 from pipeline.system.files import replacing
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,20 @@ def damage(folder: Path) -> str | None:
 def key(**parts: Any) -> str:
     """A short name (16 hex digits) derived from the JSON-able values that determine an entry."""
     return _digest(parts)[:16]
+
+
+def checksum(array: Array) -> str:
+    """SHA-256 (hex) that identifies an array: of its file if it is that of an entry, else of it."""
+    file = getattr(array, "filename", None)
+    offset = getattr(array, "offset", 0)
+    if file is not None and offset + array.nbytes == Path(file).stat().st_size:
+        with suppress(OSError, ValueError, KeyError, TypeError, _Damaged):
+            return str(_described(Path(file).parent)["sha256"][Path(file).stem])
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    rows = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        digest.update(np.ascontiguousarray(array[start : start + rows]).data)
+    return digest.hexdigest()
 
 
 def let_go(array: Array) -> None:

@@ -45,8 +45,7 @@ class Split:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        _require(images.dtype == np.uint8, f"images must be uint8, not {images.dtype}")
-        _require(images.ndim == 4, f"images must be [N,H,W,C], not {images.shape}")
+        self._check_kind()
         _require(labels.dtype == np.int32, f"labels must be int32, not {labels.dtype}")
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(images)))
@@ -61,6 +60,11 @@ class Split:
             _require(
                 0 <= low and high < len(images), f"rows span {low}–{high} of {len(images)} images"
             )
+
+    def _check_kind(self) -> None:
+        images = self.images
+        _require(images.dtype == np.uint8, f"images must be uint8, not {images.dtype}")
+        _require(images.ndim == 4, f"images must be [N,H,W,C], not {images.shape}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,6 +181,16 @@ class Index:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Features(Split):
+    """Features f32[N,F] of a frozen backbone, in place of a split's images."""
+
+    def _check_kind(self) -> None:
+        images = self.images
+        _require(images.dtype == np.float32, f"features must be float32, not {images.dtype}")
+        _require(images.ndim == 2, f"features must be [N,F], not {images.shape}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RawData:
     """A data set as its source provides it.
 
@@ -287,7 +301,8 @@ class Fitted:
     `images_per_s`: training images per second, including time for validation and checkpoints.
     `best_epoch`: the best epoch (from 1) by the validation metric, None without validation.
     `kept_epoch`: the epoch (from 1) whose weights the model has.
-    `untrained`: builds the model as it was before training, for plots that compare the two.
+    `untrained`: builds the model, or the part of it that was trained, as it was before training,
+    for plots that compare the two.
     """
 
     model: keras.Model

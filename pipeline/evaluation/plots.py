@@ -42,7 +42,7 @@ def weights(fitted: Fitted) -> Figure:
     fig = _figure(11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05})
     found = first_kernel(fitted.model)
     if found is None:
-        fig.suptitle(f"No layer of model {fitted.model.name} has a kernel")
+        fig.suptitle(f"No trained layer of model {fitted.model.name} has a kernel")
         return fig
     (layer, after), (_, before) = found, first_kernel(fitted.untrained()) or found
     scale = float(np.quantile(np.abs(np.concatenate([before, after])), 0.999)) or 1.0
@@ -64,9 +64,9 @@ def weights(fitted: Fitted) -> Figure:
 
 
 def first_kernel(model: keras.Model) -> tuple[str, Array] | None:
-    """Name of the first layer with a kernel, and that kernel as a matrix f32[inputs, units]."""
+    """Name of the first trained layer with a kernel, and that as a matrix f32[inputs, units]."""
     for layer in model.layers:
-        if getattr(layer, "kernel", None) is not None:
+        if layer.trainable and getattr(layer, "kernel", None) is not None:
             kernel = np.array(layer.kernel)
             return layer.name, kernel.reshape(-1, kernel.shape[-1])
     return None

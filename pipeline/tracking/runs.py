@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run, ViewType
@@ -21,8 +23,9 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.data.values import KEPT
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
-from pipeline.tracking.models import require_own_model
+from pipeline.tracking.models import KERAS_FILE, fetched, require_own_model
 from pipeline.tracking.values import (
     FOLDER,
     INDEX,
@@ -40,6 +43,7 @@ SHORTEST, WHOLE = (
     4,
     32,
 )  # characters of an id: the shortest allowed beginning (as in git), and a whole id
+RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 SHOWN = 3  # matching ids in a message
 SPARE = 50  # additional runs to read
 MODELS = Query(status=(Status.FINISHED,), has_model=True)  # what can be evaluated or promoted
@@ -70,6 +74,29 @@ def find_run(
     if run_id != "latest":
         return by_id(client, run_id)
     return newest(client, latest or Query(), config, key="run_id", called=called)
+
+
+def with_weights(config: Config) -> Config:
+    """A configuration whose `model.weights` names a file, where it named a run: its saved model.
+
+    The file is kept beside the data; it is inspected like any other before it is used.
+
+    Raises:
+        RequestError: there is no such run, or it has no model.
+    """
+    source = config.model.get("weights")
+    if source is None or not RUN_ID.fullmatch(source) or Path(source).exists():
+        return config
+    run = find_run(source, config)
+    if run.model_uri is None:
+        raise RequestError(f"model.weights={source}: run {run.id} has no saved model")
+    require_own_model(connect(config.tracking.uri), run)
+    file = Path(config.data_dir) / "weights" / f"{run.id}.keras"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with fetched(run.model_uri, config.tracking) as saved, replacing(file) as path:
+            shutil.copyfile(saved.folder / KERAS_FILE, path)
+    return replace(config, model=config.model | {"weights": str(file)})
 
 
 def find_trained(run_id: str | None, config: Config, *, metric: str | None = None) -> RecordedRun:

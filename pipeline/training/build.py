@@ -13,6 +13,7 @@ from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.values import Prepared
 from pipeline.system.errors import RequestError, first_line
+from pipeline.training import pretrained
 from pipeline.training.batches import augments_batches
 from pipeline.training.check import check_model
 from pipeline.training.precision import (
@@ -36,7 +37,8 @@ def build_model(
 
     Raises:
         RequestError: the model cannot be built on images of this size, does not give
-            probabilities, or cannot be saved and loaded again; there is no GPU for float16.
+            probabilities, or cannot be saved and loaded again; there is no GPU for float16; weights
+            that `model.weights` names are missing or do not fit.
     """
     if programs is not None:
         keep_programs(programs)
@@ -50,6 +52,7 @@ def build_model(
     model = _network(config, prepared, "float32" if precision == "auto" else precision)
     if precision == "auto" and (best := best_for(model)) != "float32":
         model = _network(config, prepared, best)
+    pretrained.prepare(model, config.model)
     if not checked:
         check_model(model, len(prepared.class_names))
     _compile(model, config, images=len(prepared.train))
@@ -78,10 +81,10 @@ def kept(model: keras.Model) -> keras.Model:
     """
     if computes_in_float32(model):
         if model.compiled and isinstance(model.loss, keras.losses.CategoricalCrossentropy):
-            model.compile(optimizer=model.optimizer, **_measures())
+            model.compile(optimizer=model.optimizer, **measures())
         return model
     wide = in_float32(model)
-    wide.compile(optimizer=_unscaled(model, wide), **_measures())
+    wide.compile(optimizer=_unscaled(model, wide), **measures())
     return wide
 
 
@@ -107,10 +110,11 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             initial_learning_rate=config.optimizer["learning_rate"],
             decay_steps=config.train.epochs * -(-images // config.train.batch_size),
         )
-    model.compile(optimizer=optimizer, **_measures())
+    model.compile(optimizer=optimizer, **measures())
 
 
-def _measures() -> dict[str, Any]:
+def measures() -> dict[str, Any]:
+    """What a model is compiled with besides its optimizer."""
     return {
         # Equals cross-entropy on one-hot labels, without creating those.
         "loss": keras.losses.SparseCategoricalCrossentropy(),

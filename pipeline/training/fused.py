@@ -6,7 +6,7 @@ products of a small network. TensorFlow has the same formulas as single kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -18,12 +18,18 @@ Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
 
 
 @contextmanager
-def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+def fused_updates(
+    optimizer: keras.optimizers.Optimizer, shares: Sequence[float] | None = None
+) -> Iterator[None]:
     """Makes `optimizer` update each variable with one kernel, if TensorFlow has one for it.
 
-    Formulas and state remain those of Keras; other optimizers are not changed.
+    Formulas and state remain those of Keras; other optimizers are not changed. `shares` are factors
+    of the learning rate, one per trainable variable; decay of weights is not among what they scale.
     """
     update = _update_for(optimizer)
+    if shares is not None:
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        update = _shared(update or type(optimizer).update_step, shares)
     if update is None:
         yield
         return
@@ -32,6 +38,18 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
     finally:
         del optimizer.update_step
+
+
+def _shared(update: Update, shares: Sequence[float]) -> Update:
+    """The same update with each variable's share of the learning rate."""
+
+    def slower(
+        optimizer: Any, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        share = shares[optimizer._get_variable_index(variable)]
+        update(optimizer, gradient, variable, learning_rate * share)
+
+    return slower
 
 
 def _update_for(optimizer: keras.optimizers.Optimizer) -> Update | None:

@@ -8,7 +8,7 @@ requested, it compiles the loop over the full batches of a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the 
 Places = Array  # i64[n]: positions of images in a split, in the order of training
 
 
-def fit(
+def fit(  # noqa: PLR0913
     model: keras.Model,
     splits: tuple[Split, Split],
     callbacks: keras.callbacks.CallbackList,
@@ -36,12 +36,15 @@ def fit(
     batch_size: int,
     seed: int,
     xla: bool = False,
+    shares: Sequence[float] | None = None,
 ) -> None:
     """Fits `model` on the first of `splits` and validates it on the second, if that is not empty.
 
     Runs the epochs set in `callbacks` (`initial_epoch` to `epochs`), or until the model should
     stop. The callbacks are called as by `model.fit`, except that their batches are parts of an
     epoch. If the optimizer averages weights, the model has the averages at the end of each epoch.
+
+    `shares` are factors of the learning rate, one per trainable variable.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -64,7 +67,7 @@ def fit(
     logs: dict[str, float] = {}
     model.stop_training = False
     callbacks.on_train_begin()
-    with fused_updates(model.optimizer):
+    with fused_updates(model.optimizer, shares):
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
                 break

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import Count, Fraction, one_of
+from pipeline.config.rules import Count, Fraction, Positive, one_of
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -28,6 +28,20 @@ Tensor = Any  # a KerasTensor; naming that type would import Keras
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
 Widths = Annotated[list[Count], Field(min_length=1)]
 
+Trainable = Annotated[str, one_of("head", "top", "all")]
+
+# EfficientNet-Lite by variant: factors of width and depth.
+LITE = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
+# Its stages: blocks, kernel, stride, expansion, channels. Depth leaves the first and last alone.
+LITE_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 MOST_TOKENS = 1024  # of an image: the memory of attention and of a mixer grows with their square
 MOST_PATCHES = 14  # a side, where the side of a patch is chosen here
 
@@ -280,6 +294,70 @@ def mixer(
         x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
     features = layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
     return _head(features, classes, dropout)
+
+
+def efficientnet_lite(
+    images: Tensor,
+    classes: int,
+    *,
+    variant: Annotated[int, Field(ge=0, le=2)],
+    size: Count,
+    weights: str | None,
+    trainable: Trainable,
+    backbone_rate: Positive | None,
+    dropout: Fraction,
+) -> Tensor:
+    """An EfficientNet-Lite, pretrained on ImageNet, and a new head on its 1,280 features.
+
+    Images are resized to `size` × `size` pixels, grey ones become RGB. `weights`, `trainable` and
+    `backbone_rate` are for `training/pretrained.py`. Source: github.com/tensorflow/tpu,
+    models/official/efficientnet/lite; Tan & Le, "EfficientNet", 2019.
+
+    Raises:
+        ValueError: images have two or four channels.
+    """
+    layers = keras.layers
+    x = _photos(images, size)
+    x = layers.Rescaling(255 / 128, -127 / 128, name="photo_scaling")(x)  # (pixel - 127) / 128
+    x = _lite_norm(_conv(x, 32, 3, 2, "stem"), "stem")
+    wider, deeper = LITE[variant]
+    number = 0
+    for place, (repeats, kernel, stride, expand, channels) in enumerate(LITE_STAGES):
+        ends = place in (0, len(LITE_STAGES) - 1)
+        width = _multiple_of_8(channels * wider)
+        for repeat in range(repeats if ends else math.ceil(repeats * deeper)):
+            name, before = f"block_{number}", x
+            if expand > 1:
+                x = _conv(x, x.shape[-1] * expand, 1, 1, f"{name}_expand")
+                x = _lite_norm(x, f"{name}_expand")
+            x = _depthwise_conv(x, kernel, stride if repeat == 0 else 1, f"{name}_depthwise")
+            x = _lite_norm(x, f"{name}_depthwise")
+            x = _lite_norm(_conv(x, width, 1, 1, f"{name}_project"), f"{name}_project", relu=False)
+            if before.shape == x.shape:
+                x = layers.Add(name=f"{name}_add")([before, x])
+            number += 1
+    return _head(_lite_norm(_conv(x, 1280, 1, 1, "top"), "top"), classes, dropout)
+
+
+def _lite_norm(x: Tensor, name: str, *, relu: bool = True) -> Tensor:
+    x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_norm")(x)
+    return keras.layers.ReLU(max_value=6, name=f"{name}_activation")(x) if relu else x
+
+
+def _multiple_of_8(channels: float) -> int:
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _photos(images: Tensor, size: int) -> Tensor:
+    """RGB images f32[N,size,size,3] of images of any size, grey or RGB."""
+    layers, channels = keras.layers, images.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(f"takes grey or RGB images, not {channels} channels")
+    x = images
+    if x.shape[1:3] != (size, size):
+        x = layers.Resizing(size, size, antialias=True, name="resizing")(x)
+    return x if channels == 3 else layers.Concatenate(name="rgb")([x, x, x])
 
 
 def _head(features: Tensor, classes: int, dropout: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from pipeline.training.callbacks import (
     stopper,
 )
 from pipeline.training.checkpoint import Progress
+from pipeline.training.features import head_of
+from pipeline.training.pretrained import shares
 from pipeline.training.xla import is_faster
 
 
@@ -39,7 +41,10 @@ def train(
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
-    The fitted model computes in float32, whatever `train.precision` is in training.
+    With a frozen backbone the head is trained, on features that are computed once, and checkpoints
+    hold the head. The fitted model is whole in any case, and computes in float32, whatever
+    `train.precision` is in training.
+
     Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics.
     With `start`, the progress of the last checkpoint there, training resumes from that checkpoint
     and ends with the same weights as an uninterrupted one.
@@ -48,27 +53,34 @@ def train(
         PipelineError: the loss became NaN or infinite.
     """
     settings = config.train
+    head = head_of(model, prepared, config)
+    trained, splits = model, (prepared.train, prepared.val)
+    untrained: Callable[[], keras.Model] = partial(build_model, config, prepared, checked=True)
+    if head is not None:
+        trained, splits = head.model, (head.of(prepared.train), head.of(prepared.val))
+        untrained = head.untrained()
     history = keras.callbacks.History()
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
     display = closing(ProgressDisplay(len(prepared.train)))
-    with display as progress, changed_batches(model, prepared, config):
+    with display as progress, changed_batches(trained, prepared, config):
         followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
         followers += [_tensorboard(folder)] if settings.tensorboard else []
         checkpoints = folder / "checkpoints"
         resumption = [Restore(start, checkpoints, followers, best)] if start else []
         loop.fit(
-            model,
-            (prepared.train, prepared.val),
+            trained,
+            splits,
             keras.callbacks.CallbackList(
                 [*followers, *resumption, Checkpoint(checkpoints, best, start), progress],
-                model=model,
+                model=trained,
                 epochs=settings.epochs,
                 initial_epoch=len(start.epochs) if start else 0,
             ),
             batch_size=settings.batch_size,
             seed=config.seed,
-            xla=_with_xla(model, config, images=len(prepared.train)),
+            xla=_with_xla(trained, config, images=len(prepared.train)),
+            shares=shares(model, config.model),
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
@@ -77,7 +89,7 @@ def train(
         images_per_s=len(history.epoch) * len(prepared.train) / seconds,
         best_epoch=best.best_epoch + 1 if best else None,
         kept_epoch=best.best_epoch + 1 if best and settings.keep == "best" else len(history.epoch),
-        untrained=partial(build_model, config, prepared, checked=True),
+        untrained=untrained,
     )
 
 

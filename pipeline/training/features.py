@@ -1,0 +1,157 @@
+"""Features of a frozen backbone: computed once per data set and kept, to train on them.
+
+The head is a model of its own that shares its layers with the whole model. So it trains and
+predicts in seconds, and the whole model, from images to probabilities, has the head's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.config.schema import Config
+from pipeline.data import cache
+from pipeline.data.values import Array, Features, Prepared, Split
+from pipeline.training.batches import augments_batches
+from pipeline.training.build import build_model, measures
+from pipeline.training.precision import computes_in_float32, in_float32
+from pipeline.training.predictor import predict
+from pipeline.training.pretrained import FEATURES, backbone_layers
+
+BATCH = 32  # images at once: a backbone needs some 20 MB for each
+TELL_S = 15.0  # between two lines of progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The trained part of a model whose backbone is frozen.
+
+    `model`: features f32[N,F] → probabilities f32[N,K], compiled. `features`: pairs of a packed
+    array of images u8[M,H,W,C] and their features f32[M,F].
+    """
+
+    model: keras.Model
+    features: Sequence[tuple[Array, Array]]
+
+    def of(self, split: Split) -> Features:
+        """The features of a split of the packed images."""
+        (features,) = (there for images, there in self.features if images is split.images)
+        return Features(images=features, rows=split.rows, labels=split.labels)
+
+    def untrained(self) -> Callable[[], keras.Model]:
+        """A function that builds this head with the weights that it has now."""
+        weights = self.model.get_weights()
+
+        def build() -> keras.Model:
+            copy = keras.models.clone_model(self.model)
+            copy.set_weights(weights)
+            return copy
+
+        return build
+
+
+def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | None:
+    """The head of a compiled model with a frozen backbone, and the features to train it on.
+
+    None where anything up to `features` is trained or random, as augmentation is: then the whole
+    model has to see the images each time. The first run computes the features of all packed images
+    and keeps them in the data cache, by the checksums of images and backbone; later runs and the
+    other jobs of a sweep read them.
+    """
+    if config.model.get("trainable") != "head" or augments_batches(config) or not _is_fixed(model):
+        return None
+    backbone = keras.Model(model.inputs, model.get_layer(FEATURES).output)
+    backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
+    described, place = _digest(backbone), Path(config.data_dir) / config.choices.dataset
+    splits = (prepared.train, prepared.val, prepared.test)
+    packed = {id(split.images): split.images for split in splits}.values()
+    return Head(
+        model=_separate(model),
+        features=[(images, _cached(place, described, backbone, images)) for images in packed],
+    )
+
+
+def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Config) -> Array:
+    """Predicts probabilities f32[N,K] of a split of `prepared`, from cached features if it can."""
+    head, size = head_of(model, prepared, config), config.evaluate.batch_size
+    if head is None:
+        return predict(model, split, batch_size=size)
+    return predict(head.model, head.of(split), batch_size=size)
+
+
+def whole(model: keras.Model, prepared: Prepared, config: Config) -> keras.Model:
+    """The model from images to probabilities: `model` itself, or a new one with it as its head."""
+    if model.inputs[0].dtype == "uint8":
+        return model
+    built = build_model(config, prepared, checked=True)
+    for layer in model.layers:
+        if layer.weights:
+            built.get_layer(layer.name).set_weights(layer.get_weights())
+    return built
+
+
+def _cached(place: Path, described: str, backbone: keras.Model, images: Array) -> Array:
+    key = cache.key(images=cache.checksum(images), backbone=described)
+    entry = cache.load_or_build(
+        place / f"features-{key}", lambda: ({"features": _stream(backbone, images)}, {})
+    )
+    return entry.arrays["features"]
+
+
+def _is_fixed(model: keras.Model) -> bool:
+    """Whether the backbone gives the same features each time."""
+    return not any(
+        layer.trainable_variables or hasattr(layer, "seed_generator")
+        for layer in backbone_layers(model)
+    )
+
+
+def _digest(backbone: keras.Model) -> str:
+    """SHA-256 (hex) of the layers and weights that determine the features."""
+    described = json.dumps(backbone.get_config()["layers"], default=str, sort_keys=True)
+    digest = hashlib.sha256(described.encode())
+    for weight in backbone.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def _stream(backbone: keras.Model, images: Array) -> cache.Stream:
+    shape = (len(images), *backbone.output_shape[1:])
+    return cache.Stream(shape=shape, dtype=np.dtype(np.float32), parts=_computed(backbone, images))
+
+
+def _computed(backbone: keras.Model, images: Array) -> Iterator[Array]:
+    """Yields the features of `images` in batches, and logs the progress."""
+    spec = tf.TensorSpec([None, *images.shape[1:]], tf.uint8)
+    forward = tf.function(lambda batch: backbone(batch, training=False), input_signature=[spec])
+    started = told = time.monotonic()
+    for start in range(0, len(images), BATCH):
+        yield forward(tf.constant(images[start : start + BATCH])).numpy()
+        now, done = time.monotonic(), min(start + BATCH, len(images))
+        if now - told > TELL_S or done == len(images):
+            told, left = now, (now - started) / done * (len(images) - done)
+            log.info(
+                "Features of %s of %s images, %.0f s left", f"{done:,}", f"{len(images):,}", left
+            )
+    cache.let_go(images)
+
+
+def _separate(model: keras.Model) -> keras.Model:
+    """The layers after `features` as a model, compiled as `model` is, with its optimizer."""
+    x = features = keras.Input(model.get_layer(FEATURES).output.shape[1:], name="features_input")
+    for layer in model.layers[len(backbone_layers(model)) :]:
+        x = layer(x)
+    head = keras.Model(features, x, name=f"{model.name}_head")
+    head.compile(optimizer=model.optimizer, **measures())
+    return head

