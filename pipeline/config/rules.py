@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -20,6 +21,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _count_or_share(value: int | float) -> int | float:
+    if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):
+        raise ValueError("Input should be greater than or equal to 0, or a share between 0 and 1")
+    return int(value) if value == int(value) else value
+
+
+CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
 
 
 def _slug(value: str) -> str:

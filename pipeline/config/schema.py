@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pipeline.config.builders import GROUPS, Leaf, check_leaf
 from pipeline.config.rules import (
     Count,
+    CountOrShare,
     Fraction,
     Seed,
     Slug,
@@ -45,7 +46,7 @@ Monitor = Annotated[str, listed_in("pipeline.evaluation.metrics", "MONITORS")]
 class Preprocess:
     """How raw images become the splits that a model sees."""
 
-    validation_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = MISSING
+    validation_size: CountOrShare = MISSING
     """Images taken from the training split for validation, or their share; 0 trains on all."""
     seed: Seed = MISSING
     """Seed of the split alone, so that runs that differ in `seed` share validation images."""
@@ -79,6 +80,8 @@ class Train:
     """Ask TensorFlow for kernels that give the same bits every time."""
     xla: bool | None = MISSING
     """Compile the training steps with XLA; null does so where that is known to be faster."""
+    stream: bool | None = MISSING
+    """Read the images part by part while training; null does so if they do not fit into memory."""
     tensorboard: bool = MISSING
     """Write a TensorBoard log, which becomes an artefact of the run."""
     plots: list[TrainingPlot] = MISSING
@@ -170,6 +173,7 @@ ADDED: dict[str, Any] = {
     "train.label_smoothing": 0.0,
     "train.class_weight": None,
     "train.ema": None,
+    "train.stream": None,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import lazy_loader as lazy
 import numpy as np
-from pydantic import Field
 
+from pipeline.config.rules import CountOrShare
 from pipeline.data.grouping import held_out
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
@@ -18,11 +17,7 @@ sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not n
 _CHUNK = 2**20  # pixel values; bincount converts each to eight bytes
 
 
-Size = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
-"""A number of images, or a share of them."""
-
-
-def preprocess(raw: RawData, *, validation_size: Size, seed: int) -> Prepared:
+def preprocess(raw: RawData, *, validation_size: CountOrShare, seed: int) -> Prepared:
     """Moves `validation_size` images, stratified by class, from the training split to validation.
 
     A share of the images is counted in whole ones, one of each class at least. 0 leaves the
@@ -35,7 +30,7 @@ def preprocess(raw: RawData, *, validation_size: Size, seed: int) -> Prepared:
     return divided(raw, divide(raw, validation_size=validation_size, seed=seed))
 
 
-def divide(raw: RawData, *, validation_size: Size, seed: int) -> dict[str, Array]:
+def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[str, Array]:
     """Works out the division that `preprocess` makes, and the pixel statistics.
 
     `train` and `val` are positions i64[n] in the source's training split; `mean` and `std`, f32[C],
@@ -81,7 +76,7 @@ def pixel_statistics(split: Split) -> tuple[Array, Array]:
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def _stratified(raw: RawData, validation_size: Size, seed: int) -> tuple[Array, Array]:
+def _stratified(raw: RawData, validation_size: CountOrShare, seed: int) -> tuple[Array, Array]:
     indices, labels = np.arange(len(raw.train)), raw.train.labels
     if validation_size == 0 or raw.val is not None:
         return indices, indices[:0]
@@ -103,7 +98,7 @@ def _stratified(raw: RawData, validation_size: Size, seed: int) -> tuple[Array, 
     return np.sort(train), np.sort(chosen)
 
 
-def _require_some(chosen: Array, validation_size: Size) -> None:
+def _require_some(chosen: Array, validation_size: CountOrShare) -> None:
     if not chosen.any():
         raise RequestError(
             f"preprocess.validation_size={validation_size} is impossible: the training pictures of "

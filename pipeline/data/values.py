@@ -19,6 +19,12 @@ Shape = tuple[int, int, int]  # height, width, channels of an image
 # A run's `val/…` metrics end with the last epoch; those of the kept epoch have this prefix.
 KEPT = "kept/"
 BLOCK_BYTES = 2**25  # of images that are processed together
+_USUAL = 28 * 28  # pixels of an image
+
+
+def at_once(shape: Shape, most: int) -> int:
+    """How many images a model takes together: `most`, or fewer if they are larger than 28×28."""
+    return max(1, min(most, most * _USUAL // max(1, shape[0] * shape[1])))
 
 
 def _require(condition: bool, rule: str) -> None:

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,18 @@ import psutil
 
 # A process elsewhere cannot be looked up; its work takes a few requests after its ticket.
 PATIENCE_S = 600.0
+
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or fewer in a container."""
+    limits = [psutil.virtual_memory().total]
+    for path in map(Path, LIMITS):
+        with suppress(OSError, ValueError):  # no such version of cgroups, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 @cache

@@ -1,28 +1,30 @@
-"""Trains a compiled Keras model on splits in memory, with many steps per call of TensorFlow.
+"""Trains a compiled Keras model on splits, with many steps per call of TensorFlow.
 
-The images stay u8[N,H,W,C] in one resident tensor; each split refers to rows of it. A part of an
-epoch (some tens of steps, each a shuffled gather and Keras' own `train_step`) is one compiled
-graph, so that Python is entered a few times per epoch rather than once per batch. If XLA is
-requested, it compiles the loop over the full batches of a part.
+The images stay u8[N,H,W,C] in one resident tensor; each split refers to rows of it. If they are too
+large, they are streamed (`streaming.py`). A part of an epoch (some tens of steps, each a shuffled
+gather and Keras' own `train_step`) is one compiled graph, so that Python is entered a few times per
+epoch rather than once per batch. If XLA is requested, it compiles the loop over the full batches of
+a part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.data.cache import let_go
-from pipeline.data.values import Array, Split
+from pipeline.data.values import Array, Split, at_once
 from pipeline.system.errors import PipelineError
 from pipeline.training.averages import show_average, show_trained
 from pipeline.training.fused import fused_updates
+from pipeline.training.streaming import Buffers, Resident, Streamed, is_too_large, resident
 from pipeline.training.xla import Gather, compiled
 
-EVALUATED_AT_ONCE = 1024  # validation images
-ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
+EVALUATED_AT_ONCE = 1024  # validation images of 28×28
 PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
 
 Places = Array  # i64[n]: positions of images in a split, in the order of training
@@ -37,12 +39,15 @@ def fit(  # noqa: PLR0913
     seed: int,
     xla: bool = False,
     shares: Sequence[float] | None = None,
+    stream: bool | None = None,
 ) -> None:
     """Fits `model` on the first of `splits` and validates it on the second, if that is not empty.
 
     Runs the epochs set in `callbacks` (`initial_epoch` to `epochs`), or until the model should
     stop. The callbacks are called as by `model.fit`, except that their batches are parts of an
     epoch. If the optimizer averages weights, the model has the averages at the end of each epoch.
+    `stream` reads the images part by part; None does so if they are too large for memory.
+    Neither this nor the size of a part changes the weights.
 
     `shares` are factors of the learning rate, one per trainable variable.
 
@@ -50,19 +55,25 @@ def fit(  # noqa: PLR0913
         PipelineError: the loss became NaN or infinite.
     """
     train, val = splits
-    part_size = _part_size(len(train), batch_size)
     _create_state(model, train)
-    images = resident(train.images)
-    val_images = images if val.images is train.images else resident(val.images)
+    tested_at_once = at_once(train.image_shape, max(batch_size, EVALUATED_AT_ONCE))
+    part_size, test_size = _part_size(len(train), batch_size), max(1, len(val))
+    train_feed: Resident | Streamed
+    val_feed: Resident | Streamed
+    if is_too_large(train.images) if stream is None else stream:
+        buffers = Buffers(train.images, max(batch_size, tested_at_once))
+        train_feed, val_feed = Streamed(train, buffers), Streamed(val, buffers)
+        part_size = min(part_size, buffers.capacity // batch_size * batch_size)
+        test_size = buffers.capacity // tested_at_once * tested_at_once
+    else:
+        images = resident(train.images)
+        shared = val.images is train.images
+        train_feed = Resident(train, images)
+        val_feed = Resident(val, images if shared else resident(val.images))
     train_steps = _steps(
-        model.train_step,
-        _gatherer(train, images),
-        batch_size,
-        xla_part=part_size if xla else 0,
+        model.train_step, train_feed.gather, batch_size, xla_part=part_size if xla else 0
     )
-    test_steps = _steps(
-        model.test_step, _gatherer(val, val_images), max(batch_size, EVALUATED_AT_ONCE)
-    )
+    test_steps = _steps(model.test_step, val_feed.gather, tested_at_once)
     results = tf.function(model.get_metrics_result)  # ten times faster than eager execution
     logs: dict[str, float] = {}
     model.stop_training = False
@@ -77,26 +88,21 @@ def fit(  # noqa: PLR0913
             model.reset_metrics()
             # Each epoch has its own generator, so that a resumed run shuffles like a whole one.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
-            for part, start in enumerate(range(0, len(order), part_size)):
-                places = order[start : start + part_size]
-                callbacks.on_train_batch_begin(part)
-                train_steps(places)
-                logs = _finite(results(), epoch)
-                callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
+            with closing(train_feed.parts(order, part_size)) as parts:
+                for part, places in enumerate(parts):
+                    callbacks.on_train_batch_begin(part)
+                    train_steps(places)
+                    logs = _finite(results(), epoch)
+                    callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
             show_average(model.optimizer)
             if len(val):
                 model.reset_metrics()
-                test_steps(np.arange(len(val)))
+                for places in val_feed.parts(np.arange(len(val)), test_size):
+                    test_steps(places)
                 logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
     let_go(train.images)
     callbacks.on_train_end(logs)
-
-
-def _gatherer(split: Split, images: tf.Tensor) -> Gather:
-    """A function from places i64[n] in `split` to images u8[n,H,W,C] and labels i32[n]."""
-    rows, labels = resident(split.rows), resident(split.labels)
-    return lambda places: (tf.gather(images, tf.gather(rows, places)), tf.gather(labels, places))
 
 
 def _steps(
@@ -143,20 +149,3 @@ def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
             "lower optimizer.learning_rate or set optimizer.clipnorm=1"
         )
     return metrics
-
-
-def resident(array: Array) -> tf.Tensor:
-    """Makes a tensor that shares the array's memory, or a copy if TensorFlow cannot read in place.
-
-    A memory-mapped array stays on the pages of its file. The array must not be written afterwards.
-    """
-    shared = array.view()
-    try:
-        # DLPack has no read-only memory; a private mapping can safely be declared writeable.
-        shared.flags.writeable = True
-    except ValueError:
-        return tf.constant(array)
-    whole = shared.size and shared.flags.c_contiguous and shared.ctypes.data % ALIGNMENT == 0
-    if not whole or tf.config.list_physical_devices("GPU"):
-        return tf.constant(array)
-    return tf.experimental.dlpack.from_dlpack(shared.__dlpack__())

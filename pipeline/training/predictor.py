@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import Array, Shape, Split, flaw_in
+from pipeline.data.values import Array, Shape, Split, at_once, flaw_in
 from pipeline.system.errors import PipelineError, RequestError
 
 Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
@@ -42,8 +42,8 @@ def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
-    forward = predictor(model)
-    return np.concatenate([forward(images) for images in split.batches(batch_size)])
+    forward, size = predictor(model), at_once(split.image_shape, batch_size)
+    return np.concatenate([forward(images) for images in split.batches(size)])
 
 
 def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:

@@ -81,6 +81,7 @@ def train(
             seed=config.seed,
             xla=_with_xla(trained, config, images=len(prepared.train)),
             shares=shares(model, config.model),
+            stream=settings.stream,
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(

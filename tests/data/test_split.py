@@ -103,3 +103,10 @@ def test_statistics_of_many_images_agree_with_numpy() -> None:
     mean, std = pixel_statistics(of(images))
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.2, 8), (0.01, 2)])
+def test_a_share_is_counted_in_whole_images_one_of_each_class_at_least(
+    share: float, expected: int
+) -> None:
+    assert len(preprocess(UNEVEN, validation_size=share, seed=0).val) == expected

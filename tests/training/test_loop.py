@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -77,11 +76,14 @@ def fit(
     batch_size: int = 8,
     seed: int = 0,
     xla: bool = False,
+    stream: bool | None = None,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
 ) -> keras.callbacks.History:
     history = keras.callbacks.History()
     followers = keras.callbacks.CallbackList([history, *callbacks], model=model, epochs=epochs)
-    loop.fit(model, (train, val), followers, batch_size=batch_size, seed=seed, xla=xla)
+    loop.fit(
+        model, (train, val), followers, batch_size=batch_size, seed=seed, xla=xla, stream=stream
+    )
     return history
 
 
@@ -268,59 +270,3 @@ def test_a_diverging_loss_stops_training_with_the_epoch_and_the_mend() -> None:
 def test_a_model_that_its_last_step_spoilt_is_found_out_on_the_validation_images() -> None:
     with pytest.raises(PipelineError, match="the loss became nan in epoch 1"):
         fit(network(keras.optimizers.SGD(np.nan)), split(8), split(9), epochs=1)
-
-
-def aligned(shape: tuple[int, ...], offset: int = 0) -> Array:
-    """Random pixels that begin `offset` bytes behind a multiple of the alignment."""
-    size = int(np.prod(shape))
-    memory = np.random.default_rng(0).integers(0, 256, size + 2 * loop.ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % loop.ALIGNMENT + offset
-    return memory[start : start + size].reshape(shape)
-
-
-def is_shared(array: Array) -> bool:
-    """Whether the tensor lies where the array does."""
-    tensor = loop.resident(array)
-    np.testing.assert_array_equal(tensor.numpy(), array)
-    assert tensor.dtype == tf.as_dtype(array.dtype)
-    first = tensor.__array__().ctypes.data if tensor.shape.num_elements() else 0
-    return bool(first == array.ctypes.data)
-
-
-def test_an_aligned_array_is_not_copied() -> None:
-    assert is_shared(aligned((5, 4, 4, 1)))
-
-
-def test_a_memory_mapped_array_is_read_from_the_pages_of_its_file(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", aligned((5, 4, 4, 1)))
-    array = np.load(tmp_path / "images.npy", mmap_mode="c")
-    array.flags.writeable = False
-    assert is_shared(array)
-    assert not array.flags.writeable
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        pytest.param(aligned((5, 4, 4, 1), offset=1), id="unaligned"),
-        pytest.param(aligned((6, 4))[::2], id="every second row"),
-        pytest.param(aligned((0, 4)), id="empty"),
-        pytest.param(np.frombuffer(bytes(256), np.uint8), id="read-only"),
-    ],
-)
-def test_what_cannot_be_read_in_place_is_copied(array: Array) -> None:
-    assert not is_shared(array)
-
-
-def test_the_tensor_keeps_its_memory_after_the_array_is_gone() -> None:
-    array = aligned((1000, 1000))
-    tensor, expected = loop.resident(array), array.copy()
-    del array
-    np.testing.assert_array_equal(tensor.numpy(), expected)
-
-
-def test_a_gather_in_a_graph_reads_the_shared_rows() -> None:
-    array = aligned((64, 28))
-    tensor = loop.resident(array)
-    rows = tf.function(lambda places: tf.gather(tensor, places))(tf.constant([3, 1]))
-    np.testing.assert_array_equal(rows.numpy(), array[[3, 1]])

@@ -1,0 +1,156 @@
+"""Feeds images to training from a packed array that is larger than memory.
+
+Parts of an epoch are read ahead by threads, in the order of the file, into two buffers: one is
+trained on while the other is filled. Every epoch is a permutation of all images, as with images in
+memory, and gives the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.data.values import BLOCK_BYTES, Array, Split
+from pipeline.system.processes import memory_limit
+from pipeline.training.xla import Batch, Gather
+
+RESIDENT = 0.5  # share of the memory that images may take before they are streamed
+RESIDENT_ON_GPU = 4_000_000_000  # bytes that are copied to a GPU as a whole
+READERS = 4  # threads that read one part together: a disk answers several requests at once
+ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
+
+
+def is_too_large(images: Array) -> bool:
+    """Whether a packed array had better be streamed than kept in memory."""
+    if tf.config.list_physical_devices("GPU"):
+        return images.nbytes > RESIDENT_ON_GPU
+    return images.nbytes > RESIDENT * memory_limit()
+
+
+def resident(array: Array) -> tf.Tensor:
+    """Makes a tensor that shares the array's memory, or a copy if TensorFlow cannot read in place.
+
+    A memory-mapped array stays on the pages of its file. The array must not be written while the
+    tensor is read.
+    """
+    shared = array.view()
+    try:
+        # DLPack has no read-only memory; a private mapping can safely be declared writeable.
+        shared.flags.writeable = True
+    except ValueError:
+        return tf.constant(array)
+    whole = shared.size and shared.flags.c_contiguous and shared.ctypes.data % ALIGNMENT == 0
+    if not whole or tf.config.list_physical_devices("GPU"):
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(shared.__dlpack__())
+
+
+class Resident:
+    """Images that TensorFlow reads in place, or that fit on the GPU as a whole."""
+
+    def __init__(self, split: Split, images: tf.Tensor) -> None:
+        rows, labels = resident(split.rows), resident(split.labels)
+        self.gather: Gather = lambda places: (
+            tf.gather(images, tf.gather(rows, places)),
+            tf.gather(labels, places),
+        )
+
+    def parts(self, order: Array, size: int) -> Generator[Array]:
+        """Yields `order` i64[n], places in the split, in parts of `size`, for `gather`."""
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+
+class Buffers:
+    """Room for two parts of an epoch, u8[2,capacity,H,W,C] with i64[2,capacity] labels.
+
+    TensorFlow reads them in place. On a GPU it reads a copy of one part.
+    """
+
+    def __init__(self, images: Array, at_least: int) -> None:
+        size = max(1, images[:1].nbytes)
+        self.capacity = max(at_least, BLOCK_BYTES // size)
+        self.images = _aligned((2, self.capacity, *images.shape[1:]), np.dtype(np.uint8))
+        self.labels = _aligned((2, self.capacity), np.dtype(np.int64))
+        self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        pair = (self.images, self.labels)
+        self.read: list[Any] = (
+            [tf.Variable(one[0]) for one in pair]
+            if self.on_gpu
+            else [resident(one.reshape(-1, *one.shape[2:])) for one in pair]
+        )
+
+    def gather(self, slots: tf.Tensor) -> Batch:
+        """Images u8[n,H,W,C] and labels i32[n] in these slots i64[n]."""
+        images, labels = (one.value() if self.on_gpu else one for one in self.read)
+        return tf.gather(images, slots), tf.cast(tf.gather(labels, slots), tf.int32)
+
+
+class Streamed:
+    """A split whose images are read part by part into buffers that splits may share."""
+
+    def __init__(self, split: Split, buffers: Buffers) -> None:
+        self.split, self.buffers, self.gather = split, buffers, buffers.gather
+
+    def parts(self, order: Array, size: int) -> Generator[Array]:
+        """Yields the slots i64[m] of successive parts of `order` i64[n], while it reads the next.
+
+        `order` are places in the split. A part has at most `size` images, which must fit.
+        """
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READERS) as readers:
+            coming = deque([ahead.submit(self._fill, 0, parts[0], readers)] if parts else [])
+            for number, places in enumerate(parts):
+                filled = coming.popleft().result()
+                if number + 1 < len(parts):
+                    half = (number + 1) % 2
+                    coming.append(ahead.submit(self._fill, half, parts[number + 1], readers))
+                for variable, copy in zip(self.buffers.read, filled, strict=False):
+                    variable.assign(copy)
+                first = 0 if self.buffers.on_gpu else number % 2 * self.buffers.capacity
+                yield np.arange(first, first + len(places))
+
+    def _fill(self, half: int, places: Array, readers: Executor) -> list[tf.Tensor]:
+        """Reads a part into one of the buffers; returns its copies on the GPU, if there is one."""
+        images, labels = self.buffers.images[half], self.buffers.labels[half]
+        rows = self.split.rows[places]
+        labels[: len(places)] = self.split.labels[places]
+        by_row = np.argsort(rows)
+        edges = np.linspace(0, len(rows), READERS + 1).astype(int)
+        shares = [by_row[start:stop] for start, stop in pairwise(edges)]
+        list(readers.map(lambda slots: _read(self.split.images, rows, slots, images), shares))
+        return [tf.constant(images), tf.constant(labels)] if self.buffers.on_gpu else []
+
+
+def _read(packed: Array, rows: Array, slots: Array, images: Array) -> None:
+    """Reads `rows[slots]` of the packed array into `images[slots]`."""
+    if not (isinstance(packed, np.memmap) and isinstance(packed.base, mmap.mmap)):
+        images[slots] = packed[rows[slots]]
+        return
+    # Not through the mapping: the system would read much around each image.
+    size = images[:1].nbytes
+    with Path(str(packed.filename)).open("rb", buffering=0) as file:
+        for slot in slots.tolist():
+            start, room = packed.offset + int(rows[slot]) * size, memoryview(images[slot]).cast("B")
+            while len(room):
+                taken = os.preadv(file.fileno(), [room], start)
+                if not taken:
+                    raise OSError(f"{packed.filename} has become shorter")
+                start, room = start + taken, room[taken:]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
