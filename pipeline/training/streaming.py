@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import BLOCK_BYTES, Array, Split
+from pipeline.data.values import Array, Split
 from pipeline.system.processes import memory_limit
 from pipeline.training.xla import Batch, Gather
 
 RESIDENT = 0.5  # share of the memory that images may take before they are streamed
 RESIDENT_ON_GPU = 4_000_000_000  # bytes that are copied to a GPU as a whole
+BUFFER_BYTES = 2**24  # of one of the two buffers
 READERS = 4  # threads that read one part together: a disk answers several requests at once
 ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
 
@@ -79,7 +80,7 @@ class Buffers:
 
     def __init__(self, images: Array, at_least: int) -> None:
         size = max(1, images[:1].nbytes)
-        self.capacity = max(at_least, BLOCK_BYTES // size)
+        self.capacity = max(at_least, BUFFER_BYTES // size)
         self.images = _aligned((2, self.capacity, *images.shape[1:]), np.dtype(np.uint8))
         self.labels = _aligned((2, self.capacity), np.dtype(np.int64))
         self.on_gpu = bool(tf.config.list_physical_devices("GPU"))

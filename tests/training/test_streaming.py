@@ -18,7 +18,7 @@ SHAPE = (4, 4, 1)
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers of 20 images."""
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 20 * split(1).images[0].nbytes)
+    monkeypatch.setattr(streaming, "BUFFER_BYTES", 20 * split(1).images[0].nbytes)
     monkeypatch.setattr("pipeline.training.loop.EVALUATED_AT_ONCE", 1)
 
 
@@ -66,7 +66,7 @@ def parts(data: Split, order: Array, size: int, capacity: int) -> tuple[Array, A
 def test_the_parts_of_an_epoch_are_all_images_in_order(
     tmp_path: Path, mapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(streaming, "BUFFER_BYTES", 1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (101, *SHAPE), np.uint8)
     data = Split(images=images, labels=rng.integers(0, 9, 101, np.int32))
