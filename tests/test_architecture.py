@@ -197,7 +197,7 @@ TOUCHING = {
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",
     "tracking": "client lifecycle lineage models recording registry runs values",
-    "training": "check saved checkpoint programs streaming pretrained",
+    "training": "check saved checkpoint programs pretrained",
     "verbs": "compare.command doctor.checks doctor.leftovers doctor.store "
     "predict.writers report resume.command serve.command",
 }

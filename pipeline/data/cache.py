@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import mmap
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -147,6 +148,27 @@ def let_go(array: Array) -> None:
         owner = owner.base
     if isinstance(owner, mmap.mmap):
         owner.madvise(mmap.MADV_DONTNEED)
+
+
+def read_rows(array: Array, rows: Array, slots: Array, into: Array) -> None:
+    """Copies `array[rows[slots]]` to `into[slots]`, from the array's file if it is mapped as whole.
+
+    Raises:
+        OSError: the file has become shorter.
+    """
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
+        into[slots] = array[rows[slots]]
+        return
+    # Not through the mapping: the system would read much around each row.
+    size = into[:1].nbytes
+    with Path(str(array.filename)).open("rb", buffering=0) as file:
+        for slot in slots.tolist():
+            start, room = array.offset + int(rows[slot]) * size, memoryview(into[slot]).cast("B")
+            while len(room):
+                taken = os.preadv(file.fileno(), [room], start)
+                if not taken:
+                    raise OSError(f"{array.filename} has become shorter")
+                start, room = start + taken, room[taken:]
 
 
 def _load(folder: Path, *, cached: bool, verify: bool = False) -> Entry:

@@ -8,18 +8,16 @@ memory, and gives the same weights.
 from __future__ import annotations
 
 import math
-import mmap
-import os
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from pipeline.data.cache import read_rows
 from pipeline.data.values import Array, Split
 from pipeline.system.processes import memory_limit
 from pipeline.training.xla import Batch, Gather
@@ -129,25 +127,8 @@ class Streamed:
         by_row = np.argsort(rows)
         edges = np.linspace(0, len(rows), READERS + 1).astype(int)
         shares = [by_row[start:stop] for start, stop in pairwise(edges)]
-        list(readers.map(lambda slots: _read(self.split.images, rows, slots, images), shares))
+        list(readers.map(lambda slots: read_rows(self.split.images, rows, slots, images), shares))
         return [tf.constant(images), tf.constant(labels)] if self.buffers.on_gpu else []
-
-
-def _read(packed: Array, rows: Array, slots: Array, images: Array) -> None:
-    """Reads `rows[slots]` of the packed array into `images[slots]`."""
-    if not (isinstance(packed, np.memmap) and isinstance(packed.base, mmap.mmap)):
-        images[slots] = packed[rows[slots]]
-        return
-    # Not through the mapping: the system would read much around each image.
-    size = images[:1].nbytes
-    with Path(str(packed.filename)).open("rb", buffering=0) as file:
-        for slot in slots.tolist():
-            start, room = packed.offset + int(rows[slot]) * size, memoryview(images[slot]).cast("B")
-            while len(room):
-                taken = os.preadv(file.fileno(), [room], start)
-                if not taken:
-                    raise OSError(f"{packed.filename} has become shorter")
-                start, room = start + taken, room[taken:]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
