@@ -7,11 +7,13 @@ with a member outside itself is refused as a whole.
 from __future__ import annotations
 
 import bz2
+import difflib
 import gzip
 import io
 import lzma
 import os
 import re
+import shutil
 import stat
 import struct
 import tarfile
@@ -27,7 +29,7 @@ from typing import BinaryIO, TypeVar, cast
 import numpy as np
 
 from pipeline.data.files import in_natural_order, is_hidden, shown
-from pipeline.data.places import EMPTY, GONE, Contents, Place, Stamp, hidden_kind
+from pipeline.data.places import EMPTY, GONE, Contents, Folder, Place, Stamp, hidden_kind
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 
@@ -81,6 +83,16 @@ def archive_at(path: Path) -> Place | None:
     return None
 
 
+def zip_at(path: Path) -> Zip:
+    """The zip archive in a file, whatever its name.
+
+    Raises:
+        RequestError: it is none, damaged, encrypted or hostile.
+    """
+    with _refusing(path):
+        return _zip(path)
+
+
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Turns whatever goes wrong with an archive into a RequestError that names it."""
@@ -95,15 +107,80 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def located(text: str, key: str) -> tuple[Place, str]:
+    """The folder or archive that a path of the configuration lies in, and what it names there.
+
+    That is "" for all of it, `dataset/` for a folder in an archive, `labels.csv` for a file.
+
+    Raises:
+        RequestError: nothing lies there, or it cannot be opened; the message begins with `key`.
+    """
+    path = Path(text).expanduser()
+    if not text.strip():
+        raise RequestError(f"{key} is empty; name a folder, an archive or a file")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise RequestError(f"{key}={text} is an address; download it first")
+    try:
+        if path.is_dir():
+            return Folder(path), ""
+        if path.is_file():
+            archive = archive_at(path)
+            return (archive, "") if archive else (Folder(path.parent), path.name)
+        if path.exists():
+            raise RequestError(f"{key}={text} is neither a folder nor a file")
+        for above in path.parents:
+            if above.is_file() and (archive := archive_at(above)):
+                return archive, _below(archive, path.relative_to(above).as_posix(), key)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"{key}={text} cannot be opened: {reason}") from error
+    raise RequestError(f"{key}={text}: no such file or folder{_similar(path)}")
+
+
+def _similar(path: Path) -> str:
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208 (names, not paths)
+    except OSError:
+        return f"; there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _below(archive: Place, name: str, key: str) -> str:
+    files = archive.contents().files
+    if name in files:
+        return name
+    if any(file.startswith(f"{name}/") for file in files):
+        return f"{name}/"
+    raise RequestError(f"{key}={archive.root / name}: {archive.root.name} has no {shown(name)}")
+
+
 @dataclass(frozen=True, eq=False)
-class _Zip:
+class Zip:
+    """A zip archive."""
+
     root: Path
     archive: zipfile.ZipFile
     members: Mapping[str, zipfile.ZipInfo]
     found: Contents
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
+        """Lists all files."""
         return self.found
+
+    def unpack(self, name: str, file: BinaryIO) -> None:
+        """Writes the unpacked member of that name, of any size, to a file, and checks its CRC.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            with self.archive.open(_member(self.members, name)) as member:
+                shutil.copyfileobj(member, file, _CHUNK)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # each method of compression raises its own
+            raise ValueError(f"is damaged in its archive ({one_line(error)})") from error
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
@@ -123,10 +200,11 @@ class _Zip:
             yield (info.file_size, info.CRC, 0, 0) if info else GONE
 
     def order(self, names: Sequence[str]) -> Array:
+        """The indices i64[n] of the files as they follow one another in the archive."""
         return np.argsort([self.members[name].header_offset for name in names], kind="stable")
 
 
-def _zip(path: Path) -> _Zip:
+def _zip(path: Path) -> Zip:
     _check_directory(path)
     archive = zipfile.ZipFile(path)
     left_out: Counter[str] = Counter()
@@ -145,7 +223,7 @@ def _zip(path: Path) -> _Zip:
             members[name] = info
     total = sum(info.file_size for info in members.values())
     _check_total(total, path)
-    return _Zip(path, archive, members, _contents(members, folders, left_out))
+    return Zip(path, archive, members, _contents(members, folders, left_out))
 
 
 def _name(info: zipfile.ZipInfo) -> str:

@@ -8,20 +8,22 @@ data set that reads anything else declares it with `determined_by`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
 from pipeline.config.rules import Seed, Share, one_of
-from pipeline.data.content import determined_by, parameters
+from pipeline.data.arrays import from_cifar, from_idx, from_npz
+from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.folders import Division, Pictures
 from pipeline.data.listing import Classes, listed
 from pipeline.data.packing import Packing
 from pipeline.data.pictures import FITS
-from pipeline.data.sources import IdxDataset, find
+from pipeline.data.sources import IdxDataset, downloaded, find
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
@@ -173,6 +175,68 @@ def synthetic(
     )
 
 
+Names = Annotated[list[str], Field(min_length=2)]
+
+
+def idx(
+    *, path: str | None, prefix: str | None, transpose: bool | None, class_names: Names | None
+) -> RawData:
+    """A data set of IDX files, as MNIST, KMNIST, EMNIST and their like: images u8[N,H,W,1].
+
+    Raises:
+        RequestError: a file is missing or damaged, or files do not fit together.
+    """
+    return from_idx(
+        _required(path, "the folder or archive of the IDX files"),
+        prefix=prefix,
+        transpose=transpose,
+        class_names=class_names,
+    )
+
+
+def npz(*, path: str | None, class_names: Names | None) -> RawData:
+    """A data set in a `.npz` file, with arrays named as Keras or MedMNIST do: u8[N,H,W,C].
+
+    Raises:
+        RequestError: an array is missing, damaged, holds Python objects or has a wrong shape.
+    """
+    return from_npz(_required(path, "a .npz file"), class_names=class_names)
+
+
+CIFAR10 = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+CIFAR100 = (
+    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+)
+
+
+@determined_by(lambda given: _of_archive(given, CIFAR10))
+def cifar10(*, path: str | None, download: bool) -> RawData:
+    """CIFAR-10: 50,000 + 10,000 colour images u8[N,32,32,3] of ten kinds of things.
+
+    Raises:
+        RequestError: the archive cannot be had, or is damaged.
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+    """
+    return _cifar(path, None, CIFAR10, download=download)
+
+
+@determined_by(lambda given: _of_archive(given, CIFAR100))
+def cifar100(
+    *, path: str | None, download: bool, labels: Annotated[str, one_of("fine", "coarse")]
+) -> RawData:
+    """CIFAR-100: 50,000 + 10,000 colour images u8[N,32,32,3] of 100 fine or 20 coarse classes.
+
+    Raises:
+        RequestError: the archive cannot be had, or is damaged.
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+    """
+    return _cifar(path, labels == "fine", CIFAR100, download=download)
+
+
 def folder(  # noqa: PLR0913 (the keys of its file)
     *,
     path: str | None,
@@ -196,13 +260,9 @@ def folder(  # noqa: PLR0913 (the keys of its file)
     Raises:
         RequestError: there is no data set; the message says what was found and what to type.
     """
-    if not path:
-        raise RequestError(
-            "dataset.path: say where the pictures are, dataset.path=<folder, archive or list>"
-        )
     return Pictures(
         listing=listed(
-            path,
+            _required(path, "a folder, an archive or a list of the pictures"),
             classes=classes,
             root=root,
             path_column=path_column,
@@ -221,6 +281,34 @@ def folder(  # noqa: PLR0913 (the keys of its file)
         on_bad=on_bad,
         max_bad=max_bad,
     )
+
+
+def _required(path: str | None, what: str) -> str:
+    if not path:
+        raise RequestError(f"dataset.path is missing: {what}; type dataset.path=…")
+    return path
+
+
+def _of_archive(given: Mapping[str, Any], published: tuple[str, str]) -> Any:
+    """What determines the content: the checksum of the published archive, or the user's files."""
+    if given["path"] is None:
+        return [published[1], given.get("labels")]
+    return stamped({name: value for name, value in given.items() if name != "download"})
+
+
+def _cifar(
+    path: str | None, fine: bool | None, published: tuple[str, str], *, download: bool
+) -> RawData:
+    if path is not None:
+        return from_cifar(path, fine=fine)
+    address, checksum = published
+    if not download:
+        raise RequestError(
+            "dataset.download=false, and dataset.path is missing: it names the published archive, "
+            f"{address.rpartition('/')[2]}, or its folder"
+        )
+    with downloaded(address, checksum) as archive:
+        return from_cifar(str(archive), fine=fine, source=address)
 
 
 def _from_idx(

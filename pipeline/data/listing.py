@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import StrictInt, StrictStr
 
 from pipeline.data import lists
-from pipeline.data.archives import LARGEST, archive_at
+from pipeline.data.archives import LARGEST, located
 from pipeline.data.files import (
     NO_ENDING,
     Unreadable,
@@ -145,7 +145,9 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
         columns=columns,
         max_bad=max_bad,
     )
-    place, below = _located(wanted.path, "dataset.path")
+    if why := _no_list(wanted.path):
+        raise RequestError(f"dataset.path={wanted.path} {why}")
+    place, below = located(wanted.path, "dataset.path")
     if below and not below.endswith("/"):
         return _from_list(place, below, wanted)
     return _from_tree(place, below, wanted)
@@ -196,40 +198,13 @@ def _text(name: str | int) -> str:
     return shown(unicodedata.normalize("NFC", str(name)))
 
 
-def _located(text: str, key: str) -> tuple[Place, str]:
-    """The folder or archive that a path lies in, and what it names there.
-
-    That is "" for all of it, `dataset/` for a folder in an archive, `labels.csv` for a file.
-    """
-    path = Path(text).expanduser()
-    if not text.strip():
-        raise RequestError(f"{key} is empty; name a folder, an archive or a list")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise RequestError(f"{key}={text} is an address; download the pictures first")
-    try:
-        if path.is_dir():
-            return Folder(path), ""
-        if path.is_file():
-            if why := _no_list(path):
-                raise RequestError(f"{key}={text} {why}")
-            archive = archive_at(path)
-            return (archive, "") if archive else (Folder(path.parent), path.name)
-        if path.exists():
-            raise RequestError(f"{key}={text} is neither a folder nor a file")
-        for above in path.parents:
-            if above.is_file() and (archive := archive_at(above)):
-                return archive, _member(
-                    archive, path.relative_to(above).as_posix(), f"{key}={text}"
-                )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(f"{key}={text} cannot be opened: {reason}") from error
-    raise RequestError(f"{key}={text}: no such file or folder{_similar(path)}")
-
-
-def _no_list(path: Path) -> str | None:
+def _no_list(text: str) -> str | None:
     """Why a file is neither a list nor an archive that can be read, going by its name."""
+    path = Path(text).expanduser()
     ending = path.suffix.lower()
+    with suppress(OSError):  # whatever it is, is told when it is opened
+        if not path.is_file():
+            return None
     if ending in picture_endings():
         return "is a single picture; name the folder of all"
     if ending in (".npz", ".npy"):
@@ -241,24 +216,6 @@ def _no_list(path: Path) -> str | None:
     if ending in (".rar", ".7z", ".zst"):
         return "is an archive that cannot be read; unpack it, and name the folder"
     return None
-
-
-def _similar(path: Path) -> str:
-    try:
-        names = os.listdir(path.parent)  # noqa: PTH208 (names, not paths)
-    except OSError:
-        return f"; there is no folder {path.parent} either"
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
-def _member(archive: Place, name: str, given: str) -> str:
-    files = archive.contents().files
-    if name in files:
-        return name
-    if any(file.startswith(f"{name}/") for file in files):
-        return f"{name}/"
-    raise RequestError(f"{given}: {archive.root} has no {name}")
 
 
 def _whole(file: BinaryIO) -> bytes:
@@ -497,7 +454,7 @@ def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
         raise RequestError(f"{told} cannot be read: {reason}") from error
     pictures, below = place, name[: name.rfind("/") + 1]
     if wanted.root is not None:
-        pictures, below = _located(wanted.root, "dataset.root")
+        pictures, below = located(wanted.root, "dataset.root")
         if below and not below.endswith("/"):
             raise RequestError(f"dataset.root={wanted.root} is neither a folder nor an archive")
     folder = pictures.root / below

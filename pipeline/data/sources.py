@@ -171,15 +171,42 @@ def _verified(path: Path, checksum: str) -> Array:
 def _mirror(address: str, names: tuple[str, ...]) -> Iterator[Path]:
     with TemporaryDirectory(prefix="mirror-") as scratch, requests.Session() as session:
         for name in names:
-            try:
-                _download(session, f"{address}{name}.gz", Path(scratch, f"{name}.gz"))
-            except requests.HTTPError as error:
-                raise Unavailable(f"HTTP {error.response.status_code} for {name}.gz") from error
-            except requests.Timeout as error:
-                raise Unavailable("no answer in time") from error
-            except requests.RequestException as error:
-                raise Unavailable(f"cannot be reached ({type(error).__name__})") from error
+            _fetch(session, f"{address}{name}.gz", Path(scratch, f"{name}.gz"))
         yield Path(scratch)
+
+
+@contextmanager
+def downloaded(address: str, checksum: str) -> Iterator[Path]:
+    """Downloads a file to a temporary folder; `checksum` is its SHA-256 (hex).
+
+    Raises:
+        RequestError: the address cannot be reached, or has another file.
+    """
+    name = address.rpartition("/")[2]
+    mend = f"fetch it yourself, and type dataset.path=<folder>/{name}"
+    with TemporaryDirectory(prefix="download-") as scratch, requests.Session() as session:
+        path = Path(scratch, name)
+        try:
+            _fetch(session, address, path)
+        except Unavailable as error:
+            raise RequestError(f"{address}: {error}; {mend}") from error
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != checksum:
+            told = f"SHA-256 {actual[:12]}… instead of {checksum[:12]}…"
+            raise RequestError(f"{address} is not the published file ({told}); {mend}")
+        yield path
+
+
+def _fetch(session: requests.Session, address: str, path: Path) -> None:
+    try:
+        _download(session, address, path)
+    except requests.HTTPError as error:
+        raise Unavailable(f"HTTP {error.response.status_code} for {path.name}") from error
+    except requests.Timeout as error:
+        raise Unavailable("no answer in time") from error
+    except requests.RequestException as error:
+        raise Unavailable(f"cannot be reached ({type(error).__name__})") from error
 
 
 def _download(session: requests.Session, url: str, path: Path) -> None:
@@ -265,8 +292,8 @@ def _bar() -> progress.Progress:
     )
 
 
-def decompressed(path: Path) -> bytes:
-    """Reads a whole IDX file, gzipped or not, header included.
+def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
+    """Reads a whole IDX file, gzipped or not, header included; `opened` if it lies in an archive.
 
     The header is checked before the body is read, and no more bytes are read than it declares, so
     neither a false header nor a gzip bomb can exhaust the memory.
@@ -276,7 +303,7 @@ def decompressed(path: Path) -> bytes:
         OSError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with nullcontext(opened) if opened else path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file

@@ -1,0 +1,562 @@
+"""Reads data sets that are published as arrays: IDX files, `.npz`, and the archives of CIFAR.
+
+Each function takes what a user names and returns `RawData`. Nothing is unpickled: what pickles of
+CIFAR hold is worked out from their opcodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickletools
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.data.archives import Zip, located, zip_at
+from pipeline.data.files import natural, shown
+from pipeline.data.lists import split_of
+from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
+from pipeline.data.places import Place
+from pipeline.data.sources import decoded, decompressed
+from pipeline.data.values import Array, RawData, Split
+from pipeline.system.errors import RequestError, one_line
+
+log = logging.getLogger(__name__)
+
+IMAGES, LABELS = "images", "labels"
+SIDE, COLOURS = 32, 3  # of CIFAR's images
+
+_IDX = re.compile(
+    r"(?P<set>.*?)[-_.]?(?P<split>train|training|t10k|test|testing|val|valid|validation)"
+    r"[-_.](?P<what>images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?",
+    re.IGNORECASE,
+)
+_WHAT = {
+    **dict.fromkeys(("x", "image", "images", "img", "imgs", "data"), IMAGES),
+    **dict.fromkeys(("y", "label", "labels", "target", "targets"), LABELS),
+}
+_EMNIST = "emnist"  # stores each image transposed (Cohen et al. 2017, arXiv:1702.05373)
+
+Parts = Mapping[tuple[str, str], Array]  # by split and what it is: images or labels
+
+
+def from_idx(
+    path: str, *, prefix: str | None, transpose: bool | None, class_names: Sequence[str] | None
+) -> RawData:
+    """A data set of IDX files: images u8[N,H,W,1], in a folder or archive, gzipped or not.
+
+    `prefix` says which of several sets there is meant (`emnist-letters`). `transpose` exchanges
+    height and width; None does for files of EMNIST. Names of classes come from `class_names`, a
+    file `<prefix>-mapping.txt` as EMNIST has it, or the labels.
+
+    Raises:
+        RequestError: a file is missing or damaged, or files do not fit together.
+    """
+    place, below = located(path, "dataset.path")
+    sets: dict[str, dict[tuple[str, str], str]] = {}
+    for name in place.contents().files:
+        match = _IDX.fullmatch(PurePosixPath(name).name) if name.startswith(below) else None
+        if match:
+            split = split_of(match["split"]) or "test"  # t10k
+            known = sets.setdefault(match["set"], {})
+            known.setdefault((split, match["what"].lower()), name)
+    chosen = _set_of(sets, prefix, path)
+    found = sets[chosen]
+    _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
+    if transpose is None:
+        transpose = chosen.lower().startswith(_EMNIST)
+    arrays: dict[tuple[str, str], Array] = {}
+    for (split, what), name in found.items():
+        file = place.root / name
+        with place.opened(name) as opened:
+            values = decoded(decompressed(file, opened))
+        if values.ndim != (3 if what == IMAGES else 1):
+            raise RequestError(f"{file} holds no {what} but an array of {values.ndim} dimensions")
+        if what == IMAGES:
+            values = values.swapaxes(1, 2) if transpose else values
+            values = values[..., np.newaxis]
+        arrays[split, what] = values
+    mapped = _mapping(place, chosen) if class_names is None else None
+    turned = ", transposed" if transpose else ""
+    return _raw(
+        arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
+    )
+
+
+def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
+    usual = "such as train-images-idx3-ubyte.gz, with t10k-… or test-… and labels-idx1-… for images"
+    if not sets:
+        raise RequestError(f"dataset.path={path}: no IDX files there, {usual}")
+    if prefix is None:
+        if len(sets) > 1:
+            names = ", ".join(sorted(name or "''" for name in sets))
+            raise RequestError(
+                f"dataset.path={path} has several sets ({names}); choose one: dataset.prefix="
+                f"{max(sets)}"
+            )
+        return next(iter(sets))
+    if (wanted := prefix.rstrip("-_.")) not in sets:
+        names = ", ".join(sorted(sets))
+        raise RequestError(f"dataset.prefix={prefix}: there are no such files, but {names}")
+    return wanted
+
+
+def _mapping(place: Place, chosen: str) -> dict[int, str] | None:
+    """The characters of each label, as EMNIST lists them: `1 65 97` for `Aa`."""
+    wanted = f"{chosen}-mapping.txt"
+    for name in place.contents().files:
+        if PurePosixPath(name).name == wanted:
+            with place.opened(name) as file:
+                lines = file.read(2**20).decode("ascii", "replace").splitlines()
+            try:
+                rows = [[int(part) for part in line.split()] for line in lines if line.strip()]
+                return {row[0]: "".join(map(chr, row[1:])) for row in rows}
+            except (ValueError, IndexError, OverflowError) as error:
+                raise RequestError(
+                    f"{place.root / name} is damaged ({one_line(error)}); mend it, or name the "
+                    "classes: dataset.class_names=[…]"
+                ) from error
+    return None
+
+
+def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
+    """A data set in a `.npz` file: images u8[N,H,W] or u8[N,H,W,C] and labels of train and test.
+
+    Arrays are named as Keras (`x_train`, `y_train`, …) or MedMNIST (`train_images`, `val_labels`,
+    …) name them; those of a validation split may be missing. Labels are whole numbers or texts,
+    [N] or [N,1], or one-hot rows.
+
+    Raises:
+        RequestError: an array is missing, damaged, holds Python objects or has a wrong shape.
+    """
+    if not Path(path).expanduser().is_file():
+        located(path, "dataset.path")
+        raise RequestError(
+            f"dataset.path={path} is a folder; name a file, as numpy.savez writes it"
+        )
+    archive = zip_at(Path(path).expanduser())
+    members = {name.removesuffix(".npy"): name for name in archive.members}
+    found: dict[tuple[str, str], str] = {}
+    for key in members:
+        if (part := _part_of(key)) and found.setdefault(part, key) != key:
+            raise RequestError(f"{path} has several {' '.join(part)}: {found[part]} and {key}")
+    _require_parts(found, path, list(members))
+    arrays = {part: _npy(archive, members[key]) for part, key in found.items()}
+    for part, array in arrays.items():
+        where = f"{path}: {found[part]}"
+        arrays[part] = _images(array, where) if part[1] == IMAGES else _labels(array, where)
+    return _raw(arrays, class_names, path, source=path)
+
+
+def _part_of(key: str) -> tuple[str, str] | None:
+    """The split and the kind of an array by its name: `x_train` and `train_images` are equal."""
+    words = [word for word in re.split(r"[^a-z]+", key.casefold()) if word]
+    if len(words) != 2:
+        return None
+    for split, what in (words, words[::-1]):
+        if (known := split_of(split)) and what in _WHAT:
+            return known, _WHAT[what]
+    return None
+
+
+def _npy(archive: Zip, name: str) -> Array:
+    """An array of an archive, unpacked to a file that has no name and mapped from there."""
+    where = f"{archive.root}: {name}"
+    size = archive.members[name].file_size
+    try:
+        with tempfile.TemporaryFile() as file:
+            archive.unpack(name, file)
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}
+            header = read.get(version, np.lib.format.read_array_header_2_0)
+            shape, fortran, dtype = header(file)
+            if dtype.hasobject:
+                raise ValueError("holds Python objects, which are never loaded")
+            start = file.tell()
+            count = int(np.prod(shape, dtype=object))
+            if start + count * dtype.itemsize != size:
+                raise ValueError(
+                    f"its header declares {dtype}{list(shape)}, not its {size:,} bytes"
+                )
+            if count == 0:
+                raise ValueError("is empty")
+            order: Literal["F", "C"] = "F" if fortran else "C"
+            return np.memmap(file, dtype, "r", start, shape, order)
+    except (ValueError, OSError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+        reason = str(error) if isinstance(error, ValueError) else one_line(error)
+        raise RequestError(f"{where}: {reason}; save it again with numpy.savez") from error
+
+
+def _images(array: Array, where: str) -> Array:
+    if array.dtype != np.uint8:
+        advice = ADVICE.get(array.dtype.kind, "")
+        raise RequestError(f"{where} holds {array.dtype}, not uint8 with values 0–255{advice}")
+    if array.ndim == 3:
+        array = array[..., np.newaxis]
+    if array.ndim != 4 or array.shape[3] not in ARRAY_CHANNELS:
+        advice = "save x.reshape(-1, height, width)" if array.ndim == 2 else "images are [N,H,W,C]"
+        if array.ndim == 4 and array.shape[1] in ARRAY_CHANNELS:
+            advice = "save x.transpose(0, 2, 3, 1)"
+        raise RequestError(f"{where} has the shape {list(array.shape)}; {advice}")
+    return array
+
+
+def _labels(array: Array, where: str) -> Array:
+    """Labels [N] of [N], [N,1] or one-hot rows."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2 and array.dtype.kind in "biuf":
+        if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
+            raise RequestError(f"{where} has {array.shape[1]} labels per image; one is needed")
+        array = array.argmax(axis=1)
+    if array.ndim != 1:
+        raise RequestError(f"{where} has the shape {list(array.shape)}; labels are [N]")
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biuU":
+        raise RequestError(f"{where} holds {array.dtype}; labels are whole numbers or texts")
+    return np.asarray(array)
+
+
+def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Sequence[str]) -> None:
+    needed = [(split, what) for split in ("train", "test") for what in (IMAGES, LABELS)]
+    if any(split == "val" for split, _ in found):
+        needed += [("val", IMAGES), ("val", LABELS)]
+    if lacking := [part for part in needed if part not in found]:
+        told = ", ".join(map(shown, there[:12]))
+        raise RequestError(
+            f"dataset.path={path}: the {' '.join(lacking[0])} are missing; there "
+            f"{f'are {told}' if told else 'is nothing'}"
+        )
+
+
+def _raw(
+    arrays: Parts,
+    class_names: Sequence[str] | None,
+    path: str,
+    *,
+    source: str,
+    names: Mapping[int, str] | None = None,
+) -> RawData:
+    """The data set of arrays by split; its labels become 0, 1, … in their natural order.
+
+    `class_names` are those of the labels in this order, `names` that of each label.
+    """
+    known = np.unique(arrays["train", LABELS])
+    if known.dtype.kind == "U":
+        known = np.array(sorted(known.tolist(), key=natural))
+    if class_names is not None and len(class_names) != len(known):
+        raise RequestError(
+            f"dataset.class_names has {len(class_names)} names, but {path} has {len(known)} labels"
+        )
+    values = [getattr(label, "item", lambda label=label: label)() for label in known]
+    made = list(class_names or [shown((names or {}).get(label) or str(label)) for label in values])
+    if len({*made}) < len(made):
+        raise RequestError(
+            f"dataset.path={path}: two labels have the same name ({', '.join(made)})"
+        )
+    splits = {}
+    for split in dict.fromkeys(split for split, _ in arrays):
+        images, labels = arrays[split, IMAGES], arrays[split, LABELS]
+        if len(images) != len(labels):
+            raise RequestError(
+                f"dataset.path={path}: {len(images):,} images but {len(labels):,} labels of {split}"
+            )
+        if extra := sorted({*np.unique(labels).tolist()} - {*known.tolist()}):
+            raise RequestError(
+                f"dataset.path={path}: label {extra[0]} occurs in {split} but not in train"
+            )
+        order = np.argsort(known, kind="stable")
+        indices = order[np.searchsorted(known, labels, sorter=order)]
+        if lacking := sorted({*range(len(made))} - {*np.unique(indices).tolist()}):
+            log.warning("%s has no images of %s", split, ", ".join(made[one] for one in lacking))
+        splits[split] = Split(images=images, labels=indices.astype(np.int32))
+    try:
+        return RawData(
+            train=splits["train"],
+            val=splits.get("val"),
+            test=splits["test"],
+            class_names=tuple(made),
+            source=source,
+        )
+    except ValueError as error:
+        raise RequestError(f"dataset.path={path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """Where one version of CIFAR has what: names of files, bytes of labels, keys of pickles."""
+
+    train: str
+    test: str
+    label_bytes: int
+    label: int
+    names: str
+    keys: tuple[str, str] = ("", "")
+
+
+def cifar_files(fine: bool | None) -> tuple[Cifar, Cifar]:
+    """The binary and the Python version of CIFAR-10 (None), or of CIFAR-100 with its labels."""
+    if fine is None:
+        return (
+            Cifar(
+                train=r"data_batch_\d+\.bin",
+                test=r"test_batch\.bin",
+                label_bytes=1,
+                label=0,
+                names="batches.meta.txt",
+            ),
+            Cifar(
+                train=r"data_batch_\d+",
+                test="test_batch",
+                label_bytes=0,
+                label=0,
+                names="batches.meta",
+                keys=("labels", "label_names"),
+            ),
+        )
+    kind = "fine" if fine else "coarse"
+    return (
+        Cifar(
+            train=r"train\.bin",
+            test=r"test\.bin",
+            label_bytes=2,
+            label=int(fine),
+            names=f"{kind}_label_names.txt",
+        ),
+        Cifar(
+            train="train",
+            test="test",
+            label_bytes=0,
+            label=0,
+            names="meta",
+            keys=(f"{kind}_labels", f"{kind}_label_names"),
+        ),
+    )
+
+
+def from_cifar(path: str, *, fine: bool | None, source: str | None = None) -> RawData:
+    """CIFAR-10 (`fine` is None) or CIFAR-100: images u8[N,32,32,3] from its archive or folder.
+
+    Both the binary and the Python version are read. `fine` chooses between the 100 and the 20
+    classes of CIFAR-100.
+
+    Raises:
+        RequestError: a file is missing or damaged.
+    """
+    place, below = located(path, "dataset.path")
+    files = {PurePosixPath(name).name: name for name in place.contents().files}
+    files = {base: name for base, name in files.items() if name.startswith(below)}
+    for version in cifar_files(fine):
+        train = sorted(filter(re.compile(version.train).fullmatch, files), key=natural)
+        test = sorted(filter(re.compile(version.test).fullmatch, files), key=natural)
+        if train and test and version.names in files:
+            break
+    else:
+        kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
+        raise RequestError(
+            f"dataset.path={path} is not the published archive or its folder: it lacks "
+            f"{kinds.replace(chr(92), '')}; there are {', '.join(map(shown, list(files)[:12]))}"
+        )
+    class_names = _cifar_names(place, files[version.names], version)
+    splits = {}
+    for split, names in (("train", train), ("test", test)):
+        parts = [_cifar_part(place, files[name], version, len(class_names)) for name in names]
+        images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        splits[split] = Split(images=images, labels=labels)
+    return RawData(
+        train=splits["train"],
+        test=splits["test"],
+        class_names=class_names,
+        source=source or path,
+    )
+
+
+def _cifar_names(place: Place, name: str, version: Cifar) -> tuple[str, ...]:
+    with place.opened(name) as file:
+        content = file.read(2**20)
+    if version.keys[1]:
+        names = _entries(content, place.root / name).get(version.keys[1])
+    else:
+        names = content.decode("utf-8", "replace").split()
+    if not isinstance(names, list) or len({*map(str, names)}) < max(2, len(names)):
+        raise RequestError(f"{place.root / name} does not hold the names of the classes")
+    return tuple(shown(_string(one)) for one in names)
+
+
+def _cifar_part(place: Place, name: str, version: Cifar, classes: int) -> tuple[Array, Array]:
+    """Images u8[n,32,32,3] and labels i32[n] of one file."""
+    pixels, where = COLOURS * SIDE * SIDE, place.root / name
+    with place.opened(name) as file:
+        content = file.read()
+    if version.label_bytes:
+        record = version.label_bytes + pixels
+        if not content or len(content) % record:
+            raise RequestError(
+                f"{where} is damaged: its {len(content):,} bytes are no multiple of {record:,}"
+            )
+        rows = np.frombuffer(content, np.uint8).reshape(-1, record)
+        images: Any = rows[:, version.label_bytes :]
+        labels = rows[:, version.label]
+    else:
+        entries = _entries(content, where)
+        images, given = entries.get("data"), entries.get(version.keys[0])
+        whole = isinstance(given, list) and all(type(one) is int for one in given)
+        if not isinstance(images, np.ndarray) or images.shape[1:] != (pixels,) or not whole:
+            raise RequestError(f"{where} is damaged: it lacks data or {version.keys[0]} of CIFAR")
+        labels = np.array(given, np.int64)
+    if len(images) != len(labels) or not len(labels):
+        raise RequestError(f"{where} is damaged: {len(images)} images, {len(labels)} labels")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise RequestError(f"{where}: label {int(labels.max())}, but there are {classes} classes")
+    planes = images.reshape(-1, COLOURS, SIDE, SIDE)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
+
+
+def _entries(content: bytes, where: Path) -> dict[str, Any]:
+    """The dictionary in a pickle of CIFAR, its keys as texts."""
+    try:
+        found = plain_pickle(content)
+    except Exception as error:  # the opcodes of a damaged file may be anything
+        raise RequestError(f"{where} is damaged or no part of CIFAR ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{where} is no part of CIFAR: it holds {type(found).__name__}")
+    return {_string(key): value for key, value in found.items()}
+
+
+def _string(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def plain_pickle(content: bytes) -> Any:
+    """The value in a pickle of dicts, lists, texts, whole numbers and arrays of bytes.
+
+    Its opcodes are followed here, and none of them can call anything: other objects are refused.
+
+    Raises:
+        ValueError: it holds something else.
+        Exception: whatever else the opcodes of a damaged pickle lead to.
+    """
+    opcodes = _Opcodes()
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "STOP":
+            break
+        opcodes.follow(opcode.name, argument)
+    return opcodes.stack[-1]
+
+
+class _Opcodes:
+    """The stack and the memo of a pickle as its opcodes leave them."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def follow(self, name: str, argument: Any) -> None:
+        """Does what an opcode says."""
+        if name in _NEW:
+            self.stack.append(_NEW[name]())
+        elif name in _VALUES:
+            is_bytes = name.endswith("STRING") and isinstance(argument, str)
+            self.stack.append(argument.encode("latin-1") if is_bytes else argument)
+        elif name == "GLOBAL" and argument in _GLOBALS:
+            self.stack.append(_Named(_GLOBALS[argument]))
+        elif not (self.remembers(name, argument) or self.gathers(name) or self.describes(name)):
+            raise ValueError(f"it holds {name} {argument or ''}, which is not followed")
+
+    def remembers(self, name: str, argument: Any) -> bool:
+        """Follows the opcodes of the memo; says whether this is one."""
+        if name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        else:
+            return name in ("PROTO", "FRAME")
+        return True
+
+    def gathers(self, name: str) -> bool:
+        """Follows the opcodes that make one value of several; says whether this is one."""
+        if name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name == "TUPLE":
+            self.stack.append(tuple(self.take(self.marks.pop())))
+        elif name in _TUPLES:
+            self.stack.append(tuple(self.take(-_TUPLES[name])))
+        elif name in ("APPENDS", "APPEND"):
+            values = self.take(-1 if name == "APPEND" else self.marks.pop())
+            list.extend(self.stack[-1], values)
+        elif name in ("SETITEMS", "SETITEM"):
+            values = self.take(-2 if name == "SETITEM" else self.marks.pop())
+            dict.update(self.stack[-1], zip(values[::2], values[1::2], strict=True))
+        else:
+            return False
+        return True
+
+    def take(self, start: int) -> list[Any]:
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def describes(self, name: str) -> bool:
+        """Follows the opcodes of an array of bytes; says whether this is one."""
+        if name == "REDUCE":
+            named, arguments = self.take(-2)
+            if named.name == "bytes":
+                self.stack.append(arguments[0].encode("latin-1"))
+            elif named.name == "dtype" and arguments[0] not in ("u1", b"u1"):
+                raise ValueError(f"it holds an array of {arguments[0]!r}")
+            else:
+                self.stack.append(_Named(named.name))
+        elif name == "BUILD":
+            described, state = self.take(-2)
+            if described.name == "array":
+                _, shape, _, fortran, content = state
+                order: Any = "F" if fortran else "C"
+                array = np.frombuffer(content, np.uint8).reshape(shape, order=order)
+                # The memo knows the array as it was; the dict or list gets it as it is.
+                self.stack.append(array)
+            else:
+                self.stack.append(described)
+        else:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Something that a pickle names: an array, its dtype, or the bytes of a text."""
+
+    name: str
+
+
+_NEW: Mapping[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
+_VALUES = frozenset(
+    (
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    )
+)
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_GLOBALS = {
+    "numpy.core.multiarray _reconstruct": "array",
+    "numpy._core.multiarray _reconstruct": "array",
+    "numpy ndarray": "type",
+    "numpy dtype": "dtype",
+    "_codecs encode": "bytes",
+}

@@ -1,0 +1,343 @@
+"""Published arrays: IDX files, `.npz` files and the archives of CIFAR, made tiny."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.arrays import from_cifar, from_idx, from_npz, plain_pickle
+from pipeline.data.values import Array, RawData
+from pipeline.system.errors import RequestError
+from tests.data.test_listing import placed
+
+KINDS = ("folder", "zip", "tar.gz")
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, 3, 4), np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2], np.uint8)
+
+
+def images_file(images: Array) -> bytes:
+    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+
+
+def labels_file(labels: Array) -> bytes:
+    return struct.pack(">2I", 0x801, len(labels)) + labels.tobytes()
+
+
+def idx_files(
+    pattern: str, *, labels: Array = LABELS, packed: bool = False, test: str = "t10k"
+) -> dict[str, bytes]:
+    pack: Callable[[bytes], bytes] = gzip.compress if packed else bytes
+    ending = ".gz" if packed else ""
+    made = {}
+    for split, part in (("train", slice(None)), (test, slice(3))):
+        for what, content in (
+            ("images-idx3", images_file(IMAGES[part])),
+            ("labels-idx1", labels_file(labels[part])),
+        ):
+            name = pattern.format(split=split, what=what)
+            made[name + ending] = pack(content)
+    return made
+
+
+def idx(path: Path, **keys: Any) -> RawData:
+    return from_idx(str(path), **{"prefix": None, "transpose": None, "class_names": None} | keys)
+
+
+def refusal(call: Callable[[], Any], path: Path) -> str:
+    with pytest.raises(RequestError) as refused:
+        call()
+    assert str(path) in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "pattern", ["{split}-{what}-ubyte", "{split}-{what}.ubyte", "deep/kmnist-{split}-{what}-ubyte"]
+)
+def test_idx_files_are_read_whatever_they_begin_with(
+    kind: str, pattern: str, tmp_path: Path
+) -> None:
+    raw = idx(placed(tmp_path, kind, idx_files(pattern, packed=kind == "folder")))
+    assert np.array_equal(raw.train.images[..., 0], IMAGES)
+    assert np.array_equal(raw.test.images[..., 0], IMAGES[:3])
+    assert raw.train.labels.tolist() == LABELS.tolist()
+    assert raw.class_names == ("0", "1", "2")
+
+
+def test_emnist_is_turned_upright_and_its_mapping_names_the_classes(tmp_path: Path) -> None:
+    files = idx_files("emnist-letters-{split}-{what}-ubyte", labels=LABELS + 1, test="test")
+    files["emnist-letters-mapping.txt"] = b"1 65 97\n2 66 98\n3 67 99\n"
+    path = placed(tmp_path, "folder", files | idx_files("emnist-digits-{split}-{what}-ubyte"))
+    raw = idx(path, prefix="emnist-letters-")
+    assert np.array_equal(raw.train.images[..., 0], IMAGES.swapaxes(1, 2))
+    assert raw.class_names == ("Aa", "Bb", "Cc")
+    assert raw.train.labels.tolist() == LABELS.tolist()
+    assert raw.source.endswith("(emnist-letters, transposed)")
+    flat = idx(path, prefix="emnist-digits", transpose=False, class_names=["x", "y", "z"])
+    assert flat.train.image_shape == (3, 4, 1)
+    assert flat.class_names == ("x", "y", "z")
+    assert "emnist-digits, emnist-letters" in refusal(lambda: idx(path), path)
+    assert "there are no such files, but emnist-digits, emnist-letters" in refusal(
+        lambda: idx(path, prefix="mnist") and None, Path("dataset.prefix=mnist")
+    )
+    (path / "emnist-letters-mapping.txt").write_text("1 x")
+    assert "mapping.txt is damaged" in refusal(lambda: idx(path, prefix="emnist-letters"), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"t10k-labels-idx1-ubyte": None}, "the test labels are missing; there are t10k-images"),
+        ({"train-images-idx3-ubyte": None}, "the train images are missing"),
+        ({"t10k-labels-idx1-ubyte": labels_file(LABELS[:2])}, "3 images but 2 labels of test"),
+        ({"t10k-labels-idx1-ubyte": labels_file(LABELS[:3] + 7)}, "label 7 occurs in test but not"),
+        ({"t10k-labels-idx1-ubyte": images_file(IMAGES)}, "holds no labels but an array of 3"),
+        ({"t10k-labels-idx1-ubyte": labels_file(LABELS)[:-1]}, "truncated"),
+        ({"t10k-labels-idx1-ubyte": b""}, "not an IDX file"),
+        ({"val-images-idx3-ubyte": images_file(IMAGES)}, "the val labels are missing"),
+    ],
+)
+def test_idx_files_that_do_not_fit_are_refused(
+    change: Mapping[str, bytes | None], reason: str, tmp_path: Path
+) -> None:
+    files = idx_files("{split}-{what}-ubyte") | change
+    path = placed(
+        tmp_path,
+        "folder",
+        {name: content for name, content in files.items() if content is not None},
+    )
+    assert reason in refusal(lambda: idx(path), path)
+
+
+def test_a_folder_without_idx_files_is_refused(tmp_path: Path) -> None:
+    assert "no IDX files there, such as" in refusal(lambda: idx(tmp_path), tmp_path)
+    assert "3 labels" in refusal(
+        lambda: idx(
+            placed(tmp_path, "folder", idx_files("{split}-{what}-ubyte")), class_names=["a"]
+        ),
+        tmp_path,
+    )
+
+
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def npz(folder: Path, arrays: Mapping[str, Any]) -> Path:
+    np.savez_compressed(folder / "a.npz", **arrays)
+    return folder / "a.npz"
+
+
+@pytest.mark.parametrize("names", [KERAS, MEDMNIST, ("X_train", "Y_train", "X_test", "Y_test")])
+@pytest.mark.parametrize("colour", [False, True])
+def test_npz_files_are_read_by_the_names_of_keras_and_medmnist(
+    names: tuple[str, ...], colour: bool, tmp_path: Path
+) -> None:
+    images = np.repeat(IMAGES[..., np.newaxis], 3, axis=3) if colour else IMAGES
+    arrays = (images, LABELS[:, np.newaxis], images[:3], LABELS[:3].astype(np.float32))
+    raw = from_npz(str(npz(tmp_path, dict(zip(names, arrays, strict=True)))), class_names=None)
+    assert np.array_equal(raw.train.images, images if colour else images[..., np.newaxis])
+    assert raw.test.labels.tolist() == [0, 1, 2]
+    assert raw.class_names == ("0", "1", "2")
+    assert raw.val is None
+
+
+def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) -> None:
+    texts = np.array(["10", "cat", "9"])[LABELS]
+    arrays = dict(zip(KERAS, (IMAGES, texts, IMAGES[:3], texts[:3]), strict=True))
+    raw = from_npz(
+        str(npz(tmp_path, arrays | {"x_val": IMAGES[:2], "y_val": texts[:2]})), class_names=None
+    )
+    assert raw.class_names == ("9", "10", "cat")
+    assert raw.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert raw.val is not None
+    assert raw.val.labels.tolist() == [1, 2]
+    hot = dict(zip(KERAS, (IMAGES, np.eye(3)[LABELS], IMAGES[:3], np.eye(3)[:3]), strict=True))
+    assert from_npz(str(npz(tmp_path, hot)), class_names=["a", "b", "c"]).class_names == (
+        *("a", "b", "c"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"x_train": IMAGES / 255}, "x_train holds float64, not uint8 with values 0–255; convert"),
+        ({"x_train": IMAGES.reshape(6, 12)}, "save x.reshape(-1, height, width)"),
+        ({"x_train": np.zeros((6, 1, 5, 5), np.uint8)}, "save x.transpose(0, 2, 3, 1)"),
+        ({"y_train": np.array([{}] * 6, object)}, "holds Python objects, which are never loaded"),
+        ({"y_train": np.ones((6, 2))}, "has 2 labels per image"),
+        ({"y_train": LABELS + 0.5}, "holds float64; labels are whole numbers or texts"),
+        ({"y_test": LABELS[:2]}, "3 images but 2 labels of test"),
+        ({"y_test": LABELS[:3] + 5}, "label 5 occurs in test but not in train"),
+        ({"y_train": np.zeros(0)}, "is empty"),
+        ({"train_images": IMAGES}, "several train images: "),
+        ({"x_test": IMAGES[:3, 1:]}, "train images are (3, 4, 1), test (2, 4, 1)"),
+        ({"x_val": IMAGES}, "the val labels are missing"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    change: Mapping[str, Any], reason: str, tmp_path: Path
+) -> None:
+    arrays = dict(zip(KERAS, (IMAGES, LABELS, IMAGES[:3], LABELS[:3]), strict=True))
+    path = npz(tmp_path, arrays | change)
+    assert reason in refusal(lambda: from_npz(str(path), class_names=None), path)
+
+
+def test_missing_arrays_are_named(tmp_path: Path) -> None:
+    path = npz(tmp_path, {"arr_0": IMAGES})
+    told = refusal(lambda: from_npz(str(path), class_names=None), path)
+    assert "the train images are missing; there are arr_0" in told
+    assert "is a folder; name a file" in refusal(
+        lambda: from_npz(str(tmp_path), class_names=None), tmp_path
+    )
+    assert "no such file" in refusal(
+        lambda: from_npz(str(tmp_path / "b.npz"), class_names=None), tmp_path
+    )
+
+
+def test_a_header_that_declares_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
+    path = npz(tmp_path, dict(zip(KERAS, (IMAGES, LABELS, IMAGES[:3], LABELS[:3]), strict=True)))
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**20, 4)}
+    np.lib.format.write_array_header_1_0(header, described)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (files | {"x_train.npy": header.getvalue()}).items():
+            archive.writestr(name, content)
+    assert "its header declares" in refusal(lambda: from_npz(str(path), class_names=None), path)
+
+
+PLANES = RNG.integers(0, 256, (6, 3, 32, 32), np.uint8)
+EXPECTED = PLANES.transpose(0, 2, 3, 1)
+TEN = [f"class{number}" for number in range(10)]
+
+
+def binary(rows: slice, *labels: Array) -> bytes:
+    columns = [given[rows, np.newaxis] for given in labels]
+    return np.hstack([*columns, PLANES[rows].reshape(-1, 3072)]).tobytes()
+
+
+def pickled(protocol: int = 2, **entries: Any) -> bytes:
+    return pickle.dumps({key.encode(): value for key, value in entries.items()}, protocol)
+
+
+def cifar10_files(python: bool) -> dict[str, bytes]:
+    folder = "cifar-10-batches-py" if python else "cifar-10-batches-bin"
+    parts = {"data_batch_1": slice(0, 2), "data_batch_2": slice(2, 4), "test_batch": slice(4, 6)}
+    if python:
+        made = {
+            f"{folder}/{name}": pickled(
+                batch_label=b"a batch",
+                labels=LABELS[rows].tolist(),
+                data=PLANES[rows].reshape(-1, 3072),
+                filenames=[b"1.png", b"2.png"],
+            )
+            for name, rows in parts.items()
+        }
+        names = [name.encode() for name in TEN]
+        return made | {f"{folder}/batches.meta": pickled(num_cases_per_batch=2, label_names=names)}
+    made = {f"{folder}/{name}.bin": binary(rows, LABELS) for name, rows in parts.items()}
+    return made | {f"{folder}/batches.meta.txt": "\n".join(TEN).encode() + b"\n\n"}
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "tar.gz"])
+def test_cifar10_is_read_from_both_versions(python: bool, kind: str, tmp_path: Path) -> None:
+    raw = from_cifar(str(placed(tmp_path, kind, cifar10_files(python))), fine=None)
+    assert np.array_equal(raw.train.images, EXPECTED[:4])
+    assert np.array_equal(raw.test.images, EXPECTED[4:])
+    assert raw.train.labels.tolist() == [0, 1, 2, 0]
+    assert raw.class_names == tuple(TEN)
+
+
+def cifar100_files(python: bool) -> dict[str, bytes]:
+    coarse = (LABELS // 2).astype(np.uint8)
+    parts = {"train": slice(0, 4), "test": slice(4, 6)}
+    if python:
+        made = {
+            name: pickled(
+                data=PLANES[rows].reshape(-1, 3072),
+                fine_labels=LABELS[rows].tolist(),
+                coarse_labels=coarse[rows].tolist(),
+            )
+            for name, rows in parts.items()
+        }
+        return made | {"meta": pickled(fine_label_names=TEN[:3], coarse_label_names=["p", "q"])}
+    made = {f"{name}.bin": binary(rows, coarse, LABELS) for name, rows in parts.items()}
+    names = {"fine_label_names.txt": "\n".join(TEN[:3]), "coarse_label_names.txt": "p\nq\n"}
+    return made | {name: text.encode() for name, text in names.items()}
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_cifar100_has_fine_and_coarse_labels(python: bool, tmp_path: Path) -> None:
+    path = str(placed(tmp_path, "tar.gz", cifar100_files(python)))
+    fine, coarse = from_cifar(path, fine=True), from_cifar(path, fine=False)
+    assert np.array_equal(fine.train.images, EXPECTED[:4])
+    assert fine.train.labels.tolist() == [0, 1, 2, 0]
+    assert fine.class_names == tuple(TEN[:3])
+    assert coarse.train.labels.tolist() == [0, 0, 1, 0]
+    assert coarse.class_names == ("p", "q")
+
+
+class Caller:
+    """What a hostile pickle holds: something to be called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder / "called",)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_pickle_that_calls_something_is_refused_without_a_call(
+    protocol: int, tmp_path: Path
+) -> None:
+    files = cifar10_files(python=True)
+    files["cifar-10-batches-py/test_batch"] = pickled(protocol, data=Caller(tmp_path))
+    path = placed(tmp_path, "folder", files)
+    told = refusal(lambda: from_cifar(str(path), fine=None), path)
+    assert "is damaged or no part of CIFAR" in told
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_values_of_a_pickle_are_those_that_were_pickled(protocol: int) -> None:
+    value = {b"a": [1, -300, 2**40, True, None], "ü": (1, (2, 3)), b"b": b"\xff" * 300, "e": ()}
+    assert plain_pickle(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("test_batch.bin", b"", "no multiple of 3,073"),
+        ("test_batch.bin", bytes(3074), "no multiple of 3,073"),
+        ("test_batch.bin", b"\x0a" + bytes(3072), "label 10, but there are 10 classes"),
+        ("batches.meta.txt", b"\n", "does not hold the names of the classes"),
+    ],
+)
+def test_damaged_files_of_cifar_are_named(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    files = cifar10_files(python=False) | {f"cifar-10-batches-bin/{name}": content}
+    path = placed(tmp_path, "folder", files)
+    told = refusal(lambda: from_cifar(str(path), fine=None), path)
+    assert name in told
+    assert reason in told
+
+
+def test_another_archive_than_cifars_is_told_what_lacks(tmp_path: Path) -> None:
+    path = placed(tmp_path, "tar.gz", cifar100_files(python=False))
+    told = refusal(lambda: from_cifar(str(path), fine=None), path)
+    assert "it lacks batches.meta.txt and test_batch.bin or batches.meta and test_batch" in told
