@@ -192,7 +192,7 @@ PATHS = {  # methods of paths, files and models that reach for the disk
 TOUCHING = {
     "__main__": "",
     "config": "allowed compose search trusted",
-    "data": "archives arrays cache content files listing load packing places sources",
+    "data": "archives cache content files load packing places sources",
     "reports": "write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",

@@ -11,12 +11,14 @@ import difflib
 import gzip
 import io
 import lzma
+import math
 import os
 import re
 import shutil
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, TypeVar, cast
+from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
 
@@ -83,12 +85,16 @@ def archive_at(path: Path) -> Place | None:
     return None
 
 
-def zip_at(path: Path) -> Zip:
-    """The zip archive in a file, whatever its name.
+def arrays_at(text: str, key: str) -> Zip:
+    """The `.npz` file of that name, which is a zip archive.
 
     Raises:
-        RequestError: it is none, damaged, encrypted or hostile.
+        RequestError: it does not exist, is another file or damaged; the message begins with `key`.
     """
+    path = Path(text).expanduser()
+    if not path.is_file():
+        located(text, key)
+        raise RequestError(f"{key}={text} is a folder; name a file that numpy.savez wrote")
     with _refusing(path):
         return _zip(path)
 
@@ -107,10 +113,13 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def located(text: str, key: str) -> tuple[Place, str]:
+def located(
+    text: str, key: str, *, refused: Callable[[Path], str | None] = lambda _: None
+) -> tuple[Place, str]:
     """The folder or archive that a path of the configuration lies in, and what it names there.
 
     That is "" for all of it, `dataset/` for a folder in an archive, `labels.csv` for a file.
+    `refused` says why a file of that name is not to be opened.
 
     Raises:
         RequestError: nothing lies there, or it cannot be opened; the message begins with `key`.
@@ -124,6 +133,8 @@ def located(text: str, key: str) -> tuple[Place, str]:
         if path.is_dir():
             return Folder(path), ""
         if path.is_file():
+            if why := refused(path):
+                raise RequestError(f"{key}={text} {why}")
             archive = archive_at(path)
             return (archive, "") if archive else (Folder(path.parent), path.name)
         if path.exists():
@@ -163,24 +174,30 @@ class Zip:
     archive: zipfile.ZipFile
     members: Mapping[str, zipfile.ZipInfo]
     found: Contents
+    absolute: tuple[str, ...] = ()
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
         """Lists all files."""
         return self.found
 
-    def unpack(self, name: str, file: BinaryIO) -> None:
-        """Writes the unpacked member of that name, of any size, to a file, and checks its CRC.
+    def array(self, name: str) -> Array:
+        """The array in a member as `numpy.save` writes it, unpacked to a file that has no name.
 
         Raises:
-            ValueError: it is damaged.
+            RequestError: it is damaged, is no array, or holds Python objects.
         """
         try:
-            with self.archive.open(_member(self.members, name)) as member:
-                shutil.copyfileobj(member, file, _CHUNK)
-        except (OSError, MemoryError):
-            raise
+            with tempfile.TemporaryFile() as file:
+                with self.archive.open(_member(self.members, name)) as member:
+                    shutil.copyfileobj(member, file, _CHUNK)
+                size = file.tell()
+                file.seek(0)
+                return _mapped(file, size)
         except Exception as error:  # each method of compression raises its own
-            raise ValueError(f"is damaged in its archive ({one_line(error)})") from error
+            reason = str(error) if isinstance(error, ValueError) else one_line(error)
+            raise RequestError(
+                f"{self.root}: {shown(name)}: {reason}; save it again with numpy.savez"
+            ) from error
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
@@ -202,6 +219,23 @@ class Zip:
     def order(self, names: Sequence[str]) -> Array:
         """The indices i64[n] of the files as they follow one another in the archive."""
         return np.argsort([self.members[name].header_offset for name in names], kind="stable")
+
+
+def _mapped(file: IO[bytes], size: int) -> Array:
+    """The array in a file of `size` bytes, checked before it is mapped."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, which are never loaded")
+    start, count = file.tell(), math.prod(shape)
+    if start + count * dtype.itemsize != size:
+        raise ValueError(f"its header declares {dtype}{list(shape)}, which its bytes are not")
+    if count == 0:
+        raise ValueError("is empty")
+    return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
 
 
 def _zip(path: Path) -> Zip:
@@ -299,6 +333,7 @@ class _Tar:
     members: Mapping[str, tuple[int, int, int]]  # place and size of the content, time
     found: Contents
     unpacked: _Unpacked | None  # None if the archive is not compressed
+    absolute: tuple[str, ...] = ()
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
         return self.found

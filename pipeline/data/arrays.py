@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import pickletools
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.archives import Zip, located, zip_at
+from pipeline.data.archives import arrays_at, located
 from pipeline.data.files import natural, shown
 from pipeline.data.lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
@@ -134,19 +133,14 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     Raises:
         RequestError: an array is missing, damaged, holds Python objects or has a wrong shape.
     """
-    if not Path(path).expanduser().is_file():
-        located(path, "dataset.path")
-        raise RequestError(
-            f"dataset.path={path} is a folder; name a file, as numpy.savez writes it"
-        )
-    archive = zip_at(Path(path).expanduser())
+    archive = arrays_at(path, "dataset.path")
     members = {name.removesuffix(".npy"): name for name in archive.members}
     found: dict[tuple[str, str], str] = {}
     for key in members:
         if (part := _part_of(key)) and found.setdefault(part, key) != key:
             raise RequestError(f"{path} has several {' '.join(part)}: {found[part]} and {key}")
     _require_parts(found, path, list(members))
-    arrays = {part: _npy(archive, members[key]) for part, key in found.items()}
+    arrays = {part: archive.array(members[key]) for part, key in found.items()}
     for part, array in arrays.items():
         where = f"{path}: {found[part]}"
         arrays[part] = _images(array, where) if part[1] == IMAGES else _labels(array, where)
@@ -162,35 +156,6 @@ def _part_of(key: str) -> tuple[str, str] | None:
         if (known := split_of(split)) and what in _WHAT:
             return known, _WHAT[what]
     return None
-
-
-def _npy(archive: Zip, name: str) -> Array:
-    """An array of an archive, unpacked to a file that has no name and mapped from there."""
-    where = f"{archive.root}: {name}"
-    size = archive.members[name].file_size
-    try:
-        with tempfile.TemporaryFile() as file:
-            archive.unpack(name, file)
-            file.seek(0)
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}
-            header = read.get(version, np.lib.format.read_array_header_2_0)
-            shape, fortran, dtype = header(file)
-            if dtype.hasobject:
-                raise ValueError("holds Python objects, which are never loaded")
-            start = file.tell()
-            count = int(np.prod(shape, dtype=object))
-            if start + count * dtype.itemsize != size:
-                raise ValueError(
-                    f"its header declares {dtype}{list(shape)}, not its {size:,} bytes"
-                )
-            if count == 0:
-                raise ValueError("is empty")
-            order: Literal["F", "C"] = "F" if fortran else "C"
-            return np.memmap(file, dtype, "r", start, shape, order)
-    except (ValueError, OSError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
-        reason = str(error) if isinstance(error, ValueError) else one_line(error)
-        raise RequestError(f"{where}: {reason}; save it again with numpy.savez") from error
 
 
 def _images(array: Array, where: str) -> Array:

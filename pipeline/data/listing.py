@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -31,7 +31,7 @@ from pipeline.data.files import (
     rest,
     shown,
 )
-from pipeline.data.places import GONE, Contents, Folder, Place
+from pipeline.data.places import GONE, Contents, Place
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
@@ -145,9 +145,7 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
         columns=columns,
         max_bad=max_bad,
     )
-    if why := _no_list(wanted.path):
-        raise RequestError(f"dataset.path={wanted.path} {why}")
-    place, below = located(wanted.path, "dataset.path")
+    place, below = located(wanted.path, "dataset.path", refused=_no_list)
     if below and not below.endswith("/"):
         return _from_list(place, below, wanted)
     return _from_tree(place, below, wanted)
@@ -198,13 +196,9 @@ def _text(name: str | int) -> str:
     return shown(unicodedata.normalize("NFC", str(name)))
 
 
-def _no_list(text: str) -> str | None:
+def _no_list(path: Path) -> str | None:
     """Why a file is neither a list nor an archive that can be read, going by its name."""
-    path = Path(text).expanduser()
     ending = path.suffix.lower()
-    with suppress(OSError):  # whatever it is, is told when it is opened
-        if not path.is_file():
-            return None
     if ending in picture_endings():
         return "is a single picture; name the folder of all"
     if ending in (".npz", ".npy"):
@@ -458,13 +452,12 @@ def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
         if below and not below.endswith("/"):
             raise RequestError(f"dataset.root={wanted.root} is neither a folder nor an archive")
     folder = pictures.root / below
-    absolute = (str(folder.absolute()), os.path.realpath(folder))
     rows = lists.usable(
         table,
         path_column=wanted.columns["path"],
         label_column=wanted.columns["label"],
         split_column=wanted.columns["split"],
-        roots=absolute if isinstance(pictures, Folder) else (),
+        roots=[f"{one}/{below}".rstrip("/") for one in pictures.absolute],
         are_files=lambda paths: [
             stamp != GONE for stamp in pictures.stamps([below + path for path in paths])
         ],

@@ -43,6 +43,11 @@ class Place(Protocol):
         """The folder, or the file of the archive."""
         ...
 
+    @property
+    def absolute(self) -> tuple[str, ...]:
+        """The absolute paths of a folder, as it is named and without links; none of an archive."""
+        ...
+
     def contents(self, enter: Collection[str] = ()) -> Contents:
         """Lists all files; of the linked folders, enters those with a name in `enter`."""
         ...
@@ -69,6 +74,11 @@ class Folder:
     """A folder on disk."""
 
     root: Path
+
+    @property
+    def absolute(self) -> tuple[str, ...]:
+        """The absolute paths of the folder, as it is named and without links."""
+        return str(self.root.absolute()), os.path.realpath(self.root)
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
         """Lists all files; of the linked folders, enters those with a name in `enter`.
