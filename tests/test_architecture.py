@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -203,10 +204,11 @@ TOUCHING = {
 }
 
 
-def names_in(module: str) -> dict[str, str]:
-    """What the names that a module imports stand for: `np` → `numpy`."""
+@cache
+def names_in(module: str, tree: ast.Module) -> dict[str, str]:
+    """What the names that a module imports and defines stand for: `np` → `numpy`."""
     names = {}
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 names[alias.asname or packages({alias.name}).pop()] = (
@@ -214,7 +216,8 @@ def names_in(module: str) -> dict[str, str]:
                 )
         elif isinstance(node, ast.ImportFrom):
             names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
-    return names
+    own = {node.name for node in tree.body if hasattr(node, "name")}
+    return names | {name: f"{module}.{name}" for name in own}
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -248,9 +251,7 @@ def parts(module: str) -> Iterator[tuple[str, ast.AST]]:
 
 def used(module: str, part: ast.AST) -> set[str]:
     """The whole names of what a part of a module uses; `.name` for methods that it calls."""
-    names, found = names_in(module), set()
-    own = {node.name for node in TREES[module].body if hasattr(node, "name")}
-    names |= {name: f"{module}.{name}" for name in own}
+    names, found = names_in(module, TREES[module]), set()
     for node in executed(part):
         if isinstance(node, ast.Name | ast.Attribute):
             head, dot, rest = ast.unparse(node).partition(".")
@@ -272,17 +273,20 @@ def is_outside(name: str) -> bool:
     return starts(name, OUTSIDE) and not starts(name, INSIDE) and (name == "open" or "." in name)
 
 
-USED = {name: (module, used(module, part)) for module in TREES for name, part in parts(module)}
+@cache
+def all_used() -> dict[str, tuple[str, set[str]]]:
+    """The module of each part and what it uses."""
+    return {name: (module, used(module, part)) for module in TREES for name, part in parts(module)}
 
 
 def reaching() -> set[str]:
     """The functions and methods that reach outside, by themselves or by what they call."""
-    found = {name for name, (_, uses) in USED.items() if any(map(is_outside, uses))}
+    found = {name for name, (_, uses) in all_used().items() if any(map(is_outside, uses))}
     imports = {module: imported(tree) | {module} for module, tree in TREES.items()}
     while True:
         methods: dict[str, set[str]] = {}  # of classes, with the modules of these
         for name in found:
-            module, rest = USED[name][0], name.removeprefix(USED[name][0])
+            module, rest = all_used()[name][0], name.removeprefix(all_used()[name][0])
             if rest.count(".") == 2:
                 methods.setdefault(f".{rest.rpartition('.')[2]}", set()).add(module)
         called = found | {  # a class is called by its name
@@ -290,7 +294,7 @@ def reaching() -> set[str]:
         }
         more = {
             name
-            for name, (module, uses) in USED.items()
+            for name, (module, uses) in all_used().items()
             if name not in found
             and any(
                 (use in called and use not in TREES) or methods.get(use, set()) & imports[module]
@@ -309,7 +313,7 @@ def lines_of(module: str) -> int:
 
 
 def test_most_lines_are_in_modules_that_touch_no_disk_network_process_or_store() -> None:
-    found = {module for module, uses in USED.values() if any(map(is_outside, uses))}
+    found = {module for module, uses in all_used().values() if any(map(is_outside, uses))}
     names = {module.removeprefix("pipeline.") for module in found}
     known = {
         f"{room}.{name}".rstrip(".")
