@@ -3,6 +3,7 @@
 PYTHON ?=
 ARGS ?=
 PORT ?=
+HOST ?=
 
 export PYTHON
 # Python's bytecode cache is what makes the second start fast; some machines turn it off.
@@ -33,14 +34,8 @@ pretrained: ## the same with the weights of model=efficientnet_lite0, 1 and 2
 run: setup ## train, evaluate and record: make run ARGS="model=cnn train.epochs=5"
 	@$(BIN)/python -m pipeline run $(ARGS)
 
-ui: setup ## browse the recorded runs on 127.0.0.1, port 5000 or PORT=
-	@test -f mlflow.db || { echo "No run is recorded here yet (no mlflow.db): make run" >&2; exit 2; }
-	@echo "http://127.0.0.1:$(or $(PORT),5000) (stop with Ctrl-C)"
-# One worker and no job runner: a fifth of the memory, half the wait. Artefacts are not served by
-# proxy, so experiments made through this server keep locations that a direct run can write to.
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
-		--workers 1 --backend-store-uri sqlite:///mlflow.db \
-		--no-serve-artifacts --default-artifact-root "$(CURDIR)/mlartifacts"
+ui: setup ## browse the recorded runs on 127.0.0.1, port 5000 or PORT=; for other machines, HOST=
+	@exec $(BIN)/python -m pipeline.tracking.ui $(if $(PORT),--port $(PORT)) $(if $(HOST),--host $(HOST))
 
 serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or PORT=
 	@exec $(BIN)/python -m pipeline serve $(if $(PORT),port=$(PORT)) $(ARGS)

@@ -1,6 +1,6 @@
 """Makes the pictures of README.md and docs/: of the MLflow UI and our pages in headless Chromium.
 
-usage: python docs/screenshots.py <tracking address or database file> <folder> [--run ID]
+usage: python -m docs.screenshots <tracking address or database file> <folder> [--run ID]
        [--sweep ID] [--compare compare.html] [--sheet contact_sheet.png]
 
 `--run` makes the pictures of a run: its pages in the UI, its report, its plots. `--sweep` makes
@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +25,8 @@ from tempfile import TemporaryDirectory
 import requests
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
+
+from pipeline.tracking.ui import server_command, server_environment, wait_for
 
 SIZE = {"width": 1400, "height": 900}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -58,21 +57,23 @@ def server(database: Path, *options: str) -> Iterator[str]:
 
     Without `options` it is as `make ui` starts it.
     """
-    folder = database.resolve().parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{database.resolve()}"]
-    as_ui = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "mlartifacts"))
-    command += options or as_ui
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = server_command(database, host="127.0.0.1", port=port)
+    if options:
+        command = [*command[: command.index("--no-serve-artifacts")], *options]
     process = subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=database.resolve().parent,
+        env=server_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         address = f"http://127.0.0.1:{port}"
-        _await(f"{address}/health", process)
+        if not wait_for(address, process):
+            raise RuntimeError("the MLflow server does not answer")
         yield address
     finally:
         process.terminate()
@@ -218,18 +219,6 @@ def artifact(address: str, run_id: str, path: str) -> bytes:
 def _shoot(page: Page, path: Path) -> None:
     page.wait_for_timeout(DRAWN_MS)
     page.screenshot(path=path)
-
-
-def _await(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            if process.poll() is not None:
-                raise RuntimeError("the MLflow server ended") from None
-        time.sleep(0.1)
-    raise RuntimeError("the MLflow server did not answer within a minute")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
-from pipeline.reports.write import reported, save_report
+from pipeline.reports.write import conclude, reported
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import with_weights
@@ -98,8 +98,7 @@ def complete(
     model = kept(whole(model, prepared, config))
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
-    if config.evaluate.report:
-        save_report(recording, began, found)
+    conclude(recording, began, found, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)

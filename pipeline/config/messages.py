@@ -21,6 +21,7 @@ from pipeline.config.words import quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
+_TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,6 +33,8 @@ def explain(error: BaseException) -> str:
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return unreadable(error)
+    if taken := _TAKEN.search(str(error)):
+        return _taken(*taken.groups())
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; free it or choose another place"
     if isinstance(error, OSError) and error.errno in FULL:  # such an error names no file
@@ -40,6 +43,14 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)
     return one_line(error)
+
+
+def _taken(group: str, name: str) -> str:
+    """A plugin that is installed beside this project has a file of the same name."""
+    line = f"{group}={name}: a Hydra plugin that is installed here has that name too"
+    if (group, name) == ("hydra/sweeper", "optuna"):
+        return f"{line} (hydra-optuna-sweeper); write hydra/sweeper=search, which means ours"
+    return f"{line}; uninstall the plugin, or rename the file"
 
 
 def unreadable(error: OverrideParseException) -> str:

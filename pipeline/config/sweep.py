@@ -46,7 +46,7 @@ class Sweep:
     direction: list[Annotated[str, one_of("maximize", "minimize")]] | None = MISSING
     """For each objective, whether to maximize or minimize it; null takes what the metric says."""
     n_trials: Count = MISSING
-    """Trials in all of an adaptive search (`hydra/sweeper=optuna`), resumed or not."""
+    """Trials in all of an adaptive search (`hydra/sweeper=search`), resumed or not."""
     sampler: Annotated[str, one_of("tpe", "random", "gp", "grid", "nsga2")] = MISSING
     """How an adaptive search proposes: Optuna's sampler of that name."""
     sampler_options: dict[str, Any] = MISSING

@@ -31,7 +31,10 @@ def evaluate(
     return Report(
         metrics=measured,
         figures=_drawn(predictions, plot_names),
-        texts={"class_report.txt": metrics.class_report(predictions)},
+        texts={
+            "class_report.txt": metrics.class_report(predictions),
+            "class_scores.csv": metrics.class_table(predictions),
+        },
     )
 
 

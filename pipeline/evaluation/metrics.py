@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.data.values import KEPT, Array, Predictions
 from pipeline.evaluation.intervals import Estimate
+from pipeline.system.tables import csv_text
 
 # Names in a configuration are checked against this file without importing scikit-learn.
 sklearn = lazy_loader.load("sklearn")
@@ -249,6 +250,17 @@ def class_report(predictions: Predictions) -> str:
             zero_division=0.0,
         )
     )
+
+
+def class_table(predictions: Predictions) -> str:
+    """Number of images, accuracy (recall), precision and F1 of each class, as a CSV table."""
+    precision, recall, f1, images = class_scores(predictions)
+    columns = (predictions.class_names, images, recall, precision, f1)
+    rows = [
+        (name, count, *(f"{score:.6g}" for score in scores))
+        for name, count, *scores in zip(*columns, strict=True)
+    ]
+    return csv_text([("class", "images", "accuracy", "precision", "f1"), *rows])
 
 
 def class_scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:

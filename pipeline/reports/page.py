@@ -21,13 +21,12 @@ from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import accuracy, class_scores, ece, macro_f1
 from pipeline.reports.charts import curves, reliability
 from pipeline.reports.images import confusion, data_uri, smaller
+from pipeline.reports.notes import CONFIDENCE, SPLITS
 from pipeline.tracking.values import COMMIT, FINGERPRINT, INDEX, PARENT
 
 scipy = lazy_loader.load("scipy")
 
 TEMPLATES = Path(__file__).parent / "templates"
-CONFIDENCE = 0.95  # coverage of the intervals of accuracies
-SPLITS = {"test": "test", "val": "validation"}
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": "command", "commit": COMMIT}),

@@ -14,6 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import answers
+from pipeline.reports.notes import REPORT_PAGE, note_of_run
 from pipeline.reports.page import Facts, html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
@@ -23,7 +24,6 @@ from pipeline.tracking.recording import Recording, reopen
 from pipeline.tracking.runs import by_id, find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 
-NAME = "report.html"
 REPORTABLE = Query(has_folder=True)  # in any state
 WEIGHTS = "plots/weights.png"
 STAGE = ("time/", "_s")  # prefix and suffix of a stage in the name of its metric
@@ -35,22 +35,21 @@ log = logging.getLogger(__name__)
 def reported(
     recording: Recording, config: Config, *, wanted: bool
 ) -> Iterator[dict[str, Predictions]]:
-    """Writes the run's report, if `wanted` and `evaluate.report`, however the block ends.
+    """Describes the run and writes its report, if `wanted` and `evaluate.report`.
 
     Yields a mapping for the block's predictions. The report of a run that fails or is stopped shows
     what exists by then, and the error.
     """
     predictions: dict[str, Predictions] = {}
-    if not (wanted and config.evaluate.report):
-        yield predictions
-        return
+    wanted = wanted and config.evaluate.report
     try:
         yield predictions
     except BaseException as error:
-        if not isinstance(error, StoreError):  # an unreachable store need not be asked again
+        # An unreachable store need not be asked again.
+        if wanted and not isinstance(error, StoreError):
             _at_least_try(recording, config, predictions, error)
         raise
-    save_report(recording, config, predictions)
+    conclude(recording, config, predictions, report=wanted)
 
 
 def save_report(
@@ -62,7 +61,24 @@ def save_report(
     """Adds `report.html` to the artefacts; `config` is the configuration of the run."""
     with recording.stage("report"):
         page = html(facts_of(recording, error), config, predictions)
-        recording.save_text(NAME, page)
+        recording.save_text(REPORT_PAGE, page)
+
+
+def conclude(
+    recording: Recording, config: Config, predictions: Mapping[str, Predictions], *, report: bool
+) -> None:
+    """Writes the `report`, if it is wanted, and describes the run in MLflow."""
+    if report:
+        save_report(recording, config, predictions)
+    run = by_id(recording.client, recording.id)
+    note = note_of_run(
+        config,
+        predictions,
+        parameters={**run.logged, **recording.sizes}.get("model/parameters"),
+        command=run.tags.get("command", ""),
+        report=REPORT_PAGE if report else None,
+    )
+    recording.describe(note)
 
 
 def bring_home(config: Config, run_id: str) -> None:
@@ -77,7 +93,7 @@ def bring_home(config: Config, run_id: str) -> None:
     try:
         then = entry.config
         if then.evaluate.report and entry.parent is None:
-            recording.save_text(NAME, page_of(entry, recording, config.data_dir))
+            recording.save_text(REPORT_PAGE, page_of(entry, recording, config.data_dir))
     finally:
         recording.upload()
 
@@ -146,7 +162,7 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
         started=datetime.fromtimestamp(run.started / 1000, UTC),
         seconds=_seconds(run) | recording.seconds,
         tags=dict(run.tags) | (ending(error) if error else {}),
-        metrics=run.logged,
+        metrics={**run.logged, **recording.sizes},
         history=recording.history(by_epoch),
         weights=_artifact(recording, run, WEIGHTS),
     )

@@ -188,7 +188,7 @@ def grid(searched: Sequence[Override]) -> list[Job]:
         if not override.is_discrete_sweep():
             raise RequestError(
                 f"{override.input_line}: a grid needs single values; list them, or search the "
-                "interval with hydra/sweeper=optuna"
+                "interval with hydra/sweeper=search"
             )
         values[override.get_key_element()] = values_of(override)
     count = math.prod(map(len, values.values()))
@@ -316,7 +316,7 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
         if not adaptive and key.startswith(tuple(f"sweep.{name}" for name in SEARCHS_OWN)):
             raise RequestError(
                 f"{line} has no effect on a grid: only an adaptive search uses it, "
-                "hydra/sweeper=optuna"
+                "hydra/sweeper=search"
             )
     names = {one.key_or_group for one in given}
     if "sweep.resume" in names and (other := names & {"sweep.preview", "hydra.sweep.dir"}):

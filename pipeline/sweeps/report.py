@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.schema import Config
 from pipeline.data.values import Report
+from pipeline.reports.notes import code, markdown_table, plain
 from pipeline.sweeps.board import duration
 from pipeline.sweeps.jobs import Job, Scale, brief, short_names
 from pipeline.sweeps.launch import at_once
 from pipeline.sweeps.manifest import Manifest
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
 from pipeline.sweeps.runs import typical_seconds
-from pipeline.system.files import csv_cell
 from pipeline.system.imports import uncollected
+from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
+from pipeline.tracking.runs import by_id
 
+if TYPE_CHECKING:
+    from pipeline.sweeps.plots import Group
+
+_STATES = (FINISHED, PRUNED, FAILED, KILLED)
+DESCRIBED = 5  # rows of the table in the description
 SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
 
 
@@ -34,10 +39,9 @@ def log_report(
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:
-    """Logs the best, the spread, the counts, a table and plots."""
+    """Logs the best, the spread, the counts, a table, plots and a description."""
     best = ranked(outcomes, objectives)
-    states = (FINISHED, PRUNED, FAILED, KILLED)
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in states}
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in _STATES}
     metrics = {f"sweep/{state}": float(count) for state, count in counts.items()}
     if best:
         values = [outcome.values[0] for outcome in best]
@@ -48,11 +52,49 @@ def log_report(
     parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
     with uncollected():
         # Imported only now: it takes seconds, and no job should wait for it.
-        from pipeline.sweeps.plots import draw
+        from pipeline.sweeps.plots import draw, groups
 
         figures = draw(outcomes, objectives, searched, scales)
+        alike = groups(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
+    command = by_id(parent.client, parent.id).tags.get("command", "")
+    parent.describe(_note(outcomes, objectives, searched, alike, command))
+
+
+def _note(
+    outcomes: Sequence[Outcome],
+    objectives: Sequence[Objective],
+    searched: Sequence[str],
+    alike: Sequence[Group],
+    command: str,
+) -> str:
+    """The description of a sweep: how its jobs ended, and the best of them, seeds together."""
+    names, metric = short_names(searched), objectives[0].metric
+    states = [(state, sum(one.state == state for one in outcomes)) for state in _STATES]
+    ended = ", ".join(f"{count} {state}" for state, count in states if count)
+    keys = [key for key in names if key != "seed"] or list(names)
+    rows = [
+        (
+            *(plain(brief(group.params.get(key, ""))) for key in keys),
+            f"**{_number(group.mean)}**",
+            f"{_number(group.mean - group.half_width)} to {_number(group.mean + group.half_width)}"
+            if group.n > 1
+            else "",
+            str(group.n),
+        )
+        for group in alike[:DESCRIBED]
+    ]
+    header = (*(plain(names[key]) for key in keys), plain(metric), "95 % interval", "jobs")
+    more = f"The best {DESCRIBED} of {len(alike)}; the" if len(alike) > DESCRIBED else "The"
+    table = "[trials.csv](artifacts:trials.csv)"
+    parts = [
+        f"**Sweep over {plain(', '.join(names.values()))}**: {len(outcomes)} jobs, {ended}.",
+        markdown_table(header, rows) if rows else "",
+        f"{more} table of all jobs is {table}." if rows else f"All jobs: {table}",
+        code(command),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def print_report(
@@ -124,13 +166,9 @@ def _table(
 def _csv(
     outcomes: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
 ) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    names = [objective.metric for objective in objectives]
-    header = ["job", "state", *searched, *names, "seconds", "run_id", "error"]
-    writer.writerow(map(csv_cell, header))
-    for outcome in outcomes:
-        cells = [
+    header = ("job", "state", *searched, *(one.metric for one in objectives))
+    rows = [
+        (
             outcome.index,
             outcome.state,
             *(outcome.params.get(key, "") for key in searched),
@@ -138,9 +176,10 @@ def _csv(
             round(outcome.seconds, 3),
             outcome.run_id,
             outcome.error,
-        ]
-        writer.writerow(map(csv_cell, cells))
-    return text.getvalue()
+        )
+        for outcome in outcomes
+    ]
+    return csv_text([(*header, "seconds", "run_id", "error"), *rows])
 
 
 def _number(value: float) -> str:

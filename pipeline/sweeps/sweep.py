@@ -97,7 +97,7 @@ def _planned(
             multirun.compose(Job(index=index, params=params))
         return manifest(multirun, [], adaptive=True), []
     if multirun.config.sweep.pruner != "none":
-        raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=optuna")
+        raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=search")
     jobs = (before and jobs_of(before, multirun)) or grid(multirun.searched)
     checked = [(job, multirun.compose(job)) for job in jobs]
     return manifest(multirun, checked, adaptive=False), jobs

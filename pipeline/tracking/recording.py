@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -40,12 +41,15 @@ from pipeline.system.folders import claim, owner
 from pipeline.system.secrets import hide, hide_value
 from pipeline.tracking.client import Client, connect, made_once, repeatable
 from pipeline.tracking.runs import history
-from pipeline.tracking.values import LOCAL_ID, MODEL_URI
+from pipeline.tracking.values import LOCAL_ID, MODEL_URI, NOTE, SIGNED, is_written_by_hand
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 FAST = {
     "compress_level": 1
 }  # PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +130,9 @@ class Recording:
         return found
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Logs an epoch's metrics (step = epoch, from 1) in one call."""
-        self.log_metrics(metrics, step=epoch)
+        """Logs an epoch's metrics (step = epoch, from 1) in one call, in the order shown."""
+        by_interest = sorted(metrics, key=lambda name: not name.startswith("val/"))
+        self.log_metrics({name: metrics[name] for name in by_interest}, step=epoch)
 
     def log_params(self, params: Mapping[str, str], tags: Mapping[str, str] | None = None) -> None:
         """Logs parameters and tags; a parameter that conflicts is logged as `config.<name>`.
@@ -139,6 +144,13 @@ class Recording:
         texts = {
             key: _shortened(hide_value(key, value), LONGEST_PARAM) for key, value in params.items()
         }
+        for key in texts.keys() & present.keys():
+            if _contradicts(present[key], texts[key]):  # `mlflow run -P overrides="seed=3"`
+                log.warning(
+                    "MLflow had recorded the parameter %s=%s before the run began, and cannot "
+                    "change it; the true one is config.%s=%s",
+                    *(key, present[key], key, texts[key]),
+                )
         self.client.log_batch(
             self.id,
             params=[
@@ -151,6 +163,17 @@ class Recording:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a text that is too long for MLflow is shortened, with a note."""
         self.client.log_batch(self.id, tags=_as_tags(tags))
+
+    def describe(self, text: str) -> None:
+        """Sets the description that MLflow shows, in Markdown, unless the user has written one.
+
+        Links to `artifacts:<name>` lead to that artefact of the run.
+        """
+        run = self.client.get_run(self.id)
+        if is_written_by_hand(run.data.tags.get(NOTE, "")):
+            return
+        page = f"#/experiments/{run.info.experiment_id}/runs/{self.id}/artifacts/"
+        self.log_tags({NOTE: text.replace("](artifacts:", f"]({page}") + SIGNED})
 
     def log_data(self, prepared: Prepared, name: str) -> None:
         """Logs the data that the run uses, with the SHA-256 of its whole content."""
@@ -174,8 +197,13 @@ class Recording:
         self.log_tags({f"cache/{name}": "hit" if hit else "miss" for name, hit in found.items()})
 
     def log_report(self, report: Report) -> None:
-        """Logs metrics; adds figures (`plots/<name>.png`) and texts to the artefacts."""
-        self.log_metrics(report.metrics)
+        """Logs metrics; adds figures (`plots/<name>.png`) and texts to the artefacts.
+
+        Sizes and times are logged when the run is closed, after what people look for first.
+        """
+        later = {k: v for k, v in report.metrics.items() if k.startswith(("model/", "time/"))}
+        self.sizes.update(later)
+        self.log_metrics({k: v for k, v in report.metrics.items() if k not in later})
         for name, figure in report.figures.items():
             with replacing(self._own("plots") / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, pil_kwargs=FAST)
@@ -318,6 +346,13 @@ def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
 def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]:
     """All metrics of a run, by name and step."""
     return history(client, run_id, list(client.get_run(run_id).data.metrics))
+
+
+def _contradicts(before: str, text: str) -> bool:
+    """Whether a parameter says something else, rather than nothing or the same number."""
+    with suppress(ValueError):
+        return float(before) != float(text)
+    return bool(before) and before != text
 
 
 def _as_tags(texts: Mapping[str, str]) -> list[RunTag]:

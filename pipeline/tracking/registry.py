@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
@@ -20,7 +20,9 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from pipeline.config.schema import Tracking
-from pipeline.tracking.client import connect, made_once
+from pipeline.system.secrets import hide
+from pipeline.tracking.client import connect, fetch, made_once
+from pipeline.tracking.values import SIGNED, is_written_by_hand
 
 LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model saved by a run
 # A tag of a version: `pending` while it is a ticket, then its final state.
@@ -45,10 +47,11 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """The state of the registered model when read: version numbers by alias, and its tags."""
+    """The registered model when read: version numbers by alias, its tags, its description."""
 
     aliases: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class Registry:
             _allow(error, RESOURCE_DOES_NOT_EXIST)
             return Present()
         aliases = {alias: int(number) for alias, number in model.aliases.items()}
-        return Present(aliases=aliases, tags=model.tags)
+        return Present(aliases=aliases, tags=model.tags, description=model.description or "")
 
     def ensure(self) -> None:
         """Creates the registered model if it does not exist."""
@@ -99,8 +102,10 @@ class Registry:
         found = self.client.search_model_versions(f"name = '{self.name}' AND run_id = '{run_id}'")
         return sorted(map(_version, found), key=lambda version: -version.number)
 
-    def add(self, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
-        """Creates a version with these tags. Numbers grow and are never reused."""
+    def add(
+        self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> Version:
+        """Creates a version. Numbers grow and are never reused."""
         logged = LOGGED.fullmatch(source)
 
         def make() -> Version:
@@ -109,6 +114,7 @@ class Registry:
                 source,
                 run_id=run_id,
                 tags=dict(tags),
+                description=hide(description) + SIGNED if description else None,
                 await_creation_for=0,
                 model_id=logged[1] if logged else None,  # required by servers
             )
@@ -131,9 +137,29 @@ class Registry:
         """Sets a tag of the registered model."""
         self.client.set_registered_model_tag(self.name, key, text)
 
-    def mark(self, number: int, state: str) -> None:
-        """Sets the state of a version."""
+    def describe(self, text: str) -> None:
+        """Sets the registered model's description, in Markdown, unless the user has written one."""
+        text, present = hide(text) + SIGNED, self.present().description
+        if present != text and not is_written_by_hand(present):
+            self.client.update_registered_model(self.name, text)
+
+    def attach(self, run_id: str, name: str, text: str) -> None:
+        """Logs a text as an artefact of the run of a version."""
+        self.client.log_text(run_id, hide(text), name)
+
+    def attached(self, run_id: str, name: str) -> str | None:
+        """The text of such an artefact, None if the run or the artefact is gone."""
+        try:
+            address = f"{self.client.get_run(run_id).info.artifact_uri}/{name}"
+            return fetch(address).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+    def mark(self, number: int, state: str, *, without: Sequence[str] = ()) -> None:
+        """Sets the state of a version, then removes tags."""
         self.client.set_model_version_tag(self.name, str(number), STATE, state)
+        for key in without:
+            self.client.delete_model_version_tag(self.name, str(number), key)
 
     def drop(self, number: int) -> None:
         """Deletes a version, if it exists."""

@@ -383,6 +383,7 @@ def recorded(run: Run, experiment: str) -> RecordedRun:
         logged=run.data.metrics,
         sizes=_sizes(run),
         artifacts=run.info.artifact_uri,
+        experiment_id=str(run.info.experiment_id),
     )
 
 

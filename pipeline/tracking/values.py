@@ -36,12 +36,21 @@ PARENT, INDEX, PRUNED, FOLDER = (
     *("sweep.pruned", "sweep.folder"),
 )
 SEED = "seed"
+NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
 # Groups whose builder matters too; the parameters of other groups say everything.
 CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 SHORT = 8  # characters of a checksum or an id shown to people
+
+
+SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
+
+
+def is_written_by_hand(description: str) -> bool:
+    """Whether the user has written a description, which the pipeline then keeps."""
+    return bool(description) and not description.endswith(SIGNED)
 
 
 class Status(StrEnum):
@@ -72,6 +81,7 @@ class RecordedRun:
     logged: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     artifacts: str = ""
+    experiment_id: str = ""
 
     def __repr__(self) -> str:
         known = [name for name in ("val/accuracy", "test/accuracy") if name in self.metrics]

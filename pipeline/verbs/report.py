@@ -27,7 +27,8 @@ def report(config: Config, folder: Path) -> Path:
         RequestError: `run_id` is missing, there is no such run that has begun, or the data here
             differs from that of the run's predictions.
     """
-    from pipeline.reports.write import NAME, REPORTABLE, page_of
+    from pipeline.reports.notes import REPORT_PAGE
+    from pipeline.reports.write import REPORTABLE, page_of
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_run
 
@@ -38,6 +39,6 @@ def report(config: Config, folder: Path) -> Path:
             "these has a report"
         )
     page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
-    with replacing(folder / NAME) as path:
+    with replacing(folder / REPORT_PAGE) as path:
         path.write_text(page, encoding="utf-8")
-    return folder / NAME
+    return folder / REPORT_PAGE

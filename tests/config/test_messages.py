@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
 from pipeline.config.messages import explain
@@ -21,6 +21,16 @@ def complaint(*overrides: str) -> str:
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
         compose("config", list(overrides))
     return explain(caught.value)
+
+
+def test_a_name_that_an_installed_plugin_has_too_is_told_with_ours() -> None:
+    said = "'hydra/sweeper/optuna' is validated against ConfigStore schema with the same name.\nx"
+    told = explain(ConfigCompositionException(said))
+    assert told.startswith("hydra/sweeper=optuna: a Hydra plugin that is installed here has that")
+    assert "write hydra/sweeper=search" in told
+    other = explain(ConfigCompositionException(said.replace("sweeper/optuna", "launcher/x")))
+    assert other.startswith("hydra/launcher=x: ")
+    assert other.endswith("uninstall the plugin, or rename the file")
 
 
 def test_our_own_errors_speak_for_themselves() -> None:

@@ -68,7 +68,12 @@ def test_figures_go_by_the_name_of_their_plot() -> None:
 def test_the_table_of_classes_comes_with_every_report() -> None:
     report = evaluate(MADE, [], [])
     assert report.metrics == {}
-    assert list(report.texts) == ["class_report.txt"]
+    assert list(report.texts) == ["class_report.txt", "class_scores.csv"]
+    assert report.texts["class_scores.csv"].splitlines() == [
+        "class,images,accuracy,precision,f1",
+        "T-shirt/top,2,1,0.666667,0.8",
+        "bag,2,0.5,1,0.666667",
+    ]
     rows = report.texts["class_report.txt"].splitlines()
     assert any(row.split() == ["bag", "1.0000", "0.5000", "0.6667", "2"] for row in rows)
 

@@ -235,7 +235,7 @@ def test_an_empty_range_is_refused() -> None:
 
 
 def test_an_interval_is_no_part_of_a_grid() -> None:
-    with pytest.raises(RequestError, match=r"interval\(0,0.5\).*hydra/sweeper=optuna"):
+    with pytest.raises(RequestError, match=r"interval\(0,0.5\).*hydra/sweeper=search"):
         grid(multirun("model.dropout=interval(0,0.5)").searched)
 
 

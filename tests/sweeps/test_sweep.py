@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a bad value in all jobs": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
     "an interval in a grid": (
         ["-m", "optimizer.learning_rate=interval(1e-3,1e-1)"],
-        ["interval(1e-3,1e-1): a grid needs single values", "hydra/sweeper=optuna"],
+        ["interval(1e-3,1e-1): a grid needs single values", "hydra/sweeper=search"],
     ),
     "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
     "a pruner for a grid": (["-m", "seed=0,1", "sweep.pruner=median"], ["sweep.pruner", "optuna"]),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.files import csv_cell, replacing
+from pipeline.system.files import replacing
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -59,16 +59,3 @@ def test_a_place_that_cannot_be_written_is_an_os_error_with_its_name(tmp_path: P
     with pytest.raises(OSError) as caught, replacing(tmp_path / "file" / "a.txt"):
         pass
     assert str(tmp_path / "file") in str(caught.value.filename)
-
-
-@pytest.mark.parametrize(
-    "formula",
-    ["=1+1", "+cmd|' /C calc'!A0", "-x.png", "@SUM(A1)", "\t=1", "\uff1d1", "-inf", "- 1"],
-)
-def test_a_text_that_a_spreadsheet_would_carry_out_begins_with_an_apostrophe(formula: str) -> None:
-    assert csv_cell(formula) == f"'{formula}"
-
-
-@pytest.mark.parametrize("value", ["a.png", "-1", "+1e-3", -0.5, 3, None, "", "a=b"])
-def test_numbers_and_other_texts_stay_as_they_are_in_a_cell(value: object) -> None:
-    assert csv_cell(value) is value

@@ -158,11 +158,15 @@ def test_a_finished_block_whose_upload_fails_is_a_failed_run(
 
 
 def test_the_run_that_mlflow_run_opened_is_adopted_with_its_parameters(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = connect(None)
     opened = client.create_run(experiment(client, "digits"))
-    for key, value in {"seed": "00", "epochs": "1", "train.epochs": "20.0"}.items():
+    before_it = {"seed": "00", "epochs": "1", "train.epochs": "20.0", "train.batch_size": "64"}
+    for key, value in before_it.items():
         client.log_param(opened.info.run_id, key, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
     before = len(client.search_runs([opened.info.experiment_id]))
@@ -174,7 +178,10 @@ def test_the_run_that_mlflow_run_opened_is_adopted_with_its_parameters(
     assert len(client.search_runs([opened.info.experiment_id])) == before
     # What was logged beforehand stays as it was; ours goes beside it where it reads otherwise.
     params = run.data.params
-    assert (params["epochs"], params["train.batch_size"]) == ("1", "128")
+    assert (params["epochs"], params["config.train.batch_size"]) == ("1", "128")
+    [warning] = [record.getMessage() for record in caplog.records if "MLflow had" in record.msg]
+    assert "train.batch_size=64" in warning  # the others are the same numbers
+    assert "config.train.batch_size=128" in warning
     assert (params["seed"], params["config.seed"]) == ("00", "0")
     assert (params["train.epochs"], params["config.train.epochs"]) == ("20.0", "20")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data.files import printable
 from pipeline.data.values import Array
-from pipeline.system.files import csv_cell
+from pipeline.system.tables import csv_cell
 
 TOP = 3
 DIGITS = 6  # of a probability, where it is written as text

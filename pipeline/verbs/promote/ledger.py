@@ -1,12 +1,13 @@
 """The ledger: one line per attempt to change the champion, as values, text and table. Pure.
 
 Each line is a tag of the registered model with a key of its own, so that writing a line needs no
-lock and reading all of them needs one request.
+lock and reading all of them needs one request. The gates of a line are an artefact of its run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.reports.notes import markdown_table, plain
 from pipeline.verbs.promote.gates import Gate, failed
 
 PREFIX = "ledger."
@@ -23,6 +25,12 @@ PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
 UNCHANGED = "unchanged"  # not recorded in the ledger
 MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # decisions that change the champion
+_WORD, _TEXT = r"[\w@.+-]+", r'"(?:[^"\\]|\\.)*"'
+_TAG = re.compile(
+    r"(?P<decision>[a-z ]+?)(?: version (?P<version>\d+))?(?: in place of (?P<replaces>\d+))?"
+    rf", run (?P<run_id>\w*), by (?P<who>{_WORD}|{_TEXT})"
+    rf"(?:: (?P<reason>{_TEXT}))?(?: (?P<note>{_TEXT}))?"
+)
 _STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "red"}
 
 
@@ -75,10 +83,64 @@ def from_text(key: str, text: str) -> Entry:
     return Entry(key=key, gates=gates, **values)
 
 
+def to_tag(entry: Entry) -> str:
+    """The line as a short text for people, without its gates, which the run's artefact has.
+
+    `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
+    """
+    for longest in (LONGEST, 1000, 400):
+        texts = [_cut(text, longest) for text in (entry.who, entry.reason or "", entry.note)]
+        who, reason, note = (json.dumps(text, ensure_ascii=False) for text in texts)
+        who = texts[0] if re.fullmatch(_WORD, texts[0]) else who
+        text = (
+            entry.decision
+            + (f" version {entry.version}" if entry.version else "")
+            + (f" in place of {entry.replaces}" if entry.replaces else "")
+            + f", run {entry.run_id}, by {who}"
+            + (f": {reason}" if entry.reason or entry.note else "")
+            + (f" {note}" if entry.note else "")
+        )
+        if len(text) <= LONGEST:
+            return text
+    raise ValueError(f"a line of the ledger has {len(text)} characters")
+
+
+def from_tag(key: str, text: str) -> Entry:
+    """The line that a tag keeps under `key`, as text or, by earlier versions, as JSON."""
+    if text.startswith("{"):
+        return from_text(key, text)
+    found = _TAG.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{key}: cannot be read as a line of the ledger")
+    named = found.groupdict()
+    who, reason, note = (
+        json.loads(value) if (value := named[name] or "").startswith('"') else value
+        for name in ("who", "reason", "note")
+    )
+    version, replaces = (
+        int(named[name]) if named[name] else None for name in ("version", "replaces")
+    )
+    return Entry(
+        key=key,
+        who=who,
+        decision=named["decision"],
+        run_id=named["run_id"],
+        version=version,
+        replaces=replaces,
+        reason=reason or None,
+        note=note,
+    )
+
+
+def artifact(key: str) -> str:
+    """The artefact of the judged run that has the whole line, with its gates."""
+    return f"promotion/{key.removeprefix(PREFIX)}.json"
+
+
 def entries(tags: Mapping[str, str]) -> list[Entry]:
     """All lines among the tags of a registered model, oldest first."""
     keys = sorted(key for key in tags if key.startswith(PREFIX))
-    return [from_text(key, tags[key]) for key in keys]
+    return [from_tag(key, tags[key]) for key in keys]
 
 
 def line_of_champions(lines: Sequence[Entry]) -> list[int]:
@@ -101,6 +163,22 @@ def line_of_champions(lines: Sequence[Entry]) -> list[int]:
 def decided(entry: Entry, decision: str, note: str) -> Entry:
     """The entry with another decision, and the reason."""
     return replace(entry, decision=decision, note=note)
+
+
+def history_markdown(lines: Sequence[Entry], most: int = 20) -> str:
+    """The newest lines as a table for a description, newest first."""
+    rows = [
+        (
+            f"{entry.when:%Y-%m-%d %H:%M}",
+            entry.decision,
+            f"{entry.replaces or '–'} → {entry.version}" if entry.version else "",
+            f"`{entry.run_id[:8]}`",
+            plain(entry.who),
+            plain("; ".join(_why(entry))),
+        )
+        for entry in reversed(lines[-most:])
+    ]
+    return markdown_table(("when (UTC)", "decision", "version", "run", "who", "why"), rows)
 
 
 def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Table:
@@ -138,6 +216,19 @@ def history_document(
         "aliases": dict(aliases),
         "entries": [{"when": entry.when.isoformat(), **asdict(entry)} for entry in lines],
     }
+
+
+def gate_rows(gates: Sequence[Gate]) -> list[tuple[str, str, str, str]]:
+    """The gates with their numbers, as rows of a Markdown table."""
+    return [
+        (
+            plain(gate.name),
+            plain(number(gate.value)),
+            plain(number(gate.limit)),
+            "passed" if gate.passed else "**failed**",
+        )
+        for gate in gates
+    ]
 
 
 def gates_table(gates: Sequence[Gate]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.tracking.client import StoreError
 from pipeline.tracking.registry import (
     CHALLENGER_STATE,
     STATE,
@@ -21,9 +23,10 @@ from pipeline.tracking.registry import (
     Version,
     open_registry,
 )
-from pipeline.tracking.runs import find_trained
-from pipeline.tracking.values import RecordedRun
+from pipeline.tracking.runs import by_id, find_trained
+from pipeline.tracking.values import FINGERPRINT, RecordedRun
 from pipeline.verbs.promote import Promote, Rollback
+from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
     FORCED,
@@ -31,21 +34,23 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     UNCHANGED,
     Entry,
+    artifact,
     complaint,
     entries,
     gates_table,
     line_of_champions,
     new_key,
+    to_tag,
+    to_text,
 )
-from pipeline.verbs.promote.ledger import to_text as line_text
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS, Change, settle, switch
 
+SHOWN_LINES = 20  # of the ledger, in the description of the registered model
 METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it
-_SHOWN = ("val/accuracy", "test/accuracy", "test/macro_f1", "test/ece", "test/loss")
-_AS_THEY_ARE = (
-    *("data.fingerprint", "data.source", "code.dirty", "dataset", "model"),
-    *("version.tensorflow", "version.keras"),
-)
+_SHOWN = ("val/accuracy", "test/accuracy")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
     former = _former(registry, registered, candidate.fingerprint)
     gates = judge(gather(candidate, config, present, former), request)
     line = _line(candidate, request, gates, champion)
+    registry.attach(candidate.id, artifact(line.key), to_text(line))
     if line.decision == REFUSED:
         says = _refuse(registry, candidate, line, challenger=request.challenger)
         return concluded(registry, REFUSED, gates, says)
@@ -110,17 +116,17 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
             source=str(candidate.model_uri),
             run_id=candidate.id,
             tags=lineage(candidate),
+            description=note_of_version(candidate, line),
         ),
     )
     return concluded(registry, line.decision, gates)
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:
-    """The tags for a version of the run's model: its origin and its quality."""
+    """The tags for a version of the run's model, what scripts search for; the rest is described."""
     metrics = run.metrics
-    return {key: run.tags[key] for key in _AS_THEY_ARE if key in run.tags} | {
+    return ({FINGERPRINT: run.fingerprint} if run.fingerprint else {}) | {
         "run_id": run.id,
-        "model_uri": str(run.model_uri),
         "config.sha256": config_sha256(run.config),
         "code.commit": run.commit or "unknown",
         **{key.replace("/", "."): f"{metrics[key]:.6g}" for key in _SHOWN if key in metrics},
@@ -131,9 +137,12 @@ def concluded(
     registry: Registry, decision: str, gates: Sequence[Gate] = (), says: str = ""
 ) -> Decision:
     """The decision, with the current state of the registry."""
-    aliases = registry.present().aliases
+    present = registry.present()
+    aliases = present.aliases
     version = aliases.get(CHAMPION)
     champion = registry.find(version) if version else None
+    if decision != UNCHANGED:
+        _describe(registry, present, champion)
     return Decision(
         decision=decision,
         gates=gates,
@@ -142,6 +151,16 @@ def concluded(
         previous=aliases.get(PREVIOUS),
         run_id=champion.run_id if champion else None,
     )
+
+
+def _describe(registry: Registry, present: Present, champion: Version | None) -> None:
+    """Describes the registered model. The decision is made already: an error is only logged."""
+    try:
+        run = by_id(registry.client, champion.run_id) if champion else None
+        lines = whole_ledger(registry, present, newest=SHOWN_LINES)
+        registry.describe(note_of_model(registry, present, lines, run))
+    except (StoreError, RequestError) as error:
+        log.warning("%s could not be described: %s", registry.name, error)
 
 
 def _former(registry: Registry, registered: Present, fingerprint: str | None) -> list[Version]:
@@ -190,21 +209,24 @@ def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challeng
     registry.ensure()
     outcome = "nothing was changed"
     if challenger and LOADS not in {gate.name for gate in failed(line.gates)}:
-        number = _challenge(registry, candidate)
+        number = _challenge(registry, candidate, line)
         outcome = f"version {number} is the challenger, the champion stays"
-    registry.keep(line.key, line_text(line))
+    registry.keep(line.key, to_tag(line))
     complaints = [complaint(gate) for gate in failed(line.gates)]
     return "\n".join([f"run {candidate.id} is refused; {outcome}", *complaints])
 
 
-def _challenge(registry: Registry, candidate: RecordedRun) -> int:
+def _challenge(registry: Registry, candidate: RecordedRun, line: Entry) -> int:
     """Gives the run's model the alias `challenger`, on its existing version or a new one."""
     versions = registry.of_run(candidate.id)
     number = (
         versions[0].number
         if versions
         else registry.add(
-            str(candidate.model_uri), candidate.id, {**lineage(candidate), STATE: CHALLENGER_STATE}
+            str(candidate.model_uri),
+            candidate.id,
+            {**lineage(candidate), STATE: CHALLENGER_STATE},
+            note_of_version(candidate, line),
         ).number
     )
     registry.point(CHALLENGER, number)

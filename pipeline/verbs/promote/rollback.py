@@ -16,11 +16,11 @@ from pipeline.system.terminal import standard_output
 from pipeline.tracking.models import fetched
 from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
 from pipeline.verbs.promote import History, Rollback
+from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     UNCHANGED,
     Entry,
-    entries,
     history_document,
     history_table,
     new_key,
@@ -79,7 +79,9 @@ def history(config: Config, request: History, folder: Path) -> Ledger:
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
     present = registry.present()
-    return Ledger(name=registry.name, aliases=present.aliases, entries=entries(present.tags))
+    return Ledger(
+        name=registry.name, aliases=present.aliases, entries=whole_ledger(registry, present)
+    )
 
 
 def show_history(ledger: Ledger, request: History) -> None:

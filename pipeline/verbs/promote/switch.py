@@ -28,15 +28,15 @@ from pipeline.verbs.promote.ledger import (
     Entry,
     decided,
     entries,
-    from_text,
-    to_text,
+    from_tag,
+    to_tag,
 )
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-# Tags of a ticket; those of a promotion stay on its version.
+# Tags of a ticket. On the version of a champion, the number that it replaced stays.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
-NONE = ""  # no version, as the value of a tag
+NONE = ""  # no version, also as the value of a tag in earlier versions of this pipeline
 BROKEN_OFF = "it was interrupted before the champion changed"
 LATE = (
     "this took so long that another promotion or rollback counted it as dead; nothing was changed, "
@@ -52,7 +52,8 @@ class Outrun(PipelineError):
 class Change:
     """An intended move of the alias `champion`, and its line for the ledger.
 
-    `source` and `run_id` are those of the intended champion's model, `tags` those of its version.
+    `source` and `run_id` are those of the intended champion's model, `tags` and `description` those
+    of its version.
     `target` is the version to go back to; None makes the ticket itself the champion.
     The move is valid as long as `line.replaces` is the champion.
     """
@@ -61,6 +62,7 @@ class Change:
     source: str
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
     target: int | None = None
 
 
@@ -109,12 +111,12 @@ def _take(registry: Registry, change: Change) -> Version:
     ticket = {
         STATE: PENDING,
         HOLDER: this_process(),
-        REPLACES: _as_tag(change.line.replaces),
-        TARGET: _as_tag(change.target),
         KEY: change.line.key,
-        LINE: to_text(change.line),
+        LINE: to_tag(change.line),
     }
-    return registry.add(change.source, change.run_id, {**change.tags, **ticket})
+    ticket |= {REPLACES: str(change.line.replaces)} if change.line.replaces else {}
+    ticket |= {TARGET: str(change.target)} if change.target else {}
+    return registry.add(change.source, change.run_id, {**change.tags, **ticket}, change.description)
 
 
 def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
@@ -186,7 +188,8 @@ def _complete(registry: Registry, ticket: Version) -> None:
         registry.point(CHALLENGER, None)  # it is the champion now
     _record(registry, replace(_line(ticket), version=target))
     if target == ticket.number:
-        registry.mark(ticket.number, DONE)
+        spent = [key for key in (HOLDER, TARGET, KEY, LINE) if key in ticket.tags]
+        registry.mark(ticket.number, DONE, without=spent)
     else:
         registry.drop(ticket.number)
 
@@ -194,7 +197,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
 def _record(registry: Registry, line: Entry) -> None:
     """Writes a line of the ledger unless it exists already."""
     if line.key not in registry.present().tags:
-        registry.keep(line.key, to_text(line))
+        registry.keep(line.key, to_tag(line))
 
 
 def _run_of(registry: Registry, number: int) -> str | None:
@@ -211,11 +214,7 @@ def _target(ticket: Version) -> int:
 
 
 def _line(ticket: Version) -> Entry:
-    return from_text(ticket.tags[KEY], ticket.tags[LINE])
-
-
-def _as_tag(number: int | None) -> str:
-    return NONE if number is None else str(number)
+    return from_tag(ticket.tags[KEY], ticket.tags[LINE])
 
 
 def _as_number(tag: str) -> int | None:

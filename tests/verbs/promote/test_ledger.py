@@ -23,12 +23,14 @@ from pipeline.verbs.promote.ledger import (
     complaint,
     decided,
     entries,
+    from_tag,
     from_text,
     gates_table,
     history_document,
     history_table,
     line_of_champions,
     new_key,
+    to_tag,
     to_text,
 )
 
@@ -101,6 +103,47 @@ def test_a_long_text_is_cut_no_more_than_it_must_be() -> None:
 def test_a_line_that_cannot_be_made_to_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="5000 are allowed"):
         to_text(replace(LINE, gates=[SLOW] * 100))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        LINE,
+        replace(LINE, decision=REFUSED, version=None, reason=None),
+        replace(
+            LINE, decision="rolled back", replaces=None, who='a "b", by c', reason="\\ \n, run"
+        ),
+        replace(LINE, reason=None, note='it was "late"'),
+        replace(LINE, decision="abandoned", reason=' "x" ', note="n"),
+    ],
+)
+def test_a_line_comes_back_from_its_short_tag_without_its_gates(line: Entry) -> None:
+    assert from_tag(line.key, to_tag(line)) == replace(line, gates=[])
+
+
+@given(st.text(), st.text(), st.text(max_size=9000))
+def test_whatever_people_write_a_short_tag_is_read_again(who: str, reason: str, note: str) -> None:
+    line = replace(LINE, who=who, reason=reason or None, note=note)
+    kept = to_tag(line)
+    assert len(kept) <= LONGEST
+    back = from_tag(line.key, kept)
+    assert (back.decision, back.version, back.replaces, back.run_id) == (
+        *(line.decision, line.version, line.replaces, line.run_id),
+    )
+    if len(who + reason + note) < 300:
+        assert back == replace(line, gates=[])
+
+
+def test_a_short_tag_reads_as_a_sentence() -> None:
+    short = replace(LINE, reason=None)
+    assert to_tag(short) == "promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine"
+    assert to_tag(LINE).endswith(', by ada@engine: "it is [better]"')
+
+
+def test_a_ledger_reads_tags_of_earlier_versions_and_refuses_what_is_none() -> None:
+    assert from_tag(LINE.key, to_text(LINE)) == LINE
+    with pytest.raises(ValueError, match="cannot be read"):
+        from_tag(LINE.key, "promoted, they say")
 
 
 def test_the_lines_among_other_tags_are_found_oldest_first() -> None:

@@ -22,6 +22,7 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, STATE, Registry, open_registry
 from pipeline.verbs.promote import Promote
+from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     FORCED,
@@ -29,7 +30,6 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     ROLLED_BACK,
     Entry,
-    entries,
 )
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.run import train
@@ -100,7 +100,7 @@ def aliases() -> dict[str, int]:
 
 
 def ledger() -> list[Entry]:
-    return entries(registry().present().tags)
+    return whole_ledger(registry(), registry().present())
 
 
 def test_a_run_that_passes_is_champion_with_its_lineage_and_loads_by_alias(
@@ -135,6 +135,42 @@ def test_a_run_that_passes_is_champion_with_its_lineage_and_loads_by_alias(
         None,
     )
     assert {gate.name: gate.passed for gate in line.gates}["reproduces predictions"]
+
+
+def test_a_version_has_a_handful_of_short_tags_and_a_description(runs: Runs) -> None:
+    promoted(runs.good)
+    promoted(runs.other, "promote.force=true", "promote.reason='| *better* |'")
+    first, second = registry().find(1), registry().find(2)
+    assert first is not None
+    assert second is not None
+    for version in (first, second):
+        assert len(version.tags) <= 8
+        assert all(0 < len(value) <= 64 for value in version.tags.values())
+    assert second.tags["promotion.replaces"] == "1"
+    client = mlflow.MlflowClient()
+    told = client.get_model_version("synthetic", "2").description
+    for part in (
+        *("**linear on synthetic**", "| test | **", "in place of version 1", "| test accuracy |"),
+        *(f"runs/{runs.other}", "report.html", "&#124; &#42;better&#42; &#124;"),
+        "python ",
+    ):
+        assert part in told, part
+    model = client.get_registered_model("synthetic")
+    assert "Its champion is version 2" in model.description
+    assert f"`{runs.good[:8]}`" in model.description
+    assert max(map(len, model.tags.values())) < 150
+
+
+def test_a_description_of_the_user_s_own_is_kept(runs: Runs) -> None:
+    client = mlflow.MlflowClient()
+    client.create_registered_model("synthetic", description="Our shirts.")
+    promoted(runs.good)
+    assert client.get_registered_model("synthetic").description == "Our shirts."
+    client.update_registered_model("synthetic", "")
+    rolled_back("rollback.to=1")  # changes nothing, and describes nothing
+    assert not client.get_registered_model("synthetic").description
+    promoted(runs.other, "promote.force=true", "promote.reason=x")
+    assert "Ledger" in client.get_registered_model("synthetic").description
 
 
 def test_a_second_one_is_compared_with_the_champion_which_becomes_previous(

@@ -27,7 +27,7 @@ from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     Entry,
     entries,
-    to_text,
+    to_tag,
 )
 from pipeline.verbs.promote.switch import (
     BROKEN_OFF,
@@ -180,7 +180,7 @@ def ticket(registry: Registry, change: Change, holder: str) -> int:
         REPLACES: str(change.line.replaces or ""),
         TARGET: str(change.target or ""),
         KEY: change.line.key,
-        LINE: to_text(change.line),
+        LINE: to_tag(change.line),
     }
     return registry.add(change.source, change.run_id, tags).number
 

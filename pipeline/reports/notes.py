@@ -1,0 +1,81 @@
+"""The descriptions that MLflow shows of runs, sweeps, models and versions, as Markdown. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.config.schema import Config
+from pipeline.data.values import Predictions
+from pipeline.evaluation.intervals import wilson
+
+CONFIDENCE = 0.95  # coverage of the intervals of accuracies
+SPLITS = {"test": "test", "val": "validation"}
+REPORT_PAGE = "report.html"
+MOST_TEXT = 300  # characters of one text in a description
+
+
+def note_of_run(
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    *,
+    parameters: float | None,
+    command: str,
+    report: str | None,
+) -> str:
+    """What a run trained, its accuracies with 95 % intervals, its command, and where its report is.
+
+    `predictions` are by split; `report` is the name of the artefact, if the run has one.
+    """
+    measured = {
+        split: (float(found.correct.mean()), len(found.labels))
+        for split, found in predictions.items()
+        if len(found.labels)
+    }
+    parts = [
+        summary(config, parameters),
+        accuracy_table(measured) or "Not evaluated.",
+        code(command),
+        f"Report: [{report}](artifacts:{report})" if report else "",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def summary(config: Config, parameters: float | None) -> str:
+    """What was trained on what, for how long, in one line."""
+    choices, epochs = config.choices, config.train.epochs
+    size = f"{parameters:,.0f} parameters, " if parameters else ""
+    return (
+        f"**{plain(choices.model)} on {plain(choices.dataset)}**: "
+        f"{size}{epochs} epoch{'s' * (epochs != 1)}, seed {config.seed}."
+    )
+
+
+def accuracy_table(measured: Mapping[str, tuple[float, int]]) -> str:
+    """A table of accuracies with 95 % Wilson intervals; `measured`: share and images by split."""
+    rows = []
+    for split in filter(measured.__contains__, SPLITS):
+        share, images = measured[split]
+        found = wilson(share, images, CONFIDENCE)
+        interval = f"{found.low:.4f} to {found.high:.4f}"
+        rows.append((SPLITS[split], f"**{share:.4f}**", interval, f"{images:,}"))
+    return markdown_table(("split", "accuracy", "95 % interval", "images"), rows) if rows else ""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def code(command: str) -> str:
+    """A command as a block of code, whatever it contains."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", command) or [""]))
+    return f"{fence}sh\n{command}\n{fence}"
+
+
+def plain(text: str) -> str:
+    """A text that looks in Markdown as it is, on one line, shortened if it is very long."""
+    line = " ".join(text.split())
+    line = line if len(line) <= MOST_TEXT else line[: MOST_TEXT - 1] + "…"
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", lambda found: f"&#{ord(found[1])};", line)
