@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +20,10 @@ from pipeline.data.packing import Packed, pack, read
 from pipeline.data.split import divide, divided
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
+
+SHOWN = 5  # classes named in a warning
+
+log = logging.getLogger(__name__)
 
 
 def ingest(
@@ -80,7 +85,7 @@ def _cached_pictures(folder: Path, fingerprint: str) -> cache.Entry | None:
             meta = json.loads(path.read_text())["meta"]
             if PACKED in meta and meta["known"]["fingerprint"] == fingerprint:
                 return cache.stored(path.parent)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
 
@@ -144,7 +149,21 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
         cached=entry.cached,
     )
     vars(raw).update(entry.meta["known"])  # saves reading every image to work it out
+    _tell_missing(raw)
     return raw
+
+
+def _tell_missing(raw: RawData) -> None:
+    """Warns of classes without an image in a split."""
+    for split, part, means in (
+        ("training", raw.train, "a model cannot learn to recognize them"),
+        ("test", raw.test, "the test metrics say nothing about them"),
+    ):
+        counts = np.bincount(part.labels, minlength=len(raw.class_names))
+        missing = [raw.class_names[place] for place in np.flatnonzero(counts == 0)]
+        if missing:
+            named = ", ".join(map(repr, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
+            log.warning("the %s split has no images of %s: %s", split, named, means)
 
 
 def _split(arrays: Mapping[str, Array], name: str) -> Split:

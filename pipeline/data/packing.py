@@ -234,7 +234,7 @@ def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
         try:
             if json.loads(place.read_text())["meta"]["settings"] == settings:
                 found.append((place.stat().st_mtime_ns, read(place.parent)))
-        except (OSError, ValueError, KeyError, PipelineError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, PipelineError):
             continue
     return [packed for _, packed in sorted(found, key=lambda one: -one[0])]
 
@@ -344,7 +344,7 @@ class _Work:
             if json.loads(first) != list(self.shape):
                 return False
             array: Array = np.memmap(self.images, np.uint8, "r", HEADER)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         size = int(np.prod(self.shape))
         whole = len(array) // size
@@ -354,7 +354,7 @@ class _Work:
             try:
                 rows, entries = json.loads(line)
                 records = [_parsed(entry) for entry in entries]
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 break  # the line that was being written
             if rows > whole or not all(_is_intact(array, one) for one in records):
                 break

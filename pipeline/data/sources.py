@@ -52,6 +52,8 @@ PACKAGE_S = 300.0
 _DIMENSIONS = {0x00000801: 1, 0x00000803: 3}  # labels, images; both of unsigned bytes
 _LARGEST = 2**30  # bytes; far above any data set in this format
 _CHUNK = 2**20  # bytes
+# Of a gzip file: images compress to a tenth or so; up to this many bytes a few blank ones may not.
+_RATIO, _ALWAYS = 100, 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +298,8 @@ def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
     """Reads a whole IDX file, gzipped or not, header included; `opened` if it lies in an archive.
 
     The header is checked before the body is read, and no more bytes are read than it declares, so
-    neither a false header nor a gzip bomb can exhaust the memory.
+    neither a false header nor a gzip bomb can exhaust the memory. A header that declares far more
+    than images that large are compressed to is refused at once.
 
     Raises:
         DamagedFile: not gzip or IDX, truncated, or longer than its header says.
@@ -306,8 +309,10 @@ def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
         with nullcontext(opened) if opened else path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
-            return _whole(stream)
+            if not packed:
+                return _whole(file)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+            return _whole(stream, most=max(_ALWAYS, _RATIO * path.stat().st_size))
     except EOFError as error:
         raise DamagedFile(path, "its gzip data is truncated") from error
     except (zlib.error, gzip.BadGzipFile) as error:
@@ -327,9 +332,13 @@ def decoded(content: bytes) -> Array:
     return np.frombuffer(content, np.uint8, offset=_offset(shape)).reshape(shape)
 
 
-def _whole(stream: BinaryIO) -> bytes:
+def _whole(stream: BinaryIO, *, most: int = _LARGEST) -> bytes:
     content = bytearray(stream.read(_CHUNK))
     shape = _shape(content)
+    if math.prod(shape) > most:
+        raise ValueError(
+            f"its IDX header declares {math.prod(shape):,} bytes, more than {_RATIO} times the file"
+        )
     # Reading to the end, even after the last expected byte, makes gzip check its CRC.
     while len(content) <= _offset(shape) + math.prod(shape) and (part := stream.read(_CHUNK)):
         content += part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -206,7 +207,8 @@ class RawData:
     `fit`, how these were fitted to the size of the images (`data/pictures.py`).
 
     Raises:
-        ValueError: a label lies outside the class names, or the shapes of two splits differ.
+        ValueError: a label lies outside the class names, two of these are equal, or the shapes of
+            two splits differ.
     """
 
     train: Split
@@ -220,6 +222,8 @@ class RawData:
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) >= 2, "a data set needs at least two classes")
+        twice = [name for name, times in Counter(self.class_names).items() if times > 1]
+        _require(not twice, f"two classes have the same name: {twice[:1]}")
         given = {"train": self.train, "test": self.test}
         given |= {"validation": self.val} if self.val else {}
         for name, split in given.items():

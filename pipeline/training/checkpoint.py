@@ -1,5 +1,7 @@
 """Checkpoints of a run: `last.keras`, from which training can resume, and `best.keras`.
 
+`previous.keras` is the last one of the epoch before, in case the newer one is damaged.
+
 Each is one `.keras` file with the model, its optimizer and the `Progress` of the run. It is
 replaced in one step, so that the three always match, even after a kill. The order of images and the
 state of callbacks are not saved: they follow from the seed and from the metrics of the epochs.
@@ -8,6 +10,7 @@ state of callbacks are not saved: they follow from the seed and from the metrics
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from dataclasses import asdict, dataclass
@@ -24,7 +27,9 @@ from pipeline.training.saved import PROGRESS, WEIGHTS, check_archive, inspected
 if TYPE_CHECKING:
     import keras  # not needed to read the progress alone
 
-LAST, BEST = "last.keras", "best.keras"
+LAST, BEST, PREVIOUS = "last.keras", "best.keras", "previous.keras"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,24 @@ def progress_of(path: Path) -> Progress:
         raise RequestError(f"{path}: not a usable checkpoint ({error}); start a new run") from error
 
 
+def newest_progress(folder: Path) -> Progress:
+    """The progress of the last checkpoint in `folder` that can be read, which becomes the last.
+
+    Raises:
+        RequestError: there is none.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        return progress_of(last)
+    except RequestError as error:
+        if not previous.exists():
+            raise
+        found, damage = progress_of(previous), str(error).rpartition(";")[0]
+        log.warning("%s; the one of the epoch before takes its place", damage)
+        previous.replace(last)
+        return found
+
+
 def save_checkpoint(
     model: keras.Model, folder: Path, *, epochs: list[dict[str, float]], seconds: float, best: bool
 ) -> None:
@@ -88,6 +111,8 @@ def save_checkpoint(
     with replacing(folder / LAST) as path:
         model.save(path)
         Progress(epochs=epochs, seconds=seconds, seeds=seeds).add_to(path)
+        if (folder / LAST).exists():
+            (folder / LAST).replace(folder / PREVIOUS)
     if best:
         with replacing(folder / BEST) as path:
             shutil.copyfile(folder / LAST, path)

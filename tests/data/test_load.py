@@ -115,6 +115,36 @@ def test_content_that_is_no_data_set_is_refused_with_the_rule(
         synthetic(tmp_path)
 
 
+def test_a_class_without_images_in_a_split_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @functools.wraps(datasets.synthetic)
+    def lacking(**_: Any) -> RawData:
+        images = np.zeros((2, 4, 4, 1), np.uint8)
+        first, second = (
+            Split(images=images, labels=np.array(x, np.int32)) for x in ([0, 1], [0, 2])
+        )
+        return RawData(train=first, test=second, class_names=("a", "b", "c"), source="test")
+
+    monkeypatch.setattr(datasets, "synthetic", lacking)
+    synthetic(tmp_path, seed=5)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "the training split has no images of 'c': a model cannot learn to recognize them",
+        "the test split has no images of 'b': the test metrics say nothing about them",
+    ]
+
+
+def test_a_cached_entry_of_a_hundred_thousand_brackets_is_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    synthetic(tmp_path)
+    [entry] = (tmp_path / "synthetic").glob("raw-*/entry.json")
+    entry.write_text("[" * 100_000)
+    assert not synthetic(tmp_path).cached
+    assert "RecursionError" in caplog.text
+
+
 def test_preparing_is_cached_under_data_and_configuration(tmp_path: Path) -> None:
     raw = synthetic(tmp_path)
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -264,6 +265,19 @@ def test_a_gzip_bomb_is_not_unpacked_beyond_what_its_header_promises(tmp_path: P
     bomb = gzip.compress(LABELS + bytes(64 * 2**20))
     with pytest.raises(RequestError, match="too long"):
         sources.decompressed(written(tmp_path / "bomb.gz", bomb))
+
+
+def test_a_header_that_a_small_file_cannot_hold_is_refused_before_memory_is_taken(
+    tmp_path: Path,
+) -> None:
+    promises = struct.pack(">2I", 0x801, 2**30) + bytes(64 * 2**20)
+    bomb = written(tmp_path / "bomb.gz", gzip.compress(promises))
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="declares 1,073,741,824 bytes, more than 100 times"):
+        sources.decompressed(bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**23
 
 
 def test_a_missing_file_is_an_os_error_with_its_name(tmp_path: Path) -> None:

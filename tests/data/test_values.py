@@ -112,6 +112,7 @@ def test_a_value_cannot_be_changed() -> None:
         ({"train": split([-1, 0])}, "train labels span -1–0"),
         ({"test": split([])}, "the test split has no images"),
         ({"class_names": ("cat",)}, "at least two classes"),
+        ({"class_names": ("cat", "dog", "cat")}, "two classes have the same name: \\['cat'\\]"),
         (
             {"test": split([0], images=np.zeros((1, 3, 3, 1), np.uint8))},
             r"train images are \(2, 3, 1\), test \(3, 3, 1\)",

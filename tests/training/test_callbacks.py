@@ -87,15 +87,17 @@ def kernel(path: Path) -> float:
 def test_checkpoints_are_the_last_and_the_best_epoch(tmp_path: Path) -> None:
     follower = stopper("val/loss", patience=None, epochs=4, restore=False)
     epochs_of([follower, Checkpoint(tmp_path, follower)], model(), "val_loss", [3, 1, 2, 2.5])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.keras", "last.keras"]
+    names = ["best.keras", "last.keras", "previous.keras"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert kernel(tmp_path / "last.keras") == 3
+    assert kernel(tmp_path / "previous.keras") == 2
     assert kernel(tmp_path / "best.keras") == 1
 
 
 def test_without_a_best_epoch_there_is_the_last_checkpoint_alone(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
     epochs_of([Checkpoint(folder, None)], model(), "loss", [3, 1])
-    assert [path.name for path in folder.iterdir()] == ["last.keras"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.keras", "previous.keras"]
     assert kernel(folder / "last.keras") == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.training.checkpoint import Progress, progress_of
+from pipeline.training.checkpoint import Progress, newest_progress, progress_of
 
 PROGRESS = Progress(epochs=[{"loss": 0.1 + 0.2, "val_loss": 1 / 3}], seconds=1.5, seeds=[[7, 360]])
 
@@ -47,3 +47,31 @@ def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
     path.write_bytes(content[damage])
     with pytest.raises(RequestError, match="start a new run"):
         progress_of(path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_the_checkpoint_before_takes_the_place_of_one_that_is_damaged(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last, previous = archive(tmp_path / "last.keras"), archive(tmp_path / "previous.keras")
+    PROGRESS.add_to(previous)
+    whole = previous.read_bytes()
+    if damage == "missing":  # the process was killed as it replaced the file
+        last.unlink()
+    assert newest_progress(tmp_path) == PROGRESS
+    assert last.read_bytes() == whole
+    assert not previous.exists()
+    assert "last.keras" in caplog.text
+    assert "the epoch before takes its place" in caplog.text
+
+
+def test_an_intact_checkpoint_is_preferred_and_two_damaged_ones_are_refused(tmp_path: Path) -> None:
+    last, previous = archive(tmp_path / "last.keras"), archive(tmp_path / "previous.keras")
+    PROGRESS.add_to(last)
+    assert newest_progress(tmp_path) == PROGRESS
+    last.write_bytes(b"")
+    with pytest.raises(RequestError, match="previous.keras: not a usable checkpoint"):
+        newest_progress(tmp_path)
+    previous.unlink()
+    with pytest.raises(RequestError, match="last.keras: not a usable checkpoint"):
+        newest_progress(tmp_path)

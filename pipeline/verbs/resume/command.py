@@ -22,7 +22,7 @@ from pipeline.tracking import lineage, origin
 from pipeline.tracking.recording import LONGEST_PARAM, reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
-from pipeline.training.checkpoint import Progress, Start, progress_of
+from pipeline.training.checkpoint import Progress, Start, newest_progress
 from pipeline.verbs.resume import Resume
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
     place = _place(found)
     with at_work_in(place):
         entry = _unfinished(config, found.id)  # read under the lock: nobody else can finish it now
-        progress = progress_of(place / "checkpoints" / "last.keras")
+        progress = newest_progress(place / "checkpoints")
         then = _config(place, entry, config)
         changed = _require_same(place, entry, then, force=request.force)
         reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
