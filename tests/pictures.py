@@ -6,24 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, RawData
 
+FILE = Path(__file__).parents[1] / "conf/dataset/folder.yaml"
 LEAF: dict[str, Any] = {
-    "_target_": "pipeline.data.datasets.folder",
-    "size": None,
-    "channels": None,
-    "fit": "pad",
-    "classes": None,
-    "group": None,
-    "near_duplicates": 4,
-    "test_fraction": 0.2,
-    "seed": 0,
-    "on_bad": "skip",
-    "max_bad": 0.5,
-}
+    key: value for key, value in yaml.safe_load(FILE.read_text()).items() if key != "defaults"
+} | {"test_fraction": 0.2, "max_bad": 0.5}
 
 
 def noise(seed: int, size: tuple[int, ...] = (12, 12)) -> Array:

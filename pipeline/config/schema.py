@@ -221,6 +221,8 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     config: Config = checked(Config, plain)
     for group in GROUPS:
         setattr(config, group, check_leaf(group, getattr(config, group)))
+    if "size" in config.dataset and config.dataset["size"] is None:
+        config.dataset["size"] = config.model.get("size")  # a pretrained model has one
     _check_together(config)
     return config
 

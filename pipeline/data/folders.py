@@ -247,11 +247,11 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
     exact = pairs[pairs[:, 2] == EXACT]
     near = pairs[pairs[:, 2] != EXACT]
     if len(exact):
-        notes.append(f"{len(exact):,} pictures are equal to another one and stay together with it")
+        notes.append(f"equal to another picture, and kept in its split: {len(exact):,}")
     if len(near):
         count = len(np.unique(near[:, :2]))
         notes.append(
-            f"{count:,} pictures are near-duplicates of others and stay together with them; "
+            f"near-duplicates, kept in one split: {count:,} pictures; "
             "dataset.near_duplicates=null divides them"
         )
     if len(pairs) or (sizes > 1).any():
