@@ -239,8 +239,13 @@ def _mapped(file: IO[bytes], size: int) -> Array:
 
 
 def _zip(path: Path) -> Zip:
-    _check_directory(path)
+    declared = _check_directory(path)
     archive = zipfile.ZipFile(path)
+    if len(archive.infolist()) % 2**16 != declared:
+        raise _Refused(
+            f"the archive is damaged: it declares {declared:,} members, but has "
+            f"{len(archive.infolist()):,}; make it or fetch it again"
+        )
     left_out: Counter[str] = Counter()
     members: dict[str, zipfile.ZipInfo] = {}
     folders = []
@@ -280,8 +285,11 @@ def _check_readable(info: zipfile.ZipInfo, name: str) -> None:
         )
 
 
-def _check_directory(path: Path) -> None:
-    """Counts the members in the directory of a zip archive before zipfile makes objects of them."""
+def _check_directory(path: Path) -> int:
+    """Counts the members in the directory of a zip archive before zipfile makes objects of them.
+
+    Returns the number that the archive declares, modulo 2¹⁶.
+    """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - 22 - 2**16)
@@ -290,15 +298,16 @@ def _check_directory(path: Path) -> None:
         at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
         if at < 0 or len(tail) - at < 22:
             raise _Refused("the zip archive is cut off: it has no directory; fetch it again")
-        [length] = struct.unpack_from("<I", tail, at + 12)
+        declared, length = struct.unpack_from("<HI", tail, at + 10)
         if at >= 76 and tail[at - 20 : at - 16] == b"PK\6\7":  # zip64 records stand before
-            [length] = struct.unpack_from("<Q", tail, at - 76 + 40)
+            declared, length = struct.unpack_from("<QQ", tail, at - 76 + 32)
         file.seek(max(0, start + at - length - 76))
         left, count = min(length + 76, size), 0
         while left > 0 and (chunk := file.read(min(left, _CHUNK))):
             count += chunk.count(b"PK\1\2")
             left -= len(chunk)
     _check_count(count)
+    return int(declared) % 2**16
 
 
 class _Unpacked:
