@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
-from pydantic import StrictInt, StrictStr
+from pydantic import BeforeValidator
 
 from pipeline.data import lists
 from pipeline.data.archives import LARGEST, located
@@ -35,8 +35,29 @@ from pipeline.data.places import GONE, Contents, Place
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
-Name = StrictStr | StrictInt  # `3` in a YAML file names the class "3"
-Classes = list[Name] | dict[Name, Name | list[Name]] | None
+
+def _as_texts(value: Any) -> Any:
+    """The value with whole numbers as texts, since `3` in a YAML file names the class "3".
+
+    Raises:
+        ValueError: it holds something that is no name.
+    """
+    if isinstance(value, Mapping):
+        return {_as_texts(key): _as_texts(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_texts(one) for one in value]
+    if isinstance(value, bool | float) or value is None:
+        raise ValueError(
+            f"{value!r} is no name of a class; quote what YAML reads as something else ('true')"
+        )
+    return str(value)
+
+
+def _classes(value: Any) -> Any:
+    return None if value is None else _as_texts(value)
+
+
+Classes = Annotated[list[str] | dict[str, str | list[str]] | None, BeforeValidator(_classes)]
 """The classes to use, in order, or the names that each of them unites; None for all there are."""
 
 SPLITS = ("train", "val", "test")
@@ -174,6 +195,7 @@ class _Wanted:
 
 def _united(classes: Classes) -> Mapping[str, str] | None:
     """The class that each name belongs to, in the order of the classes."""
+    classes = _classes(classes)
     if classes is None:
         return None
     pairs = []
@@ -191,9 +213,9 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
     return dict(pairs)
 
 
-def _text(name: str | int) -> str:
+def _text(name: str) -> str:
     """The name of a class as it is compared and stored."""
-    return shown(unicodedata.normalize("NFC", str(name)))
+    return shown(unicodedata.normalize("NFC", name))
 
 
 def _no_list(path: Path) -> str | None:

@@ -274,8 +274,8 @@ FOLDERS = ("animals/cat/1.png", "animals/dog/1.png", "animals/dog/2.png", "cars/
 def test_classes_select_order_and_unite(
     classes: Any, names: tuple[str, ...], labels: list[int], tmp_path: Path
 ) -> None:
-    assert TypeAdapter(Classes).validate_python(classes) == classes
-    listing = listed(touched(tmp_path, *FOLDERS), classes=classes)
+    checked = TypeAdapter(Classes).validate_python(classes)
+    listing = listed(touched(tmp_path, *FOLDERS), classes=checked)
     assert listing.class_names == names
     assert listing.labels.tolist() == labels
     left = len(FOLDERS) - len(labels)
@@ -299,8 +299,15 @@ def test_classes_that_do_not_fit_are_refused(classes: Any, reason: str, tmp_path
 
 @pytest.mark.parametrize("classes", [[True, "a"], [1.5, "a"], {"a": None}, "a"])
 def test_words_that_yaml_reads_as_something_else_are_no_names_of_classes(classes: Any) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as refused:
         TypeAdapter(Classes).validate_python(classes)
+    assert classes == "a" or "quote what YAML reads as something else" in str(refused.value)
+
+
+def test_names_of_classes_in_numbers_are_texts() -> None:
+    validate = TypeAdapter(Classes).validate_python
+    assert validate({3: [1, "b"], "c": 4}) == {"3": ["1", "b"], "c": "4"}
+    assert validate(None) is None
 
 
 def test_names_are_compared_whatever_way_their_accents_are_written(tmp_path: Path) -> None:
