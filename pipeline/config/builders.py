@@ -46,6 +46,11 @@ KERAS_CLASSES = {
         ("CosineDecay", "ExponentialDecay", "PolynomialDecay", "InverseTimeDecay"),
     ),
 }
+# Ours in the same groups, whose parameters are annotated.
+BUILDERS_BESIDE_KERAS = {
+    "optimizer": "pipeline.training.optimizers",
+    "schedule": "pipeline.training.schedules",
+}
 # Keras has no annotations, and reading its signatures would import TensorFlow.
 KERAS_PARAMETERS: dict[str, Any] = {
     "learning_rate": Positive,
@@ -59,6 +64,7 @@ KERAS_PARAMETERS: dict[str, Any] = {
     "epsilon": Positive,
     "weight_decay": NonNegative | None,
     "clipnorm": Positive | None,
+    "global_clipnorm": Positive | None,
     "alpha": Share,
     "decay_rate": Positive,
     "end_learning_rate": NonNegative,
@@ -115,22 +121,19 @@ def _renamed(target: Any, modules: Mapping[str, str]) -> Any:
 
 def _rules(group: str, target: Any) -> dict[str, Any]:
     """The parameters of a leaf with their types; checks its target against the allow-list."""
-    if group in BUILDERS:
-        if isinstance(target, str) and trusted.is_trusted(target):
-            return _rules_of_trusted(group, target)
-        functions = public_functions(BUILDERS[group])
-        allowed = {f"{BUILDERS[group]}.{name}": function for name, function in functions.items()}
-        if target in allowed:
-            added = leaf_defaults(allowed[target])
-            ours = leaf_parameters(allowed[target]).items()
-            return {name: (hint, added.get(name, ...)) for name, hint in ours}
-    else:
-        prefix, names = KERAS_CLASSES[group]
-        allowed = dict.fromkeys(prefix + name for name in names)  # type: ignore[assignment]
-        if target in allowed:
-            # Keras' class decides which of these it takes; a leaf need not have them all.
-            rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
-            return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
+    if group in BUILDERS and isinstance(target, str) and trusted.is_trusted(target):
+        return _rules_of_trusted(group, target)
+    module = (BUILDERS | BUILDERS_BESIDE_KERAS)[group]
+    ours = {f"{module}.{name}": function for name, function in public_functions(module).items()}
+    if target in ours:
+        added, hints = leaf_defaults(ours[target]), leaf_parameters(ours[target])
+        return {name: (hint, added.get(name, ...)) for name, hint in hints.items()}
+    prefix, names = KERAS_CLASSES.get(group, ("", ()))
+    allowed = [*(prefix + name for name in names), *ours]
+    if target in allowed:
+        # Keras' class decides which of these it takes; a leaf need not have them all.
+        rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
+        return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
     line = f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
     if group in BUILDERS and _could_be_trusted(target):
         line = f"{group}._target_: {trusted.untrusted(target)}"
@@ -181,9 +184,10 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
 @cache
 def parameter_of(group: str, name: str) -> Any:
     """The annotation of a parameter of a group's builders; None if it has none or several."""
-    if group not in BUILDERS:
-        return KERAS_PARAMETERS.get(name)
-    ours = map(leaf_parameters, public_functions(BUILDERS[group]).values())
+    if group not in BUILDERS and name in KERAS_PARAMETERS:
+        return KERAS_PARAMETERS[name]
+    module = (BUILDERS | BUILDERS_BESIDE_KERAS)[group]
+    ours = map(leaf_parameters, public_functions(module).values())
     found = [parameters[name] for parameters in ours if name in parameters]
     return found[0] if found and all(hint == found[0] for hint in found) else None
 

@@ -174,6 +174,7 @@ ADDED: dict[str, Any] = {
     "train.class_weight": None,
     "train.ema": None,
     "train.stream": None,
+    "optimizer.global_clipnorm": None,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run
@@ -325,6 +326,16 @@ def _check_together(config: Config) -> None:
             "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
             "leave one of the two out"
         )
+    if str(config.optimizer["_target_"]).endswith(".schedule_free"):
+        beside = {
+            "schedule": config.schedule["_target_"] is not None,
+            "train.ema": config.train.ema is not None,
+        }
+        if taken := [key for key, given in beside.items() if given]:
+            raise RequestError(
+                f"optimizer=schedule_free averages weights in place of {' and '.join(taken)}; "
+                "leave that out, or choose optimizer=adamw"
+            )
 
 
 def _check_backbone(config: Config) -> None:

@@ -74,30 +74,45 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
 
 
 def kept(model: keras.Model) -> keras.Model:
-    """The trained `model` as it is evaluated and saved: it computes in float32 and takes labels.
+    """The trained `model` as it is evaluated and saved: in float32, of Keras' classes, for labels.
 
-    It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights
-    and, where `model` has one, the optimizer in the same state.
+    It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights.
+    An optimizer of Keras' own keeps its state.
     """
-    if computes_in_float32(model):
-        if model.compiled and isinstance(model.loss, keras.losses.CategoricalCrossentropy):
-            model.compile(optimizer=model.optimizer, **measures())
+    narrow = not computes_in_float32(model)
+    if model.compiled and not narrow:
+        targets = isinstance(model.loss, keras.losses.CategoricalCrossentropy)
+        if targets or _is_ours(model.optimizer):
+            model.compile(optimizer=_keras_own(model, model), **measures())
+    if not narrow:
         return model
     wide = in_float32(model)
-    wide.compile(optimizer=_unscaled(model, wide), **measures())
+    wide.compile(optimizer=_keras_own(model, wide), **measures())
     return wide
 
 
-def _unscaled(model: keras.Model, wide: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer of `model`, without the scaling of the loss, for its copy `wide`."""
-    if not model.compiled:
-        return keras.optimizers.SGD()
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer of `model`, without the scaling of the loss, for its `copy`.
+
+    A new one where that has none, or one that programs without this package could not load.
+    """
+    optimizer = model.optimizer if model.compiled else None
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None or _is_ours(optimizer):
+        plain = keras.optimizers.SGD()
+        plain.build(copy.trainable_variables)
+        return plain
+    if copy is model:
+        return optimizer
     same = type(optimizer).from_config(optimizer.get_config())
-    same.build(wide.trainable_variables)
+    same.build(copy.trainable_variables)
     for variable, value in zip(same.variables, optimizer.variables, strict=True):
         variable.assign(value)
     return same
+
+
+def _is_ours(optimizer: keras.optimizers.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("pipeline.")
 
 
 def _compile(model: keras.Model, config: Config, *, images: int) -> None:

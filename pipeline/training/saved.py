@@ -252,6 +252,8 @@ def _is_registered(name: Any) -> bool:
     """Whether trusted code has registered a class of that name in this process."""
     import keras
 
+    if isinstance(name, str) and name.startswith("pipeline>"):
+        importlib.import_module("pipeline.training.own_optimizers")  # registers ours
     found = keras.saving.get_custom_objects().get(name) if isinstance(name, str) else None
     return found is not None and not found.__module__.startswith("keras.")
 
