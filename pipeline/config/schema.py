@@ -50,6 +50,8 @@ class Preprocess:
     """Images taken from the training split for validation, or their share; 0 trains on all."""
     seed: Seed = MISSING
     """Seed of the split alone, so that runs that differ in `seed` share validation images."""
+    limit: Count | None = MISSING
+    """Images of training, and of validation, at most; null takes all. Never limits the test."""
 
 
 @dataclass
@@ -169,6 +171,7 @@ class Config:
 # leave out keys with this value, so that they match the recorded ones.
 ADDED: dict[str, Any] = {
     "trusted_modules": [],
+    "preprocess.limit": None,
     "train.precision": "float32",
     "train.label_smoothing": 0.0,
     "train.class_weight": None,

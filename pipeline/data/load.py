@@ -17,7 +17,7 @@ from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.folders import PACKED, Pictures, arranged, restored
 from pipeline.data.packing import Packed, pack, read
-from pipeline.data.split import divide, divided
+from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
 
@@ -100,13 +100,15 @@ def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Pat
         OSError: the cache cannot be written; names the file.
     """
     together = {} if raw.index is None else {"groups": raw.index.grouping}
-    key = cache.key(fingerprint=raw.fingerprint, **together, **config)
+    whole = {key: value for key, value in config.items() if key != "limit"}
+    key = cache.key(fingerprint=raw.fingerprint, **together, **whole)
     entry = cache.load_or_build(
-        data_dir / name / f"split-{key}", lambda: (divide(raw, **config), {})
+        data_dir / name / f"split-{key}", lambda: (divide(raw, **whole), {})
     )
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
-    return divided(raw, entry.arrays, cached=entry.cached)
+    prepared = divided(raw, entry.arrays, cached=entry.cached)
+    return limited(prepared, config.get("limit"))
 
 
 def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import lazy_loader as lazy
 import numpy as np
@@ -17,17 +19,20 @@ sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not n
 _CHUNK = 2**20  # pixel values; bincount converts each to eight bytes
 
 
-def preprocess(raw: RawData, *, validation_size: CountOrShare, seed: int) -> Prepared:
+def preprocess(
+    raw: RawData, *, validation_size: CountOrShare, seed: int, limit: int | None = None
+) -> Prepared:
     """Moves `validation_size` images, stratified by class, from the training split to validation.
 
     A share of the images is counted in whole ones, one of each class at least. 0 leaves the
     validation split empty. The images of a split keep their order. Pictures of one group stay
-    together; a validation split of the source's own is used as it is.
+    together; a validation split of the source's own is used as it is. With a `limit`, training and
+    validation keep so many images each at most.
 
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
     """
-    return divided(raw, divide(raw, validation_size=validation_size, seed=seed))
+    return limited(divided(raw, divide(raw, validation_size=validation_size, seed=seed)), limit)
 
 
 def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[str, Array]:
@@ -58,6 +63,25 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
         cached=cached,
         fit=raw.fit,
     )
+
+
+def limited(prepared: Prepared, limit: int | None) -> Prepared:
+    """Keeps `limit` images of training and of validation, as many of each class as can be.
+
+    The test split stays whole: figures on a part of it would look like those on all of it.
+    """
+    if limit is None:
+        return prepared
+    return replace(prepared, train=_some(prepared.train, limit), val=_some(prepared.val, limit))
+
+
+def _some(split: Split, limit: int) -> Split:
+    seen: Counter[int] = Counter()
+    turns = np.empty(len(split), np.int64)  # how many of its class come before each image
+    for place, label in enumerate(split.labels.tolist()):
+        turns[place] = seen[label]
+        seen[label] += 1
+    return split.select(np.sort(np.argsort(turns, kind="stable")[:limit]))
 
 
 def pixel_statistics(split: Split) -> tuple[Array, Array]:

@@ -1,0 +1,76 @@
+"""Every file under conf/experiment/ trains two steps, on small images and with a small network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.schema import Config
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import limited, preprocess
+from pipeline.training.build import build_model
+from pipeline.training.train import train
+from tests.commands import CONF, configured
+
+NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PREPARED = preprocess(
+    synthetic(train_size=60, test_size=10, classes=2, image_shape=(8, 8, 1), noise=32.0, seed=0),
+    validation_size=20,
+    seed=0,
+)
+NARROW = {"widths": [3, 4], "widen": 1, "depth": 10, "blocks": 1, "hidden": [4, 4], "filters": [2]}
+
+
+def small(config: Config) -> Config:
+    """The same configuration with a narrow network and two steps."""
+    model = {key: NARROW.get(key, value) for key, value in config.model.items()}
+    settings = replace(config.train, epochs=1, batch_size=8, tensorboard=False)
+    return replace(config, model=model, train=settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_trains(name: str, tmp_path: Path) -> None:
+    config = small(configured(f"experiment={name}"))
+    prepared = limited(PREPARED, 16)
+    fitted = train(build_model(config, prepared), prepared, config, tmp_path, [])
+    assert int(fitted.model.optimizer.iterations) == 2
+    assert np.isfinite(fitted.history["val/loss"]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_says_what_was_measured_and_how_to_repeat_it(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    header = text[: text.index("\n\n")]
+    for part in (f"experiment={name}", "# accuracy: ", "wall time"):
+        assert part in header
+
+
+def test_the_files_that_the_readers_are_promised_are_there() -> None:
+    recipes = {"seed_mlp", "best_mlp", "tiny", "fast", "small", "good", "best"}
+    assert recipes | {"debug", "overfit"} <= set(NAMES)
+
+
+def of(split: Any) -> list[int]:
+    return np.bincount(split.labels).tolist()
+
+
+def test_debug_sees_one_batch_of_training_and_of_validation_and_nothing_of_the_test() -> None:
+    config = configured("experiment=debug")
+    assert config.train.batch_size == config.preprocess.limit
+    assert (config.train.epochs, config.evaluate.test) == (1, False)
+    few = limited(PREPARED, 4)
+    assert (of(few.train), of(few.val)) == ([2, 2], [2, 2])
+    assert len(few.test) == len(PREPARED.test)
+
+
+@pytest.mark.slow
+def test_overfit_reaches_100_percent(tmp_path: Path) -> None:
+    config = configured("experiment=overfit", "train.xla=false", "train.plots=[]")
+    prepared = limited(PREPARED, config.preprocess.limit)
+    fitted = train(build_model(config, prepared), prepared, config, tmp_path, [])
+    assert fitted.history["train/accuracy"][-1] == 1
