@@ -9,12 +9,11 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
-from pipeline.reports.write import conclude, reported
+from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import with_weights
@@ -64,7 +63,7 @@ def run(
     opened = record(config, folder, run_id=run_id, spent_s=spent, job=job)
     programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
     with opened as recording, reported(recording, config, wanted=job is None) as found:
-        prepared = _load_data(config, recording, fingerprint)
+        prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
         with recording.stage("train"):
             model = build_model(config, prepared, programs)
@@ -105,11 +104,13 @@ def complete(
     return _result(recording.id, found, uri)
 
 
-def _load_data(config: Config, recording: Recording, fingerprint: str | None) -> Prepared:
+def _load_data(
+    config: Config, recording: Recording, fingerprint: str | None, *, shown: bool = True
+) -> Prepared:
     name, data_dir = config.choices.dataset, Path(config.data_dir)
     with recording.stage("ingest"):
         raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
-        recording.save_text("data.txt", text(describe(raw)))
+        check_data(raw, config, recording, shown=shown)
     with recording.stage("preprocess"):
         prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
         recording.log_data(prepared, name)

@@ -12,7 +12,7 @@ from pipeline.config.builders import GROUPS, added_to, first_name
 from pipeline.config.schema import ADDED, Config
 
 # No result depends on these.
-NOT_PARAMS = {"trusted_modules", "tracking", "sweep", "choices", "data_dir", "run_id"}
+NOT_PARAMS = {"trusted_modules", "ingest", "tracking", "sweep", "choices", "data_dir", "run_id"}
 
 
 def flatten(config: Config) -> dict[str, str]:

@@ -123,6 +123,39 @@ class Tracking:
 
 
 @dataclass
+class Check:
+    """A gate of a data set."""
+
+    action: Annotated[str, one_of("refuse", "warn", "ignore")] = MISSING
+    """What happens beyond the limit."""
+    limit: Annotated[float, Field(ge=0)] = MISSING
+    """What is still accepted."""
+
+
+@dataclass
+class Checks:
+    """The gates that a data set must pass before it is trained on."""
+
+    smallest_class: Check = field(default_factory=Check)
+    """Training images of each class, at least."""
+    imbalance: Check = field(default_factory=Check)
+    """Training images of the largest class per image of the smallest, at most."""
+    bad_files: Check = field(default_factory=Check)
+    """Share of the picture files that cannot be read, at most."""
+    conflicts: Check = field(default_factory=Check)
+    """Share of the images that occur under another class as well, at most."""
+    blank: Check = field(default_factory=Check)
+    """Share of the images that are of one colour, at most."""
+
+
+@dataclass
+class Ingest:
+    """How a data set is looked at when it is loaded."""
+
+    checks: Checks = field(default_factory=Checks)
+
+
+@dataclass
 class Choices:
     """Which file of each group was chosen; filled in by Hydra."""
 
@@ -144,6 +177,7 @@ class Config:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     dataset: Leaf = field(default_factory=dict)
+    ingest: Ingest = field(default_factory=Ingest)
     preprocess: Preprocess = field(default_factory=Preprocess)
     augment: Leaf = field(default_factory=dict)
     model: Leaf = field(default_factory=dict)
@@ -179,6 +213,7 @@ ADDED: dict[str, Any] = {
     "train.stream": None,
     "optimizer.global_clipnorm": None,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
+ADDED |= {f"ingest.checks.{one.name}": {"action": "ignore", "limit": 0.0} for one in fields(Checks)}
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run
     *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),

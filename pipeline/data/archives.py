@@ -61,6 +61,19 @@ class _Refused(Exception):
     """An archive that is not read; the message says what is wrong and what to do."""
 
 
+def place_at(root: Path) -> Place | None:
+    """The folder or zip archive there, where single files are read at once; None if it is neither.
+
+    In a compressed tar archive, all that lies before a file would be unpacked.
+    """
+    if root.is_dir():
+        return Folder(root)
+    try:
+        return archive_at(root) if root.suffix.lower() == ".zip" else None
+    except (OSError, RequestError):
+        return None
+
+
 def archive_at(path: Path) -> Place | None:
     """The archive in a file, recognised by its content; None if it is none.
 

@@ -1,17 +1,23 @@
-"""Describes a data set: counts, shapes, class balance, duplicates."""
+"""Describes a data set: counts, shapes, sizes, colours, classes, duplicates, skipped files."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import StringIO
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.data.values import RawData, Split
+from pipeline.data.files import printable, rest
+from pipeline.data.measures import QUANTITIES, Measures, sizes, splits_of
+from pipeline.data.values import EXACT, Index, RawData, Split
+
+MOST_NAMED = 20  # files and kinds of pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +32,31 @@ class SplitFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureFacts:
+    """The picture files behind a data set.
+
+    `sizes` are minimum, median and maximum of height, width and aspect ratio; `modes` counts the
+    Pillow modes. `equal`, `near` and `conflicts` are numbers of pairs; `conflicts` are those with
+    two classes. `unreadable`, `left_out` and `notes` as in `values.Index`.
+    """
+
+    sizes: Mapping[str, tuple[float, float, float]]
+    modes: tuple[tuple[str, int], ...]
+    equal: int
+    near: int
+    conflicts: int
+    unreadable: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """The facts about a data set that matter before training on it.
 
     `duplicates`: number of test images that occur, pixel by pixel, in the training split.
+    `quantities`: mean and standard deviation of brightness, contrast and colour
+    (`measures.QUANTITIES`) over the images of each split, if they were measured.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -37,37 +64,72 @@ class Description:
     duplicates: int
     fingerprint: str
     source: str
+    quantities: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    pictures: PictureFacts | None = None
 
 
 @lru_cache(maxsize=1)
-def describe(raw: RawData) -> Description:
-    """Describes a data set: counts, shapes, dtypes, label ranges, class balance, duplicates."""
+def describe(raw: RawData, measures: Measures | None = None) -> Description:
+    """Describes a data set; its images are not read, but `measures` of them are taken."""
     classes = len(raw.class_names)
     return Description(
-        splits={"train": _facts(raw.train, classes), "test": _facts(raw.test, classes)},
+        splits={name: _facts(split, classes) for name, split in splits_of(raw).items()},
         class_names=raw.class_names,
         duplicates=raw.duplicates,
         fingerprint=raw.fingerprint,
         source=raw.source,
+        quantities={} if measures is None else _quantities(raw, measures),
+        pictures=None if raw.index is None else _pictures(raw.index),
     )
 
 
 def table(description: Description) -> Table:
     """The description as a table for the terminal."""
-    made = Table("", *description.splits, title=f"Data from {description.source}")
-    facts = description.splits.values()
+    names = description.splits
+    title = f"Data from {printable(description.source)}"
+    made = Table("", *names, title=Text(title, "table.title"))
+    facts = names.values()
     made.add_row("images", *(f"{split.shape[0]:,}" for split in facts))
     made.add_row("shape", *("×".join(map(str, split.shape[1:])) for split in facts))
     made.add_row("dtypes", *(f"{split.image_dtype}, {split.label_dtype}" for split in facts))
     made.add_row("labels", *("{}–{}".format(*split.label_range) for split in facts))
+    for name, values in description.quantities.items():
+        made.add_row(name, *("{:.3g} ± {:.2g}".format(*values[split]) for split in names))
     test_size = description.splits["test"].shape[0]
-    share = description.duplicates / test_size
-    made.add_row("also in train", "", f"{description.duplicates:,} ({share:.2%})", end_section=True)
+    share = f"{description.duplicates:,} ({description.duplicates / test_size:.2%})"
+    shown = (share if name == "test" else "" for name in names)
+    made.add_row("also in train", *shown, end_section=True)
     for index, name in enumerate(description.class_names):
         counts = [(split.per_class[index], split.shape[0]) for split in facts]
-        made.add_row(name, *(f"{count:,} ({count / size:.1%})" for count, size in counts))
+        told = (f"{count:,} ({count / size:.1%})" for count, size in counts)
+        made.add_row(Text(printable(name)), *told)
     made.caption = f"SHA-256 {description.fingerprint[:16]}…"
     return made
+
+
+def lines(description: Description) -> list[str]:
+    """What there is to say about the picture files, if the data set has any."""
+    facts = description.pictures
+    if facts is None:
+        return []
+    said = [*facts.notes]
+    ranges = (
+        f"{name} {low:.4g}–{high:.4g} (median {median:.4g})"
+        for name, (low, median, high) in facts.sizes.items()
+    )
+    said.append(f"sizes: {', '.join(ranges)}")
+    said.append("modes: " + ", ".join(f"{count:,} {mode}" for mode, count in facts.modes))
+    if facts.equal or facts.near:
+        crossing = f", {facts.conflicts:,} of them under two classes" if facts.conflicts else ""
+        said.append(f"pairs: {facts.equal:,} equal, {facts.near:,} alike{crossing}")
+    if told := rest(facts.left_out[:MOST_NAMED]):
+        said.append(told)
+    if facts.unreadable:
+        said.append(f"skipped, as they cannot be read: {len(facts.unreadable):,}")
+        said += [f"  {file}: {reason}" for file, reason in facts.unreadable[:MOST_NAMED]]
+        if (more := len(facts.unreadable) - MOST_NAMED) > 0:
+            said.append(f"  and {more:,} more")
+    return said
 
 
 def text(description: Description) -> str:
@@ -75,7 +137,39 @@ def text(description: Description) -> str:
     console = Console(file=StringIO(), width=100, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table(description))
+        for line in lines(description):
+            console.print(line, soft_wrap=True)
     return capture.get()
+
+
+def _quantities(raw: RawData, measures: Measures) -> dict[str, dict[str, tuple[float, float]]]:
+    found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in QUANTITIES}
+    start = 0
+    for split, images in splits_of(raw).items():
+        values = measures.values[start : start + len(images)]
+        start += len(images)
+        for name, column in zip(QUANTITIES, values.T, strict=True):
+            found[name][split] = (float(column.mean()), float(column.std()))
+    if raw.train.image_shape[2] == 1:
+        del found["colour"]
+    return found
+
+
+def _pictures(index: Index) -> PictureFacts:
+    equal = int((index.duplicates[:, 2] == EXACT).sum())
+    return PictureFacts(
+        sizes={
+            name: (float(values.min()), float(np.median(values)), float(values.max()))
+            for name, values in sizes(np.asarray(index.sizes)).items()
+        },
+        modes=tuple(Counter(index.modes).most_common()),
+        equal=equal,
+        near=len(index.duplicates) - equal,
+        conflicts=len(index.conflicts),
+        unreadable=index.unreadable,
+        left_out=index.left_out,
+        notes=index.notes,
+    )
 
 
 def _facts(split: Split, classes: int) -> SplitFacts:

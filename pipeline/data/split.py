@@ -62,6 +62,7 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
         source=raw.source,
         cached=cached,
         fit=raw.fit,
+        index=raw.index,
     )
 
 

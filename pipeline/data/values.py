@@ -272,7 +272,7 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint` and `fit` are those of the `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`.
     """
 
     train: Split
@@ -285,6 +285,7 @@ class Prepared:
     source: str
     cached: bool = False
     fit: str | None = None
+    index: Index | None = None
 
     def __post_init__(self) -> None:
         channels = self.train.image_shape[2]
@@ -325,11 +326,15 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Predictions:
-    """A model's predictions on a split: `probs` f32[N,K], one column per class name."""
+    """A model's predictions on a split: `probs` f32[N,K], one column per class name.
+
+    `index` is that of the files behind the split's images, if they are a user's own pictures.
+    """
 
     split: Split
     probs: Array
     class_names: tuple[str, ...]
+    index: Index | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.split), len(self.class_names))

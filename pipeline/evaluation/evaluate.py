@@ -58,7 +58,9 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
 
 def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
     """Combines a split with the probabilities f32[N,K] that a model gave for its images."""
-    return Predictions(split=split, probs=probs, class_names=prepared.class_names)
+    return Predictions(
+        split=split, probs=probs, class_names=prepared.class_names, index=prepared.index
+    )
 
 
 def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:

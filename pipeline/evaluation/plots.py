@@ -139,7 +139,9 @@ def mistakes(predictions: Predictions) -> Figure:
     names = _names(predictions)
     for place, index in enumerate(chosen):
         row, column = divmod(place, MISTAKES)
-        _picture(axes, predictions.split.take(index), left=column + 0.14, top=row + 0.25)
+        image = predictions.split.take(index)
+        grey = "gray_r" if predictions.index is None else "gray"  # photos are not inverted
+        _picture(axes, image, left=column + 0.14, top=row + 0.25, grey=grey)
         true = names[predictions.labels[index]]
         guess = names[predictions.predicted[index]]
         axes.text(
@@ -186,12 +188,17 @@ def _names(predictions: Predictions) -> list[str]:
     return [name.replace("$", r"\$") for name in predictions.class_names]
 
 
-def _picture(axes: Axes, image: Array, *, left: float, top: float, side: float = 0.72) -> None:
-    """Draws an image u8[H,W,C] into a square of `side` units; its longer side fills the square."""
+def _picture(
+    axes: Axes, image: Array, *, left: float, top: float, grey: str, side: float = 0.72
+) -> None:
+    """Draws an image u8[H,W,C] into a square of `side` units; its longer side fills the square.
+
+    Images of one or two channels are drawn with the colour map `grey`.
+    """
     height, width = side * np.array(image.shape[:2]) / max(image.shape[:2])
     x, y = left + (side - width) / 2, top + (side - height) / 2
     extent = (x, x + width, y + height, y)
-    if image.shape[2] == 1:
-        axes.imshow(image[:, :, 0], cmap="gray_r", vmin=0, vmax=255, extent=extent, aspect="auto")
+    if image.shape[2] <= 2:
+        axes.imshow(image[:, :, 0], cmap=grey, vmin=0, vmax=255, extent=extent, aspect="auto")
     else:
         axes.imshow(image, extent=extent, aspect="auto")

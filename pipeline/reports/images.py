@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.values import Array, Predictions, Split
+from pipeline.data.values import Array, Predictions
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
@@ -52,7 +53,10 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Sprite:
-    """Thumbnails of `width` × `height` pixels, `columns` per row, shown `zoom` times as large."""
+    """Thumbnails of `width` × `height` pixels, `columns` per row, shown `zoom` times as large.
+
+    `grey` ones are dark on light, and are inverted on a dark page.
+    """
 
     uri: str
     width: int
@@ -177,7 +181,25 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
 
 
 def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
-    tiles = _thumbnails(predictions.split, chosen, side)
+    inverted = predictions.index is None
+    tiles = thumbnails(predictions.split.take(chosen), side, inverted=inverted)
+    confidence = predictions.confidence[chosen].tolist()
+    return sprite(
+        tiles,
+        inverted=inverted,
+        captions=[
+            (index, round(sure, 4)) for index, sure in zip(chosen.tolist(), confidence, strict=True)
+        ],
+    )
+
+
+def sprite(
+    tiles: Array, *, inverted: bool, captions: Sequence[tuple[int, float]] = (), shown: int = SHOWN
+) -> Sprite:
+    """Packs thumbnails u8[N,h,w,C] into one picture; each is `shown` pixels long, if it is smaller.
+
+    `inverted` says whether grey ones are dark on light (`thumbnails`).
+    """
     height, width, channels = tiles.shape[1:]
     columns = int(np.ceil(np.sqrt(len(tiles))))
     rows = -(-len(tiles) // columns)
@@ -185,35 +207,34 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
     sheet[: len(tiles)] = tiles
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
-    grey = channels == 1
-    picture = Image.fromarray(sheet[:, :, 0] if grey else sheet)
-    kind = "png" if grey else "webp"  # photos are many times larger as PNG
-    confidence = predictions.confidence[chosen].tolist()
+    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    kind = "png" if channels == 1 and inverted else "webp"  # photos are many times larger as PNG
     return Sprite(
         uri=data_uri(_encoded(picture, kind), kind),
         width=width,
         height=height,
         columns=columns,
         rows=rows,
-        zoom=max(1, round(SHOWN / max(width, height))),
-        grey=grey,
-        captions=[
-            (index, round(sure, 4)) for index, sure in zip(chosen.tolist(), confidence, strict=True)
-        ],
+        zoom=max(1, round(shown / max(width, height))),
+        grey=channels == 1 and inverted,
+        captions=list(captions),
     )
 
 
-def _thumbnails(split: Split, chosen: Array, side: int) -> Array:
-    """Thumbnails u8[N,h,w,C]: grey ones dark on light, others with their first three channels."""
-    channels = 3 if split.image_shape[2] >= 3 else 1
-    tiles: Array = np.asarray(split.take(chosen))[..., :channels]
+def thumbnails(images: Array, side: int, *, inverted: bool) -> Array:
+    """Thumbnails u8[N,h,w,C] of images, of at most `side` pixels; of channels, the first 3.
+
+    `inverted` turns grey ones dark on light, as what was drawn or scanned is light on dark.
+    """
+    channels = 3 if images.shape[3] >= 3 else 1
+    tiles: Array = np.asarray(images)[..., :channels]
     height, width = tiles.shape[1:3]
     if (shrink := side / max(height, width)) < 1:
         size = max(1, int(width * shrink)), max(1, int(height * shrink))
         pictures = [Image.fromarray(t[:, :, 0] if channels == 1 else t) for t in tiles]
         small = [np.asarray(p.resize(size, Image.Resampling.BOX)) for p in pictures]
         tiles = np.stack(small).reshape(len(small), size[1], size[0], channels)
-    return 255 - tiles if channels == 1 else tiles
+    return 255 - tiles if channels == 1 and inverted else tiles
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:

@@ -52,7 +52,7 @@ class Facts:
 
     `started` has a time zone; `seconds` are by stage, with the `total` if it is known; `history`
     has the values per epoch by metric (`train/loss`); `weights` is a PNG of the first layer's
-    weights before and after training.
+    weights before and after training. `data_page` says whether `data.html` lies beside the report.
     """
 
     run_id: str
@@ -65,6 +65,7 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     weights: bytes | None = None
+    data_page: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
     the validation split, and the page says which; without either they are left out.
     """
     split = next((name for name in SPLITS if name in predictions), None)
-    return _template().render(
+    return template("report.html").render(
         facts=facts,
         choices=vars(config.choices),
         scores=[score(predictions[name], SPLITS[name]) for name in SPLITS if name in predictions],
@@ -176,7 +177,8 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
     return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of this folder, for HTML: values are escaped, and none may be missing."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -185,4 +187,4 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "percent": percent}
-    return environment.get_template("report.html")
+    return environment.get_template(name)

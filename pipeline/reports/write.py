@@ -11,9 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config.schema import Config
+from pipeline.data.checks import apply, findings
+from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
-from pipeline.data.values import Predictions, Prepared
+from pipeline.data.measures import NAME as SUMMARY
+from pipeline.data.measures import measured, summarised
+from pipeline.data.values import Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import answers
+from pipeline.reports import data_page
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
 from pipeline.reports.page import Facts, html
 from pipeline.system.errors import RequestError, one_line
@@ -79,6 +84,25 @@ def conclude(
         report=REPORT_PAGE if report else None,
     )
     recording.describe(note)
+
+
+def check_data(raw: RawData, config: Config, recording: Recording, *, shown: bool) -> None:
+    """Adds what is known of the data to the artefacts, and applies `ingest.checks`.
+
+    These are `data.txt`, `data_summary.json` and, if it is to be `shown` and `evaluate.report` is
+    set, the page `data.html`.
+
+    Raises:
+        RequestError: a check refuses the data set.
+    """
+    name = config.choices.dataset
+    measures = measured(raw, Path(config.data_dir) / name)
+    found = findings(raw, measures, config.ingest.checks)
+    recording.save_text("data.txt", text(describe(raw, measures)))
+    recording.save_text(SUMMARY, summarised(raw, measures).to_json())
+    if shown and config.evaluate.report:
+        recording.save_text(data_page.NAME, data_page.html(raw, measures, found, name=name))
+    apply(found)
 
 
 def bring_home(config: Config, run_id: str) -> None:
@@ -165,6 +189,7 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
         metrics={**run.logged, **recording.sizes},
         history=recording.history(by_epoch),
         weights=_artifact(recording, run, WEIGHTS),
+        data_page=_has(recording, run, data_page.NAME),
     )
 
 
@@ -189,3 +214,10 @@ def _artifact(recording: Recording, run: RecordedRun, name: str) -> bytes | None
         return run.fetch(name).read_bytes()
     except RequestError:
         return None  # `train.plots` does not include it
+
+
+def _has(recording: Recording, run: RecordedRun, name: str) -> bool:
+    """Whether a run has an artefact, without fetching it."""
+    if recording.written(name):
+        return True
+    return run.status != Status.RUNNING and run.has(name)

@@ -10,12 +10,15 @@ from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.data.checks import Finding
     from pipeline.data.describe import Description
     from pipeline.data.values import Prepared
 
 INGEST = Verb(
     name="ingest",
-    help="fetch, verify and cache the data",
+    help="fetch, verify, cache and check the data, and show it on a page",
     entry="pipeline.verbs.stages:ingested",
     show="pipeline.verbs.stages:show_ingested",
 )
@@ -35,21 +38,49 @@ class Preprocessed:
     cache: Path
 
 
-def ingested(config: Config, folder: Path) -> Description:
-    """Fetches, verifies and caches the data set; returns its description."""
+@dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """A data set: its description, what its checks have found, and the page that shows it."""
+
+    description: Description
+    findings: Sequence[Finding]
+    page: Path
+
+
+def ingested(config: Config, folder: Path) -> Ingested:
+    """Fetches, verifies, caches and checks the data set; writes `data.html`."""
+    from pipeline.data.checks import findings
     from pipeline.data.describe import describe
     from pipeline.data.load import ingest
+    from pipeline.data.measures import measured
+    from pipeline.reports.data_page import NAME, html
+    from pipeline.system.files import replacing
 
     data_dir, name = Path(config.data_dir), config.choices.dataset
-    return describe(ingest(config.dataset, name=name, data_dir=data_dir, verify=True))
+    raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
+    measures = measured(raw, data_dir / name)
+    found = findings(raw, measures, config.ingest.checks)
+    with replacing(folder / NAME) as path:
+        path.write_text(html(raw, measures, found, name=name), encoding="utf-8")
+    return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)
 
 
-def show_ingested(description: Description, request: None) -> None:
-    """Prints the description of the data set."""
-    from pipeline.data.describe import table
+def show_ingested(result: Ingested, request: None) -> None:
+    """Prints the description of the data set and the path of its page; warns of the findings.
+
+    Raises:
+        RequestError: a check refuses the data set.
+    """
+    from pipeline.data.checks import apply
+    from pipeline.data.describe import lines, table
     from pipeline.system.terminal import standard_output
 
-    standard_output().print(table(description))
+    console = standard_output()
+    console.print(table(result.description))
+    for line in lines(result.description):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    apply(result.findings)
+    print(f"page={result.page}", flush=True)
 
 
 def preprocessed(config: Config, folder: Path) -> Preprocessed:

@@ -1,0 +1,175 @@
+"""The gates of a data set, `ingest.checks`: each finding is refused, warned of or ignored."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.schema import Check, Checks
+from pipeline.data.files import printable
+from pipeline.data.measures import Measures, labels_by_row, splits_of
+from pipeline.data.values import Array, RawData
+from pipeline.system.errors import RequestError
+
+NAMED = 3  # classes or files that a message names
+IGNORE, WARN, REFUSE = "ignore", "warn", "refuse"
+
+Told = tuple[str, float]  # what was found, and the limit that would accept it
+FINE: Told = ("", 0.0)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check has found beyond its limit; `key` is that of the check, `action` as set."""
+
+    key: str
+    action: str
+    text: str
+    accepting: float
+    """The limit that would accept it."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}; {self.key}.limit={self.accepting:g} accepts it"
+
+
+def findings(raw: RawData, measures: Measures, checks: Checks) -> list[Finding]:
+    """Looks for everything that `checks` asks for, most severe first."""
+    found = []
+    for one in fields(checks):
+        check: Check = getattr(checks, one.name)
+        if check.action == IGNORE:
+            continue
+        text, accepting = _CHECKS[one.name](raw, measures, check.limit)
+        if text:
+            key = f"ingest.checks.{one.name}"
+            found.append(Finding(key=key, action=check.action, text=text, accepting=accepting))
+    return sorted(found, key=lambda finding: finding.action != REFUSE)
+
+
+def apply(found: Sequence[Finding]) -> None:
+    """Warns of the findings.
+
+    Raises:
+        RequestError: one of them is to be refused; names each of these.
+    """
+    if refused := [str(finding) for finding in found if finding.action == REFUSE]:
+        raise RequestError("\n".join(refused))
+    for finding in found:
+        log.warning("%s", finding)
+
+
+def _smallest_class(raw: RawData, measures: Measures, limit: float) -> Told:
+    counts = _counts(raw)
+    small = np.flatnonzero(counts < limit)
+    if not len(small):
+        return FINE
+    order = small[np.argsort(counts[small], kind="stable")].tolist()
+    told = _list(order, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
+    have = "1 class has" if len(small) == 1 else f"{len(small)} classes have"
+    return f"{have} fewer than {limit:g} training images: {told}", int(counts.min())
+
+
+def _imbalance(raw: RawData, measures: Measures, limit: float) -> Told:
+    counts = _counts(raw)
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if not counts[least] or counts[most] <= limit * counts[least]:
+        return FINE
+    names = [printable(raw.class_names[one]) for one in (most, least)]
+    ratio = counts[most] / counts[least]
+    return (
+        f"{names[0]} has {counts[most]:,} training images and {names[1]} {counts[least]:,}, "
+        f"{ratio:.3g} to 1 where {limit:g} to 1 is accepted; train.class_weight=balanced gives "
+        "each class the same weight, and test/balanced_accuracy measures it so"
+    ), math.ceil(ratio)
+
+
+def _bad_files(raw: RawData, measures: Measures, limit: float) -> Told:
+    if raw.index is None or not raw.index.unreadable:
+        return FINE
+    bad = raw.index.unreadable
+    count = len(bad) + len(raw.index.files)
+    if len(bad) <= limit * count:
+        return FINE
+    told = _list(bad, lambda one: f"{one[0]} ({one[1]})")
+    above = _above(len(bad), count, limit)
+    return f"{len(bad):,} of {count:,} files cannot be read{above}: {told}", _share(len(bad), count)
+
+
+def _conflicts(raw: RawData, measures: Measures, limit: float) -> Told:
+    pairs = conflicts(raw, measures)
+    count = len(np.unique(pairs))
+    total = len(measures.rows)
+    if count <= limit * total:
+        return FINE
+    told = _list(pairs.tolist(), lambda pair: " = ".join(called(raw, row) for row in pair))
+    above = _above(count, total, limit)
+    return (
+        f"{count:,} of {total:,} images occur under two classes{above}: {told}",
+        _share(count, total),
+    )
+
+
+def _blank(raw: RawData, measures: Measures, limit: float) -> Told:
+    rows = measures.rows[measures.blank]
+    total = len(measures.rows)
+    if len(rows) <= limit * total:
+        return FINE
+    told = _list(rows.tolist(), lambda row: called(raw, row))
+    above = _above(len(rows), total, limit)
+    return (
+        f"{len(rows):,} of {total:,} images are of one colour{above}: {told}",
+        _share(len(rows), total),
+    )
+
+
+_CHECKS = {
+    "smallest_class": _smallest_class,
+    "imbalance": _imbalance,
+    "bad_files": _bad_files,
+    "conflicts": _conflicts,
+    "blank": _blank,
+}
+
+
+def conflicts(raw: RawData, measures: Measures) -> Array:
+    """Pairs of rows of equal images with different labels, i64[M,2]."""
+    labels = labels_by_row(raw)[measures.equal]
+    pairs: Array = measures.equal[(labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)]
+    return pairs
+
+
+def called(raw: RawData, row: int) -> str:
+    """What a row of the packed array is called: its file, or its split and place in that."""
+    if raw.index is not None:
+        return printable(raw.index.files[row])
+    for name, split in splits_of(raw).items():
+        if len(places := np.flatnonzero(split.rows == row)):
+            return f"{name} no. {places[0]}"
+    return f"row {row}"
+
+
+def _counts(raw: RawData) -> Array:
+    """Training images of each class, i64[K]."""
+    return np.bincount(raw.train.labels, minlength=len(raw.class_names))
+
+
+def _above(count: int, total: int, limit: float) -> str:
+    return f" ({count / total:.2%}, more than {limit:.2%})" if limit else ""
+
+
+def _share(count: int, total: int) -> float:
+    """The share as a limit that accepts it: rounded up to four digits."""
+    return math.ceil(10_000 * count / total) / 10_000
+
+
+def _list(things: Sequence[Any], named: Callable[[Any], str]) -> str:
+    """The names of the first NAMED things, and how many more there are."""
+    more = f" and {len(things) - NAMED:,} more" if len(things) > NAMED else ""
+    return ", ".join(map(named, things[:NAMED])) + more

@@ -1,0 +1,210 @@
+"""What the images of a data set look like, and which are equal: measured once, kept in the cache.
+
+`data_summary.json`, recorded with each run, holds the distribution of each quantity, so that new
+pictures can be compared with the training images when these are gone (`drift`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import cache
+from pipeline.data.values import Array, RawData, Shape, Split
+from pipeline.system.errors import RequestError
+
+QUANTITIES = ("brightness", "contrast", "colour")
+"""Mean of the pixel values, their standard deviation, mean range over the channels of a pixel."""
+SIZES = ("height", "width", "aspect ratio")
+"""Of the upright picture in its file, in pixels; the ratio is width per height."""
+SEEN = 64  # pixels along each side that are measured, about
+KEPT = 1001  # values of a quantity in a summary; of more, so many quantiles
+NAME = "data_summary.json"
+_VERSION = 1  # raised when the same images give other measures
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measures:
+    """One entry per image: first those of the training split, then validation, then test.
+
+    `rows` i64[n] are those of the packed array. `values` f32[n,3] are the QUANTITIES, in pixel
+    values. `blank` bool[n] are images of one colour. `equal` i64[M,2] are pairs of rows of equal
+    images, each of a set of equal ones paired with the first.
+    """
+
+    rows: Array
+    values: Array
+    blank: Array
+    equal: Array
+
+
+def measured(raw: RawData, folder: Path) -> Measures:
+    """The measures of a data set, from the cache in `folder` if it has been measured before.
+
+    Raises:
+        OSError: the cache cannot be written; names the file.
+    """
+    rows = np.concatenate([split.rows for split in splits_of(raw).values()])
+    key = cache.key(fingerprint=raw.fingerprint, version=_VERSION)
+    entry = cache.load_or_build(folder / f"measures-{key}", lambda: (_measure(raw), {}))
+    found = entry.arrays
+    return Measures(
+        rows=rows,
+        values=found["values"],
+        blank=found["blank"],
+        equal=rows[found["equal"]] if raw.index is None else _exact(raw),
+    )
+
+
+def splits_of(raw: RawData) -> dict[str, Split]:
+    """The splits that the source of a data set has, by name."""
+    given = {"train": raw.train, "val": raw.val, "test": raw.test}
+    return {name: split for name, split in given.items() if split is not None}
+
+
+def values_of(images: Array) -> Array:
+    """The QUANTITIES of images u8[N,H,W,C], f32[N,3]; of large ones, some of their pixels."""
+    down, across = (max(1, side // SEEN) for side in images.shape[1:3])
+    seen = images[:, ::down, ::across]
+    channels = [seen[..., channel].reshape(len(images), -1) for channel in range(seen.shape[3])]
+    grey = channels[0].astype(np.float32)
+    for other in channels[1:]:
+        grey += other
+    grey /= len(channels)
+    brightness = grey.mean(axis=1)
+    grey -= brightness[:, np.newaxis]
+    contrast = np.sqrt(np.einsum("ij,ij->i", grey, grey) / grey.shape[1])
+    colour = reduce(np.maximum, channels) - reduce(np.minimum, channels)
+    measured: Array = np.stack(
+        [brightness, contrast, colour.mean(axis=1, dtype=np.float32)], axis=1
+    )
+    return measured
+
+
+def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
+    values, blank, digests = [], [], []
+    for split in splits_of(raw).values():
+        for images in split.batches():
+            of_block = values_of(images)
+            values.append(of_block)
+            flat = images.reshape(len(images), -1, images.shape[3])
+            one_colour = of_block[:, 1] < 1
+            for place in np.flatnonzero(one_colour).tolist():
+                one_colour[place] = (flat[place] == flat[place, 0]).all()
+            blank.append(one_colour)
+            if raw.index is None:
+                digests += [blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        cache.let_go(split.images)
+    return {
+        "values": np.concatenate(values),
+        "blank": np.concatenate(blank),
+        "equal": _equal(digests),
+    }
+
+
+def _equal(digests: Sequence[bytes]) -> Array:
+    firsts: dict[bytes, int] = {}
+    pairs = [
+        (first, place)
+        for place, digest in enumerate(digests)
+        if (first := firsts.setdefault(digest, place)) != place
+    ]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _exact(raw: RawData) -> Array:
+    """The pairs of equal pictures that the index of a data set holds, i64[M,2]."""
+    assert raw.index is not None
+    pairs = raw.index.duplicates
+    exact: Array = pairs[pairs[:, 2] == 0, :2]
+    return exact
+
+
+def labels_by_row(raw: RawData) -> Array:
+    """The label of each row of the packed array, i32[N]; -1 for rows of no split."""
+    labels = np.full(len(raw.train.images), -1, np.int32)
+    for split in splits_of(raw).values():
+        labels[split.rows] = split.labels
+    return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The training images of a data set in numbers.
+
+    `shape` [H,W,C] and `fit` as in `RawData`; `classes` counts images by name. `quantities` holds
+    the sorted values of each quantity (of more than KEPT, so many quantiles); those of SIZES only
+    for picture files.
+    """
+
+    images: int
+    shape: Shape
+    fit: str | None
+    classes: Mapping[str, int]
+    quantities: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The summary as the content of `data_summary.json`."""
+        return json.dumps(asdict(self) | {"version": _VERSION}, ensure_ascii=False)
+
+
+def summarised(raw: RawData, measures: Measures) -> Summary:
+    """Summarises the training split of a data set."""
+    count = len(raw.train)
+    counts = np.bincount(raw.train.labels, minlength=len(raw.class_names)).tolist()
+    quantities = dict(zip(QUANTITIES, measures.values[:count].T, strict=True))
+    if raw.index is not None:
+        quantities |= sizes(raw.index.sizes[raw.train.rows])
+    return Summary(
+        images=count,
+        shape=raw.train.image_shape,
+        fit=raw.fit,
+        classes=dict(zip(raw.class_names, counts, strict=True)),
+        quantities={name: distribution(values) for name, values in quantities.items()},
+    )
+
+
+def sizes(heights_widths: Array) -> dict[str, Array]:
+    """SIZES of pictures whose heights and widths are i32[N,2], f64[N] each."""
+    height, width = heights_widths.astype(np.float64).T
+    return {"height": height, "width": width, "aspect ratio": width / np.maximum(height, 1)}
+
+
+def distribution(values: Array) -> list[float]:
+    """Sorted values, or KEPT quantiles of more than KEPT, with four significant digits."""
+    ordered = np.sort(values.astype(np.float64))
+    if len(ordered) > KEPT:
+        ordered = np.quantile(ordered, np.linspace(0, 1, KEPT))
+    return [float(f"{value:.4g}") for value in ordered.tolist()]
+
+
+def parsed(text: str) -> Summary:
+    """Reads `data_summary.json`.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        found = json.loads(text)
+        height, width, channels = map(int, found["shape"])
+        quantities = {
+            str(name): np.sort(np.asarray(values, np.float64)).tolist()
+            for name, values in found["quantities"].items()
+        }
+        if not np.isfinite([value for values in quantities.values() for value in values]).all():
+            raise ValueError("values are not finite")
+        return Summary(
+            images=int(found["images"]),
+            shape=(height, width, channels),
+            fit=None if found["fit"] is None else str(found["fit"]),
+            classes={str(name): int(count) for name, count in found["classes"].items()},
+            quantities=quantities,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f"{NAME} cannot be read: {type(error).__name__}: {error}") from error

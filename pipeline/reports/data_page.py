@@ -1,0 +1,251 @@
+"""The page of a data set: `RawData, Measures → str`, self-contained HTML that needs no script.
+
+It shows pictures of each class, sizes and colours, what was skipped, equal and similar pictures
+side by side, and what the model will see beside the originals. Its size is bounded, whatever the
+data: it says how many of how many it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.archives import place_at
+from pipeline.data.checks import Finding, called, conflicts
+from pipeline.data.describe import Description, describe
+from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
+from pipeline.data.pictures import contained, opened
+from pipeline.data.values import EXACT, Array, RawData
+from pipeline.reports.images import Sprite, sprite, thumbnails
+from pipeline.reports.page import template
+
+NAME = "data.html"
+SIDE = 64  # pixels of a thumbnail's longer side
+PER_CLASS, THUMBNAILS = 12, 600  # of one class, and of all
+CLASSES, PAIRS, FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
+ORIGINAL = 150  # pixels of an original's longer side
+LONGEST = 300  # characters of a name
+BINS = 32
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class: its images in each split, its share of the largest class, and thumbnails."""
+
+    name: str
+    counts: tuple[int, ...]
+    share: float
+    thumbnails: range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How often which values occur: for each of the bins its count as a share of the largest."""
+
+    name: str
+    unit: str
+    bars: tuple[float, ...]
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One picture of a pair: thumbnail, what it is called, class and split."""
+
+    thumbnail: int
+    name: str
+    label: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """The first of `total` pairs of one kind."""
+
+    title: str
+    total: int
+    shown: tuple[tuple[Side, Side], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A picture as it lies on disk (place in the sprite of originals) and as the model sees it."""
+
+    original: int
+    image: int
+    name: str
+    size: str
+
+
+def html(raw: RawData, measures: Measures, findings: Sequence[Finding] = (), *, name: str) -> str:
+    """Renders the page of the data set `name`; `findings` are those of its checks."""
+    rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite
+    classes = list(_classes(raw, rows))
+    pairs = [one for one in _pairs(raw, measures, rows) if one.total]
+    originals, seen = _seen(raw, rows)
+    inverted = raw.index is None
+    images = raw.train.images[np.array(rows, np.int64)]
+    sprites = {"image": sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted)}
+    if originals:
+        sprites["original"] = _of_originals(originals)
+    description = describe(raw, measures)
+    facts = description.pictures
+    return template("data.html").render(
+        name=clean(name),
+        about=description,
+        source=clean(description.source),
+        splits=list(splits_of(raw)),
+        findings=[(one.action, clean(str(one))) for one in findings],
+        classes=classes,
+        more_classes=len(raw.class_names) - len(classes),
+        histograms=_histograms(raw, measures),
+        facts=facts,
+        modes=[(clean(mode), count) for mode, count in facts.modes] if facts else [],
+        notes=[clean(note) for note in facts.notes] if facts else [],
+        left_out=[(clean(kind), count) for kind, count in facts.left_out[:FILES]] if facts else [],
+        skipped=[(clean(file), clean(reason)) for file, reason in facts.unreadable[:FILES]]
+        if facts
+        else [],
+        pairs=pairs,
+        seen=seen,
+        total=_total(description),
+        sprites=sprites,
+    )
+
+
+def clean(text: str) -> str:
+    """A name as printable text of bounded length; control and formatting characters are escaped."""
+    safe = "".join(
+        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
+        for one in text[: LONGEST + 1]
+    )
+    return safe if len(text) <= LONGEST else f"{safe[:LONGEST]}…"
+
+
+def _total(description: Description) -> int:
+    return sum(split.shape[0] for split in description.splits.values())
+
+
+def _classes(raw: RawData, rows: list[int]) -> Iterator[ClassRow]:
+    """The rows of the table of classes; appends the rows of their thumbnails to `rows`."""
+    splits = list(splits_of(raw).values())
+    classes = len(raw.class_names)
+    counts = np.stack([np.bincount(split.labels, minlength=classes) for split in splits], axis=1)
+    most = max(1, int(counts.sum(axis=1).max()))
+    each = min(PER_CLASS, max(1, THUMBNAILS // classes))
+    order = np.argsort(raw.train.labels, kind="stable")
+    ends = np.cumsum(np.bincount(raw.train.labels, minlength=classes))
+    for label, class_name in enumerate(raw.class_names[:CLASSES]):
+        of_class = order[ends[label - 1] if label else 0 : ends[label]]
+        first = len(rows)
+        if first + each <= THUMBNAILS and len(of_class):
+            chosen = np.unique(np.linspace(0, len(of_class) - 1, each).astype(np.int64))
+            rows += raw.train.rows[of_class[chosen]].tolist()
+        yield ClassRow(
+            name=clean(class_name),
+            counts=tuple(counts[label].tolist()),
+            share=float(counts[label].sum() / most),
+            thumbnails=range(first, len(rows)),
+        )
+
+
+def _histograms(raw: RawData, measures: Measures) -> list[Histogram]:
+    values: dict[str, tuple[Array, str]] = {}
+    if raw.index is not None:
+        measured = sizes(np.asarray(raw.index.sizes)[measures.rows])
+        units = ("pixels", "pixels", "width per height")
+        values |= dict(zip(measured, zip(measured.values(), units, strict=True), strict=True))
+    quantities = QUANTITIES if raw.train.image_shape[2] > 1 else QUANTITIES[:2]
+    for name, column in zip(quantities, measures.values.T, strict=False):
+        values[name] = (column, "of 255")
+    return [_histogram(name, *found) for name, found in values.items()]
+
+
+def _histogram(name: str, values: Array, unit: str) -> Histogram:
+    low, median, high = (float(value) for value in np.quantile(values, (0, 0.5, 1)))
+    counts = np.histogram(values, BINS, (low, high if high > low else low + 1))[0]
+    bars = (counts / max(1, counts.max())).round(3).tolist()
+    return Histogram(name=name, unit=unit, bars=tuple(bars), low=low, median=median, high=high)
+
+
+def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]:
+    """Pairs under two classes, equal ones and similar ones; appends their rows to `rows`."""
+    labels = labels_by_row(raw)
+    names = ("", *splits_of(raw))
+    of_split = np.zeros(len(labels), np.int8)
+    for number, split in enumerate(splits_of(raw).values(), 1):
+        of_split[split.rows] = number
+    crossing = conflicts(raw, measures)
+    near = np.empty((0, 2), np.int64)
+    if raw.index is not None:
+        pairs = raw.index.duplicates
+        near = pairs[pairs[:, 2] != EXACT, :2]
+        differ = labels[near[:, 0]] != labels[near[:, 1]]
+        crossing = np.concatenate([crossing, near[differ]])
+        near = near[~differ]
+    same = labels[measures.equal[:, 0]] == labels[measures.equal[:, 1]]
+
+    def side(row: int) -> Side:
+        rows.append(row)
+        return Side(
+            thumbnail=len(rows) - 1,
+            name=clean(called(raw, row)),
+            label=clean(raw.class_names[labels[row]]),
+            split=names[of_split[row]],
+        )
+
+    for title, found in (
+        ("One picture, equal or similar, under two classes", crossing),
+        ("Equal pictures of one class", measures.equal[same]),
+        ("Similar pictures of one class", near),
+    ):
+        shown = tuple((side(one), side(other)) for one, other in found[:PAIRS].tolist())
+        yield Pairs(title=title, total=len(found), shown=shown)
+
+
+def _seen(raw: RawData, rows: list[int]) -> tuple[list[Image.Image], list[Seen]]:
+    """Originals that can still be read, in RGB, and the images made of them."""
+    originals: list[Image.Image] = []
+    seen: list[Seen] = []
+    place = None if raw.index is None else place_at(Path(raw.index.root))
+    if raw.index is None or place is None:
+        return originals, seen
+    count = min(len(raw.train), 2 * ORIGINALS)
+    places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
+    for row in raw.train.rows[places].tolist():
+        try:
+            with place.opened(raw.index.files[row]) as file:
+                picture = opened(file, side=ORIGINAL)
+        except Exception:  # it has changed or gone since; a decoder may raise anything
+            continue
+        originals.append(picture.convert("RGB"))
+        rows.append(row)
+        height, width = np.asarray(raw.index.sizes)[row].tolist()
+        seen.append(
+            Seen(
+                original=len(originals) - 1,
+                image=len(rows) - 1,
+                name=clean(called(raw, row)),
+                size=f"{height}×{width}",
+            )
+        )
+        if len(seen) == ORIGINALS:
+            break
+    return originals, seen
+
+
+def _of_originals(originals: Sequence[Image.Image]) -> Sprite:
+    """Originals on transparent squares would need PNG, so that they get grey ones."""
+    tiles = np.full((len(originals), ORIGINAL, ORIGINAL, 3), 128, np.uint8)
+    for tile, picture in zip(tiles, originals, strict=True):
+        small = np.asarray(contained(picture, (ORIGINAL, ORIGINAL)))
+        top, left = ((ORIGINAL - side) // 2 for side in small.shape[:2])
+        tile[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return sprite(tiles, inverted=False, shown=ORIGINAL)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.schema import Checks
+from pipeline.data import checks
+from pipeline.data.checks import apply, findings
+from pipeline.data.measures import Measures, measured, parsed, summarised, values_of
+from pipeline.data.values import Array, RawData, Split
+from pipeline.system.errors import RequestError
+from tests.commands import configured
+from tests.pictures import class_folders, noise, put, read
+
+
+def looked_for(*overrides: str) -> Checks:
+    return configured(*(f"ingest.checks.{word}" for word in overrides)).ingest.checks
+
+
+def of_arrays(images: Array, labels: list[int], folder: Path) -> tuple[RawData, Measures]:
+    raw = RawData(
+        train=Split(images=images, labels=np.array(labels, np.int32)),
+        test=Split(images=noise(99, (2, 4, 4, 1)), labels=np.array([0, 1], np.int32)),
+        class_names=("cat", "dog"),
+        source="a test",
+    )
+    return raw, measured(raw, folder)
+
+
+def keys(raw: RawData, measures: Measures, wanted: Checks) -> set[str]:
+    return {one.key.removeprefix("ingest.checks.") for one in findings(raw, measures, wanted)}
+
+
+def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accepts_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = class_folders(tmp_path / "photos", count=30)
+    put(folder / "cat" / "twice.png", noise(1003))  # a dog's
+    put(folder / "cat" / "blank.png", np.full((12, 12), 7, np.uint8))
+    (folder / "dog" / "torn.png").write_bytes(b"torn")
+    for number in range(27):
+        (folder / "dog" / f"{number:03d}.png").unlink(missing_ok=number != 3)
+    put(folder / "dog" / "003.png", noise(1003))
+    raw = read(folder, tmp_path / "data", size=12)
+    measures = measured(raw, tmp_path / "data")
+    found = findings(raw, measures, looked_for("imbalance.limit=5"))
+    said = {one.key.removeprefix("ingest.checks."): str(one) for one in found}
+    assert said.keys() == {"smallest_class", "imbalance", "bad_files", "conflicts", "blank"}
+    assert "dog (" in said["smallest_class"]
+    assert "train.class_weight=balanced" in said["imbalance"]
+    assert "1 of 37 files cannot be read: dog/torn.png (" in said["bad_files"]
+    assert "cat/twice.png = dog/003.png" in said["conflicts"]
+    assert "cat/blank.png" in said["blank"]
+    accepting = [f"{key}.limit={one.accepting:g}" for key, one in zip(said, found, strict=True)]
+    assert keys(raw, measures, looked_for(*accepting)) == set()
+    caplog.set_level(logging.WARNING, checks.__name__)
+    apply(found)
+    assert {record.message for record in caplog.records} >= set(said.values())
+
+
+def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path: Path) -> None:
+    raw, measures = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 0, 1], tmp_path)
+    wanted = looked_for("smallest_class.action=refuse", "smallest_class.limit=2")
+    with pytest.raises(RequestError, match=r"fewer than 2 training images: dog \(1\)") as refused:
+        apply(findings(raw, measures, wanted))
+    assert "ingest.checks.smallest_class.limit=1 accepts it" in str(refused.value)
+    assert keys(raw, measures, looked_for("smallest_class.action=ignore")) == set()
+    assert keys(raw, measures, looked_for()) == {"smallest_class"}
+
+
+def test_arrays_are_searched_for_equal_and_blank_images_too(tmp_path: Path) -> None:
+    images = noise(1, (4, 4, 4, 1))
+    images[3], images[1] = images[0], 255
+    raw, measures = of_arrays(images, [0, 0, 1, 1], tmp_path)
+    wanted = looked_for("smallest_class.action=ignore")
+    found = {one.key: one.text for one in findings(raw, measures, wanted)}
+    assert "train no. 0 = train no. 3" in found["ingest.checks.conflicts"]
+    assert found["ingest.checks.blank"].endswith("images are of one colour: train no. 1")
+
+
+def test_the_second_time_no_image_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 1, 1], tmp_path)[1]
+    monkeypatch.delattr("pipeline.data.measures.values_of")
+    second = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 1, 1], tmp_path)[1]
+    np.testing.assert_array_equal(first.values, second.values)
+
+
+def test_brightness_contrast_and_colour_are_those_of_the_pixels() -> None:
+    image = np.zeros((1, 1, 2, 3), np.uint8)
+    image[0, 0, 0] = (30, 60, 90)
+    np.testing.assert_allclose(values_of(image), [[30, 30, 30]], rtol=1e-6)
+    assert values_of(np.full((2, 200, 300, 1), 9, np.uint8)).tolist() == [[9, 0, 0]] * 2
+
+
+def test_a_summary_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
+    raw, measures = of_arrays(noise(1, (1500, 4, 4, 1)), [0] * 1000 + [1] * 500, tmp_path)
+    summary = summarised(raw, measures)
+    assert summary.classes == {"cat": 1000, "dog": 500}
+    assert [len(values) for values in summary.quantities.values()] == [1001] * 3
+    assert parsed(summary.to_json()) == summary
+    assert len(summary.to_json()) < 30_000
+    hostile = ("{}", "[" * 100_000, "null", summary.to_json().replace("1500", "NaN"))
+    for text in (*hostile, '{"shape": [1, 2, 3], "quantities": {"a": [1e999]}}'):
+        with pytest.raises(RequestError, match=r"data_summary.json cannot be read"):
+            parsed(text)

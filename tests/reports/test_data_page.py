@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.checks import findings
+from pipeline.data.measures import measured
+from pipeline.data.values import RawData, Split
+from pipeline.reports import data_page
+from pipeline.reports.data_page import clean, html
+from tests.commands import configured
+from tests.pictures import class_folders, noise, put, read
+from tests.reports.test_page import Page
+
+HOSTILE = "<script>alert(1)<\u202e\x1b[31m\n&\udcff"
+
+
+def page_of(raw: RawData, folder: Path) -> str:
+    measures = measured(raw, folder)
+    checks = configured("dataset=synthetic").ingest.checks
+    return html(raw, measures, findings(raw, measures, checks), name="photos")
+
+
+def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", colour=True, classes=("cat", HOSTILE))
+    put(folder / "cat" / "twice.png", noise(1003, (12, 12, 3)))
+    (folder / HOSTILE / "torn.png").write_bytes(b"torn")
+    text = page_of(read(folder, tmp_path / "data"), tmp_path / "data")
+    page = Page(text)
+    shown = clean(HOSTILE)
+    assert "alert(1)<" in shown
+    assert not re.search("[\u202e\x1b\udcff]", text)
+    assert page.all("script") == []
+    rows = [row for _, row in page.all("tr")]
+    assert any(row.startswith(shown) for row in rows)
+    assert any(row.startswith(f"{shown}/torn.png") for row in rows)
+    pairs = page.text("section", id="pairs")
+    assert "One picture, equal or similar, under two classes 1 of 1 pairs" in pairs
+    assert "cat/twice.png" in pairs
+    assert page.text("section", id="seen").startswith("What the model sees 12 of ")
+    assert "occur under two classes" in page.text("section", id="findings")
+    assert not re.findall(r"(?:src|href)=.(?!#|data:)", text)
+    text.encode("utf-8")
+
+
+def test_originals_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos")
+    raw = read(folder, tmp_path / "data")
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"other")
+    assert Page(page_of(raw, tmp_path / "data")).all("section", id="seen") == []
+
+
+@pytest.mark.parametrize(("classes", "count"), [(2, 500), (3000, 6000)])
+def test_the_page_stays_small_and_says_what_it_leaves_out(
+    classes: int, count: int, tmp_path: Path
+) -> None:
+    images = np.repeat(noise(1, (count // 2, 224 if classes == 2 else 4, 4, 3)), 2, axis=0)
+    labels = (np.arange(count) % classes).astype(np.int32)
+    names = tuple(f"{'n' * 400}{number}" for number in range(classes))
+    split = Split(images=images, labels=labels)
+    raw = RawData(train=split, test=split, class_names=names, source="a test")
+    text = page_of(raw, tmp_path)
+    assert len(text) < 4_000_000
+    page = Page(text)
+    assert f"{data_page.PAIRS} of " in page.text("section", id="pairs")
+    if classes > data_page.CLASSES:
+        assert "Classes 1,000 of 3,000" in page.text("section", id="classes")
+
+
+def test_grey_photos_are_not_inverted_as_scanned_digits_are(tmp_path: Path) -> None:
+    raw = read(class_folders(tmp_path / "photos"), tmp_path / "data")
+    assert 'body class="grey"' not in page_of(raw, tmp_path / "data")
+    arrays = RawData(train=raw.train, test=raw.test, class_names=raw.class_names, source="a test")
+    assert 'body class="grey"' in page_of(arrays, tmp_path / "other")
