@@ -200,7 +200,7 @@ TOUCHING = {
     "tracking": "client lifecycle lineage models recording registry runs ui values",
     "training": "check saved checkpoint programs pretrained",
     "verbs": "compare.command doctor.checks doctor.leftovers doctor.store "
-    "predict.writers report resume.command serve.command",
+    "predict.writers report resume.command serve.command stages",
 }
 
 

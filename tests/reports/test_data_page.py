@@ -36,7 +36,7 @@ def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_
     assert page.all("script") == []
     rows = [row for _, row in page.all("tr")]
     assert any(row.startswith(shown) for row in rows)
-    assert any(row.startswith(f"{shown}/torn.png") for row in rows)
+    assert any("/torn.png" in row and "not an image" in row for row in rows)
     pairs = page.text("section", id="pairs")
     assert "One picture, equal or similar, under two classes 1 of 1 pairs" in pairs
     assert "cat/twice.png" in pairs
