@@ -86,7 +86,7 @@ def _imbalance(raw: RawData, measures: Measures, limit: float) -> Told:
     return (
         f"{names[0]} has {counts[most]:,} training images and {names[1]} {counts[least]:,}, "
         f"{ratio:.3g} to 1 where {limit:g} to 1 is accepted; train.class_weight=balanced gives "
-        "each class the same weight, and test/balanced_accuracy measures it so"
+        "each class the same weight, and balanced_accuracy in evaluate.metrics measures it so"
     ), math.ceil(ratio)
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.data.values import Predictions
-from pipeline.evaluation.metrics import accuracy, class_scores, ece, macro_f1
+from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.reports.charts import curves, reliability
 from pipeline.reports.images import confusion, data_uri, smaller
 from pipeline.reports.notes import CONFIDENCE, SPLITS
@@ -145,6 +145,7 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
         "split": split,
         "names": names,
         "macro_f1": macro_f1(predictions),
+        "balanced": balanced_accuracy(predictions),
         "ece": ece(predictions),
         "classes": sorted(rows, key=lambda row: row[3]),
         "matrix": confusion(predictions),
