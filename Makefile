@@ -44,7 +44,7 @@ test: setup-dev ## every test, up to four files at once; ARGS= goes to pytest
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup-dev ## the tests that need neither a browser nor patience
-	@$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not browser" $(ARGS)
 
 check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff check .

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -18,14 +20,19 @@ from omegaconf import DictConfig, open_dict
 
 from pipeline.api import compose
 from pipeline.config.schema import Config, register, validate, validate_request
+from pipeline.config.search import project_folder
+from pipeline.config.trusted import trusted
 from pipeline.config.words import latest
 from pipeline.verbs import requests, verbs
-from tests.warm import run_warm
+from tests.warm import WarmProcess, run_warm, start_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 TIMEOUT_S = 300
-QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1")
+# Drawing takes longer than training: a run without plots, page and log takes a third of the time.
+LEAN = ("train.plots=[]", "evaluate.plots=[]", "evaluate.report=false", "train.tensorboard=false")
+QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *LEAN)
+DRAWN = ("dataset=synthetic", "model=linear", "train.epochs=1")
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -46,9 +53,29 @@ def merged(arguments: Sequence[str]) -> list[str]:
     return [*arguments] if "-m" in arguments else latest(arguments)
 
 
-def pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline …` in the folder `cwd`, waited for; libraries are imported already."""
-    return run_warm(merged(arguments), cwd=cwd, env=environment(**env), timeout=TIMEOUT_S)
+def pipeline(
+    *arguments: str, cwd: Path, before: Callable[[], object] | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline …` in the folder `cwd`, waited for; libraries are imported already.
+
+    `before` is a function of a module that is called in that process first.
+    """
+    words, variables = merged(arguments), environment(**env)
+    return run_warm(words, cwd=cwd, env=variables, timeout=TIMEOUT_S, before=before)
+
+
+@contextmanager
+def begun(*arguments: str, cwd: Path, **env: str) -> Iterator[WarmProcess]:
+    """The same, not waited for; it is killed in the end."""
+    with TemporaryDirectory() as printed:
+        process = start_warm(
+            merged(arguments), cwd=cwd, env=environment(**env), printed=Path(printed)
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -63,20 +90,41 @@ def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.Complet
     )
 
 
+_known: dict[tuple[object, ...], tuple[Config | DictConfig, DictConfig | None]] = {}
+
+
+def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
+    """Composing takes a third of a second: what has been composed before is copied."""
+    if trusted() or project_folder() or any("trusted" in str(part) for part in key):
+        return make()
+    ours = [pair for pair in os.environ.items() if pair[0].startswith("PIPELINE_")]
+    key = (*key, *sorted(ours))
+    if key not in _known:
+        _known[key] = make()
+    return copy.deepcopy(_known[key])
+
+
 def composed(*overrides: str) -> DictConfig:
     """What Hydra hands to the pipeline for these overrides."""
-    register(requests())
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        whole = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+    def make() -> tuple[DictConfig, DictConfig]:
+        register(requests())
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            whole = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        own = copy.deepcopy(whole)
+        with open_dict(own):
+            del own["hydra"]
+        return own, whole
+
+    own, whole = _once(make, "composed", overrides)
     HydraConfig.instance().set_config(whole)
-    with open_dict(whole):
-        del whole["hydra"]
-    return whole
+    return own
 
 
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
-    return compose(*merged(overrides))
+    words = merged(overrides)
+    return _once(lambda: (compose(*words), None), "configured", *words)[0]
 
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:
@@ -108,6 +156,11 @@ def inside(folder: Path) -> Iterator[Path]:
     finally:
         del os.environ["MLFLOW_TRACKING_URI"]
         os.chdir(before)
+
+
+def stressed(whole: int, few: int) -> int:
+    """How often to try what may fail rarely: `few` times, or all with PIPELINE_STRESS=1."""
+    return whole if os.environ.get("PIPELINE_STRESS") else few
 
 
 def free_port() -> int:

@@ -1,24 +1,23 @@
 """What every test begins with."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from pipeline.system.imports import configure_libraries
+from pipeline.system.imports import configure_libraries, exempt
+from tests.stores import MADE_ONCE, copy_tables
 
 configure_libraries()  # the tests import modules of ours by themselves
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    *(
-        "sweeps.test_stress",
-        "sweeps.test_sweep",
-        "end_to_end.test_tour",
-        "verbs.resume.test_command",
-    ),
-    *("verbs.promote.test_switch", "verbs.promote.test_promote", "training.test_xla"),
-    *("training.test_train", "test_main"),
+    *("sweeps.test_stress", "sweeps.test_sweep", "verbs.promote.test_switch"),
+    *("verbs.promote.test_promote", "end_to_end.test_notebook", "end_to_end.test_installed"),
+    *("verbs.resume.test_command", "verbs.serve.test_command", "test_main", "training.test_train"),
+    *("training.test_xla", "training.test_loop", "end_to_end.test_tour", "end_to_end.test_ui"),
+    *("verbs.test_hostile_models", "test_run", "config.test_allowed", "tracking.test_recording"),
 )
 
 
@@ -26,3 +25,27 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Puts the files that take longest first; `make test` keeps to this order."""
     order = {f"tests.{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.module.__name__, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what TensorFlow has made: each collection took half a second."""
+    exempt()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pytest-xdist's workers share, for what is made once in a session."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_empty_store(shared_folder: Path) -> None:
+    os.environ[MADE_ONCE] = str(shared_folder / "empty_store.db")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Speeds MLflow up as soon as a test has imported it."""
+    copy_tables()
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # left behind by a `main()` called in this process

@@ -14,9 +14,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import pipeline
-from tests.commands import CONF, environment, inside
+from tests.commands import CONF, LEAN, environment, inside
 
-SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false")
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", *LEAN)
 LENIENT = {"min_test_accuracy": 0.1, "min_class_recall": 0.0, "max_ece": 1.0}
 
 

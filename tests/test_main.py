@@ -2,23 +2,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.verbs import verbs
-from tests.commands import QUICK, environment, free_port, fresh_pipeline, results, unread
+from tests.commands import (
+    DRAWN,
+    QUICK,
+    environment,
+    free_port,
+    fresh_pipeline,
+    pipeline,
+    results,
+    unread,
+)
+from tests.stores import MADE_ONCE
+
+pytestmark = pytest.mark.slow
 
 # Runs several command lines in forks of one process that has imported what all of them import.
 DRIVER = """
 import json, os, sys
 from pipeline.__main__ import main
+from tests.commands import configured
+configured()  # imports and finds once what each of them would
 for number, arguments in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if child == 0:
@@ -154,7 +171,6 @@ def test_a_command_that_nobody_reads_any_more_ends_as_sigpipe_would_end_it(tmp_p
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
-@pytest.mark.slow
 def test_a_table_that_nobody_reads_any_more_is_no_failure(tmp_path: Path) -> None:
     ended = unread("history", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (141, "")
@@ -263,32 +279,29 @@ def test_a_full_disk_while_caching_is_told_with_the_file_and_leaves_no_half(
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "data/synthetic/raw-")
     assert [p for p in (tmp_path / "data").rglob("*") if p.suffix == ".npy"] == []
-    assert fresh_pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
+    assert pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.slow
 def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path) -> None:
-    assert fresh_pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
-    ended = limited("dataset=synthetic", "train.epochs=1", cwd=tmp_path, bytes_a_file=1_500_000)
+    assert pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
+    ended = limited(*DRAWN, cwd=tmp_path, bytes_a_file=1_500_000)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "File too large", "free", f"whole story is in {tmp_path}/outputs/")
     assert list(tmp_path.rglob("*.partial*")) == []
-    after = fresh_pipeline(*QUICK, cwd=tmp_path)
+    after = pipeline(*QUICK, cwd=tmp_path)
     assert after.returncode == 0
     assert results(after.stdout)["run_id"]
 
 
-@pytest.mark.slow
 def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Path) -> None:
     address = f"http://someone:secret@127.0.0.1:{free_port()}"
-    ended = fresh_pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
+    ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert_helpful(ended.stderr, "127.0.0.1", "nothing answers there", "tracking.uri=")
     assert "secret" not in ended.stderr
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.slow
 def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
     diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
     talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first
@@ -302,20 +315,14 @@ def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path
 
 def limited(*arguments: str, cwd: Path, bytes_a_file: int) -> subprocess.CompletedProcess[str]:
     """The command line where no file may grow beyond a size, as on a disk that fills up."""
-    limit = (
-        "import resource, signal, runpy\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_a_file}, {bytes_a_file}))\n"
-        "runpy.run_module('pipeline', run_name='__main__', alter_sys=True)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", limit, *arguments],
-        cwd=cwd,
-        env=environment(PYTHONDONTWRITEBYTECODE="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = {"PYTHONDONTWRITEBYTECODE": "1"}
+    return pipeline(*arguments, cwd=cwd, before=partial(limit_files, bytes_a_file), **env)
+
+
+def limit_files(size: int) -> None:
+    os.environ.pop(MADE_ONCE)  # what MLflow writes as it makes a store is too large
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def assert_helpful(stderr: str, *parts: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import Recording, reopen
 from pipeline.verbs.evaluate import evaluate
 from pipeline.verbs.run import train
-from tests.commands import configured, inside, pipeline, results
+from tests.commands import LEAN, configured, inside, pipeline, results
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +58,9 @@ def finished(
     return Ended(folder=folder, said=results(capsys.readouterr().out), config=config)
 
 
-def recorded(folder: Path) -> Ended:
+def recorded(folder: Path, *more: str) -> Ended:
     """A run of the command line."""
-    done = pipeline(*OVERRIDES, cwd=folder)
+    done = pipeline(*OVERRIDES, *more, cwd=folder)
     assert done.returncode == 0, done.stderr
     return Ended(folder=folder, said=results(done.stdout), config=configured(*OVERRIDES))
 
@@ -242,7 +242,7 @@ def test_a_run_asks_for_no_history_of_what_it_has_logged_itself(
         log_batch(*given, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", noted)
-    ended = finished(tmp_path, capsys, *OVERRIDES)
+    ended = finished(tmp_path, capsys, *OVERRIDES, *LEAN, "evaluate.report=true")
     assert ended.run.info.status == "FINISHED"
     assert asked == []
     page = ended.artifact("report.html").read_text("utf-8")
@@ -295,7 +295,7 @@ def test_the_logged_model_has_signature_example_and_pinned_requirements(ended: E
 
 
 def test_the_same_configuration_gives_the_same_bits_again(ended: Ended, tmp_path: Path) -> None:
-    again = recorded(tmp_path)
+    again = recorded(tmp_path, *LEAN)
     first, second = (
         np.load(one.artifact("predictions.npz"))["test_probs"] for one in (ended, again)
     )
@@ -305,7 +305,7 @@ def test_the_same_configuration_gives_the_same_bits_again(ended: Ended, tmp_path
 def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_very_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ("dataset=digits", "model=linear", "train.epochs=1", "train.tensorboard=false")
+    small = ("dataset=digits", "model=linear", "train.epochs=1", *LEAN)
     trained = finished(tmp_path, capsys, *small, story=train)
     assert trained.said["test_accuracy"] == "nan"
     before = trained.run
@@ -337,7 +337,7 @@ def test_evaluate_refuses_a_run_that_is_not_there(run_id: str, tmp_path: Path) -
 def test_evaluate_refuses_a_run_without_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ("dataset=digits", "model=linear", "train.epochs=1", "tracking.log_model=false")
+    small = ("dataset=digits", "model=linear", "train.epochs=1", *LEAN, "tracking.log_model=false")
     bare = finished(tmp_path, capsys, *small)
     assert bare.said["model_uri"] == "None"
     with inside(tmp_path), pytest.raises(RequestError, match="has saved no model"):
@@ -353,7 +353,7 @@ def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
         pass
 
     with keras.saving.custom_object_scope({"tests>Own": Own}):
-        small = ("dataset=digits", "model=linear", "train.epochs=1", "evaluate.report=false")
+        small = ("dataset=digits", "model=linear", "train.epochs=1", *LEAN)
         made = finished(tmp_path, capsys, *small)
         assert keras.saving.get_registered_object("tests>Own") is Own
     with inside(tmp_path):
@@ -364,7 +364,8 @@ def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
 def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_done_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = finished(tmp_path, capsys, *OVERRIDES, "tracking.log_model=false", story=train)
+    lean = (*OVERRIDES, *LEAN, "evaluate.report=true", "tracking.log_model=false")
+    bare = finished(tmp_path, capsys, *lean, story=train)
     folder = tmp_path / "outputs"
     model = keras.models.load_model(folder / "checkpoints" / "last.keras")
     log_tags = Recording.log_tags
@@ -391,8 +392,8 @@ def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_don
 def test_without_validation_images_the_result_line_says_nan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    all_in = ("dataset=digits", "model=linear", "train.epochs=1", "preprocess.validation_size=0")
-    ended = finished(tmp_path, capsys, *all_in)
+    all_in = ("dataset=digits", "model=linear", "train.epochs=1", "train.tensorboard=false")
+    ended = finished(tmp_path, capsys, *all_in, "preprocess.validation_size=0")
     assert ended.said["val_accuracy"] == "nan"
     assert "val/loss" not in ended.run.data.metrics
     assert np.load(ended.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[2:]]

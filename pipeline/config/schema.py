@@ -221,11 +221,19 @@ REMOVED = (  # requests of verbs are not part of a run
 )
 
 
+_registered: dict[str, type] = {}
+
+
 def register(groups: Mapping[str, type]) -> None:
     """Registers the trunk with Hydra, as the base of `conf/config.yaml`.
 
     Each dataclass of `groups` becomes the schema of the group of that name and its file `default`.
     """
+    repo = ConfigStore.instance().repo
+    if "trunk.yaml" in repo and _registered == dict(groups):
+        return
+    _registered.clear()
+    _registered.update(groups)
     defaults: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in groups)]
     trunk = make_dataclass(
         "Trunk",

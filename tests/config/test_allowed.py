@@ -19,6 +19,8 @@ from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import QUICK, configured, pipeline
 
+pytestmark = pytest.mark.slow
+
 COPY = "_target_: shutil.copyfile\nsrc: source\ndst: marker\n"
 
 

@@ -15,6 +15,8 @@ from pipeline.config.schema import register
 from pipeline.verbs import requests
 from tests.commands import CONF
 
+pytestmark = pytest.mark.slow
+
 MASTER = ["optimizer.learning_rate=0.1", "hydra.sweep.dir=/master", "seed=1,2"]
 WORDS = ["optimizer.learning_rate=0.2", "seed=2", "tracking.run_name='a b'", "hydra.sweep.dir=/x"]
 

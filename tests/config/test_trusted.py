@@ -18,6 +18,8 @@ from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
 from tests.commands import QUICK, configured, pipeline
 
+pytestmark = pytest.mark.slow
+
 MODELS = '''
 """A model, a data set, an augmentation, a metric and a plot of somebody's own."""
 import pathlib

@@ -257,6 +257,7 @@ print(read(Path(sys.argv[1]), Path(sys.argv[2])).fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_packing_goes_on_after_kills_and_decodes_nothing_twice_but_what_was_in_flight(
     tmp_path: Path,
 ) -> None:

@@ -339,6 +339,7 @@ def blank_png(path: Path, side: int, colour: int, *, bits: int = 8, whole: bool 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("colour", "side", "bits", "refused"),
     [(6, 13_300, 8, True), (6, 9_400, 8, False), (0, 13_300, 1, False), (0, 9_400, 16, False)],

@@ -161,6 +161,7 @@ def test_what_pillow_warns_of_is_logged_with_the_name_of_the_file(
     assert len(recwarn) == 0
 
 
+@pytest.mark.slow
 def test_of_a_large_array_only_the_blocks_at_work_are_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import QUICK, free_port, pipeline
+from tests.commands import DRAWN, free_port, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ WORDS = (
     f"sweep.storage=sqlite:///study.db?password={CANARY}",
 )
 ENVIRONMENT = {"MLFLOW_TRACKING_PASSWORD": CANARY, "MLFLOW_TRACKING_USERNAME": "me"}
-LEAN = (*QUICK, "train.plots=[]", "evaluate.plots=[]", "train.tensorboard=false")
+LEAN = (*DRAWN, "train.plots=[]", "evaluate.plots=[]", "train.tensorboard=false")
 
 
 def assert_nowhere(folder: Path, *printed: str) -> None:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commands import environment
+
+pytestmark = pytest.mark.slow
 
 PRESSED = """
 eval "$(python -m pipeline --shell-completion install=bash)"

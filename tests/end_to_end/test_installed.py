@@ -38,8 +38,8 @@ MINE = """# @package _global_
 defaults:
   - override /dataset: synthetic
   - override /model: tiny
-train: {epochs: 1, tensorboard: false}
-evaluate: {metrics: [loss, accuracy, my_models.top2], report: false}
+train: {epochs: 1, tensorboard: false, plots: []}
+evaluate: {metrics: [loss, accuracy, my_models.top2], report: false, plots: []}
 """
 
 

@@ -3,19 +3,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import mlflow
 import numpy as np
 import pytest
 
-from tests.commands import QUICK, environment, pipeline, results
+from tests.commands import LEAN, QUICK, begun, environment, pipeline, results
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = ("dataset=synthetic", "model=linear", "train.epochs=100000")
+ENDLESS = ("dataset=synthetic", "model=linear", "train.epochs=100000", *LEAN)
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +25,6 @@ def _heed_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it had still to say."""
-    try:
-        return process.communicate(timeout=60)
-    finally:
-        process.kill()
 
 
 def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -45,15 +38,11 @@ def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def lines_until(text: str, stream: IO[str] | None) -> list[str]:
-    """What comes on the stream, up to the line that starts so."""
-    assert stream is not None
-    lines: list[str] = []
-    for line in stream:
-        lines.append(line)
-        if line.startswith(text):
-            return lines
-    raise AssertionError(f"it ended without {text!r}:\n{''.join(lines)}")
+def until_it_says(text: str, process: WarmProcess) -> None:
+    """Waits for a line on stderr that starts so."""
+    while not any(line.startswith(text) for line in process.err.read_text().splitlines()):
+        assert process.poll() is None, process.err.read_text()
+        time.sleep(0.05)
 
 
 def the_run(folder: Path) -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
@@ -69,13 +58,14 @@ def the_run(folder: Path) -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
 def test_a_run_stopped_in_training_is_killed_with_all_it_had_logged(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    process = started(*ENDLESS, cwd=tmp_path)
-    lines_until("epoch      2/", process.stderr)
-    process.send_signal(number)
-    out, err = ended(process)
-    assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == f"stopped by {number.name}; what was recorded so far is kept"
-    assert "Traceback" not in err
+    with begun(*ENDLESS, cwd=tmp_path) as process:
+        until_it_says("epoch      2/", process)
+        process.send_signal(number)
+        ended = process.ended(60)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    told = ended.stderr.splitlines()[-1]
+    assert told == f"stopped by {number.name}; what was recorded so far is kept"
+    assert "Traceback" not in ended.stderr
 
     client, run = the_run(tmp_path)
     assert run.info.status == "KILLED"
@@ -105,8 +95,12 @@ def test_stopped_while_tensorflow_is_imported_nothing_is_recorded(
     awaited = tmp_path / "outputs"
     while not list(awaited.glob("*/*/tensorflow.log")):  # made just before the import
         assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(number)
-    out, err = ended(process)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (code, "")
     assert err == f"stopped by {number.name}; what was recorded so far is kept\n"
     assert not (tmp_path / "mlflow.db").exists()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from docs import screenshots
-from tests.commands import QUICK, ROOT, pipeline, results
+from tests.commands import DRAWN, ROOT, pipeline, results
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +35,7 @@ class Shown:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """A recorded run in a store served as `make ui` serves it, and an empty page."""
     folder = tmp_path_factory.mktemp("ui")
-    ended = pipeline(*QUICK, "tracking.run_name=my-first-run", cwd=folder)
+    ended = pipeline(*DRAWN, "tracking.run_name=my-first-run", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     database = folder / "mlflow.db"
     run = mlflow.MlflowClient(f"sqlite:///{database}").get_run(results(ended.stdout)["run_id"])

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from pipeline.data.values import Array, Fitted, Predictions, Split
 from pipeline.evaluation import plots
 
+pytestmark = pytest.mark.slow
+
 
 def predictions(
     probs: Any, labels: list[int], *, channels: int = 1, names: tuple[str, ...] = ("cat", "dog")

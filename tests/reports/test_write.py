@@ -17,11 +17,12 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.verbs.evaluate import evaluate
 from pipeline.verbs.run import train
-from tests.commands import carried_out, configured, inside
+from tests.commands import LEAN, carried_out, configured, inside
 
 pytestmark = pytest.mark.slow
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false")
+SMALL += ("train.plots=[weights]",)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def test_a_run_that_wants_no_report_and_no_picture_of_weights_gets_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with inside(tmp_path):
-        run(configured(*SMALL, "evaluate.report=false"), tmp_path / "outputs")
+        run(configured(*SMALL, *LEAN), tmp_path / "outputs")
     assert not (tmp_path / "outputs" / "artifacts" / "report.html").exists()
     assert "time/report_s" not in newest(tmp_path).data.metrics
 

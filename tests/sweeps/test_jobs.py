@@ -20,6 +20,8 @@ from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import CONF
 
+pytestmark = pytest.mark.slow
+
 
 def multirun(*words: str, adaptive: bool = True) -> Multirun:
     """What Hydra would hand to the sweeper for these words."""

@@ -10,6 +10,8 @@ from pipeline.sweeps.manifest import NAME, Manifest, jobs_of, manifest
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_jobs import multirun
 
+pytestmark = pytest.mark.slow
+
 
 def of_grid(*words: str) -> Manifest:
     asked = multirun(*words)

@@ -20,6 +20,8 @@ from pipeline.sweeps.jobs import Scale
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
 from pipeline.sweeps.plots import Group, draw, groups, scale_of_parameter
 
+pytestmark = pytest.mark.slow
+
 ACCURACY = Objective(metric="val/accuracy", maximize=True)
 LOSS = Objective(metric="val/loss", maximize=False)
 PARAMETERS = Objective(metric="model/parameters", maximize=False)
@@ -150,7 +152,6 @@ def test_a_search_has_the_pictures_that_make_sense_for_it(search: str, names: li
     assert list(drawn(search)) == names
 
 
-@pytest.mark.slow
 def test_two_hundred_trials_of_many_parameters_can_be_drawn() -> None:
     trials = [
         trial(
@@ -506,7 +507,6 @@ def test_nothing_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.slow
 def test_a_backend_that_needs_a_screen_is_not_used() -> None:
     script = """
 import sys

@@ -22,6 +22,7 @@ def test_another_backend_of_keras_is_refused_with_the_variable_to_unset(
         load("pipeline.run")
 
 
+@pytest.mark.slow
 def test_a_run_with_another_backend_ends_before_tensorflow_is_imported(tmp_path: Path) -> None:
     ended = fresh_pipeline("run", *QUICK, cwd=tmp_path, KERAS_BACKEND="jax")
     assert ended.returncode == 2

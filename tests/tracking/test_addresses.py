@@ -16,6 +16,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run, find_sweep, find_trained
 from pipeline.verbs.compare.choice import named_runs
 from tests.commands import QUICK, configured, inside, pipeline
+from tests.verbs.doctor.test_command import without_tensorflow
 
 NAMES = [
     *("/tmp/elsewhere/me@example.org", "../outside", "a/../../b", "..", ".", "a/b", "~", "C:\\x"),
@@ -73,7 +74,7 @@ def test_the_command_line_refuses_such_a_folder_before_it_trains_and_doctor_tell
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "%20" in refused.stderr
     assert not (folder / "mlflow.db").exists()
-    told = pipeline("doctor", "doctor.format=json", *QUICK, cwd=folder)
+    told = pipeline("doctor", "doctor.format=json", *QUICK, cwd=folder, before=without_tensorflow)
     assert "rename the folder" in told.stdout
 
 

@@ -23,6 +23,8 @@ from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, inside
 
+pytestmark = pytest.mark.slow
+
 HOST_REFUSED = b"Invalid Host header - possible DNS rebinding attack detected"  # MLflow's words
 USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 

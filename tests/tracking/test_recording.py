@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,17 @@ from pipeline.tracking.client import connect, experiment
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG, Recording
 from tests.commands import (
-    QUICK,
+    DRAWN,
     configured,
-    environment,
     free_port,
     inside,
     pipeline,
     results,
 )
+from tests.stores import MADE_ONCE
+from tests.warm import call_warm
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -314,40 +317,38 @@ def test_an_address_that_is_none_is_refused(uri: str) -> None:
         connect(uri)
 
 
-@pytest.mark.slow
+def open_and_record(folder: Path) -> str:
+    """Opens the store of a folder, whose tables are to be made, and begins a run there."""
+    os.environ.pop(MADE_ONCE)
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    number = experiment(client, "shared")
+    client.create_run(number)
+    return number
+
+
 def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path) -> None:
-    opening = (
-        "from pipeline.tracking.client import connect, experiment\n"
-        "client = connect(None)\n"
-        "number = experiment(client, 'shared')\n"
-        "client.create_run(number)\n"
-        "print(number)"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", opening],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, answers
-    [number] = {out.strip() for out, _ in answers}
+    call_warm(os.getpid, timeout=120)  # so that all begin at the same time
+    with ThreadPoolExecutor(4) as callers:
+        calls = [
+            callers.submit(call_warm, open_and_record, tmp_path, timeout=120) for _ in range(4)
+        ]
+    [number] = {call.result() for call in calls}
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert sorted(e.name for e in client.search_experiments()) == ["Default", "shared"]
     assert len(client.search_runs([number])) == 4
 
 
-@pytest.mark.slow
 def test_a_run_through_a_server_is_recorded_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with screenshots.server(tmp_path / "mlflow.db", "--artifacts-destination", "served") as address:
-        ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=elsewhere)
+        ended = pipeline(
+            *DRAWN,
+            "evaluate.plots=[confusion_matrix]",
+            "train.plots=[]",
+            f"tracking.uri={address}",
+            cwd=elsewhere,
+        )
         assert ended.returncode == 0, ended.stderr
         said = results(ended.stdout)
         client = connect(address)

@@ -144,6 +144,7 @@ def test_a_model_of_a_configuration_is_checked_before_it_is_trained(
         build.build_model(config, PREPARED)
 
 
+@pytest.mark.slow
 def test_the_check_changes_no_random_number_of_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from pipeline.data.values import Array
 from pipeline.training.batches import training_batch
 from tests.commands import configured
 
+pytestmark = pytest.mark.slow
+
 OFF = configured("augment=combined")
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(1, 256, (64, 6, 8, 3), np.uint8)  # no black

@@ -17,6 +17,8 @@ from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import CONF, configured
 
+pytestmark = pytest.mark.slow
+
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 
@@ -125,7 +127,6 @@ def test_every_model_takes_images_of_any_size_and_any_number_of_classes(name: st
         assert build(leaf, keras.Input(shape), 7).shape == (None, 7), shape
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_every_model_trains_and_predicts_the_same_once_saved_and_loaded(
     name: str, tmp_path: Path

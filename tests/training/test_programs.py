@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.programs import keep_programs
-from tests.commands import QUICK, fresh_pipeline
+from tests.commands import QUICK, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def trained(data: Path) -> None:
     """With XLA and in a process of its own, for TensorFlow heeds the place only once."""
     arguments = (*QUICK, "train.xla=true", "train.plots=[]", f"data_dir={data}")
-    done = fresh_pipeline("train", *arguments, cwd=data.parent)
+    done = pipeline("train", *arguments, cwd=data.parent)
     assert done.returncode == 0, done.stderr
 
 

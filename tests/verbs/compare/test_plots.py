@@ -14,6 +14,8 @@ from pipeline.verbs.compare.plots import MOST_ROWS, draw, figures
 from tests.commands import ROOT, environment
 from tests.verbs.compare.test_comparison import compared, run
 
+pytestmark = pytest.mark.slow
+
 LONG = "magnificent-hippopotamus-of-the-nineteenth-century-$1$-and-so-on"
 
 

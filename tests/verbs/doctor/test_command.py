@@ -1,35 +1,42 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from pipeline.tracking.client import connect
+from pipeline.tracking.lifecycle import record
+from pipeline.verbs.doctor import checks
 from pipeline.verbs.doctor.orphans import running
-from tests.commands import environment, free_port, fresh_pipeline, pipeline
+from tests.commands import configured, free_port, fresh_pipeline, pipeline
+from tests.warm import fork
 
 pytestmark = pytest.mark.slow
 
-RUN = """
-import os
-import time
-from pathlib import Path
-from pipeline.tracking.lifecycle import record
-from tests.commands import configured
-with record(configured("dataset=digits", "model=linear"), Path(f"run-{os.getpid()}")) as recording:
-    print(recording.id, flush=True)
-    time.sleep(600)
+TENSORFLOW_WORKS = """
+import json
+print(json.dumps({"version": "2", "import_s": 0, "gpus": []}))
 """
 
 
-def doctor(*arguments: str, cwd: Path, **env: str) -> tuple[int, dict[str, set[str]], str]:
+def without_tensorflow() -> None:
+    """Does not import TensorFlow anew, which takes seconds, to see whether it works."""
+    checks.probing = partial(checks.probing, ("-c", TENSORFLOW_WORKS))
+
+
+def doctor(
+    *arguments: str, cwd: Path, before: Callable[[], object] | None = without_tensorflow
+) -> tuple[int, dict[str, set[str]], str]:
     """Exit code, the states found by area, and all that was said."""
-    ended = pipeline("doctor", "doctor.format=json", *arguments, cwd=cwd, **env)
+    ended = pipeline("doctor", "doctor.format=json", *arguments, cwd=cwd, before=before)
     assert "Traceback" not in ended.stderr
     states: dict[str, set[str]] = {}
     for finding in json.loads(ended.stdout)["findings"]:
@@ -37,11 +44,23 @@ def doctor(*arguments: str, cwd: Path, **env: str) -> tuple[int, dict[str, set[s
     return ended.returncode, states, ended.stdout + ended.stderr
 
 
-def at_work(cwd: Path) -> subprocess.Popen[str]:
-    """A process in the middle of a run, whose id it has said."""
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN], cwd=cwd, env=environment(), stdout=subprocess.PIPE, text=True
-    )
+def work(cwd: Path) -> None:
+    """Is in the middle of a run, whose id it writes into a file."""
+    os.chdir(cwd)
+    uri = f"tracking.uri=sqlite:///{cwd}/mlflow.db"
+    config = configured("dataset=digits", "model=linear", uri)
+    with record(config, cwd / f"run-{os.getpid()}") as recording:
+        (cwd / f"{os.getpid()}.id").write_text(recording.id)
+        time.sleep(600)
+
+
+def run_of(process: ForkServerProcess, cwd: Path) -> str:
+    """The id of the run at which a process is at work."""
+    path = cwd / f"{process.pid}.id"
+    while not (path.exists() and len(path.read_text()) == 32):
+        assert process.exitcode is None
+        time.sleep(0.05)
+    return path.read_text()
 
 
 def test_a_sound_folder_has_no_problem_and_is_left_as_it_was(tmp_path: Path) -> None:
@@ -56,7 +75,7 @@ def test_a_sound_folder_has_no_problem_and_is_left_as_it_was(tmp_path: Path) -> 
 def test_where_everything_is_broken_all_of_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no libcudart')")
     (tmp_path / "mlflow.db").write_text("my notes, " * 100)
-    code, states, said = doctor(f"data_dir={tmp_path}/mlflow.db/data", cwd=tmp_path)
+    code, states, said = doctor(f"data_dir={tmp_path}/mlflow.db/data", cwd=tmp_path, before=None)
     assert code == 1
     assert {area for area, found in states.items() if "problem" in found} >= {
         "store",
@@ -88,13 +107,13 @@ def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
 
 def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path) -> None:
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
-    processes = [at_work(tmp_path) for _ in range(3)]
+    processes = [fork(work, tmp_path) for _ in range(3)]
     _, stopped, killed = processes
     try:
-        ids = [process.stdout.readline().strip() for process in processes if process.stdout]
-        stopped.send_signal(signal.SIGSTOP)
+        ids = [run_of(process, tmp_path) for process in processes]
+        os.kill(stopped.pid, signal.SIGSTOP)
         killed.kill()
-        killed.wait()
+        killed.join()
         code, states, said = doctor("fix=true", "dataset=synthetic", cwd=tmp_path)
         assert (code, states["runs"]) == (0, {"ok"})
         assert f"1 marked KILLED, its process is gone: {ids[2]}" in said
@@ -102,7 +121,7 @@ def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.join()
     assert [found.state for found in running(client, fix=False, own=None)] == ["warning", "ok"]
     assert statuses(client, ids) == ["RUNNING", "RUNNING", "KILLED"]
     assert [found.state for found in running(client, fix=True, own=None)] == ["ok", "ok"]

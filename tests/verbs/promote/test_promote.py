@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,19 @@ from pipeline.verbs.promote.ledger import (
 )
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.run import train
-from tests.commands import ROOT, carried_out, composed, configured, environment, inside, results
+from tests.commands import (
+    LEAN,
+    carried_out,
+    composed,
+    configured,
+    inside,
+    pipeline,
+    results,
+)
 
 pytestmark = pytest.mark.slow
 
-DATA = ("dataset=synthetic", "model=linear")
+DATA = ("dataset=synthetic", "model=linear", *LEAN)
 LENIENT = ("promote.min_test_accuracy=0.5", "promote.max_ece=1")
 
 
@@ -458,33 +467,23 @@ def test_a_run_that_cannot_be_found_is_a_wrong_request(
         carried_out("promote", *given, folder=runs.folder)
 
 
-# `python -m pipeline` that sends itself a signal after the first request of a name.
-DEADLY = """
-import os, runpy, signal, sys
-from mlflow import MlflowClient
-number, name = int(sys.argv.pop(1)), sys.argv.pop(1)
-real = getattr(MlflowClient, name)
-def deadly(*given, **named):
-    setattr(MlflowClient, name, real)
-    answer = real(*given, **named)
-    os.kill(os.getpid(), number)
-    return answer
-setattr(MlflowClient, name, deadly)
-runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
-"""
+def deadly(number: signal.Signals, name: str) -> None:
+    """Lets this process send itself a signal after the first request of a name."""
+    real = getattr(mlflow.MlflowClient, name)
+
+    def and_die(*given: Any, **named: Any) -> Any:
+        setattr(mlflow.MlflowClient, name, real)
+        answer = real(*given, **named)
+        os.kill(os.getpid(), number)
+        return answer
+
+    setattr(mlflow.MlflowClient, name, and_die)
 
 
 def stopped(runs: Runs, number: signal.Signals, request: str) -> subprocess.CompletedProcess[str]:
     """A promotion of the other run that gets a signal after its first request of that name."""
-    words = (str(int(number)), request, "promote", *DATA, *LENIENT, f"run_id={runs.other}")
-    return subprocess.run(
-        [sys.executable, "-c", DEADLY, *words],
-        cwd=runs.folder,
-        env=environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = ("promote", *DATA, *LENIENT, f"run_id={runs.other}")
+    return pipeline(*words, cwd=runs.folder, before=partial(deadly, number, request))
 
 
 @pytest.mark.parametrize(
@@ -519,28 +518,17 @@ def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs
     mlflow.tensorflow.load_model("models:/synthetic@champion")
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
-    refused = command("promote", *DATA, f"run_id={runs.weak}", cwd=runs.folder)
+    refused = pipeline("promote", *DATA, f"run_id={runs.weak}", cwd=runs.folder)
     assert refused.returncode == 1
     assert "worst-class recall" in refused.stdout
     told = refused.stderr.splitlines()
     assert told[0] == f"run {runs.weak} is refused; nothing was changed"
     assert told[-1].startswith("The whole story is in ")
-    wrong = command("promote", *DATA, f"run_id={runs.weak}", "force=true", cwd=runs.folder)
+    wrong = pipeline("promote", *DATA, f"run_id={runs.weak}", "force=true", cwd=runs.folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == 'promote.force=true needs a reason, for the ledger: reason="…"\n'
-    forced = command(
+    forced = pipeline(
         "promote",
         *DATA,
         f"run_id={runs.weak}",
@@ -550,11 +538,11 @@ def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
     )
     assert (forced.returncode, forced.stderr) == (0, "")
     assert results(forced.stdout)["version"] == "1"
-    shown = command("history", *DATA, cwd=runs.folder)
+    shown = pipeline("history", *DATA, cwd=runs.folder)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "“a demo, no more”" in shown.stdout
-    scripted = command("history", *DATA, "format=json", cwd=runs.folder)
+    scripted = pipeline("history", *DATA, "format=json", cwd=runs.folder)
     assert json.loads(scripted.stdout)["entries"][-1]["reason"] == "a demo, no more"
-    nowhere = command("rollback", *DATA, cwd=runs.folder)
+    nowhere = pipeline("rollback", *DATA, cwd=runs.folder)
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert "nothing to go back to" in nowhere.stderr

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from docs import screenshots
+from pipeline.system.errors import PipelineError
 from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry
@@ -44,7 +45,10 @@ from pipeline.verbs.promote.switch import (
     settle,
     switch,
 )
-from tests.commands import ROOT, environment
+from tests.commands import stressed
+from tests.warm import call_warm
+
+pytestmark = pytest.mark.slow
 
 NAME = "digits"
 DEAD = json.dumps(json.loads(this_process()) | {"born": 1.0})  # a PID that is another's by now
@@ -342,44 +346,42 @@ def test_one_who_comes_back_to_a_move_that_others_completed_leaves_later_ones_al
     assert decisions(registry) == [PROMOTED] * 3
 
 
-# Imports once, then forks a child for each try, which it gives one number after another until the
-# child lives: after that many requests to the store the child kills itself.
-KILLED = """
-import json, os, shutil, signal, sys
-from dataclasses import replace
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import tests.verbs.promote.test_switch as t
-
 class Deadly:
-    def __init__(self, client, left):
+    """A client that kills its process after so many requests."""
+
+    def __init__(self, client: MlflowClient, left: int) -> None:
         self.client, self.left = client, left
-    def __getattr__(self, name):
-        def call(*given, **named):
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
             try:
                 return getattr(self.client, name)(*given, **named)
             finally:
                 self.left -= 1
                 if self.left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
+
         return call
 
-start, folder, what = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-for number in range(1, 60):
-    database = folder / f"{number}.db"
-    shutil.copy(start, database)
-    child = os.fork()
-    if child == 0:
-        registry = t.opened(database)
-        t.ACTIONS[what](replace(registry, client=Deadly(registry.client, number)))
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0, status
-        print(number)
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-"""
+
+def kill_at_every_request(start: Path, folder: Path, action: str) -> int:
+    """Forks a child for each number of requests after which it kills itself, until one lives."""
+    for number in range(1, 60):
+        database = folder / f"{number}.db"
+        shutil.copy(start, database)
+        child = os.fork()
+        if child == 0:
+            registry = opened(database)
+            ACTIONS[action](replace(registry, client=Deadly(registry.client, number)))  # type: ignore[arg-type]
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, status
+            return number
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    raise AssertionError("it never ends")
+
+
 ACTIONS = {
     "first promotion": lambda registry: switch(registry, promotion(4, None)),
     "promotion": lambda registry: switch(registry, promotion(4, 3)),
@@ -390,15 +392,8 @@ ACTIONS = {
 
 def killed_at_every_request(start: Path, folder: Path, action: str) -> list[Path]:
     """A copy of the store for each request after which the action was killed, in order."""
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, str(ROOT), str(start), str(folder), action],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return [folder / f"{number}.db" for number in range(1, int(ended.stdout))]
+    survived = call_warm(kill_at_every_request, start, folder, action, timeout=240)
+    return [folder / f"{number}.db" for number in range(1, survived)]
 
 
 @pytest.fixture
@@ -410,7 +405,6 @@ def with_three(registry: Registry, tmp_path: Path) -> Path:
     return tmp_path / "mlflow.db"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("action", ["promotion", "rollback"])
 def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_next_one_works(
     action: str, with_three: Path, tmp_path: Path
@@ -444,7 +438,6 @@ def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_nex
     assert {3, new} == set(seen)
 
 
-@pytest.mark.slow
 def test_a_first_promotion_killed_after_any_request_leaves_a_champion_or_none(
     empty: Path, tmp_path: Path
 ) -> None:
@@ -461,7 +454,6 @@ def test_a_first_promotion_killed_after_any_request_leaves_a_champion_or_none(
     assert seen == {None, 1}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("committed", [True, False])
 def test_settling_that_is_killed_itself_is_finished_by_the_next(
     committed: bool, with_three: Path, tmp_path: Path
@@ -481,61 +473,51 @@ def test_settling_that_is_killed_itself_is_finished_by_the_next(
         assert registry.pending() == []
 
 
-# Forks racers that meet at a barrier before each round, having read the champion.
-RACE = """
-import json, os, sys
-from dataclasses import replace
-from multiprocessing import get_context
-sys.path.insert(0, sys.argv[1])
-import tests.verbs.promote.test_switch as t
-from pipeline.system.errors import PipelineError
+ROUNDS, RACERS = stressed(8, 4), 3
+Told = tuple[int, int, int | None, str]
 
-uri, model, run_id = sys.argv[2:5]
-rounds, racers = int(sys.argv[5]), int(sys.argv[6])
 
-def race(racer, barrier, answers):
-    registry = t.Registry(client=t.connect(uri), name=t.NAME)
-    for number in range(rounds):
-        t.settle(registry)
-        champion = registry.present().aliases.get(t.CHAMPION)
-        change = replace(t.promotion(10 * number + racer, champion), source=model, run_id=run_id)
+def race_of_one(racer: int, given: tuple[str, str, str], barrier: Any, answers: Any) -> None:
+    """Promotes in every round, at the same time as the others, having read the champion."""
+    uri, model, run_id = given
+    registry = Registry(client=connect(uri), name=NAME)
+    for number in range(ROUNDS):
+        settle(registry)
+        champion = registry.present().aliases.get(CHAMPION)
+        change = replace(promotion(10 * number + racer, champion), source=model, run_id=run_id)
         barrier.wait()
         try:
-            answers.put([number, racer, t.switch(registry, change), ""])
+            answers.put((number, racer, switch(registry, change), ""))
         except PipelineError as error:
-            answers.put([number, racer, None, str(error)])
+            answers.put((number, racer, None, str(error)))
         barrier.wait()
 
-context = get_context("fork")
-barrier, answers = context.Barrier(racers), context.Queue()
-processes = [context.Process(target=race, args=(n, barrier, answers)) for n in range(racers)]
-for process in processes:
-    process.start()
-told = [answers.get(timeout=120) for _ in range(rounds * racers)]
-for process in processes:
-    process.join()
-print(json.dumps(told))
-"""
-ROUNDS, RACERS = 8, 3
+
+def race(*given: str) -> list[Told]:
+    """What each racer was told in each round."""
+    context = get_context("fork")
+    barrier, answers = context.Barrier(RACERS), context.Queue()
+    processes = [
+        context.Process(target=race_of_one, args=(racer, given, barrier, answers))
+        for racer in range(RACERS)
+    ]
+    for process in processes:
+        process.start()
+    told = [answers.get(timeout=120) for _ in range(ROUNDS * RACERS)]
+    for process in processes:
+        process.join()
+    return told
 
 
 def assert_one_wins_each_round(uri: str) -> None:
     client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
     model = client.create_logged_model("0", source_run_id=run_id)
-    given = (str(ROOT), uri, model.model_uri, run_id, str(ROUNDS), str(RACERS))
-    ended = subprocess.run(
-        [sys.executable, "-c", RACE, *given],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
+    answers = call_warm(race, uri, model.model_uri, run_id, timeout=240)
     registry = Registry(client=client, name=NAME)
     champions = []
     for number in range(ROUNDS):
-        told = [answer for answer in json.loads(ended.stdout) if answer[0] == number]
+        told = [answer for answer in answers if answer[0] == number]
         [won] = [version for _, _, version, _ in told if version is not None]
         champions.append(won)
         for _, _, version, message in told:
@@ -551,7 +533,6 @@ def assert_one_wins_each_round(uri: str) -> None:
     assert registry.pending() == []
 
 
-@pytest.mark.slow
 def test_of_processes_that_promote_at_the_same_time_exactly_one_wins(
     empty: Path, tmp_path: Path
 ) -> None:
@@ -566,6 +547,5 @@ def served(empty: Path, tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.slow
 def test_through_a_server_too_exactly_one_wins(served: str) -> None:
     assert_one_wins_each_round(served)

@@ -18,9 +18,9 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
 from pipeline.verbs.reproduce.command import Pair, Verdict, judge, paired
-from tests.commands import carried_out, configured, inside
+from tests.commands import LEAN, carried_out, configured, inside
 
-SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "train.tensorboard=false", "seed=4")
+SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "seed=4", *LEAN)
 NAN = float("nan")
 
 

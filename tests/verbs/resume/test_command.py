@@ -20,13 +20,15 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from tests.commands import carried_out, configured, environment, inside, pipeline
+from tests.commands import begun, carried_out, configured, environment, inside, pipeline
 from tests.system.test_folders import HOLD
 
 pytestmark = pytest.mark.slow
 
 EPOCHS = 4
-SMALL = ("dataset=digits", "model=mlp", "model.hidden=[8]", f"train.epochs={EPOCHS}")
+# One of everything that a run leaves behind, drawn once.
+ONE_EACH = ("train.plots=[accuracy]", "evaluate.plots=[confusion_matrix]")
+SMALL = ("dataset=digits", "model=mlp", "model.hidden=[8]", f"train.epochs={EPOCHS}", *ONE_EACH)
 EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -286,7 +288,7 @@ def test_a_changed_code_may_be_let_pass_and_the_run_says_so(
 
 
 LONG_EPOCHS = 150
-LONG = ("dataset=digits", "model=mlp", "model.hidden=[8]", f"train.epochs={LONG_EPOCHS}")
+LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *ONE_EACH)
 
 
 def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
@@ -298,19 +300,11 @@ def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run
     assert pipeline(*LONG, cwd=whole).returncode == 0
     moment, words = random.Random(0), list(LONG)
     for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *words],
-            cwd=broken,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stderr is not None
-        assert any(line.startswith("epoch ") for line in process.stderr)
-        time.sleep(moment.uniform(0.0, 0.3))
-        process.kill()
-        process.communicate(timeout=60)
+        with begun(*words, cwd=broken) as process:
+            while "epoch " not in process.err.read_text():
+                assert process.poll() is None, process.err.read_text()
+                time.sleep(0.01)
+            time.sleep(moment.uniform(0.0, 0.3))
         assert the_run(broken).info.status == "RUNNING"
         words = ["resume", "run_id=latest", "dataset=digits"]
     ended = pipeline(*words, cwd=broken)

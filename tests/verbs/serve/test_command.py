@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,13 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.commands import QUICK, environment, free_port, pipeline, results
+from tests.commands import QUICK, begun, environment, free_port, pipeline, results, stressed
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
 CHAMPION = "models:/synthetic@champion"
 SERVE = ("serve", "dataset=synthetic", "port=0")
-
-
-@pytest.fixture(autouse=True)
-def _heed_ctrl_c() -> Iterator[None]:
-    """A process started in the background ignores Ctrl-C, and so would what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +49,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 @contextmanager
-def serving(
-    *arguments: str, cwd: Path, **variables: str
-) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def serving(*arguments: str, cwd: Path, **variables: str) -> Iterator[tuple[WarmProcess, str, str]]:
     """A server's process, the three lines it begins with, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=cwd,
-        env=environment() | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        address = re.search(r"http://\S+", first)
-        assert address, process.communicate(timeout=30)
-        yield process, first + "".join(process.stdout.readline() for _ in range(2)), address[0]
-    finally:
-        process.kill()
-        process.communicate()  # closes the pipes
+    with begun(*arguments, cwd=cwd, **variables) as process:
+        yield process, *first_lines(process, process.out, process.err)
+
+
+def first_lines(process: Any, out: Path, err: Path) -> tuple[str, str]:
+    """What a server says when it is ready, and its address."""
+    while (said := out.read_text()).count("\n") < 3:
+        assert process.poll() is None, err.read_text()
+        time.sleep(0.05)
+    address = re.search(r"http://\S+", said)
+    assert address, said
+    return said, address[0]
 
 
 def ask(address: str, values: Any) -> requests.Response:
@@ -116,9 +103,9 @@ def test_the_champion_is_served_as_it_was_saved_until_ctrl_c(
         assert (scaled.status_code, scaled.json().keys()) == (400, {"error"})
 
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (130, "")
-        assert err == "stopped by SIGINT; what was recorded so far is kept\n"
+        ended = process.ended(30)
+    assert (ended.returncode, ended.stdout) == (130, lines)
+    assert ended.stderr == "stopped by SIGINT; what was recorded so far is kept\n"
 
 
 def test_a_model_of_a_run_is_served_by_its_address_through_mlproject(
@@ -179,8 +166,7 @@ def test_a_server_for_others_warns_and_with_a_token_answers_only_who_has_it(
         foreign = {"Host": "evil.example"}
         assert requests.get(f"{address}/version", headers=foreign, timeout=30).status_code == 403
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert err.splitlines()[0] == (
+        assert process.ended(30).stderr.splitlines()[0] == (
             "warning: anybody who reaches 0.0.0.0 can ask this server; "
             "set PIPELINE_SERVE_TOKEN to answer only those who send that token"
         )
@@ -199,9 +185,9 @@ def test_a_server_for_others_warns_and_with_a_token_answers_only_who_has_it(
         )
         assert "predictions" in json.loads(tried.stdout)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert "warning" not in err
-        assert TOKEN not in lines + out + err
+        ended = process.ended(30)
+    assert "warning" not in ended.stderr
+    assert TOKEN not in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -215,13 +201,29 @@ def test_a_token_that_is_none_is_refused(token: str, tmp_path: Path) -> None:
     assert not token or token not in line
 
 
-def test_forty_requests_at_once_take_less_than_1_5_gb_in_all(
-    trained: tuple[Path, dict[str, str]],
+def test_many_requests_at_once_take_less_than_1_5_gb_in_all(
+    trained: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder, _ = trained
+    many = stressed(40, 12)
     file = io.BytesIO()
     Image.new("RGBA", (7000, 7000), (9, 99, 199, 128)).save(file, "PNG")
-    with serving(*SERVE, cwd=folder) as (process, _, address):
+    out, err = tmp_path / "out", tmp_path / "err"
+    with (
+        out.open("wb") as printed,
+        err.open("wb") as told,
+        # Of its own, for a fork has all that was imported for other commands in its memory.
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *SERVE],
+            cwd=folder,
+            env=environment(),
+            stdout=printed,
+            stderr=told,
+        ) as process,
+        ExitStack() as end,
+    ):
+        end.callback(process.kill)
+        _, address = first_lines(process, out, err)
         height, width, channels = requests.get(f"{address}/version", timeout=30).json()[
             "image_shape"
         ]
@@ -244,8 +246,8 @@ def test_forty_requests_at_once_take_less_than_1_5_gb_in_all(
             return kind, answer.status_code
 
         for kind in kinds:
-            with ThreadPoolExecutor(40) as senders:
-                answers = {*senders.map(post, [kind] * 40)}
+            with ThreadPoolExecutor(many) as senders:
+                answers = {*senders.map(post, [kind] * many)}
             assert answers <= {(kind, 200), (kind, 400), (kind, 413), (kind, 503)}
             assert ((kind, 200) in answers) == (kind != "lists")
         example = requests.get(f"{address}/example", timeout=30).content

@@ -1,0 +1,49 @@
+"""New SQLite stores as copies of one whose tables MLflow has made: making them takes it seconds."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# Names the file that is copied. Child processes inherit it; the first that needs it makes it.
+MADE_ONCE = "PIPELINE_TESTS_EMPTY_STORE"
+
+
+def copy_tables() -> None:
+    """Lets MLflow fill an empty SQLite database with a copy; other databases it fills itself."""
+    utils = sys.modules.get("mlflow.store.db.utils")
+    if utils is None or hasattr(utils._initialize_tables, "itself"):
+        return
+    itself, is_empty = utils._initialize_tables, utils._is_empty_database
+
+    def initialize(engine: Any) -> None:
+        if engine.dialect.name != "sqlite" or MADE_ONCE not in os.environ or not is_empty(engine):
+            itself(engine)
+            return
+        with closing(sqlite3.connect(_made_once(itself, utils))) as source:
+            target = engine.raw_connection()
+            try:
+                source.backup(target.driver_connection)
+            finally:
+                target.close()
+
+    initialize.itself = itself  # type: ignore[attr-defined]
+    utils._initialize_tables = initialize
+
+
+def _made_once(initialize: Any, utils: Any) -> Path:
+    path = Path(os.environ[MADE_ONCE])
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}")
+            engine = utils.create_sqlalchemy_engine(f"sqlite:///{partial}")
+            initialize(engine)
+            engine.dispose()
+            partial.rename(path)
+    return path
