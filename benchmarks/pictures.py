@@ -128,6 +128,7 @@ def second_run(place: Path) -> Iterator[tuple[str, float]]:
     raw = ingest(folder, data)
     size, shape = len(raw.train.images), list(raw.train.image_shape)
     synthetic = [
+        "preprocess=share",
         *("dataset=synthetic", f"dataset.train_size={size * 4 // 5}", "dataset.classes=2"),
         *(f"dataset.test_size={size - size * 4 // 5}", f"dataset.image_shape={shape}"),
     ]

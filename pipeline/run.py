@@ -21,6 +21,7 @@ from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
 from pipeline.training.features import predicted, whole
+from pipeline.training.leakage import leaked
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
@@ -75,6 +76,9 @@ def run(
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             found.update(_evaluate(fitted.model, prepared, config, recording))
+        if config.evaluate.leakage:
+            with recording.stage("leakage"):
+                recording.log_report(leaked(config, prepared, found.get("test"), folder))
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, found, uri)

@@ -102,6 +102,8 @@ class Evaluate:
     """Functions of `evaluation/plots.py` that draw predictions, logged as `plots/<name>.png`."""
     batch_size: Count = MISSING
     """Images predicted at once; changes speed and memory only."""
+    leakage: bool = MISSING
+    """Train once more on a split that ignores groups, and log what accuracy that would claim."""
     report: bool = MISSING
     """Write `report.html`, a page that shows all of the run."""
 
@@ -212,6 +214,7 @@ ADDED: dict[str, Any] = {
     "train.ema": None,
     "train.stream": None,
     "optimizer.global_clipnorm": None,
+    "evaluate.leakage": False,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 ADDED |= {f"ingest.checks.{one.name}": {"action": "ignore", "limit": 0.0} for one in fields(Checks)}
 # Keys in recorded configurations that are no longer used.

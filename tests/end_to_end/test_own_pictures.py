@@ -70,7 +70,8 @@ def test_the_same_files_give_the_same_images_in_training_and_predicting(
     for probs, row in zip(stored["test_probs"], test_rows, strict=True):
         name = Path(names[row]).name
         if name in rows:
-            assert float(rows[name]["p_below"]) == pytest.approx(probs[1], abs=1e-5)
+            assert rows[name]["class"] == ("above", "below")[probs.argmax()]
+            assert float(rows[name]["probability"]) == pytest.approx(probs.max(), abs=2e-6)
             compared += 1
     assert compared
 

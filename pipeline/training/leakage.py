@@ -1,0 +1,72 @@
+"""What a careless split would have claimed: the same training on a split that ignores groups."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.schema import Config
+from pipeline.data.grouping import held_out
+from pipeline.data.values import Predictions, Prepared, Report, Split
+from pipeline.system.files import remove
+from pipeline.training.build import build_model
+from pipeline.training.predictor import predict
+from pipeline.training.train import train
+
+log = logging.getLogger(__name__)
+
+
+def leaked(config: Config, prepared: Prepared, honest: Predictions | None, folder: Path) -> Report:
+    """What accuracy a careless split would have claimed, `leakage/test_accuracy`.
+
+    With the `honest` predictions on the test split, also `leakage/difference`, in accuracy. Takes
+    as long as the training. `folder` is the run's.
+    """
+    claimed = float(careless(config, prepared, folder / "careless").correct.mean())
+    metrics = {"leakage/test_accuracy": claimed}
+    if honest is not None:
+        truth = float(honest.correct.mean())
+        metrics["leakage/difference"] = claimed - truth
+        log.info("accuracy %.4f; a split without regard to groups claims %.4f", truth, claimed)
+    return Report(metrics=metrics)
+
+
+def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
+    """Trains the same model on splits of the same sizes, drawn picture by picture; tests it.
+
+    Pictures of one group may be on both sides, as duplicates and frames of one film are wherever
+    nobody looks. Working files in `folder` are removed afterwards.
+    """
+    drawn = carelessly_divided(prepared, seed=config.seed)
+    try:
+        model = train(build_model(config, drawn, checked=True), drawn, config, folder, ()).model
+    finally:
+        remove(folder, ignore_errors=True)
+    probs = predict(model, drawn.test, batch_size=config.evaluate.batch_size)
+    return Predictions(split=drawn.test, probs=probs, class_names=prepared.class_names)
+
+
+def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
+    """The same pictures in splits of about the same sizes, by class, without regard to groups."""
+    splits = (prepared.train, prepared.val, prepared.test)
+    everything = Split(
+        images=prepared.train.images,
+        rows=np.concatenate([split.rows for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+    )
+    places = np.arange(len(everything))
+    test = held_out(everything.labels, places, len(prepared.test) / len(places), seed=seed).mask
+    rest = places[~test]
+    share = len(prepared.val) / len(rest)
+    val = np.zeros(len(rest), bool)
+    if share:
+        val = held_out(everything.labels[rest], rest, share, seed=seed).mask
+    return replace(
+        prepared,
+        train=everything.select(rest[~val]),
+        val=everything.select(rest[val]),
+        test=everything.select(places[test]),
+    )
