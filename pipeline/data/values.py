@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ BLOCK_BYTES = 2**25  # of images that are processed together
 _USUAL = 28 * 28  # pixels of an image
 
 
-def at_once(shape: Shape, most: int) -> int:
-    """How many images a model takes together: `most`, or fewer if they are larger than 28×28."""
-    return max(1, min(most, most * _USUAL // max(1, shape[0] * shape[1])))
+def at_once(shape: Sequence[int], most: int) -> int:
+    """How many images of a shape [H,W,C] a model takes together: fewer than `most` if > 28×28."""
+    return max(1, min(most, most * _USUAL // max(1, math.prod(shape[:-1]))))
 
 
 def _require(condition: bool, rule: str) -> None:

@@ -13,7 +13,7 @@ from pipeline.data.grouping import held_out
 from pipeline.data.values import Predictions, Prepared, Report, Split
 from pipeline.system.files import remove
 from pipeline.training.build import build_model
-from pipeline.training.predictor import predict
+from pipeline.training.features import predicted
 from pipeline.training.train import train
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,12 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
     nobody looks. Working files in `folder` are removed afterwards.
     """
     drawn = carelessly_divided(prepared, seed=config.seed)
+    log.info("training once more, on a split without regard to groups")
     try:
         model = train(build_model(config, drawn, checked=True), drawn, config, folder, ()).model
     finally:
         remove(folder, ignore_errors=True)
-    probs = predict(model, drawn.test, batch_size=config.evaluate.batch_size)
+    probs = predicted(model, drawn.test, drawn, config)
     return Predictions(split=drawn.test, probs=probs, class_names=prepared.class_names)
 
 

@@ -56,7 +56,7 @@ def fit(  # noqa: PLR0913
     """
     train, val = splits
     _create_state(model, train)
-    tested_at_once = at_once(train.image_shape, max(batch_size, EVALUATED_AT_ONCE))
+    tested_at_once = at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
     part_size, test_size = _part_size(len(train), batch_size), max(1, len(val))
     train_feed: Resident | Streamed
     val_feed: Resident | Streamed

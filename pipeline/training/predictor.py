@@ -42,7 +42,7 @@ def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
-    forward, size = predictor(model), at_once(split.image_shape, batch_size)
+    forward, size = predictor(model), at_once(split.images.shape[1:], batch_size)
     return np.concatenate([forward(images) for images in split.batches(size)])
 
 

@@ -71,7 +71,7 @@ class Resident:
 
 
 class Buffers:
-    """Room for two parts of an epoch, u8[2,capacity,H,W,C] with i64[2,capacity] labels.
+    """Room for two parts of an epoch, [2,capacity,…] as the images, with i64[2,capacity] labels.
 
     TensorFlow reads them in place. On a GPU it reads a copy of one part.
     """
@@ -79,7 +79,7 @@ class Buffers:
     def __init__(self, images: Array, at_least: int) -> None:
         size = max(1, images[:1].nbytes)
         self.capacity = max(at_least, BUFFER_BYTES // size)
-        self.images = _aligned((2, self.capacity, *images.shape[1:]), np.dtype(np.uint8))
+        self.images = _aligned((2, self.capacity, *images.shape[1:]), images.dtype)
         self.labels = _aligned((2, self.capacity), np.dtype(np.int64))
         self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
         pair = (self.images, self.labels)
