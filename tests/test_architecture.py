@@ -23,6 +23,7 @@ PURE = (
     "evaluation.paired",
     "evaluation.metrics",
     "evaluation.plots",
+    "evaluation.slices",
     "evaluation.evaluate",
 )
 # Each room with those whose modules its own may import.

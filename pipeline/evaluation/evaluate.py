@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.config.rules import function_named, short_name
 from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
 from pipeline.evaluation import metrics, plots
+from pipeline.evaluation.slices import slices, slices_table
 
 
 def evaluate(
@@ -28,13 +29,15 @@ def evaluate(
         if twice := named.keys() & measured.keys():
             raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
         measured |= named
+    found = slices(predictions)
     return Report(
         metrics=measured,
         figures=_drawn(predictions, plot_names),
         texts={
             "class_report.txt": metrics.class_report(predictions),
             "class_scores.csv": metrics.class_table(predictions),
-        },
+        }
+        | ({"slices.csv": slices_table(found)} if found else {}),
     )
 
 

@@ -21,16 +21,14 @@ from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, s
 from pipeline.data.pictures import contained, opened
 from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import Sprite, sprite, thumbnails
-from pipeline.reports.page import template
+from pipeline.reports.page import clean, template
 
 NAME = "data.html"
 SIDE = 64  # pixels of a thumbnail's longer side
 PER_CLASS, THUMBNAILS = 12, 600  # of one class, and of all
 CLASSES, PAIRS, FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
 ORIGINAL = 150  # pixels of an original's longer side
-LONGEST = 300  # characters of a name
 BINS = 32
-JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +116,6 @@ def html(raw: RawData, measures: Measures, findings: Sequence[Finding] = (), *, 
         total=_total(description),
         sprites=sprites,
     )
-
-
-def clean(text: str) -> str:
-    """A name as printable text of bounded length; control and formatting characters are escaped."""
-    safe = "".join(
-        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
-        for one in text[: LONGEST + 1]
-    )
-    return safe if len(text) <= LONGEST else f"{safe[:LONGEST]}…"
 
 
 def _total(description: Description) -> int:

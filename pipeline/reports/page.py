@@ -19,6 +19,7 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
+from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curves, reliability
 from pipeline.reports.images import confusion, data_uri, smaller
 from pipeline.reports.notes import CONFIDENCE, SPLITS
@@ -26,6 +27,8 @@ from pipeline.tracking.values import COMMIT, FINGERPRINT, INDEX, PARENT
 
 scipy = lazy_loader.load("scipy")
 
+LONGEST = 300  # characters of a name
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 TEMPLATES = Path(__file__).parent / "templates"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
@@ -149,8 +152,26 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
         "ece": ece(predictions),
         "classes": sorted(rows, key=lambda row: row[3]),
         "matrix": confusion(predictions),
+        "slices": _by_column(predictions),
         "reliability": reliability(predictions),
     }
+
+
+def _by_column(predictions: Predictions) -> dict[str, list[Slice]]:
+    """The slices of the images by column, whose names and values are shown as printable text."""
+    found: dict[str, list[Slice]] = {}
+    for one in slices(predictions):
+        found.setdefault(clean(one.column), []).append(one)
+    return found
+
+
+def clean(text: str) -> str:
+    """A name as printable text of bounded length; control and formatting characters are escaped."""
+    safe = "".join(
+        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
+        for one in text[: LONGEST + 1]
+    )
+    return safe if len(text) <= LONGEST else f"{safe[:LONGEST]}…"
 
 
 def _groups(config: Config) -> dict[str, dict[str, str]]:
@@ -187,5 +208,5 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "percent": percent}
+    environment.filters |= {"duration": duration, "percent": percent, "clean": clean}
     return environment.get_template(name)

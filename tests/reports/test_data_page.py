@@ -10,7 +10,8 @@ from pipeline.data.checks import findings
 from pipeline.data.measures import measured
 from pipeline.data.values import RawData, Split
 from pipeline.reports import data_page
-from pipeline.reports.data_page import clean, html
+from pipeline.reports.data_page import html
+from pipeline.reports.page import clean
 from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
 from tests.reports.test_page import Page
