@@ -138,10 +138,7 @@ def test_the_function_run_keeps_its_name_when_its_module_is_imported() -> None:
 @pytest.mark.slow
 def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
     with inside(tmp_path):
-        runs = [
-            pipeline.run(pipeline.compose(*SMALL, f"seed={seed}", "evaluate.report=false"))
-            for seed in (1, 2)
-        ]
+        runs = [pipeline.run(pipeline.compose(*SMALL, f"seed={seed}")) for seed in (1, 2)]
         config = pipeline.compose("dataset=digits")
         assert [run.id for run in pipeline.find_runs(finished=True, config=config)] == [
             run.id for run in runs
