@@ -134,6 +134,7 @@ def _command(verb: Verb, flags: list[str]) -> Command:
     return Command(
         verb=verb.name,
         requests=requests(),
+        ignored=verb.ignores,
         multirun="--multirun" in values,
         shows=bool({"--cfg", "--info", "--help", "--hydra-help", "--version"} & values.keys()),
         folders=[Path(values["--config-dir"])] if "--config-dir" in values else [],

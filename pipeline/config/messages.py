@@ -21,6 +21,11 @@ from pipeline.config.words import quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
+_WAYS = {  # what OmegaConf says of a value: how such values are written
+    "is not a valid bool": "; write true or false",
+    "could not be converted to Integer": "; write a whole number, as in 5, or null for none",
+    "could not be converted to Float": "; write a number, as in 0.001, or null for none",
+}
 _TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -113,7 +118,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         return f"{key}: no such key; {choose(last, known)}" + (f" of {prefix}" if prefix else "")
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value"
-    how = "; write true or false" if "is not a valid bool" in str(error.msg) else ""
+    how = next((way for said, way in _WAYS.items() if said in str(error.msg)), "")
     return f"{key}: {first_line(error.msg or str(error))}{how}"
 
 

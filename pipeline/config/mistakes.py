@@ -47,6 +47,8 @@ class Command:
     multirun: bool = False
     shows: bool = False
     """Whether it shows the configuration and carries nothing out."""
+    ignored: Collection[str] = ()
+    """Groups and keys that have no effect on the verb."""
     python: bool = False
     """Whether it is a call of `pipeline.compose`."""
     folders: Sequence[Path] = ()
@@ -73,6 +75,9 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     parser = OverridesParser.create()
     for word in words:
         _require_value(word, command, parser)
+    if not command.shows:
+        for word in words:
+            _require_use(word, command)
 
 
 def _require_settings(words: Sequence[str], verbs: Collection[str]) -> None:
@@ -117,6 +122,9 @@ def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> 
             rest.append(one)
         name, _, value = before.partition("=")
         return f"{line}: did you mean to quote {name}={_in_quotes(' '.join([value, *rest]))}?"
+    if "=" in before and (before.endswith(",") or re.fullmatch(r"[-+]?\d[\d.e+-]*,?", word)):
+        several = f"{before.rstrip(',')},{word}"
+        return f"{line}: did you mean {several}? several values have no spaces between, and need -m"
     return f"{line}: settings are written key=value, as in train.epochs=5"
 
 
@@ -148,6 +156,8 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
         meant = key.removeprefix("hydra.").replace("sweeper", "sweep", 1)
         add = "" if command.multirun else ", with -m"
         raise RequestError(f"{word}: what to try is written {meant}=…{add}, or as KEY=A,B with -m")
+    if key.startswith("hydra.sweeper.params"):
+        raise RequestError(f"{word}: what to try is written KEY=A,B, as in -m seed=0,1")
     if not command.multirun and (what := _of_sweeps(key)):
         what = what if "=" not in what else bare
         if command.python:
@@ -173,6 +183,25 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
         raise RequestError(
             f"{word} has no effect on {command.verb}, which makes a new run; it names a recorded "
             "one, as in python -m pipeline evaluate run_id=latest"
+        )
+
+
+def _require_use(word: str, command: Command) -> None:
+    """Refuses what the verb ignores, and choices of files where there are none.
+
+    Raises:
+        RequestError: where it belongs.
+    """
+    group = re.split(r"[./@=]", full_key(word.lstrip("+~"), command.verb, command.request))[0]
+    if group in command.ignored:
+        raise RequestError(
+            f"{word} has no effect on {command.verb}; it belongs to a run, as in "
+            f"python -m pipeline {quoted_word(word)}"
+        )
+    if group == "experiment" and not search.files_of(group, command.folders):
+        raise RequestError(
+            f"{word}: there are no experiment files here; write conf/experiment/NAME.yaml, or name "
+            "MLflow's experiment with tracking.experiment=NAME"
         )
 
 
@@ -263,7 +292,8 @@ def _require_list(bare: str, value: str, hint: Any, one: Override) -> None:
         return
     if any("${" in str(item) for item in single) or (one.is_sweep_override() and not several):
         return
-    items = value.strip("()").removeprefix("choice(") if several else value
+    items = value.strip("()").removeprefix("choice(") if several else value.strip("()'\" ")
+    items = items if "," in items else re.sub(r"[\s;]+", ",", items)
     raise RequestError(f"{bare}: a list is written [{items}], as in {key_of(bare)}=[{items}]")
 
 

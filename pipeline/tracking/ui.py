@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ DATABASE = Path("mlflow.db")
 PATIENCE_S = 600
 MOST, SHOWN = 100, 10  # experiments that are looked at; those with a link
 # What the table of runs shows: a view that MLflow keeps in a tag of the experiment.
+TRAINING = "workflowType=machine_learning"
 VIEW, VIEW_NAME = "runs", "Runs with their accuracies"
 COLUMNS = ("metrics.`val/accuracy`", "metrics.`test/accuracy`", "params.`train.epochs`")
 
@@ -41,14 +43,24 @@ def server_command(database: Path, *, host: str, port: int) -> list[str]:
 
 def server_environment() -> dict[str, str]:
     """The environment of such a server: without the runner of jobs, which needs memory and time."""
-    return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | quiet
 
 
-def links(address: str) -> Iterator[tuple[str, str]]:
-    """Each experiment's name and the link to the table of its runs, that of the newest run first.
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Links to the runs of an experiment: MLflow's own page, and the table with their accuracies.
 
-    The link shows training runs, not MLflow's pages for language models, with their accuracies.
+    Both show training runs rather than MLflow's pages for language models.
     """
+
+    experiment: str
+    runs: str
+    accuracies: str
+
+
+def links(address: str) -> Iterator[Links]:
+    """The links of the experiments that have runs, that of the newest run first."""
     experiments = _ask(address, "experiments/search", max_results=MOST).get("experiments", [])
     named = {one["experiment_id"]: one["name"] for one in experiments}
     begun = {number: _newest(address, number) for number in named}
@@ -60,8 +72,12 @@ def links(address: str) -> Iterator[tuple[str, str]]:
             key=f"mlflow.sharedViewState.{VIEW}",
             value=_view(),
         )
-        query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-        yield named[number], f"{address}/#/experiments/{number}?{query}"
+        page = f"{address}/#/experiments/{number}"
+        yield Links(
+            experiment=named[number],
+            runs=f"{page}?{TRAINING}",
+            accuracies=f"{page}/runs?{TRAINING}&viewStateShareKey={VIEW}",
+        )
 
 
 def _newest(address: str, experiment_id: str) -> int:
@@ -123,8 +139,11 @@ def main() -> int:
         if not wait_for(address, server):
             print(f"the MLflow server does not answer on {address}", file=sys.stderr)
             return 1
-        for name, link in links(address):
-            print(f"{name}: {link}")
+        found = list(links(address))
+        for one in found:
+            print(f"{one.experiment}: {one.runs}")
+        if found:
+            print(f"accuracies of {found[0].experiment}: {found[0].accuracies}")
         print("stop with Ctrl-C", flush=True)
         return server.wait()
     except KeyboardInterrupt:

@@ -18,6 +18,10 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import load
 
+# Parts of the configuration that only a training uses, and those that only a run uses.
+OF_TRAINING = frozenset({"model", "optimizer", "schedule", "augment", "train", "seed"})
+OF_RUNS = OF_TRAINING | {"preprocess", "evaluate"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
@@ -41,6 +45,8 @@ class Verb:
     """What `run_id` may be other than an id (`latest`), if the verb works on a recorded run."""
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
+    ignores: frozenset[str] = frozenset()
+    """The parts of the configuration that have no effect on it, and are refused."""
     keeps_log: bool = True
     """Whether it gets a folder for its log; without one, it works where nothing can be written."""
 

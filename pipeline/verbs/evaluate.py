@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_TRAINING, Verb
 
 if TYPE_CHECKING:
     from pipeline.run import Result
 
 EVALUATE = Verb(
     name="evaluate",
+    ignores=OF_TRAINING | {"preprocess"},
     help="evaluate the model of run_id=<id> or latest",
     entry="pipeline.verbs.evaluate:evaluate",
     uses="pipeline.run",

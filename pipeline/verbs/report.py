@@ -7,10 +7,11 @@ from pathlib import Path
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 REPORT = Verb(
     name="report",
+    ignores=OF_RUNS,
     help="build report.html of run_id=<id> or latest",
     entry="pipeline.verbs.report:report",
     uses="pipeline.reports.write",

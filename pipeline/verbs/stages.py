@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_TRAINING, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 INGEST = Verb(
     name="ingest",
+    ignores=frozenset({"optimizer", "schedule", "train", "evaluate"}),
     help="fetch, verify, cache and check the data, and show it on a page",
     entry="pipeline.verbs.stages:ingested",
     show="pipeline.verbs.stages:show_ingested",
 )
 PREPROCESS = Verb(
     name="preprocess",
+    ignores=OF_TRAINING | {"evaluate"},
     help="split the data and cache the splits",
     entry="pipeline.verbs.stages:preprocessed",
     show="pipeline.verbs.stages:show_preprocessed",

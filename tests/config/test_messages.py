@@ -72,8 +72,16 @@ def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("train.epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
-        ("train.epochs=1.5", "Value '1.5' of type 'float' could not be converted to Integer"),
+        (
+            "train.epochs=many",
+            "Value 'many' of type 'str' could not be converted to Integer; "
+            "write a whole number, as in 5, or null for none",
+        ),
+        (
+            "train.epochs=1.5",
+            "Value '1.5' of type 'float' could not be converted to Integer; "
+            "write a whole number, as in 5, or null for none",
+        ),
         (
             "train.tensorboard=maybe",
             "Value 'maybe' is not a valid bool (type str); write true or false",

@@ -24,6 +24,19 @@ EFFECT = {
     "run compare.top=5": "no effect on run; it belongs to python -m pipeline compare top=5",
     "predict promote.force=true": "it belongs to python -m pipeline promote force=true",
     "run_id=latest": "as in python -m pipeline evaluate run_id=latest",
+    "history train.epochs=5": "no effect on history; it belongs to a run, as in python -m pipeline "
+    "train.epochs=5",
+    "rollback seed=3": "no effect on rollback",
+    "compare optimizer=sgd": "no effect on compare",
+    "predict images=x model=cnn": "no effect on predict",
+    "serve +model.depth=3": "no effect on serve",
+    "evaluate run_id=latest preprocess=small": "no effect on evaluate",
+    "report run_id=latest evaluate.test=false": "no effect on report",
+    "promote run_id=best augment=none": "no effect on promote",
+    "ingest schedule=cosine": "no effect on ingest",
+    "preprocess model.dropout=0.1": "no effect on preprocess",
+    "-m hydra/sweeper=basic hydra.sweeper.params.x=1": "what to try is written KEY=A,B, as in",
+    "-m hydra/sweeper=basic hydra.sweeper.params.x=1,2": "what to try is written KEY=A,B",
 }
 VALUES = {
     "seed=0,1": "several values need -m: python -m pipeline -m seed=0,1",
@@ -56,6 +69,8 @@ WORDS = {
     "seed=1 epochs 5": "settings are written key=value: train.epochs=5",
     "train.epochs: 5": "settings are written key=value: train.epochs=5",
     "--seed 3": "settings are written key=value, as in seed=3",
+    "-m seed=1 2": "did you mean seed=1,2? several values have no spaces between, and need -m",
+    "seed=1, 2": "did you mean seed=1,2?",
     "seed =3": "no spaces around =, as in seed=3",
     "seed= 3": "no spaces around =, as in seed=3",
     "seed = 3": "no spaces around =, as in seed=3",
@@ -70,6 +85,7 @@ def answer(
     """The exit code and complaint for a command line, and what it would have Hydra do."""
     monkeypatch.setattr(module, "_with_hydra", lambda verb: None)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # main() sets it
     code = module.main()
     return code, capfd.readouterr().err, sys.argv[1:]
 
@@ -146,3 +162,23 @@ def test_a_file_of_ones_own_is_among_the_choices(
 def test_python_is_told_in_its_own_terms(word: str, told: str) -> None:
     with pytest.raises(RequestError, match=told):
         compose(word)
+
+
+def test_a_list_with_spaces_is_told_with_commas(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for value in ("64 32", "'64 32'", "64  32"):
+        code, told, _ = answer([f"model.hidden={value}"], monkeypatch, capfd)
+        assert code == 2
+        assert "as in model.hidden=[64,32]" in told
+
+
+def test_an_experiment_file_is_missed_by_name_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.config.search.CONF", tmp_path)
+    for word in ("experiment=x", "+experiment=x"):
+        code, told, _ = answer([word], monkeypatch, capfd)
+        assert code == 2
+        assert "write conf/experiment/NAME.yaml" in told
+        assert "tracking.experiment=NAME" in told

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.rules import Count, one_of
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Compare:
 
 COMPARE = Verb(
     name="compare",
+    ignores=OF_RUNS,
     help="compare recorded runs: are their differences significant?",
     entry="pipeline.verbs.compare.command:compare",
     show="pipeline.verbs.compare.command:show",

@@ -8,7 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from pipeline.config.rules import Count, ending_in, one_of
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Predict:
 
 PREDICT = Verb(
     name="predict",
+    ignores=OF_RUNS,
     help="classify images=<file, folder or pattern>",
     entry="pipeline.verbs.predict.command:predict",
     show="pipeline.verbs.predict.command:show",

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config.rules import Count, Positive, Share, one_of
 from pipeline.system.errors import RequestError
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, OF_TRAINING, Verb
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a line of the ledger
 
@@ -75,6 +75,7 @@ class History:
 
 PROMOTE = Verb(
     name="promote",
+    ignores=OF_TRAINING | {"preprocess"},
     help="make the model of run_id=<id> or best the champion",
     entry="pipeline.verbs.promote.promote:promote",
     show="pipeline.verbs.promote.promote:show",
@@ -83,6 +84,7 @@ PROMOTE = Verb(
 )
 ROLLBACK = Verb(
     name="rollback",
+    ignores=OF_RUNS,
     help="go back to the previous champion, or to=<version>",
     entry="pipeline.verbs.promote.rollback:rollback",
     show="pipeline.verbs.promote.promote:show",
@@ -90,6 +92,7 @@ ROLLBACK = Verb(
 )
 HISTORY = Verb(
     name="history",
+    ignores=OF_RUNS,
     help="show every promotion, rollback and refusal",
     entry="pipeline.verbs.promote.rollback:history",
     show="pipeline.verbs.promote.rollback:show_history",

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.rules import Count, Positive
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 HostName = Annotated[str, Field(pattern=r"^([\w-]+(\.[\w-]+)*|[0-9a-fA-F:]*:[0-9a-fA-F:.]*)$")]
 
@@ -37,6 +37,7 @@ class Serve:
 
 SERVE = Verb(
     name="serve",
+    ignores=OF_RUNS,
     help="answer requests with the champion, or another model",
     entry="pipeline.verbs.serve.command:serve",
     request=Serve,

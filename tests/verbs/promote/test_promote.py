@@ -519,18 +519,18 @@ def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs
 
 
 def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
-    refused = pipeline("promote", *DATA, f"run_id={runs.weak}", cwd=runs.folder)
+    refused = pipeline("promote", DATA[0], f"run_id={runs.weak}", cwd=runs.folder)
     assert refused.returncode == 1
     assert "worst-class recall" in refused.stdout
     told = refused.stderr.splitlines()
     assert told[0] == f"run {runs.weak} is refused; nothing was changed"
     assert told[-1].startswith("The whole story is in ")
-    wrong = pipeline("promote", *DATA, f"run_id={runs.weak}", "force=true", cwd=runs.folder)
+    wrong = pipeline("promote", DATA[0], f"run_id={runs.weak}", "force=true", cwd=runs.folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == 'promote.force=true needs a reason, for the ledger: reason="…"\n'
     forced = pipeline(
         "promote",
-        *DATA,
+        DATA[0],
         f"run_id={runs.weak}",
         "force=true",
         "reason=a demo, no more",
@@ -538,11 +538,11 @@ def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
     )
     assert (forced.returncode, forced.stderr) == (0, "")
     assert results(forced.stdout)["version"] == "1"
-    shown = pipeline("history", *DATA, cwd=runs.folder)
+    shown = pipeline("history", DATA[0], cwd=runs.folder)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "“a demo, no more”" in shown.stdout
-    scripted = pipeline("history", *DATA, "format=json", cwd=runs.folder)
+    scripted = pipeline("history", DATA[0], "format=json", cwd=runs.folder)
     assert json.loads(scripted.stdout)["entries"][-1]["reason"] == "a demo, no more"
-    nowhere = pipeline("rollback", *DATA, cwd=runs.folder)
+    nowhere = pipeline("rollback", DATA[0], cwd=runs.folder)
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert "nothing to go back to" in nowhere.stderr
