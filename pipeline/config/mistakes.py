@@ -187,7 +187,7 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
 
 
 def _require_use(word: str, command: Command) -> None:
-    """Refuses what the verb ignores, and choices of files where there are none.
+    """Refuses what the verb ignores.
 
     Raises:
         RequestError: where it belongs.
@@ -197,11 +197,6 @@ def _require_use(word: str, command: Command) -> None:
         raise RequestError(
             f"{word} has no effect on {command.verb}; it belongs to a run, as in "
             f"python -m pipeline {quoted_word(word)}"
-        )
-    if group == "experiment" and not search.files_of(group, command.folders):
-        raise RequestError(
-            f"{word}: there are no experiment files here; write conf/experiment/NAME.yaml, or name "
-            "MLflow's experiment with tracking.experiment=NAME"
         )
 
 

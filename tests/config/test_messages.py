@@ -13,6 +13,7 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.verbs import requests
 
 CONF = str(Path(__file__).parents[2] / "conf")
+MODELS = ", ".join(sorted(path.stem for path in Path(CONF, "model").glob("*.yaml")))
 
 
 def complaint(*overrides: str) -> str:
@@ -40,12 +41,12 @@ def test_our_own_errors_speak_for_themselves() -> None:
 
 def test_a_misspelt_choice_is_met_with_the_nearest_and_all_others() -> None:
     assert complaint("model=cnnn") == (
-        "model=cnnn: no such choice; did you mean cnn? choose one of cnn, linear, mlp"
+        f"model=cnnn: no such choice; did you mean cnn? choose one of {MODELS}"
     )
 
 
 def test_a_choice_unlike_any_other_gets_no_guess() -> None:
-    assert complaint("model=xyz") == "model=xyz: no such choice; choose one of cnn, linear, mlp"
+    assert complaint("model=xyz") == f"model=xyz: no such choice; choose one of {MODELS}"
 
 
 def test_a_missing_file_outside_the_groups_is_told_in_hydras_words() -> None:

@@ -171,14 +171,3 @@ def test_a_list_with_spaces_is_told_with_commas(
         code, told, _ = answer([f"model.hidden={value}"], monkeypatch, capfd)
         assert code == 2
         assert "as in model.hidden=[64,32]" in told
-
-
-def test_an_experiment_file_is_missed_by_name_where_there_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pipeline.config.search.CONF", tmp_path)
-    for word in ("experiment=x", "+experiment=x"):
-        code, told, _ = answer([word], monkeypatch, capfd)
-        assert code == 2
-        assert "write conf/experiment/NAME.yaml" in told
-        assert "tracking.experiment=NAME" in told
