@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
-from pipeline.evaluation.evaluate import answers, draw_training, evaluate, stored
+from pipeline.evaluation.evaluate import answers, beside, draw_training, evaluate, stored
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
@@ -20,7 +20,7 @@ from pipeline.tracking.runs import with_weights
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.features import predicted, whole
+from pipeline.training.features import in_views, predicted, whole
 from pipeline.training.leakage import leaked
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
@@ -125,13 +125,12 @@ def _load_data(
 def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> Found:
     settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
-    predictions = {
-        name: answers(split, predicted(model, split, prepared, config), prepared)
-        for name, split in splits.items()
-    }
+    probs = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
+    predictions = {key: answers(splits[key], one, prepared) for key, one in probs.items()}
     log.save_arrays("predictions", stored(predictions))
     if settings.test:
         log.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
+    log.log_report(beside(predictions, in_views(model, splits, prepared, config), settings))
     return predictions
 
 

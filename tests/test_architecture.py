@@ -25,6 +25,7 @@ PURE = (
     "evaluation.plots",
     "evaluation.slices",
     "evaluation.evaluate",
+    "evaluation.calibrated",
 )
 # Each room with those whose modules its own may import.
 ALLOWED = {

@@ -100,6 +100,10 @@ class Evaluate:
     """Functions of `evaluation/metrics.py`, logged as `test/<name>`."""
     plots: list[Plot] = MISSING
     """Functions of `evaluation/plots.py` that draw predictions, logged as `plots/<name>.png`."""
+    views: Annotated[str, one_of("flip", "flip_and_shift")] | None = MISSING
+    """Test-time augmentation, whose figures (`test/views/…`) are recorded beside the plain ones."""
+    temperature: bool = MISSING
+    """Find a temperature on the validation split; `test/tempered/…` beside the plain figures."""
     batch_size: Count = MISSING
     """Images predicted at once; changes speed and memory only."""
     leakage: bool = MISSING
@@ -212,6 +216,8 @@ ADDED: dict[str, Any] = {
     "train.label_smoothing": 0.0,
     "train.class_weight": None,
     "train.ema": None,
+    "evaluate.views": None,
+    "evaluate.temperature": False,
     "train.stream": None,
     "optimizer.global_clipnorm": None,
     "evaluate.leakage": False,
@@ -362,6 +368,7 @@ def _check_together(config: Config) -> None:
         for name, needed in (
             ("train.patience", config.train.patience is not None),
             ("train.keep=best", config.train.keep == "best"),
+            ("evaluate.temperature", config.evaluate.temperature),
         )
         if needed
     ]

@@ -315,6 +315,8 @@ class Fitted:
     `kept_epoch`: the epoch (from 1) whose weights the model has.
     `untrained`: builds the model, or the part of it that was trained, as it was before training,
     for plots that compare the two.
+    `augmented`: u8[R,V,H,W,C], some training images with versions of them as augmentation changes
+    them in training; the first of each row is unchanged. None without augmentation.
     """
 
     model: keras.Model
@@ -323,6 +325,7 @@ class Fitted:
     best_epoch: int | None
     kept_epoch: int
     untrained: Callable[[], keras.Model]
+    augmented: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

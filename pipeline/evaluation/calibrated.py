@@ -12,7 +12,7 @@ from pipeline.evaluation.metrics import loss
 COLDEST, WARMEST = 0.05, 20.0
 
 
-def temperature(predictions: Predictions) -> float:
+def best_temperature(predictions: Predictions) -> float:
     """The temperature at which the cross-entropy of `predictions` is lowest.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.

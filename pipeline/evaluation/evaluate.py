@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +12,11 @@ from matplotlib.figure import Figure
 from pipeline.config.rules import function_named, short_name
 from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
 from pipeline.evaluation import metrics, plots
+from pipeline.evaluation.calibrated import at_temperature, best_temperature
 from pipeline.evaluation.slices import slices, slices_table
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Evaluate
 
 
 def evaluate(
@@ -45,8 +51,38 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
     return {short_name(n): function_named(plots.__name__, n)(shown) for n in plot_names}
 
 
+def beside(
+    plain: Mapping[str, Predictions], views: Mapping[str, Array], settings: Evaluate
+) -> Report:
+    """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
+
+    `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for a
+    temperature, that of the validation split is found and applied to the test split.
+    """
+    seen = {split: replace(plain[split], probs=probs) for split, probs in views.items()}
+    measured = _measured("views", seen)
+    if settings.temperature:
+        value = best_temperature(plain["val"])
+        test = {"test": at_temperature(plain["test"], value)} if "test" in plain else {}
+        measured |= {"val/temperature": value} | _measured("tempered", test)
+    return Report(metrics=measured)
+
+
+def _measured(way: str, predictions: Mapping[str, Predictions]) -> dict[str, float]:
+    return {
+        f"{split}/{way}/{measure.__name__}": measure(values)
+        for split, values in predictions.items()
+        for measure in (metrics.accuracy, metrics.loss, metrics.ece)
+    }
+
+
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
-    """Draws figures of a training; the metrics name the best epoch and rate the kept one."""
+    """Draws figures of a training; the metrics name the best epoch and rate the kept one.
+
+    If augmentation changed images, and any plots are wanted, some of them are shown too.
+    """
+    if plot_names and fitted.augmented is not None and "augmentation" not in plot_names:
+        plot_names = [*plot_names, "augmentation"]
     best = {} if fitted.best_epoch is None else {"train/best_epoch": float(fitted.best_epoch)}
     kept = {
         f"{KEPT}{name}": values[fitted.kept_epoch - 1]

@@ -72,6 +72,27 @@ def first_kernel(model: keras.Model) -> tuple[str, Array] | None:
     return None
 
 
+def augmentation(fitted: Fitted) -> Figure:
+    """Training images, each with versions of it as augmentation changes it."""
+    rows = fitted.augmented
+    if rows is None:
+        fig = _figure(6, 1)
+        fig.suptitle("No augmentation")
+        return fig
+    high, wide = rows.shape[:2]
+    fig = _figure(wide, high + 0.5, {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.85})
+    axes = fig.subplots()  # one for all images, as in `mistakes`
+    axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
+    axes.set_axis_off()
+    for place, image in enumerate(rows.reshape(-1, *rows.shape[2:])):
+        _picture(
+            axes, image, left=place % wide + 0.05, top=place // wide + 0.05, side=0.9, grey="gray"
+        )
+    axes.axvline(1, color="grey", linewidth=1)
+    fig.suptitle("Augmentation: images, and versions of them")
+    return fig
+
+
 def confusion_matrix(predictions: Predictions) -> Figure:
     """Images by true and predicted class; colour is the share of the true class."""
     side = 2.5 + 0.6 * len(predictions.class_names)

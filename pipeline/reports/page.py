@@ -55,7 +55,8 @@ class Facts:
 
     `started` has a time zone; `seconds` are by stage, with the `total` if it is known; `history`
     has the values per epoch by metric (`train/loss`); `weights` is a PNG of the first layer's
-    weights before and after training. `data_page` says whether `data.html` lies beside the report.
+    weights before and after training, `augmentation` one of augmented images. `data_page` says
+    whether `data.html` lies beside the report.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class Facts:
     history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     weights: bytes | None = None
     data_page: bool = False
+    augmentation: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
         origins=_origins(facts),
         charts=curves(facts.history, facts.metrics.get("train/best_epoch")),
         weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
+        augmentation=data_uri(facts.augmentation, "png") if facts.augmentation else None,
         shown=_shown(predictions[split], SPLITS[split]) if split else None,
         began_with_test=config.evaluate.test,
         reason=_reason(facts.tags),

@@ -30,7 +30,7 @@ from pipeline.tracking.runs import by_id, find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 
 REPORTABLE = Query(has_folder=True)  # in any state
-WEIGHTS = "plots/weights.png"
+WEIGHTS, AUGMENTATION = "plots/weights.png", "plots/augmentation.png"
 STAGE = ("time/", "_s")  # prefix and suffix of a stage in the name of its metric
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,7 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
         history=recording.history(by_epoch),
         weights=_artifact(recording, run, WEIGHTS),
         data_page=_has(recording, run, data_page.NAME),
+        augmentation=_artifact(recording, run, AUGMENTATION),
     )
 
 

@@ -109,7 +109,8 @@ class Recording:
             for name, value in metrics.items()
             if (free := self._free_step(name, value, step)) is not None
         ]
-        self.client.log_batch(self.id, metrics=values)
+        if values:
+            self.client.log_batch(self.id, metrics=values)
         self.logged.extend(values)
 
     def _free_step(self, name: str, value: float, step: int) -> int | None:

@@ -55,6 +55,31 @@ def changed_batches(model: keras.Model, prepared: Prepared, config: Config) -> I
         del model.train_step, model.test_step
 
 
+def preview(
+    prepared: Prepared, config: Config, *, rows: int = 4, versions: int = 7
+) -> Array | None:
+    """Training images u8[R,V,H,W,C] with versions of them as augmentation makes them, if it does.
+
+    The first of a row is the image itself. Of an augmentation that is a layer, images are shown as
+    it returns them; of `combined`, as in the first epochs.
+    """
+    if config.augment["_target_"] is None or not len(prepared.train):
+        return None
+    images = prepared.train.batch(0, min(rows, len(prepared.train)))
+    if augments_batches(config):
+        targets = tf.one_hot(prepared.train.labels[: len(images)], len(prepared.class_names))
+        changed = [
+            training_batch(config, tf.constant(images), targets, tf.constant(n), tf.constant(n))
+            for n in range(versions)
+        ]
+        return np.stack([images, *(batch.images.numpy() for batch in changed)], axis=1)
+    scaled = keras.Input(prepared.image_shape)
+    layers = keras.Model(scaled, build(config.augment, scaled))
+    shown = [layers(images / np.float32(255), training=True) for _ in range(versions)]
+    pixels = [np.clip(np.round(255 * np.array(x)), 0, 255).astype(np.uint8) for x in shown]
+    return np.stack([images, *pixels], axis=1)
+
+
 def class_weights(labels: Array, classes: int) -> Array:
     """A weight per class, f32[K], inverse to its number of images; over all images they average 1.
 

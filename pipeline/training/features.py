@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,17 @@ def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Conf
     if head is None:
         return predict(model, split, batch_size=size)
     return predict(head.model, head.of(split), batch_size=size)
+
+
+def in_views(
+    model: keras.Model, splits: Mapping[str, Split], prepared: Prepared, config: Config
+) -> dict[str, Array]:
+    """Predicts as `predicted`, with the test-time augmentation `evaluate.views`; empty without."""
+    views, size = config.evaluate.views, config.evaluate.batch_size
+    if views is None:
+        return {}
+    entire = whole(model, prepared, config)
+    return {key: predict(entire, one, batch_size=size, views=views) for key, one in splits.items()}
 
 
 def whole(model: keras.Model, prepared: Prepared, config: Config) -> keras.Model:

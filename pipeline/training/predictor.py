@@ -36,14 +36,34 @@ def predictor(model: keras.Model) -> Predict:
     return forward
 
 
-def predict(model: keras.Model, split: Split, *, batch_size: int) -> Array:
+def predict(
+    model: keras.Model, split: Split, *, batch_size: int, views: str | None = None
+) -> Array:
     """Predicts probabilities f32[N,K] for the images of a split, in batches.
+
+    With `views` they are the means over copies of each image: `flip` adds the mirrored one,
+    `flip_and_shift` also both moved by a pixel, up and left and down and right.
 
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
     forward, size = predictor(model), at_once(split.images.shape[1:], batch_size)
-    return np.concatenate([forward(images) for images in split.batches(size)])
+    if views is None:
+        return np.concatenate([forward(images) for images in split.batches(size)])
+    means = [
+        np.mean([forward(view) for view in views_of(images, views)], axis=0)
+        for images in split.batches(size)
+    ]
+    return np.concatenate(means)
+
+
+def views_of(images: Array, views: str) -> list[Array]:
+    """The copies u8[N,H,W,C] of `images` that `views` names; the first is `images` itself."""
+    moved = [images]
+    if views == "flip_and_shift":
+        wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        moved += [wide[:, 2:, 2:], wide[:, :-2, :-2]]
+    return [*moved, *(view[:, :, ::-1] for view in moved)]
 
 
 def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:

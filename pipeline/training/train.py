@@ -14,7 +14,7 @@ from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.files import remove
 from pipeline.training import loop
-from pipeline.training.batches import augments_batches, changed_batches
+from pipeline.training.batches import augments_batches, changed_batches, preview
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import (
     Checkpoint,
@@ -91,6 +91,7 @@ def train(
         best_epoch=best.best_epoch + 1 if best else None,
         kept_epoch=best.best_epoch + 1 if best and settings.keep == "best" else len(history.epoch),
         untrained=untrained,
+        augmented=preview(prepared, config) if settings.plots else None,
     )
 
 

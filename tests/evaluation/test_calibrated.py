@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Predictions, Split
-from pipeline.evaluation.calibrated import at_temperature, temperature
-from pipeline.evaluation.metrics import ece, loss
+from pipeline.evaluation.calibrated import at_temperature, best_temperature
+from pipeline.evaluation.evaluate import beside
+from pipeline.evaluation.metrics import accuracy, ece, loss
+from tests.commands import configured
 
 
 def predictions(sharpness: float, images: int = 4000) -> Predictions:
@@ -23,7 +25,7 @@ def predictions(sharpness: float, images: int = 4000) -> Predictions:
 @pytest.mark.parametrize("sharpness", [3.0, 1.0, 0.4])
 def test_the_temperature_undoes_too_much_or_too_little_confidence(sharpness: float) -> None:
     given = predictions(sharpness)
-    found = temperature(given)
+    found = best_temperature(given)
     assert found == pytest.approx(sharpness, rel=0.1)
     calibrated = at_temperature(given, found)
     assert loss(calibrated) <= loss(given)
@@ -37,3 +39,24 @@ def test_a_temperature_of_one_changes_nothing_and_halves_are_square_roots() -> N
     roots = np.sqrt(given.probs)
     expected = roots / roots.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(at_temperature(given, 2.0).probs, expected, atol=1e-6)
+
+
+def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
+    val, test = predictions(2.0, images=300), predictions(2.0, images=200)
+    both, asked = {"val": val, "test": test}, configured("evaluate.temperature=true").evaluate
+    other = at_temperature(test, 0.5)
+    assert beside(both, {}, configured().evaluate).metrics == {}
+    measured = beside(both, {"test": other.probs}, asked).metrics
+    value = best_temperature(val)
+    warmed = at_temperature(test, value)
+    assert measured == {
+        "test/views/accuracy": accuracy(other),
+        "test/views/loss": loss(other),
+        "test/views/ece": ece(other),
+        "val/temperature": value,
+        "test/tempered/accuracy": accuracy(test),
+        "test/tempered/loss": loss(warmed),
+        "test/tempered/ece": ece(warmed),
+    }
+    assert loss(warmed) < loss(test)
+    assert beside({"val": val}, {}, asked).metrics == {"val/temperature": value}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,11 @@ def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> N
     np.testing.assert_array_equal(arrays["test_probs"], MADE.probs)
     assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
     assert stored({}) == {}
+
+
+def test_augmented_images_are_drawn_beside_the_plots_that_are_wanted() -> None:
+    some = replace(fitted(None), augmented=np.zeros((2, 3, 4, 4, 1), np.uint8))
+    assert set(draw_training(some, ["loss"]).figures) == {"loss", "augmentation"}
+    assert set(draw_training(some, ["augmentation"]).figures) == {"augmentation"}
+    assert draw_training(some, []).figures == {}
+    assert set(draw_training(fitted(None), ["loss"]).figures) == {"loss"}

@@ -247,3 +247,14 @@ def test_a_class_may_be_named_like_a_formula() -> None:
     named = predictions([[1, 0], [1, 0]], [0, 1], names=("$^$", "b$"))
     for plot in (plots.confusion_matrix, plots.per_class_scores, plots.mistakes):
         plot(named).savefig(io.BytesIO())  # a formula is read when it is drawn
+
+
+def test_a_row_of_augmented_images_shows_the_image_first() -> None:
+    rows = np.zeros((2, 3, 4, 5, 1), np.uint8)
+    rows[:, :, 0] = np.arange(6).reshape(2, 3, 1, 1) * 40
+    (axes,) = plots.augmentation(fitted(augmented=rows)).axes
+    shown = [np.array(image.get_array())[0, 0] for image in axes.get_images()]
+    assert shown == [0, 40, 80, 120, 160, 200]
+    left = [image.get_extent()[0] for image in axes.get_images()]
+    assert left == pytest.approx([0.05, 1.05, 2.05] * 2)
+    assert plots.augmentation(fitted()).get_suptitle() == "No augmentation"

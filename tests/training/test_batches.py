@@ -13,7 +13,7 @@ from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.errors import RequestError
-from pipeline.training.batches import changed_batches, class_weights, smoothed
+from pipeline.training.batches import changed_batches, class_weights, preview, smoothed
 from pipeline.training.build import build_model, kept
 from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
@@ -124,3 +124,13 @@ def test_a_model_with_another_loss_is_refused(tmp_path: Path) -> None:
     model.compile(loss="mse")
     with pytest.raises(RequestError, match="loss is not SparseCategoricalCrossentropy"):
         train(model, PREPARED, config("augment=flip_crop"), tmp_path, [])
+
+
+@pytest.mark.parametrize("augment", ["flip_crop", "flip_and_shift"])
+def test_a_preview_has_images_and_versions_of_them_in_rows(augment: str) -> None:
+    rows = preview(PREPARED, config(f"augment={augment}"), rows=3, versions=4)
+    assert rows is not None
+    assert (rows.shape, rows.dtype) == ((3, 5, 6, 6, 1), np.uint8)
+    np.testing.assert_array_equal(rows[:, 0], PREPARED.train.batch(0, 3))
+    assert (rows[:, 1:] != rows[:, :1]).any(axis=(2, 3, 4)).mean() > 0.5
+    assert preview(PREPARED, config()) is None

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.values import Split
 from pipeline.system.errors import RequestError
-from pipeline.training.predictor import predict, single_image_ms, warm_predictor
+from pipeline.training.predictor import predict, single_image_ms, views_of, warm_predictor
 
 SHAPE = (4, 3, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8)
@@ -85,3 +85,24 @@ def test_the_time_of_one_image_is_the_median_without_the_first_calls(
     monkeypatch.setattr("pipeline.training.predictor.time.perf_counter", now)
     assert single_image_ms(model, split(3)) == pytest.approx(2)
     assert next(taken, None) is None
+
+
+def test_views_are_mirrored_and_moved_copies_of_each_image() -> None:
+    image = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3, 1)
+    flips = [view[0, :, :, 0].tolist() for view in views_of(image, "flip")]
+    assert flips == [[[1, 2, 3], [4, 5, 6]], [[3, 2, 1], [6, 5, 4]]]
+    moved = [view[0, :, :, 0].tolist() for view in views_of(image, "flip_and_shift")]
+    assert moved[:3] == [flips[0], [[5, 6, 6], [5, 6, 6]], [[1, 1, 2], [1, 1, 2]]]
+    assert [np.fliplr(view).tolist() for view in moved[:3]] == moved[3:]
+
+
+def test_probabilities_of_views_are_their_means() -> None:
+    images = keras.Input((2, 2, 1), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    model = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 1), np.uint8)
+    split = Split(images=pixels, labels=np.zeros(5, np.int32))
+    plain, mirrored = model(pixels), model(pixels[:, :, ::-1])
+    found = predict(model, split, batch_size=2, views="flip")
+    np.testing.assert_allclose(found, (np.array(plain) + np.array(mirrored)) / 2, atol=1e-6)
+    assert found.dtype == np.float32
