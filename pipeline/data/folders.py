@@ -214,7 +214,8 @@ def _assigned(
         notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
     across = sum(len(np.unique(splits[groups == g])) > 1 for g in _large(groups))
     if across:
-        notes.append(f"{across:,} groups of pictures are in more than one of the given splits")
+        several = f"{across:,} groups of pictures are" if across > 1 else "1 group of pictures is"
+        notes.append(f"{several} in more than one of the given splits")
     for number, split in enumerate(SPLITS):
         if split != "val" and not (splits == number).any():
             raise RequestError(f"dataset.path: the {split} split has no pictures")

@@ -15,7 +15,10 @@ from hypothesis.extra import numpy as numpies
 from PIL import Image
 
 from pipeline.data.pictures import load
+from pipeline.data.reading import read as predicted
 from pipeline.verbs.serve.bodies import Refused, Shape, images_in, picture_in
+from tests.pictures import noise, put
+from tests.pictures import read as packed_copy
 
 SHAPE = (2, 3, 1)
 GREY = np.arange(12, dtype=np.uint8).reshape(2, *SHAPE) * 21  # 0–231
@@ -192,13 +195,26 @@ def files(folder: Path) -> Iterator[Path]:
     yield saved("plain.bmp", small)
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 48, 3)])
+@pytest.mark.parametrize(
+    ("shape", "fit"), [((28, 28, 1), "pad"), ((32, 48, 3), "pad"), ((32, 48, 3), "crop")]
+)
 def test_a_file_gives_the_same_image_by_every_way_in(
-    tmp_path: Path, shape: tuple[int, int, int]
+    tmp_path: Path, shape: tuple[int, int, int], fit: str
 ) -> None:
-    for file in files(tmp_path):
-        sent, _ = picture_in(file.read_bytes(), shape, None)
-        np.testing.assert_array_equal(sent[0], load(file, shape), err_msg=file.name)
+    photos = tmp_path / "photos"
+    put(photos / "other/1.png", noise(1))
+    put(photos / "other/2.png", noise(2))
+    (photos / "some").mkdir()
+    paths = sorted(files(photos / "some"))
+    raw = packed_copy(photos, tmp_path / "data", size=list(shape[:2]), channels=shape[2], fit=fit)
+    assert raw.index is not None
+    packed = dict(zip(raw.index.files, raw.train.images, strict=True))
+    blocks = predicted(paths, shape, at_once=3, listener=lambda _: None, fit=fit)
+    for file, predicted_image in zip(paths, (i for b in blocks for i in b.images), strict=True):
+        sent, _ = picture_in(file.read_bytes(), shape, None, fit)
+        expected = load(file, shape, fit=fit)
+        for image in (sent[0], predicted_image, packed[f"some/{file.name}"]):
+            np.testing.assert_array_equal(image, expected, err_msg=file.name)
 
 
 def test_values_of_unknown_range_are_refused_with_the_reason(tmp_path: Path) -> None:

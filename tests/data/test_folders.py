@@ -1,0 +1,217 @@
+"""What public reports about other loaders wanted of pictures and their splits."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.pictures import load
+from pipeline.data.reading import reason_of
+from pipeline.data.values import Array, Index, RawData
+from pipeline.system.errors import RequestError
+from tests.pictures import class_folders, noise, put, read
+
+SIDES = ("left", "right")
+
+
+def disc(side: str, size: tuple[int, int] = (24, 24), seed: int = 0) -> Array:
+    """A bright disc on a dark ground, left or right of the middle."""
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    centre = (SIDES.index(side) + 0.5) / 2 * width
+    inside = (x - centre) ** 2 + (y - height / 2) ** 2 < (min(size) / 5) ** 2
+    return np.where(inside, 230, noise(seed, size) % 60).astype(np.uint8)
+
+
+def index_of(raw: RawData) -> Index:
+    assert raw.index is not None
+    return raw.index
+
+
+def notes(raw: RawData) -> str:
+    return "\n".join(index_of(raw).notes)
+
+
+def is_left(images: Array) -> Array:
+    """Whether the brighter half of each image is the left one."""
+    columns = images.mean(axis=(1, 3))
+    half = columns.shape[1] // 2
+    left: Array = columns[:, :half].mean(axis=1) > columns[:, -half:].mean(axis=1)
+    return left
+
+
+def test_pictures_are_upright_as_the_camera_says(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x112] = 3
+    for side in SIDES:
+        for number in range(6):
+            pixels, exif = disc(side, seed=number), turned if number % 2 else None
+            path = tmp_path / f"photos/{side}/{number}.jpg"
+            put(path, pixels[::-1, ::-1] if exif else pixels, **({"exif": exif} if exif else {}))
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    np.testing.assert_array_equal(is_left(raw.train.images), index_of(raw).labels == 0)
+
+
+def test_depths_palettes_transparency_and_animations_look_like_plain_pictures(
+    tmp_path: Path,
+) -> None:
+    for side in SIDES:
+        place = tmp_path / "photos" / side
+        plain = disc(side)
+        put(place / "plain.png", plain)
+        put(place / "deep.png", plain.astype(np.uint16) * 257)
+        put(place / "deep.tif", plain.astype(np.uint16) * 257)
+        picture = Image.fromarray(plain)
+        mask = Image.fromarray(((plain > 120) * 255).astype(np.uint8))
+        Image.merge("LA", (picture, mask)).save(place / "alpha.png")
+        picture.convert("RGB").quantize(8).save(place / "palette.gif")
+        picture.convert("RGB").convert("CMYK").save(place / "cmyk.jpg", quality=95)
+        picture.convert("1").save(place / "bit.png")
+        other = Image.fromarray(disc(SIDES[1 - SIDES.index(side)]))
+        picture.save(place / "film.gif", save_all=True, append_images=[other] * 3)
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    assert not index_of(raw).unreadable
+    np.testing.assert_array_equal(is_left(raw.train.images), index_of(raw).labels == 0)
+
+
+def test_pictures_of_any_size_fit(tmp_path: Path) -> None:
+    for side in SIDES:
+        for number, size in enumerate(
+            ((24, 24), (24, 240), (10, 90), (31, 33), (1, 1), (200, 300))
+        ):
+            put(tmp_path / f"photos/{side}/{number}.png", disc(side, size, seed=number))
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    assert len(raw.train) + len(raw.test) == 12
+
+
+def test_colours_of_one_brightness_stay_apart(tmp_path: Path) -> None:
+    for name, colour in (("red", (220, 0, 0)), ("green", (0, 112, 0))):
+        for number in range(6):
+            pixels = np.full((16, 16, 3), colour) + noise(number, (16, 16, 1)) % 5
+            put(tmp_path / f"photos/{name}/{number}.png", pixels.clip(0, 255).astype(np.uint8))
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    red = raw.train.images[..., 0].mean(axis=(1, 2)) > raw.train.images[..., 1].mean(axis=(1, 2))
+    names = np.array(raw.class_names)[index_of(raw).labels]
+    np.testing.assert_array_equal(red, names == "red")
+
+
+def test_frames_of_a_subject_are_found_to_belong_together(tmp_path: Path) -> None:
+    for subject in range(8):
+        look, name = noise(subject, (24, 24)).astype(int), ("dog", "cat")[subject % 2]
+        for frame in range(4):
+            shaken = (look + noise(100 * subject + frame, (24, 24)) % 7 - 3).clip(0, 255)
+            path = tmp_path / f"photos/{name}/subject{subject}_{frame}.png"
+            put(path, shaken.astype(np.uint8))
+    found = read(tmp_path / "photos", tmp_path / "data")
+    named = read(tmp_path / "photos", tmp_path / "data", near_duplicates=None, group=r"^(\w+)_")
+    for raw in (found, named):
+        assert "32 pictures are 8 groups, the largest of 4" in notes(raw)
+        subjects = [
+            {index_of(raw).files[row].rpartition("_")[0] for row in split.rows}
+            for split in (raw.train, raw.test)
+        ]
+        assert subjects[0] and subjects[1]  # noqa: PT018
+        assert not subjects[0] & subjects[1]
+    np.testing.assert_array_equal(index_of(found).groups, index_of(named).groups)
+
+
+def test_duplicates_between_given_splits_and_classes_are_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for side in SIDES:
+            for number in range(3):
+                seed = 10 * number + SIDES.index(side) + 100 * (split == "test")
+                put(tmp_path / f"photos/{split}/{side}/{number}.png", noise(seed))
+    same = noise(999)
+    for name in ("train/left/same.png", "train/right/same.png", "test/left/same.bmp"):
+        put(tmp_path / "photos" / name, same)
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    assert raw.duplicates == 1
+    assert "the same picture under two classes: " in notes(raw)
+    assert "test/left/same.bmp = train/right/same.png" in notes(raw)
+    assert "1 group of pictures is in more than one of the given splits" in notes(raw)
+    assert len(index_of(raw).conflicts) == 1
+
+
+def test_a_class_of_one_picture_is_trained_on_and_named(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 8)
+    put(folder / "rare/1.png", noise(31))
+    raw = read(folder, tmp_path / "data")
+    assert 2 in raw.train.labels
+    assert "not in the test split, since their pictures are one group: rare" in notes(raw)
+
+
+def test_classes_that_are_one_group_each_cannot_be_tested(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos")
+    with pytest.raises(RequestError, match=r"dataset.group=parent: no picture is left to test on"):
+        read(folder, tmp_path / "data", group="parent")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_gives_what_its_folder_gives(kind: str, tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", colour=True)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, folder))
+    one, other = read(folder, tmp_path / "data"), read(archive, tmp_path / "data")
+    assert one.fingerprint == other.fingerprint
+    np.testing.assert_array_equal(one.train.images, other.train.images)
+
+
+def test_columns_of_a_list_are_kept_by_row_and_group_pictures(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 6)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    lines = [f"{file},{file[:3]},cam{number % 4}" for number, file in enumerate(reversed(files))]
+    (folder / "labels.csv").write_text("\n".join(["path,label,camera", *lines]))
+    raw = read(folder / "labels.csv", tmp_path / "data", group="camera")
+    index = index_of(raw)
+    expected = dict(line.split(",")[::2] for line in lines)
+    assert dict(zip(index.files, index.columns["camera"], strict=True)) == expected
+    cameras = [{index.columns["camera"][row] for row in s.rows} for s in (raw.train, raw.test)]
+    assert not cameras[0] & cameras[1]
+
+
+def mutated(seed: int) -> bytes:
+    """A picture of some format with some bytes changed, cut off or repeated."""
+    rng = np.random.default_rng(seed)
+    kinds = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "ICO", "JPEG2000")
+    buffer = io.BytesIO()
+    picture = Image.fromarray(noise(seed, (16, 16, 3)))
+    picture.save(buffer, kinds[seed % len(kinds)])
+    content = bytearray(buffer.getvalue())
+    for _ in range(int(rng.integers(1, 6))):
+        place = int(rng.integers(0, len(content)))
+        match rng.integers(0, 4):
+            case 0:
+                content[place] = int(rng.integers(0, 256))
+            case 1:
+                content[place : place + 4] = b"\xff\xff\xff\xff"
+            case 2:
+                del content[max(1, place) :]
+            case 3:
+                content[place:place] = content[: int(rng.integers(0, 40))]
+    return bytes(content)
+
+
+MUTATIONS = 80
+
+
+def test_mutated_pictures_are_named_or_what_predict_makes_of_them(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 2)
+    for seed in range(MUTATIONS):
+        (folder / "cat" / f"{seed}.png").write_bytes(mutated(seed))
+    raw = read(folder, tmp_path / "data", size=8, channels=3, max_bad=1.0)
+    reasons, index = dict(index_of(raw).unreadable), index_of(raw)
+    assert len(reasons) + len(index.files) == MUTATIONS + 4
+    assert len(reasons) > MUTATIONS / 10
+    rows = {file: row for row, file in enumerate(index.files)}
+    for seed in range(MUTATIONS):
+        name = f"cat/{seed}.png"
+        try:
+            expected = load(folder / name, (8, 8, 3))
+        except Exception as error:
+            assert reasons[name] == reason_of(error)  # noqa: PT017
+        else:
+            np.testing.assert_array_equal(raw.train.images[rows[name]], expected)
