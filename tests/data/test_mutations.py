@@ -90,11 +90,11 @@ def outcomes(
 
 
 def contents(listing: Listing) -> dict[str, bytes | None]:
-    """The bytes of each file; None if it is told to be damaged."""
+    """The bytes of each file; None if it is told to be damaged, or is empty and so no picture."""
     found: dict[str, bytes | None] = {}
     for index, name in enumerate(listing.files):
         try:
-            found[name] = listing.read(index)
+            found[name] = listing.read(index) or None
         except ValueError:
             found[name] = None
     return found
