@@ -52,14 +52,15 @@ REMEMBERED = {
 
 
 @contextmanager
-def server(database: Path, *options: str) -> Iterator[str]:
+def server(database: Path, *options: str, port: int | None = None) -> Iterator[str]:
     """The address of an MLflow server over a SQLite file, while the block runs.
 
-    Without `options` it is as `make ui` starts it.
+    Without `options` it is as `make ui` starts it; without `port` it takes a free one.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     command = server_command(database, host="127.0.0.1", port=port)
     if options:
         command = [*command[: command.index("--no-serve-artifacts")], *options]

@@ -212,6 +212,10 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
     hide_composed(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
+    if config.tracking.offline and not verb.records:
+        raise RequestError(
+            f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
+        )
     if verb.records:  # refused before anything slow is imported
         artifact_root(store_address(config.tracking.uri))
     request = verb.request and validate_request(composed, verb.name, verb.request)

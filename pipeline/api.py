@@ -147,12 +147,18 @@ def evaluate(
 def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     """Trains, evaluates and records one model, as the verb `run` does.
 
-    `folder` receives checkpoints and artefacts (default: a new one under `outputs/`).
+    `folder` receives checkpoints and artefacts (default: a new one under `outputs/`). Without a
+    store (`tracking.offline=true`, or one that is away) the run is returned as that folder has it.
 
     Raises:
         PipelineError: training failed; the run is recorded as FAILED.
     """
-    result = _imported("pipeline.run").run(config, folder_of_work(folder))
+    place = folder_of_work(folder)
+    result = _imported("pipeline.run").run(config, place)
+    journal = _imported("pipeline.tracking.journal")
+    if journal.has_journal(place):  # the store does not have all of it
+        here: RecordedRun = journal.as_run(journal.read(place), place)
+        return here
     return _find(result.run_id, config)
 
 

@@ -199,7 +199,8 @@ TOUCHING = {
     "reports": "write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",
-    "tracking": "client lifecycle lineage models recording registry runs ui values",
+    "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
+    "values",
     "training": "check saved checkpoint programs pretrained",
     "verbs": "compare.command doctor.checks doctor.leftovers doctor.store "
     "predict.writers report resume.command serve.command stages",

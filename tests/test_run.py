@@ -16,7 +16,7 @@ from pipeline.config.schema import Config, validate
 from pipeline.data.load import ingest, prepare
 from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
-from pipeline.tracking.recording import Recording, reopen
+from pipeline.tracking.recording import reopen
 from pipeline.verbs.evaluate import evaluate
 from pipeline.verbs.run import train
 from tests.commands import LEAN, configured, inside, pipeline, results
@@ -368,15 +368,15 @@ def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_don
     bare = finished(tmp_path, capsys, *lean, story=train)
     folder = tmp_path / "outputs"
     model = keras.models.load_model(folder / "checkpoints" / "last.keras")
-    log_tags = Recording.log_tags
+    set_tag = mlflow.MlflowClient.set_tag
 
-    def killed(recording: Recording, tags: dict[str, str]) -> None:
-        if "model_uri" in tags:
+    def killed(client: mlflow.MlflowClient, run_id: str, key: str, value: str) -> None:
+        if key == "model_uri":
             raise KeyboardInterrupt
-        log_tags(recording, tags)
+        set_tag(client, run_id, key, value)
 
     with inside(tmp_path):
-        monkeypatch.setattr(Recording, "log_tags", killed)
+        monkeypatch.setattr(mlflow.MlflowClient, "set_tag", killed)
         with pytest.raises(KeyboardInterrupt):
             recording = reopen(bare.said["run_id"], bare.config.tracking, folder)
             complete(bare.config, bare.config, model, recording)

@@ -126,6 +126,11 @@ class Tracking:
     """Your own tags for the run."""
     log_model: bool = MISSING
     """Save the trained model with the run."""
+    artifact_root: str | None = MISSING
+    """Folder or address below which a new experiment keeps its artefacts; null leaves that to the
+    server, or puts them beside the file of an SQLite store. Other databases need it."""
+    offline: bool = MISSING
+    """Record the run in its folder alone; the verb `sync` sends it to the store later."""
 
 
 @dataclass
@@ -221,6 +226,8 @@ ADDED: dict[str, Any] = {
     "train.stream": None,
     "optimizer.global_clipnorm": None,
     "evaluate.leakage": False,
+    "tracking.offline": False,
+    "tracking.artifact_root": None,
 } | {f"sweep.job.{key}": None for key in ("name", "experiment", "completes", "study", "storage")}
 ADDED |= {f"ingest.checks.{one.name}": {"action": "ignore", "limit": 0.0} for one in fields(Checks)}
 # Keys in recorded configurations that are no longer used.

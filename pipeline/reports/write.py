@@ -26,7 +26,7 @@ from pipeline.system.folders import owner
 from pipeline.tracking.client import StoreError
 from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording, reopen
-from pipeline.tracking.runs import by_id, find_run
+from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 
 REPORTABLE = Query(has_folder=True)  # in any state
@@ -75,7 +75,7 @@ def conclude(
     """Writes the `report`, if it is wanted, and describes the run in MLflow."""
     if report:
         save_report(recording, config, predictions)
-    run = by_id(recording.client, recording.id)
+    run = recording.known()
     note = note_of_run(
         config,
         predictions,
@@ -170,7 +170,7 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
 
     `error` is the exception that is about to end the run, if any.
     """
-    run = by_id(recording.client, recording.id)
+    run = recording.known()
     # The report is the last thing that a run writes before it finishes.
     ends = status_of(error) if error else Status.FINISHED if recording.seconds else run.status
     by_epoch = [

@@ -40,6 +40,7 @@ SWEEPS_OWN = {
     "hydra": "it is about the sweep as a whole",
     "tracking.uri": "all jobs of a sweep are recorded in one store",
     "tracking.experiment": "all jobs of a sweep are recorded in its experiment",
+    "tracking.artifact_root": "all jobs of a sweep are recorded in its experiment",
     "tracking.run_name": "jobs are named by what they try",
     "tracking.log_model": "the best sweep.keep_models save their models",
     "evaluate.test": "the best sweep.keep_models are evaluated on the test split",

@@ -20,6 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
+from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
 from pipeline.training.saved import load_saved
@@ -125,7 +126,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
 def _complete(config: Config, run_id: str, folder: Path) -> Result:
     """Completes the run of a job that is one of the best: evaluates it and saves its model."""
     recording = reopen(run_id, config.tracking, folder)
-    recorded = find_run(run_id, config)
+    recorded = awaited(lambda: find_run(run_id, config))
     checkpoint = folder / "checkpoints" / f"{config.train.keep}.keras"
     # Keras cannot load an optimizer that scales the loss.
     with_optimizer = config.train.precision != "float16"

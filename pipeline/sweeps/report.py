@@ -22,7 +22,6 @@ from pipeline.system.imports import uncollected
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import by_id
 
 if TYPE_CHECKING:
     from pipeline.sweeps.plots import Group
@@ -58,7 +57,7 @@ def log_report(
         alike = groups(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
-    command = by_id(parent.client, parent.id).tags.get("command", "")
+    command = parent.known().tags.get("command", "")
     parent.describe(_note(outcomes, objectives, searched, alike, command))
 
 

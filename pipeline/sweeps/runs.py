@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
-from pipeline.tracking.client import experiment_name
+from pipeline.system.errors import RequestError
+from pipeline.tracking.client import awaited, experiment_name
+from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
+from pipeline.tracking.journal import journals_of_jobs
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_runs, search
@@ -45,8 +49,12 @@ class Children:
         return found
 
     def settle(self, job: Job, error: str | None) -> Outcome:
-        """The outcome of a job that has just ended; closes its run if its process could not."""
-        runs = self._runs(job.index)
+        """The outcome of a job that has just ended; closes its run if its process could not.
+
+        Waits for a store that is away; what it has missed of the job is sent first.
+        """
+        awaited(lambda: self._send_what_is_missing(job.index))
+        runs = awaited(lambda: self._runs(job.index))
         finished = [run for run in runs if run.status == Status.FINISHED]
         tries = finished or [run for run in runs if run.id not in self.earlier]
         if not tries:
@@ -63,6 +71,7 @@ class Children:
         Returns the indices of the jobs that are still running according to their heartbeats.
         """
         alive = set()
+        self._send_what_is_missing()
         for run in self._runs():
             self.earlier.add(run.id)
             if run.status != Status.RUNNING:
@@ -72,6 +81,13 @@ class Children:
             else:
                 close(self.parent.client, run, Status.KILLED, GONE)
         return alive
+
+    def _send_what_is_missing(self, index: int | None = None) -> None:
+        """Sends the journals of jobs that have ended without it, of all jobs or of one."""
+        for folder in journals_of_jobs(self.parent.folder):
+            if folder.name == str(index) or index is None:
+                with suppress(RequestError):  # it is at work
+                    send_journal(self.parent.client, folder, close=False)
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first."""

@@ -36,6 +36,11 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
     """
     config = multirun.config
     objectives(config.sweep)
+    if config.tracking.offline:
+        raise RequestError(
+            "tracking.offline=true: a sweep ranks its jobs by what the store has of them; choose a "
+            "store with tracking.uri=…"
+        )
     if adaptive:
         require_at_once(launcher)
     if config.sweep.preview:

@@ -49,7 +49,7 @@ def vacate(folder: Path) -> None:
     if artifacts.is_symlink() or (artifacts.exists() and owner(folder) is None):
         raise RequestError(f"{artifacts} was not made by a run; {ELSEWHERE}")
     try:
-        for name in ("artifacts", "checkpoints"):
+        for name in ("artifacts", "checkpoints", "model"):
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
     except OSError as error:
@@ -66,8 +66,13 @@ def move_in(folder: Path, run_id: str) -> None:
     """
     if owner(folder) != run_id:
         vacate(folder)
-        with replacing(folder / _OWNER) as path:
-            path.write_text(run_id)
+        hand_over(folder, run_id)
+
+
+def hand_over(folder: Path, run_id: str) -> None:
+    """Names the run that owns the folder anew, as it is called from now on."""
+    with replacing(folder / _OWNER) as path:
+        path.write_text(run_id)
 
 
 def claim(folder: Path, run_id: str) -> None:

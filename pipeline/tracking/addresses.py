@@ -6,12 +6,15 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.system.errors import RequestError
+from pipeline.system.secrets import hide
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
+_SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 
 
@@ -31,15 +34,28 @@ def folder_name(experiment: str) -> str:
     return f"{words}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
 
 
-def artifact_location(address: str, experiment: str) -> str | None:
+def artifact_location(address: str, experiment: str, root: str | None = None) -> str | None:
     """Where a new experiment keeps its artefacts; None if the server decides.
 
+    That is below `root` (`tracking.artifact_root`), else beside the file of an SQLite store.
+
     Raises:
-        RequestError: MLflow could not read them there.
+        RequestError: MLflow could not read them there, or a database does not say where.
     """
-    if not address.startswith("sqlite:"):
+    if root is not None:
+        return f"{_root_address(root)}/{quote(folder_name(experiment))}"
+    if _SQLITE.match(address):
+        return (artifact_root(address) / folder_name(experiment)).as_uri()
+    if "://" not in address or address.startswith(("http://", "https://", "file:", "databricks")):
         return None
-    return (artifact_root(address) / folder_name(experiment)).as_uri()
+    shown = hide(address)
+    raise RequestError(
+        f"tracking store {shown}: a database does not say where artefacts are kept, and on this "
+        "machine other hosts would not find them; give a place that all can reach, as in "
+        "tracking.artifact_root=/shared/mlartifacts or s3://bucket/mlartifacts, or start `mlflow "
+        f"server --backend-store-uri {shown} --artifacts-destination /shared/mlartifacts` and use "
+        "its address as tracking.uri"
+    )
 
 
 def artifact_root(address: str) -> Path:
@@ -49,8 +65,22 @@ def artifact_root(address: str) -> Path:
         RequestError: its path has what looks like an encoded character (`%20`); MLflow decodes it
             once too often and would not find the artefacts again.
     """
-    folder = Path(ARTIFACTS).absolute()
-    if address.startswith("sqlite:") and (found := _ENCODED.search(str(folder))):
+    file = _SQLITE.match(address)
+    if file is None:
+        return Path(ARTIFACTS).absolute()
+    path = file["path"]
+    beside = Path() if path in ("", ":memory:") else Path(path).parent
+    return _readable((beside / ARTIFACTS).absolute())
+
+
+def _root_address(root: str) -> str:
+    if re.match(r"[\w+-]{2,}:", root):  # s3:, file:, mlflow-artifacts:; no drive letter
+        return root.rstrip("/")
+    return _readable(Path(root).absolute()).as_uri()
+
+
+def _readable(folder: Path) -> Path:
+    if found := _ENCODED.search(str(folder)):
         raise RequestError(
             f"{folder.parent}: MLflow reads the {found[0]} in this folder's name as an encoded "
             "character and would not find its artefacts again; rename the folder, or work in "

@@ -5,8 +5,10 @@ This module knows MLflow's environment variables, tables and addresses of artefa
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +17,9 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import requests
@@ -29,17 +32,25 @@ from mlflow.store.db.utils import _all_tables_exist  # MLflow's own check before
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
-from pipeline.tracking.addresses import DEFAULT_URI, artifact_location, store_address
+from pipeline.tracking.addresses import (
+    DEFAULT_URI,
+    artifact_location,
+    artifact_root,
+    store_address,
+)
 
 Client = mlflow.MlflowClient
 StoreError = MlflowException
 VERSION = mlflow.__version__
 
 FIRST_ANSWER_S = 10.0  # for the store to answer when a command begins
+AWAY_S = 300.0  # for a store to come back where work cannot go on without it
+# They log, with tracebacks, what MLflow raises as well.
+NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 PAGE = 5_000  # experiments per request
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
@@ -53,8 +64,28 @@ _CREDENTIALS = (*("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLO
 _REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
 _FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
 
+log = logging.getLogger(__name__)
+
 Made = TypeVar("Made")
 _once = Lock()
+
+
+class NoStore:
+    """Stands for the store of a run that has none (`tracking.offline`); refuses every request."""
+
+    tracking_uri = "offline"
+
+    def __getattr__(self, name: str) -> None:
+        raise RequestError(f"tracking.offline=true: there is no store to be asked ({name})")
+
+
+def store_of(tracking: Tracking) -> Client:
+    """Connects to the store of a configuration, unless it is to do without one.
+
+    Raises:
+        RequestError: nothing answers there, or it is not writable.
+    """
+    return cast(Client, NoStore()) if tracking.offline else connect(tracking.uri)
 
 
 def connect(uri: str | None) -> Client:
@@ -66,6 +97,8 @@ def connect(uri: str | None) -> Client:
         RequestError: nothing answers there, or it is not writable.
     """
     address = store_address(uri)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _require_answer(address)
     keep_through_interrupts(address)
     mlflow.set_tracking_uri(address)
@@ -144,6 +177,43 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 
+def why_away(error: BaseException) -> str:
+    """Why a request did not reach the store, in a few words."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, requests.exceptions.RetryError):
+        status = re.search(r"too many (\d+) error", str(cause))
+        return f"it answers {status[1]}" if status else one_line(cause)
+    if isinstance(cause, requests.Timeout):
+        return "it does not answer in time"
+    if isinstance(cause, requests.ConnectionError):
+        return "nothing answers there"
+    return "its database is locked" if "database is locked" in str(error) else one_line(error)
+
+
+def awaited(request: Callable[[], Made]) -> Made:
+    """What a request that may be repeated returns, once the store answers.
+
+    Raises:
+        PipelineError: the store was away for `AWAY_S`.
+        MlflowException: the store refuses the request.
+    """
+    until, wait_s = time.monotonic() + AWAY_S, 0.5
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            if time.monotonic() > until:
+                raise PipelineError(
+                    f"the store has been away for {AWAY_S:g} s: {why_away(error)}"
+                ) from error
+            if wait_s == 0.5:
+                log.warning("The store is away and is waited for: %s", why_away(error))
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 5.0)
+
+
 def repeatable(write: Callable[[], object], tries: int = 3) -> None:
     """Makes a write that may have been made before, or is being made by another process.
 
@@ -164,18 +234,21 @@ def repeatable(write: Callable[[], object], tries: int = 3) -> None:
             time.sleep(0.1)
 
 
-def experiment(client: Client, name: str) -> str:
+def experiment(client: Client, name: str, root: str | None = None) -> str:
     """The id of the experiment with that name, which is created if missing.
 
+    A new one keeps its artefacts below `root`, if given (`artifact_location`).
+
     Raises:
-        RequestError: the experiment was deleted, or the store refuses the name.
+        RequestError: the experiment was deleted, the store refuses the name, or the experiment
+            keeps its artefacts elsewhere than below `root`, or on another machine.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             return client.create_experiment(
                 name,
-                artifact_location=artifact_location(str(client.tracking_uri), name),
+                artifact_location=artifact_location(str(client.tracking_uri), name, root),
                 # Makes the UI open its view for training runs rather than for language models.
                 tags={"mlflow.experimentKind": "custom_model_development"},
             )
@@ -188,7 +261,30 @@ def experiment(client: Client, name: str) -> str:
             f"tracking.experiment={name} was deleted; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
+    _require_place(client, name, str(found.artifact_location), root)
     return str(found.experiment_id)
+
+
+def _require_place(client: Client, name: str, location: str, root: str | None) -> None:
+    """Checks that the artefacts of an experiment, created by somebody, can be kept from here."""
+    address = str(client.tracking_uri)
+    if root is not None and location != artifact_location(address, name, root):
+        raise RequestError(
+            f"tracking.artifact_root={root}: experiment {name} has its artefacts in {location}; "
+            "leave the key out, or choose another experiment with tracking.experiment=…"
+        )
+    place = urlsplit(location)
+    is_database = "://" in address and not address.startswith(("http", "file:", "databricks"))
+    if not is_database or place.scheme not in ("", "file"):
+        return
+    folder = Path(url2pathname(place.path))
+    mine = artifact_root(address) if address.startswith("sqlite") else None
+    if folder.parent != mine and not (folder.is_dir() or folder.parent.is_dir()):
+        raise RequestError(
+            f"experiment {name} keeps its artefacts in {folder}, which is not on this machine; "
+            "mount that folder here, or choose another experiment with tracking.experiment=… and "
+            "tracking.artifact_root=…"
+        )
 
 
 def experiment_name(config: Config) -> str:
@@ -202,6 +298,11 @@ def experiment_name(config: Config) -> str:
         return config.tracking.experiment or config.choices.dataset
     if not number:
         return str(named)
+    if config.tracking.offline:
+        raise RequestError(
+            f"MLFLOW_EXPERIMENT_ID={number}: with tracking.offline=true there is no store to tell "
+            "its name; give it with tracking.experiment=…"
+        )
     try:
         found = str(connect(config.tracking.uri).get_experiment(number).name)
     except MlflowException as error:

@@ -98,13 +98,6 @@ def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
             client.update_run(run_id, status=str(Status.RUNNING))
 
 
-def take_back(client: Client, run_id: str) -> None:
-    """Removes from a run the error that others set because they believed it gone."""
-    tags = client.get_run(run_id).data.tags
-    if ERROR in tags:
-        client.delete_tag(run_id, ERROR)
-
-
 def pulse(tags: Mapping[str, str]) -> Pulse:
     """Whether the process named in a RUNNING run's tags is still alive.
 

@@ -9,14 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import yaml
-from mlflow.entities import Run, RunTag
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -24,13 +23,29 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
+from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import Pruned, RequestError
 from pipeline.system.folders import at_work_in, move_in, vacate
-from pipeline.system.secrets import hide_value, hide_word
+from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
-from pipeline.tracking.client import Client, connect, experiment, experiment_name, made_once
-from pipeline.tracking.heartbeat import beating, fell_silent, signs, take_back
+from pipeline.tracking.addresses import store_address
+from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
+from pipeline.tracking.delivery import Delivery, Journaled, open_run, opened_as, send_journal
+from pipeline.tracking.heartbeat import beating, fell_silent, signs
+from pipeline.tracking.journal import (
+    OPENED,
+    OPENING,
+    Journal,
+    Record,
+    as_run,
+    has_journal,
+    is_open,
+    now,
+    sync_command,
+    with_journals,
+)
 from pipeline.tracking.recording import Recording, recorded_metrics
+from pipeline.tracking.runs import by_id
 from pipeline.tracking.values import (
     COMMIT,
     DIRTY,
@@ -42,6 +57,7 @@ from pipeline.tracking.values import (
     PATCH,
     PRUNED,
     RUN_FOLDER,
+    SHORT,
     TRACEBACK,
     TRUSTED,
     RecordedRun,
@@ -50,6 +66,8 @@ from pipeline.tracking.values import (
 
 OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # overrides that differ between machines
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
+PATIENCE_S = 10.0  # with a store that is away when a run ends
+SHORT_PATIENCE_S = 3.0  # when a run is stopped or fails
 
 log = logging.getLogger(__name__)
 
@@ -79,28 +97,57 @@ def record(
         RequestError: the tracking store cannot be used, or another process is using `folder`.
     """
     started = time.perf_counter()
-    client = connect(config.tracking.uri)
+    client = store_of(config.tracking)
     tags = _place_in_sweep(job, folder, is_parent=searched is not None) | signs()
     goes_on = run_id is not None and spent_s is not None
-    earlier = _earlier(client, str(run_id), spent_s or 0.0) if goes_on else {}
     with at_work_in(folder):
+        if job is None:
+            _tell_of_others(folder)
         if run_id is None:
+            _require_sent(folder)
             vacate(folder)  # may refuse, so do it before a run exists
-        opened = _open(client, config, run_id, tags)
-        recording = Recording(id=opened, client=client, folder=folder, is_whole=True, **earlier)
-        with beating(client, recording.id), _closed_as_it_ends(recording):
-            if not goes_on:
-                move_in(folder, recording.id)
-                _log_origin(recording, config, searched or {}, job)
-            yield recording
-            recording.add_seconds("total", time.perf_counter() - started)
-            recording.upload()
+        elif has_journal(folder):
+            send_journal(client, folder, close=False)
+        recording, outbox = _open(client, config, folder, run_id, tags)
+        with outbox, _alive(recording, config):
+            if goes_on:
+                recording = _continuing(recording, spent_s or 0.0)
+            with _closed_as_it_ends(recording, outbox):
+                if not goes_on:
+                    move_in(folder, recording.id)
+                    _log_origin(recording, config, searched or {}, job)
+                yield recording
+                recording.add_seconds("total", time.perf_counter() - started)
+                recording.upload()
 
 
-def _earlier(client: Client, run_id: str, spent_s: float) -> dict[str, Any]:
-    """What a recording needs to know about the run that it continues."""
+def _tell_of_others(folder: Path) -> None:
+    """Says how many earlier runs in the usual places no store has all of."""
+    waiting = [one for one in with_journals(Path()) if not (is_open(one) or one.samefile(folder))]
+    if waiting:
+        many = "an earlier run is" if len(waiting) == 1 else f"{len(waiting)} earlier runs are"
+        told = f"{many} not in a store completely: python -m pipeline sync sends what is missing"
+        print(told, file=sys.stderr, flush=True)
+
+
+def _require_sent(folder: Path) -> None:
+    """Refuses a folder whose records no store has yet: a new run would take their place."""
+    if has_journal(folder):
+        raise RequestError(
+            f"{folder} has the records of a run that its store lacks; send them with "
+            f"`{sync_command(folder)}`, or choose another folder with hydra.run.dir=…"
+        )
+
+
+def _continuing(recording: Recording, spent_s: float) -> Recording:
+    """A recording that knows what the run that it continues has recorded."""
     spent = dict.fromkeys(("train", "total"), spent_s)
-    return {"seconds": spent, "before": recorded_metrics(client, run_id)}
+    before = recorded_metrics(recording.client, recording.id)
+    return replace(recording, seconds=spent, before=before)
+
+
+def _alive(recording: Recording, config: Config) -> AbstractContextManager[None]:
+    return nullcontext() if config.tracking.offline else beating(recording.client, recording.id)
 
 
 def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
@@ -113,55 +160,116 @@ def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
 
 
 @contextmanager
-def _closed_as_it_ends(recording: Recording) -> Iterator[None]:
+def _closed_as_it_ends(recording: Recording, outbox: Journaled) -> Iterator[None]:
     try:
         yield
+        ended = now()  # however long the store then takes
+        arrived = outbox.arrive(PATIENCE_S)  # a record that the store refuses fails the run
     except BaseException as error:
+        status, ended = status_of(error), now()
         with _at_least_tried():
             recording.log_tags(ending(error))
+        with _at_least_tried():
             recording.upload()
         with _at_least_tried():
-            recording.client.set_terminated(recording.id, str(status_of(error)))
+            recording.end(status, ended)
+            _tell_unless(outbox.arrive_soon(SHORT_PATIENCE_S), outbox)
         raise
-    with suppress(Exception):  # the run does not depend on it
-        take_back(recording.client, recording.id)
-    recording.client.set_terminated(recording.id, "FINISHED")
+    recording.end(Status.FINISHED, ended)
+    _tell_unless(arrived and outbox.arrive(PATIENCE_S), outbox)
 
 
-def _open(client: Client, config: Config, run_id: str | None, tags: dict[str, str]) -> str:
+def _tell_unless(arrived: bool, outbox: Journaled) -> None:
+    """Says, unless the store has received everything, why and how it will."""
+    if not arrived:
+        command = sync_command(outbox.journal.folder)
+        print(f"{outbox.trouble}: send it with `{command}`", file=sys.stderr, flush=True)
+
+
+def _open(
+    client: Client, config: Config, folder: Path, run_id: str | None, tags: dict[str, str]
+) -> tuple[Recording, Journaled]:
+    """Opens a run's journal, and the run in the store if it is to have one."""
     # Removed from the environment, where later runs of this process and its workers would see it.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id:
-        _reopen(client, run_id, tags)
-        return run_id
-    if adopted:
-        try:
-            _reopen(client, adopted, tags)
-        except MlflowException as error:
-            raise RequestError(f"MLFLOW_RUN_ID={adopted}: {error.message}; unset it") from error
-        return adopted
-    return str(_create(client, config, tags).info.run_id)
-
-
-def _reopen(client: Client, run_id: str, tags: dict[str, str]) -> None:
-    found = client.get_run(run_id)
-    client.update_run(run_id, status=str(Status.RUNNING))
-    for tag in ENDING & found.data.tags.keys():
-        client.delete_tag(run_id, tag)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def _create(client: Client, config: Config, tags: dict[str, str]) -> Run:
-    place, local_id = experiment(client, experiment_name(config)), uuid4().hex
-    every = resolve_tags({**tags, LOCAL_ID: local_id})  # with user, command and the like
-
-    def find() -> Run | None:
-        found = client.search_runs([place], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1)
-        return found[0] if found else None
-
-    return made_once(
-        lambda: client.create_run(place, tags=every, run_name=config.tracking.run_name), find
+    if existing := run_id or adopted:
+        if config.tracking.offline:
+            raise RequestError("tracking.offline=true: only a new run can do without its store")
+        records = _taken_over(client, existing, tags, key="run_id" if run_id else "MLFLOW_RUN_ID")
+    else:
+        records = [_opening(config, tags)]
+    journal = Journal(folder)
+    try:
+        for record in records:
+            journal.append(record)
+        if not existing and not config.tracking.offline:
+            opened = opened_as(open_run(client, records[0]))
+            records.append(opened)
+            journal.append(opened)
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):  # then the run may exist
+            journal.delete()
+        journal.close()
+        if is_passing(error):
+            store = without_password(client.tracking_uri)
+            raise RequestError(f"tracking store {store} cannot be used: {reason(error)}") from error
+        raise
+    known = as_run(records, folder)
+    delivery = Delivery(client=client, run_id=known.id, folder=folder)
+    outbox = Journaled(journal, None if config.tracking.offline else delivery)
+    recording = Recording(
+        id=known.id, client=client, folder=folder, is_whole=True, outbox=outbox, records=records
     )
+    return recording, outbox
+
+
+def _opening(config: Config, tags: Mapping[str, str]) -> Record:
+    local_id = uuid4().hex
+    every = resolve_tags({**tags, LOCAL_ID: local_id})  # with user, command and the like
+    name = config.tracking.run_name
+    if name is None and config.tracking.offline:
+        name = f"offline-{local_id[:SHORT]}"
+    return {
+        "kind": OPENING,
+        LOCAL_ID: local_id,
+        "run_id": None,
+        "experiment": experiment_name(config),
+        "artifact_root": (root := config.tracking.artifact_root) and hide(root),
+        "name": name and hide(name),
+        "started": now(),
+        "store": without_password(store_address(config.tracking.uri)),
+        "tags": {key: hide_value(key, value) for key, value in every.items()},
+        "params": {},
+        "metrics": {},
+    }
+
+
+def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) -> list[Record]:
+    """Makes a recorded run RUNNING again; returns the records that its journal begins with."""
+    found = by_id(client, run_id, key=key)
+    try:
+        client.update_run(found.id, status=str(Status.RUNNING))
+    except MlflowException as error:
+        raise RequestError(f"{key}={run_id}: {error.message}") from error
+    for tag in ENDING & found.tags.keys():
+        client.delete_tag(found.id, tag)
+    client.log_batch(found.id, tags=[RunTag(key, value) for key, value in tags.items()])
+    kept = {tag: value for tag, value in found.tags.items() if tag not in ENDING}
+    opening = {
+        "kind": OPENING,
+        LOCAL_ID: found.tags.get(LOCAL_ID),
+        "run_id": found.id,
+        "experiment": found.experiment,
+        "artifact_root": None,
+        "name": found.name,
+        "started": found.started,
+        "store": without_password(client.tracking_uri),
+        "tags": {**kept, **tags},
+        "params": dict(found.params),
+        "metrics": dict(found.logged),
+    }
+    opened = {"kind": OPENED, "id": found.id, "name": found.name, "artifacts": found.artifacts}
+    return [opening, opened]
 
 
 def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Finds saved models by their addresses and loads them with class names and image shape.
+"""Saves models; finds saved ones by address and loads them with class names and image shape.
 
 TensorFlow is imported only when a model is loaded.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,15 @@ import mlflow
 import numpy as np
 import yaml
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.schema import Tracking
 from pipeline.data.pictures import FITS, PAD
-from pipeline.data.polarity import dark_border_share
-from pipeline.data.values import Array
+from pipeline.data.polarity import dark_border_share, sample
+from pipeline.data.values import Array, Prepared
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.tracking.client import connect
@@ -87,6 +90,50 @@ class LoadedModel:
     megabytes: float = float("nan")
 
 
+def save_model(model: keras.Model, prepared: Prepared, path: Path) -> None:
+    """Writes a folder with a model of images u8[N,H,W,C] that MLflow's clients can load."""
+    import keras  # imported here: the parent of a sweep records its run without TensorFlow
+
+    keras.config.disable_interactive_logging()  # MLflow predicts the example, with a bar
+    images = TensorSpec(np.dtype("uint8"), (-1, *prepared.image_shape))
+    probabilities = TensorSpec(np.dtype("float32"), (-1, len(prepared.class_names)))
+    about = {
+        "class_names": list(prepared.class_names),
+        # Pictures for predicting are read as those of the training were: none is inverted.
+        "dark_border": None if prepared.fit else dark_border_share(sample(prepared.train)),
+        "fit": prepared.fit or PAD,
+    }
+    with _nothing_registered():
+        mlflow.tensorflow.save_model(
+            model,
+            path,
+            mlflow_model=Model(metadata=about),
+            signature=ModelSignature(inputs=Schema([images]), outputs=Schema([probabilities])),
+            input_example=np.asarray(prepared.test.batch(0, 2)),
+            # MLflow would take many seconds to infer these.
+            pip_requirements=[
+                f"{name}=={version_of(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
+            ],
+        )
+
+
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Hides the classes registered with Keras, which MLflow would pickle beside the model.
+
+    A pickle runs code when it is loaded, so this pipeline writes none and loads none.
+    """
+    import keras
+
+    registered = keras.saving.get_custom_objects()
+    kept = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(kept)
+
+
 def follows_alias(uri: str) -> bool:
     """Whether the address may refer to another model later."""
     return ALIAS.fullmatch(uri) is not None
@@ -134,10 +181,16 @@ def load_model(uri: str, tracking: Tracking) -> LoadedModel:
     Raises:
         RequestError: there is no such model, or it is none that this pipeline has saved.
     """
-    return _load(connect(tracking.uri), uri)
+    return _load(_store_of(uri, tracking), uri)
 
 
-def _load(client: mlflow.MlflowClient, uri: str) -> LoadedModel:
+def _store_of(uri: str, tracking: Tracking) -> mlflow.MlflowClient | None:
+    """The store that knows the address; None for a folder, which needs none."""
+    is_folder = "://" not in uri and Path(uri).is_dir()
+    return None if is_folder else connect(tracking.uri)
+
+
+def _load(client: mlflow.MlflowClient | None, uri: str) -> LoadedModel:
     from pipeline.training.saved import load_saved
 
     with _fetched(client, uri) as saved:
@@ -200,17 +253,18 @@ def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
     Raises:
         RequestError: there is no such model, or it is none that this pipeline has saved.
     """
-    with _fetched(connect(tracking.uri), uri) as saved:
+    with _fetched(_store_of(uri, tracking), uri) as saved:
         yield saved
 
 
 @contextmanager
-def _fetched(client: mlflow.MlflowClient, uri: str) -> Iterator[SavedModel]:
+def _fetched(client: mlflow.MlflowClient | None, uri: str) -> Iterator[SavedModel]:
     with TemporaryDirectory(prefix="pipeline-fetched-") as place:
         try:
-            folder, sizes = _fetch(_location(client, uri), Path(place))
+            folder, sizes = _fetch(_location(client, uri) if client else uri, Path(place))
         except (MlflowException, OSError) as error:
-            raise RequestError(f"model_uri={uri}: no such model; {_present(client)}") from error
+            hint = _present(client) if client else "the folder has no saved model"
+            raise RequestError(f"model_uri={uri}: no such model; {hint}") from error
         except ValueError as error:
             raise RequestError(f"model_uri={uri}: cannot be loaded: {error}") from error
         yield _described(uri, folder, sizes)

@@ -1,49 +1,50 @@
-"""Logs to a run: metrics, parameters, tags, artefacts, data and the model."""
+"""Logs to a run: metrics, parameters, tags, artefacts, data and the model.
+
+A run that is being recorded writes all of it to its journal, from where a thread sends it to the
+store; a recorded run that is opened again has it written to the store directly.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
-import mlflow
 import numpy as np
-from mlflow.data.schema import TensorDatasetSchema
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModel,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 from pipeline.config.schema import Tracking
-from pipeline.data.pictures import PAD
-from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared, Report
-from pipeline.system.files import replacing
+from pipeline.system.files import remove, replacing
 from pipeline.system.folders import claim, owner
 from pipeline.system.secrets import hide, hide_value
-from pipeline.tracking.client import Client, connect, made_once, repeatable
-from pipeline.tracking.runs import history
-from pipeline.tracking.values import LOCAL_ID, MODEL_URI, NOTE, SIGNED, is_written_by_hand
+from pipeline.tracking.client import Client, awaited, connect
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.journal import (
+    ARTIFACTS,
+    BATCH,
+    DATA,
+    END,
+    FILES,
+    MODEL,
+    MODEL_SAVED,
+    NOTED,
+    Point,
+    Record,
+    as_run,
+    now,
+)
+from pipeline.tracking.models import save_model
+from pipeline.tracking.runs import by_id, history
+from pipeline.tracking.values import LOCAL_ID, MODEL_URI, SIGNED, RecordedRun, Status
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
+MARGIN = 1_000  # characters for the links in a description
 FAST = {
     "compress_level": 1
 }  # PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
@@ -52,14 +53,42 @@ FAST = {
 log = logging.getLogger(__name__)
 
 
+class Outbox(Protocol):
+    """Takes the records of a run and sees to it that the store gets them."""
+
+    @property
+    def model_uri(self) -> str | None:
+        """The address of the run's model, once the store has it; waits a moment for that."""
+
+    def put(self, record: Record) -> None:
+        """Takes a record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """Sends records to the store at once."""
+
+    delivery: Delivery
+
+    @property
+    def model_uri(self) -> str | None:
+        """The address of the run's model."""
+        return self.delivery.model_uri
+
+    def put(self, record: Record) -> None:
+        """Sends a record; waits for a store that is away."""
+        awaited(lambda: self.delivery.send(record))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """A run that is being recorded. The files in `artifacts` are logged when the run is closed.
 
-    `seconds` are those of its stages. For a resumed run, `before` has its earlier metrics by name
-    and step. `logged` are the metrics logged here, in order; `is_whole` says whether these are all
-    metrics of the run. `sizes` are logged when the run is closed, so that they come after the
-    metrics that people want to see first.
+    `outbox` takes what is logged; by default it goes to the store at once. `records`, of a run that
+    has a journal, is what that holds. `seconds` are those of its stages. For a resumed run,
+    `before` has its earlier metrics by name and step. `logged` are the metrics logged here, in
+    order; `is_whole` says whether these are all metrics of the run. `sizes` are logged when the run
+    is closed, so that they come after the metrics that people want to see first.
     """
 
     id: str
@@ -68,8 +97,27 @@ class Recording:
     seconds: dict[str, float] = field(default_factory=dict)
     before: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     is_whole: bool = False
-    logged: list[Metric] = field(default_factory=list)
+    logged: list[Point] = field(default_factory=list)
     sizes: dict[str, float] = field(default_factory=dict)
+    outbox: Outbox | None = None
+    records: list[Record] = field(default_factory=list)
+
+    def known(self) -> RecordedRun:
+        """The run as recorded so far, whether the store has all of it or not."""
+        return as_run(self.records, self.folder) if self.records else by_id(self.client, self.id)
+
+    @property
+    def _out(self) -> Outbox:
+        delivery = Delivery(client=self.client, run_id=self.id, folder=self.folder)
+        return self.outbox or Direct(delivery=delivery)
+
+    def _put(self, record: Record) -> None:
+        self._out.put(record)
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
+        if self.records:
+            self.records.append(record)
 
     @property
     def artifacts(self) -> Path:
@@ -103,14 +151,14 @@ class Recording:
         In a resumed run, epochs that are already logged are skipped, and metrics of the whole run
         (step 0) that have changed are logged at the next step.
         """
-        now = int(time.time() * 1000)
+        at = now()
         values = [
-            Metric(name, value, now, free)
+            (name, float(value), at, free)
             for name, value in metrics.items()
             if (free := self._free_step(name, value, step)) is not None
         ]
         if values:
-            self.client.log_batch(self.id, metrics=values)
+            self._put({"kind": BATCH, "metrics": values})
         self.logged.extend(values)
 
     def _free_step(self, name: str, value: float, step: int) -> int | None:
@@ -125,9 +173,9 @@ class Recording:
         if not self.is_whole:
             return history(self.client, self.id, names)
         found = {name: dict(self.before.get(name, {})) for name in names}
-        for point in self.logged:
-            if point.key in found:
-                found[point.key][point.step] = point.value
+        for name, value, _, step in self.logged:
+            if name in found:
+                found[name][step] = value
         return found
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -141,7 +189,7 @@ class Recording:
         `mlflow run` has already logged the parameters of its entry point, some under the same
         names. A text that is too long for MLflow is shortened, with a note.
         """
-        present = self.client.get_run(self.id).data.params
+        present = self.known().params
         texts = {
             key: _shortened(hide_value(key, value), LONGEST_PARAM) for key, value in params.items()
         }
@@ -152,46 +200,38 @@ class Recording:
                     "change it; the true one is config.%s=%s",
                     *(key, present[key], key, texts[key]),
                 )
-        self.client.log_batch(
-            self.id,
-            params=[
-                Param(f"config.{key}" if present.get(key, value) != value else key, value)
-                for key, value in texts.items()
-            ],
-            tags=_as_tags(tags or {}),
-        )
+        free = {
+            f"config.{key}" if present.get(key, value) != value else key: value
+            for key, value in texts.items()
+        }
+        self._put({"kind": BATCH, "params": free, "tags": _as_tags(tags or {})})
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a text that is too long for MLflow is shortened, with a note."""
-        self.client.log_batch(self.id, tags=_as_tags(tags))
+        self._put({"kind": BATCH, "tags": _as_tags(tags)})
 
     def describe(self, text: str) -> None:
         """Sets the description that MLflow shows, in Markdown, unless the user has written one.
 
         Links to `artifacts:<name>` lead to that artefact of the run.
         """
-        run = self.client.get_run(self.id)
-        if is_written_by_hand(run.data.tags.get(NOTE, "")):
-            return
-        page = f"#/experiments/{run.info.experiment_id}/runs/{self.id}/artifacts/"
-        self.log_tags({NOTE: text.replace("](artifacts:", f"]({page}") + SIGNED})
+        short = _shortened(hide(text), LONGEST_TAG - MARGIN)
+        self._put({"kind": NOTED, "text": short + SIGNED})
 
     def log_data(self, prepared: Prepared, name: str) -> None:
         """Logs the data that the run uses, with the SHA-256 of its whole content."""
         self.log_tags({"data.fingerprint": prepared.fingerprint, "data.source": prepared.source})
-        sizes = {"train": len(prepared.train), "val": len(prepared.val), "test": len(prepared.test)}
+        splits = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
         kind, source = _source(prepared)
-        features, targets = _signature(prepared).inputs, Schema([TensorSpec(np.dtype("i4"), (-1,))])
-        dataset = Dataset(
-            name=name,
-            digest=prepared.fingerprint[:36],  # MLflow's limit; the tag has the whole
-            source_type=kind,
-            source=json.dumps(source),
-            schema=json.dumps(TensorDatasetSchema(features=features, targets=targets).to_dict()),
-            profile=json.dumps({f"{split}_images": size for split, size in sizes.items()}),
-        )
-        context = InputTag("mlflow.data.context", "training")
-        repeatable(lambda: self.client.log_inputs(self.id, [DatasetInput(dataset, [context])]))
+        about = {
+            "name": name,
+            "digest": prepared.fingerprint[:36],  # MLflow's limit; the tag has the whole
+            "source_type": kind,
+            "source": hide_value("", source),
+            "image_shape": list(prepared.image_shape),
+            "sizes": {split: len(images) for split, images in splits.items()},
+        }
+        self._put({"kind": DATA, **about})
 
     def log_cache(self, **found: bool) -> None:
         """Logs for each stage whether its result was cached: `cache/<stage>=hit`."""
@@ -218,8 +258,7 @@ class Recording:
 
     def log_files(self, files: Sequence[Path], folder: str) -> None:
         """Logs files immediately, under a folder of the artefacts."""
-        for path in files:
-            self.client.log_artifact(self.id, str(path), folder)
+        self._put({"kind": FILES, "paths": list(map(str, files)), "below": folder})
 
     def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
         """Adds arrays to the artefacts as `<name>.npz`."""
@@ -229,114 +268,42 @@ class Recording:
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.
 
-        A resumed run that has already saved its model keeps that one.
+        That is the folder of the model while the store does not have it. A resumed run that has
+        already saved its model keeps that one.
         """
-        import keras  # imported here: the parent of a sweep records its run without TensorFlow
-
-        keras.config.disable_interactive_logging()  # MLflow predicts the example, with a bar
-        run = self.client.get_run(self.id)
-        if self.before and MODEL_URI in run.data.tags:
-            return str(run.data.tags[MODEL_URI])
-        if self.before or run.info.status != "RUNNING":  # not the first attempt
-            self._forget_half_saved(run.info.experiment_id)
-        # As mlflow.tensorflow.log_model, but for any run rather than only the active one, and
-        # without a request per metric for its history.
-        entry = self._logged_model(run, local_id=uuid4().hex)
-        outputs = [LoggedModelOutput(entry.model_id, step=0)]
-        repeatable(lambda: self.client.log_outputs(self.id, outputs))
-        self.client.log_batch(self.id, metrics=self._of_model(entry.model_id))
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "model")
-            self._save_model(model, prepared, entry, path)
-            self.client.log_model_artifacts(entry.model_id, str(path))
-        self.client.finalize_logged_model(entry.model_id, "READY")
-        self.log_tags({MODEL_URI: entry.model_uri})
-        return str(entry.model_uri)
-
-    def _logged_model(self, run: Run, local_id: str) -> LoggedModel:
-        experiment, client = run.info.experiment_id, self.client
-
-        def find() -> LoggedModel | None:
-            condition = f"source_run_id = '{self.id}'"
-            known = client.search_logged_models([experiment], filter_string=condition)
-            return next((one for one in known if one.tags.get(LOCAL_ID) == local_id), None)
-
-        return made_once(
-            lambda: client.create_logged_model(
-                experiment,
-                name=_model_name(run.data.tags),
-                source_run_id=self.id,
-                params=run.data.params,
-                tags={LOCAL_ID: local_id},
-            ),
-            find,
+        known = self.known()
+        if self.before and known.model_uri:
+            return known.model_uri
+        remove(self.folder / MODEL)
+        with replacing(self.folder / MODEL) as path:
+            save_model(model, prepared, path)
+        out = self._out
+        out.put(
+            {
+                "kind": MODEL_SAVED,
+                LOCAL_ID: uuid4().hex,
+                "name": _model_name(known.tags),
+                "params": dict(known.params),
+                "metrics": [point for point in self.logged if point[3] == 0],
+                "again": bool(self.before) or known.status != Status.RUNNING,
+            }
         )
+        uri = out.model_uri or str(self.folder.absolute() / MODEL)
+        self._note({"kind": BATCH, "tags": {MODEL_URI: uri}})
+        if self.outbox is None:
+            remove(self.folder / MODEL)
+        return uri
 
-    def _of_model(self, model_id: str) -> list[Metric]:
-        """The metrics of the whole run that were logged here, as metrics of its model."""
-        return [
-            Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id, run_id=self.id)
-            for one in self.logged
-            if one.step == 0
-        ]
-
-    def _save_model(self, model: Any, prepared: Prepared, entry: LoggedModel, path: Path) -> None:
-        """Writes a model folder that MLflow's clients can load."""
-        about = Model(
-            artifact_path=entry.artifact_location,
-            model_uuid=entry.model_id,
-            model_id=entry.model_id,
-            run_id=self.id,
-            metadata={
-                "class_names": list(prepared.class_names),
-                # Pictures for predicting are read as those of the training were: none is inverted.
-                "dark_border": None if prepared.fit else dark_border_share(sample(prepared.train)),
-                "fit": prepared.fit or PAD,
-            },
-        )
-        with _nothing_registered():
-            mlflow.tensorflow.save_model(
-                model,
-                path,
-                mlflow_model=about,
-                signature=_signature(prepared),
-                input_example=np.asarray(prepared.test.batch(0, 2)),
-                # MLflow would take many seconds to infer these.
-                pip_requirements=[
-                    f"{name}=={version(name)}"
-                    for name in ("mlflow", "tensorflow", "keras", "numpy")
-                ],
-            )
-
-    def _forget_half_saved(self, experiment_id: str) -> None:
-        """Deletes a model that a kill left half-saved and that the run does not refer to."""
-        condition = f"source_run_id = '{self.id}'"
-        for model in self.client.search_logged_models([experiment_id], filter_string=condition):
-            self.client.delete_logged_model(model.model_id)
+    def end(self, status: Status, at: int) -> None:
+        """Records how the run has ended, and when (Unix time in ms)."""
+        self._put({"kind": END, "status": str(status), "time": at})
 
     def upload(self) -> None:
         """Logs sizes, the stage times and all artefacts."""
         times = {f"time/{name}_s": value for name, value in self.seconds.items()}
         self.log_metrics({**self.sizes, **times})
         if owner(self.folder) == self.id and self.artifacts.exists():
-            self.client.log_artifacts(self.id, str(self.artifacts))
-
-
-@contextmanager
-def _nothing_registered() -> Iterator[None]:
-    """Hides the classes registered with Keras, which MLflow would pickle beside the model.
-
-    A pickle runs code when it is loaded, so this pipeline writes none and loads none.
-    """
-    import keras
-
-    registered = keras.saving.get_custom_objects()
-    kept = dict(registered)
-    registered.clear()
-    try:
-        yield
-    finally:
-        registered.update(kept)
+            self._put({"kind": ARTIFACTS})
 
 
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
@@ -356,10 +323,8 @@ def _contradicts(before: str, text: str) -> bool:
     return bool(before) and before != text
 
 
-def _as_tags(texts: Mapping[str, str]) -> list[RunTag]:
-    return [
-        RunTag(key, _shortened(hide_value(key, value), LONGEST_TAG)) for key, value in texts.items()
-    ]
+def _as_tags(texts: Mapping[str, str]) -> dict[str, str]:
+    return {key: _shortened(hide_value(key, value), LONGEST_TAG) for key, value in texts.items()}
 
 
 def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:
@@ -381,9 +346,3 @@ def _model_name(tags: Mapping[str, str]) -> str:
 def _shortened(text: str, longest: int) -> str:
     note = f"… ({len(text):,} characters; see the artefacts)"
     return text if len(text) <= longest else text[: longest - len(note)] + note
-
-
-def _signature(prepared: Prepared) -> ModelSignature:
-    images = TensorSpec(np.dtype("uint8"), (-1, *prepared.image_shape))
-    probabilities = TensorSpec(np.dtype("float32"), (-1, len(prepared.class_names)))
-    return ModelSignature(inputs=Schema([images]), outputs=Schema([probabilities]))

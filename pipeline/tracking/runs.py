@@ -29,6 +29,7 @@ from pipeline.tracking.models import KERAS_FILE, fetched, require_own_model
 from pipeline.tracking.values import (
     FOLDER,
     INDEX,
+    LOCAL_ID,
     MODEL_URI,
     PARENT,
     PRUNED,
@@ -169,6 +170,8 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
     try:
         run = client.get_run(given)
     except MlflowException as error:
+        if named := list(search(client, Query(tags={LOCAL_ID: given}, limit=1))):
+            return named[0]  # the id that it had before a store knew it
         raise _no_such_run(client, given, key, kind) from error
     _require_active(run, given, key)
     return recorded(run, str(client.get_experiment(run.info.experiment_id).name))

@@ -70,6 +70,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["-m", "seed=0,1", "sweep.objective=[accuracy]"],
         ["sweep.objective", "val/accuracy"],
     ),
+    "a sweep without a store": (
+        ["-m", "seed=0,1", "tracking.offline=true"],
+        ["tracking.offline=true", "tracking.uri="],
+    ),
     "no worker at all": (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs"]),
     "a sweep to resume that is not there": (
         ["-m", "seed=0,1", "sweep.resume=0123456789abcdef0123456789abcdef"],

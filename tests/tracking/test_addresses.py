@@ -170,3 +170,52 @@ def test_the_registry_may_be_another_store(tmp_path: Path, monkeypatch: pytest.M
         for name, models in (("registry", ["lamp"]), ("mlflow", [])):
             client = mlflow.MlflowClient(registry_uri=f"sqlite:///{folder}/{name}.db")
             assert [found.name for found in client.search_registered_models()] == models
+
+
+def test_a_store_in_another_folder_has_its_artefacts_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside = (tmp_path / "there" / "mlartifacts" / "digits").as_uri()
+    file = tmp_path / "there" / "mlflow.db"
+    for address in (
+        *(f"sqlite:///{file}", "sqlite:///there/mlflow.db", f"sqlite+pysqlite:///{file}"),
+        f"sqlite:///file:{file}?mode=rw&uri=true",
+    ):
+        assert artifact_location(address, "digits") == beside
+    mine = (tmp_path / "mlartifacts" / "digits").as_uri()
+    for address in (DEFAULT_URI, f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///:memory:"):
+        assert artifact_location(address, "digits") == mine
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "mysql+pymysql", "mssql"])
+def test_a_database_asks_where_artefacts_are_to_be_kept(scheme: str) -> None:
+    address = f"{scheme}://me:hunter2@db.example/mlflow"
+    with pytest.raises(RequestError) as refused:
+        artifact_location(address, "digits")
+    for part in ("tracking.artifact_root=", "mlflow server --backend-store-uri", "***@db.example"):
+        assert part in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert artifact_location(address, "a b", "s3://bucket/x/") == "s3://bucket/x/a%20b"
+    assert artifact_location(address, "digits", "/shared") == "file:///shared/digits"
+
+
+def test_an_experiment_whose_artefacts_are_elsewhere_than_asked_or_not_here_is_refused(
+    tmp_path: Path,
+) -> None:
+    with inside(tmp_path / "work"):
+        client = connect(None)
+        root = str(tmp_path / "kept")
+        made = experiment(client, "digits", root)
+        assert client.get_experiment(made).artifact_location == (tmp_path / "kept/digits").as_uri()
+        with pytest.raises(RequestError, match="not on this machine"):
+            experiment(client, "digits")  # nobody has mounted it here
+        (tmp_path / "kept").mkdir()
+        assert experiment(client, "digits") == experiment(client, "digits", root) == made
+        with pytest.raises(RequestError, match="has its artefacts in"):
+            experiment(client, "digits", str(tmp_path / "another"))
+        named = f"tracking.artifact_root={root}"
+        with record(configured("dataset=digits", "model=linear", named), tmp_path / "run"):
+            pass
+        assert [path.name for path in (tmp_path / "kept" / "digits").iterdir()]
+        assert not (tmp_path / "work" / "mlartifacts").exists()

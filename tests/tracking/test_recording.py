@@ -206,7 +206,7 @@ def test_a_password_in_the_address_is_recorded_nowhere(
     words = ["/bin/python3", "-m", "pipeline", "train", f"tracking.uri={address}", "seed=1"]
     monkeypatch.setattr(sys, "orig_argv", words)
     secretive = replace(config, tracking=replace(config.tracking, uri=address))
-    monkeypatch.setattr("pipeline.tracking.lifecycle.connect", lambda uri: connect(None))
+    monkeypatch.setattr("pipeline.tracking.client.connect", lambda uri: connect(None))
     with record(secretive, tmp_path) as recording:
         pass
     run = recorded(recording)

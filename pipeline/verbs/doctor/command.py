@@ -22,7 +22,7 @@ from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
 from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at
 from pipeline.verbs.doctor.findings import show as show_table
-from pipeline.verbs.doctor.leftovers import Made, leftovers
+from pipeline.verbs.doctor.leftovers import Made, leftovers, unsent
 
 
 def examine(config: Config, request: Doctor, folder: Path) -> list[Finding]:
@@ -56,6 +56,7 @@ def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Fi
     yield from looked_at("threads", partial(checks.threads, os.environ, cores))
     yield from looked_at("data", partial(checks.data, config))
     made: list[dict[str, Made]] = []
+    yield from looked_at("unsent", unsent)
     yield from looked_at("store", partial(_recorded, config, request, made))
     data_dir = Path(config.data_dir)
     yield from looked_at("disk", partial(checks.disk, Path(), data_dir))

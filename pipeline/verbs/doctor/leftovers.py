@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from pipeline.tracking.journal import is_open, with_journals
 from pipeline.tracking.values import Status
-from pipeline.verbs.doctor.findings import Finding, ok
+from pipeline.verbs.doctor.findings import Finding, ok, warning
 
 OUTPUTS, MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
+SHOWN = 3  # folders in a finding
 _PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # named by system.files.replacing
 
 
@@ -38,6 +40,16 @@ def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Findi
     yield from _checkpoints(made)
     yield from _sweeps(made)
     yield from _partial(data_dir)
+
+
+def unsent() -> Iterator[Finding]:
+    """Finds runs whose store lacks some of their records, and that no process is recording."""
+    waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
+    if waiting:
+        shown = ", ".join(map(str, waiting[:SHOWN])) + (" …" if len(waiting) > SHOWN else "")
+        many = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
+        says = f"{many} records that no store has yet: {shown}"
+        yield warning("unsent", says, "python -m pipeline sync")
 
 
 def _caches(data_dir: Path) -> Iterator[Finding]:

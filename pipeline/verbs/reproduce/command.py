@@ -166,6 +166,7 @@ def _again(entry: RecordedRun, today: Config) -> Config:
     tracking = replace(
         then.tracking,
         uri=today.tracking.uri,
+        offline=False,
         experiment=entry.experiment,
         run_name=f"{name} again",
         tags={**then.tracking.tags, REPEATS: entry.id},

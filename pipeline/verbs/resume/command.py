@@ -19,6 +19,9 @@ from pipeline.system.folders import at_work_in, owner
 from pipeline.system.imports import load
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
+from pipeline.tracking.client import connect
+from pipeline.tracking.delivery import send_journal
+from pipeline.tracking.journal import has_journal
 from pipeline.tracking.recording import LONGEST_PARAM, reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
@@ -47,6 +50,8 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
     found = _unfinished(config, config.run_id)
     place = _place(found)
     with at_work_in(place):
+        if has_journal(place):
+            send_journal(connect(config.tracking.uri), place, close=False)
         entry = _unfinished(config, found.id)  # read under the lock: nobody else can finish it now
         progress = newest_progress(place / "checkpoints")
         then = _config(place, entry, config)
@@ -113,7 +118,7 @@ def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
                 f"{place}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
                 f"{known[0]}"
             )
-    tracking = replace(recorded.tracking, uri=today.tracking.uri)
+    tracking = replace(recorded.tracking, uri=today.tracking.uri, offline=False)
     return replace(recorded, tracking=tracking, data_dir=today.data_dir)
 
 

@@ -19,7 +19,6 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recording import Recording
 from tests.commands import begun, carried_out, configured, environment, inside, pipeline
 from tests.system.test_folders import HOLD
 
@@ -162,11 +161,12 @@ def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     assert the_run(tmp_path).data.tags["resumed.after_epoch"] == "1, 4"
 
 
-@pytest.mark.parametrize("died_in", ["evaluate", "_save_model"])
+@pytest.mark.parametrize("died_in", ["evaluate", "save_model"])
 def test_a_run_that_died_after_training_is_only_evaluated_and_saved(
     died_in: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {"evaluate": sys.modules["pipeline.run"], "_save_model": Recording}[died_in]
+    modules = {"evaluate": "pipeline.run", "save_model": "pipeline.tracking.recording"}
+    place = sys.modules[modules[died_in]]
     with monkeypatch.context() as patch, inside(tmp_path), pytest.raises(PowerCut):
         patch.setattr(place, died_in, lambda *_, **__: cut_in(0)(0, {}))
         run(configured(*SMALL), tmp_path / "outputs")

@@ -1,0 +1,415 @@
+"""Sends the records of a run to MLflow, so that each arrives once, however often it is sent.
+
+What MLflow creates gets an id of ours as a tag, by which it is found before it is created again. A
+metric's time and step make it the same point; parameters, tags and files replace themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import yaml
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.types import Schema, TensorSpec
+
+from pipeline.system.errors import RequestError, one_line
+from pipeline.system.files import remove, replacing
+from pipeline.system.folders import hand_over, owner
+from pipeline.tracking.client import (
+    DENIED,
+    Client,
+    experiment,
+    is_passing,
+    made_once,
+    repeatable,
+    why_away,
+)
+from pipeline.tracking.heartbeat import BEAT, GONE
+from pipeline.tracking.journal import (
+    ARTIFACTS,
+    BATCH,
+    DATA,
+    END,
+    FILES,
+    MODEL,
+    MODEL_SAVED,
+    MOST_POINTS,
+    NOTED,
+    OPENED,
+    OPENING,
+    Courier,
+    Journal,
+    Record,
+    joined,
+)
+from pipeline.tracking.values import (
+    ERROR,
+    LOCAL_ID,
+    MODEL_URI,
+    NOTE,
+    Status,
+    is_written_by_hand,
+)
+
+LAST_ANSWER_S = 8.0  # for the answer to a request when a run is stopped or fails
+MODEL_PATIENCE_S = 2.0  # with a store that is away when a model is saved
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a record may arrive later: the store is away, or does not accept the user now."""
+    is_denied = isinstance(error, MlflowException) and error.error_code in DENIED
+    return is_denied or is_passing(error)
+
+
+def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False) -> Run:
+    """Creates the run that a journal opens with, or finds it, where `again` says that it may exist.
+
+    Raises:
+        RequestError: the experiment was deleted, or the store refuses its name.
+        MlflowException: the store is away.
+    """
+    place = experiment(client, opening["experiment"], opening["artifact_root"])
+    local_id = opening[LOCAL_ID]
+
+    def find() -> Run | None:
+        found = client.search_runs([place], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1)
+        return found[0] if found else None
+
+    def make() -> Run:
+        tags, name = opening["tags"], opening["name"]
+        return client.create_run(place, start_time=opening["started"], tags=tags, run_name=name)
+
+    return (find() if again else None) or made_once(make, find)
+
+
+def opened_as(run: Run) -> Record:
+    """The record of what the store calls a run."""
+    info = run.info
+    known = {"id": info.run_id, "name": info.run_name, "artifacts": info.artifact_uri}
+    return {"kind": OPENED, **known}
+
+
+@dataclass(kw_only=True)
+class Delivery:
+    """Delivers records of one run; `model_uri` is the address of its model once that is there."""
+
+    client: Client
+    run_id: str
+    folder: Path
+    model_uri: str | None = None
+    _kinds: dict[str, Callable[[Record], None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kinds = {
+            OPENING: lambda _: None,
+            OPENED: lambda _: None,
+            BATCH: self._batch,
+            DATA: self._data,
+            NOTED: self._note,
+            MODEL_SAVED: self._model,
+            ARTIFACTS: self._artifacts,
+            FILES: self._files,
+            END: self._end,
+        }
+
+    def send(self, record: Record) -> None:
+        """Sends one record; it may have been sent before.
+
+        Raises:
+            MlflowException: the store refuses it, or is away.
+            OSError: a file cannot be read, or not be written to a local store.
+        """
+        self._kinds[record["kind"]](record)
+
+    def _batch(self, record: Record) -> None:
+        self.client.log_batch(
+            self.run_id,
+            metrics=[Metric(*point) for point in record.get("metrics", ())],
+            params=[Param(key, value) for key, value in record.get("params", {}).items()],
+            tags=[RunTag(key, value) for key, value in record.get("tags", {}).items()],
+        )
+
+    def _data(self, record: Record) -> None:
+        schema = TensorDatasetSchema(
+            features=Schema([TensorSpec(np.dtype("uint8"), (-1, *record["image_shape"]))]),
+            targets=Schema([TensorSpec(np.dtype("i4"), (-1,))]),
+        )
+        dataset = Dataset(
+            name=record["name"],
+            digest=record["digest"],
+            source_type=record["source_type"],
+            source=json.dumps(record["source"]),
+            schema=json.dumps(schema.to_dict()),
+            profile=json.dumps({f"{split}_images": n for split, n in record["sizes"].items()}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        repeatable(lambda: self.client.log_inputs(self.run_id, inputs))
+
+    def _note(self, record: Record) -> None:
+        """Sets the run's description, unless the user has written one."""
+        run = self.client.get_run(self.run_id)
+        if not is_written_by_hand(run.data.tags.get(NOTE, "")):
+            page = f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/"
+            text = record["text"].replace("](artifacts:", f"]({page}")
+            self.client.set_tag(self.run_id, NOTE, text)
+
+    def _model(self, record: Record) -> None:
+        """Logs a saved model as mlflow.tensorflow.log_model would, but for any run."""
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        entry = self._entry(record, experiment_id)
+        outputs = [LoggedModelOutput(entry.model_id, step=0)]
+        repeatable(lambda: self.client.log_outputs(self.run_id, outputs))
+        points = [
+            Metric(key, value, at, step, model_id=entry.model_id, run_id=self.run_id)
+            for key, value, at, step in record["metrics"]
+        ]
+        self.client.log_batch(self.run_id, metrics=points)
+        path = self.folder / MODEL
+        _name(path / "MLmodel", entry, self.run_id)
+        self.client.log_model_artifacts(entry.model_id, str(path))
+        self.client.finalize_logged_model(entry.model_id, "READY")
+        self.client.set_tag(self.run_id, MODEL_URI, entry.model_uri)
+        self.model_uri = str(entry.model_uri)
+
+    def _entry(self, record: Record, experiment_id: str) -> LoggedModel:
+        """Creates the logged model; deletes those that earlier attempts left half-saved."""
+        local_id = record[LOCAL_ID]
+
+        def known() -> list[LoggedModel]:
+            condition = f"source_run_id = '{self.run_id}'"
+            return list(self.client.search_logged_models([experiment_id], filter_string=condition))
+
+        def find() -> LoggedModel | None:
+            return next((one for one in known() if one.tags.get(LOCAL_ID) == local_id), None)
+
+        if record["again"]:
+            for model in known():
+                if model.tags.get(LOCAL_ID) != local_id:
+                    self.client.delete_logged_model(model.model_id)
+        return (find() if record["again"] else None) or made_once(
+            lambda: self.client.create_logged_model(
+                experiment_id,
+                name=record["name"],
+                source_run_id=self.run_id,
+                params=record["params"],
+                tags={LOCAL_ID: local_id},
+            ),
+            find,
+        )
+
+    def _artifacts(self, record: Record) -> None:
+        if owner(self.folder) == self.run_id and (self.folder / "artifacts").exists():
+            self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
+
+    def _files(self, record: Record) -> None:
+        for path in record["paths"]:
+            self.client.log_artifact(self.run_id, path, record["below"])
+
+    def _end(self, record: Record) -> None:
+        """Closes the run; it is not gone if others believed so while it was not heard."""
+        error = self.client.get_run(self.run_id).data.tags.get(ERROR)
+        if error == GONE or (error and record["status"] == Status.FINISHED):
+            _drop_tag(self.client, self.run_id, ERROR)
+        self.client.set_terminated(self.run_id, record["status"], record["time"])
+
+
+class Journaled:
+    """Takes the records of a run: into its journal, and from there to the store in a thread.
+
+    Without a `delivery` the journal is all. On leaving a `with` block the journal is closed; if the
+    store has everything, it is deleted.
+    """
+
+    def __init__(self, journal: Journal, delivery: Delivery | None) -> None:
+        self.journal, self._delivery = journal, delivery
+        self._courier = Courier(journal, delivery.send, may_pass, why_away) if delivery else None
+
+    def put(self, record: Record) -> None:
+        """Writes a record to the journal; the store gets it later.
+
+        Raises:
+            MlflowException: the store refuses an earlier record.
+            OSError: the disk is full, or a local store cannot take a file.
+        """
+        if self._courier:
+            self._courier.put(record)
+        else:
+            self.journal.append(record)
+
+    @property
+    def model_uri(self) -> str | None:
+        """The address of the run's model, once the store has it; waits a moment for that."""
+        if self._courier and self._delivery:
+            self._courier.wait(MODEL_PATIENCE_S, at_once=False)
+            return self._delivery.model_uri
+        return None
+
+    def arrive(self, patience_s: float) -> bool:
+        """Waits until the store has everything; returns False if it stays away (`Courier.wait`)."""
+        return self._courier is not None and self._courier.wait(patience_s)
+
+    def arrive_soon(self, patience_s: float) -> bool:
+        """The same, without another attempt if the store is away or does not answer."""
+        courier = self._courier
+        return courier is not None and courier.wait(
+            patience_s, at_once=False, stuck_s=LAST_ANSWER_S
+        )
+
+    @property
+    def trouble(self) -> str:
+        """Why the store does not have everything."""
+        if self._courier is None:
+            return "no store has this run yet (tracking.offline=true)"
+        return f"the store has not received all of this run ({self._courier.trouble})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._courier is None:
+            self.journal.close()
+        elif self._courier.stop():
+            remove(self.journal.folder / MODEL)
+
+
+def _drop_tag(client: Client, run_id: str, key: str) -> None:
+    try:
+        client.delete_tag(run_id, key)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the request was repeated
+            raise
+
+
+def _name(path: Path, entry: LoggedModel, run_id: str) -> None:
+    """Writes into the description of a saved model which one it is."""
+    about = yaml.safe_load(path.read_text(encoding="utf-8"))
+    about |= {"artifact_path": entry.artifact_location, "run_id": run_id}
+    about |= {"model_id": entry.model_id, "model_uuid": entry.model_id}
+    with replacing(path) as written:
+        written.write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What became of a journal: the run in the store, its state, and how many records were sent."""
+
+    folder: Path
+    run_id: str | None
+    status: Status
+    records: int
+    refused: Sequence[str] = ()
+    """Why the store did not take some of the records."""
+
+    def __str__(self) -> str:
+        what = f"run_id={self.run_id} status={self.status}" if self.run_id else "no run had begun"
+        told = f", {len(self.refused)} refused: {self.refused[0]}" if self.refused else ""
+        return f"{self.folder}: {what} ({self.records - len(self.refused)} records sent{told})"
+
+
+def send_journal(
+    client: Client, folder: Path, *, close: bool = True, artifact_root: str | None = None
+) -> Sent:
+    """Sends what the journal in a folder still holds, and deletes it.
+
+    `artifact_root` is where a run's experiment keeps its artefacts if the run did not say. A run
+    whose process died is closed as KILLED at the time of its last record, unless `close` is
+    false because it is about to go on.
+
+    Raises:
+        RequestError: another process has the journal open, or the store does not have the run.
+        MlflowException: the store is away; what has arrived by then need not be sent again.
+    """
+    journal = Journal(folder)
+    try:
+        records = journal.records()
+        if not records or records[0]["kind"] != OPENING:  # killed while it wrote its first line
+            journal.delete()
+            return Sent(folder=folder, run_id=None, status=Status.KILLED, records=0)
+        records[0]["artifact_root"] = records[0]["artifact_root"] or artifact_root
+        run_id = _run_of(client, journal, records)
+        ends = [record for record in records if record["kind"] == END]
+        if close and not ends:
+            for record in _last_words(records):
+                journal.append(record)
+        waiting = journal.unsent()
+        delivery = Delivery(client=client, run_id=run_id, folder=folder)
+        refused = list(_resent(delivery, journal, waiting))
+        status = Status(ends[-1]["status"]) if ends else Status.KILLED
+        journal.delete()
+    finally:
+        journal.close()
+    return Sent(folder=folder, run_id=run_id, status=status, records=len(waiting), refused=refused)
+
+
+def _resent(
+    delivery: Delivery, journal: Journal, waiting: Sequence[tuple[int, Record]]
+) -> Iterator[str]:
+    """Sends records, joined where possible; yields why the store refuses single ones."""
+    rest, singly = list(waiting), 0
+    while rest:
+        end, record = next(joined(rest[: 1 if singly else MOST_POINTS]))
+        count = 1 + [end for end, _ in rest].index(end)
+        try:
+            delivery.send(record | {"again": True} if "again" in record else record)
+        except MlflowException as error:
+            if may_pass(error) or record["kind"] != BATCH:
+                raise
+            if count > 1:  # only one of those that were joined may be wrong
+                singly = count
+                continue
+            yield one_line(error)
+        singly = max(0, singly - count)
+        journal.mark(end)
+        del rest[:count]
+
+
+def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
+    """The id in the store of the run that a journal tells of, which is created if need be."""
+    opening, folder = records[0], journal.folder
+    known = [record["id"] for record in records if record["kind"] == OPENED]
+    if run_id := opening["run_id"] or (known[0] if known else None):
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if is_passing(error):
+                raise
+            raise RequestError(
+                f"{folder}: the run {run_id} was recorded at {opening['store']} and is not in this "
+                "store; name that one with tracking.uri=…"
+            ) from error
+        return str(run_id)
+    run = open_run(client, opening, again=True)
+    info = run.info
+    journal.append(opened_as(run))
+    if owner(folder) in (opening[LOCAL_ID], None):
+        hand_over(folder, info.run_id)
+    return str(info.run_id)
+
+
+def _last_words(records: list[Record]) -> list[Record]:
+    """What a run whose process died would have recorded at its end."""
+    heard = [point[2] for record in records for point in record.get("metrics", ())]
+    beat = records[0]["tags"].get(BEAT)
+    heard += [int(datetime.fromisoformat(beat).timestamp() * 1000)] if beat else []
+    at = max([*heard, records[0]["started"]]) if heard else int(time.time() * 1000)
+    end = {"kind": END, "status": str(Status.KILLED), "time": at}
+    return [{"kind": ARTIFACTS}, end, {"kind": BATCH, "tags": {ERROR: GONE}}]
