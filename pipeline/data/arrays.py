@@ -6,7 +6,6 @@ CIFAR hold is worked out from their opcodes.
 
 from __future__ import annotations
 
-import logging
 import pickletools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,6 @@ from pipeline.data.places import Place
 from pipeline.data.sources import decoded, decompressed
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError, one_line
-
-log = logging.getLogger(__name__)
 
 IMAGES, LABELS = "images", "labels"
 SIDE, COLOURS = 32, 3  # of CIFAR's images
@@ -239,8 +236,6 @@ def _raw(
             )
         order = np.argsort(known, kind="stable")
         indices = order[np.searchsorted(known, labels, sorter=order)]
-        if lacking := sorted({*range(len(made))} - {*np.unique(indices).tolist()}):
-            log.warning("%s has no images of %s", split, ", ".join(made[one] for one in lacking))
         splits[split] = Split(images=images, labels=indices.astype(np.int32))
     try:
         return RawData(

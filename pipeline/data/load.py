@@ -37,7 +37,7 @@ def ingest(
     """Loads the data set of a checked leaf (`_target_` and parameters), from the cache if possible.
 
     `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
-    one packed array of all images with the rows and labels of both splits. With `verify`, every
+    one packed array of all images with the rows and labels of each split. With `verify`, every
     byte of it is compared with its checksum. For pictures, `fingerprint` is that of the data a
     recorded run has used: if the cache has it, the files are not asked for.
 
@@ -124,6 +124,7 @@ def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:
 def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
     """All images as one array, with the rows and labels of each split."""
     splits = {"train": raw.train, "test": raw.test}
+    splits |= {"val": raw.val} if raw.val is not None else {}
     images = list({id(split.images): split.images for split in splits.values()}.values())
     firsts = dict(zip(map(id, images), np.cumsum([0, *map(len, images)]).tolist(), strict=False))
     packed: dict[str, Array | cache.Stream] = {
@@ -146,6 +147,7 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     raw = RawData(
         train=_split(entry.arrays, "train"),
         test=_split(entry.arrays, "test"),
+        val=_split(entry.arrays, "val") if "val_rows" in entry.arrays else None,
         class_names=tuple(entry.meta["class_names"]),
         source=entry.meta["source"],
         cached=entry.cached,

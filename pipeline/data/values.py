@@ -244,9 +244,9 @@ class RawData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all names, shapes, dtypes, images and labels of both splits."""
+        """SHA-256 (hex) of all names, shapes, dtypes, images and labels of each split."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.test, self.val)):
             digest.update(f"{split.images.dtype.str}{(len(split), *split.image_shape)}".encode())
             for images in split.batches():
                 digest.update(np.ascontiguousarray(images).data)

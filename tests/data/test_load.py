@@ -27,6 +27,7 @@ LEAF: dict[str, Any] = {
     "seed": 0,
 }
 SPLIT = {"validation_size": 6, "seed": 0}
+SPLITS = ("train", "val", "test")
 
 
 def synthetic(data_dir: Path, **changes: Any) -> RawData:
@@ -222,11 +223,11 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
     before = read(folder, data_dir)
     folder.rename(tmp_path / "moved")
     leaf = {**PICTURES, "path": str(folder)}
-    with pytest.raises(RequestError, match="no such folder"):
+    with pytest.raises(RequestError, match="no such file or folder"):
         ingest.ingest(leaf, name="folder", data_dir=data_dir)
     again = ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint=before.fingerprint)
     np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
-    with pytest.raises(RequestError, match="no such folder"):
+    with pytest.raises(RequestError, match="no such file or folder"):
         ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint="another")
 
 
@@ -247,3 +248,24 @@ def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Pat
         assert not (groups[0] | groups[1]) & groups[2]
         np.testing.assert_array_equal(made.val.rows, cached.val.rows)
         assert made.fit == "pad"
+
+
+def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"{split}_images": rng.integers(0, 256, (8, 4, 5), np.uint8) for split in SPLITS}
+    arrays |= {f"{split}_labels": np.arange(8) % 2 for split in SPLITS}
+    fingerprints = set()
+    for change in (0, 1):
+        arrays["val_images"][0, 0, 0] = change
+        np.savez(tmp_path / "a.npz", **arrays)
+        leaf = {"path": str(tmp_path / "a.npz"), "class_names": ["cat", "dog"]}
+        leaf["_target_"] = "pipeline.data.datasets.npz"
+        for _ in ("built", "cached"):
+            raw = ingest.ingest(leaf, name="npz", data_dir=tmp_path)
+            assert raw.val is not None
+            assert np.array_equal(pixels(raw.val)[..., 0], arrays["val_images"])
+            prepared = ingest.prepare(raw, SPLIT, name="npz", data_dir=tmp_path)
+            assert np.array_equal(pixels(prepared.val)[..., 0], arrays["val_images"])
+            assert len(prepared.train) == 8
+        fingerprints.add(raw.fingerprint)
+    assert len(fingerprints) == 2
