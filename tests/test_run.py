@@ -212,7 +212,7 @@ def test_a_run_is_described_with_its_figures_its_command_and_its_report(ended: E
     accuracy = ended.run.data.metrics["test/accuracy"]
     for part in (
         "**linear on synthetic**: 7,850 parameters, 3 epochs, seed 5.",
-        f"| test | **{accuracy:.4f}** | ",
+        f"| test | &ensp;**{accuracy:.4f}** | ",
         ended.run.data.tags["command"],
         f"runs/{ended.run.info.run_id}/artifacts/report.html)",
     ):

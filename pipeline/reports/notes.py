@@ -64,8 +64,9 @@ def accuracy_table(measured: Mapping[str, tuple[float, int]]) -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the cells are Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    # MLflow draws tables without space between columns.
+    lines = [f"| {' | &ensp;'.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
 
 
 def code(command: str) -> str:
