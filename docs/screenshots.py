@@ -1,10 +1,11 @@
 """Makes the pictures of README.md and docs/: of the MLflow UI and our pages in headless Chromium.
 
 usage: python -m docs.screenshots <tracking address or database file> <folder> [--run ID]
-       [--sweep ID] [--compare compare.html] [--sheet contact_sheet.png]
+       [--sweep ID] [--registry MODEL] [--compare compare.html] [--sheet contact_sheet.png]
 
 `--run` makes the pictures of a run: its pages in the UI, its report, its plots. `--sweep` makes
-those of a sweep over learning rate, dropout and seeds. `--compare` is the page of a comparison and
+those of a sweep over learning rate, dropout and seeds; `--registry` those of a registered model, its
+champion's version and the runs of its experiment. `--compare` is the page of a comparison and
 `--sheet` a contact sheet of `predict`. `training-mlp.png` is drawn by benchmarks/training.py. For a
 database file (`mlflow.db`) it starts a server as `make ui` does and stops it afterwards. Needs the
 `dev` dependencies and Chromium.
@@ -26,7 +27,7 @@ import requests
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from pipeline.tracking.ui import server_command, server_environment, wait_for
+from pipeline.tracking.ui import links, server_command, server_environment, wait_for
 
 SIZE = {"width": 1400, "height": 900}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,6 +37,7 @@ DRAWN_MS = 3_000  # charts go on drawing; the page polls, so its network is neve
 # By what they are taken of: pictures of the UI, of whole pages of ours, and copies of plots.
 PICTURES = {
     "run": ("run", "curves", "report", "loss", "confusion_matrix", "mistakes", "weights"),
+    "registry": ("runs", "comparison", "model", "version"),
     "sweep": ("sweep", "sweep_parallel_coordinates", "sweep_seeds"),
     "compare": ("compare",),
     "sheet": ("predict",),
@@ -99,6 +101,21 @@ def browser() -> Iterator[Page]:
             chromium.close()
 
 
+@contextmanager
+def fresh_browser(profile: Path) -> Iterator[Page]:
+    """A page of headless Chromium as somebody sees it who has never opened MLflow."""
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(profile), executable_path=CHROMIUM, args=FLAGS, viewport=SIZE
+        )
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        try:
+            yield page
+        finally:
+            context.close()
+
+
 def open_runs(page: Page, address: str, experiment_id: str) -> None:
     """The table of an experiment's training runs."""
     page.goto(f"{address}/#/experiments/{experiment_id}/runs")
@@ -141,7 +158,7 @@ def toggle_columns(page: Page, *names: str) -> None:
 def unfold_sweep(page: Page) -> None:
     """Shows the jobs of the first sweep in the table of runs below it."""
     page.get_by_role("row").filter(has_text="sweep of").first.get_by_role("button").click()
-    page.get_by_role("row").filter(has_text="0: ").first.wait_for()
+    page.get_by_role("row").filter(has_text="seed=").first.wait_for()
 
 
 def run_page(address: str, experiment_id: str, run_id: str) -> str:
@@ -192,6 +209,47 @@ def take_sweep(page: Page, address: str, run_id: str, folder: Path) -> list[Path
     return [table, *plots]
 
 
+def take_registry(page: Page, address: str, model: str, folder: Path) -> list[Path]:
+    """Writes the pictures of the champion's version, its model, and its experiment's runs."""
+    runs, comparison, registered, version = (
+        folder / f"{name}.png" for name in PICTURES["registry"]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    answer = requests.get(
+        f"{address}/api/2.0/mlflow/registered-models/alias",
+        params={"name": model, "alias": "champion"},
+        timeout=30,
+    )
+    answer.raise_for_status()
+    champion = answer.json()["model_version"]
+    experiment = experiment_of(address, champion["run_id"])
+    [links_of_it] = [one for one in links(address) if f"/{experiment}?" in one.runs]
+    page.goto(links_of_it.accuracies)
+    page.get_by_text("Run Name").first.wait_for()
+    _shoot(page, runs)
+    compared = json.dumps(newest_runs(address, experiment, most=3), separators=(",", ":"))
+    page.goto(f'{address}/#/compare-runs?runs={compared}&experiments=["{experiment}"]')
+    page.get_by_text("Run details").first.wait_for()
+    _shoot(page, comparison)
+    for picture, place in ((registered, ""), (version, f"/versions/{champion['version']}")):
+        page.goto(f"{address}/#/models/{model}{place}")
+        page.get_by_text("Description").first.wait_for()
+        _shoot(page, picture)
+    return [runs, comparison, registered, version]
+
+
+def newest_runs(address: str, experiment_id: str, *, most: int) -> list[str]:
+    """The ids of the newest runs that have a test accuracy."""
+    asked = {
+        "experiment_ids": [experiment_id],
+        "filter": "metrics.`test/accuracy` >= 0",
+        "max_results": most,
+    }
+    answer = requests.post(f"{address}/api/2.0/mlflow/runs/search", json=asked, timeout=30)
+    answer.raise_for_status()
+    return [run["info"]["run_id"] for run in answer.json().get("runs", [])]
+
+
 def take_page(page: Page, html: Path, picture: Path) -> Path:
     """Writes the picture of a whole page of ours, a report or a comparison."""
     page.set_viewport_size({"width": WIDTHS[picture.stem], "height": SIZE["height"]})
@@ -220,6 +278,8 @@ def artifact(address: str, run_id: str, path: str) -> bytes:
 def _shoot(page: Page, path: Path) -> None:
     page.wait_for_timeout(DRAWN_MS)
     page.screenshot(path=path)
+    with Image.open(path) as whole:  # a palette makes it a third as large
+        whole.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
@@ -227,7 +287,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__.partition("usage: ")[2])
     parser.add_argument("where")
     parser.add_argument("folder", type=Path)
-    for name, kind in (("run", str), ("sweep", str), ("compare", Path), ("sheet", Path)):
+    wanted = {"run": str, "sweep": str, "registry": str, "compare": Path, "sheet": Path}
+    for name, kind in wanted.items():
         parser.add_argument(f"--{name}", type=kind)
     asked = parser.parse_args()
     database, folder = Path(asked.where.removeprefix("sqlite:///")), asked.folder
@@ -238,6 +299,8 @@ def main() -> None:
             taken += take(page, address, asked.run, folder)
         if asked.sweep:
             taken += take_sweep(page, address, asked.sweep, folder)
+        if asked.registry:
+            taken += take_registry(page, address, asked.registry, folder)
         if asked.compare:
             taken.append(take_page(page, asked.compare, folder / "compare.png"))
     if asked.sheet:

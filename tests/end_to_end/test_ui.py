@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from docs import screenshots
+from pipeline.tracking.ui import TRAINING, links
 from tests.commands import DRAWN, ROOT, pipeline, results
 
 pytestmark = [
@@ -46,6 +47,22 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 def test_an_experiment_opens_on_its_training_runs(shown: Shown) -> None:
     screenshots.open_runs(shown.page, shown.address, shown.run.info.experiment_id)
     assert shown.page.get_by_text("my-first-run").first.is_visible()
+
+
+def test_a_new_browser_opens_the_links_of_make_ui_on_the_runs_with_their_accuracies(
+    shown: Shown, tmp_path: Path
+) -> None:
+    [link] = links(shown.address)
+    assert link.runs.endswith(f"/#/experiments/{shown.run.info.experiment_id}?{TRAINING}")
+    with screenshots.fresh_browser(tmp_path) as page:
+        page.goto(link.runs)
+        page.get_by_text("my-first-run").first.wait_for()
+        assert not page.get_by_text("Get started with").count()  # pages for language models
+        page.goto(link.accuracies)
+        for name in ("val/accuracy", "test/accuracy"):
+            page.get_by_text(name, exact=True).first.wait_for()
+            value = f"{shown.run.data.metrics[name]:.4g}"
+            page.get_by_text(value).first.wait_for()
 
 
 def test_a_run_page_shows_its_name_a_metric_a_parameter_and_its_data(shown: Shown) -> None:

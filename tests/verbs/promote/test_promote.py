@@ -159,7 +159,12 @@ def test_a_version_has_a_handful_of_short_tags_and_a_description(runs: Runs) -> 
     client = mlflow.MlflowClient()
     told = client.get_model_version("synthetic", "2").description
     for part in (
-        *("**linear on synthetic**", "| test | &ensp;**", "in place of version 1", "| test accuracy |"),
+        *(
+            "**linear on synthetic**",
+            "| test | &ensp;**",
+            "in place of version 1",
+            "| test accuracy |",
+        ),
         *(f"runs/{runs.other}", "report.html", "&#124; &#42;better&#42; &#124;"),
         "python ",
     ):
