@@ -4,8 +4,8 @@ usage: python -m docs.screenshots <tracking address or database file> <folder> [
        [--sweep ID] [--registry MODEL] [--compare compare.html] [--sheet contact_sheet.png]
 
 `--run` makes the pictures of a run: its pages in the UI, its report, its plots. `--sweep` makes
-those of a sweep over learning rate, dropout and seeds; `--registry` those of a registered model, its
-champion's version and the runs of its experiment. `--compare` is the page of a comparison and
+those of a sweep over learning rate, dropout and seeds; `--registry` those of a registered model,
+its champion's version and the runs of its experiment. `--compare` is the page of a comparison and
 `--sheet` a contact sheet of `predict`. `training-mlp.png` is drawn by benchmarks/training.py. For a
 database file (`mlflow.db`) it starts a server as `make ui` does and stops it afterwards. Needs the
 `dev` dependencies and Chromium.

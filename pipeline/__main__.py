@@ -36,9 +36,10 @@ from pipeline.config.words import (
     require_our_sweeper,
 )
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.folders import require_writable
 from pipeline.system.secrets import hide, learn, learn_environment
-from pipeline.system.terminal import native_messages_to
-from pipeline.tracking.addresses import artifact_root, store_address
+from pipeline.system.terminal import native_messages_to, tell_unwritable_logs
+from pipeline.tracking.addresses import artifact_root, folder_name, store_address
 from pipeline.verbs import Verb, requests, verbs
 
 # The words of a verb that keeps no log.
@@ -76,6 +77,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _stop)
+    tell_unwritable_logs()
     learn_environment()
     learn(sys.argv[1:])
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
@@ -217,7 +219,12 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
             f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
         )
     if verb.records:  # refused before anything slow is imported
-        artifact_root(store_address(config.tracking.uri))
+        address = store_address(config.tracking.uri)
+        root = artifact_root(address)
+        if address.startswith("sqlite:"):
+            named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+            own = root / folder_name(named or config.choices.dataset)
+            require_writable(own, holds="the artefacts of runs")
     request = verb.request and validate_request(composed, verb.name, verb.request)
     try:
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):

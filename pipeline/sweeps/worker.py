@@ -21,6 +21,7 @@ import cloudpickle
 
 from pipeline.system.errors import one_line
 from pipeline.system.imports import load
+from pipeline.system.terminal import tell_unwritable_logs
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,6 +38,7 @@ def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     faulthandler.enable(2)
+    tell_unwritable_logs()
     # Line-buffered, so that output survives the death of the process.
     sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)

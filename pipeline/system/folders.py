@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -104,3 +105,20 @@ def folder_of_work(given: Path | str | None) -> Path:
         folder = Path(given)
     folder.mkdir(parents=True, exist_ok=True)
     return folder.absolute()
+
+
+def require_writable(folder: Path, *, holds: str) -> None:
+    """Tries to write to a folder, or where it is to be made, before work begins that needs it.
+
+    Raises:
+        RequestError: it is read-only, full, or no folder.
+    """
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        raise RequestError(
+            f"{place}: cannot be written ({error.strerror}), but {holds} are kept there; make it "
+            "writable, free some space, or work in another folder"
+        ) from error

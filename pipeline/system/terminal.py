@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
+
+
+def tell_unwritable_logs() -> None:
+    """Has a log that cannot be written told once, in a line, not by a traceback for each record."""
+    told: set[str] = set()
+    otherwise = logging.Handler.handleError
+
+    def tell(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            otherwise(handler, record)
+            return
+        place = str(getattr(handler, "baseFilename", "the terminal"))
+        if place not in told:
+            told.add(place)
+            with suppress(OSError, ValueError):
+                print(f"{place}: this log is incomplete: {error.strerror}", file=sys.stderr)
+
+    logging.Handler.handleError = tell  # type: ignore[assignment]
 
 
 class _Output(Console):

@@ -106,7 +106,7 @@ class Registry:
         self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
     ) -> Version:
         """Creates a version. Numbers grow and are never reused."""
-        logged = LOGGED.fullmatch(source)
+        logged, tags = LOGGED.fullmatch(source), {key: hide(text) for key, text in tags.items()}
 
         def make() -> Version:
             made = self.client.create_model_version(
@@ -135,7 +135,7 @@ class Registry:
 
     def keep(self, key: str, text: str) -> None:
         """Sets a tag of the registered model."""
-        self.client.set_registered_model_tag(self.name, key, text)
+        self.client.set_registered_model_tag(self.name, key, hide(text))
 
     def describe(self, text: str) -> None:
         """Sets the registered model's description, in Markdown, unless the user has written one."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -16,6 +22,10 @@ WORDS = (
     f"+tracking.tags.home=https://me:{CANARY}@host/x",
     f"+tracking.tags.link='https://host/x?api_key={CANARY}'",
     f"sweep.storage=sqlite:///study.db?password={CANARY}",
+)
+MORE = (
+    f"++tracking.tags.credentials={CANARY}",
+    f"+tracking.tags.as_user='https://{CANARY}@host/x'",  # a token as the user's name
 )
 ENVIRONMENT = {"MLFLOW_TRACKING_PASSWORD": CANARY, "MLFLOW_TRACKING_USERNAME": "me"}
 LEAN = (*DRAWN, "train.plots=[]", "evaluate.plots=[]", "train.tensorboard=false")
@@ -39,10 +49,104 @@ def test_a_run_and_what_is_made_of_it_leave_no_secret(tmp_path: Path) -> None:
     assert "tracking.tags.token=***" in kept
 
 
-def test_a_sweep_leaves_no_secret(tmp_path: Path) -> None:
-    ran = pipeline("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that had secrets wherever a user can put one."""
+    folder = tmp_path_factory.mktemp("recorded")
+    ran = pipeline(*LEAN, *WORDS[:3], *MORE, cwd=folder, **ENVIRONMENT)
+    assert ran.returncode == 0, ran.stderr
+    assert_nowhere(folder, ran.stdout, ran.stderr)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (0, "compare"),
+        (0, "report run_id=latest"),
+        (None, "doctor"),
+        (0, "promote run_id=latest force=true max_latency_ms=null"),
+        (0, "history format=json"),
+    ],
+)
+def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, recorded: Path) -> None:
+    verb, *words = line.split()
+    reason = [f"reason=for https://me:{CANARY}@host?token={CANARY}"] if verb == "promote" else []
+    told = pipeline(verb, "dataset=synthetic", *words, *reason, cwd=recorded, **ENVIRONMENT)
+    assert code is None or told.returncode == code, told.stderr
+    assert_nowhere(recorded, told.stdout, told.stderr)
+
+
+NO_JOBLIB = find_spec("hydra_plugins.hydra_joblib_launcher") is None
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["local", pytest.param("joblib", marks=pytest.mark.skipif(NO_JOBLIB, reason="not installed"))],
+)
+def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
+    ran = pipeline(
+        *("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0", f"hydra/launcher={launcher}"),
+        cwd=tmp_path,
+        **ENVIRONMENT,
+    )
     assert ran.returncode == 0, ran.stderr
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
+
+
+def test_a_study_in_a_database_that_cannot_be_had_is_told_without_its_password(
+    tmp_path: Path,
+) -> None:
+    storage = f"postgresql://me:{CANARY}@127.0.0.1:{free_port()}/study"
+    words = ("hydra/sweeper=search", "sweep.n_trials=2", "optimizer.learning_rate=interval(0.1,1)")
+    ran = pipeline("-m", *LEAN, *words, f"sweep.storage={storage}", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert_nowhere(tmp_path, ran.stdout, ran.stderr)
+
+
+def test_parameters_of_an_mlproject_are_no_way_out_either(tmp_path: Path) -> None:
+    ran = pipeline(
+        *("train", "--mlproject", "dataset=synthetic", "model=linear", "train.epochs=1"),
+        *("--tracking.tags.password", CANARY),
+        f"overrides=+tracking.tags.api_token={CANARY} train.plots=[] train.tensorboard=false",
+        cwd=tmp_path,
+    )
+    assert_nowhere(tmp_path, ran.stdout, ran.stderr)
+
+
+def test_a_store_that_fails_in_mid_run_is_told_without_the_secret(tmp_path: Path) -> None:
+    """A server that answers at first and then refuses everything, quoting the request."""
+    with refusing() as port:
+        address = f"http://me:{CANARY}@127.0.0.1:{port}"
+        ran = pipeline(*LEAN, cwd=tmp_path, MLFLOW_TRACKING_URI=address)
+    assert ran.returncode != 0
+    assert_nowhere(tmp_path, ran.stdout, ran.stderr)
+
+
+@contextmanager
+def refusing() -> Iterator[int]:
+    class Answers(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            told = {"error_code": "BAD_REQUEST", "message": f"no: {self.headers['Authorization']}"}
+            status, body = 400, json.dumps(told).encode()
+            if self.path in ("/", "/health") or "experiments/search" in self.path:
+                status, body = 200, b"{}"
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
 
 
 @pytest.mark.parametrize("user", [f"me:{CANARY}", CANARY])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.system.folders import at_work_in, claim, move_in, owner
+from pipeline.system.folders import at_work_in, claim, move_in, owner, require_writable
 from tests.commands import environment
 
 HOLD = """
@@ -92,3 +94,27 @@ def test_what_is_added_to_a_run_goes_to_no_folder_of_another(tmp_path: Path) -> 
     assert owner(tmp_path) == "abc"
     with pytest.raises(RequestError, match="is the folder of run abc; choose another folder"):
         claim(tmp_path, "def")
+
+
+@pytest.mark.parametrize("below", ["", "new", "new/and/newer"])
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_written_there(
+    below: str, tmp_path: Path
+) -> None:
+    require_writable(tmp_path / below, holds="the artefacts of runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="file: cannot be written .* the artefacts of runs are"):
+        require_writable(tmp_path / "file" / below, holds="the artefacts of runs")
+
+
+@pytest.mark.parametrize("kind", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_read_only_or_full_folder_is_refused_by_name(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(RequestError) as caught:
+        require_writable(tmp_path / "new", holds="reports")
+    assert str(caught.value).startswith(f"{tmp_path}: cannot be written ({os.strerror(kind)})")
