@@ -176,6 +176,10 @@ def restored(entry: cache.Entry, packed: Packed) -> RawData:
 def _require_readable(pictures: Pictures, packed: Packed) -> None:
     """Refuses a set with too many files that cannot be read, by `on_bad` and `max_bad`."""
     bad, count = packed.unreadable, len(pictures.listing.files)
+    if rows := pictures.listing.unreadable:
+        named = [f"{printable(row.file)}: {row.reason}" for row in rows[:NAMED]]
+        more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        log.warning("skipped: %d rows of the list: %s%s", len(rows), "; ".join(named), more)
     if not bad:
         return
     named = [f"{printable(file)}: {reason}" for file, (_, reason) in list(bad.items())[:NAMED]]

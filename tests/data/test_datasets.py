@@ -84,7 +84,8 @@ def test_the_command_line_wins_over_what_a_small_data_set_chooses(composed: Any)
 
 
 def test_fashion_mnist_keeps_the_default_preprocessing(composed: Any) -> None:
-    assert composed().preprocess == {"validation_size": 5000, "seed": 0}
+    chosen = composed().preprocess
+    assert (chosen.validation_size, chosen.seed) == (5000, 0)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("fashion_mnist", 10), ("mnist", 10)])

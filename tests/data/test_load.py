@@ -269,3 +269,16 @@ def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> No
             assert len(prepared.train) == 8
         fingerprints.add(raw.fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_rows_of_a_list_that_cannot_be_used_are_told_by_a_run_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = class_folders(tmp_path / "photos")
+    files = sorted(file.relative_to(folder) for file in folder.rglob("*.png"))
+    rows = [f"{file},{file.parts[0]}" for file in files]
+    (folder / "list.csv").write_text("\n".join(["path,label", *rows, "gone.png,cat"]))
+    leaf = {**PICTURES, "path": str(folder / "list.csv"), "max_bad": 0.5}
+    raw = ingest.ingest(leaf, name="photos", data_dir=tmp_path / "data")
+    assert len(raw.train) + len(raw.test) == len(files)
+    assert f"skipped: 1 rows of the list: {folder}/gone.png: no such file" in caplog.text
