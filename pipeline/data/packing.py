@@ -246,7 +246,7 @@ def _size_of(listing: Listing) -> tuple[int, int]:
     them fill.
     """
     step = max(1, len(listing.files) // SAMPLE)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool, remarks_logged():
         found = pool.map(partial(_upright_size, listing), range(0, len(listing.files), step))
         sizes = [size for size in found if size]
     if not sizes:
@@ -260,7 +260,8 @@ def _size_of(listing: Listing) -> tuple[int, int]:
 
 def _upright_size(listing: Listing, number: int) -> tuple[int, int] | None:
     try:
-        with listing.opened(number) as file, recognised(file) as picture:
+        name = listing.files[number]
+        with reading_of(name), listing.opened(number) as file, recognised(file) as picture:
             width, height = picture.size
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (width, height) if turned else (height, width)

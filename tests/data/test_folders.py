@@ -198,6 +198,7 @@ def mutated(seed: int) -> bytes:
 MUTATIONS = 80
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 def test_mutated_pictures_are_named_or_what_predict_makes_of_them(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", 2)
     for seed in range(MUTATIONS):
