@@ -46,7 +46,8 @@ def changed_batches(model: keras.Model, prepared: Prepared, config: Config) -> I
     _take_targets(model)
     classes = len(prepared.class_names)
     train_step, test_step = model.train_step, model.test_step
-    changed = _training_change(model, prepared, config)
+    # Without Python's control flow over tensors; AutoGraph would warn of the lazy imports.
+    changed = tf.autograph.experimental.do_not_convert(_training_change(model, prepared, config))
     model.train_step = lambda batch: train_step(changed(batch))
     model.test_step = lambda batch: test_step((batch[0], tf.one_hot(batch[1], classes)))
     try:

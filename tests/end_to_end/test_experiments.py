@@ -28,7 +28,7 @@ NARROW = {"widths": [3, 4], "widen": 1, "depth": 10, "blocks": 1, "hidden": [4, 
 def small(config: Config) -> Config:
     """The same configuration with a narrow network and two steps."""
     model = {key: NARROW.get(key, value) for key, value in config.model.items()}
-    settings = replace(config.train, epochs=1, batch_size=8, tensorboard=False)
+    settings = replace(config.train, epochs=1, batch_size=8, tensorboard=False, plots=[])
     return replace(config, model=model, train=settings)
 
 

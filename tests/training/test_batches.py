@@ -134,3 +134,10 @@ def test_a_preview_has_images_and_versions_of_them_in_rows(augment: str) -> None
     np.testing.assert_array_equal(rows[:, 0], PREPARED.train.batch(0, 3))
     assert (rows[:, 1:] != rows[:, :1]).any(axis=(2, 3, 4)).mean() > 0.5
     assert preview(PREPARED, config()) is None
+
+
+def test_nothing_is_said_of_graphs_while_batches_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, "augment=flip_crop", "train.epochs=1")
+    assert [record.message for record in caplog.records if "AutoGraph" in record.message] == []
