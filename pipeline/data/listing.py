@@ -229,6 +229,8 @@ def _no_list(path: Path) -> str | None:
         return f"looks like a file of MNIST's kind; type dataset=idx dataset.path={path.parent}"
     if ending in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"):
         return "is a spreadsheet; save it as CSV"
+    if ending in (".gz", ".xz", ".bz2") and path.with_suffix("").suffix.lower() in lists.KINDS:
+        return "is a compressed list; unpack it"
     if ending in (".rar", ".7z", ".zst"):
         return "is an archive that cannot be read; unpack it, and name the folder"
     return None

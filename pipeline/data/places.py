@@ -87,7 +87,7 @@ class Folder:
         to a folder above it is never entered.
 
         Raises:
-            RequestError: a folder cannot be opened.
+            RequestError: a folder cannot be opened, or folders lie too deep in one another.
         """
         files: list[str] = []
         linked: list[str] = []
@@ -118,7 +118,10 @@ class Folder:
                     linked.append(name)
                     left_out[LINKED] += 1
 
-        search(os.fspath(self.root), "")
+        try:
+            search(os.fspath(self.root), "")
+        except RecursionError as error:
+            raise RequestError(f"{self.root}: its folders lie too deep in one another") from error
         return Contents(files=tuple(files), linked=tuple(linked), left_out=left_out)
 
     def opened(self, name: str) -> AbstractContextManager[BinaryIO]:

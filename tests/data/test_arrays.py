@@ -8,13 +8,16 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.data import datasets
 from pipeline.data.arrays import from_cifar, from_idx, from_npz, plain_pickle
+from pipeline.data.content import content_of
 from pipeline.data.values import Array, RawData
 from pipeline.system.errors import RequestError
 from tests.data.test_listing import placed
@@ -341,3 +344,29 @@ def test_another_archive_than_cifars_is_told_what_lacks(tmp_path: Path) -> None:
     path = placed(tmp_path, "tar.gz", cifar100_files(python=False))
     told = refusal(lambda: from_cifar(str(path), fine=None), path)
     assert "it lacks batches.meta.txt and test_batch.bin or batches.meta and test_batch" in told
+
+
+def test_cifar_is_downloaded_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = placed(tmp_path, "tar.gz", cifar10_files(python=False))
+    asked: list[tuple[str, str]] = []
+
+    def downloaded(address: str, checksum: str) -> Any:
+        asked.append((address, checksum))
+        return nullcontext(published)
+
+    monkeypatch.setattr(datasets, "downloaded", downloaded)
+    raw = datasets.cifar10(path=None, download=True)
+    assert np.array_equal(raw.train.images, EXPECTED[:4])
+    assert asked == [datasets.CIFAR10]
+    assert raw.source == datasets.CIFAR10[0]
+    with pytest.raises(RequestError, match="it names the published archive, cifar-10-binary"):
+        datasets.cifar10(path=None, download=False)
+    given = {"path": None, "download": True}
+    same = content_of(datasets.cifar10, given)
+    assert same == content_of(datasets.cifar10, given | {"download": False})
+    named = content_of(datasets.cifar10, given | {"path": str(published)})
+    assert named != same
+    published.write_bytes(b"")
+    assert content_of(datasets.cifar10, given | {"path": str(published)}) != named

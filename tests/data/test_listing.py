@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 import time
 import zipfile
@@ -362,3 +363,31 @@ def test_the_time_for_many_files_grows_with_their_number(
     listing = listed(tmp_path)
     assert len(listing) == len(names)
     assert time.process_time() - start < 5  # 0.2 s; 100 s if each file were compared with each
+
+
+def test_folders_that_lie_too_deep_in_one_another_are_refused(tmp_path: Path) -> None:
+    touched(tmp_path / "photos", "a/1.png", "b/1.png")
+    deep = tmp_path / "photos/a"
+    for _ in range(1100):
+        deep /= "d"
+        deep.mkdir()
+    assert "its folders lie too deep in one another" in refusal(tmp_path / "photos")
+    subprocess.run(["rm", "-r", tmp_path / "photos"], check=True)  # too deep for pytest, too
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("d/" * 5000 + "1.png", b"")
+    assert "photos.zip: the archive is damaged" in refusal(tmp_path / "photos.zip")
+
+
+def test_a_folder_that_cannot_be_opened_refuses_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched(tmp_path, "a/1.png", "b/1.png", "c/1.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) == tmp_path / "b":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert refusal(tmp_path) == f"{tmp_path}/b cannot be opened: Permission denied"

@@ -296,6 +296,7 @@ def test_a_list_that_cannot_be_read_is_refused_with_its_line(
         ("l.jsonl", b"[" * 100_000, "line 1 is not JSON (RecursionError"),
         ("l.parquet", b"PAR1 and no more PAR1", "is damaged or not Parquet"),
         ("l.csv.7z", b"7z", "is an archive that cannot be read; unpack it"),
+        ("l.csv.gz", b"\x1f\x8b", "is a compressed list; unpack it"),
         ("l.dat", b"path,label", "is no archive (zip, tar), and its ending is none of a list's"),
         ("l.xlsx", b"PK\3\4", "is a spreadsheet; save it as CSV"),
         ("l.png", b"", "is a single picture; name the folder"),

@@ -284,3 +284,24 @@ def test_a_missing_file_is_an_os_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         sources.decompressed(tmp_path / "nowhere")
     assert caught.value.filename == str(tmp_path / "nowhere")
+
+
+def test_a_file_is_downloaded_only_if_it_is_the_published_one(
+    folder: Path, mirror: tuple[str, list[str]]
+) -> None:
+    name = "train-labels-idx1-ubyte.gz"
+    content = (folder / name).read_bytes()
+    with sources.downloaded(mirror[0] + name, hashlib.sha256(content).hexdigest()) as path:
+        assert path.read_bytes() == content
+    assert not path.exists()
+    mend = f"fetch it yourself, and type dataset.path=<folder>/{name}"
+    for address, reason in (
+        (mirror[0] + name, "is not the published file"),
+        (f"{mirror[0]}nowhere/{name}", "HTTP 404"),
+        (f"http://127.0.0.1:1/{name}", "cannot be reached"),
+    ):
+        with pytest.raises(RequestError) as refused, sources.downloaded(address, "0" * 64):
+            pass
+        assert str(refused.value).startswith(address)
+        assert reason in str(refused.value)
+        assert str(refused.value).endswith(mend)
