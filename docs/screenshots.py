@@ -1,19 +1,21 @@
 """Makes the pictures of README.md and docs/: of the MLflow UI and our pages in headless Chromium.
 
 usage: python -m docs.screenshots <tracking address or database file> <folder> [--run ID]
-       [--sweep ID] [--registry MODEL] [--compare compare.html] [--sheet contact_sheet.png]
+       [--sweep ID] [--registry MODEL] [--compare compare.html] [--data data.html]
+       [--sheet contact_sheet.png]
 
 `--run` makes the pictures of a run: its pages in the UI, its report, its plots. `--sweep` makes
 those of a sweep over learning rate, dropout and seeds; `--registry` those of a registered model,
-its champion's version and the runs of its experiment. `--compare` is the page of a comparison and
-`--sheet` a contact sheet of `predict`. `training-mlp.png` is drawn by benchmarks/training.py. For a
-database file (`mlflow.db`) it starts a server as `make ui` does and stops it afterwards. Needs the
-`dev` dependencies and Chromium.
+its champion's version and the runs of its experiment. `--compare` is the page of a comparison,
+`--data` that of a data set and `--sheet` a contact sheet of `predict`. `training-mlp.png` is drawn
+by benchmarks/training.py. For a database file (`mlflow.db`) it starts a server as `make ui` does
+and stops it afterwards. Needs the `dev` dependencies and Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import socket
@@ -40,10 +42,12 @@ PICTURES = {
     "registry": ("runs", "comparison", "model", "version"),
     "sweep": ("sweep", "sweep_parallel_coordinates", "sweep_seeds"),
     "compare": ("compare",),
+    "data": ("data",),
     "sheet": ("predict",),
     "benchmarks": ("training-mlp",),
 }
 WIDTHS = {"report": 1200, "compare": 1280}  # of the pages, in pixels
+DATA_HEIGHTS = {"classes": 360, "seen": 420, "pairs": 320}  # of sections, in pixels
 SHEET_HEIGHT = 590  # pixels of a contact sheet that are shown
 # What the UI would remember of a visitor: training rather than GenAI, the assistant closed.
 REMEMBERED = {
@@ -259,6 +263,23 @@ def take_page(page: Page, html: Path, picture: Path) -> Path:
     return picture
 
 
+def take_data(page: Page, html: Path, picture: Path) -> Path:
+    """Writes the tops of three sections of a data set's page, one below the other."""
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.goto(html.resolve().as_uri())
+    tops = []
+    for name, height in DATA_HEIGHTS.items():
+        with Image.open(io.BytesIO(page.locator(f"#{name}").screenshot())) as section:
+            tops.append(section.convert("RGB").crop((0, 0, section.width, height)))
+    whole = Image.new("RGB", (tops[0].width, sum(top.height + 10 for top in tops)), "#f5f6f8")
+    place = 0
+    for top in tops:
+        whole.paste(top, (0, place))
+        place += top.height + 10
+    whole.quantize(200, dither=Image.Dither.NONE).save(picture, optimize=True)
+    return picture
+
+
 def take_sheet(sheet: Path, picture: Path) -> Path:
     """Writes the top of a contact sheet."""
     with Image.open(sheet) as whole:
@@ -287,7 +308,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__.partition("usage: ")[2])
     parser.add_argument("where")
     parser.add_argument("folder", type=Path)
-    wanted = {"run": str, "sweep": str, "registry": str, "compare": Path, "sheet": Path}
+    wanted = {"run": str, "sweep": str, "registry": str}
+    wanted |= dict.fromkeys(("compare", "data", "sheet"), Path)
     for name, kind in wanted.items():
         parser.add_argument(f"--{name}", type=kind)
     asked = parser.parse_args()
@@ -303,6 +325,8 @@ def main() -> None:
             taken += take_registry(page, address, asked.registry, folder)
         if asked.compare:
             taken.append(take_page(page, asked.compare, folder / "compare.png"))
+        if asked.data:
+            taken.append(take_data(page, asked.data, folder / "data.png"))
     if asked.sheet:
         taken.append(take_sheet(asked.sheet, folder / "predict.png"))
     print(*taken, sep="\n")

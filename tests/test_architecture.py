@@ -22,6 +22,7 @@ PURE = (
     "evaluation.intervals",
     "evaluation.paired",
     "evaluation.metrics",
+    "evaluation.drift",
     "evaluation.plots",
     "evaluation.slices",
     "evaluation.evaluate",
@@ -202,7 +203,7 @@ TOUCHING = {
     "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
     "values",
     "training": "check saved checkpoint programs pretrained",
-    "verbs": "compare.command doctor.checks doctor.leftovers doctor.store "
+    "verbs": "compare.command drift.command doctor.checks doctor.leftovers doctor.store "
     "predict.writers report resume.command serve.command stages",
 }
 

@@ -378,6 +378,34 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
 
+def unlabelled(path: str, *, key: str) -> Listing | None:
+    """All pictures of a folder or archive, without classes; None for a list, or without pictures.
+
+    Raises:
+        RequestError: nothing lies there; the message begins with `key`.
+    """
+    place, below = located(path, key)
+    if below and not below.endswith("/"):
+        return None
+    contents = place.contents(())
+    inside = [name for name in contents.files if name.startswith(below)]
+    files = tuple(name for name in inside if _ending(name) in picture_endings())
+    left_out = +Counter(contents.left_out)
+    left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
+    if not files:
+        return None
+    return Listing(
+        root=place.root,
+        files=files,
+        labels=np.zeros(len(files), np.int32),
+        class_names=("",),
+        splits=("",) * len(files),
+        layout="pictures without classes",
+        place=place,
+        left_out=tuple(left_out.most_common()),
+    )
+
+
 def _ending(name: str) -> str:
     """The ending of a file's name in lower case; a path object would take ten times as long."""
     dot = name.rfind(".")

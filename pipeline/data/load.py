@@ -50,7 +50,15 @@ def ingest(
         return _raw(found, read(folder / found.meta[PACKED]))
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
-        pictures = build(dict(dataset))
+        try:
+            pictures = build(dict(dataset))
+        except RequestError as error:
+            if fingerprint is None:
+                raise
+            raise RequestError(
+                f"{error}; nor is there a packed copy in {folder} with what the run used "
+                f"({fingerprint[:12]}…): restore one of them, or choose its place with data_dir=…"
+            ) from error
         packed = pack(pictures.job, folder, verify=verify)
         key = cache.key(content=[pictures.content, packed.content])
         entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))

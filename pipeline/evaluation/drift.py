@@ -1,0 +1,125 @@
+"""How far new images have moved from those that a model was trained on: tests with effect sizes.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lazy_loader
+import numpy as np
+
+from pipeline.data.values import Array
+
+scipy = lazy_loader.load("scipy")
+
+ALPHA = 0.05  # of all tests together (Bonferroni)
+SHIFTED, FAR = 0.1, 0.25  # of a distance between 0 and 1
+BINS = 10  # of the population stability index: deciles of the reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """One quantity of new images compared with the reference.
+
+    `reference` and `new` are the medians (NaN for classes). `distance` is the largest difference of
+    the two cumulative distributions (Kolmogorov–Smirnov); for classes, half the sum of the
+    differences of their shares. `p` is that of no difference, `psi` the population stability index.
+    `level` is 0 (no shift found), 1 (shifted) or 2 (far).
+    """
+
+    name: str
+    reference: float
+    new: float
+    distance: float
+    p: float
+    psi: float
+    level: int = 0
+    detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The level in words."""
+        return ("no shift found", "shifted", "shifted far")[self.level]
+
+
+def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> Shift:
+    """Compares values f64[n] with a reference: `count` values, of which sorted ones or quantiles.
+
+    The p-value is asymptotic, with Stephens' correction (J. R. Stat. Soc. B 32, 115, 1970).
+    """
+    before, now = np.asarray(reference, np.float64), np.sort(new.astype(np.float64))
+    points = np.concatenate([before, now])
+    below = [np.searchsorted(values, points, "right") / len(values) for values in (before, now)]
+    distance = float(np.abs(below[0] - below[1]).max())
+    root = math.sqrt(count * len(now) / (count + len(now)))
+    p = float(scipy.special.kolmogorov((root + 0.12 + 0.11 / root) * distance))
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
+    shares = [
+        np.bincount(np.searchsorted(edges, values, "left"), minlength=len(edges) + 1) / len(values)
+        for values in (before, now)
+    ]
+    return Shift(
+        name=name,
+        reference=float(np.median(before)),
+        new=float(np.median(now)),
+        distance=distance,
+        p=p,
+        psi=_psi(*shares, len(now)),
+    )
+
+
+def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) -> Shift:
+    """Compares how often classes occur (χ² test of homogeneity); `detail` names the largest change.
+
+    Raises:
+        ValueError: one of the two has no images.
+    """
+    names = [one for one in {**reference, **new} if reference.get(one, 0) + new.get(one, 0)]
+    counts = np.array([[part.get(one, 0) for one in names] for part in (reference, new)], float)
+    if not counts.sum(axis=1).all():
+        raise ValueError(f"{name}: there are no images to compare")
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    most = int(np.abs(shares[1] - shares[0]).argmax())
+    return Shift(
+        name=name,
+        reference=math.nan,
+        new=math.nan,
+        distance=float(np.abs(shares[1] - shares[0]).sum() / 2),
+        p=float(scipy.special.chdtrc(max(1, len(names) - 1), statistic)) if len(names) > 1 else 1.0,
+        psi=_psi(shares[0], shares[1], int(counts[1].sum())),
+        detail=f"{names[most]}: {shares[0, most]:.1%} → {shares[1, most]:.1%}",
+    )
+
+
+def judged(shifts: Sequence[Shift]) -> list[Shift]:
+    """Gives each shift its level: one that is significant among all, by its distance."""
+    return [
+        Shift(
+            **{
+                **vars(one),
+                "level": (one.distance >= SHIFTED) + (one.distance >= FAR)
+                if one.p * len(shifts) < ALPHA
+                else 0,
+            }
+        )
+        for one in shifts
+    ]
+
+
+def smallest_seen(count: int, new: int, tests: int) -> float:
+    """The distance above which a shift of values would be significant, for so many images."""
+    root = math.sqrt(count * new / (count + new))
+    return float(scipy.special.kolmogi(ALPHA / tests) / (root + 0.12 + 0.11 / root))
+
+
+def _psi(before: Array, now: Array, count: int) -> float:
+    """Sum of (q - p) ln(q / p) over bins; an empty bin counts as half an image."""
+    low = 0.5 / max(count, 1)
+    p, q = np.maximum(before, low), np.maximum(now, low)
+    return float(((q - p) * np.log(q / p)).sum())

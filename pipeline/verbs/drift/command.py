@@ -1,0 +1,309 @@
+"""The verb `drift`, from new pictures to a verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config.schema import Config
+from pipeline.data.files import printable
+from pipeline.data.listing import Listing, listed, unlabelled
+from pipeline.data.measures import NAME, QUANTITIES, Summary, parsed, sizes, values_of
+from pipeline.data.packing import Job, Packed, Packing, pack
+from pipeline.data.pictures import MODES, PAD
+from pipeline.data.polarity import to_invert
+from pipeline.data.values import BLOCK_BYTES, Array
+from pipeline.evaluation.drift import Shift, judged, of_classes, of_values, smallest_seen
+from pipeline.reports.drift_page import Unsure, html
+from pipeline.reports.page import clean
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.files import replacing
+from pipeline.system.tables import csv_text
+from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.verbs.drift import Drift
+
+if TYPE_CHECKING:
+    from pipeline.tracking.models import LoadedModel
+    from pipeline.tracking.values import RecordedRun
+
+CONFIDENCE, ASSIGNED, GIVEN = "confidence", "predicted classes", "classes"
+UNSURE = 24  # pictures on the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drifted:
+    """The comparison of new pictures with the data of run `run_id`.
+
+    `values` are those of the new pictures, by quantity; `smallest` is the distance that a shift
+    needs to be significant for so many pictures; `unknown` are classes that the run does not have.
+    """
+
+    run_id: str
+    pictures: int
+    shifts: tuple[Shift, ...]
+    smallest: float
+    output: Path
+    page: Path
+    reference: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    values: Mapping[str, Array] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    unreadable: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> list[Shift]:
+        """The shifts that were found, the largest first."""
+        return sorted((s for s in self.shifts if s.level), key=lambda s: (-s.level, -s.distance))
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison says, in a sentence or two."""
+        if not self.found:
+            return (
+                f"No drift found: {self.pictures:,} new pictures look like the training data. Of "
+                f"so many, a shift is found from a distance of {self.smallest:.2f} on."
+            )
+        far = any(shift.level == 2 for shift in self.found)
+        told = ", ".join(_told(shift) for shift in self.found)
+        advice = (
+            "Check the model on labelled ones before trusting it there."
+            if far
+            else "Watch the model's accuracy on them."
+        )
+        how = "far " if far else ""
+        return f"The new pictures differ {how}from the training data: {told}. {advice}"
+
+
+def _told(shift: Shift) -> str:
+    if shift.detail:
+        return f"{shift.name} ({clean(shift.detail)})"
+    if shift.new == shift.reference:
+        return f"{shift.name} (spread)"
+    way = "higher" if shift.new > shift.reference else "lower"
+    return f"{shift.name} ({way}: median {shift.new:.3g} instead of {shift.reference:.3g})"
+
+
+def drift(config: Config, request: Drift, folder: Path) -> Drifted:
+    """Compares new pictures with the training data of a run and with its model's confidences.
+
+    Raises:
+        RequestError: there are no such pictures, no such run, or this has no summary of its data.
+    """
+    if request.path is None:
+        raise RequestError(
+            "path: say which pictures to compare, path=<folder, archive or list of new pictures>"
+        )
+    listing, is_labelled = _listing(request.path)
+    run = _reference(config)
+    summary = _summary(run)
+    height, width, channels = summary.shape
+    if channels not in MODES:
+        raise RequestError(
+            f"run_id={run.id}: its images have {channels} channels; pictures have 1 or 3"
+        )
+    packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
+    packed = pack(Job(listing=listing, packing=packing), Path(config.data_dir) / "drift")
+    with native_messages_to(folder / "tensorflow.log"):
+        model, notes = _model(run, config)
+    values, assigned = _measured(packed, model, request.batch_size)
+    reference = {name: (summary.images, tuple(of)) for name, of in summary.quantities.items()}
+    shifts, classes = [], {}
+    if model is not None:
+        before, classes = _confidences(run)
+        reference[CONFIDENCE] = (len(before), tuple(np.sort(before).tolist()))
+    else:
+        del values[CONFIDENCE]
+    values |= sizes(np.asarray(packed.sizes))
+    for name, (count, known) in reference.items():
+        if name in values and not (name == "colour" and channels == 1):
+            shifts.append(of_values(name, known, count, values[name]))
+    if model is not None:
+        shifts.append(of_classes(ASSIGNED, classes, assigned))
+    if is_labelled:
+        shifts.append(of_classes(GIVEN, summary.classes, _given(listing, packed)))
+    result = Drifted(
+        run_id=run.id,
+        pictures=len(packed.images),
+        shifts=tuple(judged(shifts)),
+        smallest=smallest_seen(summary.images, len(packed.images), len(shifts)),
+        output=Path(request.output),
+        page=Path(request.page),
+        reference={name: known for name, (_, known) in reference.items()},
+        values=values,
+        unknown=_unknown(listing, summary) if is_labelled else (),
+        unreadable=len(packed.unreadable),
+        notes=tuple(notes),
+    )
+    _write(result, packed, values.get(CONFIDENCE), printable(request.path))
+    return result
+
+
+def show(result: Drifted, request: Drift) -> None:
+    """Prints the table, the verdict and where the page is.
+
+    Raises:
+        PipelineError: a shift was found, and `fail` is set.
+    """
+    table = Table("", show_edge=False)
+    for column in ("training", "new", "distance", "p", "PSI", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for one in result.shifts:
+        numbers = (f"{one.distance:.3f}", f"{one.p:.2g}", f"{one.psi:.3f}")
+        medians = (f"{value:.4g}" if value == value else "" for value in (one.reference, one.new))
+        detail = f" ({clean(one.detail)})" if one.detail else ""
+        table.add_row(one.name, *medians, *numbers, Text(one.verdict + detail))
+    console = standard_output()
+    console.print(table)
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
+    if result.unknown:
+        console.print(f"classes that the run does not have: {', '.join(result.unknown)}")
+    if result.unreadable:
+        console.print(f"{result.unreadable:,} files cannot be read and are left out")
+    console.print(result.verdict, soft_wrap=True)
+    found = ",".join(shift.name.replace(" ", "_") for shift in result.found) or "none"
+    print(f"drift={found} run_id={result.run_id} page={result.page}", flush=True)
+    if request.fail and result.found:
+        raise PipelineError("drift.fail=true: the new pictures differ from the training data")
+
+
+def _listing(path: str) -> tuple[Listing, bool]:
+    """The pictures there, and whether they have classes."""
+    try:
+        return listed(path), True
+    except RequestError as error:
+        if listing := unlabelled(path, key="drift.path"):
+            return listing, False
+        raise RequestError(str(error).replace("dataset.path", "drift.path")) from error
+
+
+def _reference(config: Config) -> RecordedRun:
+    """The run of `run_id`, else the champion's."""
+    from pipeline.tracking.client import connect
+    from pipeline.tracking.models import find_version
+    from pipeline.tracking.runs import MODELS, by_id, find_run
+
+    if config.run_id is not None:
+        return find_run(config.run_id, config, latest=MODELS, called="finished run")
+    client, uri = connect(config.tracking.uri), f"models:/{config.choices.dataset}@champion"
+    try:
+        run_id = find_version(client, uri).run_id
+    except RequestError as error:
+        raise RequestError(
+            f"run_id: dataset {config.choices.dataset} has no champion; name the run to compare "
+            "with, run_id=<id> or run_id=latest, or another dataset=…"
+        ) from error
+    return by_id(client, str(run_id))
+
+
+def _summary(run: RecordedRun) -> Summary:
+    if not run.has(NAME):
+        raise RequestError(
+            f"run_id={run.id}: has no {NAME}, as it was recorded by an earlier version or ended "
+            f"too early; `python -m pipeline evaluate run_id={run.id}` adds it"
+        )
+    return parsed(run.text(NAME))
+
+
+def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[str]]:
+    """The run's model and what is to be said; None without a model or predictions."""
+    from pipeline.tracking.client import connect
+    from pipeline.tracking.models import load_model, require_own_model
+    from pipeline.tracking.values import PREDICTIONS
+
+    if run.model_uri is None or not run.has(PREDICTIONS):
+        return None, ["the run has no model or no predictions: confidences are not compared"]
+    require_own_model(connect(config.tracking.uri), run)
+    return load_model(run.model_uri, config.tracking), []
+
+
+def _confidences(run: RecordedRun) -> tuple[Array, dict[str, int]]:
+    """Confidences f32[N] on images not trained on, and how often each class was predicted."""
+    stored = run.predictions()
+    probs = stored["test_probs" if "test_probs" in stored else "val_probs"]
+    names = [str(name) for name in stored["class_names"]]
+    counts = np.bincount(probs.argmax(axis=1), minlength=len(names)).tolist()
+    return probs.max(axis=1), dict(zip(names, counts, strict=True))
+
+
+def _measured(
+    packed: Packed, model: LoadedModel | None, batch_size: int
+) -> tuple[dict[str, Array], Counter[str]]:
+    """QUANTITIES and confidences of the images as the model sees them; predicted classes."""
+    from pipeline.training.predictor import predictor
+
+    forward = predictor(model.model) if model else None
+    at_once = max(1, min(batch_size, BLOCK_BYTES // int(np.prod(packed.images.shape[1:]))))
+    found: list[Array] = []
+    sure: list[Array] = []
+    assigned: Counter[str] = Counter()
+    for start in range(0, len(packed.images), at_once):
+        images = np.asarray(packed.images[start : start + at_once])
+        inverted = to_invert(images, model.dark_border if model else None)
+        if inverted.any():
+            images = np.where(inverted[:, None, None, None], 255 - images, images)
+        found.append(values_of(images))
+        if model and forward:
+            probs = forward(images)
+            sure.append(probs.max(axis=1))
+            assigned.update(model.class_names[place] for place in probs.argmax(axis=1).tolist())
+    values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
+    return values | {CONFIDENCE: np.concatenate(sure) if sure else np.empty(0)}, assigned
+
+
+def _given(listing: Listing, packed: Packed) -> Counter[str]:
+    """How many pictures that can be read each class of the listing has."""
+    return Counter(
+        listing.class_names[label]
+        for file, label in zip(listing.files, listing.labels.tolist(), strict=True)
+        if file not in packed.unreadable
+    )
+
+
+def _unknown(listing: Listing, summary: Summary) -> tuple[str, ...]:
+    return tuple(clean(name) for name in listing.class_names if name not in summary.classes)
+
+
+def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> None:
+    head = ("quantity", "training", "new", "distance", "p", "psi", "verdict", "detail")
+    rows = [
+        (
+            one.name,
+            *(f"{value:.6g}" if value == value else None for value in (one.reference, one.new)),
+            *(f"{value:.6g}" for value in (one.distance, one.p, one.psi)),
+            one.verdict,
+            clean(one.detail),
+        )
+        for one in result.shifts
+    ]
+    with replacing(result.output) as output:
+        output.write_text(csv_text([head, *rows]), encoding="utf-8", newline="")
+    least = np.arange(0) if sure is None else np.argsort(sure, kind="stable")[:UNSURE]
+    text = html(
+        result.shifts,
+        run_id=result.run_id,
+        path=path,
+        pictures=result.pictures,
+        verdict=result.verdict,
+        notes=result.notes,
+        reference=result.reference,
+        values=result.values,
+        unsure=[
+            Unsure(
+                image=np.asarray(packed.images[place]),
+                file=printable(packed.files[place]),
+                confidence=float(sure[place]),
+            )
+            for place in least.tolist()
+            if sure is not None
+        ],
+    )
+    with replacing(result.page) as page:
+        page.write_text(text, encoding="utf-8")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.evaluation.drift import judged, of_classes, of_values, smallest_seen
+
+
+def test_the_distance_and_its_p_value_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    before, now = np.sort(rng.normal(0, 1, 800)), rng.normal(0.25, 1, 300)
+    shift = of_values("brightness", before.tolist(), 800, now)
+    expected = stats.ks_2samp(before, now, method="asymp")
+    assert shift.distance == pytest.approx(expected.statistic)
+    assert shift.p == pytest.approx(expected.pvalue, rel=0.15)
+    assert shift.psi == pytest.approx(0.25**2, abs=0.05)  # of two normal distributions: d²
+    assert (shift.reference, shift.new) == (np.median(before), np.median(now))
+
+
+def test_class_shares_are_compared_by_the_test_of_scipy_whatever_the_names() -> None:
+    before, now = {"cat": 60, "dog": 40}, {"cat": 30, "dog": 60, "cow": 10}
+    shift = of_classes("classes", before, now)
+    expected = stats.chi2_contingency([[60, 40, 0], [30, 60, 10]])
+    assert shift.p == pytest.approx(expected.pvalue)
+    assert shift.distance == pytest.approx(0.3)
+    assert shift.detail == "cat: 60.0% → 30.0%"
+    assert of_classes("classes", {"cat": 3}, {"cat": 5}).p == 1
+    with pytest.raises(ValueError, match="no images to compare"):
+        of_classes("classes", {"cat": 1}, {"cat": 0})
+
+
+def test_a_shift_must_be_significant_among_all_tests_and_large_enough() -> None:
+    rng = np.random.default_rng(1)
+    reference = np.sort(rng.normal(0, 1, 20_000)).tolist()
+
+    def level(shift: float, count: int, tests: int = 1) -> int:
+        one = of_values("a", reference, 20_000, np.random.default_rng(2).normal(shift, 1, count))
+        return judged([one] * tests)[0].level
+
+    assert level(0.1, 20_000) == 0  # significant, and of no importance
+    assert level(0.5, 2_000) == 1
+    assert level(2, 2_000) == 2
+    assert level(2, 3) == 0  # three images do not tell
+    assert level(0.5, 45) > level(0.5, 45, tests=500)
+
+
+def test_what_so_many_images_can_tell_is_the_distance_at_the_level_of_the_test() -> None:
+    assert smallest_seen(10**9, 1000, 1) == pytest.approx(1.358 / 1000**0.5, rel=0.01)
+    assert smallest_seen(1000, 20, 8) > smallest_seen(1000, 200, 8)
+
+
+def test_constant_values_are_compared_too() -> None:
+    same = of_values("height", [28.0] * 50, 50, np.full(40, 28))
+    assert (same.distance, same.psi) == (0, 0)
+    other = of_values("height", [28.0] * 50, 50, np.full(40, 64))
+    assert other.distance == 1
+    assert judged([other])[0].verdict == "shifted far"

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.run import run
+from pipeline.system.errors import PipelineError, RequestError
+from tests.commands import carried_out, configured, inside
+from tests.pictures import class_folders, noise, put
+from tests.reports.test_page import Page
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run_id(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A run on a folder of noise that is gone afterwards, in a store of its own."""
+    folder = tmp_path_factory.mktemp("drift")
+    photos = class_folders(folder / "photos", count=80)
+    with inside(folder):
+        words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=12", "model=linear")
+        result = run(configured(*words, "train.epochs=1"), folder / "outputs")
+        shutil.rmtree(photos)
+        yield result.run_id
+
+
+def pictures(folder: Path, *, divided_by: int = 1, count: int = 60) -> Path:
+    for number in range(count):
+        put(folder / f"{number}.png", noise(9000 + number) // divided_by)
+    return folder
+
+
+def test_pictures_like_those_of_the_training_show_no_drift(
+    run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = pictures(tmp_path / "new")
+    words = (f"drift.path={new}", f"drift.output={tmp_path}/d.csv", f"drift.page={tmp_path}/d.html")
+    result = carried_out(
+        "drift", *words, f"run_id={run_id[:8]}", "drift.fail=true", folder=tmp_path
+    )
+    assert result.found == []
+    printed = capsys.readouterr().out
+    assert "No drift found: 60 new pictures look like the training data" in printed
+    assert printed.splitlines()[-1] == f"drift=none run_id={run_id} page={tmp_path}/d.html"
+    names = [line.partition(",")[0] for line in (tmp_path / "d.csv").read_text().splitlines()]
+    assert names[1:] == [
+        *("brightness", "contrast", "height", "width", "aspect ratio"),
+        *("confidence", "predicted classes"),
+    ]
+
+
+def test_what_has_shifted_is_named_and_fails_where_that_is_asked_for(
+    run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "<i>new"
+    pictures(new / "cat", divided_by=4, count=40)
+    put(new / "cow" / "large.png", np.kron(noise(1), np.ones((3, 2), np.uint8)))
+    (new / "cow" / "torn.png").write_bytes(b"torn")
+    words = (
+        f"drift.path='{new}'",
+        f"drift.output={tmp_path}/d.csv",
+        f"drift.page={tmp_path}/d.html",
+    )
+    with pytest.raises(PipelineError, match=r"drift.fail=true"):
+        carried_out("drift", *words, f"run_id={run_id}", "drift.fail=true", folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "differ far from the training data" in printed
+    assert "brightness (lower: median 31" in printed
+    assert "classes (dog: 50.0% → 0.0%)" in printed
+    assert "classes that the run does not have: cow" in printed
+    assert "1 files cannot be read" in printed
+    page = Page((tmp_path / "d.html").read_text(encoding="utf-8"))
+    assert page.text("h1").endswith("<i>new")
+    assert page.all("i") == []
+    assert page.all("script") == []
+
+
+def test_what_cannot_be_compared_is_refused_with_what_to_type(run_id: str, tmp_path: Path) -> None:
+    for words, said in (
+        ((), "path: say which pictures"),
+        ((f"drift.path={tmp_path}/none",), "drift.path="),
+        ((f"drift.path={pictures(tmp_path / 'n', count=1)}",), "no champion; name the run"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            carried_out("drift", *words, folder=tmp_path)
+
+
+def test_a_recorded_run_needs_its_packed_copy_and_never_its_pictures(
+    run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = pictures(tmp_path / "new", count=3)
+    words = (f"predict.images={new}", f"predict.output={tmp_path}/p.csv", f"run_id={run_id}")
+    assert carried_out("predict", *words, folder=tmp_path / "predict").tally.total == 3
+    carried_out("evaluate", f"run_id={run_id}", folder=tmp_path / "evaluate")
+    report = carried_out("report", f"run_id={run_id}", folder=tmp_path / "report")
+    assert 'href="data.html"' in report.read_text(encoding="utf-8")
+    carried_out("promote", f"run_id={run_id}", folder=tmp_path / "promote")
+    capsys.readouterr()
+    with pytest.raises(RequestError, match=r"nor is there a packed copy in .*data_dir=") as refused:
+        words = (f"run_id={run_id}", f"data_dir={tmp_path}/elsewhere")
+        carried_out("evaluate", *words, folder=tmp_path / "again")
+    assert "dataset.path=" in str(refused.value)
