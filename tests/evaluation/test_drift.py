@@ -41,8 +41,8 @@ def test_a_shift_must_be_significant_among_all_tests_and_large_enough() -> None:
     assert level(0.1, 20_000) == 0  # significant, and of no importance
     assert level(0.5, 2_000) == 1
     assert level(2, 2_000) == 2
-    assert level(2, 3) == 0  # three images do not tell
-    assert level(0.5, 45) > level(0.5, 45, tests=500)
+    assert level(0.7, 3) == 0  # three images do not tell
+    assert level(0.7, 45) > level(0.7, 45, tests=5000)
 
 
 def test_what_so_many_images_can_tell_is_the_distance_at_the_level_of_the_test() -> None:

@@ -323,3 +323,17 @@ def test_a_duration_is_said_as_a_person_would(seconds: float, said: str) -> None
 def test_a_percentage_does_not_break_from_its_sign() -> None:
     assert percent(0.86654) == "86.65\N{NO-BREAK SPACE}%"
     assert percent(1, 1) == "100.0\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 3), (224, 300, 1), (224, 224, 4)])
+def test_a_report_of_large_images_stays_small(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60, dtype=np.int32) % 10
+    made = Predictions(
+        split=Split(images=rng.integers(0, 256, (60, *shape), np.uint8), labels=labels),
+        probs=rng.dirichlet(np.ones(10), 60).astype(np.float32),
+        class_names=tuple("abcdefghij"),
+    )
+    text = html(facts(), configured("dataset=digits"), {"test": made})
+    assert len(text) < 1_000_000  # of 9 MB of noise
+    assert len(Page(text).all("span", class_="thumb")) == 24
