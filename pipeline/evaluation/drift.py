@@ -68,7 +68,7 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
         new=float(np.median(now)),
         distance=distance,
         p=p,
-        psi=_psi(*shares, len(now)),
+        psi=_psi(shares[0], shares[1], len(now)),
     )
 
 

@@ -114,7 +114,8 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         model, notes = _model(run, config)
     values, assigned = _measured(packed, model, request.batch_size)
     reference = {name: (summary.images, tuple(of)) for name, of in summary.quantities.items()}
-    shifts, classes = [], {}
+    shifts: list[Shift] = []
+    classes: dict[str, int] = {}
     if model is not None:
         before, classes = _confidences(run)
         reference[CONFIDENCE] = (len(before), tuple(np.sort(before).tolist()))
