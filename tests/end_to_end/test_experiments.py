@@ -37,7 +37,7 @@ def small(config: Config) -> Config:
 def test_every_experiment_trains(name: str, tmp_path: Path) -> None:
     config = small(configured(f"experiment={name}"))
     prepared = limited(PREPARED, 16)
-    fitted = train(build_model(config, prepared), prepared, config, tmp_path, [])
+    fitted = train(build_model(config, prepared, checked=True), prepared, config, tmp_path, [])
     assert int(fitted.model.optimizer.iterations) == 2
     assert np.isfinite(fitted.history["val/loss"]).all()
 
@@ -72,5 +72,5 @@ def test_debug_sees_one_batch_of_training_and_of_validation_and_nothing_of_the_t
 def test_overfit_reaches_100_percent(tmp_path: Path) -> None:
     config = configured("experiment=overfit", "train.xla=false", "train.plots=[]")
     prepared = limited(PREPARED, config.preprocess.limit)
-    fitted = train(build_model(config, prepared), prepared, config, tmp_path, [])
+    fitted = train(build_model(config, prepared, checked=True), prepared, config, tmp_path, [])
     assert fitted.history["train/accuracy"][-1] == 1
