@@ -31,7 +31,7 @@ from tests.sweeps.test_sweep import (
 
 pytestmark = pytest.mark.slow
 
-KILLS = stressed(20, 4)
+KILLS = stressed(20, 3)
 # From before there is a run to after the models are kept.
 PARTS_S = ((0.5, 3.0), (3.0, 8.0), (8.0, 14.0))
 GONE_WITHIN_S = 10.0
