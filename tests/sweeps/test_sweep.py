@@ -57,7 +57,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["interval(1e-3,1e-1): a grid needs single values", "hydra/sweeper=search"],
     ),
     "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
-    "a pruner for a grid": (["-m", "seed=0,1", "sweep.pruner=median"], ["sweep.pruner", "hydra/sweeper="]),
+    "a pruner for a grid": (
+        ["-m", "seed=0,1", "sweep.pruner=median"],
+        ["sweep.pruner", "adaptive"],
+    ),
     "an objective without its direction": (
         ["-m", "seed=0,1", "sweep.objective=[val/accuracy,val/loss]", "sweep.direction=[maximize]"],
         ["sweep.direction: 1 for 2 objectives"],
