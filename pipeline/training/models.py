@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -42,6 +42,33 @@ LITE_STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+# Networks of keras.applications by what they expect of a pixel. Others are left out: ConvNeXt and
+# InceptionResNetV2 have layers of their own, which are refused in a saved model, and EfficientNet
+# is another network with weights than without.
+APPLICATIONS = {
+    "signs": (
+        *("MobileNet", "MobileNetV2", "InceptionV3", "NASNetMobile", "NASNetLarge", "Xception"),
+        *("ResNet50V2", "ResNet101V2", "ResNet152V2"),
+    ),
+    "bytes": (
+        *("MobileNetV3Small", "MobileNetV3Large"),
+        *("EfficientNetV2B0", "EfficientNetV2B1", "EfficientNetV2B2", "EfficientNetV2B3"),
+        *("EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"),
+    ),
+    "standard": ("DenseNet121", "DenseNet169", "DenseNet201"),
+    "bgr": ("ResNet50", "ResNet101", "ResNet152", "VGG16", "VGG19"),
+}
+# Scale and offset of a pixel between 0 and 1; the numbers are ImageNet's.
+SCALINGS: dict[str, tuple[Any, Any]] = {
+    "signs": (2.0, -1.0),
+    "bytes": (255.0, 0.0),
+    "standard": (
+        [1 / 0.229, 1 / 0.224, 1 / 0.225],
+        [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
+    ),
+    "bgr": (255.0, [-103.939, -116.779, -123.68]),
+}
+Application = Annotated[str, one_of(*chain.from_iterable(APPLICATIONS.values()))]
 MOST_TOKENS = 1024  # of an image: the memory of attention and of a mixer grows with their square
 MOST_PATCHES = 14  # a side, where the side of a patch is chosen here
 
@@ -339,6 +366,35 @@ def efficientnet_lite(
     return _head(_lite_norm(_conv(x, 1280, 1, 1, "top"), "top"), classes, dropout)
 
 
+def keras_application(
+    images: Tensor,
+    classes: int,
+    *,
+    name: Application,
+    size: Count | None,
+    weights: str | None,
+    trainable: Trainable,
+    backbone_rate: Positive | None,
+    dropout: Fraction,
+) -> Tensor:
+    """A network of `keras.applications` by its name, with a new head.
+
+    Images are scaled as that network expects and resized to `size` × `size` pixels, or left as they
+    are (null); grey ones become RGB. Nothing is downloaded: `weights`, `trainable` and
+    `backbone_rate` are for `training/pretrained.py`.
+
+    Raises:
+        ValueError: images have two or four channels, or are too small for the network.
+    """
+    x = _photos(images, size)
+    scaling = next(scaling for scaling, names in APPLICATIONS.items() if name in names)
+    if scaling == "bgr":
+        x = keras.ops.flip(x, axis=-1)
+    x = keras.layers.Rescaling(*SCALINGS[scaling], name="photo_scaling")(x)
+    build = getattr(keras.applications, name)
+    return _head(build(include_top=False, weights=None, input_tensor=x).output, classes, dropout)
+
+
 def _lite_norm(x: Tensor, name: str, *, relu: bool = True) -> Tensor:
     x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_norm")(x)
     return keras.layers.ReLU(max_value=6, name=f"{name}_activation")(x) if relu else x
@@ -349,13 +405,13 @@ def _multiple_of_8(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _photos(images: Tensor, size: int) -> Tensor:
-    """RGB images f32[N,size,size,3] of images of any size, grey or RGB."""
+def _photos(images: Tensor, size: int | None) -> Tensor:
+    """RGB images f32[N,size,size,3] of images of any size, grey or RGB; null leaves the size."""
     layers, channels = keras.layers, images.shape[-1]
     if channels not in (1, 3):
         raise ValueError(f"takes grey or RGB images, not {channels} channels")
     x = images
-    if x.shape[1:3] != (size, size):
+    if size is not None and x.shape[1:3] != (size, size):
         x = layers.Resizing(size, size, antialias=True, name="resizing")(x)
     return x if channels == 3 else layers.Concatenate(name="rgb")([x, x, x])
 

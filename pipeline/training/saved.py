@@ -22,6 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, first_line
 
 if TYPE_CHECKING:
@@ -111,6 +114,39 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
         _check_objects(config)
         _check_sizes(config, stored=_check_weights(folder / WEIGHTS))
         return keras.saving.load_model(folder, compile=compile, safe_mode=True)
+
+
+def load_layers(file: Path, *, called: str) -> list[list[Array]]:
+    """The weights of each layer that has any, in order, from an HDF5 file of Keras' older format.
+
+    Keras publishes the weights of `keras.applications` in this format.
+
+    Raises:
+        RequestError: it is damaged, or holds anything other than weights.
+    """
+    import h5py
+
+    with _refused_as(called):
+        _check_weights(file)
+        with h5py.File(file, "r") as opened:
+            root = opened.get("model_weights", opened)
+            groups = [root[name] for name in _names(root, "layer_names")]
+            layers = [
+                [np.asarray(group[name]) for name in _names(group, "weight_names")]
+                for group in groups
+            ]
+    return [layer for layer in layers if layer]
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """A list of names in an HDF5 file, which Keras divides where it is too long."""
+    parts = [attribute] if attribute in group.attrs else []
+    while (part := f"{attribute}{len(parts)}") in group.attrs:
+        parts.append(part)
+    if not parts:
+        raise ValueError(f"it has no {attribute}: not a file of Keras' weights")
+    names = [name for part in parts for name in group.attrs[part]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_the_linear_model_is_one_dense_layer() -> None:
 
 
 # Pretrained ones have their own tests, in test_pretrained.py.
-OWN = [name for name in MODELS if not name.startswith("efficientnet")]
+OWN = [name for name in MODELS if not name.startswith(("efficientnet", "keras_application"))]
 # Small sizes: what is checked does not depend on them.
 TINY: dict[str, tuple[str, ...]] = {
     "cnn": ("model.filters=[2,3]", "model.dense=4"),

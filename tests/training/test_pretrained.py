@@ -3,12 +3,15 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.legacy.saving import legacy_h5_format
 
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
@@ -16,8 +19,8 @@ from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Fitted
 from pipeline.system.errors import RequestError
-from pipeline.training import features, pretrained
-from pipeline.training.build import measures
+from pipeline.training import features, models, pretrained
+from pipeline.training.build import build_model, measures
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.train import train
 from tests.commands import configured, pipeline
@@ -248,6 +251,52 @@ def test_weights_come_from_the_file_of_a_saved_model(tmp_path: Path) -> None:
     file.write_bytes(b"no model")
     with pytest.raises(RequestError, match=r"model\.weights=.*donor\.keras: cannot be loaded"):
         pretrained.prepare(model, leaf)
+
+
+def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
+    donor, file = small(), tmp_path / "donor.h5"
+    donor.get_layer("base").bias.assign(np.arange(5, dtype=np.float32))
+    with h5py.File(file, "w") as opened:
+        legacy_h5_format.save_weights_to_hdf5_group(opened, donor)
+    model, leaf = small(), {"weights": str(file), "trainable": "all"}
+    pretrained.prepare(model, leaf)
+    np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
+    assert model.get_layer("base").trainable
+    with pytest.raises(
+        RequestError, match=r"layer base needs .* the file has \[\(36, 5\)"
+    ):
+        pretrained.prepare(small(units=4), leaf)
+    with h5py.File(file, "a") as opened:
+        opened["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(RequestError, match=r"its weights link 'elsewhere' to another place"):
+        pretrained.prepare(model, leaf)
+    (tmp_path / "empty.h5").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"empty\.h5: cannot be loaded"):
+        pretrained.prepare(model, leaf | {"weights": str(tmp_path / "empty.h5")})
+
+
+def test_pixels_are_scaled_as_keras_applications_expect() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype(np.float32)
+    modes = {"signs": "tf", "standard": "torch", "bgr": "caffe"}
+    assert {*modes, "bytes"} == models.APPLICATIONS.keys() == models.SCALINGS.keys()
+    for kind, mode in modes.items():
+        scale, offset = models.SCALINGS[kind]
+        unit = pixels / 255
+        ours = (unit[..., ::-1] if kind == "bgr" else unit) * scale + offset
+        wanted = keras.applications.imagenet_utils.preprocess_input(pixels.copy(), mode=mode)
+        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+    for name in chain.from_iterable(models.APPLICATIONS.values()):
+        assert callable(getattr(keras.applications, name))
+
+
+@pytest.mark.slow
+def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
+    words = ("model=keras_application", "model.name=MobileNet", "model.size=32")
+    model = build_model(configured(*words), PREPARED)  # saves and loads it
+    assert model.output_shape == (None, 3)
+    assert model.get_layer("features").output.shape == (None, 1024)
+    with pytest.raises(RequestError, match=r"there are none here for this model, and none are dow"):
+        pretrained.prepare(model, configured(*words, "model.weights=imagenet").model)
 
 
 @pytest.mark.slow
