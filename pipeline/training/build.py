@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from pipeline.training.precision import (
 )
 from pipeline.training.programs import keep_programs
 
+BACKBONES = 4  # frozen ones that are kept in memory, of some 20 MB each
+_backbones: dict[str, keras.Model] = {}
+
 
 def build_model(
     config: Config, prepared: Prepared, programs: Path | None = None, *, checked: bool = False
@@ -47,16 +51,56 @@ def build_model(
     keras.config.set_image_data_format("channels_last")
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
-    precision = config.train.precision
-    require_sensible(precision)
-    model = _network(config, prepared, "float32" if precision == "auto" else precision)
-    if precision == "auto" and (best := best_for(model)) != "float32":
-        model = _network(config, prepared, best)
-    pretrained.prepare(model, config.model)
+    require_sensible(config.train.precision)
+    if config.model.get("trainable") == "head":
+        model = _with_frozen_backbone(config, prepared)
+    else:
+        model = _prepared(config, prepared)
     if not checked:
         check_model(model, len(prepared.class_names))
     _compile(model, config, images=len(prepared.train))
     return model
+
+
+def _prepared(config: Config, prepared: Prepared) -> keras.Model:
+    """The network with the weights that it starts from, in the precision that suits it."""
+    precision = config.train.precision
+    model = _network(config, prepared, "float32" if precision == "auto" else precision)
+    if precision == "auto" and (best := best_for(model)) != "float32":
+        model = _network(config, prepared, best)
+    pretrained.prepare(model, config.model)
+    return model
+
+
+def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
+    """The same for a model whose head alone is trained, which shares its backbone with others.
+
+    The jobs of a sweep in one process would otherwise spend most of their time building it.
+    """
+    scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
+    settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
+    key = json.dumps([*settings, scaling, len(classes), _state(config.model["weights"])])
+    model = _backbones.get(key) or _prepared(config, prepared)
+    if not pretrained.is_fixed(model):
+        return model  # random numbers of one job would follow from those of another
+    _backbones[key] = model
+    while len(_backbones) > BACKBONES:
+        del _backbones[next(iter(_backbones))]
+    # Whether the backbone was built just now or not, the head starts alike.
+    keras.utils.set_random_seed(config.seed)
+    x = model.get_layer(pretrained.FEATURES).output
+    for layer in model.layers[len(pretrained.backbone_layers(model)) :]:
+        x = type(layer).from_config(layer.get_config())(x)
+    return keras.Model(model.input, x, name=config.choices.model)
+
+
+def _state(weights: str | None) -> list[float]:
+    """What changes when the file of weights does."""
+    try:
+        at = Path(weights or "").stat()
+    except OSError:  # not a file
+        return []
+    return [at.st_size, at.st_mtime_ns, at.st_ino]
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:

@@ -25,7 +25,7 @@ from pipeline.training.batches import augments_batches
 from pipeline.training.build import build_model, measures
 from pipeline.training.precision import computes_in_float32, in_float32
 from pipeline.training.predictor import predict
-from pipeline.training.pretrained import FEATURES, backbone_layers
+from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
 
 BATCH = 32  # images at once: a backbone needs some 20 MB for each
 TELL_S = 15.0  # between two lines of progress
@@ -69,7 +69,7 @@ def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | No
     and keeps them in the data cache, by the checksums of images and backbone; later runs and the
     other jobs of a sweep read them.
     """
-    if config.model.get("trainable") != "head" or augments_batches(config) or not _is_fixed(model):
+    if config.model.get("trainable") != "head" or augments_batches(config) or not is_fixed(model):
         return None
     backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
@@ -118,14 +118,6 @@ def _cached(place: Path, described: str, backbone: keras.Model, images: Array) -
         place / f"features-{key}", lambda: ({"features": _stream(backbone, images)}, {})
     )
     return entry.arrays["features"]
-
-
-def _is_fixed(model: keras.Model) -> bool:
-    """Whether the backbone gives the same features each time."""
-    return not any(
-        layer.trainable_variables or hasattr(layer, "seed_generator")
-        for layer in backbone_layers(model)
-    )
 
 
 def _digest(backbone: keras.Model) -> str:

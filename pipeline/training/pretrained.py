@@ -104,6 +104,14 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return layers
 
 
+def is_fixed(model: keras.Model) -> bool:
+    """Whether the backbone gives the same features each time: nothing is trained, nor random."""
+    return not any(
+        layer.trainable_variables or hasattr(layer, "seed_generator")
+        for layer in backbone_layers(model)
+    )
+
+
 def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
     """Copies weights, layer by layer, from a saved model or a file of Keras' weights.
 

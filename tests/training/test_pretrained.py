@@ -13,17 +13,22 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
+from pipeline.api import load_data
+from pipeline.api import run as run_and_find
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Fitted
 from pipeline.system.errors import RequestError
+from pipeline.tracking.models import load_model
+from pipeline.tracking.runs import with_weights
 from pipeline.training import features, models, pretrained
 from pipeline.training.build import build_model, measures
 from pipeline.training.checkpoint import Progress, progress_of
+from pipeline.training.saved import load_saved
 from pipeline.training.train import train
-from tests.commands import configured, pipeline
+from tests.commands import configured, inside
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
@@ -262,9 +267,7 @@ def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
     pretrained.prepare(model, leaf)
     np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
     assert model.get_layer("base").trainable
-    with pytest.raises(
-        RequestError, match=r"layer base needs .* the file has \[\(36, 5\)"
-    ):
+    with pytest.raises(RequestError, match=r"layer base needs .* the file has \[\(36, 5\)"):
         pretrained.prepare(small(units=4), leaf)
     with h5py.File(file, "a") as opened:
         opened["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
@@ -300,15 +303,24 @@ def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_heads_ends_with_a_whole_model_whose_run_gives_weights(tmp_path: Path) -> None:
-    words = (*LITE0, "dataset=synthetic", "train.epochs=2", "train.batch_size=64")
-    swept = pipeline("-m", *words, "model.dropout=0.1,0.2", "sweep.keep_models=1", cwd=tmp_path)
-    assert swept.returncode == 0, swept.stderr
-    assert len(list(tmp_path.glob("data/synthetic/features-*"))) == 1
-    best = swept.stdout.split()[-1].removeprefix("best_run_id=")
-    np.save(tmp_path / "pictures.npy", RAW.test.images[:2].repeat(5, 1).repeat(5, 2)[:, :28, :28])
-    predicted = pipeline("predict", f"run_id={best}", "images=pictures.npy", cwd=tmp_path)
-    assert predicted.returncode == 0, predicted.stderr
-    again = pipeline(*words, f"model.weights={best}", "train.epochs=1", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert len(list(tmp_path.glob("data/synthetic/features-*"))) == 1  # the same backbone
+def test_a_run_of_a_head_saves_a_whole_model_whose_run_gives_weights(tmp_path: Path) -> None:
+    words = (*LITE0, "dataset=synthetic", "train.epochs=1", "train.batch_size=64")
+    with inside(tmp_path):
+        config = configured(*words)
+        run = run_and_find(config, folder=tmp_path / "run")
+        prepared = load_data(config)
+        saved = load_model(str(run.model_uri), config.tracking).model
+        images = prepared.test.batch(0, 20)
+        probs = np.array(saved(images, training=False))
+        stored = np.load(tmp_path / "run" / "artifacts" / "predictions.npz")
+        np.testing.assert_allclose(probs, stored["test_probs"][:20], atol=1e-5)
+        # What a sweep completes is the head of a checkpoint.
+        head = load_saved(tmp_path / "run" / "checkpoints" / "last.keras", called="it")
+        assert head.input_shape == (None, 1280)
+        whole = features.whole(head, prepared, config)
+        np.testing.assert_allclose(whole(images, training=False), probs, atol=1e-6)
+        given = with_weights(configured(*words, f"model.weights={run.id[:12]}"))
+        assert given.model["weights"] == str(Path("data", "weights", f"{run.id}.keras"))
+        other = build_model(given, prepared, checked=True)
+        inner = [keras.Model(m.input, m.get_layer("features").output) for m in (saved, other)]
+        np.testing.assert_allclose(*(one(images, training=False) for one in inner), atol=1e-5)
