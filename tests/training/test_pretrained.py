@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from pipeline.api import load_data
 from pipeline.api import run as run_and_find
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
@@ -21,14 +20,13 @@ from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Fitted
 from pipeline.system.errors import RequestError
-from pipeline.tracking.models import load_model
 from pipeline.tracking.runs import with_weights
 from pipeline.training import features, models, pretrained
 from pipeline.training.build import build_model, measures
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
-from tests.commands import configured, inside
+from tests.commands import QUICK, configured, inside
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
@@ -302,25 +300,29 @@ def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
         pretrained.prepare(model, configured(*words, "model.weights=imagenet").model)
 
 
+def test_the_checkpoint_of_a_head_becomes_a_whole_model_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen(tmp_path)
+    model = fitted(tmp_path, config).model
+    head = load_saved(tmp_path / "checkpoints" / "last.keras", called="it")
+    assert head.input_shape == (None, 5)
+    monkeypatch.setattr(features, "build_model", lambda *_, checked: small())
+    images = PREPARED.test.batch(0, 20)
+    whole = features.whole(head, PREPARED, config)
+    np.testing.assert_array_equal(whole(images, training=False), model(images, training=False))
+    assert features.whole(model, PREPARED, config) is model
+
+
 @pytest.mark.slow
-def test_a_run_of_a_head_saves_a_whole_model_whose_run_gives_weights(tmp_path: Path) -> None:
-    words = (*LITE0, "dataset=synthetic", "train.epochs=1", "train.batch_size=64")
+def test_weights_come_from_a_run(tmp_path: Path) -> None:
     with inside(tmp_path):
-        config = configured(*words)
+        config = configured(*QUICK, "evaluate.report=false", "evaluate.plots=[]", "train.plots=[]")
         run = run_and_find(config, folder=tmp_path / "run")
-        prepared = load_data(config)
-        saved = load_model(str(run.model_uri), config.tracking).model
-        images = prepared.test.batch(0, 20)
-        probs = np.array(saved(images, training=False))
-        stored = np.load(tmp_path / "run" / "artifacts" / "predictions.npz")
-        np.testing.assert_allclose(probs, stored["test_probs"][:20], atol=1e-5)
-        # What a sweep completes is the head of a checkpoint.
-        head = load_saved(tmp_path / "run" / "checkpoints" / "last.keras", called="it")
-        assert head.input_shape == (None, 1280)
-        whole = features.whole(head, prepared, config)
-        np.testing.assert_allclose(whole(images, training=False), probs, atol=1e-6)
-        given = with_weights(configured(*words, f"model.weights={run.id[:12]}"))
-        assert given.model["weights"] == str(Path("data", "weights", f"{run.id}.keras"))
-        other = build_model(given, prepared, checked=True)
-        inner = [keras.Model(m.input, m.get_layer("features").output) for m in (saved, other)]
-        np.testing.assert_allclose(*(one(images, training=False) for one in inner), atol=1e-5)
+        asked = [replace(config, model={"weights": text}) for text in (run.id[:12], "abcdef12")]
+        file = Path(with_weights(asked[0]).model["weights"])
+        assert file == Path("data", "weights", f"{run.id}.keras")
+        assert load_saved(file, called="it").output_shape == (None, 10)
+        with pytest.raises(RequestError, match="abcdef12"):
+            with_weights(asked[1])
+        assert with_weights(config) is config

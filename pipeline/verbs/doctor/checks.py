@@ -38,6 +38,7 @@ LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
 SET_UP = "make setup"
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+CACHED = ("raw", "split", "features")  # kinds of entries of the data cache
 
 
 def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
@@ -186,7 +187,7 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def _cached(folder: Path) -> Finding:
-    entries = sorted([*folder.glob("raw-*"), *folder.glob("split-*")])
+    entries = sorted(entry for kind in CACHED for entry in folder.glob(f"{kind}-*"))
     damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
     if not damaged:
         return ok("data", f"{folder.name} is cached and intact ({folder})")
