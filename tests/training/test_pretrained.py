@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -13,20 +15,20 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from pipeline.api import run as run_and_find
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Fitted
 from pipeline.system.errors import RequestError
-from pipeline.tracking.runs import with_weights
+from pipeline.tracking import runs
+from pipeline.tracking.models import KERAS_FILE
 from pipeline.training import features, models, pretrained
 from pipeline.training.build import build_model, measures
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
-from tests.commands import QUICK, configured, inside
+from tests.commands import configured
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
@@ -314,15 +316,25 @@ def test_the_checkpoint_of_a_head_becomes_a_whole_model_again(
     assert features.whole(model, PREPARED, config) is model
 
 
-@pytest.mark.slow
-def test_weights_come_from_a_run(tmp_path: Path) -> None:
-    with inside(tmp_path):
-        config = configured(*QUICK, "evaluate.report=false", "evaluate.plots=[]", "train.plots=[]")
-        run = run_and_find(config, folder=tmp_path / "run")
-        asked = [replace(config, model={"weights": text}) for text in (run.id[:12], "abcdef12")]
-        file = Path(with_weights(asked[0]).model["weights"])
-        assert file == Path("data", "weights", f"{run.id}.keras")
-        assert load_saved(file, called="it").output_shape == (None, 10)
-        with pytest.raises(RequestError, match="abcdef12"):
-            with_weights(asked[1])
-        assert with_weights(config) is config
+def test_weights_of_a_run_are_those_of_its_own_saved_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run_id, asked = frozen(tmp_path), "abcd" * 8, list[str]()
+    (tmp_path / "model" / "data").mkdir(parents=True)
+    (tmp_path / "model" / KERAS_FILE).write_bytes(b"a model")
+    found = SimpleNamespace(id=run_id, model_uri="models:/m-1")
+    saved = SimpleNamespace(folder=tmp_path / "model")
+    monkeypatch.setattr(runs, "connect", lambda uri: None)
+    monkeypatch.setattr(runs, "find_run", lambda run, config: found)
+    monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
+    monkeypatch.setattr(runs, "fetched", lambda uri, tracking: nullcontext(saved))
+    given = runs.with_weights(replace(config, model={"weights": "abcdabcd"}))
+    file = tmp_path / "weights" / f"{run_id}.keras"
+    assert (given.model, asked) == ({"weights": str(file)}, [run_id])
+    assert file.read_bytes() == b"a model"
+    for kept in (None, "imagenet", str(file)):
+        same = replace(config, model={"weights": kept})
+        assert runs.with_weights(same) is same
+    found.model_uri = None
+    with pytest.raises(RequestError, match="has no saved model"):
+        runs.with_weights(replace(config, model={"weights": "abcdabcd"}))
