@@ -79,7 +79,7 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     """
     scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
     settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
-    key = json.dumps([*settings, scaling, len(classes), _state(config.model["weights"])])
+    key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
     model = _backbones.get(key) or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
         return model  # random numbers of one job would follow from those of another
@@ -92,15 +92,6 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     for layer in model.layers[len(pretrained.backbone_layers(model)) :]:
         x = type(layer).from_config(layer.get_config())(x)
     return keras.Model(model.input, x, name=config.choices.model)
-
-
-def _state(weights: str | None) -> list[float]:
-    """What changes when the file of weights does."""
-    try:
-        at = Path(weights or "").stat()
-    except OSError:  # not a file
-        return []
-    return [at.st_size, at.st_mtime_ns, at.st_ino]
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:

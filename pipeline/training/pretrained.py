@@ -104,6 +104,15 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return layers
 
 
+def state(weights: str | None) -> list[int]:
+    """What changes when the file that `model.weights` names does; empty for anything else."""
+    try:
+        at = Path(weights or "").stat()
+    except OSError:  # not a file
+        return []
+    return [at.st_size, at.st_mtime_ns, at.st_ino]
+
+
 def is_fixed(model: keras.Model) -> bool:
     """Whether the backbone gives the same features each time: nothing is trained, nor random."""
     return not any(
