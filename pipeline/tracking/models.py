@@ -197,6 +197,11 @@ def _load(client: mlflow.MlflowClient | None, uri: str) -> LoadedModel:
         called = f"model_uri={uri}"
         model = load_saved(saved.folder / KERAS_FILE, called=called)
         shape = _image_shape(model, uri)
+        if model.output_shape != (None, len(saved.class_names)):
+            raise RequestError(
+                f"{called}: gives {model.output_shape}, not a probability of each of its "
+                f"{len(saved.class_names)} classes"
+            )
         example = saved.example(shape)
         return LoadedModel(
             model=model,
@@ -397,7 +402,9 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
         border, model_id = metadata.get("dark_border"), document.get("model_id")
         if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
             raise ValueError("class_names is not a list of texts")
-        is_share = isinstance(border, int | float) and 0 <= border <= 1
+        is_share = (
+            isinstance(border, int | float) and not isinstance(border, bool) and 0 <= border <= 1
+        )
         if border is not None and not is_share:
             raise ValueError("dark_border is not a share")
         if (fit := metadata.get("fit", PAD)) not in FITS:

@@ -23,9 +23,12 @@ from pipeline.data.reading import Block, read
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
+from pipeline.system.folders import require_writable
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.predict import Predict
 from pipeline.verbs.predict.writers import WRITERS, Answers
+
+SHEETS = (".png", ".jpg", ".webp")  # endings of contact sheets
 
 if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
@@ -85,6 +88,8 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
     found, output = find(request.images), Path(request.output)
+    if request.contact_sheet:
+        _require_place(Path(request.contact_sheet))
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request)
     sheet = _sheet(model) if request.contact_sheet else None
@@ -185,6 +190,13 @@ def _load(config: Config, request: Predict) -> LoadedModel:
             f"model_uri={model.uri}: takes {model.image_shape[2]} channels; pictures have 1 or 3"
         )
     return model
+
+
+def _require_place(sheet: Path) -> None:
+    """Checks before anything is classified that a contact sheet can be written there."""
+    if sheet.suffix.lower() not in SHEETS:
+        raise RequestError(f"contact_sheet={sheet}: its name must end in {' or '.join(SHEETS)}")
+    require_writable(sheet.parent, holds="contact sheets")
 
 
 def _sheet(model: LoadedModel) -> Sheet:

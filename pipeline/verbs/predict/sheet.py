@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pipeline.data.files import is_array, open_array, printable
 from pipeline.data.pictures import Picture, as_stack, contained, opened, picture_of, plain
 from pipeline.data.values import Array, Shape
+from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
 from pipeline.verbs.predict.writers import Answers
 
@@ -106,6 +107,15 @@ def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> N
 
 
 def _original(cell: Cell, shape: Shape) -> Picture:
+    """The image as in its file or, if that has changed or gone since, as the model saw it."""
+    try:
+        return _in_its_file(cell, shape)
+    except (OSError, ValueError, IndexError, PipelineError):
+        side = (TILE, TILE)
+        return picture_of(cell.seen).convert("RGB").resize(side, Image.Resampling.NEAREST)
+
+
+def _in_its_file(cell: Cell, shape: Shape) -> Picture:
     if is_array(cell.file):
         whole = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
         return plain(whole, side=TILE).convert("RGB")
@@ -113,7 +123,8 @@ def _original(cell: Cell, shape: Shape) -> Picture:
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """The text, shortened to at most `width` pixels."""
+    """The text on one line, shortened to at most `width` pixels."""
+    text = " ".join(text.split())
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(f"{text}…", font) > width:

@@ -60,3 +60,17 @@ def test_a_sheet_of_one_image_has_room_for_its_title(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 4, 4), np.uint8))
     page = sheet_of(np.zeros((1, *SHAPE), np.uint8), tmp_path / "a.npy", inverted=False).draw()
     assert page.width > 4 * TILE
+
+
+def test_names_of_several_lines_and_files_that_are_gone_cost_no_sheet(tmp_path: Path) -> None:
+    sheet = Sheet(title="models:/a\nb", shape=SHAPE)
+    answers = Answers(
+        files=(tmp_path / "gone\n.png",),
+        indices=(None,),
+        probs=np.array([[0.9, 0.1]], np.float32),
+        inverted=np.array([False]),
+        class_names=("two\nlines", "b"),
+    )
+    sheet.add(answers, np.full((1, *SHAPE), 120, np.uint8))
+    page = sheet.draw()
+    assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (120, 120, 120)
