@@ -23,7 +23,7 @@ MOST, SHOWN = 100, 10  # experiments that are looked at; those with a link
 # What the table of runs shows: a view that MLflow keeps in a tag of the experiment.
 TRAINING = "workflowType=machine_learning"
 VIEW, VIEW_NAME = "runs", "Runs with their accuracies"
-COLUMNS = ("metrics.`val/accuracy`", "metrics.`test/accuracy`", "params.`train.epochs`")
+COLUMNS = tuple(f"metrics.`{name}`" for name in ("val/accuracy", "test/accuracy", "sweep/best"))
 
 
 def server_command(database: Path, *, host: str, port: int) -> list[str]:
