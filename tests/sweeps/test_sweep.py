@@ -604,7 +604,7 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.
-LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,120,121", *NO_PLOTS)
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,200,201", *NO_PLOTS)
 INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
 
 
