@@ -39,7 +39,7 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import require_writable
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import native_messages_to, tell_unwritable_logs
-from pipeline.tracking.addresses import artifact_root, folder_name, store_address
+from pipeline.tracking.addresses import local_artifacts
 from pipeline.verbs import Verb, requests, verbs
 
 # The words of a verb that keeps no log.
@@ -219,11 +219,8 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
             f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
         )
     if verb.records:  # refused before anything slow is imported
-        address = store_address(config.tracking.uri)
-        root = artifact_root(address)
-        if address.startswith("sqlite:"):
-            named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-            own = root / folder_name(named or config.choices.dataset)
+        named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        if own := local_artifacts(config.tracking, named or config.choices.dataset):
             require_writable(own, holds="the artefacts of runs")
     request = verb.request and validate_request(composed, verb.name, verb.request)
     try:

@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
+from pipeline.config.schema import Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide
 
@@ -56,6 +57,19 @@ def artifact_location(address: str, experiment: str, root: str | None = None) ->
         f"server --backend-store-uri {shown} --artifacts-destination /shared/mlartifacts` and use "
         "its address as tracking.uri"
     )
+
+
+def local_artifacts(tracking: Tracking, experiment: str) -> Path | None:
+    """The folder of a new experiment's artefacts; None if it is not on this machine, or unknown.
+
+    Raises:
+        RequestError: MLflow could not read them there.
+    """
+    address, root = store_address(tracking.uri), tracking.artifact_root
+    if tracking.offline or (root is None and not _SQLITE.match(address)):
+        return None
+    place = urlsplit(artifact_location(address, experiment, root) or "")
+    return Path(unquote(place.path)) if place.scheme == "file" else None
 
 
 def artifact_root(address: str) -> Path:

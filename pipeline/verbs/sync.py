@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError, one_line
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 if TYPE_CHECKING:
     from pipeline.tracking.client import Client
@@ -29,6 +29,7 @@ class Sync:
 
 SYNC = Verb(
     name="sync",
+    ignores=OF_RUNS,
     help="send runs that were recorded while their store was away, or with tracking.offline=true",
     entry="pipeline.verbs.sync:sync",
     show="pipeline.verbs.sync:show",

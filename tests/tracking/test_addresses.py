@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking.addresses import DEFAULT_URI, artifact_location, folder_name, store_address
+from pipeline.tracking.addresses import (
+    DEFAULT_URI,
+    artifact_location,
+    folder_name,
+    local_artifacts,
+    store_address,
+)
 from pipeline.tracking.client import connect, experiment, experiment_name
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run, find_sweep, find_trained
@@ -186,6 +192,22 @@ def test_a_store_in_another_folder_has_its_artefacts_beside_it(
     mine = (tmp_path / "mlartifacts" / "digits").as_uri()
     for address in (DEFAULT_URI, f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///:memory:"):
         assert artifact_location(address, "digits") == mine
+
+
+def test_where_artefacts_will_be_is_known_before_the_store_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, expected in (
+        ((), tmp_path / "mlartifacts" / "a b"),
+        ((f"tracking.uri=sqlite:///{tmp_path}/x/y.db",), tmp_path / "x" / "mlartifacts" / "a b"),
+        (("tracking.artifact_root=kept",), tmp_path / "kept" / "a b"),
+        (("tracking.artifact_root=s3://bucket/x",), None),
+        (("tracking.uri=http://host:5000",), None),
+        (("tracking.uri=postgresql://host/db",), None),
+        (("tracking.offline=true",), None),
+    ):
+        assert local_artifacts(configured(*words).tracking, "a b") == expected
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "mysql+pymysql", "mssql"])
