@@ -106,10 +106,9 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 def state(weights: str | None) -> list[int]:
     """What changes when the file that `model.weights` names does; empty for anything else."""
-    try:
-        at = Path(weights or "").stat()
-    except OSError:  # not a file
+    if weights is None or not (file := Path(weights)).is_file():
         return []
+    at = file.stat()
     return [at.st_size, at.st_mtime_ns, at.st_ino]
 
 
