@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,12 @@ def test_a_recorded_run_needs_its_packed_copy_and_never_its_pictures(
     carried_out("evaluate", f"run_id={run_id}", folder=tmp_path / "evaluate")
     report = carried_out("report", f"run_id={run_id}", folder=tmp_path / "report")
     assert 'href="data.html"' in report.read_text(encoding="utf-8")
-    carried_out("promote", f"run_id={run_id}", folder=tmp_path / "promote")
     capsys.readouterr()
+    with pytest.raises(PipelineError, match=r"test accuracy: .*, below"):  # noise is not learnt
+        carried_out("promote", f"run_id={run_id}", folder=tmp_path / "promote")
+    gates = capsys.readouterr().out
+    assert re.search(r"same data .* passed", gates)
+    assert re.search(r"reproduces predictions .* passed", gates)
     with pytest.raises(RequestError, match=r"nor is there a packed copy in .*data_dir=") as refused:
         words = (f"run_id={run_id}", f"data_dir={tmp_path}/elsewhere")
         carried_out("evaluate", *words, folder=tmp_path / "again")
