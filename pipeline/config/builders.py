@@ -51,6 +51,7 @@ BUILDERS_BESIDE_KERAS = {
     "optimizer": "pipeline.training.optimizers",
     "schedule": "pipeline.training.schedules",
 }
+MODULES = BUILDERS | BUILDERS_BESIDE_KERAS
 # Keras has no annotations, and reading its signatures would import TensorFlow.
 KERAS_PARAMETERS: dict[str, Any] = {
     "learning_rate": Positive,
@@ -78,7 +79,9 @@ FORMER_MODULES = {
     "pipeline.augment": BUILDERS["augment"],
 }
 # Number of positional parameters, which are passed at run time: images and classes, say.
-POSITIONAL = {"dataset": 0, "model": 2, "augment": 1}
+POSITIONAL = {"dataset": 0, "model": 2, "augment": 1, "optimizer": 0, "schedule": 2}
+AVERAGING = ("use_ema", "ema_momentum")  # an optimizer may take these as well, from `train.ema`
+REQUIRED = {"optimizer": "learning_rate"}  # a key that every leaf of the group has
 GROUPS = (*BUILDERS, *KERAS_CLASSES)
 MAY_BE_NONE = ("augment", "schedule")
 
@@ -121,9 +124,9 @@ def _renamed(target: Any, modules: Mapping[str, str]) -> Any:
 
 def _rules(group: str, target: Any) -> dict[str, Any]:
     """The parameters of a leaf with their types; checks its target against the allow-list."""
-    if group in BUILDERS and isinstance(target, str) and trusted.is_trusted(target):
+    if isinstance(target, str) and trusted.is_trusted(target):
         return _rules_of_trusted(group, target)
-    module = (BUILDERS | BUILDERS_BESIDE_KERAS)[group]
+    module = MODULES[group]
     ours = {f"{module}.{name}": function for name, function in public_functions(module).items()}
     if target in ours:
         added, hints = leaf_defaults(ours[target]), leaf_parameters(ours[target])
@@ -135,7 +138,7 @@ def _rules(group: str, target: Any) -> dict[str, Any]:
         rules = {name: (hint, None) for name, hint in KERAS_PARAMETERS.items()}
         return rules | ({"learning_rate": (Positive, ...)} if group == "optimizer" else {})
     line = f"{group}._target_: {target!r} is not allowed; choose one of {', '.join(allowed)}"
-    if group in BUILDERS and _could_be_trusted(target):
+    if _could_be_trusted(target):
         line = f"{group}._target_: {trusted.untrusted(target)}"
     raise RequestError(line)
 
@@ -154,16 +157,20 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
         RequestError: it takes other positional parameters, or a parameter has no annotation.
     """
     builder = trusted.function(target)
-    parameters = list(inspect.signature(builder).parameters.values())
+    parameters = [
+        one
+        for one in inspect.signature(builder).parameters.values()
+        if group != "optimizer" or one.name not in AVERAGING
+    ]
     given, keys = parameters[: POSITIONAL[group]], parameters[POSITIONAL[group] :]
     fits = len(given) == POSITIONAL[group] and all(
         one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in given
     )
     if not fits or any(one.kind is not one.KEYWORD_ONLY for one in keys):
-        ours = next(iter(public_functions(BUILDERS[group]).values()))
+        ours = next(iter(public_functions(MODULES[group]).values()))
         raise RequestError(
             f"{group}._target_: {target}{inspect.signature(builder)} must take what "
-            f"{BUILDERS[group]}.{ours.__name__} does: {POSITIONAL[group]} positional parameters, "
+            f"{MODULES[group]}.{ours.__name__} does: {POSITIONAL[group]} positional parameters, "
             "the keys of its file after a *"
         )
     if bare := [one.name for one in keys if one.annotation is one.empty]:
@@ -171,6 +178,8 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
             f"{group}._target_: {target} needs annotations, which are the rules for the keys: "
             f"{', '.join(bare)}"
         )
+    if (required := REQUIRED.get(group)) and required not in {one.name for one in keys}:
+        raise RequestError(f"{group}._target_: {target} needs the parameter {required} after a *")
     try:
         rules: dict[str, Any] = {
             name: (hint, ...) for name, hint in leaf_parameters(builder).items()
@@ -186,7 +195,7 @@ def parameter_of(group: str, name: str) -> Any:
     """The annotation of a parameter of a group's builders; None if it has none or several."""
     if group not in BUILDERS and name in KERAS_PARAMETERS:
         return KERAS_PARAMETERS[name]
-    module = (BUILDERS | BUILDERS_BESIDE_KERAS)[group]
+    module = MODULES[group]
     ours = map(leaf_parameters, public_functions(module).values())
     found = [parameters[name] for parameters in ours if name in parameters]
     return found[0] if found and all(hint == found[0] for hint in found) else None

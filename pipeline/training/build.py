@@ -117,7 +117,7 @@ def kept(model: keras.Model) -> keras.Model:
     narrow = not computes_in_float32(model)
     if model.compiled and not narrow:
         targets = isinstance(model.loss, keras.losses.CategoricalCrossentropy)
-        if targets or _is_ours(model.optimizer):
+        if targets or not _is_keras_own(model.optimizer):
             model.compile(optimizer=_keras_own(model, model), **measures())
     if not narrow:
         return model
@@ -133,7 +133,7 @@ def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimi
     """
     optimizer = model.optimizer if model.compiled else None
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None or _is_ours(optimizer):
+    if optimizer is None or not _is_keras_own(optimizer):
         plain = keras.optimizers.SGD()
         plain.build(copy.trainable_variables)
         return plain
@@ -146,8 +146,8 @@ def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimi
     return same
 
 
-def _is_ours(optimizer: keras.optimizers.Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("pipeline.")
+def _is_keras_own(optimizer: keras.optimizers.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("keras.")
 
 
 def _compile(model: keras.Model, config: Config, *, images: int) -> None:
@@ -157,8 +157,8 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
     if config.schedule["_target_"] is not None:
         optimizer.learning_rate = build(
             config.schedule,
-            initial_learning_rate=config.optimizer["learning_rate"],
-            decay_steps=config.train.epochs * -(-images // config.train.batch_size),
+            config.optimizer["learning_rate"],
+            config.train.epochs * -(-images // config.train.batch_size),
         )
     model.compile(optimizer=optimizer, **measures())
 

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import keras
 import pytest
 
+from pipeline import api
 from pipeline.config import trusted
-from pipeline.config.builders import BUILDERS, POSITIONAL, build
+from pipeline.config.builders import AVERAGING, MODULES, POSITIONAL, build
 from pipeline.config.schema import validate
 from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
+from pipeline.training.build import kept
+from pipeline.training.saved import load_saved
 from tests.commands import QUICK, configured, pipeline
 
 pytestmark = pytest.mark.slow
@@ -33,6 +37,11 @@ def tiny(images, classes, *, width: Count):
 
 def noise(images, *, sd: float): ...
 def birds(*, folder: str): ...
+def slow(use_ema=False, *, learning_rate: float):
+    from keras.optimizers import SGD
+    return type("Slow", (SGD,), {"__module__": __name__})(learning_rate / 2)
+def rateless(*, momentum: float): ...
+def halving(rate, steps, *, to: float): return rate * to
 def top2(predictions: "Predictions") -> float: ...
 def per_class(predictions: "Predictions") -> dict[str, float]: ...
 def picture(predictions: "Predictions") -> "Figure": ...
@@ -58,6 +67,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv(trusted.VARIABLE, raising=False)
     (tmp_path / "my_models.py").write_text(MODELS)
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    slow = tmp_path / "conf" / "optimizer" / "slow.yaml"
+    slow.parent.mkdir(parents=True)
+    slow.write_text("_target_: my_models.slow\nlearning_rate: 0.01\n")
     package = tmp_path / "my_package" / "inner"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").write_text("")
@@ -100,7 +112,10 @@ def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
         *("~dataset.noise", "~dataset.seed"),
         "evaluate.metrics=[loss,my_models.top2,my_models.per_class]",
         "evaluate.plots=[my_models.picture]",
+        "optimizer=slow",
+        *("schedule._target_=my_models.halving", "+schedule.to=0.5"),
     )
+    assert build(config.schedule, 0.4, 100) == 0.2
     assert config.evaluate.metrics == ["loss", "my_models.top2", "my_models.per_class"]
     assert config.dataset == {"_target_": "my_models.birds", "folder": "x"}
 
@@ -177,6 +192,27 @@ def test_a_builder_that_does_not_look_like_ours_is_refused(name: str, reason: st
     assert reason in said
 
 
+def test_an_optimizer_needs_a_learning_rate() -> None:
+    said = refusal(TRUST, "optimizer._target_=my_models.rateless")
+    assert said == (
+        "optimizer._target_: my_models.rateless needs the parameter learning_rate after a *"
+    )
+    assert "add trusted_modules=[my_models]" in refusal("optimizer=slow")
+
+
+def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(
+    tmp_path: Path,
+) -> None:
+    config = configured(TRUST, "optimizer=slow", "dataset=synthetic", "model=linear")
+    model = api.build_model(config, api.load_data(config))
+    assert type(model.optimizer).__name__ == "Slow"
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.005)
+    saved = kept(model)
+    saved.save(tmp_path / "model.keras")
+    assert type(saved.optimizer) is keras.optimizers.SGD
+    load_saved(tmp_path / "model.keras", called="it")
+
+
 @pytest.mark.parametrize("name", ["two", "wrong", "bare", "tiny", "nothing"])
 def test_a_metric_that_does_not_look_like_ours_is_refused(name: str) -> None:
     said = refusal(TRUST, f"evaluate.metrics=[accuracy,my_models.{name}]")
@@ -230,11 +266,12 @@ def test_the_sources_of_a_module_are_kept_with_their_checksum(tmp_path: Path) ->
     assert after["my_package"] != before["my_package"]
 
 
-@pytest.mark.parametrize("group", BUILDERS)
+@pytest.mark.parametrize("group", MODULES)
 def test_what_a_builder_is_given_at_run_time_is_what_ours_take(group: str) -> None:
-    for function in public_functions(BUILDERS[group]).values():
+    for function in public_functions(MODULES[group]).values():
         parameters = inspect.signature(function).parameters.values()
-        positional = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        given = [one for one in parameters if one.name not in AVERAGING]
+        positional = [one for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
         assert len(positional) == POSITIONAL[group]
 
 
