@@ -14,7 +14,7 @@ from docs import screenshots
 from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.tracking.client import connect
-from tests.commands import QUICK, carried_out, configured, free_port, inside
+from tests.commands import DRAWN, carried_out, configured, free_port, inside
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -37,7 +37,7 @@ def test_a_server_that_dies_at_epoch_20_delays_nothing_and_gets_everything_once_
                 first.close()
             ends.append(time.perf_counter())
 
-        words = (*QUICK, f"train.epochs={EPOCHS}", f"tracking.uri={address}")
+        words = (*DRAWN, f"train.epochs={EPOCHS}", f"tracking.uri={address}")
         folder = here / "outputs" / "today" / "now"
         made = run(configured(*words), folder, watch)
         ended = time.time() * 1000
