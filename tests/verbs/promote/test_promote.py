@@ -147,6 +147,8 @@ def test_a_run_that_passes_is_champion_with_its_lineage_and_loads_by_alias(
 
 
 def test_a_version_has_a_handful_of_short_tags_and_a_description(runs: Runs) -> None:
+    client = mlflow.MlflowClient()
+    client.log_text(runs.other, "<html></html>", "report.html")
     promoted(runs.good)
     promoted(runs.other, "promote.force=true", "promote.reason='| *better* |'")
     first, second = registry().find(1), registry().find(2)
@@ -156,7 +158,6 @@ def test_a_version_has_a_handful_of_short_tags_and_a_description(runs: Runs) -> 
         assert len(version.tags) <= 8
         assert all(0 < len(value) <= 64 for value in version.tags.values())
     assert second.tags["promotion.replaces"] == "1"
-    client = mlflow.MlflowClient()
     told = client.get_model_version("synthetic", "2").description
     for part in (
         *(
