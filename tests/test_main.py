@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "an unknown metric": (["evaluate.metrics=[acuracy]"], ["evaluate.metrics", "accuracy"]),
     "an unknown choice": (
         ["optimizer=adan"],
-        ["optimizer=adan: no such choice", "did you mean adam?", "rmsprop, sgd"],
+        ["optimizer=adan: no such choice", "did you mean adam?", "rmsprop, schedule_free, sgd"],
     ),
     "an unknown verb": (["rnu"], ["no verb 'rnu'", "run", "evaluate"]),
     "an override without a value": (["run", "seed"], ["cannot read the override 'seed'"]),

@@ -488,7 +488,7 @@ def deadly(number: signal.Signals, name: str) -> None:
 
 def stopped(runs: Runs, number: signal.Signals, request: str) -> subprocess.CompletedProcess[str]:
     """A promotion of the other run that gets a signal after its first request of that name."""
-    words = ("promote", *DATA, *LENIENT, f"run_id={runs.other}")
+    words = ("promote", DATA[0], *LENIENT, f"run_id={runs.other}")
     return pipeline(*words, cwd=runs.folder, before=partial(deadly, number, request))
 
 
