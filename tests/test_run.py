@@ -92,7 +92,7 @@ def test_every_leaf_that_results_depend_on_is_a_parameter_and_nothing_else(ended
     leaves = {
         f"{group}.{key}"
         for group, values in asdict(ended.config).items()
-        if isinstance(values, dict) and group not in ("tracking", "sweep", "choices")
+        if isinstance(values, dict) and group not in ("tracking", "sweep", "choices", "ingest")
         for key in values
         if key != "_target_"
     }
