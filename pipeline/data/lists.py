@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import lazy_loader as lazy
-
 from pipeline.data.files import in_natural_order, picture_endings, shown
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.imports import Lazy
 
-parquet = lazy.load("pyarrow.parquet", suppress_warning=True)  # only for lists of its kind
-pyarrow = lazy.load("pyarrow")
+parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for lists of its kind
 
 LARGEST = 2**30
 """Bytes that a list may have."""

@@ -76,7 +76,7 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
             except Exception as error:
                 log.debug("A heartbeat of run %s got lost: %s", run_id, error)
         with suppress(Exception):  # the store may still be away
-            _back_if_unheard(client, run_id, heard[0])
+            _back_if_unheard(client, run_id, heard[0], ends=True)
 
     thread = threading.Thread(target=beat, name=f"heartbeat of {run_id}", daemon=True)
     thread.start()
@@ -87,15 +87,19 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
         thread.join(LEAVE_S)
 
 
-def _back_if_unheard(client: Client, run_id: str, heard: datetime) -> None:
-    """Revokes that others closed the run, if it has been silent for long since `heard`."""
+def _back_if_unheard(client: Client, run_id: str, heard: datetime, *, ends: bool = False) -> None:
+    """Revokes that others closed the run, if it has been silent for long since `heard`.
+
+    Others write the error before the status: until both are there, only a run that `ends` acts.
+    """
     if _now() - heard < timedelta(seconds=GAP_S):
         return
     run = client.get_run(run_id)
-    if run.data.tags.get(ERROR) == GONE:
-        client.delete_tag(run_id, ERROR)
-        if run.info.status == Status.KILLED:
+    killed = run.info.status == Status.KILLED
+    if run.data.tags.get(ERROR) == GONE and (killed or ends):
+        if killed:
             client.update_run(run_id, status=str(Status.RUNNING))
+        client.delete_tag(run_id, ERROR)
 
 
 def pulse(tags: Mapping[str, str]) -> Pulse:

@@ -55,7 +55,7 @@ def test_verbs_groups_their_files_and_keys_are_completed(tmp_path: Path) -> None
         "python -m json",
     )
     assert {"predict", "preprocess", "promote"} <= set(verbs.split())
-    assert files.split() == ["model=cnn", "model=condor"]
+    assert files.split() == ["model=cnn", "model=condor", "model=convnext"]
     assert keys == "train.epochs="
     assert "top=" in of_verb.split()
     assert sweepers == "hydra/sweeper=grid"

@@ -38,8 +38,13 @@ TRAINED = np.array([[2, -2], [2, -2], [2, -2]], np.float32)
 
 def network(*kernels: Array) -> Any:
     """What plots see of a model: a layer without a kernel, then dense ones."""
-    layers = [SimpleNamespace(name=f"dense_{n}", kernel=k) for n, k in enumerate(kernels, 1)]
-    return SimpleNamespace(name="net", layers=[SimpleNamespace(name="flatten"), *layers])
+    layers = [
+        SimpleNamespace(name=f"dense_{n}", kernel=k, trainable=True)
+        for n, k in enumerate(kernels, 1)
+    ]
+    return SimpleNamespace(
+        name="net", layers=[SimpleNamespace(name="flatten", trainable=True), *layers]
+    )
 
 
 def fitted(**changes: Any) -> Fitted:
@@ -132,7 +137,7 @@ def test_the_kernel_of_a_convolution_is_one_row_per_input() -> None:
 
 def test_a_model_without_a_kernel_costs_the_picture_of_weights_and_not_the_run() -> None:
     figure = drawn(plots.weights(fitted(model=network())))
-    assert figure.get_suptitle() == "No layer of model net has a kernel"
+    assert figure.get_suptitle() == "No trained layer of model net has a kernel"
     assert figure.axes == []
 
 

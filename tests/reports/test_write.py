@@ -178,7 +178,7 @@ def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of the report")
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "_load_data", lambda *_: {}["data"])
+    monkeypatch.setattr(sys.modules["pipeline.run"], "_load_data", lambda *_, **__: {}["data"])
     monkeypatch.setattr("pipeline.reports.write.html", fail)
     with inside(tmp_path), pytest.raises(KeyError, match="data"):
         run(configured(*SMALL), tmp_path / "outputs")
