@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pipeline.data.files import printable, rest
 from pipeline.data.measures import QUANTITIES, Measures, sizes, splits_of
-from pipeline.data.values import EXACT, Index, RawData, Split
+from pipeline.data.values import EXACT, Index, RawData, Split, shown_shape
 
 MOST_NAMED = 20  # files and kinds of pictures
 
@@ -90,7 +90,7 @@ def table(description: Description) -> Table:
     made = Table("", *names, title=Text(title, "table.title"))
     facts = names.values()
     made.add_row("images", *(f"{split.shape[0]:,}" for split in facts))
-    made.add_row("shape", *("×".join(map(str, split.shape[1:])) for split in facts))
+    made.add_row("shape", *(shown_shape(split.shape[1:]) for split in facts))
     made.add_row("dtypes", *(f"{split.image_dtype}, {split.label_dtype}" for split in facts))
     made.add_row("labels", *("{}–{}".format(*split.label_range) for split in facts))
     for name, values in description.quantities.items():

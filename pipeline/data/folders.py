@@ -16,7 +16,7 @@ from pipeline.data import cache
 from pipeline.data.files import printable
 from pipeline.data.grouping import duplicates, held_out, joined, named_groups
 from pipeline.data.listing import Listing
-from pipeline.data.packing import Job, Packed, Packing
+from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, Array, Index, RawData, Split, Texts
 from pipeline.system.errors import RequestError
 
@@ -56,9 +56,9 @@ class Pictures:
     max_bad: float
 
     @cached_property
-    def job(self) -> Job:
+    def selection(self) -> Selection:
         """The files to be packed."""
-        return Job(listing=self.listing, packing=self.packing)
+        return Selection(listing=self.listing, packing=self.packing)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Pictures:
         digest = sha256("\0".join(texts).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(listing.labels).data)
         return {
-            "pixels": self.job.name,
+            "pixels": self.selection.name,
             "classes": list(listing.class_names),
             "columns": list(listing.columns),
             "labels": digest.hexdigest(),
@@ -113,7 +113,7 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         arrays |= {f"column_{number}": texts.content, f"ends_{number}": texts.ends}
     return arrays, {
         "class_names": list(listing.class_names),
-        "source": pictures.job.root,
+        "source": pictures.selection.root,
         "known": known,
         PACKED: packed.folder.name,
         "fit": pictures.packing.fit,

@@ -59,7 +59,7 @@ def ingest(
                 f"{error}; nor is there a packed copy in {folder} with what the run used "
                 f"({fingerprint[:12]}…): restore one of them, or choose its place with data_dir=…"
             ) from error
-        packed = pack(pictures.job, folder, verify=verify)
+        packed = pack(pictures.selection, folder, verify=verify)
         key = cache.key(content=[pictures.content, packed.content])
         entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
         return _raw(entry, packed)
@@ -72,7 +72,7 @@ def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path
     """The cache folder of the images of a checked leaf, which need not exist."""
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
-        return data_dir / name / str(build(dict(dataset)).job.name)
+        return data_dir / name / str(build(dict(dataset)).selection.name)
     return data_dir / name / f"raw-{cache.key(content=content_of(builder, given))}"
 
 

@@ -30,8 +30,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.data import cache
 from pipeline.data.files import printable
@@ -41,7 +39,7 @@ from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks
 from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove, replacing
-from pipeline.system.terminal import native_messages_to
+from pipeline.system.terminal import native_messages_to, plain_console, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +95,7 @@ class Packed:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
+class Selection:
     """Files to be packed, with the settings; each file is asked for its state once."""
 
     listing: Listing
@@ -143,7 +141,7 @@ class Job:
         return folder / f".packing-{cache.key(**self.settings)}"
 
 
-def pack(job: Job, folder: Path, *, verify: bool = False) -> Packed:
+def pack(files: Selection, folder: Path, *, verify: bool = False) -> Packed:
     """Returns the packed copy of these files from the cache in `folder`, or makes it.
 
     With `verify`, every byte of it is compared with its checksum.
@@ -153,11 +151,11 @@ def pack(job: Job, folder: Path, *, verify: bool = False) -> Packed:
         PipelineError: the disk or the network failed while reading a file.
         OSError: the cache cannot be written; names the file.
     """
-    build = partial(_build, job, folder)
-    entry = cache.load_or_build(folder / job.name, build, verify=verify)
+    build = partial(_build, files, folder)
+    entry = cache.load_or_build(folder / files.name, build, verify=verify)
     if not entry.cached:
-        remove(job.workplace(folder), ignore_errors=True)
-    return _packed(entry, folder / job.name)
+        remove(files.workplace(folder), ignore_errors=True)
+    return _packed(entry, folder / files.name)
 
 
 def read(folder: Path) -> Packed:
@@ -208,15 +206,15 @@ class _Record:
     grey: bool = False
 
 
-def _build(job: Job, folder: Path) -> cache.Content:
-    listing, packing = job.listing, job.packing
-    place = job.workplace(folder)
+def _build(files: Selection, folder: Path) -> cache.Content:
+    listing, packing = files.listing, files.packing
+    place = files.workplace(folder)
     with FileLock(place.with_name(f"{place.name}.lock")):
         size = packing.size or _size_of(listing)
         work = _Work.opened(place, (*size, packing.channels or 3))
-        stamps = [tuple(stamp) for stamp in job.stamps.tolist()]
+        stamps = [tuple(stamp) for stamp in files.stamps.tolist()]
         wanted = dict(zip(listing.files, stamps, strict=True))
-        work.adopt(_earlier(folder, job.settings), wanted)
+        work.adopt(_earlier(folder, files.settings), wanted)
         todo = [
             number
             for number in listing.order.tolist()
@@ -224,7 +222,7 @@ def _build(job: Job, folder: Path) -> cache.Content:
         ]
         if todo:
             _scan(listing, stamps, todo, work, packing.fit)
-        return work.finished(wanted, job.settings, may_be_grey=packing.channels is None)
+        return work.finished(wanted, files.settings, may_be_grey=packing.channels is None)
 
 
 def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
@@ -548,16 +546,10 @@ def _told(
     if not sys.stderr.isatty():
         log.info("packing %s", what)
     with native_messages_to(work.place / "decoders.log") as stderr:
-        console = Console(file=stderr, highlight=False, markup=False, emoji=False)
-        bar = Progress(
-            TextColumn("packing"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,}/{task.total:,} pictures"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        bar = progress_bar(
+            plain_console(stderr),
+            before="packing",
+            after="{task.completed:,}/{task.total:,} pictures",
         )
         with bar:
             task = bar.add_task("", total=count)

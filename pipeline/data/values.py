@@ -398,7 +398,7 @@ class Report:
         return f"Report({first}{more}; {', '.join([*self.figures, *self.texts])})"
 
 
-def shown_shape(shape: Shape) -> str:
+def shown_shape(shape: tuple[int, ...]) -> str:
     """The shape of an image, as in `28×28×1`."""
     return "×".join(map(str, shape))
 

@@ -8,11 +8,36 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
+
+
+def plain_console(stream: TextIO | None = None) -> Console:
+    """A console that prints texts as they are, to `stream` or stderr."""
+    return Console(file=stream, stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def progress_bar(console: Console, *, before: str = "", after: str) -> Progress:
+    """A bar with the time left, between two texts of its task's fields; only on a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn(before)] if before else []
+    return Progress(
+        *columns,
+        BarColumn(bar_width=24),
+        TextColumn(after),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def tell_unwritable_logs() -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 
 from pipeline.evaluation.metrics import scale_of
+from pipeline.system.terminal import plain_console, progress_bar
 from pipeline.training.checkpoint import (
     BEST,
     LAST,
@@ -140,20 +139,13 @@ class ProgressDisplay(keras.callbacks.Callback):
     def __init__(self, images: int, console: Console | None = None) -> None:
         super().__init__()
         self.images = images
-        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.console = console or plain_console()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Opens the bar."""
         self.started, self.done = time.perf_counter(), 0
-        self.bar = ProgressBar(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
+        self.bar = progress_bar(
+            self.console, before="epoch {task.fields[epoch]}", after="{task.fields[numbers]}"
         )
         total = self.images * self.params["epochs"]
         self.task = self.bar.add_task("", total=total, epoch=self._name(0), numbers="")

@@ -9,7 +9,7 @@ loaded again (`training/saved.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -280,16 +280,13 @@ def vit(
     layers = keras.layers
     if width % heads:
         raise ValueError(f"heads={heads} does not divide width={width}")
-    x, drop = _tokens(images, width, patch), _rising(drop_path, depth)
-    for number in range(1, depth + 1):
-        name, share = f"block_{number}", next(drop)
+
+    def attended(x: Tensor, name: str) -> Tensor:
         y = _layer_norm(x, f"{name}_attention")
-        y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
-        x = layers.Add(name=f"{name}_attended")([x, _drop_path(y, share, f"{name}_attended")])
-        y = _perceptron(_layer_norm(x, name), 2 * width, name)
-        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
-    features = layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
-    return _head(features, classes, dropout)
+        return layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
+
+    x = _mixing(_tokens(images, width, patch), attended, "attended", depth, drop_path)
+    return _head(x, classes, dropout)
 
 
 def mixer(
@@ -310,17 +307,14 @@ def mixer(
         ValueError: as `vit`.
     """
     layers = keras.layers
-    x, drop = _tokens(images, width, patch), _rising(drop_path, depth)
-    for number in range(1, depth + 1):
-        name, share = f"block_{number}", next(drop)
+
+    def mixed(x: Tensor, name: str) -> Tensor:
         y = layers.Permute((2, 1), name=f"{name}_turn")(_layer_norm(x, f"{name}_tokens"))
         y = _perceptron(y, width, f"{name}_tokens")
-        y = layers.Permute((2, 1), name=f"{name}_return")(y)
-        x = layers.Add(name=f"{name}_mixed")([x, _drop_path(y, share, f"{name}_mixed")])
-        y = _perceptron(_layer_norm(x, name), 2 * width, name)
-        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
-    features = layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
-    return _head(features, classes, dropout)
+        return layers.Permute((2, 1), name=f"{name}_return")(y)
+
+    x = _mixing(_tokens(images, width, patch), mixed, "mixed", depth, drop_path)
+    return _head(x, classes, dropout)
 
 
 def efficientnet_lite(
@@ -504,6 +498,23 @@ def _drop_path(x: Tensor, share: float, name: str) -> Tensor:
         return x
     shape = (None, *[1] * (len(x.shape) - 1))
     return keras.layers.Dropout(share, noise_shape=shape, name=f"{name}_drop_path")(x)
+
+
+def _mixing(
+    x: Tensor, mix: Callable[[Tensor, str], Tensor], mixed: str, depth: int, drop_path: float
+) -> Tensor:
+    """Features of tokens f32[N,T,width]: blocks that `mix` the tokens, then each token's channels.
+
+    `mix` takes the tokens and the block's name; `mixed` ends the name of the sum that follows.
+    """
+    layers, drop = keras.layers, _rising(drop_path, depth)
+    for number in range(1, depth + 1):
+        name, share = f"block_{number}", next(drop)
+        y = mix(x, name)
+        x = layers.Add(name=f"{name}_{mixed}")([x, _drop_path(y, share, f"{name}_{mixed}")])
+        y = _perceptron(_layer_norm(x, name), 2 * x.shape[-1], name)
+        x = layers.Add(name=f"{name}_add")([x, _drop_path(y, share, name)])
+    return layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
 
 
 def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:

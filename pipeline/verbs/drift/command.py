@@ -16,7 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing, listed, unlabelled
 from pipeline.data.measures import NAME, QUANTITIES, Summary, parsed, sizes, values_of
-from pipeline.data.packing import Job, Packed, Packing, pack
+from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import BLOCK_BYTES, Array
@@ -109,7 +109,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
             f"run_id={run.id}: its images have {channels} channels; pictures have 1 or 3"
         )
     packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
-    packed = pack(Job(listing=listing, packing=packing), Path(config.data_dir) / "drift")
+    packed = pack(Selection(listing=listing, packing=packing), Path(config.data_dir) / "drift")
     with native_messages_to(folder / "tensorflow.log"):
         model, notes = _model(run, config)
     values, assigned = _measured(packed, model, request.batch_size)

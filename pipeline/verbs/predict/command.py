@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +22,12 @@ from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
 from pipeline.system.folders import require_writable
-from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.system.terminal import (
+    native_messages_to,
+    plain_console,
+    progress_bar,
+    standard_output,
+)
 from pipeline.verbs.predict import Predict
 from pipeline.verbs.predict.writers import WRITERS, Answers
 
@@ -210,16 +213,8 @@ def _progress(
     found: Found, skipped: list[Unreadable], stderr: TextIO
 ) -> Iterator[Callable[[Block], None]]:
     """Shows a bar on a terminal and one line per unreadable file, and adds that to `skipped`."""
-    console = Console(file=stderr, highlight=False, markup=False, emoji=False)
-    bar = Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[images]:,} images"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    console = plain_console(stderr)
+    bar = progress_bar(console, after="{task.percentage:>3.0f} %  {task.fields[images]:,} images")
     with bar:
         task, images = bar.add_task("", total=len(found.files), images=0), 0
 
