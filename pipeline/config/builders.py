@@ -107,6 +107,19 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         raise RequestError(broken_rules(error, group)) from error
 
 
+def unknown_keys(group: str, leaf: Leaf) -> list[str]:
+    """The keys of a leaf that its builder does not have.
+
+    Raises:
+        RequestError: the target is not on the allow-list.
+    """
+    target = _renamed(leaf.get("_target_"), FORMER_MODULES)
+    if target is None and group in MAY_BE_NONE:
+        return []
+    known = {"_target_", *_rules(group, target)}
+    return [str(key) for key in leaf if key not in known]
+
+
 @cache  # creating one takes longer than a hundred checks
 def _model(group: str, target: str | None) -> type[BaseModel]:
     return create_model(group, __config__=ConfigDict(extra="forbid"), **_rules(group, target))

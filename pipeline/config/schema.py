@@ -14,10 +14,11 @@ from functools import cache
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.config.builders import GROUPS, Leaf, check_leaf
+from pipeline.config.builders import GROUPS, Leaf, check_leaf, unknown_keys
 from pipeline.config.rules import (
     Count,
     CountOrShare,
@@ -282,6 +283,8 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
     else:
         plain = _of_this_version(composed)
     config: Config = checked(Config, plain)
+    if isinstance(composed, DictConfig):
+        _refuse_keys_of_another_choice(config)
     for group in GROUPS:
         setattr(config, group, check_leaf(group, getattr(config, group)))
     if "size" in config.dataset and config.dataset["size"] is None:
@@ -358,6 +361,23 @@ def _plain(composed: Any) -> Any:
 
 def _names(kind: Any) -> set[str]:
     return {one.name for one in fields(kind)}
+
+
+def _refuse_keys_of_another_choice(config: Config) -> None:
+    """Refuses what a recipe sets for the model that it chose (say) if there is now another."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    recipe = hydra.runtime.choices.get("experiment")
+    typed = {word.lstrip("+").partition("=")[0] for word in hydra.overrides.task}
+    for group in GROUPS if recipe else ():
+        keys = [f"{group}.{key}" for key in unknown_keys(group, getattr(config, group))]
+        if unknown := [key for key in keys if key not in typed]:
+            raise RequestError(
+                f"experiment={recipe} sets {' and '.join(unknown)}, which "
+                f"{group}={getattr(config.choices, group)} does not have; leave that out: "
+                f"{' '.join(f'~{key}' for key in unknown)}"
+            )
 
 
 def _check_together(config: Config) -> None:

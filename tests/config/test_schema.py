@@ -100,6 +100,16 @@ def test_a_key_that_nothing_reads_is_refused_even_when_added_on_purpose(override
     assert refusal(override) == f"{key}: no such parameter (got 3)"
 
 
+def test_keys_that_a_recipe_sets_for_another_model_are_named_with_what_leaves_them_out() -> None:
+    said = refusal("experiment=tiny", "model=mlp")
+    without = said.partition("leave that out: ")[2]
+    assert without == "~model.widths ~model.blocks"
+    assert "experiment=tiny sets model.widths and model.blocks, which model=mlp does not" in said
+    config = configured("experiment=tiny", "model=mlp", *without.split())
+    assert (config.model["hidden"], config.train.ema) == ([256, 128], 0.998)
+    assert refusal("experiment=tiny", "+model.foo=3") == "model.foo: no such parameter (got 3)"
+
+
 def test_a_parameter_taken_out_of_a_leaf_is_missed() -> None:
     assert refusal("~model.dropout") == "model.dropout: Field required"
 
