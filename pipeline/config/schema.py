@@ -436,10 +436,16 @@ def _check_backbone(config: Config) -> None:
             f"train.scaling={config.train.scaling}: model.weights={leaf['weights']} were trained "
             "with a scaling of their own, which follows unit; leave train.scaling=unit"
         )
-    if leaf["backbone_rate"] is not None and (
-        leaf["weights"] is None or leaf["trainable"] == "head"
-    ):
+    if leaf["weights"] is None or leaf["trainable"] == "head":
+        for key, value in (("backbone_rate", None), ("unfreeze_epochs", 0)):
+            if leaf.get(key, value) != value:
+                raise RequestError(
+                    f"model.{key} has no effect where the backbone is not trained or starts from "
+                    f"scratch; set model.trainable=top or all and model.weights, or leave it "
+                    f"{'null' if value is None else value}"
+                )
+    if (wait := leaf.get("unfreeze_epochs", 0)) >= config.train.epochs:
         raise RequestError(
-            "model.backbone_rate has no effect where the backbone is not trained or starts from "
-            "scratch; set model.trainable=top or all and model.weights, or leave it null"
+            f"model.unfreeze_epochs={wait} leaves the backbone frozen in all "
+            f"{config.train.epochs} epochs; set it below train.epochs, or model.trainable=head"
         )

@@ -15,39 +15,76 @@ import keras
 import tensorflow as tf
 
 Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
+Decay = Callable[[Any, Sequence[Any]], None]
+DECAYS = ("weight_decay", "adam_weight_decay")  # of Keras' optimizers
+Share = Callable[[Any, Any], Any]  # of the learning rate: by optimizer and variable
 
 
 @contextmanager
 def fused_updates(
-    optimizer: keras.optimizers.Optimizer, shares: Sequence[float] | None = None
+    optimizer: keras.optimizers.Optimizer,
+    shares: Sequence[float] | None = None,
+    since: Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Makes `optimizer` update each variable with one kernel, if TensorFlow has one for it.
 
     Formulas and state remain those of Keras; other optimizers are not changed. `shares` are factors
-    of the learning rate, one per trainable variable; decay of weights is not among what they scale.
+    of the learning rate, one per trainable variable, and `since` the steps (from 0) before which a
+    variable stays as it is. Both hold for the decay of weights too.
     """
     update = _update_for(optimizer)
-    if shares is not None:
+    if shares is None:
+        replaced = {"update_step": update} if update else {}
+    else:
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
-        update = _shared(update or type(optimizer).update_step, shares)
-    if update is None:
-        yield
-        return
-    optimizer.update_step = MethodType(update, optimizer)
+        share = _share_of(shares, since or [0] * len(shares))
+        replaced = {
+            "update_step": _shared(update or type(optimizer).update_step, share),
+            "_apply_weight_decay": _with_shared_decay(type(optimizer)._apply_weight_decay, share),
+        }
+    for name, method in replaced.items():
+        setattr(optimizer, name, MethodType(method, optimizer))
     try:
         yield
     finally:
-        del optimizer.update_step
+        for name in replaced:
+            delattr(optimizer, name)
 
 
-def _shared(update: Update, shares: Sequence[float]) -> Update:
+def _share_of(shares: Sequence[float], since: Sequence[int]) -> Share:
+    def share(optimizer: Any, variable: Any) -> float | tf.Tensor:
+        index = optimizer._get_variable_index(variable)
+        if not since[index]:
+            return shares[index]
+        waits = tf.cast(optimizer.iterations, tf.int64) < since[index]
+        return tf.where(waits, 0.0, shares[index])
+
+    return share
+
+
+def _shared(update: Update, share: Share) -> Update:
     """The same update with each variable's share of the learning rate."""
 
     def slower(
         optimizer: Any, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
     ) -> None:
-        share = shares[optimizer._get_variable_index(variable)]
-        update(optimizer, gradient, variable, learning_rate * share)
+        update(optimizer, gradient, variable, learning_rate * share(optimizer, variable))
+
+    return slower
+
+
+def _with_shared_decay(decay: Decay, share: Share) -> Decay:
+    """The same decay of weights with each variable's share."""
+
+    def slower(optimizer: Any, variables: Sequence[Any]) -> None:
+        if not any(getattr(optimizer, name, None) for name in DECAYS):
+            return
+        for variable in variables:
+            before = tf.identity(variable)
+            decay(optimizer, [variable])
+            # Without a rounding error where the share is 0 or 1.
+            part = tf.cast(share(optimizer, variable), before.dtype)
+            variable.assign(part * tf.identity(variable) + (1 - part) * before)
 
     return slower
 

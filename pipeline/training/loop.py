@@ -39,6 +39,7 @@ def fit(  # noqa: PLR0913
     seed: int,
     xla: bool = False,
     shares: Sequence[float] | None = None,
+    joins: Sequence[int] | None = None,
     stream: bool | None = None,
 ) -> None:
     """Fits `model` on the first of `splits` and validates it on the second, if that is not empty.
@@ -49,7 +50,8 @@ def fit(  # noqa: PLR0913
     `stream` reads the images part by part; None does so if they are too large for memory.
     Neither this nor the size of a part changes the weights.
 
-    `shares` are factors of the learning rate, one per trainable variable.
+    `shares` are factors of the learning rate, one per trainable variable, and `joins` the epochs
+    (from 0) before which a variable stays as it is.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -78,7 +80,8 @@ def fit(  # noqa: PLR0913
     logs: dict[str, float] = {}
     model.stop_training = False
     callbacks.on_train_begin()
-    with fused_updates(model.optimizer, shares):
+    since = [join * -(-len(train) // batch_size) for join in joins or ()] or None
+    with fused_updates(model.optimizer, shares, since):
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
                 break

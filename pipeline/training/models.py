@@ -28,6 +28,7 @@ Tensor = Any  # a KerasTensor; naming that type would import Keras
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
 Widths = Annotated[list[Count], Field(min_length=1)]
 
+Steps = Annotated[int, Field(ge=0)]
 Trainable = Annotated[str, one_of("head", "top", "all")]
 
 # EfficientNet-Lite by variant: factors of width and depth.
@@ -327,12 +328,13 @@ def efficientnet_lite(
     trainable: Trainable,
     backbone_rate: Positive | None,
     dropout: Fraction,
+    unfreeze_epochs: Steps = 0,
 ) -> Tensor:
     """An EfficientNet-Lite, pretrained on ImageNet, and a new head on its 1,280 features.
 
-    Images are resized to `size` × `size` pixels, grey ones become RGB. `weights`, `trainable` and
-    `backbone_rate` are for `training/pretrained.py`. Source: github.com/tensorflow/tpu,
-    models/official/efficientnet/lite; Tan & Le, "EfficientNet", 2019.
+    Images are resized to `size` × `size` pixels, grey ones become RGB. `weights`, `trainable`,
+    `backbone_rate` and `unfreeze_epochs` are for `training/pretrained.py`. Source:
+    github.com/tensorflow/tpu, models/official/efficientnet/lite; Tan & Le, "EfficientNet", 2019.
 
     Raises:
         ValueError: images have two or four channels.
@@ -370,12 +372,13 @@ def keras_application(
     trainable: Trainable,
     backbone_rate: Positive | None,
     dropout: Fraction,
+    unfreeze_epochs: Steps = 0,
 ) -> Tensor:
     """A network of `keras.applications` by its name, with a new head.
 
     Images are scaled as that network expects and resized to `size` × `size` pixels, or left as they
-    are (null); grey ones become RGB. Nothing is downloaded: `weights`, `trainable` and
-    `backbone_rate` are for `training/pretrained.py`.
+    are (null); grey ones become RGB. Nothing is downloaded: `weights`, `trainable`,
+    `backbone_rate` and `unfreeze_epochs` are for `training/pretrained.py`.
 
     Raises:
         ValueError: images have two or four channels, or are too small for the network.

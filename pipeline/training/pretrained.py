@@ -88,13 +88,31 @@ def shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
     """Each trainable variable's share of the optimizer's learning rate; None if all are equal.
 
     The backbone learns at `backbone_rate` times that rate, by default a tenth: its weights are good
-    already.
+    already. Decay of weights has the same share.
     """
     if leaf.get("weights") is None or leaf["trainable"] == "head":
         return None
     slow = {id(weight) for layer in backbone_layers(model) for weight in layer.weights}
     rate = DEFAULT_RATE if leaf["backbone_rate"] is None else leaf["backbone_rate"]
     return [rate if id(weight) in slow else 1.0 for weight in model.trainable_variables]
+
+
+def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
+    """The epoch, from 0, in which each trainable variable is trained first; None if all at once.
+
+    With `unfreeze_epochs` the head begins alone. Each time after so many epochs the next quarter of
+    the backbone's layers joins, from the last to the first (Howard & Ruder, "ULMFiT", 2018).
+    """
+    wait = leaf.get("unfreeze_epochs", 0)
+    if not wait:
+        return None
+    weighted = [layer for layer in backbone_layers(model) if layer.weights]
+    quarters = {
+        id(weight): 1 + int((len(weighted) - 1 - place) / len(weighted) / TOP)
+        for place, layer in enumerate(weighted)
+        for weight in layer.weights
+    }
+    return [wait * quarters.get(id(weight), 0) for weight in model.trainable_variables]
 
 
 def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -27,7 +27,7 @@ from pipeline.training.callbacks import (
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.features import head_of
-from pipeline.training.pretrained import shares
+from pipeline.training.pretrained import joins, shares
 from pipeline.training.xla import is_faster
 
 
@@ -81,6 +81,7 @@ def train(
             seed=config.seed,
             xla=_with_xla(trained, config, images=len(prepared.train)),
             shares=shares(model, config.model),
+            joins=joins(model, config.model),
             stream=settings.stream,
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)

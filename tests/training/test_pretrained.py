@@ -26,6 +26,7 @@ from pipeline.tracking.models import KERAS_FILE
 from pipeline.training import features, models, pretrained
 from pipeline.training.build import build_model, measures
 from pipeline.training.checkpoint import Progress, progress_of
+from pipeline.training.fused import fused_updates
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
@@ -104,6 +105,14 @@ def test_weights_that_are_not_installed_are_named_with_the_command_that_installs
         ("model.weights=null", "model.trainable=head freezes weights that were never trained"),
         ("train.scaling=standard", "train.scaling=standard: model.weights=imagenet were trained"),
         ("model.backbone_rate=0.5", "model.backbone_rate has no effect where the backbone is not"),
+        (
+            "model.unfreeze_epochs=2",
+            "model.unfreeze_epochs has no effect where the backbone is not",
+        ),
+        (
+            "model.trainable=all model.unfreeze_epochs=5 train.epochs=5",
+            "model.unfreeze_epochs=5 leaves the backbone frozen in all 5 epochs; set it below",
+        ),
         ("model.trainable=half", "model.trainable: choose one of head, top, all"),
         ("model.variant=3", "model.variant: Input should be less than or equal to 2"),
     ],
@@ -238,6 +247,51 @@ def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -
     leaf = {"weights": "x", "trainable": "all", "backbone_rate": None}
     assert pretrained.shares(model, leaf) == [0.1, 0.1, 1.0, 1.0]
     assert pretrained.shares(model, leaf | {"trainable": "head"}) is None
+
+
+def test_a_backbone_joins_from_its_last_layers_after_its_epochs(tmp_path: Path) -> None:
+    images = keras.Input((6, 6, 1), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    for number in range(4):
+        x = keras.layers.Dense(5, name=f"base_{number}")(x)
+    x = keras.layers.Identity(name="features")(x)
+    model = keras.Model(images, keras.layers.Dense(3, activation="softmax", name="head")(x))
+    model.compile(optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1), **measures())
+    moved: list[list[str]] = []
+    before = model.get_weights()
+
+    def note(epoch: int, metrics: Any) -> None:
+        nonlocal before
+        now = model.get_weights()
+        names = [weight.path for weight in model.weights]
+        changed = [not np.array_equal(*pair) for pair in zip(before, now, strict=True)]
+        moved.append([name for name, one in zip(names, changed, strict=True) if one])
+        before = now
+
+    config = frozen(tmp_path, trainable="all", backbone_rate=0.5, unfreeze_epochs=2)
+    config = replace(config, train=replace(config.train, epochs=5))
+    train(model, PREPARED, config, tmp_path, [note])
+    joined = [sorted({name.partition("/")[0] for name in epoch}) for epoch in moved]
+    assert joined == [["head"]] * 2 + [["base_3", "head"]] * 2 + [["base_2", "base_3", "head"]]
+    leaf = {"trainable": "all", "unfreeze_epochs": 2}
+    assert pretrained.joins(model, leaf) == [8, 8, 6, 6, 4, 4, 2, 2, 0, 0]
+    assert pretrained.joins(model, leaf | {"unfreeze_epochs": 0}) is None
+
+
+def test_weights_decay_at_their_share_of_the_rate() -> None:
+    ends = {}
+    for rate, steps in ((0.0, None), (0.5, None), (1.0, None), (1.0, [2, 0])):
+        optimizer = keras.optimizers.SGD(0.1, weight_decay=0.2)
+        weights = [keras.Variable([1.0]), keras.Variable([1.0])]
+        optimizer.build(weights)
+        with fused_updates(optimizer, [rate, 1.0], steps):
+            for _ in range(3):
+                optimizer.apply([keras.ops.zeros(1)] * 2, weights)
+        ends[rate, steps is None] = [float(weight[0]) for weight in weights]
+    assert ends[0.0, True] == [1.0, pytest.approx(0.98**3)]
+    assert ends[0.5, True] == pytest.approx([0.99**3, 0.98**3])
+    assert ends[1.0, True] == pytest.approx([0.98**3, 0.98**3])
+    assert ends[1.0, False] == pytest.approx([0.98, 0.98**3])
 
 
 def test_weights_come_from_the_file_of_a_saved_model(tmp_path: Path) -> None:
