@@ -34,7 +34,7 @@ def fused_updates(
     """
     update = _update_for(optimizer)
     if shares is None:
-        replaced = {"update_step": update} if update else {}
+        replaced: dict[str, Callable[..., None]] = {"update_step": update} if update else {}
     else:
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
         share = _share_of(shares, since or [0] * len(shares))
