@@ -20,7 +20,7 @@ from pipeline.data.cache import let_go
 from pipeline.data.values import Array, Split, at_once
 from pipeline.system.errors import PipelineError
 from pipeline.training.averages import show_average, show_trained
-from pipeline.training.fused import fused_updates
+from pipeline.training.fused import fused_norms, fused_updates
 from pipeline.training.streaming import Buffers, Resident, Streamed, is_too_large, resident
 from pipeline.training.xla import Gather, compiled
 
@@ -81,7 +81,7 @@ def fit(  # noqa: PLR0913
     model.stop_training = False
     callbacks.on_train_begin()
     since = [join * -(-len(train) // batch_size) for join in joins or ()] or None
-    with fused_updates(model.optimizer, shares, since):
+    with fused_updates(model.optimizer, shares, since), fused_norms(model):
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
                 break

@@ -119,21 +119,39 @@ def cnn(
     classes: int,
     *,
     filters: list[Count],
-    dense: Count,
+    dense: Count | None,
     activation: Activation,
     dropout: Fraction,
+    batch_norm: bool = False,
+    convolutions: Count = 1,
 ) -> Tensor:
-    """One block of 3×3 convolution and 2×2 max pooling per entry of `filters`, then a dense layer.
+    """One block of 3×3 convolutions and 2×2 max pooling per entry of `filters`, then a dense layer.
 
-    Padding allows pooling at every size, so that images of any size down to 1×1 work.
+    A block pools after its first convolution. `batch_norm` normalises each convolution before the
+    activation, after the pooling, where it costs least. Without `dense` the maps are averaged
+    instead of flattened. Padding allows pooling at every size, so that images of any size down to
+    1×1 work.
     """
     layers = keras.layers
     x = images
     for number, channels in enumerate(filters, start=1):
-        x = layers.Conv2D(
-            channels, 3, padding="same", activation=activation, name=f"conv_{number}"
-        )(x)
-        x = layers.MaxPooling2D(padding="same", name=f"pool_{number}")(x)
+        for inner in range(1, convolutions + 1):
+            name = f"{number}" if inner == 1 else f"{number}_{inner}"
+            x = layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                activation=None if batch_norm else activation,
+                use_bias=not batch_norm,
+                name=f"conv_{name}",
+            )(x)
+            if inner == 1:
+                x = layers.MaxPooling2D(padding="same", name=f"pool_{name}")(x)
+            if batch_norm:
+                x = layers.BatchNormalization(name=f"norm_{name}")(x)
+                x = layers.Activation(activation, name=f"activation_{name}")(x)
+    if dense is None:
+        return _head(x, classes, dropout)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense, activation=activation, name="dense_1")(x)
     x = layers.Dropout(dropout, name="dropout_1")(x)

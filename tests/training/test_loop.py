@@ -11,6 +11,7 @@ import tensorflow as tf
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
 from pipeline.training import loop
+from pipeline.training.fused import fused_norms
 
 pytestmark = pytest.mark.slow
 CLASSES = 3
@@ -56,6 +57,10 @@ def network(
     x = layers.Rescaling(1 / 255)(images)
     if kind == "cnn":
         x = layers.MaxPooling2D()(layers.Conv2D(4, 3, padding="same", activation="relu")(x))
+    if kind == "norms":
+        x = layers.BatchNormalization()(layers.Conv2D(4, 3, use_bias=False)(x))
+        x = layers.Dense(8, use_bias=False)(layers.Flatten()(layers.ReLU()(x)))
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Dense(8, activation="relu")(layers.Flatten()(x))
     x = layers.Dropout(dropout)(x)
     model = Watched(images, layers.Dense(CLASSES, activation="softmax")(x))
@@ -92,7 +97,7 @@ def same_weights(one: keras.Model, other: keras.Model) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "norms"])
 @pytest.mark.parametrize("optimizer", [adam, sgd])
 def test_weights_are_those_of_keras_own_steps_on_the_same_batches(
     optimizer: Callable[[], keras.optimizers.Optimizer], kind: str
@@ -270,3 +275,32 @@ def test_a_diverging_loss_stops_training_with_the_epoch_and_the_mend() -> None:
 def test_a_model_that_its_last_step_spoilt_is_found_out_on_the_validation_images() -> None:
     with pytest.raises(PipelineError, match="the loss became nan in epoch 1"):
         fit(network(keras.optimizers.SGD(np.nan)), split(8), split(9), epochs=1)
+
+
+def test_only_ordinary_normalisations_are_fused_and_only_while_training() -> None:
+    class Own(keras.layers.BatchNormalization):  # type: ignore[misc]
+        pass
+
+    kinds: dict[str, keras.layers.Layer] = {
+        "plain": keras.layers.BatchNormalization(),
+        "frozen": keras.layers.BatchNormalization(trainable=False),
+        "of rows": keras.layers.BatchNormalization(axis=1),
+        "without a scale": keras.layers.BatchNormalization(scale=False),
+        "too small an epsilon for a GPU": keras.layers.BatchNormalization(epsilon=1e-7),
+        "another class": Own(),
+    }
+    images = keras.Input((4, 5, 3))
+    x = images
+    for layer in kinds.values():
+        x = layer(x)
+    model = keras.Model(images, keras.Model(images, x)(images))  # one model within another
+    batch = np.random.default_rng(0).normal(2, 3, (6, 4, 5, 3)).astype(np.float32)
+    before = model(batch, training=False)
+    with fused_norms(model):
+        fused = {name for name, layer in kinds.items() if "call" in vars(layer)}
+        np.testing.assert_array_equal(model(batch, training=False), before)
+        statistics = kinds["frozen"].get_weights()
+        model(batch, training=True)
+        np.testing.assert_array_equal(kinds["frozen"].get_weights(), statistics)
+    assert fused == {"plain", "frozen"}
+    assert not any("call" in vars(layer) for layer in kinds.values())

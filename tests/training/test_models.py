@@ -101,6 +101,17 @@ def test_the_convolutional_network_pools_each_block_to_half() -> None:
     assert parameters(model) == 4 * 10 + 8 * (4 * 9 + 1) + 16 * 393 + 10 * 17
 
 
+def test_a_normalised_convolutional_network_pools_first_and_may_average() -> None:
+    sizes = ("model.filters=[4,8]", "model.convolutions=2", "model.dense=null")
+    model = built("model=cnn", "model.batch_norm=true", *sizes)
+    assert [name for name, _, _ in kinds(model)][2:] == [
+        *("conv_1", "pool_1", "norm_1", "activation_1", "conv_1_2", "norm_1_2", "activation_1_2"),
+        *("conv_2", "pool_2", "norm_2", "activation_2", "conv_2_2", "norm_2_2", "activation_2_2"),
+        *("features", "dropout", "probabilities"),
+    ]
+    assert parameters(model) == 9 * (4 + 16 + 32 + 64) + 2 * 2 * (4 + 8) + 9 * 10
+
+
 def test_the_linear_model_is_one_dense_layer() -> None:
     assert parameters(built("model=linear")) == 785 * 10
 
