@@ -62,8 +62,8 @@ def _ways(
     import keras
 
     from pipeline.config.schema import Tracking
-    from pipeline.data.files import find
-    from pipeline.data.reading import read
+    from pipeline.data.files import find_files
+    from pipeline.data.reading import read_blocks
     from pipeline.system.files import replacing
     from pipeline.tracking.models import load_model
     from pipeline.verbs.predict.command import classifier
@@ -77,8 +77,8 @@ def _ways(
     def ours(place: Path, output: str) -> None:
         path, shape = folder / output, loaded.image_shape
         with replacing(path) as partial, WRITERS[path.suffix](partial) as write:
-            for block in read(
-                find(str(place)).files, shape, at_once=BATCH_SIZE, listener=lambda _: None
+            for block in read_blocks(
+                find_files(str(place)).files, shape, at_once=BATCH_SIZE, listener=lambda _: None
             ):
                 write(classify(block))
 

@@ -61,7 +61,7 @@ def keep(name: str, title: str, figure: Figure, **measured: Any) -> None:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": lineage.hardware(),
         "versions": lineage.versions(),
-        "commit": lineage.code().commit,
+        "commit": lineage.code_state().commit,
         **measured,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")

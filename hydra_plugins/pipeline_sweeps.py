@@ -33,13 +33,13 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Carries out the multirun that the command line asks for."""
         from pipeline.sweeps.jobs import asked_for
-        from pipeline.system.imports import load
+        from pipeline.system.imports import import_slow
 
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         multirun = asked_for(arguments, self.config, loader, adaptive=self.adaptive)
-        load("pipeline.sweeps.sweep").sweep(multirun, self.launcher, adaptive=self.adaptive)
+        import_slow("pipeline.sweeps.sweep").sweep(multirun, self.launcher, adaptive=self.adaptive)
 
 
 class OptunaSweeper(GridSweeper):

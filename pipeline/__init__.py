@@ -89,9 +89,9 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         for home, names in _HOMES.items():
             if name in names:
-                from pipeline.system.imports import load
+                from pipeline.system.imports import import_slow
 
-                value = getattr(load(home), name)
+                value = getattr(import_slow(home), name)
                 super().__setattr__(name, value)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.words import addressed
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import folder_of_work
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 from pipeline.verbs import requests, verbs
 
@@ -286,7 +286,7 @@ def _carried_out(
 def _imported(module: str) -> Any:
     """Imports a module of the pipeline; keeps TensorFlow's native messages off the terminal."""
     with native_messages_to(Path("/dev/null")):
-        return load(module)
+        return import_slow(module)
 
 
 def _find(run_id: str, config: Config) -> RecordedRun:

@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
-from pipeline.evaluation.evaluate import answers, beside, draw_training, evaluate, stored
+from pipeline.evaluation.evaluate import answers, as_arrays, beside, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
@@ -25,7 +25,7 @@ from pipeline.training.leakage import leaked
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
-Found = dict[str, Predictions]  # by split
+BySplit = dict[str, Predictions]  # by split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +122,18 @@ def _load_data(
     return prepared
 
 
-def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> Found:
+def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> BySplit:
     settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
     probs = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
     predictions = {key: answers(splits[key], one, prepared) for key, one in probs.items()}
-    log.save_arrays("predictions", stored(predictions))
+    log.save_arrays("predictions", as_arrays(predictions))
     if settings.test:
         log.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
     log.log_report(beside(predictions, in_views(model, splits, prepared, config), settings))
     return predictions
 
 
-def _result(run_id: str, found: Found, model_uri: str | None) -> Result:
+def _result(run_id: str, found: BySplit, model_uri: str | None) -> Result:
     val, test = (accuracy(found[s]) if s in found else float("nan") for s in ("val", "test"))
     return Result(run_id=run_id, val_accuracy=val, test_accuracy=test, model_uri=model_uri)

@@ -169,7 +169,7 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
     Raises:
         RequestError: it takes other positional parameters, or a parameter has no annotation.
     """
-    builder = trusted.function(target)
+    builder = trusted.trusted_function(target)
     parameters = [
         one
         for one in inspect.signature(builder).parameters.values()
@@ -270,4 +270,4 @@ def _located(target: str) -> Callable[..., Any]:
     if module.partition(".")[0] in ("pipeline", "keras"):
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return found
-    return trusted.function(target)
+    return trusted.trusted_function(target)

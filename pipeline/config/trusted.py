@@ -65,13 +65,13 @@ def is_trusted(target: str) -> bool:
 def functions() -> dict[str, Callable[..., Any]]:
     """The public functions that the trusted modules define, by their dotted names."""
     return {
-        f"{module}.{name}": function
+        f"{module}.{name}": trusted_function
         for module in _trusted
-        for name, function in public_functions(module).items()
+        for name, trusted_function in public_functions(module).items()
     }
 
 
-def function(target: str) -> Callable[..., Any]:
+def trusted_function(target: str) -> Callable[..., Any]:
     """The function with that dotted name.
 
     Raises:

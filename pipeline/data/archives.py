@@ -30,7 +30,7 @@ from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
 
-from pipeline.data.files import in_natural_order, is_hidden, shown
+from pipeline.data.files import as_line, in_natural_order, is_hidden
 from pipeline.data.places import EMPTY, GONE, Contents, Folder, Place, Stamp, hidden_kind
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
@@ -176,7 +176,7 @@ def _below(archive: Place, name: str, key: str) -> str:
         return name
     if any(file.startswith(f"{name}/") for file in files):
         return f"{name}/"
-    raise RequestError(f"{key}={archive.root / name}: {archive.root.name} has no {shown(name)}")
+    raise RequestError(f"{key}={archive.root / name}: {archive.root.name} has no {as_line(name)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +209,7 @@ class Zip:
         except Exception as error:  # each method of compression raises its own
             reason = str(error) if isinstance(error, ValueError) else one_line(error)
             raise RequestError(
-                f"{self.root}: {shown(name)}: {reason}; save it again with numpy.savez"
+                f"{self.root}: {as_line(name)}: {reason}; save it again with numpy.savez"
             ) from error
 
     @contextmanager
@@ -289,11 +289,11 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 def _check_readable(info: zipfile.ZipInfo, name: str) -> None:
     if info.flag_bits & _ENCRYPTED:
-        raise _Refused(f"{shown(name)} is encrypted; unpack it yourself, and name the folder")
+        raise _Refused(f"{as_line(name)} is encrypted; unpack it yourself, and name the folder")
     if info.compress_type not in _METHODS:
         method = _OTHER_METHODS.get(info.compress_type, f"number {info.compress_type}")
         raise _Refused(
-            f"{shown(name)} is compressed by a method that cannot be read ({method}); "
+            f"{as_line(name)} is compressed by a method that cannot be read ({method}); "
             "unpack it yourself, and name the folder"
         )
 
@@ -426,7 +426,9 @@ def _infos(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
         _check_count(count := count + 1)
         if not 0 <= info.size < 2**62:
-            raise _Refused(f"{shown(info.name)} has the size {info.size}; fetch the archive again")
+            raise _Refused(
+                f"{as_line(info.name)} has the size {info.size}; fetch the archive again"
+            )
         yield info
 
 
@@ -482,7 +484,7 @@ def _inside(name: str) -> str:
     drive = bool(parts) and re.fullmatch("[A-Za-z]:", parts[0])
     if name.startswith("/") or ".." in parts or drive:
         raise _Refused(
-            f"its member {shown(name)} lies outside the archive, as in none that was made from "
+            f"its member {as_line(name)} lies outside the archive, as in none that was made from "
             "inside a folder; if you trust it, unpack it yourself, and name the folder"
         )
     return "/".join(parts)

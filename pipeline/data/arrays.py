@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.archives import arrays_at, located
-from pipeline.data.files import natural, shown
+from pipeline.data.files import as_line, natural
 from pipeline.data.lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
 from pipeline.data.places import Place
@@ -191,7 +191,7 @@ def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Seque
     if any(split == "val" for split, _ in found):
         needed += [("val", IMAGES), ("val", LABELS)]
     if lacking := [part for part in needed if part not in found]:
-        told = ", ".join(map(shown, there[:12]))
+        told = ", ".join(map(as_line, there[:12]))
         raise RequestError(
             f"dataset.path={path}: the {' '.join(lacking[0])} are missing; there "
             f"{f'are {told}' if told else 'is nothing'}"
@@ -218,7 +218,9 @@ def _raw(
             f"dataset.class_names has {len(class_names)} names, but {path} has {len(known)} labels"
         )
     values = [getattr(label, "item", lambda label=label: label)() for label in known]
-    made = list(class_names or [shown((names or {}).get(label) or str(label)) for label in values])
+    made = list(
+        class_names or [as_line((names or {}).get(label) or str(label)) for label in values]
+    )
     if len({*made}) < len(made):
         raise RequestError(
             f"dataset.path={path}: two labels have the same name ({', '.join(made)})"
@@ -322,7 +324,7 @@ def from_cifar(path: str, *, fine: bool | None, source: str | None = None) -> Ra
         kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
         raise RequestError(
             f"dataset.path={path} is not the published archive or its folder: it lacks "
-            f"{kinds.replace(chr(92), '')}; there are {', '.join(map(shown, list(files)[:12]))}"
+            f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, list(files)[:12]))}"
         )
     class_names = _cifar_names(place, files[version.names], version)
     splits = {}
@@ -347,7 +349,7 @@ def _cifar_names(place: Place, name: str, version: Cifar) -> tuple[str, ...]:
         names = content.decode("utf-8", "replace").split()
     if not isinstance(names, list) or len({*map(str, names)}) < max(2, len(names)):
         raise RequestError(f"{place.root / name} does not hold the names of the classes")
-    return tuple(shown(_string(one)) for one in names)
+    return tuple(as_line(_string(one)) for one in names)
 
 
 def _cifar_part(place: Place, name: str, version: Cifar, classes: int) -> tuple[Array, Array]:

@@ -35,7 +35,7 @@ TICK_S = 0.02
 """Seconds within which two changes of a file may have the same time (a kernel tick is 0.01 s)."""
 _CHECKED = ".checked.json"  # not part of the entry: hidden files never are
 
-Stamp = tuple[
+EntryStamp = tuple[
     tuple[str | int, ...], ...
 ]  # per file: name, size, modification and change times, inode
 
@@ -97,7 +97,7 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
         return _load(folder, cached=False)
 
 
-def stored(folder: Path) -> Entry:
+def load_stored(folder: Path) -> Entry:
     """Loads the entry at `folder`.
 
     Raises:
@@ -183,21 +183,21 @@ def _load(folder: Path, *, cached: bool, verify: bool = False) -> Entry:
     return _read_once(folder.absolute(), stamp, cached=cached)
 
 
-def _stamp(folder: Path) -> Stamp:
+def _stamp(folder: Path) -> EntryStamp:
     files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name[0] != "."]
     return tuple(
         (name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files
     )
 
 
-def _is_checked(folder: Path, stamp: Stamp) -> bool:
+def _is_checked(folder: Path, stamp: EntryStamp) -> bool:
     try:
         return bool(json.loads((folder / _CHECKED).read_text()) == [list(file) for file in stamp])
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _check(folder: Path, stamp: Stamp) -> None:
+def _check(folder: Path, stamp: EntryStamp) -> None:
     """Compares every byte of an entry with its checksums, and records that they match."""
     changed = max((int(file[3]) for file in stamp), default=0) / 1e9
     # A file that changes after this check must get a time other than its current one.
@@ -212,7 +212,7 @@ def _check(folder: Path, stamp: Stamp) -> None:
 
 
 @lru_cache(maxsize=6)  # three for a data set, three for the previous one
-def _read_once(folder: Path, stamp: Stamp, *, cached: bool) -> Entry:
+def _read_once(folder: Path, stamp: EntryStamp, *, cached: bool) -> Entry:
     with _damage_of_all_kinds():
         entry = _described(folder)
         arrays = {name: _mapped(folder / f"{name}.npy") for name in entry["sha256"]}

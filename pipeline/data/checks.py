@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Violation:
     """What a check has found beyond its limit; `key` is that of the check, `action` as set."""
 
     key: str
@@ -39,7 +39,7 @@ class Finding:
         return f"{self.key}: {self.text}; {self.key}.limit={self.accepting:g} accepts it"
 
 
-def findings(raw: RawData, measures: Measures, checks: Checks) -> list[Finding]:
+def violations(raw: RawData, measures: Measures, checks: Checks) -> list[Violation]:
     """Looks for everything that `checks` asks for, most severe first."""
     found = []
     for one in fields(checks):
@@ -49,11 +49,11 @@ def findings(raw: RawData, measures: Measures, checks: Checks) -> list[Finding]:
         text, accepting = _CHECKS[one.name](raw, measures, check.limit)
         if text:
             key = f"ingest.checks.{one.name}"
-            found.append(Finding(key=key, action=check.action, text=text, accepting=accepting))
+            found.append(Violation(key=key, action=check.action, text=text, accepting=accepting))
     return sorted(found, key=lambda finding: finding.action != REFUSE)
 
 
-def apply(found: Sequence[Finding]) -> None:
+def apply(found: Sequence[Violation]) -> None:
     """Warns of the findings.
 
     Raises:

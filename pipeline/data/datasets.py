@@ -23,13 +23,13 @@ from pipeline.data.folders import Division, Pictures
 from pipeline.data.listing import Classes, listed
 from pipeline.data.packing import Packing
 from pipeline.data.pictures import FITS
-from pipeline.data.sources import IdxDataset, downloaded, find
+from pipeline.data.sources import IdxDataset, downloaded, retrieve
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
 sklearn = lazy.load("sklearn")  # takes a second, too long for the check of a configuration
 
-Side = Annotated[int, Field(ge=4, le=512)]
+SideLength = Annotated[int, Field(ge=4, le=512)]
 Channels = Annotated[int, Field(ge=1, le=4)]
 
 FASHION_MNIST = IdxDataset(
@@ -140,7 +140,7 @@ def synthetic(
     train_size: Annotated[int, Field(ge=10)],
     test_size: Annotated[int, Field(ge=10)],
     classes: Annotated[int, Field(ge=2, le=1000)],
-    image_shape: tuple[Side, Side, Channels],
+    image_shape: tuple[SideLength, SideLength, Channels],
     noise: Annotated[float, Field(ge=0, le=255)],
     seed: Seed,
 ) -> RawData:
@@ -240,7 +240,7 @@ def cifar100(
 def folder(  # noqa: PLR0913 (the keys of its file)
     *,
     path: str | None,
-    size: Side | tuple[Side, Side] | None,
+    size: SideLength | tuple[SideLength, SideLength] | None,
     channels: Literal[1, 3] | None,
     fit: Annotated[str, one_of(*FITS)],
     classes: Classes,
@@ -314,7 +314,7 @@ def _cifar(
 def _from_idx(
     dataset: IdxDataset, class_names: tuple[str, ...], *, folder: str | None, download: bool
 ) -> RawData:
-    found = find(dataset, folder=folder, download=download)
+    found = retrieve(dataset, folder=folder, download=download)
     train_images, train_labels, test_images, test_labels = found.arrays.values()
     return RawData(
         train=_split(train_images[..., np.newaxis], train_labels),

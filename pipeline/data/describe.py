@@ -83,7 +83,7 @@ def describe(raw: RawData, measures: Measures | None = None) -> Description:
     )
 
 
-def table(description: Description) -> Table:
+def description_table(description: Description) -> Table:
     """The description as a table for the terminal."""
     names = description.splits
     title = f"Data from {printable(description.source)}"
@@ -136,7 +136,7 @@ def text(description: Description) -> str:
     """The description as plain text, 100 columns at most."""
     console = Console(file=StringIO(), width=100, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
-        console.print(table(description))
+        console.print(description_table(description))
         for line in lines(description):
             console.print(line, soft_wrap=True)
     return capture.get()

@@ -44,7 +44,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundFiles:
     """Files in order, the folders that cannot be opened, and counts of what was left out.
 
     `left_out` counts by suffix (`.heic`), `without an ending` and `linked folder`.
@@ -83,7 +83,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
-def find(images: str) -> Found:
+def find_files(images: str) -> FoundFiles:
     """Finds, in order, the files that a path, a folder (with subfolders) or a pattern stands for.
 
     The order is natural (`9.png` before `10.png`). In folders, files that are hidden or belong to
@@ -104,7 +104,7 @@ def find(images: str) -> Found:
         start = Path(named.anchor)
         search.pattern(start, named.parts[1:] if named.anchor else named.parts)
     left_out = Counter(kind for place, kind in search.left_out.items() if place not in search.files)
-    found = Found(
+    found = FoundFiles(
         files=tuple(sorted(search.files, key=_natural)),
         unreadable=tuple(search.closed[place] for place in sorted(search.closed, key=_natural)),
         left_out=tuple(left_out.most_common()),
@@ -234,10 +234,10 @@ def printable(file: Path | str) -> str:
     try:
         return os.fsencode(file).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a list may name what no file can be called
-        return shown(str(file))
+        return as_line(str(file))
 
 
-def shown(text: str) -> str:
+def as_line(text: str) -> str:
     r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, …."""
     if text.isprintable():
         return text

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data import cache
 from pipeline.data.files import printable
-from pipeline.data.grouping import duplicates, held_out, joined, named_groups
+from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, Array, Index, RawData, Split, Texts
@@ -97,7 +97,7 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         lambda places: packed.images[places],
         threshold=settings.near_duplicates,
     )
-    groups = joined(named, pairs)
+    groups = join_groups(named, pairs)
     given = np.array([SPLITS.index(split) if split else -1 for split in listing.splits], np.int8)
     splits, notes = _assigned(labels, groups, given[rows], pictures)
     arrays: dict[str, Array | cache.Stream | Path] = {}

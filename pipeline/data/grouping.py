@@ -175,7 +175,7 @@ def _looks(images: Images, places: Array) -> Array:
     return np.concatenate(looks)
 
 
-def joined(groups: Array, pairs: Array) -> Array:
+def join_groups(groups: Array, pairs: Array) -> Array:
     """The groups i64[n] that remain when those of each pair of places are joined.
 
     They are numbered in the order of their first pictures.

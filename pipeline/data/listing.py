@@ -25,11 +25,11 @@ from pipeline.data.archives import LARGEST, located
 from pipeline.data.files import (
     NO_ENDING,
     Unreadable,
+    as_line,
     natural,
     picture_endings,
     printable,
     rest,
-    shown,
 )
 from pipeline.data.places import GONE, Contents, Place
 from pipeline.data.values import Array
@@ -215,7 +215,7 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
 
 def _text(name: str) -> str:
     """The name of a class as it is compared and stored."""
-    return shown(unicodedata.normalize("NFC", name))
+    return as_line(unicodedata.normalize("NFC", name))
 
 
 def _no_list(path: Path) -> str | None:
@@ -303,7 +303,7 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
             return None
     if len(folders) < 2:
         return None
-    within = f" in {shown(top)}" if top else ""
+    within = f" in {as_line(top)}" if top else ""
     inner = [{lists.split_of(one) for one in tree.below[f"{top}{name}/"]} for name in folders]
     found = set().union(*inner)
     loose = any(tree.loose[f"{top}{name}/"] for name in folders)
@@ -324,14 +324,14 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
     sides = [(tree.unwrapped(f"{top}{name}/", shared), split) for name, split in above.items()]
     sides.sort(key=lambda side: SPLITS.index(side[1]))
     notes = [
-        f"{shown(top + name)}/ has no class folders: its pictures are left out"
+        f"{as_line(top + name)}/ has no class folders: its pictures are left out"
         for name in splits
         if name not in above
     ]
     if {*above.values()} == {"train"}:
         sides = [(folder, "") for folder, _ in sides]
     count = len({one for folder, _ in sides for one in tree.below[folder]})
-    told = f"{_joined([shown(folder) for folder, _ in sides])} above {count} class folders"
+    told = f"{_joined([as_line(folder) for folder, _ in sides])} above {count} class folders"
     return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
 
 
@@ -364,8 +364,9 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     layout = _layout(tree, top, keep)
     if found and (layout is None or wanted.for_lists):
         if len(found) > 1:
+            names = ", ".join(map(as_line, found[:TOLD]))
             raise wanted.refuse(
-                f"{len(found)} lists lie there ({', '.join(map(shown, found[:TOLD]))}); name one: "
+                f"{len(found)} lists lie there ({names}); name one: "
                 f"dataset.path={place.root / found[0]}"
             )
         return _from_list(place, found[0], wanted)
@@ -374,7 +375,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     if wanted.for_lists:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *_without_pictures(files, tree, layout)]
-    notes += [f"{shown(one)} is not used; type dataset.path={place.root / one}" for one in found]
+    notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
 
@@ -422,12 +423,13 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
         )
         for name, count in inner.items():
             if name not in tree.below[side]:
-                yield f"{shown(side + name)}/ is no class: none of its {count:,} files is a picture"
+                folder = as_line(side + name)
+                yield f"{folder}/ is no class: none of its {count:,} files is a picture"
 
 
 def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: Counter[str]) -> str:
     """Says why there are no classes, and how pictures can be arranged."""
-    folders = [shown(name) for name in tree.below[top]]
+    folders = [as_line(name) for name in tree.below[top]]
     if not tree.pictures:
         found = "no pictures there"
     elif len(folders) == 1:
@@ -438,7 +440,7 @@ def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: C
         found = f"{len(tree.pictures):,} pictures lie there without class folders"
     told = [found, rest(tuple(left_out.most_common()))]
     if contents.linked:
-        names = ", ".join(map(shown, contents.linked[:TOLD]))
+        names = ", ".join(map(as_line, contents.linked[:TOLD]))
         told.append(f"a linked folder ({names}) is entered only if dataset.classes names it")
     folder = Path(path).name or path
     ways = f"{folder}/CLASS/1.png, {folder}/train/CLASS/1.png and {folder}/test/CLASS/2.png"
@@ -498,7 +500,7 @@ def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
     told = str(place.root / name)
     try:
         with place.opened(name) as file:
-            table = lists.table(_whole(file), told)
+            table = lists.read_table(_whole(file), told)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
@@ -539,7 +541,9 @@ def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
         unreadable=bad,
         notes=rows.notes,
     )
-    layout = f"a list ({table.kind}) with the columns {_joined([shown(one) for one in rows.used])}"
+    layout = (
+        f"a list ({table.kind}) with the columns {_joined([as_line(one) for one in rows.used])}"
+    )
     return _listing(pictures, found, layout, wanted)
 
 
@@ -558,7 +562,7 @@ def _whereabouts(place: Place, below: str, path: str) -> str:
         if file.endswith(f"/{path}"):
             return f".\nIt lies in another folder: dataset.root={place.root / file[: -len(path)]}"
         if f"/{file}".endswith(f"/{name}"):
-            return f".\nThere is {shown(str(place.root / file))}: mend the paths of the list"
+            return f".\nThere is {as_line(str(place.root / file))}: mend the paths of the list"
     return f".\nIts paths are relative to {place.root / below}; dataset.root=… names another folder"
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.data.files import in_natural_order, picture_endings, shown
+from pipeline.data.files import as_line, in_natural_order, picture_endings
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.imports import Lazy
 
@@ -91,7 +91,7 @@ def split_of(name: str) -> str | None:
     return SPLIT_WORDS.get(name.strip().casefold())
 
 
-def table(content: bytes, name: str) -> Table:
+def read_table(content: bytes, name: str) -> Table:
     """Reads a list; the ending of its name says of which kind it is.
 
     Raises:
@@ -161,7 +161,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 def _check_header(header: Sequence[str], name: str) -> None:
     if double := [column for column, count in Counter(header).items() if count > 1]:
-        raise RequestError(f"{name} has several columns {shown(double[0])!r}; rename all but one")
+        raise RequestError(f"{name} has several columns {as_line(double[0])!r}; rename all but one")
     if len(header) > MOST_COLUMNS:
         raise RequestError(f"{name} has {len(header):,} columns; a list has {MOST_COLUMNS} at most")
 
@@ -305,7 +305,7 @@ def usable(
         labels=tuple(labels[row] for row in rows),
         splits=tuple(splits[row] for row in rows),
         columns={
-            shown(name): tuple(shown(_text(values[row])) for row in rows)
+            as_line(name): tuple(as_line(_text(values[row])) for row in rows)
             for name, values in kept.items()
         },
         used=used,
@@ -317,7 +317,7 @@ def usable(
 def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> str:
     """The column of that name, or the one that has a usual name."""
     columns = given.columns
-    there = f"its columns are {', '.join(map(shown, (*columns, *given.others)))}"
+    there = f"its columns are {', '.join(map(as_line, (*columns, *given.others)))}"
     if name is not None:
         if name in columns:
             return name
@@ -384,7 +384,7 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    return shown(unicodedata.normalize("NFC", _text(value)))
+    return as_line(unicodedata.normalize("NFC", _text(value)))
 
 
 def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
@@ -393,7 +393,7 @@ def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
         return path
 
     def refuse(problem: str, mend: str) -> RequestError:
-        return RequestError(f"{given.where(row)}: {shown(path)} {problem}; {mend}")
+        return RequestError(f"{given.where(row)}: {as_line(path)} {problem}; {mend}")
 
     if _ADDRESS.match(path):
         raise refuse("is an address", "download the pictures, and list their files")
@@ -437,13 +437,14 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
     elif name not in given.columns:
         raise RequestError(
             f"dataset.split_column={name}: {given.name} has no such column; its columns are "
-            f"{', '.join(map(shown, given.columns))}"
+            f"{', '.join(map(as_line, given.columns))}"
         )
     splits = [split_of(_text(value)) or "" for value in given.columns[name]]
     if "" in splits:
         row = splits.index("")
+        value = as_line(_text(given.columns[name][row]))
         raise RequestError(
-            f"{given.where(row)}: the {shown(name)} is {shown(_text(given.columns[name][row]))!r}, "
+            f"{given.where(row)}: the {as_line(name)} is {value!r}, "
             "which is none of train, val and test; mend it, or rename the column to divide at "
             "random"
         )
@@ -470,8 +471,8 @@ def _completed(
         for path, exists in zip(named, are_files([one + ending for one in named]), strict=True):
             if exists and completed[path]:
                 raise RequestError(
-                    f"{shown(path)} stands for {shown(completed[path])} and "
-                    f"{shown(path + ending)}; write the endings into the list"
+                    f"{as_line(path)} stands for {as_line(completed[path])} and "
+                    f"{as_line(path + ending)}; write the endings into the list"
                 )
             if exists:
                 completed[path] = path + ending
@@ -516,5 +517,5 @@ def _remarks(given: Table, label_column: str) -> Iterator[str]:
     if spaced:
         yield f"spaces around labels are ignored (in {spaced:,} rows)"
     if given.others:
-        told = ", ".join(f"{shown(name)} ({kind})" for name, kind in given.others.items())
+        told = ", ".join(f"{as_line(name)} ({kind})" for name, kind in given.others.items())
         yield f"columns that hold no plain values are not kept: {told}"

@@ -16,7 +16,7 @@ from pipeline.config.builders import build
 from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.folders import PACKED, Pictures, arranged, restored
-from pipeline.data.packing import Packed, pack, read
+from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
@@ -47,7 +47,7 @@ def ingest(
     """
     folder = data_dir / name
     if fingerprint and (found := _cached_pictures(folder, fingerprint)):
-        return _raw(found, read(folder / found.meta[PACKED]))
+        return _raw(found, read_packed(folder / found.meta[PACKED]))
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         try:
@@ -92,7 +92,7 @@ def _cached_pictures(folder: Path, fingerprint: str) -> cache.Entry | None:
         try:
             meta = json.loads(path.read_text())["meta"]
             if PACKED in meta and meta["known"]["fingerprint"] == fingerprint:
-                return cache.stored(path.parent)
+                return cache.load_stored(path.parent)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None

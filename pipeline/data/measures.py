@@ -68,7 +68,7 @@ def splits_of(raw: RawData) -> dict[str, Split]:
     return {name: split for name, split in given.items() if split is not None}
 
 
-def values_of(images: Array) -> Array:
+def quantities_of(images: Array) -> Array:
     """The QUANTITIES of images u8[N,H,W,C], f32[N,3]; of large ones, some of their pixels."""
     down, across = (max(1, side // SEEN) for side in images.shape[1:3])
     seen = images[:, ::down, ::across]
@@ -91,7 +91,7 @@ def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
     values, blank, digests = [], [], []
     for split in splits_of(raw).values():
         for images in split.batches():
-            of_block = values_of(images)
+            of_block = quantities_of(images)
             values.append(of_block)
             flat = images.reshape(len(images), -1, images.shape[3])
             one_colour = of_block[:, 1] < 1
@@ -135,7 +135,7 @@ def labels_by_row(raw: RawData) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class DataSummary:
     """The training images of a data set in numbers.
 
     `shape` [H,W,C] and `fit` as in `RawData`; `classes` counts images by name. `quantities` holds
@@ -154,19 +154,19 @@ class Summary:
         return json.dumps(asdict(self) | {"version": _VERSION}, ensure_ascii=False)
 
 
-def summarised(raw: RawData, measures: Measures) -> Summary:
+def summarised(raw: RawData, measures: Measures) -> DataSummary:
     """Summarises the training split of a data set."""
     count = len(raw.train)
     counts = np.bincount(raw.train.labels, minlength=len(raw.class_names)).tolist()
     quantities = dict(zip(QUANTITIES, measures.values[:count].T, strict=True))
     if raw.index is not None:
         quantities |= sizes(raw.index.sizes[raw.train.rows])
-    return Summary(
+    return DataSummary(
         images=count,
         shape=raw.train.image_shape,
         fit=raw.fit,
         classes=dict(zip(raw.class_names, counts, strict=True)),
-        quantities={name: distribution(values) for name, values in quantities.items()},
+        quantities={name: quantiles(values) for name, values in quantities.items()},
     )
 
 
@@ -176,7 +176,7 @@ def sizes(heights_widths: Array) -> dict[str, Array]:
     return {"height": height, "width": width, "aspect ratio": width / np.maximum(height, 1)}
 
 
-def distribution(values: Array) -> list[float]:
+def quantiles(values: Array) -> list[float]:
     """Sorted values, or KEPT quantiles of more than KEPT, with four significant digits."""
     ordered = np.sort(values.astype(np.float64))
     if len(ordered) > KEPT:
@@ -184,7 +184,7 @@ def distribution(values: Array) -> list[float]:
     return [float(f"{value:.4g}") for value in ordered.tolist()]
 
 
-def parsed(text: str) -> Summary:
+def parsed(text: str) -> DataSummary:
     """Reads `data_summary.json`.
 
     Raises:
@@ -199,7 +199,7 @@ def parsed(text: str) -> Summary:
         }
         if not np.isfinite([value for values in quantities.values() for value in values]).all():
             raise ValueError("values are not finite")
-        return Summary(
+        return DataSummary(
             images=int(found["images"]),
             shape=(height, width, channels),
             fit=None if found["fit"] is None else str(found["fit"]),

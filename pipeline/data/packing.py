@@ -34,7 +34,7 @@ from PIL import Image
 from pipeline.data import cache
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing
-from pipeline.data.pictures import fitted, is_grey, opened, recognised
+from pipeline.data.pictures import fitted, is_grey, open_picture, recognised
 from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks_logged
 from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
 from pipeline.system.errors import PipelineError, RequestError
@@ -55,7 +55,7 @@ LASTING = (
     errno.ENXIO,
 )
 
-Stamp = tuple[int, ...]
+FileStamp = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Packed:
     sizes: Array
     modes: Sequence[str]
     greys: Array
-    unreadable: Mapping[str, tuple[Stamp, str]]
+    unreadable: Mapping[str, tuple[FileStamp, str]]
     content: str
     folder: Path
 
@@ -158,14 +158,14 @@ def pack(files: Selection, folder: Path, *, verify: bool = False) -> Packed:
     return _packed(entry, folder / files.name)
 
 
-def read(folder: Path) -> Packed:
+def read_packed(folder: Path) -> Packed:
     """Reads a packed copy from its folder in the cache.
 
     Raises:
         PipelineError: it is not there any more, or damaged.
     """
     try:
-        return _packed(cache.stored(folder), folder)
+        return _packed(cache.load_stored(folder), folder)
     except FileNotFoundError as error:
         raise PipelineError(f"{folder}: the packed pictures are gone or damaged") from error
 
@@ -195,7 +195,7 @@ class _Record:
     """What is known of one file: its `row` in the array, or the reason why it has none."""
 
     file: str
-    stamp: Stamp
+    stamp: FileStamp
     row: int = -1
     reason: str = ""
     sha256: str = ""
@@ -231,7 +231,7 @@ def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
     for place in folder.glob("pixels-*/entry.json"):
         try:
             if json.loads(place.read_text())["meta"]["settings"] == settings:
-                found.append((place.stat().st_mtime_ns, read(place.parent)))
+                found.append((place.stat().st_mtime_ns, read_packed(place.parent)))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, PipelineError):
             continue
     return [packed for _, packed in sorted(found, key=lambda one: -one[0])]
@@ -294,7 +294,7 @@ class _Work:
             work.journal.write_text(json.dumps(list(shape)) + "\n")
         return work
 
-    def has(self, file: str, stamp: Stamp) -> bool:
+    def has(self, file: str, stamp: FileStamp) -> bool:
         """Whether this state of a file has been read."""
         known = self.records.get(file)
         return known is not None and known.stamp == stamp
@@ -309,7 +309,7 @@ class _Work:
             file.write(json.dumps([self.rows, [list(vars(one).values()) for one in placed]]) + "\n")
         self.records |= {one.file: one for one in placed}
 
-    def adopt(self, earlier: Iterable[Packed], wanted: Mapping[str, Stamp]) -> None:
+    def adopt(self, earlier: Iterable[Packed], wanted: Mapping[str, FileStamp]) -> None:
         """Copies what earlier packed copies hold of the wanted files."""
         for packed in earlier:
             if not self._fits(packed.images):
@@ -368,7 +368,7 @@ class _Work:
         return True
 
     def finished(
-        self, wanted: Mapping[str, Stamp], settings: Mapping[str, Any], *, may_be_grey: bool
+        self, wanted: Mapping[str, FileStamp], settings: Mapping[str, Any], *, may_be_grey: bool
     ) -> cache.Content:
         """The content of the entry: the rows of the wanted files, in their order.
 
@@ -422,7 +422,7 @@ class _Work:
         return cache.Stream(shape=shape, dtype=dtype, parts=parts)
 
 
-def _record_of(packed: Packed, row: int, file: str, stamp: Stamp) -> _Record:
+def _record_of(packed: Packed, row: int, file: str, stamp: FileStamp) -> _Record:
     height, width = packed.sizes[row].tolist()
     return _Record(
         file=file,
@@ -452,7 +452,7 @@ def _bytes_of(digests: Iterable[str]) -> Array:
 
 
 def _scan(
-    listing: Listing, stamps: Sequence[Stamp], todo: Sequence[int], work: _Work, fit: str
+    listing: Listing, stamps: Sequence[FileStamp], todo: Sequence[int], work: _Work, fit: str
 ) -> None:
     """Decodes files with all cores and adds them to `work` in order, some chunks ahead at most."""
     size = max(1, min(CHUNK, CHUNK_BYTES // int(np.prod(work.shape))))
@@ -479,7 +479,7 @@ def _scan(
 
 
 def _decode(
-    listing: Listing, stamps: Sequence[Stamp], numbers: Sequence[int], shape: Shape, fit: str
+    listing: Listing, stamps: Sequence[FileStamp], numbers: Sequence[int], shape: Shape, fit: str
 ) -> tuple[Array, list[_Record]]:
     images: list[Array] = []
     records = []
@@ -506,7 +506,7 @@ def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]
     """The image of a file, as `pictures.load` makes it, and what is to be known of it."""
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0)
-    picture = opened(file, side=max(shape[:2]), fit=fit)
+    picture = open_picture(file, side=max(shape[:2]), fit=fit)
     image = fitted(picture, shape, fit=fit)
     return image, {
         "sha256": sha256,

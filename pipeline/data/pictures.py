@@ -1,7 +1,7 @@
 """Turns any picture into what a model takes: u8[H,W,C] of its size and channels.
 
-`load` is the only entry point for picture files: predict and serve both use it, so that the same
-bytes give the same image everywhere and the memory of all decoding threads stays bounded.
+`load_picture` is the only entry point for picture files: predict and serve both use it, so that the
+same bytes give the same image everywhere and the memory of all decoding threads stays bounded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
 
 
-def load(
+def load_picture(
     source: Path | BinaryIO, shape: Shape, *, fit: str = PAD, formats: tuple[str, ...] = FORMATS
 ) -> Array:
     """Loads the picture in a file, fitted to u8[H,W,C]; of several frames, the first.
@@ -58,20 +58,20 @@ def load(
             is wrong with the size or the values.
     """
     side = max(shape[:2])
-    return fitted(opened(source, side=side, fit=fit, formats=formats), shape, fit=fit)
+    return fitted(open_picture(source, side=side, fit=fit, formats=formats), shape, fit=fit)
 
 
-def opened(
+def open_picture(
     source: Path | BinaryIO, *, side: int, fit: str = PAD, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
-    """Opens the picture in a file, made `plain` and reduced to at least REDUCED × `side` pixels.
+    """Opens the picture in a file, `made_plain` and reduced to at least REDUCED × `side` pixels.
 
     A JPEG is decoded at a fraction of its size. Waits while the pictures of other threads take too
     much memory. `info["size"]` is the height and width that the picture has upright, `info["mode"]`
     its mode in the file.
 
     Raises:
-        Exception: as `load`.
+        Exception: as `load_picture`.
     """
     with recognised(source, formats) as picture:
         width, height = picture.size
@@ -89,7 +89,7 @@ def opened(
             if deep and picture.mode not in _DEEP:
                 _require_deep(picture)
             turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
-            made = plain(picture, side=side, fit=fit)
+            made = made_plain(picture, side=side, fit=fit)
             made.info |= {"size": (width, height) if turned else (height, width), "mode": mode}
             return made
 
@@ -98,7 +98,7 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
     """Opens the picture in a file; decodes nothing yet.
 
     Raises:
-        Exception: as `load`.
+        Exception: as `load_picture`.
     """
     try:
         return Image.open(regular(source) if isinstance(source, Path) else source, formats=formats)
@@ -156,7 +156,7 @@ def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
         ValueError: the pixel values have no known range.
     """
     height, width, channels = shape
-    upright = plain(picture, side=max(height, width), fit=fit).convert(MODES[channels])
+    upright = made_plain(picture, side=max(height, width), fit=fit).convert(MODES[channels])
     resized = _resized(upright, (width, height), fit)
     small = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if small.shape == shape:
@@ -188,7 +188,7 @@ def contained(picture: Picture, size: tuple[int, int]) -> Picture:
     return picture.resize(fitting, Image.Resampling.LANCZOS)
 
 
-def plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:
+def made_plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:
     """Makes a picture upright and opaque, with 8 bits per channel, in mode L or RGB.
 
     If its longer side (for fits other than `pad` its shorter one) is at least 2 × REDUCED × `side`,

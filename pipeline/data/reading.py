@@ -22,7 +22,7 @@ from PIL import UnidentifiedImageError
 
 from pipeline.data.cache import let_go
 from pipeline.data.files import Unreadable, is_array, open_array, printable
-from pipeline.data.pictures import PAD, as_stack, fitted, load, picture_of
+from pipeline.data.pictures import PAD, as_stack, fitted, load_picture, picture_of
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 _reading = threading.local()  # `file`: the one that this thread is decoding
 
 
-def read(
+def read_blocks(
     files: Iterable[Path],
     shape: Shape,
     *,
@@ -159,7 +159,7 @@ def _decode(files: tuple[Path, ...], shape: Shape, fit: str) -> Block:
     for file in files:
         try:
             with reading_of(file):
-                images.append(load(file, shape, fit=fit))
+                images.append(load_picture(file, shape, fit=fit))
             good.append(file)
         except Exception as error:  # a decoder may raise anything for a damaged file
             unreadable.append(Unreadable(file=file, reason=reason_of(error)))

@@ -72,7 +72,7 @@ class IdxDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Retrieved:
     """Verified arrays u8[N,H,W] or u8[N] by file name, and the source they came from."""
 
     arrays: Mapping[str, Array]
@@ -91,10 +91,10 @@ class DamagedFile(RequestError):
         self.reason = f"{path.name}: {reason}"
 
 
-Source = Callable[[], AbstractContextManager[Path]]
+OpenSource = Callable[[], AbstractContextManager[Path]]
 
 
-def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
+def retrieve(dataset: IdxDataset, *, folder: str | None, download: bool) -> Retrieved:
     """Reads the files from `folder` if it is given, else from the first source that has them.
 
     The sources, in order: the system's copy, the mirrors, the Debian package; the last two only if
@@ -110,7 +110,7 @@ def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
     for name, source in _candidates(dataset, download=download):
         try:
             with source() as place:
-                return Found(arrays=_read(dataset, place), source=name)
+                return Retrieved(arrays=_read(dataset, place), source=name)
         except (Unavailable, OSError) as error:
             reason = str(error)
             log.info("%s: %s; trying the next source", name, reason)
@@ -124,16 +124,16 @@ def find(dataset: IdxDataset, *, folder: str | None, download: bool) -> Found:
     )
 
 
-def _from_named_folder(dataset: IdxDataset, folder: Path) -> Found:
+def _from_named_folder(dataset: IdxDataset, folder: Path) -> Retrieved:
     try:
-        return Found(arrays=_read(dataset, folder), source=str(folder))
+        return Retrieved(arrays=_read(dataset, folder), source=str(folder))
     except Unavailable as error:
         raise RequestError(
             f"dataset.folder={folder}: {error}; it must hold {', '.join(dataset.checksums)} (.gz)"
         ) from error
 
 
-def _candidates(dataset: IdxDataset, *, download: bool) -> Iterator[tuple[str, Source]]:
+def _candidates(dataset: IdxDataset, *, download: bool) -> Iterator[tuple[str, OpenSource]]:
     system = dataset.system_folder
     if system is not None:
         yield str(system), lambda: nullcontext(system)

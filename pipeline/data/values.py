@@ -24,7 +24,7 @@ BLOCK_BYTES = 2**25  # of images that are processed together
 _USUAL = 28 * 28  # pixels of an image
 
 
-def at_once(shape: Sequence[int], most: int) -> int:
+def images_at_once(shape: Sequence[int], most: int) -> int:
     """How many images of a shape [H,W,C] a model takes together: fewer than `most` if > 28×28."""
     return max(1, min(most, most * _USUAL // max(1, math.prod(shape[:-1]))))
 

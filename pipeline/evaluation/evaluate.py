@@ -102,7 +102,7 @@ def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
     )
 
 
-def stored(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
+def as_arrays(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
     """Arrays to store for paired comparisons: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
 
     `class_names` has one text per class.

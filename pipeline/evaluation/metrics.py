@@ -195,11 +195,11 @@ def per_class(predictions: Predictions) -> dict[str, float]:
 def class_keys(class_names: Sequence[str]) -> list[str]:
     """Turns class names into parts of metric names that are unique in any store.
 
-    Each is the class's `metric_name`. Part of the name's SHA-256 is appended for classes that would
-    share one ("C++", "C##"; "hot dog", "hot_dog"), that differ only in case or Unicode form, or
+    Each is `as_metric_name` of the class. Part of the name's SHA-256 is appended for classes that
+    would share one ("C++", "C##"; "hot dog", "hot_dog"), that differ only in case or Unicode form, or
     whose name is empty or too long. It does not depend on the other classes.
     """
-    slugs = [metric_name(name) for name in class_names]
+    slugs = [as_metric_name(name) for name in class_names]
     digests = [
         hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() for name in class_names
     ]
@@ -215,7 +215,7 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
     return keys
 
 
-def metric_name(class_name: str) -> str:
+def as_metric_name(class_name: str) -> str:
     """A class name as part of a metric's name; slashes, which MLflow's UI shows as folders, go."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in class_name)
 

@@ -21,7 +21,7 @@ SERIES = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Axis:
     """Values from `low` to `high` along a drawing from `start` to `end`, with its labels."""
 
     low: float
@@ -56,8 +56,8 @@ class Chart:
     """Axes with series; `mark` is the position of the vertical line at the best epoch."""
 
     title: str
-    x: Scale
-    y: Scale
+    x: Axis
+    y: Axis
     x_label: str
     y_label: str
     lines: tuple[Line, ...] = ()
@@ -76,7 +76,7 @@ class Bar:
     share: float
 
 
-def curves(history: Mapping[str, Mapping[int, float]], best: float | None) -> list[Chart]:
+def curve_charts(history: Mapping[str, Mapping[int, float]], best: float | None) -> list[Chart]:
     """Accuracy and loss by epoch on both splits; values that are not finite are left out."""
     charts = []
     for metric, unit in CURVES.items():
@@ -90,7 +90,7 @@ def curves(history: Mapping[str, Mapping[int, float]], best: float | None) -> li
     return charts
 
 
-def reliability(predictions: Predictions) -> tuple[Chart, list[Bar]]:
+def reliability_chart(predictions: Predictions) -> tuple[Chart, list[Bar]]:
     """Accuracy by confidence, in the bins of the calibration error."""
     chart = Chart(
         title="reliability",
@@ -145,12 +145,12 @@ def _curve(
     )
 
 
-def _scale(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Scale:
+def _scale(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Axis:
     from matplotlib.ticker import MaxNLocator  # its choice of round numbers
 
     ticks = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(min(values), max(values))
     low, high = (min(values), max(values)) if whole else (ticks[0], ticks[-1])
-    return Scale(
+    return Axis(
         low=float(low),
         high=float(high),
         start=start,

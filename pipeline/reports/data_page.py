@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.archives import place_at
-from pipeline.data.checks import Finding, called, conflicts
+from pipeline.data.checks import Violation, called, conflicts
 from pipeline.data.describe import Description, describe
 from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
-from pipeline.data.pictures import contained, opened
+from pipeline.data.pictures import contained, open_picture
 from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import Sprite, sprite, thumbnails
 from pipeline.reports.page import clean, template
@@ -54,7 +54,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class PairedPicture:
     """One picture of a pair: thumbnail, what it is called, class and split."""
 
     thumbnail: int
@@ -69,7 +69,7 @@ class Pairs:
 
     title: str
     total: int
-    shown: tuple[tuple[Side, Side], ...]
+    shown: tuple[tuple[PairedPicture, PairedPicture], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,9 @@ class Seen:
     size: str
 
 
-def html(raw: RawData, measures: Measures, findings: Sequence[Finding] = (), *, name: str) -> str:
+def data_html(
+    raw: RawData, measures: Measures, findings: Sequence[Violation] = (), *, name: str
+) -> str:
     """Renders the page of the data set `name`; `findings` are those of its checks."""
     rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite
     classes = list(_classes(raw, rows))
@@ -181,9 +183,9 @@ def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]
         near = near[~differ]
     same = labels[measures.equal[:, 0]] == labels[measures.equal[:, 1]]
 
-    def side(row: int) -> Side:
+    def side(row: int) -> PairedPicture:
         rows.append(row)
-        return Side(
+        return PairedPicture(
             thumbnail=len(rows) - 1,
             name=clean(called(raw, row)),
             label=clean(raw.class_names[labels[row]]),
@@ -211,7 +213,7 @@ def _seen(raw: RawData, rows: list[int]) -> tuple[list[Image.Image], list[Seen]]
     for row in raw.train.rows[places].tolist():
         try:
             with place.opened(raw.index.files[row]) as file:
-                picture = opened(file, side=ORIGINAL)
+                picture = open_picture(file, side=ORIGINAL)
         except Exception:  # it has changed or gone since; a decoder may raise anything
             continue
         originals.append(picture.convert("RGB"))

@@ -39,7 +39,7 @@ class Unsure:
     confidence: float
 
 
-def html(  # noqa: PLR0913 (what there is to show)
+def drift_html(  # noqa: PLR0913 (what there is to show)
     shifts: Sequence[Shift],
     *,
     run_id: str,

@@ -23,7 +23,7 @@ WEIGHTS_WIDTH = 1100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class ConfusionCell:
     """The images of one true and one predicted class.
 
     `share` is relative to the true class; `level` from 0 to 1 gives the colour. The `kept` most
@@ -73,8 +73,8 @@ class Sprite:
 class Confusion:
     """The matrix by row (true class), largest off-diagonal entries, most confident mistakes."""
 
-    rows: list[list[Cell]]
-    largest: list[Cell]
+    rows: list[list[ConfusionCell]]
+    largest: list[ConfusionCell]
     mistakes: list[Mistake]
     wrong: int
     sprite: Sprite
@@ -141,7 +141,7 @@ def _surest_of_each(predictions: Predictions, kept: Array) -> Array:
     return order[rank < kept[cell[order]]]
 
 
-def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[Cell]]:
+def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[ConfusionCell]]:
     names = predictions.class_names
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     highest = float(shares[~np.eye(len(names), dtype=bool)].max()) or 1.0
@@ -149,7 +149,7 @@ def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[Ce
     numbers, many = counts.tolist(), kept.reshape(counts.shape).tolist()
     return [
         [
-            Cell(
+            ConfusionCell(
                 true=true,
                 guess=guess,
                 count=numbers[i][j],

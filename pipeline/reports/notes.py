@@ -35,7 +35,7 @@ def note_of_run(
     parts = [
         summary(config, parameters),
         accuracy_table(measured) or "Not evaluated.",
-        code(command),
+        code_block(command),
         f"Report: [{report}](artifacts:{report})" if report else "",
     ]
     return "\n\n".join(filter(None, parts))
@@ -46,7 +46,7 @@ def summary(config: Config, parameters: float | None) -> str:
     choices, epochs = config.choices, config.train.epochs
     size = f"{parameters:,.0f} parameters, " if parameters else ""
     return (
-        f"**{plain(choices.model)} on {plain(choices.dataset)}**: "
+        f"**{escaped(choices.model)} on {escaped(choices.dataset)}**: "
         f"{size}{epochs} epoch{'s' * (epochs != 1)}, seed {config.seed}."
     )
 
@@ -69,13 +69,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
 
 
-def code(command: str) -> str:
+def code_block(command: str) -> str:
     """A command as a block of code, whatever it contains."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", command) or [""]))
     return f"{fence}sh\n{command}\n{fence}"
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """A text that looks in Markdown as it is, on one line, shortened if it is very long."""
     line = " ".join(text.split())
     line = line if len(line) <= MOST_TEXT else line[: MOST_TEXT - 1] + "…"

@@ -20,7 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.evaluation.slices import Slice, slices
-from pipeline.reports.charts import curves, reliability
+from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.images import confusion, data_uri, smaller
 from pipeline.reports.notes import CONFIDENCE, SPLITS
 from pipeline.tracking.values import COMMIT, FINGERPRINT, INDEX, PARENT
@@ -84,7 +84,7 @@ class Score:
     images: int
 
 
-def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -> str:
+def run_html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -> str:
     """Renders the page of a run; `predictions` are by split (`val`, `test`).
 
     Classes, mistakes and calibration are those of the test split or, if it was not evaluated, of
@@ -97,7 +97,7 @@ def html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -
         scores=[score(predictions[name], SPLITS[name]) for name in SPLITS if name in predictions],
         groups=_groups(config),
         origins=_origins(facts),
-        charts=curves(facts.history, facts.metrics.get("train/best_epoch")),
+        charts=curve_charts(facts.history, facts.metrics.get("train/best_epoch")),
         weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
         augmentation=data_uri(facts.augmentation, "png") if facts.augmentation else None,
         shown=_shown(predictions[split], SPLITS[split]) if split else None,
@@ -156,7 +156,7 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
         "classes": sorted(rows, key=lambda row: row[3]),
         "matrix": confusion(predictions),
         "slices": _by_column(predictions),
-        "reliability": reliability(predictions),
+        "reliability": reliability_chart(predictions),
     }
 
 

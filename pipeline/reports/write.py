@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config.schema import Config
-from pipeline.data.checks import apply, findings
+from pipeline.data.checks import apply, violations
 from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
 from pipeline.data.measures import NAME as SUMMARY
@@ -20,7 +20,7 @@ from pipeline.data.values import Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import answers
 from pipeline.reports import data_page
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
-from pipeline.reports.page import Facts, html
+from pipeline.reports.page import Facts, run_html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 from pipeline.tracking.client import StoreError
@@ -65,7 +65,7 @@ def save_report(
 ) -> None:
     """Adds `report.html` to the artefacts; `config` is the configuration of the run."""
     with recording.stage("report"):
-        page = html(facts_of(recording, error), config, predictions)
+        page = run_html(facts_of(recording, error), config, predictions)
         recording.save_text(REPORT_PAGE, page)
 
 
@@ -97,11 +97,11 @@ def check_data(raw: RawData, config: Config, recording: Recording, *, shown: boo
     """
     name = config.choices.dataset
     measures = measured(raw, Path(config.data_dir) / name)
-    found = findings(raw, measures, config.ingest.checks)
+    found = violations(raw, measures, config.ingest.checks)
     recording.save_text("data.txt", text(describe(raw, measures)))
     recording.save_text(SUMMARY, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
-        recording.save_text(data_page.NAME, data_page.html(raw, measures, found, name=name))
+        recording.save_text(data_page.NAME, data_page.data_html(raw, measures, found, name=name))
     apply(found)
 
 
@@ -125,7 +125,7 @@ def bring_home(config: Config, run_id: str) -> None:
 def page_of(entry: RecordedRun, recording: Recording, data_dir: str) -> str:
     """The report of a run, from the store and the data on this machine."""
     then = replace(entry.config, data_dir=data_dir)
-    return html(facts_of(recording), then, _stored_predictions(entry, then))
+    return run_html(facts_of(recording), then, _stored_predictions(entry, then))
 
 
 def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predictions]:

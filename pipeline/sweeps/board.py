@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.sweeps.jobs import Job, shown
-from pipeline.sweeps.outcomes import FAILED, KILLED, PRUNED, Objective, Outcome, ranked
+from pipeline.sweeps.jobs import Job, job_name
+from pipeline.sweeps.outcomes import FAILED, KILLED, PRUNED, Outcome, SweepObjective, ranked
 
 REFRESHES = 4  # per second
 
@@ -21,7 +21,7 @@ class Board:
 
     def __init__(
         self,
-        objectives: Sequence[Objective],
+        objectives: Sequence[SweepObjective],
         total: int,
         outcomes: Mapping[int, Outcome],
         console: Console | None = None,
@@ -82,13 +82,13 @@ class Board:
         ]
         if best := ranked(list(self.outcomes.values()), self.objectives):
             value = _value(best[0].values, self.objectives)
-            words.append(f"best {value} ({shown(best[0].params)})")
+            words.append(f"best {value} ({job_name(best[0].params)})")
         return Text(" · ".join([*words, self._left()]), no_wrap=True, overflow="ellipsis")
 
     def _ended(self, outcome: Outcome) -> str:
         result = outcome.error or _value(outcome.values, self.objectives)
         return (
-            f"job {outcome.index} {outcome.state}  {shown(outcome.params)}  {result}  "
+            f"job {outcome.index} {outcome.state}  {job_name(outcome.params)}  {result}  "
             f"{outcome.seconds:.1f} s  {len(self.outcomes)}/{self.total}  {self._left()}"
         )
 
@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _value(values: Iterable[float], objectives: Sequence[Objective]) -> str:
+def _value(values: Iterable[float], objectives: Sequence[SweepObjective]) -> str:
     return "  ".join(
         f"{objective.metric} {value:.4f}"
         if abs(value) < 1000

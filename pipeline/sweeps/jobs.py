@@ -73,7 +73,7 @@ class Job:
         return [f"{key}={value}" for key, value in self.params.items()]
 
     def __str__(self) -> str:
-        return shown(self.params)
+        return job_name(self.params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def grid(searched: Sequence[Override]) -> list[Job]:
                 f"{override.input_line}: a grid needs single values; list them, or search the "
                 "interval with hydra/sweeper=search"
             )
-        values[override.get_key_element()] = values_of(override)
+        values[override.get_key_element()] = swept_values(override)
     count = math.prod(map(len, values.values()))
     if count > MOST_JOBS:
         raise RequestError(
@@ -203,7 +203,7 @@ def grid(searched: Sequence[Override]) -> list[Job]:
     ]
 
 
-def values_of(override: Override) -> list[str]:
+def swept_values(override: Override) -> list[str]:
     """The values of a key to try, as texts.
 
     Raises:
@@ -218,7 +218,7 @@ def values_of(override: Override) -> list[str]:
     return values
 
 
-class Source(Protocol):
+class JobSource(Protocol):
     """Where jobs come from: a grid, or a search that learns from their outcomes."""
 
     known: bool
@@ -266,13 +266,13 @@ class Grid:
         self.done = {index for index, outcome in ended.items() if outcome.state == FINISHED}
 
 
-def shown(params: Mapping[str, str]) -> str:
+def job_name(params: Mapping[str, str]) -> str:
     """Parameters in short form, for names of jobs: `lr=0.001 dropout=0.1`."""
-    names = short_names(params)
+    names = short_keys(params)
     return " ".join(f"{names[key]}={brief(text)}" for key, text in params.items())
 
 
-def short_names(keys: Iterable[str]) -> dict[str, str]:
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
     """The last part of each key, or as many parts as make it unique."""
     plain = {key: key.lstrip("+") for key in keys}
     parts = {key: text.split(".") for key, text in plain.items()}

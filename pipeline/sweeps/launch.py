@@ -26,7 +26,7 @@ from pipeline.config.words import quoted
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.pool import Call, Ended, Pool
 from pipeline.system.errors import PipelineError, RequestError, first_line
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
@@ -53,8 +53,8 @@ def _ray_at_once(launcher: Any) -> int | None:
 
 
 # How many jobs each launcher runs at once, by its module; None: unknown.
-AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
-    "hydra_plugins.pipeline_sweeps": lambda launcher: shares(launcher)[0],
+JOBS_AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
+    "hydra_plugins.pipeline_sweeps": lambda launcher: workers_and_threads(launcher)[0],
     "hydra._internal.core_plugins.basic_launcher": lambda launcher: 1,
     "hydra_plugins.hydra_joblib_launcher": _joblib_at_once,
     "hydra_plugins.hydra_submitit_launcher": _submitit_at_once,
@@ -62,13 +62,13 @@ AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
 }
 
 
-def at_once(launcher: Any) -> int | None:
+def jobs_at_once(launcher: Any) -> int | None:
     """How many jobs a launcher runs at once; None if unknown.
 
-    For a launcher that is not in `AT_ONCE`, its attribute `n_jobs` tells.
+    For a launcher that is not in `JOBS_AT_ONCE`, its attribute `n_jobs` tells.
     """
     module = type(launcher).__module__
-    for name, of_launcher in AT_ONCE.items():
+    for name, of_launcher in JOBS_AT_ONCE.items():
         if module == name or module.startswith(f"{name}."):
             return of_launcher(launcher)
     count = getattr(launcher, "n_jobs", None)
@@ -81,7 +81,7 @@ def require_at_once(launcher: Any) -> None:
     Raises:
         RequestError: it is unknown how many jobs the launcher runs at once.
     """
-    if at_once(launcher) is None:
+    if jobs_at_once(launcher) is None:
         name = HydraConfig.get().runtime.choices.get("hydra/launcher", type(launcher).__name__)
         raise RequestError(
             f"hydra/launcher={name} does not say how many jobs it runs at once, which a search "
@@ -95,7 +95,7 @@ def is_local(launcher: Any) -> bool:
     return type(launcher).__module__ == "hydra_plugins.pipeline_sweeps"
 
 
-def shares(launcher: Any) -> tuple[int, int]:
+def workers_and_threads(launcher: Any) -> tuple[int, int]:
     """Number of worker processes of the local launcher, and of threads per worker.
 
     Raises:
@@ -109,7 +109,7 @@ def shares(launcher: Any) -> tuple[int, int]:
     return workers, threads
 
 
-class Run(Protocol):
+class JobRunner(Protocol):
     """Runs jobs by their overrides `words(job)`, and yields how each ended, by index.
 
     It takes a job only when it can start one, or all at once if they are `known` in advance.
@@ -125,18 +125,18 @@ class Run(Protocol):
 class Workers:
     """The workers that run the jobs of a sweep."""
 
-    run: Run
+    run: JobRunner
     stop: Callable[[], None]
     """Ends the jobs that are still running."""
 
 
 @contextmanager
-def opened(launcher: Any, jobs: int) -> Iterator[Workers]:
+def open_workers(launcher: Any, jobs: int) -> Iterator[Workers]:
     """Provides workers for about this number of `jobs`; local ones start immediately."""
     if not is_local(launcher):
         yield Workers(run=partial(_in_batches, launcher), stop=lambda: None)
         return
-    workers, threads = shares(launcher)
+    workers, threads = workers_and_threads(launcher)
 
     def run(
         jobs: Iterable[Job], words: Callable[[Job], list[str]], *, known: bool = True
@@ -183,7 +183,7 @@ def do_job(composed: DictConfig) -> None:
     config = validate(composed)
     try:
         with native_messages_to(folder / "tensorflow.log"):
-            implementation = load(ONE_JOB)
+            implementation = import_slow(ONE_JOB)
         result = implementation.run_one(config, folder)
         if result is not None:
             print(result, flush=True)
@@ -198,7 +198,7 @@ def launch_batch(
 ) -> list[JobReturn]:
     """Runs jobs in worker processes and returns when all have ended, like Hydra's launchers."""
     jobs = {first + place: list(words) for place, words in enumerate(job_overrides)}
-    with opened(launcher, len(jobs)) as workers:
+    with open_workers(launcher, len(jobs)) as workers:
         started = (Job(index=index, params={}) for index in jobs)
         ended = {end.key: end for end in workers.run(started, lambda job: jobs[job.index])}
     return [_returned(ended[index], words) for index, words in jobs.items()]
@@ -242,7 +242,7 @@ def _in_batches(
     It gets all known jobs at once. A launcher that runs one job at a time gets one at a time, so
     that each outcome is seen as soon as the job ends.
     """
-    most = at_once(launcher)
+    most = jobs_at_once(launcher)
     size = most if not known or most == 1 else None
     waiting = iter(jobs)
     while batch := list(itertools.islice(waiting, size)):

@@ -14,7 +14,7 @@ FINISHED, PRUNED, FAILED, KILLED, RUNNING = "finished", "pruned", "failed", "kil
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class SweepObjective:
     """A metric of the jobs' runs that is maximized or minimized."""
 
     metric: str
@@ -26,14 +26,16 @@ class Objective:
         return "maximize" if self.maximize else "minimize"
 
 
-def objectives(settings: Sweep) -> list[Objective]:
+def objectives(settings: Sweep) -> list[SweepObjective]:
     """The objectives of a sweep; each metric declares its better direction.
 
     Raises:
         RequestError: `sweep.direction` contradicts a metric, or its length differs.
     """
     names, given = settings.objective, settings.direction
-    natural = [Objective(metric=name, maximize=scale_of(name).better == "higher") for name in names]
+    natural = [
+        SweepObjective(metric=name, maximize=scale_of(name).better == "higher") for name in names
+    ]
     if given is None:
         return natural
     if len(given) != len(names):
@@ -68,7 +70,7 @@ class Outcome:
     kept: bool = False
 
 
-def ranked(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
+def ranked(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> list[Outcome]:
     """The finished outcomes, best first by the first objective; ties keep their order."""
     finished = [outcome for outcome in outcomes if outcome.state == FINISHED]
     sign = -1 if objectives[0].maximize else 1

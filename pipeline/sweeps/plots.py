@@ -16,7 +16,15 @@ import lazy_loader
 import numpy as np
 
 from pipeline.sweeps.jobs import Scale
-from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
+from pipeline.sweeps.outcomes import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PRUNED,
+    Outcome,
+    SweepObjective,
+    ranked,
+)
 from pipeline.system.errors import one_line
 
 if TYPE_CHECKING:
@@ -72,7 +80,7 @@ class Group:
     half_width: float
 
 
-def groups(outcomes: Sequence[Outcome], objective: Objective) -> list[Group]:
+def groups(outcomes: Sequence[Outcome], objective: SweepObjective) -> list[Group]:
     """Groups the finished jobs by everything but their seed, best mean of `objective` first."""
     alike: dict[frozenset[tuple[str, str]], list[Outcome]] = {}
     for outcome in _valued(outcomes, FINISHED):
@@ -81,9 +89,9 @@ def groups(outcomes: Sequence[Outcome], objective: Objective) -> list[Group]:
     return sorted(found, key=lambda group: group.mean, reverse=objective.maximize)
 
 
-def draw(
+def draw_sweep(
     outcomes: Sequence[Outcome],
-    objectives: Sequence[Objective],
+    objectives: Sequence[SweepObjective],
     searched: Sequence[str],
     scales: Mapping[str, Scale] | None = None,
 ) -> dict[str, Figure]:
@@ -136,7 +144,7 @@ def _group(outcomes: Sequence[Outcome]) -> Group:
     return Group(params=params, values=values, n=n, mean=mean, sd=sd, half_width=half_width)
 
 
-def _history(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Figure:
+def _history(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> Figure:
     """One panel per objective: its value by job, and the best value so far."""
     figure = _figure(8, 1 + 3 * len(objectives))
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
@@ -149,7 +157,7 @@ def _history(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Fi
     return figure
 
 
-def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: Objective, number: int) -> None:
+def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, number: int) -> None:
     for state, (mark, colour) in MARKS.items():
         style: dict[str, Any] = {"marker": mark, "color": colour, "markersize": 5, "linestyle": ""}
         known = [(t.index, t.values[number]) for t in _valued(outcomes, state, number=number)]
@@ -204,7 +212,7 @@ def _labels(found: Sequence[Group]) -> list[str]:
     keys = [key for key in keys if len({group.params[key] for group in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    rows = [[plain(group.params[key]) for key in keys] for group in found]
+    rows = [[without_markup(group.params[key]) for key in keys] for group in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
 
@@ -219,7 +227,7 @@ def _figure(width: float, height: float) -> Figure:
 def _draw_study(
     figures: dict[str, Figure],
     ranking: Sequence[Outcome],
-    objectives: Sequence[Objective],
+    objectives: Sequence[SweepObjective],
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:
@@ -253,7 +261,9 @@ def _silenced() -> Iterator[None]:
             optuna.logging.set_verbosity(verbosity)
 
 
-def _study(trials: Sequence[Outcome], objectives: Sequence[Objective], columns: Columns) -> Study:
+def _study(
+    trials: Sequence[Outcome], objectives: Sequence[SweepObjective], columns: Columns
+) -> Study:
     """The trials as an Optuna study, with the parameters in `columns`."""
     space = {key: _distribution(column, columns.scale(key)) for key, column in columns.items()}
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
@@ -276,10 +286,10 @@ def _column(texts: Sequence[str]) -> list[Any]:
         numbers = [float(text) for text in texts]
         if all(map(math.isfinite, numbers)):
             return numbers
-    return [plain(text) for text in texts]
+    return [without_markup(text) for text in texts]
 
 
-def plain(text: str) -> str:
+def without_markup(text: str) -> str:
     """The text with dollar signs escaped, so that matplotlib draws no formula."""
     return text.replace("$", r"\$")
 
@@ -317,7 +327,7 @@ def scale_of_parameter(values: Sequence[Any]) -> Scale:
 def _draw_over_parameters(
     figures: dict[str, Figure],
     trials: Sequence[Outcome],
-    objective: Objective,
+    objective: SweepObjective,
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:

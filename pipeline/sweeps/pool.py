@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import cloudpickle
 
-from pipeline.sweeps.worker import STOPS, serve
+from pipeline.sweeps.worker import STOPS, serve_jobs
 from pipeline.system.errors import one_line
 
 GRACE_S = 30.0  # for a busy worker to clean up when the pool is closed
@@ -156,7 +156,7 @@ class Pool:
             raise RuntimeError("a pool is used within its with statement, which ends its workers")
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, self._modules), name="worker")
+        process = context.Process(target=serve_jobs, args=(there, self._modules), name="worker")
         with _inherited(self._threads):
             process.start()
             self._workers[here] = process

@@ -11,12 +11,20 @@ from rich.table import Table
 
 from pipeline.config.schema import Config
 from pipeline.data.values import Report
-from pipeline.reports.notes import code, markdown_table, plain
+from pipeline.reports.notes import code_block, escaped, markdown_table
 from pipeline.sweeps.board import duration
-from pipeline.sweeps.jobs import Job, Scale, brief, short_names
-from pipeline.sweeps.launch import at_once
+from pipeline.sweeps.jobs import Job, Scale, brief, short_keys
+from pipeline.sweeps.launch import jobs_at_once
 from pipeline.sweeps.manifest import Manifest
-from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Objective, Outcome, ranked
+from pipeline.sweeps.outcomes import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PRUNED,
+    Outcome,
+    SweepObjective,
+    ranked,
+)
 from pipeline.sweeps.runs import typical_seconds
 from pipeline.system.imports import uncollected
 from pipeline.system.tables import csv_text
@@ -34,7 +42,7 @@ SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them a
 def log_report(
     parent: Recording,
     outcomes: Sequence[Outcome],
-    objectives: Sequence[Objective],
+    objectives: Sequence[SweepObjective],
     searched: Sequence[str],
     scales: Mapping[str, Scale],
 ) -> None:
@@ -51,9 +59,9 @@ def log_report(
     parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
     with uncollected():
         # Imported only now: it takes seconds, and no job should wait for it.
-        from pipeline.sweeps.plots import draw, groups
+        from pipeline.sweeps.plots import draw_sweep, groups
 
-        figures = draw(outcomes, objectives, searched, scales)
+        figures = draw_sweep(outcomes, objectives, searched, scales)
         alike = groups(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
@@ -63,19 +71,19 @@ def log_report(
 
 def _note(
     outcomes: Sequence[Outcome],
-    objectives: Sequence[Objective],
+    objectives: Sequence[SweepObjective],
     searched: Sequence[str],
     alike: Sequence[Group],
     command: str,
 ) -> str:
     """The description of a sweep: how its jobs ended, and the best of them, seeds together."""
-    names, metric = short_names(searched), objectives[0].metric
+    names, metric = short_keys(searched), objectives[0].metric
     states = [(state, sum(one.state == state for one in outcomes)) for state in _STATES]
     ended = ", ".join(f"{count} {state}" for state, count in states if count)
     keys = [key for key in names if key != "seed"] or list(names)
     rows = [
         (
-            *(plain(brief(group.params.get(key, ""))) for key in keys),
+            *(escaped(brief(group.params.get(key, ""))) for key in keys),
             f"**{_number(group.mean)}**",
             f"{_number(group.mean - group.half_width)} to {_number(group.mean + group.half_width)}"
             if group.n > 1
@@ -84,14 +92,14 @@ def _note(
         )
         for group in alike[:DESCRIBED]
     ]
-    header = (*(plain(names[key]) for key in keys), plain(metric), "95 % interval", "jobs")
+    header = (*(escaped(names[key]) for key in keys), escaped(metric), "95 % interval", "jobs")
     more = f"The best {DESCRIBED} of {len(alike)}; the" if len(alike) > DESCRIBED else "The"
     table = "[trials.csv](artifacts:trials.csv)"
     parts = [
-        f"**Sweep over {plain(', '.join(names.values()))}**: {len(outcomes)} jobs, {ended}.",
+        f"**Sweep over {escaped(', '.join(names.values()))}**: {len(outcomes)} jobs, {ended}.",
         markdown_table(header, rows) if rows else "",
         f"{more} table of all jobs is {table}." if rows else f"All jobs: {table}",
-        code(command),
+        code_block(command),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -99,7 +107,7 @@ def _note(
 def print_report(
     sweep_id: str,
     outcomes: Sequence[Outcome],
-    objectives: Sequence[Objective],
+    objectives: Sequence[SweepObjective],
     console: Console | None = None,
 ) -> None:
     """Prints all jobs, best first and failures last, and a line that scripts read."""
@@ -129,7 +137,7 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     console.print(table)
     count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
-    parallel = min(count, at_once(launcher) or count)
+    parallel = min(count, jobs_at_once(launcher) or count)
     seconds = typical_seconds(config)
     time = (
         f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
@@ -141,13 +149,13 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
 
 
 def _table(
-    best: Sequence[Outcome], outcomes: Sequence[Outcome], objectives: Sequence[Objective]
+    best: Sequence[Outcome], outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]
 ) -> Table:
     finished = {outcome.index for outcome in best}
     others = [outcome for outcome in outcomes if outcome.index not in finished]
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.params))
     names = [objective.metric for objective in objectives]
-    table = Table("job", *short_names(keys).values(), *names, "s", "state")
+    table = Table("job", *short_keys(keys).values(), *names, "s", "state")
     for outcome in [*best, *others][:SHOWN]:
         state = f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
         table.add_row(
@@ -163,7 +171,7 @@ def _table(
 
 
 def _csv(
-    outcomes: Sequence[Outcome], objectives: Sequence[Objective], searched: Sequence[str]
+    outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective], searched: Sequence[str]
 ) -> str:
     header = ("job", "state", *searched, *(one.metric for one in objectives))
     rows = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config.words import quoted
 from pipeline.sweeps.board import Board
-from pipeline.sweeps.jobs import Job, Multirun, Source
+from pipeline.sweeps.jobs import Job, JobSource, Multirun
 from pipeline.sweeps.launch import Workers
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
 from pipeline.sweeps.runs import Children
@@ -27,7 +27,7 @@ class SweepJobs:
 
     multirun: Multirun
     workers: Workers
-    source: Source
+    source: JobSource
     runs: Children
     folder: Path
     outcomes: dict[int, Outcome] = field(default_factory=dict)

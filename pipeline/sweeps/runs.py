@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
+from pipeline.sweeps.outcomes import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PRUNED,
+    RUNNING,
+    Outcome,
+    SweepObjective,
+)
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import awaited, experiment_name
 from pipeline.tracking.delivery import send_journal
@@ -30,7 +38,7 @@ class Children:
 
     parent: Recording
     experiment: str
-    objectives: Sequence[Objective]
+    objectives: Sequence[SweepObjective]
     earlier: set[str] = field(default_factory=set)
     """Ids of the runs from before this sweep was resumed."""
 
@@ -111,7 +119,7 @@ class Children:
         )
 
 
-def children(parent: Recording, objectives: Sequence[Objective]) -> Children:
+def children(parent: Recording, objectives: Sequence[SweepObjective]) -> Children:
     """The runs of the jobs of the sweep that `parent` records, in the same experiment."""
     experiment = by_id(parent.client, parent.id).experiment
     return Children(parent=parent, experiment=experiment, objectives=objectives)

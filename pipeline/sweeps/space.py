@@ -9,7 +9,7 @@ from typing import Any
 import lazy_loader
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from pipeline.sweeps.jobs import values_of
+from pipeline.sweeps.jobs import swept_values
 from pipeline.sweeps.ranges import low_high_step
 from pipeline.system.errors import RequestError, first_line
 
@@ -39,7 +39,7 @@ def distribution(override: Override) -> Any:
         if isinstance(low, int):
             kind = optuna.distributions.IntDistribution
         return _checked(override, kind, low, high, step=step)
-    return optuna.distributions.CategoricalDistribution(values_of(override))
+    return optuna.distributions.CategoricalDistribution(swept_values(override))
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.config.schema import Config
-from pipeline.sweeps.jobs import Grid, Job, Multirun, Source, grid, short_names
-from pipeline.sweeps.launch import opened, require_at_once, settle_in
+from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
+from pipeline.sweeps.launch import open_workers, require_at_once, settle_in
 from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
 from pipeline.sweeps.outcomes import FAILED, objectives, ranked
 from pipeline.sweeps.report import log_report, print_report, show_preview
@@ -48,7 +48,7 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
         show_preview(plan, jobs, config, launcher)
         return
     count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
-    with opened(launcher, count) as workers:  # they start while the jobs are checked
+    with open_workers(launcher, count) as workers:  # they start while the jobs are checked
         resumed, folder = _place(config, multirun)
         plan, jobs = _planned(multirun, adaptive=adaptive, before=folder if resumed else None)
         storage = open_storage(_storage(config, folder)) if adaptive else None
@@ -126,7 +126,7 @@ def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
 
 
 def _named(config: Config, plan: Manifest) -> Config:
-    keys = ", ".join(short_names(plan.searched).values())
+    keys = ", ".join(short_keys(plan.searched).values())
     name = config.tracking.run_name or f"sweep of {keys}"
     return replace(config, tracking=replace(config.tracking, run_name=name))
 
@@ -159,7 +159,7 @@ def _storage(config: Config, folder: Path) -> str:
 
 def _source(
     multirun: Multirun, jobs: list[Job], sweep_id: str, folder: Path, storage: Any
-) -> Source:
+) -> JobSource:
     if storage is None:
         return Grid(jobs)
     config = multirun.config

@@ -20,13 +20,13 @@ from typing import Any
 import cloudpickle
 
 from pipeline.system.errors import one_line
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 from pipeline.system.terminal import tell_unwritable_logs
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
+def serve_jobs(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
     """Runs a worker: receives calls and answers each with its result.
 
     The modules are imported before the first call; a failing import shows when a call needs it.
@@ -45,7 +45,7 @@ def serve(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
     _lead_output_to(Path(os.devnull))
     for module in modules:
         with suppress(Exception):
-            load(module)
+            import_slow(module)
     with suppress(EOFError, OSError):  # the pool has closed its end
         while True:
             there.send_bytes(_carried_out(there.recv_bytes()))

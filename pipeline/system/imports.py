@@ -52,7 +52,7 @@ class Lazy:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-def load(module: str) -> ModuleType:
+def import_slow(module: str) -> ModuleType:
     """Imports a module that imports slow libraries; every entry point of the program uses this.
 
     The objects that the import creates are exempt from garbage collection: TensorFlow creates

@@ -29,7 +29,7 @@ def memory_limit() -> int:
 
 
 @cache
-def place() -> str:
+def process_place() -> str:
     """Where this process' id is valid: host name, boot id and PID namespace.
 
     Containers may share a host name but cannot see each other's processes.
@@ -68,7 +68,7 @@ def lives(pid: int, since: str) -> bool | None:
 def this_process() -> str:
     """Identifies this process for a ticket: JSON with `place`, `pid` and `born`."""
     pid = os.getpid()
-    return json.dumps({"place": place(), "pid": pid, "born": started(pid)})
+    return json.dumps({"place": process_place(), "pid": pid, "born": started(pid)})
 
 
 def at_work(holder: str, age_s: float) -> bool:
@@ -82,11 +82,11 @@ def at_work(holder: str, age_s: float) -> bool:
         where, pid, born = told["place"], int(told["pid"]), str(told["born"])
     except (ValueError, KeyError, TypeError):
         return age_s < PATIENCE_S
-    found = lives(pid, born) if where == place() else None
+    found = lives(pid, born) if where == process_place() else None
     return age_s < PATIENCE_S if found is None else found
 
 
-def shown(holder: str) -> str:
+def process_name(holder: str) -> str:
     """A readable name of the process that `this_process` identified."""
     try:
         told = json.loads(holder)

@@ -59,7 +59,7 @@ from pipeline.tracking.journal import (
     Courier,
     Journal,
     Record,
-    joined,
+    join_records,
 )
 from pipeline.tracking.values import (
     ERROR,
@@ -366,7 +366,7 @@ def _resent(
     """Sends records, joined where possible; yields why the store refuses single ones."""
     rest, singly = list(waiting), 0
     while rest:
-        end, record = next(joined(rest[: 1 if singly else MOST_POINTS]))
+        end, record = next(join_records(rest[: 1 if singly else MOST_POINTS]))
         count = 1 + [end for end, _ in rest].index(end)
         try:
             delivery.send(record | {"again": True} if "again" in record else record)

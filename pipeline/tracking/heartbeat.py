@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pipeline.system.processes import lives, place, started
+from pipeline.system.processes import lives, process_place, started
 from pipeline.tracking.values import ERROR, Status
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def signs() -> dict[str, str]:
     """The heartbeat's tags of a run in this process, now."""
     return {
         BEAT: _now().isoformat(timespec="seconds"),
-        HOST: place(),
+        HOST: process_place(),
         PID: str(os.getpid()),
         STARTED: started(os.getpid()) or "",
     }
@@ -112,7 +112,7 @@ def pulse(tags: Mapping[str, str]) -> Pulse:
         beat = _last_beat(tags)
         if beat is None:
             return Pulse.UNKNOWN
-        if tags[HOST] == place():
+        if tags[HOST] == process_place():
             return Pulse.GONE if lives(int(tags[PID]), tags[STARTED]) is False else Pulse.ALIVE
         age_s = (_now() - beat).total_seconds()
     except (KeyError, ValueError):  # somebody changed the tags

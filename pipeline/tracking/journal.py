@@ -140,7 +140,7 @@ def is_open(folder: Path) -> bool:
         return True
 
 
-def read(folder: Path) -> list[Record]:
+def read_journal(folder: Path) -> list[Record]:
     """The records of a folder's journal, whoever has it open."""
     return [record for _, record in _lines(folder / NAME)]
 
@@ -160,7 +160,7 @@ def _whole(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def joined(waiting: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
+def join_records(waiting: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
     """Joins metrics, parameters and tags that follow each other, as far as a request takes them."""
     last: tuple[int, Record] | None = None
     for end, record in waiting:
@@ -318,7 +318,7 @@ class Courier:
             if self._stopped:
                 return None
             ready = list(self._waiting)[: 1 if self._singly else MOST_POINTS]
-            end, record = next(joined(ready))
+            end, record = next(join_records(ready))
             self._began = time.monotonic()
             return end, record, 1 + [end for end, _ in ready].index(end)
 

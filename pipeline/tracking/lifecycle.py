@@ -284,7 +284,7 @@ def _log_origin(
     recording: Recording, config: Config, searched: Mapping[str, str], job: JobSettings | None
 ) -> None:
     """Logs the origin of the run: parameters, choices, code, environment, hardware."""
-    code = lineage.code()
+    code = lineage.code_state()
     tags = (
         {f"hardware.{key}": value for key, value in lineage.hardware().items()}
         | {f"version.{key}": value for key, value in lineage.versions().items()}

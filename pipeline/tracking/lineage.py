@@ -44,7 +44,7 @@ class Code:
         return hashlib.sha256(self.patch.encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
-def code(root: Path | None = None) -> Code:
+def code_state(root: Path | None = None) -> Code:
     """The state of the git checkout at `root`, with new code files but without ignored files.
 
     The default is the pipeline's own checkout or, if the pipeline is installed as a package, the

@@ -45,7 +45,7 @@ class Difference:
 
 def here(data: str) -> Origin:
     """The origin of a run that would begin now."""
-    code = lineage.code()
+    code = lineage.code_state()
     return Origin(
         commit=code.commit,
         patch=code.patch,
@@ -56,7 +56,7 @@ def here(data: str) -> Origin:
     )
 
 
-def recorded(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin:
+def recorded_origin(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin:
     """The origin of a run with these tags, `code.patch` and `environment.txt`."""
     prefix = "hardware."
     return Origin(

@@ -40,7 +40,7 @@ from pipeline.tracking.journal import (
     now,
 )
 from pipeline.tracking.models import save_model
-from pipeline.tracking.runs import by_id, history
+from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import LOCAL_ID, MODEL_URI, SIGNED, RecordedRun, Status
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
@@ -171,7 +171,7 @@ class Recording:
     def history(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
         """These metrics by name and step; reads the store only if others have logged some."""
         if not self.is_whole:
-            return history(self.client, self.id, names)
+            return metric_history(self.client, self.id, names)
         found = {name: dict(self.before.get(name, {})) for name in names}
         for name, value, _, step in self.logged:
             if name in found:
@@ -313,7 +313,7 @@ def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
 
 def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]:
     """All metrics of a run, by name and step."""
-    return history(client, run_id, list(client.get_run(run_id).data.metrics))
+    return metric_history(client, run_id, list(client.get_run(run_id).data.metrics))
 
 
 def _contradicts(before: str, text: str) -> bool:

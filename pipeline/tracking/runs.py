@@ -174,7 +174,7 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
             return named[0]  # the id that it had before a store knew it
         raise _no_such_run(client, given, key, kind) from error
     _require_active(run, given, key)
-    return recorded(run, str(client.get_experiment(run.info.experiment_id).name))
+    return from_mlflow(run, str(client.get_experiment(run.info.experiment_id).name))
 
 
 def is_beginning(given: str) -> bool:
@@ -269,7 +269,9 @@ def _best(config: Config, metric: str) -> RecordedRun:
     return runs[0]
 
 
-def history(client: Client, run_id: str, metrics: Sequence[str]) -> dict[str, dict[int, float]]:
+def metric_history(
+    client: Client, run_id: str, metrics: Sequence[str]
+) -> dict[str, dict[int, float]]:
     """All values of these metrics of a run, by name and step; takes one request per metric."""
     return {
         name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
@@ -292,7 +294,7 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
                 page_token=token,
             )
         for run in page:
-            yield recorded(run, names[run.info.experiment_id])
+            yield from_mlflow(run, names[run.info.experiment_id])
         left, token = left and left - len(page), page.token
         if not token:
             return
@@ -371,7 +373,7 @@ def _left_as_read() -> Iterator[None]:
         event.remove(Session, "after_begin", begun)
 
 
-def recorded(run: Run, experiment: str) -> RecordedRun:
+def from_mlflow(run: Run, experiment: str) -> RecordedRun:
     """Converts MLflow's run to a `RecordedRun`; `experiment` is the name of its experiment."""
     known = Status.__members__.get(run.info.status)
     return RecordedRun(

@@ -20,7 +20,7 @@ from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError
 from pipeline.training.pieces import Batch
 
-Change = Callable[[Any], Any]  # from images and labels to what a step of Keras takes
+BatchChange = Callable[[Any], Any]  # from images and labels to what a step of Keras takes
 
 
 def changes_batches(config: Config) -> bool:
@@ -104,7 +104,7 @@ def training_batch(
     return build(config.augment, batch) if augments_batches(config) else batch
 
 
-def _training_change(model: keras.Model, prepared: Prepared, config: Config) -> Change:
+def _training_change(model: keras.Model, prepared: Prepared, config: Config) -> BatchChange:
     settings, classes = config.train, len(prepared.class_names)
     steps = -(-len(prepared.train) // settings.batch_size)
     weights = tf.constant(

@@ -25,7 +25,7 @@ Logs = dict[str, Any]
 EpochListener = Callable[[int, dict[str, float]], None]
 
 
-def metric_name(keras_name: str) -> str:
+def run_metric_name(keras_name: str) -> str:
     """Translates Keras' `loss`, `val_loss` to the run's `train/loss`, `val/loss`."""
     if keras_name.startswith("val_"):
         return f"val/{keras_name.removeprefix('val_')}"
@@ -130,7 +130,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Calls the function."""
-        self.listener(epoch + 1, {metric_name(k): float(v) for k, v in (logs or {}).items()})
+        self.listener(epoch + 1, {run_metric_name(k): float(v) for k, v in (logs or {}).items()})
 
 
 class ProgressDisplay(keras.callbacks.Callback):
@@ -191,5 +191,5 @@ class ProgressDisplay(keras.callbacks.Callback):
 
     def _numbers(self, logs: Logs) -> str:
         rate = self.seen / max(time.perf_counter() - self.epoch_started, 1e-9)
-        metrics = "  ".join(f"{metric_name(key)} {value:.4f}" for key, value in logs.items())
+        metrics = "  ".join(f"{run_metric_name(key)} {value:.4f}" for key, value in logs.items())
         return f"{metrics}  {rate:,.0f} images/s"

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.data.cache import let_go
-from pipeline.data.values import Array, Split, at_once
+from pipeline.data.values import Array, Split, images_at_once
 from pipeline.system.errors import PipelineError
 from pipeline.training.averages import show_average, show_trained
 from pipeline.training.fused import fused_norms, fused_updates
@@ -58,7 +58,7 @@ def fit(  # noqa: PLR0913
     """
     train, val = splits
     _create_state(model, train)
-    tested_at_once = at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
+    tested_at_once = images_at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
     part_size, test_size = _part_size(len(train), batch_size), max(1, len(val))
     train_feed: Resident | Streamed
     val_feed: Resident | Streamed

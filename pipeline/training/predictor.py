@@ -10,16 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.values import Array, Shape, Split, at_once, flaw_in
+from pipeline.data.values import Array, Shape, Split, flaw_in, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
 
-Predict = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
+PredictFunction = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
 
 WARM_UP = (1, 1, 2, 64)  # batch sizes: first uses choose kernels and allocate memory
 UNTIMED, TIMED = 10, 100  # predictions of a single image
 
 
-def predictor(model: keras.Model) -> Predict:
+def predictor(model: keras.Model) -> PredictFunction:
     """Compiles `model` to one graph that predicts any number of images, without augmentation.
 
     The returned function raises PipelineError if the model's outputs are not probabilities.
@@ -47,7 +47,7 @@ def predict(
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
-    forward, size = predictor(model), at_once(split.images.shape[1:], batch_size)
+    forward, size = predictor(model), images_at_once(split.images.shape[1:], batch_size)
     if views is None:
         return np.concatenate([forward(images) for images in split.batches(size)])
     means = [
@@ -66,7 +66,7 @@ def views_of(images: Array, views: str) -> list[Array]:
     return [*moved, *(view[:, :, ::-1] for view in moved)]
 
 
-def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Predict:
+def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> PredictFunction:
     """Makes a checked and warmed-up predictor for a server; safe to call from many threads.
 
     Raises:

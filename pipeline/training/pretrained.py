@@ -60,7 +60,7 @@ IMAGENET = {
 }
 
 
-def prepare(model: keras.Model, leaf: Leaf) -> None:
+def load_weights(model: keras.Model, leaf: Leaf) -> None:
     """Loads the weights that a checked leaf names, and freezes what it does not train.
 
     Does nothing to a model without a backbone. Layers with statistics (batch normalisation) of a
@@ -84,7 +84,7 @@ def prepare(model: keras.Model, leaf: Leaf) -> None:
         layer.trainable = number >= frozen and not statistics
 
 
-def shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
+def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
     """Each trainable variable's share of the optimizer's learning rate; None if all are equal.
 
     The backbone learns at `backbone_rate` times that rate, by default a tenth: its weights are good

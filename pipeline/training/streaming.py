@@ -20,7 +20,7 @@ import tensorflow as tf
 from pipeline.data.cache import read_rows
 from pipeline.data.values import Array, Split
 from pipeline.system.processes import memory_limit
-from pipeline.training.xla import Batch, Gather
+from pipeline.training.xla import Gather, LabelledBatch
 
 RESIDENT = 0.5  # share of the memory that images may take before they are streamed
 RESIDENT_ON_GPU = 4_000_000_000  # bytes that are copied to a GPU as a whole
@@ -89,7 +89,7 @@ class Buffers:
             else [resident(one.reshape(-1, *one.shape[2:])) for one in pair]
         )
 
-    def gather(self, slots: tf.Tensor) -> Batch:
+    def gather(self, slots: tf.Tensor) -> LabelledBatch:
         """Images u8[n,H,W,C] and labels i32[n] in these slots i64[n]."""
         images, labels = (one.value() if self.on_gpu else one for one in self.read)
         return tf.gather(images, slots), tf.cast(tf.gather(labels, slots), tf.int32)

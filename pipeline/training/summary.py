@@ -27,7 +27,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class ModelSummary:
     """Layers and totals of a compiled model; memory in bytes for one training batch.
 
     The count follows Stanford CS231n, "Computational considerations": parameters, their gradients
@@ -82,7 +82,7 @@ class Summary:
         return table
 
 
-def summarise(model: keras.Model, *, batch_size: int) -> Summary:
+def summarise(model: keras.Model, *, batch_size: int) -> ModelSummary:
     """Summarises a compiled `model` that is trained on batches of `batch_size` images."""
     layers = tuple(
         Layer(
@@ -101,7 +101,7 @@ def summarise(model: keras.Model, *, batch_size: int) -> Summary:
     activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
     # The step counter and the learning rate are scalars; the other variables are the slots.
     slots = _bytes([v for v in model.optimizer.variables if v.shape != ()])
-    return Summary(
+    return ModelSummary(
         layers=layers,
         parameters=sum(layer.parameters for layer in layers),
         activations=activations,

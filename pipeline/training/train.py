@@ -22,12 +22,12 @@ from pipeline.training.callbacks import (
     EpochListener,
     ProgressDisplay,
     Restore,
-    metric_name,
+    run_metric_name,
     stopper,
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.features import head_of
-from pipeline.training.pretrained import joins, shares
+from pipeline.training.pretrained import joins, rate_shares
 from pipeline.training.xla import is_faster
 
 
@@ -80,14 +80,14 @@ def train(
             batch_size=settings.batch_size,
             seed=config.seed,
             xla=_with_xla(trained, config, images=len(prepared.train)),
-            shares=shares(model, config.model),
+            shares=rate_shares(model, config.model),
             joins=joins(model, config.model),
             stream=settings.stream,
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
         model=kept(model),
-        history={metric_name(key): values for key, values in history.history.items()},
+        history={run_metric_name(key): values for key, values in history.history.items()},
         images_per_s=len(history.epoch) * len(prepared.train) / seconds,
         best_epoch=best.best_epoch + 1 if best else None,
         kept_epoch=best.best_epoch + 1 if best and settings.keep == "best" else len(history.epoch),

@@ -42,9 +42,9 @@ _GENERATORS = (
     (tf.nn.experimental, "stateless_dropout", "rng_alg"),
 )
 
-Batch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
-Step = Callable[[Batch], object]
-Gather = Callable[[tf.Tensor], Batch]  # from places i64[n] in a split
+LabelledBatch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
+Step = Callable[[LabelledBatch], object]
+Gather = Callable[[tf.Tensor], LabelledBatch]  # from places i64[n] in a split
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:

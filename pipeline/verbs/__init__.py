@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 
 # Parts of the configuration that only a training uses, and those that only a run uses.
 OF_TRAINING = frozenset({"model", "optimizer", "schedule", "augment", "train", "seed"})
@@ -60,12 +60,12 @@ class Verb:
             raise RequestError(
                 f"run_id: say which run to {self.name}, run_id=<id> or run_id={self.takes_run}"
             )
-        load(self.uses or self.entry.partition(":")[0])
+        import_slow(self.uses or self.entry.partition(":")[0])
 
     def carry_out(self, config: Config, request: Any, folder: Path) -> Any:
         """Does the work and returns its result."""
         given = (config,) if self.request is None else (config, request)
-        return function(self.entry)(*given, folder)
+        return imported(self.entry)(*given, folder)
 
     def print(self, value: Any, request: Any) -> None:
         """Prints what `carry_out` returned.
@@ -73,7 +73,7 @@ class Verb:
         Raises:
             PipelineError: the result is a failure.
         """
-        function(self.show)(value, request)
+        imported(self.show)(value, request)
 
 
 def show(value: Any, request: Any) -> None:
@@ -81,7 +81,7 @@ def show(value: Any, request: Any) -> None:
     print(value, flush=True)
 
 
-def function(target: str) -> Any:
+def imported(target: str) -> Any:
     """Imports the function named by `module:function`."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -12,7 +12,7 @@ from pipeline.verbs import OF_TRAINING, Verb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.data.checks import Finding
+    from pipeline.data.checks import Violation
     from pipeline.data.describe import Description
     from pipeline.data.values import Prepared
 
@@ -45,25 +45,25 @@ class Ingested:
     """A data set: its description, what its checks have found, and the page that shows it."""
 
     description: Description
-    findings: Sequence[Finding]
+    findings: Sequence[Violation]
     page: Path
 
 
 def ingested(config: Config, folder: Path) -> Ingested:
     """Fetches, verifies, caches and checks the data set; writes `data.html`."""
-    from pipeline.data.checks import findings
+    from pipeline.data.checks import violations
     from pipeline.data.describe import describe
     from pipeline.data.load import ingest
     from pipeline.data.measures import measured
-    from pipeline.reports.data_page import NAME, html
+    from pipeline.reports.data_page import NAME, data_html
     from pipeline.system.files import replacing
 
     data_dir, name = Path(config.data_dir), config.choices.dataset
     raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
     measures = measured(raw, data_dir / name)
-    found = findings(raw, measures, config.ingest.checks)
+    found = violations(raw, measures, config.ingest.checks)
     with replacing(folder / NAME) as path:
-        path.write_text(html(raw, measures, found, name=name), encoding="utf-8")
+        path.write_text(data_html(raw, measures, found, name=name), encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)
 
 
@@ -74,11 +74,11 @@ def show_ingested(result: Ingested, request: None) -> None:
         RequestError: a check refuses the data set.
     """
     from pipeline.data.checks import apply
-    from pipeline.data.describe import lines, table
+    from pipeline.data.describe import description_table, lines
     from pipeline.system.terminal import standard_output
 
     console = standard_output()
-    console.print(table(result.description))
+    console.print(description_table(result.description))
     for line in lines(result.description):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     apply(result.findings)

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config.schema import Checks
 from pipeline.data import checks
-from pipeline.data.checks import apply, findings
-from pipeline.data.measures import Measures, measured, parsed, summarised, values_of
+from pipeline.data.checks import apply, violations
+from pipeline.data.measures import Measures, measured, parsed, quantities_of, summarised
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 from tests.commands import configured
@@ -31,7 +31,7 @@ def of_arrays(images: Array, labels: list[int], folder: Path) -> tuple[RawData, 
 
 
 def keys(raw: RawData, measures: Measures, wanted: Checks) -> set[str]:
-    return {one.key.removeprefix("ingest.checks.") for one in findings(raw, measures, wanted)}
+    return {one.key.removeprefix("ingest.checks.") for one in violations(raw, measures, wanted)}
 
 
 def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accepts_it(
@@ -46,7 +46,7 @@ def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accept
     put(folder / "dog" / "003.png", noise(1003))
     raw = read(folder, tmp_path / "data", size=12)
     measures = measured(raw, tmp_path / "data")
-    found = findings(raw, measures, looked_for("imbalance.limit=5"))
+    found = violations(raw, measures, looked_for("imbalance.limit=5"))
     said = {one.key.removeprefix("ingest.checks."): str(one) for one in found}
     assert said.keys() == {"smallest_class", "imbalance", "bad_files", "conflicts", "blank"}
     assert "dog (" in said["smallest_class"]
@@ -65,7 +65,7 @@ def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path
     raw, measures = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 0, 1], tmp_path)
     wanted = looked_for("smallest_class.action=refuse", "smallest_class.limit=2")
     with pytest.raises(RequestError, match=r"fewer than 2 training images: dog \(1\)") as refused:
-        apply(findings(raw, measures, wanted))
+        apply(violations(raw, measures, wanted))
     assert "ingest.checks.smallest_class.limit=1 accepts it" in str(refused.value)
     assert keys(raw, measures, looked_for("smallest_class.action=ignore")) == set()
     assert keys(raw, measures, looked_for()) == {"smallest_class"}
@@ -76,7 +76,7 @@ def test_arrays_are_searched_for_equal_and_blank_images_too(tmp_path: Path) -> N
     images[3], images[1] = images[0], 255
     raw, measures = of_arrays(images, [0, 0, 1, 1], tmp_path)
     wanted = looked_for("smallest_class.action=ignore")
-    found = {one.key: one.text for one in findings(raw, measures, wanted)}
+    found = {one.key: one.text for one in violations(raw, measures, wanted)}
     assert "train no. 0 = train no. 3" in found["ingest.checks.conflicts"]
     assert found["ingest.checks.blank"].endswith("images are of one colour: train no. 1")
 
@@ -85,7 +85,7 @@ def test_the_second_time_no_image_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 1, 1], tmp_path)[1]
-    monkeypatch.delattr("pipeline.data.measures.values_of")
+    monkeypatch.delattr("pipeline.data.measures.quantities_of")
     second = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 1, 1], tmp_path)[1]
     np.testing.assert_array_equal(first.values, second.values)
 
@@ -93,8 +93,8 @@ def test_the_second_time_no_image_is_looked_at(
 def test_brightness_contrast_and_colour_are_those_of_the_pixels() -> None:
     image = np.zeros((1, 1, 2, 3), np.uint8)
     image[0, 0, 0] = (30, 60, 90)
-    np.testing.assert_allclose(values_of(image), [[30, 30, 30]], rtol=1e-6)
-    assert values_of(np.full((2, 200, 300, 1), 9, np.uint8)).tolist() == [[9, 0, 0]] * 2
+    np.testing.assert_allclose(quantities_of(image), [[30, 30, 30]], rtol=1e-6)
+    assert quantities_of(np.full((2, 200, 300, 1), 9, np.uint8)).tolist() == [[9, 0, 0]] * 2
 
 
 def test_a_summary_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.files import Unreadable, find, open_array, printable
-from pipeline.data.pictures import opened
+from pipeline.data.files import Unreadable, find_files, open_array, printable
+from pipeline.data.pictures import open_picture
 from pipeline.system.errors import RequestError
 
 
@@ -21,7 +21,7 @@ def touched(folder: Path, *names: str) -> Path:
 
 
 def found(images: Path | str, below: Path) -> list[str]:
-    return [str(path.relative_to(below)) for path in find(str(images)).files]
+    return [str(path.relative_to(below)) for path in find_files(str(images)).files]
 
 
 def test_a_folder_is_searched_through_in_natural_order(tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_nothing_there_is_a_wrong_request(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match="no such file, and nothing matches"):
-        find(images)
+        find_files(images)
 
 
 def test_a_folder_without_images_is_a_wrong_request(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no images in this folder"):
-        find(str(touched(tmp_path, "notes.txt")))
+        find_files(str(touched(tmp_path, "notes.txt")))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_others_are_searched(
     closed: Path, tmp_path: Path
 ) -> None:
     touched(tmp_path, "b/b.png", "z.png")
-    there = find(str(tmp_path))
+    there = find_files(str(tmp_path))
     assert [path.name for path in there.files] == ["b.png", "z.png"]
     assert there.unreadable == (Unreadable(file=closed, reason="Permission denied"),)
 
@@ -118,7 +118,7 @@ def test_a_folder_that_is_all_there_is_and_may_not_be_read_is_named(
     with pytest.raises(
         RequestError, match=r"no images in this folder; .*closed: Permission denied$"
     ):
-        find(str(tmp_path))
+        find_files(str(tmp_path))
 
 
 def test_a_picture_of_too_many_pixels_is_told_so(
@@ -127,7 +127,7 @@ def test_a_picture_of_too_many_pixels_is_told_so(
     Image.new("L", (50, 60)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
     with pytest.raises(ValueError, match="^has 3,000 pixels; make it smaller$"):
-        opened(tmp_path / "a.png", side=10)
+        open_picture(tmp_path / "a.png", side=10)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,16 @@ def test_what_is_no_array_of_numbers_is_told_so(made: Any, reason: str, tmp_path
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     Image.new("RGB", (1600, 800)).save(tmp_path / "a.jpg")
-    assert opened(tmp_path / "a.jpg", side=28).size == (100, 50)  # decoded as (200, 100)
+    assert open_picture(tmp_path / "a.jpg", side=28).size == (100, 50)  # decoded as (200, 100)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])
 def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="is not a file"):
-        open_array(tmp_path / name) if name.endswith("npy") else opened(tmp_path / name, side=28)
+        open_array(tmp_path / name) if name.endswith("npy") else open_picture(
+            tmp_path / name, side=28
+        )
 
 
 def test_an_array_is_mapped_and_not_loaded(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
 def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(OSError, match="cannot identify image file"):
-        opened(tmp_path / "a.png", side=28)
+        open_picture(tmp_path / "a.png", side=28)
 
 
 def test_a_name_that_is_no_utf8_can_be_shown() -> None:
@@ -183,7 +185,7 @@ def test_what_is_left_out_of_a_folder_is_counted_by_its_ending(tmp_path: Path) -
     touched(tmp_path / "x", ".hidden.heic", ".git/d.heic", "below/3.heic")
     touched(tmp_path / "elsewhere", "e.png")
     (tmp_path / "x/linked").symlink_to(tmp_path / "elsewhere")
-    there = find(str(tmp_path / "x"))
+    there = find_files(str(tmp_path / "x"))
     assert [path.name for path in there.files] == ["a.png", "b.mpo"]
     assert dict(there.left_out) == {
         ".heic": 3,
@@ -197,12 +199,12 @@ def test_what_is_left_out_of_a_folder_is_counted_by_its_ending(tmp_path: Path) -
 
 
 def test_nothing_left_out_is_nothing_said(tmp_path: Path) -> None:
-    assert find(str(touched(tmp_path, "a.png"))).rest == ""
+    assert find_files(str(touched(tmp_path, "a.png"))).rest == ""
 
 
 def test_a_folder_of_nothing_that_can_be_read_says_what_is_in_it(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no images in this folder; left out: 2 .heic$"):
-        find(str(touched(tmp_path, "a.heic", "b.HEIC")))
+        find_files(str(touched(tmp_path, "a.heic", "b.HEIC")))
 
 
 @pytest.mark.parametrize("images", ["", " "])
@@ -211,7 +213,7 @@ def test_an_empty_name_is_refused_and_is_not_the_current_folder(
 ) -> None:
     monkeypatch.chdir(touched(tmp_path, "a.png"))
     with pytest.raises(RequestError, match="images= is empty; name a file, a folder or a pattern"):
-        find(images)
+        find_files(images)
 
 
 @pytest.mark.parametrize("pattern", ["", "**", "**/*.png", "**/**/*.png", "*/**/*.png", "*/*.png"])
@@ -222,7 +224,7 @@ def test_links_that_lead_back_end_the_search_and_give_each_picture_once(
     for link in ("x/one", "x/two", "x/a/three", "x/a/four"):
         (tmp_path / link).symlink_to(tmp_path / "x")
     assert found(tmp_path / "x" / pattern, tmp_path) == ["x/a/1.png", "x/b/2.png"]
-    assert ("linked folder", 4) in find(str(tmp_path / "x" / "**" / "*.png")).left_out
+    assert ("linked folder", 4) in find_files(str(tmp_path / "x" / "**" / "*.png")).left_out
 
 
 def test_patterns_take_brackets_hidden_names_that_are_asked_for_and_no_others(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.pictures import load
+from pipeline.data.pictures import load_picture
 from pipeline.data.reading import reason_of
 from pipeline.data.values import Array, Index, RawData
 from pipeline.system.errors import RequestError
@@ -211,7 +211,7 @@ def test_mutated_pictures_are_named_or_what_predict_makes_of_them(tmp_path: Path
     for seed in range(MUTATIONS):
         name = f"cat/{seed}.png"
         try:
-            expected = load(folder / name, (8, 8, 3))
+            expected = load_picture(folder / name, (8, 8, 3))
         except Exception as error:
             assert reasons[name] == reason_of(error)  # noqa: PT017
         else:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import grouping
-from pipeline.data.grouping import duplicates, held_out, joined, named_groups
+from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.packing import perceptual_hash
 from pipeline.data.values import EXACT, NEAR, Array
 from pipeline.system.errors import RequestError
@@ -93,8 +93,8 @@ def test_hashes_of_few_different_bits_are_all_found() -> None:
 
 def test_pairs_join_the_groups_of_both() -> None:
     pairs = np.array([[1, 4, EXACT], [4, 5, NEAR]])
-    assert joined(np.array([0, 0, 1, 1, 2, 3]), pairs).tolist() == [0, 0, 1, 1, 0, 0]
-    assert joined(np.arange(3), np.empty((0, 3), np.int64)).tolist() == [0, 1, 2]
+    assert join_groups(np.array([0, 0, 1, 1, 2, 3]), pairs).tolist() == [0, 0, 1, 1, 0, 0]
+    assert join_groups(np.arange(3), np.empty((0, 3), np.int64)).tolist() == [0, 1, 2]
 
 
 @settings(deadline=None)

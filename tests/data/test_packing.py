@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import packing
-from pipeline.data.pictures import FITS, load
+from pipeline.data.pictures import FITS, load_picture
 from pipeline.data.values import RawData
 from pipeline.system.errors import PipelineError, RequestError
 from tests.pictures import class_folders, noise, put, read
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry per picture that is decoded from now on."""
     found: list[Any] = []
-    original = packing.opened
+    original = packing.open_picture
 
     def opened(*given: Any, **named: Any) -> Any:
         found.append(given)
@@ -47,7 +47,7 @@ def names(raw: RawData) -> list[str]:
 def test_an_image_is_what_predict_makes_of_its_file(folder: Path, tmp_path: Path) -> None:
     raw = read(folder, tmp_path / "data", size=7, channels=3)
     for row, name in enumerate(names(raw)):
-        image = load(folder / name, (7, 7, 3))
+        image = load_picture(folder / name, (7, 7, 3))
         np.testing.assert_array_equal(raw.train.images[row], image)
 
 
@@ -58,7 +58,7 @@ def test_each_way_to_fit_is_that_of_predict(tmp_path: Path, fit: str) -> None:
     put(folder / "cat/tall.jpg", noise(8, (900, 40, 3)))
     raw = read(folder, tmp_path / "data", size=[8, 10], fit=fit)
     for row, name in enumerate(names(raw)):
-        image = load(folder / name, (8, 10, 3), fit=fit)
+        image = load_picture(folder / name, (8, 10, 3), fit=fit)
         np.testing.assert_array_equal(raw.train.images[row], image)
     assert raw.fit == fit
 
@@ -160,7 +160,9 @@ def test_a_damaged_copy_is_made_again(folder: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     raw = read(folder, tmp_path / "data")
     assert raw.fingerprint == before
-    np.testing.assert_array_equal(raw.train.images[-1], load(folder / "dog/009.png", (12, 12, 1)))
+    np.testing.assert_array_equal(
+        raw.train.images[-1], load_picture(folder / "dog/009.png", (12, 12, 1))
+    )
 
 
 BAD = {"empty.jpg": b"", "page.jpg": b"<!doctype html>404", "null.png": b"\0" * 100}
@@ -204,7 +206,7 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Any]
 ) -> None:
     monkeypatch.setattr(packing, "CHUNK", 1)
-    original = packing.opened
+    original = packing.open_picture
 
     def failing(*given: Any, **named: Any) -> Any:
         if len(decoded) > 9:

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.data import pictures
-from pipeline.data.pictures import as_stack, contained, fitted, load, opened, picture_of
+from pipeline.data.pictures import (
+    as_stack,
+    contained,
+    fitted,
+    load_picture,
+    open_picture,
+    picture_of,
+)
 from pipeline.data.values import Array
 
 GREY, COLOUR = (4, 4, 1), (4, 4, 3)
@@ -215,26 +222,26 @@ def test_fewer_bits_in_sixteen_are_refused_and_not_shown_black(
 ) -> None:
     values = (DISC * 2 ** (bits - 8)).astype(np.uint16)
     with pytest.raises(ValueError, match=r"16-bit values end at [\d,]+ of 65,535, .* 8 to 14 bits"):
-        load(saved(tmp_path / f"a.{ending}", values), (28, 28, 1))
+        load_picture(saved(tmp_path / f"a.{ending}", values), (28, 28, 1))
 
 
 @pytest.mark.parametrize("scale", [1, 16, 257])
 def test_values_are_scaled_by_what_a_tiff_says_is_its_highest(tmp_path: Path, scale: int) -> None:
     path = saved(tmp_path / "a.tif", (DISC * scale).astype(np.uint16), tiffinfo={281: 255 * scale})
     plain = saved(tmp_path / "b.png", DISC.astype(np.uint8))
-    np.testing.assert_array_equal(load(path, (28, 28, 1)), load(plain, (28, 28, 1)))
+    np.testing.assert_array_equal(load_picture(path, (28, 28, 1)), load_picture(plain, (28, 28, 1)))
 
 
 def test_integers_of_32_bits_are_refused_and_not_shown_black(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="end at 230 of 65,535"):
-        load(saved(tmp_path / "a.tif", DISC.astype(np.int32)), (28, 28, 1))
+        load_picture(saved(tmp_path / "a.tif", DISC.astype(np.int32)), (28, 28, 1))
 
 
 def test_dark_pictures_of_a_format_that_says_its_range_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535 " + np.array([0, 2570], ">u2").tobytes())
-    assert load(tmp_path / "a.pgm", (1, 2, 1)).ravel().tolist() == [0, 10]
+    assert load_picture(tmp_path / "a.pgm", (1, 2, 1)).ravel().tolist() == [0, 10]
     (tmp_path / "b.pgm").write_bytes(b"P5 2 1 4095 " + np.array([0, 4095], ">u2").tobytes())
-    assert load(tmp_path / "b.pgm", (1, 2, 1)).ravel().tolist() == [0, 255]
+    assert load_picture(tmp_path / "b.pgm", (1, 2, 1)).ravel().tolist() == [0, 255]
 
 
 def rgb16(values: Array) -> bytes:
@@ -254,8 +261,8 @@ def rgb16(values: Array) -> bytes:
 def test_colours_of_fewer_than_sixteen_bits_are_refused_too() -> None:
     colours = np.stack([DISC, DISC, DISC], axis=-1)
     with pytest.raises(ValueError, match="16-bit values end at"):
-        load(io.BytesIO(rgb16(colours * 16)), (28, 28, 3))
-    right = load(io.BytesIO(rgb16(colours * 257)), (48, 48, 3))
+        load_picture(io.BytesIO(rgb16(colours * 16)), (28, 28, 3))
+    right = load_picture(io.BytesIO(rgb16(colours * 257)), (48, 48, 3))
     assert (right.min(), right.max()) == (30, 230)
 
 
@@ -269,7 +276,7 @@ def test_a_reduced_picture_is_turned_as_a_small_one_is(
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(tmp_path / "a.png", exif=exif)
-    made = load(tmp_path / "a.png", (28, 28, 3)).astype(int)
+    made = load_picture(tmp_path / "a.png", (28, 28, 3)).astype(int)
     whole = contained(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")), (28, 28))
     expected = np.asarray(whole).astype(int)
     top, left = (28 - whole.height) // 2, (28 - whole.width) // 2
@@ -284,7 +291,7 @@ def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decod
     monkeypatch.setattr(pictures, "AT_WORK", 1_000_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(ValueError, match="has 60,000 pixels, which take 2 MB to decode; make it"):
-        opened(tmp_path / "a.png", side=4)
+        open_picture(tmp_path / "a.png", side=4)
 
 
 def test_pictures_wait_for_each_other_when_together_they_take_too_much(
@@ -293,7 +300,7 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
     Image.new("RGBA", (300, 200)).save(tmp_path / "a.png")
     monkeypatch.setattr(pictures, "AT_WORK", 4_000_000)  # two of them
     at_once, most, lock = 0, 0, threading.Lock()
-    real = pictures.plain
+    real = pictures.made_plain
 
     def slowly(picture: Image.Image, **settings: Any) -> Image.Image:
         nonlocal at_once, most
@@ -307,7 +314,7 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
 
     monkeypatch.setattr(pictures, "plain", slowly)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: opened(tmp_path / "a.png", side=4), range(12)))
+        list(pool.map(lambda _: open_picture(tmp_path / "a.png", side=4), range(12)))
     assert 1 <= most <= 2
 
 

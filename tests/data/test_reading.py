@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import reading
-from pipeline.data.reading import Block, read
+from pipeline.data.reading import Block, read_blocks
 
 SHAPE = (3, 3, 1)
 
@@ -28,7 +28,7 @@ def stack(path: Path, *values: int, side: int = 3) -> Path:
 def blocks_of(files: list[Path], at_once: int = 100) -> tuple[list[Block], list[Block]]:
     """The blocks that come, and the parts that the listener was told of."""
     told: list[Block] = []
-    return list(read(files, SHAPE, at_once=at_once, listener=told.append)), told
+    return list(read_blocks(files, SHAPE, at_once=at_once, listener=told.append)), told
 
 
 def rows(blocks: list[Block]) -> list[tuple[str, int | None, int]]:
@@ -136,7 +136,7 @@ def test_only_a_few_files_are_read_ahead_of_who_takes_the_blocks(
         reading, "_decode", lambda files, *given: opened.extend(files) or decode(files, *given)
     )
     files = [picture(tmp_path / f"{value}.png", 0) for value in range(200)]
-    blocks = read(files, SHAPE, at_once=2, listener=lambda _: None)
+    blocks = read_blocks(files, SHAPE, at_once=2, listener=lambda _: None)
     next(blocks)
     blocks.close()
     assert len(opened) <= 10
@@ -174,7 +174,9 @@ def test_of_a_large_array_only_the_blocks_at_work_are_in_memory(
         return sum(one.rss for one in maps if one.path.startswith(str(tmp_path)))
 
     most = total = 0
-    for block in read([tmp_path / "a.npy"], (1024, 1024, 1), at_once=99, listener=lambda _: None):
+    for block in read_blocks(
+        [tmp_path / "a.npy"], (1024, 1024, 1), at_once=99, listener=lambda _: None
+    ):
         total += int(block.images.sum())
         most = max(most, in_memory())
     assert total == 40 * 2**20

@@ -68,7 +68,7 @@ def test_a_named_folder_may_hold_packed_and_plain_files(folder: Path) -> None:
     packed = folder / "t10k-images-idx3-ubyte.gz"
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    found = sources.find(TINY, folder=str(folder), download=False)
+    found = sources.retrieve(TINY, folder=str(folder), download=False)
     assert found.source == str(folder)
     np.testing.assert_array_equal(found.arrays["t10k-images-idx3-ubyte"], [[[5, 6]]])
     np.testing.assert_array_equal(found.arrays["train-labels-idx1-ubyte"], [0, 1])
@@ -80,13 +80,13 @@ def test_a_file_missing_from_a_named_folder_is_an_error_at_once(
     empty = folder / "empty"
     empty.mkdir()
     with pytest.raises(RequestError, match=r"dataset.folder=.*train-images-idx3-ubyte.gz is miss"):
-        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=str(empty), download=True)
+        sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=str(empty), download=True)
     assert mirror[1] == []
 
 
 def test_a_named_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="dataset.folder=.*nowhere: no such folder; it must"):
-        sources.find(TINY, folder=str(tmp_path / "nowhere"), download=True)
+        sources.retrieve(TINY, folder=str(tmp_path / "nowhere"), download=True)
 
 
 def test_a_tampered_file_in_a_named_folder_is_refused_by_name(folder: Path) -> None:
@@ -94,19 +94,19 @@ def test_a_tampered_file_in_a_named_folder_is_refused_by_name(folder: Path) -> N
     with pytest.raises(
         RequestError, match="published/train-images-idx3-ubyte.gz: not the .*SHA-256"
     ):
-        sources.find(TINY, folder=str(folder), download=False)
+        sources.retrieve(TINY, folder=str(folder), download=False)
 
 
 def test_the_system_copy_comes_before_the_mirrors(
     folder: Path, mirror: tuple[str, list[str]]
 ) -> None:
     dataset = replace(TINY, system_folder=folder, mirrors=(mirror[0],))
-    assert sources.find(dataset, folder=None, download=True).source == str(folder)
+    assert sources.retrieve(dataset, folder=None, download=True).source == str(folder)
     assert mirror[1] == []
 
 
 def test_a_mirror_is_read_when_there_is_no_copy(mirror: tuple[str, list[str]]) -> None:
-    found = sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+    found = sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
     assert found.source == mirror[0]
     assert list(found.arrays) == list(FILES)
     assert mirror[1] == [f"/{name}.gz" for name in FILES]
@@ -118,7 +118,7 @@ def test_a_tampered_system_copy_is_passed_over_with_a_warning(
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "train-images-idx3-ubyte.gz").write_bytes(OTHER_IMAGES)
     dataset = replace(TINY, system_folder=copy, mirrors=(mirror[0],))
-    assert sources.find(dataset, folder=None, download=True).source == mirror[0]
+    assert sources.retrieve(dataset, folder=None, download=True).source == mirror[0]
     [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith(f"skipping {copy}: train-images-idx3-ubyte.gz: not the publ")
 
@@ -128,7 +128,7 @@ def test_a_mirror_that_lacks_a_file_is_left_at_once(
 ) -> None:
     (folder / "train-images-idx3-ubyte.gz").unlink()
     with pytest.raises(RequestError, match="HTTP 404 for train-images-idx3-ubyte.gz"):
-        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+        sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
     assert len(mirror[1]) <= 2  # the request and the server's own remark about the 404
 
 
@@ -137,7 +137,7 @@ def test_a_sign_in_page_in_place_of_the_files_is_told_apart(
 ) -> None:
     (folder / "train-images-idx3-ubyte.gz").write_text("<html>please sign in</html>")
     with pytest.raises(RequestError, match="not an IDX file"):
-        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+        sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
 
 
 def test_every_source_is_named_with_its_reason_when_all_fail(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_every_source_is_named_with_its_reason_when_all_fail(tmp_path: Path) -> 
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         dataset = replace(TINY, system_folder=tmp_path / "system", mirrors=(address,))
         with pytest.raises(RequestError) as caught:
-            sources.find(dataset, folder=None, download=True)
+            sources.retrieve(dataset, folder=None, download=True)
     what, mend = str(caught.value).split("\n")
     assert f"{tmp_path}/system: no such folder; {address}: cannot be reached" in what
     assert mend.startswith("Name a folder that holds train-images-idx3-ubyte, ")
@@ -159,13 +159,13 @@ def test_a_mirror_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyP
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         start = time.monotonic()
         with pytest.raises(RequestError, match="no answer in time"):
-            sources.find(replace(TINY, mirrors=(address,)), folder=None, download=True)
+            sources.retrieve(replace(TINY, mirrors=(address,)), folder=None, download=True)
     assert time.monotonic() - start < 2
 
 
 def test_nothing_is_fetched_without_leave(mirror: tuple[str, list[str]]) -> None:
     with pytest.raises(RequestError, match="dataset.download=false"):
-        sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=False)
+        sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=False)
     assert mirror[1] == []
 
 
@@ -174,7 +174,7 @@ def test_a_download_shows_nothing_when_stderr_is_no_terminal(
 ) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
-    sources.find(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
+    sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
     assert stderr.getvalue() == ""
 
 
@@ -182,7 +182,7 @@ def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(shutil, "which", lambda name: None)
     dataset = replace(TINY, system_folder=tmp_path / "system", debian_package="dataset-tiny")
     with pytest.raises(RequestError, match="Debian package dataset-tiny: apt-get is not installed"):
-        sources.find(dataset, folder=None, download=True)
+        sources.retrieve(dataset, folder=None, download=True)
 
 
 def test_a_failing_command_is_quoted_with_its_last_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluate import draw_training, evaluate, stored
+from pipeline.evaluation.evaluate import as_arrays, draw_training, evaluate
 from pipeline.system.errors import RequestError
 
 MADE = Predictions(
@@ -102,14 +102,14 @@ def test_an_unknown_name_does_not_pass_silently() -> None:
 
 
 def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> None:
-    arrays: dict[str, Any] = stored({"val": MADE, "test": MADE})
+    arrays: dict[str, Any] = as_arrays({"val": MADE, "test": MADE})
     assert list(arrays) == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
     assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
     assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
     np.testing.assert_array_equal(arrays["val_labels"], MADE.labels)
     np.testing.assert_array_equal(arrays["test_probs"], MADE.probs)
     assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
-    assert stored({}) == {}
+    assert as_arrays({}) == {}
 
 
 def test_augmented_images_are_drawn_beside_the_plots_that_are_wanted() -> None:

@@ -93,7 +93,7 @@ def test_per_class_scores_are_named_by_class() -> None:
     ],
 )
 def test_a_class_name_within_a_metrics_name_has_no_separators(name: str, expected: str) -> None:
-    assert metrics.metric_name(name) == expected
+    assert metrics.as_metric_name(name) == expected
     made = predictions(np.eye(2), [0, 1], (name, "other"))
     assert f"f1_{expected}" in metrics.per_class(made)
 
@@ -129,7 +129,7 @@ def test_names_of_classes_within_metrics_are_distinct_whatever_the_classes(
 
 @given(st.lists(st.text(max_size=6), unique=True, max_size=6))
 def test_a_class_keeps_its_name_where_no_other_has_it(names: list[str]) -> None:
-    slugs = [metrics.metric_name(name) for name in names]
+    slugs = [metrics.as_metric_name(name) for name in names]
     folded = [unicodedata.normalize("NFKC", slug).casefold() for slug in slugs]
     for slug, fold, key in zip(slugs, folded, metrics.class_keys(names), strict=True):
         assert key == slug or not slug or folded.count(fold) > 1 or not fold.isascii()

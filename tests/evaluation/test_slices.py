@@ -6,7 +6,7 @@ import pytest
 from pipeline.data.values import Index, Predictions, Split, Texts
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.slices import MOST, slices
-from pipeline.reports.page import html
+from pipeline.reports.page import run_html
 from tests.commands import configured
 from tests.reports.test_page import Page, facts
 
@@ -79,7 +79,7 @@ def test_images_without_columns_have_no_slices() -> None:
 
 
 def test_the_report_shows_slices_with_hostile_names_as_text() -> None:
-    text = html(
+    text = run_html(
         facts(),
         configured("dataset=digits"),
         {"test": predictions({"<b>\x1b": ["<i>", "b", "b", "b"]}, [True, False, True, True])},

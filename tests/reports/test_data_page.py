@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.checks import findings
+from pipeline.data.checks import violations
 from pipeline.data.measures import measured
 from pipeline.data.values import RawData, Split
 from pipeline.reports import data_page
-from pipeline.reports.data_page import html
+from pipeline.reports.data_page import data_html
 from pipeline.reports.page import clean
 from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)<\u202e\x1b[31m\n&\udcff"
 def page_of(raw: RawData, folder: Path) -> str:
     measures = measured(raw, folder)
     checks = configured("dataset=synthetic").ingest.checks
-    return html(raw, measures, findings(raw, measures, checks), name="photos")
+    return data_html(raw, measures, violations(raw, measures, checks), name="photos")
 
 
 def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_path: Path) -> None:

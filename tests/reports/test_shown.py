@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_pla
 
 from docs import screenshots
 from pipeline.data.values import Predictions, Split
-from pipeline.reports.page import html
+from pipeline.reports.page import run_html
 from tests.commands import configured
 from tests.reports.test_page import HOSTILE, facts
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = configured("dataset=digits")
     many = tuple(f"a class of number {number}" for number in range(100))
     for name, names in (("few", HOSTILE), ("many", many)):
-        text = html(facts(), config, {"test": some_predictions(names, 400)})
+        text = run_html(facts(), config, {"test": some_predictions(names, 400)})
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
 

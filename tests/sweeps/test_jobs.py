@@ -14,7 +14,16 @@ from hydra.types import RunMode
 
 from pipeline.config.schema import register
 from pipeline.config.words import left_to_jobs, quoted
-from pipeline.sweeps.jobs import Grid, Job, Multirun, asked_for, grid, short_names, shown, values_of
+from pipeline.sweeps.jobs import (
+    Grid,
+    Job,
+    Multirun,
+    asked_for,
+    grid,
+    job_name,
+    short_keys,
+    swept_values,
+)
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Outcome
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
@@ -173,7 +182,7 @@ def decimals(start: Decimal, stop: Decimal, step: Decimal) -> list[float]:
 
 def tried(text: str) -> list[float]:
     [override] = OverridesParser.create().parse_overrides([f"x={text}"])
-    return [float(value) for value in values_of(override)]
+    return [float(value) for value in swept_values(override)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def tried(text: str) -> list[float]:
 )
 def test_a_range_has_the_numbers_that_its_decimals_say(text: str, expected: list[str]) -> None:
     [override] = OverridesParser.create().parse_overrides([f"x={text}"])
-    assert values_of(override) == expected
+    assert swept_values(override) == expected
 
 
 @pytest.mark.parametrize(
@@ -271,12 +280,12 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
 
 
 def test_a_job_is_named_by_the_last_part_of_its_keys_as_far_as_that_is_clear() -> None:
-    assert shown({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
-    assert shown({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"
-    assert shown({"a.b.size": "1", "c.b.size": "2", "+d.size": "3"}) == (
+    assert job_name({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
+    assert job_name({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"
+    assert job_name({"a.b.size": "1", "c.b.size": "2", "+d.size": "3"}) == (
         "a.b.size=1 c.b.size=2 d.size=3"
     )
-    assert short_names(["optimizer.learning_rate", "schedule.lr"]) == {
+    assert short_keys(["optimizer.learning_rate", "schedule.lr"]) == {
         "optimizer.learning_rate": "optimizer.learning_rate",
         "schedule.lr": "schedule.lr",
     }
@@ -308,4 +317,4 @@ def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> N
     [("0.0001", "0.0001"), ("0.00014016907816835644", "0.0001402"), ("a_long_name", "a_long_name")],
 )
 def test_long_numbers_are_shown_in_brief(text: str, short: str) -> None:
-    assert shown({"optimizer.learning_rate": text}) == f"lr={short}"
+    assert job_name({"optimizer.learning_rate": text}) == f"lr={short}"

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.launch import at_once, opened, require_at_once
+from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once
 from pipeline.system.errors import RequestError
 from tests.commands import composed
 
@@ -59,7 +59,7 @@ def ray(**cpus: Any) -> Any:
 def test_a_launcher_says_how_many_jobs_it_runs_at_once_or_nothing(
     launcher: Any, jobs: int | None
 ) -> None:
-    assert at_once(launcher) == jobs
+    assert jobs_at_once(launcher) == jobs
 
 
 def test_a_search_is_refused_a_launcher_that_cannot_say() -> None:
@@ -70,7 +70,7 @@ def test_a_search_is_refused_a_launcher_that_cannot_say() -> None:
 
 
 def carried_out(launcher: Any, *, known: bool) -> list[int]:
-    with opened(launcher, len(JOBS)) as workers:
+    with open_workers(launcher, len(JOBS)) as workers:
         return [end.key for end in workers.run(JOBS, lambda job: job.overrides, known=known)]
 
 
@@ -90,7 +90,7 @@ def test_a_search_hands_over_as_many_jobs_as_run_at_once() -> None:
 
 def test_one_job_at_a_time_is_told_of_when_it_ends() -> None:
     launcher = of(BASIC)
-    with opened(launcher, len(JOBS)) as workers:
+    with open_workers(launcher, len(JOBS)) as workers:
         ends: Iterator[Any] = workers.run(JOBS, lambda job: job.overrides)
         assert next(ends).key == 1
         assert len(launcher.batches) == 1
@@ -134,7 +134,7 @@ def test_a_sweep_that_is_stopped_cancels_its_jobs_in_the_batch_system() -> None:
 def test_a_job_that_a_batch_system_kills_costs_only_itself() -> None:
     submitted = [Submitted(), Submitted("out of memory"), Submitted(), Submitted()]
     launcher = Slurm(submitted=submitted, stopped=False, n_jobs=4)
-    with opened(launcher, len(JOBS)) as workers:
+    with open_workers(launcher, len(JOBS)) as workers:
         ends = list(workers.run(JOBS, lambda job: job.overrides))
     assert [end.error for end in ends] == [None, "RuntimeError: out of memory", None, None]
     assert not any(job.cancelled for job in submitted)

@@ -17,14 +17,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.sweeps.jobs import Scale
-from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, Objective, Outcome
-from pipeline.sweeps.plots import Group, draw, groups, scale_of_parameter
+from pipeline.sweeps.outcomes import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PRUNED,
+    RUNNING,
+    Outcome,
+    SweepObjective,
+)
+from pipeline.sweeps.plots import Group, draw_sweep, groups, scale_of_parameter
 
 pytestmark = pytest.mark.slow
 
-ACCURACY = Objective(metric="val/accuracy", maximize=True)
-LOSS = Objective(metric="val/loss", maximize=False)
-PARAMETERS = Objective(metric="model/parameters", maximize=False)
+ACCURACY = SweepObjective(metric="val/accuracy", maximize=True)
+LOSS = SweepObjective(metric="val/loss", maximize=False)
+PARAMETERS = SweepObjective(metric="model/parameters", maximize=False)
 RATE, DROPOUT = "optimizer.learning_rate", "model.dropout"
 BY_PARAMETERS = ["parallel_coordinates", "importances", "slice", "contour"]
 NAN = math.nan
@@ -86,7 +94,7 @@ def with_values(trials: Sequence[Outcome], *values: float) -> list[Outcome]:
     ]
 
 
-SEARCHES: dict[str, tuple[list[Outcome], list[Objective], list[str]]] = {
+SEARCHES: dict[str, tuple[list[Outcome], list[SweepObjective], list[str]]] = {
     "grid": (grid(), [ACCURACY], [RATE, DROPOUT]),
     "seeds": (seeded(), [ACCURACY], [RATE, "seed"]),
     "adaptive": (adaptive(), [ACCURACY], [RATE, DROPOUT]),
@@ -112,7 +120,7 @@ SEARCHES: dict[str, tuple[list[Outcome], list[Objective], list[str]]] = {
 @cache
 def drawn(name: str) -> dict[str, Figure]:
     """The search's figures after they went through the renderer, where late mistakes show."""
-    figures = draw(*SEARCHES[name])
+    figures = draw_sweep(*SEARCHES[name])
     for figure in figures.values():
         figure.savefig(io.BytesIO(), format="png", dpi=60)
     return figures
@@ -164,7 +172,7 @@ def test_two_hundred_trials_of_many_parameters_can_be_drawn() -> None:
         )
         for i in range(200)
     ]
-    figures = draw(trials, [ACCURACY], [RATE, DROPOUT, "model", "model.width"])
+    figures = draw_sweep(trials, [ACCURACY], [RATE, DROPOUT, "model", "model.width"])
     assert list(figures) == ["objective", *BY_PARAMETERS]
     for figure in figures.values():
         figure.savefig(io.BytesIO(), format="png", dpi=60)
@@ -173,7 +181,7 @@ def test_two_hundred_trials_of_many_parameters_can_be_drawn() -> None:
 def test_the_objective_is_shown_with_the_best_so_far() -> None:
     values = (0.5, 0.75, 0.25, 0.75, 1.0)
     trials = [trial(i, value) for i, value in enumerate(values)]
-    (axes,) = draw(trials[::-1], [ACCURACY], [])["objective"].axes
+    (axes,) = draw_sweep(trials[::-1], [ACCURACY], [])["objective"].axes
     assert line(axes, "finished") == ([0, 1, 2, 3, 4], [0.5, 0.75, 0.25, 0.75, 1.0])
     assert line(axes, "best so far") == ([0, 1, 2, 3, 4], [0.5, 0.75, 0.75, 0.75, 1.0])
     assert axes.get_title(loc="left") == "best: 1, job 4"
@@ -181,13 +189,13 @@ def test_the_objective_is_shown_with_the_best_so_far() -> None:
 
 
 def test_the_first_of_equally_good_trials_is_the_best() -> None:
-    figures = draw([trial(i, 0.5) for i in (3, 5)], [ACCURACY], [])
+    figures = draw_sweep([trial(i, 0.5) for i in (3, 5)], [ACCURACY], [])
     assert figures["objective"].axes[0].get_title(loc="left") == "best: 0.5, job 3"
 
 
 def test_each_objective_has_a_panel_and_a_best_of_its_own() -> None:
     trials = [trial(0, 0.5, 200.0), trial(1, 0.75, 400.0), trial(2, NAN, 100.0)]
-    upper, lower = draw(trials, [ACCURACY, PARAMETERS], [])["objective"].axes
+    upper, lower = draw_sweep(trials, [ACCURACY, PARAMETERS], [])["objective"].axes
     assert line(upper, "best so far") == ([0, 1], [0.5, 0.75])
     assert line(lower, "best so far") == ([0, 1, 2], [200, 200, 100])
     assert (upper.get_ylabel(), lower.get_ylabel()) == ("val/accuracy", "model/parameters")
@@ -203,7 +211,7 @@ def test_trials_that_did_not_finish_are_marked_by_what_became_of_them() -> None:
         trial(5, NAN),
         trial(6, NAN, state=RUNNING),
     ]
-    figure = draw(trials, [ACCURACY], [])["objective"]
+    figure = draw_sweep(trials, [ACCURACY], [])["objective"]
     (axes,) = figure.axes
     assert line(axes, "best so far") == ([0], [0.5])
     assert line(axes, "pruned") == ([1], [0.25])
@@ -218,8 +226,8 @@ def test_trials_that_did_not_finish_are_marked_by_what_became_of_them() -> None:
 
 def test_a_loss_over_orders_of_magnitude_has_a_logarithmic_axis_and_an_accuracy_has_not() -> None:
     trials = [trial(0, 0.01), trial(1, 0.9)]
-    assert draw(trials, [LOSS], [])["objective"].axes[0].get_yscale() == "log"
-    assert draw(trials, [ACCURACY], [])["objective"].axes[0].get_yscale() == "linear"
+    assert draw_sweep(trials, [LOSS], [])["objective"].axes[0].get_yscale() == "log"
+    assert draw_sweep(trials, [ACCURACY], [])["objective"].axes[0].get_yscale() == "linear"
 
 
 def test_every_trial_is_a_line_through_its_parameters_the_best_on_top() -> None:
@@ -263,7 +271,7 @@ def test_importances_are_a_bar_for_each_parameter_that_varies() -> None:
     assert shares[1] > shares[0]
     assert axes.get_xlabel() == "share of the variance of val/accuracy"
     trials = [trial(i, i, rate=str(i), dropout="0.1", width=str(i % 2)) for i in range(6)]
-    (axes,) = draw(trials, [ACCURACY], [RATE, DROPOUT, "model.width"])["importances"].axes
+    (axes,) = draw_sweep(trials, [ACCURACY], [RATE, DROPOUT, "model.width"])["importances"].axes
     assert DROPOUT not in texts(axes.get_yticklabels())
 
 
@@ -273,7 +281,7 @@ def test_a_learning_rate_is_as_important_as_its_orders_of_magnitude() -> None:
         trial(i, float(rates.index(r) > 1) + float(dropouts.index(d) > 1), rate=r, dropout=d)
         for i, (r, d) in enumerate(itertools.product(rates, dropouts))
     ]
-    (axes,) = draw(trials, [ACCURACY], [RATE, DROPOUT])["importances"].axes
+    (axes,) = draw_sweep(trials, [ACCURACY], [RATE, DROPOUT])["importances"].axes
     shares = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
     assert shares == pytest.approx([0.5, 0.5], abs=0.05)
 
@@ -281,7 +289,7 @@ def test_a_learning_rate_is_as_important_as_its_orders_of_magnitude() -> None:
 def test_the_same_search_has_the_same_importances() -> None:
     first, again = (
         [bar.get_width() for bar in figures["importances"].axes[0].patches]  # type: ignore[attr-defined]
-        for figures in (drawn("adaptive"), draw(*SEARCHES["adaptive"]))
+        for figures in (drawn("adaptive"), draw_sweep(*SEARCHES["adaptive"]))
     )
     assert first == again
 
@@ -313,7 +321,7 @@ def test_slices_and_contours_are_of_the_two_most_important_parameters_but_the_se
         trial(i, 10 * a + b + 0.1 * c + 99 * s, a=str(a), b=str(b), c=str(c), seed=str(s))
         for i, (a, b, c, s) in enumerate(itertools.product(range(3), range(3), range(2), range(2)))
     ]
-    figures = draw(trials, [ACCURACY], ["seed", "c", "b", "a"])
+    figures = draw_sweep(trials, [ACCURACY], ["seed", "c", "b", "a"])
     assert texts(figures["importances"].axes[0].get_yticklabels())[::-1] == ["seed", "a", "b", "c"]
     assert [axes.get_xlabel() for axes in figures["slice"].axes[:2]] == ["a", "b"]
     axes = figures["contour"].axes[0]
@@ -356,9 +364,9 @@ def test_the_pareto_front_is_told_from_the_other_trials() -> None:
 
 def test_a_trial_without_one_of_two_objectives_is_not_on_the_pareto_front() -> None:
     trials = [trial(0, 0.5, 9.0), trial(1, 0.6, 10.0), trial(2, 0.7, NAN)]
-    (axes,) = draw(trials, [ACCURACY, PARAMETERS], [])["pareto"].axes
+    (axes,) = draw_sweep(trials, [ACCURACY, PARAMETERS], [])["pareto"].axes
     assert sum(len(points.get_offsets()) for points in axes.collections) == 2
-    assert "pareto" not in draw(trials[1:], [ACCURACY, PARAMETERS], [])
+    assert "pareto" not in draw_sweep(trials[1:], [ACCURACY, PARAMETERS], [])
 
 
 def test_groups_are_trials_that_differ_in_the_seed_alone_best_first() -> None:
@@ -436,9 +444,9 @@ def test_a_group_is_named_by_what_tells_it_from_others() -> None:
         )
         for i, (a, m, s) in enumerate(changes)
     ]
-    (axes,) = draw(trials, [ACCURACY], [*trials[0].params])["seeds"].axes
+    (axes,) = draw_sweep(trials, [ACCURACY], [*trials[0].params])["seeds"].axes
     assert texts(axes.get_yticklabels())[0] == "augment.dropout=0.1, model.dropout=0.3"
-    (axes,) = draw(trials[:2], [ACCURACY], [*trials[0].params])["seeds"].axes
+    (axes,) = draw_sweep(trials[:2], [ACCURACY], [*trials[0].params])["seeds"].axes
     assert texts(axes.get_yticklabels()) == [
         "augment.dropout=0, model.dropout=0.2,\n" + r"units=[\$9,99]"
     ]
@@ -450,7 +458,7 @@ def test_no_more_than_the_best_twenty_groups_are_shown() -> None:
         for i in range(25)
         for s in range(2)
     ]
-    (axes,) = draw(trials, [ACCURACY], [RATE, "seed"])["seeds"].axes
+    (axes,) = draw_sweep(trials, [ACCURACY], [RATE, "seed"])["seeds"].axes
     labels = texts(axes.get_yticklabels())
     assert (len(labels), labels[0]) == (20, "learning_rate=24")
     assert axes.get_title(loc="left") == "best 20 of 25 settings"
@@ -467,12 +475,12 @@ def test_no_more_than_the_best_twenty_groups_are_shown() -> None:
 def test_seeds_are_not_shown_where_there_is_nothing_to_average(
     trials: list[Outcome], searched: list[str]
 ) -> None:
-    assert "seeds" not in draw(trials, [ACCURACY], searched)
+    assert "seeds" not in draw_sweep(trials, [ACCURACY], searched)
 
 
 def test_choices_may_look_like_formulas() -> None:
     trials = [trial(i, 0.1 * i, model=m, rate=str(i)) for i, m in enumerate(("$^$", "${x}", "b$"))]
-    for figure in draw(trials, [ACCURACY], ["model", RATE]).values():
+    for figure in draw_sweep(trials, [ACCURACY], ["model", RATE]).values():
         figure.savefig(io.BytesIO())  # a formula is read when it is drawn
 
 
@@ -481,7 +489,7 @@ def test_pyplot_and_optuna_are_left_as_they_were() -> None:
     matplotlib.use("svg")
     settings = dict(matplotlib.rcParams)
     try:
-        figures = draw(*SEARCHES["two objectives"])
+        figures = draw_sweep(*SEARCHES["two objectives"])
         assert pyplot.get_fignums() == []
         assert dict(matplotlib.rcParams) == settings
         assert matplotlib.get_backend() == "svg"
@@ -495,7 +503,7 @@ def test_pyplot_and_optuna_are_left_as_they_were() -> None:
 def test_figures_of_others_stay_open() -> None:
     own = pyplot.figure()
     try:
-        draw(*SEARCHES["grid"])
+        draw_sweep(*SEARCHES["grid"])
         assert pyplot.get_fignums() == [own.number]
         assert pyplot.gcf() is own
     finally:
@@ -503,7 +511,7 @@ def test_figures_of_others_stay_open() -> None:
 
 
 def test_nothing_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    draw(*SEARCHES["some without a value"])
+    draw_sweep(*SEARCHES["some without a value"])
     assert capsys.readouterr() == ("", "")
 
 
@@ -552,7 +560,7 @@ def test_a_parameter_that_goes_by_factors_has_a_logarithmic_axis(
 def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_searched(how: Scale) -> None:
     rates = ["0.0011", "0.0015", "0.0024", "0.0031"]
     outcomes = [trial(i, accuracy(rate, "0.1"), rate=rate) for i, rate in enumerate(rates)]
-    figures = draw(outcomes, [ACCURACY], [RATE], {RATE: how})
+    figures = draw_sweep(outcomes, [ACCURACY], [RATE], {RATE: how})
     assert figures["slice"].axes[0].get_xscale() == how
 
 
@@ -562,9 +570,9 @@ def test_a_picture_that_fails_costs_the_picture_and_is_named(
     def fails(*_: object) -> Figure:
         raise AttributeError("no such plot in this version")
 
-    expected = set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) - {"parallel_coordinates"}
+    expected = set(draw_sweep(grid(), [ACCURACY], [RATE, DROPOUT])) - {"parallel_coordinates"}
     monkeypatch.setattr("pipeline.sweeps.plots._parallel", fails)
-    assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == expected
+    assert set(draw_sweep(grid(), [ACCURACY], [RATE, DROPOUT])) == expected
     assert "plot parallel_coordinates could not be drawn: AttributeError: no such" in caplog.text
     monkeypatch.setattr("pipeline.sweeps.plots._study", fails)  # as with another Optuna
-    assert set(draw(grid(), [ACCURACY], [RATE, DROPOUT])) == {"objective"}
+    assert set(draw_sweep(grid(), [ACCURACY], [RATE, DROPOUT])) == {"objective"}

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.sweeps import running
 from pipeline.sweeps.jobs import Grid, Job
-from pipeline.sweeps.outcomes import FINISHED, Objective, Outcome
+from pipeline.sweeps.outcomes import FINISHED, Outcome, SweepObjective
 from pipeline.sweeps.pool import Ended
 
 KEPT = 3
@@ -25,7 +25,7 @@ def sweep_jobs(folder: Path, values: list[float]) -> running.SweepJobs:
         return Outcome(index=job.index, state=FINISHED, params=job.params, values=value)
 
     runs: Any = SimpleNamespace(
-        objectives=[Objective(metric="val/accuracy", maximize=True)],
+        objectives=[SweepObjective(metric="val/accuracy", maximize=True)],
         parent=SimpleNamespace(id="abcd"),
         experiment="synthetic",
         settle=settle,

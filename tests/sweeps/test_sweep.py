@@ -23,7 +23,7 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.outcomes import FAILED, Objective
+from pipeline.sweeps.outcomes import FAILED, SweepObjective
 from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import signs
@@ -562,7 +562,7 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
 ) -> None:
     config = configured("dataset=synthetic", "tracking.uri=null")
     with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
-        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        known = children(parent, [SweepObjective(metric="val/accuracy", maximize=True)])
         own, tags = parent.client.get_run(parent.id), {PARENT: parent.id, INDEX: "0"}
         earlier = parent.client.create_run(own.info.experiment_id, tags=tags)
         known.close_orphans()
@@ -574,7 +574,7 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
 def test_a_run_that_still_lives_is_not_closed_by_its_sweep(tmp_path: Path) -> None:
     config = configured("dataset=synthetic", "tracking.uri=null")
     with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
-        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        known = children(parent, [SweepObjective(metric="val/accuracy", maximize=True)])
         here = parent.client.get_run(parent.id).info.experiment_id
         silent = {"heartbeat.pid": "999999999", "heartbeat.started": "1"}
         runs = [
@@ -591,7 +591,7 @@ def test_a_run_that_still_lives_is_not_closed_by_its_sweep(tmp_path: Path) -> No
 def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
     config = configured("dataset=synthetic", "tracking.uri=null")
     with inside(tmp_path), record(config, tmp_path / "sweep") as parent:
-        known = children(parent, [Objective(metric="val/accuracy", maximize=True)])
+        known = children(parent, [SweepObjective(metric="val/accuracy", maximize=True)])
         own, tags = parent.client.get_run(parent.id), {PARENT: parent.id, INDEX: "0"}
         run_id = parent.client.create_run(own.info.experiment_id, tags=tags).info.run_id
         for name, value in (("val/accuracy", 0.6), ("kept/val/accuracy", 0.8)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.system.imports import configure_libraries, load, uncollected
+from pipeline.system.imports import configure_libraries, import_slow, uncollected
 from tests.commands import QUICK, ROOT, environment, fresh_pipeline
 
 
@@ -19,7 +19,7 @@ def test_another_backend_of_keras_is_refused_with_the_variable_to_unset(
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
     with pytest.raises(RequestError, match=f"^KERAS_BACKEND={backend}: .*; unset KERAS_BACKEND$"):
-        load("pipeline.run")
+        import_slow("pipeline.run")
 
 
 @pytest.mark.slow

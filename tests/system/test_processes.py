@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pipeline.system import processes as holders
-from pipeline.system.processes import PATIENCE_S, at_work, shown, started, this_process, user
+from pipeline.system.processes import PATIENCE_S, at_work, process_name, started, this_process, user
 
 OLD = 10 * PATIENCE_S
 
@@ -59,8 +59,8 @@ def test_one_that_cannot_be_asked_is_trusted_for_a_while(holder: str) -> None:
 
 
 def test_a_process_is_shown_by_number_and_host() -> None:
-    assert shown(changed(place="engine pid:[4]", pid=7)) == "process 7 on engine"
-    assert shown("[1]") == shown("") == "a process that did not name itself"
+    assert process_name(changed(place="engine pid:[4]", pid=7)) == "process 7 on engine"
+    assert process_name("[1]") == process_name("") == "a process that did not name itself"
 
 
 def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doct
     with answering(status, body) as (address, _):
         with pytest.raises(RequestError) as refused:
             connect(address)
-        found = health.look_at(address).finding
+        found = health.check_store(address).finding
     assert says in str(refused.value)
     assert mend in str(refused.value)
     assert (found.state, says in found.says, mend in str(found.mend)) == ("problem", True, True)

@@ -19,13 +19,13 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.outcomes import FINISHED, Objective
+from pipeline.sweeps.outcomes import FINISHED, SweepObjective
 from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
 from pipeline.tracking import delivery, journal, lifecycle
 from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import send_journal
-from pipeline.tracking.journal import Courier, Journal, as_run, has_journal, read
+from pipeline.tracking.journal import Courier, Journal, as_run, has_journal, read_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Status
@@ -129,7 +129,7 @@ def test_a_store_that_stays_away_lets_the_run_end_and_gets_all_of_it_from_sync(
     told = capsys.readouterr().err
     assert f"python -m pipeline sync folder={tmp_path}" in told
     assert "connection refused" in told
-    here = as_run(read(tmp_path), tmp_path)
+    here = as_run(read_journal(tmp_path), tmp_path)
     assert (here.id, here.status, here.seconds >= 0) == (recording.id, Status.FINISHED, True)
 
     switch.is_away = False
@@ -312,7 +312,7 @@ def test_a_folder_with_unsent_records_takes_no_new_run(config: Config, tmp_path:
         pass
     with pytest.raises(RequestError, match="sync.*hydra.run.dir"), record(config, tmp_path):
         pass
-    assert [record["kind"] for record in read(tmp_path)][-1] == "end"
+    assert [record["kind"] for record in read_journal(tmp_path)][-1] == "end"
 
 
 def test_two_syncs_do_not_work_on_one_journal(config: Config, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_the_records_of_a_sweeps_job_that_the_store_lacks_count_as_its_outcome(
             switch.is_away = True
             recording.log_metrics({"kept/val/accuracy": 0.75})
         switch.is_away = False
-        objectives = [Objective(metric="val/accuracy", maximize=True)]
+        objectives = [SweepObjective(metric="val/accuracy", maximize=True)]
         outcome = children(parent, objectives).settle(Job(index=0, params={"seed": "0"}), None)
     assert (outcome.state, outcome.values) == (FINISHED, (0.75,))
     assert not has_journal(tmp_path / "0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking import lineage
-from pipeline.tracking.lineage import Code, code
+from pipeline.tracking.lineage import Code, code_state
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -63,12 +63,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_clean_checkout_is_its_commit_and_no_patch(checkout: Path) -> None:
-    assert code(checkout) == Code(commit=git(checkout, "rev-parse", "HEAD"), patch="")
+    assert code_state(checkout) == Code(commit=git(checkout, "rev-parse", "HEAD"), patch="")
 
 
 def test_an_ignored_file_is_no_change(checkout: Path) -> None:
     (checkout / "run.log").write_text("noise")
-    assert code(checkout).patch == ""
+    assert code_state(checkout).patch == ""
 
 
 def test_the_patch_gives_the_changed_new_moved_and_removed_files_back(
@@ -89,14 +89,14 @@ def test_the_patch_gives_the_changed_new_moved_and_removed_files_back(
     (checkout / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
     (checkout / "gone.py").unlink()
     git(checkout, "mv", "old.py", "moved.py")
-    assert content(rebuilt(checkout, code(checkout), tmp_path)) == content(checkout)
+    assert content(rebuilt(checkout, code_state(checkout), tmp_path)) == content(checkout)
 
 
 def test_new_files_that_are_not_code_stay_out_of_the_patch(checkout: Path) -> None:
     (checkout / "photos").mkdir()
     (checkout / "photos" / "holiday.jpg").write_bytes(bytes(range(256)))
     git(checkout / "photos", "init", "--quiet")  # nor does a repository inside stand in the way
-    assert code(checkout) == Code(commit=git(checkout, "rev-parse", "HEAD"), patch="")
+    assert code_state(checkout) == Code(commit=git(checkout, "rev-parse", "HEAD"), patch="")
 
 
 def test_staged_changes_count_like_unstaged_ones(checkout: Path, tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_staged_changes_count_like_unstaged_ones(checkout: Path, tmp_path: Path)
     (checkout / "staged.py").write_text("new\n")
     git(checkout, "add", ".")
     (checkout / "model.py").write_text("width = 6\n")
-    clone = rebuilt(checkout, code(checkout), tmp_path)
+    clone = rebuilt(checkout, code_state(checkout), tmp_path)
     assert (clone / "model.py").read_text() == "width = 6\n"
     assert (clone / "staged.py").read_text() == "new\n"
 
 
 def test_a_single_new_file_makes_the_checkout_dirty(checkout: Path, tmp_path: Path) -> None:
     (checkout / "new.py").write_text("new\n")
-    state = code(checkout)
+    state = code_state(checkout)
     assert "+++ b/new.py" in state.patch
     assert (rebuilt(checkout, state, tmp_path) / "new.py").read_text() == "new\n"
 
@@ -133,7 +133,7 @@ def test_the_patch_applies_whatever_the_users_own_settings(
     (checkout / "new.py").write_text("new\n")
     before = own_settings.read_text()
     git(checkout, "config", "--global", *setting.split("="))
-    state = code(checkout)
+    state = code_state(checkout)
     own_settings.write_text(before)
     assert content(rebuilt(checkout, state, tmp_path)) == content(checkout)
 
@@ -146,7 +146,7 @@ def test_the_users_index_is_not_touched(checkout: Path) -> None:
     index = checkout / ".git" / "index"
     status, before = git(checkout, "status", "--porcelain"), index.read_bytes()
     os.utime(checkout / ".gitignore", (1, 1))  # git would like to note this in the index
-    assert code(checkout).patch
+    assert code_state(checkout).patch
     assert index.read_bytes() == before
     assert git(checkout, "status", "--porcelain") == status
     assert "?? new.py" in status
@@ -156,31 +156,31 @@ def test_another_worktree_of_a_repository_is_a_checkout_too(checkout: Path, tmp_
     tree = tmp_path / "tree"
     git(checkout, "worktree", "add", "--quiet", str(tree))
     (tree / "model.py").write_text("width = 3\n")
-    assert "+width = 3" in code(tree).patch
-    assert code(checkout).patch == ""
+    assert "+width = 3" in code_state(tree).patch
+    assert code_state(checkout).patch == ""
 
 
 def test_a_repository_without_a_commit_has_neither_commit_nor_patch(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     (tmp_path / "new.py").write_text("new\n")
-    assert code(tmp_path) == Code(commit=None, patch="")
+    assert code_state(tmp_path) == Code(commit=None, patch="")
 
 
 def test_a_folder_that_is_no_repository_has_neither_commit_nor_patch(tmp_path: Path) -> None:
-    assert code(tmp_path) == Code(commit=None, patch="")
+    assert code_state(tmp_path) == Code(commit=None, patch="")
 
 
 def test_a_folder_inside_someone_elses_repository_is_not_taken_for_it(checkout: Path) -> None:
     inside = checkout / "installed"
     inside.mkdir()
-    assert code(inside) == Code(commit=None, patch="")
+    assert code_state(inside) == Code(commit=None, patch="")
 
 
 def test_a_machine_without_git_has_neither_commit_nor_patch(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert code(checkout) == Code(commit=None, patch="")
+    assert code_state(checkout) == Code(commit=None, patch="")
 
 
 def test_the_environment_lists_every_distribution_as_pip_would() -> None:
@@ -213,11 +213,11 @@ def test_where_no_checkout_is_installed_the_users_own_project_is_recorded(
     (checkout / "conf").mkdir()
     (checkout / "model.py").write_text("width = 7\nheight = 2\n")
     monkeypatch.chdir(checkout / "conf")
-    state = code()
+    state = code_state()
     assert state.commit == git(checkout, "rev-parse", "HEAD")
     assert "+width = 7" in state.patch
     monkeypatch.chdir(tmp_path)
-    assert code() == Code(commit=None, patch="")
+    assert code_state() == Code(commit=None, patch="")
 
 
 def test_the_pipelines_own_version_is_told_where_it_is_installed(

@@ -71,7 +71,7 @@ def test_a_recorded_origin_is_read_from_tags_and_texts() -> None:
         "version.numpy": "1",
     }
     text = "# Python 3.11.7 on Linux-6.1\nkeras==3.15.1\nnumpy==2.4.6\n"
-    assert origin.recorded(tags, patch="p", environment=text) == Origin(
+    assert origin.recorded_origin(tags, patch="p", environment=text) == Origin(
         commit="abc",
         patch="p",
         packages={"Python": "3.11.7", "keras": "3.15.1", "numpy": "2.4.6"},

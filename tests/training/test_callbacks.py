@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.training.callbacks import Checkpoint, EpochEnd, ProgressDisplay, metric_name, stopper
+from pipeline.training.callbacks import (
+    Checkpoint,
+    EpochEnd,
+    ProgressDisplay,
+    run_metric_name,
+    stopper,
+)
 
 
 def model() -> keras.Model:
@@ -51,7 +57,7 @@ def epochs_of(
     ],
 )
 def test_metrics_are_named_by_their_split(keras_name: str, name: str) -> None:
-    assert metric_name(keras_name) == name
+    assert run_metric_name(keras_name) == name
 
 
 @pytest.mark.parametrize(

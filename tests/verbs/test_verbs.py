@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.verbs import Verb, function, requests, verbs
+from pipeline.verbs import Verb, imported, requests, verbs
 from tests.commands import CONF, ROOT, composed, configured, environment
 
 VERBS = verbs()
@@ -25,8 +25,8 @@ def test_run_is_the_first_of_the_verbs_and_the_others_stand_in_alphabetical_orde
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 def test_what_carries_a_verb_out_and_what_shows_its_value_exist(verb: Verb) -> None:
-    assert callable(function(verb.entry))
-    assert callable(function(verb.show))
+    assert callable(imported(verb.entry))
+    assert callable(imported(verb.show))
 
 
 def test_to_list_the_verbs_takes_no_slow_library() -> None:

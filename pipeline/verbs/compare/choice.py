@@ -16,7 +16,7 @@ FINISHED = Query(status=(Status.FINISHED,), is_sweep=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ChosenRuns:
     """Runs, a description of where they come from, and their sweep if they are its jobs."""
 
     runs: list[RecordedRun]
@@ -24,7 +24,7 @@ class Found:
     sweep: str | None = None
 
 
-def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) -> Found:
+def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) -> ChosenRuns:
     """The `most` finished runs of the experiment that have the metric, best first.
 
     Raises:
@@ -42,10 +42,10 @@ def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) 
     if not runs:
         raise RequestError(_without_metric(config, name, metric))
     number = f"best {len(runs):,} finished runs" if len(runs) > 1 else "best finished run"
-    return Found(runs=runs, source=f"{number} of experiment {name}")
+    return ChosenRuns(runs=runs, source=f"{number} of experiment {name}")
 
 
-def named_runs(config: Config, asked: Sequence[str]) -> Found:
+def named_runs(config: Config, asked: Sequence[str]) -> ChosenRuns:
     """Finds the runs with the given ids, or first characters of ids, in that order.
 
     Raises:
@@ -65,10 +65,10 @@ def named_runs(config: Config, asked: Sequence[str]) -> Found:
         runs[run.id] = run
     if len(runs) < 2:
         raise RequestError(f"runs: all of {', '.join(names)} are the same run; name two or more")
-    return Found(runs=list(runs.values()), source=f"{len(runs)} named runs")
+    return ChosenRuns(runs=list(runs.values()), source=f"{len(runs)} named runs")
 
 
-def sweep_runs(config: Config, asked: str) -> Found:
+def sweep_runs(config: Config, asked: str) -> ChosenRuns:
     """The finished jobs of the sweep with that id, or of the latest one.
 
     Raises:
@@ -82,7 +82,7 @@ def sweep_runs(config: Config, asked: str) -> Found:
         raise RequestError(f"sweep={asked}: none of its {len(jobs)} jobs has finished")
     others = f" ({len(jobs) - len(runs)} did not finish)" if len(jobs) > len(runs) else ""
     source = f"{len(runs):,} jobs of sweep {sweep.id}{others}"
-    return Found(runs=runs, source=source, sweep=sweep.id)
+    return ChosenRuns(runs=runs, source=source, sweep=sweep.id)
 
 
 def _without_metric(config: Config, name: str, metric: str) -> str:

@@ -14,17 +14,17 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
-from pipeline.system.imports import load, uncollected
+from pipeline.system.imports import import_slow, uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.verbs.compare import Compare
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.page import document, page
 from pipeline.verbs.compare.pair import Stored
-from pipeline.verbs.compare.plots import draw
+from pipeline.verbs.compare.plots import draw_comparison
 from pipeline.verbs.compare.table import print_comparison
 
 if TYPE_CHECKING:
-    from pipeline.verbs.compare.choice import Found
+    from pipeline.verbs.compare.choice import ChosenRuns
 
 MOST_READ = 20  # runs whose stored predictions are read
 
@@ -63,8 +63,8 @@ def show(comparison: Comparison, request: Compare) -> None:
         print(_json(comparison), flush=True)
 
 
-def _find(config: Config, request: Compare) -> Found:
-    load("pipeline.verbs.compare.choice")  # imported only now: MLflow takes seconds
+def _find(config: Config, request: Compare) -> ChosenRuns:
+    import_slow("pipeline.verbs.compare.choice")  # imported only now: MLflow takes seconds
     from pipeline.verbs.compare import choice
 
     if request.runs:
@@ -96,7 +96,7 @@ def _lower_is_better(request: Compare) -> bool:
     return better == "lower" or given == "minimize"
 
 
-def _stored(found: Found) -> dict[str, Stored]:
+def _stored(found: ChosenRuns) -> dict[str, Stored]:
     """The stored predictions by run id; empty for more than MOST_READ runs."""
     if len(found.runs) > MOST_READ:
         return {}
@@ -107,7 +107,7 @@ def _stored(found: Found) -> dict[str, Stored]:
     return read
 
 
-def _packages(found: Found) -> list[str]:
+def _packages(found: ChosenRuns) -> list[str]:
     """Differences between the environments of two runs that their tags do not show."""
     if len(found.runs) != 2:
         return []  # a table has no room for a hundred packages per row
@@ -123,7 +123,7 @@ def _packages(found: Found) -> list[str]:
 
 
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
-    pictures = draw(comparison)
+    pictures = draw_comparison(comparison)
     contents = {"compare.html": page(comparison, pictures).encode()}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
     for name, content in contents.items():

@@ -22,7 +22,7 @@ from pipeline.evaluation.intervals import (
 )
 from pipeline.evaluation.metrics import scale_of
 from pipeline.tracking.values import RecordedRun
-from pipeline.verbs.compare.pair import Pair, Stored, Unpaired, images_of, pair_up
+from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, images_of, pair_up
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
 
 SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
@@ -65,7 +65,7 @@ class Comparison:
     runs: int
     repeats: int
     misplaced: int
-    pair: Pair | None
+    pair: PairedRuns | None
     unpaired: str | None
     files: Sequence[str] = ()
     """The page and the plots that show it, once they are written."""
@@ -246,7 +246,7 @@ def _same_images(
 
 def _pair(
     runs: Sequence[RecordedRun], stored: Mapping[str, Stored], resampling: Resampling
-) -> tuple[Pair | None, str | None]:
+) -> tuple[PairedRuns | None, str | None]:
     try:
         return pair_up((runs[0], runs[1]), stored, resampling), None
     except Unpaired as reason:

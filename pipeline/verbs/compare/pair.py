@@ -19,7 +19,7 @@ PREPROCESS = "preprocess."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class PairedRuns:
     """Two classifiers on the same images; `change` is the second's accuracy minus the first's."""
 
     split: str
@@ -46,7 +46,7 @@ def pair_up(
     runs: tuple[RecordedRun, RecordedRun],
     stored: Mapping[str, Stored],
     resampling: Resampling,
-) -> Pair:
+) -> PairedRuns:
     """Compares two runs image by image, on the test split if both have it.
 
     `stored`: predictions by run id.
@@ -64,7 +64,7 @@ def pair_up(
     ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
     share, other = (float(part.mean()) for part in right)
     names = class_names(first, split)
-    return Pair(
+    return PairedRuns(
         split=SPLITS[split],
         images=len(labels),
         first=share,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.verbs.compare.comparison import Compared, Comparison
-from pipeline.verbs.compare.pair import Pair
+from pipeline.verbs.compare.pair import PairedRuns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-Pictures = dict[str, bytes]  # PNGs by name
+Drawings = dict[str, bytes]  # PNGs by name
 
 MOST_ROWS = 30
 DPI = 120
@@ -29,7 +29,7 @@ BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
 
 
-def draw(comparison: Comparison) -> Pictures:
+def draw_comparison(comparison: Comparison) -> Drawings:
     """The figures as PNGs."""
     return {name: _png(figure) for name, figure in figures(comparison).items()}
 
@@ -41,7 +41,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
         drawn["compare"] = forest(comparison, shown[:MOST_ROWS])
     if comparison.pair:
         one, other = (compared.label for compared in comparison.rows)
-        drawn["classes"] = class_changes(comparison.pair, (one, other))
+        drawn["classes"] = class_bars(comparison.pair, (one, other))
     return drawn
 
 
@@ -62,7 +62,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     return figure
 
 
-def class_changes(pair: Pair, names: tuple[str, str]) -> Figure:
+def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
     """By how many points the second run is more or less often right on each class."""
     ordered = sorted(pair.classes, key=lambda one: one.change.value)
     changes = [one.change for one in ordered]

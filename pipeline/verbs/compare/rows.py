@@ -67,7 +67,7 @@ def differing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({row.get(name, "") for row in traits}) > 1]
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
+def trait_names(names: Sequence[str]) -> dict[str, str]:
     """Maps names to their last part, `optimizer.learning_rate` → `learning_rate`, where unique."""
     ends = [name.rpartition(".")[2] for name in names]
     return {
@@ -82,7 +82,7 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
     """
     telling = [name for name in traits if name != SEED and name not in PLACE]
     telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
-    short = short_names(telling)
+    short = trait_names(telling)
     several = any(len(row.runs) > 1 for row in rows)
     names = []
     for row in rows:

@@ -9,9 +9,17 @@ from rich.table import Column, Table
 
 from pipeline.tracking.values import SEED, SHORT
 from pipeline.verbs.compare.comparison import Compared, Comparison
-from pipeline.verbs.compare.pair import Pair
-from pipeline.verbs.compare.rows import short_names
-from pipeline.verbs.compare.words import change, counted, interval, notes, number, standing, verdict
+from pipeline.verbs.compare.pair import PairedRuns
+from pipeline.verbs.compare.rows import trait_names
+from pipeline.verbs.compare.words import (
+    change,
+    counted,
+    interval,
+    metric_value,
+    notes,
+    standing,
+    verdict,
+)
 
 SHOWN = 30  # rows; the page has them all
 ASIDE = 4  # up to this many rows are shown as columns, which suits long values better
@@ -34,7 +42,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The comparison as a header and rows of texts: names, what differs, metrics and verdict."""
     traits = [name for name in comparison.traits if name != SEED]
-    short = short_names(traits)
+    short = trait_names(traits)
     several = any(len(compared.row.runs) > 1 for compared in comparison.rows)
     seeds = ["seed"] if several or SEED in comparison.traits else []
     header = ["run", *(short[name] for name in traits), *seeds, *(["n"] if several else [])]
@@ -77,17 +85,17 @@ def _table(comparison: Comparison) -> Table:
     return table
 
 
-def _classes(pair: Pair, names: Sequence[str]) -> Table:
+def _classes(pair: PairedRuns, names: Sequence[str]) -> Table:
     table = Table(title=f"Accuracy by class, {pair.split} images", title_justify="left")
     for column in ("class", "images", *names, "Δ accuracy"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for one in sorted(pair.classes, key=lambda one: -abs(one.change.value)):
-        shares = (number(one.first), number(one.second), change(one.change))
+        shares = (metric_value(one.first), metric_value(one.second), change(one.change))
         table.add_row(one.name, f"{one.images:,}", *shares)
     return table
 
 
-def _swaps(pair: Pair, names: Sequence[str]) -> Table:
+def _swaps(pair: PairedRuns, names: Sequence[str]) -> Table:
     table = Table(title="Confusions that changed most", title_justify="left")
     for column in ("true", "predicted", *names, "change"):
         table.add_column(column, justify="left" if column in ("true", "predicted") else "right")

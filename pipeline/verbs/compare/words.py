@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
 from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
-from pipeline.verbs.compare.pair import Pair
+from pipeline.verbs.compare.pair import PairedRuns
 
 
 def verdict(comparison: Comparison) -> str:
@@ -66,7 +66,7 @@ def standing(compared: Compared, comparison: Comparison) -> str:
     return "better" if better else "worse"
 
 
-def number(value: float) -> str:
+def metric_value(value: float) -> str:
     """Formats a metric: four decimals, fewer from 10 on, thousands separated; empty for NaN."""
     if math.isnan(value):
         return ""
@@ -76,11 +76,13 @@ def number(value: float) -> str:
 
 def interval(estimate: Estimate) -> str:
     """`0.8656 [0.8560, 0.8748]`, or `0.8657 ± 0.0039 [0.8560, 0.8754]` over seeds."""
-    spread = f" ± {number(estimate.sd)}" if estimate.n > 1 else ""
+    spread = f" ± {metric_value(estimate.sd)}" if estimate.n > 1 else ""
     bounds = (
-        "" if math.isnan(estimate.low) else f" [{number(estimate.low)}, {number(estimate.high)}]"
+        ""
+        if math.isnan(estimate.low)
+        else f" [{metric_value(estimate.low)}, {metric_value(estimate.high)}]"
     )
-    return f"{number(estimate.value)}{spread}{bounds}"
+    return f"{metric_value(estimate.value)}{spread}{bounds}"
 
 
 def change(estimate: Estimate | None) -> str:
@@ -101,7 +103,7 @@ def p_value(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _of_pair(comparison: Comparison, pair: Pair) -> str:
+def _of_pair(comparison: Comparison, pair: PairedRuns) -> str:
     one, other = (compared.label for compared in comparison.rows)
     points = [100 * x for x in (pair.change.value, pair.change.low, pair.change.high)]
     test = pair.test

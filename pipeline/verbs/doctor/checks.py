@@ -41,7 +41,7 @@ THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"
 CACHED = ("raw", "split", "features")  # kinds of entries of the data cache
 
 
-def versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
+def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     """Compares Python and the installed libraries with what the project and its lock require."""
     if (root / "requirements.lock").exists():
         asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
@@ -99,7 +99,7 @@ def _some(names: list[str]) -> str:
     return "; ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def hardware() -> Iterator[Finding]:
+def check_hardware() -> Iterator[Finding]:
     """Reports the processor, the cores that this process may use, and memory."""
     facts, free_gb = lineage.hardware(), psutil.virtual_memory().available / 1e9
     says = "{cpu}, {cores} cores, {memory_gb} GB of memory".format(**facts)
@@ -110,7 +110,7 @@ def hardware() -> Iterator[Finding]:
         yield ok("hardware", says)
 
 
-def threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
+def check_threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
     """Compares thread settings in the environment with the cores that this process may use."""
     given = {name: environment[name] for name in THREADS if environment.get(name)}
     says = ", ".join(f"{name}={value}" for name, value in given.items())

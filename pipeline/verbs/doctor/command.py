@@ -20,9 +20,8 @@ from pipeline.system.errors import PipelineError
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
-from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at
-from pipeline.verbs.doctor.findings import show as show_table
-from pipeline.verbs.doctor.leftovers import Made, leftovers, unsent
+from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at, print_findings
+from pipeline.verbs.doctor.leftovers import Owner, leftovers, unsent
 
 
 def examine(config: Config, request: Doctor, folder: Path) -> list[Finding]:
@@ -41,7 +40,7 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
     if request.format == "json":
         print(as_json(findings))
     else:
-        show_table(findings, standard_output())
+        print_findings(findings, standard_output())
     sys.stdout.flush()
     if problems := [finding.area for finding in findings if finding.state == PROBLEM]:
         areas = ", ".join(dict.fromkeys(problems))
@@ -51,11 +50,11 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
 
 def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Finding]:
     cores = int(hardware()["cores"])
-    yield from looked_at("versions", checks.versions)
-    yield from looked_at("hardware", checks.hardware)
-    yield from looked_at("threads", partial(checks.threads, os.environ, cores))
+    yield from looked_at("versions", checks.check_versions)
+    yield from looked_at("hardware", checks.check_hardware)
+    yield from looked_at("threads", partial(checks.check_threads, os.environ, cores))
     yield from looked_at("data", partial(checks.data, config))
-    made: list[dict[str, Made]] = []
+    made: list[dict[str, Owner]] = []
     yield from looked_at("unsent", unsent)
     yield from looked_at("store", partial(_recorded, config, request, made))
     data_dir = Path(config.data_dir)
@@ -70,13 +69,13 @@ def _bring_home(config: Config, run_id: str) -> None:
     bring_home(config, run_id)
 
 
-def _recorded(config: Config, request: Doctor, made: list[dict[str, Made]]) -> Iterator[Finding]:
+def _recorded(config: Config, request: Doctor, made: list[dict[str, Owner]]) -> Iterator[Finding]:
     """Checks the store and its runs; adds the runs by their folders to `made`."""
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health
 
-    yield from health.place(config.tracking.uri)
-    store = health.look_at(config.tracking.uri)
+    yield from health.check_place(config.tracking.uri)
+    store = health.check_store(config.tracking.uri)
     yield store.finding
     if store.client is not None:
         own = os.environ.get("MLFLOW_RUN_ID")

@@ -51,7 +51,7 @@ def looked_at(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Find
         )
 
 
-def show(findings: Sequence[Finding], console: Console) -> None:
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """Prints a table of the findings, then one line per fix, ready to be copied."""
     table = Table("area", "", "found")
     for finding in findings:

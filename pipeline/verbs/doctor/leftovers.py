@@ -23,14 +23,14 @@ _PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # named by system.file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class Owner:
     """What the tracking store knows about the run or sweep that made a folder."""
 
     status: str
     has_model: bool = False
 
 
-def leftovers(data_dir: Path, made: Mapping[str, Made] | None) -> Iterator[Finding]:
+def leftovers(data_dir: Path, made: Mapping[str, Owner] | None) -> Iterator[Finding]:
     """Lists caches, checkpoints, sweeps and files left half-written by killed processes.
 
     `made` has the runs by the absolute path of their folder. It is None if the store is
@@ -63,7 +63,7 @@ def _caches(data_dir: Path) -> Iterator[Finding]:
         yield ok("leftovers", says, _delete([programs]))
 
 
-def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
+def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
     found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *MULTIRUN.glob("*/*/*/checkpoints")])
     if not found:
         return
@@ -82,7 +82,7 @@ def _checkpoints(made: Mapping[str, Made] | None) -> Iterator[Finding]:
         yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_size(kept)}")
 
 
-def _sweeps(made: Mapping[str, Made] | None) -> Iterator[Finding]:
+def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
     found = sorted(path for path in MULTIRUN.glob("*/*") if path.is_dir())
     if not found:
         return

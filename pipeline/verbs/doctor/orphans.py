@@ -13,7 +13,7 @@ from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import DIRTY, Query, RecordedRun, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
-from pipeline.verbs.doctor.leftovers import Made
+from pipeline.verbs.doctor.leftovers import Owner
 
 LONG_AGO = timedelta(days=1)
 OURS = (
@@ -70,12 +70,12 @@ def running(
     yield ok("runs", f"{at_work} at work")
 
 
-def folders(client: Client) -> dict[str, Made]:
+def folders(client: Client) -> dict[str, Owner]:
     """How each run and sweep ended and whether it has a model, by absolute path of its folder."""
-    found: dict[str, Made] = {}
+    found: dict[str, Owner] = {}
     for asked in (Query(has_folder=True), Query(is_sweep=True)):
         for run in search(client, asked):
-            made = Made(status=run.status, has_model=run.model_uri is not None)
+            made = Owner(status=run.status, has_model=run.model_uri is not None)
             found.setdefault(str(run.folder or run.sweep_folder), made)  # runs come newest first
     return found
 

@@ -43,7 +43,7 @@ class Store:
     client: Client | None = None
 
 
-def look_at(uri: str | None) -> Store:
+def check_store(uri: str | None) -> Store:
     """Checks whether the store answers, is writable and has the tables of the installed MLflow."""
     address = store_address(uri)
     look = _kind(address)
@@ -58,7 +58,7 @@ def look_at(uri: str | None) -> Store:
         return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
 
 
-def place(uri: str | None) -> Iterator[Finding]:
+def check_place(uri: str | None) -> Iterator[Finding]:
     """Checks whether artefacts written from this folder can be found again."""
     try:
         artifact_root(store_address(uri))

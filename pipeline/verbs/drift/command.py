@@ -15,13 +15,13 @@ from rich.text import Text
 from pipeline.config.schema import Config
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing, listed, unlabelled
-from pipeline.data.measures import NAME, QUANTITIES, Summary, parsed, sizes, values_of
+from pipeline.data.measures import NAME, QUANTITIES, DataSummary, parsed, quantities_of, sizes
 from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import BLOCK_BYTES, Array
 from pipeline.evaluation.drift import Shift, judged, of_classes, of_values, smallest_seen
-from pipeline.reports.drift_page import Unsure, html
+from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
@@ -204,7 +204,7 @@ def _reference(config: Config) -> RecordedRun:
     return by_id(client, str(run_id))
 
 
-def _summary(run: RecordedRun) -> Summary:
+def _summary(run: RecordedRun) -> DataSummary:
     if not run.has(NAME):
         raise RequestError(
             f"run_id={run.id}: has no {NAME}, as it was recorded by an earlier version or ended "
@@ -250,7 +250,7 @@ def _measured(
         inverted = to_invert(images, model.dark_border if model else None)
         if inverted.any():
             images = np.where(inverted[:, None, None, None], 255 - images, images)
-        found.append(values_of(images))
+        found.append(quantities_of(images))
         if model and forward:
             probs = forward(images)
             sure.append(probs.max(axis=1))
@@ -268,7 +268,7 @@ def _given(listing: Listing, packed: Packed) -> Counter[str]:
     )
 
 
-def _unknown(listing: Listing, summary: Summary) -> tuple[str, ...]:
+def _unknown(listing: Listing, summary: DataSummary) -> tuple[str, ...]:
     return tuple(clean(name) for name in listing.class_names if name not in summary.classes)
 
 
@@ -287,7 +287,7 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
     with replacing(result.output) as output:
         output.write_text(csv_text([head, *rows]), encoding="utf-8", newline="")
     least = np.arange(0) if sure is None else np.argsort(sure, kind="stable")[:UNSURE]
-    text = html(
+    text = drift_html(
         result.shifts,
         run_id=result.run_id,
         path=path,

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
-from pipeline.data.files import Found, Unreadable, find, printable
+from pipeline.data.files import FoundFiles, Unreadable, find_files, printable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert
-from pipeline.data.reading import Block, read
+from pipeline.data.reading import Block, read_blocks
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
@@ -76,7 +76,7 @@ class Classified:
     """The result of a prediction: counts of the rows in `output`, and what was skipped."""
 
     tally: Tally
-    found: Found
+    found: FoundFiles
     skipped: Sequence[Unreadable]
     output: Path
 
@@ -90,7 +90,7 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
     """
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
-    found, output = find(request.images), Path(request.output)
+    found, output = find_files(request.images), Path(request.output)
     if request.contact_sheet:
         _require_place(Path(request.contact_sheet))
     with native_messages_to(folder / "tensorflow.log"):
@@ -99,7 +99,7 @@ def predict(config: Config, request: Predict, folder: Path) -> Classified:
     skipped: list[Unreadable] = []
     decoders = native_messages_to(folder / "decoders.log")
     with decoders as stderr, _progress(found, skipped, stderr) as listener:
-        blocks = read(
+        blocks = read_blocks(
             found.files,
             model.image_shape,
             at_once=request.batch_size,
@@ -126,7 +126,7 @@ def show(classified: Classified, request: Predict) -> None:
         raise PipelineError(f"{unread} cannot be read; the others are in {output}")
 
 
-def _told(skipped: Sequence[Unreadable], found: Found) -> str:
+def _told(skipped: Sequence[Unreadable], found: FoundFiles) -> str:
     folders = len(found.unreadable)
     files = f"{len(skipped) - folders} of {len(found.files)} files"
     if not folders:
@@ -210,7 +210,7 @@ def _sheet(model: LoadedModel) -> Sheet:
 
 @contextmanager
 def _progress(
-    found: Found, skipped: list[Unreadable], stderr: TextIO
+    found: FoundFiles, skipped: list[Unreadable], stderr: TextIO
 ) -> Iterator[Callable[[Block], None]]:
     """Shows a bar on a terminal and one line per unreadable file, and adds that to `skipped`."""
     console = plain_console(stderr)

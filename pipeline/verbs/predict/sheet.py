@@ -10,7 +10,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.data.files import is_array, open_array, printable
-from pipeline.data.pictures import Picture, as_stack, contained, opened, picture_of, plain
+from pipeline.data.pictures import (
+    Picture,
+    as_stack,
+    contained,
+    made_plain,
+    open_picture,
+    picture_of,
+)
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
@@ -25,7 +32,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Thumbnail:
     """One image of the sheet; `seen` u8[H,W,C] is the model's input."""
 
     file: Path
@@ -41,14 +48,14 @@ class Sheet:
 
     title: str
     shape: Shape
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[Thumbnail] = field(default_factory=list)
 
     def add(self, answers: Answers, images: Array) -> None:
         """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
         for place in range(min(len(images), MOST - len(self.cells))):
             best = answers.top[place, 0]
             self.cells.append(
-                Cell(
+                Thumbnail(
                     file=answers.files[place],
                     index=answers.indices[place],
                     label=answers.class_names[best],
@@ -79,7 +86,7 @@ class Sheet:
         return page
 
 
-def _draw(page: Picture, cell: Cell, corner: tuple[int, int], shape: Shape) -> None:
+def _draw(page: Picture, cell: Thumbnail, corner: tuple[int, int], shape: Shape) -> None:
     left, top = corner
     pen = ImageDraw.Draw(page)
     pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
@@ -91,7 +98,7 @@ def _draw(page: Picture, cell: Cell, corner: tuple[int, int], shape: Shape) -> N
     _caption(pen, cell, (left, top + TILE + 6))
 
 
-def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> None:
+def _caption(pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int]) -> None:
     left, top = corner
     colour = UNSURE if cell.probability < UNSURE_BELOW else ACCENT
     filled = max(1, round(TILE * cell.probability))
@@ -106,7 +113,7 @@ def _caption(pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int]) -> N
     pen.text((left, top + 33), _short(pen, name, TILE, small), FAINT, small)
 
 
-def _original(cell: Cell, shape: Shape) -> Picture:
+def _original(cell: Thumbnail, shape: Shape) -> Picture:
     """The image as in its file or, if that has changed or gone since, as the model saw it."""
     try:
         return _in_its_file(cell, shape)
@@ -115,11 +122,11 @@ def _original(cell: Cell, shape: Shape) -> Picture:
         return picture_of(cell.seen).convert("RGB").resize(side, Image.Resampling.NEAREST)
 
 
-def _in_its_file(cell: Cell, shape: Shape) -> Picture:
+def _in_its_file(cell: Thumbnail, shape: Shape) -> Picture:
     if is_array(cell.file):
         whole = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
-        return plain(whole, side=TILE).convert("RGB")
-    return opened(cell.file, side=TILE).convert("RGB")
+        return made_plain(whole, side=TILE).convert("RGB")
+    return open_picture(cell.file, side=TILE).convert("RGB")
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

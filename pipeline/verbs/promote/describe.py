@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.reports.notes import REPORT_PAGE, accuracy_table, code, markdown_table, plain, summary
+from pipeline.reports.notes import (
+    REPORT_PAGE,
+    accuracy_table,
+    code_block,
+    escaped,
+    markdown_table,
+    summary,
+)
 from pipeline.tracking.registry import Present, Registry
 from pipeline.tracking.values import DIRTY, RecordedRun
 from pipeline.verbs.promote.ledger import (
     FORCED,
-    Entry,
+    Attempt,
     artifact,
     entries,
     from_text,
@@ -20,38 +27,39 @@ from pipeline.verbs.promote.ledger import (
 from pipeline.verbs.promote.switch import CHAMPION
 
 
-def note_of_version(run: RecordedRun, line: Entry) -> str:
+def note_of_version(run: RecordedRun, line: Attempt) -> str:
     """What the version is, its accuracies with intervals, how it was promoted, and its command."""
     how = "with the gates overruled" if line.decision == FORCED else "through the gates"
     instead = f" in place of version {line.replaces}" if line.replaces else ""
-    reason = f": {plain(line.reason)}" if line.reason else ""
+    reason = f": {escaped(line.reason)}" if line.reason else ""
     changed = " and uncommitted changes" if run.tags.get(DIRTY) == "true" else ""
     page = f"#/experiments/{run.experiment_id}/runs/{run.id}"
     report = f", [its report]({page}/artifacts/{REPORT_PAGE})" if run.has(REPORT_PAGE) else ""
     parts = [
         summary(run.config, run.logged.get("model/parameters")),
         _accuracies(run),
-        f"Judged {line.when:%Y-%m-%d %H:%M} UTC by {plain(line.who)}, "
+        f"Judged {line.when:%Y-%m-%d %H:%M} UTC by {escaped(line.who)}, "
         f"{line.decision}{instead} {how}{reason}."
         if line.decision != "refused"
-        else f"A challenger: refused {line.when:%Y-%m-%d %H:%M} UTC, by {plain(line.who)}.",
+        else f"A challenger: refused {line.when:%Y-%m-%d %H:%M} UTC, by {escaped(line.who)}.",
         markdown_table(("gate", "value", "limit", ""), gate_rows(line.gates)) if line.gates else "",
-        code(run.tags.get("command", "")),
-        f"[Run {plain(run.label)}]({page}){report}; code {(run.commit or 'unknown')[:7]}{changed}",
+        code_block(run.tags.get("command", "")),
+        f"[Run {escaped(run.label)}]({page}){report}; "
+        f"code {(run.commit or 'unknown')[:7]}{changed}",
     ]
     return "\n\n".join(filter(None, parts))
 
 
 def note_of_model(
-    registry: Registry, present: Present, lines: Sequence[Entry], champion: RecordedRun | None
+    registry: Registry, present: Present, lines: Sequence[Attempt], champion: RecordedRun | None
 ) -> str:
     """What the registered model is, its champion with its accuracies, and the newest of the ledger.
 
     `lines` is the ledger with its gates, `champion` the run of the current champion.
     """
     version = present.aliases.get(CHAMPION)
-    what = f"Classifies images of **{plain(registry.name)}**. " + (
-        f"Its champion is version {version}, `models:/{plain(registry.name)}@{CHAMPION}`."
+    what = f"Classifies images of **{escaped(registry.name)}**. " + (
+        f"Its champion is version {version}, `models:/{escaped(registry.name)}@{CHAMPION}`."
         if version
         else "It has no champion yet."
     )
@@ -64,14 +72,14 @@ def note_of_model(
     return "\n\n".join(filter(None, parts))
 
 
-def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Entry]:
+def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Attempt]:
     """The ledger, oldest first; its `newest` lines, or all, with the gates that their runs keep."""
     lines = entries(present.tags)
     start = 0 if newest is None else max(0, len(lines) - newest)
     return [*lines[:start], *(_with_gates(registry, line) for line in lines[start:])]
 
 
-def _with_gates(registry: Registry, line: Entry) -> Entry:
+def _with_gates(registry: Registry, line: Attempt) -> Attempt:
     text = None if line.gates else registry.attached(line.run_id, artifact(line.key))
     return replace(line, gates=from_text(line.key, text).gates) if text else line
 

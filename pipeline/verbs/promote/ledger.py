@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.reports.notes import markdown_table, plain
+from pipeline.reports.notes import escaped, markdown_table
 from pipeline.verbs.promote.gates import Gate, failed
 
 PREFIX = "ledger."
@@ -35,7 +35,7 @@ _STYLES = {PROMOTED: "green", ROLLED_BACK: "green", FORCED: "yellow", REFUSED: "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Attempt:
     """One attempt to change the champion: when, by whom, for which run, and how it ended.
 
     `key` is `ledger.<UTC time>.<8 hex>`; `who` is user@host. `version` is the new or intended
@@ -64,7 +64,7 @@ def new_key(now: datetime, token: str) -> str:
     return f"{PREFIX}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
 
 
-def to_text(entry: Entry) -> str:
+def to_text(entry: Attempt) -> str:
     """The line as JSON of at most `LONGEST` characters; long texts are shortened."""
     whole = {key: value for key, value in asdict(entry).items() if key != "key"}
     for longest in (LONGEST, 1000, 400, 150, 60, 20):
@@ -76,14 +76,14 @@ def to_text(entry: Entry) -> str:
     )
 
 
-def from_text(key: str, text: str) -> Entry:
+def from_text(key: str, text: str) -> Attempt:
     """Parses the line stored under `key`."""
     values = json.loads(text)
     gates = [Gate(**gate) for gate in values.pop("gates")]
-    return Entry(key=key, gates=gates, **values)
+    return Attempt(key=key, gates=gates, **values)
 
 
-def to_tag(entry: Entry) -> str:
+def to_tag(entry: Attempt) -> str:
     """The line as a short text for people, without its gates, which the run's artefact has.
 
     `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
@@ -105,7 +105,7 @@ def to_tag(entry: Entry) -> str:
     raise ValueError(f"a line of the ledger has {len(text)} characters")
 
 
-def from_tag(key: str, text: str) -> Entry:
+def from_tag(key: str, text: str) -> Attempt:
     """The line that a tag keeps under `key`, as text or, by earlier versions, as JSON."""
     if text.startswith("{"):
         return from_text(key, text)
@@ -120,7 +120,7 @@ def from_tag(key: str, text: str) -> Entry:
     version, replaces = (
         int(named[name]) if named[name] else None for name in ("version", "replaces")
     )
-    return Entry(
+    return Attempt(
         key=key,
         who=who,
         decision=named["decision"],
@@ -137,13 +137,13 @@ def artifact(key: str) -> str:
     return f"promotion/{key.removeprefix(PREFIX)}.json"
 
 
-def entries(tags: Mapping[str, str]) -> list[Entry]:
+def entries(tags: Mapping[str, str]) -> list[Attempt]:
     """All lines among the tags of a registered model, oldest first."""
     keys = sorted(key for key in tags if key.startswith(PREFIX))
     return [from_tag(key, tags[key]) for key in keys]
 
 
-def line_of_champions(lines: Sequence[Entry]) -> list[int]:
+def line_of_champions(lines: Sequence[Attempt]) -> list[int]:
     """The line of champions up to the current one, oldest first.
 
     Each of them passed the gates against its predecessor. A person who overrules the gates begins a
@@ -160,12 +160,12 @@ def line_of_champions(lines: Sequence[Entry]) -> list[int]:
     return champions
 
 
-def decided(entry: Entry, decision: str, note: str) -> Entry:
+def decided(entry: Attempt, decision: str, note: str) -> Attempt:
     """The entry with another decision, and the reason."""
     return replace(entry, decision=decision, note=note)
 
 
-def history_markdown(lines: Sequence[Entry], most: int = 20) -> str:
+def history_markdown(lines: Sequence[Attempt], most: int = 20) -> str:
     """The newest lines as a table for a description, newest first."""
     rows = [
         (
@@ -173,15 +173,15 @@ def history_markdown(lines: Sequence[Entry], most: int = 20) -> str:
             entry.decision,
             f"{entry.replaces or '–'} → {entry.version}" if entry.version else "",
             f"`{entry.run_id[:8]}`",
-            plain(entry.who),
-            plain("; ".join(_why(entry))),
+            escaped(entry.who),
+            escaped("; ".join(_why(entry))),
         )
         for entry in reversed(lines[-most:])
     ]
     return markdown_table(("when (UTC)", "decision", "version", "run", "who", "why"), rows)
 
 
-def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Table:
+def history_table(lines: Sequence[Attempt], name: str, champion: int | None) -> Table:
     """The ledger of the registered model `name` for the terminal, newest last."""
     table = Table(
         "when (UTC)",
@@ -208,7 +208,7 @@ def history_table(lines: Sequence[Entry], name: str, champion: int | None) -> Ta
 
 
 def history_document(
-    lines: Sequence[Entry], name: str, aliases: Mapping[str, int]
+    lines: Sequence[Attempt], name: str, aliases: Mapping[str, int]
 ) -> dict[str, Any]:
     """The ledger of the registered model `name` as a JSON document, newest last; times are UTC."""
     return {
@@ -222,9 +222,9 @@ def gate_rows(gates: Sequence[Gate]) -> list[tuple[str, str, str, str]]:
     """The gates with their numbers, as rows of a Markdown table."""
     return [
         (
-            plain(gate.name),
-            plain(number(gate.value)),
-            plain(number(gate.limit)),
+            escaped(gate.name),
+            escaped(gate_value(gate.value)),
+            escaped(gate_value(gate.limit)),
             "passed" if gate.passed else "**failed**",
         )
         for gate in gates
@@ -236,7 +236,11 @@ def gates_table(gates: Sequence[Gate]) -> Table:
     table = Table("gate", "value", "limit", "", "")
     for gate in gates:
         mark = Text("passed", style="green") if gate.passed else Text("failed", style="red")
-        value, limit, says = Text(number(gate.value)), Text(number(gate.limit)), Text(gate.says)
+        value, limit, says = (
+            Text(gate_value(gate.value)),
+            Text(gate_value(gate.limit)),
+            Text(gate.says),
+        )
         table.add_row(gate.name, value, limit, mark, says)
     return table
 
@@ -247,19 +251,19 @@ def complaint(gate: Gate) -> str:
     beyond = "not"
     if isinstance(value, float) and isinstance(limit, float):
         beyond = "below" if value < limit else "above"
-    return f"{gate.name}: {number(value)}, {beyond} {number(limit)} ({gate.says})"
+    return f"{gate.name}: {gate_value(value)}, {beyond} {gate_value(limit)} ({gate.says})"
 
 
-def number(value: float | str) -> str:
+def gate_value(value: float | str) -> str:
     """Formats a number with four digits; returns text unchanged."""
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _why(entry: Entry) -> list[str]:
+def _why(entry: Attempt) -> list[str]:
     lines = [complaint(gate) for gate in failed(entry.gates)]
     accuracy = next((g for g in entry.gates if g.name == "test accuracy"), None)
     if accuracy and accuracy.passed:
-        lines.insert(0, f"test accuracy {number(accuracy.value)}")
+        lines.insert(0, f"test accuracy {gate_value(accuracy.value)}")
     return [*([f"“{entry.reason}”"] if entry.reason else []), *filter(None, [entry.note]), *lines]
 
 

@@ -33,7 +33,7 @@ from pipeline.verbs.promote.ledger import (
     PROMOTED,
     REFUSED,
     UNCHANGED,
-    Entry,
+    Attempt,
     artifact,
     complaint,
     entries,
@@ -187,12 +187,12 @@ def show(decision: Decision, request: Promote | Rollback) -> None:
 
 def _line(
     candidate: RecordedRun, request: Promote, gates: list[Gate], champion: int | None
-) -> Entry:
+) -> Attempt:
     """The ledger's entry for the attempt, from the gates and the request."""
     missed = failed(gates)
     # A model that does not load is useless as champion, whatever the reason to force it.
     forced = request.force and LOADS not in {gate.name for gate in missed}
-    return Entry(
+    return Attempt(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
         who=user(),
         decision=PROMOTED if not missed else FORCED if forced else REFUSED,
@@ -204,7 +204,7 @@ def _line(
     )
 
 
-def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challenger: bool) -> str:
+def _refuse(registry: Registry, candidate: RecordedRun, line: Attempt, *, challenger: bool) -> str:
     """Records the refusal and returns the explanation; the champion stays."""
     registry.ensure()
     outcome = "nothing was changed"
@@ -216,7 +216,7 @@ def _refuse(registry: Registry, candidate: RecordedRun, line: Entry, *, challeng
     return "\n".join([f"run {candidate.id} is refused; {outcome}", *complaints])
 
 
-def _challenge(registry: Registry, candidate: RecordedRun, line: Entry) -> int:
+def _challenge(registry: Registry, candidate: RecordedRun, line: Attempt) -> int:
     """Gives the run's model the alias `challenger`, on its existing version or a new one."""
     versions = registry.of_run(candidate.id)
     number = (

@@ -20,7 +20,7 @@ from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     UNCHANGED,
-    Entry,
+    Attempt,
     history_document,
     history_table,
     new_key,
@@ -49,7 +49,7 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     if target.number == champion:
         says = f"version {champion} is the champion already; nothing was changed"
         return concluded(registry, UNCHANGED, says=says)
-    line = Entry(
+    line = Attempt(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
         who=user(),
         decision=ROLLED_BACK,
@@ -71,7 +71,7 @@ class Ledger:
 
     name: str
     aliases: Mapping[str, int]
-    entries: Sequence[Entry]
+    entries: Sequence[Attempt]
 
 
 def history(config: Config, request: History, folder: Path) -> Ledger:

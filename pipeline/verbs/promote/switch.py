@@ -19,13 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pipeline.system.errors import PipelineError
-from pipeline.system.processes import at_work, shown, this_process
+from pipeline.system.processes import at_work, process_name, this_process
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry, Version
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     MOVES,
     REFUSED,
-    Entry,
+    Attempt,
     decided,
     entries,
     from_tag,
@@ -58,7 +58,7 @@ class Change:
     The move is valid as long as `line.replaces` is the champion.
     """
 
-    line: Entry
+    line: Attempt
     source: str
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
     for other in others:
         if _alive(other):
             raise Outrun(
-                f"another promotion is in progress ({shown(other.tags.get(HOLDER, NONE))}); "
+                f"another promotion is in progress ({process_name(other.tags.get(HOLDER, NONE))}); "
                 "nothing was changed; try again when it has ended"
             )
     for other in twice:
@@ -194,7 +194,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
         registry.drop(ticket.number)
 
 
-def _record(registry: Registry, line: Entry) -> None:
+def _record(registry: Registry, line: Attempt) -> None:
     """Writes a line of the ledger unless it exists already."""
     if line.key not in registry.present().tags:
         registry.keep(line.key, to_tag(line))
@@ -213,7 +213,7 @@ def _target(ticket: Version) -> int:
     return _as_number(ticket.tags.get(TARGET, NONE)) or ticket.number
 
 
-def _line(ticket: Version) -> Entry:
+def _line(ticket: Version) -> Attempt:
     return from_tag(ticket.tags[KEY], ticket.tags[LINE])
 
 

@@ -18,7 +18,7 @@ from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import ingest
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen
@@ -47,7 +47,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class MetricPair:
     """A metric of a run and of its rerun; `decides`: whether the verdict depends on it."""
 
     name: str
@@ -71,7 +71,7 @@ class Reproduction:
 
     run_id: str
     result: Result
-    pairs: Sequence[Pair]
+    pairs: Sequence[MetricPair]
     verdict: Verdict
 
 
@@ -94,11 +94,11 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     _show_changes(entry, changed)
     # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
-        run = load("pipeline.run").run
+        run = import_slow("pipeline.run").run
     result: Result = run(again, folder, fingerprint=entry.fingerprint)
     rerun = _entry(result.run_id, config)
     pairs = paired(entry.logged, rerun.logged)
-    verdict = judge(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
+    verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
     tags = {VERDICT: str(verdict)} | ({CHANGED: told} if told else {})
     reopen(rerun.id, config.tracking, folder).log_tags(tags)
@@ -121,17 +121,21 @@ def show(outcome: Reproduction, request: Reproduce) -> None:
         raise PipelineError(f"{outcome.run_id} was not reproduced: {_worst(outcome.pairs)}")
 
 
-def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[Pair]:
+def paired(then: Mapping[str, float], now: Mapping[str, float]) -> list[MetricPair]:
     """Pairs the metrics of both runs; NaN stands for a missing one."""
     names = sorted(
         (name for name in then.keys() | now.keys() if name.partition("/")[0] in SPLITS),
         key=lambda name: (SPLITS.index(name.partition("/")[0]), name not in DECISIVE, name),
     )
     nan = float("nan")
-    return [Pair(name=name, then=then.get(name, nan), now=now.get(name, nan)) for name in names]
+    return [
+        MetricPair(name=name, then=then.get(name, nan), now=now.get(name, nan)) for name in names
+    ]
 
 
-def judge(then: Predicted, now: Predicted, pairs: Sequence[Pair], *, tolerance: float) -> Verdict:
+def verdict_on(
+    then: Predicted, now: Predicted, pairs: Sequence[MetricPair], *, tolerance: float
+) -> Verdict:
     """Compares the predictions bit for bit; if they differ, compares accuracies and losses.
 
     `then` and `now`: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
@@ -183,7 +187,7 @@ def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
         fingerprint=entry.fingerprint,
     )
     dirty = entry.tags.get("code.dirty") == "true"
-    began = origin.recorded(
+    began = origin.recorded_origin(
         entry.tags,
         patch=entry.text("code.patch") if dirty else "",
         environment=entry.text("environment.txt"),
@@ -208,7 +212,7 @@ def _show_changes(entry: RecordedRun, changed: Sequence[origin.Difference]) -> N
         console.print("; git apply <the run's artefact code.patch>" if dirty else "")
 
 
-def _table(pairs: Sequence[Pair], tolerance: float) -> Table:
+def _table(pairs: Sequence[MetricPair], tolerance: float) -> Table:
     """A table of the metrics that decide or differ; its caption counts those that are equal."""
     shown = [pair for pair in pairs if pair.decides or pair.difference != 0]
     equal = len(pairs) - len(shown)
@@ -224,10 +228,10 @@ def _table(pairs: Sequence[Pair], tolerance: float) -> Table:
     return table
 
 
-def _worst(pairs: Sequence[Pair]) -> str:
+def _worst(pairs: Sequence[MetricPair]) -> str:
     worst = max((pair for pair in pairs if pair.decides), key=_distance)
     return f"{worst.name} was {worst.then:.4f} and is {worst.now:.4f}"
 
 
-def _distance(pair: Pair) -> float:
+def _distance(pair: MetricPair) -> float:
     return float("inf") if pair.difference != pair.difference else pair.difference

@@ -16,7 +16,7 @@ from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import ingest
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
-from pipeline.system.imports import load
+from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
 from pipeline.tracking.client import connect
@@ -60,7 +60,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         # Imported only now: a refusal need not wait for TensorFlow.
         _say(entry, progress, then)
         with native_messages_to(place / "tensorflow.log"):
-            run = load("pipeline.run").run
+            run = import_slow("pipeline.run").run
         start = Start(run_id=entry.id, progress=progress)
         result: Result = run(then, place, start=start, fingerprint=entry.fingerprint)
     return result
@@ -130,7 +130,7 @@ def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool)
         data_dir=Path(then.data_dir),
         fingerprint=entry.fingerprint,
     )
-    began = origin.recorded(
+    began = origin.recorded_origin(
         entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
     )
     origin.with_threads_of(began)

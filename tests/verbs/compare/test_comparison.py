@@ -26,8 +26,8 @@ from pipeline.verbs.compare.words import (
     change,
     counted,
     interval,
+    metric_value,
     notes,
-    number,
     p_value,
     standing,
     verdict,
@@ -235,8 +235,12 @@ def test_a_lower_loss_is_better() -> None:
 
 
 def test_numbers_are_told_for_people() -> None:
-    assert (number(0.86561), number(235146.0), number(float("nan"))) == ("0.8656", "235,146", "")
-    assert (number(17.1372), number(-9.99996)) == ("17.14", "-10.0000")
+    assert (metric_value(0.86561), metric_value(235146.0), metric_value(float("nan"))) == (
+        "0.8656",
+        "235,146",
+        "",
+    )
+    assert (metric_value(17.1372), metric_value(-9.99996)) == ("17.14", "-10.0000")
     assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
     assert interval(Estimate(value=0.5)) == "0.5000"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"

@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from docs import screenshots
 from pipeline.verbs.compare.page import page
-from pipeline.verbs.compare.plots import draw
+from pipeline.verbs.compare.plots import draw_comparison
 from tests.verbs.compare.test_comparison import answers, compared, run
 
 pytestmark = [
@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
     found = compared(runs, **dict(zip(names, (answers(300), answers(200)), strict=True)))
     assert found.pair is not None
     path = tmp_path / "compare.html"
-    path.write_text(page(found, draw(found)), encoding="utf-8")
+    path.write_text(page(found, draw_comparison(found)), encoding="utf-8")
     return path
 
 

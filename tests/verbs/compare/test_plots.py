@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.verbs.compare.comparison import Comparison
 from pipeline.verbs.compare.page import page
-from pipeline.verbs.compare.plots import MOST_ROWS, draw, figures
+from pipeline.verbs.compare.plots import MOST_ROWS, draw_comparison, figures
 from tests.commands import ROOT, environment
 from tests.verbs.compare.test_comparison import compared, run
 
@@ -124,14 +124,14 @@ def test_a_row_without_an_interval_is_a_mark_alone() -> None:
     lines, marks = figure.axes[0].collections
     assert np.isfinite(marks.get_offsets()).all()
     assert not any(len(segment) and np.isfinite(segment).all() for segment in lines.get_segments())
-    assert draw(comparison)["compare"][:4] == b"\x89PNG"
+    assert draw_comparison(comparison)["compare"][:4] == b"\x89PNG"
 
 
 def test_where_no_row_has_the_metric_there_is_no_picture_and_the_page_does_without() -> None:
     comparison = compared([run(name, rate=name, accuracy=float("nan")) for name in "abc"])
-    assert draw(comparison) == {}
+    assert draw_comparison(comparison) == {}
     assert "<img" not in page(comparison, {})
-    assert "<img" in page(many(3), draw(many(3)))
+    assert "<img" in page(many(3), draw_comparison(many(3)))
 
 
 def test_drawing_needs_no_pyplot_and_without_a_picture_no_matplotlib() -> None:

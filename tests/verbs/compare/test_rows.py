@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.tracking.values import RecordedRun, Status, code_state, of_kept_weights
-from pipeline.verbs.compare.rows import Row, differing, fold, labels, short_names
+from pipeline.verbs.compare.rows import Row, differing, fold, labels, trait_names
 
 RUN = RecordedRun(
     id="0" * 32,
@@ -124,7 +124,7 @@ def test_the_code_is_its_commit_and_what_was_not_committed(
 
 
 def test_names_are_short_where_their_last_part_is_enough() -> None:
-    assert short_names(["model.dropout", "a.rate", "b.rate"]) == {
+    assert trait_names(["model.dropout", "a.rate", "b.rate"]) == {
         "model.dropout": "dropout",
         "a.rate": "a.rate",
         "b.rate": "b.rate",

@@ -30,13 +30,13 @@ def states(findings: Iterator[Finding]) -> dict[str, str]:
 
 
 def test_this_environment_is_as_the_lock_pins_it() -> None:
-    assert states(checks.versions()) == {"python": "ok", "libraries": "ok"}
+    assert states(checks.check_versions()) == {"python": "ok", "libraries": "ok"}
 
 
 def test_a_python_out_of_range_is_a_problem(tmp_path: Path) -> None:
     shutil.copy(lineage.ROOT / "requirements.lock", tmp_path)
     (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.99"')
-    python, _ = checks.versions(tmp_path)
+    python, _ = checks.check_versions(tmp_path)
     assert (python.state, ">=3.99 is required" in python.says) == ("problem", True)
 
 
@@ -66,14 +66,14 @@ def test_libraries_are_compared_with_what_the_lock_pins(lock: str, state: str, s
     ],
 )
 def test_more_threads_than_cores_are_warned_of(environment: dict[str, str], state: str) -> None:
-    assert one(checks.threads(environment, 2)).state == state
+    assert one(checks.check_threads(environment, 2)).state == state
 
 
 @pytest.mark.parametrize(("gb", "state"), [(1, "warning"), (9, "ok")])
 def test_little_memory_is_warned_of(gb: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = namedtuple("Memory", "total available")(16e9, gb * 1e9)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    assert one(checks.hardware()).state == state
+    assert one(checks.check_hardware()).state == state
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pipeline.verbs.doctor.findings import Finding, as_json, looked_at, ok, problem, show, warning
+from pipeline.verbs.doctor.findings import (
+    Finding,
+    as_json,
+    looked_at,
+    ok,
+    print_findings,
+    problem,
+    warning,
+)
 
 FINDINGS = [ok("python", "3.11"), warning("data", "none [yet]", "make data " * 30)]
 
@@ -15,7 +23,7 @@ FINDINGS = [ok("python", "3.11"), warning("data", "none [yet]", "make data " * 3
 def test_the_table_has_areas_states_and_findings_and_what_mends_them_is_one_line_each() -> None:
     console = Console(file=StringIO(), width=60)
     with console.capture() as capture:
-        show(FINDINGS, console)
+        print_findings(FINDINGS, console)
     lines = capture.get().splitlines()
     assert "│ python │ ok      │ 3.11       │" in lines
     assert "│ data   │ warning │ none [yet] │" in lines

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.verbs.doctor.findings import Finding
-from pipeline.verbs.doctor.leftovers import Made, leftovers
+from pipeline.verbs.doctor.leftovers import Owner, leftovers
 
-MODEL, RESUMABLE = Made(status="FINISHED", has_model=True), Made(status="KILLED")
+MODEL, RESUMABLE = Owner(status="FINISHED", has_model=True), Owner(status="KILLED")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def checkpoint(folder: str, size: int = 1_000_000) -> str:
     return str(Path(folder).absolute())
 
 
-def found(made: Mapping[str, Made] | None) -> list[Finding]:
+def found(made: Mapping[str, Owner] | None) -> list[Finding]:
     return list(leftovers(Path("data"), made))
 
 
@@ -38,7 +38,7 @@ def test_checkpoints_of_finished_runs_with_a_model_alone_may_go() -> None:
     made = {
         checkpoint("outputs/day/1"): MODEL,
         checkpoint("outputs/day/2"): RESUMABLE,
-        checkpoint("outputs/day/3"): Made(status="FINISHED"),  # log_model=false: the only copy
+        checkpoint("outputs/day/3"): Owner(status="FINISHED"),  # log_model=false: the only copy
     }
     checkpoint("outputs/day/4")  # no record tells of it
     spare, kept = found(made)
@@ -71,7 +71,7 @@ def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
     for name in ("done", "broken"):
         Path("multirun/day", name).mkdir(parents=True)
     made = {
-        str(Path("multirun/day/done").absolute()): Made(status="FINISHED"),
+        str(Path("multirun/day/done").absolute()): Owner(status="FINISHED"),
         str(Path("multirun/day/broken").absolute()): RESUMABLE,
     }
     done, broken = found(made)

@@ -13,7 +13,7 @@ from pipeline.tracking.heartbeat import BEAT, HOST, LISTEN_S, STARTED, signs
 from pipeline.tracking.lifecycle import close, record
 from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import Query, Status
-from pipeline.verbs.doctor.leftovers import Made
+from pipeline.verbs.doctor.leftovers import Owner
 from pipeline.verbs.doctor.orphans import folders, running
 from tests.commands import configured, inside
 
@@ -184,6 +184,6 @@ def test_a_run_that_is_recorded_lives_and_its_folder_is_known_by_how_it_ended(
     with record(config, tmp_path / "sweep", searched={}):
         assert said(client, fix=True) == ["ok: 1 at work"]
     assert folders(client) == {
-        str(tmp_path / "run"): Made(status="FINISHED", has_model=True),
-        str(tmp_path / "sweep"): Made(status="FINISHED"),
+        str(tmp_path / "run"): Owner(status="FINISHED", has_model=True),
+        str(tmp_path / "sweep"): Owner(status="FINISHED"),
     }

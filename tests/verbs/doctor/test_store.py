@@ -32,7 +32,7 @@ def database(made: Path, tmp_path: Path) -> Path:
 
 
 def looked(path: Path) -> health.Store:
-    return health.look_at(f"sqlite:///{path}")
+    return health.check_store(f"sqlite:///{path}")
 
 
 def execute(path: Path, statement: str) -> None:
@@ -138,17 +138,17 @@ def test_a_read_only_database_is_a_problem(database: Path, monkeypatch: pytest.M
 
 
 def test_an_address_of_a_driver_that_is_not_installed_is_a_problem() -> None:
-    assert_broken(health.look_at("nosuch://me:hunter2@host/db"), "nosuch", "***")
+    assert_broken(health.check_store("nosuch://me:hunter2@host/db"), "nosuch", "***")
 
 
 def test_a_folder_is_not_looked_into(tmp_path: Path) -> None:
-    store = health.look_at(str(tmp_path / "mlruns"))
+    store = health.check_store(str(tmp_path / "mlruns"))
     assert (store.finding.state, store.client) == ("warning", None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_not_there_is_a_problem_without_its_password() -> None:
-    store = health.look_at(f"http://me:hunter2@127.0.0.1:{free_port()}")
+    store = health.check_store(f"http://me:hunter2@127.0.0.1:{free_port()}")
     assert_broken(store, "nothing answers there")
     assert "hunter2" not in str(store)
 
@@ -159,7 +159,7 @@ def test_a_server_or_database_that_never_answers_is_given_up(
     monkeypatch.setattr(health, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert_broken(health.look_at(f"http://127.0.0.1:{port}"), "no")
+        assert_broken(health.check_store(f"http://127.0.0.1:{port}"), "no")
 
 
 @contextmanager
@@ -184,13 +184,13 @@ def web(status: int, body: bytes) -> Iterator[str]:
 
 def test_a_server_of_something_else_is_a_problem() -> None:
     with web(404, b"not here") as address:
-        assert_broken(health.look_at(address), "404", "MLflow server")
+        assert_broken(health.check_store(address), "404", "MLflow server")
 
 
 @pytest.mark.slow
 def test_a_server_says_its_version_and_can_be_asked(tmp_path: Path) -> None:
     with screenshots.server(tmp_path / "mlflow.db") as address:
-        store = health.look_at(address)
+        store = health.check_store(address)
         assert store.finding.says == f"{address} answers: MLflow {mlflow.__version__}"
         assert store.finding.state == "ok"
         assert store.client is not None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.files import Found, Unreadable
+from pipeline.data.files import FoundFiles, Unreadable
 from pipeline.data.reading import Block
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_looked_into_is_listed_and_the_rest_is_written(
 ) -> None:
     drawn(folder / "photos/a.png", border=0, inside=0)
     closed = Unreadable(file=Path("photos/closed"), reason="Permission denied")
-    found = Found(files=(Path("photos/a.png"),), unreadable=(closed,))
+    found = FoundFiles(files=(Path("photos/a.png"),), unreadable=(closed,))
     monkeypatch.setattr(module, "find", lambda images: found)
     with pytest.raises(PipelineError, match=r"^0 of 1 files and 1 folder cannot be read; the"):
         asked(folder)

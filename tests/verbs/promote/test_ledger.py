@@ -19,7 +19,7 @@ from pipeline.verbs.promote.ledger import (
     PROMOTED,
     REFUSED,
     ROLLED_BACK,
-    Entry,
+    Attempt,
     complaint,
     decided,
     entries,
@@ -38,7 +38,7 @@ WHEN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 ACCURACY = Gate(name="test accuracy", value=0.9, limit=0.85, passed=True, says="on 8 test images")
 SLOW = Gate(name="latency, ms", value=20.04, limit=10.0, passed=False, says="median [here]")
 STATUS = Gate(name="run finished", value="KILLED", limit="FINISHED", passed=False, says="it was")
-LINE = Entry(
+LINE = Attempt(
     key=new_key(WHEN, "00c0ffee"),
     who="ada@engine",
     decision=PROMOTED,
@@ -117,7 +117,7 @@ def test_a_line_that_cannot_be_made_to_fit_is_an_error() -> None:
         replace(LINE, decision="abandoned", reason=' "x" ', note="n"),
     ],
 )
-def test_a_line_comes_back_from_its_short_tag_without_its_gates(line: Entry) -> None:
+def test_a_line_comes_back_from_its_short_tag_without_its_gates(line: Attempt) -> None:
     assert from_tag(line.key, to_tag(line)) == replace(line, gates=[])
 
 

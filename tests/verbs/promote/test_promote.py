@@ -30,7 +30,7 @@ from pipeline.verbs.promote.ledger import (
     PROMOTED,
     REFUSED,
     ROLLED_BACK,
-    Entry,
+    Attempt,
 )
 from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.run import train
@@ -108,7 +108,7 @@ def aliases() -> dict[str, int]:
     return dict(registry().present().aliases)
 
 
-def ledger() -> list[Entry]:
+def ledger() -> list[Attempt]:
     return whole_ledger(registry(), registry().present())
 
 

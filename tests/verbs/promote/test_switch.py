@@ -26,7 +26,7 @@ from pipeline.verbs.promote.ledger import (
     PROMOTED,
     REFUSED,
     ROLLED_BACK,
-    Entry,
+    Attempt,
     entries,
     to_tag,
 )
@@ -54,9 +54,9 @@ NAME = "digits"
 DEAD = json.dumps(json.loads(this_process()) | {"born": 1.0})  # a PID that is another's by now
 
 
-def line(number: int, replaces: int | None, decision: str = PROMOTED, **more: Any) -> Entry:
+def line(number: int, replaces: int | None, decision: str = PROMOTED, **more: Any) -> Attempt:
     key = f"ledger.20260101T0000{number:02}000000Z.{number:08x}"
-    made = Entry(
+    made = Attempt(
         key=key,
         who="ada@engine",
         decision=decision,

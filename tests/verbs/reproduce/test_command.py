@@ -17,7 +17,7 @@ from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
-from pipeline.verbs.reproduce.command import Pair, Verdict, judge, paired
+from pipeline.verbs.reproduce.command import MetricPair, Verdict, paired, verdict_on
 from tests.commands import LEAN, carried_out, configured, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "seed=4", *LEAN)
@@ -31,19 +31,19 @@ def predictions(*probs: float) -> dict[str, np.ndarray]:
     }
 
 
-def pair(name: str, then: float, now: float) -> Pair:
-    return Pair(name=name, then=then, now=now)
+def pair(name: str, then: float, now: float) -> MetricPair:
+    return MetricPair(name=name, then=then, now=now)
 
 
 def test_equal_bits_are_identical_whatever_the_tolerance() -> None:
     one = predictions(0.25, 0.75)
-    assert judge(one, predictions(0.25, 0.75), [], tolerance=0) is Verdict.IDENTICAL
-    assert judge(one, predictions(0.25, 0.75 + 1e-7), [], tolerance=0) is Verdict.WITHIN
+    assert verdict_on(one, predictions(0.25, 0.75), [], tolerance=0) is Verdict.IDENTICAL
+    assert verdict_on(one, predictions(0.25, 0.75 + 1e-7), [], tolerance=0) is Verdict.WITHIN
 
 
 def test_a_split_that_only_one_of_them_was_evaluated_on_is_no_identity() -> None:
     more = {**predictions(0.5), "test_probs": np.zeros((1, 1), np.float32)}
-    assert judge(predictions(0.5), more, [], tolerance=0) is Verdict.WITHIN
+    assert verdict_on(predictions(0.5), more, [], tolerance=0) is Verdict.WITHIN
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_accuracies_and_losses_of_whole_splits_decide(
     name: str, now: float, expected: Verdict
 ) -> None:
     pairs = [pair(name, 0.8, now)]
-    assert judge(predictions(0.1), predictions(0.2), pairs, tolerance=0.0101) is expected
+    assert verdict_on(predictions(0.1), predictions(0.2), pairs, tolerance=0.0101) is expected
 
 
 def test_metrics_of_the_splits_are_paired_decisive_ones_first() -> None:

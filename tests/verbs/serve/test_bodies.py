@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpies
 from PIL import Image
 
-from pipeline.data.pictures import load
-from pipeline.data.reading import read as predicted
+from pipeline.data.pictures import load_picture
+from pipeline.data.reading import read_blocks as predicted
 from pipeline.verbs.serve.bodies import Refused, Shape, images_in, picture_in
 from tests.pictures import noise, put
 from tests.pictures import read as packed_copy
@@ -212,7 +212,7 @@ def test_a_file_gives_the_same_image_by_every_way_in(
     blocks = predicted(paths, shape, at_once=3, listener=lambda _: None, fit=fit)
     for file, predicted_image in zip(paths, (i for b in blocks for i in b.images), strict=True):
         sent, _ = picture_in(file.read_bytes(), shape, None, fit)
-        expected = load(file, shape, fit=fit)
+        expected = load_picture(file, shape, fit=fit)
         for image in (sent[0], predicted_image, packed[f"some/{file.name}"]):
             np.testing.assert_array_equal(image, expected, err_msg=file.name)
 
