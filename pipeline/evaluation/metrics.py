@@ -196,8 +196,8 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
     """Turns class names into parts of metric names that are unique in any store.
 
     Each is `as_metric_name` of the class. Part of the name's SHA-256 is appended for classes that
-    would share one ("C++", "C##"; "hot dog", "hot_dog"), that differ only in case or Unicode form, or
-    whose name is empty or too long. It does not depend on the other classes.
+    would share one ("C++", "C##"; "hot dog", "hot_dog"), that differ only in case or Unicode form,
+    or whose name is empty or too long. It does not depend on the other classes.
     """
     slugs = [as_metric_name(name) for name in class_names]
     digests = [

@@ -35,7 +35,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(given)
         return original(*given, **named)
 
-    monkeypatch.setattr(packing, "opened", opened)
+    monkeypatch.setattr(packing, "open_picture", opened)
     return found
 
 
@@ -214,7 +214,7 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
         return original(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "opened", failing)
+        patch.setattr(packing, "open_picture", failing)
         with pytest.raises(PipelineError, match="Input/output error; what was read so far is kept"):
             read(folder, tmp_path / "data")
     before = len(decoded)

@@ -312,7 +312,7 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
             at_once -= 1
         return real(picture, **settings)
 
-    monkeypatch.setattr(pictures, "plain", slowly)
+    monkeypatch.setattr(pictures, "made_plain", slowly)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: open_picture(tmp_path / "a.png", side=4), range(12)))
     assert 1 <= most <= 2

@@ -179,7 +179,7 @@ def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
         raise ZeroDivisionError("of the report")
 
     monkeypatch.setattr(sys.modules["pipeline.run"], "_load_data", lambda *_, **__: {}["data"])
-    monkeypatch.setattr("pipeline.reports.write.html", fail)
+    monkeypatch.setattr("pipeline.reports.write.run_html", fail)
     with inside(tmp_path), pytest.raises(KeyError, match="data"):
         run(configured(*SMALL), tmp_path / "outputs")
     assert newest(tmp_path).data.tags["error"] == "KeyError: 'data'"

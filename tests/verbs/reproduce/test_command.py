@@ -137,7 +137,7 @@ def test_a_rerun_that_comes_out_otherwise_is_judged_by_the_tolerance(
 ) -> None:
     seeded = keras.utils.set_random_seed
     monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: seeded(seed + 1))
-    monkeypatch.setattr(lineage, "code", lambda: lineage.Code(commit="fedcba", patch="+1\n"))
+    monkeypatch.setattr(lineage, "code_state", lambda: lineage.Code(commit="fedcba", patch="+1\n"))
     words = ("dataset=digits", f"run_id={first}", f"reproduce.tolerance={tolerance}")
     if tolerance == "0":
         with pytest.raises(PipelineError, match=f"{first} was not reproduced: .* was .* and is"):

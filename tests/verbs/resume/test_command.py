@@ -205,7 +205,9 @@ def test_the_configuration_cannot_be_changed_on_the_way(stopped: Path) -> None:
 
 
 def test_another_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "code", lambda: lineage.Code(commit="fedcba", patch="+new\n"))
+    monkeypatch.setattr(
+        lineage, "code_state", lambda: lineage.Code(commit="fedcba", patch="+new\n")
+    )
     refused(stopped, r"commit was .* and is fedcba; uncommitted changes .*\n.*force=true")
 
 
@@ -281,7 +283,7 @@ def test_a_changed_code_may_be_let_pass_and_the_run_says_so(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(tmp_path)
-    monkeypatch.setattr(lineage, "code", lambda: lineage.Code(commit="fedcba", patch=""))
+    monkeypatch.setattr(lineage, "code_state", lambda: lineage.Code(commit="fedcba", patch=""))
     resumed(tmp_path, "resume.force=true")
     assert_alike(tmp_path, whole)
     assert "and is fedcba" in the_run(tmp_path).data.tags["resumed.changed"]
