@@ -68,7 +68,7 @@ def _prepared(config: Config, prepared: Prepared) -> keras.Model:
     model = _network(config, prepared, "float32" if precision == "auto" else precision)
     if precision == "auto" and (best := best_for(model)) != "float32":
         model = _network(config, prepared, best)
-    pretrained.load_weights(model, config.model)
+    pretrained.prepare_backbone(model, config.model)
     return model
 
 

@@ -60,7 +60,7 @@ IMAGENET = {
 }
 
 
-def load_weights(model: keras.Model, leaf: Leaf) -> None:
+def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     """Loads the weights that a checked leaf names, and freezes what it does not train.
 
     Does nothing to a model without a backbone. Layers with statistics (batch normalisation) of a

