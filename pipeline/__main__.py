@@ -89,7 +89,7 @@ def main() -> int:
         given, multirun = _understood(verb, words)
         all_words = given if verb.keeps_log else [*NO_FOLDER, *given]
         sys.argv[1:] = sorted(all_words, key=lambda word: not word.startswith("-"))
-        register(requests())
+        register(requests(), of=None if _shown(given) else {verb.name})
         check_words(given, multirun=multirun)
         try:
             _with_hydra(verb)
@@ -138,9 +138,15 @@ def _command(verb: Verb, flags: list[str]) -> Command:
         requests=requests(),
         ignored=verb.ignores,
         multirun="--multirun" in values,
-        shows=bool({"--cfg", "--info", "--help", "--hydra-help", "--version"} & values.keys()),
+        shows=_shown(flags),
         folders=[Path(values["--config-dir"])] if "--config-dir" in values else [],
     )
+
+
+def _shown(words: list[str]) -> bool:
+    """Whether flags among the words ask to show the configuration or help instead of the work."""
+    flags = {word.partition("=")[0] for word in words}
+    return bool({"--cfg", "--info", "--help", "--hydra-help", "--version"} & flags)
 
 
 def _complete(asked: list[str]) -> int:

@@ -252,12 +252,15 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
     return champion
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    """Composes the whole configuration once Hydra's part of it has been checked."""
+def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
+    """Composes the whole configuration once Hydra's part of it has been checked.
+
+    Of the groups of verbs only that of `verb` has its defaults.
+    """
     for word in overrides:
         if not isinstance(word, str) or word.startswith("-"):
             raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
-    register(requests())
+    register(requests(), of={verb})
     refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=True))
     words = addressed(overrides, "run", None)
     try:
@@ -271,7 +274,7 @@ def _carried_out(
     name: str, config: Config | None, folder: Path | str | None, settings: dict[str, Any]
 ) -> Any:
     """Runs a verb that has keys of its own and returns its result."""
-    verb, composed = verbs()[name], _composed(())
+    verb, composed = verbs()[name], _composed((), name)
     assert verb.request is not None
     try:
         for key, value in settings.items():

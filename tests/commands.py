@@ -104,11 +104,11 @@ def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
     return copy.deepcopy(_known[key])
 
 
-def composed(*overrides: str) -> DictConfig:
-    """What Hydra hands to the pipeline for these overrides."""
+def composed(*overrides: str, verb: str | None = None) -> DictConfig:
+    """What Hydra hands to the pipeline for these overrides, with the defaults of a verb or of all."""
 
     def make() -> tuple[DictConfig, DictConfig]:
-        register(requests())
+        register(requests(), of=verb and {verb})
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             whole = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         own = copy.deepcopy(whole)
@@ -116,7 +116,7 @@ def composed(*overrides: str) -> DictConfig:
             del own["hydra"]
         return own, whole
 
-    own, whole = _once(make, "composed", overrides)
+    own, whole = _once(make, "composed", overrides, verb)
     HydraConfig.instance().set_config(whole)
     return own
 
@@ -129,7 +129,7 @@ def configured(*overrides: str) -> Config:
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:
     """What the verb `name` returns for these overrides, printed as the command line prints it."""
-    verb, whole = verbs()[name], composed(*overrides)
+    verb, whole = verbs()[name], composed(*overrides, verb=name)
     request = verb.request and validate_request(whole, name, verb.request)
     value = verb.carry_out(validate(whole), request, folder)
     verb.print(value, request)

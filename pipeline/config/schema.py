@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -238,20 +238,23 @@ REMOVED = (  # requests of verbs are not part of a run
 )
 
 
-_registered: dict[str, type] = {}
+_registered: list[Any] = []
 
 
-def register(groups: Mapping[str, type]) -> None:
+def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -> None:
     """Registers the trunk with Hydra, as the base of `conf/config.yaml`.
 
-    Each dataclass of `groups` becomes the schema of the group of that name and its file `default`.
+    Each dataclass of `groups` becomes the schema of the group of that name. Its file `default` is
+    read for the groups in `of` alone, all by default: reading them takes a third of composing.
     """
-    repo = ConfigStore.instance().repo
-    if "trunk.yaml" in repo and _registered == dict(groups):
+    store, read = ConfigStore.instance(), {*(groups if of is None else of)}
+    defaults: list[Any] = ["_self_"]
+    defaults += [{name: "default" if name in read else None} for name in groups]
+    if "trunk.yaml" in store.repo and _registered == [dict(groups), defaults]:
         return
-    _registered.clear()
-    _registered.update(groups)
-    defaults: list[str | dict[str, str]] = ["_self_", *({name: "default"} for name in groups)]
+    _registered[:] = [dict(groups), defaults]
+    # Hydra copies the whole store for each group of --help, and hands out copies of its parts anyway.
+    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     trunk = make_dataclass(
         "Trunk",
         [
@@ -260,7 +263,7 @@ def register(groups: Mapping[str, type]) -> None:
         ],
         bases=(Config,),
     )
-    ConfigStore.instance().store(name="trunk", node=trunk)
+    store.store(name="trunk", node=trunk)
 
 
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:

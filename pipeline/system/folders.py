@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
@@ -28,6 +26,8 @@ def at_work_in(folder: Path) -> Iterator[None]:
     Raises:
         RequestError: another process holds the lock.
     """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock((folder / _LOCK).absolute(), timeout=0, is_singleton=True)
     try:

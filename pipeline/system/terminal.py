@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
@@ -20,6 +19,8 @@ FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
 
 def plain_console(stream: TextIO | None = None) -> Console:
     """A console that prints texts as they are, to `stream` or stderr."""
+    from rich.console import Console  # here, for it takes a tenth of the time until an error
+
     return Console(file=stream, stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -59,20 +60,19 @@ def tell_unwritable_logs() -> None:
     logging.Handler.handleError = tell  # type: ignore[assignment]
 
 
-class _Output(Console):
-    """A console that lets the command decide how to exit when its output pipe is closed."""
-
-    def on_broken_pipe(self) -> None:
-        """Passes the BrokenPipeError on, where rich would exit with 1."""
-        raise  # noqa: PLE0704, called where rich has caught it
-
-
 def standard_output() -> Console:
     """A console on stdout; for a file or pipe, COLUMNS sets the width.
 
     Text is printed literally, without rich's markup: a run may be named `[/]`.
     """
-    console = _Output(highlight=False, markup=False, emoji=False)
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            """Passes the BrokenPipeError on to the command, where rich would exit with 1."""
+            raise  # noqa: PLE0704, called where rich has caught it
+
+    console = Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_COLUMNS
     return console

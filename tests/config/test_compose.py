@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -10,10 +11,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.compose import Composer
+from pipeline.config.compose import Composer, compose
 from pipeline.config.schema import register
 from pipeline.verbs import requests
-from tests.commands import CONF
+from tests.commands import CONF, inside
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +84,22 @@ def test_what_hydra_refuses_is_refused_in_its_words(loader: ConfigLoader, word: 
             compose([*WORDS, word])
         messages.append(str(refused.value))
     assert messages[0] == messages[1]
+
+
+def test_defaults_of_a_project_may_set_keys_of_any_verb(tmp_path: Path) -> None:
+    files = {
+        "project/default.yaml": "# @package _global_\ndefaults: [override /serve: public]\n"
+        "promote: {force: true}\n",
+        "serve/public.yaml": "host: 0.0.0.0\nport: 80\n",
+    }
+    for name, text in files.items():
+        place = tmp_path / "conf" / name
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    with inside(tmp_path):
+        for verb in ("run", "promote", "serve"):
+            register(requests(), of={verb})
+            whole = compose([])
+            assert (whole.serve.port, whole.promote.force) == (80, True)
+            missing = OmegaConf.missing_keys(whole.promote)
+            assert missing == set() if verb == "promote" else "max_ece" in missing

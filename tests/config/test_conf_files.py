@@ -66,7 +66,7 @@ def test_the_files_of_every_group_are_found() -> None:
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_is_valid(group: str, name: str) -> None:
-    config = validate(composed(f"{group}={name}"))
+    config = validate(composed(f"{group}={name}", verb=group))
     assert getattr(config.choices, group, name) == name
 
 
