@@ -105,7 +105,7 @@ def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
 
 
 def composed(*overrides: str, verb: str | None = None) -> DictConfig:
-    """What Hydra hands to the pipeline for these overrides, with the defaults of a verb or of all."""
+    """What Hydra hands to the pipeline, with the defaults of a verb or of all."""
 
     def make() -> tuple[DictConfig, DictConfig]:
         register(requests(), of=verb and {verb})
