@@ -17,8 +17,8 @@ from pipeline.data.load import ingest, prepare
 from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import reopen
-from pipeline.verbs.evaluate import evaluate
-from pipeline.verbs.run import train
+from pipeline.verbs.evaluate import evaluate_recorded
+from pipeline.verbs.run import train_without_test
 from tests.commands import LEAN, configured, inside, pipeline, results
 
 pytestmark = pytest.mark.slow
@@ -306,14 +306,14 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ("dataset=digits", "model=linear", "train.epochs=1", *LEAN)
-    trained = finished(tmp_path, capsys, *small, story=train)
+    trained = finished(tmp_path, capsys, *small, story=train_without_test)
     assert trained.said["test_accuracy"] == "nan"
     before = trained.run
     assert [name for name in before.data.metrics if name.startswith("test/")] == []
     assert np.load(trained.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[:2]]
 
     overrides = ("dataset=digits", "run_id=latest", "seed=9", "train.epochs=7")
-    completed = finished(tmp_path, capsys, *overrides, story=evaluate)
+    completed = finished(tmp_path, capsys, *overrides, story=evaluate_recorded)
     after = trained.run
     assert completed.said["run_id"] == trained.said["run_id"]
     assert completed.said["val_accuracy"] == trained.said["val_accuracy"]
@@ -324,14 +324,14 @@ def test_training_only_leaves_the_test_images_to_evaluate_which_completes_that_v
     assert after.data.metrics["train/loss"] == before.data.metrics["train/loss"]
     assert after.data.metrics["time/train_s"] == before.data.metrics["time/train_s"]
     assert np.load(trained.artifact("predictions.npz")).files[3:] == SPLIT_ARRAYS[2:]
-    by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate)
+    by_id = finished(tmp_path, capsys, f"run_id={trained.said['run_id']}", story=evaluate_recorded)
     assert by_id.said == completed.said
 
 
 @pytest.mark.parametrize("run_id", ["latest", "0123456789abcdef0123456789abcdef", "../x", "null"])
 def test_evaluate_refuses_a_run_that_is_not_there(run_id: str, tmp_path: Path) -> None:
     with inside(tmp_path), pytest.raises(RequestError, match="run_id"):
-        evaluate(configured("dataset=digits", f"run_id={run_id}"), tmp_path / "outputs")
+        evaluate_recorded(configured("dataset=digits", f"run_id={run_id}"), tmp_path / "outputs")
 
 
 def test_evaluate_refuses_a_run_without_a_model(
@@ -341,9 +341,9 @@ def test_evaluate_refuses_a_run_without_a_model(
     bare = finished(tmp_path, capsys, *small)
     assert bare.said["model_uri"] == "None"
     with inside(tmp_path), pytest.raises(RequestError, match="has saved no model"):
-        evaluate(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
+        evaluate_recorded(configured(f"run_id={bare.said['run_id']}"), tmp_path / "outputs")
     with inside(tmp_path), pytest.raises(RequestError, match="no finished run"):
-        evaluate(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
+        evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
 
 
 def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
@@ -365,7 +365,7 @@ def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_don
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lean = (*OVERRIDES, *LEAN, "evaluate.report=true", "tracking.log_model=false")
-    bare = finished(tmp_path, capsys, *lean, story=train)
+    bare = finished(tmp_path, capsys, *lean, story=train_without_test)
     folder = tmp_path / "outputs"
     model = keras.models.load_model(folder / "checkpoints" / "last.keras")
     set_tag = mlflow.MlflowClient.set_tag

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Tensor = Any  # of TensorFlow or Keras, whose import takes seconds
 Shape = tuple[int, int, int]  # height, width, channels of an image
 # A run's `val/…` metrics end with the last epoch; those of the kept epoch have this prefix.
 KEPT = "kept/"

@@ -97,10 +97,10 @@ class Board:
         if not done:
             return "time left unknown"
         seconds = (time.monotonic() - self.started) / done * (self.total - len(self.outcomes))
-        return f"{duration(seconds)} left"
+        return f"{rough_duration(seconds)} left"
 
 
-def duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -31,7 +31,7 @@ PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview"
 MOST_JOBS = 100_000  # in a grid
 LONG = 8  # numbers with more characters are shortened
 SHORT = {"learning_rate": "lr"}
-Scale = Literal["log", "linear"]
+AxisScale = Literal["log", "linear"]
 EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
 
 # Keys that the sweep sets for all jobs, so that they cannot be searched.
@@ -116,7 +116,7 @@ class Multirun:
             raise RequestError(f"job {job.index} ({job}): {explain(error)}") from error
 
     @property
-    def scales(self) -> dict[str, Scale]:
+    def scales(self) -> dict[str, AxisScale]:
         """The scale of searched intervals and ranges by key: logarithmic with `tag(log,…)`."""
         return {
             one.get_key_element(): "log" if "log" in space.tags else "linear"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lazy_loader
 import numpy as np
 
-from pipeline.sweeps.jobs import Scale
+from pipeline.sweeps.jobs import AxisScale
 from pipeline.sweeps.outcomes import (
     FAILED,
     FINISHED,
@@ -56,10 +56,10 @@ log = logging.getLogger(__name__)
 class Columns(dict[str, list[Any]]):
     """The values of each parameter, one row per job."""
 
-    scales: Mapping[str, Scale] = MappingProxyType({})
+    scales: Mapping[str, AxisScale] = MappingProxyType({})
     """The scales on which they were searched, if known."""
 
-    def scale(self, key: str) -> Scale:
+    def scale(self, key: str) -> AxisScale:
         """The axis of a parameter."""
         return self.scales.get(key) or scale_of_parameter(self[key])
 
@@ -93,7 +93,7 @@ def draw_sweep(
     outcomes: Sequence[Outcome],
     objectives: Sequence[SweepObjective],
     searched: Sequence[str],
-    scales: Mapping[str, Scale] | None = None,
+    scales: Mapping[str, AxisScale] | None = None,
 ) -> dict[str, Figure]:
     """Draws the plots that make sense for these jobs, by name; `searched` are the swept keys.
 
@@ -229,7 +229,7 @@ def _draw_study(
     ranking: Sequence[Outcome],
     objectives: Sequence[SweepObjective],
     searched: Sequence[str],
-    scales: Mapping[str, Scale],
+    scales: Mapping[str, AxisScale],
 ) -> None:
     """Adds Optuna's plots of two or more finished jobs, given best first."""
     trials = ranking[::-1]  # the best are drawn last, on top
@@ -294,21 +294,21 @@ def without_markup(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _distribution(column: Sequence[Any], scale: Scale) -> BaseDistribution:
+def _distribution(column: Sequence[Any], scale: AxisScale) -> BaseDistribution:
     if isinstance(column[0], str):
         return optuna.distributions.CategoricalDistribution(sorted(set(column)))
     log = scale == "log"
     return optuna.distributions.FloatDistribution(min(column), max(column), log=log)
 
 
-def scale(values: Sequence[Any], *, maximize: bool = False) -> Scale:
+def scale(values: Sequence[Any], *, maximize: bool = False) -> AxisScale:
     """An axis for these values; never logarithmic if that would compress the best values."""
     if isinstance(values[0], str) or maximize or min(values) <= 0:
         return "linear"
     return "log" if max(values) / min(values) >= LOG_FROM else "linear"
 
 
-def scale_of_parameter(values: Sequence[Any]) -> Scale:
+def scale_of_parameter(values: Sequence[Any]) -> AxisScale:
     """An axis for the listed values of a parameter.
 
     Logarithmic if they span more than a decade and a half, or if they are spaced by factors: 1e-4,
@@ -329,7 +329,7 @@ def _draw_over_parameters(
     trials: Sequence[Outcome],
     objective: SweepObjective,
     searched: Sequence[str],
-    scales: Mapping[str, Scale],
+    scales: Mapping[str, AxisScale],
 ) -> None:
     """Adds plots of the objective over the parameters that differ between the jobs."""
     every = {key: _column([trial.params[key] for trial in trials]) for key in searched}

@@ -12,8 +12,8 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.data.values import Report
 from pipeline.reports.notes import code_block, escaped, markdown_table
-from pipeline.sweeps.board import duration
-from pipeline.sweeps.jobs import Job, Scale, brief, short_keys
+from pipeline.sweeps.board import rough_duration
+from pipeline.sweeps.jobs import AxisScale, Job, brief, short_keys
 from pipeline.sweeps.launch import jobs_at_once
 from pipeline.sweeps.manifest import Manifest
 from pipeline.sweeps.outcomes import (
@@ -44,7 +44,7 @@ def log_report(
     outcomes: Sequence[Outcome],
     objectives: Sequence[SweepObjective],
     searched: Sequence[str],
-    scales: Mapping[str, Scale],
+    scales: Mapping[str, AxisScale],
 ) -> None:
     """Logs the best, the spread, the counts, a table, plots and a description."""
     best = ranked(outcomes, objectives)
@@ -140,8 +140,8 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     parallel = min(count, jobs_at_once(launcher) or count)
     seconds = typical_seconds(config)
     time = (
-        f"about {duration(seconds * -(-count // parallel))}, {parallel} at once, "
-        f"as earlier runs took {duration(seconds)}"
+        f"about {rough_duration(seconds * -(-count // parallel))}, {parallel} at once, "
+        f"as earlier runs took {rough_duration(seconds)}"
         if seconds
         else "time unknown: there is no earlier run"
     )

@@ -185,7 +185,7 @@ class RecordedRun:
     @property
     def _origin(self) -> dict[str, str]:
         tags = self.tags
-        origin = {"code": code_state(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
+        origin = {"code": code_label(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
         origin |= {k: v for k, v in tags.items() if k.startswith(("version.", "hardware."))}
         return origin | {"status": str(self.status)}
 
@@ -296,7 +296,7 @@ def of_kept_weights(metrics: Mapping[str, float]) -> dict[str, float]:
     return {**metrics, **kept}
 
 
-def code_state(tags: Mapping[str, str]) -> str:
+def code_label(tags: Mapping[str, str]) -> str:
     """The commit and, if there were uncommitted changes, the patch: `1ce00fe + patch 3f2a81c0`."""
     commit = tags.get(COMMIT, "")[:7] or "unknown"
     if tags.get(DIRTY) != "true":

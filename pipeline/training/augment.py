@@ -8,11 +8,12 @@ conf/augment/.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from pipeline.config.rules import NonNegative, Share, one_of
+from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 from pipeline.training.pieces import (
     Batch,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 else:
     keras = Lazy("keras")  # configurations are checked without TensorFlow, as in models.py
 
-Tensor = Any
 Flip = Annotated[str, one_of("none", "random", "alternating")]
 Pixels = Annotated[int, Field(ge=0)]
 Few = Annotated[int, Field(ge=0, le=5)]

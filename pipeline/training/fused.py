@@ -21,7 +21,7 @@ LEAST_EPSILON = 1.001e-5
 Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
 Decay = Callable[[Any, Sequence[Any]], None]
 DECAYS = ("weight_decay", "adam_weight_decay")  # of Keras' optimizers
-Share = Callable[[Any, Any], Any]  # of the learning rate: by optimizer and variable
+RateShare = Callable[[Any, Any], Any]  # of the learning rate: by optimizer and variable
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _normed(layer: Any, inputs: tf.Tensor, training: Any = None, mask: Any = Non
     return outputs if maps is inputs else tf.reshape(outputs, tf.shape(inputs))
 
 
-def _share_of(shares: Sequence[float], since: Sequence[int]) -> Share:
+def _share_of(shares: Sequence[float], since: Sequence[int]) -> RateShare:
     def share(optimizer: Any, variable: Any) -> float | tf.Tensor:
         index = optimizer._get_variable_index(variable)
         if not since[index]:
@@ -111,7 +111,7 @@ def _share_of(shares: Sequence[float], since: Sequence[int]) -> Share:
     return share
 
 
-def _shared(update: Update, share: Share) -> Update:
+def _shared(update: Update, share: RateShare) -> Update:
     """The same update with each variable's share of the learning rate."""
 
     def slower(
@@ -122,7 +122,7 @@ def _shared(update: Update, share: Share) -> Update:
     return slower
 
 
-def _with_shared_decay(decay: Decay, share: Share) -> Decay:
+def _with_shared_decay(decay: Decay, share: RateShare) -> Decay:
     """The same decay of weights with each variable's share."""
 
     def slower(optimizer: Any, variables: Sequence[Any]) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import Count, Fraction, Positive, one_of
+from pipeline.config.rules import Count, Fraction, Positive, WholeNumber, one_of
+from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ else:
     # Configurations are checked against the signatures below without importing TensorFlow.
     keras = Lazy("keras")
 
-Tensor = Any  # a KerasTensor; naming that type would import Keras
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
 Widths = Annotated[list[Count], Field(min_length=1)]
 
-Steps = Annotated[int, Field(ge=0)]
 Trainable = Annotated[str, one_of("head", "top", "all")]
 
 # EfficientNet-Lite by variant: factors of width and depth.
@@ -69,7 +68,7 @@ SCALINGS: dict[str, tuple[Any, Any]] = {
     ),
     "bgr": (255.0, [-103.939, -116.779, -123.68]),
 }
-Application = Annotated[str, one_of(*chain.from_iterable(APPLICATIONS.values()))]
+ApplicationName = Annotated[str, one_of(*chain.from_iterable(APPLICATIONS.values()))]
 MOST_TOKENS = 1024  # of an image: the memory of attention and of a mixer grows with their square
 MOST_PATCHES = 14  # a side, where the side of a patch is chosen here
 
@@ -346,7 +345,7 @@ def efficientnet_lite(
     trainable: Trainable,
     backbone_rate: Positive | None,
     dropout: Fraction,
-    unfreeze_epochs: Steps = 0,
+    unfreeze_epochs: WholeNumber = 0,
 ) -> Tensor:
     """An EfficientNet-Lite, pretrained on ImageNet, and a new head on its 1,280 features.
 
@@ -384,13 +383,13 @@ def keras_application(
     images: Tensor,
     classes: int,
     *,
-    name: Application,
+    name: ApplicationName,
     size: Count | None,
     weights: str | None,
     trainable: Trainable,
     backbone_rate: Positive | None,
     dropout: Fraction,
-    unfreeze_epochs: Steps = 0,
+    unfreeze_epochs: WholeNumber = 0,
 ) -> Tensor:
     """A network of `keras.applications` by its name, with a new head.
 

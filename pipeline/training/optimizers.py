@@ -5,17 +5,14 @@ The other parameters are those that `train.ema` sets.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.config.rules import Fraction, NonNegative, Positive
+from pipeline.config.rules import Fraction, NonNegative, Positive, WholeNumber
 from pipeline.system.imports import Lazy
 
 own = Lazy("pipeline.training.own_optimizers")  # configurations are checked without TensorFlow
 
 Optimizer = Any  # naming Keras' type would import it
-Steps = Annotated[int, Field(ge=0)]
 
 
 def muon(  # noqa: PLR0913 (the keys of its file)
@@ -52,7 +49,7 @@ def schedule_free(  # noqa: PLR0913 (the keys of its file)
     beta_1: Fraction,
     beta_2: Fraction,
     epsilon: Positive,
-    warmup_steps: Steps,
+    warmup_steps: WholeNumber,
     clipnorm: Positive | None,
     global_clipnorm: Positive | None,
 ) -> Optimizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 else:
     tf = Lazy("tensorflow")  # configurations are checked without TensorFlow, as in models.py
 
-Tensor = Any
 
 # Each draws its random numbers independently of the others.
 FLIP, CROP, COLOUR, ERASING, CUTOUT, MIXING, BOX, NOISE, FIRST, RAND_AUGMENT = range(10)

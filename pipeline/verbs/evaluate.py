@@ -16,13 +16,13 @@ EVALUATE = Verb(
     name="evaluate",
     ignores=OF_TRAINING | {"preprocess"},
     help="evaluate the model of run_id=<id> or latest",
-    entry="pipeline.verbs.evaluate:evaluate",
+    entry="pipeline.verbs.evaluate:evaluate_recorded",
     uses="pipeline.run",
     takes_run="latest",
 )
 
 
-def evaluate(config: Config, folder: Path) -> Result:
+def evaluate_recorded(config: Config, folder: Path) -> Result:
     """Evaluates the model of an earlier run on that run's data and adds the results to the run.
 
     The run's configuration names the data set; `evaluate.*` and `data_dir` are the current ones.

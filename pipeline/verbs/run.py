@@ -21,13 +21,13 @@ RUN = Verb(
 TRAIN = Verb(
     name="train",
     help="like run, but without evaluating on the test split",
-    entry="pipeline.verbs.run:train",
+    entry="pipeline.verbs.run:train_without_test",
     uses="pipeline.run",
     records=True,
 )
 
 
-def train(config: Config, folder: Path) -> Result:
+def train_without_test(config: Config, folder: Path) -> Result:
     """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
     from pipeline.run import run
 

@@ -15,8 +15,8 @@ from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.verbs.evaluate import evaluate
-from pipeline.verbs.run import train
+from pipeline.verbs.evaluate import evaluate_recorded
+from pipeline.verbs.run import train_without_test
 from tests.commands import LEAN, carried_out, configured, inside
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def newest(folder: Path) -> mlflow.entities.Run:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("reported")
     with inside(folder):
-        train(configured(*SMALL), folder / "outputs")
+        train_without_test(configured(*SMALL), folder / "outputs")
     made = Trained(folder=folder, run_id=newest(folder).info.run_id, page="")
     return Trained(
         folder=folder, run_id=made.run_id, page=made.artifact("report.html").read_text("utf-8")
@@ -84,7 +84,7 @@ def test_evaluate_refreshes_the_report(
     with inside(trained.folder):
         # Settings of this command, not of the run.
         config = configured("dataset=digits", f"run_id={trained.run_id}", "evaluate.batch_size=77")
-        evaluate(config, trained.folder / "evaluated")
+        evaluate_recorded(config, trained.folder / "evaluated")
     page = trained.artifact("report.html").read_text("utf-8")
     accuracy = trained.client.get_run(trained.run_id).data.metrics["test/accuracy"]
     assert f"{100 * accuracy:.2f}\N{NO-BREAK SPACE}%" in page

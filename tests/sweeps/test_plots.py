@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.sweeps.jobs import Scale
+from pipeline.sweeps.jobs import AxisScale
 from pipeline.sweeps.outcomes import (
     FAILED,
     FINISHED,
@@ -557,7 +557,7 @@ def test_a_parameter_that_goes_by_factors_has_a_logarithmic_axis(
 
 
 @pytest.mark.parametrize("how", ["log", "linear"])
-def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_searched(how: Scale) -> None:
+def test_a_parameter_is_drawn_on_the_scale_on_which_it_was_searched(how: AxisScale) -> None:
     rates = ["0.0011", "0.0015", "0.0024", "0.0031"]
     outcomes = [trial(i, accuracy(rate, "0.1"), rate=rate) for i, rate in enumerate(rates)]
     figures = draw_sweep(outcomes, [ACCURACY], [RATE], {RATE: how})

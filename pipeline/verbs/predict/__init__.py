@@ -35,7 +35,7 @@ PREDICT = Verb(
     name="predict",
     ignores=OF_RUNS,
     help="classify images=<file, folder or pattern>",
-    entry="pipeline.verbs.predict.command:predict",
+    entry="pipeline.verbs.predict.command:predict_files",
     show="pipeline.verbs.predict.command:show",
     request=Predict,
 )

@@ -81,7 +81,7 @@ class Classified:
     output: Path
 
 
-def predict(config: Config, request: Predict, folder: Path) -> Classified:
+def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     """Classifies the requested images and writes one row for each readable image.
 
     Raises:

@@ -38,7 +38,7 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Access:
 class Guard:
     """ASGI middleware that lets pass who has access, and drains the bodies of refused requests."""
 
-    def __init__(self, app: Application, access: Access) -> None:
+    def __init__(self, app: ASGIApplication, access: Access) -> None:
         self._app = app
         self._access = access
         self._token = None if access.token is None else f"bearer {access.token}".encode()

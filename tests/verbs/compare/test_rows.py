@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.values import RecordedRun, Status, code_state, of_kept_weights
+from pipeline.tracking.values import RecordedRun, Status, code_label, of_kept_weights
 from pipeline.verbs.compare.rows import Row, differing, fold, labels, trait_names
 
 RUN = RecordedRun(
@@ -120,7 +120,7 @@ def test_many_seeds_are_named_by_their_ends() -> None:
 def test_the_code_is_its_commit_and_what_was_not_committed(
     tags: dict[str, str], state: str
 ) -> None:
-    assert code_state(tags) == state
+    assert code_label(tags) == state
 
 
 def test_names_are_short_where_their_last_part_is_enough() -> None:
