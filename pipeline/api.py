@@ -60,8 +60,12 @@ def load_data(config: Config) -> Prepared:
 
 
 def build_model(config: Config, prepared: Prepared) -> keras.Model:
-    """Builds a compiled Keras model: images u8[N,H,W,C] → probabilities f32[N,K]."""
-    return _imported("pipeline.training.build").build_model(config, prepared)
+    """Builds a compiled Keras model: images u8[N,H,W,C] → probabilities f32[N,K].
+
+    Raises:
+        RequestError: the network does not fit the images, or `model.weights` cannot be used.
+    """
+    return _imported("pipeline.training.build").build_model(_with_weights(config), prepared)
 
 
 def train(
@@ -80,15 +84,27 @@ def train(
     Raises:
         PipelineError: the loss became NaN or infinite.
     """
-    training = _imported("pipeline.training.train")
+    training, config = _imported("pipeline.training.train"), _with_weights(config)
+    taught = None
+    if config.train.teacher is not None:
+        taught = _imported("pipeline.tracking.runs").load_teacher(config, prepared)
     fitted: Fitted = training.train(
         build_model(config, prepared) if model is None else model,
         prepared,
         config,
         folder_of_work(folder),
         listeners,
+        teacher=taught[1] if taught else None,
     )
     return fitted
+
+
+def _with_weights(config: Config) -> Config:
+    """The configuration with a file in place of a run that `model.weights` names."""
+    if config.model.get("weights") in (None, "imagenet"):
+        return config
+    named: Config = _imported("pipeline.tracking.runs").with_weights(config)
+    return named
 
 
 def predict(

@@ -16,11 +16,12 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import with_weights
+from pipeline.tracking.runs import load_teacher, with_weights
+from pipeline.tracking.values import TEACHER
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.features import in_views, predicted, whole
+from pipeline.training.features import in_views, predicted, takes_images, whole
 from pipeline.training.leakage import leaked
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
@@ -67,12 +68,13 @@ def run(
         prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
         with recording.stage("train"):
+            teacher = _teacher(config, prepared, recording)
             model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.sizes.update(summary.metrics)
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
-            fitted = train(model, prepared, config, folder, listeners, progress)
+            fitted = train(model, prepared, config, folder, listeners, progress, teacher)
             recording.log_report(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             found.update(_evaluate(fitted.model, prepared, config, recording))
@@ -97,8 +99,10 @@ def complete(
 
     `fingerprint` is that of the run's data, as with `run`.
     """
-    prepared, config = _load_data(config, recording, fingerprint), with_weights(config)
-    model = kept(whole(model, prepared, config))
+    prepared = _load_data(config, recording, fingerprint)
+    if not takes_images(model):
+        model = whole(model, prepared, with_weights(config))
+    model = kept(model)
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     conclude(recording, began, found, report=config.evaluate.report)
@@ -106,6 +110,15 @@ def complete(
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
     return _result(recording.id, found, uri)
+
+
+def _teacher(config: Config, prepared: Prepared, recording: Recording) -> keras.Model | None:
+    found = load_teacher(config, prepared)
+    if found is None:
+        return None
+    run_id, model = found
+    recording.log_tags({TEACHER: run_id})
+    return model
 
 
 def _load_data(

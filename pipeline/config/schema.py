@@ -23,7 +23,9 @@ from pipeline.config.rules import (
     Count,
     CountOrShare,
     Fraction,
+    Positive,
     Seed,
+    Share,
     Slug,
     broken_rules,
     function_in,
@@ -73,6 +75,12 @@ class Train:
     """Weight of an image in the loss of training: `balanced` gives each class the same total."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
     """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
+    teacher: str | None = MISSING
+    """Run whose model this one learns from as well (knowledge distillation), by its id."""
+    teacher_weight: Share = MISSING
+    """Share of the teacher in the loss; the rest is that of the true classes."""
+    teacher_temperature: Positive = MISSING
+    """Temperature at which the probabilities of both are compared; above 1 evens them out."""
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING
@@ -222,6 +230,9 @@ ADDED: dict[str, Any] = {
     "train.label_smoothing": 0.0,
     "train.class_weight": None,
     "train.ema": None,
+    "train.teacher": None,
+    "train.teacher_weight": 0.5,
+    "train.teacher_temperature": 2.0,
     "evaluate.views": None,
     "evaluate.temperature": False,
     "train.stream": None,
@@ -393,6 +404,7 @@ def _check_together(config: Config) -> None:
         if twice := [name for name, count in known.items() if count > 1]:
             raise RequestError(f"{key}: two are named {twice[0]}; leave one out, or rename yours")
     _check_backbone(config)
+    _check_teacher(config)
     needs_validation = [
         name
         for name, needed in (
@@ -422,6 +434,20 @@ def _check_together(config: Config) -> None:
                 f"optimizer=schedule_free averages weights in place of {' and '.join(taken)}; "
                 "leave that out, or choose optimizer=adamw"
             )
+
+
+def _check_teacher(config: Config) -> None:
+    if config.train.teacher is None:
+        for name in ("teacher_weight", "teacher_temperature"):
+            if getattr(config.train, name) != ADDED[f"train.{name}"]:
+                raise RequestError(
+                    f"train.{name} has no effect without a teacher; set train.teacher=<run id>"
+                )
+    elif config.evaluate.leakage:
+        raise RequestError(
+            "evaluate.leakage=true trains on other splits, whose test images train.teacher has "
+            "seen; leave one of the two out"
+        )
 
 
 def _check_backbone(config: Config) -> None:

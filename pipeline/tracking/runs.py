@@ -20,12 +20,12 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.schema import Config, Tracking
-from pipeline.data.values import KEPT
+from pipeline.data.values import KEPT, Prepared
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
-from pipeline.tracking.models import KERAS_FILE, fetched, require_own_model
+from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
     FOLDER,
     INDEX,
@@ -46,6 +46,7 @@ SHORTEST, WHOLE = (
 )  # characters of an id: the shortest allowed beginning (as in git), and a whole id
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 SHOWN = 3  # matching ids in a message
+MOST_NAMES = 8  # of classes in a message
 SPARE = 50  # additional runs to read
 MODELS = Query(status=(Status.FINISHED,), has_model=True)  # what can be evaluated or promoted
 
@@ -98,6 +99,40 @@ def with_weights(config: Config) -> Config:
         with fetched(run.model_uri, config.tracking) as saved, replacing(file) as path:
             shutil.copyfile(saved.folder / KERAS_FILE, path)
     return replace(config, model=config.model | {"weights": str(file)})
+
+
+def load_teacher(config: Config, prepared: Prepared) -> tuple[str, Any] | None:
+    """The run that `train.teacher` names, by its whole id, and its Keras model; None without one.
+
+    Raises:
+        RequestError: there is no such run, it has no model of its own, or one of other classes or
+            images than `prepared`.
+    """
+    source = config.train.teacher
+    if source is None:
+        return None
+    client = connect(config.tracking.uri)
+    run = by_id(client, source, key="train.teacher")
+    if run.model_uri is None:
+        raise RequestError(f"train.teacher={source}: run {run.id} has no saved model")
+    require_own_model(client, run)
+    loaded = load_model(run.model_uri, config.tracking)
+    if loaded.class_names != prepared.class_names:
+        raise RequestError(
+            f"train.teacher={source}: its classes are {_listed(loaded.class_names)}, not "
+            f"{_listed(prepared.class_names)}; a teacher needs the same classes in the same order"
+        )
+    if loaded.image_shape != prepared.image_shape:
+        raise RequestError(
+            f"train.teacher={source}: takes images {loaded.image_shape}, not "
+            f"{prepared.image_shape}; train both on images of the same size (dataset.size)"
+        )
+    return run.id, loaded.model
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … ({len(names)})" if len(names) > MOST_NAMES else ""
+    return f"{', '.join(names[:MOST_NAMES])}{more}"
 
 
 def find_trained(run_id: str | None, config: Config, *, metric: str | None = None) -> RecordedRun:

@@ -36,6 +36,7 @@ PARENT, INDEX, PRUNED, FOLDER = (
     *("sweep.pruned", "sweep.folder"),
 )
 SEED = "seed"
+TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.

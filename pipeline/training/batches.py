@@ -1,4 +1,4 @@
-"""Changes batches between the data and the training step: augmentation, targets and weights.
+"""Changes batches between the data and the training step: augmentation, targets, weights, teacher.
 
 The changes run in the compiled graph of the step. Their random numbers follow from the seed of the
 run and the number of the step, so that a resumed run draws the same ones.
@@ -26,20 +26,31 @@ BatchChange = Callable[[Any], Any]  # from images and labels to what a step of K
 def changes_batches(config: Config) -> bool:
     """Whether any setting changes the batches of training."""
     train = config.train
-    return augments_batches(config) or train.label_smoothing > 0 or train.class_weight is not None
+    targets = train.label_smoothing > 0 or train.class_weight is not None
+    return needs_images(config) or targets
+
+
+def needs_images(config: Config) -> bool:
+    """Whether each step of training needs the images themselves, not only features of them."""
+    return augments_batches(config) or config.train.teacher is not None
 
 
 @contextmanager
-def changed_batches(model: keras.Model, prepared: Prepared, config: Config) -> Iterator[None]:
+def changed_batches(
+    model: keras.Model, prepared: Prepared, config: Config, teacher: keras.Model | None = None
+) -> Iterator[None]:
     """Lets steps of `model` change their batches as `config` says, if it says anything.
 
     Training and validation steps then take targets f32[n,K] in place of labels i32[n], the
     validation steps without any change. The loss is for targets from then on; `kept` in
-    training/build.py turns that back.
+    training/build.py turns that back. With a `teacher` (images u8[N,H,W,C] → probabilities
+    f32[N,K]), the loss of training is that of knowledge distillation.
 
     Raises:
-        RequestError: `model` has another loss than cross-entropy.
+        RequestError: `model` has another loss than cross-entropy, or a teacher is missing.
     """
+    if config.train.teacher is not None and teacher is None:
+        raise RequestError("train.teacher: the model of that run must be given as teacher")
     if not changes_batches(config):
         yield
         return
@@ -47,13 +58,19 @@ def changed_batches(model: keras.Model, prepared: Prepared, config: Config) -> I
     classes = len(prepared.class_names)
     train_step, test_step = model.train_step, model.test_step
     # Without Python's control flow over tensors; AutoGraph would warn of the lazy imports.
-    changed = tf.autograph.experimental.do_not_convert(_training_change(model, prepared, config))
+    change = _training_change(model, prepared, config, teacher)
+    changed = tf.autograph.experimental.do_not_convert(change)
     model.train_step = lambda batch: train_step(changed(batch))
     model.test_step = lambda batch: test_step((batch[0], tf.one_hot(batch[1], classes)))
+    replaced = ["train_step", "test_step"]
+    if teacher is not None:
+        model.compute_loss, model.compute_metrics = _distilling(model, classes, config)
+        replaced += ["compute_loss", "compute_metrics"]
     try:
         yield
     finally:
-        del model.train_step, model.test_step
+        for name in replaced:
+            delattr(model, name)
 
 
 def preview(
@@ -104,7 +121,43 @@ def training_batch(
     return build(config.augment, batch) if augments_batches(config) else batch
 
 
-def _training_change(model: keras.Model, prepared: Prepared, config: Config) -> BatchChange:
+def softened(probs: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Probabilities f32[n,K] at a temperature, which divides the logits."""
+    return tf.nn.softmax(tf.math.log(tf.clip_by_value(probs, 1e-7, 1.0)) / temperature)
+
+
+def _distilling(
+    model: keras.Model, classes: int, config: Config
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Loss and metrics for targets f32[n,2K]: those of the classes, then the teacher's, softened.
+
+    Targets f32[n,K], as in validation, have the usual loss. Source: Hinton et al. 2015, "Distilling
+    the Knowledge in a Neural Network", arXiv:1503.02531.
+    """
+    loss_of, metrics_of = model.compute_loss, model.compute_metrics
+    weight, temperature = config.train.teacher_weight, config.train.teacher_temperature
+    true, taught = keras.losses.CategoricalCrossentropy(), keras.losses.KLDivergence()
+
+    def loss(
+        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **more: Any
+    ) -> tf.Tensor:
+        targets, teacher = y[:, :classes], y[:, classes:]
+        usual = loss_of(x=x, y=targets, y_pred=y_pred, sample_weight=sample_weight, **more)
+        if y.shape[1] == classes:
+            return usual
+        distilled = taught(teacher, softened(y_pred, temperature), sample_weight) * temperature**2
+        return usual + weight * (distilled - true(targets, y_pred, sample_weight))
+
+    def metrics(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        found: dict[str, Any] = metrics_of(x, y[:, :classes], y_pred, sample_weight)
+        return found
+
+    return loss, metrics
+
+
+def _training_change(
+    model: keras.Model, prepared: Prepared, config: Config, teacher: keras.Model | None
+) -> BatchChange:
     settings, classes = config.train, len(prepared.class_names)
     steps = -(-len(prepared.train) // settings.batch_size)
     weights = tf.constant(
@@ -117,7 +170,11 @@ def _training_change(model: keras.Model, prepared: Prepared, config: Config) -> 
         step = tf.convert_to_tensor(model.optimizer.iterations)
         targets = tf.one_hot(pair[1], classes)
         batch = training_batch(config, pair[0], targets, step, step // steps)
-        taken = (batch.images, smoothed(batch.targets, settings.label_smoothing))
+        targets = smoothed(batch.targets, settings.label_smoothing)
+        if teacher is not None:
+            taught = softened(teacher(batch.images, training=False), settings.teacher_temperature)
+            targets = tf.concat([targets, taught], axis=1)
+        taken = (batch.images, targets)
         if settings.class_weight is None:
             return taken
         return (*taken, tf.linalg.matvec(batch.targets, weights))
@@ -134,7 +191,7 @@ def _take_targets(model: keras.Model) -> None:
     if not isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy):
         raise RequestError(
             "the model's loss is not SparseCategoricalCrossentropy, which augment=combined, "
-            "train.label_smoothing and train.class_weight need"
+            "train.label_smoothing, train.class_weight and train.teacher need"
         )
     model.compile(
         optimizer=model.optimizer,

@@ -21,7 +21,7 @@ import tensorflow as tf
 from pipeline.config.schema import Config
 from pipeline.data import cache
 from pipeline.data.values import Array, Features, Prepared, Split
-from pipeline.training.batches import augments_batches
+from pipeline.training.batches import needs_images
 from pipeline.training.build import build_model, measures
 from pipeline.training.precision import computes_in_float32, in_float32
 from pipeline.training.predictor import predict
@@ -64,12 +64,12 @@ class Head:
 def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | None:
     """The head of a compiled model with a frozen backbone, and the features to train it on.
 
-    None where anything up to `features` is trained or random, as augmentation is: then the whole
-    model has to see the images each time. The first run computes the features of all packed images
-    and keeps them in the data cache, by the checksums of images and backbone; later runs and the
-    other jobs of a sweep read them.
+    None where anything up to `features` is trained or random, as augmentation is, or a teacher sees
+    the images: then the whole model has to see them each time. The first run computes the features
+    of all packed images and keeps them in the data cache, by the checksums of images and backbone;
+    later runs and the other jobs of a sweep read them.
     """
-    if config.model.get("trainable") != "head" or augments_batches(config) or not is_fixed(model):
+    if config.model.get("trainable") != "head" or needs_images(config) or not is_fixed(model):
         return None
     backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
@@ -101,9 +101,14 @@ def in_views(
     return {key: predict(entire, one, batch_size=size, views=views) for key, one in splits.items()}
 
 
+def takes_images(model: keras.Model) -> bool:
+    """Whether a model takes images u8[N,H,W,C], as all but a head do."""
+    return bool(model.inputs[0].dtype == "uint8")
+
+
 def whole(model: keras.Model, prepared: Prepared, config: Config) -> keras.Model:
     """The model from images to probabilities: `model` itself, or a new one with it as its head."""
-    if model.inputs[0].dtype == "uint8":
+    if takes_images(model):
         return model
     built = build_model(config, prepared, checked=True)
     for layer in model.layers:
@@ -151,10 +156,11 @@ def _computed(backbone: keras.Model, images: Array) -> Iterator[Array]:
 
 
 def _separate(model: keras.Model) -> keras.Model:
-    """The layers after `features` as a model, compiled as `model` is, with its optimizer."""
+    """The layers after `features` as a model, compiled with the optimizer of `model` if that is."""
     x = features = keras.Input(model.get_layer(FEATURES).output.shape[1:], name="features_input")
     for layer in model.layers[len(backbone_layers(model)) :]:
         x = layer(x)
     head = keras.Model(features, x, name=f"{model.name}_head")
-    head.compile(optimizer=model.optimizer, **measures())
+    if model.compiled:  # one that was loaded is not, and only predicts
+        head.compile(optimizer=model.optimizer, **measures())
     return head

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.files import remove
 from pipeline.training import loop
-from pipeline.training.batches import augments_batches, changed_batches, preview
+from pipeline.training.batches import changed_batches, needs_images, preview
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import (
     Checkpoint,
@@ -31,13 +31,14 @@ from pipeline.training.pretrained import joins, rate_shares
 from pipeline.training.xla import is_faster
 
 
-def train(
+def train(  # noqa: PLR0913
     model: keras.Model,
     prepared: Prepared,
     config: Config,
     folder: Path,
     listeners: Sequence[EpochListener],
     start: Progress | None = None,
+    teacher: keras.Model | None = None,
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
@@ -45,9 +46,10 @@ def train(
     hold the head. The fitted model is whole in any case, and computes in float32, whatever
     `train.precision` is in training.
 
-    Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics.
-    With `start`, the progress of the last checkpoint there, training resumes from that checkpoint
-    and ends with the same weights as an uninterrupted one.
+    Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics;
+    `teacher` is the model of the run `train.teacher`. With `start`, the progress of the last
+    checkpoint there, training resumes from that checkpoint and ends with the same weights as an
+    uninterrupted one.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -63,7 +65,7 @@ def train(
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
     display = closing(ProgressDisplay(len(prepared.train)))
-    with display as progress, changed_batches(trained, prepared, config):
+    with display as progress, changed_batches(trained, prepared, config, teacher):
         followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
         followers += [_tensorboard(folder)] if settings.tensorboard else []
         checkpoints = folder / "checkpoints"
@@ -99,7 +101,7 @@ def train(
 def _with_xla(model: keras.Model, config: Config, *, images: int) -> bool:
     settings = config.train
     if settings.xla is None:
-        if augments_batches(config):
+        if needs_images(config):
             return False  # not measured
         return is_faster(model, settings.epochs * (images // settings.batch_size))
     return settings.xla

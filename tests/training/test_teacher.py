@@ -1,0 +1,154 @@
+"""Knowledge distillation: a model learns from the probabilities of a recorded run's model too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
+from pipeline.data.values import Fitted
+from pipeline.system.errors import RequestError
+from pipeline.tracking import runs
+from pipeline.training.batches import changed_batches, softened
+from pipeline.training.build import build_model
+from pipeline.training.checkpoint import progress_of
+from pipeline.training.features import head_of
+from pipeline.training.train import train
+from tests.commands import QUICK, configured, pipeline, results
+
+RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
+PREPARED = preprocess(RAW, validation_size=20, seed=0)
+TAUGHT = ("train.teacher=abcd", "train.teacher_weight=0.3", "train.teacher_temperature=4")
+
+
+def config(*overrides: str) -> Any:
+    small = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false", "model=linear")
+    return configured(*small, *overrides)
+
+
+def teacher() -> keras.Model:
+    model = build_model(config("seed=5"), PREPARED)
+    model.set_weights([weight / 4 for weight in model.get_weights()])
+    return model
+
+
+def test_the_loss_is_that_of_the_classes_and_of_the_teacher_in_their_shares() -> None:
+    model, taught = build_model(config(), PREPARED), teacher()
+    images, labels = PREPARED.train.batch(0, 8), PREPARED.train.labels[:8]
+    batch = (tf.constant(images), tf.constant(labels))
+    before, by_teacher = (one(images).numpy().astype(float) for one in (model, taught))
+    with changed_batches(model, PREPARED, config(*TAUGHT), taught):
+        validated = {key: float(value) for key, value in model.test_step(batch).items()}
+        model.reset_metrics()
+        trained = {key: float(value) for key, value in model.train_step(batch).items()}
+    true = -np.log(before[np.arange(8), labels])
+
+    def at_4(probs: Any) -> Any:
+        powers = probs ** (1 / 4)
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    distance = (at_4(by_teacher) * np.log(at_4(by_teacher) / at_4(before))).sum(axis=1)
+    assert validated["loss"] == pytest.approx(true.mean(), rel=1e-4)
+    expected = 0.7 * true.mean() + 0.3 * 16 * distance.mean()
+    assert trained["loss"] == pytest.approx(expected, rel=1e-3)
+    assert trained["accuracy"] == validated["accuracy"] == (before.argmax(1) == labels).mean()
+    np.testing.assert_allclose(softened(by_teacher, 4.0), at_4(by_teacher), rtol=1e-5)
+
+
+def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: Path) -> None:
+    class PowerCut(Exception):
+        pass
+
+    def cut(epoch: int, metrics: Any) -> None:
+        if epoch == 2:
+            raise PowerCut
+
+    settings = config(*TAUGHT, "train.teacher_weight=1", "augment=flip_crop")
+
+    def fitted(folder: Path, *listeners: Any, resumed: bool = False) -> Fitted:
+        start = progress_of(folder / "checkpoints" / "last.keras") if resumed else None
+        model = build_model(settings, PREPARED)
+        return train(model, PREPARED, settings, folder, listeners, start, teacher())
+
+    whole = fitted(tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        fitted(tmp_path / "cut", cut)
+    resumed = fitted(tmp_path / "cut", resumed=True)
+    assert resumed.history == whole.history
+    for one, other in zip(resumed.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert whole.history["train/loss"][-1] < whole.history["train/loss"][0]
+    assert isinstance(whole.model.loss, keras.losses.SparseCategoricalCrossentropy)
+    images = PREPARED.test.batch(0, 20)
+    distances = [
+        np.abs(teacher()(images) - one(images)).mean()
+        for one in (build_model(settings, PREPARED), whole.model)
+    ]
+    assert distances[1] < 0.95 * distances[0]
+
+
+def test_a_head_sees_the_images_if_it_has_a_teacher() -> None:
+    settings = replace(config(*TAUGHT), model={"weights": "x", "trainable": "head"})
+    assert head_of(build_model(config(), PREPARED), PREPARED, settings) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("train.teacher_weight=0.3", "train.teacher_weight has no effect without a teacher; set"),
+        ("train.teacher_temperature=3", "train.teacher_temperature has no effect without"),
+        ("train.teacher=abcd evaluate.leakage=true", "test images train.teacher has seen"),
+        ("train.teacher=abcd train.teacher_weight=2", "train.teacher_weight: Input should be less"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(choices: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        config(*choices.split())
+
+
+def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = SimpleNamespace(id="abcd" * 8, model_uri="models:/m-1")
+    names, asked = PREPARED.class_names, list[str]()
+    loaded = SimpleNamespace(class_names=names, image_shape=(6, 6, 1), model="the model")
+    monkeypatch.setattr(runs, "connect", lambda uri: None)
+    monkeypatch.setattr(runs, "by_id", lambda client, given, key: run)
+    monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
+    monkeypatch.setattr(runs, "load_model", lambda uri, tracking: loaded)
+    assert runs.load_teacher(config(), PREPARED) is None
+    assert runs.load_teacher(config(*TAUGHT), PREPARED) == (run.id, "the model")
+    assert asked == [run.id]
+    loaded.class_names = tuple(reversed(names))
+    with pytest.raises(RequestError, match="needs the same classes in the same order"):
+        runs.load_teacher(config(*TAUGHT), PREPARED)
+    loaded.class_names, loaded.image_shape = names, (6, 5, 1)
+    with pytest.raises(RequestError, match=r"takes images \(6, 5, 1\), not \(6, 6, 1\)"):
+        runs.load_teacher(config(*TAUGHT), PREPARED)
+    run.model_uri = None
+    with pytest.raises(RequestError, match="has no saved model"):
+        runs.load_teacher(config(*TAUGHT), PREPARED)
+
+
+@pytest.mark.slow
+def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> None:
+    first = results(pipeline(*QUICK, cwd=tmp_path).stdout)["run_id"]
+    second = pipeline(*QUICK, f"train.teacher={first[:12]}", "seed=1", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    run_id = results(second.stdout)["run_id"]
+    again = pipeline("reproduce", f"run_id={run_id}", "dataset=synthetic", cwd=tmp_path)
+    assert again.stdout.splitlines()[-1].endswith("verdict=bit-identical"), again.stderr
+    other = ("dataset.classes=2", f"train.teacher={first}")
+    refused = pipeline(*QUICK, *other, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "its classes are" in refused.stderr
+    nobody = pipeline(*QUICK, "train.teacher=nobody", cwd=tmp_path)
+    assert (nobody.returncode, "train.teacher=nobody" in nobody.stderr) == (2, True)
