@@ -85,16 +85,16 @@ def train(
         PipelineError: the loss became NaN or infinite.
     """
     training, config = _imported("pipeline.training.train"), _with_weights(config)
-    taught = None
+    teacher = None
     if config.train.teacher is not None:
-        taught = _imported("pipeline.tracking.runs").load_teacher(config, prepared)
+        teacher = _imported("pipeline.tracking.runs").load_teacher(config, prepared)
     fitted: Fitted = training.train(
         build_model(config, prepared) if model is None else model,
         prepared,
         config,
         folder_of_work(folder),
         listeners,
-        teacher=taught[1] if taught else None,
+        teacher=teacher,
     )
     return fitted
 

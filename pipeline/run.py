@@ -17,7 +17,6 @@ from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import load_teacher, with_weights
-from pipeline.tracking.values import TEACHER
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
@@ -68,7 +67,7 @@ def run(
         prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
         with recording.stage("train"):
-            teacher = _teacher(config, prepared, recording)
+            teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared, programs)
             summary = summarise(model, batch_size=config.train.batch_size)
             recording.sizes.update(summary.metrics)
@@ -100,9 +99,7 @@ def complete(
     `fingerprint` is that of the run's data, as with `run`.
     """
     prepared = _load_data(config, recording, fingerprint)
-    if not takes_images(model):
-        model = whole(model, prepared, with_weights(config))
-    model = kept(model)
+    model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
         found = _evaluate(model, prepared, config, recording)
     conclude(recording, began, found, report=config.evaluate.report)
@@ -110,15 +107,6 @@ def complete(
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
     return _result(recording.id, found, uri)
-
-
-def _teacher(config: Config, prepared: Prepared, recording: Recording) -> keras.Model | None:
-    found = load_teacher(config, prepared)
-    if found is None:
-        return None
-    run_id, model = found
-    recording.log_tags({TEACHER: run_id})
-    return model
 
 
 def _load_data(

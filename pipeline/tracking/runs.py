@@ -34,6 +34,7 @@ from pipeline.tracking.values import (
     PARENT,
     PRUNED,
     RUN_FOLDER,
+    TEACHER,
     Query,
     RecordedRun,
     Status,
@@ -101,8 +102,12 @@ def with_weights(config: Config) -> Config:
     return replace(config, model=config.model | {"weights": str(file)})
 
 
-def load_teacher(config: Config, prepared: Prepared) -> tuple[str, Any] | None:
-    """The run that `train.teacher` names, by its whole id, and its Keras model; None without one.
+def load_teacher(
+    config: Config, prepared: Prepared, log: Callable[[dict[str, str]], None] | None = None
+) -> Any:
+    """The Keras model of the run that `train.teacher` names; None without one.
+
+    `log` receives a tag with the whole id of that run.
 
     Raises:
         RequestError: there is no such run, it has no model of its own, or one of other classes or
@@ -127,7 +132,9 @@ def load_teacher(config: Config, prepared: Prepared) -> tuple[str, Any] | None:
             f"train.teacher={source}: takes images {loaded.image_shape}, not "
             f"{prepared.image_shape}; train both on images of the same size (dataset.size)"
         )
-    return run.id, loaded.model
+    if log is not None:
+        log({TEACHER: run.id})
+    return loaded.model
 
 
 def _listed(names: Sequence[str]) -> str:

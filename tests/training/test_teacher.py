@@ -118,15 +118,15 @@ def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = SimpleNamespace(id="abcd" * 8, model_uri="models:/m-1")
-    names, asked = PREPARED.class_names, list[str]()
+    names, asked, tags = PREPARED.class_names, list[str](), dict[str, str]()
     loaded = SimpleNamespace(class_names=names, image_shape=(6, 6, 1), model="the model")
     monkeypatch.setattr(runs, "connect", lambda uri: None)
     monkeypatch.setattr(runs, "by_id", lambda client, given, key: run)
     monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
     monkeypatch.setattr(runs, "load_model", lambda uri, tracking: loaded)
     assert runs.load_teacher(config(), PREPARED) is None
-    assert runs.load_teacher(config(*TAUGHT), PREPARED) == (run.id, "the model")
-    assert asked == [run.id]
+    assert runs.load_teacher(config(*TAUGHT), PREPARED, tags.update) == "the model"
+    assert (asked, tags) == ([run.id], {"teacher": run.id})
     loaded.class_names = tuple(reversed(names))
     with pytest.raises(RequestError, match="needs the same classes in the same order"):
         runs.load_teacher(config(*TAUGHT), PREPARED)
