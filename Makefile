@@ -55,6 +55,7 @@ bench: ## how fast it is beside what people would use instead (a quiet machine, 
 	@$(SETUP) requirements-bench.lock .venv-bench
 	@.venv-bench/bin/python -m benchmarks.training --model mlp
 	@.venv-bench/bin/python -m benchmarks.training --model cnn
+	@.venv-bench/bin/python -m benchmarks.training --model resnet
 	@.venv-bench/bin/python -m benchmarks.whole_run
 	@.venv-bench/bin/python -m benchmarks.stages
 	@.venv-bench/bin/python -m benchmarks.determinism

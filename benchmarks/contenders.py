@@ -1,10 +1,11 @@
 """Ways to train the same network on the same images; each gives its seconds per epoch.
 
-The network is the classic MLP (784–256–128–10, two dropouts of 0.2) or the small CNN of
-`conf/model/cnn.yaml`; Adam at 0.001, cross-entropy, shuffled batches. Each library is measured at
-its best documented way for data that fits into memory, and beside it as most scripts use it: Keras'
-`fit` with `steps_per_execution`, on TensorFlow and on JAX, and plain; PyTorch compiled, plain and
-with a DataLoader.
+The network is the classic MLP (784–256–128–10, two dropouts of 0.2), the small CNN of
+`conf/model/cnn.yaml` or a residual network of three stages with batch normalisation (`model=resnet
+model.blocks=1`, 73 million operations per image forward); Adam at 0.001, cross-entropy, shuffled
+batches. Each library is measured at its best documented way for data that fits into memory, and
+beside it as most scripts use it: Keras' `fit` with `steps_per_execution`, on TensorFlow and on JAX,
+and plain; PyTorch compiled, plain and with a DataLoader.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-DROPOUT = {"mlp": 0.2, "cnn": 0.4}
+DROPOUT = {"mlp": 0.2, "cnn": 0.4, "resnet": 0.0}
+WIDTHS = (32, 64, 128)  # of the residual network's stages
 FUSED_STEPS = 50  # of Keras' `fit`, from one return to Python to the next
 RUN_EPOCHS = 20  # of the default run, whose epochs these stand for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Images u8[N,28,28,1] and labels i32[N] to fit a `model` on, for `epochs` in batches."""
+    """Images u8[N,28,28,1] and labels i32[N] to fit a `model` on, for `epochs` in batches.
+
+    `precision` is float32, or bfloat16 with weights in float32.
+    """
 
     images: Array
     labels: Array
     model: str
     batch_size: int
     epochs: int
+    precision: str = "float32"
 
 
 def ours(task: Task) -> Iterator[float]:
@@ -92,7 +100,7 @@ def torch_tensors(task: Task, *, compiled: bool = False) -> Iterator[float]:
     import torch
 
     model, optimizer, loss = _torch_model(task)
-    layout = torch.channels_last if task.model == "cnn" else torch.contiguous_format
+    layout = torch.contiguous_format if task.model == "mlp" else torch.channels_last
     model = model.to(memory_format=layout)
     images = torch.from_numpy(task.images).permute(0, 3, 1, 2).float().div(255)
     images = images.contiguous(memory_format=layout)
@@ -103,7 +111,9 @@ def torch_tensors(task: Task, *, compiled: bool = False) -> Iterator[float]:
         order = torch.randperm(len(labels))
         for rows in order.split(task.batch_size):
             optimizer.zero_grad()
-            loss(forward(images[rows]), labels[rows]).backward()
+            with _torch_precision(task):
+                value = loss(forward(images[rows]), labels[rows])
+            value.backward()
             optimizer.step()
 
     return _epochs(task, epoch)
@@ -127,7 +137,9 @@ def torch_dataloader(task: Task) -> Iterator[float]:
     def epoch() -> None:
         for batch, targets in loader:
             optimizer.zero_grad()
-            loss(model(batch), targets).backward()
+            with _torch_precision(task):
+                value = loss(model(batch), targets)
+            value.backward()
             optimizer.step()
 
     return _epochs(task, epoch)
@@ -245,12 +257,24 @@ def _keras_model(task: Task, *, scaled: bool = False, fused_steps: int = 1) -> A
     from pipeline.training import models
 
     keras.utils.set_random_seed(0)
+    low = task.precision != "float32"
+    keras.config.set_dtype_policy(f"mixed_{task.precision}" if low else "float32")
     shape = task.images.shape[1:]
     images = keras.Input(shape, dtype="float32" if scaled else "uint8")
     x = images if scaled else keras.layers.Rescaling(1 / 255)(images)
     dropout = DROPOUT[task.model]
     if task.model == "mlp":
         y = models.mlp(x, 10, hidden=[256, 128], activation="relu", dropout=dropout)
+    elif task.model == "resnet":
+        y = models.resnet(
+            x,
+            10,
+            widths=list(WIDTHS),
+            blocks=1,
+            stem_stride=1,
+            activation="relu",
+            dropout=dropout,
+        )
     else:
         y = models.cnn(x, 10, filters=[32, 64], dense=128, activation="relu", dropout=dropout)
     model = keras.Model(images, y)
@@ -272,6 +296,8 @@ def _torch_model(task: Task) -> Any:
     if task.model == "mlp":
         hidden = [nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), drop]
         layers = [*hidden, nn.Linear(256, 128), nn.ReLU(), drop, nn.Linear(128, 10)]
+    elif task.model == "resnet":
+        layers = [_torch_resnet()]
     else:
         first = [nn.Conv2d(1, 32, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
         second = [nn.Conv2d(32, 64, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
@@ -279,3 +305,39 @@ def _torch_model(task: Task) -> Any:
         layers = [*first, *second, *dense]
     model = nn.Sequential(*layers)
     return model, torch.optim.Adam(model.parameters(), fused=True), nn.CrossEntropyLoss()
+
+
+def _torch_resnet() -> Any:
+    """The residual network of `models.resnet`, one block per stage."""
+    from torch import nn
+
+    def conv(before: int, width: int, size: int, stride: int) -> Any:
+        return nn.Conv2d(before, width, size, stride, padding=size // 2, bias=False)
+
+    class Block(nn.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(before), nn.BatchNorm2d(width)
+            self.conv_1 = conv(before, width, 3, stride)
+            self.conv_2 = conv(width, width, 3, 1)
+            same = stride == 1 and before == width
+            self.shortcut = None if same else conv(before, width, 1, stride)
+
+        def forward(self, x: Any) -> Any:
+            y = nn.functional.relu(self.first(x), inplace=True)
+            shortcut = x if self.shortcut is None else self.shortcut(y)
+            y = nn.functional.relu(self.second(self.conv_1(y)), inplace=True)
+            return self.conv_2(y) + shortcut
+
+    blocks = [Block(WIDTHS[0], WIDTHS[0], 1)]
+    blocks += [Block(before, width, 2) for before, width in pairwise(WIDTHS)]
+    head = [nn.BatchNorm2d(WIDTHS[-1]), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(
+        conv(1, WIDTHS[0], 3, 1), *blocks, *head, nn.Flatten(), nn.Linear(WIDTHS[-1], 10)
+    )
+
+
+def _torch_precision(task: Task) -> AbstractContextManager[Any]:
+    import torch
+
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=task.precision == "bfloat16")

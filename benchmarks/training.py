@@ -19,12 +19,19 @@ import numpy as np
 from benchmarks.contenders import CONTENDERS, MLP_ONLY, Task
 from benchmarks.report import REFERENCE, publish
 
-EPOCHS = {"mlp": 4, "cnn": 2}
+EPOCHS = {"mlp": 4, "cnn": 2, "resnet": 2}
+SIZE = {"mlp": 60_000, "cnn": 60_000, "resnet": 12_000}
 BATCH_SIZE = 128
 
 
 def measure(
-    model: str, contenders: Sequence[str], *, size: int, batch_size: int, repeats: int
+    model: str,
+    contenders: Sequence[str],
+    *,
+    size: int,
+    batch_size: int,
+    repeats: int,
+    precision: str = "float32",
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds per epoch by contender, of all repeats; and of those that failed the reason."""
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -35,7 +42,7 @@ def measure(
                 continue
             print(f"{model}, repeat {repeat + 1} of {repeats}: {name}", file=sys.stderr)
             try:
-                seconds[name] += _in_own_process(name, model, size, batch_size)[1:]
+                seconds[name] += _in_own_process(name, model, size, batch_size, precision)[1:]
             except RuntimeError as error:
                 if name == REFERENCE:
                     raise SystemExit(f"{name} failed: {error}") from error
@@ -43,9 +50,11 @@ def measure(
     return {name: seconds[name] for name in seconds.keys() - failed.keys()}, failed
 
 
-def _in_own_process(name: str, model: str, size: int, batch_size: int) -> list[float]:
+def _in_own_process(
+    name: str, model: str, size: int, batch_size: int, precision: str
+) -> list[float]:
     command = [sys.executable, "-m", "benchmarks.training", "--one", name, "--model", model]
-    command += ["--size", str(size), "--batch-size", str(batch_size)]
+    command += ["--size", str(size), "--batch-size", str(batch_size), "--precision", precision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -61,6 +70,7 @@ def _task(arguments: argparse.Namespace) -> Task:
         model=arguments.model,
         batch_size=arguments.batch_size,
         epochs=EPOCHS[arguments.model],
+        precision=arguments.precision,
     )
 
 
@@ -68,12 +78,14 @@ def main() -> None:
     """Reads the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=EPOCHS, default="mlp")
-    parser.add_argument("--size", type=int, default=60_000, help="images")
+    parser.add_argument("--size", type=int, help=f"images; by default {SIZE}")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.size = arguments.size or SIZE[arguments.model]
     if arguments.one:
         print(json.dumps(list(CONTENDERS[arguments.one](_task(arguments)))))
         return
@@ -83,10 +95,13 @@ def main() -> None:
         size=arguments.size,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
+        precision=arguments.precision,
     )
     title = f"{arguments.model}, {arguments.size:,} images, batch {arguments.batch_size}"
+    if low := arguments.precision != "float32":
+        title += f", {arguments.precision}"
     batch = "" if arguments.batch_size == BATCH_SIZE else f"-{arguments.batch_size}"
-    name = f"training-{arguments.model}{batch}"
+    name = f"training-{arguments.model}{batch}{f'-{arguments.precision}' if low else ''}"
     publish(name, f"Seconds per epoch: {title}", seconds, failed=failed)
     for contender, reason in failed.items():
         print(f"left out: {contender}, which this machine cannot run: {reason}")
