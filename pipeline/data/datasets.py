@@ -3,7 +3,8 @@
 The keyword-only parameters are the keys of `conf/dataset/<name>.yaml`, their annotations the
 ranges a configuration is checked against. To add a data set, add a function and its YAML file.
 The cache rebuilds a data set when its parameters, or files and folders that they name, change; a
-data set that reads anything else declares it with `determined_by`.
+data set that reads anything else declares it with `determined_by`. A function that returns images
+leaves its parameter `exclude: Exclude` to `data/load.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import Field
 from pipeline.config.rules import Seed, Share, one_of
 from pipeline.data.arrays import from_cifar, from_idx, from_npz
 from pipeline.data.content import determined_by, parameters, stamped
+from pipeline.data.exclusion import Exclude, excluded_files
 from pipeline.data.folders import Division, Pictures
 from pipeline.data.listing import Classes, listed
 from pipeline.data.packing import Packing
@@ -93,7 +95,7 @@ DIGIT_CLASSES = tuple("0123456789")
 @determined_by(
     lambda _: dict(FASHION_MNIST.checksums)
 )  # the same content, wherever the files come from
-def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
+def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 
     Raises:
@@ -104,7 +106,7 @@ def fashion_mnist(*, folder: str | None, download: bool) -> RawData:
 
 
 @determined_by(lambda _: dict(MNIST.checksums))
-def mnist(*, folder: str | None, download: bool) -> RawData:
+def mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """MNIST: 60,000 + 10,000 images u8[N,28,28,1] of handwritten digits.
 
     Raises:
@@ -115,7 +117,12 @@ def mnist(*, folder: str | None, download: bool) -> RawData:
 
 
 @determined_by(parameters)
-def digits(*, test_fraction: Annotated[float, Field(ge=0.01, le=0.9)], seed: Seed) -> RawData:
+def digits(
+    *,
+    test_fraction: Annotated[float, Field(ge=0.01, le=0.9)],
+    seed: Seed,
+    exclude: Exclude = None,
+) -> RawData:
     """scikit-learn's bundled handwritten digits: 1,797 images u8[N,8,8,1], split by class.
 
     Its values 0–16 become 0–255.
@@ -135,7 +142,7 @@ def digits(*, test_fraction: Annotated[float, Field(ge=0.01, le=0.9)], seed: See
 
 
 @determined_by(parameters)
-def synthetic(
+def synthetic(  # noqa: PLR0913 (the keys of its file)
     *,
     train_size: Annotated[int, Field(ge=10)],
     test_size: Annotated[int, Field(ge=10)],
@@ -143,6 +150,7 @@ def synthetic(
     image_shape: tuple[SideLength, SideLength, Channels],
     noise: Annotated[float, Field(ge=0, le=255)],
     seed: Seed,
+    exclude: Exclude = None,
 ) -> RawData:
     """Generated images u8[N,H,W,C]: one coarse random pattern per class, plus Gaussian noise.
 
@@ -179,7 +187,12 @@ Names = Annotated[list[str], Field(min_length=2)]
 
 
 def idx(
-    *, path: str | None, prefix: str | None, transpose: bool | None, class_names: Names | None
+    *,
+    path: str | None,
+    prefix: str | None,
+    transpose: bool | None,
+    class_names: Names | None,
+    exclude: Exclude = None,
 ) -> RawData:
     """A data set of IDX files, as MNIST, KMNIST, EMNIST and their like: images u8[N,H,W,1].
 
@@ -194,7 +207,7 @@ def idx(
     )
 
 
-def npz(*, path: str | None, class_names: Names | None) -> RawData:
+def npz(*, path: str | None, class_names: Names | None, exclude: Exclude = None) -> RawData:
     """A data set in a `.npz` file, with arrays named as Keras or MedMNIST do: u8[N,H,W,C].
 
     Raises:
@@ -214,7 +227,7 @@ CIFAR100 = (
 
 
 @determined_by(lambda given: _of_archive(given, CIFAR10))
-def cifar10(*, path: str | None, download: bool) -> RawData:
+def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """CIFAR-10: 50,000 + 10,000 colour images u8[N,32,32,3] of ten kinds of things.
 
     Raises:
@@ -226,7 +239,11 @@ def cifar10(*, path: str | None, download: bool) -> RawData:
 
 @determined_by(lambda given: _of_archive(given, CIFAR100))
 def cifar100(
-    *, path: str | None, download: bool, labels: Annotated[str, one_of("fine", "coarse")]
+    *,
+    path: str | None,
+    download: bool,
+    labels: Annotated[str, one_of("fine", "coarse")],
+    exclude: Exclude = None,
 ) -> RawData:
     """CIFAR-100: 50,000 + 10,000 colour images u8[N,32,32,3] of 100 fine or 20 coarse classes.
 
@@ -254,22 +271,24 @@ def folder(  # noqa: PLR0913 (the keys of its file)
     path_column: str | None,
     label_column: str | None,
     split_column: str | None,
+    exclude: Exclude = None,
 ) -> Pictures:
     """A user's own pictures: u8[N,H,W,C] of any folder, archive or list (`data/listing.py`).
 
     Raises:
         RequestError: there is no data set; the message says what was found and what to type.
     """
+    listing = listed(
+        _required(path, "a folder, an archive or a list of the pictures"),
+        classes=classes,
+        root=root,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        max_bad=0.0 if on_bad == "refuse" else max_bad,
+    )
     return Pictures(
-        listing=listed(
-            _required(path, "a folder, an archive or a list of the pictures"),
-            classes=classes,
-            root=root,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            max_bad=0.0 if on_bad == "refuse" else max_bad,
-        ),
+        listing=listing,
         packing=Packing(
             size=(size, size) if isinstance(size, int) else size and (size[0], size[1]),
             channels=channels,
@@ -280,6 +299,9 @@ def folder(  # noqa: PLR0913 (the keys of its file)
         ),
         on_bad=on_bad,
         max_bad=max_bad,
+        exclusion=None
+        if exclude is None
+        else excluded_files(exclude, listing.files, str(listing.root)),
     )
 
 

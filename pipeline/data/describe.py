@@ -56,7 +56,8 @@ class Description:
 
     `duplicates`: number of test images that occur, pixel by pixel, in the training split.
     `quantities`: mean and standard deviation of brightness, contrast and colour
-    (`measures.QUANTITIES`) over the images of each split, if they were measured.
+    (`measures.QUANTITIES`) over the images of each split, if they were measured. `excluded`: number
+    of images that `dataset.exclude` left out.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -66,6 +67,7 @@ class Description:
     source: str
     quantities: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     pictures: PictureFacts | None = None
+    excluded: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -80,6 +82,7 @@ def describe(raw: RawData, measures: Measures | None = None) -> Description:
         source=raw.source,
         quantities={} if measures is None else _quantities(raw, measures),
         pictures=None if raw.index is None else _pictures(raw.index),
+        excluded=raw.excluded,
     )
 
 
@@ -108,11 +111,13 @@ def description_table(description: Description) -> Table:
 
 
 def lines(description: Description) -> list[str]:
-    """What there is to say about the picture files, if the data set has any."""
-    facts = description.pictures
+    """What there is to say about excluded images, and about the picture files if there are any."""
+    facts, said = description.pictures, list[str]()
+    if description.excluded:
+        said.append(f"images left out by dataset.exclude: {description.excluded:,}")
     if facts is None:
-        return []
-    said = [*facts.notes]
+        return said
+    said += facts.notes
     ranges = (
         f"{name} {low:.4g}–{high:.4g} (median {median:.4g})"
         for name, (low, median, high) in facts.sizes.items()

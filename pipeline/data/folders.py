@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import cache
+from pipeline.data.exclusion import Exclusion, require_classes
 from pipeline.data.files import printable
 from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
@@ -23,6 +24,7 @@ from pipeline.system.errors import RequestError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+EXCLUDED = len(SPLITS)  # as the number of a picture's split
 NAMED = 3  # files that a message names
 PACKED = "pixels"  # where the description of an entry names its packed copy
 
@@ -46,7 +48,7 @@ class Pictures:
     """Picture files that become a data set: what there is, how it is packed and divided.
 
     `on_bad` is `skip` or `refuse`; if more than the share `max_bad` of the files cannot be read,
-    they are refused in any case.
+    they are refused in any case. `exclusion` names those to do without.
     """
 
     listing: Listing
@@ -54,6 +56,12 @@ class Pictures:
     division: Division
     on_bad: str
     max_bad: float
+    exclusion: Exclusion | None = None
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The files that are left out after the division."""
+        return self.exclusion.files if self.exclusion else frozenset()
 
     @cached_property
     def selection(self) -> Selection:
@@ -67,6 +75,7 @@ class Pictures:
         texts = [*listing.splits, *(text for column in listing.columns.values() for text in column)]
         digest = sha256("\0".join(texts).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(listing.labels).data)
+        excluded = {"excluded": self.exclusion.content} if self.exclusion and self.excluded else {}
         return {
             "pixels": self.selection.name,
             "classes": list(listing.class_names),
@@ -74,6 +83,7 @@ class Pictures:
             "labels": digest.hexdigest(),
             "division": vars(self.division),
             "bad": [self.on_bad, self.max_bad],
+            **excluded,
         }
 
 
@@ -91,15 +101,15 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         name: [texts[row] for row in rows.tolist()] for name, texts in listing.columns.items()
     }
     named = named_groups(settings.group, list(packed.files), columns)
-    pairs = duplicates(
-        packed.digests,
-        packed.hashes,
-        lambda places: packed.images[places],
-        threshold=settings.near_duplicates,
-    )
+    pairs = _between(np.arange(len(rows)), packed, settings)
     groups = join_groups(named, pairs)
     given = np.array([SPLITS.index(split) if split else -1 for split in listing.splits], np.int8)
     splits, notes = _assigned(labels, groups, given[rows], pictures)
+    if pictures.exclusion and pictures.excluded:
+        out = np.array([file in pictures.excluded for file in packed.files], bool)
+        pairs = _between(np.flatnonzero(~out), packed, settings)
+        _exclude(out, splits, labels, pictures)
+        notes += pictures.exclusion.notes
     arrays: dict[str, Array | cache.Stream | Path] = {}
     for number, split in enumerate(SPLITS):
         chosen = np.flatnonzero(splits == number)
@@ -117,10 +127,11 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         "known": known,
         PACKED: packed.folder.name,
         "fit": pictures.packing.fit,
+        "excluded": int((splits == EXCLUDED).sum()),
         "columns": list(columns),
         "unreadable": [
             *([printable(one.file), one.reason] for one in listing.unreadable),
-            *([printable(file), reason] for file, (_, reason) in packed.unreadable.items()),
+            *([printable(file), reason] for file, (_, reason) in _unreadable(pictures, packed)),
         ],
         "left_out": [list(one) for one in listing.left_out],
         "notes": [
@@ -150,6 +161,7 @@ def restored(entry: cache.Entry, packed: Packed) -> RawData:
         source=meta["source"],
         cached=entry.cached,
         fit=meta["fit"],
+        excluded=meta.get("excluded", 0),  # earlier versions excluded nothing
         index=Index(
             root=meta["source"],
             files=packed.files,
@@ -175,7 +187,7 @@ def restored(entry: cache.Entry, packed: Packed) -> RawData:
 
 def _require_readable(pictures: Pictures, packed: Packed) -> None:
     """Refuses a set with too many files that cannot be read, by `on_bad` and `max_bad`."""
-    bad, count = packed.unreadable, len(pictures.listing.files)
+    bad, count = dict(_unreadable(pictures, packed)), len(pictures.listing.files)
     if rows := pictures.listing.unreadable:
         named = [f"{printable(row.file)}: {row.reason}" for row in rows[:NAMED]]
         more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
@@ -192,6 +204,33 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
             f"dataset.max_bad={pictures.max_bad:g}: {told}; mend or remove them, or allow more"
         )
     log.warning("skipped: %s", told)
+
+
+def _unreadable(pictures: Pictures, packed: Packed) -> list[tuple[str, Any]]:
+    """The files that cannot be read, unless they are excluded anyway."""
+    return [one for one in packed.unreadable.items() if one[0] not in pictures.excluded]
+
+
+def _between(rows: Array, packed: Packed, settings: Division) -> Array:
+    """The pairs of equal and similar pictures among those in `rows` i64[m] of the packed array."""
+    pairs = duplicates(
+        packed.digests[rows],
+        packed.hashes[rows],
+        lambda places: packed.images[rows[places]],
+        threshold=settings.near_duplicates,
+    )
+    return np.column_stack([rows[pairs[:, :2]], pairs[:, 2]])
+
+
+def _exclude(out: Array, splits: Array, labels: Array, pictures: Pictures) -> None:
+    """Takes the pictures of `out` bool[n] from their splits, once these are drawn."""
+    assert pictures.exclusion is not None
+    path, names = pictures.exclusion.path, pictures.listing.class_names
+    trained = splits == SPLITS.index("train")
+    require_classes(path, labels[trained], labels[trained & ~out], names)
+    if out[splits == SPLITS.index("test")].all():
+        raise RequestError(f"dataset.exclude={path}: leaves no picture to test on")
+    splits[out] = EXCLUDED
 
 
 def _assigned(

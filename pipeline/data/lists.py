@@ -91,11 +91,11 @@ def split_of(name: str) -> str | None:
     return SPLIT_WORDS.get(name.strip().casefold())
 
 
-def read_table(content: bytes, name: str) -> Table:
+def read_table(content: bytes, name: str, *, may_be_empty: bool = False) -> Table:
     """Reads a list; the ending of its name says of which kind it is.
 
     Raises:
-        RequestError: it is damaged, too large, or no table; names the line.
+        RequestError: it is damaged, too large, no table, or empty; names the line.
     """
     if len(content) > LARGEST:
         raise RequestError(f"{name} has more than {LARGEST:,} bytes; divide it")
@@ -106,7 +106,7 @@ def read_table(content: bytes, name: str) -> Table:
             f"({', '.join(KINDS)})"
         )
     made = KINDS[ending](content, name)
-    if not made.lines:
+    if not made.lines and not may_be_empty:
         raise RequestError(f"{name} lists no pictures: it has no rows")
     return made
 
@@ -288,7 +288,7 @@ def usable(
     notes: list[str] = []
     labels = [_label(value) for value in given.columns[label_column]]
     paths = [
-        _relative(_text(value), roots, given, row)
+        _relative(plain(value), roots, given, row)
         for row, value in enumerate(given.columns[path_column])
     ]
     paths = _completed(paths, are_files, notes)
@@ -305,7 +305,7 @@ def usable(
         labels=tuple(labels[row] for row in rows),
         splits=tuple(splits[row] for row in rows),
         columns={
-            as_line(name): tuple(as_line(_text(values[row])) for row in rows)
+            as_line(name): tuple(as_line(plain(values[row])) for row in rows)
             for name, values in kept.items()
         },
         used=used,
@@ -367,11 +367,11 @@ def _correspond(columns: Sequence[Sequence[Any]]) -> bool:
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
-    return all(re.fullmatch(r"[-+]?\d+(\.\d*)?", _text(value)) for value in values)
+    return all(re.fullmatch(r"[-+]?\d+(\.\d*)?", plain(value)) for value in values)
 
 
-def _text(value: Any) -> str:
-    """A value as text: whole numbers without a point, missing ones as nothing."""
+def plain(value: Any) -> str:
+    """A value of a table as text: whole numbers without a point, missing ones as nothing."""
     if isinstance(value, str):
         return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -384,7 +384,7 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    return as_line(unicodedata.normalize("NFC", _text(value)))
+    return as_line(unicodedata.normalize("NFC", plain(value)))
 
 
 def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
@@ -425,7 +425,7 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
     rows = len(given.lines)
     if name is None:
         usual = [column for column in given.columns if _bare(column) in SPLITS]
-        usual = [one for one in usual if any(map(split_of, map(_text, set(given.columns[one]))))]
+        usual = [one for one in usual if any(map(split_of, map(plain, set(given.columns[one]))))]
         if not usual:
             return None, [""] * rows
         if len(usual) > 1:
@@ -439,10 +439,10 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
             f"dataset.split_column={name}: {given.name} has no such column; its columns are "
             f"{', '.join(map(as_line, given.columns))}"
         )
-    splits = [split_of(_text(value)) or "" for value in given.columns[name]]
+    splits = [split_of(plain(value)) or "" for value in given.columns[name]]
     if "" in splits:
         row = splits.index("")
-        value = as_line(_text(given.columns[name][row]))
+        value = as_line(plain(given.columns[name][row]))
         raise RequestError(
             f"{given.where(row)}: the {as_line(name)} is {value!r}, "
             "which is none of train, val and test; mend it, or rename the column to divide at "

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,12 +16,16 @@ import numpy as np
 from pipeline.config.builders import build
 from pipeline.data import cache
 from pipeline.data.content import content_of
+from pipeline.data.exclusion import Exclude, excluded_places, require_classes, without
 from pipeline.data.folders import PACKED, Pictures, arranged, restored
+from pipeline.data.measures import splits_of
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError
 
+EXCLUDE = "exclude"  # the key of a data set's leaf
+WHOLE = "whole"  # where the description of what an exclusion has left names the entry of all
 SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
@@ -38,16 +43,18 @@ def ingest(
 
     `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
     one packed array of all images with the rows and labels of each split. With `verify`, every
-    byte of it is compared with its checksum. For pictures, `fingerprint` is that of the data a
-    recorded run has used: if the cache has it, the files are not asked for.
+    byte of it is compared with its checksum. `fingerprint` is that of the data a recorded run has
+    used: if the cache has it, picture files and the list of `dataset.exclude` are not asked for.
 
     Raises:
         RequestError: no source has it, a file is damaged, or the content is not a data set.
         OSError: the cache cannot be written; names the file.
     """
     folder = data_dir / name
-    if fingerprint and (found := _cached_pictures(folder, fingerprint)):
-        return _raw(found, read_packed(folder / found.meta[PACKED]))
+    if fingerprint and (found := _known(folder, fingerprint)):
+        if PACKED in found.meta:
+            return _raw(found, read_packed(folder / found.meta[PACKED]))
+        return _excluded(found, _raw(cache.load_stored(folder / found.meta[WHOLE]), None))
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         try:
@@ -63,9 +70,11 @@ def ingest(
         key = cache.key(content=[pictures.content, packed.content])
         entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
         return _raw(entry, packed)
-    key = cache.key(content=content_of(builder, given))
+    exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
+    place = folder / f"raw-{cache.key(content=content_of(builder, given))}"
     fetched = partial(_fetched, dataset, name)
-    return _raw(cache.load_or_build(folder / f"raw-{key}", fetched, verify=verify), None)
+    raw = _raw(cache.load_or_build(place, fetched, verify=verify), None)
+    return raw if exclude is None else _without(raw, exclude, place)
 
 
 def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path:
@@ -73,6 +82,8 @@ def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         return data_dir / name / str(build(dict(dataset)).selection.name)
+    if _can_exclude(builder):
+        given.pop(EXCLUDE, None)
     return data_dir / name / f"raw-{cache.key(content=content_of(builder, given))}"
 
 
@@ -81,14 +92,20 @@ def _is_of_pictures(builder: Callable[..., Any]) -> bool:
     return get_type_hints(builder).get("return") is Pictures
 
 
+def _can_exclude(builder: Callable[..., Any]) -> bool:
+    """Whether images of a data set are excluded here, since its function leaves that to us."""
+    return get_type_hints(builder, include_extras=True).get(EXCLUDE) == Exclude
+
+
 def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     module, _, function = dataset["_target_"].rpartition(".")
     given = {key: value for key, value in dataset.items() if key != "_target_"}
     return getattr(importlib.import_module(module), function), given
 
 
-def _cached_pictures(folder: Path, fingerprint: str) -> cache.Entry | None:
-    for path in folder.glob("raw-*/entry.json"):
+def _known(folder: Path, fingerprint: str) -> cache.Entry | None:
+    """The entry of pictures, or of what an exclusion has left, with that fingerprint."""
+    for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
         try:
             meta = json.loads(path.read_text())["meta"]
             if PACKED in meta and meta["known"]["fingerprint"] == fingerprint:
@@ -121,7 +138,7 @@ def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Pat
 
 def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:
     try:
-        raw: RawData = build(dict(dataset))
+        raw: RawData = build(dict(dataset))  # whole: `_without` excludes
     except ValueError as error:
         raise RequestError(f"dataset={name}: {error}; see {dataset['_target_']}") from error
     arrays = _packed(raw)
@@ -151,7 +168,7 @@ def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
 @lru_cache(maxsize=1)  # the next job in this process needs the same one
 def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     if packed is not None:
-        return restored(entry, packed)
+        return _told(restored(entry, packed))
     raw = RawData(
         train=_split(entry.arrays, "train"),
         test=_split(entry.arrays, "test"),
@@ -162,6 +179,56 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     )
     vars(raw).update(entry.meta["known"])  # saves reading every image to work it out
     _tell_missing(raw)
+    return raw
+
+
+def _without(raw: RawData, exclude: str, place: Path) -> RawData:
+    """A data set without the images that a list names; `place` is the cache entry of the whole.
+
+    Raises:
+        RequestError: the list cannot be read, names what is not there, or leaves too little.
+    """
+    splits = splits_of(raw)
+    out = excluded_places(exclude, {name: len(split) for name, split in splits.items()})
+    if not sum(map(len, out.values())):
+        return raw
+    left = {name: without(split, out[name]) for name, split in splits.items()}
+    require_classes(exclude, raw.train.labels, left["train"].labels, raw.class_names)
+    if empty := [name for name, split in left.items() if not len(split)]:
+        raise RequestError(f"dataset.exclude={exclude}: leaves nothing of the {empty[0]} split")
+    key = cache.key(
+        whole=raw.fingerprint, excluded={name: places.tolist() for name, places in out.items()}
+    )
+
+    def content() -> cache.Content:
+        made = _with(raw, left)
+        known = {"fingerprint": made.fingerprint, "duplicates": made.duplicates}
+        rows = {f"{name}_rows": split.rows for name, split in left.items()}
+        labels = {f"{name}_labels": split.labels for name, split in left.items()}
+        return rows | labels, {"known": known, WHOLE: place.name}
+
+    return _excluded(cache.load_or_build(place.with_name(f"excluded-{key}"), content), raw)
+
+
+def _with(raw: RawData, splits: Mapping[str, Split]) -> RawData:
+    return replace(raw, train=splits["train"], test=splits["test"], val=splits.get("val"))
+
+
+@lru_cache(maxsize=1)
+def _excluded(entry: cache.Entry, raw: RawData) -> RawData:
+    splits = splits_of(raw)
+    left = {name: _split({"images": raw.train.images, **entry.arrays}, name) for name in splits}
+    gone = sum(map(len, splits.values())) - sum(map(len, left.values()))
+    made = replace(_with(raw, left), excluded=gone, cached=raw.cached and entry.cached)
+    vars(made).update(entry.meta["known"])
+    return _told(made)
+
+
+def _told(raw: RawData) -> RawData:
+    """The data set itself; logs how many images are excluded from it, if any are."""
+    if raw.excluded:
+        s = "" if raw.excluded == 1 else "s"
+        log.info("dataset.exclude leaves out %s image%s", f"{raw.excluded:,}", s)
     return raw
 
 

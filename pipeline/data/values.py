@@ -206,7 +206,8 @@ class RawData:
     `source` says where it came from (a folder, an address, a generator's name), `cached` whether
     it was read from the local cache this time; neither is part of the content. `val` is a
     validation split that the source itself has. Sets of picture files have an `index` of them and
-    `fit`, how these were fitted to the size of the images (`data/pictures.py`).
+    `fit`, how these were fitted to the size of the images (`data/pictures.py`). `excluded` is the
+    number of images that `dataset.exclude` left out.
 
     Raises:
         ValueError: a label lies outside the class names, two of these are equal, or the shapes of
@@ -221,6 +222,7 @@ class RawData:
     val: Split | None = None
     index: Index | None = None
     fit: str | None = None
+    excluded: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) >= 2, "a data set needs at least two classes")

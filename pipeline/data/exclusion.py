@@ -1,0 +1,158 @@
+"""What a data set is to do without, `dataset.exclude`: a list of its files, or of places in splits.
+
+`audit` writes such lists; any CSV, JSON lines or Parquet file with a column `file`, or `split` and
+`index`, will do. Pictures are excluded after the test split is drawn, so that this stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from pipeline.data.files import printable
+from pipeline.data.lists import Table, plain, read_table
+from pipeline.data.values import Array, Split
+from pipeline.system.errors import RequestError
+
+Exclude = Annotated[str | None, "a list of what the data set does without"]
+"""Annotation of a data set's parameter `exclude`, which `data/load.py` then heeds by itself."""
+
+FILE, SPLIT, INDEX = "file", "split", "index"
+PATHS = (FILE, "path")  # names of the column of files
+NAMED = 3  # entries that a message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """What `dataset.exclude=path` leaves out of a set of files, and what is to be said of it."""
+
+    path: str
+    files: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> list[str]:
+        """The texts that determine its effect."""
+        names = "\0".join(sorted(self.files)).encode("utf-8", "surrogateescape")
+        return [sha256(names).hexdigest(), *self.notes]
+
+
+def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
+    """Those of a data set's `files` that a list names.
+
+    The list may name a file relative to `root`, the folder or archive of the data set, or with it.
+
+    Raises:
+        RequestError: the list cannot be read, has no column `file`, or names none of the files.
+    """
+    listed = _read(path)
+    if not listed.lines:
+        return Exclusion(path=path, files=frozenset())
+    column = next((name for name in PATHS if name in listed.columns), None)
+    if column is None:
+        raise _without_columns(path, listed, f"the column {FILE}")
+    names = [name for name in map(plain, listed.columns[column]) if name]
+    known, chosen, missing = {*files}, set[str](), list[str]()
+    spelt: Mapping[str, Sequence[str]] = {}
+    for name in names:
+        if name in known:
+            chosen.add(name)
+            continue
+        spelt = spelt or _spellings(files)
+        found = next((spelt[one] for one in _readings(name, root) if one in spelt), ())
+        chosen.update(found)
+        missing += [] if found else [name]
+    if not missing:
+        return Exclusion(path=path, files=frozenset(chosen))
+    told = f"{len(missing):,} of the {len(names):,} files that dataset.exclude names are not there"
+    examples = ", ".join(map(printable, missing[:NAMED]))
+    told = f"{told}: {examples}{', …' if len(missing) > NAMED else ''}"
+    if not chosen:
+        raise RequestError(f"dataset.exclude={path}: {told}; files are named as in {files[0]}")
+    return Exclusion(path=path, files=frozenset(chosen), notes=(told,))
+
+
+def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """The places in each split that a list names, i64[m] in order; `sizes` are those of the splits.
+
+    Raises:
+        RequestError: the list cannot be read, has no columns `split` and `index`, or names a place
+            that there is not.
+    """
+    listed = _read(path)
+    if not listed.lines:
+        return {name: np.empty(0, np.int64) for name in sizes}
+    if not {SPLIT, INDEX} <= listed.columns.keys():
+        raise _without_columns(path, listed, f"the columns {SPLIT} and {INDEX}")
+    found: defaultdict[str, set[int]] = defaultdict(set)
+    for row, (split, index) in enumerate(
+        zip(listed.columns[SPLIT], listed.columns[INDEX], strict=True)
+    ):
+        name, place = plain(split), plain(index)
+        if name not in sizes or not (place.isdecimal() and int(place) < sizes[name]):
+            there = ", ".join(f"{one} 0–{size - 1}" for one, size in sizes.items())
+            raise RequestError(
+                f"dataset.exclude={path}: {listed.where(row)}: there is no {name} {place}; "
+                f"there are {there}"
+            )
+        found[name].add(int(place))
+    return {name: np.array(sorted(found[name]), np.int64) for name in sizes}
+
+
+def require_classes(
+    path: str, before: Iterable[int], after: Iterable[int], class_names: Sequence[str]
+) -> None:
+    """Checks that a list leaves something of each class to train with.
+
+    `before` and `after` are the labels of the training split without and with it.
+
+    Raises:
+        RequestError: names the classes of which it leaves nothing.
+    """
+    if gone := sorted({*before} - {*after}):
+        told = ", ".join(printable(class_names[label]) for label in gone[:NAMED])
+        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        raise RequestError(f"dataset.exclude={path}: leaves nothing to train with of {told}{more}")
+
+
+def without(split: Split, places: Array) -> Split:
+    """A split without the images at `places` i64[m]; copies no image."""
+    return split.select(np.delete(np.arange(len(split)), places))
+
+
+def _read(path: str) -> Table:
+    try:
+        return read_table(Path(path).expanduser().read_bytes(), path, may_be_empty=True)
+    except OSError as error:
+        raise RequestError(f"dataset.exclude={path}: {error.strerror or error}") from error
+    except RequestError as error:
+        raise RequestError(f"dataset.exclude: {error}") from error
+
+
+def _without_columns(path: str, listed: Table, needed: str) -> RequestError:
+    there = ", ".join(map(printable, listed.columns)) or "none"
+    return RequestError(
+        f"dataset.exclude={path}: for this data set a list needs {needed}; it has {there}"
+    )
+
+
+def _readings(name: str, root: str) -> list[str]:
+    """Ways to read a name of a list: without the root, without a spreadsheet's apostrophe."""
+    roots = (root, str(Path(root).absolute()), str(Path(root).resolve()))
+    inside = [name[len(one) :].lstrip("/") for one in roots if name.startswith(f"{one}/")]
+    return [one for way in (name, *inside) for one in (way, way.removeprefix("'"), f"./{way}")]
+
+
+def _spellings(files: Sequence[str]) -> dict[str, list[str]]:
+    """The files by each way in which a list may spell them."""
+    spelt: defaultdict[str, list[str]] = defaultdict(list)
+    for file in files:
+        for one in {file, file.strip(), printable(file), printable(file).strip(), f"./{file}"}:
+            spelt[one].append(file)
+    return dict(spelt)
