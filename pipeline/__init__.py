@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import (
+        audit,
         build_model,
         compare,
         compose,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "pipeline.api": (
-        *("build_model", "compare", "compose", "evaluate", "find_run", "find_runs"),
+        *("audit", "build_model", "compare", "compose", "evaluate", "find_run", "find_runs"),
         *("load_champion", "load_data", "predict", "promote", "run", "train"),
     ),
     "pipeline.config.schema": ("Config",),
@@ -68,6 +69,7 @@ __all__ = [
     "Report",
     "RequestError",
     "Split",
+    "audit",
     "build_model",
     "compare",
     "compose",

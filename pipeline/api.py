@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
     from pipeline.training.callbacks import EpochListener
+    from pipeline.verbs.audit.command import Audited
     from pipeline.verbs.compare.comparison import Comparison
     from pipeline.verbs.promote.promote import Decision
 
@@ -233,6 +234,18 @@ def compare(
     """
     ids = [run if isinstance(run, str) else run.id for run in runs]
     return _carried_out("compare", config, folder, {"runs": ids, **settings})
+
+
+def audit(config: Config, *, folder: Path | str | None = None, **settings: Any) -> Audited:
+    """Finds labels that are likely wrong, by models trained without their images.
+
+    `settings` are the keys of the verb: `audit(config, folds=10)`. Page and lists go to the current
+    folder, or where `page`, `output` and `exclude` say; `folder` receives working files.
+
+    Raises:
+        RequestError: the data set cannot be divided into so many folds.
+    """
+    return _carried_out("audit", config, folder, settings)
 
 
 def promote(

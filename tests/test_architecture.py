@@ -23,6 +23,7 @@ PURE = (
     "evaluation.paired",
     "evaluation.metrics",
     "evaluation.drift",
+    "evaluation.labels",
     "evaluation.plots",
     "evaluation.slices",
     "evaluation.evaluate",
@@ -196,15 +197,15 @@ PATHS = {  # methods of paths, files and models that reach for the disk
 TOUCHING = {
     "__main__": "",
     "config": "allowed compose search trusted",
-    "data": "archives cache content files load packing places sources",
+    "data": "archives cache content exclusion files load packing places sources",
     "reports": "write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",
     "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
     "values",
-    "training": "check saved checkpoint programs pretrained",
-    "verbs": "compare.command drift.command doctor.checks doctor.leftovers doctor.store "
-    "predict.writers report resume.command serve.command stages",
+    "training": "check saved checkpoint folds programs pretrained",
+    "verbs": "audit.command compare.command drift.command doctor.checks doctor.leftovers "
+    "doctor.store predict.writers report resume.command serve.command stages",
 }
 
 

@@ -1,0 +1,90 @@
+"""Labels that are likely wrong, by confident learning: `labels, probabilities → Verdict`.
+
+Source: C. Northcutt, L. Jiang, I. Chuang, "Confident Learning", JAIR 70 (2021), as in cleanlab.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.data.values import Array
+from pipeline.system.errors import RequestError
+from pipeline.system.imports import Lazy
+
+cleanlab_filter, cleanlab_rank = Lazy("cleanlab.filter"), Lazy("cleanlab.rank")  # take a second
+
+METHOD = "prune_by_noise_rate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found of each label i32[n], by probabilities f32[n,K] of models without its image.
+
+    `judged` bool[n] are the labels that could be judged; `wrong` bool[n] are those of them that are
+    likely wrong. `quality` f32[n] from 0 to 1 is the probability that a label is right.
+    """
+
+    labels: Array
+    probs: Array
+    judged: Array
+    wrong: Array
+    quality: Array
+
+    @cached_property
+    def proposed(self) -> Array:
+        """The most probable class of each image, i32[n]."""
+        return self.probs.argmax(axis=1).astype(np.int32)
+
+    @cached_property
+    def sure(self) -> Array:
+        """The probability of the proposed class, f32[n]."""
+        return self.probs.max(axis=1)
+
+    @cached_property
+    def order(self) -> Array:
+        """All images i64[n]: those with labels that are likely wrong first, by falling doubt."""
+        return np.lexsort((self.quality, ~self.wrong))
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int, int]]:
+        """Given class, proposed class and the number of such labels, the most frequent first."""
+        given, proposed = self.labels[self.wrong].tolist(), self.proposed[self.wrong].tolist()
+        counts = Counter(zip(given, proposed, strict=True))
+        return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda p: (-p[1], p))]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the judged images whose given class is the most probable one."""
+        return float((self.proposed == self.labels)[self.judged].mean())
+
+
+def judge(labels: Array, probs: Array, known: Array) -> Verdict:
+    """Finds likely wrong labels i32[n] by probabilities f32[n,K]; those not `known` are not judged.
+
+    Raises:
+        RequestError: fewer than two classes can be judged.
+    """
+    classes = np.unique(labels[known])
+    if len(classes) < 2:
+        raise RequestError(
+            "audit: no labels can be judged, since the pictures of each class are one group"
+        )
+    places = np.flatnonzero(known)
+    given = np.searchsorted(classes, labels[places])
+    among = probs[np.ix_(places, classes)].astype(np.float64) + 1e-9
+    among /= among.sum(axis=1, keepdims=True)
+    with warnings.catch_warnings():
+        # Of classes with one image, say: it flags what it can.
+        warnings.simplefilter("ignore", UserWarning)
+        found = cleanlab_filter.find_label_issues(given, among, filter_by=METHOD, n_jobs=1)
+        quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")
+    wrong, of_all = np.zeros(len(labels), bool), np.ones(len(labels), np.float32)
+    # Without a class to propose instead there is nothing to look at.
+    wrong[places] = found & (probs[places].argmax(axis=1) != labels[places])
+    of_all[places] = quality
+    return Verdict(labels=labels, probs=probs, judged=known, wrong=wrong, quality=of_all)

@@ -1,0 +1,71 @@
+"""The page of an audit: `Verdict → str`, self-contained HTML of labels that are likely wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.values import Array
+from pipeline.evaluation.labels import Verdict
+from pipeline.reports.images import sprite, thumbnails
+from pipeline.reports.page import clean, template
+
+SIDE = 96  # pixels of a thumbnail's longer side
+PAIRS, CLASSES = 40, 1000  # shown at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A label that is likely wrong: the image's name, two classes and their probabilities."""
+
+    name: str
+    given: int
+    proposed: int
+    of_given: float
+    of_proposed: float
+
+
+def html(  # noqa: PLR0913 (what there is to show)
+    doubts: Sequence[Doubt],
+    images: Array,
+    verdict: Verdict,
+    *,
+    class_names: Sequence[str],
+    facts: Mapping[str, str],
+    name: str,
+    list_name: str,
+    inverted: bool,
+) -> str:
+    """Renders the page; `images` u8[N,H,W,C] are those of the `doubts`, `inverted` as in a report.
+
+    `facts` are shown as they are; `list_name` is the file for `dataset.exclude`.
+    """
+    names = [clean(one) for one in class_names]
+    classes = len(names)
+    counts = np.bincount(verdict.labels, minlength=classes)
+    wrong = np.bincount(verdict.labels[verdict.wrong], minlength=classes)
+    shares = wrong / np.maximum(counts, 1)
+    order = np.argsort(-shares, kind="stable")[:CLASSES].tolist()
+    most = float(shares.max()) or 1.0
+    return template("audit.html").render(
+        name=clean(name),
+        list_name=clean(list_name),
+        facts=facts,
+        total=len(verdict.labels),
+        judged=int(verdict.judged.sum()),
+        wrong=int(verdict.wrong.sum()),
+        accuracy=verdict.accuracy,
+        doubts=[(one, clean(one.name)) for one in doubts],
+        names=names,
+        pairs=verdict.pairs[:PAIRS],
+        more_pairs=len(verdict.pairs[PAIRS:]),
+        classes=[
+            (names[k], int(counts[k]), int(wrong[k]), float(shares[k]), float(shares[k]) / most)
+            for k in order
+        ],
+        sprite=sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted, shown=SIDE)
+        if len(images)
+        else None,
+    )

@@ -1,0 +1,103 @@
+"""Out-of-fold probabilities: what models say of images that they were not trained on, for all."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.schema import Config
+from pipeline.data.grouping import held_out
+from pipeline.data.values import Array, Prepared, Split
+from pipeline.system.errors import RequestError
+from pipeline.system.files import remove
+from pipeline.training.build import build_model
+from pipeline.training.features import predicted
+from pipeline.training.train import train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """The images of training and validation with probabilities f32[n,K] of models without them.
+
+    `fold` i64[n] is the fold (from 0) whose model was not trained on an image. `known` bool[n] says
+    whether that model was trained on the image's class at all.
+    """
+
+    split: Split
+    probs: Array
+    fold: Array
+    known: Array
+
+
+def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int) -> OutOfFold:
+    """Trains the configured model once per fold and predicts the images of that fold.
+
+    Each model is trained like that of a run, with a validation part of the usual size taken from
+    the other folds. Features of a frozen backbone are computed once. Working files in `folder` are
+    removed afterwards.
+
+    Raises:
+        RequestError: there are fewer images than folds, or all of them belong together.
+    """
+    splits = (prepared.train, prepared.val)
+    everything = Split(
+        images=prepared.train.images,
+        rows=np.concatenate([split.rows for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+    )
+    labels, index = everything.labels, prepared.index
+    groups = np.arange(len(labels)) if index is None else index.groups[everything.rows]
+    fold = divided(labels, groups, folds, seed=config.seed)
+    probs = np.empty((len(labels), len(prepared.class_names)), np.float32)
+    known = np.zeros(len(labels), bool)
+    settings = replace(config, train=replace(config.train, tensorboard=False, plots=[]))
+    for number in range(folds):
+        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        share, val = len(prepared.val) / len(labels), np.zeros(len(rest), bool)
+        if share:
+            val = held_out(labels[rest], groups[rest], share, seed=config.seed).mask
+        part = replace(
+            prepared,
+            train=everything.select(rest[~val]),
+            val=everything.select(rest[val]),
+            test=everything.select(held),
+        )
+        log.info("fold %d of %d: training without %s images", number + 1, folds, f"{len(held):,}")
+        place = folder / f"fold-{number + 1}"
+        try:
+            model = train(
+                build_model(settings, part, checked=True), part, settings, place, ()
+            ).model
+        finally:
+            remove(place, ignore_errors=True)
+        probs[held] = predicted(model, part.test, part, settings)
+        known[held] = np.isin(labels[held], part.train.labels)
+    return OutOfFold(split=everything, probs=probs, fold=fold, known=known)
+
+
+def divided(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
+    """The fold of each image, i64[n] from 0: whole groups, and about as many of each class in each.
+
+    `labels` i32[n], `groups` i64[n]. Images of a class that is one group are in the last fold.
+
+    Raises:
+        RequestError: a fold would be empty.
+    """
+    fold = np.full(len(labels), folds - 1, np.int64)
+    left = np.arange(len(labels))
+    for number in range(folds - 1):
+        share = 1 / (folds - number)
+        mask = held_out(labels[left], groups[left], share, seed=seed + number).mask
+        fold[left[mask]] = number
+        left = left[~mask]
+    if len(np.unique(fold)) < folds:
+        raise RequestError(
+            f"audit.folds={folds}: {len(labels):,} images in {len(np.unique(groups)):,} groups are "
+            "too few for so many folds"
+        )
+    return fold

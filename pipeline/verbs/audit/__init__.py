@@ -1,0 +1,38 @@
+"""`audit`: finds labels that are likely wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from pipeline.config.rules import Count, ending_in
+from pipeline.verbs import Verb
+
+
+@dataclass
+class Audit:
+    """How to look for wrong labels, and where to write the results."""
+
+    folds: Annotated[int, Field(ge=2, le=100)] = MISSING
+    """Parts of the data; one model is trained without each of them, and judges it."""
+    page: Annotated[str, ending_in(".html")] = MISSING
+    """File for the page."""
+    output: Annotated[str, ending_in(".csv")] = MISSING
+    """File for the table of all images."""
+    exclude: Annotated[str, ending_in(".csv")] = MISSING
+    """File for the list of images with likely wrong labels, for `dataset.exclude`."""
+    shown: Count = MISSING
+    """Pictures on the page, at most."""
+
+
+AUDIT = Verb(
+    name="audit",
+    ignores=frozenset({"evaluate"}),
+    help="find labels that are likely wrong, and list them for dataset.exclude",
+    entry="pipeline.verbs.audit.command:audit",
+    show="pipeline.verbs.audit.command:show",
+    request=Audit,
+)

@@ -1,0 +1,225 @@
+"""The verb `audit`, from a data set to a page and lists of labels that are likely wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config.schema import Config
+from pipeline.data.exclusion import FILE, INDEX, SPLIT, excluded_files, excluded_places
+from pipeline.data.files import printable
+from pipeline.data.load import EXCLUDE, ingest, prepare
+from pipeline.data.measures import splits_of
+from pipeline.data.values import Array, Prepared, RawData
+from pipeline.evaluation.labels import Verdict, judge
+from pipeline.reports.audit_page import Doubt, html
+from pipeline.system.files import replacing
+from pipeline.system.tables import csv_text
+from pipeline.system.terminal import standard_output
+from pipeline.tracking.runs import with_weights
+from pipeline.training.folds import out_of_fold
+from pipeline.verbs.audit import Audit
+
+PRINTED = 10  # pairs of classes
+Address = tuple[Any, ...]  # a file, or a split and an index in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """The labels of a data set, judged.
+
+    `addresses` say which image each label of the `verdict` belongs to: its file, or its split and
+    index. `before` are those that `dataset.exclude` had left out already, which the new list
+    contains as well. `kept` is where the list that was in the place of the new one is now.
+    """
+
+    verdict: Verdict
+    addresses: Sequence[Address]
+    class_names: tuple[str, ...]
+    fold: Array
+    before: Sequence[Address]
+    page: Path
+    output: Path
+    exclude: Path
+    kept: Path | None = None
+
+    @property
+    def wrong(self) -> list[Address]:
+        """The addresses of the images with likely wrong labels, the most doubtful first."""
+        order = self.verdict.order[: int(self.verdict.wrong.sum())]
+        return [self.addresses[place] for place in order.tolist()]
+
+
+def audit(config: Config, request: Audit, folder: Path) -> Audited:
+    """Judges each label of training and validation by a model that was trained without its image.
+
+    Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
+
+    Raises:
+        RequestError: the data set cannot be divided into so many folds.
+    """
+    started = time.monotonic()
+    data_dir, name = Path(config.data_dir), config.choices.dataset
+    raw = ingest(config.dataset, name=name, data_dir=data_dir)
+    prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    addresses, before = _addresses(raw, prepared, config)
+    found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
+    verdict = judge(found.split.labels, found.probs, found.known)
+    exclude = Path(request.exclude)
+    result = Audited(
+        verdict=verdict,
+        addresses=[addresses[row] for row in found.split.rows.tolist()],
+        class_names=prepared.class_names,
+        fold=found.fold,
+        before=before,
+        page=Path(request.page),
+        output=Path(request.output),
+        exclude=exclude,
+        kept=_set_aside(exclude, config.dataset.get(EXCLUDE)),
+    )
+    _write(result, is_files=raw.index is not None)
+    shown = verdict.order[: min(request.shown, int(verdict.wrong.sum()))]
+    page = html(
+        [_doubt(result, place) for place in shown.tolist()],
+        found.split.take(shown),
+        verdict,
+        class_names=prepared.class_names,
+        facts={
+            "model": config.choices.model,
+            "folds": str(request.folds),
+            "seconds": f"{time.monotonic() - started:,.0f}",
+            **({"excluded before": f"{len(before):,}"} if before else {}),
+        },
+        name=name,
+        list_name=str(result.exclude),
+        inverted=raw.index is None,
+    )
+    with replacing(result.page) as path:
+        path.write_text(page, encoding="utf-8")
+    return result
+
+
+def show(result: Audited, request: Audit) -> None:
+    """Prints what was found by pairs of classes, and where it is."""
+    verdict, names = result.verdict, result.class_names
+    console = standard_output()
+    table = Table("given", "proposed", "labels", show_edge=False)
+    for given, proposed, count in verdict.pairs[:PRINTED]:
+        table.add_row(Text(printable(names[given])), Text(printable(names[proposed])), f"{count:,}")
+    if verdict.pairs:
+        console.print(table)
+    if (more := len(verdict.pairs) - PRINTED) > 0:
+        console.print(f"and {more:,} more pairs of classes")
+    count, judged = int(verdict.wrong.sum()), int(verdict.judged.sum())
+    console.print(
+        f"{count:,} of {judged:,} labels are likely wrong ({count / judged:.2%}); the models, each "
+        f"without the images it judges, agree with {verdict.accuracy:.2%} of the labels",
+        soft_wrap=True,
+    )
+    if unjudged := len(verdict.labels) - judged:
+        console.print(
+            f"{unjudged:,} labels are not judged: their class is in one group of pictures"
+        )
+    if result.before:
+        console.print(
+            f"{result.exclude} also has the {len(result.before):,} that were excluded before"
+        )
+    if result.kept:
+        console.print(f"the list that was there is now {result.kept}", soft_wrap=True)
+    console.print(
+        f"look at {result.page}, delete from {result.exclude} what is right after all, then train "
+        f"with dataset.exclude={result.exclude}",
+        soft_wrap=True,
+    )
+    print(
+        f"likely_wrong={count} page={result.page} output={result.output} exclude={result.exclude}",
+        flush=True,
+    )
+
+
+def _addresses(
+    raw: RawData, prepared: Prepared, config: Config
+) -> tuple[Mapping[int, Address], list[Address]]:
+    """The address of each row of the packed array, and those that are excluded already."""
+    exclude = config.dataset.get(EXCLUDE)
+    if raw.index is not None:
+        files, root = raw.index.files, raw.index.root
+        rows = np.concatenate([prepared.train.rows, prepared.val.rows]).tolist()
+        out = excluded_files(exclude, files, root).files if exclude is not None else ()
+        return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
+    whole = raw
+    if exclude is not None:
+        leaf, name = {**config.dataset, EXCLUDE: None}, config.choices.dataset
+        whole = ingest(leaf, name=name, data_dir=Path(config.data_dir))
+    splits = splits_of(whole)
+    addresses: dict[int, Address] = {
+        row: (split, place)
+        for split, images in splits.items()
+        for place, row in enumerate(images.rows.tolist())
+    }
+    if exclude is None:
+        return addresses, []
+    gone = excluded_places(exclude, {split: len(images) for split, images in splits.items()})
+    return addresses, [(split, place) for split in gone for place in gone[split].tolist()]
+
+
+def _doubt(result: Audited, place: int) -> Doubt:
+    verdict = result.verdict
+    return Doubt(
+        name=" ".join(map(str, result.addresses[place])),
+        given=int(verdict.labels[place]),
+        proposed=int(verdict.proposed[place]),
+        of_given=float(verdict.probs[place, verdict.labels[place]]),
+        of_proposed=float(verdict.sure[place]),
+    )
+
+
+def _set_aside(path: Path, in_use: str | None) -> Path | None:
+    """Renames a list that lies where a new one will, unless the new one contains it.
+
+    Somebody may have edited it.
+    """
+    if not path.is_file() or (in_use and path.resolve() == Path(in_use).expanduser().resolve()):
+        return None
+    number = 1
+    while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(other)
+
+
+def _write(result: Audited, *, is_files: bool) -> None:
+    of_address = (FILE,) if is_files else (SPLIT, INDEX)
+    head = (*of_address, "given", "proposed", "likely_wrong", "quality", "probability", "fold")
+    rows = list(_rows(result))
+    wrong = len(result.wrong)
+    blank = ("",) * (len(head) - len(of_address))
+    before = [(*map(_cell, address), *blank) for address in result.before]
+    for path, content in ((result.output, rows), (result.exclude, [*rows[:wrong], *before])):
+        with replacing(path) as file:
+            file.write_text(csv_text([head, *content]), encoding="utf-8", newline="")
+
+
+def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table, the likely wrong labels first."""
+    verdict, names = result.verdict, [printable(name) for name in result.class_names]
+    for place in verdict.order.tolist():
+        yield (
+            *map(_cell, result.addresses[place]),
+            names[verdict.labels[place]],
+            names[verdict.proposed[place]],
+            str(bool(verdict.wrong[place])).lower(),
+            f"{verdict.quality[place]:.4f}" if verdict.judged[place] else "",
+            f"{verdict.sure[place]:.4f}",
+            str(int(result.fold[place]) + 1),
+        )
+
+
+def _cell(part: Any) -> str:
+    return printable(str(part))

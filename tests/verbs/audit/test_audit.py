@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.api import load_data
+from pipeline.data.values import Array
+from pipeline.evaluation.labels import judge
+from pipeline.reports.audit_page import Doubt, html
+from pipeline.verbs.audit.command import Audited
+from tests.commands import LEAN, carried_out, configured, inside
+from tests.pictures import noise, put
+
+SWAPPED = (3, 20, 41)  # images whose label is that of the other class
+BRIEF = ("model=linear", "train.epochs=8", "train.batch_size=16", "optimizer.learning_rate=0.05")
+
+
+def stripes(label: int, seed: int) -> Array:
+    """Vertical or horizontal stripes under noise, u8[8,8]."""
+    pattern = np.indices((8, 8))[label] % 2 * 160
+    return (pattern + noise(seed, (8, 8)) // 4).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("audit")
+    truth = np.arange(60) % 2
+    images = np.stack([stripes(label, seed) for seed, label in enumerate(truth.tolist())])
+    labels = truth.copy()
+    labels[list(SWAPPED)] = 1 - truth[list(SWAPPED)]
+    np.savez(
+        place / "stripes.npz",
+        x_train=images, y_train=labels, x_test=images[:10], y_test=truth[:10],
+    )  # fmt: skip
+    for seed, label in enumerate(truth.tolist()):
+        name = ("-down", "across")[int(labels[seed])]
+        put(place / f"photos/{name}/{seed:02d}.png", stripes(label, seed))
+    return place
+
+
+def audited(folder: Path, *words: str) -> Audited:
+    lean = [word for word in LEAN if word.startswith("train")]
+    with inside(folder):
+        result: Audited = carried_out("audit", *BRIEF, *lean, *words, folder=folder / "work")
+    return result
+
+
+@pytest.fixture(scope="module")
+def arrays(folder: Path) -> Audited:
+    return audited(folder, "dataset=npz", "dataset.path=stripes.npz", "audit.folds=3")
+
+
+@pytest.mark.slow
+def test_swapped_labels_of_arrays_are_listed_by_split_and_index(
+    arrays: Audited, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {*arrays.wrong} == {("train", index) for index in SWAPPED}
+    with (folder / "exclude.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {int(row["index"]) for row in rows} == {*SWAPPED}
+    assert {row["likely_wrong"] for row in rows} == {"true"}
+    assert len((folder / "audit.csv").read_text().splitlines()) == 61
+    page = (folder / "audit.html").read_text()
+    assert "train 41" in page
+    assert "dataset.exclude=exclude.csv" in page
+    assert not (folder / "mlflow.db").exists(), "it records no run"
+
+
+@pytest.mark.slow
+def test_the_list_is_one_for_dataset_exclude_and_grows_with_the_next_audit(
+    arrays: Audited, folder: Path
+) -> None:
+    words = ("dataset=npz", "dataset.path=stripes.npz", "dataset.exclude=exclude.csv")
+    with inside(folder):
+        prepared = load_data(configured(*words))
+    assert len(prepared.train) + len(prepared.val) == 57
+    again = audited(folder, *words, "audit.folds=2", "audit.exclude=more.csv")
+    assert len(again.verdict.labels) == 57
+    listed = (folder / "more.csv").read_text()
+    assert all(f"train,{index}," in listed for index in SWAPPED)
+
+
+@pytest.mark.slow
+def test_pictures_are_listed_by_file_and_a_list_that_was_there_is_kept(folder: Path) -> None:
+    (folder / "photos.csv").write_text("file\nsomebody's own\n")
+    names = ("audit.exclude=photos.csv", "audit.page=photos.html", "audit.output=all.csv")
+    result = audited(folder, "dataset=folder", "dataset.path=photos", "audit.folds=2", *names)
+    wrong = {file for (file,) in result.wrong}
+    there = {f"{('across', '-down')[index % 2]}/{index:02d}.png" for index in SWAPPED}
+    assert wrong == there & {file for (file,) in result.addresses}
+    assert wrong
+    assert result.kept is not None
+    assert (folder / result.kept).read_text() == "file\nsomebody's own\n"
+    words = ("dataset=folder", "dataset.path=photos", "dataset.exclude=photos.csv")
+    with inside(folder):
+        left = load_data(configured(*words))
+    assert left.index is not None
+    rows = np.concatenate([left.train.rows, left.val.rows, left.test.rows]).tolist()
+    assert not wrong & {left.index.files[row] for row in rows}
+
+
+def test_names_on_the_page_are_text() -> None:
+    labels = np.array([0, 1, 0, 1, 0, 1], np.int32)
+    probs = np.eye(2, dtype=np.float32)[[1, 1, 0, 1, 0, 1]] * 0.8 + 0.1
+    verdict = judge(labels, probs, np.ones(6, bool))
+    page = html(
+        [Doubt(name="<i>a.png", given=0, proposed=1, of_given=0.1, of_proposed=0.9)],
+        np.zeros((1, 8, 8, 3), np.uint8),
+        verdict,
+        class_names=("<b>cat", "dog & co"),
+        facts={"model": "cnn"},
+        name="<u>set",
+        list_name="exclude.csv",
+        inverted=False,
+    )
+    assert "&lt;i&gt;a.png" in page
+    assert "&lt;b&gt;cat" in page
+    for raw in ("<i>a", "<b>cat", "<u>set"):
+        assert raw not in page
