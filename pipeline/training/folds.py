@@ -52,7 +52,7 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
     )
     labels, index = everything.labels, prepared.index
     groups = np.arange(len(labels)) if index is None else index.groups[everything.rows]
-    fold = divided(labels, groups, folds, seed=config.seed)
+    fold = into_folds(labels, groups, folds, seed=config.seed)
     probs = np.empty((len(labels), len(prepared.class_names)), np.float32)
     known = np.zeros(len(labels), bool)
     settings = replace(config, train=replace(config.train, tensorboard=False, plots=[]))
@@ -80,7 +80,7 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
     return OutOfFold(split=everything, probs=probs, fold=fold, known=known)
 
 
-def divided(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
+def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
     """The fold of each image, i64[n] from 0: whole groups, and about as many of each class in each.
 
     `labels` i32[n], `groups` i64[n]. Images of a class that is one group are in the last fold.

@@ -27,6 +27,7 @@ def test_the_defaults_are_the_classic_network_on_fashion_mnist() -> None:
         "_target_": "pipeline.data.datasets.fashion_mnist",
         "folder": None,
         "download": True,
+        "exclude": None,
     }
     assert config.model["hidden"] == [256, 128]
     assert (config.train.epochs, config.train.batch_size, config.seed) == (20, 128, 0)

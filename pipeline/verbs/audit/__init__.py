@@ -32,7 +32,7 @@ AUDIT = Verb(
     name="audit",
     ignores=frozenset({"evaluate"}),
     help="find labels that are likely wrong, and list them for dataset.exclude",
-    entry="pipeline.verbs.audit.command:audit",
+    entry="pipeline.verbs.audit.command:audit_labels",
     show="pipeline.verbs.audit.command:show",
     request=Audit,
 )

@@ -57,7 +57,7 @@ class Audited:
         return [self.addresses[place] for place in order.tolist()]
 
 
-def audit(config: Config, request: Audit, folder: Path) -> Audited:
+def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     """Judges each label of training and validation by a model that was trained without its image.
 
     Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
