@@ -203,7 +203,7 @@ TOUCHING = {
     "system": "databases files folders processes secrets terminal",
     "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
     "values",
-    "training": "check saved checkpoint folds programs pretrained",
+    "training": "check saved checkpoint programs pretrained",
     "verbs": "audit.command compare.command drift.command doctor.checks doctor.leftovers "
     "doctor.store predict.writers report resume.command serve.command stages",
 }
