@@ -52,9 +52,10 @@ def ingest(
     """
     folder = data_dir / name
     if fingerprint and (found := _known(folder, fingerprint)):
-        if PACKED in found.meta:
-            return _raw(found, read_packed(folder / found.meta[PACKED]))
-        return _excluded(found, _raw(cache.load_stored(folder / found.meta[WHOLE]), None))
+        entry, whole = found
+        if whole is not None:
+            return _excluded(entry, _raw(whole, None))
+        return _raw(entry, read_packed(folder / entry.meta[PACKED]))
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         try:
@@ -103,13 +104,17 @@ def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, 
     return getattr(importlib.import_module(module), function), given
 
 
-def _known(folder: Path, fingerprint: str) -> cache.Entry | None:
-    """The entry of pictures, or of what an exclusion has left, with that fingerprint."""
+def _known(folder: Path, fingerprint: str) -> tuple[cache.Entry, cache.Entry | None] | None:
+    """The entry of pictures with that fingerprint, or of what is left of an entry and that one."""
     for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
         try:
             meta = json.loads(path.read_text())["meta"]
-            if PACKED in meta and meta["known"]["fingerprint"] == fingerprint:
-                return cache.load_stored(path.parent)
+            if meta["known"]["fingerprint"] != fingerprint:
+                continue
+            if PACKED in meta:
+                return cache.load_stored(path.parent), None
+            if WHOLE in meta:
+                return cache.load_stored(path.parent), cache.load_stored(folder / meta[WHOLE])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
