@@ -174,7 +174,7 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     result = _imported("pipeline.run").run(config, place)
     journal = _imported("pipeline.tracking.journal")
     if journal.has_journal(place):  # the store does not have all of it
-        here: RecordedRun = journal.as_run(journal.read(place), place)
+        here: RecordedRun = journal.as_run(journal.read_journal(place), place)
         return here
     return _find(result.run_id, config)
 

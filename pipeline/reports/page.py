@@ -23,7 +23,7 @@ from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.images import confusion, data_uri, smaller
 from pipeline.reports.notes import CONFIDENCE, SPLITS
-from pipeline.tracking.values import COMMIT, FINGERPRINT, INDEX, PARENT
+from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED
 
 scipy = lazy_loader.load("scipy")
 
@@ -137,7 +137,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 def _reason(tags: Mapping[str, str]) -> str | None:
     """Why a run failed or was stopped, in plain words instead of Python's."""
-    said = tags.get("error") or tags.get("sweep.pruned")
+    said = tags.get(ERROR) or tags.get(PRUNED)
     if said and said.rpartition(".")[2] in STOPS:
         return STOPS[said.rpartition(".")[2]]
     return said

@@ -80,7 +80,7 @@ def conclude(
         config,
         predictions,
         parameters={**run.logged, **recording.sizes}.get("model/parameters"),
-        command=run.tags.get("command", ""),
+        command=run.command,
         report=REPORT_PAGE if report else None,
     )
     recording.describe(note)

@@ -65,7 +65,7 @@ def log_report(
         alike = groups(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
-    command = parent.known().tags.get("command", "")
+    command = parent.known().command
     parent.describe(_note(outcomes, objectives, searched, alike, command))
 
 

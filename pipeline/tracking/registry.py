@@ -22,7 +22,7 @@ from mlflow.protos.databricks_pb2 import (
 from pipeline.config.schema import Tracking
 from pipeline.system.secrets import hide
 from pipeline.tracking.client import connect, fetch, made_once
-from pipeline.tracking.values import SIGNED, is_written_by_hand
+from pipeline.tracking.values import FINGERPRINT, SIGNED, is_written_by_hand
 
 LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model saved by a run
 # A tag of a version: `pending` while it is a ticket, then its final state.
@@ -43,6 +43,11 @@ class Version:
     run_id: str
     tags: Mapping[str, str]
     age_s: float
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of the data that its model was trained on."""
+        return self.tags.get(FINGERPRINT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,17 +62,15 @@ def find_runs(query: Query, tracking: Tracking) -> list[RecordedRun]:
 
 
 def find_run(
-    run_id: str | None, config: Config, *, latest: Query | None = None, called: str = "run"
+    run_id: str, config: Config, *, latest: Query | None = None, called: str = "run"
 ) -> RecordedRun:
     """Finds a run by its id or the beginning of it; `latest` is the newest of the experiment.
 
     The query `latest` selects the runs that qualify as latest; messages call such a run `called`.
 
     Raises:
-        RequestError: there is no such run, it was deleted, or none was named.
+        RequestError: there is no such run, or it was deleted.
     """
-    if run_id is None:
-        raise RequestError("run_id: say which run, run_id=<id> or run_id=latest")
     client = connect(config.tracking.uri)
     if run_id != "latest":
         return by_id(client, run_id)
@@ -142,7 +140,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MOST_NAMES])}{more}"
 
 
-def find_trained(run_id: str | None, config: Config, *, metric: str | None = None) -> RecordedRun:
+def find_trained(run_id: str, config: Config, *, metric: str | None = None) -> RecordedRun:
     """Finds a run with a model: by id, the `latest`, or the `best` by `metric`.
 
     Raises:

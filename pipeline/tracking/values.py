@@ -159,6 +159,21 @@ class RecordedRun:
         return self.tags.get(COMMIT)
 
     @property
+    def has_uncommitted_changes(self) -> bool:
+        """Whether its code differed from that commit."""
+        return self.tags.get(DIRTY) == "true"
+
+    @property
+    def command(self) -> str:
+        """The command line that started it; empty if it is not recorded."""
+        return self.tags.get("command", "")
+
+    @property
+    def host(self) -> str | None:
+        """The machine it ran on."""
+        return self.tags.get("hardware.host")
+
+    @property
     def fingerprint(self) -> str | None:
         """SHA-256 (hex) of the whole content of its data."""
         return self.tags.get(FINGERPRINT)

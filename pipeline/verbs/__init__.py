@@ -51,16 +51,26 @@ class Verb:
     """Whether it gets a folder for its log; without one, it works where nothing can be written."""
 
     def load(self, config: Config) -> None:
-        """Imports what the verb needs, if `config` names the run that it needs.
+        """Imports what the verb needs, if `config` names the run that it works on.
 
         Raises:
             RequestError: `run_id` is missing.
         """
-        if self.takes_run and config.run_id is None:
+        if self.takes_run:
+            self.run_id(config)
+        import_slow(self.uses or self.entry.partition(":")[0])
+
+    def run_id(self, config: Config) -> str:
+        """The run that the configuration names, for a verb that works on one.
+
+        Raises:
+            RequestError: it names none.
+        """
+        if config.run_id is None:
             raise RequestError(
                 f"run_id: say which run to {self.name}, run_id=<id> or run_id={self.takes_run}"
             )
-        import_slow(self.uses or self.entry.partition(":")[0])
+        return config.run_id
 
     def carry_out(self, config: Config, request: Any, folder: Path) -> Any:
         """Does the work and returns its result."""

@@ -34,7 +34,7 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_trained
 
-    recorded = find_trained(config.run_id, config)
+    recorded = find_trained(EVALUATE.run_id(config), config)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
     return complete(

@@ -33,7 +33,7 @@ def report(config: Config, folder: Path) -> Path:
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_run
 
-    entry = find_run(config.run_id, config, latest=REPORTABLE, called="run of its own")
+    entry = find_run(REPORT.run_id(config), config, latest=REPORTABLE, called="run of its own")
     if entry.is_sweep:
         raise RequestError(
             f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.values import Array
 from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
 from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
-from pipeline.tracking.values import FINGERPRINT, RecordedRun
+from pipeline.tracking.values import RecordedRun
 
 Stored = Mapping[str, Array]  # a run's predictions.npz
 SPLITS = {"test": "test", "val": "validation"}  # the first that both have is compared
@@ -93,14 +93,14 @@ def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     settings = {k: v for k, v in run.params.items() if k.startswith(PREPROCESS)}
     way = sorted(settings.items()) if split == "val" else []
     labels = hashlib.sha256(np.ascontiguousarray(stored[f"{split}_labels"]).data).hexdigest()
-    return f"{run.tags.get(FINGERPRINT, run.id)} {way} {labels}"
+    return f"{run.fingerprint or run.id} {way} {labels}"
 
 
 def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, Stored]) -> str:
     for run in runs:
         if run.id not in stored:
             raise Unpaired(f"run {run.label} has no stored predictions (predictions.npz)")
-    data = [run.tags.get(FINGERPRINT, "not recorded") for run in runs]
+    data = [run.fingerprint or "not recorded" for run in runs]
     if data[0] != data[1] or data[0] == "not recorded":
         raise Unpaired(f"the runs' data differ: SHA-256 {data[0][:12]} and {data[1][:12]}")
     for split, name in SPLITS.items():

@@ -1,24 +1,26 @@
-"""Finds runs that are RUNNING in the store although their process is gone; lists runs by folder."""
+"""The findings about runs that the store calls RUNNING, and whose folders are whose."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.system.errors import one_line
 from pipeline.tracking.client import Client, StoreError
-from pipeline.tracking.heartbeat import BEAT, GONE, LISTEN_S, Pulse, pulse
-from pipeline.tracking.lifecycle import close
-from pipeline.tracking.runs import by_id, search
-from pipeline.tracking.values import DIRTY, Query, RecordedRun, Status
+from pipeline.tracking.heartbeat import GONE, LISTEN_S
+from pipeline.tracking.orphans import (
+    began,
+    began_long_ago,
+    close_orphan,
+    closing_by_hand,
+    running_runs,
+    unheard,
+)
+from pipeline.tracking.runs import search
+from pipeline.tracking.values import Query, RecordedRun
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import Owner
 
-LONG_AGO = timedelta(days=1)
-OURS = (
-    DIRTY  # a tag that all runs of this pipeline have, even those from before there were heartbeats
-)
 SHOWN = 5
 FIX = "python -m pipeline doctor fix=true"
 RESUME = "python -m pipeline resume run_id="
@@ -34,22 +36,18 @@ def running(
 ) -> Iterator[Finding]:
     """Tells which RUNNING runs are alive and which are orphans; `fix` marks orphans as KILLED.
 
-    An orphan is a run whose heartbeat shows that its process is gone, or a run of this pipeline
-    that has no heartbeat and began over `LONG_AGO`. A silent run on another machine is listened
-    for before it is closed, because clocks may differ. Other runs without a heartbeat are shown
-    but left alone, and `own`, the run that called us (MLFLOW_RUN_ID), is skipped. `bring_home`
-    receives the id of each closed run, to save what it left on this machine.
+    A silent run on another machine is listened for before it is closed, because clocks may differ.
+    Other runs without a heartbeat are shown but left alone, and `own`, the run that called us
+    (MLFLOW_RUN_ID), is skipped. `bring_home` receives the id of each closed run, to save what it
+    left on this machine.
     """
-    found = search(client, Query(status=(Status.RUNNING,)))
-    runs = [run for run in found if run.id != own]
-    orphans = [run for run in runs if _is_orphan(run)]
-    silent = [run for run in runs if _pulse(run) is Pulse.SILENT]
+    found = running_runs(client, own=own)
+    orphans, silent, at_work = found.orphans, found.silent, len(found.alive)
     if silent and fix:
         listen(LISTEN_S)
-        orphans += [run for run in silent if _beat(by_id(client, run.id)) == _beat(run)]
-        silent = []
-    unknown = [run for run in runs if run not in orphans and _pulse(run) is Pulse.UNKNOWN]
-    at_work = len(runs) - len(orphans) - len(unknown) - len(silent)
+        gone = unheard(client, silent)
+        at_work += len(silent) - len(gone)
+        orphans, silent = orphans + gone, []
     if orphans and fix:
         yield from _fixed(client, orphans, bring_home)
     elif orphans:
@@ -60,12 +58,10 @@ def running(
         yield warning(
             "runs", says, f"{FIX} (listens for {LISTEN_S:g} s, then marks the silent ones KILLED)"
         )
-    if unknown:
-        one = unknown[0].id
-        says = f"{len(unknown)} RUNNING without a heartbeat: {_listed(unknown)}"
-        call = f"mlflow.MlflowClient({client.tracking_uri!r}).set_terminated({one!r}, 'KILLED')"
-        mend = f'if its process is gone: python -c "import mlflow; {call}"'
-        old = any(_began_long_ago(run) for run in unknown)
+    if found.unknown:
+        says = f"{len(found.unknown)} RUNNING without a heartbeat: {_listed(found.unknown)}"
+        mend = f"if its process is gone: {closing_by_hand(client, found.unknown[0])}"
+        old = any(map(began_long_ago, found.unknown))
         yield warning("runs", says, mend) if old else ok("runs", says)
     yield ok("runs", f"{at_work} at work")
 
@@ -81,21 +77,19 @@ def folders(client: Client) -> dict[str, Owner]:
 
 
 def _fixed(
-    client: Client, orphans: list[RecordedRun], bring_home: Callable[[str], None]
+    client: Client, orphans: Sequence[RecordedRun], bring_home: Callable[[str], None]
 ) -> Iterator[Finding]:
     closed = []
     for run in orphans:
-        # Read again: it may have ended normally just before its process did.
-        now = by_id(client, run.id)
-        if now.status == Status.RUNNING and _beat(now) == _beat(run):
-            try:
-                close(client, now, Status.KILLED, GONE)
-            except StoreError as error:
-                says = f"{run.id} cannot be closed: {error.message}"
-                yield problem("runs", says, "check that you may write to the store")
-            else:
-                closed.append(now)
-                yield from _brought_home(now, bring_home)
+        try:
+            done = close_orphan(client, run)
+        except StoreError as error:
+            says = f"{run.id} cannot be closed: {error.message}"
+            yield problem("runs", says, "check that you may write to the store")
+        else:
+            if done is not None:
+                closed.append(done)
+                yield from _brought_home(done, bring_home)
     if closed:
         says = f"{len(closed)} marked KILLED, {GONE}: {_listed(closed)}"
         yield ok("runs", says, f"{RESUME}{closed[0].id} resumes it")
@@ -109,29 +103,7 @@ def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterat
         yield warning("runs", says, f"see {run.folder or 'its folder'}")
 
 
-def _is_orphan(run: RecordedRun) -> bool:
-    found = _pulse(run)
-    abandoned = found is Pulse.UNKNOWN and OURS in run.tags and _began_long_ago(run)
-    return found is Pulse.GONE or abandoned
-
-
-def _beat(run: RecordedRun) -> str | None:
-    return run.tags.get(BEAT)
-
-
-def _pulse(run: RecordedRun) -> Pulse:
-    return pulse(run.tags)
-
-
-def _began_long_ago(run: RecordedRun) -> bool:
-    return datetime.now(UTC) - _began(run) > LONG_AGO
-
-
-def _began(run: RecordedRun) -> datetime:
-    return datetime.fromtimestamp(run.started / 1000, UTC)
-
-
-def _listed(runs: list[RecordedRun]) -> str:
-    texts = [f"{run.id} ({run.name}, since {_began(run):%Y-%m-%d %H:%M} UTC)" for run in runs]
+def _listed(runs: Sequence[RecordedRun]) -> str:
+    texts = [f"{run.id} ({run.name}, since {began(run):%Y-%m-%d %H:%M} UTC)" for run in runs]
     more = len(texts) - SHOWN
     return ", ".join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -14,7 +14,7 @@ from pipeline.reports.notes import (
     summary,
 )
 from pipeline.tracking.registry import Present, Registry
-from pipeline.tracking.values import DIRTY, RecordedRun
+from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.promote.ledger import (
     FORCED,
     Attempt,
@@ -32,7 +32,7 @@ def note_of_version(run: RecordedRun, line: Attempt) -> str:
     how = "with the gates overruled" if line.decision == FORCED else "through the gates"
     instead = f" in place of version {line.replaces}" if line.replaces else ""
     reason = f": {escaped(line.reason)}" if line.reason else ""
-    changed = " and uncommitted changes" if run.tags.get(DIRTY) == "true" else ""
+    changed = " and uncommitted changes" if run.has_uncommitted_changes else ""
     page = f"#/experiments/{run.experiment_id}/runs/{run.id}"
     report = f", [its report]({page}/artifacts/{REPORT_PAGE})" if run.has(REPORT_PAGE) else ""
     parts = [
@@ -43,7 +43,7 @@ def note_of_version(run: RecordedRun, line: Attempt) -> str:
         if line.decision != "refused"
         else f"A challenger: refused {line.when:%Y-%m-%d %H:%M} UTC, by {escaped(line.who)}.",
         markdown_table(("gate", "value", "limit", ""), gate_rows(line.gates)) if line.gates else "",
-        code_block(run.tags.get("command", "")),
+        code_block(run.command),
         f"[Run {escaped(run.label)}]({page}){report}; "
         f"code {(run.commit or 'unknown')[:7]}{changed}",
     ]

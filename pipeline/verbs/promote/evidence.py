@@ -108,7 +108,7 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
 
 def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:
     """The champion's answers on these test images: as logged, or predicted again."""
-    same = version.tags.get("data.fingerprint") == raw.fingerprint
+    same = version.fingerprint == raw.fingerprint
     stored = _stored(version, config) if same else None
     if stored and np.array_equal(stored[0], logged.labels):
         return Champion(version=version.number, predicted=_classes(stored[1]))

@@ -25,7 +25,7 @@ from pipeline.tracking.registry import (
 )
 from pipeline.tracking.runs import by_id, find_trained
 from pipeline.tracking.values import FINGERPRINT, RecordedRun
-from pipeline.verbs.promote import Promote, Rollback
+from pipeline.verbs.promote import PROMOTE, Promote, Rollback
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
@@ -87,9 +87,7 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
         RequestError: no run is named, there is no such run, or it has no model.
         PipelineError: another promotion happened in the meantime.
     """
-    if config.run_id is None:
-        raise RequestError("run_id: say which run to promote, run_id=<id> or run_id=best")
-    candidate = find_trained(config.run_id, config, metric=METRIC)
+    candidate = find_trained(PROMOTE.run_id(config), config, metric=METRIC)
     registry = open_registry(config.tracking, candidate.config.choices.dataset)
     settle(registry)
     registered = registry.present()
@@ -167,7 +165,7 @@ def _former(registry: Registry, registered: Present, fingerprint: str | None) ->
     """The champion's predecessors that still exist and were trained on the same data."""
     numbers = line_of_champions(entries(registered.tags))[:-1]
     found = (registry.find(number) for number in numbers)
-    return [one for one in found if one and one.tags.get("data.fingerprint") == fingerprint]
+    return [one for one in found if one and one.fingerprint == fingerprint]
 
 
 def show(decision: Decision, request: Promote | Rollback) -> None:

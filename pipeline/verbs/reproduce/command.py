@@ -24,7 +24,7 @@ from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
-from pipeline.verbs.reproduce import Reproduce
+from pipeline.verbs.reproduce import REPRODUCE, Reproduce
 
 if TYPE_CHECKING:
     from pipeline.run import Result
@@ -148,7 +148,7 @@ def verdict_on(
 
 
 def _repeatable(config: Config) -> RecordedRun:
-    entry = _entry(config.run_id, config)
+    entry = _entry(REPRODUCE.run_id(config), config)
     if entry.is_sweep:
         raise RequestError(f"run_id={entry.id} is a sweep; reproduce one of its jobs")
     if entry.status != Status.FINISHED:
@@ -159,7 +159,7 @@ def _repeatable(config: Config) -> RecordedRun:
     return entry
 
 
-def _entry(run_id: str | None, config: Config) -> RecordedRun:
+def _entry(run_id: str, config: Config) -> RecordedRun:
     return find_run(run_id, config, latest=REPEATABLE, called="finished run of its own")
 
 
@@ -186,10 +186,9 @@ def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
         data_dir=Path(again.data_dir),
         fingerprint=entry.fingerprint,
     )
-    dirty = entry.tags.get("code.dirty") == "true"
     began = origin.recorded_origin(
         entry.tags,
-        patch=entry.text("code.patch") if dirty else "",
+        patch=entry.text("code.patch") if entry.has_uncommitted_changes else "",
         environment=entry.text("environment.txt"),
     )
     origin.with_threads_of(began)
@@ -208,8 +207,8 @@ def _show_changes(entry: RecordedRun, changed: Sequence[origin.Difference]) -> N
     if any(change.kind == "code" for change in changed):
         commit = entry.commit or "the run's commit"
         console.print(f"To restore the run's code: git checkout {commit}", end="")
-        dirty = entry.tags.get("code.dirty") == "true"
-        console.print("; git apply <the run's artefact code.patch>" if dirty else "")
+        patch = "; git apply <the run's artefact code.patch>"
+        console.print(patch if entry.has_uncommitted_changes else "")
 
 
 def _table(pairs: Sequence[MetricPair], tolerance: float) -> Table:

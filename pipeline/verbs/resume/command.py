@@ -26,7 +26,7 @@ from pipeline.tracking.recording import LONGEST_PARAM, reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.training.checkpoint import Progress, Start, newest_progress
-from pipeline.verbs.resume import Resume
+from pipeline.verbs.resume import RESUME, Resume
 
 if TYPE_CHECKING:
     from pipeline.run import Result
@@ -47,7 +47,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         RequestError: there is nothing to resume, or it would no longer be the same run.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
-    found = _unfinished(config, config.run_id)
+    found = _unfinished(config, RESUME.run_id(config))
     place = _place(found)
     with at_work_in(place):
         if has_journal(place):
@@ -80,7 +80,7 @@ def _told(entry: RecordedRun, progress: Progress, changed: str) -> dict[str, str
     return {AFTER: after} | ({CHANGED: changed} if changed else {})
 
 
-def _unfinished(config: Config, run_id: str | None) -> RecordedRun:
+def _unfinished(config: Config, run_id: str) -> RecordedRun:
     entry = find_run(run_id, config, latest=UNFINISHED, called="run that can be resumed")
     called = f"run_id={entry.id}"
     if entry.is_sweep:
@@ -98,7 +98,7 @@ def _place(entry: RecordedRun) -> Path:
         raise RequestError(f"run_id={entry.id} does not say where its checkpoints are")
     found = owner(entry.folder)
     if found is None:
-        host = entry.tags.get("hardware.host", "another machine")
+        host = entry.host or "another machine"
         raise RequestError(
             f"run_id={entry.id} ran on {host} in {entry.folder}, and there is no such folder here"
         )

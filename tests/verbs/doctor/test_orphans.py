@@ -168,7 +168,7 @@ def test_a_run_that_ended_meanwhile_keeps_its_status(
     run = opened(client, number, signs() | GONE)
     listed = list(search(client, Query(status=(Status.RUNNING,))))
     client.set_terminated(run, "FINISHED")
-    monkeypatch.setattr("pipeline.verbs.doctor.orphans.search", lambda *_: iter(listed))
+    monkeypatch.setattr("pipeline.tracking.orphans.search", lambda *_: iter(listed))
     assert said(client, fix=True) == ["ok: 0 at work"]
     assert status(client, run) == "FINISHED"
 
