@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -58,25 +59,7 @@ def fit(  # noqa: PLR0913
     """
     train, val = splits
     _create_state(model, train)
-    tested_at_once = images_at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
-    part_size, test_size = _part_size(len(train), batch_size), max(1, len(val))
-    train_feed: Resident | Streamed
-    val_feed: Resident | Streamed
-    if is_too_large(train.images) if stream is None else stream:
-        buffers = Buffers(train.images, max(batch_size, tested_at_once))
-        train_feed, val_feed = Streamed(train, buffers), Streamed(val, buffers)
-        part_size = min(part_size, buffers.capacity // batch_size * batch_size)
-        test_size = buffers.capacity // tested_at_once * tested_at_once
-    else:
-        images = resident(train.images)
-        shared = val.images is train.images
-        train_feed = Resident(train, images)
-        val_feed = Resident(val, images if shared else resident(val.images))
-    train_steps = _steps(
-        model.train_step, train_feed.gather, batch_size, xla_part=part_size if xla else 0
-    )
-    test_steps = _steps(model.test_step, val_feed.gather, tested_at_once)
-    results = tf.function(model.get_metrics_result)  # ten times faster than eager execution
+    passes = _passes(model, train, val, batch_size=batch_size, xla=xla, stream=stream)
     logs: dict[str, float] = {}
     model.stop_training = False
     callbacks.on_train_begin()
@@ -88,24 +71,89 @@ def fit(  # noqa: PLR0913
             callbacks.on_epoch_begin(epoch)
             if epoch:
                 show_trained(model.optimizer)
-            model.reset_metrics()
             # Each epoch has its own generator, so that a resumed run shuffles like a whole one.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
-            with closing(train_feed.parts(order, part_size)) as parts:
-                for part, places in enumerate(parts):
-                    callbacks.on_train_batch_begin(part)
-                    train_steps(places)
-                    logs = _finite(results(), epoch)
-                    callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
+            logs = passes.train(order, epoch, callbacks)
             show_average(model.optimizer)
             if len(val):
-                model.reset_metrics()
-                for places in val_feed.parts(np.arange(len(val)), test_size):
-                    test_steps(places)
-                logs |= {f"val_{k}": v for k, v in _finite(results(), epoch).items()}
+                logs |= {f"val_{name}": value for name, value in passes.validate(epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
     let_go(train.images)
     callbacks.on_train_end(logs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """The compiled passes through both splits; sizes are those of a part, in images."""
+
+    model: keras.Model
+    train_feed: Resident | Streamed
+    train_steps: Callable[[Places], None]
+    train_size: int
+    val: Split
+    val_feed: Resident | Streamed
+    val_steps: Callable[[Places], None]
+    val_size: int
+    results: Callable[[], Mapping[str, tf.Tensor]]
+
+    def train(
+        self, order: Places, epoch: int, callbacks: keras.callbacks.CallbackList
+    ) -> dict[str, float]:
+        """Trains on the images in this order; returns the metrics of the epoch (from 0)."""
+        logs: dict[str, float] = {}
+        self.model.reset_metrics()
+        with closing(self.train_feed.parts(order, self.train_size)) as parts:
+            for part, places in enumerate(parts):
+                callbacks.on_train_batch_begin(part)
+                self.train_steps(places)
+                logs = _finite(self.results(), epoch)
+                callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
+        return logs
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """The metrics on the validation split, by their plain names."""
+        self.model.reset_metrics()
+        for places in self.val_feed.parts(np.arange(len(self.val)), self.val_size):
+            self.val_steps(places)
+        return _finite(self.results(), epoch)
+
+
+def _passes(
+    model: keras.Model,
+    train: Split,
+    val: Split,
+    *,
+    batch_size: int,
+    xla: bool,
+    stream: bool | None,
+) -> _Passes:
+    """Compiles the passes; the images stay in memory or are streamed."""
+    tested_at_once = images_at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
+    train_size, val_size = _part_size(len(train), batch_size), max(1, len(val))
+    train_feed: Resident | Streamed
+    val_feed: Resident | Streamed
+    if is_too_large(train.images) if stream is None else stream:
+        buffers = Buffers(train.images, max(batch_size, tested_at_once))
+        train_feed, val_feed = Streamed(train, buffers), Streamed(val, buffers)
+        train_size = min(train_size, buffers.capacity // batch_size * batch_size)
+        val_size = buffers.capacity // tested_at_once * tested_at_once
+    else:
+        images = resident(train.images)
+        shared = val.images is train.images
+        train_feed = Resident(train, images)
+        val_feed = Resident(val, images if shared else resident(val.images))
+    xla_part = train_size if xla else 0
+    return _Passes(
+        model=model,
+        train_feed=train_feed,
+        train_steps=_steps(model.train_step, train_feed.gather, batch_size, xla_part=xla_part),
+        train_size=train_size,
+        val=val,
+        val_feed=val_feed,
+        val_steps=_steps(model.test_step, val_feed.gather, tested_at_once),
+        val_size=val_size,
+        results=tf.function(model.get_metrics_result),  # ten times faster than eager execution
+    )
 
 
 def _steps(
