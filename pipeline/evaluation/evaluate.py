@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from pipeline.config.rules import function_named, short_name
 from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
 from pipeline.evaluation import metrics, plots
-from pipeline.evaluation.calibrated import at_temperature, best_temperature
 from pipeline.evaluation.slices import slices, slices_table
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Evaluate
+
+COLDEST, WARMEST = 0.05, 20.0  # temperatures that are tried
 
 
 def evaluate(
@@ -74,6 +75,33 @@ def _measured(way: str, predictions: Mapping[str, Predictions]) -> dict[str, flo
         for split, values in predictions.items()
         for measure in (metrics.accuracy, metrics.loss, metrics.ece)
     }
+
+
+def best_temperature(predictions: Predictions) -> float:
+    """The temperature at which the cross-entropy of `predictions` is lowest.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda logarithm: metrics.loss(at_temperature(predictions, float(np.exp(logarithm)))),
+        bounds=(np.log(COLDEST), np.log(WARMEST)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def at_temperature(predictions: Predictions, value: float) -> Predictions:
+    """The same predictions with their logits divided by `value`; the classes stay the same."""
+    return replace(predictions, probs=_scaled(predictions.probs, value))
+
+
+def _scaled(probs: Array, value: float) -> Array:
+    # The softmax of logarithms of probabilities is these: they serve as logits.
+    logits = np.log(np.clip(probs.astype(np.float64), 1e-12, 1)) / value
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:

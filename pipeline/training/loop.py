@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,6 @@ import tensorflow as tf
 from pipeline.data.cache import let_go
 from pipeline.data.values import Array, Split, images_at_once
 from pipeline.system.errors import PipelineError
-from pipeline.training.averages import show_average, show_trained
 from pipeline.training.fused import fused_norms, fused_updates
 from pipeline.training.streaming import Buffers, Resident, Streamed, is_too_large, resident
 from pipeline.training.xla import Gather, compiled
@@ -70,11 +70,11 @@ def fit(  # noqa: PLR0913
                 break
             callbacks.on_epoch_begin(epoch)
             if epoch:
-                show_trained(model.optimizer)
+                _show_trained(model.optimizer)
             # Each epoch has its own generator, so that a resumed run shuffles like a whole one.
             order = np.random.default_rng([seed, epoch]).permutation(len(train))
             logs = passes.train(order, epoch, callbacks)
-            show_average(model.optimizer)
+            _show_average(model.optimizer)
             if len(val):
                 logs |= {f"val_{name}": value for name, value in passes.validate(epoch).items()}
             callbacks.on_epoch_end(epoch, logs)
@@ -200,3 +200,35 @@ def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
             "lower optimizer.learning_rate or set optimizer.clipnorm=1"
         )
     return metrics
+
+
+def _show_average(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives the model the averages of its weights, if `optimizer` keeps any.
+
+    It keeps them beside the weights: both change places at the end of an epoch, so that validation,
+    checkpoints and the kept model have the averages, and again when the next epoch begins.
+    """
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)  # of a scaled loss
+    if hasattr(inner, "show_average"):
+        inner.show_average()
+    elif inner.use_ema:
+        _exchange(inner)
+
+
+def _show_trained(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives the model back the weights that are trained."""
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "show_trained"):
+        inner.show_trained()
+    elif inner.use_ema:
+        _exchange(inner)
+
+
+def _exchange(optimizer: Any) -> None:
+    pairs = zip(
+        optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+    )
+    for weight, average in pairs:
+        trained = tf.identity(weight.value)
+        weight.assign(average)
+        average.assign(trained)

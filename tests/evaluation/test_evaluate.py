@@ -8,8 +8,16 @@ import pytest
 
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluate import as_arrays, draw_training, evaluate
+from pipeline.evaluation.evaluate import (
+    as_arrays,
+    at_temperature,
+    beside,
+    best_temperature,
+    draw_training,
+    evaluate,
+)
 from pipeline.system.errors import RequestError
+from tests.commands import configured
 
 MADE = Predictions(
     split=Split(images=np.zeros((4, 2, 2, 1), np.uint8), labels=np.array([0, 0, 1, 1], np.int32)),
@@ -118,3 +126,55 @@ def test_augmented_images_are_drawn_beside_the_plots_that_are_wanted() -> None:
     assert set(draw_training(some, ["augmentation"]).figures) == {"augmentation"}
     assert draw_training(some, []).figures == {}
     assert set(draw_training(fitted(None), ["loss"]).figures) == {"loss"}
+
+
+def overconfident(sharpness: float, images: int = 4000) -> Predictions:
+    """Labels drawn from known probabilities, whose logits are then multiplied by `sharpness`."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (images, 3))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random((images, 1)) > true.cumsum(axis=1)).sum(axis=1).astype(np.int32)
+    sharp = np.exp(sharpness * logits)
+    probs = (sharp / sharp.sum(axis=1, keepdims=True)).astype(np.float32)
+    split = Split(images=np.zeros((images, 1, 1, 1), np.uint8), labels=labels)
+    return Predictions(split=split, probs=probs, class_names=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 1.0, 0.4])
+def test_the_temperature_undoes_too_much_or_too_little_confidence(sharpness: float) -> None:
+    given = overconfident(sharpness)
+    found = best_temperature(given)
+    assert found == pytest.approx(sharpness, rel=0.1)
+    calibrated = at_temperature(given, found)
+    assert metrics.loss(calibrated) <= metrics.loss(given)
+    assert metrics.ece(calibrated) < 0.03
+    np.testing.assert_array_equal(calibrated.predicted, given.predicted)
+
+
+def test_a_temperature_of_one_changes_nothing_and_halves_are_square_roots() -> None:
+    given = overconfident(1.0, images=5)
+    np.testing.assert_allclose(at_temperature(given, 1.0).probs, given.probs, atol=1e-6)
+    roots = np.sqrt(given.probs)
+    expected = roots / roots.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(at_temperature(given, 2.0).probs, expected, atol=1e-6)
+
+
+def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
+    val, test = overconfident(2.0, images=300), overconfident(2.0, images=200)
+    both, asked = {"val": val, "test": test}, configured("evaluate.temperature=true").evaluate
+    other = at_temperature(test, 0.5)
+    assert beside(both, {}, configured().evaluate).metrics == {}
+    measured = beside(both, {"test": other.probs}, asked).metrics
+    value = best_temperature(val)
+    warmed = at_temperature(test, value)
+    assert measured == {
+        "test/views/accuracy": metrics.accuracy(other),
+        "test/views/loss": metrics.loss(other),
+        "test/views/ece": metrics.ece(other),
+        "val/temperature": value,
+        "test/tempered/accuracy": metrics.accuracy(test),
+        "test/tempered/loss": metrics.loss(warmed),
+        "test/tempered/ece": metrics.ece(warmed),
+    }
+    assert metrics.loss(warmed) < metrics.loss(test)
+    assert beside({"val": val}, {}, asked).metrics == {"val/temperature": value}

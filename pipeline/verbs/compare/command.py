@@ -18,10 +18,9 @@ from pipeline.system.imports import import_slow, uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.verbs.compare import Compare
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
-from pipeline.verbs.compare.page import document, page
 from pipeline.verbs.compare.pair import Stored
 from pipeline.verbs.compare.plots import draw_comparison
-from pipeline.verbs.compare.table import print_comparison
+from pipeline.verbs.compare.render import document, page, print_comparison
 
 if TYPE_CHECKING:
     from pipeline.verbs.compare.choice import ChosenRuns

@@ -21,7 +21,7 @@ from pipeline.evaluation.metrics import scale_of
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
-from pipeline.verbs.compare.table import print_comparison
+from pipeline.verbs.compare.render import print_comparison
 from pipeline.verbs.compare.words import (
     change,
     counted,

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.verbs.compare.comparison import Comparison
-from pipeline.verbs.compare.page import page
 from pipeline.verbs.compare.plots import MOST_ROWS, draw_comparison, figures
+from pipeline.verbs.compare.render import page
 from tests.commands import ROOT, environment
 from tests.verbs.compare.test_comparison import compared, run
 

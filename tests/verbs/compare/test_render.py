@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from docs import screenshots
-from pipeline.verbs.compare.page import page
 from pipeline.verbs.compare.plots import draw_comparison
+from pipeline.verbs.compare.render import page
 from tests.verbs.compare.test_comparison import answers, compared, run
 
 pytestmark = [
