@@ -28,7 +28,7 @@ class Shift:
     `reference` and `new` are the medians (NaN for classes). `distance` is the largest difference of
     the two cumulative distributions (Kolmogorov–Smirnov); for classes, half the sum of the
     differences of their shares. `p` is that of no difference, `psi` the population stability index.
-    `level` is 0 (no shift found), 1 (shifted) or 2 (far).
+    `level` is 0 (no shift found), 1 (shift) or 2 (large shift).
     """
 
     name: str
@@ -43,7 +43,7 @@ class Shift:
     @property
     def verdict(self) -> str:
         """The level in words."""
-        return ("no shift found", "shifted", "shifted far")[self.level]
+        return ("no shift found", "shift", "large shift")[self.level]
 
 
 def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> Shift:

@@ -55,4 +55,4 @@ def test_constant_values_are_compared_too() -> None:
     assert (same.distance, same.psi) == (0, 0)
     other = of_values("height", [28.0] * 50, 50, np.full(40, 64))
     assert other.distance == 1
-    assert judged([other])[0].verdict == "shifted far"
+    assert judged([other])[0].verdict == "large shift"

@@ -239,7 +239,7 @@ def test_without_test_images_the_page_shows_the_validation_images_and_says_so(
     config: Config,
 ) -> None:
     page = Page(run_html(facts(), config, {"val": predictions()}))
-    assert "The test images were not looked at" in page.text("p", class_="note")
+    assert "The test split was not evaluated" in page.text("p", class_="note")
     assert "test accuracy" not in page.text("header")
     assert "validation images" in page.text("section", id="confusion")
 

@@ -27,7 +27,7 @@ SMALL += ("train.plots=[weights]",)
 
 @dataclass(frozen=True)
 class Trained:
-    """A run whose test images were not looked at, as `train` leaves it."""
+    """A run whose test split was not evaluated, as `train` leaves it."""
 
     folder: Path
     run_id: str
@@ -74,7 +74,7 @@ def test_a_run_has_a_report_of_all_that_it_is_about_to_end_with(trained: Trained
     assert found.data.tags["data.fingerprint"] in trained.page
     assert '<span class="status finished">' in trained.page
     assert "validation, epoch 2:" in trained.page
-    assert "The test images were not looked at" in trained.page
+    assert "The test split was not evaluated" in trained.page
     assert found.data.metrics["time/report_s"] > 0
 
 
@@ -89,7 +89,7 @@ def test_evaluate_refreshes_the_report(
     accuracy = trained.client.get_run(trained.run_id).data.metrics["test/accuracy"]
     assert f"{100 * accuracy:.2f}\N{NO-BREAK SPACE}%" in page
     assert sections(page) == ALL
-    assert "not looked at" not in page
+    assert "was not evaluated" not in page
     assert "<dt>batch_size</dt><dd>1024</dd>" in page
     assert "<dd>77</dd>" not in page
 
