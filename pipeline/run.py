@@ -17,6 +17,7 @@ from pipeline.reports.write import check_data, conclude, reported
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import load_teacher, with_weights
+from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
@@ -115,7 +116,7 @@ def _load_data(
     name, data_dir = config.choices.dataset, Path(config.data_dir)
     with recording.stage("ingest"):
         raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
-        check_data(raw, config, recording, shown=shown)
+        check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
         prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
         recording.log_data(prepared, name)

@@ -1,4 +1,6 @@
-"""Reads files in zip and tar archives where they are; nothing is unpacked to disk.
+"""Reads files in zip and tar archives where they are.
+
+Only the content of a compressed tar archive is copied, once, to a temporary file without a name.
 
 Anybody may have made an archive: what it declares is checked before memory is taken for it, and one
 with a member outside itself is refused as a whole.
@@ -24,8 +26,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -45,7 +47,6 @@ LINK, SPECIAL, REPEATED = "link", "device or pipe", "repeated member"  # as coun
 
 _HEADER_BYTES = 2**20  # that one header of a tar archive may take
 _CHUNK = 2**20
-_KEPT = 2**26  # unpacked bytes that are kept, for threads that are behind others
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a member
 _PACKED: Mapping[bytes, Callable[[Path], io.BufferedIOBase]] = {
@@ -62,14 +63,11 @@ class _Refused(Exception):
 
 
 def place_at(root: Path) -> Place | None:
-    """The folder or zip archive there, where single files are read at once; None if it is neither.
-
-    In a compressed tar archive, all that lies before a file would be unpacked.
-    """
+    """The folder or archive there; None if it is neither, or cannot be read any more."""
     if root.is_dir():
         return Folder(root)
     try:
-        return archive_at(root) if root.suffix.lower() == ".zip" else None
+        return archive_at(root)
     except (OSError, RequestError):
         return None
 
@@ -77,10 +75,18 @@ def place_at(root: Path) -> Place | None:
 def archive_at(path: Path) -> Place | None:
     """The archive in a file, recognised by its content; None if it is none.
 
+    The one that was opened last is not read again, unless it has changed.
+
     Raises:
         RequestError: it is damaged, encrypted or hostile.
         OSError: it cannot be opened.
     """
+    at = path.stat()
+    return _archive_at(path, (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino))
+
+
+@lru_cache(maxsize=1)
+def _archive_at(path: Path, state: tuple[int, ...]) -> Place | None:
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith((b"PK\3\4", b"PK\5\6")):
@@ -324,29 +330,71 @@ def _check_directory(path: Path) -> int:
 
 
 class _Unpacked:
-    """The content of a compressed archive, by place. Going far back unpacks it from its start."""
+    """A compressed archive as a stream, whose content is written to a file without a name.
 
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self.stream = stream
-        self.lock = Lock()
-        self.start = 0  # of what is kept
-        self.kept = bytearray()
+    So it is unpacked once, and its members are then read at any place, by several threads. The file
+    vanishes with the process.
+    """
 
-    def read(self, start: int, size: int) -> bytes:
-        """Bytes at a place; threads may ask for neighbouring places in any order."""
-        with self.lock:
-            if start < self.start:
-                self.stream.seek(0)
-                self.start, self.kept = 0, bytearray()
-            while self.start + len(self.kept) < start + size:
-                if not (chunk := self.stream.read(_CHUNK)):
-                    break
-                self.kept += chunk
-                spare = min(len(self.kept) - _KEPT, start - self.start)
-                if spare > _KEPT:  # seldom: it moves what is kept
-                    del self.kept[:spare]
-                    self.start += spare
-            return bytes(self.kept[start - self.start :][:size])
+    def __init__(self, packed: io.BufferedIOBase) -> None:
+        self.packed = packed
+        self.file = tempfile.TemporaryFile(dir=_large_temporary())  # noqa: SIM115 (it stays open)
+        self.place = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of the content."""
+        chunk = self.packed.read(size)
+        with _writing():
+            self.file.write(chunk)
+        self.place += len(chunk)
+        return chunk
+
+    def seek(self, place: int) -> int:
+        """Goes forward, up to the end of the content.
+
+        Raises:
+            ValueError: that place has been passed.
+        """
+        if place < self.place:
+            raise ValueError("a header leads back")
+        while self.place < place and self.read(min(_CHUNK, place - self.place)):
+            pass
+        return self.place
+
+    def tell(self) -> int:
+        """The place that comes next."""
+        return self.place
+
+    def end(self) -> None:
+        """Ends the writing; from now on any part can be read."""
+        with _writing():
+            self.file.flush()
+
+    def part(self, start: int, size: int) -> bytes:
+        """Bytes at a place of the content."""
+        return os.pread(self.file.fileno(), size, start)
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self.file.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Refused(
+            f"it cannot be unpacked to {_large_temporary()} ({error.strerror}); set TMPDIR to a "
+            "folder with more space, or unpack it yourself, and name the folder"
+        ) from error
+
+
+def _large_temporary() -> str:
+    """The folder for large temporary files, which is on disk: /tmp may be in memory."""
+    named = any(map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    usable = not named and os.access("/var/tmp", os.W_OK)
+    return "/var/tmp" if usable else tempfile.gettempdir()
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +410,7 @@ class _Tar:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
-        """The file, in memory. A compressed archive is read from its start to go far back in it."""
+        """The file, in memory."""
         start, size, _ = _member(self.members, name)
         _check_size(size)
         try:
@@ -375,7 +423,7 @@ class _Tar:
 
     def _read(self, start: int, size: int) -> bytes:
         if self.unpacked is not None:
-            return self.unpacked.read(start, size)
+            return self.unpacked.part(start, size)
         with self.root.open("rb") as file:
             file.seek(start)
             return file.read(size)
@@ -395,13 +443,14 @@ class _Tar:
 
 
 def _tar(path: Path) -> _Tar:
-    """Reads the headers of a tar archive, and with them all of a compressed one."""
+    """Reads the headers of a tar archive; a compressed one is unpacked meanwhile."""
     left_out: Counter[str] = Counter()
     members: dict[str, tuple[int, int, int]] = {}
     folders = []
     unpack = _unpacker(path)
-    with unpack(path) if unpack else path.open("rb") as unpacked:
-        stream = _Bounded(unpacked, path)
+    with unpack(path) if unpack else path.open("rb") as file:
+        unpacked = _Unpacked(file) if unpack else None
+        stream = _Bounded(unpacked or file, path)
         with tarfile.TarFile(fileobj=cast(BinaryIO, stream)) as archive:
             for info in _infos(archive):
                 name = _inside(info.name)
@@ -416,8 +465,9 @@ def _tar(path: Path) -> _Tar:
                 else:
                     left_out[LINK if info.islnk() or info.issym() else SPECIAL] += 1
         stream.check_end()
-    again = _Unpacked(unpack(path)) if unpack else None
-    return _Tar(path, members, _contents(members, folders, left_out), again)
+        if unpacked:
+            unpacked.end()
+    return _Tar(path, members, _contents(members, folders, left_out), unpacked)
 
 
 def _infos(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -441,7 +491,7 @@ def _unpacker(path: Path) -> Callable[[Path], io.BufferedIOBase] | None:
 class _Bounded:
     """The stream that tarfile reads headers from, each of them and all content of bounded size."""
 
-    def __init__(self, stream: io.BufferedIOBase, path: Path) -> None:
+    def __init__(self, stream: io.BufferedIOBase | _Unpacked, path: Path) -> None:
         self.stream = stream
         self.path = path
         self.last = b""

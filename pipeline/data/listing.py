@@ -13,8 +13,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, BinaryIO
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.data.files import (
     NO_ENDING,
     Unreadable,
     as_line,
+    in_natural_order,
     natural,
     picture_endings,
     printable,
@@ -363,13 +364,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     found = [one for one in found if top.startswith(one[: one.rfind("/") + 1])]
     layout = _layout(tree, top, keep)
     if found and (layout is None or wanted.for_lists):
-        if len(found) > 1:
-            names = ", ".join(map(as_line, found[:TOLD]))
-            raise wanted.refuse(
-                f"{len(found)} lists lie there ({names}); name one: "
-                f"dataset.path={place.root / found[0]}"
-            )
-        return _from_list(place, found[0], wanted)
+        return _from_lists(place, found, wanted)
     if layout is None:
         raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
     if wanted.for_lists:
@@ -497,13 +492,98 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
 
 def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
     """Lists the pictures that a list names."""
+    pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
+    return _listing(pictures, found, layout, wanted)
+
+
+def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
+    """Lists the pictures of all lists that lie together, one per split: `train.csv`, `test.csv`."""
+    if len(names) == 1:
+        return _from_list(place, names[0], wanted)
+    splits = {name: _split_of_list(name) for name in names}
+    counts = Counter(filter(None, splits.values()))
+    if "train" not in counts or len(counts) < 2 or max(counts.values()) > 1:
+        shown = ", ".join(map(as_line, names[:TOLD]))
+        raise wanted.refuse(
+            f"{len(names)} lists lie there ({shown}); name one: "
+            f"dataset.path={place.root / names[0]}"
+        )
+    notes, parts, used = [], [], []
+    pictures, layout = place, ""
+    for name in sorted(names, key=lambda name: SPLITS.index(splits[name] or "test")):
+        split, table = splits[name], _table(place, name)
+        if not split:
+            notes.append(f"{as_line(name)} stands for no split: it is not used")
+        elif split != "train" and not lists.has_labels(table, wanted.columns["label"]):
+            notes.append(f"{as_line(name)} has no labels: it is not used")
+        else:
+            pictures, found, layout = _pictures_of(place, name, table, wanted)
+            parts.append(found)
+            used.append(name)
+    if len(used) > 1:  # a column of splits counts more than the name of its list
+        parts = [
+            part
+            if any(part.splits)
+            else replace(part, splits=[splits[name] or ""] * len(part.files))
+            for name, part in zip(used, parts, strict=True)
+        ]
+        layout = f"{_joined(list(map(as_line, used)))}, one list per split"
+    return _listing(pictures, _united_lists(parts, used, notes, pictures), layout, wanted)
+
+
+def _split_of_list(name: str) -> str | None:
+    stem = PurePosixPath(name).stem
+    return lists.split_of(stem) or _split_in(stem)
+
+
+def _united_lists(
+    parts: Sequence[_Found], names: Sequence[str], notes: Sequence[str], pictures: Place
+) -> _Found:
+    """The pictures of several lists, in natural order; one in two of them must be the same."""
+    rows: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file: list, row
+    for number, part in enumerate(parts):
+        for row, file in enumerate(part.files):
+            rows[file].append((number, row))
+    unreadable = [one for part in parts for one in part.unreadable]
+    kept = []
+    for file in in_natural_order(rows):
+        told = {(parts[n].names[row], parts[n].splits[row]) for n, row in rows[file]}
+        if len(told) == 1:
+            kept.append(rows[file][0])
+        else:
+            where = _joined([as_line(names[n]) for n, _ in rows[file]])
+            unreadable.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
+    columns = dict.fromkeys(name for part in parts for name in part.columns)
+    return _Found(
+        files=[parts[n].files[row] for n, row in kept],
+        names=[parts[n].names[row] for n, row in kept],
+        splits=[parts[n].splits[row] for n, row in kept],
+        columns={
+            name: [
+                parts[n].columns[name][row] if name in parts[n].columns else "" for n, row in kept
+            ]
+            for name in columns
+        },
+        unreadable=unreadable,
+        notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
+    )
+
+
+def _table(place: Place, name: str) -> lists.Table:
     told = str(place.root / name)
     try:
         with place.opened(name) as file:
-            table = lists.read_table(_whole(file), told)
+            return lists.read_table(_whole(file), told)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
+
+
+def _pictures_of(
+    place: Place, name: str, table: lists.Table, wanted: _Wanted
+) -> tuple[Place, _Found, str]:
+    """Where the pictures of a list lie, what the list says of them, and its layout in one line."""
+    told = str(place.root / name)
     pictures, below = place, name[: name.rfind("/") + 1]
     if wanted.root is not None:
         pictures, below = located(wanted.root, "dataset.root")
@@ -544,7 +624,7 @@ def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
     layout = (
         f"a list ({table.kind}) with the columns {_joined([as_line(one) for one in rows.used])}"
     )
-    return _listing(pictures, found, layout, wanted)
+    return pictures, found, layout
 
 
 def _too_many(told: str, bad: Sequence[Unreadable], rows: int, max_bad: float) -> str:

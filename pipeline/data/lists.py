@@ -351,6 +351,13 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
     )
 
 
+def has_labels(given: Table, label_column: str | None) -> bool:
+    """Whether a list has the column of that name or, without one, a usual column of labels."""
+    if label_column is not None:
+        return label_column in given.columns
+    return any(_bare(column) in LABELS for column in given.columns)
+
+
 def _bare(column: str) -> str:
     return re.sub(r"[\W_]+", "", column.casefold())
 

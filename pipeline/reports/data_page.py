@@ -7,8 +7,8 @@ data: it says how many of how many it shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,9 @@ PER_CLASS, THUMBNAILS = 12, 600  # of one class, and of all
 CLASSES, PAIRS, FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
 ORIGINAL = 150  # pixels of an original's longer side
 BINS = 32
+
+Augment = Callable[[Array, Array], Array]
+"""From images u8[n,H,W,C] and labels i32[n] to versions of each, u8[n,V,H,W,C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,27 +77,51 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A picture as it lies on disk (place in the sprite of originals) and as the model sees it."""
+    """A training picture: its file, the image made of it, and versions of that by augmentation.
 
-    original: int
+    These are places in the sprites `original`, `image` and `version`; `original` is None for images
+    that are no picture files.
+    """
+
+    original: int | None
     image: int
     name: str
     size: str
+    versions: range = range(0)
 
 
 def data_html(
-    raw: RawData, measures: Measures, findings: Sequence[Violation] = (), *, name: str
+    raw: RawData,
+    measures: Measures,
+    findings: Sequence[Violation] = (),
+    *,
+    name: str,
+    augment: Augment | None = None,
 ) -> str:
-    """Renders the page of the data set `name`; `findings` are those of its checks."""
+    """Renders the page of the data set `name`; `findings` are those of its checks.
+
+    `augment` makes versions of training images, if the configuration has an augmentation.
+    """
     rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite
     classes = list(_classes(raw, rows))
     pairs = [one for one in _pairs(raw, measures, rows) if one.total]
-    originals, seen = _seen(raw, rows)
+    originals, seen = _seen(raw, rows, always=augment is not None)
     inverted = raw.index is None
     images = raw.train.images[np.array(rows, np.int64)]
     sprites = {"image": sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted)}
     if originals:
         sprites["original"] = _of_originals(originals)
+    if augment is not None and seen:
+        chosen = [one.image for one in seen]
+        labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
+        versions = augment(images[chosen], labels)
+        each = versions.shape[1]
+        flat = versions.reshape(-1, *versions.shape[2:])
+        sprites["version"] = sprite(thumbnails(flat, SIDE, inverted=inverted), inverted=inverted)
+        seen = [
+            replace(one, versions=range(place * each, (place + 1) * each))
+            for place, one in enumerate(seen)
+        ]
     description = describe(raw, measures)
     facts = description.pictures
     return template("data.html").render(
@@ -115,6 +142,7 @@ def data_html(
         else [],
         pairs=pairs,
         seen=seen,
+        originals=bool(originals),
         total=_total(description),
         sprites=sprites,
     )
@@ -201,16 +229,31 @@ def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]
         yield Pairs(title=title, total=len(found), shown=shown)
 
 
-def _seen(raw: RawData, rows: list[int]) -> tuple[list[Image.Image], list[Seen]]:
-    """Originals that can still be read, in RGB, and the images made of them."""
+def _seen(raw: RawData, rows: list[int], *, always: bool) -> tuple[list[Image.Image], list[Seen]]:
+    """Originals that can still be read, in RGB, and the images made of them.
+
+    With `always`, images whose originals cannot be read are taken too.
+    """
     originals: list[Image.Image] = []
     seen: list[Seen] = []
     place = None if raw.index is None else place_at(Path(raw.index.root))
-    if raw.index is None or place is None:
-        return originals, seen
     count = min(len(raw.train), 2 * ORIGINALS)
     places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
-    for row in raw.train.rows[places].tolist():
+    chosen = raw.train.rows[places].tolist()
+    if raw.index is None or place is None:
+        height, width, _ = raw.train.image_shape
+        for row in chosen[::2] if always else ():
+            rows.append(row)
+            seen.append(
+                Seen(
+                    original=None,
+                    image=len(rows) - 1,
+                    name=clean(called(raw, row)),
+                    size=f"{height}×{width}",
+                )
+            )
+        return originals, seen
+    for row in chosen:
         try:
             with place.opened(raw.index.files[row]) as file:
                 picture = open_picture(file, side=ORIGINAL)

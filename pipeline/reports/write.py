@@ -86,11 +86,18 @@ def conclude(
     recording.describe(note)
 
 
-def check_data(raw: RawData, config: Config, recording: Recording, *, shown: bool) -> None:
+def check_data(
+    raw: RawData,
+    config: Config,
+    recording: Recording,
+    *,
+    shown: bool,
+    augment: data_page.Augment | None = None,
+) -> None:
     """Adds what is known of the data to the artefacts, and applies `ingest.checks`.
 
     These are `data.txt`, `data_summary.json` and, if it is to be `shown` and `evaluate.report` is
-    set, the page `data.html`.
+    set, the page `data.html`, with what `augment` makes of some images.
 
     Raises:
         RequestError: a check refuses the data set.
@@ -101,7 +108,8 @@ def check_data(raw: RawData, config: Config, recording: Recording, *, shown: boo
     recording.save_text("data.txt", text(describe(raw, measures)))
     recording.save_text(SUMMARY, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
-        recording.save_text(data_page.NAME, data_page.data_html(raw, measures, found, name=name))
+        page = data_page.data_html(raw, measures, found, name=name, augment=augment)
+        recording.save_text(data_page.NAME, page)
     apply(found)
 
 

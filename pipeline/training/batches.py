@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
-from pipeline.data.values import Array, Prepared
+from pipeline.data.values import Array, Prepared, RawData
 from pipeline.system.errors import RequestError
 from pipeline.training.pieces import Batch
 
@@ -76,23 +76,39 @@ def changed_batches(
 def preview(
     prepared: Prepared, config: Config, *, rows: int = 4, versions: int = 7
 ) -> Array | None:
-    """Training images u8[R,V,H,W,C] with versions of them as augmentation makes them, if it does.
-
-    The first of a row is the image itself. Of an augmentation that is a layer, images are shown as
-    it returns them; of `combined`, as in the first epochs.
-    """
+    """Training images u8[R,1+V,H,W,C] with `augmented` versions; None without augmentation."""
     if config.augment["_target_"] is None or not len(prepared.train):
         return None
     images = prepared.train.batch(0, min(rows, len(prepared.train)))
+    labels = prepared.train.labels[: len(images)]
+    return augmented(images, labels, config, len(prepared.class_names), versions=versions)
+
+
+def augmenter(config: Config, raw: RawData) -> Callable[[Array, Array], Array] | None:
+    """A function from images and labels to `augmented` versions; None without augmentation."""
+    if config.augment["_target_"] is None:
+        return None
+    classes = len(raw.class_names)
+    return lambda images, labels: augmented(images, labels, config, classes, versions=3)[:, 1:]
+
+
+def augmented(
+    images: Array, labels: Array, config: Config, classes: int, *, versions: int
+) -> Array:
+    """Each of the images u8[n,H,W,C], then versions of it as training sees them: u8[n,1+V,H,W,C].
+
+    Of an augmentation that is a layer, these are what it returns; of `combined`, what it makes of
+    them in the first epochs. The configuration must have an augmentation.
+    """
     if augments_batches(config):
-        targets = tf.one_hot(prepared.train.labels[: len(images)], len(prepared.class_names))
+        targets = tf.one_hot(labels, classes)
         changed = [
             training_batch(config, tf.constant(images), targets, tf.constant(n), tf.constant(n))
             for n in range(versions)
         ]
         return np.stack([images, *(batch.images.numpy() for batch in changed)], axis=1)
-    scaled = keras.Input(prepared.image_shape)
-    layers = keras.Model(scaled, build(config.augment, scaled))
+    scaled = keras.Input(images.shape[1:], name="images")
+    layers = keras.Model(scaled, build(config.augment, scaled), name="augmentation")
     shown = [layers(images / np.float32(255), training=True) for _ in range(versions)]
     pixels = [np.clip(np.round(255 * np.array(x)), 0, 255).astype(np.uint8) for x in shown]
     return np.stack([images, *pixels], axis=1)

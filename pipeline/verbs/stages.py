@@ -1,4 +1,7 @@
-"""`ingest` and `preprocess`: the first stages, which need neither TensorFlow nor MLflow."""
+"""`ingest` and `preprocess`: the first stages, which need no MLflow.
+
+TensorFlow is only imported to show an augmentation.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
+from pipeline.system.imports import import_slow
 from pipeline.verbs import OF_TRAINING, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.data.checks import Violation
     from pipeline.data.describe import Description
-    from pipeline.data.values import Prepared
+    from pipeline.data.values import Array, Prepared, RawData
 
 INGEST = Verb(
     name="ingest",
@@ -62,9 +66,18 @@ def ingested(config: Config, folder: Path) -> Ingested:
     raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
     measures = measured(raw, data_dir / name)
     found = violations(raw, measures, config.ingest.checks)
+    page = data_html(raw, measures, found, name=name, augment=_augmenter(config, raw))
     with replacing(folder / NAME) as path:
-        path.write_text(data_html(raw, measures, found, name=name), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)
+
+
+def _augmenter(config: Config, raw: RawData) -> Callable[[Array, Array], Array] | None:
+    if config.augment["_target_"] is None:
+        return None
+    batches = import_slow("pipeline.training.batches")  # TensorFlow, which nothing else here needs
+    found: Callable[[Array, Array], Array] | None = batches.augmenter(config, raw)
+    return found
 
 
 def show_ingested(result: Ingested, request: None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import archives
+from pipeline.data.archives import place_at
 from pipeline.data.listing import listed
 from tests.data.test_listing import placed, refusal
 
@@ -207,15 +208,44 @@ def test_threads_read_members_in_any_order(kind: str, tmp_path: Path) -> None:
     assert found == files
 
 
-def test_a_compressed_archive_is_read_again_from_its_start_if_need_be(
+def test_a_compressed_archive_is_unpacked_once_however_often_it_is_listed_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read = 0
+
+    class Counted(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal read
+            content = super().read(size)
+            read += len(content)
+            return content
+
     monkeypatch.setattr(archives, "_CHUNK", 100)
-    monkeypatch.setattr(archives, "_KEPT", 300)
+    monkeypatch.setattr(archives, "_PACKED", {b"\x1f\x8b": Counted})
     files = {f"{'ab'[n % 2]}/{n}.png": random.Random(n).randbytes(200) for n in range(40)}
-    listing = listed(placed(tmp_path, "tar.gz", files))
-    for row in (0, 39, 5, 38, 37, 1, 20):
-        assert listing.read(row) == files[listing.files[row]]
+    path = placed(tmp_path, "tar.gz", files)
+    whole = len(gzip.decompress(path.read_bytes()))
+    for _ in range(2):
+        listing = listed(path)
+        for row in (0, 39, 5, 38, 37, 1, 20):
+            assert listing.read(row) == files[listing.files[row]]
+    place = place_at(path)
+    assert place is not None
+    with place.opened("b/1.png") as file:
+        assert file.read() == files["b/1.png"]
+    assert read == whole
+    path.write_bytes(path.read_bytes())  # touched
+    listed(path)
+    assert read == 2 * whole
+
+
+def test_an_archive_that_cannot_be_unpacked_for_lack_of_space_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = placed(tmp_path, "tar.gz", FILES)
+    full = Path("/dev/full")
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda **_: full.open("wb"))
+    assert "No space left on device); set TMPDIR to a folder with more space" in refusal(path)
 
 
 def test_stamps_of_members_stay_when_others_are_added_to_a_zip(tmp_path: Path) -> None:

@@ -141,6 +141,54 @@ def test_several_lists_are_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_lists_of_the_splits_are_read_together(kind: str, tmp_path: Path) -> None:
+    files = {f"p/{number}.png": b"x" for number in range(5)} | {
+        "train.csv": b"path,label,camera\np/0.png,cat,north\np/1.png,dog,south\n",
+        "my_val.jsonl": b'{"path": "p/2.png", "label": "dog", "site": 7}\n',
+        "test.csv": b"file;class\np/3.png;cat\np/4.png;dog\np/4.png;dog\n",
+        "notes.csv": b"text\nabc\n",
+    }
+    listing = listed(placed(tmp_path, kind, files))
+    assert listing.splits == ("train", "train", "val", "test", "test")
+    assert classes_of(listing) == {
+        f"p/{number}.png": "cat" if number in (0, 3) else "dog" for number in range(5)
+    }
+    assert listing.columns == {
+        "camera": ("north", "south", "", "", ""),
+        "site": ("", "", "7", "", ""),
+    }
+    assert listing.layout == "train.csv, my_val.jsonl and test.csv, one list per split"
+    assert "notes.csv stands for no split: it is not used" in listing.notes
+    assert "1 rows repeat others, and count once" in listing.notes
+
+
+def test_a_test_list_without_labels_is_left_out_and_said(tmp_path: Path) -> None:
+    touched(tmp_path, "p/1.png", "p/2.png", "p/3.png")
+    (tmp_path / "train.csv").write_text("path,label\np/1.png,cat\np/2.png,dog\n")
+    (tmp_path / "test.csv").write_text("path\np/3.png\n")
+    listing = listed(tmp_path)
+    assert (listing.files, listing.splits) == (("p/1.png", "p/2.png"), ("", ""))
+    assert "test.csv has no labels: it is not used" in listing.notes
+
+
+def test_a_picture_in_the_lists_of_two_splits_is_in_neither(tmp_path: Path) -> None:
+    touched(tmp_path, *(f"p/{number}.png" for number in range(5)))
+    rows = "path,label\np/{}.png,cat\np/{}.png,dog\np/4.png,dog\n"
+    (tmp_path / "train.csv").write_text(rows.format(0, 1))
+    (tmp_path / "test.csv").write_text(rows.format(2, 3))
+    listing = listed(tmp_path)
+    assert listing.files == tuple(f"p/{number}.png" for number in range(4))
+    [bad] = listing.unreadable
+    assert (bad.file, bad.reason) == (tmp_path / "p/4.png", "listed in train.csv and test.csv")
+
+
+@pytest.mark.parametrize("names", [("train.csv", "train.tsv"), ("val.csv", "test.csv")])
+def test_lists_that_do_not_make_splits_are_told(names: tuple[str, ...], tmp_path: Path) -> None:
+    touched(tmp_path, "p/1.png", *names)
+    assert "2 lists lie there" in refusal(tmp_path)
+
+
 def test_columns_and_the_folder_of_the_pictures_may_be_named(tmp_path: Path) -> None:
     pictures(tmp_path / "elsewhere")
     path = tmp_path / "list.csv"

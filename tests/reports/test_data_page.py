@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.data.values import RawData, Split
 from pipeline.reports import data_page
 from pipeline.reports.data_page import data_html
 from pipeline.reports.page import clean
+from pipeline.training.batches import augmenter
 from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
 from tests.reports.test_page import Page
@@ -19,10 +21,11 @@ from tests.reports.test_page import Page
 HOSTILE = "<script>alert(1)<\u202e\x1b[31m\n&\udcff"
 
 
-def page_of(raw: RawData, folder: Path) -> str:
+def page_of(raw: RawData, folder: Path, *words: str) -> str:
     measures = measured(raw, folder)
-    checks = configured("dataset=synthetic").ingest.checks
-    return data_html(raw, measures, violations(raw, measures, checks), name="photos")
+    config = configured("dataset=synthetic", *words)
+    found = violations(raw, measures, config.ingest.checks)
+    return data_html(raw, measures, found, name="photos", augment=augmenter(config, raw))
 
 
 def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_path: Path) -> None:
@@ -53,6 +56,33 @@ def test_originals_that_are_gone_are_left_out(tmp_path: Path) -> None:
     for file in folder.rglob("*.png"):
         file.write_bytes(b"other")
     assert Page(page_of(raw, tmp_path / "data")).all("section", id="seen") == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_originals_in_an_archive_are_shown_too(kind: str, tmp_path: Path) -> None:
+    class_folders(tmp_path / "photos")
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), kind, tmp_path / "photos"))
+    page = Page(page_of(read(archive, tmp_path / "data"), tmp_path / "data"))
+    assert "pictures: the file, and the image of" in page.text("section", id="seen")
+
+
+@pytest.mark.parametrize("augment", ["flip_and_shift", "flip_crop"])
+def test_what_augmentation_makes_of_an_image_stands_below_it(augment: str, tmp_path: Path) -> None:
+    raw = read(class_folders(tmp_path / "photos", colour=True), tmp_path / "data")
+    text = page_of(raw, tmp_path / "data", f"augment={augment}")
+    assert "below, what augmentation makes of it" in Page(text).text("section", id="seen")
+    assert text.count('class="thumb version"') == 3 * text.count('class="thumb original"') > 0
+    assert 'class="thumb version"' not in page_of(raw, tmp_path / "data")
+
+
+def test_what_augmentation_makes_of_arrays_is_shown_without_originals(tmp_path: Path) -> None:
+    split = Split(images=noise(1, (30, 8, 8, 1)), labels=np.arange(30, dtype=np.int32) % 2)
+    raw = RawData(train=split, test=split, class_names=("a", "b"), source="a test")
+    text = page_of(raw, tmp_path, "augment=flip_and_shift")
+    assert "12 of 30 training images of 8×8×1; below" in Page(text).text("section", id="seen")
+    assert text.count('class="thumb version"') == 3 * 12
+    assert 'class="thumb original"' not in text
+    assert Page(page_of(raw, tmp_path)).all("section", id="seen") == []
 
 
 @pytest.mark.parametrize(("classes", "count"), [(2, 500), (3000, 6000)])
