@@ -95,10 +95,7 @@ def complete(
     uri: str | None = None,
     fingerprint: str | None = None,
 ) -> Result:
-    """Evaluates and reports the run that `began` describes; saves its model unless it has a URI.
-
-    `fingerprint` is that of the run's data, as with `run`.
-    """
+    """Evaluates and reports the run that `began` describes; saves its model if it has no `uri`."""
     prepared = _load_data(config, recording, fingerprint)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
