@@ -35,7 +35,7 @@ from pipeline.config.rules import (
 )
 from pipeline.config.sweep import Sweep
 from pipeline.config.trusted import trust
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, joined
 
 Metric = Annotated[
     str, function_in("pipeline.evaluation.metrics", "Predictions", "float", "dict[str, float]")
@@ -388,8 +388,8 @@ def _refuse_keys_of_another_choice(config: Config) -> None:
         keys = [f"{group}.{key}" for key in unknown_keys(group, getattr(config, group))]
         if unknown := [key for key in keys if key not in typed]:
             raise RequestError(
-                f"experiment={recipe} sets {' and '.join(unknown)}, which "
-                f"{group}={getattr(config.choices, group)} does not have; leave that out: "
+                f"experiment={recipe} sets {joined(unknown)}, which "
+                f"{group}={getattr(config.choices, group)} does not have; this leaves them out: "
                 f"{' '.join(f'~{key}' for key in unknown)}"
             )
 

@@ -34,7 +34,7 @@ from pipeline.data.files import (
 )
 from pipeline.data.places import GONE, Contents, Place
 from pipeline.data.values import Array
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, joined
 
 
 def _as_texts(value: Any) -> Any:
@@ -310,7 +310,7 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
     loose = any(tree.loose[f"{top}{name}/"] for name in folders)
     if all(inner) and not loose and None not in found and "train" in found and len(found) > 1:
         sides = [split for split in SPLITS if split in found]
-        told = f"{len(folders)} class folders{within} above {_joined(sides)}"
+        told = f"{len(folders)} class folders{within} above {joined(sides)}"
         return _Layout(told=told, sides=((top, ""),), inverted=True)
     deeper = any(tree.below[f"{top}{name}/"] for name in folders)
     told = f"{len(folders)} class folders{within}{', with folders in them' if deeper else ''}"
@@ -332,7 +332,7 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
     if {*above.values()} == {"train"}:
         sides = [(folder, "") for folder, _ in sides]
     count = len({one for folder, _ in sides for one in tree.below[folder]})
-    told = f"{_joined([as_line(folder) for folder, _ in sides])} above {count} class folders"
+    told = f"{joined([as_line(folder) for folder, _ in sides])} above {count} class folders"
     return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
 
 
@@ -341,10 +341,6 @@ def _split_in(name: str) -> str | None:
     words = re.findall(r"[^\W\d_]+", name.casefold())
     found = {split for word in words if (split := lists.split_of(word))}
     return found.pop() if len(found) == 1 else None
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
@@ -430,7 +426,7 @@ def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: C
     elif len(folders) == 1:
         found = f"{folders[0]}/ is the only class folder, but two classes are needed"
     elif folders:
-        found = f"{_joined(folders)} hold pictures, but no class folders"
+        found = f"{joined(folders)} hold pictures, but no class folders"
     else:
         found = f"{len(tree.pictures):,} pictures lie there without class folders"
     told = [found, rest(tuple(left_out.most_common()))]
@@ -527,7 +523,7 @@ def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
             else replace(part, splits=[splits[name] or ""] * len(part.files))
             for name, part in zip(used, parts, strict=True)
         ]
-        layout = f"{_joined(list(map(as_line, used)))}, one list per split"
+        layout = f"{joined(list(map(as_line, used)))}, one list per split"
     return _listing(pictures, _united_lists(parts, used, notes, pictures), layout, wanted)
 
 
@@ -551,7 +547,7 @@ def _united_lists(
         if len(told) == 1:
             kept.append(rows[file][0])
         else:
-            where = _joined([as_line(names[n]) for n, _ in rows[file]])
+            where = joined([as_line(names[n]) for n, _ in rows[file]])
             unreadable.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
     columns = dict.fromkeys(name for part in parts for name in part.columns)
     return _Found(
@@ -621,9 +617,7 @@ def _pictures_of(
         unreadable=bad,
         notes=rows.notes,
     )
-    layout = (
-        f"a list ({table.kind}) with the columns {_joined([as_line(one) for one in rows.used])}"
-    )
+    layout = f"a list ({table.kind}) with the columns {joined([as_line(one) for one in rows.used])}"
     return pictures, found, layout
 
 
@@ -707,13 +701,13 @@ def _checked(
     }
     trained = counts.get("", counts.get("train"))
     if trained is None:
-        raise wanted.refuse(f"there are no pictures to train with, only to {_joined([*counts])}")
+        raise wanted.refuse(f"there are no pictures to train with, only to {joined([*counts])}")
     if not trained.all():
         lacking = [name for name, count in zip(class_names, trained, strict=True) if not count]
         where = [split for split in counts if counts[split][class_names.index(lacking[0])]]
         others = [name for name in class_names if name not in lacking]
         raise wanted.refuse(
-            f"{_some(lacking)} occurs in {_joined(where)}, but not in train; remove it there, or "
+            f"{_some(lacking)} occurs in {joined(where)}, but not in train; remove it there, or "
             f"select the others: dataset.classes=[{', '.join(others)}]"
         )
     for split, found in counts.items():
@@ -725,7 +719,7 @@ def _checked(
     for group in alike.values():
         if len(group) > 1:
             yield (
-                f"{_joined([repr(name) for name in group])} are different classes; to unite them, "
+                f"{joined([repr(name) for name in group])} are different classes; to unite them, "
                 f"write dataset.classes with {{{group[0]}: [{', '.join(group)}]}}"
             )
 

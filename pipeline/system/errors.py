@@ -1,6 +1,7 @@
 """The errors that end a command; their message is all that a user needs to see."""
 
 import re
+from collections.abc import Sequence
 
 
 class PipelineError(Exception):
@@ -36,6 +37,11 @@ def first_line(text: str, otherwise: str = "no reason given") -> str:
             break
         said.append(line)
     return " ".join(said) or otherwise
+
+
+def joined(names: Sequence[str]) -> str:
+    """The names as a sentence has them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def one_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def cnn(
     classes: int,
     *,
     filters: list[Count],
-    dense: Count | None,
+    dense: WholeNumber,
     activation: Activation,
     dropout: Fraction,
     batch_norm: bool = False,
@@ -127,9 +127,9 @@ def cnn(
     """One block of 3×3 convolutions and 2×2 max pooling per entry of `filters`, then a dense layer.
 
     A block pools after its first convolution. `batch_norm` normalises each convolution before the
-    activation, after the pooling, where it costs least. Without `dense` the maps are averaged
-    instead of flattened. Padding allows pooling at every size, so that images of any size down to
-    1×1 work.
+    activation, after the pooling, where it costs least. With `dense=0` there is no dense layer: the
+    maps are averaged instead of flattened. Padding allows pooling at every size, so that images of
+    any size down to 1×1 work.
     """
     layers = keras.layers
     x = images
@@ -149,7 +149,7 @@ def cnn(
             if batch_norm:
                 x = layers.BatchNormalization(name=f"norm_{name}")(x)
                 x = layers.Activation(activation, name=f"activation_{name}")(x)
-    if dense is None:
+    if not dense:
         return _head(x, classes, dropout)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense, activation=activation, name="dense_1")(x)

@@ -102,7 +102,7 @@ def test_the_convolutional_network_pools_each_block_to_half() -> None:
 
 
 def test_a_normalised_convolutional_network_pools_first_and_may_average() -> None:
-    sizes = ("model.filters=[4,8]", "model.convolutions=2", "model.dense=null")
+    sizes = ("model.filters=[4,8]", "model.convolutions=2", "model.dense=0")
     model = built("model=cnn", "model.batch_norm=true", *sizes)
     assert [name for name, _, _ in kinds(model)][2:] == [
         *("conv_1", "pool_1", "norm_1", "activation_1", "conv_1_2", "norm_1_2", "activation_1_2"),
