@@ -245,7 +245,7 @@ ADDED |= {f"ingest.checks.{one.name}": {"action": "ignore", "limit": 0.0} for on
 # Keys in recorded configurations that are no longer used.
 REMOVED = (  # requests of verbs are not part of a run
     *("compare", "promote", "rollback", "history", "predict", "serve", "doctor", "reproduce"),
-    *("resume", "drift", "audit", "sweep.job.keep"),
+    *("resume", "drift", "audit", "report", "sweep.job.keep"),
 )
 
 

@@ -89,19 +89,24 @@ def confusion(predictions: Predictions) -> Confusion:
     )
     side, most = _room(predictions.split.image_shape, counts)
     kept = np.minimum(counts, most)
-    wrong = np.flatnonzero(~predictions.correct)
-    surest = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES]
+    surest = surest_mistakes(predictions)
     rows = _cells(predictions, counts.reshape(classes, classes), kept)
     off_diagonal = [cell for row in rows for cell in row if cell.count and not cell.right]
     return Confusion(
         rows=rows,
         largest=sorted(off_diagonal, key=lambda cell: -cell.count)[:CONFUSIONS],
         mistakes=_mistakes(predictions, surest, first=int(kept.sum())),
-        wrong=len(wrong),
+        wrong=int((~predictions.correct).sum()),
         sprite=_sprite(
             predictions, np.concatenate([_surest_of_each(predictions, kept), surest]), side
         ),
     )
+
+
+def surest_mistakes(predictions: Predictions) -> Array:
+    """The MISTAKES wrong predictions of the highest confidence, as indices of images, i64[m]."""
+    wrong = np.flatnonzero(~predictions.correct)
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES]
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -21,7 +21,9 @@ from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
-from pipeline.reports.images import confusion, data_uri, smaller
+from pipeline.reports.explained import SIDE as TILE
+from pipeline.reports.explained import Explained, colours, tiles
+from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import CONFIDENCE, SPLITS
 from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED
 
@@ -84,11 +86,17 @@ class Score:
     images: int
 
 
-def run_html(facts: Facts, config: Config, predictions: Mapping[str, Predictions]) -> str:
+def run_html(
+    facts: Facts,
+    config: Config,
+    predictions: Mapping[str, Predictions],
+    explained: Explained | None = None,
+) -> str:
     """Renders the page of a run; `predictions` are by split (`val`, `test`).
 
     Classes, mistakes and calibration are those of the test split or, if it was not evaluated, of
-    the validation split, and the page says which; without either they are left out.
+    the validation split, and the page says which; without either they are left out. What is
+    `explained` is of the same split.
     """
     split = next((name for name in SPLITS if name in predictions), None)
     return template("report.html").render(
@@ -101,6 +109,7 @@ def run_html(facts: Facts, config: Config, predictions: Mapping[str, Predictions
         weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
         augmentation=data_uri(facts.augmentation, "png") if facts.augmentation else None,
         shown=_shown(predictions[split], SPLITS[split]) if split else None,
+        explained=_explained(explained, predictions[split]) if explained and split else None,
         began_with_test=config.evaluate.test,
         reason=_reason(facts.tags),
         epochs=max((max(values, default=0) for values in facts.history.values()), default=0),
@@ -157,6 +166,25 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
         "matrix": confusion(predictions),
         "slices": _by_column(predictions),
         "reliability": reliability_chart(predictions),
+    }
+
+
+def _explained(explained: Explained, predictions: Predictions) -> dict[str, Any]:
+    """The parts of the page that show why the model answers as it does."""
+    names, chosen = predictions.class_names, explained.images
+    return {
+        "method": explained.method,
+        "mistakes": [
+            (int(index), names[predictions.labels[index]], names[predictions.predicted[index]])
+            for index in chosen
+        ],
+        "confidences": predictions.confidence[chosen].tolist(),
+        "sprite": sprite(tiles(explained, predictions), inverted=False, shown=TILE)
+        if len(chosen)
+        else None,
+        "scatter": explained.scatter,
+        "lacking": explained.lacking,
+        "colours": colours(len(names)),
     }
 
 

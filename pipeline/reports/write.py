@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,8 @@ from pipeline.data.measures import measured, summarised
 from pipeline.data.values import Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import answers
 from pipeline.reports import data_page
-from pipeline.reports.notes import REPORT_PAGE, note_of_run
+from pipeline.reports.explained import Explained
+from pipeline.reports.notes import REPORT_PAGE, SPLITS, note_of_run
 from pipeline.reports.page import Facts, run_html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
@@ -130,10 +131,21 @@ def bring_home(config: Config, run_id: str) -> None:
         recording.upload()
 
 
-def page_of(entry: RecordedRun, recording: Recording, data_dir: str) -> str:
-    """The report of a run, from the store and the data on this machine."""
+def page_of(
+    entry: RecordedRun,
+    recording: Recording,
+    data_dir: str,
+    explain: Callable[[Predictions], Explained] | None = None,
+) -> str:
+    """The report of a run, from the store and the data on this machine.
+
+    `explain` is called with the predictions that the page is about, if there are any.
+    """
     then = replace(entry.config, data_dir=data_dir)
-    return run_html(facts_of(recording), then, _stored_predictions(entry, then))
+    predictions = _stored_predictions(entry, then)
+    split = next(filter(predictions.__contains__, SPLITS), None)
+    explained = explain(predictions[split]) if explain and split else None
+    return run_html(facts_of(recording), then, predictions, explained)
 
 
 def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predictions]:

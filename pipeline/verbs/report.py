@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.verbs import OF_RUNS, Verb
+
+if TYPE_CHECKING:
+    from pipeline.data.values import Predictions
+    from pipeline.reports.explained import Explained
+
+EXPLAINED = 12  # mistakes
+
+
+@dataclass
+class RebuiltReport:
+    """What a rebuilt report shows besides."""
+
+    explain: bool = MISSING
+    """Show what mattered in the most confident mistakes, and the features of the images."""
+
 
 REPORT = Verb(
     name="report",
@@ -16,22 +35,26 @@ REPORT = Verb(
     entry="pipeline.verbs.report:report",
     uses="pipeline.reports.write",
     takes_run="latest",
+    request=RebuiltReport,
 )
 
 
-def report(config: Config, folder: Path) -> Path:
+def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     """Builds the report of a recorded run from what it stored; returns its path.
 
-    This works for any run, even an unfinished one or one without a model.
+    This works for any run, even an unfinished one or one without a model, unless its answers are to
+    be explained.
 
     Raises:
-        RequestError: `run_id` is missing, there is no such run that has begun, or the data here
-            differs from that of the run's predictions.
+        RequestError: `run_id` is missing, there is no such run that has begun, the data here
+            differs from that of the run's predictions, or a run without model or predictions is to
+            be explained.
     """
     from pipeline.reports.notes import REPORT_PAGE
     from pipeline.reports.write import REPORTABLE, page_of
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_run
+    from pipeline.tracking.values import PREDICTIONS
 
     entry = find_run(REPORT.run_id(config), config, latest=REPORTABLE, called="run of its own")
     if entry.is_sweep:
@@ -39,7 +62,39 @@ def report(config: Config, folder: Path) -> Path:
             f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
             "these has a report"
         )
-    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir)
+    explain = None
+    if request.explain:
+        if not entry.has(PREDICTIONS):
+            raise RequestError(f"report.explain=true: run {entry.id} has no predictions")
+        model = entry.load_model()
+
+        def explain(predictions: Predictions) -> Explained:
+            return explained(model, predictions)
+
+    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir, explain)
     with replacing(folder / REPORT_PAGE) as path:
         path.write_text(page, encoding="utf-8")
     return folder / REPORT_PAGE
+
+
+def explained(model: Any, predictions: Predictions) -> Explained:
+    """What mattered to a Keras model in its most confident mistakes, and its features."""
+    from pipeline.reports.explained import Explained, scatter, spread
+    from pipeline.reports.images import surest_mistakes
+    from pipeline.training.explain import explain, features_of
+
+    chosen = surest_mistakes(predictions)[:EXPLAINED]
+    images = predictions.split.take(chosen)
+    guesses = explain(model, images, predictions.predicted[chosen])
+    shown = spread(len(predictions.split))
+    features = features_of(model, predictions.split.select(shown), batch_size=256)
+    return Explained(
+        images=chosen,
+        guesses=guesses.maps,
+        truths=explain(model, images, predictions.labels[chosen]).maps,
+        method=guesses.method,
+        scatter=None if features is None else scatter(features, shown, predictions),
+        lacking="The layers of this model are no graph that can be asked for its features."
+        if features is None
+        else "",
+    )

@@ -109,6 +109,21 @@ def test_the_verb_builds_the_same_page_from_what_was_recorded(
     assert without_times(again) == without_times(recorded)
 
 
+def test_the_verb_explains_mistakes_and_shows_the_features_on_demand(trained: Trained) -> None:
+    words = ("dataset=digits", f"run_id={trained.run_id}", "report.explain=true")
+    with inside(trained.folder):
+        carried_out("report", *words, folder=trained.folder / "explained")
+    page = (trained.folder / "explained" / "report.html").read_text("utf-8")
+    added = {"explained", "features"}
+    assert [name for name in sections(page) if name not in added] == ALL
+    assert added < {*sections(page)}
+    assert page.count('<span class="map"') % 3 == 0
+    assert page.count('<span class="map"') == 3 * min(12, page.count('<b class="bad">') // 2)
+    points = re.findall(r'<circle (?:class="wrong" )?cx="([\d.]+)" cy="([\d.]+)" r="[57]"', page)
+    assert 100 < len(points) <= 2000
+    assert all(0 <= float(place) <= 1000 for point in points for place in point)
+
+
 @pytest.mark.parametrize("run_id", ["null", "0123456789abcdef0123456789abcdef"])
 def test_the_verb_refuses_a_run_that_is_not_there(run_id: str, trained: Trained) -> None:
     with inside(trained.folder), pytest.raises(RequestError, match="run_id"):

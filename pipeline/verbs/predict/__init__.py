@@ -29,6 +29,8 @@ class Predict:
     """Images predicted at once."""
     contact_sheet: Annotated[str, ending_in(".png")] | None = MISSING
     """PNG file for an overview of the first images with their classes."""
+    explain: bool = MISSING
+    """Whether to draw what in the first images spoke for their classes, in a PNG beside it."""
 
 
 PREDICT = Verb(

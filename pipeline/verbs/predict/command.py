@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -79,6 +80,7 @@ class Classified:
     found: FoundFiles
     skipped: Sequence[Unreadable]
     output: Path
+    explained: Path | None = None
 
 
 def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
@@ -91,11 +93,12 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
     found, output = find_files(request.images), Path(request.output)
+    explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:
         _require_place(Path(request.contact_sheet))
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request)
-    sheet = _sheet(model) if request.contact_sheet else None
+    sheets = _sheets(model, request, explained)
     skipped: list[Unreadable] = []
     decoders = native_messages_to(folder / "decoders.log")
     with decoders as stderr, _progress(found, skipped, stderr) as listener:
@@ -106,10 +109,10 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
             listener=listener,
             fit=model.fit,
         )
-        tally = _write(blocks, classifier(model, request.invert), output, sheet)
-    if sheet and request.contact_sheet:
-        sheet.save(Path(request.contact_sheet))
-    return Classified(tally=tally, found=found, skipped=skipped, output=output)
+        tally = _write(blocks, classifier(model, request.invert), output, [*sheets.values()])
+    for path, sheet in sheets.items():
+        sheet.save(path)
+    return Classified(tally=tally, found=found, skipped=skipped, output=output, explained=explained)
 
 
 def show(classified: Classified, request: Predict) -> None:
@@ -120,6 +123,8 @@ def show(classified: Classified, request: Predict) -> None:
     """
     tally, skipped, output = classified.tally, classified.skipped, classified.output
     standard_output().print(tally.table())
+    if classified.explained:
+        print(f"explained={classified.explained}")
     print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
     if skipped:
         unread = _told(skipped, classified.found)
@@ -134,7 +139,9 @@ def _told(skipped: Sequence[Unreadable], found: FoundFiles) -> str:
     return f"{files} and {folders} folder{'s' if folders > 1 else ''}"
 
 
-def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: Sheet | None) -> Tally:
+def _write(
+    blocks: Iterator[Block], classify: Classify, output: Path, sheets: Sequence[Sheet]
+) -> Tally:
     tally = Tally()
     with replacing(output) as partial, WRITERS[output.suffix.lower()](partial) as write:
         try:
@@ -142,7 +149,7 @@ def _write(blocks: Iterator[Block], classify: Classify, output: Path, sheet: She
                 answers = classify(block)
                 write(answers)
                 tally.add(answers)
-                if sheet:
+                for sheet in sheets:
                     sheet.add(answers, block.images)
         except KeyboardInterrupt as stop:
             stop.args = (f"{tally.total:,} images were classified, {output} is not written",)
@@ -202,10 +209,20 @@ def _require_place(sheet: Path) -> None:
     require_writable(sheet.parent, holds="contact sheets")
 
 
-def _sheet(model: LoadedModel) -> Sheet:
+def _sheets(model: LoadedModel, request: Predict, explained: Path | None) -> dict[Path, Sheet]:
+    """The pages to fill and draw, by the files that they go to."""
     from pipeline.verbs.predict.sheet import Sheet
 
-    return Sheet(title=model.uri, shape=model.image_shape)
+    sheets = {}
+    if request.contact_sheet:
+        sheets[Path(request.contact_sheet)] = Sheet(title=model.uri, shape=model.image_shape)
+    if explained:
+        from pipeline.training.explain import explain
+
+        sheets[explained] = Sheet(
+            title=model.uri, shape=model.image_shape, explain=partial(explain, model.model)
+        )
+    return sheets
 
 
 @contextmanager

@@ -1,9 +1,14 @@
-"""A contact sheet: images with their classes, each as in the file and as the model saw it."""
+"""A contact sheet: images with their classes, each as in the file and as the model saw it.
+
+One that explains has beside each image what in it spoke for its class.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -19,12 +24,17 @@ from pipeline.data.pictures import (
     picture_of,
 )
 from pipeline.data.values import Array, Shape
+from pipeline.reports.explained import overlay
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
 from pipeline.verbs.predict.writers import Answers
 
-MOST = 48
+if TYPE_CHECKING:
+    from pipeline.training.explain import Importance
+
+MOST, EXPLAINED = 48, 24  # images
 COLUMNS = 8
+INNER = 4  # pixels between an image and its map
 TILE, INSET, GAP, CAPTION, HEADER = 180, 52, 18, 62, 64  # pixels
 PAPER, INK, FAINT, TRACK, ACCENT = "#ffffff", "#1b1f24", "#6b7480", "#e4e8ed", "#1f77b4"
 UNSURE, UNSURE_BELOW = "#d95f02", 0.5
@@ -33,26 +43,32 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """One image of the sheet; `seen` u8[H,W,C] is the model's input."""
+    """One image of the sheet; `seen` u8[H,W,C] is the model's input, `best` the class's number."""
 
     file: Path
     index: int | None
     label: str
     probability: float
     seen: Array
+    best: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Collects the first images and answers for the page; `shape` is that of the model's images."""
+    """Collects the first images and answers for the page; `shape` is that of the model's images.
+
+    `explain` takes images u8[N,H,W,C] and classes i64[N], and says what spoke for these.
+    """
 
     title: str
     shape: Shape
+    explain: Callable[[Array, Array], Importance] | None = None
     cells: list[Thumbnail] = field(default_factory=list)
 
     def add(self, answers: Answers, images: Array) -> None:
         """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
-        for place in range(min(len(images), MOST - len(self.cells))):
+        most = EXPLAINED if self.explain else MOST
+        for place in range(min(len(images), most - len(self.cells))):
             best = answers.top[place, 0]
             self.cells.append(
                 Thumbnail(
@@ -61,6 +77,7 @@ class Sheet:
                     label=answers.class_names[best],
                     probability=float(answers.probs[place, best]),
                     seen=np.bitwise_xor(images[place], 255 * answers.inverted[place].astype("u1")),
+                    best=int(best),
                 )
             )
 
@@ -71,18 +88,27 @@ class Sheet:
 
     def draw(self) -> Picture:
         """The page."""
-        columns = min(COLUMNS, max(4, len(self.cells)))
+        seen = [cell.seen for cell in self.cells]
+        maps = self.explain and self.explain(
+            np.stack(seen), np.array([cell.best for cell in self.cells])
+        )
+        width = TILE + (TILE + INNER if maps else 0)
+        most = COLUMNS * (TILE + GAP) // (width + GAP)
+        columns = min(most, max(2 if maps else 4, len(self.cells)))
         rows = -(-len(self.cells) // columns)
-        step = TILE + GAP, TILE + CAPTION + GAP
+        step = width + GAP, TILE + CAPTION + GAP
         page = Image.new("RGB", (GAP + columns * step[0], HEADER + rows * step[1] + GAP), PAPER)
         pen = ImageDraw.Draw(page)
         large = _font(20, bold=True)
         pen.text((GAP, 14), _short(pen, self.title, page.width - 2 * GAP, large), INK, large)
         note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
+        note += f"; red is what spoke for the class, by {maps.method}" if maps else ""
         pen.text((GAP, 44), note, FAINT, _font(12))
         for place, cell in enumerate(self.cells):
             corner = GAP + place % columns * step[0], HEADER + GAP + place // columns * step[1]
             _draw(page, cell, corner, self.shape)
+            if maps:
+                _draw_map(page, cell.seen, maps.maps[place], (corner[0] + TILE + INNER, corner[1]))
         return page
 
 
@@ -96,6 +122,13 @@ def _draw(page: Picture, cell: Thumbnail, corner: tuple[int, int], shape: Shape)
     framed = ImageOps.expand(seen, 2, PAPER)
     page.paste(framed, (left + TILE - framed.width, top + TILE - framed.height))
     _caption(pen, cell, (left, top + TILE + 6))
+
+
+def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) -> None:
+    left, top = corner
+    ImageDraw.Draw(page).rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
+    picture = picture_of(overlay(seen, heat, TILE))
+    page.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
 
 
 def _caption(pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int]) -> None:

@@ -191,6 +191,21 @@ def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> No
         assert page.format == "PNG"
 
 
+def test_what_spoke_for_the_answers_is_drawn_beside_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn(folder / "photos/a.png", border=100, inside=255)
+    asked(folder, explain="true", output="found.json")
+    with Image.open(folder / "found.explained.png") as page:
+        assert page.width > page.height
+        pixels = np.asarray(page.convert("RGB")).astype(int)
+    assert (pixels[..., 0] - pixels[..., 1] > 120).any(), "some of it is red"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "explained=found.explained.png",
+        "images=1 skipped=0 output=found.json",
+    ]
+
+
 def test_a_model_of_other_channels_than_pictures_have_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
