@@ -22,6 +22,7 @@ from pipeline.config.allowed import check_search_path, check_words
 from pipeline.config.compose import hide_composed
 from pipeline.config.messages import explain
 from pipeline.config.mistakes import Command, refuse_mistakes
+from pipeline.config.rules import choose
 from pipeline.config.schema import register, validate, validate_request
 from pipeline.config.search import CONF, VERSION_BASE
 from pipeline.config.words import (
@@ -117,7 +118,7 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     Raises:
         RequestError: a word is a mistake, or has no effect here.
     """
-    flags, settings = flags_apart(normalise(words))
+    flags, settings = flags_apart(normalise(words), verb.request)
     multirun = "--multirun" in flags
     if multirun and verb.name != "run":
         raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
@@ -180,14 +181,16 @@ def _split_verb(arguments: list[str]) -> tuple[Verb, list[str]]:
         flags, rest = flags_apart(arguments)
         verb, words = _split_verb(rest)
         return verb, [*flags, *words]
-    if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~", "–", "—")):
         return known["run"], arguments
     name, *rest = arguments
     if name not in known:
         if key := meant_by(re.split(r"[\s:]", name)[0]):
             refuse_mistakes(arguments, Command(verb="run", requests={}))
             raise RequestError(f"{name}: settings are written key=value, as in {key}=…")
-        raise RequestError(f"no verb {name!r}; choose one of {', '.join(known)}")
+        if (flag := name.lower()) in ("multirun", "help", "version"):
+            raise RequestError(f"no verb {name!r}; did you mean --{flag}?")
+        raise RequestError(f"no verb {name!r}; {choose(name, known)}")
     return known[name], rest
 
 

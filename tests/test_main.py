@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a misspelt top key": (["sed=3"], ["sed: no such key", "did you mean seed?"]),
     "a misspelt key of a leaf": (["model.hiden=[3]"], ["model.hiden", "did you mean hidden?"]),
     "a value out of range": (["train.epochs=0"], ["train.epochs", "greater than or equal to 1"]),
-    "a value of a wrong type": (["train.epochs=many"], ["train.epochs", "'many'", "Integer"]),
+    "a value of a wrong type": (["train.epochs=many"], ["train.epochs=many", "whole number"]),
     "a leaf's value out of range": (["model.dropout=1"], ["model.dropout", "less than 1"]),
     "an unknown metric": (["evaluate.metrics=[acuracy]"], ["evaluate.metrics", "accuracy"]),
     "an unknown choice": (
@@ -72,7 +72,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "an unknown verb": (["rnu"], ["no verb 'rnu'", "run", "evaluate"]),
     "an override without a value": (["run", "seed"], ["cannot read the override 'seed'"]),
-    "an unreadable override": (["model.hidden=[256,"], ["'model.hidden=[256,'"]),
+    "an unreadable override": (
+        ["model.hidden=[256,"],
+        ["model.hidden=[256,: a list is written [256]"],
+    ),
     "a builder that is not ours": (
         ["model._target_=os.system"],
         ["model._target_: 'os.system' is not allowed", "pipeline.training.models.mlp"],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
-from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -13,20 +13,26 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
-from pipeline.config.words import quoted, quoted_word
+from pipeline.config.meant import key_among, may_be_null
+from pipeline.config.rules import choose
+from pipeline.config.schema import Choices, Config
+from pipeline.config.words import annotation_of, quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
 NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
 _WAYS = {  # what OmegaConf says of a value: how such values are written
     "is not a valid bool": "; write true or false",
-    "could not be converted to Integer": "; write a whole number, as in 5, or null for none",
-    "could not be converted to Float": "; write a number, as in 0.001, or null for none",
+    "could not be converted to Integer": "; write a whole number, as in 5",
+    "could not be converted to Float": "; write a number, as in 0.001",
 }
 _TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
+_ASKED = re.compile(r"Could not (?:override|append to|delete from) .*?'([^']+)'")
+_GROUPS = frozenset(one.name for one in fields(Choices))
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,8 +51,13 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in FULL:  # such an error names no file
         return f"writing failed: {error.strerror}; free some space or choose another place"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if there := re.search(r"An item is already at '([^']+)'", str(error)):
+        return f"+{there[1]}=…: the key is there already; leave out the +"
+    asked = _ASKED.search(str(error))
     if isinstance(cause, OmegaConfBaseException):
-        return _bad_key(cause)
+        if "does not support deletion" in str(cause):
+            return f"~{asked[1] if asked else cause.full_key}: it cannot be left out, only changed"
+        return _bad_key(cause, asked[1] if asked else "")
     return one_line(error)
 
 
@@ -98,14 +109,20 @@ def _quote(key: str, value: str) -> str:
 
 
 def _missing_choice(error: MissingConfigException) -> str:
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = error.options or ()
+    file, options = error.missing_cfg_file or "", error.options or ()
+    group, _, choice = file.rpartition("/")
+    if file.partition("/")[0] in _GROUPS:
+        group, _, choice = file.partition("/")
     if not group or not options:
         return first_line(str(error))
-    return f"{group}={choice}: no such choice; {choose(choice, options)}"
+    if group == "dataset" and Path(choice).exists():
+        return (
+            f"{group}={choice}: no such choice; did you mean dataset=folder dataset.path={choice}?"
+        )
+    return f"{group}={choice}: no such choice; {choose(choice, sorted(options))}"
 
 
-def _bad_key(error: OmegaConfBaseException) -> str:
+def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
     key = error.full_key or str(error.key or "")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         parent = error.parent_node
@@ -113,22 +130,34 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         if isinstance(parent, DictConfig) and not known:
             return f"{key}: no such key yet; add it with +{key}=…"
         prefix, _, last = key.rpartition(".")
-        if not prefix and (elsewhere := [name for name in known if last in _keys(parent[name])]):
-            return f"{key}: no such key; did you mean {elsewhere[0]}.{key}?"
-        return f"{key}: no such key; {choose(last, known)}" + (f" of {prefix}" if prefix else "")
+        place = f" of {prefix}" if prefix else ""
+        if (meant := _key_meant(asked or key, parent)) is None:
+            return f"{key}: no such key; {choose(last, sorted(known))}{place}"
+        if meant.rpartition(".")[0] == prefix and not meant.endswith("=NAME"):
+            options = ", ".join(sorted(known))
+            return (
+                f"{key}: no such key; did you mean {meant.rpartition('.')[2]}? "
+                f"choose one of {options}{place}"
+            )
+        return f"{key}: no such key; did you mean {meant}?"
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: needs a value"
     how = next((way for said, way in _WAYS.items() if said in str(error.msg)), "")
-    return f"{key}: {first_line(error.msg or str(error))}{how}"
+    null = ", or null for none" if how and may_be_null(annotation_of(key)) else ""
+    if isinstance(error, InterpolationKeyError):
+        how = "; a variable of the environment is written ${oc.env:NAME}"
+    return f"{key}: {first_line(error.msg or str(error))}{how}{null}"
+
+
+def _key_meant(key: str, node: Any) -> str | None:
+    """The key of the whole configuration that is meant by one that does not exist."""
+    root = node._get_root() if isinstance(node, DictConfig) else None
+    known = {"": [name for name in _keys(root) if name not in NOT_OFFERED]}
+    ours = [one.name for one in fields(Config) if one.name not in NOT_OFFERED]
+    order = sorted(ours, key=lambda name: name not in _GROUPS)
+    known |= {name: _keys(root[name]) for name in order if root is not None}
+    return key_among(key, {name: keys for name, keys in known.items() if keys})
 
 
 def _keys(node: Any) -> list[str]:
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
-
-
-def choose(given: str, options: Iterable[str]) -> str:
-    """What else could have been meant, the nearest first."""
-    names = sorted(options)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.7)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}choose one of {', '.join(names)}"

@@ -9,15 +9,27 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import OverrideParseException
 
 from pipeline.config import search
-from pipeline.config.messages import choose, unreadable
+from pipeline.config.meant import (
+    holds_settings,
+    is_list,
+    is_number,
+    is_whole,
+    items_of,
+    may_be_null,
+    number_as_typed,
+    range_of,
+    settings_in,
+    takes_one,
+)
+from pipeline.config.messages import unreadable
+from pipeline.config.rules import choose
 from pipeline.config.schema import Choices
 from pipeline.config.words import (
     HYDRA_TEXTS,
@@ -34,6 +46,15 @@ from pipeline.config.words import (
 from pipeline.system.errors import RequestError
 
 _GROUPS = frozenset(one.name for one in fields(Choices))
+MEANT_FIRST = {  # what people name without its key
+    **dict.fromkeys(("evaluate", "promote", "report", "resume", "reproduce"), "run_id"),
+    "predict": "images",
+    "drift": "path",
+    "compare": "runs",
+    "serve": "port",
+    "rollback": "to",
+    "sync": "folder",
+}
 NAMES_NO_RUN = ("run", "ingest", "preprocess", "train")  # the verbs that begin a run of their own
 
 
@@ -66,7 +87,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     Raises:
         RequestError: a line that says what to type.
     """
-    _require_settings(words, verbs)
+    _require_settings(words, command, verbs)
     if not command.shows:
         for word in words:
             _require_effect(word, words, command)
@@ -80,7 +101,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
             _require_use(word, command)
 
 
-def _require_settings(words: Sequence[str], verbs: Collection[str]) -> None:
+def _require_settings(words: Sequence[str], command: Command, verbs: Collection[str]) -> None:
     """Refuses the first word that is not written `key=value`.
 
     Raises:
@@ -90,7 +111,21 @@ def _require_settings(words: Sequence[str], verbs: Collection[str]) -> None:
         if re.match(r"=|[+~]*[^=\s]+\s*:\s|[+~]*[^=\s]+\s+=|\s", word) or (
             "=" not in word and not word.startswith("~")
         ):
+            if position == 0 and (meant := _for_the_verb(word, words, command)):
+                raise RequestError(f"cannot read the override {word!r}: did you mean {meant}?")
             raise RequestError(_no_setting(position, words, verbs))
+
+
+def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | None:
+    """What the first word of a verb means that is no setting: `photos/` of predict."""
+    keys = {one.name: one.type for one in fields(command.request)} if command.request else {}
+    if keys.get(word) in (bool, "bool"):
+        return f"{word}=true"
+    key = MEANT_FIRST.get(command.verb)
+    if key is None or re.search(r"[=:\s]", word) or word in keys or meant_by(word):
+        return None
+    several = [one for one in words if "=" not in one] if key == "runs" else [word]
+    return _written(key, ",".join(several))
 
 
 def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> str:
@@ -102,10 +137,7 @@ def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> 
         return f"{line}: the verb comes first, as in python -m pipeline {word} …"
     key = meant_by(parts[0].lstrip("+~")) if parts else None
     if word.startswith("=") or (following.startswith("=") and "=" not in word):
-        start = position - word.startswith("=")  # of KEY = VALUE, in two words or three
-        name, _, value = " ".join(words[max(start, 0) : start + 3]).partition(" =")
-        value = value.split()[0] if value.strip() else ""
-        return f"{line}: no spaces around =, as in {name.rstrip('=')}={value or 'VALUE'}"
+        return f"{line}: {_apart(words, position)}"
     if key and len(parts) == 2:
         return f"{line}: settings are written key=value: {_written(key, parts[1])}"
     if key or word.endswith(":"):
@@ -126,6 +158,16 @@ def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> 
         several = f"{before.rstrip(',')},{word}"
         return f"{line}: did you mean {several}? several values have no spaces between, and need -m"
     return f"{line}: settings are written key=value, as in train.epochs=5"
+
+
+def _apart(words: Sequence[str], position: int) -> str:
+    """How KEY = VALUE is written, which stands in two words or three."""
+    start = position - words[position].startswith("=")
+    if start < 0:
+        return f"a key must stand before =, as in seed{words[0]}"
+    name, _, value = " ".join(words[start : start + 3]).partition(" =")
+    value = value.split()[0] if value.strip() else "VALUE"
+    return f"no spaces around =, as in {name.rstrip('=')}={value}"
 
 
 def _may_be_text(word: str) -> bool:
@@ -228,6 +270,32 @@ def _require_once(words: Iterable[str], command: Command) -> None:
             seen[key] = word
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """A word `key=value`, taken apart."""
+
+    word: str
+    name: str
+    """The key as it is typed."""
+    value: str
+    key: str
+    """The key as Hydra knows it."""
+    hint: Any
+    """Type and rule of the value; None if unknown."""
+
+    @property
+    def group(self) -> str:
+        return self.key.partition("@")[0]
+
+    @property
+    def is_a_text(self) -> bool:
+        return is_text(self.hint) or self.key in HYDRA_TEXTS
+
+    @property
+    def or_null(self) -> str:
+        return f", or {self.name}=null" if may_be_null(self.hint) else ""
+
+
 def _require_value(word: str, command: Command, parser: OverridesParser) -> None:
     """Refuses a value that its key cannot have, for a mistake that is often made.
 
@@ -235,18 +303,18 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         RequestError: how it is written.
     """
     bare = word.lstrip("+~")
-    key, _, value = bare.partition("=")
+    name, equals, value = bare.partition("=")
     key = full_key(bare, command.verb, command.request)
-    group = key.partition("@")[0]
-    if group in _GROUPS:
-        _require_choice(word, group, value, command.folders)
     hint = annotation_for(key, command.verb, command.request)
-    optional = NoneType in get_args(hint)
-    if optional and value.lower() in ("none", "nil") and "none" not in str(hint):
-        text = f", or \"'{value}'\" for the text" if is_free(hint) else ""
-        raise RequestError(
-            f"{word}: write null for none, as in {bare.partition('=')[0]}=null{text}"
-        )
+    setting = _Setting(word=word, name=name, value=value, key=key, hint=hint)
+    if equals:
+        _require_one(setting)
+        _require_something(setting, command)
+    if setting.group in _GROUPS:
+        _require_choice(setting, command)
+    if not equals:
+        return
+    _require_null(setting)
     of_verb = command.request is not None and key.startswith(f"{command.verb}.")
     if (
         is_free(hint)
@@ -257,39 +325,141 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     try:
         one = parser.parse_overrides([word])[0]
     except OverrideParseException as error:
-        raise RequestError(unreadable(error)) from error
-    _require_list(bare, value, hint, one)
-    if group in _GROUPS and isinstance(one.value(), int | float | dict):
-        raise RequestError(
-            f"{word}: no such choice; {choose(value, search.files_of(group, command.folders))}"
-        )
+        raise RequestError(_how_it_is_written(setting) or unreadable(error)) from error
+    if key.startswith("hydra") and one.is_sweep_override():
+        raise RequestError(f"{word} cannot be searched: it is about the whole; give it one value")
+    if is_list(hint):
+        _require_list(setting, one)
+    elif is_number(hint):
+        _require_number(setting, one)
     if one.is_sweep_override() and not command.multirun:
         raise RequestError(f"{word}: {_several(word, value, hint, command)}")
 
 
-def _require_choice(word: str, group: str, value: str, folders: Sequence[Path]) -> None:
-    if not word.startswith("~") and "null" not in re.split(r"[\s,()]+", value.lower()):
+def _require_one(setting: _Setting) -> None:
+    """Refuses a word in which a second setting or a second = stands, unless it may be a text."""
+    word, name, value = setting.word, setting.name, setting.value
+    if name.endswith(":"):
+        raise RequestError(f"{word}: one = is enough, as in {name.rstrip(':')}={value}")
+    if ":" in name.partition("@")[0] or re.search(r"^[^\w]|[./]{2}|[./]$", name):
+        dotted = re.sub(r"[^\w/@-]+", ".", name).strip(".")
+        raise RequestError(f"{word}: a key is written with single dots, as in {dotted}={value}")
+    if setting.is_a_text:
         return
-    files = search.files_of(group, folders)
-    how = f"write {group}=none" if "none" in files else choose(value, files)
-    raise RequestError(f"{word}: {group} cannot be left out; {how}")
+    if value.startswith("="):
+        raise RequestError(f"{word}: one = is enough, as in {name}={value.lstrip('= ')}")
+    if holds_settings(value):
+        raise RequestError(f"{word}: settings are words of their own: {settings_in(word)}")
 
 
-def _require_list(bare: str, value: str, hint: Any, one: Override) -> None:
-    """Refuses single values for a key that takes a list, in a sweep too."""
-    kinds = [get_origin(part) for part in (hint, *get_args(hint))]
-    if not (kinds[0] in (list, tuple) or (NoneType in get_args(hint) and list in kinds)):
+def _require_something(setting: _Setting, command: Command) -> None:
+    """Refuses an empty value, as of a variable of the shell that is not set."""
+    if setting.value.strip("'\" \t") or setting.key.startswith("tracking.tags."):
         return
+    how = f"a value must follow{setting.or_null} (is it a variable of the shell that is not set?)"
+    if setting.group in _GROUPS:
+        how = choose("", search.files_of(setting.group, command.folders))
+    elif is_list(setting.hint):
+        how = f"an empty list is written {setting.name}=[]"
+    raise RequestError(f"{setting.word} is empty: {how}")
+
+
+def _require_choice(setting: _Setting, command: Command) -> None:
+    word, group, value = setting.word, setting.group, setting.value.strip("'\" ")
+    files = search.files_of(group, command.folders)
+    if value.endswith((".yaml", ".yml")):
+        raise RequestError(f"{word}: write {group}={Path(value).stem}, without folder and ending")
+    if group == "dataset" and re.match(r"\.{0,2}/|~|[A-Za-z]:[/\\]", value):
+        path = _written("dataset.path", value)
+        raise RequestError(f"{word}: no such choice; did you mean dataset=folder {path}?")
+    if value.startswith("{"):
+        raise RequestError(f"{word}: settings of {group} are written {group}.KEY=VALUE each")
+    if re.fullmatch(r"[-+]?[\d.]+|true|false", value.lower()):
+        raise RequestError(f"{word}: no such choice; {choose(value, files)}")
+    if word.startswith("~") or "null" in re.split(r"[\s,()]+", value.lower()):
+        how = f"write {group}=none" if "none" in files else choose(value, files)
+        raise RequestError(f"{word}: {group} cannot be left out; {how}")
+
+
+def _require_null(setting: _Setting) -> None:
+    """Refuses other words for null, and null where there must be a value."""
+    word, value, hint = setting.word, setting.value.lower(), setting.hint
+    if may_be_null(hint) and value in ("none", "nil") and "none" not in str(hint):
+        text = f", or \"'{setting.value}'\" for the text" if is_free(hint) else ""
+        raise RequestError(f"{word}: write null for none, as in {setting.name}=null{text}")
+    if value == "null" and is_text(hint) and not may_be_null(hint):
+        raise RequestError(f"{word}: it cannot be null; a text must follow")
+
+
+def _how_it_is_written(setting: _Setting) -> str | None:
+    """What to type for a value that Hydra cannot read."""
+    if re.search(r"\w\(|\]\s*,\s*\[", setting.value):  # a function, or lists for several jobs
+        return None
+    if is_list(setting.hint):
+        return _a_list(setting)
+    return _a_number(setting) if is_number(setting.hint) else None
+
+
+def _require_number(setting: _Setting, one: Override) -> None:
+    """Refuses what is no number, or no whole one."""
     given = one.value()
+    if one.is_sweep_override() or (given is None and may_be_null(setting.hint)):
+        return
+    if isinstance(given, str) and re.search(r"\$\{.+:", given):
+        return
+    number = given.replace("_", "") if isinstance(given, str) else given
+    if isinstance(number, str):  # quoted, or with _ between digits
+        number = next((kind(number) for kind in (int, float) if _reads(number, kind)), None)
+    whole = isinstance(number, int) or (isinstance(number, float) and not is_whole(setting.hint))
+    if isinstance(number, bool) or not whole:
+        raise RequestError(_a_number(setting))
+
+
+def _reads(text: str, kind: type) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return text.isascii()
+
+
+def _a_number(setting: _Setting) -> str:
+    name, value, hint = setting.name, setting.value, setting.hint
+    kind = "a whole number" if is_whole(hint) else "a number"
+    if several := range_of(value):
+        word = quoted_word(f"{name}={several}")
+        return f"{setting.word}: write {kind}; several values are -m {word}"
+    shell = "; the shell fills in $… outside of '…' only" if value.startswith("$") else ""
+    example = number_as_typed(value, hint)
+    return f"{setting.word}: write {kind}, as in {name}={example}{setting.or_null}{shell}"
+
+
+def _require_list(setting: _Setting, one: Override) -> None:
+    """Refuses single values for a key that takes a list, in a sweep too."""
+    given, null = one.value(), may_be_null(setting.hint)
     several = isinstance(given, ChoiceSweep)
     single = given.list if isinstance(given, ChoiceSweep) else [given]
-    if not value or any(isinstance(item, list | dict) or item is None for item in single):
+    if any(isinstance(item, dict) or (item is None and null) for item in single):
         return
-    if any("${" in str(item) for item in single) or (one.is_sweep_override() and not several):
+    items = given if isinstance(given, list) else []
+    if any(isinstance(item, str) and " " in item for item in items):
+        raise RequestError(_a_list(setting))
+    if any(isinstance(item, list) for item in single) or "${" in setting.value:
         return
-    items = value.strip("()").removeprefix("choice(") if several else value.strip("()'\" ")
-    items = items if "," in items else re.sub(r"[\s;]+", ",", items)
-    raise RequestError(f"{bare}: a list is written [{items}], as in {key_of(bare)}=[{items}]")
+    if takes_one(setting.hint):  # or a number instead of the list
+        if not several and not re.search(r"\d\s*[,;x\s]\s*\d", setting.value):
+            _require_number(setting, one)
+            return
+        if several and all(isinstance(item, int) for item in single):
+            return
+    if not one.is_sweep_override() or several:
+        raise RequestError(_a_list(setting))
+
+
+def _a_list(setting: _Setting) -> str:
+    items = items_of(setting.value)
+    name = setting.name
+    return f"{name}={setting.value}: a list is written [{items}], as in {name}=[{items}]"
 
 
 def _several(word: str, value: str, hint: Any, command: Command) -> str:
@@ -298,11 +468,11 @@ def _several(word: str, value: str, hint: Any, command: Command) -> str:
     if command.verb != "run":
         return f"several values make a sweep of runs; {command.verb} takes one"
     decimal = re.fullmatch(r"(-?\d+),(\d+)", value)
-    point = (
-        f"; a decimal is written {decimal[1]}.{decimal[2]}" if decimal and _is_float(hint) else ""
-    )
+    point = ""
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", value) and is_number(hint):
+        point = f"; a number is written without separators: {value.replace(',', '')}"
+    elif decimal and is_number(hint) and not is_whole(hint):
+        point = f"; a decimal is written {decimal[1]}.{decimal[2]}"
+    elif hint is None and "." in word.partition("=")[0]:
+        point = f"; a list is written [{items_of(value)}]"
     return f"several values need -m: python -m pipeline -m {quoted_word(word)}{point}"
-
-
-def _is_float(hint: Any) -> bool:
-    return hint is float or any(map(_is_float, get_args(hint)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
@@ -49,8 +50,27 @@ def one_of(*choices: str) -> AfterValidator:
 
 def _chosen(value: str, choices: Iterable[str]) -> str:
     if value not in choices:
-        raise ValueError(f"choose one of {', '.join(choices)}")
+        raise ValueError(choose(value, choices))
     return value
+
+
+_NONE = ("none", "null", "nil", "no", "off", "false", "0", "")
+
+
+def choose(given: str, options: Iterable[str]) -> str:
+    """What else could have been meant: the nearest of the options first, then all."""
+    names = [*options]
+    by_letters = {_letters(name): name for name in reversed(names)}
+    near = difflib.get_close_matches(_letters(given), by_letters, n=1, cutoff=0.7)
+    close = by_letters[near[0]] if near and _letters(given) else None
+    if given.lower() in _NONE and "none" in names:
+        close = "none"
+    hint = f"did you mean {close}? " if close else ""
+    return f"{hint}choose one of {', '.join(names)}"
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 def listed_in(module: str, name: str) -> AfterValidator:
@@ -125,12 +145,23 @@ def short_name(name: str) -> str:
 
 def broken_rules(error: ValidationError, prefix: str = "") -> str:
     """One line per refused value: its key, the rule, and the given value."""
-    lines = []
+    lines: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors():
-        key = ".".join(str(part) for part in (*filter(None, [prefix]), *problem["loc"]))
+        place = [str(part) for part in problem["loc"] if not _is_of_a_union(part)]
+        key = ".".join((*filter(None, [prefix]), *place))
         rule = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             rule = "no such parameter"
         given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        lines.append(f"{key}: {rule}{given}")
-    return "\n".join(dict.fromkeys(lines))
+        lines.setdefault((key, given), []).append(rule)
+    return "\n".join(
+        f"{key}: {' or '.join(dict.fromkeys(rules))}{given}"
+        for (key, given), rules in lines.items()
+    )
+
+
+def _is_of_a_union(part: int | str) -> bool:
+    """Whether a part of a place names one of several types (`list[str]`), not a key."""
+    return isinstance(part, str) and bool(
+        re.search(r"\[.*\]$|^constrained-|^(int|float|str)$", part)
+    )

@@ -67,6 +67,22 @@ SHORT_FLAGS = {
 # Keys of Hydra's own that are texts.
 HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
+_DASHES = ("\u2010", "\u2011", "\u2013", "\u2014", "\u2212")
+_SWEEP = "several values are tried with -m: python -m pipeline -m seed=0,1"
+_FLAGS_MEANT = {
+    **dict.fromkeys(("m", "multirun", "multi_run", "sweep", "grid", "search"), _SWEEP),
+    **dict.fromkeys(
+        ("dry_run", "n", "preview", "print_config"),
+        "--cfg job shows a run's configuration, sweep.preview=true the jobs of a sweep",
+    ),
+    **dict.fromkeys(("v", "verbose", "debug"), "hydra.verbose=true logs more"),
+    **dict.fromkeys(
+        ("config", "config_file", "cfg_file", "conf"),
+        "files of conf/ are chosen by "
+        "name, as in experiment=fast; --config-dir FOLDER adds a folder of yours",
+    ),
+}
+
 # What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
 
@@ -164,7 +180,7 @@ def latest(words: Sequence[str]) -> list[str]:
     ]
 
 
-def flags_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def flags_apart(words: Sequence[str], request: type | None = None) -> tuple[list[str], list[str]]:
     """Hydra's flags, each with its value, and the words that are none, wherever they stand.
 
     Hydra's parser of arguments takes overrides in one place only, so flags go first.
@@ -177,13 +193,15 @@ def flags_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     remaining = [*words]
     while remaining:
         word = remaining.pop(0)
+        if word[:1] in _DASHES and "=" not in word:
+            raise RequestError(f"{word}: a flag begins with -, as in -m, not with {word[0]}")
         if not word.startswith("-"):
             settings.append(word)
             continue
         written, equals, value = word.partition("=")
         flag = SHORT_FLAGS.get(written, written)
         if flag not in HYDRA_FLAGS:
-            raise RequestError(_no_such_flag(word, remaining))
+            raise RequestError(_no_such_flag(word, remaining, request))
         if flag in HYDRA_VALUES:
             value = value if equals else remaining.pop(0) if remaining else ""
             flags.append(f"{flag}={_value_of_flag(written, value)}")
@@ -194,7 +212,8 @@ def flags_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise RequestError(f"{word}: choose one of {', '.join(INFO)}")
             flags.append(f"{flag}={value or INFO[0]}")
         elif equals:
-            raise RequestError(f"{word}: {written} takes no value")
+            apart = f"; write {written} {value}" if "=" in value else ""
+            raise RequestError(f"{word}: {written} takes no value{apart}")
         else:
             flags.append(flag)
     return flags, settings
@@ -215,8 +234,16 @@ def _value_of_flag(flag: str, value: str) -> str:
     return value
 
 
-def _no_such_flag(word: str, following: Sequence[str]) -> str:
+def _no_such_flag(word: str, following: Sequence[str], request: type | None) -> str:
+    if " " in word.strip():
+        return f"{word}: no such flag; flags and settings are words of their own, not in quotes"
     written, equals, value = word.partition("=")
+    name = written.lstrip("-").replace("-", "_")
+    if name.lower() in _FLAGS_MEANT:
+        return f"{word}: no such flag; {_FLAGS_MEANT[name.lower()]}"
+    if request is not None and name in _hints(request):
+        value = "true" if _hints(request)[name] is bool else "…"
+        return f"{word}: no such flag; settings are written key=value, as in {name}={value}"
     if not equals and following and "=" not in following[0] and following[0][:1] != "-":
         value = following[0]
     meant = meant_by(written.lstrip("-"))

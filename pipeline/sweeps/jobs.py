@@ -148,7 +148,10 @@ def asked_for(
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(words))
-    _require_effect(given, composed, adaptive=adaptive)
+    about_hydra = parser.parse_overrides(  # which Hydra keeps apart on a command line
+        [word for word in composed.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+    )
+    _require_effect([*about_hydra, *given], composed, adaptive=adaptive)
     keys = {override.get_key_element() for override in given}
     kept: dict[str, str] = OmegaConf.to_container(composed.sweep.params)  # type: ignore[assignment]
     from_file = parser.parse_overrides(

@@ -76,16 +76,21 @@ def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
         (
             "train.epochs=many",
             "Value 'many' of type 'str' could not be converted to Integer; "
-            "write a whole number, as in 5, or null for none",
+            "write a whole number, as in 5",
         ),
         (
             "train.epochs=1.5",
             "Value '1.5' of type 'float' could not be converted to Integer; "
-            "write a whole number, as in 5, or null for none",
+            "write a whole number, as in 5",
         ),
         (
             "train.tensorboard=maybe",
             "Value 'maybe' is not a valid bool (type str); write true or false",
+        ),
+        (
+            "train.patience=a",
+            "Value 'a' of type 'str' could not be converted to Integer; "
+            "write a whole number, as in 5, or null for none",
         ),
         ("seed=null", "field 'seed' is not Optional"),
     ],
@@ -120,6 +125,32 @@ def test_an_override_that_cannot_be_read_is_told_its_cause_and_how_it_is_written
     assert told in message
     assert "Lexer" not in message
     assert "expecting" not in message
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("TRAIN.Epochs=5", "did you mean train.epochs?"),
+        ("train__epochs=5", "did you mean train.epochs?"),
+        ("train.batchSize=5", "did you mean batch_size?"),
+        ("train.lr=0.1", "did you mean optimizer.learning_rate?"),
+        ("lr=0.1", "did you mean optimizer.learning_rate?"),
+        ("train.seed=1", "did you mean seed?"),
+        ("training.epochs=5", "did you mean train.epochs?"),
+        ("model.name=cnn", "did you mean model=NAME?"),
+        ("tracking.name=x", "did you mean run_name?"),
+        ("+train.epochs=5", "the key is there already; leave out the +"),
+        ("~train.epochs", "it cannot be left out, only changed"),
+        ("seed=${SEED}", "a variable of the environment is written ${oc.env:NAME}"),
+        ("model=CNN", "did you mean cnn?"),
+        ("dataset=FashionMNIST", "did you mean fashion_mnist?"),
+    ],
+)
+def test_a_key_or_name_that_is_spelt_otherwise_is_met_with_ours(word: str, told: str) -> None:
+    register(requests())
+    with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
+        _ = compose("config", [word]).seed
+    assert told in explain(caught.value)
 
 
 def test_a_heading_of_a_library_is_followed_by_its_reason() -> None:

@@ -39,7 +39,8 @@ def multirun(*words: str, adaptive: bool = True) -> Multirun:
     loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONF)))
     words = tuple(left_to_jobs(words))
     composed = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)
-    return asked_for(words, composed, loader, adaptive=adaptive)
+    handed = [word for word in words if not word.startswith("hydra")]  # Hydra keeps its own
+    return asked_for(handed, composed, loader, adaptive=adaptive)
 
 
 def params(jobs: Sequence[Job]) -> list[list[str]]:
