@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -67,12 +68,11 @@ def number_of(text: str) -> float | None:
 
 def _of_two(first: float, sign: str, second: float) -> float | None:
     try:
-        value = {"/": lambda: first / second, "*": lambda: first * second}.get(
-            sign, lambda: first**second
-        )()
+        if sign == "/":
+            return first / second
+        return first * second if sign == "*" else math.pow(first, second)
     except (ArithmeticError, ValueError):
         return None
-    return value if isinstance(value, float) else None
 
 
 def number_as_typed(text: str, hint: Any) -> str:

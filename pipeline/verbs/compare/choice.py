@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.config.messages import choose
+from pipeline.config.rules import choose
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect, experiment_name
@@ -89,7 +89,7 @@ def _without_metric(config: Config, name: str, metric: str) -> str:
     one = replace(FINISHED, experiment=name, limit=1)
     newest = find_runs(one, config.tracking)
     if newest:
-        other = choose(metric, newest[0].metrics)
+        other = choose(metric, sorted(newest[0].metrics))
         return f"metric={metric}: no finished run of experiment {name} has it; {other}"
     state = "finished run" if find_runs(Query(experiment=name, limit=1), config.tracking) else "run"
     return f"experiment {name} has no {state} yet; tracking.experiment=… names another"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.messages import choose
+from pipeline.config.rules import choose
 from pipeline.config.schema import Config
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
@@ -75,7 +75,7 @@ def _find(config: Config, request: Compare) -> ChosenRuns:
         lower = better == "lower" if better else request.direction == "minimize"
         return choice.best_runs(config, request.metric, most=request.top, lower_is_better=lower)
     if not any(request.metric in run.metrics for run in found.runs):
-        other = choose(request.metric, {key for run in found.runs for key in run.metrics})
+        other = choose(request.metric, sorted({key for run in found.runs for key in run.metrics}))
         raise RequestError(f"metric={request.metric}: none of the runs has it; {other}")
     return found
 
