@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -115,11 +114,10 @@ def _missing_choice(error: MissingConfigException) -> str:
         group, _, choice = file.partition("/")
     if not group or not options:
         return first_line(str(error))
-    if group == "dataset" and Path(choice).exists():
-        return (
-            f"{group}={choice}: no such choice; did you mean dataset=folder dataset.path={choice}?"
-        )
-    return f"{group}={choice}: no such choice; {choose(choice, sorted(options))}"
+    how = choose(choice, sorted(options))
+    if group == "dataset" and how.startswith("choose"):
+        how += f"; a folder of pictures is dataset=folder dataset.path={choice}"
+    return f"{group}={choice}: no such choice; {how}"
 
 
 def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
