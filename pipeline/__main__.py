@@ -244,8 +244,8 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
         log.debug("%s failed", verb.name, exc_info=True)
         if _is_unread(error):
             raise
-        story = f"\nThe whole story is in {folder}" if verb.keeps_log else ""
-        raise PipelineError(f"{explain(error)}{story}") from error
+        where = f"\nThe log is in {folder}" if verb.keeps_log else ""
+        raise PipelineError(f"{explain(error)}{where}") from error
 
 
 def _is_unread(error: BaseException) -> bool:

@@ -289,7 +289,7 @@ def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path)
     assert pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
     ended = limited(*DRAWN, "model=mlp", cwd=tmp_path, bytes_a_file=1_500_000)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert_helpful(ended.stderr, "File too large", "free", f"whole story is in {tmp_path}/outputs/")
+    assert_helpful(ended.stderr, "File too large", "free", f"log is in {tmp_path}/outputs/")
     assert list(tmp_path.rglob("*.partial*")) == []
     after = pipeline(*QUICK, cwd=tmp_path)
     assert after.returncode == 0

@@ -190,7 +190,7 @@ def do_job(composed: DictConfig) -> None:
     except RequestError:
         raise
     except Exception as error:
-        raise PipelineError(f"{explain(error)}\nThe whole story is in {folder}") from error
+        raise PipelineError(f"{explain(error)}\nThe log is in {folder}") from error
 
 
 def launch_batch(

@@ -530,7 +530,7 @@ def test_the_commands_end_with_their_exit_codes_and_say_why(runs: Runs) -> None:
     assert "worst-class recall" in refused.stdout
     told = refused.stderr.splitlines()
     assert told[0] == f"run {runs.weak} is refused; nothing was changed"
-    assert told[-1].startswith("The whole story is in ")
+    assert told[-1].startswith("The log is in ")
     wrong = pipeline("promote", DATA[0], f"run_id={runs.weak}", "force=true", cwd=runs.folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == 'promote.force=true needs a reason, for the ledger: reason="…"\n'
