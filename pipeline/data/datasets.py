@@ -256,22 +256,26 @@ def cifar100(
 
 def folder(  # noqa: PLR0913 (the keys of its file)
     *,
+    # Which pictures: see `listing.listed`.
     path: str | None,
-    size: SideLength | tuple[SideLength, SideLength] | None,
-    channels: Literal[1, 3] | None,
-    fit: Annotated[str, one_of(*FITS)],
-    classes: Classes,
-    group: str | None,
-    near_duplicates: Annotated[int, Field(ge=0, le=10)] | None,
-    test_fraction: Annotated[float, Field(ge=0.01, le=0.9)],
-    seed: Seed,
-    on_bad: Annotated[str, one_of("skip", "refuse")],
-    max_bad: Share,
     root: str | None,
+    classes: Classes,
     path_column: str | None,
     label_column: str | None,
     split_column: str | None,
     exclude: Exclude = None,
+    # What an image of them is: see `packing.Packing`.
+    size: SideLength | tuple[SideLength, SideLength] | None,
+    channels: Literal[1, 3] | None,
+    fit: Annotated[str, one_of(*FITS)],
+    # What becomes of files that cannot be read.
+    on_bad: Annotated[str, one_of("skip", "refuse")],
+    max_bad: Share,
+    # How they are divided: see `folders.Division`.
+    group: str | None,
+    near_duplicates: Annotated[int, Field(ge=0, le=10)] | None,
+    test_fraction: Annotated[float, Field(ge=0.01, le=0.9)],
+    seed: Seed,
 ) -> Pictures:
     """A user's own pictures: u8[N,H,W,C] of any folder, archive or list (`data/listing.py`).
 
