@@ -1,4 +1,4 @@
-"""Turns what Hydra, OmegaConf and the system complain about into a line that helps."""
+"""Turns errors of Hydra, OmegaConf and the system into a line that says what to do."""
 
 from __future__ import annotations
 

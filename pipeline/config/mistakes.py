@@ -1,4 +1,4 @@
-"""Settings that cannot be meant as they are typed, each refused with what to type instead.
+"""Refuses settings that are most likely mistakes, with what to type instead.
 
 Hydra and OmegaConf refuse most of them too, in the words of a grammar, and ignore the rest.
 """

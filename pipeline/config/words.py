@@ -1,4 +1,4 @@
-"""The command line that `mlflow run` composes, turned into the one a person would type."""
+"""Reads the words of a command line: flags, keys and values, also as `mlflow run` composes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is to do without, `dataset.exclude`: a list of its files, or of places in splits.
+"""Leaves images out of a data set: `dataset.exclude`, a list of files or of places in splits.
 
 `audit` writes such lists; any CSV, JSON lines or Parquet file with a column `file`, or `split` and
 `index`, will do. Pictures are excluded after the test split is drawn, so that this stays as it is.

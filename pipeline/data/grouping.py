@@ -1,4 +1,4 @@
-"""Which pictures belong together, and splits that keep them together: without leaks.
+"""Finds pictures that belong together, and divides data without separating them.
 
 Pictures of one subject, frames of one film and copies of one file flatter a model that has seen
 one of them in training and is tested on another.

@@ -1,4 +1,4 @@
-"""The origin of a run: code with uncommitted changes, environment, hardware."""
+"""The lineage of a run: code with uncommitted changes, environment, hardware."""
 
 from __future__ import annotations
 

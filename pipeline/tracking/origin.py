@@ -1,4 +1,4 @@
-"""The origin of a result apart from its configuration, for a recorded run and for a run now."""
+"""What a result depends on besides its configuration, compared between a recorded run and now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Out-of-fold probabilities: what models say of images that they were not trained on, for all."""
+"""Out-of-fold probabilities: of each image, by a model that was not trained on it."""
 
 from __future__ import annotations
 

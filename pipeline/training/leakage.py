@@ -1,4 +1,4 @@
-"""What a careless split would have claimed: the same training on a split that ignores groups."""
+"""Measures leakage: the accuracy that a split without regard to groups would have claimed."""
 
 from __future__ import annotations
 

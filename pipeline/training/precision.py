@@ -1,4 +1,4 @@
-"""In how many bits a model computes: `train.precision`.
+"""The precision of training, 16 or 32 bits: `train.precision`.
 
 Weights, losses and optimizers stay in float32 ("mixed precision", Micikevicius et al. 2018); what
 lies between them is computed in 16 bits. A model is kept and saved in float32, so that it gives the

@@ -1,4 +1,4 @@
-"""Backbones with weights of earlier trainings: where they come from, and which of them train on.
+"""Pretrained backbones: where their weights come from, and which layers are trained further.
 
 A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
 and a head. Weights are only ever read as numbers: those of ImageNet from a file in an installed

@@ -1,4 +1,4 @@
-"""The findings about runs that the store calls RUNNING, and whose folders are whose."""
+"""Findings about runs that the store calls RUNNING, and the run that each folder belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the images out of a request's body, JSON or a picture, and refuses with a reason all else.
+"""Reads images from a request's body, JSON or a picture; refuses all else with a reason.
 
 The JSON is that of MLflow's scoring server and of TensorFlow Serving: an object with the tensor
 under `inputs` or `instances`. Unlike theirs, nothing is cast: what is no byte is refused.

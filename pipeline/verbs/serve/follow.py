@@ -1,4 +1,4 @@
-"""Keeps watch over an alias while the model that it stood for is served."""
+"""Watches an alias while its model is served, and loads the new version when it moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask, and what requests may take together: hosts, token, bodies, time and connections.
+"""Guards the server: hosts, token, and limits on bodies, time and connections.
 
 `Guard` is middleware around the application, `Connection` replaces uvicorn's. A refused request's
 body is drained within bounds: a client that still sends when the connection is closed sees a reset
