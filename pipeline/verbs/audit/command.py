@@ -20,10 +20,11 @@ from pipeline.data.measures import splits_of
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import Verdict, judge
 from pipeline.reports.audit_page import Doubt, html
+from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.runs import with_weights
+from pipeline.tracking.runs import RUN_ID, find_run, with_weights
 from pipeline.training.folds import out_of_fold
 from pipeline.verbs.audit import Audit
 
@@ -63,8 +64,10 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
 
     Raises:
-        RequestError: the data set cannot be divided into so many folds.
+        RequestError: the data set cannot be divided into so many folds, or the model would begin
+            with what another has learnt of these labels.
     """
+    _require_unbiased(config)
     started = time.monotonic()
     data_dir, name = Path(config.data_dir), config.choices.dataset
     raw = ingest(config.dataset, name=name, data_dir=data_dir)
@@ -142,6 +145,24 @@ def show(result: Audited, request: Audit) -> None:
         f"likely_wrong={count} page={result.page} output={result.output} exclude={result.exclude}",
         flush=True,
     )
+
+
+def _require_unbiased(config: Config) -> None:
+    """Refuses models that are taught by one that was trained on the labels to be judged.
+
+    Raises:
+        RequestError: names the key.
+    """
+    if config.train.teacher is not None:
+        raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
+    source = config.model.get("weights")
+    if source is not None and RUN_ID.fullmatch(source) and not Path(source).exists():
+        dataset = find_run(source, config).config.choices.dataset
+        if dataset == config.choices.dataset:
+            raise RequestError(
+                f"model.weights={source}: that run has learnt the labels of {dataset} that audit "
+                "judges; leave it out, or name a run of another data set"
+            )
 
 
 def _addresses(

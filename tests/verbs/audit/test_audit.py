@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from pipeline.api import load_data
 from pipeline.data.values import Array
 from pipeline.evaluation.labels import judge
 from pipeline.reports.audit_page import Doubt, html
+from pipeline.system.errors import RequestError
+from pipeline.verbs.audit import command
 from pipeline.verbs.audit.command import Audited
 from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import noise, put
@@ -100,6 +103,19 @@ def test_pictures_are_listed_by_file_and_a_list_that_was_there_is_kept(folder: P
     assert left.index is not None
     rows = np.concatenate([left.train.rows, left.val.rows, left.test.rows]).tolist()
     assert not wrong & {left.index.files[row] for row in rows}
+
+
+def test_a_model_that_another_has_taught_these_labels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("audit", "dataset=digits", *BRIEF[1:])
+    with pytest.raises(RequestError, match=r"train\.teacher has learnt the labels"):
+        carried_out(*words, "model=linear", "train.teacher=abcd1234", folder=tmp_path)
+    recorded = SimpleNamespace(config=configured("dataset=digits"))
+    monkeypatch.setattr(command, "find_run", lambda source, config: recorded)
+    with pytest.raises(RequestError, match=r"model\.weights=abcd1234: that run has learnt"):
+        weights = ("model=efficientnet_lite0", "model.weights=abcd1234")
+        carried_out(*words, *weights, folder=tmp_path)
 
 
 def test_names_on_the_page_are_text() -> None:
