@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import limited, preprocess
+from pipeline.training import models
 from pipeline.training.build import build_model
 from pipeline.training.train import train
-from tests.commands import CONF, configured
+from tests.commands import CONF, configured, pipeline
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PREPARED = preprocess(
@@ -28,13 +31,18 @@ NARROW = {"widths": [3, 4], "widen": 1, "depth": 10, "blocks": 1, "hidden": [4, 
 def small(config: Config) -> Config:
     """The same configuration with a narrow network and two steps."""
     model = {key: NARROW.get(key, value) for key, value in config.model.items()}
+    if "weights" in model:  # which need not be installed
+        model |= {"weights": None, "trainable": "all", "size": 16, "unfreeze_epochs": 0}
     settings = replace(config.train, epochs=1, batch_size=8, tensorboard=False, plots=[])
     return replace(config, model=model, train=settings)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_trains(name: str, tmp_path: Path) -> None:
+def test_every_experiment_trains(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "LITE_STAGES", ((1, 3, 2, 1, 8), (1, 3, 2, 2, 8)))
     config = small(configured(f"experiment={name}"))
     prepared = limited(PREPARED, 16)
     fitted = train(build_model(config, prepared, checked=True), prepared, config, tmp_path, [])
@@ -51,7 +59,7 @@ def test_every_experiment_says_what_was_measured_and_how_to_repeat_it(name: str)
 
 
 def test_the_files_that_the_readers_are_promised_are_there() -> None:
-    recipes = {"seed_mlp", "best_mlp", "tiny", "fast", "small", "good", "best"}
+    recipes = {"seed_mlp", "best_mlp", "tiny", "fast", "small", "good", "best", "stamps", "emoji"}
     assert recipes | {"debug", "overfit"} <= set(NAMES)
 
 
@@ -66,6 +74,23 @@ def test_debug_sees_one_batch_of_training_and_of_validation_and_nothing_of_the_t
     few = limited(PREPARED, 4)
     assert (of(few.train), of(few.val)) == ([2, 2], [2, 2])
     assert len(few.test) == len(PREPARED.test)
+
+
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml") if path.stem != "default")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_command_in_a_sweep_file_is_one_that_can_be_carried_out(
+    name: str, tmp_path: Path
+) -> None:
+    text = (CONF / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
+    found = re.search("#   python -m pipeline (-m .*)", text.replace("\\\n#", ""))
+    assert found
+    words = shlex.split(found[1])
+    shown = pipeline(*words, "sweep.preview=true", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "nothing was run" in shown.stdout
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Prepared, Split
 from pipeline.system.errors import RequestError
 from pipeline.training.build import build_model
+from pipeline.training.checkpoint import progress_of
+from pipeline.training.predictor import predictor
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import CONF, configured
@@ -139,24 +142,37 @@ def test_every_model_takes_images_of_any_size_and_any_number_of_classes(name: st
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_model_trains_and_predicts_the_same_once_saved_and_loaded(
+def test_every_model_resumes_to_the_same_bits_and_predicts_the_same_once_saved_and_loaded(
     name: str, tmp_path: Path
 ) -> None:
     raw = synthetic(train_size=24, test_size=8, classes=3, image_shape=(8, 8, 3), noise=8.0, seed=0)
     data = preprocess(raw, validation_size=8, seed=0)
     config = configured(
-        *(f"model={name}", *TINY.get(name, ()), "train.batch_size=8", "train.epochs=1"),
+        *(f"model={name}", *TINY.get(name, ()), "train.batch_size=8", "train.epochs=2"),
         "train.tensorboard=false",
     )
+
+    def keep(epoch: int, metrics: Any) -> None:
+        if epoch == 2:  # the checkpoint is still that of the first epoch
+            shutil.copytree(tmp_path / "checkpoints", tmp_path / "cut" / "checkpoints")
+
     model = build_model(config, data, checked=True)
     before = model.get_weights()
-    train(model, data, config, tmp_path, [])  # two steps
+    whole = train(model, data, config, tmp_path, [keep])  # of two steps each
     assert any((now != then).any() for now, then in zip(model.get_weights(), before, strict=True))
+    start = progress_of(tmp_path / "cut" / "checkpoints" / "last.keras")
+    again = build_model(config, data, checked=True)
+    resumed = train(again, data, config, tmp_path / "cut", [], start)
+    assert resumed.history == whole.history
     loaded = load_saved(tmp_path / "checkpoints" / "last.keras", called="it")
-    probs = np.array(model(data.test.batch(0, 8), training=False))
+    images = data.test.batch(0, 8)
+    probs = np.array(model(images, training=False))
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(loaded(data.test.batch(0, 8), training=False), probs)
+    for other in (loaded, again):
+        np.testing.assert_array_equal(other(images, training=False), probs)
+    served = predictor(loaded)(images)  # as `serve` and `predict` call it
+    np.testing.assert_allclose(served, probs, atol=1e-6)
 
 
 def test_normalisation_and_residual_sums_are_keys_of_the_dense_network() -> None:
