@@ -14,7 +14,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev gpu pretrained run ui serve test test-fast check bench format lock clean
+.PHONY: help setup setup-dev gpu pretrained run ui serve test test-fast stress vulnerabilities check bench format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -45,6 +45,12 @@ test: setup-dev ## every test, four files at once; ARGS= goes to pytest
 
 test-fast: setup-dev ## the tests that need neither a browser nor patience
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not browser" $(ARGS)
+
+stress: setup-dev ## the matrix of reliability (hours); ARGS="--rows 1,15-19 --share 0.1"
+	@$(BIN)/python -m tests.stress $(ARGS)
+
+vulnerabilities: setup ## locked versions with known vulnerabilities (needs a network)
+	@.ci/vulnerabilities
 
 check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff check .

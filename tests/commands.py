@@ -158,11 +158,6 @@ def inside(folder: Path) -> Iterator[Path]:
         os.chdir(before)
 
 
-def stressed(whole: int, few: int) -> int:
-    """How often to try what may fail rarely: `few` times, or all with PIPELINE_STRESS=1."""
-    return whole if os.environ.get("PIPELINE_STRESS") else few
-
-
 def free_port() -> int:
     """A port on which nothing listens."""
     with socket.socket() as probe:

@@ -27,6 +27,7 @@ from tests.commands import (
     unread,
 )
 from tests.stores import MADE_ONCE
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +184,7 @@ def test_a_table_that_nobody_reads_any_more_is_no_failure(tmp_path: Path) -> Non
     ("said", "told"),
     [((), "what was recorded so far is kept"), (("3 rows are written",), "3 rows are written")],
 )
+@matrix(13)
 def test_a_command_that_is_stopped_says_what_has_become_of_its_work(
     said: tuple[str, ...],
     told: str,
@@ -247,6 +249,7 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     assert_helpful(ended.stderr, "train-labels-idx1-ubyte", "missing")
 
 
+@matrix(26)
 def test_a_tampered_data_file_is_named_with_its_checksum_and_nothing_is_cached(
     tmp_path: Path,
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_tampered_data_file_is_named_with_its_checksum_and_nothing_is_cached(
     assert [p for p in (tmp_path / "data").rglob("*") if p.suffix in (".npy", ".partial")] == []
 
 
+@matrix(29)
 def test_a_truncated_packed_data_file_is_named(tmp_path: Path) -> None:
     folder = all_four(tmp_path / "data_files", lambda part: b"")
     packed = folder / "train-images-idx3-ubyte.gz"
@@ -268,6 +272,7 @@ def test_a_truncated_packed_data_file_is_named(tmp_path: Path) -> None:
     assert_helpful(ended.stderr, str(packed))
 
 
+@matrix(23)
 def test_a_data_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     ended = fresh_pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
@@ -275,6 +280,7 @@ def test_a_data_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert_helpful(ended.stderr, "file/data", "Not a directory")
 
 
+@matrix(22)
 def test_a_full_disk_while_caching_is_told_with_the_file_and_leaves_no_half(
     tmp_path: Path,
 ) -> None:
@@ -285,6 +291,7 @@ def test_a_full_disk_while_caching_is_told_with_the_file_and_leaves_no_half(
     assert pipeline("ingest", "dataset=synthetic", cwd=tmp_path).returncode == 0
 
 
+@matrix(22)
 def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path) -> None:
     assert pipeline("preprocess", "dataset=synthetic", cwd=tmp_path).returncode == 0
     ended = limited(*DRAWN, "model=mlp", cwd=tmp_path, bytes_a_file=1_500_000)
@@ -296,6 +303,7 @@ def test_a_full_disk_during_a_run_is_told_and_the_next_run_works(tmp_path: Path)
     assert results(after.stdout)["run_id"]
 
 
+@matrix(17)
 def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Path) -> None:
     address = f"http://someone:secret@127.0.0.1:{free_port()}"
     ended = pipeline(*QUICK, f"tracking.uri={address}", cwd=tmp_path)
@@ -305,6 +313,7 @@ def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Pat
     assert not (tmp_path / "data").exists()
 
 
+@matrix(25)
 def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
     diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
     talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first

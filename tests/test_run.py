@@ -20,6 +20,7 @@ from pipeline.tracking.recording import reopen
 from pipeline.verbs.evaluate import evaluate_recorded
 from pipeline.verbs.run import train_without_test
 from tests.commands import LEAN, configured, inside, pipeline, results
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -346,6 +347,7 @@ def test_evaluate_refuses_a_run_without_a_model(
         evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
 
 
+@matrix(39)
 def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,6 +363,7 @@ def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
     assert [path.name for path in saved.rglob("*pickle*")] == []
 
 
+@matrix(9)
 def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_done_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

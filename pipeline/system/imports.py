@@ -23,8 +23,9 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
     # MLflow's 7 retries take 4 minutes, during which a command would stand still without a word.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # These take 3 seconds, half a second each; what a run records is sent until it has arrived.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     # Smaller blocks of a decoded picture are kept by each thread: eight of them kept 1.5 GB.
     "PILLOW_BLOCK_SIZE": "64m",

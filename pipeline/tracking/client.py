@@ -268,7 +268,9 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
 def _require_place(client: Client, name: str, location: str, root: str | None) -> None:
     """Checks that the artefacts of an experiment, created by somebody, can be kept from here."""
     address = str(client.tracking_uri)
-    if root is not None and location != artifact_location(address, name, root):
+    if root is not None and location == artifact_location(address, name, root):
+        return  # whoever makes the experiment makes its folder later
+    if root is not None:
         raise RequestError(
             f"tracking.artifact_root={root}: experiment {name} has its artefacts in {location}; "
             "leave the key out, or choose another experiment with tracking.experiment=…"
@@ -398,9 +400,15 @@ def _require_answer(uri: str) -> None:
 
 
 def _ask_server(uri: str) -> Refusal | None:
-    until = time.monotonic() + FIRST_ANSWER_S - 1
+    until, lost = time.monotonic() + FIRST_ANSWER_S - 1, False
     while True:
-        answer = ask(uri, within_s=max(1.0, until - time.monotonic()))
+        try:
+            answer = ask(uri, within_s=max(1.0, until - time.monotonic()))
+        except requests.ConnectionError:
+            if lost or time.monotonic() > until:
+                raise
+            lost = True  # a single answer may get lost
+            continue
         if answer.status_code not in TRY_AGAIN or time.monotonic() > until:
             return refusal(answer, uri)
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))

@@ -116,6 +116,7 @@ class Delivery:
     run_id: str
     folder: Path
     model_uri: str | None = None
+    _begun: set[str] = field(init=False, default_factory=set)  # local ids of models
     _kinds: dict[str, Callable[[Record], None]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,11 +202,13 @@ class Delivery:
         def find() -> LoggedModel | None:
             return next((one for one in known() if one.tags.get(LOCAL_ID) == local_id), None)
 
-        if record["again"]:
+        again, begun = record["again"], local_id in self._begun
+        self._begun.add(local_id)
+        if again:
             for model in known():
                 if model.tags.get(LOCAL_ID) != local_id:
                     self.client.delete_logged_model(model.model_id)
-        return (find() if record["again"] else None) or made_once(
+        return (find() if again or begun else None) or made_once(
             lambda: self.client.create_logged_model(
                 experiment_id,
                 name=record["name"],

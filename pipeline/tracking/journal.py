@@ -38,7 +38,8 @@ SLOW = {MODEL_SAVED, ARTIFACTS, FILES}  # may take minutes without anything bein
 MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
 STUCK_S = 30.0  # after which a request that is not slow by nature will probably not be answered
-PLACES = ("outputs/*/*", "multirun/*/*", "multirun/*/*/*")  # folders of runs, sweeps and jobs
+MULTIRUN = "multirun"  # the folder of sweeps
+PLACES = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")  # folders of runs, sweeps and jobs
 
 log = logging.getLogger(__name__)
 

@@ -30,9 +30,17 @@ from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import store_address
 from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
-from pipeline.tracking.delivery import Delivery, Journaled, open_run, opened_as, send_journal
+from pipeline.tracking.delivery import (
+    Delivery,
+    Journaled,
+    Sent,
+    open_run,
+    opened_as,
+    send_journal,
+)
 from pipeline.tracking.heartbeat import beating, fell_silent, signs
 from pipeline.tracking.journal import (
+    MULTIRUN,
     OPENED,
     OPENING,
     Journal,
@@ -41,6 +49,7 @@ from pipeline.tracking.journal import (
     has_journal,
     is_open,
     now,
+    read,
     sync_command,
     with_journals,
 )
@@ -67,6 +76,7 @@ from pipeline.tracking.values import (
 OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # overrides that differ between machines
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
 PATIENCE_S = 10.0  # with a store that is away when a run ends
+SENDING_S = 10.0  # for what earlier runs could not send, before a run begins
 SHORT_PATIENCE_S = 3.0  # when a run is stopped or fails
 
 log = logging.getLogger(__name__)
@@ -102,7 +112,7 @@ def record(
     goes_on = run_id is not None and spent_s is not None
     with at_work_in(folder):
         if job is None:
-            _tell_of_others(folder)
+            _send_others(client, folder)
         if run_id is None:
             _require_sent(folder)
             vacate(folder)  # may refuse, so do it before a run exists
@@ -121,13 +131,51 @@ def record(
                 recording.upload()
 
 
-def _tell_of_others(folder: Path) -> None:
-    """Says how many earlier runs in the usual places no store has all of."""
-    waiting = [one for one in with_journals(Path()) if not (is_open(one) or one.samefile(folder))]
-    if waiting:
-        many = "an earlier run is" if len(waiting) == 1 else f"{len(waiting)} earlier runs are"
+def _send_others(client: Client, folder: Path) -> None:
+    """Sends what earlier runs could not, and says what was sent and how many runs are left."""
+    sent, left = send_waiting(client, but=folder)
+    for one in sent:
+        print(f"sent what an earlier run had recorded: {one}", file=sys.stderr, flush=True)
+    if left:
+        many = "an earlier run is" if len(left) == 1 else f"{len(left)} earlier runs are"
         told = f"{many} not in a store completely: python -m pipeline sync sends what is missing"
         print(told, file=sys.stderr, flush=True)
+
+
+def send_waiting(
+    client: Client, *, but: Path | None = None, within_s: float = SENDING_S
+) -> tuple[list[Sent], list[Path]]:
+    """Sends the journals of runs of this store that have ended, below `outputs/` and `multirun/`.
+
+    Returns what was sent, and the folders of the rest: runs that were made without a store or for
+    another one, and those for which the store or the time, `within_s` seconds, did not suffice.
+    """
+    until = time.monotonic() + within_s
+    sent, left = list[Sent](), list[Path]()
+    for place in with_journals(Path()):
+        if is_open(place) or (but is not None and place.samefile(but)):
+            continue
+        try:
+            if _is_of(client, place) and time.monotonic() < until:
+                with at_work_in(place), at_work_in(_sweep_of(place)):
+                    sent.append(send_journal(client, place))
+                continue
+        except (MlflowException, RequestError, OSError) as error:
+            log.info("%s cannot be sent yet: %s", place, error)
+        left.append(place)
+    return sent, left
+
+
+def _is_of(client: Client, folder: Path) -> bool:
+    """Whether a journal is of a run that was opened in this store."""
+    records = read(folder)
+    opened = any(record["kind"] == OPENED for record in records)
+    return opened and records[0].get("store") == without_password(client.tracking_uri)
+
+
+def _sweep_of(folder: Path) -> Path:
+    """The folder of the sweep that the run in this folder is a job of, else the folder itself."""
+    return folder.parent if folder.parent.parent.parent.name == MULTIRUN else folder
 
 
 def _require_sent(folder: Path) -> None:

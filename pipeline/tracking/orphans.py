@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.tracking.client import Client
+from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import BEAT, GONE, Pulse, pulse
+from pipeline.tracking.journal import as_run, has_journal, read
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import DIRTY, Query, RecordedRun, Status
@@ -55,16 +57,23 @@ def unheard(client: Client, runs: Iterable[RecordedRun]) -> list[RecordedRun]:
 
 
 def close_orphan(client: Client, run: RecordedRun) -> RecordedRun | None:
-    """Marks an orphan as KILLED; returns it, or None if it has ended or was heard of meanwhile.
+    """Closes an orphan as its journal on this machine says it ended, if it has one, else as KILLED.
+
+    Returns it as it is then, or None if it has ended or was heard of meanwhile.
 
     Raises:
         StoreError: the store refuses.
+        RequestError: another process is sending its journal.
     """
     now = by_id(client, run.id)
     if now.status != Status.RUNNING or _beat(now) != _beat(run):
         return None
-    close(client, now, Status.KILLED, GONE)
-    return now
+    folder = now.folder
+    if folder and has_journal(folder) and as_run(read(folder), folder).id == now.id:
+        send_journal(client, folder)
+    else:
+        close(client, now, Status.KILLED, GONE)
+    return by_id(client, run.id)
 
 
 def closing_by_hand(client: Client, run: RecordedRun) -> str:

@@ -18,6 +18,7 @@ from pipeline.config.search import CONF
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import QUICK, configured, pipeline
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,7 @@ def refusal(*words: str, multirun: bool = False) -> str:
     return str(caught.value)
 
 
+@matrix(37)
 def test_a_callback_of_hydras_is_not_carried_out(tmp_path: Path) -> None:
     words = [f"+hydra.callbacks.x.{word}" for word in COPY.replace(": ", "=").split("\n")[:-1]]
     done = pipeline(*QUICK, *words, cwd=tmp_path)
@@ -85,6 +87,7 @@ def refusal_of_file(tmp_path: Path, key: str, *, where: str, way: str) -> str:
 
 
 @pytest.mark.parametrize("key", FILES)
+@matrix(37)
 def test_nor_is_what_a_file_of_the_users_names(tmp_path: Path, key: str) -> None:
     said = refusal_of_file(tmp_path, key, where="conf", way="chosen")
     assert said.startswith(f"{key}: ")
@@ -92,12 +95,14 @@ def test_nor_is_what_a_file_of_the_users_names(tmp_path: Path, key: str) -> None
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("where", ["conf", "elsewhere"])
+@matrix(37)
 def test_nor_is_it_where_a_sweep_tries_the_file(tmp_path: Path, where: str, way: str) -> None:
     key = "hydra.job_logging.filters.x.()"
     said = refusal_of_file(tmp_path, key, where=where, way=way)
     assert said == f"{key}: 'evil.Filter' is not allowed; choose one of colorlog.ColoredFormatter"
 
 
+@matrix(37)
 def test_what_a_value_refers_to_is_what_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +120,7 @@ def test_what_a_value_refers_to_is_what_counts(
 @pytest.mark.parametrize(
     "word", ["hydra.searchpath=[pkg://evil]", "hydra.searchpath=[pkg://evil.conf,'file:///tmp']"]
 )
+@matrix(37)
 def test_a_package_to_search_is_not_imported(tmp_path: Path, word: str) -> None:
     done = pipeline(*QUICK, word, cwd=tmp_path, PYTHONPATH=f"{CONF.parent}:{tmp_path}")
     assert done.returncode == 2
@@ -122,6 +128,7 @@ def test_a_package_to_search_is_not_imported(tmp_path: Path, word: str) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+@matrix(37)
 def test_nor_is_one_that_the_primary_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +143,7 @@ def test_nor_is_one_that_the_primary_file_names(
 
 @pytest.mark.parametrize("flag", ["--experimental-rerun", "--config-path", "-cp"])
 @pytest.mark.parametrize("joined", [True, False])
+@matrix(39)
 def test_a_flag_that_would_open_a_pickle_or_drop_our_files_is_refused(
     flag: str, joined: bool
 ) -> None:
@@ -211,6 +219,7 @@ def test_the_classes_for_logging_exist(name: str) -> None:
     "name", ["../../x", "/tmp/x", "..", "a/../../b", "a//b", "", ".", "a b", "a%20b", "x" * 101]
 )
 @pytest.mark.parametrize("group", ["dataset", "model"])
+@matrix(43)
 def test_a_choice_that_would_be_a_path_elsewhere_is_refused(group: str, name: str) -> None:
     with pytest.raises(
         RequestError, match=rf"choices\.{group}: names a folder: use only letters, digits"

@@ -21,6 +21,7 @@ from pipeline.system.errors import RequestError
 from pipeline.training.build import kept
 from pipeline.training.saved import load_saved
 from tests.commands import QUICK, configured, pipeline
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +130,7 @@ def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
         ("trusted_modules=[my_package]", *TINY),
     ],
 )
+@matrix(37)
 def test_nothing_is_imported_that_is_not_trusted(
     tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
@@ -138,6 +140,7 @@ def test_nothing_is_imported_that_is_not_trusted(
     assert "my_models" not in sys.modules
 
 
+@matrix(37)
 def test_nor_is_what_is_trusted_before_it_is_used(tmp_path: Path) -> None:
     configured(TRUST)
     assert not (tmp_path / "imported").exists()
@@ -165,6 +168,7 @@ def test_a_recorded_run_is_trusted_by_who_reads_it_alone(tmp_path: Path) -> None
     assert validate(recorded).model["_target_"] == "my_models.tiny"
 
 
+@matrix(37)
 def test_a_leaf_that_nobody_has_checked_is_not_built_either(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="my_models"):
         build({"_target_": "my_models.tiny", "width": 3}, 1, 2)

@@ -16,6 +16,7 @@ from pipeline.data import archives
 from pipeline.data.archives import place_at
 from pipeline.data.listing import listed
 from tests.data.test_listing import placed, refusal
+from tests.stress.matrix import matrix
 
 FILES = {f"{name}/{number}.png": f"{name}{number}".encode() for name in "ab" for number in range(3)}
 
@@ -45,6 +46,7 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.Ta
 
 
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/x.png", "C:/x.png", "..\\x.png"])
+@matrix(43)
 def test_a_member_outside_its_archive_refuses_it(name: str, tmp_path: Path) -> None:
     paths = [zipped(tmp_path / "photos.zip", name)]
     if "\\" not in name:
@@ -56,6 +58,7 @@ def test_a_member_outside_its_archive_refuses_it(name: str, tmp_path: Path) -> N
         assert "lies outside the archive" in told
 
 
+@matrix(43)
 def test_links_and_devices_in_an_archive_are_left_out(tmp_path: Path) -> None:
     kinds = [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
     infos = [info(f"a/{kind!r}.png", kind, "/etc/passwd") for kind in kinds]
@@ -103,6 +106,7 @@ def test_an_unknown_method_of_compression_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+@matrix(29)
 def test_an_archive_that_unpacks_to_far_more_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +115,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(
     assert "over 100 times its size" in refusal(path)
 
 
+@matrix(29)
 def test_a_header_of_many_bytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
     long = tarfile.TarInfo("long")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2**30
@@ -119,6 +124,7 @@ def test_a_header_of_many_bytes_is_refused_before_it_is_read(tmp_path: Path) -> 
     assert "a header of 1,073,741,824 bytes" in refusal(path)
 
 
+@matrix(29)
 def test_an_archive_of_too_many_members_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +133,7 @@ def test_an_archive_of_too_many_members_is_refused(
         assert "it has more than 5 members" in refusal(path)
 
 
+@matrix(29)
 def test_a_member_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from pipeline.data.content import content_of
 from pipeline.data.values import Array, RawData
 from pipeline.system.errors import RequestError
 from tests.data.test_listing import placed
+from tests.stress.matrix import matrix
 
 KINDS = ("folder", "zip", "tar.gz")
 RNG = np.random.default_rng(0)
@@ -110,6 +111,7 @@ def test_emnist_is_turned_upright_and_its_mapping_names_the_classes(tmp_path: Pa
         ({"val-images-idx3-ubyte": images_file(IMAGES)}, "the val labels are missing"),
     ],
 )
+@matrix(31)
 def test_idx_files_that_do_not_fit_are_refused(
     change: Mapping[str, bytes | None], reason: str, tmp_path: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
         ({"x_val": IMAGES}, "the val labels are missing"),
     ],
 )
+@matrix(31)
 def test_arrays_that_do_not_fit_are_refused(
     change: Mapping[str, Any], reason: str, tmp_path: Path
 ) -> None:
@@ -208,6 +211,7 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
     )
 
 
+@matrix(29)
 def test_a_header_that_declares_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
     path = npz(tmp_path, dict(zip(KERAS, (IMAGES, LABELS, IMAGES[:3], LABELS[:3]), strict=True)))
     header = io.BytesIO()
@@ -304,6 +308,7 @@ class Caller:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
+@matrix(39)
 def test_a_pickle_that_calls_something_is_refused_without_a_call(
     protocol: int, tmp_path: Path
 ) -> None:
@@ -330,6 +335,7 @@ def test_plain_values_of_a_pickle_are_those_that_were_pickled(protocol: int) -> 
         ("batches.meta.txt", b"\n", "does not hold the names of the classes"),
     ],
 )
+@matrix(26)
 def test_damaged_files_of_cifar_are_named(
     name: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
@@ -346,6 +352,7 @@ def test_another_archive_than_cifars_is_told_what_lacks(tmp_path: Path) -> None:
     assert "it lacks batches.meta.txt and test_batch.bin or batches.meta and test_batch" in told
 
 
+@matrix(26)
 def test_cifar_is_downloaded_unless_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

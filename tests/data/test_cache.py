@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.data import cache
+from tests.stress.matrix import matrix, stressed
 
 
 def build() -> cache.Content:
@@ -112,6 +113,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@matrix(34)
 def test_a_damaged_entry_is_reported_and_built_again(
     tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_failed_build_leaves_nothing_that_looks_like_an_entry(tmp_path: Path) 
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
+@matrix(9)
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     leftover = tmp_path / ".entry.4711.partial"
     leftover.mkdir()
@@ -140,6 +143,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not leftover.exists()
 
 
+@matrix(23)
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as caught:
@@ -160,6 +164,7 @@ except OSError as error:
 """
 
 
+@matrix(22)
 def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path: Path) -> None:
     entry = str(tmp_path / "entry")
     said = subprocess.run(
@@ -221,6 +226,7 @@ def test_whoever_asks_for_it_has_every_byte_looked_at(tmp_path: Path, checked: l
     assert checked == ["a.npy"] * 2
 
 
+@matrix(34)
 def test_a_changed_file_is_found_though_its_time_was_set_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,17 +263,20 @@ def test_a_key_depends_on_values_and_not_on_their_order() -> None:
     assert len(cache.key(a=1)) == 16
 
 
+@matrix(4)
 def test_processes_that_ask_at_once_get_one_build(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    start, reports = context.Barrier(4), context.SimpleQueue()
+    many = stressed(8, 4)
+    start, reports = context.Barrier(many), context.SimpleQueue()
     arguments = (str(tmp_path / "entry"), start, reports)
-    workers = [context.Process(target=build_slowly_and_count, args=arguments) for _ in range(4)]
+    workers = [context.Process(target=build_slowly_and_count, args=arguments) for _ in range(many)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert sorted([reports.get() for _ in range(5)], key=str) == [0.0, 0.0, 0.0, 0.0, "built"]
+    assert [worker.exitcode for worker in workers] == [0] * many
+    said = sorted([reports.get() for _ in range(many + 1)], key=str)
+    assert said == [*[0.0] * many, "built"]
     assert reports.empty()
 
 

@@ -14,6 +14,7 @@ from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
+from tests.stress.matrix import matrix
 
 
 def looked_for(*overrides: str) -> Checks:
@@ -34,6 +35,7 @@ def keys(raw: RawData, measures: Measures, wanted: Checks) -> set[str]:
     return {one.key.removeprefix("ingest.checks.") for one in violations(raw, measures, wanted)}
 
 
+@matrix(31, 32)
 def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accepts_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.data.files import Unreadable, find_files, open_array, printable
 from pipeline.data.pictures import open_picture
 from pipeline.system.errors import RequestError
+from tests.stress.matrix import matrix
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -151,6 +152,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])
+@matrix(29)
 def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="is not a file"):
@@ -164,12 +166,14 @@ def test_an_array_is_mapped_and_not_loaded(tmp_path: Path) -> None:
     assert isinstance(open_array(tmp_path / "a.npy"), np.memmap)
 
 
+@matrix(39)
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="object"):
         open_array(tmp_path / "a.npy")
 
 
+@matrix(38)
 def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(OSError, match="cannot identify image file"):

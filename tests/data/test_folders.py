@@ -15,6 +15,7 @@ from pipeline.data.reading import reason_of
 from pipeline.data.values import Array, Index, RawData
 from pipeline.system.errors import RequestError
 from tests.pictures import class_folders, noise, put, read
+from tests.stress.matrix import matrix, stressed, tally
 
 SIDES = ("left", "right")
 
@@ -100,6 +101,7 @@ def test_colours_of_one_brightness_stay_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(red, names == "red")
 
 
+@matrix(32)
 def test_frames_of_a_subject_are_found_to_belong_together(tmp_path: Path) -> None:
     for subject in range(8):
         look, name = noise(subject, (24, 24)).astype(int), ("dog", "cat")[subject % 2]
@@ -120,6 +122,7 @@ def test_frames_of_a_subject_are_found_to_belong_together(tmp_path: Path) -> Non
     np.testing.assert_array_equal(index_of(found).groups, index_of(named).groups)
 
 
+@matrix(32)
 def test_duplicates_between_given_splits_and_classes_are_named(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for side in SIDES:
@@ -137,6 +140,7 @@ def test_duplicates_between_given_splits_and_classes_are_named(tmp_path: Path) -
     assert len(index_of(raw).conflicts) == 1
 
 
+@matrix(31)
 def test_a_class_of_one_picture_is_trained_on_and_named(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", 8)
     put(folder / "rare/1.png", noise(31))
@@ -195,11 +199,13 @@ def mutated(seed: int) -> bytes:
     return bytes(content)
 
 
-MUTATIONS = 80
+MUTATIONS = stressed(2000, 80)
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
+@matrix(30)
 def test_mutated_pictures_are_named_or_what_predict_makes_of_them(tmp_path: Path) -> None:
+    tally(MUTATIONS)
     folder = class_folders(tmp_path / "photos", 2)
     for seed in range(MUTATIONS):
         (folder / "cat" / f"{seed}.png").write_bytes(mutated(seed))

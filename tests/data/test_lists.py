@@ -13,6 +13,7 @@ from pyarrow import parquet
 from pipeline.data import archives, lists
 from pipeline.data.listing import Listing, listed
 from tests.data.test_listing import placed, refusal, touched
+from tests.stress.matrix import matrix
 
 PICTURES = ("p/1.png", "p/2.png", "p/10.png")
 
@@ -202,6 +203,7 @@ def test_columns_and_the_folder_of_the_pictures_may_be_named(tmp_path: Path) -> 
     assert listing.files == ("1.png", "2.png")
 
 
+@matrix(43)
 def test_absolute_paths_must_lie_in_the_folder_of_the_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +235,7 @@ def test_absolute_paths_must_lie_in_the_folder_of_the_pictures(
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip"])
+@matrix(43)
 def test_what_lies_outside_its_folder_is_refused(
     path: str, reason: str, kind: str, tmp_path: Path
 ) -> None:
@@ -254,6 +257,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize(("row", "reason"), UNUSABLE.values(), ids=UNUSABLE)
+@matrix(31)
 def test_rows_that_cannot_be_used_are_named_and_too_many_are_refused(
     row: str, reason: str, tmp_path: Path
 ) -> None:
@@ -266,6 +270,7 @@ def test_rows_that_cannot_be_used_are_named_and_too_many_are_refused(
     assert f"of 4 rows cannot be used, more than dataset.max_bad=0.24 allows: {named[0]}" in told
 
 
+@matrix(32)
 def test_a_picture_in_two_splits_is_unusable(tmp_path: Path) -> None:
     path = pictures(tmp_path) / "list.csv"
     text = "path,label,split\np/1.png,a,train\np/2.png,b,train\np/10.png,a,train\np/10.png,a,test"
@@ -400,6 +405,7 @@ def test_spaces_around_labels_are_ignored_and_said(tmp_path: Path) -> None:
     assert listing.notes == ("spaces around labels are ignored (in 1 rows)",)
 
 
+@matrix(29)
 def test_a_list_of_too_many_rows_or_bytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

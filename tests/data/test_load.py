@@ -16,6 +16,7 @@ from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 from tests.pictures import LEAF as PICTURES
 from tests.pictures import class_folders, read
+from tests.stress.matrix import matrix
 
 LEAF: dict[str, Any] = {
     "_target_": "pipeline.data.datasets.synthetic",
@@ -89,6 +90,7 @@ def test_where_to_look_for_the_files_does_not_change_the_entry(
     assert first.source == moved.source == "here, False"
 
 
+@matrix(34)
 def test_a_tampered_cache_is_reported_and_fetched_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_tampered_cache_is_reported_and_fetched_again(
     assert again.fingerprint == original
 
 
+@matrix(31)
 def test_content_that_is_no_data_set_is_refused_with_the_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +119,7 @@ def test_content_that_is_no_data_set_is_refused_with_the_rule(
         synthetic(tmp_path)
 
 
+@matrix(31)
 def test_a_class_without_images_in_a_split_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_class_without_images_in_a_split_is_named(
     ]
 
 
+@matrix(29)
 def test_a_cached_entry_of_a_hundred_thousand_brackets_is_fetched_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,12 +1,8 @@
-"""Lists, archives and arrays with bytes changed at random: refused by name, or read as they are.
-
-MUTATIONS says how many are tried of each kind; a run of a thousand takes minutes.
-"""
+"""Lists, archives and arrays with bytes changed at random: refused by name, or read as they are."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -30,8 +26,9 @@ from tests.data.test_arrays import (
 )
 from tests.data.test_listing import placed, touched
 from tests.data.test_lists import ROWS, written
+from tests.stress.matrix import matrix, stressed, tally
 
-COUNT = int(os.environ.get("MUTATIONS", "40"))
+COUNT = stressed(250, 25)  # of each kind of file
 CLASS_FOLDERS = {f"{name}/{n}.png": f"{name}{n}".encode() * 9 for name in "ab" for n in range(4)}
 
 
@@ -71,6 +68,7 @@ def outcomes(
     """
     original = path.read_bytes()
     counts = {"refused": 0, "as it was": 0}
+    tally(COUNT)
     for number in range(COUNT):
         path.write_bytes(mutated(original, random.Random(f"{path.name}{number}")))
         told = None
@@ -101,6 +99,7 @@ def contents(listing: Listing) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+@matrix(28)
 def test_a_mutated_archive_is_refused_or_what_it_was(kind: str, tmp_path: Path) -> None:
     def same(listing: Listing) -> bool:
         read = contents(listing)
@@ -114,6 +113,7 @@ def test_a_mutated_archive_is_refused_or_what_it_was(kind: str, tmp_path: Path) 
     assert outcomes(path, listed, same)["refused"] > COUNT // 3
 
 
+@matrix(28)
 def test_a_mutated_tar_archive_is_refused_or_has_the_files_it_had(tmp_path: Path) -> None:
     path = placed(tmp_path, "tar", CLASS_FOLDERS)
     assert outcomes(path, listed, lambda listing: {*listing.files} == {*CLASS_FOLDERS})["refused"]
@@ -123,6 +123,7 @@ LISTED = [f"p/{number}.png" for number in range(30)]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@matrix(28)
 def test_a_mutated_list_never_names_what_is_not_there(kind: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         ROWS[number % 3] | {"file": name} for number, name in enumerate(LISTED)
@@ -147,6 +148,7 @@ def equals(raw: RawData) -> Callable[[RawData], bool]:
     return lambda other: other.fingerprint == raw.fingerprint
 
 
+@matrix(28)
 def test_a_mutated_npz_file_is_refused_or_what_it_was(tmp_path: Path) -> None:
     path = npz(tmp_path, dict(zip(KERAS, (IMAGES, LABELS, IMAGES[:3], LABELS[:3]), strict=True)))
     read = lambda path: from_npz(str(path), class_names=None)  # noqa: E731
@@ -154,6 +156,7 @@ def test_a_mutated_npz_file_is_refused_or_what_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@matrix(28)
 def test_mutated_idx_files_are_refused_or_what_they_were(packed: bool, tmp_path: Path) -> None:
     files = idx_files("{split}-{what}-ubyte", packed=packed)
     folder = placed(tmp_path, "folder", files)
@@ -170,6 +173,7 @@ def test_mutated_idx_files_are_refused_or_what_they_were(packed: bool, tmp_path:
 
 
 @pytest.mark.parametrize("fine", [None, True])
+@matrix(28)
 def test_a_mutated_archive_of_cifar_is_refused_or_what_it_was(
     fine: bool | None, tmp_path: Path
 ) -> None:
@@ -180,6 +184,7 @@ def test_a_mutated_archive_of_cifar_is_refused_or_what_it_was(
         assert outcomes(path, read, equals(read(path)))["refused"] > COUNT // 3
 
 
+@matrix(28)
 def test_a_mutated_pickle_of_cifar_is_refused_or_holds_as_many_images(tmp_path: Path) -> None:
     folder = placed(tmp_path, "folder", cifar10_files(python=True))
     path = folder / "cifar-10-batches-py/test_batch"

@@ -18,6 +18,7 @@ from pipeline.data.pictures import FITS, load_picture
 from pipeline.data.values import RawData
 from pipeline.system.errors import PipelineError, RequestError
 from tests.pictures import class_folders, noise, put, read
+from tests.stress.matrix import matrix
 
 
 @pytest.fixture
@@ -154,6 +155,7 @@ def test_two_folders_of_the_same_names_are_not_mistaken_for_each_other(tmp_path:
     assert read(other, tmp_path / "data").fingerprint != first.fingerprint
 
 
+@matrix(34)
 def test_a_damaged_copy_is_made_again(folder: Path, tmp_path: Path) -> None:
     before = read(folder, tmp_path / "data").fingerprint
     [path] = tmp_path.glob("data/folder/pixels-*/images.npy")
@@ -202,6 +204,7 @@ def test_a_folder_without_any_readable_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "photos", tmp_path / "data")
 
 
+@matrix(22)
 def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Any]
 ) -> None:
@@ -260,6 +263,7 @@ print(read(Path(sys.argv[1]), Path(sys.argv[2])).fingerprint)
 
 
 @pytest.mark.slow
+@matrix(9)
 def test_packing_goes_on_after_kills_and_decodes_nothing_twice_but_what_was_in_flight(
     tmp_path: Path,
 ) -> None:
@@ -284,6 +288,7 @@ def test_packing_goes_on_after_kills_and_decodes_nothing_twice_but_what_was_in_f
     assert not list(tmp_path.glob("data/folder/.packing-*/"))
 
 
+@matrix(10)
 def test_a_kill_while_the_copy_is_put_in_place_costs_no_decoding(
     folder: Path, tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from pipeline.data.pictures import (
     picture_of,
 )
 from pipeline.data.values import Array
+from tests.stress.matrix import matrix
 
 GREY, COLOUR = (4, 4, 1), (4, 4, 3)
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
@@ -284,6 +285,7 @@ def test_a_reduced_picture_is_turned_as_a_small_one_is(
     assert np.abs(shown - expected).mean() < 2
 
 
+@matrix(29)
 def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +296,7 @@ def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decod
         open_picture(tmp_path / "a.png", side=4)
 
 
+@matrix(29)
 def test_pictures_wait_for_each_other_when_together_they_take_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +354,7 @@ def blank_png(path: Path, side: int, colour: int, *, bits: int = 8, whole: bool 
     ("colour", "side", "bits", "refused"),
     [(6, 13_300, 8, True), (6, 9_400, 8, False), (0, 13_300, 1, False), (0, 9_400, 16, False)],
 )
+@matrix(29)
 def test_a_picture_of_few_bytes_and_many_pixels_takes_little_memory(
     tmp_path: Path, colour: int, side: int, bits: int, refused: bool
 ) -> None:

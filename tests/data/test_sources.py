@@ -20,6 +20,7 @@ import pytest
 
 from pipeline.data import datasets, sources
 from pipeline.system.errors import RequestError
+from tests.stress.matrix import matrix
 
 FILES = {
     "train-images-idx3-ubyte": struct.pack(">4I", 0x803, 2, 1, 2) + bytes([1, 2, 3, 4]),
@@ -112,6 +113,7 @@ def test_a_mirror_is_read_when_there_is_no_copy(mirror: tuple[str, list[str]]) -
     assert mirror[1] == [f"/{name}.gz" for name in FILES]
 
 
+@matrix(26)
 def test_a_tampered_system_copy_is_passed_over_with_a_warning(
     folder: Path, mirror: tuple[str, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_tampered_system_copy_is_passed_over_with_a_warning(
     assert warning.startswith(f"skipping {copy}: train-images-idx3-ubyte.gz: not the publ")
 
 
+@matrix(26)
 def test_a_mirror_that_lacks_a_file_is_left_at_once(
     folder: Path, mirror: tuple[str, list[str]]
 ) -> None:
@@ -132,6 +135,7 @@ def test_a_mirror_that_lacks_a_file_is_left_at_once(
     assert len(mirror[1]) <= 2  # the request and the server's own remark about the 404
 
 
+@matrix(26)
 def test_a_sign_in_page_in_place_of_the_files_is_told_apart(
     folder: Path, mirror: tuple[str, list[str]]
 ) -> None:
@@ -140,6 +144,7 @@ def test_a_sign_in_page_in_place_of_the_files_is_told_apart(
         sources.retrieve(replace(TINY, mirrors=(mirror[0],)), folder=None, download=True)
 
 
+@matrix(26)
 def test_every_source_is_named_with_its_reason_when_all_fail(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -153,6 +158,7 @@ def test_every_source_is_named_with_its_reason_when_all_fail(tmp_path: Path) -> 
     assert mend.endswith("dataset.folder=…")
 
 
+@matrix(26)
 def test_a_mirror_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "FIRST_ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -251,6 +257,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("content", "rule"), DAMAGED.values(), ids=DAMAGED)
+@matrix(29)
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes, rule: str) -> None:
     path = written(tmp_path / "train-images-idx3-ubyte.gz", content)
     with pytest.raises(RequestError, match=rule) as caught:
@@ -261,12 +268,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes, rule:
     assert "\n" not in message
 
 
+@matrix(29)
 def test_a_gzip_bomb_is_not_unpacked_beyond_what_its_header_promises(tmp_path: Path) -> None:
     bomb = gzip.compress(LABELS + bytes(64 * 2**20))
     with pytest.raises(RequestError, match="too long"):
         sources.decompressed(written(tmp_path / "bomb.gz", bomb))
 
 
+@matrix(29)
 def test_a_header_that_a_small_file_cannot_hold_is_refused_before_memory_is_taken(
     tmp_path: Path,
 ) -> None:
@@ -286,6 +295,7 @@ def test_a_missing_file_is_an_os_error_with_its_name(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "nowhere")
 
 
+@matrix(26)
 def test_a_file_is_downloaded_only_if_it_is_the_published_one(
     folder: Path, mirror: tuple[str, list[str]]
 ) -> None:

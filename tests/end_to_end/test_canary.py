@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 
 from tests.commands import DRAWN, free_port, pipeline
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,7 @@ def assert_nowhere(folder: Path, *printed: str) -> None:
         assert CANARY not in path.name
 
 
+@matrix(44)
 def test_a_run_leaves_no_secret(recorded: Path) -> None:
     assert (recorded / "mlflow.db").exists()
     kept = next(recorded.rglob("overrides.yaml")).read_text()
@@ -66,6 +68,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (0, "history format=json"),
     ],
 )
+@matrix(44)
 def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, recorded: Path) -> None:
     verb, *words = line.split()
     reason = [f"reason=for https://me:{CANARY}@host?token={CANARY}"] if verb == "promote" else []
@@ -81,6 +84,7 @@ NO_JOBLIB = find_spec("hydra_plugins.hydra_joblib_launcher") is None
     "launcher",
     ["local", pytest.param("joblib", marks=pytest.mark.skipif(NO_JOBLIB, reason="not installed"))],
 )
+@matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     ran = pipeline(
         *("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0", f"hydra/launcher={launcher}"),
@@ -91,6 +95,7 @@ def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
 
 
+@matrix(44)
 def test_a_study_in_a_database_that_cannot_be_had_is_told_without_its_password(
     tmp_path: Path,
 ) -> None:
@@ -101,6 +106,7 @@ def test_a_study_in_a_database_that_cannot_be_had_is_told_without_its_password(
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
 
 
+@matrix(44)
 def test_parameters_of_an_mlproject_are_no_way_out_either(tmp_path: Path) -> None:
     ran = pipeline(
         *("train", "--mlproject", "dataset=synthetic", "model=linear", "train.epochs=1"),
@@ -111,6 +117,7 @@ def test_parameters_of_an_mlproject_are_no_way_out_either(tmp_path: Path) -> Non
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
 
 
+@matrix(44)
 def test_a_store_that_fails_in_mid_run_is_told_without_the_secret(tmp_path: Path) -> None:
     """A server that answers at first and then refuses everything, quoting the request."""
     with refusing() as port:
@@ -148,6 +155,7 @@ def refusing() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("user", [f"me:{CANARY}", CANARY])
+@matrix(44)
 def test_a_store_that_is_down_is_told_without_the_secret(user: str, tmp_path: Path) -> None:
     address = f"http://{user}@127.0.0.1:{free_port()}"
     ran = pipeline(*LEAN, f"tracking.uri={address}", cwd=tmp_path)
@@ -158,6 +166,7 @@ def test_a_store_that_is_down_is_told_without_the_secret(user: str, tmp_path: Pa
     assert_nowhere(tmp_path, by_environment.stdout, by_environment.stderr)
 
 
+@matrix(44)
 def test_a_refused_word_is_told_without_the_secret(tmp_path: Path) -> None:
     ran = pipeline(*LEAN, f"dataset.password={CANARY}", f"api_key={CANARY}", cwd=tmp_path)
     assert ran.returncode == 2

@@ -15,6 +15,7 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.tracking.client import connect
 from tests.commands import DRAWN, carried_out, configured, free_port, inside
+from tests.stress.matrix import matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,6 +23,7 @@ EPOCHS, LAST_SEEN = 60, 20
 NAMES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
+@matrix(16)
 def test_a_server_that_dies_at_epoch_20_delays_nothing_and_gets_everything_once_from_sync(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.commands import LEAN, QUICK, begun, environment, pipeline, results
+from tests.stress.matrix import matrix
 from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,7 @@ def the_run(folder: Path) -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
+@matrix(13)
 def test_a_run_stopped_in_training_is_killed_with_all_it_had_logged(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_run_stopped_in_training_is_killed_with_all_it_had_logged(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
+@matrix(13)
 def test_stopped_while_tensorflow_is_imported_nothing_is_recorded(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:

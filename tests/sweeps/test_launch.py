@@ -11,6 +11,7 @@ from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once
 from pipeline.system.errors import RequestError
 from tests.commands import composed
+from tests.stress.matrix import matrix
 
 JOBS = [Job(index=index, params={"seed": str(index)}) for index in (1, 2, 4, 7)]
 
@@ -131,6 +132,7 @@ def test_a_sweep_that_is_stopped_cancels_its_jobs_in_the_batch_system() -> None:
     assert all(job.cancelled for job in submitted)
 
 
+@matrix(24)
 def test_a_job_that_a_batch_system_kills_costs_only_itself() -> None:
     submitted = [Submitted(), Submitted("out of memory"), Submitted(), Submitted()]
     launcher = Slurm(submitted=submitted, stopped=False, n_jobs=4)

@@ -12,6 +12,7 @@ import pytest
 from pipeline.sweeps.one_job import within
 from pipeline.system.errors import PipelineError
 from tests.commands import environment
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,7 @@ def test_a_block_without_limits_is_not_watched() -> None:
         assert threading.active_count() == threads
 
 
+@matrix(24)
 def test_a_block_that_takes_too_long_is_ended_with_the_limit_by_name() -> None:
     started = time.monotonic()
     with pytest.raises(PipelineError, match=TOO_LONG), within(seconds=0.2, memory_mb=None):
@@ -87,6 +89,7 @@ def test_a_block_that_takes_too_long_is_ended_with_the_limit_by_name() -> None:
     assert time.monotonic() - started < 5
 
 
+@matrix(24)
 def test_a_block_that_needs_too_much_memory_is_ended_with_the_limit_by_name() -> None:
     limit = r"^needs [\d,]+ MB, above sweep.memory_mb=10$"
     with pytest.raises(PipelineError, match=limit), within(seconds=None, memory_mb=10):
@@ -123,6 +126,7 @@ def test_a_block_that_waits_is_ended_too() -> None:
     assert ended.returncode == 0
 
 
+@matrix(24)
 def test_a_block_that_does_not_end_takes_its_process_with_it() -> None:
     ended = alone(STUBBORN)
     assert ended.stdout.splitlines() == ["ready", "asked"]

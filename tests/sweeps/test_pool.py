@@ -19,6 +19,7 @@ import pytest
 from pipeline.sweeps import pool as pools
 from pipeline.sweeps.pool import Call, Ended, Pool
 from tests.commands import environment
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +192,7 @@ def test_a_free_worker_goes_on_while_another_is_busy(tmp_path: Path) -> None:
         assert [ended.key for ended in pool.run(work)] == [1, 2, 0]
 
 
+@matrix(24)
 def test_a_task_that_fails_or_takes_its_process_down_costs_only_itself() -> None:
     failures: dict[str, Callable[[], Any]] = {
         "ZeroDivisionError: integer division or modulo by zero": lambda: 1 // 0,
@@ -226,6 +228,7 @@ def test_no_more_workers_are_started_than_there_are_tasks() -> None:
         assert len(psutil.Process().children()) <= before + 2  # with multiprocessing's own
 
 
+@matrix(24)
 def test_a_worker_that_dies_between_two_tasks_costs_none() -> None:
     with Pool(1, threads=1) as pool:
         [first] = results(pool, os.getpid)
@@ -235,6 +238,7 @@ def test_a_worker_that_dies_between_two_tasks_costs_none() -> None:
     assert first != second
 
 
+@matrix(24)
 def test_a_dead_worker_is_noticed_though_a_child_of_it_lives(tmp_path: Path) -> None:
     with Pool(1, threads=1) as pool:
         work = [Call(key=0, function=fork_and_die, arguments=(tmp_path,))]
@@ -270,6 +274,7 @@ def test_all_that_a_task_writes_is_in_its_file(tmp_path: Path) -> None:
     assert "lost" not in lines
 
 
+@matrix(22)
 def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> None:
     with Pool(1, threads=1) as pool:
         [ended] = pool.run([Call(key=0, function=int, output=tmp_path)])

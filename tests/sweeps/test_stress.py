@@ -15,7 +15,8 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.sweeps.pool import Call, Pool
-from tests.commands import environment, stressed
+from tests.commands import environment
+from tests.stress.matrix import matrix, stressed, tally
 from tests.sweeps.test_sweep import (
     INDEX,
     NO_PLOTS,
@@ -94,6 +95,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     while len(story.killed_after) < KILLS:
         cwd = tmp_path_factory.mktemp("killed")
         story.ended.append(sweep_with_kills(cwd, moments(), story))
+    tally(len(story.killed_after), failed=len(story.survivors) + len(story.orphaned))
     return story
 
 
@@ -103,16 +105,19 @@ def finished(swept: Swept) -> dict[int, Run]:
     return {index_of(run): run for run in runs}
 
 
+@matrix(9)
 def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
     for earliest, latest in PARTS_S:
         assert any(earliest < moment < latest for moment in story.killed_after)
 
 
+@matrix(9)
 def test_no_worker_outlives_a_killed_leader(story: Story) -> None:
     assert len(story.killed_after) == KILLS
     assert story.survivors == []
 
 
+@matrix(9)
 def test_a_killed_sweep_is_completed_by_resuming_it(story: Story) -> None:
     for swept in story.ended:
         assert swept.done.returncode == 0, swept.done.stderr
@@ -122,12 +127,14 @@ def test_a_killed_sweep_is_completed_by_resuming_it(story: Story) -> None:
         assert swept.parent.data.tags.keys() & {"error", "traceback"} == set()
 
 
+@matrix(9)
 def test_every_job_has_finished_exactly_once_and_none_is_left_running(story: Story) -> None:
     for swept in story.ended:
         assert list(finished(swept)) == list(range(JOBS))
         assert {state for _, state in swept.states()} <= {"FINISHED", "KILLED"}
 
 
+@matrix(9)
 def test_no_job_was_run_again_after_it_had_finished(story: Story) -> None:
     for swept in story.ended:
         done = finished(swept)
@@ -136,6 +143,7 @@ def test_no_job_was_run_again_after_it_had_finished(story: Story) -> None:
             assert run.info.start_time < end, (index_of(run), run.info.run_id)
 
 
+@matrix(9)
 def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story) -> None:
     for swept in story.ended:
         runs = finished(swept).values()
@@ -150,6 +158,7 @@ def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story)
         assert swept.said["best_run_id"] == best_id
 
 
+@matrix(9)
 def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
     assert story.orphaned == []
 
@@ -182,7 +191,9 @@ if __name__ == "__main__":
 """
 
 
+@matrix(5)
 def test_many_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> None:
+    tally(JOBS_OF_MANY)
     (tmp_path / "many.py").write_text(MANY)
     command = [sys.executable, "many.py"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -205,6 +216,7 @@ def test_many_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> None:
     assert opened_then == opened  # files and processes
 
 
+@matrix(5)
 def test_two_hundred_tasks_need_no_more_memory_than_twenty() -> None:
     me = psutil.Process()
     with Pool(2, threads=1) as pool:

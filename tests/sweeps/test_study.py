@@ -15,6 +15,7 @@ from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
 from pipeline.sweeps.space import corners, distributions
 from pipeline.sweeps.study import STORAGE, Search, open_storage, pruning_listener, require_sense
 from pipeline.system.errors import Pruned, RequestError
+from tests.stress.matrix import matrix
 from tests.sweeps.test_jobs import multirun
 
 pytestmark = pytest.mark.slow  # importing Optuna takes a second
@@ -176,6 +177,7 @@ def test_a_trial_that_finished_while_the_sweep_was_killed_is_not_proposed_again(
     assert len(again.study.trials) == 3
 
 
+@matrix(7)
 def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> None:
     one = search(tmp_path, "sweep.n_trials=6", sweep_id="one").jobs()
     other = search(tmp_path, "sweep.n_trials=6", sweep_id="other")

@@ -30,6 +30,7 @@ from pipeline.tracking.heartbeat import signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
 from tests.commands import configured, environment, inside, pipeline, results
+from tests.stress.matrix import matrix
 from tests.test_main import DRIVER, Answer, assert_helpful
 
 pytestmark = pytest.mark.slow
@@ -508,6 +509,7 @@ def test_max_failures_stops_at_that_many(failing: Failing) -> None:
     assert "stopped after job 2 failed" in swept.done.stderr
 
 
+@matrix(24)
 def test_a_failed_job_costs_only_itself_and_says_why(failing: Failing) -> None:
     swept = failing.to_its_end
     assert swept.done.returncode == 1
@@ -545,6 +547,7 @@ def test_resuming_runs_again_what_failed_and_nothing_that_finished(failing: Fail
     assert swept.of(0).info.run_id == failing.at_first.of(0).info.run_id
 
 
+@matrix(24)
 def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Path) -> None:
     long = ("train.epochs=100000,1", "sweep.timeout_s=8", "sweep.keep_models=0")
     swept = sweep("dataset=synthetic", "model=linear", *NO_PLOTS, *long, cwd=tmp_path)
@@ -678,6 +681,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     return Interrupted(by_ctrl_c, by_sigterm, completed, alive, mapped, intruder)
 
 
+@matrix(13)
 def test_ctrl_c_ends_a_sweep_and_says_so_of_every_run(interrupted: Interrupted) -> None:
     swept = interrupted.by_ctrl_c
     assert (swept.done.returncode, swept.done.stdout) == (130, "")
@@ -697,6 +701,7 @@ def test_an_interrupted_job_has_closed_its_own_run_with_what_it_had(
         assert artifact(run, "config.yaml").exists()
 
 
+@matrix(13)
 def test_sigterm_ends_a_sweep_as_ctrl_c_does(interrupted: Interrupted) -> None:
     swept = interrupted.by_sigterm
     assert (swept.done.returncode, swept.done.stdout) == (143, "")

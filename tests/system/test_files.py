@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.files import replacing
+from tests.stress.matrix import matrix
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -16,6 +17,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@matrix(22)
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -54,6 +56,7 @@ def test_the_temporary_name_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> 
         assert part.suffix == ".keras"
 
 
+@matrix(23)
 def test_a_place_that_cannot_be_written_is_an_os_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as caught, replacing(tmp_path / "file" / "a.txt"):

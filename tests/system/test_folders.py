@@ -11,6 +11,7 @@ import pytest
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, claim, move_in, owner, require_writable
 from tests.commands import environment
+from tests.stress.matrix import matrix
 
 HOLD = """
 import sys
@@ -108,6 +109,7 @@ def test_a_place_that_is_no_folder_is_refused_before_anything_is_written_there(
 
 
 @pytest.mark.parametrize("kind", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@matrix(22, 23)
 def test_a_read_only_or_full_folder_is_refused_by_name(
     kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.system import secrets
 from pipeline.system.secrets import hide, hide_files, hide_value, hide_word, is_secret, learn
+from tests.stress.matrix import matrix
 
 CANARY = "c4n4ry-5ecret"
 
@@ -56,6 +57,7 @@ def test_other_keys_are_not(key: str) -> None:
         f"--password={CANARY}",
     ],
 )
+@matrix(44)
 def test_a_secret_is_hidden_in_words_and_wherever_its_text_occurs_afterwards(
     word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +85,7 @@ def test_a_configuration_is_hidden_by_its_keys_at_any_depth() -> None:
     assert shown == {"tags": {"token": "***", "pin": 3}, "secrets": {"a": ["***"]}, "n": 1}
 
 
+@matrix(44)
 def test_files_of_hydra_are_rewritten_only_where_they_hold_a_secret(tmp_path: Path) -> None:
     plain, secret = tmp_path / "a.yaml", tmp_path / "b.yaml"
     plain.write_text("a:   1 # as it was\n")

@@ -8,6 +8,7 @@ from io import StringIO
 import pytest
 
 from pipeline.system.terminal import tell_unwritable_logs
+from tests.stress.matrix import matrix
 
 
 class Full(StringIO):
@@ -26,6 +27,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     return made
 
 
+@matrix(22)
 def test_a_log_on_a_full_disk_costs_a_line_and_not_a_traceback_per_record(
     log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run, find_sweep, find_trained
 from pipeline.verbs.compare.choice import named_runs
 from tests.commands import QUICK, configured, inside, pipeline
+from tests.stress.matrix import matrix
 from tests.verbs.doctor.test_command import without_tensorflow
 
 NAMES = [
@@ -32,6 +33,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
+@matrix(43)
 def test_an_experiments_folder_lies_in_mlartifacts_whatever_its_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +53,7 @@ def test_names_that_differ_have_folders_that_differ_and_plain_ones_their_own() -
 
 
 @pytest.mark.parametrize("folder", ["my%20project", "100%25", "%E6%9D%8E", "a/b%2Fc/d"])
+@matrix(43)
 def test_a_folder_whose_name_mlflow_would_decode_twice_is_refused(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +89,7 @@ def test_the_command_line_refuses_such_a_folder_before_it_trains_and_doctor_tell
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["../outside", "a%20b", "/tmp/elsewhere/me@example.org", ".."])
+@matrix(43)
 def test_what_a_run_writes_is_found_again_and_nothing_lies_elsewhere(
     name: str, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, inside
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +73,7 @@ def answering(status: int, body: bytes = b"") -> Iterator[tuple[str, list[str]]]
         (200, b"<html>hello</html>", "200 OK", "MLflow server"),
     ],
 )
+@matrix(17)
 def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doctor(
     status: int, body: bytes, says: str, mend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_sh
     assert "hunter22" not in str(refused.value)
 
 
+@matrix(17)
 def test_a_store_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -147,6 +150,7 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lost
 
 
+@matrix(19)
 def test_a_run_whose_answers_get_lost_is_recorded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.leftovers import unsent
 from pipeline.verbs.sync import Sync, Unsent, sync
 from tests.commands import configured, inside
+from tests.stress.matrix import matrix
 
 AWAY = "API request to http://store failed with exception: connection refused"
 WRITES = (
@@ -91,6 +92,7 @@ def points(run_id: str, name: str = "train/loss") -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in history)
 
 
+@matrix(15)
 def test_a_store_that_is_away_for_a_while_delays_no_epoch_and_gets_each_once(
     config: Config, switch: Switch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_store_that_is_away_for_a_while_delays_no_epoch_and_gets_each_once(
     assert "sync" not in capsys.readouterr().err
 
 
+@matrix(16)
 def test_a_store_that_stays_away_lets_the_run_end_and_gets_all_of_it_from_sync(
     config: Config,
     switch: Switch,
@@ -148,6 +151,7 @@ def test_a_store_that_stays_away_lets_the_run_end_and_gets_all_of_it_from_sync(
         sync(config, Sync(folder=str(tmp_path)), tmp_path)
 
 
+@matrix(16)
 def test_a_run_that_failed_while_the_store_was_away_is_failed_with_its_reason(
     config: Config, switch: Switch, tmp_path: Path
 ) -> None:
@@ -182,6 +186,7 @@ def test_a_run_without_a_store_is_found_by_both_its_ids_once_it_is_sent(
     assert (tmp_path / "run_id").read_text() == by_own.id
 
 
+@matrix(9)
 def test_what_a_sync_that_was_cut_off_has_sent_is_not_created_again(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +229,7 @@ def test_what_a_sync_that_was_cut_off_has_sent_is_not_created_again(
     assert points(found[0].info.run_id) == [(1, 0.5)]
 
 
+@matrix(14)
 def test_a_killed_run_is_sent_up_to_its_last_whole_line_and_closed_at_its_time(
     config: Config, tmp_path: Path
 ) -> None:
@@ -247,6 +253,7 @@ def test_a_killed_run_is_sent_up_to_its_last_whole_line_and_closed_at_its_time(
 
 
 @pytest.mark.parametrize("content", [b"", b'{"kind": "open', b"\x00\xff\n", b"[]\n"])
+@matrix(9)
 def test_a_journal_that_did_not_get_to_its_first_record_is_dropped(
     content: bytes, folder: Path, tmp_path: Path
 ) -> None:
@@ -393,6 +400,7 @@ def test_a_new_run_tells_of_earlier_ones_that_are_not_sent(
     )
 
 
+@matrix(21)
 def test_an_sqlite_store_that_is_locked_delays_no_epoch_and_prints_no_traceback(
     config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,6 +435,7 @@ def test_the_records_of_a_sweeps_job_that_the_store_lacks_count_as_its_outcome(
     assert not has_journal(tmp_path / "0")
 
 
+@matrix(44)
 def test_no_secret_reaches_a_journal(config: Config, tmp_path: Path) -> None:
     canary = secrets.token_hex()
     hidden = {"api_token": canary, "note": f"https://me:{canary}@example.org"}

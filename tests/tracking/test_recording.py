@@ -33,6 +33,7 @@ from tests.commands import (
     results,
 )
 from tests.stores import MADE_ONCE
+from tests.stress.matrix import matrix
 from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,7 @@ def test_an_exception_is_a_failed_run_that_keeps_all_it_had(config: Config, tmp_
     assert mlflow.active_run() is None
 
 
+@matrix(13)
 def test_ctrl_c_is_a_killed_run(config: Config, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), record(config, tmp_path) as recording:
         raise KeyboardInterrupt
@@ -104,6 +106,7 @@ def test_ctrl_c_is_a_killed_run(config: Config, tmp_path: Path) -> None:
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
 
 
+@matrix(13)
 def test_a_stop_in_the_middle_of_a_write_does_not_lock_the_store(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_after_a_failed_run_the_next_one_works(config: Config, tmp_path: Path) -
     assert recorded(recording).info.status == "FINISHED"
 
 
+@matrix(22)
 def test_what_cannot_be_uploaded_does_not_hide_why_the_run_failed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +152,7 @@ def test_what_cannot_be_uploaded_does_not_hide_why_the_run_failed(
     )
 
 
+@matrix(22)
 def test_a_finished_block_whose_upload_fails_is_a_failed_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +203,7 @@ def test_a_run_id_in_the_environment_that_nobody_knows_is_refused(
     assert "MLFLOW_RUN_ID" not in os.environ
 
 
+@matrix(44)
 def test_a_password_in_the_address_is_recorded_nowhere(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +286,7 @@ def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@matrix(23)
 def test_a_database_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     sqlite3.connect(path).execute("create table experiments (mine text)").connection.close()
@@ -326,6 +333,7 @@ def open_and_record(folder: Path) -> str:
     return number
 
 
+@matrix(3)
 def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path) -> None:
     call_warm(os.getpid, timeout=120)  # so that all begin at the same time
     with ThreadPoolExecutor(4) as callers:

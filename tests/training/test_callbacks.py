@@ -16,6 +16,7 @@ from pipeline.training.callbacks import (
     run_metric_name,
     stopper,
 )
+from tests.stress.matrix import matrix
 
 
 def model() -> keras.Model:
@@ -107,6 +108,7 @@ def test_without_a_best_epoch_there_is_the_last_checkpoint_alone(tmp_path: Path)
     assert kernel(folder / "last.keras") == 1
 
 
+@matrix(22)
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

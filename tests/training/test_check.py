@@ -17,6 +17,7 @@ from pipeline.training.check import check_model
 from pipeline.training.predictor import predict, predictor, warm_predictor
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.stress.matrix import matrix
 
 layers = keras.layers
 Head = Callable[[Any], Any]
@@ -80,6 +81,7 @@ def nan(x: Any) -> Any:
         (nan, 3, "some are NaN or infinite"),
     ],
 )
+@matrix(35)
 def test_a_model_that_gives_no_probabilities_is_refused(
     head: Head, classes: int, said: str
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_check_changes_no_random_number_of_a_training(
         np.testing.assert_array_equal(one, other)
 
 
+@matrix(25)
 def test_a_model_whose_weights_are_nan_predicts_nothing() -> None:
     made = model(layers.Dense(3, activation="softmax"))
     made.set_weights([np.full_like(weight, np.nan) for weight in made.get_weights()])
@@ -186,5 +189,6 @@ def test_a_model_whose_weights_are_nan_predicts_nothing() -> None:
         (np.zeros((0, 3)), None),
     ],
 )
+@matrix(25)
 def test_what_keeps_numbers_from_being_probabilities_is_told(probs: Any, flaw: str | None) -> None:
     assert flaw_in(np.array(probs, np.float32)) == flaw

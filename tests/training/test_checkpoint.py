@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.system.errors import RequestError
 from pipeline.training.checkpoint import Progress, newest_progress, progress_of
+from tests.stress.matrix import matrix
 
 PROGRESS = Progress(epochs=[{"loss": 0.1 + 0.2, "val_loss": 1 / 3}], seconds=1.5, seeds=[[7, 360]])
 
@@ -35,6 +36,7 @@ def test_a_model_of_another_making_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no archive"])
+@matrix(11)
 def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "last.keras")
     PROGRESS.add_to(path)
@@ -50,6 +52,7 @@ def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
+@matrix(11)
 def test_the_checkpoint_before_takes_the_place_of_one_that_is_damaged(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,6 +68,7 @@ def test_the_checkpoint_before_takes_the_place_of_one_that_is_damaged(
     assert "the epoch before takes its place" in caplog.text
 
 
+@matrix(11)
 def test_an_intact_checkpoint_is_preferred_and_two_damaged_ones_are_refused(tmp_path: Path) -> None:
     last, previous = archive(tmp_path / "last.keras"), archive(tmp_path / "previous.keras")
     PROGRESS.add_to(last)

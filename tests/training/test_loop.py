@@ -12,6 +12,7 @@ from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
 from pipeline.training import loop
 from pipeline.training.fused import fused_norms
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 CLASSES = 3
@@ -262,6 +263,7 @@ def test_averaging_weights_does_not_change_how_they_are_trained() -> None:
     np.testing.assert_array_equal(with_averages.trained, without.trained)
 
 
+@matrix(25)
 def test_a_diverging_loss_stops_training_with_the_epoch_and_the_mend() -> None:
     model = network(keras.optimizers.SGD(1e30))
     with pytest.raises(
@@ -272,6 +274,7 @@ def test_a_diverging_loss_stops_training_with_the_epoch_and_the_mend() -> None:
     assert len(model.batches) < 14
 
 
+@matrix(25)
 def test_a_model_that_its_last_step_spoilt_is_found_out_on_the_validation_images() -> None:
     with pytest.raises(PipelineError, match="the loss became nan in epoch 1"):
         fit(network(keras.optimizers.SGD(np.nan)), split(8), split(9), epochs=1)

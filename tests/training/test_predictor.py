@@ -9,6 +9,7 @@ import pytest
 from pipeline.data.values import Split
 from pipeline.system.errors import RequestError
 from pipeline.training.predictor import predict, single_image_ms, views_of, warm_predictor
+from tests.stress.matrix import matrix
 
 SHAPE = (4, 3, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8)
@@ -49,11 +50,13 @@ def test_many_threads_get_each_its_own_answer(model: keras.Model) -> None:
     np.testing.assert_allclose(answers, expected, atol=1e-6)
 
 
+@matrix(35)
 def test_a_model_of_other_images_is_refused(model: keras.Model) -> None:
     with pytest.raises(RequestError, match=r"the model does not take images u8\[None, 5, 5, 1\]"):
         warm_predictor(model, (5, 5, 1), 3)
 
 
+@matrix(35)
 def test_a_model_of_other_classes_than_it_has_names_is_refused(model: keras.Model) -> None:
     with pytest.raises(RequestError, match="gives 3 probabilities for 10 class names"):
         warm_predictor(model, SHAPE, 10)

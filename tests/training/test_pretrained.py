@@ -30,6 +30,7 @@ from pipeline.training.fused import fused_updates
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.stress.matrix import matrix
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
@@ -68,6 +69,7 @@ def test_features_and_what_is_trained_are_those_of_the_published_network() -> No
     assert len(kernels["all"]) == 49 + 1
 
 
+@matrix(39)
 def test_a_file_of_tensors_runs_no_code(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> Any:

@@ -16,6 +16,7 @@ from pipeline.system.errors import RequestError
 from pipeline.training.saved import LAYERS, inspected, load_saved
 from tests.commands import ROOT, environment
 from tests.hostile import IN_THE_FILE, with_value
+from tests.stress.matrix import matrix
 
 
 def tiny() -> keras.Model:
@@ -68,6 +69,7 @@ def test_a_saved_model_gives_the_same_answers_once_loaded(policy: str, tmp_path:
 
 
 @pytest.mark.parametrize("way", IN_THE_FILE)
+@matrix(38)
 def test_a_hostile_file_is_refused_in_a_line_and_runs_nothing(
     way: str, copied: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_hostile_file_is_refused_in_a_line_and_runs_nothing(
     assert not marker.exists()
 
 
+@matrix(38)
 def test_weights_alone_are_inspected_too(copied: Path, tmp_path: Path) -> None:
     doctor, told = IN_THE_FILE["a link to another HDF5 file"]
     doctor(copied, tmp_path)
@@ -94,6 +97,7 @@ def test_what_was_inspected_is_gone_afterwards(copied: Path) -> None:
 
 
 @pytest.mark.slow
+@matrix(29)
 def test_a_model_that_asks_for_terabytes_is_refused_within_two_gigabytes(copied: Path) -> None:
     with_value("units", 10**12)(copied, copied)
     program = (

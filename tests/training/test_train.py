@@ -19,6 +19,7 @@ from pipeline.training.build import build_model
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
@@ -179,6 +180,7 @@ SLOW = "optimizer=sgd optimizer.learning_rate=0.5 model.dropout=0"
     ],
 )
 @pytest.mark.parametrize("epoch", [2, 5])
+@matrix(12)
 def test_interrupted_training_goes_on_to_the_same_bits(
     epoch: int, choices: str, tmp_path: Path
 ) -> None:
@@ -214,6 +216,7 @@ def test_training_that_was_complete_is_not_repeated(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@matrix(10)
 def test_a_kill_between_the_last_and_the_best_checkpoint_loses_nothing(tmp_path: Path) -> None:
     overrides = ("train.epochs=1", "train.keep=best")
     whole = trained(tmp_path, *overrides)
@@ -293,6 +296,7 @@ def test_the_tensorboard_log_becomes_an_artefact(tmp_path: Path) -> None:
     assert not (tmp_path / "without" / "artifacts").exists()
 
 
+@matrix(25)
 def test_divergence_names_the_epoch_and_gives_the_terminal_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

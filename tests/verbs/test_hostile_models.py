@@ -21,6 +21,7 @@ from pipeline.tracking.models import load_model
 from pipeline.tracking.runs import find_trained
 from tests.commands import carried_out, configured, inside
 from tests.hostile import IN_THE_FILE, IN_THE_FOLDER, KERAS_FILE, Doctor
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +126,7 @@ def in_the_model(way: str) -> Doctor:
 
 @pytest.mark.parametrize("way", ["custom objects", "code in MLmodel", "another Keras", *IN_A_FILE])
 @pytest.mark.parametrize("route", LOADING)
+@matrix(38)
 def test_a_hostile_model_is_refused_on_every_way(
     route: str, way: str, kept: Store, tmp_path: Path
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_hostile_model_is_refused_on_every_way(
 
 
 @pytest.mark.parametrize("way", IN_THE_FOLDER)
+@matrix(38)
 def test_whatever_is_wrong_in_the_folder_of_a_model_is_refused_in_a_line(
     way: str, kept: Store, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def test_whatever_is_wrong_in_the_folder_of_a_model_is_refused_in_a_line(
     assert not (tmp_path / "marker").exists()
 
 
+@matrix(38)
 def test_links_and_pipes_in_the_folder_of_a_model_are_refused(kept: Store, tmp_path: Path) -> None:
     moved = Path(shutil.move(kept.model / "MLmodel", tmp_path))
     (kept.model / "MLmodel").symlink_to(moved)
@@ -164,6 +168,7 @@ def test_links_and_pipes_in_the_folder_of_a_model_are_refused(kept: Store, tmp_p
 @pytest.mark.parametrize(
     "elsewhere", ["{other}", "file://{other}", "runs:/{run_id}/../../x", "s3://evil/x"]
 )
+@matrix(40)
 def test_a_tag_that_points_elsewhere_is_not_followed(
     elsewhere: str, kept: Store, tmp_path: Path
 ) -> None:
@@ -174,6 +179,7 @@ def test_a_tag_that_points_elsewhere_is_not_followed(
         find_trained(kept.run_id, configured(*QUICK))
 
 
+@matrix(40)
 def test_a_tag_that_names_another_runs_model_is_not_followed(kept: Store) -> None:
     client = mlflow.MlflowClient()
     experiment = kept.run().info.experiment_id
@@ -187,6 +193,7 @@ def test_a_tag_that_names_another_runs_model_is_not_followed(kept: Store) -> Non
         find_trained(other.info.run_id, configured(*QUICK))
 
 
+@matrix(40)
 def test_a_version_registered_from_any_folder_is_not_followed(kept: Store, tmp_path: Path) -> None:
     other = Path(shutil.copytree(kept.model, tmp_path / "other"))
     client = mlflow.MlflowClient()
@@ -203,6 +210,7 @@ def test_a_version_registered_from_any_folder_is_not_followed(kept: Store, tmp_p
         client.delete_model_version("synthetic", made.version)
 
 
+@matrix(40)
 def test_a_logged_model_whose_files_lie_elsewhere_is_not_followed(
     kept: Store, tmp_path: Path
 ) -> None:
@@ -219,6 +227,7 @@ def test_a_logged_model_whose_files_lie_elsewhere_is_not_followed(
 
 
 @pytest.mark.parametrize("way", ["a link to another HDF5 file", "a member outside of its folder"])
+@matrix(38)
 def test_a_hostile_checkpoint_is_not_resumed(way: str, kept: Store, tmp_path: Path) -> None:
     mlflow.MlflowClient().set_terminated(kept.run_id, "FAILED")
     for name in ("last.keras", "best.keras"):
@@ -230,6 +239,7 @@ def test_a_hostile_checkpoint_is_not_resumed(way: str, kept: Store, tmp_path: Pa
 
 
 @pytest.mark.parametrize("way", IN_A_FILE)
+@matrix(38)
 def test_a_hostile_checkpoint_is_not_kept_by_a_sweep(way: str, kept: Store, tmp_path: Path) -> None:
     folder = kept.folder / "outputs" / "one"
     IN_THE_FILE[way][0](folder / "checkpoints" / "last.keras", tmp_path / "marker")
@@ -241,6 +251,7 @@ def test_a_hostile_checkpoint_is_not_kept_by_a_sweep(way: str, kept: Store, tmp_
     assert not (tmp_path / "marker").exists()
 
 
+@matrix(38)
 def test_a_sound_model_is_still_loaded_on_every_way(kept: Store) -> None:
     for route in LOADING.keys() - {"serve", "promote"}:
         LOADING[route](kept)

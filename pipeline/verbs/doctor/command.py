@@ -6,6 +6,7 @@ broken. It creates no store, no tables and no folder.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,14 @@ from pipeline.system.errors import PipelineError
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
-from pipeline.verbs.doctor.findings import PROBLEM, Finding, as_json, looked_at, print_findings
+from pipeline.verbs.doctor.findings import (
+    PROBLEM,
+    Finding,
+    as_json,
+    looked_at,
+    ok,
+    print_findings,
+)
 from pipeline.verbs.doctor.leftovers import Owner, leftovers, unsent
 
 
@@ -55,8 +63,8 @@ def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Fi
     yield from looked_at("threads", partial(checks.check_threads, os.environ, cores))
     yield from looked_at("data", partial(checks.data, config))
     made: list[dict[str, Owner]] = []
-    yield from looked_at("unsent", unsent)
     yield from looked_at("store", partial(_recorded, config, request, made))
+    yield from looked_at("unsent", unsent)
     data_dir = Path(config.data_dir)
     yield from looked_at("disk", partial(checks.disk, Path(), data_dir))
     yield from looked_at("leftovers", partial(leftovers, data_dir, made[0] if made else None))
@@ -71,6 +79,7 @@ def _bring_home(config: Config, run_id: str) -> None:
 
 def _recorded(config: Config, request: Doctor, made: list[dict[str, Owner]]) -> Iterator[Finding]:
     """Checks the store and its runs; adds the runs by their folders to `made`."""
+    from pipeline.tracking.lifecycle import send_waiting
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health
 
@@ -83,5 +92,8 @@ def _recorded(config: Config, request: Doctor, made: list[dict[str, Owner]]) -> 
         yield from orphans.running(
             store.client, fix=fix, own=own, bring_home=partial(_bring_home, config)
         )
+        if fix:
+            sent, _ = send_waiting(store.client, within_s=math.inf)
+            yield from (ok("unsent", f"sent {one}") for one in sent)
         yield from health.artefacts(store.client)
         made.append(orphans.folders(store.client))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.system.errors import one_line
+from pipeline.system.errors import RequestError, one_line
 from pipeline.tracking.client import Client, StoreError
 from pipeline.tracking.heartbeat import GONE, LISTEN_S
 from pipeline.tracking.orphans import (
@@ -17,7 +17,7 @@ from pipeline.tracking.orphans import (
     unheard,
 )
 from pipeline.tracking.runs import search
-from pipeline.tracking.values import Query, RecordedRun
+from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import Owner
 
@@ -83,11 +83,13 @@ def _fixed(
     for run in orphans:
         try:
             done = close_orphan(client, run)
-        except StoreError as error:
-            says = f"{run.id} cannot be closed: {error.message}"
+        except (StoreError, RequestError, OSError) as error:
+            says = f"{run.id} cannot be closed: {one_line(error)}"
             yield problem("runs", says, "check that you may write to the store")
         else:
-            if done is not None:
+            if done is not None and done.status != Status.KILLED:
+                yield ok("runs", f"{done.id} had ended as {done.status}; its records were sent")
+            elif done is not None:
                 closed.append(done)
                 yield from _brought_home(done, bring_home)
     if closed:

@@ -17,6 +17,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.verbs.doctor import checks
 from pipeline.verbs.doctor.orphans import running
 from tests.commands import configured, free_port, fresh_pipeline, pipeline
+from tests.stress.matrix import matrix
 from tests.warm import fork
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,7 @@ def test_an_mlflow_that_cannot_be_imported_is_a_finding(tmp_path: Path) -> None:
     assert "half installed" in ended.stdout
 
 
+@matrix(23)
 def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
     address = f"http://me:hunter2@127.0.0.1:{free_port()}"
     code, states, said = doctor(f"tracking.uri={address}", "dataset=synthetic", cwd=Path("/proc"))
@@ -105,6 +107,7 @@ def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
     assert "hunter2" not in said
 
 
+@matrix(14)
 def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path) -> None:
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
     processes = [fork(work, tmp_path) for _ in range(3)]

@@ -16,6 +16,7 @@ from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.leftovers import Owner
 from pipeline.verbs.doctor.orphans import folders, running
 from tests.commands import configured, inside
+from tests.stress.matrix import matrix
 
 OLD = "2026-01-01T00:00:00+00:00"
 GONE = {STARTED: "1"}
@@ -54,6 +55,7 @@ def test_nothing_running_is_ok(client: mlflow.MlflowClient, number: str) -> None
     assert said(client) == ["ok: 0 at work"]
 
 
+@matrix(14)
 def test_orphans_are_shown_and_only_closed_when_asked(
     client: mlflow.MlflowClient, number: str
 ) -> None:
@@ -77,6 +79,7 @@ def test_orphans_are_shown_and_only_closed_when_asked(
 
 
 @pytest.mark.parametrize("beats", [True, False])
+@matrix(14)
 def test_a_run_of_another_machine_is_closed_only_if_it_is_not_heard_of_whatever_the_clocks_say(
     beats: bool, client: mlflow.MlflowClient, number: str
 ) -> None:
@@ -162,6 +165,7 @@ def test_the_run_that_called_us_is_passed_over(client: mlflow.MlflowClient, numb
     assert said(client, fix=True, own=own) == ["ok: 0 at work"]
 
 
+@matrix(14)
 def test_a_run_that_ended_meanwhile_keeps_its_status(
     client: mlflow.MlflowClient, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from pipeline.tracking.models import LoadedModel
 from pipeline.verbs.predict import command as module
 from pipeline.verbs.predict.command import classifier
 from tests.commands import QUICK, carried_out, inside, pipeline, results
+from tests.stress.matrix import matrix
 
 Rows = list[dict[str, str]]
 
@@ -206,6 +207,7 @@ def test_what_spoke_for_the_answers_is_drawn_beside_them(
     ]
 
 
+@matrix(35)
 def test_a_model_of_other_channels_than_pictures_have_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

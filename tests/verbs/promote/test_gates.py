@@ -10,6 +10,7 @@ import pytest
 from pipeline.data.values import Predictions, Split
 from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.gates import LOADS, Champion, Evidence, Gate, failed, judge
+from tests.stress.matrix import matrix
 
 RULES = Promote(
     max_prediction_gap=0.01,
@@ -103,10 +104,12 @@ def test_the_worst_class_is_named_and_one_without_test_images_is_none() -> None:
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED", "RUNNING"])
+@matrix(36)
 def test_a_run_that_did_not_finish_is_refused(status: str) -> None:
     assert failing(evidence(status=status)) == ["run finished"]
 
 
+@matrix(36)
 def test_a_run_that_was_not_evaluated_has_no_accuracy_to_judge() -> None:
     gates = by_name(judge(evidence(logged=None), RULES))
     assert [name for name, gate in gates.items() if not gate.passed] == ["evaluated on test"]
@@ -134,6 +137,7 @@ def test_a_model_that_answers_otherwise_than_it_did_is_refused() -> None:
 
 
 @pytest.mark.parametrize("now", [np.full((8, 3), np.nan, np.float32), np.zeros((7, 3), np.float32)])
+@matrix(36)
 def test_nan_and_answers_of_another_shape_reproduce_nothing(now: np.ndarray[Any, Any]) -> None:
     assert failing(evidence(reproduced=now)) == ["reproduces predictions"]
 
@@ -155,6 +159,7 @@ def beside_champion(candidate_right: int, champion_right: int) -> Evidence:
 LENIENT = replace(RULES, min_test_accuracy=0, min_class_recall=0, max_ece=1)
 
 
+@matrix(36)
 def test_a_run_that_the_champion_beats_by_more_than_chance_is_refused() -> None:
     gate = by_name(judge(beside_champion(1, 9), LENIENT))["not worse than version 3"]
     assert (gate.value, gate.limit, gate.passed) == (pytest.approx(-0.65), -0.005, False)

@@ -43,6 +43,7 @@ from tests.commands import (
     pipeline,
     results,
 )
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -207,6 +208,7 @@ def test_the_champion_promoted_again_is_said_and_nothing_changes(
     assert registry().present() == before
 
 
+@matrix(36)
 def test_a_worse_one_is_refused_by_the_paired_test_with_its_numbers(runs: Runs) -> None:
     promoted(runs.good)
     with pytest.raises(PipelineError) as refused:
@@ -317,6 +319,7 @@ def test_best_counts_the_epoch_that_was_kept_and_not_the_last_one(runs: Runs) ->
     assert version.tags["val.accuracy"] == "0.5"
 
 
+@matrix(36)
 def test_a_run_that_was_not_evaluated_is_refused_until_it_is(runs: Runs) -> None:
     with pytest.raises(PipelineError, match=r"evaluated on test: no, not yes .*evaluate run_id="):
         promoted(runs.unevaluated)
@@ -338,6 +341,7 @@ def saved(runs: Runs) -> Iterator[Path]:
     path.write_bytes(content)
 
 
+@matrix(36)
 def test_a_model_whose_bytes_are_damaged_is_refused_even_by_force(runs: Runs, saved: Path) -> None:
     saved.write_bytes(saved.read_bytes()[:1000])
     with pytest.raises(PipelineError, match="model loads: no, not yes"):
@@ -346,6 +350,7 @@ def test_a_model_whose_bytes_are_damaged_is_refused_even_by_force(runs: Runs, sa
     assert ledger()[-1].decision == REFUSED
 
 
+@matrix(36)
 def test_a_model_that_is_not_the_one_that_was_evaluated_is_refused(runs: Runs, saved: Path) -> None:
     import keras
 
@@ -511,6 +516,7 @@ def test_ctrl_c_in_a_promotion_leaves_nothing_for_others_to_wait_for(
     assert [line.decision for line in ledger()] == [PROMOTED, decision]
 
 
+@matrix(9)
 def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs: Runs) -> None:
     promoted(runs.good)
     ended = stopped(runs, signal.SIGKILL, "set_registered_model_alias")

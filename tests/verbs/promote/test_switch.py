@@ -45,7 +45,7 @@ from pipeline.verbs.promote.switch import (
     settle,
     switch,
 )
-from tests.commands import stressed
+from tests.stress.matrix import matrix, stressed, tally
 from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
@@ -189,6 +189,7 @@ def ticket(registry: Registry, change: Change, holder: str) -> int:
     return registry.add(change.source, change.run_id, tags).number
 
 
+@matrix(8)
 def test_a_lower_ticket_of_a_living_process_goes_first(registry: Registry) -> None:
     out = ticket(registry, promotion(1, None), this_process())
     with pytest.raises(
@@ -201,6 +202,7 @@ def test_a_lower_ticket_of_a_living_process_goes_first(registry: Registry) -> No
     assert decisions(registry) == [REFUSED]
 
 
+@matrix(8)
 def test_a_higher_ticket_waits_for_nobody_to_ask_it(registry: Registry) -> None:
     switch(registry, promotion(1, None))
     change = promotion(2, 1)
@@ -406,6 +408,7 @@ def with_three(registry: Registry, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("action", ["promotion", "rollback"])
+@matrix(9)
 def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_next_one_works(
     action: str, with_three: Path, tmp_path: Path
 ) -> None:
@@ -438,6 +441,7 @@ def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_nex
     assert {3, new} == set(seen)
 
 
+@matrix(9)
 def test_a_first_promotion_killed_after_any_request_leaves_a_champion_or_none(
     empty: Path, tmp_path: Path
 ) -> None:
@@ -455,6 +459,7 @@ def test_a_first_promotion_killed_after_any_request_leaves_a_champion_or_none(
 
 
 @pytest.mark.parametrize("committed", [True, False])
+@matrix(9)
 def test_settling_that_is_killed_itself_is_finished_by_the_next(
     committed: bool, with_three: Path, tmp_path: Path
 ) -> None:
@@ -510,6 +515,7 @@ def race(*given: str) -> list[Told]:
 
 
 def assert_one_wins_each_round(uri: str) -> None:
+    tally(ROUNDS)
     client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
     model = client.create_logged_model("0", source_run_id=run_id)
@@ -533,6 +539,7 @@ def assert_one_wins_each_round(uri: str) -> None:
     assert registry.pending() == []
 
 
+@matrix(8)
 def test_of_processes_that_promote_at_the_same_time_exactly_one_wins(
     empty: Path, tmp_path: Path
 ) -> None:
@@ -547,5 +554,6 @@ def served(empty: Path, tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@matrix(8)
 def test_through_a_server_too_exactly_one_wins(served: str) -> None:
     assert_one_wins_each_round(served)

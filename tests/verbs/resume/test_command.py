@@ -20,6 +20,7 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
 from tests.commands import begun, carried_out, configured, environment, inside, pipeline
+from tests.stress.matrix import matrix, stressed, tally
 from tests.system.test_folders import HOLD
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert (after.info.status, after.data.tags) == (before.info.status, before.data.tags)
 
 
+@matrix(12)
 def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
     assert len(after.inputs.dataset_inputs) == 1
 
 
+@matrix(12)
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, at=2, error=KeyboardInterrupt)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
@@ -220,6 +223,7 @@ def test_another_library_is_refused_and_a_tool_is_not(
     refused(stopped, r"longer be the same run: keras was [\d.]+ and is 0.1\n")
 
 
+@matrix(12)
 def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.verbs.resume import command as module
 
@@ -289,28 +293,32 @@ def test_a_changed_code_may_be_let_pass_and_the_run_says_so(
     assert "and is fedcba" in the_run(tmp_path).data.tags["resumed.changed"]
 
 
-LONG_EPOCHS = 150
+LONG_EPOCHS, KILLS = 150, 4
 LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *ONE_EACH)
 
 
+@matrix(9, 12)
 def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     tmp_path: Path,
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
+    whole, moment = tmp_path / "whole", random.Random(0)
+    whole.mkdir()
     assert pipeline(*LONG, cwd=whole).returncode == 0
-    moment, words = random.Random(0), list(LONG)
-    for _ in range(4):
-        with begun(*words, cwd=broken) as process:
-            while "epoch " not in process.err.read_text():
-                assert process.poll() is None, process.err.read_text()
-                time.sleep(0.01)
-            time.sleep(moment.uniform(0.0, 0.3))
-        assert the_run(broken).info.status == "RUNNING"
-        words = ["resume", "run_id=latest", "dataset=digits"]
-    ended = pipeline(*words, cwd=broken)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(f"run_id={the_run(broken).info.run_id} ")
-    assert [step for step, _ in history(broken, "val/loss")] == list(range(1, LONG_EPOCHS + 1))
-    assert_alike(broken, whole)
+    for number in range(stressed(10, 1)):
+        broken, words = tmp_path / f"broken{number}", list(LONG)
+        broken.mkdir()
+        tally(KILLS)
+        for _ in range(KILLS):
+            with begun(*words, cwd=broken) as process:
+                while "epoch " not in process.err.read_text():
+                    assert process.poll() is None, process.err.read_text()
+                    time.sleep(0.01)
+                time.sleep(moment.uniform(0.0, 0.3))
+            assert the_run(broken).info.status == "RUNNING"
+            words = ["resume", "run_id=latest", "dataset=digits"]
+        ended = pipeline(*words, cwd=broken)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.startswith(f"run_id={the_run(broken).info.run_id} ")
+        steps = [step for step, _ in history(broken, "val/loss")]
+        assert steps == list(range(1, LONG_EPOCHS + 1))
+        assert_alike(broken, whole)

@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.data.values import Array
 from pipeline.verbs.serve.app import SMALL, Limits, Served, create_app
 from tests.commands import free_port
+from tests.stress.matrix import matrix
 
 NAMES = ("dark", "bright")
 JSON = {"Content-Type": "application/json"}
@@ -257,6 +258,7 @@ def test_a_model_that_fails_tells_the_log_and_not_the_client(
     assert ask(address, {"inputs": [image(1)]}).status_code == 200
 
 
+@matrix(25)
 def test_a_probability_that_is_no_number_is_a_failure(address: str) -> None:
     refused(ask(address, {"inputs": [image(66)]}), 500)
 

@@ -19,6 +19,7 @@ from pipeline.data.reading import read_blocks as predicted
 from pipeline.verbs.serve.bodies import Refused, Shape, images_in, picture_in
 from tests.pictures import noise, put
 from tests.pictures import read as packed_copy
+from tests.stress.matrix import matrix
 
 SHAPE = (2, 3, 1)
 GREY = np.arange(12, dtype=np.uint8).reshape(2, *SHAPE) * 21  # 0–231
@@ -159,6 +160,7 @@ def test_what_is_no_request_is_refused(body: bytes, said: str) -> None:
 
 
 @given(st.binary(max_size=200))
+@matrix(41)
 def test_no_body_whatever_brings_more_than_a_refusal(body: bytes) -> None:
     with pytest.raises(Refused):
         images_in(body, SHAPE, most=9)

@@ -22,7 +22,8 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.commands import QUICK, begun, environment, free_port, pipeline, results, stressed
+from tests.commands import QUICK, begun, environment, free_port, pipeline, results
+from tests.stress.matrix import matrix, stressed
 from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
@@ -157,6 +158,7 @@ def test_a_host_that_is_not_this_machine_is_refused(host: str, tmp_path: Path) -
 TOKEN = "a-token-of-some-length"
 
 
+@matrix(42)
 def test_a_server_for_others_warns_and_with_a_token_answers_only_who_has_it(
     trained: tuple[Path, dict[str, str]],
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_server_for_others_warns_and_with_a_token_answers_only_who_has_it(
 @pytest.mark.parametrize(
     "token", ["", "short", "with spaces in all of it", "ünïcödé-ünïcödé-ünïcödé"]
 )
+@matrix(42)
 def test_a_token_that_is_none_is_refused(token: str, tmp_path: Path) -> None:
     ended = pipeline("serve", "port=0", cwd=tmp_path, PIPELINE_SERVE_TOKEN=token)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -201,6 +204,7 @@ def test_a_token_that_is_none_is_refused(token: str, tmp_path: Path) -> None:
     assert not token or token not in line
 
 
+@matrix(29)
 def test_many_requests_at_once_take_less_than_1_5_gb_in_all(
     trained: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from pipeline.verbs.serve import guard
 from pipeline.verbs.serve.app import Limits, create_app
 from pipeline.verbs.serve.bodies import SMALL, images_in, memory_to_read
 from pipeline.verbs.serve.guard import LOOPBACK, Access, Connection, Room
+from tests.stress.matrix import matrix
 from tests.verbs.serve.test_app import LIMITS, ask, brightness, image, running, served
 
 TOKEN = "0123456789abcdef-token"
@@ -84,6 +85,7 @@ def test_a_request_to_a_name_of_the_server_is_answered(host: str) -> None:
         *("", "x@localhost", "[", "localhost/", "\xff", "::1", "evil.example#localhost"),
     ],
 )
+@matrix(41)
 def test_a_request_to_another_name_is_refused(host: str) -> None:
     status, said = asked(APP, host=host)
     assert status == 403
@@ -91,6 +93,7 @@ def test_a_request_to_another_name_is_refused(host: str) -> None:
     assert over_asgi(APP, "GET", "/version", b"", {"host": host})[0] == 403
 
 
+@matrix(41)
 def test_a_server_at_every_address_goes_by_the_one_a_connection_arrives_at() -> None:
     app = create_app(served(), LIMITS, access=Access(anywhere=True))
     assert asked(app, host="10.1.2.3:5001")[0] == 200
@@ -98,6 +101,7 @@ def test_a_server_at_every_address_goes_by_the_one_a_connection_arrives_at() -> 
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "", "http://127.0.0.1.x.y:80"])
+@matrix(41)
 def test_a_page_of_another_site_may_not_post(origin: str) -> None:
     status, said = asked(APP, host="localhost", origin=origin)
     assert (status, "pages of other sites" in said["error"]) == (403, True)
@@ -113,6 +117,7 @@ def test_a_page_of_this_machine_may_post(origin: str) -> None:
     "given",
     [None, "", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"],
 )
+@matrix(42)
 def test_without_the_token_nothing_but_health_is_told(given: str | None) -> None:
     app = create_app(served(), LIMITS, access=Access(token=TOKEN))
     headers = {} if given is None else {"authorization": given}
@@ -225,6 +230,7 @@ def test_a_text_among_many_numbers_takes_little_memory() -> None:
 
 
 @pytest.mark.parametrize("unit", [b"[]", b"{}", b'""', b"[1]", b"[{}]", b"1.5", b'"ab"'])
+@matrix(29)
 def test_what_a_body_unfolds_to_stays_within_the_estimate(unit: bytes) -> None:
     """The estimate that is taken from the budget bounds what reading truly takes."""
     body = b'{"inputs": [' + b",".join([unit] * (150_000 // (len(unit) + 1))) + b"]}"
@@ -237,6 +243,7 @@ def test_what_a_body_unfolds_to_stays_within_the_estimate(unit: bytes) -> None:
         tracemalloc.stop()
 
 
+@matrix(29)
 def test_json_that_would_take_too_much_memory_is_refused_unread() -> None:
     app = create_app(served(), Limits(images=9, body_bytes=16_000_000))
     status, said = asked(app, b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}")

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.stress import __main__ as stress
+from tests.stress.matrix import ROWS
+
+TESTS = Path(__file__).parents[1]
+CASES = r"(?<!\.)matrix\(([\d, ]+)\)"
+
+
+def test_every_row_of_the_matrix_has_a_test_and_every_mark_a_row() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")]
+    marked = {int(n) for text in texts for at in re.findall(CASES, text) for n in at.split(",")}
+    assert marked == set(ROWS)
+
+
+def test_rows_are_chosen_by_numbers_and_ranges() -> None:
+    assert stress.chosen("1,15-17") == [1, 15, 16, 17]
+
+
+def test_what_a_row_came_to_is_a_line_of_the_table_under_the_kind_of_its_damage() -> None:
+    result = stress.Result(cases=3, tries=2_000, failed=2, seconds=61.4, date="2026-01-01")
+    assert stress.cells(ROWS[28], result) == ("3", "2,000 of 5,000", "0", "2", "0", "61")
+    assert stress.cells(ROWS[38], result)[2:5] == ("0", "0", "2")
+    [line] = [line for line in stress.page({"28": result}).splitlines() if line.startswith("| 28")]
+    assert line.endswith("| 3 | 2,000 of 5,000 | 0 | 2 | 0 | 61 | 2026-01-01 |")
