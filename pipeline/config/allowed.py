@@ -25,10 +25,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from pipeline.config import search
 from pipeline.config.builders import GROUPS
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, one_line
 
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 LOGGING = ("hydra.hydra_logging", "hydra.job_logging")
@@ -68,23 +69,41 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
     own = [place for place in (search.project_folder(), folder) if place is not None]
     if not own and not any("hydra" in word or "_target_" in word for word in overrides):
         return
-    with (
-        search.searching(*own[-1:] if folder else []),
-        initialize_config_dir(config_dir=str(search.CONF), **search.VERSION_BASE),
-    ):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        parsed = parser.parse_overrides(overrides)
-        _check_search_path(name, [*own, search.CONF], parsed)
-        fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
-        composed = _composed(name, fixed)
-        check_composed(composed)
-        if multirun:
-            kept = OmegaConf.select(composed, "sweep.params") or {}
-            tried = parser.parse_overrides([f"{key}={value}" for key, value in kept.items()])
-            for one in filter(_chooses_files, [*tried, *parsed]):
-                for value in one.sweep_string_iterator():
-                    choice = parser.parse_override(f"{one.get_key_element()}={value}")
-                    check_composed(_composed(name, [*fixed, choice]))
+    try:
+        with (
+            search.searching(*own[-1:] if folder else []),
+            initialize_config_dir(config_dir=str(search.CONF), **search.VERSION_BASE),
+        ):
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            parsed = parser.parse_overrides(overrides)
+            _check_search_path(name, [*own, search.CONF], parsed)
+            fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
+            composed = _composed(name, fixed)
+            check_composed(composed)
+            if multirun:
+                kept = OmegaConf.select(composed, "sweep.params") or {}
+                tried = parser.parse_overrides([f"{key}={value}" for key, value in kept.items()])
+                for one in filter(_chooses_files, [*tried, *parsed]):
+                    for value in one.sweep_string_iterator():
+                        choice = parser.parse_override(f"{one.get_key_element()}={value}")
+                        check_composed(_composed(name, [*fixed, choice]))
+    except (UnicodeDecodeError, YAMLError) as error:
+        raise RequestError(_damaged(own, error)) from error
+
+
+def _damaged(folders: Iterable[Path], error: UnicodeDecodeError | YAMLError) -> str:
+    """Which configuration file cannot be read, and where."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: this is no YAML: {error.problem}"
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return f"{path}: this is no text in UTF-8; save it as such"
+        except OSError:
+            continue
+    return f"a configuration file cannot be read: {one_line(error)}"
 
 
 def check_search_path(words: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ from pipeline.tracking.journal import (
     has_journal,
     is_open,
     now,
-    read,
+    read_journal,
     sync_command,
     with_journals,
 )
@@ -168,7 +168,7 @@ def send_waiting(
 
 def _is_of(client: Client, folder: Path) -> bool:
     """Whether a journal is of a run that was opened in this store."""
-    records = read(folder)
+    records = read_journal(folder)
     opened = any(record["kind"] == OPENED for record in records)
     return opened and records[0].get("store") == without_password(client.tracking_uri)
 
