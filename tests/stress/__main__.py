@@ -109,6 +109,7 @@ class Matrix:
         print(_line(str(row.number), row.what, cells(row, result)), flush=True)
         for reason in dict.fromkeys(result.skipped):
             print(f"     {reason}", flush=True)
+        keep({row.number: result})
 
 
 def cells(row: Row, result: Result) -> tuple[str, ...]:
@@ -158,20 +159,17 @@ def page(known: dict[str, Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def keep(results: dict[int, Result], *, write: bool) -> None:
-    """Adds results to those of earlier times; `write` puts the table into the documentation."""
+def keep(results: dict[int, Result]) -> str:
+    """Adds results to those of earlier times; returns the table."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / "results.json"
     earlier = json.loads(file.read_text()) if file.exists() else {}
     known = {number: Result(**values) for number, values in earlier.items()}
-    known |= {str(number): result for number, result in results.items() if result.date}
+    known |= {str(number): result for number, result in results.items()}
     file.write_text(json.dumps({number: asdict(one) for number, one in known.items()}, indent=1))
     table = f"{machine()}\n\n{page(known)}"
     (RESULTS / "results.md").write_text(table)
-    print(f"results are in {RESULTS.relative_to(ROOT)}")
-    if write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}{table}{END}{rest.partition(END)[2]}")
+    return table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -186,7 +184,10 @@ def main(arguments: Sequence[str]) -> int:
     os.chdir(ROOT)
     options = ("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
     code = pytest.main([*options, "tests"], plugins=[matrix])
-    keep(matrix.results, write=given.write)
+    print(f"results are in {RESULTS.relative_to(ROOT)}")
+    if given.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}{keep({})}{END}{rest.partition(END)[2]}")
     for failure in matrix.failures:
         print(f"\n{failure}", file=sys.stderr)
     return int(code != 0 or bool(matrix.failures))
