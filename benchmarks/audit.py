@@ -24,6 +24,7 @@ from pipeline.evaluation.labels import judge
 from pipeline.training.folds import out_of_fold
 
 SHARES = (0.05, 0.2)
+FIRST = 25  # of the most doubtful labels, whose share of spoilt ones is shown as well
 FASHION = ("dataset=fashion_mnist", "model=cnn", "train.epochs=4")
 PICTURES = ("dataset=folder", "model=efficientnet_lite0", "train.epochs=20")
 Row = tuple[str, ...]
@@ -68,6 +69,7 @@ def measured(name: str, config: Config, prepared: Prepared, folds: int) -> Itera
             f"{int(verdict.wrong.sum()):,}",
             f"{hits / max(1, int(verdict.wrong.sum())):.3f}",
             f"{hits / int(wrong.sum()):.3f}",
+            f"{wrong[verdict.order[:FIRST]].mean():.2f}",
             f"{verdict.accuracy:.3f}",
             f"{seconds:.0f}",
         )
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = pipeline.compose(*PICTURES, f"dataset.path={given.pictures}", *given.words)
         rows += measured("pictures", config, pipeline.load_data(config), given.folds)
     columns = ("data, model", "labels", "spoilt", "called wrong", "precision", "recall")
-    show("Labels spoilt on purpose", (*columns, "agreement", "s"), rows)
+    show("Labels spoilt on purpose", (*columns, f"of first {FIRST}", "agreement", "s"), rows)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def show(result: Audited, request: Audit) -> None:
     if verdict.pairs:
         console.print(table)
     if (more := len(verdict.pairs) - PRINTED) > 0:
-        console.print(f"and {more:,} more pairs of classes")
+        console.print(f"further pairs of classes: {more:,}")
     count, judged = int(verdict.wrong.sum()), int(verdict.judged.sum())
     console.print(
         f"{count:,} of {judged:,} labels are likely wrong ({count / judged:.2%}); the models, each "
