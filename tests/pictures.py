@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,22 @@ def put(path: Path, pixels: Array, **options: Any) -> Path:
     """Saves pixels as a picture of the format that the ending names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def blank_png(path: Path, side: int, colour: int, *, bits: int = 8, whole: bool = True) -> Path:
+    """A PNG of zeros, written without having it in memory; without its pixels unless `whole`."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    packer = zlib.compressobj(1)
+    row = bytes(1 - (-side * bits * {0: 1, 6: 4}[colour] // 8))
+    pixels = b"".join(packer.compress(row) for _ in range(side if whole else 1)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
 

@@ -323,6 +323,11 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
                 "hydra/sweeper=search"
             )
     names = {one.key_or_group for one in given}
+    if composed.sweep.on_failure == "stop" and composed.sweep.max_failures is not None:
+        raise RequestError(
+            f"sweep.max_failures={composed.sweep.max_failures} has no effect beside "
+            "sweep.on_failure=stop, which stops at the first; leave one of them out"
+        )
     if "sweep.resume" in names and (other := names & {"sweep.preview", "hydra.sweep.dir"}):
         raise RequestError(f"{min(other)} has no effect with sweep.resume; leave one of them out")
 

@@ -28,6 +28,8 @@ EFFECT = {
     "train.epochs=5",
     "rollback seed=3": "no effect on rollback",
     "compare optimizer=sgd": "no effect on compare",
+    "doctor seed=3": "no effect on doctor",
+    "doctor model=cnn": "no effect on doctor",
     "predict images=x model=cnn": "no effect on predict",
     "serve +model.depth=3": "no effect on serve",
     "evaluate run_id=latest preprocess=small": "no effect on evaluate",

@@ -27,6 +27,7 @@ from pipeline.data.pictures import (
     picture_of,
 )
 from pipeline.data.values import Array
+from tests.pictures import blank_png
 from tests.stress.matrix import matrix
 
 GREY, COLOUR = (4, 4, 1), (4, 4, 3)
@@ -331,22 +332,6 @@ except ValueError as error:
     print(error)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
-
-
-def blank_png(path: Path, side: int, colour: int, *, bits: int = 8, whole: bool = True) -> Path:
-    """A PNG of zeros, written without having it in memory; without its pixels unless `whole`."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + crc
-
-    packer = zlib.compressobj(1)
-    row = bytes(1 - (-side * bits * {0: 1, 6: 4}[colour] // 8))
-    pixels = b"".join(packer.compress(row) for _ in range(side if whole else 1)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    return path
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -170,4 +171,40 @@ def test_a_store_that_is_down_is_told_without_the_secret(user: str, tmp_path: Pa
 def test_a_refused_word_is_told_without_the_secret(tmp_path: Path) -> None:
     ran = pipeline(*LEAN, f"dataset.password={CANARY}", f"api_key={CANARY}", cwd=tmp_path)
     assert ran.returncode == 2
+    assert_nowhere(tmp_path, ran.stdout, ran.stderr)
+
+
+def fails_in_mid_run() -> None:
+    _fail_after(2, "TEMPORARILY_UNAVAILABLE")
+
+
+def refuses_in_mid_run() -> None:
+    _fail_after(2, "INVALID_PARAMETER_VALUE")
+
+
+def _fail_after(writes: int, code: str) -> None:
+    """Lets the store fail after some writes, and tell the address with which it was asked."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    log_batch, made = SqlAlchemyStore.log_batch, list[int]()
+
+    def failing(self: SqlAlchemyStore, *batch: Any, **more: Any) -> Any:
+        made.append(1)
+        if len(made) > writes:
+            asked = f"http://me:{CANARY}@host/api?token={CANARY}, password={CANARY}"
+            raise MlflowException(f"no answer from {asked}", code)
+        return log_batch(self, *batch, **more)
+
+    SqlAlchemyStore.log_batch = failing  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("before", [fails_in_mid_run, refuses_in_mid_run])
+def test_a_store_that_dies_in_mid_run_is_told_without_the_secret(
+    before: Callable[[], None], tmp_path: Path
+) -> None:
+    ran = pipeline(*LEAN, *WORDS[:3], *MORE, cwd=tmp_path, before=before, **ENVIRONMENT)
+    assert "no answer from" in ran.stderr + "".join(
+        path.read_text() for path in tmp_path.rglob("*.log")
+    )
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)

@@ -108,6 +108,13 @@ def test_a_word_without_effect_in_a_sweep_is_refused_with_the_reason(word: str) 
     assert str(refused.value).startswith(f"{word} {WITHOUT_EFFECT[word]}")
 
 
+def test_a_number_of_failures_without_effect_is_refused() -> None:
+    words = ("seed=0,1", "sweep.on_failure=stop", "sweep.max_failures=3")
+    with pytest.raises(RequestError, match="sweep.max_failures=3 has no effect beside"):
+        multirun(*words)
+    assert multirun(*words[::2]).config.sweep.max_failures == 3
+
+
 @pytest.mark.parametrize(
     "twice",
     [("seed=0,1", "seed=7"), ("seed=0,1", "seed=2,3"), ("seed=7", "+seed=0,1")],

@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import keras
 import mlflow
 import numpy as np
 import pytest
 
+from pipeline.api import load_data
 from pipeline.config.schema import Tracking
 from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking import runs
 from pipeline.tracking.models import load_model
-from pipeline.tracking.runs import find_trained
+from pipeline.tracking.runs import find_trained, load_teacher
+from pipeline.training.pretrained import FEATURES, prepare_backbone
 from tests.commands import carried_out, configured, inside
 from tests.hostile import IN_THE_FILE, IN_THE_FOLDER, KERAS_FILE, Doctor
 from tests.stress.matrix import matrix
@@ -138,6 +142,41 @@ def test_a_hostile_model_is_refused_on_every_way(
         LOADING[route](kept)
     assert not marker.exists()
     assert not Path("predictions.csv").exists()
+
+
+def its_weights(store: Store, weights: str) -> None:
+    config = replace(configured(*QUICK), model={"weights": weights, "trainable": "head"})
+    given = runs.with_weights(config)
+    images = keras.Input((28, 28, 1))
+    model = keras.Model(images, keras.layers.Flatten(name=FEATURES)(images))
+    prepare_backbone(model, given.model)
+
+
+def by_teaching(store: Store) -> None:
+    config = configured(*QUICK, f"train.teacher={store.run_id}", "train.teacher_weight=0.5")
+    load_teacher(config, load_data(config))
+
+
+LEARNING: dict[str, Callable[[Store], None]] = {
+    "weights of a file": lambda store: its_weights(store, str(store.model / KERAS_FILE)),
+    "weights of a run": lambda store: its_weights(store, store.run_id),
+    "teacher": by_teaching,
+}
+
+
+WAYS_OF_LEARNING = [(route, way) for route in LEARNING for way in IN_A_FILE]
+WAYS_OF_LEARNING += [("weights of a run", "custom objects"), ("teacher", "another Keras")]
+
+
+@pytest.mark.parametrize(("route", "way"), WAYS_OF_LEARNING)
+def test_nothing_is_learnt_from_a_hostile_model(
+    route: str, way: str, kept: Store, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    in_the_model(way)(kept.model, marker)
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        LEARNING[route](kept)
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("way", IN_THE_FOLDER)

@@ -8,7 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from pipeline.config.rules import one_of
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Doctor:
 
 DOCTOR = Verb(
     name="doctor",
+    ignores=OF_RUNS,
     help="find problems and say how to fix them",
     entry="pipeline.verbs.doctor.command:examine",
     show="pipeline.verbs.doctor.command:show",

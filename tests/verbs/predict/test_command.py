@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import keras
@@ -20,6 +21,7 @@ from pipeline.tracking.models import LoadedModel
 from pipeline.verbs.predict import command as module
 from pipeline.verbs.predict.command import classifier
 from tests.commands import QUICK, carried_out, inside, pipeline, results
+from tests.pictures import blank_png
 from tests.stress.matrix import matrix
 
 Rows = list[dict[str, str]]
@@ -280,6 +282,34 @@ def test_a_model_loads_with_what_it_was_saved_with(
     (foreign / "data" / "model.keras").write_bytes(b"damaged")
     with pytest.raises(RequestError, match="cannot be loaded"):
         load_model(str(foreign), tracking)
+
+
+def notes_its_peak() -> None:
+    """Has a process write the most memory that it had, in kB, to a file when it ends."""
+
+    def note() -> None:
+        status = Path("/proc/self/status").read_text()
+        Path("peak").write_text(status.partition("VmHWM:")[2].split()[0])
+
+    Finalize(None, note, exitpriority=0)
+
+
+@pytest.mark.slow
+def test_predict_takes_less_than_1500_mb_whatever_the_pictures(
+    trained: tuple[Path, dict[str, str]],
+) -> None:
+    folder, said = trained
+    (folder / "large").mkdir()
+    large = blank_png(folder / "large/0.png", 9_400, 6)  # 353 MB of pixels with transparency
+    for number in range(1, 4):
+        shutil.copy(large, folder / f"large/{number}.png")
+    blank_png(folder / "large/refused.png", 13_300, 6, whole=False)
+    words = ("predict", "images=large", "output=large.csv", f"model_uri={said['model_uri']}")
+    ran = pipeline(*words, cwd=folder, before=notes_its_peak)
+    assert "refused.png" in ran.stderr
+    with (folder / "large.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 4
+    assert int((folder / "peak").read_text()) * 1024 < 1_500_000_000
 
 
 @pytest.mark.slow
