@@ -83,7 +83,12 @@ NO_JOBLIB = find_spec("hydra_plugins.hydra_joblib_launcher") is None
 
 @pytest.mark.parametrize(
     "launcher",
-    ["local", pytest.param("joblib", marks=pytest.mark.skipif(NO_JOBLIB, reason="not installed"))],
+    # Hydra's own launcher prints each job's words, as that of joblib and others do.
+    [
+        "local",
+        "basic",
+        pytest.param("joblib", marks=pytest.mark.skipif(NO_JOBLIB, reason="not installed")),
+    ],
 )
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
