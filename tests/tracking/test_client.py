@@ -113,16 +113,19 @@ def test_a_store_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.Mo
             assert time.monotonic() - began < 5
 
 
-# What a run writes; the first of these make something new each time they are called.
-CREATES = ("create_experiment", "create_run", "create_logged_model", "create_model_version")
+# What a run writes; most of the first make something new each time they are called.
+CREATES = (
+    *("create_experiment", "create_run", "create_logged_model", "log_model_artifacts"),
+    "create_model_version",
+)
 WRITES = (
-    *("log_batch", "log_inputs", "log_outputs", "log_artifacts", "log_model_artifacts"),
+    *("log_batch", "log_inputs", "log_outputs", "log_artifacts"),
     *("finalize_logged_model", "set_terminated", "create_registered_model"),
 )
 
 
 def lose_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Loses the first answer to each create; sends every other write twice, as MLflow then does."""
+    """Loses the first answer to each of `CREATES`; sends every other write twice, as MLflow then does."""
     lost: list[str] = []
 
     def losing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,13 +165,14 @@ def test_a_run_whose_answers_get_lost_is_recorded_once(
         [found] = client.search_runs([number])
         assert (found.info.run_id, found.info.status) == (made.run_id, "FINISHED")
         [model] = client.search_logged_models([number])
-        assert (model.model_uri, str(model.status)) == (made.model_uri, "READY")
+        # `made` has the folder of the model if the store took longer than a moment for it.
+        assert (model.model_uri, str(model.status)) == (found.data.tags["model_uri"], "READY")
         for name in found.data.metrics:
             steps = [point.step for point in client.get_metric_history(made.run_id, name)]
             assert len(set(steps)) == len(steps), name
         registry = open_registry(Tracking(uri=None), "digits")
         registry.ensure()
-        version = registry.add(str(made.model_uri), made.run_id, {"promotion": "pending"})
+        version = registry.add(str(model.model_uri), made.run_id, {"promotion": "pending"})
         assert [one.number for one in registry.of_run(made.run_id)] == [version.number]
     assert lost == [*CREATES]
 

@@ -30,6 +30,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.leftovers import unsent
+from pipeline.verbs.doctor.orphans import running
 from pipeline.verbs.sync import Sync, Unsent, sync
 from tests.commands import configured, inside
 from tests.stress.matrix import matrix
@@ -320,6 +321,25 @@ def test_a_folder_with_unsent_records_takes_no_new_run(config: Config, tmp_path:
     with pytest.raises(RequestError, match="sync.*hydra.run.dir"), record(config, tmp_path):
         pass
     assert [record["kind"] for record in read_journal(tmp_path)][-1] == "end"
+
+
+@matrix(14)
+def test_doctor_closes_a_run_as_its_journal_says_and_not_as_killed(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    with record(config, tmp_path) as recording:
+        assert recording.outbox.arrive(10)  # type: ignore[union-attr]
+        switch.is_away = True
+        recording.log_epoch(1, {"train/loss": 0.5})
+    switch.is_away = False
+    time.sleep(0.1)
+    client = connect(None)
+    client.set_tag(recording.id, "heartbeat.started", "0")  # its process has ended
+    assert run_in_store(recording.id).info.status == "RUNNING"
+    said = [found.says for found in running(client, fix=True, own=None)]
+    assert f"{recording.id} had ended as FINISHED; its records were sent" in said
+    assert run_in_store(recording.id).info.status == "FINISHED"
+    assert points(recording.id) == [(1, 0.5)]
 
 
 def test_two_syncs_do_not_work_on_one_journal(config: Config, tmp_path: Path) -> None:
