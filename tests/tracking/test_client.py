@@ -125,7 +125,7 @@ WRITES = (
 
 
 def lose_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Loses the first answer to each of `CREATES`; sends every other write twice, as MLflow then does."""
+    """Loses the first answer to each of `CREATES`; sends other writes twice, as MLflow does."""
     lost: list[str] = []
 
     def losing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
