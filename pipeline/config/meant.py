@@ -118,8 +118,10 @@ def key_among(key: str, known: Mapping[str, Iterable[str]]) -> str | None:
     if same := [name for name in known.get("", ()) if _letters(name) == wanted]:
         return same[0]
     elsewhere = [name for name in dotted if _letters(name.rpartition(".")[2]) == wanted]
+    if elsewhere:
+        return elsewhere[0]
     longer = [name for name in known.get(first, ()) if _letters(name).endswith(wanted)]
-    return elsewhere[0] if elsewhere else f"{first}.{longer[0]}" if longer else None
+    return f"{first}.{longer[0]}".lstrip(".") if longer else None
 
 
 def _letters(name: str) -> str:

@@ -83,7 +83,7 @@ def test_the_command_line_refuses_such_a_folder_before_it_trains_and_doctor_tell
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "%20" in refused.stderr
     assert not (folder / "mlflow.db").exists()
-    told = pipeline("doctor", "doctor.format=json", *QUICK, cwd=folder, before=without_tensorflow)
+    told = pipeline("doctor", "doctor.format=json", cwd=folder, before=without_tensorflow)
     assert "rename the folder" in told.stdout
 
 
