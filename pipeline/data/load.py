@@ -51,11 +51,8 @@ def ingest(
         OSError: the cache cannot be written; names the file.
     """
     folder = data_dir / name
-    if fingerprint and (found := _known(folder, fingerprint)):
-        entry, whole = found
-        if whole is not None:
-            return _excluded(entry, _raw(whole, None))
-        return _raw(entry, read_packed(folder / entry.meta[PACKED]))
+    if fingerprint and (found := cached(name, fingerprint, data_dir=data_dir, arrays=False)):
+        return found
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         try:
@@ -104,17 +101,24 @@ def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, 
     return getattr(importlib.import_module(module), function), given
 
 
-def _known(folder: Path, fingerprint: str) -> tuple[cache.Entry, cache.Entry | None] | None:
-    """The entry of pictures with that fingerprint, or of what is left of an entry and that one."""
+def cached(name: str, fingerprint: str, *, data_dir: Path, arrays: bool = True) -> RawData | None:
+    """The data with that fingerprint if the cache of the data set has it; asks for no other files.
+
+    Without `arrays` only that of pictures, or with images excluded.
+    """
+    folder = data_dir / name
     for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
         try:
             meta = json.loads(path.read_text())["meta"]
             if meta["known"]["fingerprint"] != fingerprint:
                 continue
-            if PACKED in meta:
-                return cache.load_stored(path.parent), None
             if WHOLE in meta:
-                return cache.load_stored(path.parent), cache.load_stored(folder / meta[WHOLE])
+                whole = _raw(cache.load_stored(folder / meta[WHOLE]), None)
+                return _excluded(cache.load_stored(path.parent), whole)
+            if PACKED in meta:
+                return _raw(cache.load_stored(path.parent), read_packed(folder / meta[PACKED]))
+            if arrays:
+                return _raw(cache.load_stored(path.parent), None)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lazy_loader
 import numpy as np
@@ -18,6 +18,7 @@ scipy = lazy_loader.load("scipy")
 
 ALPHA = 0.05  # of all tests together (Bonferroni)
 SHIFTED, FAR = 0.1, 0.25  # of a distance between 0 and 1
+DIRECTIONS, FEWEST = 16, 20  # in which features are compared; features to compare with
 BINS = 10  # of the population stability index: deciles of the reference
 
 
@@ -70,6 +71,46 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
         p=p,
         psi=_psi(shares[0], shares[1], len(now)),
     )
+
+
+def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, Array]:
+    """Compares features f32[m,F] and f32[n,F] of a model along several directions.
+
+    One half of the reference says in which directions it varies most; along these, and by the
+    distance from them, the other half is compared with the new ones. The shift is that of the
+    direction that differs most; p accounts for their number. Also returns the values of the
+    reference and of the new ones along it. Source: Rabanser et al., "Failing Loudly", 2019.
+
+    Raises:
+        ValueError: the reference has fewer than FEWEST features.
+    """
+    if len(reference) < FEWEST:
+        raise ValueError(f"there are {len(reference)} images to compare with, {FEWEST} are needed")
+    basis, rest = reference[::2].astype(np.float64), reference[1::2].astype(np.float64)
+    centre = basis.mean(axis=0)
+    directions = np.linalg.svd(basis - centre, full_matrices=False)[2][:DIRECTIONS]
+    along = [_along(part - centre, directions) for part in (rest, new.astype(np.float64))]
+    shifts = [
+        of_values(name, np.sort(before).tolist(), len(before), now)
+        for before, now in zip(along[0].T, along[1].T, strict=True)
+    ]
+    most = min(range(len(shifts)), key=lambda number: (shifts[number].p, -shifts[number].distance))
+    named = f"direction {most + 1} of {len(shifts)}" if most < len(directions) else "outside"
+    shift = replace(
+        shifts[most],
+        reference=math.nan,
+        new=math.nan,
+        p=min(1.0, shifts[most].p * len(shifts)),
+        detail=named,
+    )
+    return shift, along[0][:, most], along[1][:, most]
+
+
+def _along(features: Array, directions: Array) -> Array:
+    """Places along the directions, and the distance from all of them, f64[n,D+1]."""
+    places = features @ directions.T
+    distance = np.linalg.norm(features - places @ directions, axis=1)
+    return np.column_stack([places, distance])
 
 
 def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) -> Shift:

@@ -15,7 +15,13 @@ from pipeline.reports.page import clean, template
 SIDE = 64  # pixels of a thumbnail's longer side
 BINS = 40
 TAIL = 0.005  # share at both ends of the values that is not drawn
-UNITS = {"height": "pixels", "width": "pixels", "aspect ratio": "width per height"}
+UNITS = {
+    "height": "pixels",
+    "width": "pixels",
+    "aspect ratio": "width per height",
+    "confidence": "probability",
+    "features": "along the direction that differs most",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ def _overlay(name: str, reference: Sequence[float], new: Array) -> Overlay:
     heights = [(100 * part / most).round(1).tolist() for part in shares]
     return Overlay(
         name=name,
-        unit="probability" if name == "confidence" else UNITS.get(name, "of 255"),
+        unit=UNITS.get(name, "of 255"),
         low=low,
         high=high,
         new=tuple(heights[1]),

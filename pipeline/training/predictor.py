@@ -36,6 +36,30 @@ def predictor(model: keras.Model) -> PredictFunction:
     return forward
 
 
+def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
+    """Compiles `model` to a function of images that gives features f32[N,F] and probabilities.
+
+    The features are what its last layer with weights takes; of maps, the means over places.
+    """
+    last = next(layer for layer in reversed(model.layers) if layer.weights)
+    both = keras.Model(model.input, [last.input, model.output])
+    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+
+    @tf.function(input_signature=[images])
+    def graph(batch: tf.Tensor) -> list[tf.Tensor]:
+        features, probs = both(batch, training=False)
+        places = list(range(1, len(features.shape) - 1))
+        return [tf.cast(tf.reduce_mean(features, places), tf.float32), tf.cast(probs, tf.float32)]
+
+    def forward(batch: Array) -> tuple[Array, Array]:
+        features, probs = (part.numpy() for part in graph(tf.constant(batch)))
+        if flaw := flaw_in(probs):
+            raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
+        return features, probs
+
+    return forward
+
+
 def predict(
     model: keras.Model, split: Split, *, batch_size: int, views: str | None = None
 ) -> Array:

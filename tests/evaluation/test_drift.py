@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.drift import judged, of_classes, of_values, smallest_seen
+from pipeline.data.values import Array
+from pipeline.evaluation.drift import judged, of_classes, of_features, of_values, smallest_seen
 
 
 def test_the_distance_and_its_p_value_are_those_of_scipy() -> None:
@@ -43,6 +44,34 @@ def test_a_shift_must_be_significant_among_all_tests_and_large_enough() -> None:
     assert level(2, 2_000) == 2
     assert level(0.7, 3) == 0  # three images do not tell
     assert level(0.7, 45) > level(0.7, 45, tests=5000)
+
+
+def features(seed: int, count: int, size: int = 60) -> Array:
+    """Features of three classes in a few directions, with noise in all."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(0, 3, (3, size))
+    return centres[rng.integers(0, 3, count)] + rng.normal(0, 1, (count, size))
+
+
+@pytest.mark.parametrize(("count", "new"), [(20, 10), (60, 200), (400, 40)])
+def test_features_of_the_same_kind_are_seldom_called_shifted(count: int, new: int) -> None:
+    ps = [of_features("f", features(n, count), features(500 + n, new))[0].p for n in range(20)]
+    assert sum(p < 0.05 for p in ps) <= 3
+
+
+def test_features_that_shift_are_found_in_or_outside_the_directions_of_the_reference() -> None:
+    reference = features(1, 300)
+    one_class = reference[np.abs(reference - reference[0]).mean(axis=1) < 2]
+    within, before, now = of_features("f", reference, one_class)
+    assert judged([within])[0].level == 2
+    assert "direction" in within.detail
+    assert np.abs(np.median(before) - np.median(now)) > 0
+    off = features(2, 100)
+    off[:, 7] += 12
+    beyond = of_features("f", reference, off)[0]
+    assert (beyond.detail, judged([beyond])[0].level) == ("outside", 2)
+    with pytest.raises(ValueError, match="there are 19 images to compare with"):
+        of_features("f", reference[:19], off)
 
 
 def test_what_so_many_images_can_tell_is_the_distance_at_the_level_of_the_test() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,21 @@ from rich.text import Text
 from pipeline.config.schema import Config
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing, listed, unlabelled
+from pipeline.data.load import cached
 from pipeline.data.measures import NAME, QUANTITIES, DataSummary, parsed, quantities_of, sizes
 from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import BLOCK_BYTES, Array
-from pipeline.evaluation.drift import Shift, judged, of_classes, of_values, smallest_seen
+from pipeline.evaluation.drift import (
+    FEWEST,
+    Shift,
+    judged,
+    of_classes,
+    of_features,
+    of_values,
+    smallest_seen,
+)
 from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
 from pipeline.system.errors import PipelineError, RequestError
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
     from pipeline.tracking.values import RecordedRun
 
 CONFIDENCE, ASSIGNED, GIVEN = "confidence", "predicted classes", "classes"
+FEATURES = "features"
+MOST = 2000  # images not trained on whose features are compared
 UNSURE = 24  # pictures on the page
 
 
@@ -91,7 +103,9 @@ def _told(shift: Shift) -> str:
 
 
 def drift(config: Config, request: Drift, folder: Path) -> Drifted:
-    """Compares new pictures with the training data of a run and with its model's confidences.
+    """Compares new pictures with the training data of a run, as such and as its model sees them.
+
+    The model's features are compared with those of the test images, if the cache still has these.
 
     Raises:
         RequestError: there are no such pictures, no such run, or this has no summary of its data.
@@ -112,7 +126,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     packed = pack(Selection(listing=listing, packing=packing), Path(config.data_dir) / "drift")
     with native_messages_to(folder / "tensorflow.log"):
         model, notes = _model(run, config)
-    values, assigned = _measured(packed, model, request.batch_size)
+    values, features, assigned = _measured(packed, model, request.batch_size)
     reference = {name: (summary.images, tuple(of)) for name, of in summary.quantities.items()}
     shifts: list[Shift] = []
     classes: dict[str, int] = {}
@@ -127,6 +141,13 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
             shifts.append(of_values(name, known, count, values[name]))
     if model is not None:
         shifts.append(of_classes(ASSIGNED, classes, assigned))
+        known_features, told = _reference_features(run, config, model, request.batch_size)
+        notes += told
+        if known_features is not None:
+            shift, before, now = of_features(FEATURES, known_features, features)
+            shifts.append(shift)
+            reference[FEATURES] = (len(before), tuple(np.sort(before).tolist()))
+            values[FEATURES] = now
     if is_labelled:
         shifts.append(of_classes(GIVEN, summary.classes, _given(listing, packed)))
     result = Drifted(
@@ -236,14 +257,15 @@ def _confidences(run: RecordedRun) -> tuple[Array, dict[str, int]]:
 
 def _measured(
     packed: Packed, model: LoadedModel | None, batch_size: int
-) -> tuple[dict[str, Array], Counter[str]]:
-    """QUANTITIES and confidences of the images as the model sees them; predicted classes."""
-    from pipeline.training.predictor import predictor
+) -> tuple[dict[str, Array], Array, Counter[str]]:
+    """Of the images: QUANTITIES and confidences, features f32[N,F], and the predicted classes."""
+    from pipeline.training.predictor import with_features
 
-    forward = predictor(model.model) if model else None
-    at_once = max(1, min(batch_size, BLOCK_BYTES // int(np.prod(packed.images.shape[1:]))))
+    forward = with_features(model.model) if model else None
+    at_once = _at_once(packed.images.shape[1:], batch_size)
     found: list[Array] = []
     sure: list[Array] = []
+    seen: list[Array] = []
     assigned: Counter[str] = Counter()
     for start in range(0, len(packed.images), at_once):
         images = np.asarray(packed.images[start : start + at_once])
@@ -252,11 +274,36 @@ def _measured(
             images = np.where(inverted[:, None, None, None], 255 - images, images)
         found.append(quantities_of(images))
         if model and forward:
-            probs = forward(images)
+            features, probs = forward(images)
+            seen.append(features)
             sure.append(probs.max(axis=1))
             assigned.update(model.class_names[place] for place in probs.argmax(axis=1).tolist())
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
-    return values | {CONFIDENCE: np.concatenate(sure) if sure else np.empty(0)}, assigned
+    values |= {CONFIDENCE: np.concatenate(sure) if sure else np.empty(0)}
+    return values, np.concatenate(seen) if seen else np.empty((0, 0)), assigned
+
+
+def _reference_features(
+    run: RecordedRun, config: Config, model: LoadedModel, batch_size: int
+) -> tuple[Array | None, list[str]]:
+    """The features f32[N,F] of up to MOST of the run's test images, and what is to be said."""
+    from pipeline.training.predictor import with_features
+
+    name = run.config.choices.dataset
+    raw = cached(name, run.fingerprint or "", data_dir=Path(config.data_dir))
+    if raw is None:
+        return None, [f"the run's images are not in {config.data_dir}: features are not compared"]
+    if len(raw.test) < FEWEST:
+        return None, [f"the run has {len(raw.test)} test images: features are not compared"]
+    forward = with_features(model.model)
+    places = np.unique(np.linspace(0, len(raw.test) - 1, MOST).astype(np.int64))
+    size = _at_once(raw.train.image_shape, batch_size)
+    parts = [places[start : start + size] for start in range(0, len(places), size)]
+    return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
+
+
+def _at_once(shape: Sequence[int], most: int) -> int:
+    return max(1, min(most, BLOCK_BYTES // math.prod(shape)))
 
 
 def _given(listing: Listing, packed: Packed) -> Counter[str]:

@@ -50,7 +50,7 @@ def test_pictures_like_those_of_the_training_show_no_drift(
     names = [line.partition(",")[0] for line in (tmp_path / "d.csv").read_text().splitlines()]
     assert names[1:] == [
         *("brightness", "contrast", "height", "width", "aspect ratio"),
-        *("confidence", "predicted classes"),
+        *("confidence", "predicted classes", "features"),
     ]
 
 
