@@ -20,7 +20,7 @@ import pipeline
 from benchmarks.report import show
 from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared, Split
-from pipeline.evaluation.labels import judge
+from pipeline.evaluation.labels import audited_labels
 from pipeline.training.folds import out_of_fold
 
 SHARES = (0.05, 0.2)
@@ -59,7 +59,7 @@ def measured(name: str, config: Config, prepared: Prepared, folds: int) -> Itera
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = out_of_fold(config, spoiled, Path(folder), folds=folds)
-        verdict = judge(found.split.labels, found.probs, found.known)
+        verdict = audited_labels(found.split.labels, found.probs, found.known)
         seconds = time.perf_counter() - started
         hits = int((verdict.wrong & wrong).sum())
         yield (

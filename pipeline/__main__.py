@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.allowed import check_search_path, check_words
 from pipeline.config.compose import hide_composed
-from pipeline.config.messages import explain
+from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.rules import choose
 from pipeline.config.schema import register, validate, validate_request
@@ -105,7 +105,7 @@ def main() -> int:
             kept = said or "what was recorded so far is kept"
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
-        told = "".join(format_exception(error)) if show_traceback else explain(error)
+        told = "".join(format_exception(error)) if show_traceback else error_line(error)
         print(hide(told), file=sys.stderr)
         # What did not come from the work came from composing its configuration or its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
@@ -245,7 +245,7 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
         if _is_unread(error):
             raise
         where = f"\nThe log is in {folder}" if verb.keeps_log else ""
-        raise PipelineError(f"{explain(error)}{where}") from error
+        raise PipelineError(f"{error_line(error)}{where}") from error
 
 
 def _is_unread(error: BaseException) -> bool:

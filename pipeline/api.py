@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config.allowed import check_words
 from pipeline.config.compose import compose as compose_words
 from pipeline.config.compose import known_to_hydra
-from pipeline.config.messages import explain
+from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.words import addressed
@@ -296,7 +296,7 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
         check_words(words, multirun=False)
         return compose_words(words)
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(explain(error)) from error
+        raise RequestError(error_line(error)) from error
 
 
 def _carried_out(
@@ -309,7 +309,7 @@ def _carried_out(
         for key, value in settings.items():
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
     except OmegaConfBaseException as error:
-        raise RequestError(explain(error)) from error
+        raise RequestError(error_line(error)) from error
     request = validate_request(composed, name, verb.request)
     _imported(verb.entry.partition(":")[0])
     return verb.carry_out(config or compose(), request, folder_of_work(folder))

@@ -434,6 +434,22 @@ def test_the_table_of_rooms_names_all_of_them_and_has_no_circle() -> None:
         built.add(room)
 
 
+# The Python API repeats the names of what it calls; a metric and its plot share one.
+SHARED_NAMES = {*("accuracy", "loss"), *("show", "main")}
+
+
+def test_no_two_public_classes_or_functions_have_one_name() -> None:
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body if module != "pipeline.api" else ():
+            if isinstance(node, kinds) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert len(found) > 500
+    twice = {name: modules for name, modules in found.items() if len(modules) > 1}
+    assert {name: one for name, one in twice.items() if name not in SHARED_NAMES} == {}
+
+
 def test_the_story_of_a_run_is_told_in_about_a_hundred_lines() -> None:
     assert len((PACKAGE / "run.py").read_text(encoding="utf-8").splitlines()) <= 140
 

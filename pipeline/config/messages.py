@@ -35,7 +35,7 @@ _GROUPS = frozenset(one.name for one in fields(Choices))
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def explain(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """One or two lines: what is wrong, by key or file, and how to mend it."""
     if isinstance(error, PipelineError):
         return str(error)

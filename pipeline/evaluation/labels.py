@@ -1,4 +1,4 @@
-"""Labels that are likely wrong, by confident learning: `labels, probabilities → Verdict`.
+"""Labels that are likely wrong, by confident learning: `labels, probabilities → LabelAudit`.
 
 Source: C. Northcutt, L. Jiang, I. Chuang, "Confident Learning", JAIR 70 (2021), as in cleanlab.
 """
@@ -24,7 +24,7 @@ METHOD = "low_self_confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class LabelAudit:
     """What was found of each label i32[n], by probabilities f32[n,K] of models without its image.
 
     `judged` bool[n] are the labels that could be judged; `wrong` bool[n] are those of them that are
@@ -65,7 +65,7 @@ class Verdict:
         return float((self.proposed == self.labels)[self.judged].mean())
 
 
-def judge(labels: Array, probs: Array, known: Array) -> Verdict:
+def audited_labels(labels: Array, probs: Array, known: Array) -> LabelAudit:
     """Finds likely wrong labels i32[n] by probabilities f32[n,K]; those not `known` are not judged.
 
     Raises:
@@ -89,4 +89,4 @@ def judge(labels: Array, probs: Array, known: Array) -> Verdict:
     # Without a class to propose instead there is nothing to look at.
     wrong[places] = found & (probs[places].argmax(axis=1) != labels[places])
     of_all[places] = quality
-    return Verdict(labels=labels, probs=probs, judged=known, wrong=wrong, quality=of_all)
+    return LabelAudit(labels=labels, probs=probs, judged=known, wrong=wrong, quality=of_all)

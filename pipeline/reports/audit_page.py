@@ -1,4 +1,4 @@
-"""The page of an audit: `Verdict → str`, self-contained HTML of labels that are likely wrong."""
+"""The page of an audit: `LabelAudit → str`, self-contained HTML of labels that are likely wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.values import Array
-from pipeline.evaluation.labels import Verdict
+from pipeline.evaluation.labels import LabelAudit
 from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.page import clean, template
 
@@ -27,10 +27,10 @@ class Doubt:
     of_proposed: float
 
 
-def html(  # noqa: PLR0913 (what there is to show)
+def audit_html(  # noqa: PLR0913 (what there is to show)
     doubts: Sequence[Doubt],
     images: Array,
-    verdict: Verdict,
+    verdict: LabelAudit,
     *,
     class_names: Sequence[str],
     facts: Mapping[str, str],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -115,15 +116,10 @@ def data_html(
         chosen = [one.image for one in seen]
         labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
         versions = augment(images[chosen], labels)
-        each = versions.shape[1]
         flat = versions.reshape(-1, *versions.shape[2:])
         sprites["version"] = sprite(thumbnails(flat, SIDE, inverted=inverted), inverted=inverted)
-        seen = [
-            replace(one, versions=range(place * each, (place + 1) * each))
-            for place, one in enumerate(seen)
-        ]
+        seen = _with_versions(seen, versions.shape[1])
     description = describe(raw, measures)
-    facts = description.pictures
     return template("data.html").render(
         name=clean(name),
         about=description,
@@ -133,19 +129,35 @@ def data_html(
         classes=classes,
         more_classes=len(raw.class_names) - len(classes),
         histograms=_histograms(raw, measures),
-        facts=facts,
-        modes=[(clean(mode), count) for mode, count in facts.modes] if facts else [],
-        notes=[clean(note) for note in facts.notes] if facts else [],
-        left_out=[(clean(kind), count) for kind, count in facts.left_out[:FILES]] if facts else [],
-        skipped=[(clean(file), clean(reason)) for file, reason in facts.unreadable[:FILES]]
-        if facts
-        else [],
+        **_of_files(description),
         pairs=pairs,
         seen=seen,
         originals=bool(originals),
         total=_total(description),
         sprites=sprites,
     )
+
+
+def _of_files(description: Description) -> dict[str, Any]:
+    """What the page says of picture files, if the data set has any."""
+    facts = description.pictures
+    if facts is None:
+        return {"facts": None, "modes": [], "notes": [], "left_out": [], "skipped": []}
+    return {
+        "facts": facts,
+        "modes": [(clean(mode), count) for mode, count in facts.modes],
+        "notes": [clean(note) for note in facts.notes],
+        "left_out": [(clean(kind), count) for kind, count in facts.left_out[:FILES]],
+        "skipped": [(clean(file), clean(reason)) for file, reason in facts.unreadable[:FILES]],
+    }
+
+
+def _with_versions(seen: Sequence[Seen], each: int) -> list[Seen]:
+    """The pictures with the places of their `each` versions, which follow one another."""
+    return [
+        replace(one, versions=range(place * each, (place + 1) * each))
+        for place, one in enumerate(seen)
+    ]
 
 
 def _total(description: Description) -> int:

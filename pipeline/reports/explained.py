@@ -17,7 +17,7 @@ SPAN = 1000  # width and height of that picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class FeaturePoint:
     """An image among the features: place, true and predicted class, index in its split."""
 
     x: float
@@ -40,7 +40,7 @@ class Scatter:
     occurs, by its number; `images` are all of the split.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[FeaturePoint, ...]
     shares: tuple[float, float]
     centres: dict[int, tuple[float, float]]
     images: int
@@ -87,7 +87,7 @@ def scatter(features: Array, chosen: Array, predictions: Predictions) -> Scatter
     places = (places - low) / np.where(span > 0, span, 1) * SPAN
     labels, guesses = predictions.labels[chosen], predictions.predicted[chosen]
     points = tuple(
-        Point(x=round(x, 1), y=round(SPAN - y, 1), true=true, guess=guess, image=image)
+        FeaturePoint(x=round(x, 1), y=round(SPAN - y, 1), true=true, guess=guess, image=image)
         for (x, y), true, guess, image in zip(
             places.tolist(), labels.tolist(), guesses.tolist(), chosen.tolist(), strict=True
         )

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.flat import NOT_PARAMS
-from pipeline.config.messages import explain
+from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
 from pipeline.config.words import LEFT_TO_JOBS, as_typed
 from pipeline.sweeps.outcomes import FINISHED, Outcome
@@ -113,7 +113,7 @@ class Multirun:
                 _require_the_sweeps_own(composed, self.composed)
             return _checked(composed)
         except Exception as error:
-            raise RequestError(f"job {job.index} ({job}): {explain(error)}") from error
+            raise RequestError(f"job {job.index} ({job}): {error_line(error)}") from error
 
     @property
     def scales(self) -> dict[str, AxisScale]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from pipeline.config.allowed import check_composed
 from pipeline.config.compose import Composer, hide_composed
-from pipeline.config.messages import explain
+from pipeline.config.messages import error_line
 from pipeline.config.schema import validate
 from pipeline.config.words import quoted
 from pipeline.sweeps.jobs import Job
@@ -190,7 +190,7 @@ def do_job(composed: DictConfig) -> None:
     except RequestError:
         raise
     except Exception as error:
-        raise PipelineError(f"{explain(error)}\nThe log is in {folder}") from error
+        raise PipelineError(f"{error_line(error)}\nThe log is in {folder}") from error
 
 
 def launch_batch(
@@ -261,7 +261,7 @@ def _launched(
             _cancel(submitted)
             raise
         # Such a launcher fails with the first job that dies; the others keep running.
-        alike = first_line(explain(error))
+        alike = first_line(error_line(error))
         errors = [_waited_for(one) for one in submitted] or [alike] * len(batch)
     for job, error_of_job in zip(batch, errors, strict=True):
         yield Ended(key=job.index, error=error_of_job)
@@ -302,7 +302,7 @@ def _waited_for(job: Any) -> str | None:
     try:
         return _error(job.results()[0])
     except Exception as error:
-        return first_line(explain(error))
+        return first_line(error_line(error))
 
 
 def _error(done: JobReturn) -> str | None:
@@ -311,7 +311,7 @@ def _error(done: JobReturn) -> str | None:
     try:
         return str(done.return_value)
     except Exception as error:
-        return first_line(explain(error))
+        return first_line(error_line(error))
 
 
 def _returned(ended: Ended, words: Sequence[str]) -> JobReturn:

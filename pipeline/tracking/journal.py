@@ -25,7 +25,7 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.tracking.values import LOCAL_ID, RecordedRun, Status
 
 Record = dict[str, Any]
-Point = tuple[str, float, int, int]  # of a metric: name, value, Unix time in ms, step
+MetricPoint = tuple[str, float, int, int]  # of a metric: name, value, Unix time in ms, step
 
 NAME, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
 MODEL = "model"  # folder of a saved model that a store does not have yet

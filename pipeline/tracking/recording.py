@@ -34,7 +34,7 @@ from pipeline.tracking.journal import (
     MODEL,
     MODEL_SAVED,
     NOTED,
-    Point,
+    MetricPoint,
     Record,
     as_run,
     now,
@@ -97,7 +97,7 @@ class Recording:
     seconds: dict[str, float] = field(default_factory=dict)
     before: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     is_whole: bool = False
-    logged: list[Point] = field(default_factory=list)
+    logged: list[MetricPoint] = field(default_factory=list)
     sizes: dict[str, float] = field(default_factory=dict)
     outbox: Outbox | None = None
     records: list[Record] = field(default_factory=list)

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
-from pipeline.config.messages import explain
+from pipeline.config.messages import error_line
 from pipeline.config.schema import register
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.verbs import requests
@@ -21,22 +21,22 @@ def complaint(*overrides: str) -> str:
     register(requests())
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
         compose("config", list(overrides))
-    return explain(caught.value)
+    return error_line(caught.value)
 
 
 def test_a_name_that_an_installed_plugin_has_too_is_told_with_ours() -> None:
     said = "'hydra/sweeper/optuna' is validated against ConfigStore schema with the same name.\nx"
-    told = explain(ConfigCompositionException(said))
+    told = error_line(ConfigCompositionException(said))
     assert told.startswith("hydra/sweeper=optuna: a Hydra plugin that is installed here has that")
     assert "write hydra/sweeper=search" in told
-    other = explain(ConfigCompositionException(said.replace("sweeper/optuna", "launcher/x")))
+    other = error_line(ConfigCompositionException(said.replace("sweeper/optuna", "launcher/x")))
     assert other.startswith("hydra/launcher=x: ")
     assert other.endswith("uninstall the plugin, or rename the file")
 
 
 def test_our_own_errors_speak_for_themselves() -> None:
-    assert explain(PipelineError("first\nsecond")) == "first\nsecond"
-    assert explain(RequestError("model: no")) == "model: no"
+    assert error_line(PipelineError("first\nsecond")) == "first\nsecond"
+    assert error_line(RequestError("model: no")) == "model: no"
 
 
 def test_a_misspelt_choice_is_met_with_the_nearest_and_all_others() -> None:
@@ -51,7 +51,7 @@ def test_a_choice_unlike_any_other_gets_no_guess() -> None:
 
 def test_a_missing_file_outside_the_groups_is_told_in_hydras_words() -> None:
     error = MissingConfigException("Cannot find primary config 'x'\nmore", missing_cfg_file="x")
-    assert explain(error) == "Cannot find primary config 'x'"
+    assert error_line(error) == "Cannot find primary config 'x'"
 
 
 def test_a_misspelt_key_is_met_with_the_nearest_and_the_keys_beside_it() -> None:
@@ -150,34 +150,34 @@ def test_a_key_or_name_that_is_spelt_otherwise_is_met_with_ours(word: str, told:
     register(requests())
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(Exception) as caught:
         _ = compose("config", [word]).seed
-    assert told in explain(caught.value)
+    assert told in error_line(caught.value)
 
 
 def test_a_heading_of_a_library_is_followed_by_its_reason() -> None:
-    assert explain(
+    assert error_line(
         ValueError("Exception encountered when calling Dense.call().\n\n\x1b[1mbad\n")
     ) == ("ValueError: Exception encountered when calling Dense.call(). bad")
-    assert explain(ValueError("2 validation errors for X\nseed\n more")).endswith("for X seed")
-    assert explain(ValueError("cannot load:\n  no such file\nmore")).endswith(": no such file")
+    assert error_line(ValueError("2 validation errors for X\nseed\n more")).endswith("for X seed")
+    assert error_line(ValueError("cannot load:\n  no such file\nmore")).endswith(": no such file")
 
 
 def test_a_missing_value_is_asked_for() -> None:
     config = OmegaConf.create({"data_dir": "???"})
     with pytest.raises(Exception, match="data_dir") as caught:
         _ = config.data_dir
-    assert explain(caught.value) == "data_dir: needs a value"
+    assert error_line(caught.value) == "data_dir: needs a value"
 
 
 def test_a_failure_of_the_system_names_the_file(tmp_path: Path) -> None:
     missing = tmp_path / "gone"
     with pytest.raises(OSError, match="gone") as caught:
         missing.read_bytes()
-    assert explain(caught.value) == (
+    assert error_line(caught.value) == (
         f"{missing}: No such file or directory; free it or choose another place"
     )
 
 
 def test_anything_else_is_named_by_its_type_and_first_line() -> None:
-    assert explain(ValueError("one\ntwo")) == "ValueError: one"
-    assert explain(ValueError()) == "ValueError: no reason given"
-    assert explain(OSError("no file named")) == "OSError: no file named"
+    assert error_line(ValueError("one\ntwo")) == "ValueError: one"
+    assert error_line(ValueError()) == "ValueError: no reason given"
+    assert error_line(OSError("no file named")) == "OSError: no file named"

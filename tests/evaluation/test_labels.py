@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Array
-from pipeline.evaluation.labels import judge
+from pipeline.evaluation.labels import audited_labels
 from pipeline.system.errors import RequestError
 
 
@@ -18,7 +18,7 @@ def test_swapped_labels_are_found_and_the_others_left_alone() -> None:
     truth = np.arange(60, dtype=np.int32) % 3
     labels = truth.copy()
     labels[[4, 17, 30]] = (truth[[4, 17, 30]] + 1) % 3
-    verdict = judge(labels, answers(truth, 3), np.ones(60, bool))
+    verdict = audited_labels(labels, answers(truth, 3), np.ones(60, bool))
     assert np.flatnonzero(verdict.wrong).tolist() == [4, 17, 30]
     assert verdict.proposed[[4, 17, 30]].tolist() == truth[[4, 17, 30]].tolist()
     assert set(verdict.order[:3].tolist()) == {4, 17, 30}
@@ -32,7 +32,7 @@ def test_the_most_doubtful_label_comes_first() -> None:
     labels, probs = truth.copy(), answers(truth, 2)
     labels[[2, 5]] = 1 - truth[[2, 5]]
     probs[5] = [0.01, 0.99] if truth[5] else [0.99, 0.01]
-    assert judge(labels, probs, np.ones(40, bool)).order[:2].tolist() == [5, 2]
+    assert audited_labels(labels, probs, np.ones(40, bool)).order[:2].tolist() == [5, 2]
 
 
 def test_labels_of_a_class_that_no_model_has_seen_are_not_judged() -> None:
@@ -40,7 +40,7 @@ def test_labels_of_a_class_that_no_model_has_seen_are_not_judged() -> None:
     probs = answers(np.where(truth == 2, 0, truth), 3)
     probs[:, 2] = 0
     known = truth != 2
-    verdict = judge(truth, probs / probs.sum(axis=1, keepdims=True), known)
+    verdict = audited_labels(truth, probs / probs.sum(axis=1, keepdims=True), known)
     assert not verdict.wrong.any()
     assert (verdict.quality[~known] == 1).all()
     assert verdict.accuracy == 1
@@ -48,4 +48,4 @@ def test_labels_of_a_class_that_no_model_has_seen_are_not_judged() -> None:
 
 def test_without_two_classes_to_compare_nothing_is_judged() -> None:
     with pytest.raises(RequestError, match="no labels can be judged"):
-        judge(np.zeros(4, np.int32), answers(np.zeros(4, np.int32), 2), np.ones(4, bool))
+        audited_labels(np.zeros(4, np.int32), answers(np.zeros(4, np.int32), 2), np.ones(4, bool))

@@ -18,8 +18,8 @@ from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, prepare
 from pipeline.data.measures import splits_of
 from pipeline.data.values import Array, Prepared, RawData
-from pipeline.evaluation.labels import Verdict, judge
-from pipeline.reports.audit_page import Doubt, html
+from pipeline.evaluation.labels import LabelAudit, audited_labels
+from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
@@ -41,7 +41,7 @@ class Audited:
     contains as well. `kept` is where the list that was in the place of the new one is now.
     """
 
-    verdict: Verdict
+    verdict: LabelAudit
     addresses: Sequence[Address]
     class_names: tuple[str, ...]
     fold: Array
@@ -74,7 +74,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
     addresses, before = _addresses(raw, prepared, config)
     found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
-    verdict = judge(found.split.labels, found.probs, found.known)
+    verdict = audited_labels(found.split.labels, found.probs, found.known)
     exclude = Path(request.exclude)
     result = Audited(
         verdict=verdict,
@@ -89,7 +89,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     )
     _write(result, is_files=raw.index is not None)
     shown = verdict.order[: min(request.shown, int(verdict.wrong.sum()))]
-    page = html(
+    page = audit_html(
         [_doubt(result, place) for place in shown.tolist()],
         found.split.take(shown),
         verdict,

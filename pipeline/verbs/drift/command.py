@@ -126,28 +126,18 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     packed = pack(Selection(listing=listing, packing=packing), Path(config.data_dir) / "drift")
     with native_messages_to(folder / "tensorflow.log"):
         model, notes = _model(run, config)
-    values, features, assigned = _measured(packed, model, request.batch_size)
-    reference = {name: (summary.images, tuple(of)) for name, of in summary.quantities.items()}
-    shifts: list[Shift] = []
-    classes: dict[str, int] = {}
+    new = _measured(packed, model, request.batch_size)
+    reference = _reference_values(summary, run if model else None)
+    values = {name: of for name, of in new.values.items() if name in reference}
+    shifts = [of_values(name, *reference[name], values[name]) for name in values]
     if model is not None:
-        before, classes = _confidences(run)
-        reference[CONFIDENCE] = (len(before), tuple(np.sort(before).tolist()))
-    else:
-        del values[CONFIDENCE]
-    values |= sizes(np.asarray(packed.sizes))
-    for name, (count, known) in reference.items():
-        if name in values and not (name == "colour" and channels == 1):
-            shifts.append(of_values(name, known, count, values[name]))
-    if model is not None:
-        shifts.append(of_classes(ASSIGNED, classes, assigned))
-        known_features, told = _reference_features(run, config, model, request.batch_size)
+        shifts.append(of_classes(ASSIGNED, _predictions(run)[1], new.assigned))
+        known, told = _reference_features(run, config, model, request.batch_size)
         notes += told
-        if known_features is not None:
-            shift, before, now = of_features(FEATURES, known_features, features)
+        if known is not None:
+            shift, before, values[FEATURES] = of_features(FEATURES, known, new.features)
             shifts.append(shift)
-            reference[FEATURES] = (len(before), tuple(np.sort(before).tolist()))
-            values[FEATURES] = now
+            reference[FEATURES] = (np.sort(before).tolist(), len(before))
     if is_labelled:
         shifts.append(of_classes(GIVEN, summary.classes, _given(listing, packed)))
     result = Drifted(
@@ -157,7 +147,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         smallest=smallest_seen(summary.images, len(packed.images), len(shifts)),
         output=Path(request.output),
         page=Path(request.page),
-        reference={name: known for name, (_, known) in reference.items()},
+        reference={name: tuple(known) for name, (known, _) in reference.items()},
         values=values,
         unknown=_unknown(listing, summary) if is_labelled else (),
         unreadable=len(packed.unreadable),
@@ -246,7 +236,26 @@ def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[s
     return load_model(run.model_uri, config.tracking), []
 
 
-def _confidences(run: RecordedRun) -> tuple[Array, dict[str, int]]:
+def _reference_values(
+    summary: DataSummary, run: RecordedRun | None
+) -> dict[str, tuple[Sequence[float], int]]:
+    """Sorted values or quantiles of the training data, and of how many, by quantity.
+
+    With a run, its confidences are one of them.
+    """
+    grey = summary.shape[2] == 1
+    known: dict[str, tuple[Sequence[float], int]] = {
+        name: (of, summary.images)
+        for name, of in summary.quantities.items()
+        if not (grey and name == "colour")
+    }
+    if run is not None:
+        sure = _predictions(run)[0]
+        known[CONFIDENCE] = (np.sort(sure).tolist(), len(sure))
+    return known
+
+
+def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
     """Confidences f32[N] on images not trained on, and how often each class was predicted."""
     stored = run.predictions()
     probs = stored["test_probs" if "test_probs" in stored else "val_probs"]
@@ -255,10 +264,17 @@ def _confidences(run: RecordedRun) -> tuple[Array, dict[str, int]]:
     return probs.max(axis=1), dict(zip(names, counts, strict=True))
 
 
-def _measured(
-    packed: Packed, model: LoadedModel | None, batch_size: int
-) -> tuple[dict[str, Array], Array, Counter[str]]:
-    """Of the images: QUANTITIES and confidences, features f32[N,F], and the predicted classes."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Measured:
+    """What new pictures are like: values by quantity, features f32[N,F], predicted classes."""
+
+    values: Mapping[str, Array]
+    features: Array
+    assigned: Counter[str]
+
+
+def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Measured:
+    """Measures the images as the model sees them; without a model, they have no features."""
     from pipeline.training.predictor import with_features
 
     forward = with_features(model.model) if model else None
@@ -279,8 +295,11 @@ def _measured(
             sure.append(probs.max(axis=1))
             assigned.update(model.class_names[place] for place in probs.argmax(axis=1).tolist())
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
-    values |= {CONFIDENCE: np.concatenate(sure) if sure else np.empty(0)}
-    return values, np.concatenate(seen) if seen else np.empty((0, 0)), assigned
+    values |= sizes(np.asarray(packed.sizes))
+    if model is None:
+        return _Measured(values=values, features=np.empty((0, 0)), assigned=assigned)
+    values[CONFIDENCE] = np.concatenate(sure)
+    return _Measured(values=values, features=np.concatenate(seen), assigned=assigned)
 
 
 def _reference_features(
