@@ -66,16 +66,21 @@ def ingested(config: Config, folder: Path) -> Ingested:
     raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
     measures = measured(raw, data_dir / name)
     found = violations(raw, measures, config.ingest.checks)
-    page = data_html(raw, measures, found, name=name, augment=_augmenter(config, raw))
+    page = data_html(raw, measures, found, name=name, augment=_augmenter(config, raw, folder))
     with replacing(folder / NAME) as path:
         path.write_text(page, encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)
 
 
-def _augmenter(config: Config, raw: RawData) -> Callable[[Array, Array], Array] | None:
+def _augmenter(
+    config: Config, raw: RawData, folder: Path
+) -> Callable[[Array, Array], Array] | None:
+    from pipeline.system.terminal import native_messages_to
+
     if config.augment["_target_"] is None:
         return None
-    batches = import_slow("pipeline.training.batches")  # TensorFlow, which nothing else here needs
+    with native_messages_to(folder / "tensorflow.log"):  # TensorFlow, which nothing else here needs
+        batches = import_slow("pipeline.training.batches")
     found: Callable[[Array, Array], Array] | None = batches.augmenter(config, raw)
     return found
 
