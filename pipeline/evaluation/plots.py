@@ -29,7 +29,7 @@ MISTAKES = 5  # rows, and columns, of the grid
 
 def accuracy(fitted: Fitted) -> Figure:
     """Accuracy per epoch on the training and validation images."""
-    return _curves(fitted, "accuracy", "share right")
+    return _curves(fitted, "accuracy", "share correct")
 
 
 def loss(fitted: Fitted) -> Figure:
@@ -57,6 +57,7 @@ def weights(fitted: Fitted) -> Figure:
             interpolation="nearest",
         )
         axes.set(title=f"{title}, sd {values.std():.4f}", xlabel="unit")
+        axes.locator_params(axis="x", integer=True)
     left.set_ylabel("input")
     fig.colorbar(image, ax=[left, right], label="weight", pad=0.02)
     fig.suptitle(f"Weights of layer {layer}, {before.shape[0]} × {before.shape[1]}")
@@ -142,7 +143,7 @@ def reliability(predictions: Predictions) -> Figure:
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfectly calibrated")
     top.plot(confidence, share_right, marker="o", color=TRAIN, label="model")
-    top.set(ylim=(0, 1), ylabel="share right", title=f"ECE {ece(predictions):.4f}")
+    top.set(ylim=(0, 1), ylabel="share correct", title=f"ECE {ece(predictions):.4f}")
     top.legend(loc="upper left", frameon=False)
     bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=TRAIN)
     bottom.set(xlim=(0, 1), yscale="log", ylabel="images", xlabel="confidence")

@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics import calibration
 WIDTH, HEIGHT = 440, 270  # of the drawing, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins for labels
 MOST_DOTS = 50  # epochs up to which each has a dot with its value
-CURVES = {"accuracy": "share right", "loss": "cross-entropy, nats"}
+CURVES = {"accuracy": "share correct", "loss": "cross-entropy, nats"}
 SERIES = {"train": "training", "val": "validation"}
 
 
@@ -97,7 +97,7 @@ def reliability_chart(predictions: Predictions) -> tuple[Chart, list[Bar]]:
         x=_scale([0, 1], LEFT, WIDTH - RIGHT),
         y=_scale([0, 1], HEIGHT - BOTTOM, TOP),
         x_label="confidence",
-        y_label="share right",
+        y_label="share correct",
     )
     confidence, share_right, count = calibration(predictions)
     return chart, [

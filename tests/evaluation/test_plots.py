@@ -84,7 +84,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "unit"), [("accuracy", "share right"), ("loss", "cross-entropy [nats]")]
+    ("name", "unit"), [("accuracy", "share correct"), ("loss", "cross-entropy [nats]")]
 )
 def test_a_curve_shows_both_splits_by_epoch_and_the_best_one(name: str, unit: str) -> None:
     figure = drawn(getattr(plots, name)(fitted()))
