@@ -19,7 +19,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
-setup: ## make .venv from requirements.lock (done by itself where needed)
+setup: ## make .venv from requirements.lock (other targets do it when needed)
 	@$(SETUP) requirements.lock
 
 setup-dev: ## the same with the tools for tests and checks
@@ -43,7 +43,7 @@ serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or POR
 test: setup-dev ## every test, four files at once; ARGS= goes to pytest
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: setup-dev ## the tests that need neither a browser nor patience
+test-fast: setup-dev ## the fast tests, without a browser
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not browser" $(ARGS)
 
 stress: setup-dev ## the matrix of reliability (hours); ARGS="--rows 1,15-19 --share 0.1"
@@ -57,7 +57,7 @@ check: setup-dev ## linter, formatter, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: ## how fast it is beside what people would use instead (a quiet machine, an hour)
+bench: ## compare its speed with other frameworks (a quiet machine, an hour)
 	@$(SETUP) requirements-bench.lock .venv-bench
 	@.venv-bench/bin/python -m benchmarks.training --model mlp
 	@.venv-bench/bin/python -m benchmarks.training --model cnn
@@ -72,7 +72,7 @@ bench: ## how fast it is beside what people would use instead (a quiet machine, 
 	@.venv-bench/bin/python -m benchmarks.predict
 	@.venv-bench/bin/python -m benchmarks.compare
 
-format: setup-dev ## let the formatter and linter mend what they can
+format: setup-dev ## format the code and apply the safe fixes of the linter
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 

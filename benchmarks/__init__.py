@@ -1,1 +1,1 @@
-"""What the pipeline costs beside what people would use instead: `make bench`."""
+"""Benchmarks of the pipeline and of what people would use instead: `make bench`."""

@@ -1,6 +1,6 @@
 """What `train.deterministic=true` costs and gives: `python -m benchmarks.determinism`.
 
-Tracked runs of one seed with and without it, taking turns: the seconds of the fit, and whether the
+Tracked runs of one seed with and without it, in turn: the seconds of the fit, and whether the
 weights that the last epoch left are the same, bit by bit, in every run of a kind.
 """
 

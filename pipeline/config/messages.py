@@ -36,7 +36,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def error_line(error: BaseException) -> str:
-    """One or two lines: what is wrong, by key or file, and how to mend it."""
+    """One or two lines: what is wrong, by key or file, and how to fix it."""
     if isinstance(error, PipelineError):
         return str(error)
     if isinstance(error, MissingConfigException):

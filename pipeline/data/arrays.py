@@ -114,7 +114,7 @@ def _mapping(place: Place, chosen: str) -> dict[int, str] | None:
                 return {row[0]: "".join(map(chr, row[1:])) for row in rows}
             except (ValueError, IndexError, OverflowError) as error:
                 raise RequestError(
-                    f"{place.root / name} is damaged ({one_line(error)}); mend it, or name the "
+                    f"{place.root / name} is damaged ({one_line(error)}); repair it, or name the "
                     "classes: dataset.class_names=[…]"
                 ) from error
     return None

@@ -198,10 +198,10 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     told = f"{len(bad)} of {count:,} files cannot be read: {'; '.join(named)}{more}"
     if pictures.on_bad == "refuse":
-        raise RequestError(f"dataset.on_bad=refuse: {told}; mend or remove them, or skip them")
+        raise RequestError(f"dataset.on_bad=refuse: {told}; fix or remove them, or skip them")
     if len(bad) > pictures.max_bad * count:
         raise RequestError(
-            f"dataset.max_bad={pictures.max_bad:g}: {told}; mend or remove them, or allow more"
+            f"dataset.max_bad={pictures.max_bad:g}: {told}; fix or remove them, or allow more"
         )
     log.warning("skipped: %s", told)
 

@@ -636,7 +636,7 @@ def _whereabouts(place: Place, below: str, path: str) -> str:
         if file.endswith(f"/{path}"):
             return f".\nIt lies in another folder: dataset.root={place.root / file[: -len(path)]}"
         if f"/{file}".endswith(f"/{name}"):
-            return f".\nThere is {as_line(str(place.root / file))}: mend the paths of the list"
+            return f".\nThere is {as_line(str(place.root / file))}: fix the paths in the list"
     return f".\nIts paths are relative to {place.root / below}; dataset.root=… names another folder"
 
 

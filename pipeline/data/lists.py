@@ -452,7 +452,7 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
         value = as_line(plain(given.columns[name][row]))
         raise RequestError(
             f"{given.where(row)}: the {as_line(name)} is {value!r}, "
-            "which is none of train, val and test; mend it, or rename the column to divide at "
+            "which is none of train, val and test; fix it, or rename the column to divide at "
             "random"
         )
     return name, splits
