@@ -285,7 +285,7 @@ def test_where_missing_files_lie_is_told(tmp_path: Path) -> None:
     path.write_text("path,label\n1.png,a\n2.png,b\n")
     assert f"It lies in another folder: dataset.root={tmp_path}/deep/p" in refusal(path)
     path.write_text("path,label\nq/1.png,a\nq/2.png,b\n")
-    assert f"There is {tmp_path}/deep/p/1.png: mend the paths" in refusal(path)
+    assert f"There is {tmp_path}/deep/p/1.png: fix the paths" in refusal(path)
     path.write_text("path,label\nq/x.png,a\nq/y.png,b\n")
     assert f"Its paths are relative to {tmp_path}/deep; dataset.root=" in refusal(path)
 
