@@ -22,9 +22,9 @@ from tests.verbs.serve.test_command import serving
 pytestmark = pytest.mark.slow
 
 RUN = ("dataset=folder", "model=linear", "train.epochs=3", "optimizer.learning_rate=0.01")
-# As folders may be called: an emoji of two characters, from right to left, a combining mark.
-FOLDERS = ("\u2b06\ufe0f فوق", "unten n\u0303")
-NAMES = ("\u2b06\ufe0f فوق", "unten \u00f1")  # as classes
+# As folders may be called: a combining mark; an emoji of two characters, from right to left.
+FOLDERS = ("unten n\u0303", "\u2b06\ufe0f فوق")
+NAMES = ("unten \u00f1", "\u2b06\ufe0f فوق")  # as classes, in natural order
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif"}
 
 
@@ -34,7 +34,7 @@ def photos(folder: Path) -> Path:
         height, width = (24, 30) if number % 3 else (200, 90)
         pixels = noise(number, (height, width, 3)) // 4
         name = FOLDERS[number % 2]
-        half = slice(0, height // 2) if name == FOLDERS[0] else slice(height // 2, None)
+        half = slice(height // 2, None) if name == FOLDERS[0] else slice(0, height // 2)
         pixels[half] += 150
         picture, ending, options = Image.fromarray(pixels), ".jpg", {}
         match number // 2 % 6:
