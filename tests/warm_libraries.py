@@ -2,18 +2,27 @@
 
 import importlib
 import pkgutil
+import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from hydra._internal.hydra import Hydra
 from mlflow import MlflowClient
+from mlflow.utils import requirements_utils
 
 import pipeline
 from pipeline.system.imports import configure_libraries, exempt
+from pipeline.tracking.lineage import environment
 from tests.commands import configured
 from tests.stores import copy_tables
 
 LIBRARIES = (
     *("keras", "mlflow.pyfunc", "mlflow.tensorflow", "optuna", "scipy.stats", "sklearn.metrics"),
-    "matplotlib.backends.backend_agg",
+    *("tensorflow.keras.models", "tensorflow.keras.saving", "matplotlib.backends.backend_agg"),
+    # What a run imports as it goes along.
+    *("git", "mlflow.tracing.processor.otel", "opentelemetry.sdk.metrics", "rich.progress"),
+    "hydra._internal.logging_config",
 )
 
 configure_libraries()
@@ -26,4 +35,17 @@ copy_tables()
 with TemporaryDirectory() as folder:  # SQLAlchemy's mappers and MLflow's revisions are made once
     MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
 configured()  # so are Hydra's plugins and pydantic's validators
+environment()  # reads the descriptions of all installed packages, as MLflow does for a model
+requirements_utils._init_packages_to_modules_map()
 exempt()
+
+_mode = Hydra.get_mode
+
+
+def _get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Spares a run the configuration that Hydra composes only to read `hydra.mode`, mostly unset."""
+    given = any("hydra" in word for word in sys.argv[1:]) or Path("conf").exists()
+    return _mode(self, config_name, overrides) if given else None
+
+
+Hydra.get_mode = _get_mode  # type: ignore[method-assign]
