@@ -9,16 +9,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+import pipeline.api as api
 from pipeline.api import compose
+from pipeline.config.compose import Composer
+from pipeline.config.compose import compose as compose_words
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search import project_folder
 from pipeline.config.trusted import trusted
@@ -90,12 +98,17 @@ def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.Complet
     )
 
 
+def _is_ours() -> bool:
+    """Whether no file and no module of a user takes part in composing."""
+    return not trusted() and project_folder() is None
+
+
 _known: dict[tuple[object, ...], tuple[Config | DictConfig, DictConfig | None]] = {}
 
 
 def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
     """Composing takes a third of a second: what has been composed before is copied."""
-    if trusted() or project_folder() or any("trusted" in str(part) for part in key):
+    if not _is_ours() or any("trusted" in str(part) for part in key):
         return make()
     ours = [pair for pair in os.environ.items() if pair[0].startswith("PIPELINE_")]
     key = (*key, *sorted(ours))
@@ -121,10 +134,47 @@ def composed(*overrides: str, verb: str | None = None) -> DictConfig:
     return own
 
 
+def compose_once() -> None:
+    """Spares commands of this process composing only to read `hydra.mode`, if nothing sets it."""
+    itself = Hydra.get_mode
+
+    def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        may_be_set = project_folder() or any("hydra" in word for word in sys.argv[1:])
+        return itself(hydra, config_name, overrides) if may_be_set else None
+
+    Hydra.get_mode = get_mode  # type: ignore[method-assign]
+
+
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
     words = merged(overrides)
-    return _once(lambda: (compose(*words), None), "configured", *words)[0]
+
+    def make() -> tuple[Config, None]:
+        before = api.compose_words
+        api.compose_words = _composed_like_a_job if _is_ours() else before
+        try:
+            return compose(*words), None
+        finally:
+            api.compose_words = before
+
+    return _once(make, "configured", *words)[0]
+
+
+def _composed_like_a_job(words: Sequence[str]) -> DictConfig:
+    """What Hydra composes for words that change values alone, in a tenth of the time."""
+    register(requests(), of=())
+    composer, parser = _composer()
+    if any(one.is_sweep_override() for one in parser.parse_overrides([*words])):
+        return compose_words(words)
+    return composer.compose(words)
+
+
+@cache
+def _composer() -> tuple[Composer, OverridesParser]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="pipeline"):
+        loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", [], run_mode=RunMode.RUN)
+    return Composer(loader, master), OverridesParser.create(config_loader=loader)
 
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:

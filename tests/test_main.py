@@ -35,8 +35,9 @@ pytestmark = pytest.mark.slow
 DRIVER = """
 import json, os, sys
 from pipeline.__main__ import main
-from tests.commands import configured
+from tests.commands import compose_once, configured
 configured()  # imports and finds once what each of them would
+compose_once()
 for number, arguments in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if child == 0:
@@ -159,12 +160,12 @@ def test_the_process_itself_ends_with_the_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_refused_command_line_leaves_nothing_in_the_folder(tmp_path: Path) -> None:
-    fresh_pipeline("model=mpl", cwd=tmp_path)
+    assert pipeline("model=mpl", cwd=tmp_path).returncode == 2
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> None:
-    ended = fresh_pipeline("-m", "seed=0,1", "train.epochs=0", cwd=tmp_path)
+    ended = pipeline("-m", "seed=0,1", "train.epochs=0", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("train.epochs: ")
@@ -219,13 +220,13 @@ def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
 
 
 def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
-    ended = fresh_pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    ended = pipeline("train.epoch=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert ended.returncode == 2
     assert ended.stderr.startswith("Traceback (most recent call last)")
 
 
 def ingest(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return fresh_pipeline("ingest", f"dataset.folder={folder}", "dataset.download=false", cwd=cwd)
+    return pipeline("ingest", f"dataset.folder={folder}", "dataset.download=false", cwd=cwd)
 
 
 def all_four(folder: Path, content: Callable[[str], bytes]) -> Path:
@@ -275,7 +276,7 @@ def test_a_truncated_packed_data_file_is_named(tmp_path: Path) -> None:
 @matrix(23)
 def test_a_data_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    ended = fresh_pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
+    ended = pipeline("ingest", "dataset=synthetic", "data_dir=file/data", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "file/data", "Not a directory")
 
@@ -315,9 +316,9 @@ def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Pat
 
 @matrix(25)
 def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
-    diverging = ["model=mlp", "optimizer=sgd", "optimizer.learning_rate=1e30"]
+    diverging = ["model=mlp", "model.hidden=[4]", "optimizer=sgd", "optimizer.learning_rate=1e30"]
     talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first
-    ended = fresh_pipeline("dataset=synthetic", *diverging, cwd=tmp_path, **talkative)
+    ended = fresh_pipeline(*QUICK, *diverging, cwd=tmp_path, **talkative)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "the loss became nan in epoch 1", "optimizer.learning_rate")
     [log] = tmp_path.glob("outputs/*/*/pipeline.log")

@@ -2,19 +2,15 @@
 
 import importlib
 import pkgutil
-import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from hydra._internal.hydra import Hydra
 from mlflow import MlflowClient
 from mlflow.utils import requirements_utils
 
 import pipeline
 from pipeline.system.imports import configure_libraries, exempt
 from pipeline.tracking.lineage import environment
-from tests.commands import configured
+from tests.commands import compose_once, configured
 from tests.stores import copy_tables
 
 LIBRARIES = (
@@ -38,14 +34,4 @@ configured()  # so are Hydra's plugins and pydantic's validators
 environment()  # reads the descriptions of all installed packages, as MLflow does for a model
 requirements_utils._init_packages_to_modules_map()
 exempt()
-
-_mode = Hydra.get_mode
-
-
-def _get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Spares a run the configuration that Hydra composes only to read `hydra.mode`, mostly unset."""
-    given = any("hydra" in word for word in sys.argv[1:]) or Path("conf").exists()
-    return _mode(self, config_name, overrides) if given else None
-
-
-Hydra.get_mode = _get_mode  # type: ignore[method-assign]
+compose_once()

@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "source").write_text("x")
     (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('marker').touch()\n")
-    register(requests())
+    register(requests(), of=())
     return tmp_path
 
 

@@ -293,7 +293,7 @@ def test_a_changed_code_may_be_let_pass_and_the_run_says_so(
     assert "and is fedcba" in the_run(tmp_path).data.tags["resumed.changed"]
 
 
-LONG_EPOCHS, KILLS = 150, 4
+LONG_EPOCHS = 150
 LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *ONE_EACH)
 
 
@@ -301,14 +301,14 @@ LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *ONE_EACH)
 def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     tmp_path: Path,
 ) -> None:
-    whole, moment = tmp_path / "whole", random.Random(0)
+    whole, moment, kills = tmp_path / "whole", random.Random(0), stressed(4, 2)
     whole.mkdir()
     assert pipeline(*LONG, cwd=whole).returncode == 0
     for number in range(stressed(10, 1)):
         broken, words = tmp_path / f"broken{number}", list(LONG)
         broken.mkdir()
-        tally(KILLS)
-        for _ in range(KILLS):
+        tally(kills)
+        for _ in range(kills):
             with begun(*words, cwd=broken) as process:
                 while "epoch " not in process.err.read_text():
                     assert process.poll() is None, process.err.read_text()
