@@ -13,11 +13,18 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    *("sweeps.test_stress", "sweeps.test_sweep", "verbs.promote.test_switch"),
-    *("verbs.promote.test_promote", "end_to_end.test_notebook", "end_to_end.test_installed"),
-    *("verbs.resume.test_command", "verbs.serve.test_command", "test_main", "training.test_train"),
-    *("training.test_xla", "training.test_loop", "end_to_end.test_tour", "end_to_end.test_ui"),
-    *("verbs.test_hostile_models", "test_run", "config.test_allowed", "tracking.test_recording"),
+    *(
+        "sweeps.test_sweep",
+        "sweeps.test_stress",
+        "training.test_train",
+        "verbs.promote.test_promote",
+    ),
+    *("verbs.promote.test_switch", "verbs.resume.test_command", "test_main", "training.test_xla"),
+    *("end_to_end.test_tour", "end_to_end.test_notebook", "end_to_end.test_installed", "test_run"),
+    *("verbs.compare.test_command", "training.test_loop", "tracking.test_recording"),
+    *("training.test_programs", "end_to_end.test_canary", "verbs.doctor.test_command"),
+    *("verbs.serve.test_command", "end_to_end.test_ui", "verbs.test_hostile_models"),
+    *("config.test_allowed", "config.test_conf_files", "sweeps.test_plots"),
 )
 
 

@@ -44,7 +44,7 @@ SYNTHETIC: dict[str, Any] = {
 
 @pytest.fixture
 def composed() -> Iterator[Any]:
-    register(requests())
+    register(requests(), of=())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *overrides: compose("config", overrides=list(overrides))
 
