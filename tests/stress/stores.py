@@ -50,7 +50,9 @@ def record_only(folder: Path, uri: str, epochs: int, begin: float, real_tables: 
     if real_tables:
         os.environ.pop(MADE_ONCE, None)  # then MLflow makes the tables of a new store itself
     os.chdir(folder.parent)
-    root = [f"tracking.artifact_root={folder.parents[1]}/files"] if uri.startswith("postgres") else []
+    root = (
+        [f"tracking.artifact_root={folder.parents[1]}/files"] if uri.startswith("postgres") else []
+    )
     config = with_store(uri, *root)
     time.sleep(max(0.0, begin - time.time()))
     with record(config, folder) as recording:
