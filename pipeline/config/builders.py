@@ -95,11 +95,14 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
     target = _renamed(leaf.get("_target_"), FORMER_MODULES)
     if target is None and group in MAY_BE_NONE:
         return {"_target_": None}
+    given = {key: value for key, value in leaf.items() if key != "_target_"}
     if isinstance(target, str) and trusted.is_trusted(target):
         model = _model.__wrapped__(group, target)  # not cached: trust may be withdrawn
+        # Hydra's ~key does not take away a null of the file whose target this one replaces.
+        fields = model.model_fields
+        given = {key: value for key, value in given.items() if value is not None or key in fields}
     else:
         model = _model(group, target if target is None else str(target))
-    given = {key: value for key, value in leaf.items() if key != "_target_"}
     try:
         checked = model.model_validate(given)
         return {"_target_": target, **checked.model_dump(exclude_unset=group in KERAS_CLASSES)}

@@ -73,6 +73,7 @@ def test_a_key_that_has_come_since_counts_where_it_changes_what_is_done(
             del parts[group][key]
     for key in ("batch_norm", "residual"):  # came since, and are off
         assert parts["model"].pop(key) is False
+    assert parts["dataset"].pop("exclude") is None
     for group, module in zip(("dataset", "model"), ("datasets", "models"), strict=True):
         name = parts[group]["_target_"].rpartition(".")[2]
         parts[group]["_target_"] = f"pipeline.{module}.{name}"

@@ -237,7 +237,7 @@ def test_two_metrics_or_plots_of_one_name_are_refused() -> None:
             "no module my_modles in {here} or installed; modules here: broken, my_models",
         ),
         ("../evil", "'../evil' is not a valid module name"),
-        ("my models", "'my models' is not a valid module name"),
+        ("my models", "a list is written [my,models]"),
         ("my_models.py", "cannot be imported"),
         ("broken", "broken cannot be imported: ZeroDivisionError: division by zero"),
     ],

@@ -252,12 +252,12 @@ import sys
 from pathlib import Path
 from pipeline.data import packing
 from tests.pictures import read
-original = packing.opened
+original = packing.open_picture
 def opened(*given, **named):
     with open(sys.argv[3], "a") as file:
         file.write("x\\n")
     return original(*given, **named)
-packing.opened, packing.CHUNK = opened, 2
+packing.open_picture, packing.CHUNK = opened, 2
 print(read(Path(sys.argv[1]), Path(sys.argv[2])).fingerprint)
 """
 

@@ -325,9 +325,9 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
 MEMORY = """
 import re, sys
 from pathlib import Path
-from pipeline.data.pictures import load
+from pipeline.data.pictures import load_picture
 try:
-    load(Path(sys.argv[1]), (28, 28, 1))
+    load_picture(Path(sys.argv[1]), (28, 28, 1))
 except ValueError as error:
     print(error)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

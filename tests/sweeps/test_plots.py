@@ -519,8 +519,9 @@ def test_a_backend_that_needs_a_screen_is_not_used() -> None:
     script = """
 import sys
 sys.path.insert(0, ".")
-from tests.sweeps.test_plots import SEARCHES, draw
-print(len(draw(*SEARCHES["grid"])), sorted({"keras", "tensorflow", "mlflow"} & set(sys.modules)))
+from tests.sweeps.test_plots import SEARCHES, draw_sweep
+drawn = draw_sweep(*SEARCHES["grid"])
+print(len(drawn), sorted({"keras", "tensorflow", "mlflow"} & set(sys.modules)))
 """
     environment = {"PATH": "/usr/bin:/bin", "MPLBACKEND": "tkagg"}
     root = Path(__file__).parents[2]

@@ -137,11 +137,11 @@ def test_where_no_row_has_the_metric_there_is_no_picture_and_the_page_does_witho
 def test_drawing_needs_no_pyplot_and_without_a_picture_no_matplotlib() -> None:
     code = """
 import sys
-from pipeline.verbs.compare.plots import draw
+from pipeline.verbs.compare.plots import draw_comparison
 from tests.verbs.compare.test_comparison import compared, run
-assert draw(compared([run(name, accuracy=float("nan")) for name in "ab"])) == {}
+assert draw_comparison(compared([run(name, accuracy=float("nan")) for name in "ab"])) == {}
 assert "matplotlib" not in sys.modules
-assert list(draw(compared([run("a")]))) == ["compare"]
+assert list(draw_comparison(compared([run("a")]))) == ["compare"]
 assert "matplotlib.pyplot" not in sys.modules
 """
     ended = subprocess.run(
