@@ -123,6 +123,8 @@ def assert_told(ended: subprocess.CompletedProcess[str]) -> None:
         assert ended.returncode in (1, 2), ended.stderr
         assert ended.stdout == "" or ended.args[3] in ("doctor", "sync", "compare")
         last = ended.stderr.splitlines()[-HELPFUL_LINES:]
+        if "doctor" in ended.args:  # whose table has the reasons
+            last += ended.stdout.splitlines()
         assert any(reason in line for reason in REASONS for line in last), ended.stderr
 
 
