@@ -95,6 +95,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
         _require_once(words, command)
     parser = OverridesParser.create()
     for word in words:
+        _require_no_list(word, command)
         _require_value(word, command, parser)
     if not command.shows:
         for word in words:
@@ -294,6 +295,16 @@ class _Setting:
     @property
     def or_null(self) -> str:
         return f", or {self.name}=null" if may_be_null(self.hint) else ""
+
+
+def _require_no_list(word: str, command: Command) -> None:
+    """Refuses a key within a list, whose items have numbers and no names."""
+    key = full_key(word.lstrip("+~"), command.verb, command.request)
+    owner, _, part = key.rpartition(".")
+    if not part.isdecimal() and is_list(annotation_for(owner, command.verb, command.request)):
+        raise RequestError(
+            f"{word}: {owner} is a list, and what is in a list has no name; write {owner}=[…]"
+        )
 
 
 def _require_value(word: str, command: Command, parser: OverridesParser) -> None:

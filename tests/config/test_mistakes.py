@@ -50,6 +50,8 @@ VALUES = {
     "model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
     "-m model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
     "model.hidden=64": "as in model.hidden=[64]",
+    "model.hidden.first=64": "model.hidden is a list, and what is in a list has no name",
+    "-m +train.plots._target_=a,b": "train.plots is a list",
     "evaluate.metrics=accuracy,brier": "as in evaluate.metrics=[accuracy,brier]",
     "model.dropout=choice(null,3)": "write model.dropout=null,3 and add -m",
     "augment=null": "augment cannot be left out; write augment=none",
