@@ -162,7 +162,7 @@ def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
     if small.shape == shape:
         return small
     canvas = np.empty(shape, np.uint8)
-    canvas[:] = _border_colour(small)
+    canvas[:] = border_colour(small[None])[0]
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
@@ -375,7 +375,8 @@ def _has_channels(array: Array, shape: Shape) -> bool:
     return array.shape[1:] != shape[:2] and array.shape[2] in ARRAY_CHANNELS
 
 
-def _border_colour(image: Array) -> Array:
-    frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    colour: Array = np.median(frame, axis=0).astype(np.uint8)
-    return colour
+def border_colour(images: Array) -> Array:
+    """The median colour of each image's border, u8[N,1,1,C], of images u8[N,H,W,C]."""
+    sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    colours: Array = np.median(np.concatenate(sides, axis=1), axis=1).astype(np.uint8)
+    return colours[:, None, None]

@@ -7,13 +7,14 @@ answer, the second covers part after part of the image. Sources: R. R. Selvaraju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.data.pictures import border_colour
 from pipeline.data.values import Array, Split, images_at_once
 
 GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
@@ -180,7 +181,7 @@ def _by_occlusion(model: keras.Model) -> Callable[[Array, Array], Array]:
             np.zeros(images.shape[:3], np.float32),
             np.zeros((height, width), np.float32),
         )
-        colour, before = _border_colour(images), lead(images, classes)
+        colour, before = border_colour(images), lead(images, classes)
         for rows in _parts(height):
             for columns in _parts(width):
                 changed = images.copy()
@@ -198,12 +199,6 @@ def _parts(side: int) -> list[slice]:
     edges = np.linspace(0, side, min(side, CELLS) + 1).round().astype(int).tolist()
     starts, ends = [0, *edges[:-1]], [*edges[1:], side]
     return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-
-
-def _border_colour(images: Array) -> Array:
-    """The median colour of each image's border, u8[N,1,1,C]."""
-    sides: Sequence[Array] = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
-    return np.median(np.concatenate(sides, axis=1), axis=1).astype(np.uint8)[:, None, None]
 
 
 def _scaled(maps: Array) -> Array:

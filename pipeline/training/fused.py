@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from pipeline.training.precision import nested_layers
+
 # The least that the kernel takes on a GPU.
 LEAST_EPSILON = 1.001e-5
 
@@ -62,7 +64,8 @@ def fused_norms(model: keras.Model) -> Iterator[None]:
     The statistics are over all axes but the last; others, renormalisation and synchronised
     statistics stay as Keras computes them.
     """
-    norms = [layer for layer in model._flatten_layers() if _is_fusible(layer)]
+    found = {id(layer): layer for layer in nested_layers(model)}  # once each, also if shared
+    norms = [layer for layer in found.values() if _is_fusible(layer)]
     for norm in norms:
         norm.call = MethodType(_normed, norm)
     try:

@@ -49,7 +49,7 @@ def best_for(model: keras.Model) -> str:
 
     That is a network of ordinary convolutions on a CPU with AVX512_BF16.
     """
-    plain = any(type(layer) is keras.layers.Conv2D for layer in _layers(model))
+    plain = any(type(layer) is keras.layers.Conv2D for layer in nested_layers(model))
     return (
         "bfloat16"
         if plain and not _has_gpu() and MEASURED in processor_features().split()
@@ -59,7 +59,7 @@ def best_for(model: keras.Model) -> str:
 
 def computes_in_float32(model: keras.Model) -> bool:
     """Whether no layer of `model` computes in 16 bits."""
-    return all(layer.compute_dtype not in LOW for layer in _layers(model))
+    return all(layer.compute_dtype not in LOW for layer in nested_layers(model))
 
 
 def in_float32(model: keras.Model) -> keras.Model:
@@ -81,10 +81,11 @@ def _widened(described: Any) -> Any:
     return "float32" if narrow else described
 
 
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+def nested_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model and of the models among them."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer)
+            yield from nested_layers(layer)
         else:
             yield layer
 
