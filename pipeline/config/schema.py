@@ -65,8 +65,9 @@ class Train:
     """Passes over the training images."""
     batch_size: Count = MISSING
     """Images in one gradient step."""
-    scaling: Annotated[str, one_of("unit", "standard")] = MISSING
-    """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1."""
+    scaling: Annotated[str, one_of("unit", "standard", "whitened")] = MISSING
+    """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1; `whitened`
+    does that and decorrelates patches of 3 × 3 pixels, by a convolution that is not trained."""
     precision: Annotated[str, one_of("float32", "bfloat16", "float16", "auto")] = MISSING
     """In what the network computes while it is trained; weights and the saved model are float32."""
     label_smoothing: Fraction = MISSING

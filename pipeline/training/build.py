@@ -9,10 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
-from pipeline.data.values import Prepared
+from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
 from pipeline.training.batches import augments_batches
@@ -27,6 +28,9 @@ from pipeline.training.precision import (
 from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen ones that are kept in memory, of some 20 MB each
+PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
+PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # from which their covariance is estimated
+NOISE = 5e-4  # added to each variance: what hardly varies is not blown up
 _backbones: dict[str, keras.Model] = {}
 
 
@@ -101,6 +105,8 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
         x = _scaling(config.train.scaling, prepared)(images)
         if config.augment["_target_"] is not None and not augments_batches(config):
             x = build(config.augment, x)
+        if config.train.scaling == "whitened":
+            x = _whitening(prepared)(x)
         with computing_in(precision):
             outputs = build(config.model, x, len(prepared.class_names))
             return keras.Model(images, outputs, name=config.choices.model)
@@ -179,3 +185,45 @@ def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
     return keras.layers.Rescaling(
         scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
     )
+
+
+def _whitening(prepared: Prepared) -> keras.layers.Layer:
+    """A frozen convolution f32[N,H,W,C] → f32[N,H,W,9·C] of standardised images.
+
+    Its outputs on the training images have mean 0, variance 1 and no correlation, the first ones
+    being the directions in which patches of 3 × 3 pixels vary most (principal components).
+
+    Raises:
+        RequestError: the images are smaller than a patch.
+    """
+    height, width, channels = prepared.image_shape
+    if min(height, width) < PATCH:
+        raise RequestError(
+            f"train.scaling=whitened: the images have {height} × {width} pixels, a patch {PATCH} × "
+            f"{PATCH}; use standard"
+        )
+    patches = _patches(prepared)
+    mean = patches.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))
+    kernel = (directions / np.sqrt(np.maximum(variances, 0) + NOISE))[:, ::-1]
+    size = len(kernel)
+    layer = keras.layers.Conv2D(
+        size, PATCH, padding="same", kernel_initializer="zeros", trainable=False, name="whitening"
+    )
+    layer.build((None, height, width, channels))
+    layer.set_weights([kernel.reshape(PATCH, PATCH, channels, size), -mean @ kernel])
+    return layer
+
+
+def _patches(prepared: Prepared) -> Array:
+    """Standardised patches f64[n, 3·3·C] at random places of images spread over the training."""
+    rng, split = np.random.default_rng(0), prepared.train
+    height, width, _ = prepared.image_shape
+    found = []
+    for place in np.linspace(0, len(split) - 1, min(len(split), PATCH_IMAGES)).astype(int):
+        image = (split.batch(place, place + 1)[0] - prepared.mean) / np.maximum(prepared.std, 1e-6)
+        windows = sliding_window_view(image, (PATCH, PATCH), axis=(0, 1))  # [y, x, C, 3, 3]
+        rows = rng.integers(0, height - PATCH + 1, PATCHES_PER_IMAGE)
+        columns = rng.integers(0, width - PATCH + 1, PATCHES_PER_IMAGE)
+        found.append(windows[rows, columns].transpose(0, 2, 3, 1).reshape(PATCHES_PER_IMAGE, -1))
+    return np.concatenate(found).astype(np.float64)

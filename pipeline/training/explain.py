@@ -22,6 +22,7 @@ CELLS = 8  # parts along each side of an image that are covered in turn, overlap
 FEWEST = 4  # rows of a map of features, unless all are smaller
 AT_ONCE = 256  # images of 28×28; fewer of larger ones
 PROBABILITIES, FEATURES = "probabilities", "features"  # layers, as `training/models.py` names them
+WHITENING = "whitening"  # a convolution that comes before the network, of `training/build.py`
 
 Scores = Callable[[tf.Tensor], tf.Tensor]
 
@@ -109,7 +110,7 @@ def _map_layer(model: keras.Model) -> keras.layers.Layer | None:
 def _convolves(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, keras.Model):
         return any(map(_convolves, layer.layers))
-    return "Conv2D" in type(layer).__name__
+    return "Conv2D" in type(layer).__name__ and layer.name != WHITENING
 
 
 def _scores(model: keras.Model) -> tuple[keras.KerasTensor | None, Scores]:

@@ -53,7 +53,10 @@ def test_leaf_values_become_what_the_signature_says() -> None:
         ("preprocess.seed=-1", "preprocess.seed: Input should be greater than or equal to 0"),
         ("preprocess.validation_size=-1", "preprocess.validation_size: Input should be greater"),
         ("evaluate.batch_size=0", "evaluate.batch_size: Input should be greater than or equal to"),
-        ("train.scaling=pixel", "train.scaling: choose one of unit, standard (got 'pixel')"),
+        (
+            "train.scaling=pixel",
+            "train.scaling: choose one of unit, standard, whitened (got 'pixel')",
+        ),
         ("train.keep=first", "train.keep: choose one of last, best (got 'first')"),
         (
             "train.monitor=loss",

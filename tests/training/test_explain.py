@@ -94,6 +94,12 @@ class Subclassed(keras.Model):
         return self.inner(images, training=training)
 
 
+def test_the_convolution_that_whitens_the_images_makes_no_convolutional_network() -> None:
+    whitening = keras.layers.Conv2D(2, 3, padding="same", trainable=False, name="whitening")
+    head = keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")
+    assert explain(assembled(whitening, *head), spots([(0, 0)]), [0]).method == OCCLUSION
+
+
 def test_any_model_is_explained_even_if_its_layers_cannot_be_asked() -> None:
     model = Subclassed()
     images = spots([(0, 0)])

@@ -13,7 +13,7 @@ from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
 from pipeline.evaluation.plots import first_kernel
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.train import train
@@ -279,6 +279,32 @@ def test_augmentation_sits_between_scaling_and_the_network() -> None:
     assert names[:5] == ["images", "scaling", "flip", "shift", "flatten"]
 
 
+def test_whitened_images_have_no_correlation_within_patches_and_the_layer_is_not_trained(
+    tmp_path: Path,
+) -> None:
+    fitted = trained(tmp_path, "train.scaling=whitened", "train.epochs=1")
+    names = [layer.name for layer in fitted.model.layers]
+    assert names[:4] == ["images", "scaling", "whitening", "flatten"]
+    whitening = fitted.model.get_layer("whitening")
+    for before, after in zip(
+        fitted.untrained().get_layer("whitening").weights, whitening.weights, strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+    images = PREPARED.train.take(slice(None))
+    maps = keras.Model(fitted.model.input, whitening.output).predict(images, verbose=0)
+    values = maps[:, 1:-1, 1:-1].reshape(-1, 9)  # where no part of a patch is padding
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(np.cov(values, rowvar=False), np.eye(9), atol=0.15)
+
+
+def test_images_smaller_than_a_patch_cannot_be_whitened() -> None:
+    raw = synthetic(
+        train_size=24, test_size=10, classes=2, image_shape=(2, 5, 1), noise=8.0, seed=0
+    )
+    with pytest.raises(RequestError, match="whitened: the images have 2 × 5 pixels"):
+        build_model(config("train.scaling=whitened"), preprocess(raw, validation_size=8, seed=0))
+
+
 def test_the_optimizer_is_the_chosen_one_with_its_settings() -> None:
     optimizer = build_model(config("optimizer=sgd", "optimizer.momentum=0.5"), PREPARED).optimizer
     assert type(optimizer) is keras.optimizers.SGD
@@ -327,8 +353,9 @@ def test_speed_is_training_images_a_second(tmp_path: Path, monkeypatch: pytest.M
     assert trained(tmp_path).images_per_s == 3 * 40 / 4
 
 
-def test_colour_images_with_a_channel_of_one_value_train_with_standard_scaling(
-    tmp_path: Path,
+@pytest.mark.parametrize("scaling", ["standard", "whitened"])
+def test_colour_images_with_a_channel_of_one_value_can_be_trained_on(
+    tmp_path: Path, scaling: str
 ) -> None:
     raw = synthetic(
         train_size=24, test_size=10, classes=2, image_shape=(6, 5, 3), noise=8.0, seed=0
@@ -342,7 +369,7 @@ def test_colour_images_with_a_channel_of_one_value_train_with_standard_scaling(
         mean=np.array([7, *prepared.mean[1:]], np.float32),
         std=np.array([0, *prepared.std[1:]], np.float32),
     )
-    fitted = trained(tmp_path, "train.scaling=standard", prepared=prepared)
+    fitted = trained(tmp_path, f"train.scaling={scaling}", prepared=prepared)
     assert np.isfinite(fitted.history["train/loss"]).all()
 
 
