@@ -18,12 +18,11 @@ from pipeline.data.files import printable
 from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
-from pipeline.data.values import EXACT, Array, Index, RawData, Split, Texts
+from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
 from pipeline.system.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 EXCLUDED = len(SPLITS)  # as the number of a picture's split
 NAMED = 3  # files that a message names
 PACKED = "pixels"  # where the description of an entry names its packed copy

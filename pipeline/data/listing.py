@@ -33,7 +33,7 @@ from pipeline.data.files import (
     rest,
 )
 from pipeline.data.places import GONE, Contents, Place
-from pipeline.data.values import Array
+from pipeline.data.values import SPLITS, Array
 from pipeline.system.errors import RequestError, joined
 
 
@@ -61,7 +61,6 @@ def _classes(value: Any) -> Any:
 Classes = Annotated[list[str] | dict[str, str | list[str]] | None, BeforeValidator(_classes)]
 """The classes to use, in order, or the names that each of them unites; None for all there are."""
 
-SPLITS = ("train", "val", "test")
 # As counted in what is left out:
 LOOSE, UNCHOSEN = "loose picture", "not in dataset.classes"
 OUTSIDE = "outside the folders of the splits"

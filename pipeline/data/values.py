@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensor = Any  # of TensorFlow or Keras, whose import takes seconds
 Shape = tuple[int, int, int]  # height, width, channels of an image
+SPLITS = ("train", "val", "test")
+# Those that a model is judged by, the decisive one first, with their names in texts.
+JUDGED_SPLITS = {"test": "test", "val": "validation"}
 # A run's `val/…` metrics end with the last epoch; those of the kept epoch have this prefix.
 KEPT = "kept/"
 BLOCK_BYTES = 2**25  # of images that are processed together

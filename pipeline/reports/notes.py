@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.config.schema import Config
-from pipeline.data.values import Predictions
+from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import wilson
 
 CONFIDENCE = 0.95  # coverage of the intervals of accuracies
-SPLITS = {"test": "test", "val": "validation"}
 REPORT_PAGE = "report.html"
 MOST_TEXT = 300  # characters of one text in a description
 
@@ -54,11 +53,11 @@ def summary(config: Config, parameters: float | None) -> str:
 def accuracy_table(measured: Mapping[str, tuple[float, int]]) -> str:
     """A table of accuracies with 95 % Wilson intervals; `measured`: share and images by split."""
     rows = []
-    for split in filter(measured.__contains__, SPLITS):
+    for split in filter(measured.__contains__, JUDGED_SPLITS):
         share, images = measured[split]
         found = wilson(share, images, CONFIDENCE)
         interval = f"{found.low:.4f} to {found.high:.4f}"
-        rows.append((SPLITS[split], f"**{share:.4f}**", interval, f"{images:,}"))
+        rows.append((JUDGED_SPLITS[split], f"**{share:.4f}**", interval, f"{images:,}"))
     return markdown_table(("split", "accuracy", "95 % interval", "images"), rows) if rows else ""
 
 

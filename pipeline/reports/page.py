@@ -17,14 +17,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
-from pipeline.data.values import Predictions
+from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
-from pipeline.reports.notes import CONFIDENCE, SPLITS
+from pipeline.reports.notes import CONFIDENCE
 from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED
 
 scipy = lazy_loader.load("scipy")
@@ -98,17 +98,21 @@ def run_html(
     the validation split, and the page says which; without either they are left out. What is
     `explained` is of the same split.
     """
-    split = next((name for name in SPLITS if name in predictions), None)
+    split = next((name for name in JUDGED_SPLITS if name in predictions), None)
     return template("report.html").render(
         facts=facts,
         choices=vars(config.choices),
-        scores=[score(predictions[name], SPLITS[name]) for name in SPLITS if name in predictions],
+        scores=[
+            score(predictions[name], JUDGED_SPLITS[name])
+            for name in JUDGED_SPLITS
+            if name in predictions
+        ],
         groups=_groups(config),
         origins=_origins(facts),
         charts=curve_charts(facts.history, facts.metrics.get("train/best_epoch")),
         weights=data_uri(smaller(facts.weights), "jpeg") if facts.weights else None,
         augmentation=data_uri(facts.augmentation, "png") if facts.augmentation else None,
-        shown=_shown(predictions[split], SPLITS[split]) if split else None,
+        shown=_shown(predictions[split], JUDGED_SPLITS[split]) if split else None,
         explained=_explained(explained, predictions[split]) if explained and split else None,
         began_with_test=config.evaluate.test,
         reason=_reason(facts.tags),

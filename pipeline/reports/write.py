@@ -16,11 +16,11 @@ from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
 from pipeline.data.measures import NAME as SUMMARY
 from pipeline.data.measures import measured, summarised
-from pipeline.data.values import Predictions, Prepared, RawData
+from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import answers
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
-from pipeline.reports.notes import REPORT_PAGE, SPLITS, note_of_run
+from pipeline.reports.notes import REPORT_PAGE, note_of_run
 from pipeline.reports.page import Facts, run_html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
@@ -143,7 +143,7 @@ def page_of(
     """
     then = replace(entry.config, data_dir=data_dir)
     predictions = _stored_predictions(entry, then)
-    split = next(filter(predictions.__contains__, SPLITS), None)
+    split = next(filter(predictions.__contains__, JUDGED_SPLITS), None)
     explained = explain(predictions[split]) if explain and split else None
     return run_html(facts_of(recording), then, predictions, explained)
 

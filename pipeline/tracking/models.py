@@ -33,14 +33,13 @@ from pipeline.data.values import Array, Prepared
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.tracking.client import connect
-from pipeline.tracking.values import RecordedRun
+from pipeline.tracking.values import SAVED_MODEL, RecordedRun
 
 if TYPE_CHECKING:
     import keras
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
-LOGGED = re.compile(r"models:/(?P<model_id>m-[^/@]+)")
 SHOWN = 3  # models named in the message if the requested one is missing
 
 # The parts of a saved model that are read; anything else in `data` is refused.
@@ -152,7 +151,7 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
             return _registered(client.get_model_version_by_alias(alias["name"], alias["alias"]))
         if version := VERSION.fullmatch(uri):
             return _registered(client.get_model_version(version["name"], version["version"]))
-        if logged := LOGGED.fullmatch(uri):
+        if logged := SAVED_MODEL.fullmatch(uri):
             model = client.get_logged_model(logged["model_id"])
             return ModelVersion(uri=uri, run_id=model.source_run_id)
     except (MlflowException, SQLAlchemyError) as error:
@@ -285,7 +284,7 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
         RequestError: it names another model or place.
     """
     uri = run.model_uri or ""
-    if logged := LOGGED.fullmatch(uri):
+    if logged := SAVED_MODEL.fullmatch(uri):
         try:
             if client.get_logged_model(logged["model_id"]).source_run_id == run.id:
                 return
@@ -315,9 +314,9 @@ def _location(client: mlflow.MlflowClient, uri: str) -> str:
         else:
             version = client.get_model_version(named["name"], named["version"])
         uri = str(version.source)
-        if not LOGGED.fullmatch(uri):
+        if not SAVED_MODEL.fullmatch(uri):
             raise ValueError(f"version {version.version} is from {uri}, which no run has logged")
-    logged = LOGGED.fullmatch(uri)
+    logged = SAVED_MODEL.fullmatch(uri)
     if logged is None:
         raise ValueError("it is no address of a model")
     model_id = logged["model_id"]

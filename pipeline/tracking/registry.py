@@ -5,7 +5,6 @@ Every call is one request to MLflow, which the store executes atomically.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,8 @@ from mlflow.protos.databricks_pb2 import (
 from pipeline.config.schema import Tracking
 from pipeline.system.secrets import hide
 from pipeline.tracking.client import connect, fetch, made_once
-from pipeline.tracking.values import FINGERPRINT, SIGNED, is_written_by_hand
+from pipeline.tracking.values import FINGERPRINT, SAVED_MODEL, SIGNED, is_written_by_hand
 
-LOGGED = re.compile(r"models:/(m-[^/@]+)")  # the address of a model saved by a run
 # A tag of a version: `pending` while it is a ticket, then its final state.
 STATE = "promotion"
 PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
@@ -111,7 +109,10 @@ class Registry:
         self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
     ) -> Version:
         """Creates a version. Numbers grow and are never reused."""
-        logged, tags = LOGGED.fullmatch(source), {key: hide(text) for key, text in tags.items()}
+        logged, tags = (
+            SAVED_MODEL.fullmatch(source),
+            {key: hide(text) for key, text in tags.items()},
+        )
 
         def make() -> Version:
             made = self.client.create_model_version(
@@ -121,7 +122,7 @@ class Registry:
                 tags=dict(tags),
                 description=hide(description) + SIGNED if description else None,
                 await_creation_for=0,
-                model_id=logged[1] if logged else None,  # required by servers
+                model_id=logged["model_id"] if logged else None,  # required by servers
             )
             return _version(made)
 

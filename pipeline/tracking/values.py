@@ -5,6 +5,7 @@ The names of tags and of MLflow's run statuses are defined only here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -35,6 +36,7 @@ PARENT, INDEX, PRUNED, FOLDER = (
     *("mlflow.parentRunId", "sweep.index"),
     *("sweep.pruned", "sweep.folder"),
 )
+SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a run's own model
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown

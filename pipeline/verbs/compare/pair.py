@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.values import Array
+from pipeline.data.values import JUDGED_SPLITS, Array
 from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
 from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
 from pipeline.tracking.values import RecordedRun
 
 Stored = Mapping[str, Array]  # a run's predictions.npz
-SPLITS = {"test": "test", "val": "validation"}  # the first that both have is compared
 PREPROCESS = "preprocess."
 
 
@@ -65,7 +64,7 @@ def pair_up(
     share, other = (float(part.mean()) for part in right)
     names = class_names(first, split)
     return PairedRuns(
-        split=SPLITS[split],
+        split=JUDGED_SPLITS[split],
         images=len(labels),
         first=share,
         second=other,
@@ -103,7 +102,7 @@ def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, St
     data = [run.fingerprint or "not recorded" for run in runs]
     if data[0] != data[1] or data[0] == "not recorded":
         raise Unpaired(f"the runs' data differ: SHA-256 {data[0][:12]} and {data[1][:12]}")
-    for split, name in SPLITS.items():
+    for split, name in JUDGED_SPLITS.items():
         if all(f"{split}_labels" in stored[run.id] for run in runs):
             if images_of(runs[0], stored[runs[0].id], split) != images_of(
                 runs[1], stored[runs[1].id], split

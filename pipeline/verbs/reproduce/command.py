@@ -16,7 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import ingest
-from pipeline.data.values import Array
+from pipeline.data.values import SPLITS, Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to, standard_output
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.
 REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
-SPLITS = ("train", "val", "test")
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
 Predicted = Mapping[str, Array]
