@@ -40,11 +40,11 @@ ui: setup ## browse the recorded runs on 127.0.0.1, port 5000 or PORT=; for othe
 serve: setup ## answer requests with the champion on 127.0.0.1, port 5001 or PORT=
 	@exec $(BIN)/python -m pipeline serve $(if $(PORT),port=$(PORT)) $(ARGS)
 
-test: setup-dev ## every test, four files at once; ARGS= goes to pytest
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup-dev ## every test, three files at once; ARGS= goes to pytest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup-dev ## the fast tests, without a browser
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 3 --dist loadfile -m "not slow and not browser" $(ARGS)
 
 stress: setup-dev ## the matrix of reliability (hours); ARGS="--rows 1,15-19 --share 0.1"
 	@$(BIN)/python -m tests.stress $(ARGS)

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.system.imports import configure_libraries, exempt
 from tests.stores import MADE_ONCE, copy_tables
+from tests.warm import share_forks
 
 configure_libraries()  # the tests import modules of ours by themselves
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
@@ -27,6 +28,14 @@ LONGEST = (
     *("verbs.serve.test_command", "end_to_end.test_ui", "verbs.test_hostile_models"),
     *("config.test_allowed", "config.test_conf_files", "sweeps.test_plots"),
 )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets pytest-xdist's workers share one fork server, if there will be slow tests."""
+    workers = config.getoption("numprocesses", None)
+    if workers and not hasattr(config, "workerinput") and "not slow" not in config.option.markexpr:
+        share_forks()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

@@ -25,6 +25,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Environment variable: where a fork server listens that pytest-xdist's workers share.
+SERVER = "PIPELINE_TESTS_FORK_SERVER"
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def run_warm(
 
 def fork(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
     """A process that calls a function."""
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds what to import
-    process = _forks().Process(target=function, args=arguments)
+    given = (function, arguments, dict(os.environ))
+    process = _forks().Process(target=_with_environment, args=given)
     process.start()
     return process
 
@@ -149,10 +151,24 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
         sender.send((None, traceback.format_exc()))
 
 
+def share_forks() -> None:
+    """Starts the fork server here, for the child processes as well: it takes ten seconds once."""
+    _forks()
+    forkserver.ensure_running()
+    os.environ[SERVER] = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+
+
 @cache
 def _forks() -> ForkServerContext:
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["pytest", "tests.warm_libraries"])
+    if address := os.environ.get(SERVER):
+        server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        server._forkserver_address = address
+        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # its own parent keeps it
+        server.ensure_running = resource_tracker.ensure_running
+    else:
+        os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds what to import
+        forks.set_forkserver_preload(["pytest", "tests.warm_libraries"])
     return forks
 
 
@@ -204,7 +220,7 @@ class _WarmContext(ForkServerContext):
 
 
 def _with_environment(
-    target: Callable[..., None], args: tuple[Any, ...], env: dict[str, str]
+    target: Callable[..., Any], args: tuple[Any, ...], env: dict[str, str]
 ) -> None:
     os.environ.clear()
     os.environ.update(env)
