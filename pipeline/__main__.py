@@ -30,10 +30,10 @@ from pipeline.config.words import (
     addressed,
     flags_apart,
     full_word,
-    latest,
     left_to_jobs,
     meant_by,
     normalise,
+    once,
     require_our_sweeper,
 )
 from pipeline.system.errors import PipelineError, RequestError
@@ -123,7 +123,7 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     if multirun and verb.name != "run":
         raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
     if words[:1] == [LAUNCHED_BY_MLPROJECT]:
-        settings = latest([full_word(word, verb.name, verb.request) for word in settings])
+        settings = once([full_word(word, verb.name, verb.request) for word in settings])
     refuse_mistakes(settings, _command(verb, flags), verbs())
     given = addressed(settings, verb.name, verb.request, multirun=multirun)
     if multirun:

@@ -30,7 +30,7 @@ from pipeline.config.compose import compose as compose_words
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search import project_folder
 from pipeline.config.trusted import trusted
-from pipeline.config.words import latest
+from pipeline.config.words import key_of
 from pipeline.verbs import requests, verbs
 from tests.warm import WarmProcess, run_warm, start_warm
 
@@ -59,6 +59,16 @@ def merged(arguments: Sequence[str]) -> list[str]:
     Those of a sweep stay as they are.
     """
     return [*arguments] if "-m" in arguments else latest(arguments)
+
+
+def latest(words: Sequence[str]) -> list[str]:
+    """The words without those whose key a later one has too."""
+    last = {key_of(word): position for position, word in enumerate(words)}
+    return [
+        word
+        for position, word in enumerate(words)
+        if "=" not in word or last[key_of(word)] == position
+    ]
 
 
 def pipeline(

@@ -32,7 +32,6 @@ from pipeline.config.messages import unreadable
 from pipeline.config.rules import choose
 from pipeline.config.schema import Choices
 from pipeline.config.words import (
-    HYDRA_TEXTS,
     SWEEPERS,
     annotation_for,
     annotation_of,
@@ -46,15 +45,27 @@ from pipeline.config.words import (
 from pipeline.system.errors import RequestError
 
 _GROUPS = frozenset(one.name for one in fields(Choices))
+_NEEDED = {  # what a verb cannot do without although its default is null, with an example
+    **dict.fromkeys(("evaluate", "report", "resume", "reproduce"), "run_id=latest"),
+    "promote": "run_id=best",
+    "predict": "images=photos",
+    "drift": "path=photos",
+}
 MEANT_FIRST = {  # what people name without its key
-    **dict.fromkeys(("evaluate", "promote", "report", "resume", "reproduce"), "run_id"),
-    "predict": "images",
-    "drift": "path",
+    **{verb: word.partition("=")[0] for verb, word in _NEEDED.items()},
     "compare": "runs",
     "serve": "port",
     "rollback": "to",
     "sync": "folder",
 }
+# Keys whose values Hydra sets, whatever is given.
+_FILLED_IN = (
+    "choices",
+    "hydra.runtime",
+    "hydra.overrides",
+    "hydra.job.override_dirname",
+    "hydra.job.config_name",
+)
 NAMES_NO_RUN = ("run", "ingest", "preprocess", "train")  # the verbs that begin a run of their own
 
 
@@ -195,6 +206,10 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
     bare = word.lstrip("+~")
     key = full_key(bare, command.verb, command.request)
     group = re.split(r"[./@]", key)[0]
+    if re.match(rf"({'|'.join(map(re.escape, _FILLED_IN))})[.=]", f"{key}="):
+        meant = key.removeprefix("choices.")
+        how = f"write {bare.removeprefix('choices.')}" if meant in _GROUPS else "leave it out"
+        raise RequestError(f"{word}: Hydra fills it in; {how}")
     if key.startswith("hydra.sweeper.params") and _our_sweeper(words):
         meant = key.removeprefix("hydra.").replace("sweeper", "sweep", 1)
         add = "" if command.multirun else ", with -m"
@@ -283,6 +298,19 @@ class _Setting:
     """The key as Hydra knows it."""
     hint: Any
     """Type and rule of the value; None if unknown."""
+    verb: str
+
+    @property
+    def needed(self) -> str | None:
+        """How it is written, if there must be a value."""
+        if self.key == "dataset.path":  # null is for those that are downloaded
+            return f"{self.name}=photos"
+        key, _, example = _NEEDED.get(self.verb, "").partition("=")
+        return f"{self.name}={example}" if self.key in (key, f"{self.verb}.{key}") else None
+
+    @property
+    def takes_null(self) -> bool:
+        return may_be_null(self.hint) and not self.needed
 
     @property
     def group(self) -> str:
@@ -290,11 +318,11 @@ class _Setting:
 
     @property
     def is_a_text(self) -> bool:
-        return is_text(self.hint) or self.key in HYDRA_TEXTS
+        return is_text(self.hint)
 
     @property
     def or_null(self) -> str:
-        return f", or {self.name}=null" if may_be_null(self.hint) else ""
+        return f", or {self.name}=null" if self.takes_null else ""
 
 
 def _require_no_list(word: str, command: Command) -> None:
@@ -317,7 +345,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     name, equals, value = bare.partition("=")
     key = full_key(bare, command.verb, command.request)
     hint = annotation_for(key, command.verb, command.request)
-    setting = _Setting(word=word, name=name, value=value, key=key, hint=hint)
+    setting = _Setting(word=word, name=name, value=value, key=key, hint=hint, verb=command.verb)
     if equals:
         _require_one(setting)
         _require_something(setting, command)
@@ -327,11 +355,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         return
     _require_null(setting)
     of_verb = command.request is not None and key.startswith(f"{command.verb}.")
-    if (
-        is_free(hint)
-        or key in HYDRA_TEXTS
-        or (of_verb and (is_text(hint) or get_origin(hint) is list))
-    ):
+    if is_free(hint) or (of_verb and (is_text(hint) or get_origin(hint) is list)):
         return  # taken as it is typed, or checked by its rule
     try:
         one = parser.parse_overrides([word])[0]
@@ -367,7 +391,8 @@ def _require_something(setting: _Setting, command: Command) -> None:
     """Refuses an empty value, as of a variable of the shell that is not set."""
     if setting.value.strip("'\" \t") or setting.key.startswith("tracking.tags."):
         return
-    how = f"a value must follow{setting.or_null} (is it a variable of the shell that is not set?)"
+    example = f", as in {setting.needed}" if setting.needed else setting.or_null
+    how = f"a value must follow{example} (is it a variable of the shell that is not set?)"
     if setting.group in _GROUPS:
         how = choose("", search.files_of(setting.group, command.folders))
     elif is_list(setting.hint):
@@ -395,7 +420,7 @@ def _require_choice(setting: _Setting, command: Command) -> None:
 def _require_null(setting: _Setting) -> None:
     """Refuses other words for null, and null where there must be a value."""
     word, value, hint = setting.word, setting.value.lower(), setting.hint
-    if may_be_null(hint) and value in ("none", "nil") and "none" not in str(hint):
+    if setting.takes_null and value in ("none", "nil") and "none" not in str(hint):
         text = f", or \"'{setting.value}'\" for the text" if is_free(hint) else ""
         raise RequestError(f"{word}: write null for none, as in {setting.name}=null{text}")
     if value == "null" and is_text(hint) and not may_be_null(hint):

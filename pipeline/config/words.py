@@ -10,6 +10,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -64,9 +65,6 @@ SHORT_FLAGS = {
     "-r": "--run",
     "-sc": "--shell-completion",
 }
-# Keys of Hydra's own that are texts.
-HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
-
 _DASHES = ("\u2010", "\u2011", "\u2013", "\u2014", "\u2212")
 _SWEEP = "several values are tried with -m: python -m pipeline -m seed=0,1"
 _FLAGS_MEANT = {
@@ -159,25 +157,30 @@ def normalise(words: list[str]) -> list[str]:
 
     An MLproject command says so itself: `<verb> --mlproject key={key} … overrides={overrides}`.
     In it, an empty `key=` means "as the configuration says" and goes; `overrides=a=1 b=2`, one
-    word, becomes `a=1 b=2`; `--key value` becomes `key=value`; and of two values for the same key
-    the later one stays, for Hydra refuses two choices from one group.
+    word, becomes `a=1 b=2`; and `--key value` becomes `key=value`.
 
     Raises:
         RequestError: `overrides` cannot be split into words, or a `--key` comes without a value.
     """
-    if words[:1] != [LAUNCHED_BY_MLPROJECT]:
-        return words
-    return latest(list(_as_overrides(words[1:])))
+    return [*_as_overrides(words[1:])] if words[:1] == [LAUNCHED_BY_MLPROJECT] else words
 
 
-def latest(words: Sequence[str]) -> list[str]:
-    """The words without those whose key a later one has too."""
-    last = {key_of(word): position for position, word in enumerate(words)}
-    return [
-        word
-        for position, word in enumerate(words)
-        if "=" not in word or last[key_of(word)] == position
-    ]
+def once(words: Sequence[str]) -> list[str]:
+    """The words of an MLproject without repetitions.
+
+    MLflow has recorded a parameter before the command starts, and cannot change it, so that another
+    value in `overrides` would leave a false one in the store.
+
+    Raises:
+        RequestError: two words give different values to a key.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        key = key_of(word) if "=" in word else word
+        before = found.setdefault(key, word)
+        if before.partition("=")[2] != word.partition("=")[2]:
+            raise RequestError(f"{before} and {word}: give {key} once, with -P or in overrides")
+    return [*found.values()]
 
 
 def flags_apart(words: Sequence[str], request: type | None = None) -> tuple[list[str], list[str]]:
@@ -264,12 +267,12 @@ def meant_by(name: str) -> str | None:
 
 
 def annotation_of(key: str) -> Any:
-    """The type and rule of a key of the configuration; None where that depends or is unknown."""
+    """The type and rule of a key, also of Hydra's own; None where that depends or is unknown."""
     first, *path = key.lstrip("+").split(".")
     if first in GROUPS:
         return parameter_of(first, path[0]) if len(path) == 1 else None
-    hint: Any = Config
-    for name in (first, *path):
+    hint: Any = HydraConf if first == "hydra" else Config
+    for name in path if first == "hydra" else (first, *path):
         if isinstance(hint, type) and is_dataclass(hint):
             hint = _hints(hint).get(name)
         elif get_origin(hint) is dict:
@@ -346,7 +349,7 @@ def _addressed(
         value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
     elif key.startswith("sweep.params.") or (hint is not None and _is_a_list(value, key, parser)):
         return word  # of jobs, and of a builder of the user's own
-    elif (is_text(hint) and (of_verb or is_free(hint))) or key in HYDRA_TEXTS:
+    elif is_text(hint) and (of_verb or is_free(hint)):
         value = _as_text(value, parser, multirun)
     return f"{pluses}{key}={value}"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from pipeline.config.schema import Check, Checks
 from pipeline.data.files import printable
 from pipeline.data.measures import Measures, labels_by_row, splits_of
 from pipeline.data.values import Array, RawData
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, first_of
 
 NAMED = 3  # classes or files that a message names
 IGNORE, WARN, REFUSE = "ignore", "warn", "refuse"
@@ -71,7 +70,7 @@ def _smallest_class(raw: RawData, measures: Measures, limit: float) -> Told:
     if not len(small):
         return FINE
     order = small[np.argsort(counts[small], kind="stable")].tolist()
-    told = _list(order, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
+    told = first_of(order, NAMED, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
     have = "1 class has" if len(small) == 1 else f"{len(small)} classes have"
     return f"{have} fewer than {limit:g} training images: {told}", int(counts.min())
 
@@ -97,7 +96,7 @@ def _bad_files(raw: RawData, measures: Measures, limit: float) -> Told:
     count = len(bad) + len(raw.index.files)
     if len(bad) <= limit * count:
         return FINE
-    told = _list(bad, lambda one: f"{one[0]} ({one[1]})")
+    told = first_of(bad, NAMED, lambda one: f"{one[0]} ({one[1]})")
     above = _above(len(bad), count, limit)
     return f"{len(bad):,} of {count:,} files cannot be read{above}: {told}", _share(len(bad), count)
 
@@ -108,7 +107,9 @@ def _conflicts(raw: RawData, measures: Measures, limit: float) -> Told:
     total = len(measures.rows)
     if count <= limit * total:
         return FINE
-    told = _list(pairs.tolist(), lambda pair: " = ".join(called(raw, row) for row in pair))
+    told = first_of(
+        pairs.tolist(), NAMED, lambda pair: " = ".join(called(raw, row) for row in pair)
+    )
     above = _above(count, total, limit)
     return (
         f"{count:,} of {total:,} images occur under two classes{above}: {told}",
@@ -121,7 +122,7 @@ def _blank(raw: RawData, measures: Measures, limit: float) -> Told:
     total = len(measures.rows)
     if len(rows) <= limit * total:
         return FINE
-    told = _list(rows.tolist(), lambda row: called(raw, row))
+    told = first_of(rows.tolist(), NAMED, lambda row: called(raw, row))
     above = _above(len(rows), total, limit)
     return (
         f"{len(rows):,} of {total:,} images are of one colour{above}: {told}",
@@ -167,9 +168,3 @@ def _above(count: int, total: int, limit: float) -> str:
 def _share(count: int, total: int) -> float:
     """The share as a limit that accepts it: rounded up to four digits."""
     return math.ceil(10_000 * count / total) / 10_000
-
-
-def _list(things: Sequence[Any], named: Callable[[Any], str]) -> str:
-    """The names of the first NAMED things, and how many more there are."""
-    more = f" and {len(things) - NAMED:,} more" if len(things) > NAMED else ""
-    return ", ".join(map(named, things[:NAMED])) + more

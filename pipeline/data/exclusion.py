@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.data.files import printable
 from pipeline.data.lists import Table, plain, read_table
 from pipeline.data.values import Array, Split
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, first_of
 
 Exclude = Annotated[str | None, "a list of what the data set does without"]
 """Annotation of a data set's parameter `exclude`, which `data/load.py` then heeds by itself."""
@@ -71,8 +71,7 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
     if not missing:
         return Exclusion(path=path, files=frozenset(chosen))
     told = f"{len(missing):,} of the {len(names):,} files that dataset.exclude names are not there"
-    examples = ", ".join(map(printable, missing[:NAMED]))
-    told = f"{told}: {examples}{', …' if len(missing) > NAMED else ''}"
+    told = f"{told}: {first_of(missing, NAMED, printable)}"
     if not chosen:
         raise RequestError(f"dataset.exclude={path}: {told}; files are named as in {files[0]}")
     return Exclusion(path=path, files=frozenset(chosen), notes=(told,))
@@ -116,9 +115,8 @@ def require_classes(
         RequestError: names the classes of which it leaves nothing.
     """
     if gone := sorted({*before} - {*after}):
-        told = ", ".join(printable(class_names[label]) for label in gone[:NAMED])
-        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        raise RequestError(f"dataset.exclude={path}: leaves nothing to train with of {told}{more}")
+        told = first_of(gone, NAMED, lambda label: printable(class_names[label]))
+        raise RequestError(f"dataset.exclude={path}: leaves nothing to train with of {told}")
 
 
 def without(split: Split, places: Array) -> Split:

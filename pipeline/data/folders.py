@@ -19,7 +19,7 @@ from pipeline.data.grouping import duplicates, held_out, join_groups, named_grou
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, first_of
 
 log = logging.getLogger(__name__)
 
@@ -188,14 +188,14 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
     """Refuses a set with too many files that cannot be read, by `on_bad` and `max_bad`."""
     bad, count = dict(_unreadable(pictures, packed)), len(pictures.listing.files)
     if rows := pictures.listing.unreadable:
-        named = [f"{printable(row.file)}: {row.reason}" for row in rows[:NAMED]]
-        more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        log.warning("skipped: %d rows of the list: %s%s", len(rows), "; ".join(named), more)
+        told = first_of(
+            rows, NAMED, lambda row: f"{printable(row.file)}: {row.reason}", separator="; "
+        )
+        log.warning("skipped: %d rows of the list: %s", len(rows), told)
     if not bad:
         return
-    named = [f"{printable(file)}: {reason}" for file, (_, reason) in list(bad.items())[:NAMED]]
-    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    told = f"{len(bad)} of {count:,} files cannot be read: {'; '.join(named)}{more}"
+    some = first_of(bad, NAMED, lambda file: f"{printable(file)}: {bad[file][1]}", separator="; ")
+    told = f"{len(bad)} of {count:,} files cannot be read: {some}"
     if pictures.on_bad == "refuse":
         raise RequestError(f"dataset.on_bad=refuse: {told}; fix or remove them, or skip them")
     if len(bad) > pictures.max_bad * count:
@@ -304,12 +304,13 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
         )
     crossing = exact[labels[exact[:, 0]] != labels[exact[:, 1]]]
     if len(crossing):
-        told = [
-            f"{printable(packed.files[a])} = {printable(packed.files[b])}"
-            for a, b in crossing[:NAMED, :2].tolist()
-        ]
-        more = f" and {len(crossing) - NAMED} more" if len(crossing) > NAMED else ""
-        notes.append(f"the same picture under two classes: {'; '.join(told)}{more}")
+        told = first_of(
+            crossing[:, :2],
+            NAMED,
+            lambda pair: " = ".join(printable(packed.files[one]) for one in pair),
+            separator="; ",
+        )
+        notes.append(f"the same picture under two classes: {told}")
     return notes
 
 

@@ -22,7 +22,7 @@ from pipeline.data.measures import splits_of
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
 WHOLE = "whole"  # where the description of what an exclusion has left names the entry of all
@@ -250,8 +250,8 @@ def _tell_missing(raw: RawData) -> None:
         counts = np.bincount(part.labels, minlength=len(raw.class_names))
         missing = [raw.class_names[place] for place in np.flatnonzero(counts == 0)]
         if missing:
-            named = ", ".join(map(repr, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
-            log.warning("the %s split has no images of %s: %s", split, named, means)
+            told = first_of(missing, SHOWN, repr)
+            log.warning("the %s split has no images of %s: %s", split, told, means)
 
 
 def _split(arrays: Mapping[str, Array], name: str) -> Split:

@@ -43,9 +43,12 @@ def distribution(override: Override) -> Any:
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Parameters at the ends of the space: each choice and bound once."""
+    """Parameters at the ends of the space: each choice as often as given, and each bound once."""
     ends = {
-        key: [text_of(end) for end in getattr(space, "choices", None) or (space.low, space.high)]
+        key: [
+            text_of(end)
+            for end in getattr(space, "choices", None) or sorted({space.low, space.high})
+        ]
         for key, space in spaces.items()
     }
     first = {key: values[0] for key, values in ends.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
 from pipeline.sweeps.launch import open_workers, require_at_once, settle_in
@@ -94,18 +96,43 @@ def _planned(
     """The manifest and the known jobs, after composing all of them.
 
     `before` is the folder of the sweep to resume, whose jobs keep their order.
+
+    Raises:
+        RequestError: a job cannot be composed, or two of a new sweep are the same.
     """
     if adaptive:
         require_sense(multirun.config.sweep)
-        ends = corners(distributions(multirun.searched))
-        for index, params in enumerate(ends):
-            multirun.compose(Job(index=index, params=params))
+        ends = enumerate(corners(distributions(multirun.searched)))
+        tried = [Job(index=index, params=params) for index, params in ends]
+        checked = [(job, multirun.compose(job)) for job in tried]
+        if before is None:
+            _require_distinct(checked, [config_sha256(config) for _, config in checked])
         return manifest(multirun, [], adaptive=True), []
     if multirun.config.sweep.pruner != "none":
         raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=search")
     jobs = (before and jobs_of(before, multirun)) or grid(multirun.searched)
     checked = [(job, multirun.compose(job)) for job in jobs]
-    return manifest(multirun, checked, adaptive=False), jobs
+    plan = manifest(multirun, checked, adaptive=False)
+    if before is None:
+        _require_distinct(checked, [job["config_sha256"] for job in plan.jobs])
+    return plan, jobs
+
+
+def _require_distinct(jobs: Sequence[tuple[Job, Config]], checksums: Sequence[str]) -> None:
+    """Refuses a sweep that would do the same run twice, as of `seed=1,1` or `0.1,1e-1`.
+
+    Raises:
+        RequestError: names two such jobs.
+    """
+    before: dict[str, list[tuple[Job, Config]]] = defaultdict(list)
+    for (job, config), checksum in zip(jobs, checksums, strict=True):
+        alike = before[checksum]
+        if same := next((other for other, known in alike if known == config), None):
+            raise RequestError(
+                f"jobs {same.index} ({same}) and {job.index} ({job}) are the same run: give each "
+                "value once, or tell repetitions apart, as with +tracking.tags.repetition=1,2"
+            )
+        alike.append((job, config))
 
 
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:

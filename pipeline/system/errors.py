@@ -1,7 +1,11 @@
 """The errors that end a command; their message is all that a user needs to see."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class PipelineError(Exception):
@@ -42,6 +46,14 @@ def first_line(text: str, otherwise: str = "no reason given") -> str:
 def joined(names: Sequence[str]) -> str:
     """The names as a sentence has them: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def first_of(
+    things: Collection[T], most: int, named: Callable[[T], str] = str, *, separator: str = ", "
+) -> str:
+    """The names of the first of many things, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(things) - most:,} more" if len(things) > most else ""
+    return separator.join(map(named, islice(things, most))) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -13,11 +13,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 
 from pipeline.config.allowed import LOGGING_CLASSES, check_composed, check_words
-from pipeline.config.schema import register
+from pipeline.config.schema import register, validate
 from pipeline.config.search import CONF
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
-from tests.commands import QUICK, configured, pipeline
+from tests.commands import QUICK, composed, pipeline
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -224,9 +224,9 @@ def test_a_choice_that_would_be_a_path_elsewhere_is_refused(group: str, name: st
     with pytest.raises(
         RequestError, match=rf"choices\.{group}: names a folder: use only letters, digits"
     ):
-        configured(f"choices.{group}='{name}'")
+        validate(composed(f"choices.{group}='{name}'"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "mine/birds", "v1.2", "größe", "鳥", "a+b-c_d"])
 def test_a_choice_may_be_any_name_of_a_file(name: str) -> None:
-    assert configured(f"choices.dataset='{name}'").choices.dataset == name
+    assert validate(composed(f"choices.dataset='{name}'")).choices.dataset == name

@@ -23,6 +23,10 @@ EFFECT = {
     "predict images=a predict.images=b": "give predict.images once",
     "run compare.top=5": "no effect on run; it belongs to python -m pipeline compare top=5",
     "predict promote.force=true": "it belongs to python -m pipeline promote force=true",
+    "choices.model=cnn": "choices.model=cnn: Hydra fills it in; write model=cnn",
+    "+choices.x=1": "Hydra fills it in; leave it out",
+    "hydra.runtime.choices.model=cnn": "Hydra fills it in; leave it out",
+    "hydra.overrides.task=[seed=1]": "Hydra fills it in; leave it out",
     "run_id=latest": "as in python -m pipeline evaluate run_id=latest",
     "history train.epochs=5": "no effect on history; it belongs to a run, as in python -m pipeline "
     "train.epochs=5",
@@ -50,6 +54,8 @@ VALUES = {
     "model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
     "-m model.hidden=64,32": "a list is written [64,32], as in model.hidden=[64,32]",
     "model.hidden=64": "as in model.hidden=[64]",
+    "hydra.searchpath.x=3": "hydra.searchpath is a list, and what is in a list has no name",
+    "hydra.job.env_copy=HOME": "as in hydra.job.env_copy=[HOME]",
     "model.hidden.first=64": "model.hidden is a list, and what is in a list has no name",
     "-m +train.plots._target_=a,b": "train.plots is a list",
     "evaluate.metrics=accuracy,brier": "as in evaluate.metrics=[accuracy,brier]",
@@ -69,7 +75,13 @@ VALUES = {
 EMPTY = "is empty: a value must follow"
 VALUES |= {
     **dict.fromkeys(("data_dir=", "tracking.uri=", "tracking.run_name=", "seed="), EMPTY),
-    **dict.fromkeys(("predict images=", "predict model_uri= images=x", "promote run_id="), EMPTY),
+    **dict.fromkeys(("predict model_uri= images=x", "predict run_id= images=x"), EMPTY),
+    "predict images=": "a value must follow, as in images=photos (",
+    "drift path=": "a value must follow, as in path=photos (",
+    "evaluate run_id=": "a value must follow, as in run_id=latest (",
+    "promote run_id=": "a value must follow, as in run_id=best (",
+    "dataset=folder dataset.path=": "a value must follow, as in dataset.path=photos (",
+    "rollback to=": "a value must follow, or to=null (",
     "drift path=''": EMPTY,
     "compare runs=": "an empty list is written runs=[]",
     "dataset=": "is empty: choose one of",
@@ -189,7 +201,7 @@ def test_so_is_one_within_a_word(
         ("-m model.hidden=[64],[32]", "--multirun model.hidden=[64],[32]"),
         ("train.patience=null schedule=constant", "train.patience=null schedule=constant"),
         ("train.tensorboard=True train.xla=FALSE", "train.tensorboard=True train.xla=FALSE"),
-        ("run --mlproject seed=0 overrides=++seed=3", "++seed=3"),
+        ("run --mlproject seed=3 overrides=++seed=3", "seed=3"),
     ],
 )
 def test_what_is_no_mistake_is_handed_to_hydra(
@@ -201,12 +213,19 @@ def test_what_is_no_mistake_is_handed_to_hydra(
 def test_flags_within_the_overrides_of_an_mlproject_are_heeded(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["run", "--mlproject", "dataset=digits", "seed=0", "overrides=-m seed=1,2"]
+    words = ["run", "--mlproject", "dataset=digits", "overrides=-m seed=1,2"]
     handed = ["--multirun", "dataset=digits", "seed=1,2"]
     assert answer(words, monkeypatch, capfd) == (0, "", handed)
-    words = ["predict", "--mlproject", "images=x", "overrides=predict.images=y --cfg job"]
+    words = ["predict", "--mlproject", "images=x", "overrides=predict.images=x --cfg job"]
     assert answer(words, monkeypatch, capfd)[2][0] == "--cfg=job"
-    assert sys.argv[-1] == "predict.images=y"
+    assert sys.argv[-1] == "predict.images=x"
+
+
+def test_a_parameter_of_an_mlproject_that_overrides_contradict_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "--mlproject", "images=x", "overrides=predict.images=y"]
+    assert "give predict.images once" in answer(words, monkeypatch, capfd)[1]
 
 
 def test_a_file_of_ones_own_is_among_the_choices(

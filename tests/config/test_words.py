@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.meant import is_list
 from pipeline.config.words import (
     HYDRA_FLAGS,
     addressed,
@@ -16,6 +17,7 @@ from pipeline.config.words import (
     flags_apart,
     left_to_jobs,
     normalise,
+    once,
     refuse_settings_of_a_run,
     require_our_sweeper,
 )
@@ -115,12 +117,26 @@ def test_an_unbalanced_quote_is_a_bad_request_that_names_overrides(overrides: st
         project(f"overrides={overrides}")
 
 
-def test_of_two_values_for_one_key_the_later_one_stays_in_its_place() -> None:
-    assert project("model=mlp", "seed=0", "overrides=model=cnn train.epochs=1") == [
-        "seed=0",
-        "model=cnn",
-        "train.epochs=1",
-    ]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed=0", "overrides=seed=3"), "seed=0 and seed=3: give seed once"),
+        (("model=mlp", "overrides=train.epochs=1 model=cnn"), "model=mlp and model=cnn: give"),
+        (("overrides=seed=1", "--seed", "2"), "seed=1 and seed=2: give seed once"),
+        (("train.epochs=5", "overrides=++train.epochs=7"), "give train.epochs once"),
+        (("overrides=seed=1 seed=2",), "give seed once"),
+    ],
+)
+def test_a_parameter_that_overrides_contradicts_is_refused(
+    words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        once(project(*words))
+
+
+def test_a_parameter_that_overrides_repeats_is_taken_once() -> None:
+    words = project("seed=3", "overrides=-m ~model.dropout seed=3 ~model.dropout", "--seed", "3")
+    assert once(words) == ["seed=3", "-m", "~model.dropout"]
 
 
 def test_values_of_flags_may_repeat() -> None:
@@ -132,8 +148,8 @@ def test_values_of_flags_may_repeat() -> None:
     ]
 
 
-def test_an_undeclared_parameter_becomes_an_override_and_wins() -> None:
-    assert project("train.epochs=3", "overrides=seed=1", "--train.epochs", "7", "--x", "-1") == [
+def test_an_undeclared_parameter_becomes_an_override() -> None:
+    assert project("overrides=seed=1", "--train.epochs", "7", "--x", "-1") == [
         "seed=1",
         "train.epochs=7",
         "x=-1",
@@ -256,6 +272,8 @@ def test_keys_have_annotations_as_far_as_all_builders_agree() -> None:
     assert annotation_of("data_dir") is str
     assert annotation_of("dataset.folder") == str | None
     assert annotation_of("tracking.tags.anything") is str
+    assert is_list(annotation_of("hydra.searchpath"))
+    assert annotation_of("hydra.launcher.n_jobs") is None
     for unknown in ("train", "dataset.nothing", "sweep.sampler_options.x", "x.y", "seed.x"):
         assert annotation_of(unknown) is None
 

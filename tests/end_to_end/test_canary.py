@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -78,18 +77,8 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
     assert_nowhere(recorded, told.stdout, told.stderr)
 
 
-NO_JOBLIB = find_spec("hydra_plugins.hydra_joblib_launcher") is None
-
-
-@pytest.mark.parametrize(
-    "launcher",
-    # Hydra's own launcher prints each job's words, as that of joblib and others do.
-    [
-        "local",
-        "basic",
-        pytest.param("joblib", marks=pytest.mark.skipif(NO_JOBLIB, reason="not installed")),
-    ],
-)
+# All but ours print each job's words.
+@pytest.mark.parametrize("launcher", ["local", "basic", "joblib"])
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     ran = pipeline(

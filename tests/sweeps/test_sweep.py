@@ -78,6 +78,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["-m", "seed=0,1", "tracking.offline=true"],
         ["tracking.offline=true", "tracking.uri="],
     ),
+    "the same run twice": (
+        ["-m", "model.dropout=0.1,1e-1"],
+        ["jobs 0 (dropout=0.1) and 1 (dropout=1e-1) are the same run", "tags.repetition=1,2"],
+    ),
+    "a choice twice in a search": (
+        ["-m", "hydra/sweeper=search", "model=mlp,cnn,mlp"],
+        ["(model=mlp) and 2 (model=mlp) are the same run"],
+    ),
     "no worker at all": (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs"]),
     "a sweep to resume that is not there": (
         ["-m", "seed=0,1", "sweep.resume=0123456789abcdef0123456789abcdef"],

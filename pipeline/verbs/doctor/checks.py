@@ -25,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.data import cache, datasets
 from pipeline.data.load import raw_folder
 from pipeline.data.sources import IdxDataset
-from pipeline.system.errors import first_line
+from pipeline.system.errors import first_line, first_of
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
@@ -74,9 +74,11 @@ def libraries(
         if (here := found[pin.name]) and here not in pin.specifier
     ]
     if missing:
-        yield problem("libraries", f"not installed: {_some(missing)}", mend)
+        told = first_of(missing, NAMED_AT_MOST, separator="; ")
+        yield problem("libraries", f"not installed: {told}", mend)
     if differing:
-        yield warning("libraries", f"different from the tested versions: {_some(differing)}", mend)
+        told = first_of(differing, NAMED_AT_MOST, separator="; ")
+        yield warning("libraries", f"different from the tested versions: {told}", mend)
     if not missing and not differing:
         shown = ", ".join(f"{name} {found[name]}" for name in lineage.NAMED if found.get(name))
         yield ok("libraries", f"all {len(pins)} as {named}: {shown}")
@@ -92,11 +94,6 @@ def _installed(name: str) -> str | None:
         return version(name)
     except (PackageNotFoundError, KeyError):  # KeyError: its metadata is damaged
         return None
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return "; ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_hardware() -> Iterator[Finding]:

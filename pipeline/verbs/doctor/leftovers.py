@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from pipeline.system.errors import first_of
 from pipeline.tracking.journal import is_open, with_journals
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
@@ -46,9 +47,8 @@ def unsent() -> Iterator[Finding]:
     """Finds runs whose store lacks some of their records, and that no process is recording."""
     waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
     if waiting:
-        shown = ", ".join(map(str, waiting[:SHOWN])) + (" …" if len(waiting) > SHOWN else "")
         many = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
-        says = f"{many} records that no store has yet: {shown}"
+        says = f"{many} records that no store has yet: {first_of(waiting, SHOWN)}"
         yield warning("unsent", says, "python -m pipeline sync")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import RequestError, first_of, one_line
 from pipeline.tracking.client import Client, StoreError
 from pipeline.tracking.heartbeat import GONE, LISTEN_S
 from pipeline.tracking.orphans import (
@@ -106,6 +106,6 @@ def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterat
 
 
 def _listed(runs: Sequence[RecordedRun]) -> str:
-    texts = [f"{run.id} ({run.name}, since {began(run):%Y-%m-%d %H:%M} UTC)" for run in runs]
-    more = len(texts) - SHOWN
-    return ", ".join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return first_of(
+        runs, SHOWN, lambda run: f"{run.id} ({run.name}, since {began(run):%Y-%m-%d %H:%M} UTC)"
+    )
