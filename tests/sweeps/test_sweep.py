@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "the same run twice": (
         ["-m", "model.dropout=0.1,1e-1"],
-        ["jobs 0 (dropout=0.1) and 1 (dropout=1e-1) are the same run", "tags.repetition=1,2"],
+        ["jobs 0 (dropout=0.1) and 1 (dropout=0.1) are the same run", "tags.repetition=1,2"],
     ),
     "a choice twice in a search": (
         ["-m", "hydra/sweeper=search", "model=mlp,cnn,mlp"],
