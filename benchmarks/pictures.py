@@ -1,22 +1,28 @@
-"""A user's own pictures: `python -m benchmarks.pictures`.
+"""A user's own pictures: `python -m benchmarks.pictures`, or some of it (`… packing epochs`).
 
-In one sitting: packing photos beside bare Pillow on all cores; listing many unchanged files again;
-how long the second run takes to have its data, beside arrays of as many bytes; an epoch from the
-packed copy beside Keras' and PyTorch's loaders on the same network; and the memory of training on a
-packed copy many times larger than another. PyTorch is left out where it is not installed.
+In one sitting: packing photos beside bare Pillow on all cores; how long a second run takes to have
+its data, beside Fashion-MNIST, which has as many bytes; an epoch from the packed copy beside Keras'
+and PyTorch's loaders on the same network; the memory of training on a packed copy many times larger
+than another; and listing many unchanged files again. What is compared is measured in turns: ratios
+are medians over them, of seconds and of processor time. PyTorch is left out where it is not
+installed.
+
+For the memory under a limit: `systemd-run --scope -p MemoryMax=1G python -m benchmarks.pictures
+memory --megabytes 10000`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from multiprocessing import Pool
 from pathlib import Path
@@ -25,12 +31,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.report import RESULTS, show
+from benchmarks.report import keep, show
 
 SIDE = 96
 PHOTO = (4000, 3000)  # 12 megapixels
-DISTINCT = 24  # photos that are made; the others are copies of their bytes
+DISTINCT = 24  # photos that are made; the others are further names of them, each decoded again
+FASHION_MNIST = 70_000 * 28 * 28  # bytes of its images
 BATCH = 128
+EPOCHS = 3  # of each turn; the first, which compiles, does not count
+FUSED_STEPS = 20  # of Keras' `fit`, from one return to Python to the next
 CLASSES = ("cat", "dog")
 LEAF: dict[str, Any] = {
     "_target_": "pipeline.data.datasets.folder",
@@ -44,25 +53,23 @@ LEAF: dict[str, Any] = {
     "max_bad": 0.1,
 } | dict.fromkeys(("classes", "group", "root", "path_column", "label_column", "split_column"), None)
 
+Cost = tuple[float, float]  # seconds, and seconds of the processors
+Figures = Iterator[tuple[str, float]]
+
 
 def photos(folder: Path, count: int, size: tuple[int, int] = PHOTO) -> Path:
     """Makes `count` JPEGs like photos, smooth with grain, in two class folders."""
     rng = np.random.default_rng(0)
-    contents = []
-    for _ in range(min(count, DISTINCT)):
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
-        pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(np.int16)
-        pixels += rng.integers(-6, 7, pixels.shape, np.int16)
-        path = folder / "made.jpg"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-        contents.append(path.read_bytes())
-        path.unlink()
     for number in range(count):
         place = folder / CLASSES[number % 2] / f"{number}.jpg"
-        place.parent.mkdir(exist_ok=True)
-        # A comment at the end makes each file another one, as the checksum sees it.
-        place.write_bytes(contents[number % len(contents)] + b"%d" % number)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if number < DISTINCT:
+            coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+            pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(np.int16)
+            pixels += rng.integers(-6, 7, pixels.shape, np.int16)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=90)
+        else:  # DISTINCT is even: the class stays
+            place.hardlink_to(place.with_name(f"{number % DISTINCT}.jpg"))
     return folder
 
 
@@ -90,58 +97,74 @@ def ingest(folder: Path, data: Path, **changes: Any) -> Any:
     return load.ingest(leaf, name="folder", data_dir=data)
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that some work takes."""
-    started = time.perf_counter()
+def cost(work: Callable[[], Any]) -> Cost:
+    """The cost of some work, with that of processes that it waits for."""
+
+    def processors() -> float:
+        used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    started, before = time.perf_counter(), processors()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, processors() - before
 
 
-def packing(place: Path, count: int) -> Iterator[tuple[str, float]]:
-    """Packing photos, in pictures per second, beside bare Pillow in one process per core."""
-    folder = photos(place / "photos", count)
+def in_turns(contenders: Mapping[str, Callable[[], Cost]], turns: int) -> Figures:
+    """Median seconds of contenders measured in turns, and the ratios of the first to the others."""
+    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for _ in range(turns):
+        for name, measure in contenders.items():
+            costs[name].append(measure())
+    first, *others = costs
+    for name, of in costs.items():
+        yield f"{name}: s", float(np.median([seconds for seconds, _ in of]))
+    for name in others:
+        seconds, processors = np.median(np.array(costs[first]) / np.array(costs[name]), axis=0)
+        yield f"{first} / {name}", float(seconds)
+        yield f"{first} / {name}, processor time", float(processors)
+
+
+def packing(place: Path, chosen: argparse.Namespace) -> Figures:
+    """Packing photos, beside bare Pillow in one process per core."""
+    folder = photos(place / "photos", chosen.photos)
     files = sorted(folder.rglob("*.jpg"))
-    with Pool(os.cpu_count()) as pool:
-        pool.map(bare, files[:16])
-        seconds = timed(lambda: pool.map(bare, files, chunksize=16))
-    yield "bare Pillow, all cores: pictures per second", count / seconds
-    ours = timed(lambda: ingest(folder, place / "data"))
-    yield "ours, packing: pictures per second", count / ours
-    yield "ours / bare Pillow", seconds / ours
+    yield "MB per photo", float(np.mean([file.stat().st_size for file in files]) / 1e6)
+
+    def bare_pillow() -> None:
+        with Pool(os.cpu_count()) as pool:
+            pool.map(bare, files, chunksize=8)
+            pool.close()
+            pool.join()
+
+    def ours() -> Cost:
+        shutil.rmtree(place / "packed", ignore_errors=True)
+        return cost(lambda: ingest(folder, place / "packed"))
+
+    contenders = {f"bare Pillow, {len(files):,} photos": lambda: cost(bare_pillow), "packing": ours}
+    yield from in_turns(contenders, chosen.turns)
 
 
-def listing(place: Path, count: int) -> Iterator[tuple[str, float]]:
-    """Listing many files, unchanged since they were packed."""
-    folder = thumbnails(place / "many", count)
-    settings = {"size": 8, "channels": 1}
-    yield (
-        f"packing {count:,} tiny files, s",
-        timed(lambda: ingest(folder, place / "data", **settings)),
-    )
-    again = timed(lambda: ingest(folder, place / "data", **settings))
-    yield f"{count:,} files listed again, s", again
-
-
-def second_run(place: Path) -> Iterator[tuple[str, float]]:
+def second_run(place: Path, chosen: argparse.Namespace) -> Figures:
     """The data of a second run in a new process, beside arrays of as many bytes."""
-    folder, data = place / "photos", place / "data"
-    raw = ingest(folder, data)
-    size, shape = len(raw.train.images), list(raw.train.image_shape)
-    synthetic = [
-        "preprocess=share",
-        *("dataset=synthetic", f"dataset.train_size={size * 4 // 5}", "dataset.classes=2"),
-        *(f"dataset.test_size={size - size * 4 // 5}", f"dataset.image_shape={shape}"),
-    ]
+    folder = photos(place / "as many", FASHION_MNIST // (SIDE * SIDE * 3), (2 * SIDE, 2 * SIDE))
     words = [f"dataset.{key}={_word(value)}" for key, value in LEAF.items() if key[0] != "_"]
-    pictures = ["dataset=folder", f"dataset.path={folder}", *words]
-    for name, chosen in (("packed pictures", pictures), ("arrays", synthetic)):
-        command = [sys.executable, "-m", "pipeline", "preprocess", f"data_dir={data}", *chosen]
+    ours = ["dataset=folder", f"dataset.path={folder}", *words]
 
-        def run(command: list[str] = command) -> None:
+    def start(words: list[str]) -> Cost:
+        command = [sys.executable, "-m", "pipeline", "preprocess", f"data_dir={place}", *words]
+
+        def run() -> None:
             subprocess.run(command, cwd=place, check=True, capture_output=True, env=_environment())
 
-        run()
-        yield f"second start from {name}, s", min(timed(run) for _ in range(3))
+        return cost(run)
+
+    contenders = {
+        "second start, packed pictures": lambda: start(ours),
+        "second start, Fashion-MNIST": lambda: start(["dataset=fashion_mnist"]),
+    }
+    for first in contenders.values():
+        first()
+    yield from in_turns(contenders, chosen.turns)
 
 
 def _word(value: Any) -> str:
@@ -152,8 +175,8 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def epochs(place: Path, count: int) -> Iterator[tuple[str, float]]:
-    """Seconds per epoch of one small network at 96×96: the median of the last epochs."""
+def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
+    """An epoch of one small network at 96×96, from the packed copy and from others' loaders."""
     from pipeline.system.imports import configure_libraries
 
     configure_libraries()
@@ -162,27 +185,42 @@ def epochs(place: Path, count: int) -> Iterator[tuple[str, float]]:
     from pipeline.data.values import Split
     from pipeline.training import loop
 
-    folder = photos(place / "small", count, (2 * SIDE, 2 * SIDE))
+    folder = photos(place / "small", chosen.small, (2 * SIDE, 2 * SIDE))
     raw = ingest(folder, place / "data")
     everything = Split(images=raw.train.images, labels=np.asarray(raw.index.labels))
-    for name, stream in (("ours", None), ("ours, streamed", True)):
-        model = _network()
-        times = _EpochTimes()
-        callbacks = keras.callbacks.CallbackList([times.callback()], model=model, epochs=4)
-        empty = everything.select(np.arange(0))
-        loop.fit(model, (everything, empty), callbacks, batch_size=BATCH, seed=0, stream=stream)
-        yield f"{name}: s per epoch", times.median()
-    model = _network(steps=20)
-    files = keras.utils.image_dataset_from_directory(
-        folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
-    )
-    times = _EpochTimes()
-    model.fit(files, epochs=4, verbose=0, callbacks=[times.callback()])
-    yield "image_dataset_from_directory + fit: s per epoch", times.median()
+    empty = everything.select(np.arange(0))
+
+    def ours(*, stream: bool) -> Cost:
+        model, clock = _network(), _Clock()
+        calls = keras.callbacks.CallbackList([clock.callback()], model=model, epochs=EPOCHS)
+        loop.fit(model, (everything, empty), calls, batch_size=BATCH, seed=0, stream=stream)
+        return clock.median()
+
+    def fitted(*, cached: bool) -> Cost:
+        model, clock = _network(FUSED_STEPS), _Clock()
+        files = keras.utils.image_dataset_from_directory(
+            folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
+        )
+        files = (files.cache() if cached else files).prefetch(4)
+        model.fit(files, epochs=EPOCHS, verbose=0, callbacks=[clock.callback()])
+        return clock.median()
+
+    contenders: dict[str, Callable[[], Cost]] = {
+        "epoch": lambda: ours(stream=False),
+        "epoch, streamed": lambda: ours(stream=True),
+        "epoch, image_dataset_from_directory + fit": lambda: fitted(cached=False),
+        "epoch, the same, cached in memory": lambda: fitted(cached=True),
+    }
     try:
-        yield "PyTorch DataLoader over the packed copy: s per epoch", _torch(everything)
+        import torch  # noqa: F401
     except ImportError:
         print("PyTorch is not installed here; its loader is left out")
+    else:
+        contenders |= {
+            "epoch, PyTorch DataLoader": lambda: _torch(everything, whole=False),
+            "epoch, PyTorch DataLoader, by batch": lambda: _torch(everything, whole=True),
+        }
+    yield from in_turns(contenders, chosen.turns)
 
 
 def _network(steps: int = 1) -> Any:
@@ -201,24 +239,27 @@ def _network(steps: int = 1) -> Any:
     return model
 
 
-class _EpochTimes:
-    """The times of epochs, of which the first, which compiles, does not count."""
+class _Clock:
+    """The times at which epochs end, of which the first, which compiles, does not count."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[Cost] = []
+
+    def tick(self) -> None:
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def callback(self) -> Any:
         import keras
 
-        return keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: self.ends.append(time.perf_counter())
-        )
+        return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.tick())
 
-    def median(self) -> float:
-        return float(np.median(np.diff(self.ends)))
+    def median(self) -> Cost:
+        seconds, processors = np.median(np.diff(self.ends, axis=0), axis=0).tolist()
+        return seconds, processors
 
 
-def _torch(split: Any) -> float:
+def _torch(split: Any, *, whole: bool) -> Cost:
+    """With `whole`, the data set gives batches, which PyTorch's loader supports too."""
     import torch
     from torch import nn
 
@@ -226,8 +267,8 @@ def _torch(split: Any) -> float:
         def __len__(self) -> int:
             return len(split)
 
-        def __getitem__(self, place: int) -> Any:
-            return torch.from_numpy(np.array(split.take(place))), int(split.labels[place])
+        def __getitem__(self, places: Any) -> Any:
+            return torch.from_numpy(np.array(split.take(places))), split.labels[places]
 
     torch.manual_seed(0)
     channels = ((3, 16), (16, 32))
@@ -235,17 +276,23 @@ def _torch(split: Any) -> float:
         [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for a, b in channels
     ]
     net = nn.Sequential(*chain.from_iterable(blocks), nn.Flatten(), nn.LazyLinear(len(CLASSES)))
-    loader = torch.utils.data.DataLoader(Rows(), BATCH, shuffle=True, num_workers=0)
-    loss, optimizer, ends = nn.CrossEntropyLoss(), None, []
-    for _ in range(4):
+    net = net.to(memory_format=torch.channels_last)
+    rows, random = Rows(), torch.utils.data.RandomSampler(range(len(split)))
+    if whole:
+        batches = torch.utils.data.BatchSampler(random, BATCH, drop_last=False)
+        loader = torch.utils.data.DataLoader(rows, sampler=batches, batch_size=None)
+    else:
+        loader = torch.utils.data.DataLoader(rows, BATCH, sampler=random)
+    loss, optimizer, clock = nn.CrossEntropyLoss(), None, _Clock()
+    for _ in range(EPOCHS):
         for images, labels in loader:
             answers = net(images.permute(0, 3, 1, 2).float() / 255)
             optimizer = optimizer or torch.optim.Adam(net.parameters())
             optimizer.zero_grad()
-            loss(answers, labels).backward()
+            loss(answers, torch.as_tensor(labels).long()).backward()
             optimizer.step()
-        ends.append(time.perf_counter())
-    return float(np.median(np.diff(ends)))
+        clock.tick()
+    return clock.median()
 
 
 TRAINING = """
@@ -255,10 +302,13 @@ print(trained_memory(sys.argv[1], int(sys.argv[2])))
 """
 
 
-def memory(place: Path, megabytes: int) -> Iterator[tuple[str, float]]:
+def memory(place: Path, chosen: argparse.Namespace) -> Figures:
     """Highest anonymous memory of training on a small packed copy and on a large one."""
+    from pipeline.system.processes import memory_limit
+
     size = SIDE * SIDE * 3
-    for name, count in (("small", 2_000), ("large", max(2_000, megabytes * 1_000_000 // size))):
+    yield "memory limit, MB", memory_limit() / 1e6
+    for name, count in (("small", 2_000), ("large", chosen.megabytes * 1_000_000 // size)):
         path = place / f"{name}.npy"
         # Zeros take no room on the disk, and are read as any other bytes.
         np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIDE, SIDE, 3)).flush()
@@ -302,32 +352,44 @@ def trained_memory(path: str, streamed: int) -> float:
     return highest
 
 
+def listing(place: Path, chosen: argparse.Namespace) -> Figures:
+    """Listing many files, unchanged since they were packed."""
+    folder = thumbnails(place / "many", chosen.files)
+
+    def work() -> Cost:
+        return cost(lambda: ingest(folder, place / "data", size=8, channels=1))
+
+    yield f"packing {chosen.files:,} tiny files, s", work()[0]
+    again = np.median([work() for _ in range(3)], axis=0)
+    yield f"{chosen.files:,} files listed again, s", float(again[0])
+    yield f"{chosen.files:,} files listed again, s of a processor", float(again[1])
+
+
+MEASURED: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
+    one.__name__: one for one in (packing, second_run, epochs, memory, listing)
+}
+
+
 def main() -> None:
     """Reads the command line and measures everything in one sitting."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=[*MEASURED, []], default=[*MEASURED])
     parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=300_000)
     parser.add_argument("--small", type=int, default=20_000, help="pictures of the epochs")
     parser.add_argument("--megabytes", type=int, default=20_000, help="of the large packed copy")
+    parser.add_argument("--turns", type=int, default=5, help="in which contenders are measured")
     chosen = parser.parse_args()
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        for figures in (
-            packing(place, chosen.photos),
-            second_run(place),
-            epochs(place, chosen.small),
-            memory(place, chosen.megabytes),
-            listing(place, chosen.files),
-        ):
-            for name, value in figures:
-                print(f"{name}: {value:,.3g}", flush=True)
-                found[name] = value
+        for name in chosen.what:
+            place = Path(folder) / name
+            place.mkdir()
+            for figure, value in MEASURED[name](place, chosen):
+                print(f"{figure}: {value:,.3g}", flush=True)
+                found[figure] = value
     show("Own pictures", ("figure", "value"), [(k, f"{v:,.3g}") for k, v in found.items()])
-    RESULTS.mkdir(exist_ok=True)
-    settings = vars(chosen) | {"cores": os.cpu_count()}
-    kept = json.dumps({"settings": settings, "figures": found}, indent=2)
-    (RESULTS / "pictures.json").write_text(kept + "\n")
+    keep("pictures", "Own pictures", None, settings=vars(chosen), figures=found)
 
 
 if __name__ == "__main__":

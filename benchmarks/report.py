@@ -53,7 +53,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     standard_output().print(table)
 
 
-def keep(name: str, title: str, figure: Figure, **measured: Any) -> None:
+def keep(name: str, title: str, figure: Figure | None, **measured: Any) -> None:
     """Writes `results/<name>.json`, which says on what and when it was measured, and `.png`."""
     RESULTS.mkdir(exist_ok=True)
     kept = {
@@ -65,7 +65,8 @@ def keep(name: str, title: str, figure: Figure, **measured: Any) -> None:
         **measured,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
-    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+    if figure is not None:
+        figure.savefig(RESULTS / f"{name}.png", dpi=120)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

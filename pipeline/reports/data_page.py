@@ -7,21 +7,23 @@ data: it says how many of how many it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from pipeline.data import cache
 from pipeline.data.archives import place_at
 from pipeline.data.checks import Violation, called, conflicts
 from pipeline.data.describe import Description, describe
 from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
-from pipeline.data.pictures import contained, open_picture
+from pipeline.data.pictures import Picture, contained, open_picture
 from pipeline.data.values import EXACT, Array, RawData
-from pipeline.reports.images import Sprite, sprite, thumbnails
+from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.page import clean, template
 
 NAME = "data.html"
@@ -97,21 +99,23 @@ def data_html(
     findings: Sequence[Violation] = (),
     *,
     name: str,
+    folder: Path,
     augment: Augment | None = None,
 ) -> str:
     """Renders the page of the data set `name`; `findings` are those of its checks.
 
-    `augment` makes versions of training images, if the configuration has an augmentation.
+    `folder` is that of the data set's cache. `augment` makes versions of training images, if the
+    configuration has an augmentation.
     """
     rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite
     classes = list(_classes(raw, rows))
     pairs = [one for one in _pairs(raw, measures, rows) if one.total]
-    originals, seen = _seen(raw, rows, always=augment is not None)
+    originals, seen = _seen(raw, rows, folder, always=augment is not None)
     inverted = raw.index is None
     images = raw.train.images[np.array(rows, np.int64)]
     sprites = {"image": sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted)}
-    if originals:
-        sprites["original"] = _of_originals(originals)
+    if len(originals):
+        sprites["original"] = sprite(originals, inverted=False, shown=ORIGINAL)
     if augment is not None and seen:
         chosen = [one.image for one in seen]
         labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
@@ -132,7 +136,7 @@ def data_html(
         **_of_files(description),
         pairs=pairs,
         seen=seen,
-        originals=bool(originals),
+        originals=bool(len(originals)),
         total=_total(description),
         sprites=sprites,
     )
@@ -241,57 +245,81 @@ def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]
         yield Pairs(title=title, total=len(found), shown=shown)
 
 
-def _seen(raw: RawData, rows: list[int], *, always: bool) -> tuple[list[Image.Image], list[Seen]]:
-    """Originals that can still be read, in RGB, and the images made of them.
+def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple[Array, list[Seen]]:
+    """Some training pictures: their originals u8[m,h,w,3], and the images made of them.
 
-    With `always`, images whose originals cannot be read are taken too.
+    Appends the rows of these images to `rows`. With `always`, images without originals are taken
+    if there are none with one.
     """
-    originals: list[Image.Image] = []
-    seen: list[Seen] = []
-    place = None if raw.index is None else place_at(Path(raw.index.root))
     count = min(len(raw.train), 2 * ORIGINALS)
     places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
-    chosen = raw.train.rows[places].tolist()
-    if raw.index is None or place is None:
-        height, width, _ = raw.train.image_shape
-        for row in chosen[::2] if always else ():
-            rows.append(row)
-            seen.append(
-                Seen(
-                    original=None,
-                    image=len(rows) - 1,
-                    name=clean(called(raw, row)),
-                    size=f"{height}×{width}",
-                )
-            )
-        return originals, seen
-    for row in chosen:
-        try:
-            with place.opened(raw.index.files[row]) as file:
-                picture = open_picture(file, side=ORIGINAL)
-        except Exception:  # it has changed or gone since; a decoder may raise anything
-            continue
-        originals.append(picture.convert("RGB"))
+    chosen = raw.train.rows[places]
+    kept, originals = _originals(raw, chosen, folder)
+    found: list[tuple[int | None, int]] = [*enumerate(chosen[kept].tolist())]
+    if always and not found:
+        found = [(None, row) for row in chosen[::2].tolist()]
+    sizes = None if raw.index is None else np.asarray(raw.index.sizes)
+    seen = []
+    for original, row in found:
         rows.append(row)
-        height, width = np.asarray(raw.index.sizes)[row].tolist()
+        height, width = raw.train.image_shape[:2] if sizes is None else sizes[row].tolist()
         seen.append(
             Seen(
-                original=len(originals) - 1,
+                original=original,
                 image=len(rows) - 1,
                 name=clean(called(raw, row)),
                 size=f"{height}×{width}",
             )
         )
-        if len(seen) == ORIGINALS:
-            break
     return originals, seen
 
 
-def _of_originals(originals: Sequence[Image.Image]) -> Sprite:
-    """Originals on transparent squares would need PNG, so that they get grey ones."""
-    tiles = np.full((len(originals), ORIGINAL, ORIGINAL, 3), 128, np.uint8)
-    for tile, picture in zip(tiles, originals, strict=True):
-        small = np.asarray(contained(picture, (ORIGINAL, ORIGINAL)))
-        top, left = ((ORIGINAL - side) // 2 for side in small.shape[:2])
-        tile[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return sprite(tiles, inverted=False, shown=ORIGINAL)
+def _originals(raw: RawData, rows: Array, folder: Path) -> tuple[Array, Array]:
+    """The files of up to ORIGINALS of these rows: their places i64[m], and tiles u8[m,h,w,3].
+
+    The first time, they are kept in the cache in `folder`: an archive is not unpacked for them
+    again, and the files need not stay. There are none of files that are gone or changed by then.
+    """
+    nothing = np.empty(0, np.int64), np.empty((0, ORIGINAL, ORIGINAL, 3), np.uint8)
+    if raw.index is None:
+        return nothing
+    files = [raw.index.sha256[row].tobytes().hex() for row in rows.tolist()]
+    entry = folder / f"originals-{cache.key(files=files, most=ORIGINALS, side=ORIGINAL)}"
+    try:
+        known: Mapping[str, Array] = cache.load_stored(entry).arrays
+    except FileNotFoundError:
+        tiles = _read_originals(raw, rows)
+        if not tiles:
+            return nothing
+        known = {"places": np.array([*tiles]), "tiles": np.stack([*tiles.values()])}
+        with suppress(OSError):  # the page does without
+            cache.load_or_build(entry, lambda: (known, {}))
+    return known["places"], known["tiles"]
+
+
+def _read_originals(raw: RawData, rows: Array) -> dict[int, Array]:
+    """The tiles u8[h,w,3] of up to ORIGINALS files that are what was packed, by place in `rows`."""
+    assert raw.index is not None
+    tiles: dict[int, Array] = {}
+    source = place_at(Path(raw.index.root))
+    for place, row in enumerate(rows.tolist() if source else ()):
+        try:
+            with source.opened(raw.index.files[row]) as file:
+                if file_digest(file, "sha256").digest() != raw.index.sha256[row].tobytes():
+                    continue
+                file.seek(0)
+                tiles[place] = _tile(open_picture(file, side=ORIGINAL))
+        except Exception:  # it is gone; a decoder may raise anything
+            continue
+        if len(tiles) == ORIGINALS:
+            break
+    return tiles
+
+
+def _tile(picture: Picture) -> Array:
+    """A picture on a grey square u8[h,w,3]; a transparent one would need PNG."""
+    tile = np.full((ORIGINAL, ORIGINAL, 3), 128, np.uint8)
+    small = np.asarray(contained(picture.convert("RGB"), (ORIGINAL, ORIGINAL)))
+    top, left = ((ORIGINAL - side) // 2 for side in small.shape[:2])
+    tile[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return tile

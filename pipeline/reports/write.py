@@ -104,12 +104,13 @@ def check_data(
         RequestError: a check refuses the data set.
     """
     name = config.choices.dataset
-    measures = measured(raw, Path(config.data_dir) / name)
+    folder = Path(config.data_dir) / name
+    measures = measured(raw, folder)
     found = violations(raw, measures, config.ingest.checks)
     recording.save_text("data.txt", text(describe(raw, measures)))
     recording.save_text(SUMMARY, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
-        page = data_page.data_html(raw, measures, found, name=name, augment=augment)
+        page = data_page.data_html(raw, measures, found, name=name, folder=folder, augment=augment)
         recording.save_text(data_page.NAME, page)
     apply(found)
 

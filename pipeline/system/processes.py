@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,16 +17,32 @@ import psutil
 PATIENCE_S = 600.0
 
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Control groups: where a process reads its own, and where those of both versions are.
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may use: the machine's, or fewer in a container."""
+    """Bytes of memory that this process may use: the machine's, or fewer in a control group.
+
+    Containers, `systemd-run` and Slurm limit memory by such groups, which lie in one another.
+    """
     limits = [psutil.virtual_memory().total]
-    for path in map(Path, LIMITS):
-        with suppress(OSError, ValueError):  # no such version of cgroups, or "max"
+    for path in _limits():
+        with suppress(OSError, ValueError):  # the group is that of the host, or it has "max"
             limits.append(int(path.read_text()))
     return min(limits)
+
+
+def _limits() -> Iterator[Path]:
+    """The files that may limit this process, of its control groups and those above them."""
+    with suppress(OSError):  # no such system
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            for above in (Path(group), *Path(group).parents):
+                if not controllers:
+                    yield GROUPS / above.relative_to("/") / "memory.max"
+                elif "memory" in controllers.split(","):
+                    yield GROUPS / "memory" / above.relative_to("/") / "memory.limit_in_bytes"
 
 
 @cache

@@ -66,7 +66,8 @@ def ingested(config: Config, folder: Path) -> Ingested:
     raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
     measures = measured(raw, data_dir / name)
     found = violations(raw, measures, config.ingest.checks)
-    page = data_html(raw, measures, found, name=name, augment=_augmenter(config, raw, folder))
+    augment = _augmenter(config, raw, folder)
+    page = data_html(raw, measures, found, name=name, folder=data_dir / name, augment=augment)
     with replacing(folder / NAME) as path:
         path.write_text(page, encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)

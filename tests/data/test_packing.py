@@ -18,7 +18,7 @@ from pipeline.data.pictures import FITS, load_picture
 from pipeline.data.values import RawData
 from pipeline.system.errors import PipelineError, RequestError
 from tests.pictures import class_folders, noise, put, read
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, stressed, tally
 
 
 @pytest.fixture
@@ -269,10 +269,11 @@ def test_packing_goes_on_after_kills_and_decodes_nothing_twice_but_what_was_in_f
 ) -> None:
     folder, count = class_folders(tmp_path / "photos", 150), 300
     log, kills = tmp_path / "decoded.txt", 0
+    tally(stressed(20, 2))
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", PACK, str(folder), str(tmp_path / "data"), str(log)]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    for stop in (40, 160):
+    for stop in np.linspace(20, 220, stressed(20, 2)).astype(int).tolist():
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not log.exists() or log.stat().st_size < 2 * stop):
             time.sleep(0.002)
@@ -281,7 +282,7 @@ def test_packing_goes_on_after_kills_and_decodes_nothing_twice_but_what_was_in_f
             kills += 1
         process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert kills
+    assert kills == stressed(20, 2)
     in_flight = 2 * (2 * packing.THREADS + 1)  # pictures
     assert count <= log.stat().st_size / 2 <= count + kills * in_flight
     assert done.stdout.strip() == read(folder, tmp_path / "elsewhere").fingerprint

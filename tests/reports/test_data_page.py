@@ -25,7 +25,8 @@ def page_of(raw: RawData, folder: Path, *words: str) -> str:
     measures = measured(raw, folder)
     config = configured("dataset=synthetic", *words)
     found = violations(raw, measures, config.ingest.checks)
-    return data_html(raw, measures, found, name="photos", augment=augmenter(config, raw))
+    augment = augmenter(config, raw)
+    return data_html(raw, measures, found, name="photos", folder=folder, augment=augment)
 
 
 def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_path: Path) -> None:
@@ -64,6 +65,18 @@ def test_originals_in_an_archive_are_shown_too(kind: str, tmp_path: Path) -> Non
     archive = Path(shutil.make_archive(str(tmp_path / "all"), kind, tmp_path / "photos"))
     page = Page(page_of(read(archive, tmp_path / "data"), tmp_path / "data"))
     assert "pictures: the file, and the image of" in page.text("section", id="seen")
+
+
+def test_originals_are_read_once_and_need_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "photos")
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), "gztar", tmp_path / "photos"))
+    raw = read(archive, tmp_path / "data")
+    first = page_of(raw, tmp_path / "data")
+    monkeypatch.setattr(data_page, "place_at", lambda root: pytest.fail("unpacked again"))
+    assert page_of(raw, tmp_path / "data") == first
+    assert first.count('class="thumb original"') == data_page.ORIGINALS
 
 
 @pytest.mark.parametrize("augment", ["flip_and_shift", "flip_crop"])

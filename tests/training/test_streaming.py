@@ -101,13 +101,30 @@ def test_a_file_that_becomes_shorter_is_named(tmp_path: Path) -> None:
         parts(data, np.arange(4), 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/user/run-7.scope", "user/run-7.scope/memory.max"),
+        ("0::/user/run-7.scope", "user/memory.max"),
+        ("0::/of/the/host", "memory.max"),
+        ("9:name=systemd:/x\n4:cpu,memory:/job_7", "memory/job_7/memory.limit_in_bytes"),
+    ],
+)
 @pytest.mark.parametrize(("limit", "expected"), [("1000", True), ("max", False), ("", False)])
-def test_images_are_streamed_if_they_take_more_than_half_of_the_memory_of_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: bool
+def test_images_are_streamed_if_they_take_more_than_half_of_the_memory_of_a_control_group(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    file: str,
+    limit: str,
+    expected: bool,
 ) -> None:
-    (tmp_path / "memory.max").write_text(limit)
-    limits = (str(tmp_path / "memory.max"), str(tmp_path / "none"))
-    monkeypatch.setattr(processes, "LIMITS", limits)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(limit)
+    (tmp_path / "own").write_text(f"{groups}\n1:pids:/user\n")
+    monkeypatch.setattr(processes, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(processes, "GROUPS", tmp_path)
     assert is_too_large(np.zeros((2, 16, 16, 1), np.uint8)) is expected
 
 
