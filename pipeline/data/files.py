@@ -83,6 +83,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one.
+
+    A link that leads in a circle counts as a file, so that reading it says what is wrong.
+    """
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def find_files(images: str) -> FoundFiles:
     """Finds, in order, the files that a path, a folder (with subfolders) or a pattern stands for.
 
@@ -139,7 +150,7 @@ class _Search:
         for entry in self.entries(folder):
             if self.is_folder(entry):
                 self.folder(folder / entry.name)
-            elif not is_hidden(entry.name) and not entry.is_dir():
+            elif not is_hidden(entry.name) and not is_folder(entry):
                 self.file(folder / entry.name)
 
     def pattern(self, place: Path, parts: Sequence[str]) -> None:
@@ -171,10 +182,10 @@ class _Search:
 
     def is_folder(self, entry: os.DirEntry[str]) -> bool:
         """Whether an entry is a folder that the search may enter."""
-        return entry.is_dir() and not is_hidden(entry.name) and self.is_open(entry)
+        return is_folder(entry) and not is_hidden(entry.name) and self.is_open(entry)
 
     def is_open(self, entry: os.DirEntry[str]) -> bool:
-        if not (entry.is_symlink() and entry.is_dir()):
+        if not (entry.is_symlink() and is_folder(entry)):
             return True
         if not is_hidden(entry.name):
             self.left_out[Path(entry.path)] = LINKED

@@ -245,10 +245,7 @@ def _assigned(
         held = held_out(labels[free], groups[free], settings.test_fraction, seed=settings.seed)
         splits[free[held.mask]] = test
         if not held.mask.any():
-            raise RequestError(
-                f"dataset.group={settings.group}: no picture is left to test on, since those of "
-                "each class are one group; there must be two at least"
-            )
+            raise RequestError(_untestable(settings.group))
         if held.lacking:
             lacking = ", ".join(names[label] for label in held.lacking)
             notes.append(f"not in the test split, since their pictures are one group: {lacking}")
@@ -262,6 +259,19 @@ def _assigned(
         if split != "val" and not (splits == number).any():
             raise RequestError(f"dataset.path: the {split} split has no pictures")
     return splits, notes
+
+
+def _untestable(group: str | None) -> str:
+    """Says why there is no picture to test on."""
+    if group is None:
+        return (
+            "dataset.path: no picture is left to test on, since each class has only one, or copies "
+            "of one; there must be two at least"
+        )
+    return (
+        f"dataset.group={group}: no picture is left to test on, since those of each class are one "
+        "group; there must be two at least"
+    )
 
 
 def _large(groups: Array) -> list[int]:

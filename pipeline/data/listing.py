@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, BinaryIO
 
@@ -331,7 +332,8 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
     if {*above.values()} == {"train"}:
         sides = [(folder, "") for folder, _ in sides]
     count = len({one for folder, _ in sides for one in tree.below[folder]})
-    told = f"{joined([as_line(folder) for folder, _ in sides])} above {count} class folders"
+    folders = f"{count} class folder{'s' * (count > 1)}"
+    told = f"{joined([as_line(folder) for folder, _ in sides])} above {folders}"
     return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
 
 
@@ -364,7 +366,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
         raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
     if wanted.for_lists:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
-    notes = [*layout.notes, *_without_pictures(files, tree, layout)]
+    notes = [*layout.notes, *_without_pictures(files, tree, layout), *_united_by_form(tree, layout)]
     notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
@@ -415,6 +417,14 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
             if name not in tree.below[side]:
                 folder = as_line(side + name)
                 yield f"{folder}/ is no class: none of its {count:,} files is a picture"
+
+
+def _united_by_form(tree: _Tree, layout: _Layout) -> Iterator[str]:
+    """Names classes of several folders, whose names look the same."""
+    for side, _ in layout.sides:
+        for name, count in Counter(map(_text, tree.below[side])).items():
+            if count > 1:
+                yield f"{name}: {count} folders, written in different Unicode forms, are one class"
 
 
 def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: Counter[str]) -> str:
@@ -725,10 +735,9 @@ def _checked(
 
 def _likeness(name: str) -> object:
     """Equal for names that differ by case, spaces and signs between words, or zeros only."""
-    try:
-        return float(name)
-    except ValueError:
-        return re.sub(r"[\W_]+", "", name.casefold()) or name
+    if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", name):
+        return Decimal(name)
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
 
 
 def _some(names: Sequence[str]) -> str:

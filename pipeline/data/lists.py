@@ -46,6 +46,7 @@ SPLIT_WORDS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 MISSING = "no such file"
+JSON_LINES = "JSON lines"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[\w.+-]*[/;,]")
 _PLAIN = re.compile(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*")  # a path that needs no further check
 
@@ -185,7 +186,10 @@ def _json_lines(content: bytes, name: str) -> Table:
         if any(isinstance(value, list | dict) for value in values)
     }
     plain = {column: values for column, values in columns.items() if column not in nested}
-    return Table(name=name, kind="JSON lines", columns=plain, others=nested, lines=lines)
+    return Table(name=name, kind=JSON_LINES, columns=plain, others=nested, lines=lines)
+
+
+_EACH_LINE = 'each line must be an object, as {"path": "a.png", "label": "cat"}'
 
 
 def _json_object(text: str, where: str) -> dict[str, Any]:
@@ -197,12 +201,9 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where} is not JSON ({one_line(error)})") from error
+        raise RequestError(f"{where} is not JSON ({one_line(error)}); {_EACH_LINE}") from error
     if not isinstance(row, dict):
-        raise RequestError(
-            f'{where} is no JSON object; each line must be one, as {{"path": "a.png", "label": '
-            '"cat"}'
-        )
+        raise RequestError(f"{where} is no JSON object; {_EACH_LINE}")
     return row
 
 
@@ -339,7 +340,9 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
         raise RequestError(f"{found}; name one: dataset.{what}_column={usually[0]}")
     if any(PurePosixPath(column).suffix.lower() in picture_endings() for column in columns):
         raise RequestError(
-            f"{given.name} has no header; add a first line that names its columns, such as "
+            f"{given.name} has pictures as keys; {_EACH_LINE}"
+            if given.kind == JSON_LINES
+            else f"{given.name} has no header; add a first line that names its columns, such as "
             "path,label"
         )
     others = [column for column in given.others if _bare(column) in usual]

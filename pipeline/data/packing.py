@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -48,6 +49,7 @@ SAMPLE = 500  # pictures whose sizes decide where none is set
 SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
 HASHED = 32  # side of the grey picture behind a perceptual hash
 CHUNK_BYTES = 2**22  # of images that a thread decodes before they are written
+AT_ONCE = 2**25  # bytes of a file that are read once, and not again to decode it
 HEADER = 128  # bytes before the rows of an array's file
 # Errors of the system that say something about the file, and not about this moment.
 LASTING = (
@@ -467,7 +469,7 @@ def _scan(
             )
 
     try:
-        with _told(listing, len(todo), work) as tell, remarks_logged():
+        with _told(listing, len(todo), work) as tell, remarks_logged(), _memory_reused():
             submit(2 * THREADS)
             while ahead:
                 images, records = ahead.popleft().result()
@@ -476,6 +478,21 @@ def _scan(
                 tell(records)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _memory_reused() -> Iterator[None]:
+    """Lets Pillow keep the memory of a few pictures for the next ones.
+
+    Else the system would clear as much memory for every step of every picture.
+    """
+    before = Image.core.get_blocks_max()
+    Image.core.set_blocks_max(max(before, 2 * THREADS))
+    try:
+        yield
+    finally:
+        Image.core.set_blocks_max(before)
+        Image.core.clear_cache()
 
 
 def _decode(
@@ -504,6 +521,10 @@ def _decode(
 
 def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
     """The image of a file, as `pictures.load` makes it, and what is to be known of it."""
+    if file.seek(0, os.SEEK_END) <= AT_ONCE:
+        file.seek(0)
+        file = io.BytesIO(file.read())
+    file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0)
     picture = open_picture(file, side=max(shape[:2]), fit=fit)
@@ -514,8 +535,13 @@ def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]
         "hash": perceptual_hash(image),
         "size": picture.info["size"],
         "mode": picture.info["mode"],
-        "grey": is_grey(picture),
+        "grey": _may_be_grey(image) and is_grey(picture),
     }
+
+
+def _may_be_grey(image: Array) -> bool:
+    """Whether all channels of an image are equal, as those of a grey picture are."""
+    return bool((image == image[..., :1]).all())
 
 
 def perceptual_hash(image: Array) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from threading import Condition
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from pipeline.data.files import FORMATS, regular
 from pipeline.data.values import Array, Shape
@@ -43,6 +44,7 @@ _SCALED = ("PPM", "JPEG2000")  # formats whose deep values Pillow scales itself
 _MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # TIFF tags
 _ORIENTATION = 0x0112  # Exif tag
 _TURNED = (5, 6, 7, 8)  # its values that exchange height and width
+_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins
 # Bytes per pixel that a decoder needs in addition to the picture.
 _BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8, "QOI": 8}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
@@ -77,6 +79,8 @@ def open_picture(
         width, height = picture.size
         mode = picture.mode
         picture.draft(None, (REDUCED * side, REDUCED * side))  # None keeps its mode
+        if isinstance(source, BytesIO):  # its decoder gets all of it at once
+            picture.decodermaxblock = max(source.getbuffer().nbytes, ImageFile.MAXBLOCK)
         needed = _memory(picture, width * height, side, fit)
         if needed > AT_WORK:
             raise ValueError(
@@ -106,6 +110,19 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
         size = re.search(r"\d+", str(error))
         pixels = f"{int(size[0]):,}" if size else "too many"
         raise ValueError(f"has {pixels} pixels; make it smaller") from error
+    except UnidentifiedImageError as error:
+        if _begins(source, _LFS):
+            reason = "is a pointer of Git LFS instead of the picture; type git lfs pull"
+            raise ValueError(reason) from error
+        raise
+
+
+def _begins(source: Path | BinaryIO, start: bytes) -> bool:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _begins(file, start)
+    source.seek(0)
+    return source.read(len(start)) == start
 
 
 def _memory(picture: Picture, pixels: int, side: int, fit: str) -> int:
@@ -156,7 +173,9 @@ def fitted(picture: Picture, shape: Shape, *, fit: str = PAD) -> Array:
         ValueError: the pixel values have no known range.
     """
     height, width, channels = shape
-    upright = made_plain(picture, side=max(height, width), fit=fit).convert(MODES[channels])
+    upright = made_plain(picture, side=max(height, width), fit=fit)
+    if upright.mode != MODES[channels]:
+        upright = upright.convert(MODES[channels])
     resized = _resized(upright, (width, height), fit)
     small = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if small.shape == shape:
@@ -199,7 +218,9 @@ def made_plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:
     """
     decisive = max(picture.size) if fit == PAD else min(picture.size)
     factor = max(1, decisive // (REDUCED * side))
-    return ImageOps.exif_transpose(opaque(_reduced(picture, factor)))
+    plain = opaque(_reduced(picture, factor))
+    is_upright = plain.getexif().get(_ORIENTATION, 1) == 1
+    return plain if is_upright else ImageOps.exif_transpose(plain)  # which copies in any case
 
 
 def is_grey(picture: Picture) -> bool:

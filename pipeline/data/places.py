@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from pipeline.data.files import LINKED, SYSTEM, is_hidden, natural
+from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
@@ -110,7 +110,7 @@ class Folder:
                 name = prefix + entry.name
                 if is_hidden(entry.name):
                     left_out[hidden_kind(entry.name)] += 1
-                elif not entry.is_dir():
+                elif not is_folder(entry):
                     files.append(name)
                 elif not entry.is_symlink() or may_enter(entry, folder, name):
                     search(entry.path, f"{name}/")

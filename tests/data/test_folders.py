@@ -155,6 +155,12 @@ def test_classes_that_are_one_group_each_cannot_be_tested(tmp_path: Path) -> Non
         read(folder, tmp_path / "data", group="parent")
 
 
+def test_classes_of_one_picture_each_cannot_be_tested(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 1)
+    with pytest.raises(RequestError, match=r"dataset.path: no picture is left to test on, .*one"):
+        read(folder, tmp_path / "data")
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
 def test_an_archive_gives_what_its_folder_gives(kind: str, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", colour=True)

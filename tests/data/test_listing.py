@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.data.files import find_files
 from pipeline.data.listing import Classes, Listing, listed
 from pipeline.data.places import Contents, Folder
 from pipeline.system.errors import RequestError
@@ -176,6 +177,15 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
         {"a/1.png": ("a", ""), "b/1.png": ("b", "")},
         "heic/ is no class: none of its 1 files is a picture",
     ),
+    "a class in two Unicode forms": (
+        ["caf\u00e9/1.png", "cafe\u0301/2.png", "tea/1.png"],
+        {
+            "cafe\u0301/2.png": ("caf\u00e9", ""),
+            "caf\u00e9/1.png": ("caf\u00e9", ""),
+            "tea/1.png": ("tea", ""),
+        },
+        "caf\u00e9: 2 folders, written in different Unicode forms, are one class",
+    ),
     "classes that differ by case": (
         ["cat/1.png", "Cat/1.png", "Cat/2.png"],
         {"Cat/1.png": ("Cat", ""), "Cat/2.png": ("Cat", ""), "cat/1.png": ("cat", "")},
@@ -194,6 +204,18 @@ def test_a_layout_is_recognised_and_said(
     assert shape_of(listing) == expected
     assert said in (listing.layout, *listing.notes)
     assert [listing.read(index).decode() for index in range(len(listing))] == list(listing.files)
+
+
+def test_a_link_that_leads_in_a_circle_is_named_when_it_is_read(tmp_path: Path) -> None:
+    touched(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a/self.png").symlink_to("self.png")
+    (tmp_path / "b/self").symlink_to("self")
+    listing = listed(tmp_path)
+    assert listing.files == ("a/1.png", "a/self.png", "b/1.png")
+    assert listing.rest == "left out: 1 without an ending"
+    with pytest.raises(OSError, match="symbolic links"):
+        listing.read(1)
+    assert [file.name for file in find_files(str(tmp_path)).files] == ["1.png", "self.png", "1.png"]
 
 
 REFUSED = {

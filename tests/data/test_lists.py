@@ -347,6 +347,8 @@ def test_a_list_that_cannot_be_read_is_refused_with_its_line(
         ("l.jsonl", b'{"path": "a.png"}\n{"path": ', "line 2 is not JSON"),
         ("l.jsonl", b'{"path": "a", "path": "b"}', "line 1 is not JSON (.*a key stands twice"),
         ("l.jsonl", b"[" * 100_000, "line 1 is not JSON (RecursionError"),
+        ("l.json", b'[\n{"path": "a.png"}]', 'each line must be an object, as {"path": "a.png"'),
+        ("l.json", b'{"a.png": "cat"}', "l.json has pictures as keys; each line must be an object"),
         ("l.parquet", b"PAR1 and no more PAR1", "is damaged or not Parquet"),
         ("l.csv.7z", b"7z", "is an archive that cannot be read; unpack it"),
         ("l.csv.gz", b"\x1f\x8b", "is a compressed list; unpack it"),

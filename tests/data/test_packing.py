@@ -186,6 +186,18 @@ def test_files_that_cannot_be_read_are_named_and_never_replaced(
     assert len(decoded) == 24  # the unreadable ones are not tried again
 
 
+def test_pointers_of_git_lfs_are_told_from_damaged_files(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 2)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
+    (folder / "cat/a.jpg").write_bytes(pointer)
+    raw = read(folder, tmp_path / "data")
+    assert raw.index is not None
+    [(_, reason)] = raw.index.unreadable
+    assert reason == "is a pointer of Git LFS instead of the picture; type git lfs pull"
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_picture(folder / "cat/a.jpg", (8, 8, 1))
+
+
 def test_bad_files_are_refused_if_asked_for_or_too_many(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/empty.jpg").write_bytes(b"")
     told = "1 of 21 files cannot be read: cat/empty.jpg: not an image in a readable format"
@@ -335,3 +347,20 @@ def test_the_description_of_a_copy_is_plain_json(folder: Path, tmp_path: Path) -
     read(folder, tmp_path / "data")
     [path] = tmp_path.glob("data/folder/pixels-*/entry.json")
     assert json.loads(path.read_text())["meta"]["settings"]["fit"] == "pad"
+
+
+def test_pillow_keeps_memory_only_while_pictures_are_packed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    original = packing.fitted
+    count = Image.core.get_blocks_max
+
+    def fitted(*given: Any, **named: Any) -> Any:
+        kept.append(count())
+        return original(*given, **named)
+
+    before = count()
+    monkeypatch.setattr(packing, "fitted", fitted)
+    read(folder, tmp_path / "data")
+    assert min(kept) > before == count()
