@@ -486,13 +486,14 @@ def _memory_reused() -> Iterator[None]:
 
     Else the system would clear as much memory for every step of every picture.
     """
-    before = Image.core.get_blocks_max()
-    Image.core.set_blocks_max(max(before, 2 * THREADS))
+    core: Any = Image.core  # type: ignore[attr-defined]  # documented as Pillow's block allocator
+    before = core.get_blocks_max()
+    core.set_blocks_max(max(before, 2 * THREADS))
     try:
         yield
     finally:
-        Image.core.set_blocks_max(before)
-        Image.core.clear_cache()
+        core.set_blocks_max(before)
+        core.clear_cache()
 
 
 def _decode(

@@ -302,10 +302,13 @@ def _read_originals(raw: RawData, rows: Array) -> dict[int, Array]:
     assert raw.index is not None
     tiles: dict[int, Array] = {}
     source = place_at(Path(raw.index.root))
-    for place, row in enumerate(rows.tolist() if source else ()):
+    for place, row in enumerate(rows.tolist()):
         try:
+            if source is None:
+                break
             with source.opened(raw.index.files[row]) as file:
-                if file_digest(file, "sha256").digest() != raw.index.sha256[row].tobytes():
+                digest = file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+                if digest != raw.index.sha256[row].tobytes():
                     continue
                 file.seek(0)
                 tiles[place] = _tile(open_picture(file, side=ORIGINAL))
