@@ -79,7 +79,8 @@ def open_picture(
         width, height = picture.size
         mode = picture.mode
         picture.draft(None, (REDUCED * side, REDUCED * side))  # None keeps its mode
-        if isinstance(source, BytesIO):  # its decoder gets all of it at once
+        if isinstance(source, BytesIO) and isinstance(picture, ImageFile.ImageFile):
+            # The decoder gets all of it at once.
             picture.decodermaxblock = max(source.getbuffer().nbytes, ImageFile.MAXBLOCK)
         needed = _memory(picture, width * height, side, fit)
         if needed > AT_WORK:

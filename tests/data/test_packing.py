@@ -354,7 +354,7 @@ def test_pillow_keeps_memory_only_while_pictures_are_packed(
 ) -> None:
     kept = []
     original = packing.fitted
-    count = Image.core.get_blocks_max  # type: ignore[attr-defined]
+    count = Image.core.get_blocks_max
 
     def fitted(*given: Any, **named: Any) -> Any:
         kept.append(count())
