@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -238,6 +238,15 @@ def regular(file: Path) -> Path:
     if file.exists() and not file.is_file():
         raise ValueError("is not a file")
     return file
+
+
+def begins(file: Path | BinaryIO, start: bytes) -> bool:
+    """Whether the content of a file begins with these bytes."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return begins(opened, start)
+    file.seek(0)
+    return file.read(len(start)) == start
 
 
 def printable(file: Path | str) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
-from pipeline.data.files import FORMATS, regular
+from pipeline.data.files import FORMATS, begins, regular
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
@@ -112,18 +112,10 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
         pixels = f"{int(size[0]):,}" if size else "too many"
         raise ValueError(f"has {pixels} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        if _begins(source, _LFS):
+        if begins(source, _LFS):
             reason = "is a pointer of Git LFS instead of the picture; type git lfs pull"
             raise ValueError(reason) from error
         raise
-
-
-def _begins(source: Path | BinaryIO, start: bytes) -> bool:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return _begins(file, start)
-    source.seek(0)
-    return source.read(len(start)) == start
 
 
 def _memory(picture: Picture, pixels: int, side: int, fit: str) -> int:
