@@ -37,6 +37,14 @@ def copy_tables() -> None:
     utils._initialize_tables = initialize
 
 
+def empty_store(folder: Path) -> None:
+    """Puts a new store into a folder, for a process that would make its tables itself."""
+    from mlflow import MlflowClient
+
+    copy_tables()
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
+
+
 def _made_once(initialize: Any, utils: Any) -> Path:
     path = Path(os.environ[MADE_ONCE])
     with FileLock(f"{path}.lock"):

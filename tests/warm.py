@@ -86,12 +86,14 @@ def start_warm(
     env: dict[str, str],
     printed: Path,
     before: Callable[[], object] | None = None,
+    module: str = "pipeline",
 ) -> WarmProcess:
     """`python -m pipeline …`, which prints to the files `out` and `err` of a folder.
 
-    `before` is called in the process first, such as to limit or patch something there.
+    `before` is called in the process first, such as to limit or patch something there. `module` is
+    run in place of the pipeline's.
     """
-    command = [sys.executable, "-m", "pipeline", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     files = [printed / name for name in ("out", "err")]
     for file in files:
         file.write_bytes(b"")
@@ -106,6 +108,7 @@ def run_warm(
     env: dict[str, str],
     timeout: float,
     before: Callable[[], object] | None = None,
+    module: str = "pipeline",
 ) -> subprocess.CompletedProcess[str]:
     """`python -m pipeline …`, waited for, as `subprocess.run` would.
 
@@ -113,7 +116,9 @@ def run_warm(
         TimeoutExpired: it took too long, and was killed.
     """
     with TemporaryDirectory() as folder:
-        started = start_warm(arguments, cwd=cwd, env=env, printed=Path(folder), before=before)
+        started = start_warm(
+            arguments, cwd=cwd, env=env, printed=Path(folder), before=before, module=module
+        )
         return started.ended(timeout)
 
 
@@ -202,7 +207,7 @@ def _become(
     forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # type: ignore[attr-defined]
     if before:
         before()
-    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+    runpy.run_module(command[2], run_name="__main__", alter_sys=True)
 
 
 def _get_context(method: str | None = None) -> Any:
@@ -216,7 +221,12 @@ class _WarmContext(ForkServerContext):
         self, *, target: Callable[..., None], args: tuple[Any, ...], name: str
     ) -> ForkServerProcess:
         given = (target, args, dict(os.environ))
-        return ForkServerProcess(target=_with_environment, args=given, name=name)
+        return ForkServerProcess(target=_as_if_spawned, args=given, name=name)
+
+
+def _as_if_spawned(target: Callable[..., Any], *given: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _with_environment(target, *given)
 
 
 def _with_environment(

@@ -10,16 +10,16 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from docs import screenshots
 from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.tracking.client import connect
-from tests.commands import DRAWN, carried_out, configured, free_port, inside
+from tests.commands import DRAWN, carried_out, configured, free_port, inside, mlflow_server
 from tests.stress.matrix import matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-EPOCHS, LAST_SEEN = 60, 20
+EPOCHS, LAST_SEEN = 30, 20
+ONE_EACH = ("train.plots=[accuracy]", "evaluate.plots=[confusion_matrix]")
 NAMES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -32,14 +32,14 @@ def test_a_server_that_dies_at_epoch_20_delays_nothing_and_gets_everything_once_
     options = ("--artifacts-destination", str(theirs / "files"))
     ends: list[float] = []
     with ExitStack() as first, inside(tmp_path / "user") as here:
-        address = first.enter_context(screenshots.server(theirs / "mlflow.db", *options, port=port))
+        address = first.enter_context(mlflow_server(theirs / "mlflow.db", *options, port=port))
 
         def watch(epoch: int, _: dict[str, float]) -> None:
             if epoch == LAST_SEEN:
                 first.close()
             ends.append(time.perf_counter())
 
-        words = (*DRAWN, f"train.epochs={EPOCHS}", f"tracking.uri={address}")
+        words = (*DRAWN, *ONE_EACH, f"train.epochs={EPOCHS}", f"tracking.uri={address}")
         folder = here / "outputs" / "today" / "now"
         made = run(configured(*words), folder, watch)
         ended = time.time() * 1000
@@ -52,7 +52,7 @@ def test_a_server_that_dies_at_epoch_20_delays_nothing_and_gets_everything_once_
         with pytest.raises(PipelineError, match="nothing answers there"):
             carried_out("sync", f"tracking.uri={address}", folder=here)
 
-        with screenshots.server(theirs / "mlflow.db", *options, port=port):
+        with mlflow_server(theirs / "mlflow.db", *options, port=port):
             carried_out("sync", f"tracking.uri={address}", folder=here)
             client = connect(address)
             found = client.get_run(made.run_id)

@@ -18,7 +18,6 @@ import yaml
 from mlflow.entities import Run
 from sqlalchemy.engine.default import DefaultDialect
 
-from docs import screenshots
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect, experiment
@@ -29,6 +28,7 @@ from tests.commands import (
     configured,
     free_port,
     inside,
+    mlflow_server,
     pipeline,
     results,
 )
@@ -349,7 +349,7 @@ def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path
 def test_a_run_through_a_server_is_recorded_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with screenshots.server(tmp_path / "mlflow.db", "--artifacts-destination", "served") as address:
+    with mlflow_server(tmp_path / "mlflow.db", "--artifacts-destination", "served") as address:
         ended = pipeline(
             *DRAWN,
             "evaluate.plots=[confusion_matrix]",

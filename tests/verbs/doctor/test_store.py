@@ -12,10 +12,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from docs import screenshots
 from pipeline.tracking.client import connect, experiment, experiments
 from pipeline.verbs.doctor import store as health
-from tests.commands import free_port, inside
+from tests.commands import free_port, inside, mlflow_server
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +188,7 @@ def test_a_server_of_something_else_is_a_problem() -> None:
 
 @pytest.mark.slow
 def test_a_server_says_its_version_and_can_be_asked(tmp_path: Path) -> None:
-    with screenshots.server(tmp_path / "mlflow.db") as address:
+    with mlflow_server(tmp_path / "mlflow.db") as address:
         store = health.check_store(address)
         assert store.finding.says == f"{address} answers: MLflow {mlflow.__version__}"
         assert store.finding.state == "ok"

@@ -11,15 +11,14 @@ from typing import Any
 import mlflow
 import pytest
 
-from docs import screenshots
 from pipeline.run import run
 from pipeline.system.errors import PipelineError
 from pipeline.verbs.promote.ledger import PROMOTED, REFUSED, ROLLED_BACK
-from tests.commands import carried_out, configured, inside, results
+from tests.commands import LEAN, carried_out, configured, inside, mlflow_server, results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DATA = ("dataset=synthetic", "model=linear", "train.plots=[]", "evaluate.report=false")
+DATA = ("dataset=synthetic", "model=linear", *LEAN)
 LENIENT = ("promote.min_test_accuracy=0.5", "promote.max_ece=1")
 GOOD, WEAK = ("train.epochs=4",), ("train.epochs=1", "optimizer.learning_rate=1e-7")
 
@@ -54,7 +53,7 @@ def remote(tmp_path: Path) -> Iterator[Remote]:
     theirs, ours = tmp_path / "server", tmp_path / "user"
     theirs.mkdir()
     files = ("--artifacts-destination", str(theirs / "files"))
-    with screenshots.server(theirs / "mlflow.db", *files) as address, inside(ours):
+    with mlflow_server(theirs / "mlflow.db", *files) as address, inside(ours):
         yield Remote(address=address, folder=ours)
 
 

@@ -16,7 +16,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from docs import screenshots
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
@@ -45,6 +44,7 @@ from pipeline.verbs.promote.switch import (
     settle,
     switch,
 )
+from tests.commands import mlflow_server
 from tests.stress.matrix import matrix, stressed, tally
 from tests.warm import call_warm
 
@@ -366,9 +366,13 @@ class Deadly:
         return call
 
 
+# At every third request in `make test`, at every single one in `make stress`.
+STEP = 3 // stressed(3, 1)
+
+
 def kill_at_every_request(start: Path, folder: Path, action: str) -> int:
     """Forks a child for each number of requests after which it kills itself, until one lives."""
-    for number in range(1, 60):
+    for number in range(1, 60, STEP):
         database = folder / f"{number}.db"
         shutil.copy(start, database)
         child = os.fork()
@@ -395,7 +399,7 @@ ACTIONS = {
 def killed_at_every_request(start: Path, folder: Path, action: str) -> list[Path]:
     """A copy of the store for each request after which the action was killed, in order."""
     survived = call_warm(kill_at_every_request, start, folder, action, timeout=240)
-    return [folder / f"{number}.db" for number in range(1, survived)]
+    return [folder / f"{number}.db" for number in range(1, survived, STEP)]
 
 
 @pytest.fixture
@@ -415,7 +419,7 @@ def test_killed_after_any_request_the_champion_is_the_old_or_the_new_and_the_nex
     new = {"promotion": 5, "rollback": 2}[action]
     before = {3: 2, 2: 1, 5: 3}  # champion: the one it replaced
     stores = killed_at_every_request(with_three, tmp_path, action)
-    assert len(stores) >= 10
+    assert len(stores) >= 10 // STEP
     seen = []
     for database in stores:
         registry = opened(database)
@@ -468,7 +472,7 @@ def test_settling_that_is_killed_itself_is_finished_by_the_next(
     if committed:
         left.point(CHAMPION, out)
     stores = killed_at_every_request(with_three, tmp_path, "settling")
-    assert len(stores) >= 8
+    assert len(stores) >= 8 // STEP
     for database in stores:
         registry = opened(database)
         settle(registry)
@@ -478,7 +482,7 @@ def test_settling_that_is_killed_itself_is_finished_by_the_next(
         assert registry.pending() == []
 
 
-ROUNDS, RACERS = stressed(8, 4), 3
+ROUNDS, RACERS = stressed(8, 3), 3
 Told = tuple[int, int, int | None, str]
 
 
@@ -550,7 +554,7 @@ def test_of_processes_that_promote_at_the_same_time_exactly_one_wins(
 @pytest.fixture
 def served(empty: Path, tmp_path: Path) -> Iterator[str]:
     database = Path(shutil.copy(empty, tmp_path / "mlflow.db"))
-    with screenshots.server(database) as address:
+    with mlflow_server(database) as address:
         yield address
 
 

@@ -19,7 +19,7 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
-from tests.commands import begun, carried_out, configured, environment, inside, pipeline
+from tests.commands import LEAN, begun, carried_out, configured, environment, inside, pipeline
 from tests.stress.matrix import matrix, stressed, tally
 from tests.system.test_folders import HOLD
 
@@ -293,15 +293,15 @@ def test_a_changed_code_may_be_let_pass_and_the_run_says_so(
     assert "and is fedcba" in the_run(tmp_path).data.tags["resumed.changed"]
 
 
-LONG_EPOCHS = 150
-LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *ONE_EACH)
+LONG_EPOCHS = 30
+LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *LEAN)
 
 
 @matrix(9, 12)
 def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     tmp_path: Path,
 ) -> None:
-    whole, moment, kills = tmp_path / "whole", random.Random(0), stressed(4, 2)
+    whole, moment, kills = tmp_path / "whole", random.Random(0), stressed(4, 1)
     whole.mkdir()
     assert pipeline(*LONG, cwd=whole).returncode == 0
     for number in range(stressed(10, 1)):
