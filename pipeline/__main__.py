@@ -26,6 +26,7 @@ from pipeline.config.rules import choose
 from pipeline.config.schema import register, validate, validate_request
 from pipeline.config.search import CONF, VERSION_BASE
 from pipeline.config.words import (
+    COMPLETES,
     LAUNCHED_BY_MLPROJECT,
     addressed,
     flags_apart,
@@ -159,6 +160,8 @@ def _complete(asked: list[str]) -> int:
         name = Path(sys.argv[0]).name
         print(COMPLETION + ("python python3" if name == "__main__.py" else name))
         return 0
+    if not asked or (asked[0].startswith("query=") and "COMP_LINE" not in os.environ):
+        raise RequestError(f"--shell-completion: {COMPLETES}")
     if asked == ["query=bash"]:
         line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0")) or None]
         words = re.sub(r"^\S*python\S*\s+-m\s+|^", "", line).partition(" ")[2]

@@ -231,6 +231,8 @@ def _refusal(key: Key, value: Any) -> str | None:
     """Why a value is refused, None if it is allowed."""
     name, last = _dotted(key), key[-1]
     allowed: Iterable[str] | None = None
+    if key[:2] == ("hydra", "callbacks") and len(key) == 3:
+        return f"{name}: a callback has a _target_; choose one of {', '.join(CALLBACKS)}"
     if last == "_target_" and not (len(key) == 2 and key[0] in GROUPS):  # theirs are checked later
         allowed = _allowed_targets(key[:-1])
     elif name.startswith(LOGGING):

@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -57,7 +57,7 @@ def error_line(error: BaseException) -> str:
         if "does not support deletion" in str(cause):
             return f"~{asked[1] if asked else cause.full_key}: it cannot be left out, only changed"
         return _bad_key(cause, asked[1] if asked else "")
-    return one_line(error)
+    return first_line(str(error)) if isinstance(error, HydraException) else one_line(error)
 
 
 def _taken(group: str, name: str) -> str:
@@ -88,7 +88,7 @@ def unreadable(error: OverrideParseException) -> str:
     if message.startswith("LexerNoViable") and (place := _place(message, word)) is not None:
         return f"{line}: {word[place]!r} must be quoted; {_quote(key, value)}"
     said = " ".join(one.strip() for one in message.splitlines() if _says_something(one))
-    said = re.sub(r" expecting .*$", "", said)
+    said = re.sub(r" expecting .*$|^\w+Error while evaluating '.*?': |, got NoneType", "", said)
     return f"{line}: {said or 'it is not written key=value'}; {_quote(key, value)}"
 
 

@@ -361,8 +361,8 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         one = parser.parse_overrides([word])[0]
     except OverrideParseException as error:
         raise RequestError(_how_it_is_written(setting) or unreadable(error)) from error
-    if key.startswith("hydra") and one.is_sweep_override():
-        raise RequestError(f"{word} cannot be searched: it is about the whole; give it one value")
+    if key.startswith("hydra"):
+        _require_one_of_hydras(setting, one)
     if is_list(hint):
         _require_list(setting, one)
     elif is_number(hint):
@@ -371,9 +371,22 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         raise RequestError(f"{word}: {_several(word, value, hint, command)}")
 
 
+def _require_one_of_hydras(setting: _Setting, one: Override) -> None:
+    if setting.key == "hydra.verbose" and not isinstance(one.value(), bool | str | list):
+        how = f"write true, or names of loggers, as in {setting.name}=[pipeline]"
+        raise RequestError(f"{setting.word}: {how}")
+    if one.is_sweep_override():
+        raise RequestError(
+            f"{setting.word} cannot be searched: it is about the whole; give it one value"
+        )
+
+
 def _require_one(setting: _Setting) -> None:
     """Refuses a word in which a second setting or a second = stands, unless it may be a text."""
     word, name, value = setting.word, setting.name, setting.value
+    if "@" in name:
+        group = name.partition("@")[0]
+        raise RequestError(f"{word}: a file has its place; write {group or 'model'}={value}")
     if name.endswith(":"):
         raise RequestError(f"{word}: one = is enough, as in {name.rstrip(':')}={value}")
     if ":" in name.partition("@")[0] or re.search(r"^[^\w]|[./]{2}|[./]$", name):

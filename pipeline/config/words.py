@@ -81,6 +81,9 @@ _FLAGS_MEANT = {
     ),
 }
 
+# How tab completion is set up.
+COMPLETES = 'write eval "$(python -m pipeline -sc install=bash)"'
+
 # What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
 
@@ -219,7 +222,24 @@ def flags_apart(words: Sequence[str], request: type | None = None) -> tuple[list
             raise RequestError(f"{word}: {written} takes no value{apart}")
         else:
             flags.append(flag)
+    _require_company(flags)
     return flags, settings
+
+
+def _require_company(flags: Sequence[str]) -> None:
+    """Refuses flags that have no effect alone, or not where they stand.
+
+    Raises:
+        RequestError: beside which flag they belong.
+    """
+    names = {flag.partition("=")[0] for flag in flags}
+    for flag in names & {"--resolve", "--package"}:
+        if not names & {"--cfg", "--help"}:
+            raise RequestError(
+                f"{flag}: has an effect beside --cfg alone, as in --cfg job {flag} …"
+            )
+    if "--shell-completion" in names:
+        raise RequestError(f"--shell-completion: {COMPLETES}")
 
 
 def _value_of_flag(flag: str, value: str) -> str:
@@ -229,6 +249,9 @@ def _value_of_flag(flag: str, value: str) -> str:
         RequestError: there is none, or another flag or a setting stands in its place.
     """
     what, choices = HYDRA_VALUES[SHORT_FLAGS.get(flag, flag)]
+    if what == "a file's name" and "/" in value and "=" not in value:
+        group, _, name = value.rpartition("/")
+        raise RequestError(f"{flag} {value}: files of groups are chosen as in {group}={name}")
     setting = re.match(r"[+~]*\w[\w./@]*=", value) is not None
     if not value or value.startswith("-") or setting or (choices and value not in choices):
         example = f"{flag} {choices[0]}" if choices else f"{flag} NAME"
