@@ -366,23 +366,32 @@ def as_stack(array: Array, shape: Shape) -> Array:
 
 def _unflattened(array: Array, shape: Shape) -> Array:
     """Reshapes flat images to [N,H,W]; returns other arrays unchanged."""
+    if another := _to_be_reshaped(array.shape, shape):
+        raise ValueError(f"has the shape {array.shape}: {another}")
+    height, width, _ = shape
+    flat = array.ndim < 3 and array.shape[-1] == height * width
+    return array.reshape(-1, height, width) if flat and array.shape != (height, width) else array
+
+
+def _to_be_reshaped(given: tuple[int, ...], shape: Shape) -> str | None:
+    """What to save in place of an array that can be read in two ways, or is flat in another."""
     height, width, channels = shape
-    if array.ndim == 3 and channels == 3 and array.shape == (3, height, width):
-        raise ValueError(
-            f"has the shape {array.shape}: use x.transpose(1, 2, 0) for one colour image, "
-            "x[..., None] for three grey ones"
+    pixels, size = height * width, f"{height}, {width}"
+    if channels == 3 and given == (3, height, width):
+        return "use x.transpose(1, 2, 0) for one colour image, x[..., None] for three grey ones"
+    if len(given) < 3 and channels > 1 and given[-1] == pixels * channels:
+        return (
+            f"for flat images save x.reshape(-1, {size}, {channels}), or x.reshape(-1, {channels}, "
+            f"{size}).transpose(0, 2, 3, 1) if the channels follow one another"
         )
-    if array.ndim > 2 or array.shape == (height, width) or array.size == 0:
-        return array
-    if array.shape[-1] == height * width:
-        return array.reshape(-1, height, width)
-    if array.shape[-1] == height * width * channels:
-        raise ValueError(
-            f"has the shape {array.shape} of flat images; save x.reshape(-1, {height}, {width}, "
-            f"{channels}), or x.reshape(-1, {channels}, {height}, {width}).transpose(0, 2, 3, 1) "
-            "if the channels follow one another"
-        )
-    return array
+    if len(given) == 2 and given[1] == pixels + 1 and given != (height, width):
+        return "use x[:, 1:] for flat images after their labels, x[..., None] for one image"
+    if len(given) == 3 and given[1:] in ((pixels, 1), (1, pixels)) and height > 1 < width:
+        one = "x[None]" if given[2] == 1 else "x[:, 0]"
+        return f"use x.reshape(-1, {size}) for flat images, {one} for one image"
+    if len(given) == 3 and given[1:] == (pixels, channels) and height > 1 < width:
+        return f"use x.reshape(-1, {size}, {channels}) for flat images, x[None] for one image"
+    return None
 
 
 def _has_channels(array: Array, shape: Shape) -> bool:

@@ -318,7 +318,7 @@ def scale_of_parameter(values: Sequence[Any]) -> AxisScale:
         return "linear"
     places = np.array(sorted(set(values)), float)
     factors, steps = places[1:] / places[:-1], np.diff(places)
-    by_factors = len(places) > 2 and factors.max() < 1.25 * factors.min()
+    by_factors = len(places) > 2 and 1.4 < factors.min() and factors.max() < 1.25 * factors.min()
     by_factors = by_factors and steps.max() > 1.9 * steps.min()
     by_decades = len(places) == 2 and factors[0] >= 10
     return "log" if by_factors or by_decades else scale(values)

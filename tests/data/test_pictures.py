@@ -189,12 +189,16 @@ def test_rows_of_pixels_are_as_many_images_as_there_are_rows(count: int) -> None
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ((5, 48), r"flat images; save x.reshape\(-1, 4, 4, 3\), or .*transpose\(0, 2, 3, 1\)"),
+        ((5, 48), r"flat images save x.reshape\(-1, 4, 4, 3\), or .*transpose\(0, 2, 3, 1\)"),
         ((48,), r"flat images"),
         (
             (3, 4, 4),
             r"use x.transpose\(1, 2, 0\) for one colour image, x\[..., None\] for three grey",
         ),
+        ((5, 16, 1), r"x.reshape\(-1, 4, 4\) for flat images, x\[None\] for one image"),
+        ((5, 1, 16), r"x.reshape\(-1, 4, 4\) for flat images"),
+        ((5, 16, 3), r"x.reshape\(-1, 4, 4, 3\) for flat images, x\[None\] for one image"),
+        ((5, 17), r"x\[:, 1:\] for flat images after their labels, x\[..., None\] for one"),
     ],
 )
 def test_an_array_that_can_be_read_in_two_ways_is_refused_with_both(

@@ -548,6 +548,7 @@ print(len(drawn), sorted({"keras", "tensorflow", "mlflow"} & set(sys.modules)))
         ([0.1, 0.2, 0.3], "linear"),
         ([1, 2], "linear"),
         ([1, 2, 3, 5, 8], "linear"),
+        ([0.9, 0.99, 0.999], "linear"),
         (["a", "b"], "linear"),
     ],
 )
