@@ -25,11 +25,11 @@ from pipeline.data import lists
 from pipeline.data.archives import LARGEST, located
 from pipeline.data.files import (
     NO_ENDING,
+    PICTURE_ENDINGS,
     Unreadable,
     as_line,
     in_natural_order,
     natural,
-    picture_endings,
     printable,
     rest,
 )
@@ -222,7 +222,7 @@ def _text(name: str) -> str:
 def _no_list(path: Path) -> str | None:
     """Why a file is neither a list nor an archive that can be read, going by its name."""
     ending = path.suffix.lower()
-    if ending in picture_endings():
+    if ending in PICTURE_ENDINGS:
         return "is a single picture; name the folder of all"
     if ending in (".npz", ".npy"):
         return f"holds arrays; type dataset=npz dataset.path={path}"
@@ -350,7 +350,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     contents = place.contents(keep)
     files = [name for name in contents.files if name.startswith(prefix)]
     endings = [_ending(name) for name in files]
-    known = picture_endings()
+    known = PICTURE_ENDINGS
     pictures = [name for name, one in zip(files, endings, strict=True) if one in known]
     left_out = +Counter(contents.left_out)
     left_out.update(one or NO_ENDING for one in endings if one not in known)
@@ -382,7 +382,7 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
         return None
     contents = place.contents(())
     inside = [name for name in contents.files if name.startswith(below)]
-    files = tuple(name for name in inside if _ending(name) in picture_endings())
+    files = tuple(name for name in inside if _ending(name) in PICTURE_ENDINGS)
     left_out = +Counter(contents.left_out)
     left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
     if not files:

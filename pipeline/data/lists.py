@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.data.files import as_line, in_natural_order, picture_endings
+from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.imports import Lazy
 
@@ -338,7 +338,7 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
     if usually:
         found = f"several columns of {given.name} may hold the {what}s: {', '.join(usually)}"
         raise RequestError(f"{found}; name one: dataset.{what}_column={usually[0]}")
-    if any(PurePosixPath(column).suffix.lower() in picture_endings() for column in columns):
+    if any(PurePosixPath(column).suffix.lower() in PICTURE_ENDINGS for column in columns):
         raise RequestError(
             f"{given.name} has pictures as keys; {_EACH_LINE}"
             if given.kind == JSON_LINES
@@ -367,7 +367,7 @@ def _bare(column: str) -> str:
 
 def _looks_like_paths(values: Sequence[Any]) -> bool:
     texts = (value for value in values if isinstance(value, str) and value.strip())
-    return PurePosixPath(next(texts, "").strip()).suffix.lower() in picture_endings()
+    return PurePosixPath(next(texts, "").strip()).suffix.lower() in PICTURE_ENDINGS
 
 
 def _correspond(columns: Sequence[Sequence[Any]]) -> bool:
@@ -466,11 +466,11 @@ def _completed(
 ) -> list[str]:
     """The paths with the endings of their files, if none in the list has one."""
     named = [path for path in paths if path]
-    if not named or any(PurePosixPath(one).suffix.lower() in picture_endings() for one in named):
+    if not named or any(PurePosixPath(one).suffix.lower() in PICTURE_ENDINGS for one in named):
         return paths
     if all(are_files(named[:1])):
         return paths
-    known = [form for one in sorted(picture_endings()) for form in (one, one.upper())]
+    known = [form for one in sorted(PICTURE_ENDINGS) for form in (one, one.upper())]
     tried = [(path + ending, ending) for path in named[:20] for ending in known]
     exist = are_files([path for path, _ in tried])
     endings = sorted({ending for (_, ending), exists in zip(tried, exist, strict=True) if exists})

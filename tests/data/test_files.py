@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.files import Unreadable, find_files, open_array, printable
+from pipeline.data.files import (
+    FORMATS,
+    PICTURE_ENDINGS,
+    Unreadable,
+    find_files,
+    open_array,
+    printable,
+)
 from pipeline.data.pictures import open_picture
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
@@ -239,3 +246,9 @@ def test_patterns_take_brackets_hidden_names_that_are_asked_for_and_no_others(
     assert found(tmp_path / ".c*", tmp_path) == [".c1.png"]
     assert found(tmp_path / "*" / "*.png", tmp_path) == ["below/a1.png"]
     assert found(tmp_path / "**" / "a1.png", tmp_path) == ["a1.png", "below/a1.png"]
+
+
+def test_the_endings_of_pictures_are_those_of_the_formats_that_are_read() -> None:
+    Image.init()
+    known = Image.registered_extensions().items()
+    assert {end for end, kind in known if kind in (*FORMATS, "MPO")} == PICTURE_ENDINGS
