@@ -276,6 +276,7 @@ def _torch(split: Any, *, whole: bool) -> Cost:
         [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for a, b in channels
     ]
     net = nn.Sequential(*chain.from_iterable(blocks), nn.Flatten(), nn.LazyLinear(len(CLASSES)))
+    net(torch.zeros(1, 3, SIDE, SIDE))  # says how many inputs the last layer has
     net = net.to(memory_format=torch.channels_last)
     rows, random = Rows(), torch.utils.data.RandomSampler(range(len(split)))
     if whole:

@@ -254,10 +254,13 @@ def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple
     count = min(len(raw.train), 2 * ORIGINALS)
     places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
     chosen = raw.train.rows[places]
+    # Every other one comes first, so that they are from all of the split.
+    chosen = np.concatenate([chosen[::2], chosen[1::2]])
     kept, originals = _originals(raw, chosen, folder)
     found: list[tuple[int | None, int]] = [*enumerate(chosen[kept].tolist())]
+    found.sort(key=lambda one: one[1])
     if always and not found:
-        found = [(None, row) for row in chosen[::2].tolist()]
+        found = [(None, row) for row in chosen[:ORIGINALS].tolist()]
     sizes = None if raw.index is None else np.asarray(raw.index.sizes)
     seen = []
     for original, row in found:

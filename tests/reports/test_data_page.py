@@ -51,6 +51,14 @@ def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_
     text.encode("utf-8")
 
 
+def test_originals_are_of_all_classes(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", classes=("ape", "bee", "cat"))
+    seen = Page(page_of(read(folder, tmp_path / "data"), tmp_path / "data")).text(
+        "section", id="seen"
+    )
+    assert all(f"{name}/0" in seen for name in ("ape", "bee", "cat"))
+
+
 def test_originals_that_are_gone_are_left_out(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos")
     raw = read(folder, tmp_path / "data")
