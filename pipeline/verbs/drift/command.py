@@ -75,6 +75,17 @@ class Drifted:
         return sorted((s for s in self.shifts if s.level), key=lambda s: (-s.level, -s.distance))
 
     @property
+    def remarks(self) -> list[str]:
+        """What else is to be said of the comparison, in lines."""
+        said = list(self.notes)
+        if self.unknown:
+            said.append(f"classes that the run does not have: {', '.join(self.unknown)}")
+        if self.unreadable:
+            files = "1 file" if self.unreadable == 1 else f"{self.unreadable:,} files"
+            said.append(f"left out, as they cannot be read: {files}")
+        return said
+
+    @property
     def verdict(self) -> str:
         """What the comparison says, in a sentence or two."""
         if not self.found:
@@ -173,12 +184,8 @@ def show(result: Drifted, request: Drift) -> None:
         table.add_row(one.name, *medians, *numbers, Text(one.verdict + detail))
     console = standard_output()
     console.print(table)
-    for note in result.notes:
-        console.print(note, soft_wrap=True)
-    if result.unknown:
-        console.print(f"classes that the run does not have: {', '.join(result.unknown)}")
-    if result.unreadable:
-        console.print(f"{result.unreadable:,} files cannot be read and are left out")
+    for remark in result.remarks:
+        console.print(remark, soft_wrap=True)
     console.print(result.verdict, soft_wrap=True)
     found = ",".join(shift.name.replace(" ", "_") for shift in result.found) or "none"
     print(f"drift={found} run_id={result.run_id} page={result.page}", flush=True)
@@ -359,7 +366,7 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
         path=path,
         pictures=result.pictures,
         verdict=result.verdict,
-        notes=result.notes,
+        notes=result.remarks,
         reference=result.reference,
         values=result.values,
         unsure=[

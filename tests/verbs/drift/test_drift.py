@@ -41,7 +41,7 @@ def test_pictures_like_those_of_the_training_show_no_drift(
     new = pictures(tmp_path / "new")
     words = (f"drift.path={new}", f"drift.output={tmp_path}/d.csv", f"drift.page={tmp_path}/d.html")
     result = carried_out(
-        "drift", *words, f"run_id={run_id[:8]}", "drift.fail=true", folder=tmp_path
+        "drift", *words, f"run_id='{run_id[:8]}'", "drift.fail=true", folder=tmp_path
     )
     assert result.found == []
     printed = capsys.readouterr().out
@@ -73,9 +73,11 @@ def test_what_has_shifted_is_named_and_fails_where_that_is_asked_for(
     assert "brightness (lower: median 31" in printed
     assert "classes (dog: 50.0% → 0.0%)" in printed
     assert "classes that the run does not have: cow" in printed
-    assert "1 files cannot be read" in printed
+    assert "left out, as they cannot be read: 1 file" in printed
     page = Page((tmp_path / "d.html").read_text(encoding="utf-8"))
     assert page.text("h1").endswith("<i>new")
+    assert "classes that the run does not have: cow" in page.text("header")
+    assert "left out, as they cannot be read: 1 file" in page.text("header")
     assert page.all("i") == []
     assert page.all("script") == []
 
