@@ -117,11 +117,14 @@ def in_turns(contenders: Mapping[str, Callable[[], Cost]], turns: int) -> Figure
             costs[name].append(measure())
     first, *others = costs
     for name, of in costs.items():
-        yield f"{name}: s", float(np.median([seconds for seconds, _ in of]))
+        seconds, processors = np.median(of, axis=0).tolist()
+        yield f"{name}: s", seconds
+        yield f"{name}: s of processors", processors
     for name in others:
-        seconds, processors = np.median(np.array(costs[first]) / np.array(costs[name]), axis=0)
-        yield f"{first} / {name}", float(seconds)
-        yield f"{first} / {name}, processor time", float(processors)
+        ratios = np.array(costs[first]) / np.array(costs[name])
+        seconds, processors = np.median(ratios, axis=0).tolist()
+        yield f"{first} / {name}", seconds
+        yield f"{first} / {name}, processor time", processors
 
 
 def packing(place: Path, chosen: argparse.Namespace) -> Figures:

@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -72,7 +73,9 @@ def import_slow(module: str) -> ModuleType:
 
 
 def configure_libraries() -> None:
-    """Sets the environment variables that slow libraries read when imported.
+    """Sets the environment variables that slow libraries read when imported, and silences one.
+
+    A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each.
 
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow.
@@ -84,6 +87,7 @@ def configure_libraries() -> None:
         )
     os.environ.update({key: value for key, value in DEFAULTS.items() if not os.environ.get(key)})
     os.environ.update(ALWAYS)
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline.system.errors import RequestError
-from pipeline.system.imports import configure_libraries, import_slow, uncollected
+from pipeline.system.imports import ALWAYS, DEFAULTS, configure_libraries, import_slow, uncollected
 from tests.commands import QUICK, ROOT, environment, fresh_pipeline
 
 
@@ -92,3 +95,14 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "True []\n"
+
+
+def test_characters_that_a_font_lacks_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*DEFAULTS, *ALWAYS):
+        monkeypatch.setenv(name, "")  # restores it at the end
+    figure = Figure()
+    figure.suptitle("猫")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        configure_libraries()
+        figure.savefig(io.BytesIO())
