@@ -14,14 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pipeline.api as api
 from pipeline.api import compose
@@ -33,6 +32,7 @@ from pipeline.config.trusted import trusted
 from pipeline.config.words import key_of
 from pipeline.tracking.ui import server_command, server_environment, wait_for
 from pipeline.verbs import requests, verbs
+from tests.stress.matrix import SHARE
 from tests.warm import WarmProcess, run_warm, start_warm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,9 +170,7 @@ def composed(*overrides: str, verb: str | None = None) -> DictConfig:
     """What Hydra hands to the pipeline, with the defaults of a verb or of all."""
 
     def make() -> tuple[DictConfig, DictConfig]:
-        register(requests(), of=verb and {verb})
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            whole = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        whole = _composed_for(overrides, None if verb is None else (verb,))
         own = copy.deepcopy(whole)
         with open_dict(own):
             del own["hydra"]
@@ -194,13 +192,39 @@ def compose_once() -> None:
     Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
+def trace_plainly() -> None:
+    """Leaves TensorFlow's graphs as they are: improving one takes longer than running it here.
+
+    `make stress` tests them as users get them.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and SHARE not in os.environ:
+        tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def parse_once() -> None:
+    """Spares composing to parse the same files again, which takes a fifth of its time."""
+    itself, known = OmegaConf.load, {}
+
+    def load(file: Any) -> Any:
+        if not hasattr(file, "fileno"):
+            return itself(file)
+        about = os.fstat(file.fileno())
+        key = (file.name, about.st_ino, about.st_mtime_ns, about.st_size)
+        if key not in known:
+            known[key] = itself(file)
+        return copy.deepcopy(known[key])
+
+    OmegaConf.load = load  # type: ignore[method-assign]
+
+
 def configured(*overrides: str) -> Config:
     """The checked configuration for these overrides."""
     words = merged(overrides)
 
     def make() -> tuple[Config, None]:
         before = api.compose_words
-        api.compose_words = _composed_like_a_job if _is_ours() else before
+        api.compose_words = _composed_for if _is_ours() else before
         try:
             return compose(*words), None
         finally:
@@ -209,17 +233,21 @@ def configured(*overrides: str) -> Config:
     return _once(make, "configured", *words)[0]
 
 
-def _composed_like_a_job(words: Sequence[str]) -> DictConfig:
-    """What Hydra composes for words that change values alone, in a tenth of the time."""
-    register(requests(), of=())
-    composer, parser = _composer()
-    if any(one.is_sweep_override() for one in parser.parse_overrides([*words])):
-        return compose_words(words)
-    return composer.compose(words)
+def _composed_for(words: Sequence[str], of: tuple[str, ...] | None = ()) -> DictConfig:
+    """What Hydra composes with the defaults of these verbs, None for all.
+
+    Words that change values alone are composed as a job's are, in a tenth of the time.
+    """
+    register(requests(), of=of)
+    if _is_ours():
+        composer, parser = _composer(of)
+        if not any(one.is_sweep_override() for one in parser.parse_overrides([*words])):
+            return composer.compose(words)
+    return compose_words(words)
 
 
 @cache
-def _composer() -> tuple[Composer, OverridesParser]:
+def _composer(of: tuple[str, ...] | None) -> tuple[Composer, OverridesParser]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="pipeline"):
         loader = GlobalHydra.instance().config_loader()
     master = loader.load_configuration("config", [], run_mode=RunMode.RUN)

@@ -1,5 +1,6 @@
 """What every test begins with."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -7,26 +8,24 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.imports import configure_libraries, exempt
+from tests.commands import parse_once, trace_plainly
 from tests.stores import MADE_ONCE, copy_tables
 from tests.warm import share_forks
 
 configure_libraries()  # the tests import modules of ours by themselves
+parse_once()
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    *(
-        "sweeps.test_sweep",
-        "sweeps.test_stress",
-        "training.test_train",
-        "verbs.promote.test_promote",
-    ),
-    *("verbs.promote.test_switch", "verbs.resume.test_command", "test_main", "training.test_xla"),
-    *("end_to_end.test_tour", "end_to_end.test_notebook", "end_to_end.test_installed", "test_run"),
-    *("verbs.compare.test_command", "training.test_loop", "tracking.test_recording"),
-    *("training.test_programs", "end_to_end.test_canary", "verbs.doctor.test_command"),
-    *("verbs.serve.test_command", "end_to_end.test_ui", "verbs.test_hostile_models"),
-    *("config.test_allowed", "config.test_conf_files", "sweeps.test_plots"),
+    *("sweeps.test_sweep", "verbs.promote.test_promote", "training.test_train", "test_main"),
+    *("training.test_models", "verbs.resume.test_command", "verbs.promote.test_switch"),
+    *("verbs.serve.test_command", "end_to_end.test_canary", "end_to_end.test_experiments"),
+    *("training.test_xla", "end_to_end.test_installed", "end_to_end.test_backbones", "test_run"),
+    *("sweeps.test_stress", "training.test_loop", "sweeps.test_plots", "end_to_end.test_ui"),
+    *("verbs.doctor.test_command", "end_to_end.test_own_pictures", "end_to_end.test_tour"),
+    *("tracking.test_recording", "training.test_pretrained", "verbs.test_hostile_models"),
+    *("verbs.compare.test_command", "reports.test_write", "end_to_end.test_notebook"),
 )
 
 
@@ -47,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what TensorFlow has made: each collection took half a second."""
     exempt()
+    gc.set_threshold(10_000)  # rarer by far, which takes 5 % off a training
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +65,7 @@ def _one_empty_store(shared_folder: Path) -> None:
 def pytest_runtest_setup() -> None:
     """Speeds MLflow up as soon as a test has imported it, and fixes what weights are drawn."""
     copy_tables()
+    trace_plainly()
     if keras := sys.modules.get("keras"):
         keras.utils.set_random_seed(0)  # a test fails always or never
     os.environ.pop("HYDRA_FULL_ERROR", None)  # left behind by a `main()` called in this process

@@ -26,8 +26,8 @@ from tests.commands import (
     results,
     unread,
 )
-from tests.stores import MADE_ONCE
-from tests.stress.matrix import matrix
+from tests.stores import MADE_ONCE, empty_store
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,8 @@ pytestmark = pytest.mark.slow
 DRIVER = """
 import json, os, sys
 from pipeline.__main__ import main
-from tests.commands import compose_once, configured
+from tests.commands import compose_once, configured, parse_once
+parse_once()
 configured()  # imports and finds once what each of them would
 compose_once()
 for number, arguments in enumerate(json.load(sys.stdin)):
@@ -314,11 +315,15 @@ def test_an_unreachable_tracking_server_is_refused_before_the_work(tmp_path: Pat
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("start", [pipeline, pytest.param(fresh_pipeline, marks=only_stressed)])
 @matrix(25)
-def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(tmp_path: Path) -> None:
+def test_a_failed_run_says_so_in_two_lines_and_logs_its_traceback(
+    start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     diverging = ["model=mlp", "model.hidden=[4]", "optimizer=sgd", "optimizer.learning_rate=1e30"]
     talkative = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}  # JAX sets the first
-    ended = fresh_pipeline(*QUICK, *diverging, cwd=tmp_path, **talkative)
+    empty_store(tmp_path)
+    ended = start(*QUICK, *diverging, cwd=tmp_path, **talkative)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert_helpful(ended.stderr, "the loss became nan in epoch 1", "optimizer.learning_rate")
     [log] = tmp_path.glob("outputs/*/*/pipeline.log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -23,6 +24,15 @@ from tests.commands import CONF, composed
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+# Choices of groups that set keys of others stand alone; of the rest, one of each group is composed
+# at once, which takes as long as one alone.
+ALONE = ("experiment", "optimizer", "sweep")
+COMPOSED = [[choice] for choice in CHOICES if choice[0] in ALONE] + [
+    [choice for choice in row if choice]
+    for row in zip_longest(
+        *([choice for choice in CHOICES if choice[0] == one] for one in GROUPS if one not in ALONE)
+    )
+]
 # What a run gives a builder besides the parameters of its file.
 AT_RUN_TIME: dict[str, dict[str, Any]] = {
     "optimizer": {},
@@ -64,10 +74,15 @@ def test_the_files_of_every_group_are_found() -> None:
     assert ("model", "mlp") in CHOICES
 
 
-@pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_choice_composes_and_is_valid(group: str, name: str) -> None:
-    config = validate(composed(f"{group}={name}", verb=group))
-    assert getattr(config.choices, group, name) == name
+@pytest.mark.parametrize("choices", COMPOSED, ids=lambda row: " ".join(map("=".join, row[:3])))
+def test_every_choice_composes_and_is_valid(choices: list[tuple[str, str]]) -> None:
+    config = validate(composed(*map("=".join, choices)))
+    for group, name in choices:
+        assert getattr(config.choices, group, name) == name
+
+
+def test_every_choice_is_composed() -> None:
+    assert sorted(choice for row in COMPOSED for choice in row) == CHOICES
 
 
 def test_what_is_composed_without_overrides_leaves_no_value_missing() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.run import run
 from pipeline.training import models
 from tests.commands import LEAN, begun, carried_out, configured, inside, pipeline, results
+from tests.stress.matrix import only_stressed
 
 pytestmark = pytest.mark.slow
 STAGES = ((1, 3, 2, 1, 8), (1, 3, 2, 2, 8))
@@ -59,14 +60,19 @@ def called(verb: str, run_id: str, *words: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "trained", ["head", "top", "all model.unfreeze_epochs=1 model.backbone_rate=0.5"]
+    "trained",
+    [
+        "head",
+        pytest.param("top", marks=only_stressed),
+        "all model.unfreeze_epochs=1 model.backbone_rate=0.5",
+    ],
 )
 def test_a_run_is_resumed_reproduced_and_evaluated_to_the_same_bits(
     donor: tuple[Path, str], trained: str, tmp_path: Path
 ) -> None:
     folder, source = donor
     choices = (f"model.weights={source[:8]}", *f"model.trainable={trained}".split())
-    config = configured(*SMALL, *choices, "train.epochs=3")
+    config = configured(*SMALL, *choices, "train.epochs=2")
     with inside(folder):
         with pytest.raises(PowerCut):
             run(config, tmp_path, cut)
@@ -126,6 +132,7 @@ def small(images, classes, *, weights: str | None, trainable: str, backbone_rate
 LEAF = "_target_: my_models.small\nweights: {}\ntrainable: {}\nbackbone_rate: null\n"
 
 
+@only_stressed  # training/test_pretrained.py computes the features of a head once
 def test_the_jobs_of_a_sweep_share_the_features_of_a_backbone_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "my_models.py").write_text(OWN)
     (tmp_path / "conf" / "model").mkdir(parents=True)

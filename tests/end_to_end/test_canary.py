@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.commands import DRAWN, free_port, pipeline
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,9 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
 
 
 # All but ours print each job's words.
-@pytest.mark.parametrize("launcher", ["local", "basic", "joblib"])
+@pytest.mark.parametrize(
+    "launcher", ["local", "basic", pytest.param("joblib", marks=only_stressed)]
+)
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     ran = pipeline(

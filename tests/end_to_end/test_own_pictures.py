@@ -17,6 +17,7 @@ from pipeline.run import run
 from pipeline.verbs.reproduce.command import Verdict
 from tests.commands import carried_out, configured, inside, pipeline, results
 from tests.pictures import noise
+from tests.stress.matrix import only_stressed
 from tests.verbs.serve.test_command import serving
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,7 @@ def test_a_run_that_was_stopped_is_resumed_and_reproduced_without_its_folder(
         shutil.move(moved, place / "photos")
 
 
+@only_stressed  # data/test_cache.py has processes that ask at once for one entry
 def test_the_jobs_of_a_sweep_share_one_packed_copy(
     trained: tuple[Path, str], tmp_path: Path
 ) -> None:

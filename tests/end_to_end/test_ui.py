@@ -11,7 +11,7 @@ from PIL import Image
 
 from docs import screenshots
 from pipeline.tracking.ui import TRAINING, links
-from tests.commands import DRAWN, ROOT, pipeline, results
+from tests.commands import DRAWN, ROOT, mlflow_server, pipeline, results
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert ended.returncode == 0, ended.stderr
     database = folder / "mlflow.db"
     run = mlflow.MlflowClient(f"sqlite:///{database}").get_run(results(ended.stdout)["run_id"])
-    with screenshots.server(database) as address:
+    with mlflow_server(database) as address:
         yield Served(address, run)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.sweeps.test_jobs import multirun
 pytestmark = pytest.mark.slow
 
 
+@cache
 def of_grid(*words: str) -> Manifest:
     asked = multirun(*words)
     return manifest(
@@ -94,7 +96,7 @@ def test_a_sweep_of_an_earlier_version_is_the_same_one(
 
 
 def test_a_shuffled_grid_is_resumed_in_the_order_that_it_had(tmp_path: Path) -> None:
-    words = ("seed=shuffle(range(0,40))", "train.epochs=1,2")
+    words = ("seed=shuffle(range(0,8))", "train.epochs=1,2")
     first = of_grid(*words)
     first.save(tmp_path)
     asked = multirun(*words, "sweep.keep_models=1")
@@ -103,5 +105,5 @@ def test_a_shuffled_grid_is_resumed_in_the_order_that_it_had(tmp_path: Path) -> 
     assert [job.params for job in jobs] != [job.params for job in grid(asked.searched)]
     resumed = manifest(asked, [(job, asked.compose(job)) for job in jobs], adaptive=False)
     resumed.require_same(tmp_path)
-    assert jobs_of(tmp_path, multirun("seed=shuffle(range(0,41))", "train.epochs=1,2")) == []
+    assert jobs_of(tmp_path, multirun("seed=shuffle(range(0,9))", "train.epochs=1,2")) == []
     assert jobs_of(tmp_path / "nowhere", asked) == []

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +13,7 @@ from pipeline.sweeps.one_job import within
 from pipeline.system.errors import PipelineError
 from tests.commands import environment
 from tests.stress.matrix import matrix
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -58,14 +59,9 @@ def compute(seconds: float) -> None:
         pass
 
 
-def alone(block: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", ALONE.format(block=block)],
-        env=environment(TF_CPP_MIN_LOG_LEVEL="3"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def alone(block: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "alone.py").write_text(ALONE.format(block=block))
+    return run_warm([], cwd=folder, env=environment(), timeout=60, module="alone")
 
 
 def test_a_block_within_its_limits_ends_as_it_would() -> None:
@@ -120,15 +116,15 @@ def test_a_handler_of_the_signal_is_back_in_its_place() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_block_that_waits_is_ended_too() -> None:
-    ended = alone("time.sleep(30)")
+def test_a_block_that_waits_is_ended_too(tmp_path: Path) -> None:
+    ended = alone("time.sleep(30)", tmp_path)
     assert ended.stdout.splitlines() == ["ready", "took longer than sweep.timeout_s=0.2", "True"]
     assert ended.returncode == 0
 
 
 @matrix(24)
-def test_a_block_that_does_not_end_takes_its_process_with_it() -> None:
-    ended = alone(STUBBORN)
+def test_a_block_that_does_not_end_takes_its_process_with_it(tmp_path: Path) -> None:
+    ended = alone(STUBBORN, tmp_path)
     assert ended.stdout.splitlines() == ["ready", "asked"]
     assert ended.returncode == 1
     reason = "took longer than sweep.timeout_s=0.2, and does not end by itself"

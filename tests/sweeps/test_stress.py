@@ -16,7 +16,8 @@ from mlflow.entities import Run
 
 from pipeline.sweeps.pool import Call, Pool
 from tests.commands import environment
-from tests.stress.matrix import matrix, stressed, tally
+from tests.stores import empty_store
+from tests.stress.matrix import matrix, only_stressed, stressed, tally
 from tests.sweeps.test_sweep import (
     INDEX,
     NO_PLOTS,
@@ -27,17 +28,19 @@ from tests.sweeps.test_sweep import (
     begin,
     index_of,
     offspring,
+    until,
     waited,
 )
 
 pytestmark = pytest.mark.slow
 
-KILLS = stressed(20, 3)
-# From before there is a run to after the models are kept.
+KILLS = stressed(20, 1)
+# After the first one, which meets jobs at work: from before there is a run to after the models are
+# kept.
 PARTS_S = ((0.5, 3.0), (3.0, 8.0), (8.0, 14.0))
 GONE_WITHIN_S = 10.0
-JOBS, KEPT = 6, 2
-GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, "seed=range(0,6)")
+JOBS, KEPT = stressed(6, 3), 2
+GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, f"seed=range(0,{JOBS})")
 WORDS = (*GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
 
 
@@ -49,10 +52,23 @@ class Story:
     killed_after: list[float] = field(default_factory=list)
     survivors: list[tuple[float, list[psutil.Process]]] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
+    mapped: list[str] = field(default_factory=list)
+    """What files were in the memory of the leading process and of its workers at the first kill."""
 
 
-def killed(process: subprocess.Popen[bytes], after: float, story: Story) -> bool:
+def meet_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[str]:
+    """Waits until a job trains; the files in the memory of the sweep's process and its workers."""
+    outputs = "multirun/*/*/*/output.txt"
+    until(lambda: any("epoch" in path.read_text() for path in cwd.glob(outputs)), process)
+    pids = [process.pid, *(worker.pid for worker in offspring(process))]
+    maps = [Path(f"/proc/{pid}/maps") for pid in pids]
+    return [path.read_text() for path in maps if path.exists()]
+
+
+def killed(process: subprocess.Popen[bytes], cwd: Path, after: float, story: Story) -> bool:
     """Kills the leading process alone, unless it ends before that moment."""
+    if not story.killed_after:
+        story.mapped = meet_at_work(process, cwd)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
@@ -69,10 +85,11 @@ def killed(process: subprocess.Popen[bytes], after: float, story: Story) -> bool
 def sweep_with_kills(cwd: Path, moments: Iterator[float], story: Story) -> Swept:
     """One sweep, started and resumed until it ends; `moments` are when to kill it, as they last."""
     words = WORDS
+    empty_store(cwd)
     while True:
         process = begin(*words, cwd=cwd)
         after = next(moments, None)
-        if after is None or not killed(process, after, story):
+        if after is None or not killed(process, cwd, after, story):
             return waited(process, cwd)
         # What has a folder has a run; what has none yet is begun anew.
         parents = [run for run in Swept(folder=cwd, done=None).runs if INDEX not in run.data.tags]
@@ -90,7 +107,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     def moments() -> Iterator[float]:
         while len(story.killed_after) < KILLS:
-            yield draw.uniform(*next(parts))
+            yield draw.uniform(*next(parts)) if story.killed_after else draw.random()
 
     while len(story.killed_after) < KILLS:
         cwd = tmp_path_factory.mktemp("killed")
@@ -105,6 +122,7 @@ def finished(swept: Swept) -> dict[int, Run]:
     return {index_of(run): run for run in runs}
 
 
+@only_stressed
 @matrix(9)
 def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
     for earliest, latest in PARTS_S:
@@ -158,6 +176,14 @@ def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story)
         assert swept.said["best_run_id"] == best_id
 
 
+def test_the_process_that_leads_a_sweep_never_loads_tensorflow(story: Story) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no /proc here")
+    leader, *workers = story.mapped
+    assert "tensorflow" not in leader
+    assert any("tensorflow" in worker for worker in workers)
+
+
 @matrix(9)
 def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
     assert story.orphaned == []
@@ -166,7 +192,7 @@ def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
 # --- many jobs ---
 
 # Many jobs that record a run and do nothing else, through all that a sweep is made of.
-JOBS_OF_MANY = stressed(200, 75)
+JOBS_OF_MANY = stressed(200, 75)  # `make test` has this of tasks alone, below
 MANY = f"""
 import sys
 import mlflow
@@ -191,6 +217,7 @@ if __name__ == "__main__":
 """
 
 
+@only_stressed
 @matrix(5)
 def test_many_jobs_need_no_more_memory_than_twenty(tmp_path: Path) -> None:
     tally(JOBS_OF_MANY)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,19 @@ from tests.stress.matrix import matrix
 from tests.sweeps.test_jobs import multirun
 
 pytestmark = pytest.mark.slow  # importing Optuna takes a second
+asked = cache(multirun)  # composing takes longer than searching
 SPACE = ("optimizer.learning_rate=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)")
 
 
 def settings(folder: Path, *words: str) -> Sweep:
-    config = multirun(*SPACE, *words).config
+    config = asked(*SPACE, *words).config
     return replace(config.sweep, storage=str(folder / "study.journal"), study="s")
 
 
 def search(
     folder: Path, *words: str, space: tuple[str, ...] = SPACE, sweep_id: str = "s"
 ) -> Search:
-    searched = multirun(*space).searched
+    searched = asked(*space).searched
     return Search(settings(folder, *words), searched, sweep_id=sweep_id)
 
 
@@ -71,7 +73,7 @@ def test_a_database_that_cannot_be_used_is_refused_with_the_reason(place: str, s
 
 def test_hydras_grammar_becomes_optunas_distributions() -> None:
     spaces = distributions(
-        multirun(
+        asked(
             "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))",
             "model.dropout=interval(0,0.5)",
             "train.epochs=int(interval(1,5))",
@@ -100,13 +102,11 @@ def test_hydras_grammar_becomes_optunas_distributions() -> None:
 )
 def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
-        distributions(multirun(word).searched)
+        distributions(asked(word).searched)
 
 
 def test_the_corners_have_every_bound_and_choice_once() -> None:
-    spaces = distributions(
-        multirun("model=mlp,cnn,linear", "model.dropout=interval(0,0.5)").searched
-    )
+    spaces = distributions(asked("model=mlp,cnn,linear", "model.dropout=interval(0,0.5)").searched)
     assert list(corners(spaces)) == [
         {"model": "mlp", "model.dropout": "0.0"},
         {"model": "cnn", "model.dropout": "0.0"},
@@ -258,7 +258,7 @@ def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
     monkeypatch.delenv(STORAGE, raising=False)
     address = "postgresql+psycopg://me:canary@host/studies"
     secret = replace(settings(tmp_path, "sweep.pruner=median"), storage=address)
-    searched = multirun(*SPACE).searched
+    searched = asked(*SPACE).searched
     journal = open_storage(str(tmp_path / "study.journal"))
     source = Search(secret, searched, sweep_id="s", storage=journal)
     assert source.told == {"study": "s"}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 import signal
 import sqlite3
@@ -26,12 +25,13 @@ from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
 from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
-from pipeline.tracking.heartbeat import signs
+from pipeline.tracking.heartbeat import PID, signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
-from tests.commands import configured, environment, inside, pipeline, results
+from tests.commands import begun, configured, environment, inside, pipeline, results
 from tests.stress.matrix import matrix
 from tests.test_main import DRIVER, Answer, assert_helpful
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
@@ -40,23 +40,14 @@ QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS)
 PATIENCE_S = 240.0  # more than anything here should take, on a busy machine too
 PARENT, INDEX = "mlflow.parentRunId", "sweep.index"
 
-# The command line, and what its complaint must say.
+# The command line, and what its complaint must say. More of them are tested in test_jobs.py.
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "nothing to try": (["-m", "seed=3"], ["nothing to sweep over", "seed=0,1,2"]),
-    "an empty range": (["-m", "seed=range(3,3)"], ["seed=range(3,3): has no value to try"]),
-    "a key that does not exist": (
-        ["-m", "train.epoch=1,2"],
-        ["job 0 (epoch=1): train.epoch: no such key; did you mean epochs?"],
-    ),
     "a bad value in the last job": (
         ["-m", "seed=0,1", "train.epochs=1,2,0"],
         ["job 2 (seed=0 epochs=0): train.epochs", "greater than or equal to 1"],
     ),
     "a bad value in all jobs": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
-    "an interval in a grid": (
-        ["-m", "optimizer.learning_rate=interval(1e-3,1e-1)"],
-        ["interval(1e-3,1e-1): a grid needs single values", "hydra/sweeper=search"],
-    ),
     "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
     "a pruner for a grid": (
         ["-m", "seed=0,1", "sweep.pruner=median"],
@@ -198,7 +189,7 @@ def as_it_is_now(swept: Swept) -> Swept:
     return swept
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+def until(condition: Callable[[], object], process: subprocess.Popen[bytes] | WarmProcess) -> None:
     """Waits until something is true of a process that has not ended."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
@@ -259,12 +250,18 @@ def waited(process: subprocess.Popen[bytes], cwd: Path) -> Swept:
 # --- what is refused, and what is shown, before anything starts ---
 
 
+# What the checks of sweeps import, and the tables of the store that some of them read.
+SLOW = """import mlflow.tracking.client, optuna, pipeline.sweeps.sweep
+from tests.stores import copy_tables
+copy_tables()"""
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     folder = tmp_path_factory.mktemp("answers")
     cases = REFUSED | PREVIEWED
     subprocess.run(
-        [sys.executable, "-c", f"import pipeline.sweeps.sweep\n{DRIVER}"],
+        [sys.executable, "-c", f"{SLOW}\n{DRIVER}"],
         input=json.dumps([words for words, _ in cases.values()]),
         text=True,
         cwd=folder,
@@ -563,7 +560,7 @@ def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Pat
     assert swept.states() == [(0, "FAILED"), (1, "FINISHED")]
     assert "took longer than sweep.timeout_s=8" in swept.of(0).data.tags["error"]
     took = (swept.of(0).info.end_time - swept.of(0).info.start_time) / 1000
-    assert 3 < took < 20  # the limit counts from before the run is opened
+    assert 1 < took < 20  # the limit counts from before the run is opened
     # It closed its run itself, with all that it had.
     assert {"config.yaml", "data.txt"} <= {p.name for p in artifact(swept.of(0), "").iterdir()}
 
@@ -615,7 +612,7 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.
-LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,200,201", *NO_PLOTS)
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,50,51", *NO_PLOTS)
 INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
 
 
@@ -627,18 +624,19 @@ class Interrupted:
     by_sigterm: Swept
     completed: Swept
     alive: list[list[psutil.Process]]
-    mapped: list[str]
     intruder: subprocess.CompletedProcess[str]
 
 
-def met_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[psutil.Process]:
-    """The processes under a sweep at the moment when its first job is done and two others run."""
+def met_at_work(process: WarmProcess, cwd: Path) -> list[psutil.Process]:
+    """A sweep's process and its workers when its first job is done and two others run."""
+    everybody: list[psutil.Process] = []
 
     def at_work() -> bool:
         client = mlflow.MlflowClient(f"sqlite:///{cwd}/mlflow.db")
         runs = client.search_runs(["1"], "attributes.status = 'RUNNING'")
-        running = {index_of(run) for run in runs if INDEX in run.data.tags}
-        return running == {1, 2} and all(
+        jobs = {index_of(run): int(run.data.tags[PID]) for run in runs if INDEX in run.data.tags}
+        everybody[:] = [psutil.Process(pid) for pid in (process.pid, *jobs.values())]
+        return jobs.keys() == {1, 2} and all(
             "epoch" in path.read_text()
             for path in cwd.glob("multirun/*/*/*/output.txt")
             if path.parent.name in ("1", "2")
@@ -646,19 +644,25 @@ def met_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[psutil.Proc
 
     until(lambda: list(cwd.glob("multirun/*/*/0/output.txt")), process)
     until(at_work, process)
-    return offspring(process)
+    return everybody
 
 
-def hold_still(process: subprocess.Popen[bytes], cwd: Path) -> None:
+def to_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def hold_still(process: WarmProcess, everybody: list[psutil.Process], cwd: Path) -> None:
     """Stops a sweep's processes at a moment when none of them is writing to the store."""
 
     def stopped_while_not_writing() -> bool:
-        os.killpg(process.pid, signal.SIGSTOP)
+        to_all(everybody, signal.SIGSTOP)
         store = sqlite3.connect(cwd / "mlflow.db", timeout=0, isolation_level=None)
         with closing(store), suppress(sqlite3.OperationalError):
             store.execute("BEGIN EXCLUSIVE")
             return True
-        os.killpg(process.pid, signal.SIGCONT)
+        to_all(everybody, signal.SIGCONT)
         return False
 
     until(stopped_while_not_writing, process)
@@ -667,26 +671,24 @@ def hold_still(process: subprocess.Popen[bytes], cwd: Path) -> None:
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     cwd = tmp_path_factory.mktemp("interrupted")
-    process = begin(*INTERRUPTED, cwd=cwd)
-    first = met_at_work(process, cwd)
-    maps = [Path(f"/proc/{pid}/maps") for pid in (process.pid, *(p.pid for p in first))]
-    mapped = [path.read_text() for path in maps if path.exists()]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    by_ctrl_c = as_it_is_now(waited(process, cwd))
+    with begun("-m", *INTERRUPTED, cwd=cwd) as process:
+        first = met_at_work(process, cwd)
+        to_all(first, signal.SIGINT)  # as a terminal does
+        by_ctrl_c = as_it_is_now(Swept(folder=cwd, done=process.ended(PATIENCE_S)))
     alive = [[p for p in first if not gone(p)]]
 
-    process = begin(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
-    sweep_id = by_ctrl_c.parent.info.run_id
-    second = met_at_work(process, cwd)
-    hold_still(process, cwd)  # or it might be done before the other is refused
-    intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
-    os.killpg(process.pid, signal.SIGCONT)
-    process.send_signal(signal.SIGTERM)  # as a batch system does
-    by_sigterm = as_it_is_now(waited(process, cwd))
+    with begun("-m", *INTERRUPTED, "sweep.resume=latest", cwd=cwd) as process:
+        sweep_id = by_ctrl_c.parent.info.run_id
+        second = met_at_work(process, cwd)
+        hold_still(process, second, cwd)  # or it might be done before the other is refused
+        intruder = pipeline("-m", *INTERRUPTED, f"sweep.resume={sweep_id}", cwd=cwd)
+        to_all(second, signal.SIGCONT)
+        process.send_signal(signal.SIGTERM)  # as a batch system does
+        by_sigterm = as_it_is_now(Swept(folder=cwd, done=process.ended(PATIENCE_S)))
     alive.append([p for p in second if not gone(p)])
 
     completed = sweep(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
-    return Interrupted(by_ctrl_c, by_sigterm, completed, alive, mapped, intruder)
+    return Interrupted(by_ctrl_c, by_sigterm, completed, alive, intruder)
 
 
 @matrix(13)
@@ -747,14 +749,6 @@ def test_a_completed_sweep_bears_no_trace_of_having_been_interrupted(
     assert (parent.data.metrics["sweep/failed"], parent.data.metrics["sweep/killed"]) == (0, 0)
 
 
-def test_the_process_that_leads_a_sweep_never_loads_tensorflow(interrupted: Interrupted) -> None:
-    if not interrupted.mapped:
-        pytest.skip("no /proc here")
-    leader, *workers = interrupted.mapped
-    assert "tensorflow" not in leader
-    assert sum("tensorflow" in worker for worker in workers) == 2
-
-
 # --- searches ---
 
 SEARCH = (*QUICK, "hydra/sweeper=optuna", "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))")
@@ -767,15 +761,15 @@ def tried(swept: Swept) -> list[str]:
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    words = (*SEEDED, "sweep.n_trials=4", "sweep.keep_models=1")
+    words = (*SEEDED, "sweep.n_trials=3", "sweep.keep_models=1")
     return sweep(*words, cwd=tmp_path_factory.mktemp("search"))
 
 
 def test_a_search_is_recorded_as_a_grid_is(search: Swept) -> None:
     assert search.done.returncode == 0, search.done.stderr
     assert search.parent.info.status == "FINISHED"
-    assert search.states() == [(index, "FINISHED") for index in range(4)]
-    assert len(set(tried(search))) == 4
+    assert search.states() == [(index, "FINISHED") for index in range(3)]
+    assert len(set(tried(search))) == 3
     assert all(1e-4 <= float(rate) <= 1e-1 for rate in tried(search))
     values = [run.data.metrics["val/accuracy"] for run in search.children]
     assert search.parent.data.metrics["sweep/best"] == max(values)
@@ -793,9 +787,9 @@ def test_a_search_given_more_trials_adds_those_that_the_whole_one_would_have_tri
 ) -> None:
     part = sweep(*SEEDED, "sweep.n_trials=2", "sweep.keep_models=0", cwd=tmp_path)
     assert part.states() == [(index, "FINISHED") for index in range(2)], part.done.stderr
-    words = ("sweep.n_trials=4", "sweep.keep_models=0", "sweep.resume=latest")
+    words = ("sweep.n_trials=3", "sweep.keep_models=0", "sweep.resume=latest")
     whole = sweep(*SEEDED, *words, cwd=tmp_path)
-    assert whole.states() == [(index, "FINISHED") for index in range(4)], whole.done.stderr
+    assert whole.states() == [(index, "FINISHED") for index in range(3)], whole.done.stderr
     assert whole.ids("FINISHED")[:2] == part.ids("FINISHED")
     assert tried(whole) == tried(search)
 

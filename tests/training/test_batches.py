@@ -19,7 +19,7 @@ from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
@@ -106,6 +106,7 @@ def test_the_loss_of_validation_is_that_of_the_kept_model_on_labels(tmp_path: Pa
     np.testing.assert_array_equal(flat(again), flat(fitted.model))
 
 
+@only_stressed  # test_teacher.py resumes augmented training, test_train.py with XLA
 @matrix(12)
 def test_interrupted_training_draws_the_same_changes_with_xla_too(tmp_path: Path) -> None:
     piece = ("augment=flip_crop", "augment.mixup=0.4", "train.xla=true", "train.epochs=2")

@@ -17,7 +17,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.verbs.doctor import checks
 from pipeline.verbs.doctor.orphans import running
 from tests.commands import configured, free_port, fresh_pipeline, pipeline
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 from tests.warm import fork
 
 pytestmark = pytest.mark.slow
@@ -89,6 +89,7 @@ def test_where_everything_is_broken_all_of_it_is_said(tmp_path: Path) -> None:
     )
 
 
+@only_stressed  # test_where_everything_is_broken has a TensorFlow that cannot be imported
 def test_an_mlflow_that_cannot_be_imported_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "mlflow.py").write_text("raise ImportError('half installed')")
     ended = fresh_pipeline("doctor", "doctor.format=json", "dataset=synthetic", cwd=tmp_path)

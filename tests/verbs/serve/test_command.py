@@ -209,7 +209,7 @@ def test_many_requests_at_once_take_less_than_1_5_gb_in_all(
     trained: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder, _ = trained
-    many = stressed(40, 12)
+    many = stressed(40, 6)
     file = io.BytesIO()
     Image.new("RGBA", (7000, 7000), (9, 99, 199, 128)).save(file, "PNG")
     out, err = tmp_path / "out", tmp_path / "err"
