@@ -64,7 +64,7 @@ def called(verb: str, run_id: str, *words: str) -> Any:
     [
         "head",
         pytest.param("top", marks=only_stressed),
-        "all model.unfreeze_epochs=1 model.backbone_rate=0.5",
+        pytest.param("all model.unfreeze_epochs=1 model.backbone_rate=0.5", marks=only_stressed),
     ],
 )
 def test_a_run_is_resumed_reproduced_and_evaluated_to_the_same_bits(

@@ -100,8 +100,9 @@ def _numbered() -> Iterator[Row]:
 
 ROWS = {row.number: row for row in _numbered()}
 matrix = pytest.mark.matrix
+LEFT = "make stress tries it"
 only_stressed = pytest.mark.skipif(  # a text: `make stress` sets the variable after this import
-    f"{SHARE!r} not in os.environ", reason="takes minutes: make stress tries it"
+    f"{SHARE!r} not in os.environ", reason=LEFT
 )
 _tally: Counter[str] = Counter()
 

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from tests.stress import __main__ as stress
-from tests.stress.matrix import ROWS
+from tests.stress.matrix import ROWS, matrix, only_stressed
 
 TESTS = Path(__file__).parents[1]
 CASES = r"(?<!\.)matrix\(([\d, ]+)\)"
@@ -26,3 +30,20 @@ def test_what_a_row_came_to_is_a_line_of_the_table_under_the_kind_of_its_damage(
     assert stress.cells(ROWS[38], result)[2:5] == ("0", "0", "2")
     [line] = [line for line in stress.page({"28": result}).splitlines() if line.startswith("| 28")]
     assert line.endswith("| 3 | 2,000 of 5,000 | 0 | 2 | 0 | 61 | 2026-01-01 |")
+
+
+def item(*marks: pytest.MarkDecorator) -> Any:
+    def iter_markers(name: str) -> list[pytest.Mark]:
+        return [one.mark for one in marks if one.name == name]
+
+    return SimpleNamespace(nodeid=str(marks), iter_markers=iter_markers)
+
+
+def test_what_is_left_to_stress_and_of_no_row_comes_after_all_of_the_rows() -> None:
+    late, early = item(matrix(2), only_stressed), item(matrix(1))
+    extra, other = item(only_stressed), item(pytest.mark.slow)
+    items = [extra, late, other, early]
+    stress.Matrix(ROWS).pytest_collection_modifyitems(items)
+    assert items == [early, late, extra]
+    stress.Matrix([1]).pytest_collection_modifyitems(items)
+    assert items == [early]

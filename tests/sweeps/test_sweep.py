@@ -29,7 +29,7 @@ from pipeline.tracking.heartbeat import PID, signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
 from tests.commands import begun, configured, environment, inside, pipeline, results
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 from tests.test_main import DRIVER, Answer, assert_helpful
 from tests.warm import WarmProcess
 
@@ -782,6 +782,7 @@ def test_a_search_is_recorded_as_a_grid_is(search: Swept) -> None:
     assert manifest["jobs"] == []
 
 
+@only_stressed  # test_study.py resumes searches without training
 def test_a_search_given_more_trials_adds_those_that_the_whole_one_would_have_tried(
     search: Swept, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from pipeline.data.values import Array, Split
 from pipeline.system.errors import PipelineError
 from pipeline.training import loop
 from pipeline.training.fused import fused_norms
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 CLASSES = 3
@@ -158,6 +158,7 @@ def test_each_epoch_has_an_order_of_its_own_that_follows_the_seed() -> None:
     assert not np.array_equal(orders(1)[0], first)
 
 
+@only_stressed  # test_train.py shows it of a training, test_run.py of a run
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     def trained(seed: int) -> keras.Model:
         model = network(adam(), dropout=0.5, seed=seed)

@@ -16,7 +16,7 @@ from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
@@ -84,6 +84,7 @@ def test_a_model_in_float32_is_kept_as_it_is() -> None:
     assert kept(model) is model
 
 
+@only_stressed  # float16 is resumed below, with what scales its loss
 @matrix(12)
 def test_interrupted_training_in_bfloat16_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     narrow = (*MLP, "train.precision=bfloat16")

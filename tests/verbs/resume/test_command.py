@@ -20,7 +20,7 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
 from tests.commands import LEAN, begun, carried_out, configured, environment, inside, pipeline
-from tests.stress.matrix import matrix, stressed, tally
+from tests.stress.matrix import matrix, only_stressed, stressed, tally
 from tests.system.test_folders import HOLD
 
 pytestmark = pytest.mark.slow
@@ -152,6 +152,7 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
     assert len(after.inputs.dataset_inputs) == 1
 
 
+@only_stressed  # training/test_train.py interrupts a training twice
 @matrix(12)
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, at=2, error=KeyboardInterrupt)
