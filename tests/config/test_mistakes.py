@@ -57,6 +57,7 @@ VALUES = {
     "hydra.searchpath.x=3": "hydra.searchpath is a list, and what is in a list has no name",
     "hydra.job.env_copy=HOME": "as in hydra.job.env_copy=[HOME]",
     "model.hidden.first=64": "model.hidden is a list, and what is in a list has no name",
+    "~model.hidden.0": "no item of a list can be left out; write model.hidden=[…]",
     "-m +train.plots._target_=a,b": "train.plots is a list",
     "evaluate.metrics=accuracy,brier": "as in evaluate.metrics=[accuracy,brier]",
     "model.dropout=choice(null,3)": "write model.dropout=null,3 and add -m",
