@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.commands import DRAWN, free_port, pipeline
-from tests.stress.matrix import matrix, only_stressed
+from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
 
@@ -77,17 +77,13 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
     assert_nowhere(recorded, told.stdout, told.stderr)
 
 
-# All but ours print each job's words.
-@pytest.mark.parametrize(
-    "launcher", ["local", "basic", pytest.param("joblib", marks=only_stressed)]
-)
+# All but ours print each job's words; joblib with one worker stays in this process.
+@pytest.mark.parametrize("launcher", ["local", "basic", "joblib hydra.launcher.n_jobs=1"])
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
-    ran = pipeline(
-        *("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0", f"hydra/launcher={launcher}"),
-        cwd=tmp_path,
-        **ENVIRONMENT,
-    )
+    words = ("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0")
+    given = f"hydra/launcher={launcher}".split()
+    ran = pipeline(*words, *given, cwd=tmp_path, **ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
 
