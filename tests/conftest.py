@@ -22,7 +22,7 @@ LONGEST = (
     *("training.test_models", "verbs.resume.test_command", "verbs.promote.test_switch"),
     *("verbs.serve.test_command", "end_to_end.test_canary", "end_to_end.test_experiments"),
     *("training.test_xla", "end_to_end.test_installed", "end_to_end.test_backbones", "test_run"),
-    *("sweeps.test_stress", "training.test_loop", "sweeps.test_plots", "end_to_end.test_ui"),
+    *("training.test_loop", "sweeps.test_plots", "end_to_end.test_ui"),
     *("verbs.doctor.test_command", "end_to_end.test_own_pictures", "end_to_end.test_tour"),
     *("tracking.test_recording", "training.test_pretrained", "verbs.test_hostile_models"),
     *("verbs.compare.test_command", "reports.test_write", "end_to_end.test_notebook"),

@@ -34,12 +34,14 @@ from tests.sweeps.test_sweep import (
 
 pytestmark = pytest.mark.slow
 
-KILLS = stressed(20, 1)
+# A sweep with kills takes half a minute. `make test` has, without a training, that a worker ends
+# when its parent is killed (test_pool.py), and resumes sweeps that were stopped (test_sweep.py).
+KILLS = stressed(20, 3)
 # After the first one, which meets jobs at work: from before there is a run to after the models are
 # kept.
 PARTS_S = ((0.5, 3.0), (3.0, 8.0), (8.0, 14.0))
 GONE_WITHIN_S = 10.0
-JOBS, KEPT = stressed(6, 3), 2
+JOBS, KEPT = 6, 2
 GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, f"seed=range(0,{JOBS})")
 WORDS = (*GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
 
@@ -129,12 +131,14 @@ def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
         assert any(earliest < moment < latest for moment in story.killed_after)
 
 
+@only_stressed
 @matrix(9)
 def test_no_worker_outlives_a_killed_leader(story: Story) -> None:
     assert len(story.killed_after) == KILLS
     assert story.survivors == []
 
 
+@only_stressed
 @matrix(9)
 def test_a_killed_sweep_is_completed_by_resuming_it(story: Story) -> None:
     for swept in story.ended:
@@ -145,6 +149,7 @@ def test_a_killed_sweep_is_completed_by_resuming_it(story: Story) -> None:
         assert swept.parent.data.tags.keys() & {"error", "traceback"} == set()
 
 
+@only_stressed
 @matrix(9)
 def test_every_job_has_finished_exactly_once_and_none_is_left_running(story: Story) -> None:
     for swept in story.ended:
@@ -152,6 +157,7 @@ def test_every_job_has_finished_exactly_once_and_none_is_left_running(story: Sto
         assert {state for _, state in swept.states()} <= {"FINISHED", "KILLED"}
 
 
+@only_stressed
 @matrix(9)
 def test_no_job_was_run_again_after_it_had_finished(story: Story) -> None:
     for swept in story.ended:
@@ -161,6 +167,7 @@ def test_no_job_was_run_again_after_it_had_finished(story: Story) -> None:
             assert run.info.start_time < end, (index_of(run), run.info.run_id)
 
 
+@only_stressed
 @matrix(9)
 def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story) -> None:
     for swept in story.ended:
@@ -176,6 +183,8 @@ def test_the_models_kept_in_the_end_are_the_best_ones_and_complete(story: Story)
         assert swept.said["best_run_id"] == best_id
 
 
+@only_stressed
+@matrix(9)
 def test_the_process_that_leads_a_sweep_never_loads_tensorflow(story: Story) -> None:
     if not Path("/proc/self/maps").exists():
         pytest.skip("no /proc here")
@@ -184,6 +193,7 @@ def test_the_process_that_leads_a_sweep_never_loads_tensorflow(story: Story) -> 
     assert any("tensorflow" in worker for worker in workers)
 
 
+@only_stressed
 @matrix(9)
 def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
     assert story.orphaned == []

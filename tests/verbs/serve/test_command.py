@@ -23,7 +23,7 @@ import requests
 from PIL import Image
 
 from tests.commands import QUICK, begun, environment, free_port, pipeline, results
-from tests.stress.matrix import matrix, stressed
+from tests.stress.matrix import matrix, only_stressed, stressed
 from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
@@ -204,12 +204,13 @@ def test_a_token_that_is_none_is_refused(token: str, tmp_path: Path) -> None:
     assert not token or token not in line
 
 
+@only_stressed  # test_guard.py and test_bodies.py have each limit
 @matrix(29)
 def test_many_requests_at_once_take_less_than_1_5_gb_in_all(
     trained: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder, _ = trained
-    many = stressed(40, 6)
+    many = stressed(40, 12)
     file = io.BytesIO()
     Image.new("RGBA", (7000, 7000), (9, 99, 199, 128)).save(file, "PNG")
     out, err = tmp_path / "out", tmp_path / "err"
