@@ -52,7 +52,9 @@ def execute_here(folder: Path) -> tuple[str, int]:
             ended = shell.run_cell("".join(cell["source"]))
         ended.raise_error()
         printed += shown.stdout
-        pictures += sum("image/png" in output.data for output in shown.outputs)
+        result, _ = shell.display_formatter.format(ended.result)
+        drawn = [*(output.data for output in shown.outputs), result]
+        pictures += sum("image/png" in data for data in drawn)
     return printed, pictures
 
 
