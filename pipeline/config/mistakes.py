@@ -435,6 +435,8 @@ def _require_choice(setting: _Setting, command: Command) -> None:
 def _require_null(setting: _Setting) -> None:
     """Refuses other words for null, and null where there must be a value."""
     word, value, hint = setting.word, setting.value.lower(), setting.hint
+    if hint is None and "." not in setting.key and value == "null":  # of a group
+        raise RequestError(f"{word}: {setting.key} cannot be null; leave the word out")
     if setting.takes_null and value in ("none", "nil") and "none" not in str(hint):
         text = f", or \"'{setting.value}'\" for the text" if is_free(hint) else ""
         raise RequestError(f"{word}: write null for none, as in {setting.name}=null{text}")
