@@ -223,6 +223,7 @@ def imported(folder: str) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["pipeline", "hydra_plugins"])
 def test_every_package_that_is_imported_is_declared(folder: str) -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["dependencies"]}

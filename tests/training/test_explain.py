@@ -136,6 +136,7 @@ SIZES: dict[str, dict[str, Any]] = {
 FEATURES = {"linear": 256, "mlp": 8, "cnn": 6, "resnet": 8, "convnext": 4, "vit": 8, "mixer": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_every_kind_of_network_is_explained_and_has_features(name: str) -> None:
     images = keras.Input((SIDE, SIDE, 1), dtype="uint8")

@@ -169,6 +169,7 @@ def fitted(
     return train(model, PREPARED, config, folder, [listener] if listener else [], start)
 
 
+@pytest.mark.slow
 def test_a_head_trains_on_features_that_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_head_trains_on_features_that_are_computed_once(
     np.testing.assert_array_equal(kernel, small().get_layer("probabilities").kernel)
 
 
+@pytest.mark.slow
 def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path: Path) -> None:
     config = frozen(tmp_path)
     fitted(tmp_path / "1", config)
@@ -207,6 +209,7 @@ def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path
     assert len(set((tmp_path / "synthetic").glob("features-*")) - entries) == 3
 
 
+@pytest.mark.slow
 def test_the_training_of_a_head_resumes_to_the_same_bits(tmp_path: Path) -> None:
     class PowerCut(Exception):
         pass
@@ -233,6 +236,7 @@ def test_images_are_seen_each_time_where_their_features_change(tmp_path: Path) -
         assert features.head_of(model, PREPARED, frozen(tmp_path)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Adam", "RMSprop"])
 def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -> None:
     moved = {}
@@ -253,6 +257,7 @@ def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -
     assert pretrained.rate_shares(model, leaf | {"trainable": "head"}) is None
 
 
+@pytest.mark.slow
 def test_a_backbone_joins_from_its_last_layers_after_its_epochs(tmp_path: Path) -> None:
     images = keras.Input((6, 6, 1), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))

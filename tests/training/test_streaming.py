@@ -32,6 +32,7 @@ def on_disk(path: Path, data: Split, rows: Array) -> Split:
     return Split(images=images, rows=rows, labels=data.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_buffers")
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_streamed_images_give_the_weights_and_metrics_of_resident_ones(

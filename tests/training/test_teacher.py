@@ -63,6 +63,7 @@ def test_the_loss_is_that_of_the_classes_and_of_the_teacher_in_their_shares() ->
     np.testing.assert_allclose(softened(by_teacher, 4.0), at_4(by_teacher), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: Path) -> None:
     class PowerCut(Exception):
         pass
