@@ -57,6 +57,12 @@ def error_line(error: BaseException) -> str:
         if "does not support deletion" in str(cause):
             return f"~{asked[1] if asked else cause.full_key}: it cannot be left out, only changed"
         return _bad_key(cause, asked[1] if asked else "")
+    return _other(error)
+
+
+def _other(error: BaseException) -> str:
+    if named := re.match(r"invalid literal for int\(\) with base 10: ('.*')", str(error)):
+        return f"{named[1]}: what is in a list has no name; write the whole list, KEY=[…]"
     return first_line(str(error)) if isinstance(error, HydraException) else one_line(error)
 
 

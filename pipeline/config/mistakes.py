@@ -120,7 +120,7 @@ def _require_settings(words: Sequence[str], command: Command, verbs: Collection[
         RequestError: what was probably meant.
     """
     for position, word in enumerate(words):
-        if re.match(r"=|[+~]*[^=\s]+\s*:\s|[+~]*[^=\s]+\s+=|\s", word) or (
+        if re.match(r"[+~]*=|[+~]+$|[+~]*[^=\s]+\s*:\s|[+~]*[^=\s]+\s+=|\s", word) or (
             "=" not in word and not word.startswith("~")
         ):
             if position == 0 and (meant := _for_the_verb(word, words, command)):
@@ -437,6 +437,8 @@ def _require_null(setting: _Setting) -> None:
     word, value, hint = setting.word, setting.value.lower(), setting.hint
     if hint is None and "." not in setting.key and value == "null":  # of a group
         raise RequestError(f"{word}: {setting.key} cannot be null; leave the word out")
+    if setting.key == "hydra":
+        raise RequestError(f"{word}: settings of Hydra are written hydra.KEY=VALUE each")
     if setting.takes_null and value in ("none", "nil") and "none" not in str(hint):
         text = f", or \"'{setting.value}'\" for the text" if is_free(hint) else ""
         raise RequestError(f"{word}: write null for none, as in {setting.name}=null{text}")

@@ -144,6 +144,8 @@ WORDS = {
     "-sc": 'write eval "$(python -m pipeline -sc install=bash)"',
     "-sc query=zsh": "install=bash",
     "seed=1 -sc query=bash": "install=bash",
+    "~=3": "settings are written key=value",
+    "hydra=3": "written hydra.KEY=VALUE each",
     "=5": "a key must stand before =, as in seed=5",
     "--sweep seed=1,2": "several values are tried with -m",
     "-M seed=1,2": "several values are tried with -m",
