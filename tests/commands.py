@@ -193,9 +193,9 @@ def compose_once() -> None:
 
 
 def trace_plainly() -> None:
-    """Leaves TensorFlow's graphs as they are: improving one takes longer than running it here.
+    """Leaves this process' TensorFlow graphs as they are: improving one takes longer than it saves.
 
-    `make stress` tests them as users get them.
+    Commands, whose processes are forked, and `make stress` have them as users get them.
     """
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and SHARE not in os.environ:

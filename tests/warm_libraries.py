@@ -10,7 +10,7 @@ from mlflow.utils import requirements_utils
 import pipeline
 from pipeline.system.imports import configure_libraries, exempt
 from pipeline.tracking.lineage import environment
-from tests.commands import compose_once, configured, parse_once, trace_plainly
+from tests.commands import compose_once, configured, parse_once
 from tests.stores import copy_tables
 
 LIBRARIES = (
@@ -30,7 +30,6 @@ for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
 copy_tables()
 with TemporaryDirectory() as folder:  # SQLAlchemy's mappers and MLflow's revisions are made once
     MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
-trace_plainly()
 parse_once()
 configured("dataset=synthetic", "model=linear")  # so are Hydra's plugins and pydantic's validators
 environment()  # reads the descriptions of all installed packages, as MLflow does for a model

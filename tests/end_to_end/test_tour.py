@@ -13,10 +13,8 @@ import pytest
 import requests
 
 from tests.commands import LEAN, begun, free_port, pipeline, results
-from tests.stress.matrix import only_stressed
 
-# Each step is tested on its own; the notebook and promote/test_served.py have most in one go.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), only_stressed]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = ("dataset=synthetic", "model=linear", "train.epochs=3", *LEAN)
 # What synthetic images can be asked for.
