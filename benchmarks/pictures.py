@@ -34,7 +34,7 @@ from PIL import Image
 from benchmarks.report import keep, show
 
 SIDE = 96
-PHOTO = (4000, 3000)  # 12 megapixels
+PHOTO, PICTURE = (4000, 3000), (500, 375)  # of 12 megapixels, and as on web pages
 DISTINCT = 24  # photos that are made; the others are further names of them, each decoded again
 FASHION_MNIST = 70_000 * 28 * 28  # bytes of its images
 BATCH = 128
@@ -188,7 +188,7 @@ def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
     from pipeline.data.values import Split
     from pipeline.training import loop
 
-    folder = photos(place / "small", chosen.small, (2 * SIDE, 2 * SIDE))
+    folder = photos(place / "small", chosen.small, PICTURE)
     raw = ingest(folder, place / "data")
     everything = Split(images=raw.train.images, labels=np.asarray(raw.index.labels))
     empty = everything.select(np.arange(0))
