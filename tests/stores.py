@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +55,12 @@ def _made_once(initialize: Any, utils: Any) -> Path:
             engine.dispose()
             partial.rename(path)
     return path
+
+
+def is_free(store: Path) -> bool:
+    """Whether nobody reads or writes an SQLite store."""
+    connection = sqlite3.connect(store, timeout=0, isolation_level=None)
+    with closing(connection), suppress(sqlite3.OperationalError):
+        connection.execute("BEGIN EXCLUSIVE")
+        return True
+    return False

@@ -97,8 +97,7 @@ def connect(uri: str | None) -> Client:
         RequestError: nothing answers there, or it is not writable.
     """
     address = store_address(uri)
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quieten()
     _require_answer(address)
     keep_through_interrupts(address)
     mlflow.set_tracking_uri(address)
@@ -114,8 +113,22 @@ def connect(uri: str | None) -> Client:
     return client
 
 
+def quiet_client(address: str) -> Client:
+    """A client of the store at `address`, whose errors are raised and not logged in full as well.
+
+    It connects with its first request.
+    """
+    _quieten()
+    return Client(address)
+
+
+def _quieten() -> None:
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _opened(address: str) -> Client:
-    client = Client(address)
+    client = quiet_client(address)
     client.search_experiments(max_results=1)
     return client
 

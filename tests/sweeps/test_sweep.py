@@ -4,13 +4,12 @@ import csv
 import json
 import shlex
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.tracking.heartbeat import PID, signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
 from tests.commands import begun, configured, environment, inside, pipeline, results
+from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
 from tests.test_main import DRIVER, Answer, assert_helpful
 from tests.warm import WarmProcess
@@ -658,9 +658,7 @@ def hold_still(process: WarmProcess, everybody: list[psutil.Process], cwd: Path)
 
     def stopped_while_not_writing() -> bool:
         to_all(everybody, signal.SIGSTOP)
-        store = sqlite3.connect(cwd / "mlflow.db", timeout=0, isolation_level=None)
-        with closing(store), suppress(sqlite3.OperationalError):
-            store.execute("BEGIN EXCLUSIVE")
+        if is_free(cwd / "mlflow.db"):
             return True
         to_all(everybody, signal.SIGCONT)
         return False

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,18 @@ def test_a_constraint_that_never_goes_away_counts_as_written_and_any_other_error
     tracking.repeatable(broken("(sqlite3.IntegrityError) UNIQUE constraint failed: inputs"))
     with pytest.raises(MlflowException, match="no such table"):
         tracking.repeatable(broken("no such table"))
+
+
+@matrix(21)
+def test_a_store_that_another_process_holds_is_told_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = tracking.quiet_client(f"sqlite:///{tmp_path}/mlflow.db?timeout=0.1")
+    run_id = client.create_run("0").info.run_id
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        assert other.execute("SELECT * FROM runs").fetchone()  # and reads on
+        with pytest.raises(MlflowException, match="database is locked"):
+            client.set_terminated(run_id)
+    assert "Traceback" not in capfd.readouterr().err

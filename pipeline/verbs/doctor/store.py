@@ -21,6 +21,7 @@ from pipeline.tracking.client import (
     answered,
     ask,
     experiments,
+    quiet_client,
     refusal,
     tables_in,
     try_to_write,
@@ -93,7 +94,7 @@ def _server(address: str) -> Store:
     answer = ask(address, within_s=ANSWER_S)
     if refused := refusal(answer, address):
         return _broken(address, refused.says, f"{refused.mend}, {ELSEWHERE}")
-    client = Client(address)
+    client = quiet_client(address)
     with requests.Session() as session:
         version = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
     if not version.ok:  # it lies behind something that passes on only the API
@@ -164,7 +165,7 @@ def _current(engine: sa.Engine, address: str) -> Store:
     if not tables.are_complete:
         return _broken(address, "half of its tables are missing", f"restore a backup, {ELSEWHERE}")
     says = f"{shown} is writable; its tables are those of MLflow {VERSION} ({tables.revision})"
-    return Store(finding=ok("store", says), client=Client(address))
+    return Store(finding=ok("store", says), client=quiet_client(address))
 
 
 def artefacts(client: Client) -> Iterator[Finding]:

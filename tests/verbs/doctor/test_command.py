@@ -17,6 +17,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.verbs.doctor import checks
 from pipeline.verbs.doctor.orphans import running
 from tests.commands import configured, free_port, fresh_pipeline, pipeline
+from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
 from tests.warm import fork
 
@@ -108,6 +109,15 @@ def test_it_works_where_nothing_can_be_written_and_no_server_answers() -> None:
     assert "hunter2" not in said
 
 
+def hold_still(pid: int, store: Path) -> None:
+    """Stops a process at a moment when it neither reads nor writes the store."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        if is_free(store):
+            return
+        os.kill(pid, signal.SIGCONT)
+
+
 @matrix(14)
 def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path) -> None:
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
@@ -115,7 +125,7 @@ def test_killed_runs_are_closed_and_live_and_stopped_ones_are_not(tmp_path: Path
     _, stopped, killed = processes
     try:
         ids = [run_of(process, tmp_path) for process in processes]
-        os.kill(stopped.pid, signal.SIGSTOP)
+        hold_still(stopped.pid, tmp_path / "mlflow.db")
         killed.kill()
         killed.join()
         code, states, said = doctor("fix=true", "dataset=synthetic", cwd=tmp_path)
