@@ -152,30 +152,35 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({name}), {psutil.virtual_memory().total / 1e9:.0f} GB"
 
 
-def page(known: dict[str, Result]) -> str:
-    """The table in Markdown."""
+def page(known: dict[str, Result], earlier: str = "") -> str:
+    """The table in Markdown; a row without a result stays as it is in an `earlier` table."""
+    lines_before = dict(re.findall(r"^(\| \d+ \|)(.*)$", earlier, re.MULTILINE))
     head = ("row", "what is tried", "cases", "tries", *DAMAGE, "seconds", "date")
     lines = [f"| {' | '.join(head)} |", "|---:|---|" + "---:|" * 7]
     for row in ROWS.values():
         result = known.get(str(row.number))
+        begin = f"| {row.number} |"
         if result is None or not (result.cases or result.skipped):
+            if begin in lines_before:
+                lines.append(begin + lines_before[begin])
+                continue
             ends: tuple[str, ...] = ("–",) * 7
         else:
             ends = (*cells(row, result), result.date)
         note = f" ({'; '.join(dict.fromkeys(result.skipped))})" if result and result.skipped else ""
-        lines.append(f"| {row.number} | {row.group}: {row.what}{note} | {' | '.join(ends)} |")
+        lines.append(f"{begin} {row.group}: {row.what}{note} | {' | '.join(ends)} |")
     return "\n".join(lines) + "\n"
 
 
-def keep(results: dict[int, Result]) -> str:
-    """Adds results to those of earlier times; returns the table."""
+def keep(results: dict[int, Result], page_before: str = "") -> str:
+    """Adds results to those of earlier times and of the page; returns the table."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / "results.json"
     earlier = json.loads(file.read_text()) if file.exists() else {}
     known = {number: Result(**values) for number, values in earlier.items()}
     known |= {str(number): result for number, result in results.items()}
     file.write_text(json.dumps({number: asdict(one) for number, one in known.items()}, indent=1))
-    table = f"{machine()}\n\n{page(known)}"
+    table = f"{machine()}\n\n{page(known, page_before)}"
     (RESULTS / "results.md").write_text(table)
     return table
 
@@ -195,7 +200,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"results are in {RESULTS.relative_to(ROOT)}")
     if given.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}{keep({})}{END}{rest.partition(END)[2]}")
+        table, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}{keep({}, table)}{END}{after}")
     for failure in matrix.failures:
         print(f"\n{failure}", file=sys.stderr)
     return int(code != 0 or bool(matrix.failures))

@@ -32,6 +32,15 @@ def test_what_a_row_came_to_is_a_line_of_the_table_under_the_kind_of_its_damage(
     assert line.endswith("| 3 | 2,000 of 5,000 | 0 | 2 | 0 | 61 | 2026-01-01 |")
 
 
+def test_a_row_that_was_not_tried_again_stays_as_it_is() -> None:
+    result = stress.Result(cases=3, tries=2_000, date="2026-01-01")
+    earlier = stress.page({"28": result})
+    again = stress.page({"38": result}, earlier).splitlines()
+    tried = [line for line in again if line.endswith("2026-01-01 |")]
+    assert [line.split()[1] for line in tried] == ["28", "38"]
+    assert len(again) == len(earlier.splitlines())
+
+
 def item(*marks: pytest.MarkDecorator) -> Any:
     def iter_markers(name: str) -> list[pytest.Mark]:
         return [one.mark for one in marks if one.name == name]
