@@ -22,6 +22,8 @@ from pipeline.config.rules import public_functions
 from pipeline.config.schema import validate
 from tests.commands import CONF, composed
 
+pytestmark = pytest.mark.slow
+
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # Choices of groups that set keys of others stand alone; of the rest, one of each group is composed

@@ -18,6 +18,8 @@ from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
 from tests.reports.test_page import Page
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)<\u202e\x1b[31m\n&\udcff"
 
 

@@ -19,6 +19,8 @@ from pipeline.training.train import train
 from tests.commands import configured
 from tests.stress.matrix import matrix
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 Head = Callable[[Any], Any]
 SHAPE = (6, 6, 1)
@@ -146,7 +148,6 @@ def test_a_model_of_a_configuration_is_checked_before_it_is_trained(
         build.build_model(config, PREPARED)
 
 
-@pytest.mark.slow
 def test_the_check_changes_no_random_number_of_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

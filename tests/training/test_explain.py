@@ -11,6 +11,8 @@ from pipeline.data.values import Array, Split
 from pipeline.training import models
 from pipeline.training.explain import GRAD_CAM, OCCLUSION, Importance, explain, features_of
 
+pytestmark = pytest.mark.slow
+
 SIDE = 16
 
 
@@ -136,7 +138,6 @@ SIZES: dict[str, dict[str, Any]] = {
 FEATURES = {"linear": 256, "mlp": 8, "cnn": 6, "resnet": 8, "convnext": 4, "vit": 8, "mixer": 8}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_every_kind_of_network_is_explained_and_has_features(name: str) -> None:
     images = keras.Input((SIDE, SIDE, 1), dtype="uint8")

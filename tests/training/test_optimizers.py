@@ -20,6 +20,8 @@ from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
 
+pytestmark = pytest.mark.slow
+
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
@@ -139,7 +141,6 @@ def flat(model: keras.Model) -> Array:
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [

@@ -32,6 +32,8 @@ from pipeline.training.train import train
 from tests.commands import configured
 from tests.stress.matrix import matrix
 
+pytestmark = pytest.mark.slow
+
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
 LITE0 = ("model=efficientnet_lite0", "model.size=32")
@@ -42,7 +44,6 @@ def picture(size: int) -> Array:
     return ((3 * y + 5 * x + 40 * channel + y * x // 7) % 256).astype(np.uint8)
 
 
-@pytest.mark.slow
 def test_features_and_what_is_trained_are_those_of_the_published_network() -> None:
     leaf = configured("model=efficientnet_lite0").model
     images = keras.Input((224, 224, 3), dtype="uint8")
@@ -169,7 +170,6 @@ def fitted(
     return train(model, PREPARED, config, folder, [listener] if listener else [], start)
 
 
-@pytest.mark.slow
 def test_a_head_trains_on_features_that_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +188,6 @@ def test_a_head_trains_on_features_that_are_computed_once(
     np.testing.assert_array_equal(kernel, small().get_layer("probabilities").kernel)
 
 
-@pytest.mark.slow
 def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path: Path) -> None:
     config = frozen(tmp_path)
     fitted(tmp_path / "1", config)
@@ -209,7 +208,6 @@ def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path
     assert len(set((tmp_path / "synthetic").glob("features-*")) - entries) == 3
 
 
-@pytest.mark.slow
 def test_the_training_of_a_head_resumes_to_the_same_bits(tmp_path: Path) -> None:
     class PowerCut(Exception):
         pass
@@ -236,7 +234,6 @@ def test_images_are_seen_each_time_where_their_features_change(tmp_path: Path) -
         assert features.head_of(model, PREPARED, frozen(tmp_path)) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Adam", "RMSprop"])
 def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -> None:
     moved = {}
@@ -257,7 +254,6 @@ def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -
     assert pretrained.rate_shares(model, leaf | {"trainable": "head"}) is None
 
 
-@pytest.mark.slow
 def test_a_backbone_joins_from_its_last_layers_after_its_epochs(tmp_path: Path) -> None:
     images = keras.Input((6, 6, 1), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
@@ -355,7 +351,6 @@ def test_pixels_are_scaled_as_keras_applications_expect() -> None:
         assert callable(getattr(keras.applications, name))
 
 
-@pytest.mark.slow
 def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
     words = ("model=keras_application", "model.name=MobileNet", "model.size=32")
     model = build_model(configured(*words), PREPARED)  # saves and loads it

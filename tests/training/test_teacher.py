@@ -24,6 +24,8 @@ from pipeline.training.features import head_of
 from pipeline.training.train import train
 from tests.commands import QUICK, configured, pipeline, results
 
+pytestmark = pytest.mark.slow
+
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
 PREPARED = preprocess(RAW, validation_size=20, seed=0)
 TAUGHT = ("train.teacher=abcd", "train.teacher_weight=0.3", "train.teacher_temperature=4")
@@ -63,7 +65,6 @@ def test_the_loss_is_that_of_the_classes_and_of_the_teacher_in_their_shares() ->
     np.testing.assert_allclose(softened(by_teacher, 4.0), at_4(by_teacher), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: Path) -> None:
     class PowerCut(Exception):
         pass
@@ -139,7 +140,6 @@ def test_a_teacher_is_the_own_model_of_a_run_with_the_same_classes_and_images(
         runs.load_teacher(config(*TAUGHT), PREPARED)
 
 
-@pytest.mark.slow
 def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> None:
     first = results(pipeline(*QUICK, cwd=tmp_path).stdout)["run_id"]
     second = pipeline(*QUICK, f"train.teacher={first[:12]}", "seed=1", cwd=tmp_path)
