@@ -48,7 +48,10 @@ def compose(*overrides: str) -> Config:
     """
     composed = _composed(overrides)
     with known_to_hydra(composed):
-        return validate(composed)
+        try:
+            return validate(composed)
+        except OmegaConfBaseException as error:  # such as an interpolation of another type
+            raise RequestError(error_line(error)) from error
 
 
 def load_data(config: Config) -> Prepared:
@@ -295,7 +298,7 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
     try:
         check_words(words, multirun=False)
         return compose_words(words)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise RequestError(error_line(error)) from error
 
 

@@ -89,6 +89,7 @@ def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
         ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
         ("--multirun", "--multirun: settings are written key=value"),
         ("+hydra.callbacks.x._target_=shutil.copyfile", "is not allowed"),
+        ("seed=${oc.env:HOME}", "could not be converted to Integer; write a whole number"),
     ],
 )
 def test_compose_refuses_with_the_message_of_the_command_line(word: str, says: str) -> None:
@@ -99,6 +100,17 @@ def test_compose_refuses_with_the_message_of_the_command_line(word: str, says: s
 
 
 @pytest.mark.slow
+def test_a_file_whose_header_cannot_be_read_is_refused_with_how_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "conf" / "experiment" / "mine.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text("# @\n")
+    with pytest.raises(pipeline.RequestError, match="# @: a line .* # @package _global_"):
+        pipeline.compose("experiment=mine")
+
+
 def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) -> None:
     with inside(tmp_path):
         config = pipeline.compose(*SMALL)
