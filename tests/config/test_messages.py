@@ -12,6 +12,8 @@ from pipeline.config.schema import register
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.verbs import requests
 
+pytestmark = pytest.mark.slow
+
 CONF = str(Path(__file__).parents[2] / "conf")
 MODELS = ", ".join(sorted(path.stem for path in Path(CONF, "model").glob("*.yaml")))
 
