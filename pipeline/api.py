@@ -6,7 +6,8 @@ Functions take and return values; only the progress of a training is printed. A 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,8 @@ def compose(*overrides: str) -> Config:
         RequestError: a value is refused; the message names its key and the rule.
     """
     composed = _composed(overrides)
-    with known_to_hydra(composed):
-        try:
-            return validate(composed)
-        except OmegaConfBaseException as error:  # such as an interpolation of another type
-            raise RequestError(error_line(error)) from error
+    with known_to_hydra(composed), _in_our_words():
+        return validate(composed)
 
 
 def load_data(config: Config) -> Prepared:
@@ -295,10 +293,18 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
     register(requests(), of={verb})
     refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=True))
     words = addressed(overrides, "run", None)
-    try:
+    with _in_our_words(ValueError):  # as Hydra calls a header that it cannot read
         check_words(words, multirun=False)
         return compose_words(words)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+
+
+@contextmanager
+def _in_our_words(*others: type[Exception]) -> Iterator[None]:
+    """Refuses what Hydra and OmegaConf refuse, and `others`, with the command line's message."""
+    theirs: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, *others)
+    try:
+        yield
+    except theirs as error:
         raise RequestError(error_line(error)) from error
 
 
@@ -308,12 +314,10 @@ def _carried_out(
     """Runs a verb that has keys of its own and returns its result."""
     verb, composed = verbs()[name], _composed((), name)
     assert verb.request is not None
-    try:
+    with _in_our_words():
         for key, value in settings.items():
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
-    except OmegaConfBaseException as error:
-        raise RequestError(error_line(error)) from error
-    request = validate_request(composed, name, verb.request)
+        request = validate_request(composed, name, verb.request)
     _imported(verb.entry.partition(":")[0])
     return verb.carry_out(config or compose(), request, folder_of_work(folder))
 

@@ -109,10 +109,8 @@ class Registry:
         self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
     ) -> Version:
         """Creates a version. Numbers grow and are never reused."""
-        logged, tags = (
-            SAVED_MODEL.fullmatch(source),
-            {key: hide(text) for key, text in tags.items()},
-        )
+        logged = SAVED_MODEL.fullmatch(source)
+        tags = {key: hide(text) for key, text in tags.items()}
 
         def make() -> Version:
             made = self.client.create_model_version(

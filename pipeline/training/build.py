@@ -25,6 +25,7 @@ from pipeline.training.precision import (
     in_float32,
     require_sensible,
 )
+from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen ones that are kept in memory, of some 20 MB each
@@ -181,10 +182,16 @@ def measures() -> dict[str, Any]:
 def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
     if kind == "unit":
         return keras.layers.Rescaling(1 / 255, name="scaling")
-    std = np.maximum(prepared.std, 1e-6)  # a channel may be constant
+    std = _deviation(prepared)
     return keras.layers.Rescaling(
         scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
     )
+
+
+def _deviation(prepared: Prepared) -> Array:
+    """The standard deviation of each channel, f32[C]; above 0, although one may be constant."""
+    deviation: Array = np.maximum(prepared.std, 1e-6)
+    return deviation
 
 
 def _whitening(prepared: Prepared) -> keras.layers.Layer:
@@ -208,7 +215,7 @@ def _whitening(prepared: Prepared) -> keras.layers.Layer:
     kernel = (directions / np.sqrt(np.maximum(variances, 0) + NOISE))[:, ::-1]
     size = len(kernel)
     layer = keras.layers.Conv2D(
-        size, PATCH, padding="same", kernel_initializer="zeros", trainable=False, name="whitening"
+        size, PATCH, padding="same", kernel_initializer="zeros", trainable=False, name=WHITENING
     )
     layer.build((None, height, width, channels))
     layer.set_weights([kernel.reshape(PATCH, PATCH, channels, size), -mean @ kernel])
@@ -221,7 +228,7 @@ def _patches(prepared: Prepared) -> Array:
     height, width, _ = prepared.image_shape
     found = []
     for place in np.linspace(0, len(split) - 1, min(len(split), PATCH_IMAGES)).astype(int):
-        image = (split.batch(place, place + 1)[0] - prepared.mean) / np.maximum(prepared.std, 1e-6)
+        image = (split.batch(place, place + 1)[0] - prepared.mean) / _deviation(prepared)
         windows = sliding_window_view(image, (PATCH, PATCH), axis=(0, 1))  # [y, x, C, 3, 3]
         rows = rng.integers(0, height - PATCH + 1, PATCHES_PER_IMAGE)
         columns = rng.integers(0, width - PATCH + 1, PATCHES_PER_IMAGE)

@@ -16,14 +16,13 @@ import tensorflow as tf
 
 from pipeline.data.pictures import border_colour
 from pipeline.data.values import Array, Split, images_at_once
-from pipeline.training.pretrained import FEATURES
+from pipeline.training.pretrained import FEATURES, WHITENING
 
 GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
 CELLS = 8  # parts along each side of an image that are covered in turn, overlapping by half
 FEWEST = 4  # rows of a map of features, unless all are smaller
 AT_ONCE = 256  # images of 28×28; fewer of larger ones
 PROBABILITIES = "probabilities"  # the last layer, as `training/models.py` names it
-WHITENING = "whitening"  # a convolution that comes before the network, of `training/build.py`
 
 Scores = Callable[[tf.Tensor], tf.Tensor]
 

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.system.errors import RequestError
+from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import processor_features
 
 LOW = ("bfloat16", "float16")
@@ -49,7 +50,10 @@ def best_for(model: keras.Model) -> str:
 
     That is a network of ordinary convolutions on a CPU with AVX512_BF16.
     """
-    plain = any(type(layer) is keras.layers.Conv2D for layer in nested_layers(model))
+    plain = any(
+        type(layer) is keras.layers.Conv2D and layer.name != WHITENING
+        for layer in nested_layers(model)
+    )
     return (
         "bfloat16"
         if plain and not _has_gpu() and MEASURED in processor_features().split()

