@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,10 @@ from tests.sweeps.test_sweep import (
     NO_PLOTS,
     PATIENCE_S,
     Swept,
-    all_gone,
     artifact,
-    begin,
+    gone,
     index_of,
-    offspring,
     until,
-    waited,
 )
 
 pytestmark = pytest.mark.slow
@@ -65,6 +63,47 @@ def meet_at_work(process: subprocess.Popen[bytes], cwd: Path) -> list[str]:
     pids = [process.pid, *(worker.pid for worker in offspring(process))]
     maps = [Path(f"/proc/{pid}/maps") for pid in pids]
     return [path.read_text() for path in maps if path.exists()]
+
+
+def all_gone(processes: list[psutil.Process], within: float) -> bool:
+    end = time.monotonic() + within
+    while not (done := all(map(gone, processes))) and time.monotonic() < end:
+        time.sleep(0.05)
+    return done
+
+
+def offspring(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def begin(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
+    """A sweep in a session of its own, that heeds Ctrl-C; it writes to files `out` and `err`."""
+    cwd.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (cwd / "out").open("wb") as out, (cwd / "err").open("wb") as err:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "-m", *words],
+                cwd=cwd,
+                env=environment(),
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def waited(process: subprocess.Popen[bytes], cwd: Path) -> Swept:
+    try:
+        code = process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+    said = [(cwd / name).read_text(encoding="utf-8") for name in ("out", "err")]
+    return Swept(folder=cwd, done=subprocess.CompletedProcess(process.args, code, *said))
 
 
 def killed(process: subprocess.Popen[bytes], cwd: Path, after: float, story: Story) -> bool:
@@ -205,6 +244,7 @@ def test_no_run_of_a_sweep_is_left_that_nobody_can_resume(story: Story) -> None:
 JOBS_OF_MANY = stressed(200, 75)  # `make test` has this of tasks alone, below
 MANY = f"""
 import sys
+import time
 import mlflow
 from pipeline import __main__ as entry
 from pipeline.sweeps import launch

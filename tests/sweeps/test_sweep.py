@@ -206,47 +206,6 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
-def all_gone(processes: list[psutil.Process], within: float) -> bool:
-    end = time.monotonic() + within
-    while not (done := all(map(gone, processes))) and time.monotonic() < end:
-        time.sleep(0.05)
-    return done
-
-
-def offspring(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def begin(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
-    """A sweep in a session of its own, that heeds Ctrl-C; it writes to files `out` and `err`."""
-    cwd.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with (cwd / "out").open("wb") as out, (cwd / "err").open("wb") as err:
-            return subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "-m", *words],
-                cwd=cwd,
-                env=environment(),
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def waited(process: subprocess.Popen[bytes], cwd: Path) -> Swept:
-    try:
-        code = process.wait(PATIENCE_S)
-    finally:
-        process.kill()
-    said = [(cwd / name).read_text(encoding="utf-8") for name in ("out", "err")]
-    return Swept(folder=cwd, done=subprocess.CompletedProcess(process.args, code, *said))
-
-
 # --- what is refused, and what is shown, before anything starts ---
 
 
