@@ -23,6 +23,7 @@ from pipeline.system.errors import PipelineError, Pruned
 from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
+from pipeline.training.callbacks import EpochListener
 from pipeline.training.saved import load_saved
 
 LOOK_S = 0.5  # between two checks of time and memory
@@ -42,7 +43,8 @@ def run_one(config: Config, folder: Path) -> Result | None:
     sweep, job = config.sweep, config.sweep.job
     keras.utils.clear_session()  # remove what earlier jobs of this process left
     place = replace(config.tracking, experiment=job.experiment, run_name=job.name)
-    with stoppable(), within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb):
+    limits = within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb)
+    with stoppable(), limits as check_limits:
         if job.completes is not None:
             return _complete(replace(config, tracking=place), job.completes, folder)
         alone = replace(
@@ -52,7 +54,7 @@ def run_one(config: Config, folder: Path) -> Result | None:
         )
         listeners = [pruning_listener(sweep)] if job.study is not None else []
         try:
-            return run(alone, folder, *listeners, job=job)
+            return run(alone, folder, check_limits, *listeners, job=job)
         except Pruned as pruned:
             log.info("%s", pruned)
             return None
@@ -80,23 +82,26 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
+def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochListener]:
     """Ends the block when it takes too long or the process uses too much memory.
 
-    If the block does not end within `GRACE_S`, the process is ended.
+    An error is raised wherever the block is. Python drops it if that is a destructor, and a library
+    may drop it too; the listener, called after each epoch, then raises it again. If the block does
+    not end within `GRACE_S`, the process is ended.
 
     Raises:
         PipelineError: a limit was exceeded; the message says which.
     """
     if seconds is None and memory_mb is None:
-        yield
+        yield lambda epoch, metrics: None
         return
     done, passed = threading.Event(), list[str]()
     process, started = psutil.Process(), time.monotonic()
     main = threading.get_ident()
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise PipelineError(passed[0])
+    def stop(*_: object) -> None:
+        if passed:
+            raise PipelineError(passed[0])
 
     def watch() -> None:
         while not passed and not done.wait(LOOK_S):
@@ -116,7 +121,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[None]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield stop
     finally:
         done.set()
         watcher.join()

@@ -34,6 +34,8 @@ CHECK_S = (
 THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
 MOST_TASKS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
+EXIT_CODE = "exit code"  # begins what is said of a worker that ended by itself
+LAST_WORDS = 4096  # bytes at the end of an output that may tell why its worker ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,25 @@ class Ended:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A call that a worker has, with the size that its output had before."""
+
+    key: int
+    output: Path
+    size: int
+
+    def explained(self, end: str) -> str:
+        """How the worker ended, with the last line that it printed if it ended by itself."""
+        if not end.startswith(EXIT_CODE):
+            return end
+        with suppress(OSError), self.output.open("rb") as file:
+            file.seek(max(self.size, _size(self.output) - LAST_WORDS))
+            said = file.read().decode("utf-8", "replace").strip().splitlines()
+            return f"{end}: {said[-1].strip()}" if said else end
+        return end
+
+
 class Pool:
     """A pool of at most `workers` processes of `threads` threads; use it in a `with` statement.
 
@@ -72,7 +93,7 @@ class Pool:
         self._modules = tuple(modules)
         self._open = False
         self._workers: dict[Connection[Any, Any], SpawnProcess] = {}
-        self._busy: dict[Connection[Any, Any], int] = {}
+        self._busy: dict[Connection[Any, Any], _Given] = {}
         self._given: Counter[Connection[Any, Any]] = Counter()
 
     def start(self, workers: int) -> None:
@@ -124,12 +145,12 @@ class Pool:
 
     def _outcome(self, here: Connection[Any, Any]) -> Ended:
         """The result of a worker's call; the worker is then free, or gone."""
-        key = self._busy.pop(here)
-        answer = b""
+        given = self._busy.pop(here)
+        key, answer = given.key, b""
         with suppress(EOFError, OSError):
             answer = here.recv_bytes() if here.poll() else b""
         if not answer:
-            return Ended(key=key, error=self._dismiss(here))
+            return Ended(key=key, error=given.explained(self._dismiss(here)))
         try:
             return Ended(key=key, **pickle.loads(answer))
         except Exception as error:
@@ -139,7 +160,7 @@ class Pool:
         output = (call.output or Path(os.devnull)).absolute()
         packed = cloudpickle.dumps((call.function, call.arguments))
         here = self._free_worker()
-        self._busy[here] = call.key
+        self._busy[here] = _Given(call.key, output, _size(output))
         self._given[here] += 1
         with suppress(OSError):  # the worker has died, which is detected like any other death
             here.send_bytes(pickle.dumps((output, packed)))
@@ -170,7 +191,7 @@ class Pool:
         here.close()
         _end([process], LEAVE_S)
         by_signal = {-number: f"killed by {number.name}" for number in signal.Signals}
-        return by_signal.get(process.exitcode or 0, f"exit code {process.exitcode}")
+        return by_signal.get(process.exitcode or 0, f"{EXIT_CODE} {process.exitcode}")
 
 
 @contextmanager
@@ -203,3 +224,7 @@ def _end(processes: Collection[SpawnProcess], within: float) -> None:
             process.kill()
         for process in processes:
             process.join()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

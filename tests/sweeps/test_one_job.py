@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,14 @@ def test_a_block_that_does_not_end_takes_its_process_with_it(tmp_path: Path) -> 
     assert ended.returncode == 1
     reason = "took longer than sweep.timeout_s=0.2, and does not end by itself"
     assert ended.stderr.splitlines()[-1] == reason
+
+
+@matrix(24)
+def test_a_limit_that_something_drops_is_raised_again_after_the_epoch() -> None:
+    limits = within(seconds=0.2, memory_mb=None)
+    with pytest.raises(PipelineError, match=TOO_LONG), limits as check:
+        check(0, {})
+        with suppress(PipelineError):  # as a destructor does
+            compute(30)
+        check(1, {})
+        pytest.fail("the limit was dropped")

@@ -274,6 +274,24 @@ def test_all_that_a_task_writes_is_in_its_file(tmp_path: Path) -> None:
     assert "lost" not in lines
 
 
+def test_the_last_line_tells_why_a_worker_has_ended(tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+
+    def end(last: str) -> None:
+        print(last, file=sys.stderr)
+        os._exit(3)
+
+    with Pool(1, threads=1) as pool:
+        calls = (
+            Call(
+                key=0, function=end, arguments=("x" * 9_000 + "\nno place left\n",), output=output
+            ),
+            Call(key=1, function=os._exit, arguments=(3,), output=output),
+        )
+        ended = [one.error for one in pool.run(calls)]
+    assert ended == ["exit code 3: no place left", "exit code 3"]
+
+
 @matrix(22)
 def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> None:
     with Pool(1, threads=1) as pool:

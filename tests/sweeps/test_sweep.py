@@ -519,7 +519,7 @@ def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Pat
     assert swept.states() == [(0, "FAILED"), (1, "FINISHED")]
     assert "took longer than sweep.timeout_s=8" in swept.of(0).data.tags["error"]
     took = (swept.of(0).info.end_time - swept.of(0).info.start_time) / 1000
-    assert 1 < took < 20  # the limit counts from before the run is opened
+    assert 1 < took < 60  # the limit counts from before the run is opened
     # It closed its run itself, with all that it had.
     assert {"config.yaml", "data.txt"} <= {p.name for p in artifact(swept.of(0), "").iterdir()}
 
