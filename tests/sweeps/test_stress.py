@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import random
 import signal
 import subprocess
@@ -34,10 +33,10 @@ pytestmark = pytest.mark.slow
 
 # A sweep with kills takes half a minute. `make test` has, without a training, that a worker ends
 # when its parent is killed (test_pool.py), and resumes sweeps that were stopped (test_sweep.py).
-KILLS = stressed(20, 3)
-# After the first one, which meets jobs at work: from before there is a run to after the models are
-# kept.
-PARTS_S = ((0.5, 3.0), (3.0, 8.0), (8.0, 14.0))
+KILLS = stressed(20, 6)
+# Parts of the time that an undisturbed sweep takes: from before there is a run to when the models
+# are kept. A sweep is killed once in each, and the last part first: what is resumed ends sooner.
+PARTS = ((0.65, 0.9), (0.35, 0.65), (0.05, 0.35))
 GONE_WITHIN_S = 10.0
 JOBS, KEPT = 6, 2
 GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, f"seed=range(0,{JOBS})")
@@ -48,6 +47,8 @@ WORDS = (*GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
 class Story:
     """What happened to sweeps whose leading process was killed again and again."""
 
+    took_s: float = 0.0
+    """How long the same sweep takes undisturbed."""
     ended: list[Swept] = field(default_factory=list)
     killed_after: list[float] = field(default_factory=list)
     survivors: list[tuple[float, list[psutil.Process]]] = field(default_factory=list)
@@ -143,13 +144,16 @@ def sweep_with_kills(cwd: Path, moments: Iterator[float], story: Story) -> Swept
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """Kills at moments of every part of a sweep, spread over as many sweeps as they last."""
-    draw, story, parts = random.Random(7), Story(), itertools.cycle(PARTS_S)
+    """Kills at moments of every part of a sweep, spread over as many sweeps as it takes."""
+    draw, story = random.Random(7), Story()
 
     def moments() -> Iterator[float]:
-        while len(story.killed_after) < KILLS:
-            yield draw.uniform(*next(parts)) if story.killed_after else draw.random()
+        for part in PARTS[: KILLS - len(story.killed_after)]:
+            yield story.took_s * draw.uniform(*part) if story.killed_after else draw.random()
 
+    began = time.monotonic()
+    story.ended.append(sweep_with_kills(tmp_path_factory.mktemp("whole"), iter(()), story))
+    story.took_s = time.monotonic() - began
     while len(story.killed_after) < KILLS:
         cwd = tmp_path_factory.mktemp("killed")
         story.ended.append(sweep_with_kills(cwd, moments(), story))
@@ -166,8 +170,8 @@ def finished(swept: Swept) -> dict[int, Run]:
 @only_stressed
 @matrix(9)
 def test_the_kills_are_spread_over_a_sweep(story: Story) -> None:
-    for earliest, latest in PARTS_S:
-        assert any(earliest < moment < latest for moment in story.killed_after)
+    for earliest, latest in PARTS:
+        assert any(earliest < at / story.took_s < latest for at in story.killed_after)
 
 
 @only_stressed
