@@ -1,8 +1,8 @@
 """Reads files in zip and tar archives where they are.
 
-Only the content of a compressed tar archive is copied, once, to a temporary file without a name.
+Only a compressed tar archive is unpacked, once, to an unnamed temporary file.
 
-Anybody may have made an archive: what it declares is checked before memory is taken for it, and one
+Archives are not trusted: what they declare is checked before memory is taken for it, and an archive
 with a member outside itself is refused as a whole.
 """
 
@@ -38,14 +38,14 @@ from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 
 LARGEST = 2**30
-"""Bytes that one member may have."""
+"""Most bytes of one member."""
 EXPANSION = 100
-"""Times its own size that an archive may unpack to, if that is more than LARGEST."""
+"""How many times its own size an archive may unpack to, if that is more than LARGEST."""
 MOST_MEMBERS = 5_000_000
 ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz", ".tbz2")
 LINK, SPECIAL, REPEATED = "link", "device or pipe", "repeated member"  # as counted
 
-_HEADER_BYTES = 2**20  # that one header of a tar archive may take
+_HEADER_BYTES = 2**20  # most bytes of one header of a tar archive
 _CHUNK = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a member
@@ -75,7 +75,7 @@ def place_at(root: Path) -> Place | None:
 def archive_at(path: Path) -> Place | None:
     """The archive in a file, recognised by its content; None if it is none.
 
-    The one that was opened last is not read again, unless it has changed.
+    The archive opened last is kept, and read again only if its file has changed.
 
     Raises:
         RequestError: it is damaged, encrypted or hostile.
@@ -230,13 +230,13 @@ class Zip:
         yield io.BytesIO(content)
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
-        """Size and CRC of each file; they stay when others are added to the archive."""
+        """Size and CRC of each file; adding other files to the archive does not change them."""
         for name in names:
             info = self.members.get(name)
             yield (info.file_size, info.CRC, 0, 0) if info else GONE
 
     def order(self, names: Sequence[str]) -> Array:
-        """The indices i64[n] of the files as they follow one another in the archive."""
+        """The indices i64[n] of the files in the order of the archive."""
         return np.argsort([self.members[name].header_offset for name in names], kind="stable")
 
 
@@ -330,10 +330,10 @@ def _check_directory(path: Path) -> int:
 
 
 class _Unpacked:
-    """A compressed archive as a stream, whose content is written to a file without a name.
+    """A compressed archive as a stream that is unpacked to an unnamed file.
 
-    So it is unpacked once, and its members are then read at any place, by several threads. The file
-    vanishes with the process.
+    It is unpacked once; then several threads can read its members in any order. The file is gone
+    when the process ends.
     """
 
     def __init__(self, packed: io.BufferedIOBase) -> None:
@@ -362,16 +362,16 @@ class _Unpacked:
         return self.place
 
     def tell(self) -> int:
-        """The place that comes next."""
+        """The position of the next byte."""
         return self.place
 
     def end(self) -> None:
-        """Ends the writing; from now on any part can be read."""
+        """Ends the unpacking; from now on any part can be read."""
         with _writing():
             self.file.flush()
 
     def part(self, start: int, size: int) -> bytes:
-        """Bytes at a place of the content."""
+        """Bytes at a position in the content."""
         return os.pread(self.file.fileno(), size, start)
 
     def __del__(self) -> None:
@@ -489,7 +489,7 @@ def _unpacker(path: Path) -> Callable[[Path], io.BufferedIOBase] | None:
 
 
 class _Bounded:
-    """The stream that tarfile reads headers from, each of them and all content of bounded size."""
+    """A stream from which tarfile reads headers; bounds the size of each and of all content."""
 
     def __init__(self, stream: io.BufferedIOBase | _Unpacked, path: Path) -> None:
         self.stream = stream

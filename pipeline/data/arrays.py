@@ -1,7 +1,7 @@
 """Reads data sets that are published as arrays: IDX files, `.npz`, and the archives of CIFAR.
 
-Each function takes what a user names and returns `RawData`. Nothing is unpickled: what pickles of
-CIFAR hold is worked out from their opcodes.
+Each function takes what a user names and returns `RawData`. Nothing is unpickled: CIFAR's pickles
+are read opcode by opcode, and none of those that are followed can call anything.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def from_idx(
 ) -> RawData:
     """A data set of IDX files: images u8[N,H,W,1], in a folder or archive, gzipped or not.
 
-    `prefix` says which of several sets there is meant (`emnist-letters`). `transpose` exchanges
-    height and width; None does for files of EMNIST. Names of classes come from `class_names`, a
+    `prefix` chooses one of several sets (`emnist-letters`). `transpose` exchanges height and width;
+    None does so for files of EMNIST only. Names of classes come from `class_names`, a
     file `<prefix>-mapping.txt` as EMNIST has it, or the labels.
 
     Raises:
@@ -253,7 +253,7 @@ def _raw(
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """Where one version of CIFAR has what: names of files, bytes of labels, keys of pickles."""
+    """The layout of one version of CIFAR: names of files, bytes of labels, keys of pickles."""
 
     train: str
     test: str
@@ -422,7 +422,7 @@ class _Opcodes:
         self.memo: dict[int, Any] = {}
 
     def follow(self, name: str, argument: Any) -> None:
-        """Does what an opcode says."""
+        """Executes an opcode."""
         if name in _NEW:
             self.stack.append(_NEW[name]())
         elif name in _VALUES:

@@ -128,7 +128,7 @@ def key(**parts: Any) -> str:
 
 
 def checksum(array: Array) -> str:
-    """SHA-256 (hex) that identifies an array: of its file if it is that of an entry, else of it."""
+    """SHA-256 (hex) that identifies an array: of an entry's file, else of the array's values."""
     file = getattr(array, "filename", None)
     offset = getattr(array, "offset", 0)
     if file is not None and offset + array.nbytes == Path(file).stat().st_size:
@@ -151,7 +151,7 @@ def let_go(array: Array) -> None:
 
 
 def read_rows(array: Array, rows: Array, slots: Array, into: Array) -> None:
-    """Copies `array[rows[slots]]` to `into[slots]`, from the array's file if it is mapped as whole.
+    """Copies `array[rows[slots]]` to `into[slots]`, from the file of an array mapped as a whole.
 
     Raises:
         OSError: the file has become shorter.
@@ -159,7 +159,7 @@ def read_rows(array: Array, rows: Array, slots: Array, into: Array) -> None:
     if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
         into[slots] = array[rows[slots]]
         return
-    # Not through the mapping: the system would read much around each row.
+    # Through the mapping, the system would also read much around each row.
     size = into[:1].nbytes
     with Path(str(array.filename)).open("rb", buffering=0) as file:
         for slot in slots.tolist():
@@ -303,7 +303,7 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Adds the entry's path to errors of writing: that of a full disk names no file."""
+    """Adds the entry's path to errors while writing; the error of a full disk names no file."""
     try:
         yield
     except OSError as error:

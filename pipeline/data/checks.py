@@ -56,7 +56,7 @@ def apply(found: Sequence[Violation]) -> None:
     """Warns of the findings.
 
     Raises:
-        RequestError: one of them is to be refused; names each of these.
+        RequestError: the action of some is to refuse; names each of these.
     """
     if refused := [str(finding) for finding in found if finding.action == REFUSE]:
         raise RequestError("\n".join(refused))

@@ -72,7 +72,7 @@ class Description:
 
 @lru_cache(maxsize=1)
 def describe(raw: RawData, measures: Measures | None = None) -> Description:
-    """Describes a data set; its images are not read, but `measures` of them are taken."""
+    """Describes a data set without reading its images, with their `measures` if given."""
     classes = len(raw.class_names)
     return Description(
         splits={name: _facts(split, classes) for name, split in splits_of(raw).items()},
@@ -111,7 +111,7 @@ def description_table(description: Description) -> Table:
 
 
 def lines(description: Description) -> list[str]:
-    """What there is to say about excluded images, and about the picture files if there are any."""
+    """Lines about excluded images, and about the picture files if there are any."""
     facts, said = description.pictures, list[str]()
     if description.excluded:
         said.append(f"images left out by dataset.exclude: {description.excluded:,}")

@@ -30,7 +30,7 @@ NAMED = 3  # entries that a message names
 
 @dataclass(frozen=True, kw_only=True)
 class Exclusion:
-    """What `dataset.exclude=path` leaves out of a set of files, and what is to be said of it."""
+    """The files that `dataset.exclude=path` leaves out of a set, and remarks about them."""
 
     path: str
     files: frozenset[str]
@@ -82,7 +82,7 @@ def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
 
     Raises:
         RequestError: the list cannot be read, has no columns `split` and `index`, or names a place
-            that there is not.
+            that does not exist.
     """
     listed = _read(path)
     if not listed.lines:

@@ -1,4 +1,4 @@
-"""Finds image files, and opens those that hold arrays."""
+"""Finds files of pictures and arrays, and opens the arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Unreadable:
 class FoundFiles:
     """Files in order, the folders that cannot be opened, and counts of what was left out.
 
-    `left_out` counts by suffix (`.heic`), `without an ending` and `linked folder`.
+    `left_out` counts by ending (`.heic`), `without an ending` and `linked folder`.
     """
 
     files: tuple[Path, ...]
@@ -97,9 +97,9 @@ def find_files(images: str) -> FoundFiles:
     """Finds, in order, the files that a path, a folder (with subfolders) or a pattern stands for.
 
     The order is natural (`9.png` before `10.png`). In folders, files that are hidden or belong to
-    the system (`@eaDir`, `__MACOSX`) and files without the suffix of an image are left out; a file
-    that is named, or matches, is always taken. A linked folder is entered only if it is named
-    itself.
+    the system (`@eaDir`, `__MACOSX`) and files without the ending of a picture or array are left
+    out; a file that is named, or matches, is always taken. A linked folder is entered only if it is
+    named itself.
 
     Raises:
         RequestError: there are none.

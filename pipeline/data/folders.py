@@ -23,9 +23,9 @@ from pipeline.system.errors import RequestError, first_of
 
 log = logging.getLogger(__name__)
 
-EXCLUDED = len(SPLITS)  # as the number of a picture's split
+EXCLUDED = len(SPLITS)  # in place of the number of a picture's split
 NAMED = 3  # files that a message names
-PACKED = "pixels"  # where the description of an entry names its packed copy
+PACKED = "pixels"  # the key of an entry's description that names its packed copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Pictures:
     """Picture files that become a data set: what there is, how it is packed and divided.
 
     `on_bad` is `skip` or `refuse`; if more than the share `max_bad` of the files cannot be read,
-    they are refused in any case. `exclusion` names those to do without.
+    they are refused in any case. `exclusion` names those to leave out.
     """
 
     listing: Listing
@@ -235,7 +235,7 @@ def _exclude(out: Array, splits: Array, labels: Array, pictures: Pictures) -> No
 def _assigned(
     labels: Array, groups: Array, given: Array, pictures: Pictures
 ) -> tuple[Array, list[str]]:
-    """The split of each picture, i8[n] in the order of SPLITS, and what is to be said of it."""
+    """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division."""
     settings, names = pictures.division, pictures.listing.class_names
     splits = np.where(given < 0, 0, given).astype(np.int8)
     notes = []

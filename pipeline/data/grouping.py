@@ -1,7 +1,7 @@
 """Finds pictures that belong together, and divides data without separating them.
 
-Pictures of one subject, frames of one film and copies of one file flatter a model that has seen
-one of them in training and is tested on another.
+A model that was trained on one picture of a subject, frame of a film or copy of a file, and is
+tested on another, looks better than it is.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def named_groups(
     """The group of each file, i64[n], as `dataset.group` says; without one, each has its own.
 
     `group` is the name of a column, `parent` for the folder that a file is in, or a regular
-    expression. This is searched for in the name of the file (in the whole path if it contains a
-    slash); what its first parentheses match, or all that it matches, names the group. A file
+    expression, which is searched for in the name of the file (in the whole path if it contains a
+    slash); what its first parentheses match, else the whole match, names the group. A file
     without a match, or with an empty cell, has a group of its own.
 
     Raises:
@@ -115,7 +115,7 @@ def _pairs(one: Array, other: Array, kind: int) -> Array:
 def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
     """Pairs of places whose hashes differ in at most `threshold` bits.
 
-    Of 64 bits in threshold + 1 bands, such hashes share at least one band.
+    If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band.
     """
     edges = np.linspace(0, 64, threshold + 2).astype(int)
     found: list[Array] = []
@@ -176,7 +176,7 @@ def _looks(images: Images, places: Array) -> Array:
 
 
 def join_groups(groups: Array, pairs: Array) -> Array:
-    """The groups i64[n] that remain when those of each pair of places are joined.
+    """The groups i64[n] after joining the two of each pair of places.
 
     They are numbered in the order of their first pictures.
     """
@@ -195,7 +195,7 @@ def join_groups(groups: Array, pairs: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A part of a set of pictures: `mask` bool[n], and the classes that it could not have."""
+    """A part of a set of pictures: `mask` bool[n], and the classes that it could not get."""
 
     mask: Array
     lacking: tuple[int, ...]

@@ -60,7 +60,7 @@ def _classes(value: Any) -> Any:
 
 
 Classes = Annotated[list[str] | dict[str, str | list[str]] | None, BeforeValidator(_classes)]
-"""The classes to use, in order, or the names that each of them unites; None for all there are."""
+"""The classes to use, in order, or the names that each of them merges; None for all there are."""
 
 # As counted in what is left out:
 LOOSE, UNCHOSEN = "loose picture", "not in dataset.classes"
@@ -78,8 +78,8 @@ class Listing:
     `files.shown` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
-    counts what was not taken, `unreadable` names what should have been, with the reason, `notes`
-    say what else a user should know.
+    counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,
+    with the reason, and `notes` say what else a user should know.
     """
 
     root: Path
@@ -150,8 +150,8 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
 ) -> Listing:
     """Lists the pictures of a folder, an archive or a list, as they are laid out.
 
-    `path` may also name what lies in an archive (`photos.zip/labels.csv`). `classes` selects,
-    orders and unites classes by the names of their folders (`[cat, dog]`, `[animals/cat, …]`) or
+    `path` may also lead into an archive (`photos.zip/labels.csv`). `classes` selects, orders and
+    merges classes by the names of their folders (`[cat, dog]`, `[animals/cat, …]`) or
     labels; linked folders that it names are entered. The other keys are for lists: `root` is the
     folder or archive that the paths are relative to, by default that of the list; `max_bad` is the
     share of rows without a file or a label above which a list is refused.
@@ -247,7 +247,7 @@ def _whole(file: BinaryIO) -> bytes:
 class _Tree:
     """Folders with pictures: `loose` counts those directly in each, `below` names its subfolders.
 
-    A folder is written as it begins the names in it: `train/cat/`, or "" for the top.
+    A folder is written as the beginning of the names in it: `train/cat/`, or "" for the top.
     """
 
     def __init__(self, pictures: Sequence[str]) -> None:
@@ -266,9 +266,10 @@ class _Tree:
         )
 
     def unwrapped(self, folder: str, keep: Collection[str]) -> str:
-        """The first folder with several subfolders, if each down to it is the only one.
+        """Follows single subfolders down to the first folder that has several, and returns that.
 
-        Else the one above the last, which is a class. Enters none whose name is in `keep`.
+        If there is none, returns the folder above the last, which is a class. Does not enter
+        folders whose names are in `keep`.
         """
         above = folder
         while len(self.below[folder]) == 1 and self.below[folder][0] not in keep:
@@ -338,7 +339,7 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
 
 
 def _split_in(name: str) -> str | None:
-    """The split that a folder's name has the word of, as in `seg_train` or `val2017`."""
+    """The split whose word a folder's name contains, as in `seg_train` or `val2017`."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     found = {split for word in words if (split := lists.split_of(word))}
     return found.pop() if len(found) == 1 else None
@@ -406,7 +407,7 @@ def _ending(name: str) -> str:
 
 
 def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Iterator[str]:
-    """Names folders beside the class folders whose files are no pictures."""
+    """Names folders beside the class folders that hold files but no pictures."""
     for side, _ in layout.sides:
         inner = Counter(
             name[len(side) :].partition("/")[0]
@@ -544,7 +545,7 @@ def _split_of_list(name: str) -> str | None:
 def _united_lists(
     parts: Sequence[_Found], names: Sequence[str], notes: Sequence[str], pictures: Place
 ) -> _Found:
-    """The pictures of several lists, in natural order; one in two of them must be the same."""
+    """The pictures of several lists, in natural order; a picture in two must have equal rows."""
     rows: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file: list, row
     for number, part in enumerate(parts):
         for row, file in enumerate(part.files):
@@ -639,7 +640,7 @@ def _too_many(told: str, bad: Sequence[Unreadable], rows: int, max_bad: float) -
 
 
 def _whereabouts(place: Place, below: str, path: str) -> str:
-    """Where a file lies that a list names, if not where the list says."""
+    """Where a file that a list names really lies, if not where the list says."""
     name = path.rpartition("/")[2]
     for file in place.contents().files:
         if file.endswith(f"/{path}"):
@@ -734,7 +735,7 @@ def _checked(
 
 
 def _likeness(name: str) -> object:
-    """Equal for names that differ by case, spaces and signs between words, or zeros only."""
+    """A key that is equal for names which differ only in case, zeros, or signs between words."""
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", name):
         return Decimal(name)
     return re.sub(r"[\W_]+", "", name.casefold()) or name

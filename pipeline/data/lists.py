@@ -23,10 +23,10 @@ from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.imports import Lazy
 
-parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for lists of its kind
+parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for Parquet files
 
 LARGEST = 2**30
-"""Bytes that a list may have."""
+"""Most bytes of a list."""
 MOST_ROWS, MOST_COLUMNS = 20_000_000, 1_000
 PATHS = (
     *("path", "file", "filename", "filepath", "image", "img", "imagepath", "imgpath"),
@@ -93,7 +93,7 @@ def split_of(name: str) -> str | None:
 
 
 def read_table(content: bytes, name: str, *, may_be_empty: bool = False) -> Table:
-    """Reads a list; the ending of its name says of which kind it is.
+    """Reads a list; the ending of its name tells its format.
 
     Raises:
         RequestError: it is damaged, too large, no table, or empty; names the line.
@@ -381,7 +381,7 @@ def _is_numeric(values: Sequence[Any]) -> bool:
 
 
 def plain(value: Any) -> str:
-    """A value of a table as text: whole numbers without a point, missing ones as nothing."""
+    """A value of a table as text: whole numbers without a point, missing values as no text."""
     if isinstance(value, str):
         return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):

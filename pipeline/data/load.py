@@ -25,7 +25,7 @@ from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
-WHOLE = "whole"  # where the description of what an exclusion has left names the entry of all
+WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
 SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def ingest(
     `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
     one packed array of all images with the rows and labels of each split. With `verify`, every
     byte of it is compared with its checksum. `fingerprint` is that of the data a recorded run has
-    used: if the cache has it, picture files and the list of `dataset.exclude` are not asked for.
+    used: if the cache has it, picture files and the list of `dataset.exclude` are not read.
 
     Raises:
         RequestError: no source has it, a file is damaged, or the content is not a data set.
@@ -91,7 +91,7 @@ def _is_of_pictures(builder: Callable[..., Any]) -> bool:
 
 
 def _can_exclude(builder: Callable[..., Any]) -> bool:
-    """Whether images of a data set are excluded here, since its function leaves that to us."""
+    """Whether a data set's function leaves `dataset.exclude` to this module."""
     return get_type_hints(builder, include_extras=True).get(EXCLUDE) == Exclude
 
 
@@ -102,9 +102,9 @@ def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, 
 
 
 def cached(name: str, fingerprint: str, *, data_dir: Path, arrays: bool = True) -> RawData | None:
-    """The data with that fingerprint if the cache of the data set has it; asks for no other files.
+    """The data with that fingerprint if the cache of the data set has it; reads no other files.
 
-    Without `arrays` only that of pictures, or with images excluded.
+    Without `arrays`, considers only pictures, and data with images excluded.
     """
     folder = data_dir / name
     for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):

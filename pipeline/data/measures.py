@@ -24,7 +24,7 @@ QUANTITIES = ("brightness", "contrast", "colour")
 SIZES = ("height", "width", "aspect ratio")
 """Of the upright picture in its file, in pixels; the ratio is width per height."""
 SEEN = 64  # pixels along each side that are measured, about
-KEPT = 1001  # values of a quantity in a summary; of more, so many quantiles
+KEPT = 1001  # most values of a quantity in a summary; more are replaced by so many quantiles
 NAME = "data_summary.json"
 _VERSION = 1  # raised when the same images give other measures
 
@@ -139,7 +139,7 @@ class DataSummary:
     """The training images of a data set in numbers.
 
     `shape` [H,W,C] and `fit` as in `RawData`; `classes` counts images by name. `quantities` holds
-    the sorted values of each quantity (of more than KEPT, so many quantiles); those of SIZES only
+    the sorted values of each quantity, or KEPT quantiles if there are more; those of SIZES only
     for picture files.
     """
 
@@ -188,7 +188,7 @@ def parsed(text: str) -> DataSummary:
     """Reads `data_summary.json`.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the text is not such a file.
     """
     try:
         found = json.loads(text)

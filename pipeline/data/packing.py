@@ -1,9 +1,9 @@
-"""Packs picture files into one array u8[N,H,W,C]: each is decoded once, by all cores.
+"""Packs picture files into one array u8[N,H,W,C]; each is decoded once, on all cores.
 
 A packed copy is an entry of the cache, keyed by the files (size, times, inode) and the settings
 that decide its pixels. While it is made, rows are appended to an array in a working folder, and a
-journal says of which files: after a kill, and for files that an earlier copy holds unchanged,
-nothing is decoded again.
+journal records the file of each row. So nothing is decoded again after a kill, nor any file that an
+earlier copy holds unchanged.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from pipeline.system.terminal import native_messages_to, plain_console, progress
 
 log = logging.getLogger(__name__)
 
-DECODING = 1  # raised when the same file and settings give other pixels than before
-SAMPLE = 500  # pictures whose sizes decide where none is set
+DECODING = 1  # increased when the same file and settings give other pixels than before
+SAMPLE = 500  # pictures whose sizes decide that of the images if none is set
 SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
 HASHED = 32  # side of the grey picture behind a perceptual hash
 CHUNK_BYTES = 2**22  # of images that a thread decodes before they are written
-AT_ONCE = 2**25  # bytes of a file that are read once, and not again to decode it
+AT_ONCE = 2**25  # bytes; a larger file is read twice, for its checksum and to decode it
 HEADER = 128  # bytes before the rows of an array's file
-# Errors of the system that say something about the file, and not about this moment.
+# Errors of the system that are due to the file and would occur again.
 LASTING = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
     errno.ENXIO,
@@ -64,8 +64,8 @@ FileStamp = tuple[int, ...]
 class Packing:
     """The settings that decide the pixels of a packed copy.
 
-    `size` is height and width, None to choose them by the pictures. `channels` is 1 or 3, None for
-    1 if every picture is grey. `fit` is one of `pictures.FITS`.
+    `size` is height and width; None chooses them by the pictures. `channels` is 1 or 3; None is 1
+    if every picture is grey, else 3. `fit` is one of `pictures.FITS`.
     """
 
     size: tuple[int, int] | None
@@ -98,7 +98,7 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """Files to be packed, with the settings; each file is asked for its state once."""
+    """Files to be packed, with the settings; the state of each file is read once."""
 
     listing: Listing
     packing: Packing
@@ -139,7 +139,7 @@ class Selection:
         return f"pixels-{cache.key(files=self.content, **self.settings)}"
 
     def workplace(self, folder: Path) -> Path:
-        """The working folder, which serves all states of the files."""
+        """The working folder, which is the same for all states of the files."""
         return folder / f".packing-{cache.key(**self.settings)}"
 
 
@@ -270,9 +270,9 @@ def _upright_size(listing: Listing, number: int) -> tuple[int, int] | None:
 
 
 class _Work:
-    """The working folder: `images.npy`, whose rows are appended, and `journal`, one line a chunk.
+    """The working folder: `images.npy`, whose rows are appended, and `journal`, one line per chunk.
 
-    A line is written after its rows, so that what the journal tells is in the array.
+    A line is written after its rows, so the array has every row that the journal names.
     """
 
     def __init__(self, place: Path, shape: Shape) -> None:
@@ -409,7 +409,7 @@ class _Work:
         }
 
     def _rows(self, rows: Sequence[int], channels: int) -> cache.Stream | Path:
-        """These rows: the file as it is, if it has just them."""
+        """These rows; the file as it is, if it has exactly them."""
         shape = (len(rows), *self.shape[:2], channels)
         dtype = np.dtype(np.uint8)
         if channels == self.shape[2] and list(rows) == list(range(self.rows)):
@@ -484,7 +484,7 @@ def _scan(
 def _memory_reused() -> Iterator[None]:
     """Lets Pillow keep the memory of a few pictures for the next ones.
 
-    Else the system would clear as much memory for every step of every picture.
+    Otherwise the system would clear new memory for every step of every picture.
     """
     core: Any = Image.core  # type: ignore[attr-defined]  # documented as Pillow's block allocator
     before = core.get_blocks_max()
@@ -521,7 +521,7 @@ def _decode(
 
 
 def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
-    """The image of a file, as `pictures.load` makes it, and what is to be known of it."""
+    """The image of a file, as `pictures.load_picture` makes it, and the fields of its record."""
     if file.seek(0, os.SEEK_END) <= AT_ONCE:
         file.seek(0)
         file = io.BytesIO(file.read())
@@ -546,9 +546,9 @@ def _may_be_grey(image: Array) -> bool:
 
 
 def perceptual_hash(image: Array) -> int:
-    """64 bits of u8[H,W,C] that similar images share for the most part.
+    """64 bits of u8[H,W,C], most of which similar images share.
 
-    They say which of the 64 lowest frequencies of a grey picture of 32×32 are above their median.
+    They say which of the 64 lowest frequencies of a grey 32×32 version are above their median.
     Source: C. Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
     """
     whole = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
@@ -566,7 +566,7 @@ _COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(8), np.arange(HASHED) + 0.
 def _told(
     listing: Listing, count: int, work: _Work
 ) -> Iterator[Callable[[Sequence[_Record]], None]]:
-    """Shows a bar on a terminal, else a line at the beginning; tells at the end what was done."""
+    """Shows a bar on a terminal, elsewhere a line at the start; at the end, says what was done."""
     height, width, _ = work.shape
     what = f"{count:,} pictures of {listing.root} at {height}×{width}"
     started, failed = time.perf_counter(), 0

@@ -1,7 +1,7 @@
-"""Turns any picture into what a model takes: u8[H,W,C] of its size and channels.
+"""Turns any picture into an image u8[H,W,C] of a model's size and channels.
 
-`load_picture` is the only entry point for picture files: predict and serve both use it, so that the
-same bytes give the same image everywhere and the memory of all decoding threads stays bounded.
+Packing, predict and serve read all picture files through this module, so that the same bytes give
+the same image everywhere and the memory of all decoding threads stays bounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Picture = Image.Image
 MODES = {1: "L", 3: "RGB"}  # by number of a model's channels
 FITS = ("pad", "crop", "stretch")
 """How a picture gets another aspect ratio: with margins, without its ends, or distorted."""
-PAD = FITS[0]  # of every model that does not say otherwise
+PAD = FITS[0]  # the default of every model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by numpy's kind of dtype
     "f": "; convert with (x * 255).round().astype('uint8') if its values range from 0 to 1",
@@ -34,7 +34,7 @@ ADVICE = {  # by numpy's kind of dtype
 }
 REDUCED = 3  # a picture stays at least this many times larger than the target when reduced
 AT_WORK = 400_000_000
-"""Bytes that all pictures being decoded may take together, over all threads."""
+"""Most bytes of all pictures being decoded, over all threads."""
 TILE = 1_000_000  # pixels converted at once
 
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")

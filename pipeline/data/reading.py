@@ -64,7 +64,7 @@ def read_blocks(
     """Yields blocks of up to `at_once` images of `shape` [H,W,C]; threads read ahead.
 
     A block is smaller where `at_once` images would take more than BLOCK_BYTES. `listener` receives
-    every part as it is read, with its unreadable files; these raise nothing.
+    every part as it is read, with its unreadable files, which raise nothing.
     """
     at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
     tasks = _tasks(files, shape, at_once, fit)

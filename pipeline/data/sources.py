@@ -299,7 +299,7 @@ def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
 
     The header is checked before the body is read, and no more bytes are read than it declares, so
     neither a false header nor a gzip bomb can exhaust the memory. A header that declares far more
-    than images that large are compressed to is refused at once.
+    bytes than a compressed file of this size can hold is refused at once.
 
     Raises:
         DamagedFile: not gzip or IDX, truncated, or longer than its header says.

@@ -24,10 +24,10 @@ def preprocess(
 ) -> Prepared:
     """Moves `validation_size` images, stratified by class, from the training split to validation.
 
-    A share of the images is counted in whole ones, one of each class at least. 0 leaves the
-    validation split empty. The images of a split keep their order. Pictures of one group stay
-    together; a validation split of the source's own is used as it is. With a `limit`, training and
-    validation keep so many images each at most.
+    A share is rounded to whole images, at least one of each class. 0 leaves the validation split
+    empty. The images of a split keep their order. Pictures of one group stay together; a
+    validation split of the source's own is used as it is. With a `limit`, training and validation
+    keep at most so many images each.
 
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
@@ -67,7 +67,7 @@ def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False
 
 
 def limited(prepared: Prepared, limit: int | None) -> Prepared:
-    """Keeps `limit` images of training and of validation, as many of each class as can be.
+    """Keeps `limit` images of training and of validation, spread evenly over the classes.
 
     The test split stays whole: figures on a part of it would look like those on all of it.
     """

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Tensor = Any  # of TensorFlow or Keras, whose import takes seconds
 Shape = tuple[int, int, int]  # height, width, channels of an image
 SPLITS = ("train", "val", "test")
-# Those that a model is judged by, the decisive one first, with their names in texts.
+# The splits that a model is judged by, the decisive one first, with their names in texts.
 JUDGED_SPLITS = {"test": "test", "val": "validation"}
 # A run's `val/…` metrics end with the last epoch; those of the kept epoch have this prefix.
 KEPT = "kept/"
@@ -29,7 +29,7 @@ _USUAL = 28 * 28  # pixels of an image
 
 
 def images_at_once(shape: Sequence[int], most: int) -> int:
-    """How many images of a shape [H,W,C] a model takes together: fewer than `most` if > 28×28."""
+    """Images of shape [H,W,C] to give a model at once: `most`, fewer if larger than 28×28."""
     return max(1, min(most, most * _USUAL // max(1, math.prod(shape[:-1]))))
 
 

@@ -48,8 +48,8 @@ StoreError = MlflowException
 VERSION = mlflow.__version__
 
 FIRST_ANSWER_S = 10.0  # for the store to answer when a command begins
-AWAY_S = 300.0  # for a store to come back where work cannot go on without it
-# They log, with tracebacks, what MLflow raises as well.
+AWAY_S = 300.0  # for a store to come back if work cannot continue without it
+# Loggers of errors, with tracebacks, that MLflow raises as well.
 NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 PAGE = 5_000  # experiments per request
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
@@ -71,7 +71,7 @@ _once = Lock()
 
 
 class NoStore:
-    """Stands for the store of a run that has none (`tracking.offline`); refuses every request."""
+    """Replaces the client of a run without a store (`tracking.offline`); refuses every request."""
 
     tracking_uri = "offline"
 
@@ -80,7 +80,7 @@ class NoStore:
 
 
 def store_of(tracking: Tracking) -> Client:
-    """Connects to the store of a configuration, unless it is to do without one.
+    """Connects to the store of a configuration; returns a `NoStore` if that is offline.
 
     Raises:
         RequestError: nothing answers there, or it is not writable.
@@ -114,7 +114,7 @@ def connect(uri: str | None) -> Client:
 
 
 def quiet_client(address: str) -> Client:
-    """A client of the store at `address`, whose errors are raised and not logged in full as well.
+    """A client of the store at `address`, whose errors are raised but not logged as well.
 
     It connects with its first request.
     """
@@ -134,7 +134,7 @@ def _opened(address: str) -> Client:
 
 
 def _make_whole(address: str) -> None:
-    """Creates a new database under a temporary name, so that a kill leaves no half of one."""
+    """Creates a new database under a temporary name, so that a kill leaves no incomplete one."""
     if not address.startswith("sqlite:"):
         return
     url = sa.make_url(address)
@@ -182,9 +182,9 @@ def _sent_once() -> Iterator[None]:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error may not occur again: the store is away, overloaded or locked."""
+    """Whether an error is temporary: the store is away, overloaded or locked."""
     if isinstance(error, MlflowException):
-        # Something between here and the server answers like this when the server is away.
+        # A proxy answers like this when the server behind it is away.
         is_foreign = str(error.message).startswith("API request to endpoint")
         return is_foreign or error.error_code not in LASTING | DENIED
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
@@ -204,7 +204,7 @@ def why_away(error: BaseException) -> str:
 
 
 def awaited(request: Callable[[], Made]) -> Made:
-    """What a request that may be repeated returns, once the store answers.
+    """Makes a repeatable request until the store answers; returns the result.
 
     Raises:
         PipelineError: the store was away for `AWAY_S`.
@@ -228,9 +228,9 @@ def awaited(request: Callable[[], Made]) -> Made:
 
 
 def repeatable(write: Callable[[], object], tries: int = 3) -> None:
-    """Makes a write that may have been made before, or is being made by another process.
+    """Makes a write that may have been made already, by an earlier try or another process.
 
-    The store then refuses it by a constraint; if it still does so at the last try, it has it.
+    The store then refuses a duplicate; if it still does so at the last try, it has the value.
 
     Raises:
         MlflowException: the store refuses it for another reason, or is away.
@@ -248,7 +248,7 @@ def repeatable(write: Callable[[], object], tries: int = 3) -> None:
 
 
 def experiment(client: Client, name: str, root: str | None = None) -> str:
-    """The id of the experiment with that name, which is created if missing.
+    """The id of the experiment with that name; creates it if it is missing.
 
     A new one keeps its artefacts below `root`, if given (`artifact_location`).
 
@@ -279,7 +279,7 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
 
 
 def _require_place(client: Client, name: str, location: str, root: str | None) -> None:
-    """Checks that the artefacts of an experiment, created by somebody, can be kept from here."""
+    """Checks that this machine can write to where an existing experiment keeps its artefacts."""
     address = str(client.tracking_uri)
     if root is not None and location == artifact_location(address, name, root):
         return  # whoever makes the experiment makes its folder later
@@ -437,7 +437,7 @@ def _ask_database(uri: str) -> Refusal | None:
 
 
 def answered(look: Callable[[], Made], within_s: float) -> Made:
-    """What `look` returns or raises; it goes on in the background if it takes too long.
+    """Returns or raises what `look` does; if that takes too long, it continues in the background.
 
     Raises:
         TimeoutError: it took longer than `within_s` seconds.

@@ -1,7 +1,8 @@
 """Sends the records of a run to MLflow, so that each arrives once, however often it is sent.
 
-What MLflow creates gets an id of ours as a tag, by which it is found before it is created again. A
-metric's time and step make it the same point; parameters, tags and files replace themselves.
+Runs and models get the tag `local_id`, by which they are looked up before they are created again. A
+metric sent again with the same time and step is the same point; parameters, tags and files are
+overwritten.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ MODEL_PATIENCE_S = 2.0  # with a store that is away when a model is saved
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a record may arrive later: the store is away, or does not accept the user now."""
+    """Whether sending a record may succeed later: the store is away, or denies access."""
     is_denied = isinstance(error, MlflowException) and error.error_code in DENIED
     return is_denied or is_passing(error)
 
 
 def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False) -> Run:
-    """Creates the run that a journal opens with, or finds it, where `again` says that it may exist.
+    """Creates the run that a journal begins with; with `again`, looks first whether it exists.
 
     Raises:
         RequestError: the experiment was deleted, or the store refuses its name.
@@ -102,7 +103,7 @@ def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False)
 
 
 def opened_as(run: Run) -> Record:
-    """The record of what the store calls a run."""
+    """The record of the id, name and artefact address that the store gave a run."""
     info = run.info
     known = {"id": info.run_id, "name": info.run_name, "artifacts": info.artifact_uri}
     return {"kind": OPENED, **known}
@@ -110,7 +111,7 @@ def opened_as(run: Run) -> Record:
 
 @dataclass(kw_only=True)
 class Delivery:
-    """Delivers records of one run; `model_uri` is the address of its model once that is there."""
+    """Delivers records of one run; `model_uri` is the address of its model once it is stored."""
 
     client: Client
     run_id: str
@@ -228,7 +229,7 @@ class Delivery:
             self.client.log_artifact(self.run_id, path, record["below"])
 
     def _end(self, record: Record) -> None:
-        """Closes the run; it is not gone if others believed so while it was not heard."""
+        """Closes the run; removes the error that others set because they heard no heartbeat."""
         error = self.client.get_run(self.run_id).data.tags.get(ERROR)
         if error == GONE or (error and record["status"] == Status.FINISHED):
             _drop_tag(self.client, self.run_id, ERROR)
@@ -236,10 +237,10 @@ class Delivery:
 
 
 class Journaled:
-    """Takes the records of a run: into its journal, and from there to the store in a thread.
+    """Writes the records of a run to its journal; a thread sends them from there to the store.
 
-    Without a `delivery` the journal is all. On leaving a `with` block the journal is closed; if the
-    store has everything, it is deleted.
+    Without a `delivery` nothing is sent. On leaving a `with` block the journal is closed, and
+    deleted if the store has everything.
     """
 
     def __init__(self, journal: Journal, delivery: Delivery | None) -> None:
@@ -271,7 +272,7 @@ class Journaled:
         return self._courier is not None and self._courier.wait(patience_s)
 
     def arrive_soon(self, patience_s: float) -> bool:
-        """The same, without another attempt if the store is away or does not answer."""
+        """Like `arrive`, but makes no further attempt if the store is away or does not answer."""
         courier = self._courier
         return courier is not None and courier.wait(
             patience_s, at_once=False, stuck_s=LAST_ANSWER_S
@@ -303,7 +304,7 @@ def _drop_tag(client: Client, run_id: str, key: str) -> None:
 
 
 def _name(path: Path, entry: LoggedModel, run_id: str) -> None:
-    """Writes into the description of a saved model which one it is."""
+    """Writes the ids of the logged model and its run into the MLmodel file of a saved model."""
     about = yaml.safe_load(path.read_text(encoding="utf-8"))
     about |= {"artifact_path": entry.artifact_location, "run_id": run_id}
     about |= {"model_id": entry.model_id, "model_uuid": entry.model_id}
@@ -313,7 +314,7 @@ def _name(path: Path, entry: LoggedModel, run_id: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """What became of a journal: the run in the store, its state, and how many records were sent."""
+    """The result of sending a journal: the run in the store, its status, the number of records."""
 
     folder: Path
     run_id: str | None
@@ -331,11 +332,11 @@ class Sent:
 def send_journal(
     client: Client, folder: Path, *, close: bool = True, artifact_root: str | None = None
 ) -> Sent:
-    """Sends what the journal in a folder still holds, and deletes it.
+    """Sends the unsent records of the journal in a folder, and deletes it.
 
-    `artifact_root` is where a run's experiment keeps its artefacts if the run did not say. A run
+    `artifact_root` is where a new experiment keeps its artefacts if the run did not say. A run
     whose process died is closed as KILLED at the time of its last record, unless `close` is
-    false because it is about to go on.
+    false because it is about to be resumed.
 
     Raises:
         RequestError: another process has the journal open, or the store does not have the run.
@@ -376,7 +377,7 @@ def _resent(
         except MlflowException as error:
             if may_pass(error) or record["kind"] != BATCH:
                 raise
-            if count > 1:  # only one of those that were joined may be wrong
+            if count > 1:  # perhaps only one of the joined records is wrong
                 singly = count
                 continue
             yield one_line(error)
@@ -386,7 +387,7 @@ def _resent(
 
 
 def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
-    """The id in the store of the run that a journal tells of, which is created if need be."""
+    """The store's id of the run in a journal; creates the run if the store does not have it."""
     opening, folder = records[0], journal.folder
     known = [record["id"] for record in records if record["kind"] == OPENED]
     if run_id := opening["run_id"] or (known[0] if known else None):
@@ -409,7 +410,7 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
 
 
 def _last_words(records: list[Record]) -> list[Record]:
-    """What a run whose process died would have recorded at its end."""
+    """The records that close a run whose process died."""
     heard = [point[2] for record in records for point in record.get("metrics", ())]
     beat = records[0]["tags"].get(BEAT)
     heard += [int(datetime.fromisoformat(beat).timestamp() * 1000)] if beat else []

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
 GONE = "its process is gone"  # the error of a run that was left RUNNING and closed by others
 EVERY_S = 20.0
-SILENT_S = 60.0  # after which a run on another machine may be gone; two beats may get lost
-LISTEN_S = 2 * EVERY_S + 5  # within which a living run is heard
+SILENT_S = 60.0  # without a beat, after which a run on another machine may be gone; two may be lost
+LISTEN_S = 2 * EVERY_S + 5  # in which a live run sends at least one beat
 CLOCKS_S = 86_400.0  # more than any two machines' clocks differ
 GAP_S = 2 * EVERY_S  # between beats, after which others may have closed the run; clocks may differ
 LEAVE_S = 2.0  # for a beat to finish when the run is closed
@@ -48,7 +48,7 @@ class Pulse(StrEnum):
 
 
 def signs() -> dict[str, str]:
-    """The heartbeat's tags of a run in this process, now."""
+    """The heartbeat tags of a run in this process, as of now."""
     return {
         BEAT: _now().isoformat(timespec="seconds"),
         HOST: process_place(),
@@ -62,8 +62,8 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
     """Renews the run's heartbeat every `EVERY_S` in a thread.
 
     A beat that fails does not affect the run: the next one may arrive. A suspended or killed
-    process sends no beats. A run that was silent for a while may have been marked KILLED from
-    another machine; when it is heard again, or ends, it revokes that.
+    process sends no beats. While a run is silent, another machine may mark it as KILLED; at its
+    next beat, or when it ends, the run takes that back.
     """
     done, heard = threading.Event(), [_now()]
 
@@ -88,9 +88,10 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
 
 
 def _back_if_unheard(client: Client, run_id: str, heard: datetime, *, ends: bool = False) -> None:
-    """Revokes that others closed the run, if it has been silent for long since `heard`.
+    """Reopens the run if others closed it while it was silent, for over `GAP_S` since `heard`.
 
-    Others write the error before the status: until both are there, only a run that `ends` acts.
+    Others write the error before the status. If only the error is there, it is removed only when
+    the run `ends`.
     """
     if _now() - heard < timedelta(seconds=GAP_S):
         return

@@ -25,19 +25,19 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.tracking.values import LOCAL_ID, RecordedRun, Status
 
 Record = dict[str, Any]
-MetricPoint = tuple[str, float, int, int]  # of a metric: name, value, Unix time in ms, step
+MetricPoint = tuple[str, float, int, int]  # name of the metric, value, Unix time in ms, step
 
 NAME, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
 MODEL = "model"  # folder of a saved model that a store does not have yet
-# Kinds of records: the run as it was opened, and its id in the store; what it logs; its end.
+# Kinds of records: the run as it was opened, its id in the store, what it logs, its end.
 OPENING, OPENED = "opening", "opened"
 BATCH, DATA, NOTED, MODEL_SAVED, ARTIFACTS, FILES, END = (
     *("batch", "data", "note", "model", "artifacts", "files", "end"),
 )
-SLOW = {MODEL_SAVED, ARTIFACTS, FILES}  # may take minutes without anything being wrong
+SLOW = {MODEL_SAVED, ARTIFACTS, FILES}  # uploads, which may take minutes
 MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
-STUCK_S = 30.0  # after which a request that is not slow by nature will probably not be answered
+STUCK_S = 30.0  # after which the store will probably not answer a request, unless that is `SLOW`
 MULTIRUN = "multirun"  # the folder of sweeps
 PLACES = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")  # folders of runs, sweeps and jobs
 
@@ -56,7 +56,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # One second: who only looks whether it is open holds the lock for a moment.
+        # Waits for a second, since `is_open` holds the lock for a moment.
         self._lock = FileLock((folder / LOCK).absolute(), timeout=1, thread_local=False)
         try:
             self._lock.acquire()
@@ -78,7 +78,7 @@ class Journal:
 
     def mark(self, position: int) -> None:
         """Notes that everything before that position has arrived."""
-        with suppress(OSError):  # then what is before it is sent again, to no effect
+        with suppress(OSError):  # if this fails, it is sent again, to no effect
             os.pwrite(self._sent, f"{position:020d}".encode(), 0)
 
     def unsent(self) -> list[tuple[int, Record]]:
@@ -97,7 +97,7 @@ class Journal:
             (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets other processes open it."""
+        """Closes the journal, so that other processes can open it."""
         for file in (self._file, self._sent):
             with suppress(OSError):
                 os.close(file)
@@ -142,7 +142,7 @@ def is_open(folder: Path) -> bool:
 
 
 def read_journal(folder: Path) -> list[Record]:
-    """The records of a folder's journal, whoever has it open."""
+    """The records of a folder's journal, even while a process has it open."""
     return [record for _, record in _lines(folder / NAME)]
 
 
@@ -162,7 +162,7 @@ def _whole(path: Path) -> int:
 
 
 def join_records(waiting: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
-    """Joins metrics, parameters and tags that follow each other, as far as a request takes them."""
+    """Joins consecutive records of metrics, parameters and tags, up to MOST_POINTS metrics each."""
     last: tuple[int, Record] | None = None
     for end, record in waiting:
         if last and last[1]["kind"] == record["kind"] == BATCH:
@@ -182,7 +182,7 @@ _TEXTS = ("params", "tags")
 
 
 def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
-    """The run that the records of a journal tell of, as far as they go."""
+    """The run as the records of its journal describe it so far."""
     opening = records[0]
     params, tags = dict(opening["params"]), dict(opening["tags"])
     latest: dict[str, tuple[int, int, float]] = {}
@@ -213,11 +213,11 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
 
 
 class Courier:
-    """Sends records to a store in a thread: in order, and each until it has arrived.
+    """Sends records to a store in a thread, in order, retrying each until it has arrived.
 
-    `deliver` sends one record and raises if that fails. Errors that `may_pass` are tried again, and
-    `reason` says what they mean. Any other error is raised in the thread that records, once, and
-    its record is left out.
+    `deliver` sends one record and raises if that fails. Errors for which `may_pass` is true are
+    retried, and `reason` puts them into words. Any other error drops its record and is raised once,
+    in the thread that records.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Courier:
         self._changed = threading.Condition()
         self._stopped = self._hurried = self._ended = False
         self._singly = 0  # how many of the next records are sent one by one
-        self._began = self._failed_at = 0.0  # of the present attempt; of the last that failed
+        self._began = self._failed_at = 0.0  # when the present attempt began, when the last failed
         self._away_since: float | None = None
         self._trouble: str | None = None
         self._error: BaseException | None = None
@@ -247,10 +247,10 @@ class Courier:
         return self._trouble or "it has not answered yet"
 
     def put(self, record: Record) -> None:
-        """Writes a record to the journal and has it sent; does not wait for that.
+        """Writes a record to the journal and queues it for sending; does not wait.
 
         Raises:
-            BaseException: an earlier record was refused; this one is sent all the same.
+            BaseException: the store refused an earlier record; this one is sent all the same.
         """
         with self._changed:
             self._waiting.append((self._journal.append(record), record))
@@ -260,12 +260,11 @@ class Courier:
     def wait(self, patience_s: float, *, at_once: bool = True, stuck_s: float = STUCK_S) -> bool:
         """Waits for everything to arrive; returns whether it has.
 
-        A store that is away for longer than `patience_s` is given up, but not before it was tried
-        once more (`at_once`), and so is one that has not answered a request for `stuck_s`, unless
-        that is slow by nature.
+        Gives up if the store has been away for longer than `patience_s` (with `at_once`, after one
+        more attempt), or has not answered a request for `stuck_s`, unless the request is `SLOW`.
 
         Raises:
-            BaseException: a record was refused.
+            BaseException: the store refused a record.
         """
         began = time.monotonic()
         with self._changed:
@@ -278,9 +277,9 @@ class Courier:
             return not self._waiting
 
     def stop(self) -> bool:
-        """Ends the thread, which closes the journal; returns whether all was sent, to the end.
+        """Ends the thread, which closes the journal; returns whether it sent the run to its end.
 
-        The journal is then deleted. A request under way is not awaited.
+        If so, it also deletes the journal. Does not wait for a request under way.
         """
         with self._changed:
             self._stopped = True
@@ -312,7 +311,7 @@ class Courier:
             self._journal.close()
 
     def _next(self) -> tuple[int, Record, int] | None:
-        """The next record, joined with those that follow it, and how many these are."""
+        """The next record, joined with those after it: its end, itself, and how many were joined."""
         with self._changed:
             while not (self._waiting or self._stopped):
                 self._changed.wait()
@@ -330,11 +329,11 @@ class Courier:
             if self._may_pass(error):
                 self._pause(error)
                 return
-            if not isinstance(error, Exception):  # it says nothing about the record
+            if not isinstance(error, Exception):  # the record is not to blame
                 with self._changed:
                     self._error = error
                 return
-            if count > 1:  # only one of those that were joined may be wrong
+            if count > 1:  # perhaps only one of the joined records is wrong
                 self._singly = count
                 return
             log.debug("The store refuses %s", record["kind"], exc_info=True)
@@ -354,7 +353,7 @@ class Courier:
             self._changed.notify_all()
 
     def _pause(self, error: BaseException) -> None:
-        """Waits before the next attempt, the longer the more have failed."""
+        """Waits before the next attempt; the longer the store has been away, the longer."""
         with self._changed:
             now = time.monotonic()
             self._trouble = self._reason(error)

@@ -75,9 +75,9 @@ from pipeline.tracking.values import (
 
 OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # overrides that differ between machines
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
-PATIENCE_S = 10.0  # with a store that is away when a run ends
-SENDING_S = 10.0  # for what earlier runs could not send, before a run begins
-SHORT_PATIENCE_S = 3.0  # when a run is stopped or fails
+PATIENCE_S = 10.0  # to wait for a store that is away when a run ends
+SENDING_S = 10.0  # to send what earlier runs could not, before a run begins
+SHORT_PATIENCE_S = 3.0  # to wait when a run is stopped or fails
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +145,10 @@ def _send_others(client: Client, folder: Path) -> None:
 def send_waiting(
     client: Client, *, but: Path | None = None, within_s: float = SENDING_S
 ) -> tuple[list[Sent], list[Path]]:
-    """Sends the journals of runs of this store that have ended, below `outputs/` and `multirun/`.
+    """Sends the journals of ended runs of this store, below `outputs/` and `multirun/`.
 
-    Returns what was sent, and the folders of the rest: runs that were made without a store or for
-    another one, and those for which the store or the time, `within_s` seconds, did not suffice.
+    Returns what was sent, and the folders of the rest: runs recorded without a store or for another
+    one, and those that the store did not take within `within_s` seconds.
     """
     until = time.monotonic() + within_s
     sent, left = list[Sent](), list[Path]()
@@ -167,7 +167,7 @@ def send_waiting(
 
 
 def _is_of(client: Client, folder: Path) -> bool:
-    """Whether a journal is of a run that was opened in this store."""
+    """Whether a journal belongs to a run that was opened in this store."""
     records = read_journal(folder)
     opened = any(record["kind"] == OPENED for record in records)
     return opened and records[0].get("store") == without_password(client.tracking_uri)
@@ -179,7 +179,7 @@ def _sweep_of(folder: Path) -> Path:
 
 
 def _require_sent(folder: Path) -> None:
-    """Refuses a folder whose records no store has yet: a new run would take their place."""
+    """Refuses a folder with unsent records, which a new run would overwrite."""
     if has_journal(folder):
         raise RequestError(
             f"{folder} has the records of a run that its store lacks; send them with "
@@ -188,7 +188,7 @@ def _require_sent(folder: Path) -> None:
 
 
 def _continuing(recording: Recording, spent_s: float) -> Recording:
-    """A recording that knows what the run that it continues has recorded."""
+    """A recording with the metrics and the seconds that the continued run recorded before."""
     spent = dict.fromkeys(("train", "total"), spent_s)
     before = recorded_metrics(recording.client, recording.id)
     return replace(recording, seconds=spent, before=before)
@@ -199,7 +199,7 @@ def _alive(recording: Recording, config: Config) -> AbstractContextManager[None]
 
 
 def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
-    """Closes a run for a process that could not; the end of a silent run is its last heartbeat."""
+    """Closes a run whose process could not; a silent run ended with its last heartbeat."""
     if run.error is None:
         client.set_tag(run.id, ERROR, error)
     beat = fell_silent(run.tags)
@@ -211,8 +211,8 @@ def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
 def _closed_as_it_ends(recording: Recording, outbox: Journaled) -> Iterator[None]:
     try:
         yield
-        ended = now()  # however long the store then takes
-        arrived = outbox.arrive(PATIENCE_S)  # a record that the store refuses fails the run
+        ended = now()  # before the wait for the store
+        arrived = outbox.arrive(PATIENCE_S)  # raises, and so fails the run, if a record is refused
     except BaseException as error:
         status, ended = status_of(error), now()
         with _at_least_tried():
@@ -228,7 +228,7 @@ def _closed_as_it_ends(recording: Recording, outbox: Journaled) -> Iterator[None
 
 
 def _tell_unless(arrived: bool, outbox: Journaled) -> None:
-    """Says, unless the store has received everything, why and how it will."""
+    """Unless the store has received everything, prints why not and how to send the rest."""
     if not arrived:
         command = sync_command(outbox.journal.folder)
         print(f"{outbox.trouble}: send it with `{command}`", file=sys.stderr, flush=True)
@@ -237,8 +237,8 @@ def _tell_unless(arrived: bool, outbox: Journaled) -> None:
 def _open(
     client: Client, config: Config, folder: Path, run_id: str | None, tags: dict[str, str]
 ) -> tuple[Recording, Journaled]:
-    """Opens a run's journal, and the run in the store if it is to have one."""
-    # Removed from the environment, where later runs of this process and its workers would see it.
+    """Opens a run's journal and, unless the run is offline, the run in the store."""
+    # Removed from the environment, so that later runs of this process and its workers ignore it.
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if existing := run_id or adopted:
         if config.tracking.offline:
@@ -255,7 +255,7 @@ def _open(
             records.append(opened)
             journal.append(opened)
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):  # then the run may exist
+        if not isinstance(error, KeyboardInterrupt):  # after which the store may have the run
             journal.delete()
         journal.close()
         if is_passing(error):
@@ -321,7 +321,7 @@ def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) 
 
 
 def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:
-    """The tags by which a run, a sweep's own or one of its jobs' is found; set before all else."""
+    """The tags that say where a run is: its folder, and a job's sweep and index; set first."""
     if is_parent:
         return {FOLDER: str(folder)}
     place = {PARENT: str(job.parent), INDEX: str(job.index)} if job else {}

@@ -26,7 +26,7 @@ _AS_PATCH = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-# Suffixes of new files that a result may depend on; photos, for example, are not code.
+# New files that a result may depend on; photos, for example, are not code.
 NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 

@@ -174,11 +174,11 @@ def model_of_run(run: RecordedRun) -> keras.Model:
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:
     """Loads a model: `models:/<name>@<alias>`, `models:/<name>/<version>`, `models:/m-…`, a folder.
 
-    MLflow does not load it, because its loader would run code from the folder. Only models in the
+    MLflow's loader is not used, because it would run code from the folder. Only models in the
     form in which this pipeline saves them are accepted, and each is inspected first.
 
     Raises:
-        RequestError: there is no such model, or it is none that this pipeline has saved.
+        RequestError: there is no such model, or this pipeline has not saved it.
     """
     return _load(_store_of(uri, tracking), uri)
 
@@ -255,7 +255,7 @@ def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
     """The saved model at an address, on this machine while the block runs.
 
     Raises:
-        RequestError: there is no such model, or it is none that this pipeline has saved.
+        RequestError: there is no such model, or this pipeline has not saved it.
     """
     with _fetched(_store_of(uri, tracking), uri) as saved:
         yield saved

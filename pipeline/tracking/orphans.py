@@ -1,4 +1,4 @@
-"""Tells which runs that the store calls RUNNING are at work, and closes those that are not."""
+"""Finds out which RUNNING runs are really at work, and closes those that are not."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def unheard(client: Client, runs: Iterable[RecordedRun]) -> list[RecordedRun]:
 
 
 def close_orphan(client: Client, run: RecordedRun) -> RecordedRun | None:
-    """Closes an orphan as its journal on this machine says it ended, if it has one, else as KILLED.
+    """Closes an orphan with the status in its journal, if this machine has that, else as KILLED.
 
-    Returns it as it is then, or None if it has ended or was heard of meanwhile.
+    Returns the closed run, or None if it has ended or sent a heartbeat meanwhile.
 
     Raises:
         StoreError: the store refuses.

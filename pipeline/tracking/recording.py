@@ -1,7 +1,7 @@
 """Logs to a run: metrics, parameters, tags, artefacts, data and the model.
 
-A run that is being recorded writes all of it to its journal, from where a thread sends it to the
-store; a recorded run that is opened again has it written to the store directly.
+A run in progress logs to its journal, and a thread sends that to the store. A finished run that is
+reopened logs to the store directly.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class Outbox(Protocol):
-    """Takes the records of a run and sees to it that the store gets them."""
+    """Takes the records of a run and passes them on to the store."""
 
     @property
     def model_uri(self) -> str | None:
@@ -84,8 +84,8 @@ class Direct:
 class Recording:
     """A run that is being recorded. The files in `artifacts` are logged when the run is closed.
 
-    `outbox` takes what is logged; by default it goes to the store at once. `records`, of a run that
-    has a journal, is what that holds. `seconds` are those of its stages. For a resumed run,
+    `outbox` takes what is logged; the default sends it to the store at once. `records` are those of
+    the run's journal, if it has one. `seconds` are the times of its stages. For a resumed run,
     `before` has its earlier metrics by name and step. `logged` are the metrics logged here, in
     order; `is_whole` says whether these are all metrics of the run. `sizes` are logged when the run
     is closed, so that they come after the metrics that people want to see first.

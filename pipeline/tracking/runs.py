@@ -78,7 +78,7 @@ def find_run(
 
 
 def with_weights(config: Config) -> Config:
-    """A configuration whose `model.weights` names a file, where it named a run: its saved model.
+    """The configuration with a run in `model.weights` replaced by the file of its saved model.
 
     The file is kept beside the data; it is inspected like any other before it is used.
 
