@@ -66,12 +66,12 @@ complete -o nospace -o default -F _pipeline_completion """
 log = logging.getLogger("pipeline")
 
 
-# Kept besides the exception, of which a library being imported may make an ImportError.
+# Set besides raising the exception, which a library being imported may turn into an ImportError.
 stopped_by: list[signal.Signals] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is to leave things as tidy as Ctrl-C does."""
+    """SIGTERM, which is handled as tidily as Ctrl-C."""
 
 
 def main() -> int:
@@ -101,20 +101,20 @@ def main() -> int:
         if _is_unread(error):
             return _end_unread()
         if stopped_by:
-            # A verb that was stopped may say itself what has become of its work.
+            # A verb that was stopped may report itself how far it got.
             said = str(error) if isinstance(error, KeyboardInterrupt) else ""
             kept = said or "what was recorded so far is kept"
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if show_traceback else error_line(error)
         print(hide(told), file=sys.stderr)
-        # What did not come from the work came from composing its configuration or its folder.
+        # Errors from outside the work come from composing its configuration or from its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0
 
 
 def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
-    """The words after a verb as Hydra takes them, flags first; whether they ask for a sweep.
+    """The words after a verb in Hydra's order, flags first, and whether they ask for a sweep.
 
     Raises:
         RequestError: a word is a mistake, or has no effect here.
@@ -152,9 +152,9 @@ def _shown(words: list[str]) -> bool:
 
 
 def _complete(asked: list[str]) -> int:
-    """Prints what bash is to evaluate, or what the last word of its COMP_LINE could become.
+    """Prints code for bash to evaluate, or the completions of the last word of its COMP_LINE.
 
-    Groups, their files and keys are Hydra's to complete; it knows no verbs.
+    Hydra completes groups, their files and keys, but does not know the verbs.
     """
     if asked == ["install=bash"]:
         name = Path(sys.argv[0]).name
@@ -222,7 +222,7 @@ def _described() -> str:
 
 
 def _carry_out(verb: Verb, composed: DictConfig) -> None:
-    """Runs a verb on a checked configuration; only now is what it needs imported."""
+    """Runs a verb on a checked configuration; imports what it needs only now."""
     hide_composed(composed)
     folder = Path(HydraConfig.get().runtime.output_dir)
     config = validate(composed)
@@ -252,9 +252,9 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
 
 
 def _is_unread(error: BaseException) -> bool:
-    """Whether the error is that nobody reads what is printed any more, as in `history | head`.
+    """Whether an error means that nobody reads the output any more, as in `history | head`.
 
-    Sockets and the pipes between processes break with the same error; they are asked last.
+    Sockets and pipes between processes break with the same error, so stdout itself is tested.
     """
     if not isinstance(error, BrokenPipeError):
         return False
@@ -264,7 +264,7 @@ def _is_unread(error: BaseException) -> bool:
 
 
 def _end_unread() -> int:
-    """The exit code of a command that SIGPIPE has ended; what is still to be printed is dropped."""
+    """The exit code of a command that SIGPIPE has ended; drops the rest of the output."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -102,7 +102,7 @@ def train(
 
 
 def _with_weights(config: Config) -> Config:
-    """The configuration with a file in place of a run that `model.weights` names."""
+    """The configuration with a run in `model.weights` replaced by the file of its saved model."""
     if config.model.get("weights") in (None, "imagenet"):
         return config
     named: Config = _imported("pipeline.tracking.runs").with_weights(config)
@@ -166,7 +166,7 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     """Trains, evaluates and records one model, as the verb `run` does.
 
     `folder` receives checkpoints and artefacts (default: a new one under `outputs/`). Without a
-    store (`tracking.offline=true`, or one that is away) the run is returned as that folder has it.
+    store (`tracking.offline=true`, or one that is away) the run is read from that folder.
 
     Raises:
         PipelineError: training failed; the run is recorded as FAILED.
@@ -283,9 +283,9 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
 
 
 def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
-    """Composes the whole configuration once Hydra's part of it has been checked.
+    """Checks Hydra's part of the configuration, then composes the whole.
 
-    Of the groups of verbs only that of `verb` has its defaults.
+    Of the verbs' groups, only that of `verb` has its defaults.
     """
     for word in overrides:
         if not isinstance(word, str) or word.startswith("-"):
@@ -300,7 +300,7 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
 
 @contextmanager
 def _in_our_words(*others: type[Exception]) -> Iterator[None]:
-    """Refuses what Hydra and OmegaConf refuse, and `others`, with the command line's message."""
+    """Turns errors of Hydra and OmegaConf, and `others`, into a RequestError in our words."""
     theirs: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, *others)
     try:
         yield

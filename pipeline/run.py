@@ -31,7 +31,7 @@ BySplit = dict[str, Predictions]  # by split
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a run; an accuracy that was not evaluated is NaN, a model not saved is None."""
+    """The result of a run; an accuracy that was not evaluated is NaN, an unsaved model None."""
 
     run_id: str
     val_accuracy: float

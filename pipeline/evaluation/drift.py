@@ -1,4 +1,4 @@
-"""How far new images have moved from those that a model was trained on: tests with effect sizes.
+"""Measures how far new images differ from those that a model was trained on, and tests it.
 
 Pure.
 """
@@ -28,7 +28,8 @@ class Shift:
 
     `reference` and `new` are the medians (NaN for classes). `distance` is the largest difference of
     the two cumulative distributions (Kolmogorov–Smirnov); for classes, half the sum of the
-    differences of their shares. `p` is that of no difference, `psi` the population stability index.
+    differences of their shares. `p` is the p-value of no difference, `psi` the population stability
+    index.
     `level` is 0 (no shift found), 1 (shift) or 2 (large shift).
     """
 
@@ -48,7 +49,7 @@ class Shift:
 
 
 def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> Shift:
-    """Compares values f64[n] with a reference: `count` values, of which sorted ones or quantiles.
+    """Compares values f64[n] with a reference: `count` values, given sorted or as quantiles.
 
     The p-value is asymptotic, with Stephens' correction (J. R. Stat. Soc. B 32, 115, 1970).
     """
@@ -76,10 +77,11 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
 def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, Array]:
     """Compares features f32[m,F] and f32[n,F] of a model along several directions.
 
-    One half of the reference says in which directions it varies most; along these, and by the
-    distance from them, the other half is compared with the new ones. The shift is that of the
-    direction that differs most; p accounts for their number. Also returns the values of the
-    reference and of the new ones along it. Source: Rabanser et al., "Failing Loudly", 2019.
+    One half of the reference determines the directions in which it varies most. The other half is
+    compared with the new features along these directions, and by the distance from them. The shift
+    is that of the direction that differs most; p accounts for their number. Also returns the values
+    of the reference and of the new features along it. Source: Rabanser et al., "Failing Loudly",
+    2019.
 
     Raises:
         ValueError: the reference has fewer than FEWEST features.
@@ -107,7 +109,7 @@ def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, 
 
 
 def _along(features: Array, directions: Array) -> Array:
-    """Places along the directions, and the distance from all of them, f64[n,D+1]."""
+    """Coordinates along the directions, and the distance from all of them, f64[n,D+1]."""
     places = features @ directions.T
     distance = np.linalg.norm(features - places @ directions, axis=1)
     return np.column_stack([places, distance])
@@ -139,7 +141,7 @@ def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) 
 
 
 def judged(shifts: Sequence[Shift]) -> list[Shift]:
-    """Gives each shift its level: one that is significant among all, by its distance."""
+    """Gives each shift that is significant among all a level, by its distance."""
     return [
         Shift(
             **{

@@ -98,16 +98,16 @@ def at_temperature(predictions: Predictions, value: float) -> Predictions:
 
 
 def _scaled(probs: Array, value: float) -> Array:
-    # The softmax of logarithms of probabilities is these: they serve as logits.
+    # Logarithms of probabilities serve as logits: their softmax is the probabilities again.
     logits = np.log(np.clip(probs.astype(np.float64), 1e-12, 1)) / value
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
-    """Draws figures of a training; the metrics name the best epoch and rate the kept one.
+    """Draws figures of a training; its metrics are speed, best epoch and those of the kept epoch.
 
-    If augmentation changed images, and any plots are wanted, some of them are shown too.
+    If any plots are wanted, some augmented images are drawn too.
     """
     if plot_names and fitted.augmented is not None and "augmentation" not in plot_names:
         plot_names = [*plot_names, "augmentation"]

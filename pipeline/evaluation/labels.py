@@ -18,16 +18,16 @@ from pipeline.system.imports import Lazy
 
 cleanlab_filter, cleanlab_rank = Lazy("cleanlab.filter"), Lazy("cleanlab.rank")  # take a second
 
-# As many labels as confident learning estimates to be wrong, those of the lowest probability: of
-# cleanlab's ways the one with the best F1 on labels that `benchmarks/audit.py` has spoilt.
+# Flags as many labels as confident learning estimates to be wrong, those of lowest probability. Of
+# cleanlab's filters it has the best F1 on the labels that `benchmarks/audit.py` spoils.
 METHOD = "low_self_confidence"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelAudit:
-    """What was found of each label i32[n], by probabilities f32[n,K] of models without its image.
+    """The verdict on each label i32[n], by probabilities f32[n,K] of models without its image.
 
-    `judged` bool[n] are the labels that could be judged; `wrong` bool[n] are those of them that are
+    `judged` bool[n] marks the labels that could be judged, `wrong` bool[n] those of them that are
     likely wrong. `quality` f32[n] from 0 to 1 is the probability that a label is right.
     """
 
@@ -49,7 +49,7 @@ class LabelAudit:
 
     @cached_property
     def order(self) -> Array:
-        """All images i64[n]: those with labels that are likely wrong first, by falling doubt."""
+        """All images i64[n]: those with likely wrong labels first, the most doubtful at the top."""
         return np.lexsort((self.quality, ~self.wrong))
 
     @cached_property
@@ -81,7 +81,7 @@ def audited_labels(labels: Array, probs: Array, known: Array) -> LabelAudit:
     among = probs[np.ix_(places, classes)].astype(np.float64) + 1e-9
     among /= among.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
-        # Of classes with one image, say: it flags what it can.
+        # For example of classes with one image; it still flags the others.
         warnings.simplefilter("ignore", UserWarning)
         found = cleanlab_filter.find_label_issues(given, among, filter_by=METHOD, n_jobs=1)
         quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")

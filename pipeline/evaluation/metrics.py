@@ -216,7 +216,7 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
 
 
 def as_metric_name(class_name: str) -> str:
-    """A class name as part of a metric's name; slashes, which MLflow's UI shows as folders, go."""
+    """A class name as part of a metric's name, without slashes, which MLflow's UI makes folders."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in class_name)
 
 

@@ -311,7 +311,7 @@ class Courier:
             self._journal.close()
 
     def _next(self) -> tuple[int, Record, int] | None:
-        """The next record, joined with those after it: its end, itself, and how many were joined."""
+        """The next record, joined with those after it: its end, itself, and how many it joins."""
         with self._changed:
             while not (self._waiting or self._stopped):
                 self._changed.wait()

@@ -1,9 +1,8 @@
 """Augmentation: random changes to images in training; none in prediction.
 
 An augmentation is either a layer of the model (`flip_and_shift`), which takes scaled images
-f32[N,H,W,C], or a change to the batches of training (`combined`), which the model never sees, so
-that targets can change with the images. To add a layer, add a function here and a file in
-conf/augment/.
+f32[N,H,W,C], or a change to the batches of training (`combined`) outside the model, which can
+change targets with the images. To add a layer, add a function here and a file in conf/augment/.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def combined(  # noqa: PLR0913 (the keys of its file)
     """Changes a batch of training by each piece that is not off (`none` or 0), in this order.
 
     `flip` mirrors images: at random, or in every other epoch (Jordan 2024, "94% on CIFAR-10 in 3.29
-    seconds"). `crop` moves each by up to so many pixels; what enters is mirrored at the edge.
+    seconds"). `crop` moves each by up to so many pixels and fills the gap by mirroring at the edge.
     `colour` changes brightness, contrast and saturation by up to this share. `rand_augment` applies
     so many operations of `magnitude` 0 to 10 to each image (Cubuk et al. 2020; a smaller set).
     `erasing` fills a rectangle with noise, with this probability (Zhong et al. 2020). `cutout`

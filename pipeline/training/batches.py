@@ -1,7 +1,7 @@
 """Changes batches between the data and the training step: augmentation, targets, weights, teacher.
 
-The changes run in the compiled graph of the step. Their random numbers follow from the seed of the
-run and the number of the step, so that a resumed run draws the same ones.
+The changes run in the compiled graph of the step. Their random numbers depend only on the seed of
+the run and the number of the step, so a resumed run draws the same ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.data.values import Array, Prepared, RawData
 from pipeline.system.errors import RequestError
 from pipeline.training.pieces import Batch
 
-BatchChange = Callable[[Any], Any]  # from images and labels to what a step of Keras takes
+BatchChange = Callable[[Any], Any]  # from images and labels to the input of Keras' step
 
 
 def changes_batches(config: Config) -> bool:
@@ -39,12 +39,12 @@ def needs_images(config: Config) -> bool:
 def changed_batches(
     model: keras.Model, prepared: Prepared, config: Config, teacher: keras.Model | None = None
 ) -> Iterator[None]:
-    """Lets steps of `model` change their batches as `config` says, if it says anything.
+    """Makes the steps of `model` change their batches, if `config` sets any such change.
 
-    Training and validation steps then take targets f32[n,K] in place of labels i32[n], the
-    validation steps without any change. The loss is for targets from then on; `kept` in
-    training/build.py turns that back. With a `teacher` (images u8[N,H,W,C] → probabilities
-    f32[N,K]), the loss of training is that of knowledge distillation.
+    Training and validation steps then take targets f32[n,K] instead of labels i32[n]; validation
+    batches are not changed otherwise. From then on the loss is for targets; `kept` in
+    training/build.py undoes that. With a `teacher` (images u8[N,H,W,C] → probabilities
+    f32[N,K]), training minimises the loss of knowledge distillation.
 
     Raises:
         RequestError: `model` has another loss than cross-entropy, or a teacher is missing.
@@ -97,8 +97,8 @@ def augmented(
 ) -> Array:
     """Each of the images u8[n,H,W,C], then versions of it as training sees them: u8[n,1+V,H,W,C].
 
-    Of an augmentation that is a layer, these are what it returns; of `combined`, what it makes of
-    them in the first epochs. The configuration must have an augmentation.
+    For an augmentation that is a layer, these are its outputs; for `combined`, those of the first
+    epochs. The configuration must have an augmentation.
     """
     if augments_batches(config):
         targets = tf.one_hot(labels, classes)
@@ -124,7 +124,7 @@ def class_weights(labels: Array, classes: int) -> Array:
 
 
 def smoothed(targets: tf.Tensor, smoothing: float) -> tf.Tensor:
-    """Targets f32[n,K] of which the share `smoothing` is spread over all classes alike."""
+    """Targets f32[n,K] with the share `smoothing` spread evenly over all classes."""
     return targets * (1 - smoothing) + smoothing / targets.shape[1]
 
 

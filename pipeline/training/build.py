@@ -28,10 +28,10 @@ from pipeline.training.precision import (
 from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import keep_programs
 
-BACKBONES = 4  # frozen ones that are kept in memory, of some 20 MB each
+BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
 PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
-PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # from which their covariance is estimated
-NOISE = 5e-4  # added to each variance: what hardly varies is not blown up
+PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
+NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, keras.Model] = {}
 
 
@@ -68,7 +68,7 @@ def build_model(
 
 
 def _prepared(config: Config, prepared: Prepared) -> keras.Model:
-    """The network with the weights that it starts from, in the precision that suits it."""
+    """The network with its initial weights, in the precision of the configuration."""
     precision = config.train.precision
     model = _network(config, prepared, "float32" if precision == "auto" else precision)
     if precision == "auto" and (best := best_for(model)) != "float32":
@@ -78,7 +78,7 @@ def _prepared(config: Config, prepared: Prepared) -> keras.Model:
 
 
 def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
-    """The same for a model whose head alone is trained, which shares its backbone with others.
+    """Like `_prepared`, for a model whose frozen backbone is shared with later models.
 
     The jobs of a sweep in one process would otherwise spend most of their time building it.
     """
@@ -173,7 +173,7 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
 def measures() -> dict[str, Any]:
     """What a model is compiled with besides its optimizer."""
     return {
-        # Equals cross-entropy on one-hot labels, without creating those.
+        # Equals cross-entropy on one-hot labels, without creating them.
         "loss": keras.losses.SparseCategoricalCrossentropy(),
         "metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     }
@@ -189,7 +189,7 @@ def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
 
 
 def _deviation(prepared: Prepared) -> Array:
-    """The standard deviation of each channel, f32[C]; above 0, although one may be constant."""
+    """The standard deviation of each channel, f32[C]; above 0 even for a constant channel."""
     deviation: Array = np.maximum(prepared.std, 1e-6)
     return deviation
 
@@ -197,8 +197,8 @@ def _deviation(prepared: Prepared) -> Array:
 def _whitening(prepared: Prepared) -> keras.layers.Layer:
     """A frozen convolution f32[N,H,W,C] → f32[N,H,W,9·C] of standardised images.
 
-    Its outputs on the training images have mean 0, variance 1 and no correlation, the first ones
-    being the directions in which patches of 3 × 3 pixels vary most (principal components).
+    Its outputs on the training images have mean 0, variance 1 and no correlation. They are ordered
+    by how much patches of 3 × 3 pixels vary along them (principal components).
 
     Raises:
         RequestError: the images are smaller than a patch.

@@ -51,7 +51,7 @@ def stopper(
 class Checkpoint(keras.callbacks.Callback):
     """Saves checkpoints after each epoch: always the last and, if it is the best so far, the best.
 
-    `start` is the progress of the run that is resumed, if any.
+    `start` is the progress of the resumed run, if any.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Checkpoints of a run: `last.keras`, from which training can resume, and `best.keras`.
 
-`previous.keras` is the last one of the epoch before, in case the newer one is damaged.
+`previous.keras` is the checkpoint of the epoch before, in case `last.keras` is damaged.
 
 Each is one `.keras` file with the model, its optimizer and the `Progress` of the run. It is
 replaced in one step, so that the three always match, even after a kill. The order of images and the
-state of callbacks are not saved: they follow from the seed and from the metrics of the epochs.
+state of callbacks are not saved, but derived from the seed and from the metrics of the epochs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def progress_of(path: Path) -> Progress:
 
 
 def newest_progress(folder: Path) -> Progress:
-    """The progress of the last checkpoint in `folder` that can be read, which becomes the last.
+    """The progress of the newest readable checkpoint in `folder`, which becomes `last.keras`.
 
     Raises:
         RequestError: there is none.

@@ -1,8 +1,9 @@
-"""What in an image a model's answer rests on, and how images lie to each other in its features.
+"""Shows which parts of an image speak for a class, and what features a model sees in images.
 
-Grad-CAM where the network has convolutions, occlusion otherwise: the first asks the gradient of the
-answer, the second covers part after part of the image. Sources: R. R. Selvaraju et al., "Grad-CAM",
-2017; M. D. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", 2014.
+Grad-CAM if the network has convolutions, else occlusion: the first uses the gradient of the
+class's score, the second covers one part of the image after another. Sources: R. R. Selvaraju et
+al., "Grad-CAM", 2017; M. D. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional
+Networks", 2014.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ Scores = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Maps f32[N,H,W] of what spoke for a class, from 0 to 1 in each image, and the method.
+    """Maps f32[N,H,W] of the parts that speak for a class, from 0 to 1 per image, and the method.
 
-    A map of zeros says that nothing did.
+    A map of zeros means that no part does.
     """
 
     maps: Array
@@ -39,7 +40,7 @@ class Importance:
 
 
 def explain(model: keras.Model, images: Array, classes: Array) -> Importance:
-    """Says what in each of the images u8[N,H,W,C] spoke for its class of `classes` i64[N]."""
+    """Maps which parts of each image u8[N,H,W,C] speak for its class in `classes` i64[N]."""
     layer = _map_layer(model)
     size = images_at_once(images.shape[1:], AT_ONCE)
     by = _by_gradient(model, layer) if layer is not None else _by_occlusion(model)
@@ -52,10 +53,10 @@ def explain(model: keras.Model, images: Array, classes: Array) -> Importance:
 
 
 def features_of(model: keras.Model, split: Split, *, batch_size: int) -> Array | None:
-    """What the head of a model sees of a split's images, f32[N,F].
+    """The features f32[N,F] of a split's images that the head of a model takes.
 
-    That is the output of the layer `features` or the input of the last layer with weights. None if
-    the model's layers are not a graph whose parts can be asked.
+    They are the output of the layer `features` or the input of the last layer with weights. None if
+    the model's layers are not a graph whose parts can be evaluated.
     """
     found = _features(model)
     if found is None:
@@ -94,9 +95,9 @@ def _rank(layer: keras.layers.Layer) -> int | None:
 
 
 def _map_layer(model: keras.Model) -> keras.layers.Layer | None:
-    """The layer whose maps of features Grad-CAM asks: the deepest one that still has places.
+    """The layer whose feature maps Grad-CAM uses: the deepest one that still has positions.
 
-    None without convolutions, and where tokens follow them: these mix all places.
+    None without convolutions, and if tokens follow them, since these mix all positions.
     """
     layers = _outputs(model)
     if any(_rank(layer) == 3 for layer in layers):
@@ -114,9 +115,9 @@ def _convolves(layer: keras.layers.Layer) -> bool:
 
 
 def _scores(model: keras.Model) -> tuple[keras.KerasTensor | None, Scores]:
-    """A tensor of the graph and what makes scores of classes of it, without the saturating softmax.
+    """A tensor of the graph and a function from it to class scores before the saturating softmax.
 
-    Where the last layer cannot be taken apart, scores are logarithms of probabilities; without a
+    If the last layer cannot be taken apart, scores are logarithms of probabilities; without a
     graph the tensor is None.
     """
     layers = _outputs(model)
@@ -143,10 +144,10 @@ def _dense(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:
 
 
 def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Array, Array], Array]:
-    """Features times the gradient of the class's score by them, where that is positive.
+    """The positive part of features times the gradient of the class's score with respect to them.
 
-    This is Grad-CAM where the maps are averaged. Where they are flattened it takes the gradient at
-    each place instead of its mean over all places, in which opposite signs would cancel each other
+    This is Grad-CAM if the maps are averaged. If they are flattened, it takes the gradient at each
+    position instead of its mean over all, in which opposite signs would cancel
     (R. L. Draelos, L. Carin, "HiResCAM", 2020).
     """
     entering, scores = _scores(model)
@@ -165,7 +166,7 @@ def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Arr
 
 
 def _by_occlusion(model: keras.Model) -> Callable[[Array, Array], Array]:
-    """The fall of a class's lead over the next one, where the border's colour covers a part."""
+    """How far a class's lead over the next one falls when the border's colour covers a part."""
     entering, scores = _scores(model)
     part = model if entering is None else keras.Model(model.inputs, entering)
 

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed once per data set and kept, to train on them.
+"""Trains the head of a frozen backbone on features that are computed once per data set and kept.
 
 The head is a model of its own that shares its layers with the whole model. So it trains and
 predicts in seconds, and the whole model, from images to probabilities, has the head's weights.
@@ -27,7 +27,7 @@ from pipeline.training.precision import computes_in_float32, in_float32
 from pipeline.training.predictor import predict
 from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
 
-BATCH = 32  # images at once: a backbone needs some 20 MB for each
+BATCH = 32  # images at once: a backbone needs about 20 MB for each
 TELL_S = 15.0  # between two lines of progress
 
 log = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ class Head:
 def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | None:
     """The head of a compiled model with a frozen backbone, and the features to train it on.
 
-    None where anything up to `features` is trained or random, as augmentation is, or a teacher sees
-    the images: then the whole model has to see them each time. The first run computes the features
-    of all packed images and keeps them in the data cache, by the checksums of images and backbone;
-    later runs and the other jobs of a sweep read them.
+    None if anything up to `features` is trained or random (as augmentation is), or if a teacher
+    needs the images. The first run computes the features of all packed images and keeps them in
+    the data cache, keyed by the checksums of images and backbone; later runs and the other jobs of
+    a sweep read them.
     """
     if config.model.get("trainable") != "head" or needs_images(config) or not is_fixed(model):
         return None
@@ -93,7 +93,7 @@ def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Conf
 def in_views(
     model: keras.Model, splits: Mapping[str, Split], prepared: Prepared, config: Config
 ) -> dict[str, Array]:
-    """Predicts as `predicted`, with the test-time augmentation `evaluate.views`; empty without."""
+    """Predicts like `predicted`, with test-time augmentation; empty without `evaluate.views`."""
     views, size = config.evaluate.views, config.evaluate.batch_size
     if views is None:
         return {}
@@ -102,7 +102,7 @@ def in_views(
 
 
 def takes_images(model: keras.Model) -> bool:
-    """Whether a model takes images u8[N,H,W,C], as all but a head do."""
+    """Whether a model takes images u8[N,H,W,C]; only a head does not."""
     return bool(model.inputs[0].dtype == "uint8")
 
 

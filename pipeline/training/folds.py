@@ -81,7 +81,7 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
 
 
 def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
-    """The fold of each image, i64[n] from 0: whole groups, and about as many of each class in each.
+    """The fold of each image, i64[n] from 0: groups stay whole, classes are spread about evenly.
 
     `labels` i32[n], `groups` i64[n]. Images of a class that is one group are in the last fold.
 

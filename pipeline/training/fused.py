@@ -1,8 +1,8 @@
 """Runs Keras' optimizer updates and batch normalisation as single TensorFlow kernels.
 
 Keras writes both as a dozen small operations. On a CPU, the updates cost more than the matrix
-products of a small network, and normalisation nearly as much as the convolutions between. Here the
-formulas and the state stay those of Keras, and so does the model that is saved.
+products of a small network, and normalisation nearly as much as the convolutions between. The
+formulas, the state and the saved model remain those of Keras.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fused_updates(
 
     Formulas and state remain those of Keras; other optimizers are not changed. `shares` are factors
     of the learning rate, one per trainable variable, and `since` the steps (from 0) before which a
-    variable stays as it is. Both hold for the decay of weights too.
+    variable is not changed. Both also apply to weight decay.
     """
     update = _update_for(optimizer)
     if shares is None:
@@ -126,7 +126,7 @@ def _shared(update: Update, share: RateShare) -> Update:
 
 
 def _with_shared_decay(decay: Decay, share: RateShare) -> Decay:
-    """The same decay of weights with each variable's share."""
+    """The same weight decay with each variable's share."""
 
     def slower(optimizer: Any, variables: Sequence[Any]) -> None:
         if not any(getattr(optimizer, name, None) for name in DECAYS):

@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def leaked(config: Config, prepared: Prepared, honest: Predictions | None, folder: Path) -> Report:
-    """What accuracy a careless split would have claimed, `leakage/test_accuracy`.
+    """The accuracy that a split without groups would have claimed, `leakage/test_accuracy`.
 
-    With the `honest` predictions on the test split, also `leakage/difference`, in accuracy. Takes
-    as long as the training. `folder` is the run's.
+    With the `honest` predictions on the test split, also `leakage/difference` between the two.
+    Takes as long as the training. `folder` is the run's.
     """
     claimed = float(careless(config, prepared, folder / "careless").correct.mean())
     metrics = {"leakage/test_accuracy": claimed}
@@ -35,10 +35,10 @@ def leaked(config: Config, prepared: Prepared, honest: Predictions | None, folde
 
 
 def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
-    """Trains the same model on splits of the same sizes, drawn picture by picture; tests it.
+    """Trains and tests the same model on splits of the same sizes, drawn picture by picture.
 
-    Pictures of one group may be on both sides, as duplicates and frames of one film are wherever
-    nobody looks. Working files in `folder` are removed afterwards.
+    Pictures of one group, such as duplicates and frames of one film, may then be in several splits.
+    Working files in `folder` are removed afterwards.
     """
     drawn = carelessly_divided(prepared, seed=config.seed)
     log.info("training once more, on a split without regard to groups")

@@ -52,7 +52,7 @@ def fit(  # noqa: PLR0913
     Neither this nor the size of a part changes the weights.
 
     `shares` are factors of the learning rate, one per trainable variable, and `joins` the epochs
-    (from 0) before which a variable stays as it is.
+    (from 0) before which a variable is not changed.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -205,8 +205,8 @@ def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
 def _show_average(optimizer: keras.optimizers.Optimizer) -> None:
     """Gives the model the averages of its weights, if `optimizer` keeps any.
 
-    It keeps them beside the weights: both change places at the end of an epoch, so that validation,
-    checkpoints and the kept model have the averages, and again when the next epoch begins.
+    Weights and averages are exchanged at the end of an epoch, so that validation, checkpoints and
+    the kept model have the averages, and exchanged back when the next epoch begins.
     """
     inner: Any = getattr(optimizer, "inner_optimizer", optimizer)  # of a scaled loss
     if hasattr(inner, "show_average"):

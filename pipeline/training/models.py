@@ -42,9 +42,9 @@ LITE_STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# Networks of keras.applications by what they expect of a pixel. Others are left out: ConvNeXt and
-# InceptionResNetV2 have layers of their own, which are refused in a saved model, and EfficientNet
-# is another network with weights than without.
+# Networks of keras.applications by the pixel values that they expect. Others are left out: ConvNeXt
+# and InceptionResNetV2 have layers of their own, which are refused in a saved model, and
+# EfficientNet with weights is another network than without.
 APPLICATIONS = {
     "signs": (
         *("MobileNet", "MobileNetV2", "InceptionV3", "NASNetMobile", "NASNetLarge", "Xception"),
@@ -69,8 +69,8 @@ SCALINGS: dict[str, tuple[Any, Any]] = {
     "bgr": (255.0, [-103.939, -116.779, -123.68]),
 }
 ApplicationName = Annotated[str, one_of(*chain.from_iterable(APPLICATIONS.values()))]
-MOST_TOKENS = 1024  # of an image: the memory of attention and of a mixer grows with their square
-MOST_PATCHES = 14  # a side, where the side of a patch is chosen here
+MOST_TOKENS = 1024  # per image: the memory of attention and of a mixer grows with their square
+MOST_PATCHES = 14  # along a side, if this module chooses the size of a patch
 
 
 def linear(images: Tensor, classes: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Optimizers that Keras lacks, as builders: keyword-only parameters are the keys of a file.
+"""Builders of optimizers that Keras lacks.
 
-The other parameters are those that `train.ema` sets.
+Keyword-only parameters are the keys of a file in conf/optimizer/; `train.ema` sets the others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def muon(  # noqa: PLR0913 (the keys of its file)
     clipnorm: Positive | None,
     global_clipnorm: Positive | None,
 ) -> Optimizer:
-    """Orthogonalizes the updates of matrices and filters; AdamW takes all other variables.
+    """Orthogonalizes the updates of matrices and filters; AdamW updates all other variables.
 
-    Rates are those of AdamW. Sources: Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982.
+    Rates are like AdamW's. Sources: Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982.
     """
     return own.Muon(
         learning_rate=learning_rate,
@@ -53,7 +53,7 @@ def schedule_free(  # noqa: PLR0913 (the keys of its file)
     clipnorm: Positive | None,
     global_clipnorm: Positive | None,
 ) -> Optimizer:
-    """AdamW that averages weights in place of a schedule.
+    """AdamW that averages weights instead of following a schedule.
 
     Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
     """

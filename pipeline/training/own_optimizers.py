@@ -14,8 +14,8 @@ registered = keras.saving.register_keras_serializable("pipeline")
 class Muon(keras.optimizers.Muon):
     """Keras' Muon, which also takes filters [H,W,I,O], as matrices [H·W·I, O].
 
-    Keras' own leaves them to AdamW. So does this one where a matrix has only one column, as filters
-    of depthwise convolutions do.
+    Keras' own leaves filters to AdamW. This one does so only if the matrix has a single column, as
+    for filters of depthwise convolutions.
     """
 
     def _should_use_adamw(self, variable: Any) -> bool:
@@ -36,7 +36,7 @@ class Muon(keras.optimizers.Muon):
 class ScheduleFree(keras.optimizers.Optimizer):
     """Schedule-free AdamW: a variable is `y`, where gradients are taken; `z` is its slot.
 
-    The average `x`, which is evaluated, follows from y = (1 - beta_1) z + beta_1 x.
+    The average `x`, which is evaluated, is computed from y = (1 - beta_1) z + beta_1 x.
     """
 
     def __init__(  # noqa: PLR0913 (as Keras')

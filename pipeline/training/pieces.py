@@ -1,6 +1,6 @@
-"""The pieces of the augmentation `combined`: changes to batches of training, each by itself.
+"""The pieces of the augmentation `combined`: independent changes to batches of training.
 
-Each is plain TensorFlow on whole arrays that XLA can compile, but for the rotations of RandAugment.
+Each is plain TensorFlow on whole arrays; XLA can compile all but the rotations of RandAugment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
     epoch: Tensor
 
     def uniform(self, piece: int, *shape: Any, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Random numbers f32[shape] from `low` to `high` that belong to one piece alone."""
+        """Random numbers f32[shape] from `low` to `high`, independent of other pieces'."""
         return tf.random.stateless_uniform(
             shape, self.seed + tf.constant([piece << 33, 0], tf.int64), low, high
         )
@@ -78,7 +78,7 @@ def _reflected(places: Tensor, size: int) -> Tensor:
 
 
 def _turn(batch: Batch) -> Tensor:
-    """Whether it is each image's turn, bool[n], which its content and the epoch decide."""
+    """Whether each image is to be flipped in this epoch, bool[n]; depends on content and epoch."""
     _, *shape = batch.size
     weights = tf.random.stateless_uniform(shape, [batch.seed[0], 0], 0, 2**15, tf.int32)
     sums = tf.reduce_sum(tf.cast(batch.images, tf.int32) * weights, axis=(1, 2, 3))

@@ -1,8 +1,8 @@
 """The precision of training, 16 or 32 bits: `train.precision`.
 
-Weights, losses and optimizers stay in float32 ("mixed precision", Micikevicius et al. 2018); what
-lies between them is computed in 16 bits. A model is kept and saved in float32, so that it gives the
-same answers on processors without 16-bit arithmetic.
+Weights, losses and optimizers stay in float32 ("mixed precision", Micikevicius et al. 2018); the
+layers compute in 16 bits. A model is kept and saved in float32, so that it gives the same answers
+on processors without 16-bit arithmetic.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import processor_features
 
 LOW = ("bfloat16", "float16")
-MEASURED = "avx512_bf16"  # by this a CPU computes convolutions in bfloat16 in 0.6 of the time
+MEASURED = "avx512_bf16"  # a CPU with this computes convolutions in bfloat16 in 0.6 of the time
 
 
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
-    """Lets layers that are built inside compute in `precision`; Keras has one setting for all."""
+    """Makes layers that are built in the block compute in `precision`, by Keras' global setting."""
     keras.config.set_dtype_policy(f"mixed_{precision}" if precision in LOW else precision)
     try:
         yield
@@ -46,9 +46,9 @@ def require_sensible(precision: str) -> None:
 
 
 def best_for(model: keras.Model) -> str:
-    """The precision that `auto` means: bfloat16 where that was measured to be faster.
+    """The precision that `auto` means: bfloat16 if that was measured to be faster, else float32.
 
-    That is a network of ordinary convolutions on a CPU with AVX512_BF16.
+    It was for networks of ordinary convolutions on a CPU with AVX512_BF16.
     """
     plain = any(
         type(layer) is keras.layers.Conv2D and layer.name != WHITENING
@@ -86,7 +86,7 @@ def _widened(described: Any) -> Any:
 
 
 def nested_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a model and of the models among them."""
+    """The layers of a model, including those of models nested in it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from nested_layers(layer)

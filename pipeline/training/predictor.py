@@ -37,9 +37,9 @@ def predictor(model: keras.Model) -> PredictFunction:
 
 
 def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
-    """Compiles `model` to a function of images that gives features f32[N,F] and probabilities.
+    """Compiles `model` to a function from images to features f32[N,F] and probabilities.
 
-    The features are what its last layer with weights takes; of maps, the means over places.
+    The features are the input of its last layer with weights; of maps, the means over positions.
     """
     last = next(layer for layer in reversed(model.layers) if layer.weights)
     both = keras.Model(model.input, [last.input, model.output])
@@ -65,8 +65,8 @@ def predict(
 ) -> Array:
     """Predicts probabilities f32[N,K] for the images of a split, in batches.
 
-    With `views` they are the means over copies of each image: `flip` adds the mirrored one,
-    `flip_and_shift` also both moved by a pixel, up and left and down and right.
+    With `views` they are means over copies of each image: `flip` adds the mirrored image,
+    `flip_and_shift` also both moved by a pixel up and left, and down and right.
 
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.

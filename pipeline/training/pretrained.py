@@ -1,8 +1,8 @@
-"""Pretrained backbones: where their weights come from, and which layers are trained further.
+"""Loads the weights of pretrained backbones, and decides which layers are trained further.
 
 A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
-and a head. Weights are only ever read as numbers: those of ImageNet from a file in an installed
-package whose SHA-256 is known, others from a file of Keras that was inspected (`saved.py`).
+and a head. Weights are only read as numbers: those of ImageNet from a file of an installed package
+that has the published SHA-256, others from an inspected file of Keras (`saved.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.system.errors import RequestError
 from pipeline.training.saved import load_layers, load_saved
 
 FEATURES = "features"  # the layer whose output the head takes
-WHITENING = "whitening"  # a convolution before the network, which is no part of it
+WHITENING = "whitening"  # a convolution before the network, not part of it
 TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
 DEFAULT_RATE = 0.1
 EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"
@@ -62,10 +62,10 @@ IMAGENET = {
 
 
 def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
-    """Loads the weights that a checked leaf names, and freezes what it does not train.
+    """Loads the weights that a checked leaf names, and freezes the layers that it does not train.
 
-    Does nothing to a model without a backbone. Layers with statistics (batch normalisation) of a
-    backbone that has weights stay frozen.
+    Does nothing to a model without a backbone. In a backbone with given weights, batch
+    normalisation stays frozen.
 
     Raises:
         RequestError: the weights are not installed, or not those of this backbone.
@@ -88,8 +88,8 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
 def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
     """Each trainable variable's share of the optimizer's learning rate; None if all are equal.
 
-    The backbone learns at `backbone_rate` times that rate, by default a tenth: its weights are good
-    already. Decay of weights has the same share.
+    The backbone, whose weights are already good, learns at `backbone_rate` times that rate, by
+    default a tenth. Weight decay has the same share.
     """
     if leaf.get("weights") is None or leaf["trainable"] == "head":
         return None
@@ -101,8 +101,9 @@ def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
 def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
     """The epoch, from 0, in which each trainable variable is trained first; None if all at once.
 
-    With `unfreeze_epochs` the head begins alone. Each time after so many epochs the next quarter of
-    the backbone's layers joins, from the last to the first (Howard & Ruder, "ULMFiT", 2018).
+    With `unfreeze_epochs`, only the head is trained at first. After every so many epochs, the next
+    quarter of the backbone's layers joins, from the last to the first (Howard & Ruder, "ULMFiT",
+    2018).
     """
     wait = leaf.get("unfreeze_epochs", 0)
     if not wait:
@@ -124,7 +125,7 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def state(weights: str | None) -> list[int]:
-    """What changes when the file that `model.weights` names does; empty for anything else."""
+    """Size, time and inode of the file that `model.weights` names; empty if it names no file."""
     if weights is None or not (file := Path(weights)).is_file():
         return []
     at = file.stat()
@@ -132,7 +133,7 @@ def state(weights: str | None) -> list[int]:
 
 
 def is_fixed(model: keras.Model) -> bool:
-    """Whether the backbone gives the same features each time: nothing is trained, nor random."""
+    """Whether the backbone always gives the same features: no layer is trained or random."""
     return not any(
         layer.trainable_variables or hasattr(layer, "seed_generator")
         for layer in backbone_layers(model)
@@ -214,10 +215,10 @@ def _as_keras(layer: keras.layers.Layer, tensors: Mapping[str, Array], name: str
 def read_tensors(path: Path, sha256: str) -> dict[str, Array]:
     """The tensors by name in a file that PyTorch wrote before version 1.6.
 
-    The file is read only if it is the one that is expected; nothing in it is executed.
+    The file is read only if it has the expected content; nothing in it is executed.
 
     Raises:
-        RequestError: it cannot be read, or has another SHA-256 (hex) than `sha256`.
+        RequestError: it cannot be read, or its SHA-256 (hex) is not `sha256`.
     """
     try:
         content = path.read_bytes()
@@ -249,7 +250,7 @@ def tensors_in(content: bytes) -> dict[str, Array]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Described:
-    """Where a tensor lies within its storage; `steps` are the distances along each dimension."""
+    """Where a tensor lies in its storage; `steps` are the strides, in numbers, per dimension."""
 
     storage: str
     first: int

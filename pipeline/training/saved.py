@@ -187,7 +187,7 @@ def check_archive(archive: zipfile.ZipFile) -> None:
 
 @contextmanager
 def _refused_as(called: str) -> Iterator[None]:
-    """Turns whatever libraries raise for an untrusted file into a RequestError of one line."""
+    """Turns any exception of a library for an untrusted file into a RequestError of one line."""
     try:
         yield
     except RequestError:

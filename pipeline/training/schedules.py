@@ -33,14 +33,17 @@ def one_cycle(
 def flat_cosine(
     initial_learning_rate: float, decay_steps: int, *, flat: Fraction, end: Share
 ) -> Schedule:
-    """Stays for the share `flat` of the steps, then falls along half a cosine to `end` times."""
+    """Keeps the rate for the share `flat` of the steps, then falls along half a cosine.
+
+    It ends at `end` times the rate.
+    """
     return _risen(initial_learning_rate, decay_steps, share=flat, start=1.0, end=end)
 
 
 def warmup(
     initial_learning_rate: float, decay_steps: int, *, warmup: Fraction, start: Share
 ) -> Schedule:
-    """Rises linearly from `start` times the rate for the share `warmup` of steps, then stays."""
+    """Rises linearly from `start` times the rate for the share `warmup` of steps, then keeps it."""
     return _risen(initial_learning_rate, decay_steps, share=warmup, start=start, end=1.0)
 
 

@@ -1,8 +1,8 @@
 """Feeds images to training from a packed array that is larger than memory.
 
-Parts of an epoch are read ahead by threads, in the order of the file, into two buffers: one is
-trained on while the other is filled. Every epoch is a permutation of all images, as with images in
-memory, and gives the same weights.
+Threads read parts of an epoch ahead, in the order of the file, into two buffers: one is trained on
+while the other is filled. Every epoch is a permutation of all images, as with images in memory, and
+gives the same weights.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.system.processes import memory_limit
 from pipeline.training.xla import Gather, LabelledBatch
 
 RESIDENT = 0.5  # share of the memory that images may take before they are streamed
-RESIDENT_ON_GPU = 4_000_000_000  # bytes that are copied to a GPU as a whole
+RESIDENT_ON_GPU = 4_000_000_000  # most bytes that are copied to a GPU as a whole
 BUFFER_BYTES = 2**24  # of one of the two buffers
 READERS = 4  # threads that read one part together: a disk answers several requests at once
 ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
 
 
 def is_too_large(images: Array) -> bool:
-    """Whether a packed array had better be streamed than kept in memory."""
+    """Whether a packed array should be streamed instead of kept in memory."""
     if tf.config.list_physical_devices("GPU"):
         return images.nbytes > RESIDENT_ON_GPU
     return images.nbytes > RESIDENT * memory_limit()

@@ -42,9 +42,9 @@ def train(  # noqa: PLR0913
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
 
-    With a frozen backbone the head is trained, on features that are computed once, and checkpoints
-    hold the head. The fitted model is whole in any case, and computes in float32, whatever
-    `train.precision` is in training.
+    With a frozen backbone only the head is trained, on features that are computed once, and
+    checkpoints hold the head. The fitted model is always whole, and computes in float32 whatever
+    `train.precision` is.
 
     Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics;
     `teacher` is the model of the run `train.teacher`. With `start`, the progress of the last

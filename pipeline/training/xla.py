@@ -1,7 +1,7 @@
 """Compiles the training steps of a model into one loop with XLA, where that is faster.
 
-XLA fuses the operations between the matrix products of a dense network, which on a CPU cost as much
-as the products themselves; its convolutions are slower than TensorFlow's.
+XLA fuses the operations between the matrix products of a dense network; on a CPU these cost as much
+as the products themselves. Its convolutions are slower than TensorFlow's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError
 from pipeline.training.programs import forget_programs
 
-# Only layers that were measured; others may be convolutions, or have no XLA kernel at all.
+# The layers that were measured; others may be convolutions, or have no XLA kernel at all.
 FASTER = (
     keras.layers.Activation,
     keras.layers.Add,
