@@ -196,7 +196,7 @@ def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
 
 
 def _figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
-    """An empty figure, size in inches; computes `margins` that are not given, which takes longer."""
+    """An empty figure, size in inches; computing `margins` that are not given takes longer."""
     from matplotlib.figure import Figure  # matplotlib has no lazy submodules
 
     fig = Figure(figsize=(width, height), layout=None if margins else "constrained")

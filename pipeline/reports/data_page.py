@@ -1,8 +1,8 @@
 """The page of a data set: `RawData, Measures → str`, self-contained HTML that needs no script.
 
 It shows pictures of each class, sizes and colours, what was skipped, equal and similar pictures
-side by side, and what the model will see beside the originals. Its size is bounded, whatever the
-data: it says how many of how many it shows.
+side by side, and what the model will see beside the originals. Its size is bounded: where it does
+not show all, it says how many of how many.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How often which values occur: for each of the bins its count as a share of the largest."""
+    """The distribution of some values: the count of each bin as a share of the largest."""
 
     name: str
     unit: str
@@ -61,7 +61,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedPicture:
-    """One picture of a pair: thumbnail, what it is called, class and split."""
+    """One picture of a pair: thumbnail, name, class and split."""
 
     thumbnail: int
     name: str
@@ -82,8 +82,8 @@ class Pairs:
 class Seen:
     """A training picture: its file, the image made of it, and versions of that by augmentation.
 
-    These are places in the sprites `original`, `image` and `version`; `original` is None for images
-    that are no picture files.
+    The fields are indices into the sprites `original`, `image` and `version`; `original` is None
+    for images that do not come from picture files.
     """
 
     original: int | None
@@ -143,7 +143,7 @@ def data_html(
 
 
 def _of_files(description: Description) -> dict[str, Any]:
-    """What the page says of picture files, if the data set has any."""
+    """The parts of the page about picture files, if the data set has any."""
     facts = description.pictures
     if facts is None:
         return {"facts": None, "modes": [], "notes": [], "left_out": [], "skipped": []}
@@ -157,7 +157,7 @@ def _of_files(description: Description) -> dict[str, Any]:
 
 
 def _with_versions(seen: Sequence[Seen], each: int) -> list[Seen]:
-    """The pictures with the places of their `each` versions, which follow one another."""
+    """The pictures with the indices of their versions, `each` per picture, one after another."""
     return [
         replace(one, versions=range(place * each, (place + 1) * each))
         for place, one in enumerate(seen)
@@ -248,13 +248,13 @@ def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]
 def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple[Array, list[Seen]]:
     """Some training pictures: their originals u8[m,h,w,3], and the images made of them.
 
-    Appends the rows of these images to `rows`. With `always`, images without originals are taken
-    if there are none with one.
+    Appends the rows of these images to `rows`. With `always`, takes images without originals if
+    there are none with.
     """
     count = min(len(raw.train), 2 * ORIGINALS)
     places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
     chosen = raw.train.rows[places]
-    # Every other one comes first, so that they are from all of the split.
+    # Every other one comes first, so that they come from the whole split.
     chosen = np.concatenate([chosen[::2], chosen[1::2]])
     kept, originals = _originals(raw, chosen, folder)
     found: list[tuple[int | None, int]] = [*enumerate(chosen[kept].tolist())]
@@ -280,8 +280,8 @@ def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple
 def _originals(raw: RawData, rows: Array, folder: Path) -> tuple[Array, Array]:
     """The files of up to ORIGINALS of these rows: their places i64[m], and tiles u8[m,h,w,3].
 
-    The first time, they are kept in the cache in `folder`: an archive is not unpacked for them
-    again, and the files need not stay. There are none of files that are gone or changed by then.
+    The first call keeps them in the cache in `folder`, so that later ones need neither the files
+    nor to unpack an archive. Files that are gone or changed by then are left out.
     """
     nothing = np.empty(0, np.int64), np.empty((0, ORIGINAL, ORIGINAL, 3), np.uint8)
     if raw.index is None:

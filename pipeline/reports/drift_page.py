@@ -14,7 +14,7 @@ from pipeline.reports.page import clean, template
 
 SIDE = 64  # pixels of a thumbnail's longer side
 BINS = 40
-TAIL = 0.005  # share at both ends of the values that is not drawn
+TAIL = 0.005  # share of the values that is not drawn, at either end
 UNITS = {
     "height": "pixels",
     "width": "pixels",
@@ -38,7 +38,7 @@ class Overlay:
 
 @dataclass(frozen=True, kw_only=True)
 class Unsure:
-    """A new picture of which the model is least sure: image u8[H,W,C], file and confidence."""
+    """A new picture that the model is least sure of: image u8[H,W,C], file and confidence."""
 
     image: Array
     file: str
@@ -57,7 +57,7 @@ def drift_html(  # noqa: PLR0913 (what there is to show)
     values: Mapping[str, Array],
     unsure: Sequence[Unsure],
 ) -> str:
-    """Renders the page; `reference` and `values` are by the names of the shifts of values."""
+    """Renders the page; the keys of `reference` and `values` are names of shifts."""
     tiles = np.stack([one.image for one in unsure]) if unsure else None
     return template("drift.html").render(
         shifts=[(clean(one.name), one, clean(one.detail)) for one in shifts],

@@ -1,4 +1,4 @@
-"""What spoke for a model's answers, and its features, as pictures: `maps, features → pixels`."""
+"""Draws explanations of a model's answers, and its features: `maps, features → pixels`."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Scatter:
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """Why a run's model answers as it does.
+    """Explanations of the answers of a run's model.
 
     `images` i64[m] are mistakes by their index in the split; `guesses` and `truths` are maps
-    f32[m,H,W] of what spoke for the predicted and for the true class, by `method`. `scatter` is the
-    picture of the features, None with the reason in `lacking`.
+    f32[m,H,W] of the parts that speak for the predicted and for the true class, by `method`.
+    `scatter` is the picture of the features, or None and `lacking` says why.
     """
 
     images: Array
@@ -76,7 +76,7 @@ def overlay(image: Array, heat: Array, side: int) -> Array:
 
 
 def spread(count: int) -> Array:
-    """Which of `count` images the picture of the features shows, i64[m]: all, or every so many."""
+    """Which of `count` images the picture of the features shows, i64[m]: evenly spaced ones."""
     return np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(np.int64))
 
 
@@ -129,5 +129,5 @@ def tiles(explained: Explained, predictions: Predictions) -> Array:
 
 
 def colours(classes: int) -> list[str]:
-    """A colour for each class, which a light and a dark page can have."""
+    """A colour for each class, for light and dark pages."""
     return [f"hsl({360 * k / classes:.0f} 70% {(45, 62)[k % 2]}%)" for k in range(classes)]

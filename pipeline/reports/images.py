@@ -229,7 +229,7 @@ def sprite(
 def thumbnails(images: Array, side: int, *, inverted: bool) -> Array:
     """Thumbnails u8[N,h,w,C] of images, of at most `side` pixels; of channels, the first 3.
 
-    `inverted` turns grey ones dark on light, as what was drawn or scanned is light on dark.
+    `inverted` turns grey ones from light on dark, as digits are stored, to dark on light.
     """
     channels = 3 if images.shape[3] >= 3 else 1
     tiles: Array = np.asarray(images)[..., :channels]

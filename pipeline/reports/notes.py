@@ -22,7 +22,7 @@ def note_of_run(
     command: str,
     report: str | None,
 ) -> str:
-    """What a run trained, its accuracies with 95 % intervals, its command, and where its report is.
+    """Describes a run: what it trained, accuracies with 95 % intervals, command, report.
 
     `predictions` are by split; `report` is the name of the artefact, if the run has one.
     """
@@ -75,7 +75,7 @@ def code_block(command: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text that looks in Markdown as it is, on one line, shortened if it is very long."""
+    """A text escaped for Markdown, on one line, shortened if it is very long."""
     line = " ".join(text.split())
     line = line if len(line) <= MOST_TEXT else line[: MOST_TEXT - 1] + "…"
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", lambda found: f"&#{ord(found[1])};", line)

@@ -95,8 +95,8 @@ def run_html(
     """Renders the page of a run; `predictions` are by split (`val`, `test`).
 
     Classes, mistakes and calibration are those of the test split or, if it was not evaluated, of
-    the validation split, and the page says which; without either they are left out. What is
-    `explained` is of the same split.
+    the validation split, and the page says which; without either they are left out. `explained` is
+    about the same split.
     """
     split = next((name for name in JUDGED_SPLITS if name in predictions), None)
     return template("report.html").render(
@@ -174,7 +174,7 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
 
 
 def _explained(explained: Explained, predictions: Predictions) -> dict[str, Any]:
-    """The parts of the page that show why the model answers as it does."""
+    """The parts of the page that explain the model's answers."""
     names, chosen = predictions.class_names, explained.images
     return {
         "method": explained.method,

@@ -51,7 +51,7 @@ def reported(
     try:
         yield predictions
     except BaseException as error:
-        # An unreachable store need not be asked again.
+        # Does not contact an unreachable store again.
         if wanted and not isinstance(error, StoreError):
             _at_least_try(recording, config, predictions, error)
         raise
@@ -95,10 +95,10 @@ def check_data(
     shown: bool,
     augment: data_page.Augment | None = None,
 ) -> None:
-    """Adds what is known of the data to the artefacts, and applies `ingest.checks`.
+    """Adds descriptions of the data to the artefacts, and applies `ingest.checks`.
 
-    These are `data.txt`, `data_summary.json` and, if it is to be `shown` and `evaluate.report` is
-    set, the page `data.html`, with what `augment` makes of some images.
+    They are `data.txt`, `data_summary.json` and, with `shown` and `evaluate.report`, the page
+    `data.html`, with some images as `augment` changes them.
 
     Raises:
         RequestError: a check refuses the data set.

@@ -2,7 +2,7 @@
 
 Each verb is declared as a `Verb` in its own module, whose import is cheap: no TensorFlow, MLflow or
 matplotlib. `verbs` discovers them, so there is no list to maintain: the command line, its help, the
-groups of the configuration and the Python API all follow from the declarations.
+groups of the configuration and the Python API are all derived from the declarations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Verb:
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
     ignores: frozenset[str] = frozenset()
-    """The parts of the configuration that have no effect on it, and are refused."""
+    """The parts of the configuration that have no effect on it; setting them is refused."""
     keeps_log: bool = True
     """Whether it gets a folder for its log; without one, it works where nothing can be written."""
 

@@ -42,13 +42,13 @@ REPORT = Verb(
 def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     """Builds the report of a recorded run from what it stored; returns its path.
 
-    This works for any run, even an unfinished one or one without a model, unless its answers are to
-    be explained.
+    This works for any run, even an unfinished one or one without a model; only `explain` needs a
+    model.
 
     Raises:
         RequestError: `run_id` is missing, there is no such run that has begun, the data here
-            differs from that of the run's predictions, or a run without model or predictions is to
-            be explained.
+            differs from that of the run's predictions, or `explain` is set for a run without model
+            or predictions.
     """
     from pipeline.reports.notes import REPORT_PAGE
     from pipeline.reports.write import REPORTABLE, page_of
@@ -78,7 +78,7 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
 
 
 def explained(model: Any, predictions: Predictions) -> Explained:
-    """What mattered to a Keras model in its most confident mistakes, and its features."""
+    """Explains a Keras model's most confident mistakes, and plots its features."""
     from pipeline.reports.explained import Explained, scatter, spread
     from pipeline.reports.images import surest_mistakes
     from pipeline.training.explain import explain, features_of

@@ -52,7 +52,7 @@ class Unsent:
 def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
     """Sends the journals of runs to the store, each record once, and deletes them.
 
-    A run gets the status and the times that it had. One whose process died is closed as KILLED.
+    A run gets the status and the times in its journal. One whose process died is closed as KILLED.
 
     Raises:
         RequestError: the folder has nothing to send, or the store cannot be used.

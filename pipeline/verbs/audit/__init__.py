@@ -17,7 +17,7 @@ class Audit:
     """How to look for wrong labels, and where to write the results."""
 
     folds: Annotated[int, Field(ge=2, le=100)] = MISSING
-    """Parts of the data; one model is trained without each of them, and judges it."""
+    """Number of parts of the data; each is judged by a model that was trained without it."""
     page: Annotated[str, ending_in(".html")] = MISSING
     """File for the page."""
     output: Annotated[str, ending_in(".csv")] = MISSING
@@ -25,7 +25,7 @@ class Audit:
     exclude: Annotated[str, ending_in(".csv")] = MISSING
     """File for the list of images with likely wrong labels, for `dataset.exclude`."""
     shown: Count = MISSING
-    """Pictures on the page, at most."""
+    """Most pictures on the page."""
 
 
 AUDIT = Verb(

@@ -34,11 +34,11 @@ Address = tuple[Any, ...]  # a file, or a split and an index in it
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """The labels of a data set, judged.
+    """The judged labels of a data set.
 
-    `addresses` say which image each label of the `verdict` belongs to: its file, or its split and
-    index. `before` are those that `dataset.exclude` had left out already, which the new list
-    contains as well. `kept` is where the list that was in the place of the new one is now.
+    `addresses` are the images that the labels of the `verdict` belong to: a file, or split and
+    index. `before` are those that `dataset.exclude` had left out already; the new list contains
+    them too. `kept` is where an earlier list of the same name was moved to.
     """
 
     verdict: LabelAudit
@@ -64,8 +64,8 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
 
     Raises:
-        RequestError: the data set cannot be divided into so many folds, or the model would begin
-            with what another has learnt of these labels.
+        RequestError: the data set cannot be divided into so many folds, or the model would learn
+            from one that was trained on these labels.
     """
     _require_unbiased(config)
     started = time.monotonic()
@@ -110,7 +110,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
 
 
 def show(result: Audited, request: Audit) -> None:
-    """Prints what was found by pairs of classes, and where it is."""
+    """Prints the likely wrong labels by pairs of classes, and the files with them."""
     verdict, names = result.verdict, result.class_names
     console = standard_output()
     table = Table("given", "proposed", "labels", show_edge=False)
@@ -148,7 +148,7 @@ def show(result: Audited, request: Audit) -> None:
 
 
 def _require_unbiased(config: Config) -> None:
-    """Refuses models that are taught by one that was trained on the labels to be judged.
+    """Refuses to train with a teacher or weights that were trained on the labels to be judged.
 
     Raises:
         RequestError: names the key.
@@ -203,7 +203,7 @@ def _doubt(result: Audited, place: int) -> Doubt:
 
 
 def _set_aside(path: Path, in_use: str | None) -> Path | None:
-    """Renames a list that lies where a new one will, unless the new one contains it.
+    """Renames an existing list in the place of the new one, unless the new one contains it.
 
     Somebody may have edited it.
     """

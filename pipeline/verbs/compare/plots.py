@@ -22,8 +22,8 @@ DPI = 120
 # Inches. On a phone the text of a picture of this width can still be read.
 WIDTH, ROW, ABOVE, BELOW, ASIDE, PAD = 6.5, 0.36, 0.05, 0.55, 0.3, 0.08
 NAMES = 3.8  # inches that the rows' names may take
-LONG = 28  # characters of a row's name, from which on it is written smaller
-LONGEST = 36  # characters of a class's name, from which on it is cut
+LONG = 28  # characters of a row's name; longer ones are written smaller
+LONGEST = 36  # characters of a class's name; longer ones are cut
 SMALL, NORMAL = 8.0, 10.0  # points
 BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
@@ -35,7 +35,7 @@ def draw_comparison(comparison: Comparison) -> Drawings:
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
-    """What there is to draw: `compare`, and for two runs of the same images `classes`."""
+    """The figures by name: `compare` and, for two runs on the same images, `classes`."""
     drawn = {}
     if shown := [row for row in comparison.rows if not math.isnan(_value(row, comparison))]:
         drawn["compare"] = forest(comparison, shown[:MOST_ROWS])
@@ -63,7 +63,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
 
 
 def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
-    """By how many points the second run is more or less often right on each class."""
+    """The change of each class's accuracy from the first run to the second, in points."""
     ordered = sorted(pair.classes, key=lambda one: one.change.value)
     changes = [one.change for one in ordered]
     points = [100 * one.value for one in changes]
@@ -97,7 +97,7 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     size, widest = _fitting(texts, largest, NAMES, canvas)
     end = PAD + widest
     for place, text in enumerate(reversed(texts) if ascending else texts):
-        # Five times cheaper than marks of the axis, each with two texts and three lines.
+        # Five times faster than the axis' ticks, each with two texts and three lines.
         at = (end / WIDTH, 1 - (ABOVE + ROW * (place + 0.5)) / height)
         figure.text(*at, text, ha="right", va="center_baseline", fontsize=size)
     left = end + 2 * PAD
@@ -115,7 +115,7 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
 
 
 def _write_below(figure: Figure, text: str, canvas: FigureCanvasAgg, *, centre: float) -> None:
-    """Writes what the axis shows under it: smaller or nearer to the middle if that takes it."""
+    """Writes the axis' label below it, smaller or nearer to the middle if necessary."""
     size, width = _fitting([text], NORMAL, WIDTH - 2 * PAD, canvas)
     middle = min(max(centre, PAD + width / 2), WIDTH - PAD - width / 2)
     height = float(figure.get_figheight())
@@ -125,7 +125,7 @@ def _write_below(figure: Figure, text: str, canvas: FigureCanvasAgg, *, centre: 
 def _fitting(
     texts: Sequence[str], size: float, room: float, canvas: FigureCanvasAgg
 ) -> tuple[float, float]:
-    """The size, up to `size`, at which each text fits into `room` inches; the widest's width.
+    """The font size, up to `size`, at which each text fits into `room` inches; the largest width.
 
     Letters are whole pixels wide, so a text does not become narrower in proportion to its size.
     """
@@ -135,7 +135,7 @@ def _fitting(
 
 
 def _inches(text: str, size: float, canvas: FigureCanvasAgg) -> float:
-    """How wide a text is."""
+    """The width of a text."""
     from matplotlib.font_manager import FontProperties
 
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
@@ -166,5 +166,5 @@ def _value(compared: Compared, comparison: Comparison) -> float:
 
 
 def _plain(text: str) -> str:
-    """Without what matplotlib would take for a formula."""
+    """The text with the characters escaped that matplotlib would take for a formula."""
     return text.replace("$", r"\$")

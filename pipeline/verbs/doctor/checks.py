@@ -123,7 +123,7 @@ def check_threads(environment: Mapping[str, str], cores: int) -> Iterator[Findin
 def probing(
     command: Iterable[str] = ("-m", "pipeline.verbs.doctor.probe"),
 ) -> Iterator[subprocess.Popen[str]]:
-    """Imports TensorFlow in a separate process meanwhile; ends that process with the block."""
+    """Imports TensorFlow in a separate process during the block; ends that process with it."""
     path = [str(lineage.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, *command],

@@ -1,7 +1,7 @@
 """The verb `doctor`: checks everything that a run needs, and says how to fix what is broken.
 
-It never imports TensorFlow itself, and MLflow only to check the store: either may be what is
-broken. It creates no store, no tables and no folder.
+It does not import TensorFlow itself, and MLflow only to check the store, since either may be
+broken. It creates no store, tables or folder.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Fi
 
 
 def _bring_home(config: Config, run_id: str) -> None:
-    from pipeline.reports.write import bring_home  # its imports may be what is broken
+    from pipeline.reports.write import bring_home  # its imports may be broken
 
     bring_home(config, run_id)
 

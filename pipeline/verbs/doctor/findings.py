@@ -42,7 +42,7 @@ def problem(area: str, says: str, mend: str) -> Finding:
 
 
 def looked_at(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of the check `look`; an exception becomes a finding and stops no other check."""
+    """The findings of the check `look`; an exception becomes one, so other checks still run."""
     try:
         yield from look()
     except Exception as error:

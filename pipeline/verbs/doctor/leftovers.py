@@ -44,7 +44,7 @@ def leftovers(data_dir: Path, made: Mapping[str, Owner] | None) -> Iterator[Find
 
 
 def unsent() -> Iterator[Finding]:
-    """Finds runs whose store lacks some of their records, and that no process is recording."""
+    """Finds runs with records that their store lacks and that no process is sending."""
     waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
     if waiting:
         many = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
@@ -99,7 +99,7 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 
 def _partial(data_dir: Path) -> Iterator[Finding]:
-    """Finds files left half-written by killed processes; leaves those of living ones alone."""
+    """Finds files left half-written by killed processes; ignores those of live ones."""
     places = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
     places += MULTIRUN.rglob(".*")
     dead = [

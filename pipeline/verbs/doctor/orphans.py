@@ -1,4 +1,4 @@
-"""Findings about runs that the store calls RUNNING, and the run that each folder belongs to."""
+"""Findings about RUNNING runs, and the run that each folder belongs to."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def running(
 ) -> Iterator[Finding]:
     """Tells which RUNNING runs are alive and which are orphans; `fix` marks orphans as KILLED.
 
-    A silent run on another machine is listened for before it is closed, because clocks may differ.
-    Other runs without a heartbeat are shown but left alone, and `own`, the run that called us
-    (MLFLOW_RUN_ID), is skipped. `bring_home` receives the id of each closed run, to save what it
-    left on this machine.
+    A silent run on another machine is closed only if no heartbeat arrives while this listens,
+    because clocks may differ. Runs of other programs without a heartbeat are shown but left alone,
+    and `own`, the run that called us (MLFLOW_RUN_ID), is skipped. `bring_home` receives the id of
+    each closed run, to save what it left on this machine.
     """
     found = running_runs(client, own=own)
     orphans, silent, at_work = found.orphans, found.silent, len(found.alive)
@@ -100,7 +100,7 @@ def _fixed(
 def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterator[Finding]:
     try:
         bring_home(run.id)
-    except Exception as error:  # the run is closed all the same, and there are others
+    except Exception as error:  # the run is closed all the same; continues with the others
         says = f"{run.id}: what it left in its folder cannot be saved: {one_line(error)}"
         yield warning("runs", says, f"see {run.folder or 'its folder'}")
 

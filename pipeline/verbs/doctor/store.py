@@ -97,7 +97,7 @@ def _server(address: str) -> Store:
     client = quiet_client(address)
     with requests.Session() as session:
         version = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
-    if not version.ok:  # it lies behind something that passes on only the API
+    if not version.ok:  # behind a proxy that passes on only the API
         return Store(finding=ok("store", f"{shown} answers"), client=client)
     says = f"{shown} answers: MLflow {version.text}"
     if version.text.split(".")[:2] == VERSION.split(".")[:2]:

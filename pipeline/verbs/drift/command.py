@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE, ASSIGNED, GIVEN = "confidence", "predicted classes", "classes"
 FEATURES = "features"
-MOST = 2000  # images not trained on whose features are compared
+MOST = 2000  # test images whose features are compared, at most
 UNSURE = 24  # pictures on the page
 
 
@@ -53,8 +53,8 @@ UNSURE = 24  # pictures on the page
 class Drifted:
     """The comparison of new pictures with the data of run `run_id`.
 
-    `values` are those of the new pictures, by quantity; `smallest` is the distance that a shift
-    needs to be significant for so many pictures; `unknown` are classes that the run does not have.
+    `values` are those of the new pictures, by quantity; `smallest` is the smallest distance that is
+    significant for so many pictures; `unknown` are classes that the run does not have.
     """
 
     run_id: str
@@ -76,7 +76,7 @@ class Drifted:
 
     @property
     def remarks(self) -> list[str]:
-        """What else is to be said of the comparison, in lines."""
+        """Further remarks on the comparison, one line each."""
         said = list(self.notes)
         if self.unknown:
             said.append(f"classes that the run does not have: {', '.join(self.unknown)}")
@@ -87,7 +87,7 @@ class Drifted:
 
     @property
     def verdict(self) -> str:
-        """What the comparison says, in a sentence or two."""
+        """The conclusion of the comparison, in a sentence or two."""
         if not self.found:
             return (
                 f"No drift found: {self.pictures:,} new pictures look like the training data. Of "
@@ -114,12 +114,13 @@ def _told(shift: Shift) -> str:
 
 
 def drift(config: Config, request: Drift, folder: Path) -> Drifted:
-    """Compares new pictures with the training data of a run, as such and as its model sees them.
+    """Compares new pictures with the training data of a run, by themselves and through its model.
 
     The model's features are compared with those of the test images, if the cache still has these.
 
     Raises:
-        RequestError: there are no such pictures, no such run, or this has no summary of its data.
+        RequestError: there are no such pictures or no such run, or the run has no summary of its
+            data.
     """
     if request.path is None:
         raise RequestError(
@@ -169,7 +170,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
 
 
 def show(result: Drifted, request: Drift) -> None:
-    """Prints the table, the verdict and where the page is.
+    """Prints the table, the verdict and the path of the page.
 
     Raises:
         PipelineError: a shift was found, and `fail` is set.
@@ -232,7 +233,7 @@ def _summary(run: RecordedRun) -> DataSummary:
 
 
 def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[str]]:
-    """The run's model and what is to be said; None without a model or predictions."""
+    """The run's model, None without a model or predictions, and remarks."""
     from pipeline.tracking.client import connect
     from pipeline.tracking.models import load_model, require_own_model
     from pipeline.tracking.values import PREDICTIONS
@@ -246,9 +247,9 @@ def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[s
 def _reference_values(
     summary: DataSummary, run: RecordedRun | None
 ) -> dict[str, tuple[Sequence[float], int]]:
-    """Sorted values or quantiles of the training data, and of how many, by quantity.
+    """By quantity: sorted values or quantiles of the training data, and the number of values.
 
-    With a run, its confidences are one of them.
+    With a run, its confidences are one of the quantities.
     """
     grey = summary.shape[2] == 1
     known: dict[str, tuple[Sequence[float], int]] = {
@@ -273,7 +274,7 @@ def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Measured:
-    """What new pictures are like: values by quantity, features f32[N,F], predicted classes."""
+    """Measurements of new pictures: values by quantity, features f32[N,F], predicted classes."""
 
     values: Mapping[str, Array]
     features: Array
@@ -312,7 +313,7 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
 def _reference_features(
     run: RecordedRun, config: Config, model: LoadedModel, batch_size: int
 ) -> tuple[Array | None, list[str]]:
-    """The features f32[N,F] of up to MOST of the run's test images, and what is to be said."""
+    """The features f32[N,F] of up to MOST of the run's test images, if available, and remarks."""
     from pipeline.training.predictor import with_features
 
     name = run.config.choices.dataset
@@ -333,7 +334,7 @@ def _at_once(shape: Sequence[int], most: int) -> int:
 
 
 def _given(listing: Listing, packed: Packed) -> Counter[str]:
-    """How many pictures that can be read each class of the listing has."""
+    """The number of readable pictures of each class of the listing."""
     return Counter(
         listing.class_names[label]
         for file, label in zip(listing.files, listing.labels.tolist(), strict=True)

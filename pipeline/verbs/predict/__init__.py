@@ -30,7 +30,7 @@ class Predict:
     contact_sheet: Annotated[str, ending_in(".png")] | None = MISSING
     """PNG file for an overview of the first images with their classes."""
     explain: bool = MISSING
-    """Whether to draw what in the first images spoke for their classes, in a PNG beside it."""
+    """Whether to draw which parts of the first images speak for their classes, in a PNG file."""
 
 
 PREDICT = Verb(

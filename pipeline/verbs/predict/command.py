@@ -1,4 +1,4 @@
-"""The verb `predict`, from image files to a table of classes."""
+"""The verb `predict`, from files of images to a table of classes."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _sheets(model: LoadedModel, request: Predict, explained: Path | None) -> dic
 def _progress(
     found: FoundFiles, skipped: list[Unreadable], stderr: TextIO
 ) -> Iterator[Callable[[Block], None]]:
-    """Shows a bar on a terminal and one line per unreadable file, and adds that to `skipped`."""
+    """Shows a bar on a terminal and a line per unreadable file; adds these files to `skipped`."""
     console = plain_console(stderr)
     bar = progress_bar(console, after="{task.percentage:>3.0f} %  {task.fields[images]:,} images")
     with bar:

@@ -1,6 +1,6 @@
 """A contact sheet: images with their classes, each as in the file and as the model saw it.
 
-One that explains has beside each image what in it spoke for its class.
+With `explain`, each image has a map of the parts that speak for its class.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Thumbnail:
 class Sheet:
     """Collects the first images and answers for the page; `shape` is that of the model's images.
 
-    `explain` takes images u8[N,H,W,C] and classes i64[N], and says what spoke for these.
+    `explain` takes images u8[N,H,W,C] and classes i64[N], and maps what speaks for these.
     """
 
     title: str

@@ -28,7 +28,7 @@ from pipeline.verbs.promote.switch import CHAMPION
 
 
 def note_of_version(run: RecordedRun, line: Attempt) -> str:
-    """What the version is, its accuracies with intervals, how it was promoted, and its command."""
+    """Describes a version: its accuracies with intervals, how it was promoted, its command."""
     how = "with the gates overruled" if line.decision == FORCED else "through the gates"
     instead = f" in place of version {line.replaces}" if line.replaces else ""
     reason = f": {escaped(line.reason)}" if line.reason else ""
@@ -53,7 +53,7 @@ def note_of_version(run: RecordedRun, line: Attempt) -> str:
 def note_of_model(
     registry: Registry, present: Present, lines: Sequence[Attempt], champion: RecordedRun | None
 ) -> str:
-    """What the registered model is, its champion with its accuracies, and the newest of the ledger.
+    """Describes a registered model: its champion with accuracies, and the ledger's newest lines.
 
     `lines` is the ledger with its gates, `champion` the run of the current champion.
     """
@@ -73,7 +73,7 @@ def note_of_model(
 
 
 def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Attempt]:
-    """The ledger, oldest first; its `newest` lines, or all, with the gates that their runs keep."""
+    """The ledger, oldest first; the `newest` lines, or all, have the gates from their runs."""
     lines = entries(present.tags)
     start = 0 if newest is None else max(0, len(lines) - newest)
     return [*lines[:start], *(_with_gates(registry, line) for line in lines[start:])]

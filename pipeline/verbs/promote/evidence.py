@@ -86,7 +86,7 @@ def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
 
 
 def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
-    """Loads a model from its saved bytes and has it predict the test images of `raw`."""
+    """Loads a saved model and predicts the test images of `raw` with it."""
     test = raw.test
     try:
         loaded = load_model(uri, config.tracking)

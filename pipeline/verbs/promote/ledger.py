@@ -84,7 +84,7 @@ def from_text(key: str, text: str) -> Attempt:
 
 
 def to_tag(entry: Attempt) -> str:
-    """The line as a short text for people, without its gates, which the run's artefact has.
+    """The line as a short text for people, without its gates, which are an artefact of the run.
 
     `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
     """
@@ -106,7 +106,7 @@ def to_tag(entry: Attempt) -> str:
 
 
 def from_tag(key: str, text: str) -> Attempt:
-    """The line that a tag keeps under `key`, as text or, by earlier versions, as JSON."""
+    """The line in a tag under `key`: text or, if recorded by earlier versions, JSON."""
     if text.startswith("{"):
         return from_text(key, text)
     found = _TAG.fullmatch(text)
@@ -146,8 +146,8 @@ def entries(tags: Mapping[str, str]) -> list[Attempt]:
 def line_of_champions(lines: Sequence[Attempt]) -> list[int]:
     """The line of champions up to the current one, oldest first.
 
-    Each of them passed the gates against its predecessor. A person who overrules the gates begins a
-    new line (`force`) or goes back in it (`rollback`).
+    Each of them passed the gates against its predecessor. `force`, which overrules the gates,
+    begins a new line; `rollback` goes back along it.
     """
     champions: list[int] = []
     for entry in lines:

@@ -121,7 +121,7 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:
-    """The tags for a version of the run's model, what scripts search for; the rest is described."""
+    """The tags of a version that scripts search for; its description has the rest."""
     metrics = run.metrics
     return ({FINGERPRINT: run.fingerprint} if run.fingerprint else {}) | {
         "run_id": run.id,

@@ -32,8 +32,8 @@ from pipeline.verbs.promote.switch import CHAMPION, PREVIOUS, Change, settle, sw
 def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     """Makes the version that the champion replaced, or `rollback.to`, the champion again.
 
-    `previous` becomes the version that this one had replaced, so that a second rollback goes one
-    further back rather than forward again.
+    `previous` becomes the version that the restored one had replaced, so a second rollback goes one
+    further back instead of forward again.
 
     Raises:
         RequestError: there is nothing to go back to, or that version was never champion.

@@ -33,7 +33,7 @@ from pipeline.verbs.promote.ledger import (
 )
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-# Tags of a ticket. On the version of a champion, the number that it replaced stays.
+# Tags of a ticket. A champion's version keeps the number of the version that it replaced.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
 NONE = ""  # no version, also as the value of a tag in earlier versions of this pipeline
@@ -93,7 +93,7 @@ def switch(registry: Registry, change: Change) -> int:
 
 
 def settle(registry: Registry) -> None:
-    """Completes or undoes what killed processes left; leaves the moves of living ones alone."""
+    """Completes or undoes the moves of killed processes; leaves those of live ones alone."""
     dead = [ticket for ticket in registry.pending() if not _alive(ticket)]
     if not dead:
         return
@@ -163,7 +163,7 @@ def _last_move(registry: Registry) -> int | None:
 
 
 def _settle(registry: Registry, dead: list[Version]) -> None:
-    """Settles dead tickets; called by the holder of the lowest living one, or with its own."""
+    """Settles dead tickets; called by the holder of the lowest live one, or with its own."""
     for ticket in dead:
         if KEY not in ticket.tags:  # a process that only wanted to settle
             registry.drop(ticket.number)

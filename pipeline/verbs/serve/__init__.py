@@ -21,8 +21,8 @@ class Serve:
     model_uri: str | None = MISSING
     """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
     host: str = MISSING
-    """Address to listen on; for one beyond this machine set PIPELINE_SERVE_TOKEN, which requests
-    must then bring as `Authorization: Bearer …`."""
+    """Address to listen on; to serve other machines, set PIPELINE_SERVE_TOKEN, which requests
+    must then send as `Authorization: Bearer …`."""
     port: Annotated[int, Field(ge=0, lt=2**16)] = MISSING
     """Port to listen on; 0 takes a free one."""
     allowed_hosts: list[HostName] = MISSING

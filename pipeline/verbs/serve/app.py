@@ -1,9 +1,9 @@
 """The HTTP server of a model: images in, class and probabilities out.
 
 `POST /invocations` speaks the protocol of MLflow's scoring server, `POST /predict` takes a picture.
-Small requests are answered in the event loop, without the detour over a thread; large ones and
-pictures in a few threads, so that they hold up nobody. The model takes the threads' images one
-request after the other, in parts, so that they need little memory.
+Small requests are answered in the event loop, which is faster than a thread; large ones and
+pictures in a few threads, so that they do not delay others. The model takes the threads' images one
+request after the other, in parts, to save memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.verbs.serve.bodies import (
 )
 from pipeline.verbs.serve.guard import BODIES, BUSY, WORKERS, Access, Guard, Room, body_of
 
-AT_ONCE = 2**18  # values of the images that go through the model together, 334 of 28×28
+AT_ONCE = 2**18  # pixel values that go through the model together: 334 images of 28×28
 FAILED = 500
 RETRY_AFTER_S = "5"
 JSON = "application/json"
@@ -50,8 +50,8 @@ class Served:
     """A model ready to answer: `predict` takes images u8[N,H,W,C] to probabilities f32[N,K].
 
     `about` says which model it is, for `GET /version`; `example` u8[N,H,W,C] is for people to try;
-    `dark_border` is the share of the training images with a dark border, None where not known;
-    `fit` says how pictures get the model's size.
+    `dark_border` is the share of the training images with a dark border, None if unknown;
+    `fit` says how pictures are fitted to the model's size.
     """
 
     predict: Callable[[Array], Array]
@@ -65,7 +65,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     images: int
     body_bytes: int

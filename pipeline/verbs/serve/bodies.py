@@ -1,7 +1,7 @@
-"""Reads images from a request's body, JSON or a picture; refuses all else with a reason.
+"""Reads images from a request's body, JSON or a picture; refuses anything else with a reason.
 
 The JSON is that of MLflow's scoring server and of TensorFlow Serving: an object with the tensor
-under `inputs` or `instances`. Unlike theirs, nothing is cast: what is no byte is refused.
+under `inputs` or `instances`. Unlike there, nothing is cast: a value that is not a byte is refused.
 A picture is read as `predict` reads a file. Both take their memory from the same budget.
 """
 
@@ -21,11 +21,11 @@ from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
 
-SMALL = 64 * 1024  # bytes of a JSON body that is read at once, whatever else is being read
+SMALL = 64 * 1024  # bytes; a JSON body of up to this size does not wait for memory
 TENSORS = ("inputs", "instances")
 SHOWN = 40  # characters of a refused value
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-MOST_PIXELS = 50_000_000  # a small file may unfold to gigabytes
+MOST_PIXELS = 50_000_000  # a small file may unpack to gigabytes
 RAW = "application/octet-stream"
 
 BAD_REQUEST, TOO_LARGE, WRONG_KIND = 400, 413, 415
@@ -42,7 +42,7 @@ class Refused(Exception):
 def images_in(body: bytes, shape: Shape, *, most: int) -> Array:
     """The images u8[N,H,W,C] of a request's body, N from 1 to `most`; `shape` is [H,W,C].
 
-    A single image may stand without the dimension N, grey images without the dimension C.
+    A single image may lack the dimension N, grey images the dimension C.
 
     A body beyond SMALL waits while other threads' pictures and bodies take too much memory.
 
@@ -69,7 +69,7 @@ def _images(body: bytes, shape: Shape) -> tuple[str, Array]:
     try:
         text, document = _parsed(body)
         name, values = _tensor(document)
-        # Beside a text numpy makes a text of that length of every number.
+        # If there is a text, numpy turns every number into a text of that length.
         odd = text.count('"') > 2 or "true" in text or "false" in text
         return name, _batch(name, _bytes(name, values, odd=odd), shape)
     except RecursionError:
@@ -77,7 +77,7 @@ def _images(body: bytes, shape: Shape) -> tuple[str, Array]:
 
 
 def memory_to_read(body: bytes) -> int:
-    """Bytes that reading JSON takes at most: its text, Python's objects and numpy's numbers."""
+    """Most bytes that reading JSON takes: its text, Python's objects and numpy's numbers."""
     lists, objects, commas = body.count(b"["), body.count(b"{"), body.count(b",")
     texts = body.count(b'"') // 2
     # Numbers up to 256 exist once; any other takes three characters at least, and 32 bytes.
@@ -163,7 +163,7 @@ def _batch(name: str, array: Array, shape: Shape) -> Array:
 
 
 def _no_bytes(values: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Where what is no whole number 0–255 stands, and what it is."""
+    """The position and the value of something that is not a whole number 0–255."""
     if isinstance(values, list):
         for index, value in enumerate(values):
             if type(value) is not int or not 0 <= value <= 255:
@@ -191,11 +191,11 @@ def picture_in(
 ) -> tuple[Array, bool]:
     """The picture as the model takes it, u8[1,H,W,C], and whether its brightness was inverted.
 
-    It is where its border is bright and that of the training images dark, or the other way round;
-    `dark_border` is the share of these that have a dark one, None where that is not known.
+    It is inverted if its border is bright and that of the training images dark, or vice versa;
+    `dark_border` is the share of training images with a dark border, None if unknown.
 
     Raises:
-        Refused: the body is no picture that can be read, or has too many pixels.
+        Refused: the body is not a picture that can be read, or has too many pixels.
     """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
@@ -209,7 +209,7 @@ def picture_in(
         size = "too many"
     except UnidentifiedImageError:
         raise _unreadable("of no format that is taken") from None
-    # Decoders raise whatever they like at damaged bytes.
+    # Decoders may raise anything for damaged bytes.
     except Exception as error:
         raise _unreadable(first_line(str(error))[:80]) from error
     raise Refused(TOO_LARGE, f"the picture has {size} pixels; send at most {MOST_PIXELS:,}")
@@ -224,10 +224,10 @@ def _unreadable(why: str) -> Refused:
 
 
 def require_picture_type(kind: str) -> None:
-    """Refuses a body that calls itself something else than a picture.
+    """Checks that the declared content type of a body is that of a picture.
 
     Raises:
-        Refused: as said.
+        Refused: it is not.
     """
     if not kind.startswith("image/") and kind != RAW:
         raise Refused(

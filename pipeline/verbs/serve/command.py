@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 TOKEN = "PIPELINE_SERVE_TOKEN"  # the variable that holds it
 SHORTEST_TOKEN = 16  # characters
 BACKLOG = 128  # connections that wait to be accepted
-IDLE_S = 60  # that a connection may be kept without a request
+IDLE_S = 60  # for which a connection without a request is kept open
 GRACE_S = 10  # for requests under way when the server is stopped
-YOUNG = 100_000  # objects made before Python looks for cycles among them
+YOUNG = 100_000  # new objects before Python searches them for cycles
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that stand for every address
 
 log = logging.getLogger("pipeline.verbs.serve.app")
@@ -48,7 +48,7 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
             the environment's token cannot be one.
     """
     uri = settings.model_uri or f"models:/{config.choices.dataset}@champion"
-    # What can be wrong comes before the seconds that TensorFlow takes.
+    # Checks everything before the seconds that TensorFlow takes.
     token = _token()
     with _bound(settings.host, settings.port) as listener:
         access = _access(settings, listener.getsockname()[0].partition("%")[0], token)
@@ -60,7 +60,7 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
 
 
 def _token() -> str | None:
-    """The token of the environment, kept out of all that is written or shown."""
+    """The token in the environment, which is kept out of everything written or shown."""
     token = os.environ.get(TOKEN)
     if token is None:
         return None
@@ -74,7 +74,7 @@ def _token() -> str | None:
 
 
 def _access(settings: Serve, address: str, token: str | None) -> Access:
-    """Who may ask the server at that address, with a warning if that is anybody."""
+    """Who may send requests to the server at that address; warns if anybody may."""
     from pipeline.verbs.serve.guard import LOOPBACK, Access
 
     if token is None and not ip_address(address).is_loopback:
@@ -191,8 +191,8 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
 
     from pipeline.verbs.serve.guard import Connection
 
-    # A request's JSON makes lists by the thousand, at which Python would search all that TensorFlow
-    # brought for cycles, again and again: 256 images took five times as long.
+    # A request's JSON makes thousands of lists, for which Python would search TensorFlow's objects
+    # for cycles again and again: 256 images took five times as long.
     gc.collect()
     exempt()
     gc.set_threshold(YOUNG)

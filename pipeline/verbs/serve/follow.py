@@ -24,9 +24,9 @@ log = logging.getLogger("pipeline.verbs.serve.app")
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """How to see which version an alias stands for, and to load one.
+    """How to look up the version that an alias refers to, and to load it.
 
-    `load` is None where the server keeps the version it started with. `known` is that version.
+    `known` is the version that the server started with; `load` is None if it keeps that version.
     """
 
     alias: str
@@ -38,7 +38,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching(watch: Watch, app: FastAPI) -> AsyncIterator[None]:
-    """While the application runs, says when the alias moves, and serves the new version if told."""
+    """While the application runs, logs when the alias moves and serves the new version if set to."""
     task = asyncio.create_task(_watch(watch, app))
     try:
         yield
@@ -58,7 +58,7 @@ async def _watch(watch: Watch, app: FastAPI) -> None:
                 await _moved(watch, app, newest)
                 known = newest.uri
             complaint = ""
-        # A store that is away for a while, or a model that does not load, ends no service.
+        # The service continues if the store is away for a while, or a model does not load.
         except Exception as error:
             if one_line(error) != complaint:
                 complaint = one_line(error)

@@ -1,8 +1,8 @@
 """Guards the server: hosts, token, and limits on bodies, time and connections.
 
-`Guard` is middleware around the application, `Connection` replaces uvicorn's. A refused request's
-body is drained within bounds: a client that still sends when the connection is closed sees a reset
-in place of the answer.
+`Guard` is middleware around the application, `Connection` replaces uvicorn's. The body of a refused
+request is read to its end, within bounds: a client that is still sending when the connection closes
+would see a reset instead of the answer.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.verbs.serve.bodies import BAD_REQUEST, SMALL, TOO_LARGE, Refused
 
 BODIES = 64_000_000  # bytes of large bodies that are kept at once, over all requests
 WORKERS = 8  # requests that are read and answered in threads at once
-CONNECTIONS = 512  # at once; each may have a small body and 300 kB of what it sends ahead
-WAIT_S = 5.0  # that a request waits for its turn
-HEAD_S = 10.0  # in which a request's first line and headers must be there
-BODY_S = 30.0  # in which its body must be there
-DRAIN_S = 5.0  # for which a refused request's body is read on
-DRAINED = 64_000_000  # bytes of it
+CONNECTIONS = 512  # at once; each may hold a small body and 300 kB of unread data
+WAIT_S = 5.0  # longest wait of a request for its turn
+HEAD_S = 10.0  # in which a request's first line and headers must arrive
+BODY_S = 30.0  # in which its body must arrive
+DRAIN_S = 5.0  # for which the body of a refused request is still read
+DRAINED = 64_000_000  # most bytes of it
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = ("/ping", "/health")  # need no token and tell nothing
@@ -43,10 +43,10 @@ ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask.
+    """Who may send requests.
 
     `hosts` are the names, in lower case, by which the server may be addressed; `anywhere` adds the
-    address at which a connection arrives. With a `token` every request must bring it.
+    address at which a connection arrives. If there is a `token`, every request must send it.
     """
 
     hosts: frozenset[str] = LOOPBACK
@@ -55,7 +55,7 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware that lets pass who has access, and drains the bodies of refused requests."""
+    """ASGI middleware that refuses requests without access, and drains their bodies."""
 
     def __init__(self, app: ASGIApplication, access: Access) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class Guard:
         self._token = None if access.token is None else f"bearer {access.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or hands it on."""
+        """Passes one request on to the application, or refuses it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -77,7 +77,7 @@ class Guard:
             await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        # A page of another site reaches this machine by a name of its own that it lets point here.
+        # A page of another site could reach this machine by making a name of its own point here.
         host = headers.get(b"host")
         if host is not None and not self._knows(name := _host(host.decode("latin-1")), scope):
             return FORBIDDEN, (
@@ -112,13 +112,13 @@ def _host(authority: str) -> str:
 
 
 class _Body:
-    """A request's body on its way: what the application leaves of it is drained."""
+    """A request's body while it arrives; drains what the application does not read."""
 
     def __init__(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         length = headers.get(b"content-length", b"0")
         self.expected = b"transfer-encoding" in headers or length.strip(b"0") != b""
         self._unread, self._drains = self.expected, False
-        # Who waits to be told that the body is wanted does not send it to be drained.
+        # A client that waits for "100 Continue" does not send a body that is only drained.
         self._held_back = headers.get(b"expect", b"").lower() == b"100-continue"
         self._receive, self._send = receive, send
 
@@ -164,7 +164,7 @@ async def _answer(send: Send, status: int, reason: str) -> None:
 
 
 class Room:
-    """So much of something for all requests together; who finds too little waits for WAIT_S."""
+    """An amount shared by all requests; one that finds too little left waits for up to WAIT_S."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -172,10 +172,10 @@ class Room:
 
     @asynccontextmanager
     async def taking(self, wanted: int) -> AsyncIterator[None]:
-        """Takes so much, or all there is, until the block ends.
+        """Takes this much, or all there is, until the block ends.
 
         Raises:
-            Refused: others had it for too long.
+            Refused: other requests held it for too long.
         """
         wanted = min(wanted, self._most)
         if wanted > self._free:
@@ -198,12 +198,12 @@ class Room:
 
 @asynccontextmanager
 async def body_of(request: Request, room: Room, most: int) -> AsyncIterator[bytes]:
-    """A request's body, of `most` bytes, with its place in `room` for as long as the block lasts.
+    """A request's body of at most `most` bytes, which takes its size of `room` during the block.
 
-    Small bodies take none.
+    Small bodies take nothing.
 
     Raises:
-        Refused: it is larger, does not arrive in time, or found no place.
+        Refused: it is larger, does not arrive in time, or finds too little room.
     """
     declared = request.headers.get("content-length", "0")
     size = most if "transfer-encoding" in request.headers else int(declared)
@@ -236,7 +236,7 @@ def _too_large(most: int) -> Refused:
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, closed where a request's first line and headers do not arrive in time.
+    """uvicorn's connection, closed if a request's first line and headers do not arrive in time.
 
     uvicorn itself limits their size and how long a connection idles between requests.
     """
@@ -244,7 +244,7 @@ class Connection(H11Protocol):
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for a request; one connection too many is closed."""
+        """Begins to wait for a request; closes a connection beyond CONNECTIONS."""
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:
             transport.close()
@@ -252,7 +252,7 @@ class Connection(H11Protocol):
             self._late = self.loop.call_later(HEAD_S, self._close)
 
     def data_received(self, data: bytes) -> None:
-        """Reads on; between two requests the wait begins with the first byte of the second."""
+        """Reads data; between two requests the wait begins with the first byte of the second."""
         super().data_received(data)
         if self._waits_for_head():
             self._late = self._late or self.loop.call_later(HEAD_S, self._close)
@@ -261,7 +261,7 @@ class Connection(H11Protocol):
             self._late = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits no longer."""
+        """Stops waiting."""
         if self._late is not None:
             self._late.cancel()
         super().connection_lost(exc)
