@@ -10,7 +10,7 @@ class PipelineSearchPath(SearchPathPlugin):
     """The `conf/` of the current folder comes before the packaged one."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Adds the user's own folders, where it is the pipeline's search path."""
+        """Adds the user's own folders, if the search path is the pipeline's."""
         from pipeline.config.search import extend
 
         extend(search_path)

@@ -1,4 +1,4 @@
-"""Hydra's view of the project's sweepers and launcher; what they do is in `pipeline/`."""
+"""The project's sweepers and launcher as Hydra's plugins; the work is in `pipeline/`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GridSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what Hydra gives; its task is a run of its own, ours a job of the sweep."""
+        """Keeps Hydra's arguments; our task function is a job of the sweep, not Hydra's own run."""
         from pipeline.sweeps.launch import do_job
 
         self.hydra_context, self.config = hydra_context, config
@@ -45,8 +45,8 @@ class GridSweeper(Sweeper):
 class OptunaSweeper(GridSweeper):
     """`hydra/sweeper=search` or `optuna`: adaptive search.
 
-    Beside hydra-optuna-sweeper, whose configuration has the name `optuna` too, Hydra hands over the
-    settings of that one as well; they mean nothing here.
+    If hydra-optuna-sweeper is installed, whose configuration is also called `optuna`, Hydra passes
+    its settings as well; they have no effect here.
     """
 
     adaptive = True
@@ -64,7 +64,7 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what Hydra gives."""
+        """Keeps Hydra's arguments."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(

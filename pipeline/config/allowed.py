@@ -58,8 +58,8 @@ Key = tuple[Any, ...]
 def check_words(words: Sequence[str], *, multirun: bool) -> None:
     """Composes and checks what Hydra is about to act on, including every file that a sweep tries.
 
-    This is skipped if nothing can be wrong: without files of the user and without overrides of
-    Hydra's keys, Hydra only acts on the package's own files.
+    Without files of the user and overrides of Hydra's keys this is skipped, because Hydra then acts
+    only on the package's own files.
 
     Raises:
         RequestError: Hydra would import or call something not allowed; names each key.

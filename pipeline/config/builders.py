@@ -2,8 +2,8 @@
 
 A leaf is flat: `_target_` names a builder, and every other key is one of its keyword-only
 parameters, whose annotations are the rules for the values. Positional parameters of a builder are
-passed at run time. A parameter of ours with a default came after the first runs were recorded; the
-default is what those runs did.
+passed at run time. If a parameter of our builders has a default, it was added after the first runs
+were recorded, and the default is what those runs did.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
     given = {key: value for key, value in leaf.items() if key != "_target_"}
     if isinstance(target, str) and trusted.is_trusted(target):
         model = _model.__wrapped__(group, target)  # not cached: trust may be withdrawn
-        # Hydra's ~key does not take away a null of the file whose target this one replaces.
+        # Hydra's ~key does not remove a null from the file whose target this one replaces.
         fields = model.model_fields
         given = {key: value for key, value in given.items() if value is not None or key in fields}
     else:
@@ -239,7 +239,7 @@ def added_to(group: str, leaf: Leaf) -> dict[str, Any]:
 
 
 def value_before(key: str) -> Any:
-    """What runs did that were recorded without the key (`model.residual`) of a leaf.
+    """The value that stands for runs recorded without a key of a leaf (`model.residual`).
 
     Raises:
         KeyError: no builder of ours has a default for it.

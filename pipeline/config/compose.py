@@ -108,7 +108,7 @@ class Composer:
 
 
 def hide_composed(composed: DictConfig) -> None:
-    """Finds secrets in the configuration, and hides them in the files that Hydra has written."""
+    """Learns the secrets in the configuration, and hides them in the files that Hydra wrote."""
     about = HydraConfig.get()
     learn_environment()
     learn(OmegaConf.to_container(composed, resolve=True))

@@ -36,8 +36,8 @@ def as_param(value: Any) -> str:
 def config_sha256(config: Config) -> str:
     """SHA-256 (hex) of everything that a result depends on, including the builders' names.
 
-    Checksums of earlier versions stay valid: builders enter by their first name, and keys added
-    since then enter only if their value differs from the earlier behaviour.
+    Checksums of earlier versions stay valid: builders are included by their first name, and keys
+    added since then only if their value differs from the earlier behaviour.
     """
     parts = {key: value for key, value in asdict(config).items() if key not in NOT_PARAMS}
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""What a value or key that cannot be taken was probably meant to be."""
+"""Guesses what an invalid value or key was probably meant to be."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ _SIGNS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"
 _TIMES = {"k": 1e3, "m": 1e6, "%": 0.01}
 _OTHER_NAMES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "dir": "data_dir"}
 _LEAVES = ("dataset", "model", "augment", "optimizer", "schedule")
-_NAMES = ("name", "type", "kind", "class")  # of the file of a group, in other tools
+_NAMES = ("name", "type", "kind", "class")  # keys by which other tools choose the file of a group
 
 
 def is_number(hint: Any) -> bool:
-    """Whether a number is taken and no text, list or mapping."""
+    """Whether an annotation allows a number but no text, list or mapping."""
     kinds = _kinds(hint)
     return bool(kinds & {int, float}) and not kinds & {str, list, tuple, dict}
 
 
 def is_whole(hint: Any) -> bool:
-    """Whether of numbers only whole ones are taken."""
+    """Whether the only numbers that it allows are whole ones."""
     return float not in _kinds(hint)
 
 
 def is_list(hint: Any) -> bool:
-    """Whether a list is taken and no text or mapping."""
+    """Whether it allows a list but no text or mapping."""
     kinds = _kinds(hint)
     return bool(kinds & {list, tuple}) and not kinds & {str, dict}
 
 
 def takes_one(hint: Any) -> bool:
-    """Whether a number is taken, whatever else."""
+    """Whether it allows a number, among other things."""
     return bool(_kinds(hint) & {int, float})
 
 
 def may_be_null(hint: Any) -> bool:
-    """Whether null is taken."""
+    """Whether it allows null."""
     return NoneType in _kinds(hint)
 
 
@@ -76,7 +76,7 @@ def _of_two(first: float, sign: str, second: float) -> float | None:
 
 
 def number_as_typed(text: str, hint: Any) -> str:
-    """The same as it is written for a key, or an example."""
+    """The same number as it is written for a key, or an example."""
     number = number_of(text)
     if is_whole(hint):
         whole = number is not None and abs(number) < 2**53 and number == int(number)
@@ -91,7 +91,7 @@ def range_of(text: str) -> str | None:
 
 
 def items_of(text: str) -> str:
-    """The items of a list as it is written, for `64 32`, `64;32`, `{64,32}`, `64x32` or `none`."""
+    """The items of the list meant by `64 32`, `64;32`, `{64,32}`, `64x32` or `none`."""
     plain = text.removeprefix("choice(").strip(f"{_QUOTES}()[]{{}} ,;\t")
     if plain.lower() in ("none", "null", "no", "off", "false", "nil"):
         return ""
@@ -102,7 +102,7 @@ def items_of(text: str) -> str:
 def key_among(key: str, known: Mapping[str, Iterable[str]]) -> str | None:
     """The key that someone means by one that does not exist.
 
-    `known` has the keys of each group, and under `""` those that are in none. `TRAIN.Epochs`,
+    `known` has the keys of each group, and under `""` those without a group. `TRAIN.Epochs`,
     `train__epochs`, `train.lr`, `train.seed`, `epochs` and `model.name` are understood.
     """
     dotted = [f"{group}.{name}" if group else name for group in known for name in known[group]]
@@ -129,10 +129,10 @@ def _letters(name: str) -> str:
 
 
 def holds_settings(value: str) -> bool:
-    """Whether further settings stand in the value of one: `5 seed=3`."""
+    """Whether a value contains further settings: `5 seed=3`."""
     return bool(re.search(r"[\s,;&]+[+~]*[^\W\d][\w./@]*=[^=]", value))
 
 
 def settings_in(word: str) -> str:
-    """The settings that stand in one word, apart."""
+    """Splits a word that holds several settings into these."""
     return re.sub(r"[\s,;&]+(?=[+~]*[^\W\d][\w./@]*=)", " ", word)

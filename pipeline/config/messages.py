@@ -23,8 +23,8 @@ from pipeline.config.schema import Choices, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
-NOT_OFFERED = ("hydra", "choices", "run_id")  # nobody who mistypes a key means these
-_WAYS = {  # what OmegaConf says of a value: how such values are written
+NOT_OFFERED = ("hydra", "choices", "run_id")  # never meant by a mistyped key
+_WAYS = {  # OmegaConf's description of a value: how such values are written
     "is not a valid bool": "; write true or false",
     "could not be converted to Integer": "; write a whole number, as in 5",
     "could not be converted to Float": "; write a number, as in 0.001",
@@ -70,7 +70,7 @@ def _other(error: BaseException) -> str:
 
 
 def _taken(group: str, name: str) -> str:
-    """A plugin that is installed beside this project has a file of the same name."""
+    """The message if an installed plugin has a configuration file of the same name as ours."""
     line = f"{group}={name}: a Hydra plugin that is installed here has that name too"
     if (group, name) == ("hydra/sweeper", "optuna"):
         return f"{line} (hydra-optuna-sweeper); write hydra/sweeper=search, which means ours"
@@ -78,7 +78,7 @@ def _taken(group: str, name: str) -> str:
 
 
 def unreadable(error: OverrideParseException) -> str:
-    """Why Hydra cannot read a word, and how it is written."""
+    """Why Hydra cannot read a word, and how to write it."""
     word, message = error.override, error.message
     line, (key, _, value) = f"cannot read the override {word!r}", word.partition("=")
     if "NoneType" in message and "choice(" in value:
@@ -102,7 +102,7 @@ def unreadable(error: OverrideParseException) -> str:
 
 
 def _place(message: str, word: str) -> int | None:
-    """Where in a word the character stands at which Hydra's reading ends."""
+    """The position in a word of the character at which Hydra's parser stops."""
     lines = message.splitlines()
     place = lines[1].find("^") - len("LexerNoViableAltException: ") if len(lines) > 1 else -1
     return place if 0 <= place < len(word) else None
@@ -157,7 +157,7 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
 
 
 def _key_meant(key: str, node: Any) -> str | None:
-    """The key of the whole configuration that is meant by one that does not exist."""
+    """The key of the whole configuration that a nonexistent one probably means."""
     root = node._get_root() if isinstance(node, DictConfig) else None
     known = {"": [name for name in _keys(root) if name not in NOT_OFFERED]}
     ours = [one.name for one in fields(Config) if one.name not in NOT_OFFERED]

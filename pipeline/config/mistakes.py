@@ -1,6 +1,6 @@
 """Refuses settings that are most likely mistakes, with what to type instead.
 
-Hydra and OmegaConf refuse most of them too, in the words of a grammar, and ignore the rest.
+Hydra and OmegaConf refuse most of them too, but in terms of their grammar, and ignore the rest.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from pipeline.config.words import (
 from pipeline.system.errors import RequestError
 
 _GROUPS = frozenset(one.name for one in fields(Choices))
-_NEEDED = {  # what a verb cannot do without although its default is null, with an example
+_NEEDED = {  # keys that a verb needs although their default is null, with an example
     **dict.fromkeys(("evaluate", "report", "resume", "reproduce"), "run_id=latest"),
     "promote": "run_id=best",
     "predict": "images=photos",
     "drift": "path=photos",
 }
-MEANT_FIRST = {  # what people name without its key
+MEANT_FIRST = {  # keys that people leave out
     **{verb: word.partition("=")[0] for verb, word in _NEEDED.items()},
     "compare": "runs",
     "serve": "port",
     "rollback": "to",
     "sync": "folder",
 }
-# Keys whose values Hydra sets, whatever is given.
+# Keys that Hydra sets itself, whatever value is given.
 _FILLED_IN = (
     "choices",
     "hydra.runtime",
@@ -71,32 +71,32 @@ NAMES_NO_RUN = ("run", "ingest", "preprocess", "train")  # the verbs that begin 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the words of a command line are for."""
+    """The command that the words belong to."""
 
     verb: str
     requests: Mapping[str, type]
-    """The keys that each verb has of its own, as a dataclass."""
+    """The dataclass of each verb's own keys."""
     multirun: bool = False
     shows: bool = False
-    """Whether it shows the configuration and carries nothing out."""
+    """Whether it only shows the configuration."""
     ignored: Collection[str] = ()
     """Groups and keys that have no effect on the verb."""
     python: bool = False
     """Whether it is a call of `pipeline.compose`."""
     folders: Sequence[Path] = ()
-    """Where files of the user's own are searched, besides those of the current folder."""
+    """Further folders in which the user's configuration files are searched."""
 
     @property
     def request(self) -> type | None:
-        """The keys of the verb itself."""
+        """The dataclass of this verb's keys."""
         return self.requests.get(self.verb)
 
 
 def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[str] = ()) -> None:
-    """Refuses the first word that is no setting, has no effect, or has a value it cannot have.
+    """Refuses the first word that is not a setting, has no effect, or has an invalid value.
 
     Raises:
-        RequestError: a line that says what to type.
+        RequestError: says in one line what to type.
     """
     _require_settings(words, command, verbs)
     if not command.shows:
@@ -117,7 +117,7 @@ def _require_settings(words: Sequence[str], command: Command, verbs: Collection[
     """Refuses the first word that is not written `key=value`.
 
     Raises:
-        RequestError: what was probably meant.
+        RequestError: says what was probably meant.
     """
     for position, word in enumerate(words):
         if re.match(r"[+~]*=|[+~]+$|[+~]*[^=\s]+\s*:\s|[+~]*[^=\s]+\s+=|\s", word) or (
@@ -129,7 +129,7 @@ def _require_settings(words: Sequence[str], command: Command, verbs: Collection[
 
 
 def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | None:
-    """What the first word of a verb means that is no setting: `photos/` of predict."""
+    """The setting meant by a verb's first word without a key: `photos/` of predict."""
     keys = {one.name: one.type for one in fields(command.request)} if command.request else {}
     if keys.get(word) in (bool, "bool"):
         return f"{word}=true"
@@ -173,7 +173,7 @@ def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> 
 
 
 def _apart(words: Sequence[str], position: int) -> str:
-    """How KEY = VALUE is written, which stands in two words or three."""
+    """The setting meant by two or three words: `KEY VALUE` or `KEY = VALUE`."""
     start = position - words[position].startswith("=")
     if start < 0:
         return f"a key must stand before =, as in seed{words[0]}"
@@ -183,7 +183,7 @@ def _apart(words: Sequence[str], position: int) -> str:
 
 
 def _may_be_text(word: str) -> bool:
-    """Whether a text may be the value, as far as that is known."""
+    """Whether the value may be a text, as far as is known."""
     hint = annotation_of(key_of(word))
     return hint is None or is_text(hint)
 
@@ -198,10 +198,10 @@ def _in_quotes(text: str) -> str:
 
 
 def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
-    """Refuses what nothing heeds where it stands.
+    """Refuses settings that have no effect here.
 
     Raises:
-        RequestError: where it belongs.
+        RequestError: says where they belong.
     """
     bare = word.lstrip("+~")
     key = full_key(bare, command.verb, command.request)
@@ -245,10 +245,10 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
 
 
 def _require_use(word: str, command: Command) -> None:
-    """Refuses what the verb ignores.
+    """Refuses settings that the verb ignores.
 
     Raises:
-        RequestError: where it belongs.
+        RequestError: says where they belong.
     """
     group = re.split(r"[./@=]", full_key(word.lstrip("+~"), command.verb, command.request))[0]
     if group in command.ignored:
@@ -264,7 +264,7 @@ def _our_sweeper(words: Iterable[str]) -> bool:
 
 
 def _of_sweeps(key: str) -> str | None:
-    """What only a multirun heeds, of which a key is part."""
+    """The key, or `group=`, if it has an effect only in a multirun; else None."""
     key = key.partition("=")[0]
     if key == "hydra.mode" or re.match(r"(sweep|hydra\.(sweep|sweeper|launcher))\.", key):
         return key
@@ -272,7 +272,7 @@ def _of_sweeps(key: str) -> str | None:
 
 
 def _require_once(words: Iterable[str], command: Command) -> None:
-    """Refuses a key that is given twice, of which Hydra heeds the later value.
+    """Refuses a key that is given twice; Hydra would use the later value.
 
     Raises:
         RequestError: names both.
@@ -288,11 +288,11 @@ def _require_once(words: Iterable[str], command: Command) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """A word `key=value`, taken apart."""
+    """A word `key=value`, split into its parts."""
 
     word: str
     name: str
-    """The key as it is typed."""
+    """The key as typed."""
     value: str
     key: str
     """The key as Hydra knows it."""
@@ -302,7 +302,7 @@ class _Setting:
 
     @property
     def needed(self) -> str | None:
-        """How it is written, if there must be a value."""
+        """How to write the setting, if it must have a value."""
         if self.key == "dataset.path":  # null is for those that are downloaded
             return f"{self.name}=photos"
         key, _, example = _NEEDED.get(self.verb, "").partition("=")
@@ -338,10 +338,10 @@ def _require_no_list(word: str, command: Command) -> None:
 
 
 def _require_value(word: str, command: Command, parser: OverridesParser) -> None:
-    """Refuses a value that its key cannot have, for a mistake that is often made.
+    """Refuses a value that its key cannot have, if the mistake is a frequent one.
 
     Raises:
-        RequestError: how it is written.
+        RequestError: says how to write it.
     """
     bare = word.lstrip("+~")
     name, equals, value = bare.partition("=")
@@ -384,7 +384,7 @@ def _require_one_of_hydras(setting: _Setting, one: Override) -> None:
 
 
 def _require_one(setting: _Setting) -> None:
-    """Refuses a word in which a second setting or a second = stands, unless it may be a text."""
+    """Refuses a word with a second setting or a second =, unless the value may be a text."""
     word, name, value = setting.word, setting.name, setting.value
     if "@" in name:
         group = name.partition("@")[0]
@@ -403,7 +403,7 @@ def _require_one(setting: _Setting) -> None:
 
 
 def _require_something(setting: _Setting, command: Command) -> None:
-    """Refuses an empty value, as of a variable of the shell that is not set."""
+    """Refuses an empty value, as from a shell variable that is not set."""
     if setting.value.strip("'\" \t") or setting.key.startswith("tracking.tags."):
         return
     example = f", as in {setting.needed}" if setting.needed else setting.or_null
@@ -433,7 +433,7 @@ def _require_choice(setting: _Setting, command: Command) -> None:
 
 
 def _require_null(setting: _Setting) -> None:
-    """Refuses other words for null, and null where there must be a value."""
+    """Refuses other words for null, and null for a key that needs a value."""
     word, value, hint = setting.word, setting.value.lower(), setting.hint
     if hint is None and "." not in setting.key and value == "null":  # of a group
         raise RequestError(f"{word}: {setting.key} cannot be null; leave the word out")
@@ -456,7 +456,7 @@ def _how_it_is_written(setting: _Setting) -> str | None:
 
 
 def _require_number(setting: _Setting, one: Override) -> None:
-    """Refuses what is no number, or no whole one."""
+    """Refuses a value that is not a number, or not a whole one."""
     given = one.value()
     if one.is_sweep_override() or (given is None and may_be_null(setting.hint)):
         return

@@ -58,7 +58,7 @@ _NONE = ("none", "null", "nil", "no", "off", "false", "0", "")
 
 
 def choose(given: str, options: Iterable[str]) -> str:
-    """What else could have been meant: the nearest of the options first, then all."""
+    """Suggests what could have been meant: the nearest option first, then all."""
     names = [*options]
     by_letters = {_letters(name): name for name in reversed(names)}
     near = difflib.get_close_matches(_letters(given), by_letters, n=1, cutoff=0.7)
@@ -161,7 +161,7 @@ def broken_rules(error: ValidationError, prefix: str = "") -> str:
 
 
 def _is_of_a_union(part: int | str) -> bool:
-    """Whether a part of a place names one of several types (`list[str]`), not a key."""
+    """Whether a part of an error's location names one of several types (`list[str]`), not a key."""
     return isinstance(part, str) and bool(
         re.search(r"\[.*\]$|^constrained-|^(int|float|str)$", part)
     )

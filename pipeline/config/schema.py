@@ -47,14 +47,14 @@ Monitor = Annotated[str, listed_in("pipeline.evaluation.metrics", "MONITORS")]
 
 @dataclass
 class Preprocess:
-    """How raw images become the splits that a model sees."""
+    """How the images of a data set are divided into splits."""
 
     validation_size: CountOrShare = MISSING
     """Images taken from the training split for validation, or their share; 0 trains on all."""
     seed: Seed = MISSING
     """Seed of the split alone, so that runs that differ in `seed` share validation images."""
     limit: Count | None = MISSING
-    """Images of training, and of validation, at most; null takes all. Never limits the test."""
+    """Most images of training, and of validation; null takes all. Does not limit the test split."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Train:
     """First layer of the model: `unit` maps 0–255 to 0–1, `standard` to mean 0 and sd 1; `whitened`
     does that and decorrelates patches of 3 × 3 pixels, by a convolution that is not trained."""
     precision: Annotated[str, one_of("float32", "bfloat16", "float16", "auto")] = MISSING
-    """In what the network computes while it is trained; weights and the saved model are float32."""
+    """Precision of the network's computations in training; weights and saved model are float32."""
     label_smoothing: Fraction = MISSING
     """Share of each target that is spread over all classes; not in validation."""
     class_weight: Annotated[str, one_of("balanced")] | None = MISSING
@@ -85,13 +85,13 @@ class Train:
     keep: Annotated[str, one_of("last", "best")] = MISSING
     """Which epoch's weights are evaluated and saved."""
     monitor: Monitor = MISSING
-    """What tells the best epoch and what early stopping watches."""
+    """Metric that determines the best epoch and early stopping."""
     patience: Count | None = MISSING
     """Epochs without a better `monitor` after which training stops; null never stops."""
     deterministic: bool = MISSING
     """Ask TensorFlow for kernels that give the same bits every time."""
     xla: bool | None = MISSING
-    """Compile the training steps with XLA; null does so where that is known to be faster."""
+    """Compile the training steps with XLA; null does so if that is known to be faster."""
     stream: bool | None = MISSING
     """Read the images part by part while training; null does so if they do not fit into memory."""
     tensorboard: bool = MISSING
@@ -111,15 +111,15 @@ class Evaluate:
     plots: list[Plot] = MISSING
     """Functions of `evaluation/plots.py` that draw predictions, logged as `plots/<name>.png`."""
     views: Annotated[str, one_of("flip", "flip_and_shift")] | None = MISSING
-    """Test-time augmentation, whose figures (`test/views/…`) are recorded beside the plain ones."""
+    """Test-time augmentation, whose metrics (`test/views/…`) are recorded beside the plain ones."""
     temperature: bool = MISSING
-    """Find a temperature on the validation split; `test/tempered/…` beside the plain figures."""
+    """Find a temperature on the validation split; also records `test/tempered/…` metrics."""
     batch_size: Count = MISSING
     """Images predicted at once; changes speed and memory only."""
     leakage: bool = MISSING
-    """Train once more on a split that ignores groups, and log what accuracy that would claim."""
+    """Train once more on a split that ignores groups, and log the accuracy that it would claim."""
     report: bool = MISSING
-    """Write `report.html`, a page that shows all of the run."""
+    """Write `report.html`, a page about the whole run."""
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Tracking:
     uri: str | None = MISSING
     """MLflow tracking server or store; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str | None = MISSING
-    """MLflow experiment; null takes the dataset's name."""
+    """MLflow experiment; null takes MLflow's variables, else the data set's name."""
     run_name: str | None = MISSING
     """Name of the run; null lets MLflow make one up."""
     tags: dict[str, str] = MISSING
@@ -145,33 +145,33 @@ class Tracking:
 
 @dataclass
 class Check:
-    """A gate of a data set."""
+    """A check of a data set."""
 
     action: Annotated[str, one_of("refuse", "warn", "ignore")] = MISSING
-    """What happens beyond the limit."""
+    """What to do beyond the limit."""
     limit: Annotated[float, Field(ge=0)] = MISSING
-    """What is still accepted."""
+    """Value that is still accepted."""
 
 
 @dataclass
 class Checks:
-    """The gates that a data set must pass before it is trained on."""
+    """The checks of a data set before training."""
 
     smallest_class: Check = field(default_factory=Check)
-    """Training images of each class, at least."""
+    """Fewest training images of any class."""
     imbalance: Check = field(default_factory=Check)
-    """Training images of the largest class per image of the smallest, at most."""
+    """Most training images of the largest class per image of the smallest."""
     bad_files: Check = field(default_factory=Check)
-    """Share of the picture files that cannot be read, at most."""
+    """Largest share of picture files that cannot be read."""
     conflicts: Check = field(default_factory=Check)
-    """Share of the images that occur under another class as well, at most."""
+    """Largest share of images that occur under another class as well."""
     blank: Check = field(default_factory=Check)
-    """Share of the images that are of one colour, at most."""
+    """Largest share of images that are of one colour."""
 
 
 @dataclass
 class Ingest:
-    """How a data set is looked at when it is loaded."""
+    """How a data set is checked when it is loaded."""
 
     checks: Checks = field(default_factory=Checks)
 
@@ -213,11 +213,11 @@ class Config:
     data_dir: str = MISSING
     """Folder of the data cache."""
     trusted_modules: list[str] = MISSING
-    """Modules of your own that a `_target_`, a metric or a plot may be named of, besides those of
+    """Your own modules whose builders, metrics and plots may be named, besides those of
     PIPELINE_TRUSTED_MODULES."""
     run_id: str | None = MISSING
-    """The MLflow run that a verb acts on, by its id or the first characters of that (at least 4);
-    `latest` is the newest that it can act on."""
+    """The run that a verb acts on, by its id or the first characters of its id (at least 4);
+    `latest` is the newest run that the verb can act on."""
     choices: Choices = field(default_factory=Choices)
 
 
@@ -379,7 +379,7 @@ def _names(kind: Any) -> set[str]:
 
 
 def _refuse_keys_of_another_choice(config: Config) -> None:
-    """Refuses what a recipe sets for the model that it chose (say) if there is now another."""
+    """Refuses keys that a recipe sets for its own choice, such as a model, if another is chosen."""
     if not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()

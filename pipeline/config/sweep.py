@@ -1,4 +1,4 @@
-"""What a multirun (`-m`) is asked for: the group `sweep` of the configuration."""
+"""The settings of a multirun (`-m`): the group `sweep` of the configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Objective = Annotated[str, listed_in("pipeline.evaluation.metrics", "OBJECTIVES"
 
 @dataclass
 class JobSettings:
-    """What a sweep tells one of its jobs; a run that belongs to no sweep has null for all of it."""
+    """The settings that a sweep passes to one of its jobs; all null for a run outside sweeps."""
 
     parent: str | None = MISSING
     """The sweep's own MLflow run."""
@@ -28,7 +28,7 @@ class JobSettings:
     command: str | None = MISSING
     """The command that repeats the job on its own."""
     completes: str | None = MISSING
-    """The finished run of one of the best jobs, to be evaluated and its model to be saved."""
+    """The finished run of one of the best jobs, to evaluate and to save the model of."""
     study: str | None = MISSING
     """Name of the Optuna study that may prune the job."""
     storage: str | None = MISSING
@@ -37,22 +37,23 @@ class JobSettings:
 
 @dataclass
 class Sweep:
-    """What a multirun (`-m`) tries, and how it goes about it."""
+    """What a multirun (`-m`) tries, and how."""
 
     params: dict[str, str] = MISSING
-    """What to try for each key, as on the command line, whose own values take precedence."""
+    """Values to try per key, written as on the command line, which takes precedence."""
     objective: Annotated[list[Objective], Field(min_length=1)] = MISSING
     """Metrics by which trials are compared; the first ranks them."""
     direction: list[Annotated[str, one_of("maximize", "minimize")]] | None = MISSING
-    """For each objective, whether to maximize or minimize it; null takes what the metric says."""
+    """For each objective, whether to maximize or minimize it; null takes the metric's direction."""
     n_trials: Count = MISSING
-    """Trials in all of an adaptive search (`hydra/sweeper=search`), resumed or not."""
+    """Number of trials of an adaptive search (`hydra/sweeper=search`), including those before a
+    resume."""
     sampler: Annotated[str, one_of("tpe", "random", "gp", "grid", "nsga2")] = MISSING
-    """How an adaptive search proposes: Optuna's sampler of that name."""
+    """Optuna's sampler, which proposes the trials of an adaptive search."""
     sampler_options: dict[str, Any] = MISSING
     """Arguments of the sampler's class in Optuna."""
     pruner: Annotated[str, one_of("none", "median", "asha", "hyperband")] = MISSING
-    """What ends an adaptive search's unpromising trials early: Optuna's pruner of that name."""
+    """Optuna's pruner, which ends unpromising trials of an adaptive search early."""
     pruner_options: dict[str, Any] = MISSING
     """Arguments of the pruner's class in Optuna."""
     seed: Seed = MISSING
@@ -60,13 +61,13 @@ class Sweep:
     storage: str | None = MISSING
     """Optuna's storage: a database URL, or a journal file; null keeps one in the sweep's folder."""
     study: str | None = MISSING
-    """Name of the study in the storage, for several sweeps to work on; null takes the sweep's."""
+    """Name of the study in the storage, which sweeps may share; null takes the sweep's."""
     keep_models: Annotated[int, Field(ge=0)] = MISSING
-    """How many of the best keep model and checkpoints and are evaluated on the test split."""
+    """Number of best jobs that keep model and checkpoints and are evaluated on the test split."""
     on_failure: Annotated[str, one_of("continue", "stop")] = MISSING
-    """Whether the sweep goes on when a job fails."""
+    """Whether the sweep continues when a job fails."""
     max_failures: Count | None = MISSING
-    """Failed jobs after which the sweep stops; null goes on."""
+    """Failed jobs after which the sweep stops; null sets no limit."""
     timeout_s: Positive | None = MISSING
     """Seconds after which a job is ended as failed."""
     memory_mb: Positive | None = MISSING
@@ -74,5 +75,5 @@ class Sweep:
     preview: bool = MISSING
     """Show what would run, all of it checked, and run nothing."""
     resume: str | None = MISSING
-    """Id of the sweep to go on with, or `latest`."""
+    """Id of the sweep to resume, or `latest`."""
     job: JobSettings = field(default_factory=JobSettings)

@@ -168,7 +168,7 @@ def _top(module: str) -> str:
 
 @contextmanager
 def _current_folder_on_path() -> Iterator[None]:
-    """Puts the current folder on sys.path, where `python -m` has it already."""
+    """Puts the current folder on sys.path; `python -m` does so itself."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()  # files may be new since the last import

@@ -43,7 +43,7 @@ HYDRA_FLAGS = frozenset(
 )
 
 
-# The flags that a value follows: what it is, and which it may be, if not any.
+# The flags that take a value: what it is, and its choices, if not any value.
 HYDRA_VALUES: dict[str, tuple[str, tuple[str, ...]]] = {
     "--cfg": ("job, hydra or all", ("job", "hydra", "all")),
     "--config-dir": ("a folder", ()),
@@ -84,19 +84,19 @@ _FLAGS_MEANT = {
 # How tab completion is set up.
 COMPLETES = 'write eval "$(python -m pipeline -sc install=bash)"'
 
-# What may be said of a recorded run: which it is, in which data set's experiment, with which cache.
+# Settings allowed for a recorded run: the run, the data set that names its experiment, the cache.
 ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"})
 
 
 SWEEPERS = ("grid", "search", "optuna")  # of this project
-LEFT_TO_JOBS = "left to jobs"  # tag of a value that a sweep's jobs get, not its own configuration
+LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice(", "))"
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
 
 
 def require_our_sweeper(words: Sequence[str]) -> None:
-    """Refuses settings of a sweep for another sweeper, which makes runs that know of no sweep.
+    """Refuses settings of a sweep if another sweeper is chosen, whose runs do not form a sweep.
 
     Raises:
         RequestError: names the sweeper and the first such word.
@@ -111,11 +111,11 @@ def require_our_sweeper(words: Sequence[str]) -> None:
 
 
 def left_to_jobs(words: Sequence[str]) -> list[str]:
-    """The words of a multirun, fixed values marked as such where a swept file decides on the key.
+    """The words of a multirun, with fixed values marked if their keys depend on a swept file.
 
-    `optimizer=sgd,rmsprop optimizer.momentum=0.9` would be refused by Hydra, which composes the
-    configuration of the whole without any of the swept values: `adam` has no momentum. So it gets
-    `optimizer.momentum=tag('left to jobs',choice(0.9))`, which it leaves alone.
+    Hydra would refuse `optimizer=sgd,rmsprop optimizer.momentum=0.9`: it composes the sweep's own
+    configuration without the swept values, and its `adam` has no momentum. So it gets
+    `optimizer.momentum=tag('left to jobs',choice(0.9))`, which it does not apply.
     """
     parser = OverridesParser.create()
     if not _tries_files(words, parser):
@@ -124,7 +124,7 @@ def left_to_jobs(words: Sequence[str]) -> list[str]:
 
 
 def _tries_files(words: Sequence[str], parser: OverridesParser) -> bool:
-    """Whether groups are swept, on the command line or maybe in a file of `conf/sweep`."""
+    """Whether groups are swept, on the command line or possibly in a file of `conf/sweep`."""
     chosen = [word for word in words if "=" in word and "." not in _key(word)]
     chosen = [word for word in chosen if _key(word).lstrip("+") not in _NO_GROUPS]
     parsed = [_parsed(word, parser) for word in chosen]
@@ -151,16 +151,16 @@ def as_typed(word: str) -> str:
 def _parsed(word: str, parser: OverridesParser) -> Override | None:
     try:
         return parser.parse_overrides([word])[0]
-    except HydraException:  # which Hydra says itself
+    except HydraException:  # Hydra reports it itself
         return None
 
 
 def normalise(words: list[str]) -> list[str]:
-    """Hydra's arguments from those after the verb, which a person or an MLproject composed.
+    """Hydra's arguments from those after the verb, typed by a person or composed by an MLproject.
 
-    An MLproject command says so itself: `<verb> --mlproject key={key} … overrides={overrides}`.
-    In it, an empty `key=` means "as the configuration says" and goes; `overrides=a=1 b=2`, one
-    word, becomes `a=1 b=2`; and `--key value` becomes `key=value`.
+    A command of an MLproject has `--mlproject`: `<verb> --mlproject key={key} …
+    overrides={overrides}`. There, an empty `key=` stands for the configured value and is dropped;
+    `overrides=a=1 b=2`, one word, becomes `a=1 b=2`; and `--key value` becomes `key=value`.
 
     Raises:
         RequestError: `overrides` cannot be split into words, or a `--key` comes without a value.
@@ -171,8 +171,8 @@ def normalise(words: list[str]) -> list[str]:
 def once(words: Sequence[str]) -> list[str]:
     """The words of an MLproject without repetitions.
 
-    MLflow has recorded a parameter before the command starts, and cannot change it, so that another
-    value in `overrides` would leave a false one in the store.
+    MLflow records parameters before the command starts and cannot change them, so another value in
+    `overrides` would leave a wrong one in the store.
 
     Raises:
         RequestError: two words give different values to a key.
@@ -187,12 +187,12 @@ def once(words: Sequence[str]) -> list[str]:
 
 
 def flags_apart(words: Sequence[str], request: type | None = None) -> tuple[list[str], list[str]]:
-    """Hydra's flags, each with its value, and the words that are none, wherever they stand.
+    """Separates Hydra's flags, each with its value, from the other words, in any order.
 
     Hydra's parser of arguments takes overrides in one place only, so flags go first.
 
     Raises:
-        RequestError: Hydra has no such flag, or its value is missing or another than it takes.
+        RequestError: Hydra has no such flag, or its value is missing or not allowed.
     """
     flags: list[str] = []
     settings: list[str] = []
@@ -227,10 +227,10 @@ def flags_apart(words: Sequence[str], request: type | None = None) -> tuple[list
 
 
 def _require_company(flags: Sequence[str]) -> None:
-    """Refuses flags that have no effect alone, or not where they stand.
+    """Refuses flags that have no effect without others, or after a verb.
 
     Raises:
-        RequestError: beside which flag they belong.
+        RequestError: says where they belong.
     """
     names = {flag.partition("=")[0] for flag in flags}
     for flag in names & {"--resolve", "--package"}:
@@ -246,7 +246,7 @@ def _value_of_flag(flag: str, value: str) -> str:
     """The value after a flag, if it can be one.
 
     Raises:
-        RequestError: there is none, or another flag or a setting stands in its place.
+        RequestError: there is none, or it is another flag or a setting.
     """
     what, choices = HYDRA_VALUES[SHORT_FLAGS.get(flag, flag)]
     if what == "a file's name" and "/" in value and "=" not in value:
@@ -290,7 +290,7 @@ def meant_by(name: str) -> str | None:
 
 
 def annotation_of(key: str) -> Any:
-    """The type and rule of a key, also of Hydra's own; None where that depends or is unknown."""
+    """The type and rule of a key, ours or Hydra's; None if it has several, or none is known."""
     first, *path = key.lstrip("+").split(".")
     if first in GROUPS:
         return parameter_of(first, path[0]) if len(path) == 1 else None
@@ -313,18 +313,18 @@ def _hints(kind: Any) -> dict[str, Any]:
 def addressed(
     words: Sequence[str], verb: str, request: type | None, *, multirun: bool = False
 ) -> list[str]:
-    """The words of a verb with the keys of its `request` as Hydra knows them, and texts quoted.
+    """The words of a verb with the full keys of its `request`, and with texts quoted.
 
-    `runs=a,b` of compare becomes `compare.runs=['a','b']`. What is to be a text is taken as it is
-    typed, so that a person may write any path or sentence, and the beginning of an id is no number
-    (`12e4`). Null, what is quoted already, `${…}` and, in a multirun, several values stay.
+    `runs=a,b` of compare becomes `compare.runs=['a','b']`. Values of text keys are taken as typed,
+    so that a person may write any path or sentence, and the beginning of an id is not read as a
+    number (`12e4`). Null, quoted values, `${…}` and, in a multirun, several values are not changed.
     """
     parser = OverridesParser.create()
     return [_addressed(word, verb, request, parser, multirun) for word in words]
 
 
 def full_key(word: str, verb: str, request: type | None) -> str:
-    """The key of a word as Hydra knows it: `top=3` of compare is about `compare.top`."""
+    """The full key of a word, as Hydra knows it: `top=3` of compare sets `compare.top`."""
     key = key_of(word)
     return f"{verb}.{key}" if request is not None and key in _hints(request) else key
 
@@ -344,10 +344,10 @@ def annotation_for(key: str, verb: str, request: type | None) -> Any:
 
 
 def refuse_settings_of_a_run(words: Sequence[str], verb: str) -> None:
-    """A verb that takes its configuration from a recorded run cannot be given another.
+    """Refuses settings for a verb that takes its configuration from a recorded run.
 
     Raises:
-        RequestError: naming the first of such words.
+        RequestError: names the first such word.
     """
     for word in words:
         key = _key(word).lstrip("+~")
@@ -378,7 +378,7 @@ def _addressed(
 
 
 def _is_a_list(value: str, key: str, parser: OverridesParser) -> bool:
-    """Whether a parameter of a group, whose builder may be any, gets a list."""
+    """Whether a parameter of a group takes a list, whichever builder is chosen."""
     one = (
         _parsed(f"{key}={value}", parser)
         if value[:1] == "[" and key.partition(".")[0] in GROUPS
@@ -403,19 +403,19 @@ def _as_text(value: str, parser: OverridesParser, multirun: bool) -> str:
 
 
 def _is_hydras(value: str) -> bool:
-    """Whether a list is written as Hydra takes it already."""
+    """Whether a list is already written in Hydra's syntax."""
     return value == "null" or value.startswith(("'", '"', "["))
 
 
 def is_text(hint: Any) -> bool:
-    """Whether `str`, `str | None` or `Annotated[str, …]`."""
+    """Whether an annotation is `str`, `str | None` or `Annotated[str, …]`."""
     return hint is str or (
         get_origin(hint) in (Annotated, Union, UnionType) and any(map(is_text, get_args(hint)))
     )
 
 
 def is_free(hint: Any) -> bool:
-    """Whether any text will do, for it has no rule."""
+    """Whether an annotation allows any text, because it has no rule."""
     return hint is str or (
         get_origin(hint) in (Union, UnionType)
         and all(one is NoneType or is_free(one) for one in get_args(hint))
@@ -428,13 +428,13 @@ def quoted(text: str) -> str:
 
 
 def _as_quoted(text: str) -> str:
-    # Backslashes count as escapes before a quote alone.
+    # Backslashes are escapes only before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
 
 
 def quoted_word(word: str) -> str:
-    """A word as it is typed into a shell, in double quotes if that is enough."""
+    """A word quoted for a shell, in double quotes if that is enough."""
     if re.fullmatch(r"[\w.,:/@%+=~-]+", word):
         return word
     return shlex.quote(word) if re.search(r'[$`"\\!]', word) else f'"{word}"'

@@ -58,7 +58,7 @@ class Board:
         self.busiest = max(self.busiest, len(self.running))
 
     def end(self, outcome: Outcome) -> None:
-        """Notes that a job ended, with whatever outcome."""
+        """Notes that a job ended, whatever its outcome."""
         self.running.pop(outcome.index, None)
         self.outcomes[outcome.index] = outcome
         if not self.console.is_terminal or outcome.state == FAILED:

@@ -1,4 +1,4 @@
-"""Turns the words of a multirun into jobs: what they share, and what each of them tries."""
+"""Turns the words of a multirun into jobs: what they share, and the values that each tries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT = {"learning_rate": "lr"}
 AxisScale = Literal["log", "linear"]
 EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
 
-# Keys that the sweep sets for all jobs, so that they cannot be searched.
+# Keys that the sweep sets for all jobs, and that therefore cannot be searched.
 SWEEPS_OWN = {
     "sweep": "it is about the sweep as a whole",
     "hydra": "it is about the sweep as a whole",
@@ -148,7 +148,7 @@ def asked_for(
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(words))
-    about_hydra = parser.parse_overrides(  # which Hydra keeps apart on a command line
+    about_hydra = parser.parse_overrides(  # Hydra lists these overrides separately
         [word for word in composed.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
     )
     _require_effect([*about_hydra, *given], composed, adaptive=adaptive)
@@ -348,7 +348,7 @@ def _of_a_verb(key: str, composed: DictConfig) -> str | None:
 
 
 def _require_the_sweeps_own(composed: DictConfig, master: DictConfig) -> None:
-    """Refuses a file, chosen by a job, that sets what the sweep decides.
+    """Refuses a file, chosen by a job, that sets a key of the sweep's own.
 
     Raises:
         RequestError: names the first such key.

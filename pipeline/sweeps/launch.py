@@ -112,7 +112,7 @@ def workers_and_threads(launcher: Any) -> tuple[int, int]:
 class JobRunner(Protocol):
     """Runs jobs by their overrides `words(job)`, and yields how each ended, by index.
 
-    It takes a job only when it can start one, or all at once if they are `known` in advance.
+    It takes the next job only when it can start it, or all at once if they are `known` in advance.
     """
 
     def __call__(
@@ -239,7 +239,7 @@ def _in_batches(
 ) -> Iterator[Ended]:
     """Runs jobs with a launcher that takes several and returns when all of them have ended.
 
-    It gets all known jobs at once. A launcher that runs one job at a time gets one at a time, so
+    The launcher gets all known jobs at once; one that runs one job at a time gets one at a time, so
     that each outcome is seen as soon as the job ends.
     """
     most = jobs_at_once(launcher)
@@ -260,7 +260,7 @@ def _launched(
         if not isinstance(error, Exception):  # stopped
             _cancel(submitted)
             raise
-        # Such a launcher fails with the first job that dies; the others keep running.
+        # Such a launcher fails when the first job dies; the others keep running.
         alike = first_line(error_line(error))
         errors = [_waited_for(one) for one in submitted] or [alike] * len(batch)
     for job, error_of_job in zip(batch, errors, strict=True):

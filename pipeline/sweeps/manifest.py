@@ -96,7 +96,7 @@ def _searched(multirun: Multirun) -> dict[str, str]:
 
 
 def _unsaid(key: str) -> str:
-    """The value of a missing key: the only one that earlier versions had."""
+    """The value of a missing key, which earlier versions did not record because it was fixed."""
     if key in ADDED:
         return as_param(ADDED[key])
     try:

@@ -85,9 +85,9 @@ def stoppable() -> Iterator[None]:
 def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochListener]:
     """Ends the block when it takes too long or the process uses too much memory.
 
-    An error is raised wherever the block is. Python drops it if that is a destructor, and a library
-    may drop it too; the listener, called after each epoch, then raises it again. If the block does
-    not end within `GRACE_S`, the process is ended.
+    The error is raised wherever the block is at that time. Python drops it in a destructor, and a
+    library may drop it too; the listener, called after each epoch, then raises it again. If the
+    block does not end within `GRACE_S`, the process is ended.
 
     Raises:
         PipelineError: a limit was exceeded; the message says which.

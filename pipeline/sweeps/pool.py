@@ -1,7 +1,7 @@
 """A pool of worker processes in which a job that crashes its process does not affect others.
 
-The standard library's ProcessPoolExecutor and joblib break when the first worker dies; pebble gives
-up when an idle one does, and gives a stopped call only three seconds to clean up.
+The standard library's ProcessPoolExecutor and joblib break when a worker dies; pebble breaks when
+an idle worker dies, and gives a stopped call only three seconds to clean up.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CHECK_S = (
 THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
 MOST_TASKS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
-EXIT_CODE = "exit code"  # begins what is said of a worker that ended by itself
-LAST_WORDS = 4096  # bytes at the end of an output that may tell why its worker ended
+EXIT_CODE = "exit code"  # begins the reason of a worker that ended by itself
+LAST_WORDS = 4096  # bytes at the end of an output, which may say why its worker ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class _Given:
-    """A call that a worker has, with the size that its output had before."""
+    """A call that a worker carries out, with the size of its output file before."""
 
     key: int
     output: Path
@@ -80,7 +80,7 @@ class Pool:
     """A pool of at most `workers` processes of `threads` threads; use it in a `with` statement.
 
     Each worker begins by importing `modules`; `start` starts some before the first call. Leaving
-    the block early or with an error stops what still runs: a call gets a KeyboardInterrupt and
+    the block early or with an error stops running calls: each gets a KeyboardInterrupt and
     `GRACE_S` to clean up, which a second KeyboardInterrupt here cuts short. No worker outlives the
     pool.
     """

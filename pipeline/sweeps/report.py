@@ -76,7 +76,7 @@ def _note(
     alike: Sequence[Group],
     command: str,
 ) -> str:
-    """The description of a sweep: how its jobs ended, and the best of them, seeds together."""
+    """The description of a sweep: how its jobs ended, and the best of them, grouped over seeds."""
     names, metric = short_keys(searched), objectives[0].metric
     states = [(state, sum(one.state == state for one in outcomes)) for state in _STATES]
     ended = ", ".join(f"{count} {state}" for state, count in states if count)

@@ -34,7 +34,7 @@ class SweepJobs:
     with_checkpoints: set[int] = field(default_factory=set)
 
     def catch_up(self) -> None:
-        """Reads what the sweep had done before it was interrupted.
+        """Reads the results of the sweep from before it was interrupted.
 
         Raises:
             RequestError: some of its jobs are still running, elsewhere or in a batch system.

@@ -59,7 +59,7 @@ class Children:
     def settle(self, job: Job, error: str | None) -> Outcome:
         """The outcome of a job that has just ended; closes its run if its process could not.
 
-        Waits for a store that is away; what it has missed of the job is sent first.
+        Waits for a store that is away; first sends records of the job that it lacks.
         """
         awaited(lambda: self._send_what_is_missing(job.index))
         runs = awaited(lambda: self._runs(job.index))
@@ -91,7 +91,7 @@ class Children:
         return alive
 
     def _send_what_is_missing(self, index: int | None = None) -> None:
-        """Sends the journals of jobs that have ended without it, of all jobs or of one."""
+        """Sends the unsent journals of jobs that have ended, of all jobs or of one."""
         for folder in journals_of_jobs(self.parent.folder):
             if folder.name == str(index) or index is None:
                 with suppress(RequestError):  # it is at work

@@ -43,7 +43,7 @@ def distribution(override: Override) -> Any:
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Parameters at the ends of the space: each choice as often as given, and each bound once."""
+    """Parameters at the ends of the space, in which each choice and each bound occurs."""
     ends = {
         key: [
             text_of(end)

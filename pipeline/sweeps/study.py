@@ -83,7 +83,7 @@ class Search:
             trial.set_user_attr(_PARAMS, params)
             if len(self._regarded(before=trial.number)) >= self.settings.n_trials:
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                self._disregard(trial.number)  # another process was faster
+                self._disregard(trial.number)  # another process proposed the last trial
                 return
             yield Job(index=trial.number, params=params)
 

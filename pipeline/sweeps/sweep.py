@@ -119,7 +119,7 @@ def _planned(
 
 
 def _require_distinct(jobs: Sequence[tuple[Job, Config]], checksums: Sequence[str]) -> None:
-    """Refuses a sweep that would do the same run twice, as of `seed=1,1` or `0.1,1e-1`.
+    """Refuses a sweep that would repeat a run, as with `seed=1,1` or `0.1,1e-1`.
 
     Raises:
         RequestError: names two such jobs.

@@ -24,7 +24,7 @@ class Pruned(Exception):
     """A search ended a trial that is not worth continuing; this is not a failure."""
 
 
-# How messages begin whose reason is on the next line.
+# Beginnings of messages whose reason is on the next line.
 _HEADING = re.compile(
     r".*[:({\[]$|\d+ validation errors? for |Exception encountered when calling |"
     r"Error (parsing|merging|in call|loading) |In '|Traceback "
@@ -44,7 +44,7 @@ def first_line(text: str, otherwise: str = "no reason given") -> str:
 
 
 def joined(names: Sequence[str]) -> str:
-    """The names as a sentence has them: "a, b and c"."""
+    """The names joined as in a sentence: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 

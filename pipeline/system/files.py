@@ -13,8 +13,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends.
 
-    Works for a file or a folder. When the block raises, `path` stays as it was and the temporary
-    one is removed. The temporary name keeps the suffix, which Keras and others need to save.
+    Works for a file or a folder. If the block raises, `path` is not changed and the temporary one
+    is removed. The temporary name keeps the ending, which Keras and others need to save.
 
     Raises:
         OSError: the place cannot be written (read-only, full, no permission).

@@ -71,7 +71,7 @@ def move_in(folder: Path, run_id: str) -> None:
 
 
 def hand_over(folder: Path, run_id: str) -> None:
-    """Names the run that owns the folder anew, as it is called from now on."""
+    """Records the new id of the run that owns the folder."""
     with replacing(folder / _OWNER) as path:
         path.write_text(run_id)
 
@@ -108,10 +108,10 @@ def folder_of_work(given: Path | str | None) -> Path:
 
 
 def require_writable(folder: Path, *, holds: str) -> None:
-    """Tries to write to a folder, or where it is to be made, before work begins that needs it.
+    """Checks, before the work begins, that a folder can be written or created.
 
     Raises:
-        RequestError: it is read-only, full, or no folder.
+        RequestError: it is read-only, full, or not a folder.
     """
     place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:

@@ -23,12 +23,12 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations and the like are not for users
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
-    # MLflow's 7 retries take 4 minutes, during which a command would stand still without a word.
-    # These take 3 seconds, half a second each; what a run records is sent until it has arrived.
+    # MLflow's 7 retries take 4 minutes, during which a command would hang without a message.
+    # These take 3 seconds, half a second each; records of a run are retried anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    # Smaller blocks of a decoded picture are kept by each thread: eight of them kept 1.5 GB.
+    # Each thread keeps smaller blocks of decoded pictures: eight threads kept 1.5 GB.
     "PILLOW_BLOCK_SIZE": "64m",
 }
 # These override the environment: another library, such as JAX, may have set them.

@@ -24,7 +24,7 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def memory_limit() -> int:
     """Bytes of memory that this process may use: the machine's, or fewer in a control group.
 
-    Containers, `systemd-run` and Slurm limit memory by such groups, which lie in one another.
+    Containers, `systemd-run` and Slurm limit memory by such groups, which may be nested.
     """
     limits = [psutil.virtual_memory().total]
     for path in _limits():

@@ -19,7 +19,7 @@ FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
 
 def plain_console(stream: TextIO | None = None) -> Console:
     """A console that prints texts as they are, to `stream` or stderr."""
-    from rich.console import Console  # here, for it takes a tenth of the time until an error
+    from rich.console import Console  # imported here: it takes a tenth of the time to an error
 
     return Console(file=stream, stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -42,7 +42,7 @@ def progress_bar(console: Console, *, before: str = "", after: str) -> Progress:
 
 
 def tell_unwritable_logs() -> None:
-    """Has a log that cannot be written told once, in a line, not by a traceback for each record."""
+    """Reports an unwritable log once, in a line, instead of by a traceback per record."""
     told: set[str] = set()
     otherwise = logging.Handler.handleError
 

@@ -38,7 +38,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching(watch: Watch, app: FastAPI) -> AsyncIterator[None]:
-    """While the application runs, logs when the alias moves and serves the new version if set to."""
+    """While the application runs, logs when the alias moves and, if set, serves the new version."""
     task = asyncio.create_task(_watch(watch, app))
     try:
         yield
