@@ -1,8 +1,9 @@
-"""How many labels spoilt on purpose `audit` finds: `python -m benchmarks.audit`.
+"""Measures how many deliberately wrong labels `audit` finds: `python -m benchmarks.audit`.
 
-Labels of Fashion-MNIST, and of pictures of one's own with `--pictures FOLDER`, are exchanged for
-another class at random, and then judged. Precision is the share of what is called wrong that was
-spoilt; the labels' own errors count against it. Recall is the share of the spoilt that is found.
+It replaces labels of Fashion-MNIST, and of your own pictures with `--pictures FOLDER`, by another
+class at random ("spoils" them), and audits them. Precision is the share of spoilt labels among
+those called wrong; the labels' own errors count against it. Recall is the share of the spoilt
+labels that are found.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipeline.evaluation.labels import audited_labels
 from pipeline.training.folds import out_of_fold
 
 SHARES = (0.05, 0.2)
-FIRST = 25  # of the most doubtful labels, whose share of spoilt ones is shown as well
+FIRST = 25  # most doubtful labels, among which the share of spoilt ones is shown as well
 FASHION = ("dataset=fashion_mnist", "model=cnn", "train.epochs=4")
 PICTURES = ("dataset=folder", "model=efficientnet_lite0", "train.epochs=20")
 Row = tuple[str, ...]
 
 
 def spoilt(labels: Array, classes: int, share: float, seed: int = 0) -> tuple[Array, Array]:
-    """Labels i32[n] of which a share is exchanged for another class, and which are, bool[n]."""
+    """Labels i32[n] with a share replaced by another class, and which were replaced, bool[n]."""
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
     chosen[rng.choice(len(labels), round(share * len(labels)), replace=False)] = True

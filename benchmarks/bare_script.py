@@ -1,4 +1,4 @@
-"""The script people would write instead of using this project: trains, evaluates, tracks nothing.
+"""The script to write without this project: trains and evaluates, tracks nothing.
 
 `python -m benchmarks.bare_script <folder with train_images.npy … test_labels.npy> [epochs]`
 """

@@ -1,4 +1,4 @@
-"""What one would write to serve a Keras model with FastAPI, in four ways; it checks nothing.
+"""Serves a Keras model with FastAPI, as one would without this project: four ways, no checks.
 
 usage: python -m benchmarks.bare_server <folder with model.keras> <port>
 """
@@ -52,7 +52,7 @@ def compiled(images: Images) -> dict[str, Any]:
 
 @app.post("/graph_in_loop")
 async def compiled_in_loop(request: Request) -> dict[str, Any]:
-    """The same in the event loop, of a body that nobody validates."""
+    """The same in the event loop, without validating the body."""
     images = await request.json()
     return {"predictions": graph(np.array(images["inputs"], np.uint8)).numpy().tolist()}
 

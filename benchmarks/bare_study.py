@@ -1,4 +1,4 @@
-"""The study people would write instead of a sweep: Optuna proposes, Keras fits, MLflow records.
+"""The study to write without this project's sweeps: Optuna proposes, Keras fits, MLflow records.
 
 `python -m benchmarks.bare_study <folder with train_images.npy, train_labels.npy> <epochs>
 --learning-rates 0.001 0.003 --dropouts 0.1 0.3`

@@ -1,9 +1,9 @@
-"""`python -m pipeline compare` over a thousand runs: `python -m benchmarks.compare`.
+"""Measures `python -m pipeline compare` over a thousand runs: `python -m benchmarks.compare`.
 
-A store is filled with runs as a sweep leaves them: two models, learning rates, dropouts and ten
-seeds, each run with its parameters, tags and metrics, none with artefacts. What is measured is the
-command from process start to exit, its table, page and pictures included, beside what it cannot go
-below: a process that imports MLflow and asks the same store for the same runs once.
+The store has the runs of a sweep: two models, learning rates, dropouts and ten seeds, each run with
+its parameters, tags and metrics, but without artefacts. The command is measured from process start
+to exit, including table, page and plots, and compared with its lower bound: a process that imports
+MLflow and searches the same store for the same runs once.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 The network is the classic MLP (784–256–128–10, two dropouts of 0.2), the small CNN of
 `conf/model/cnn.yaml` or a residual network of three stages with batch normalisation (`model=resnet
 model.blocks=1`, 73 million operations per image forward); Adam at 0.001, cross-entropy, shuffled
-batches. Each library is measured at its best documented way for data that fits into memory, and
-beside it as most scripts use it: Keras' `fit` with `steps_per_execution`, on TensorFlow and on JAX,
-and plain; PyTorch compiled, plain and with a DataLoader.
+batches. Each library is measured in its best documented way for data that fits into memory, and as
+most scripts use it: Keras' `fit` with `steps_per_execution`, on TensorFlow and on JAX, and plain;
+PyTorch compiled, plain and with a DataLoader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 DROPOUT = {"mlp": 0.2, "cnn": 0.4, "resnet": 0.0}
 WIDTHS = (32, 64, 128)  # of the residual network's stages
-FUSED_STEPS = 50  # of Keras' `fit`, from one return to Python to the next
+FUSED_STEPS = 50  # steps of Keras' `fit` per return to Python
 RUN_EPOCHS = 20  # of the default run, whose epochs these stand for
 
 

@@ -1,7 +1,7 @@
-"""What `train.deterministic=true` costs and gives: `python -m benchmarks.determinism`.
+"""Measures the cost and effect of `train.deterministic`: `python -m benchmarks.determinism`.
 
 Tracked runs of one seed with and without it, in turn: the seconds of the fit, and whether the
-weights that the last epoch left are the same, bit by bit, in every run of a kind.
+weights after the last epoch are equal bit for bit in all runs of a kind.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Predicting with a saved model, one image and many: `python -m benchmarks.inference`.
+"""Measures predictions of a saved model, one image and many: `python -m benchmarks.inference`.
 
-A one-epoch run trains and saves the model; it is loaded from the tracking store, as whoever serves
-it would. Ours are `mlflow.pyfunc.load_model(uri).predict` and the `predict` of
-`training/predictor.py`, which the evaluation uses; beside them stand Keras' `predict` and, what its
-documentation advises for small inputs, calling the model. After a warm-up they take turns in one
-process, call by call, with TensorFlow's own settings and no progress bars. Medians are reported.
+A one-epoch run trains and saves the model, which is loaded from the tracking store, as for serving.
+Ours are `mlflow.pyfunc.load_model(uri).predict` and the `predict` of `training/predictor.py`, which
+the evaluation uses. They are compared with Keras' `predict` and with calling the model, which
+Keras' documentation advises for small inputs. After a warm-up they take turns in one process, call
+by call, with TensorFlow's own settings and no progress bars. Medians are reported.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 def _ways(uri: str, tracking_uri: str) -> tuple[Ways, tuple[int, ...]]:
     """Functions of images u8[N,H,W,C] → probabilities f32[N,K] by name, and [H,W,C]."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what is to be measured
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of the calls measured here
     import keras
     import mlflow
 

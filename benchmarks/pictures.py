@@ -1,10 +1,10 @@
-"""A user's own pictures: `python -m benchmarks.pictures`, or some of it (`… packing epochs`).
+"""Measures own pictures: `python -m benchmarks.pictures`, or parts of it (`… packing epochs`).
 
-In one sitting: packing photos beside bare Pillow on all cores; how long a second run takes to have
-its data, beside Fashion-MNIST, which has as many bytes; an epoch from the packed copy beside Keras'
-and PyTorch's loaders on the same network; the memory of training on a packed copy many times larger
-than another; and listing many unchanged files again. What is compared is measured in turns: ratios
-are medians over them, of seconds and of processor time. PyTorch is left out where it is not
+In one sitting: packing photos, compared with bare Pillow on all cores; loading the data in a second
+run, compared with Fashion-MNIST at as many bytes; an epoch from the packed copy, compared with
+Keras' and PyTorch's loaders on the same network; the memory of training on a packed copy many times
+larger than another; and listing many unchanged files again. Contenders take turns; ratios are
+medians over the turns, of seconds and of processor time. PyTorch is left out if it is not
 installed.
 
 For the memory under a limit: `systemd-run --scope -p MemoryMax=1G python -m benchmarks.pictures
@@ -35,11 +35,11 @@ from benchmarks.report import keep, show
 
 SIDE = 96
 PHOTO, PICTURE = (4000, 3000), (500, 375)  # of 12 megapixels, and as on web pages
-DISTINCT = 24  # photos that are made; the others are further names of them, each decoded again
+DISTINCT = 24  # different photos; the others are further names of them, each decoded again
 FASHION_MNIST = 70_000 * 28 * 28  # bytes of its images
 BATCH = 128
-EPOCHS = 3  # of each turn; the first, which compiles, does not count
-FUSED_STEPS = 20  # of Keras' `fit`, from one return to Python to the next
+EPOCHS = 3  # per turn; the first, which compiles, does not count
+FUSED_STEPS = 20  # steps of Keras' `fit` per return to Python
 CLASSES = ("cat", "dog")
 LEAF: dict[str, Any] = {
     "_target_": "pipeline.data.datasets.folder",
@@ -83,7 +83,7 @@ def thumbnails(folder: Path, count: int) -> Path:
 
 
 def bare(path: Path) -> int:
-    """What no packing can avoid: a reduced decoding and a resize."""
+    """The least that packing needs: a reduced decoding and a resize."""
     with Image.open(path) as picture:
         picture.draft(None, (3 * SIDE, 3 * SIDE))
         return len(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).tobytes())
@@ -98,7 +98,7 @@ def ingest(folder: Path, data: Path, **changes: Any) -> Any:
 
 
 def cost(work: Callable[[], Any]) -> Cost:
-    """The cost of some work, with that of processes that it waits for."""
+    """The cost of some work, including processes that it waits for."""
 
     def processors() -> float:
         used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -148,7 +148,7 @@ def packing(place: Path, chosen: argparse.Namespace) -> Figures:
 
 
 def second_run(place: Path, chosen: argparse.Namespace) -> Figures:
-    """The data of a second run in a new process, beside arrays of as many bytes."""
+    """Loads the data of a second run in a new process, compared with arrays of as many bytes."""
     folder = photos(place / "as many", FASHION_MNIST // (SIDE * SIDE * 3), (2 * SIDE, 2 * SIDE))
     words = [f"dataset.{key}={_word(value)}" for key, value in LEAF.items() if key[0] != "_"]
     ours = ["dataset=folder", f"dataset.path={folder}", *words]
@@ -179,7 +179,7 @@ def _environment() -> dict[str, str]:
 
 
 def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
-    """An epoch of one small network at 96×96, from the packed copy and from others' loaders."""
+    """An epoch of a small network at 96×96, from the packed copy and with other loaders."""
     from pipeline.system.imports import configure_libraries
 
     configure_libraries()
@@ -243,7 +243,7 @@ def _network(steps: int = 1) -> Any:
 
 
 class _Clock:
-    """The times at which epochs end, of which the first, which compiles, does not count."""
+    """The times at which epochs end; the first epoch, which compiles, does not count."""
 
     def __init__(self) -> None:
         self.ends: list[Cost] = []
@@ -279,7 +279,7 @@ def _torch(split: Any, *, whole: bool) -> Cost:
         [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for a, b in channels
     ]
     net = nn.Sequential(*chain.from_iterable(blocks), nn.Flatten(), nn.LazyLinear(len(CLASSES)))
-    net(torch.zeros(1, 3, SIDE, SIDE))  # says how many inputs the last layer has
+    net(torch.zeros(1, 3, SIDE, SIDE))  # determines the number of inputs of the last layer
     net = net.to(memory_format=torch.channels_last)
     rows, random = Rows(), torch.utils.data.RandomSampler(range(len(split)))
     if whole:

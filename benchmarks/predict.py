@@ -1,10 +1,10 @@
-"""Images on disk to rows on disk, beside Keras on arrays: `python -m benchmarks.predict`.
+"""Measures images on disk to rows on disk, and Keras on arrays: `python -m benchmarks.predict`.
 
-A one-epoch run trains and saves the model; it is loaded from the tracking store. Ours is what
-`python -m pipeline predict` does after that: read (an array in a `.npy` file, or a PNG file an
-image), decide on inversion, predict, write a row an image. Beside it stands Keras' `predict` on the
-same images as an array in memory, which reads and writes nothing. After a warm-up they take turns
-in one process, with TensorFlow's own settings and no progress bars. What counts are the medians.
+A one-epoch run trains and saves the model, which is loaded from the tracking store. Ours is what
+`python -m pipeline predict` does after that: read images (one `.npy` file, or one PNG file per
+image), decide on inversion, predict, write one row per image. It is compared with Keras' `predict`
+on the same images as an array in memory, which reads and writes nothing. After a warm-up they take
+turns in one process, with TensorFlow's own settings and no progress bars. Medians are reported.
 """
 
 from __future__ import annotations

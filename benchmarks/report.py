@@ -28,9 +28,9 @@ def publish(
     reference: str = REFERENCE,
     **facts: Any,
 ) -> None:
-    """Prints medians and the reference's as a ratio to each; writes `results/<name>.json`, `.png`.
+    """Prints medians, and the reference's divided by each; writes `results/<name>.json`, `.png`.
 
-    `facts` are whatever else the sitting found, for the JSON.
+    `facts` are further results of the sitting, for the JSON.
     """
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     rows = [
@@ -54,7 +54,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def keep(name: str, title: str, figure: Figure | None, **measured: Any) -> None:
-    """Writes `results/<name>.json`, which says on what and when it was measured, and `.png`."""
+    """Writes `results/<name>.json`, with the date and machine of the measurement, and `.png`."""
     RESULTS.mkdir(exist_ok=True)
     kept = {
         "title": title,

@@ -1,9 +1,9 @@
-"""What training costs as data and batches grow: `python -m benchmarks.scaling`.
+"""Measures training as data and batches grow: `python -m benchmarks.scaling`.
 
-The MLP on ever more images of noise at batch 128, and on 60,000 at ever larger batches; the CNN on
-fewer images, at three batches. Each measurement is a process of its own, the contenders taking
-turns; its first epoch, in which graphs are compiled, is left out. The memory is the process' peak,
-TensorFlow included.
+The MLP is trained on more and more images of noise at batch size 128, and on 60,000 at growing
+batch sizes; the CNN on fewer images, at three batch sizes. Each measurement is a process of its
+own, and the contenders take turns; the first epoch, in which graphs are compiled, is left out.
+Memory is the peak of the process, TensorFlow included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLOURS = ("#7f9fbf", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a contender is measured at."""
+    """The settings at which a contender is measured."""
 
     contender: str
     model: str
@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def images_per_s(self) -> float:
-        """Images trained on in a second."""
+        """Images trained on per second."""
         return self.point.size / self.median
 
     @property
@@ -171,7 +171,7 @@ def _plot(title: str, measured: list[Measured], base: int) -> Figure:
 def _lines(
     axes: Axes, measured: list[Measured], place: Callable[[Measured], tuple[float, float]]
 ) -> None:
-    """A line per contender, on log axes whose ticks are where something was measured."""
+    """A line per contender, on log axes with ticks at the measured points."""
     others = iter(COLOURS)
     for name in dict.fromkeys(taken.point.contender for taken in measured):
         colour = OURS if name == REFERENCE else next(others)

@@ -1,10 +1,10 @@
-"""A served model over HTTP, one image and many: `python -m benchmarks.serving`.
+"""Measures a model served over HTTP, one image and many: `python -m benchmarks.serving`.
 
-A run trains and saves the model. Ours is `python -m pipeline serve`; beside it stand a bare FastAPI
-application that calls the same Keras model (`bare_server.py`, in four ways) and `mlflow models
-serve`. Each runs in its own process on the loopback with the settings it comes with; one client
-asks them in turns, round by round, each turn over one connection. What counts are the medians.
-A turn ends early for who is slow, so that a sitting takes about two minutes.
+A run trains and saves the model. Ours is `python -m pipeline serve`; it is compared with a bare
+FastAPI application that calls the same Keras model (`bare_server.py`, in four ways) and with
+`mlflow models serve`. Each runs in its own process on the loopback with its default settings; one
+client asks them in turns, each turn over one connection. Medians are reported. The turn of a slow
+server ends early, so that a sitting takes about two minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.report import OTHERS, OURS, keep, show
 from benchmarks.whole_run import DATA, ROOT, finished, store
 
 WARM_UP = 10  # requests to each, not counted
-TURN_S = 0.6  # from which on a turn asks no more
+TURN_S = 0.6  # after which a turn sends no further request
 MOST_AT_START_S = 120
 HEADERS = {"Content-Type": "application/json"}
 
@@ -101,7 +101,7 @@ def _say(what: str) -> None:
 
 
 def _trained(dataset: str, model: str, folder: str) -> str:
-    """The address of a model that an epoch has trained; for speed its quality does not matter."""
+    """The address of a model trained for one epoch; its quality does not affect speed."""
     words = [f"data_dir={DATA}", f"dataset={dataset}", f"model={model}", "train.epochs=1"]
     return finished(["-m", "pipeline", "run", *words], folder).result["model_uri"]
 
@@ -143,7 +143,7 @@ def _contenders(
 
 @contextmanager
 def _server(command: list[str], folder: str) -> Iterator[Callable[[], int]]:
-    """Starts a server, to be stopped at the end; yields what awaits its answer, for its port."""
+    """Starts a server and stops it at the end; yields a function that waits for its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

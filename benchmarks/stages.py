@@ -1,11 +1,11 @@
-"""Where the time and the memory of one tracked default run go: `python -m benchmarks.stages`.
+"""Measures time and memory of one tracked default run by stage: `python -m benchmarks.stages`.
 
-The run trains the MLP for 20 epochs on Fashion-MNIST, from a warm data cache and into a store that
-is there already. Process start and exit are seen from outside; what lies between is read back from
-the run's own record: `time/<stage>_s`, the instants at which MLflow says it began, logged its times
-and ended, and the fit from `time/images_per_s`. The peak of its resident memory stands beside that
-of a process that does no more than import TensorFlow and MLflow and hold the same data at one byte
-a pixel. The two take turns.
+The run trains the MLP for 20 epochs on Fashion-MNIST, from a warm data cache and into an existing
+store. Process start and exit are measured from outside, everything between is read from the run's
+own record: `time/<stage>_s`, the times at which it began, logged its times and ended according to
+MLflow, and the fit from `time/images_per_s`. The peak of its resident memory is compared with that
+of a process that only imports TensorFlow and MLflow and holds the same data at one byte per pixel.
+The two take turns.
 """
 
 from __future__ import annotations

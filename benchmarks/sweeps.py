@@ -1,14 +1,14 @@
-"""A sweep beside what people would write instead: `python -m benchmarks.sweeps`.
+"""Measures a sweep, compared with scripts and a study: `python -m benchmarks.sweeps`.
 
 A grid of learning rates and dropouts of the MLP on Fashion-MNIST: ours as users run it, two jobs at
-once; a plain script for each point, one after another, which tracks nothing; and an Optuna study in
-one process, each trial tracked in MLflow. From process start to exit, taking turns, and with no
-XLA program kept from before.
+once; a plain script per point, one after another, which tracks nothing; and an Optuna study in one
+process, each trial tracked in MLflow. All are measured from process start to exit, in turns, and
+without XLA programs of earlier runs.
 
-What a trial of ours costs besides its fit is read back from the records: the duration of its MLflow
-run, and the time in which its worker had no run open. The next run of a worker is taken to be that
-which starts first after the last one's end. Then a sweep of many trivial jobs, in which the parent
-is looked at once a second.
+The cost of a job besides its fit is read from the records: the duration of its MLflow run, and the
+time in which its worker had no run open. A worker's next run is taken to be the first that starts
+after the end of its last. Then comes a sweep of many trivial jobs, whose parent is looked at once
+per second.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from benchmarks.whole_run import DATA, ROOT, Finished, finished, plain_arrays, s
 DATASET = "fashion_mnist"
 WORKERS = 2
 SCRIPTS, STUDY = "bare Keras scripts", "Optuna + MLflow study"
-BARS = {SCRIPTS: 0.3, STUDY: 0.6}  # ours is to take at most so much of their time
-BESIDES_BAR_S = 1.5  # a trial besides its fit
+BARS = {SCRIPTS: 0.3, STUDY: 0.6}  # most that ours may take, as a share of their time
+BESIDES_BAR_S = 1.5  # most that a job may take besides its fit
 GROWTH_BAR = 1.1  # of the parent, from a tenth of the jobs to all of them
 LOOK_S = 1.0
 TRIVIAL = ["dataset=synthetic", "model=linear", "train.epochs=1", "train.tensorboard=false"]
@@ -50,7 +50,7 @@ PARALLEL = f"hydra.launcher.n_jobs={WORKERS}"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The points to try, as on a command line."""
+    """The points to try, as written on a command line."""
 
     learning_rates: list[str]
     dropouts: list[str]
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _grid(trials: int) -> Grid:
-    """As square as it can be."""
+    """The grid, as square as possible."""
     rates = max(n for n in range(1, math.isqrt(trials) + 1) if trials % n == 0)
     return Grid(
         learning_rates=[f"{rate:.3g}" for rate in np.geomspace(3e-4, 3e-3, rates)],
@@ -116,7 +116,7 @@ def _grid(trials: int) -> Grid:
 
 
 def _contenders(grid: Grid, epochs: int, arrays: Path) -> dict[str, Callable[[str], Any]]:
-    """Each as a function of the folder to run in."""
+    """Each contender as a function of the folder to run in."""
     raw = str(arrays)
 
     def ours(folder: str) -> Finished:
@@ -141,7 +141,7 @@ def _contenders(grid: Grid, epochs: int, arrays: Path) -> dict[str, Callable[[st
 def _data_without_programs(folder: str) -> Path:
     """A data folder with the arrays but without the XLA programs that other runs have kept.
 
-    A search hardly meets the same program again; a benchmark that is repeated would.
+    A search rarely needs the same program again; a repeated benchmark would.
     """
     data = Path(tempfile.mkdtemp(dir=folder))
     (data / DATASET).symlink_to(DATA / DATASET)
@@ -150,7 +150,7 @@ def _data_without_programs(folder: str) -> Path:
 
 def _children(sweep: Finished, uri: str) -> list[Child]:
     """The runs of a sweep's jobs, in the order they were started."""
-    import mlflow  # only now: who measures should be a small process
+    import mlflow  # imported only now: the measuring process should be small
 
     client = mlflow.MlflowClient(uri)
     parent = client.get_run(sweep.result["sweep_id"])
@@ -237,7 +237,7 @@ def _publish(
 
 
 def _watched_sweep(jobs: int, folder: str) -> list[Look]:
-    """Runs a sweep of trivial jobs, looking at its processes every so often.
+    """Runs a sweep of trivial jobs and looks at its processes at regular intervals.
 
     Raises:
         SystemExit: it failed.

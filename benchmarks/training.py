@@ -1,8 +1,8 @@
-"""Seconds per epoch of every contender, interleaved in one sitting: `make bench`.
+"""Measures seconds per epoch of every contender, interleaved in one sitting: `make bench`.
 
-Each measurement is a process of its own, the contenders taking turns, so that a busy spell of the
-machine falls on all of them; the first epoch, in which graphs are compiled, is left out. What
-counts are the ratios of the medians. A contender that cannot run here is named and left out.
+Each measurement is a process of its own, and the contenders take turns, so that a busy spell of the
+machine affects all of them; the first epoch, in which graphs are compiled, is left out. The ratios
+of the medians count. A contender that cannot run here is named and left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure(
     repeats: int,
     precision: str = "float32",
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds per epoch by contender, of all repeats; and of those that failed the reason."""
+    """Seconds per epoch by contender, of all repeats; and the reasons of those that failed."""
     seconds: dict[str, list[float]] = defaultdict(list)
     failed: dict[str, str] = {}
     for repeat in range(repeats):

@@ -1,7 +1,7 @@
-"""The whole tracked run, process start to exit, beside the bare script: `make bench`.
+"""Measures the whole tracked run, compared with the bare script: `make bench`.
 
-Both train the classic network for 20 epochs on Fashion-MNIST from a warm cache. Ours also checks
-the data, draws, evaluates, saves and records; the script does nothing of that.
+Both train the classic network for 20 epochs on Fashion-MNIST from a warm cache and evaluate it, and
+are measured from process start to exit. Ours also checks the data, draws, saves and records.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def store(folder: str) -> str:
 def finished(arguments: list[str], folder: str) -> Finished:
     """Runs Python in `folder` and waits for it.
 
-    Linux counts the memory of a process from before its exec, so the caller has to be smaller than
-    what it measures.
+    Linux includes the memory of a process before its exec, so the caller must be smaller than the
+    process that it measures.
 
     Raises:
         SystemExit: it failed.

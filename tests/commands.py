@@ -38,14 +38,14 @@ from tests.warm import WarmProcess, run_warm, start_warm
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 TIMEOUT_S = 300
-# Drawing takes longer than training: a run without plots, page and log takes a third of the time.
+# Drawing takes longer than training: without plots, page and log a run takes a third of the time.
 LEAN = ("train.plots=[]", "evaluate.plots=[]", "evaluate.report=false", "train.tensorboard=false")
 QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *LEAN)
 DRAWN = ("dataset=synthetic", "model=linear", "train.epochs=1")
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process' environment without what would lead a run elsewhere or is set for tests."""
+    """This process' environment without variables that redirect a run or are set for tests."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -55,15 +55,15 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def merged(arguments: Sequence[str]) -> list[str]:
-    """Words of which later ones replace earlier ones of the same key, as in `*QUICK, "model=cnn"`.
+    """The words, of which later ones replace earlier ones of the same key: `*QUICK, "model=cnn"`.
 
-    Those of a sweep stay as they are.
+    Words of a sweep are not changed.
     """
     return [*arguments] if "-m" in arguments else latest(arguments)
 
 
 def latest(words: Sequence[str]) -> list[str]:
-    """The words without those whose key a later one has too."""
+    """The words without those whose key occurs again later."""
     last = {key_of(word): position for position, word in enumerate(words)}
     return [
         word
@@ -75,9 +75,9 @@ def latest(words: Sequence[str]) -> list[str]:
 def pipeline(
     *arguments: str, cwd: Path, before: Callable[[], object] | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline …` in the folder `cwd`, waited for; libraries are imported already.
+    """Runs `python -m pipeline …` in the folder `cwd`, in a process with all libraries imported.
 
-    `before` is a function of a module that is called in that process first.
+    `before` names a function of a module that the process calls first.
     """
     words, variables = merged(arguments), environment(**env)
     return run_warm(words, cwd=cwd, env=variables, timeout=TIMEOUT_S, before=before)
@@ -85,7 +85,7 @@ def pipeline(
 
 @contextmanager
 def begun(*arguments: str, cwd: Path, **env: str) -> Iterator[WarmProcess]:
-    """The same, not waited for; it is killed in the end."""
+    """Starts `python -m pipeline …` without waiting for it; kills it at the end of the block."""
     with TemporaryDirectory() as printed:
         process = start_warm(
             merged(arguments), cwd=cwd, env=environment(**env), printed=Path(printed)
@@ -101,7 +101,7 @@ def begun(*arguments: str, cwd: Path, **env: str) -> Iterator[WarmProcess]:
 def mlflow_server(database: Path, *options: str, port: int | None = None) -> Iterator[str]:
     """The address of an MLflow server over a SQLite file, as `docs.screenshots.server` gives it.
 
-    It imports nothing anew, which takes a tenth of the time.
+    It is forked with everything imported, which takes a tenth of the time.
     """
     port = port or free_port()
     address, (_, _, _, *words) = (
@@ -124,7 +124,7 @@ def mlflow_server(database: Path, *options: str, port: int | None = None) -> Ite
 
 
 def _serve_here() -> None:
-    """Lets `mlflow server` answer requests itself; it starts another process to do so."""
+    """Makes `mlflow server` answer requests itself instead of in a process that it starts."""
     from mlflow import server
     from uvicorn.main import main
 
@@ -136,7 +136,7 @@ def _serve_here() -> None:
 
 
 def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """The same in a process that starts from nothing, as a user's does."""
+    """Like `pipeline`, in a new process without anything imported, as a user's."""
     return subprocess.run(
         [sys.executable, "-m", "pipeline", *merged(arguments)],
         cwd=cwd,
@@ -148,7 +148,7 @@ def fresh_pipeline(*arguments: str, cwd: Path, **env: str) -> subprocess.Complet
 
 
 def _is_ours() -> bool:
-    """Whether no file and no module of a user takes part in composing."""
+    """Whether composing involves no files or modules of a user."""
     return not trusted() and project_folder() is None
 
 
@@ -156,7 +156,7 @@ _known: dict[tuple[object, ...], tuple[Config | DictConfig, DictConfig | None]] 
 
 
 def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
-    """Composing takes a third of a second: what has been composed before is copied."""
+    """Composes once and returns copies, since composing takes a third of a second."""
     if not _is_ours() or any("trusted" in str(part) for part in key):
         return make()
     ours = [pair for pair in os.environ.items() if pair[0].startswith("PIPELINE_")]
@@ -167,7 +167,7 @@ def _once(make: Callable[[], tuple[Any, Any]], *key: object) -> tuple[Any, Any]:
 
 
 def composed(*overrides: str, verb: str | None = None) -> DictConfig:
-    """What Hydra hands to the pipeline, with the defaults of a verb or of all."""
+    """The configuration as Hydra passes it to the pipeline, with a verb's defaults or all."""
 
     def make() -> tuple[DictConfig, DictConfig]:
         whole = _composed_for(overrides, None if verb is None else (verb,))
@@ -182,7 +182,7 @@ def composed(*overrides: str, verb: str | None = None) -> DictConfig:
 
 
 def compose_once() -> None:
-    """Spares commands of this process composing only to read `hydra.mode`, if nothing sets it."""
+    """Makes commands of this process skip composing just to read `hydra.mode`, if it is not set."""
     itself = Hydra.get_mode
 
     def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
@@ -193,9 +193,9 @@ def compose_once() -> None:
 
 
 def trace_plainly() -> None:
-    """Leaves this process' TensorFlow graphs as they are: improving one takes longer than it saves.
+    """Turns off TensorFlow's graph optimisation in this process, where it costs more than it saves.
 
-    Commands, whose processes are forked, and `make stress` have them as users get them.
+    Commands, whose processes are forked, and `make stress` optimise graphs, as users' runs do.
     """
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and SHARE not in os.environ:
@@ -203,7 +203,7 @@ def trace_plainly() -> None:
 
 
 def parse_once() -> None:
-    """Spares composing to parse the same files again, which takes a fifth of its time."""
+    """Caches parsed files, since parsing takes a fifth of the time of composing."""
     itself, known = OmegaConf.load, {}
 
     def load(file: Any) -> Any:
@@ -234,9 +234,9 @@ def configured(*overrides: str) -> Config:
 
 
 def _composed_for(words: Sequence[str], of: tuple[str, ...] | None = ()) -> DictConfig:
-    """What Hydra composes with the defaults of these verbs, None for all.
+    """The configuration that Hydra composes with the defaults of these verbs, None for all.
 
-    Words that change values alone are composed as a job's are, in a tenth of the time.
+    Words that only change values are composed like those of a job, in a tenth of the time.
     """
     register(requests(), of=of)
     if _is_ours():
@@ -255,7 +255,7 @@ def _composer(of: tuple[str, ...] | None) -> tuple[Composer, OverridesParser]:
 
 
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:
-    """What the verb `name` returns for these overrides, printed as the command line prints it."""
+    """Runs the verb `name` with these overrides, prints its result and returns it."""
     verb, whole = verbs()[name], composed(*overrides, verb=name)
     request = verb.request and validate_request(whole, name, verb.request)
     value = verb.carry_out(validate(whole), request, folder)
@@ -264,15 +264,15 @@ def carried_out(name: str, *overrides: str, folder: Path) -> Any:
 
 
 def results(stdout: str) -> dict[str, str]:
-    """What the last line of `run` says."""
+    """The values in the last line of `run`."""
     return dict(word.split("=", 1) for word in stdout.splitlines()[-1].split(" "))
 
 
 @contextmanager
 def inside(folder: Path) -> Iterator[Path]:
-    """That folder as the current one, and the store in it as the default.
+    """Makes a folder the current one, and the store in it the default.
 
-    By its whole path: MLflow keeps one connection an address for as long as the process lives.
+    The store has its absolute path: MLflow keeps one connection per address in a process.
     """
     before = Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def free_port() -> int:
 
 
 def unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline …` printing into a pipe that nobody reads, as `… | head` leaves it."""
+    """Runs `python -m pipeline …` printing into a pipe that nobody reads, as after `| head`."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:

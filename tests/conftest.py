@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what TensorFlow has made: each collection took half a second."""
+    """Exempts TensorFlow's objects from garbage collection, which took half a second each."""
     exempt()
     gc.set_threshold(10_000)  # rarer by far, which takes 5 % off a training
 

@@ -1,4 +1,4 @@
-"""Saved models doctored as somebody might who can write to a store: each leaves a marker if run."""
+"""Malicious saved models, as anyone with access to a store could make; each leaves a marker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Evil:
 
 
 def rewritten(file: Path, change: Callable[[dict[str, bytes]], None]) -> None:
-    """Writes a `.keras` file again after `change` had its members by name."""
+    """Rewrites a `.keras` file after `change` was applied to its members by name."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
@@ -40,7 +40,7 @@ def rewritten(file: Path, change: Callable[[dict[str, bytes]], None]) -> None:
 
 
 def with_config(change: Callable[[dict[str, Any]], None]) -> Doctor:
-    """A doctor of the configuration inside the `.keras` file."""
+    """Makes a function that changes the configuration inside the `.keras` file."""
 
     def doctor(file: Path, marker: Path) -> None:
         def edit(members: dict[str, bytes]) -> None:
@@ -55,7 +55,7 @@ def with_config(change: Callable[[dict[str, Any]], None]) -> Doctor:
 
 
 def with_layer(**layer: Any) -> Doctor:
-    """A doctor that has another layer between the first two."""
+    """Makes a function that inserts a layer between the first two."""
 
     def change(config: dict[str, Any]) -> None:
         layers = config["config"]["layers"]
@@ -78,12 +78,12 @@ def with_layer(**layer: Any) -> Doctor:
 
 
 def with_value(key: str, value: Any) -> Doctor:
-    """A doctor that gives the last layer another value."""
+    """Makes a function that sets another value in the last layer."""
     return with_config(lambda config: config["config"]["layers"][-1]["config"].update({key: value}))
 
 
 def with_weights(change: Callable[[h5py.File, Path], None]) -> Doctor:
-    """A doctor of the HDF5 file inside the `.keras` file."""
+    """Makes a function that changes the HDF5 file inside the `.keras` file."""
 
     def doctor(file: Path, marker: Path) -> None:
         def edit(members: dict[str, bytes]) -> None:
@@ -273,7 +273,7 @@ IN_THE_FILE: dict[str, tuple[Doctor, str]] = {
 
 
 def pickled(name: str) -> Doctor:
-    """A doctor that puts a pickle beside the `.keras` file, which MLflow would load."""
+    """Makes a function that puts a pickle, which MLflow would load, beside the `.keras` file."""
 
     def doctor(folder: Path, marker: Path) -> None:
         import cloudpickle
@@ -284,7 +284,7 @@ def pickled(name: str) -> Doctor:
 
 
 def with_mlmodel(change: Callable[[dict[str, Any]], object]) -> Doctor:
-    """A doctor of the file `MLmodel`; modules it names make the marker when imported."""
+    """Makes a function that changes `MLmodel`; modules that this names leave the marker."""
 
     def doctor(folder: Path, marker: Path) -> None:
         code = folder / "code"

@@ -1,4 +1,4 @@
-"""New SQLite stores as copies of one whose tables MLflow has made: making them takes it seconds."""
+"""Makes new SQLite stores as copies of one: MLflow takes seconds to create its tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MADE_ONCE = "PIPELINE_TESTS_EMPTY_STORE"
 
 
 def copy_tables() -> None:
-    """Lets MLflow fill an empty SQLite database with a copy; other databases it fills itself."""
+    """Makes MLflow fill an empty SQLite database with a copy; it fills others itself."""
     utils = sys.modules.get("mlflow.store.db.utils")
     if utils is None or hasattr(utils._initialize_tables, "itself"):
         return
@@ -38,7 +38,7 @@ def copy_tables() -> None:
 
 
 def empty_store(folder: Path) -> None:
-    """Puts a new store into a folder, for a process that would make its tables itself."""
+    """Puts a new store into a folder, for a process that would otherwise create its tables."""
     from mlflow import MlflowClient
 
     copy_tables()

@@ -1,8 +1,8 @@
 """The command line in processes forked from one that has imported all slow libraries.
 
-A call costs what the command does, not the seconds in which TensorFlow and MLflow are imported.
-Multiprocessing's fork server is that one process; it has begun no work of TensorFlow's. The workers
-that such a command spawns are forked from it too.
+A call takes only the time of the command, without the seconds to import TensorFlow and MLflow.
+That one process is multiprocessing's fork server, in which TensorFlow has not done any work yet.
+The workers that such a command spawns are forked from it too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SERVER = "PIPELINE_TESTS_FORK_SERVER"
 
 @dataclass(frozen=True)
 class WarmProcess:
-    """A command that runs, with the methods of `subprocess.Popen`."""
+    """A running command, with the methods of `subprocess.Popen`."""
 
     args: list[str]
     process: ForkServerProcess
     out: Path
-    """The file of what it prints, which grows meanwhile."""
+    """The file that it prints to."""
     err: Path
 
     @property
@@ -51,10 +51,10 @@ class WarmProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code.
+        """Waits for its end; returns its exit code.
 
         Raises:
-            TimeoutExpired: it still runs.
+            TimeoutExpired: it is still running.
         """
         self.process.join(timeout)
         if self.process.exitcode is None:
@@ -88,10 +88,10 @@ def start_warm(
     before: Callable[[], object] | None = None,
     module: str = "pipeline",
 ) -> WarmProcess:
-    """`python -m pipeline …`, which prints to the files `out` and `err` of a folder.
+    """Starts `python -m pipeline …`, which prints to the files `out` and `err` of a folder.
 
-    `before` is called in the process first, such as to limit or patch something there. `module` is
-    run in place of the pipeline's.
+    `before` is called in the process first, for example to limit or patch something there. `module`
+    is run instead of the pipeline.
     """
     command = [sys.executable, "-m", module, *arguments]
     files = [printed / name for name in ("out", "err")]
@@ -110,7 +110,7 @@ def run_warm(
     before: Callable[[], object] | None = None,
     module: str = "pipeline",
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline …`, waited for, as `subprocess.run` would.
+    """Runs `python -m pipeline …` and waits for it, like `subprocess.run`.
 
     Raises:
         TimeoutExpired: it took too long, and was killed.
@@ -123,7 +123,7 @@ def run_warm(
 
 
 def fork(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
-    """A process that calls a function."""
+    """Forks a process that calls a function."""
     given = (function, arguments, dict(os.environ))
     process = _forks().Process(target=_with_environment, args=given)
     process.start()
@@ -131,7 +131,7 @@ def fork(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
 
 
 def call_warm(function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
-    """What a function returns in such a process, where it may fork and kill as it likes.
+    """Calls a function in such a process, where it may fork and kill; returns its result.
 
     Raises:
         AssertionError: it failed, or took too long.

@@ -34,7 +34,7 @@ WIDTH = 62  # characters of what is tried, on a terminal
 
 @dataclass
 class Result:
-    """What came of a row: its tests (`cases`), their tries, what failed, and what was left out."""
+    """The result of a row: its tests (`cases`), their tries, failures, and what was left out."""
 
     cases: int = 0
     tries: int = 0
@@ -59,7 +59,7 @@ class Matrix:
         return sorted({number for number in marked if number in self.results})
 
     def _is_extra(self, item: pytest.Item) -> bool:
-        """Whether it is left to `make stress` and of no row: such tests come after all the rows."""
+        """Whether a test is only for `make stress` but of no row; these come after all rows."""
         left = any(mark.kwargs.get("reason") == LEFT for mark in item.iter_markers("skipif"))
         return left and len(self.rows) == len(ROWS) and not any(item.iter_markers("matrix"))
 

@@ -1,4 +1,4 @@
-"""The matrix of reliability: 45 rows of what must hold however often it is tried.
+"""The reliability matrix: 45 rows of what must hold however often it is tried.
 
 `matrix(9)` marks a test as part of row 9. `make test` tries a tenth or less of
 each, `make stress` all.
@@ -114,15 +114,15 @@ def stressed(whole: int, few: int) -> int:
 
 
 def tally(tries: int, *, failed: int = 0) -> None:
-    """Notes how often the present test tries something, and how many of these were lost.
+    """Records how often the current test tries something, and how many tries were lost.
 
-    A test that does not say counts as one try.
+    A test that does not call this counts as one try.
     """
     _tally.update(tries=tries, failed=failed)
 
 
 def take_tally() -> Counter[str]:
-    """What was noted since the last time."""
+    """Returns what was recorded since the last call."""
     taken = Counter(_tally)
     _tally.clear()
     return taken

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What becomes of a request: a number is the status it is answered with instead of being passed on.
+# What happens to a request: a number is the status of an answer given instead of passing it on.
 # DROP passes it on and closes the connection without the answer, CUT passes half of its body on,
 # HOLD never answers.
 DROP, CUT, HOLD = "drop", "cut", "hold"
@@ -27,7 +27,7 @@ def kind_of(method: str, path: str) -> str:
 
 
 class Proxy:
-    """Passes requests on to a port of this machine; `rule` says by its kind which it does not."""
+    """Passes requests on to a port of this machine, except as `rule` decides by their kind."""
 
     def __init__(self, target: int) -> None:
         self.target, self.asked = target, list[str]()
@@ -41,7 +41,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def up(self) -> None:
-        """Listens, at the same port as before."""
+        """Starts to listen, on the same port as before."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a store must hold after a run, and runs that only record, in this or in other processes."""
+"""Runs that only record, in this or other processes, and checks of what a store has of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_store(uri: str, *words: str) -> Config:
 
 
 def record_only(folder: Path, uri: str, epochs: int, begin: float, real_tables: bool) -> str:
-    """Records a run of so many epochs and six metrics, beginning at a moment; returns its id."""
+    """Records a run of some epochs and six metrics from a given moment on; returns its id."""
     if real_tables:
         os.environ.pop(MADE_ONCE, None)  # then MLflow makes the tables of a new store itself
     os.chdir(folder.parent)
@@ -65,7 +65,7 @@ def record_only(folder: Path, uri: str, epochs: int, begin: float, real_tables: 
 def at_once(
     many: int, folder: Path, uri: str, *, epochs: int = 20, real_tables: bool = False
 ) -> list[str]:
-    """The ids of as many runs, each recorded by a process of its own at the same time."""
+    """Records runs at the same time, each in a process of its own; returns their ids."""
     begin = time.time() + 1.0
     with ThreadPoolExecutor(many) as callers:
         calls = []
@@ -77,7 +77,7 @@ def at_once(
 
 
 def missing_points(client: MlflowClient, run_id: str, epochs: int, names: Sequence[str]) -> int:
-    """How many points of a run are missing, or there more than once."""
+    """The number of points of a run that are missing or occur more than once."""
     wanted, wrong = list(range(1, epochs + 1)), 0
     for name in names:
         steps = sorted(point.step for point in client.get_metric_history(run_id, name))
