@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-# Hydra imports this file at every start, so the work is imported where it is done.
+# Hydra imports this file at every start, so the methods import what they need.
 
 
 class GridSweeper(Sweeper):

@@ -254,7 +254,7 @@ def _refusal(key: Key, value: Any) -> str | None:
 
 
 def _allowed_targets(place: Key) -> list[str]:
-    """The targets allowed at a place of the configuration outside our groups."""
+    """The targets allowed under a key of the configuration outside our groups."""
     kinds: dict[Key, Any] = {("hydra", "sweeper"): Sweeper, ("hydra", "launcher"): Launcher}
     if place in kinds:
         plugins = Plugins.instance().discover(kinds[place])

@@ -265,7 +265,7 @@ def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -
     if "trunk.yaml" in store.repo and _registered == [dict(groups), defaults]:
         return
     _registered[:] = [dict(groups), defaults]
-    # Hydra copies the store for each group of --help, though what it loads from it are copies.
+    # Hydra copies the store for each group of --help, although it copies what it loads anyway.
     store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     trunk = make_dataclass(
         "Trunk",

@@ -120,7 +120,7 @@ def arrays_at(text: str, key: str) -> Zip:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turns whatever goes wrong with an archive into a RequestError that names it."""
+    """Turns any error while reading an archive into a RequestError that names it."""
     try:
         yield
     except _Refused as error:
@@ -203,7 +203,7 @@ class Zip:
         """The array in a member as `numpy.save` writes it, unpacked to a file that has no name.
 
         Raises:
-            RequestError: it is damaged, is no array, or holds Python objects.
+            RequestError: it is damaged, not an array, or holds Python objects.
         """
         try:
             with tempfile.TemporaryFile() as file:

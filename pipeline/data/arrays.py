@@ -403,7 +403,7 @@ def plain_pickle(content: bytes) -> Any:
 
     Raises:
         ValueError: it holds something else.
-        Exception: whatever else the opcodes of a damaged pickle lead to.
+        Exception: anything else that the opcodes of a damaged pickle cause.
     """
     opcodes = _Opcodes()
     for opcode, argument, _ in pickletools.genops(content):

@@ -231,7 +231,7 @@ def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> Raw
     """CIFAR-10: 50,000 + 10,000 colour images u8[N,32,32,3] of ten kinds of things.
 
     Raises:
-        RequestError: the archive cannot be had, or is damaged.
+        RequestError: the archive cannot be obtained, or is damaged.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
     return _cifar(path, None, CIFAR10, download=download)
@@ -248,7 +248,7 @@ def cifar100(
     """CIFAR-100: 50,000 + 10,000 colour images u8[N,32,32,3] of 100 fine or 20 coarse classes.
 
     Raises:
-        RequestError: the archive cannot be had, or is damaged.
+        RequestError: the archive cannot be obtained, or is damaged.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
     return _cifar(path, labels == "fine", CIFAR100, download=download)

@@ -21,7 +21,7 @@ from pipeline.data.values import Array, Split
 from pipeline.system.errors import RequestError, first_of
 
 Exclude = Annotated[str | None, "a list of what the data set does without"]
-"""Annotation of a data set's parameter `exclude`, which `data/load.py` then heeds by itself."""
+"""Annotation of a data set's parameter `exclude`, which `data/load.py` then applies by itself."""
 
 FILE, SPLIT, INDEX = "file", "split", "index"
 PATHS = (FILE, "path")  # names of the column of files

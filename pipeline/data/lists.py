@@ -371,7 +371,7 @@ def _looks_like_paths(values: Sequence[Any]) -> bool:
 
 
 def _correspond(columns: Sequence[Sequence[Any]]) -> bool:
-    """Whether each value of a column always stands beside the same values of the others."""
+    """Whether each value of a column always occurs with the same values of the others."""
     together = len(set(zip(*(map(repr, column) for column in columns), strict=True)))
     return all(len(set(map(repr, column))) == together for column in columns)
 

@@ -374,7 +374,7 @@ def _unflattened(array: Array, shape: Shape) -> Array:
 
 
 def _to_be_reshaped(given: tuple[int, ...], shape: Shape) -> str | None:
-    """What to save in place of an array that can be read in two ways, or is flat in another."""
+    """Advice on saving an array whose shape can be read in two ways, or is flat in another way."""
     height, width, channels = shape
     pixels, size = height * width, f"{height}, {width}"
     if channels == 3 and given == (3, height, width):

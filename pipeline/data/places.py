@@ -87,7 +87,7 @@ class Folder:
         to a folder above it is never entered.
 
         Raises:
-            RequestError: a folder cannot be opened, or folders lie too deep in one another.
+            RequestError: a folder cannot be opened, or folders are nested too deeply.
         """
         files: list[str] = []
         linked: list[str] = []

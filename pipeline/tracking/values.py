@@ -43,7 +43,7 @@ NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in M
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
-# Groups whose builder matters too; the parameters of other groups say everything.
+# Groups whose builder determines the result too; for other groups the parameters suffice.
 CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 SHORT = 8  # characters of a checksum or an id shown to people
 

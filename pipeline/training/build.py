@@ -87,11 +87,11 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
     model = _backbones.get(key) or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
-        return model  # random numbers of one job would follow from those of another
+        return model  # random numbers of one job would depend on those of another
     _backbones[key] = model
     while len(_backbones) > BACKBONES:
         del _backbones[next(iter(_backbones))]
-    # Whether the backbone was built just now or not, the head starts alike.
+    # The head starts alike, whether the backbone was built just now or not.
     keras.utils.set_random_seed(config.seed)
     x = model.get_layer(pretrained.FEATURES).output
     for layer in model.layers[len(pretrained.backbone_layers(model)) :]:
@@ -136,7 +136,7 @@ def kept(model: keras.Model) -> keras.Model:
 def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimizer:
     """The optimizer of `model`, without the scaling of the loss, for its `copy`.
 
-    A new one where that has none, or one that programs without this package could not load.
+    A new one if that has none, or has one that cannot be loaded without this package.
     """
     optimizer = model.optimizer if model.compiled else None
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)

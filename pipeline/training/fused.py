@@ -134,7 +134,7 @@ def _with_shared_decay(decay: Decay, share: RateShare) -> Decay:
         for variable in variables:
             before = tf.identity(variable)
             decay(optimizer, [variable])
-            # Without a rounding error where the share is 0 or 1.
+            # Without a rounding error if the share is 0 or 1.
             part = tf.cast(share(optimizer, variable), before.dtype)
             variable.assign(part * tf.identity(variable) + (1 - part) * before)
 

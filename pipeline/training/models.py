@@ -193,7 +193,7 @@ def wide_resnet(
     Source: Zagoruyko & Komodakis, "Wide Residual Networks", 2016.
 
     Raises:
-        ValueError: `depth` is none of 10, 16, 22, … (6n+4).
+        ValueError: `depth` is not one of 10, 16, 22, … (6n+4).
     """
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:

@@ -180,7 +180,7 @@ def _blended(batch: Batch, alpha: float) -> Batch:
 
 
 def _pasted(batch: Batch, alpha: float) -> Batch:
-    """Pastes a rectangle of another image, of the drawn share where it lies inside the image."""
+    """Pastes a rectangle of another image; mixes the targets by its share inside the image."""
     _, height, width, _ = batch.size
     side = tf.sqrt(1 - _share(batch, alpha))
     high, wide = side[tf.newaxis] * height, side[tf.newaxis] * width

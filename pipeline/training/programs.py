@@ -41,7 +41,7 @@ def _machine() -> str:
 
 
 def processor_features() -> str:
-    """The features of the processor, separated by blanks, or its name where they are not known."""
+    """The features of the processor, separated by blanks, or its name if they are unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     named = [line for line in lines if line.lower().startswith(("flags", "features"))]

@@ -139,7 +139,7 @@ def load_layers(file: Path, *, called: str) -> list[list[Array]]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """A list of names in an HDF5 file, which Keras divides where it is too long."""
+    """A list of names in an HDF5 file, which Keras divides if it is too long."""
     parts = [attribute] if attribute in group.attrs else []
     while (part := f"{attribute}{len(parts)}") in group.attrs:
         parts.append(part)

@@ -1,4 +1,4 @@
-"""Compiles the training steps of a model into one loop with XLA, where that is faster.
+"""Compiles the training steps of a model into one loop with XLA, if that is faster.
 
 XLA fuses the operations between the matrix products of a dense network; on a CPU these cost as much
 as the products themselves. Its convolutions are slower than TensorFlow's.

@@ -48,7 +48,7 @@ class Verb:
     ignores: frozenset[str] = frozenset()
     """The parts of the configuration that have no effect on it; setting them is refused."""
     keeps_log: bool = True
-    """Whether it gets a folder for its log; without one, it works where nothing can be written."""
+    """Whether it gets a folder for its log; without one, it also works in read-only folders."""
 
     def load(self, config: Config) -> None:
         """Imports what the verb needs, if `config` names the run that it works on.
@@ -87,7 +87,7 @@ class Verb:
 
 
 def show(value: Any, request: Any) -> None:
-    """Prints the result as `str` has it."""
+    """Prints the result as text."""
     print(value, flush=True)
 
 

@@ -18,7 +18,7 @@ from pipeline.data.values import Array
 from pipeline.system.tables import csv_cell
 
 TOP = 3
-DIGITS = 6  # of a probability, where it is written as text
+DIGITS = 6  # of a probability written as text
 ROW_GROUP = 2**16  # rows of Parquet
 
 

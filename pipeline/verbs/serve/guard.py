@@ -138,7 +138,7 @@ class _Body:
             await self._send({**message, "headers": headers})
         elif message.get("more_body", False) or not self._drains:
             await self._send(message)
-        else:  # the whole answer first, but for the end of the connection
+        else:  # sends the whole answer, but marks its end only after draining
             await self._send({**message, "more_body": True})
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):
