@@ -1,4 +1,4 @@
-"""Makes the pictures of README.md and docs/: of the MLflow UI and our pages in headless Chromium.
+"""Makes the pictures in README.md and docs/, of the MLflow UI and our pages, in headless Chromium.
 
 usage: python -m docs.screenshots <tracking address or database file> <folder> [--run ID]
        [--sweep ID] [--registry MODEL] [--compare compare.html] [--data data.html]
@@ -35,7 +35,7 @@ SIZE = {"width": 1400, "height": 900}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE_MS = 30_000
-DRAWN_MS = 3_000  # charts go on drawing; the page polls, so its network is never idle
+DRAWN_MS = 3_000  # for charts to be drawn; the page polls, so its network is never idle
 # By what they are taken of: pictures of the UI, of whole pages of ours, and copies of plots.
 PICTURES = {
     "run": ("run", "curves", "report", "loss", "confusion_matrix", "mistakes", "weights"),
@@ -107,7 +107,7 @@ def browser() -> Iterator[Page]:
 
 @contextmanager
 def fresh_browser(profile: Path) -> Iterator[Page]:
-    """A page of headless Chromium as somebody sees it who has never opened MLflow."""
+    """A page of headless Chromium as a user sees it who has never opened MLflow."""
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             str(profile), executable_path=CHROMIUM, args=FLAGS, viewport=SIZE
@@ -127,7 +127,7 @@ def open_runs(page: Page, address: str, experiment_id: str) -> None:
 
 
 def open_overview(page: Page, run: str) -> None:
-    """A run's first page: what it is, its parameters and metrics. `run` is its address."""
+    """A run's overview: description, parameters and metrics. `run` is its address."""
     page.goto(run)
     page.get_by_text("About this run").wait_for()
     page.get_by_role("heading", name="Registered models").wait_for()
@@ -148,7 +148,7 @@ def open_plot(page: Page, run: str, name: str) -> Locator:
 
 
 def toggle_columns(page: Page, *names: str) -> None:
-    """Adds columns to the table of runs, or takes away those that are there."""
+    """Adds columns to the table of runs, or removes those that are there."""
     page.get_by_role("button", name="Columns").click()
     for name in names:
         page.get_by_placeholder("Search columns").fill(name)
@@ -255,7 +255,7 @@ def newest_runs(address: str, experiment_id: str, *, most: int) -> list[str]:
 
 
 def take_page(page: Page, html: Path, picture: Path) -> Path:
-    """Writes the picture of a whole page of ours, a report or a comparison."""
+    """Writes the picture of a whole report or comparison."""
     page.set_viewport_size({"width": WIDTHS[picture.stem], "height": SIZE["height"]})
     page.goto(html.resolve().as_uri())
     page.screenshot(path=picture, full_page=True)
