@@ -545,7 +545,7 @@ def _split_of_list(name: str) -> str | None:
 def _united_lists(
     parts: Sequence[_Found], names: Sequence[str], notes: Sequence[str], pictures: Place
 ) -> _Found:
-    """The pictures of several lists, in natural order; a picture in two must have equal rows."""
+    """The pictures of several lists, in natural order; not those of two classes or splits."""
     rows: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file: list, row
     for number, part in enumerate(parts):
         for row, file in enumerate(part.files):
