@@ -37,7 +37,7 @@ def running(
     """Tells which RUNNING runs are alive and which are orphans; `fix` marks orphans as KILLED.
 
     A silent run on another machine is closed only if no heartbeat arrives while this listens,
-    because clocks may differ. Runs of other programs without a heartbeat are shown but left alone,
+    because clocks may differ. Other runs without a heartbeat are shown but left alone,
     and `own`, the run that called us (MLFLOW_RUN_ID), is skipped. `bring_home` receives the id of
     each closed run, to save what it left on this machine.
     """
