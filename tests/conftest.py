@@ -1,4 +1,4 @@
-"""What every test begins with."""
+"""Sets up every test."""
 
 import gc
 import os

@@ -47,7 +47,7 @@ Monitor = Annotated[str, listed_in("pipeline.evaluation.metrics", "MONITORS")]
 
 @dataclass
 class Preprocess:
-    """How the images of a data set are divided into splits."""
+    """Settings of dividing the images of a data set into splits."""
 
     validation_size: CountOrShare = MISSING
     """Images taken from the training split for validation, or their share; 0 trains on all."""
@@ -59,7 +59,7 @@ class Preprocess:
 
 @dataclass
 class Train:
-    """How the model is fitted."""
+    """Settings of the training."""
 
     epochs: Count = MISSING
     """Passes over the training images."""
@@ -102,7 +102,7 @@ class Train:
 
 @dataclass
 class Evaluate:
-    """What is measured and drawn."""
+    """Settings of the evaluation: metrics and plots."""
 
     test: bool = MISSING
     """Evaluate on the test split; off while choosing between models."""
@@ -124,7 +124,7 @@ class Evaluate:
 
 @dataclass
 class Tracking:
-    """Where and how the run is recorded."""
+    """Settings of recording the run."""
 
     uri: str | None = MISSING
     """MLflow tracking server or store; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
@@ -171,7 +171,7 @@ class Checks:
 
 @dataclass
 class Ingest:
-    """How a data set is checked when it is loaded."""
+    """Checks of a data set when it is loaded."""
 
     checks: Checks = field(default_factory=Checks)
 

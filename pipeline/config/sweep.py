@@ -32,12 +32,12 @@ class JobSettings:
     study: str | None = MISSING
     """Name of the Optuna study that may prune the job."""
     storage: str | None = MISSING
-    """Where that study is kept; null if the address is secret and in the environment instead."""
+    """Storage of that study; null if the address is secret and in the environment instead."""
 
 
 @dataclass
 class Sweep:
-    """What a multirun (`-m`) tries, and how."""
+    """Settings of a multirun (`-m`)."""
 
     params: dict[str, str] = MISSING
     """Values to try per key, written as on the command line, which takes precedence."""

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """What a check has found beyond its limit; `key` is that of the check, `action` as set."""
+    """A finding beyond the limit of a check; `key` is the check's, `action` as configured."""
 
     key: str
     action: str
@@ -147,7 +147,7 @@ def conflicts(raw: RawData, measures: Measures) -> Array:
 
 
 def called(raw: RawData, row: int) -> str:
-    """What a row of the packed array is called: its file, or its split and place in that."""
+    """The name of a row of the packed array: its file, or its split and index in that."""
     if raw.index is not None:
         return printable(raw.index.files[row])
     for name, split in splits_of(raw).items():

@@ -44,7 +44,7 @@ class Exclusion:
 
 
 def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
-    """Those of a data set's `files` that a list names.
+    """The files among a data set's `files` that a list names.
 
     The list may name a file relative to `root`, the folder or archive of the data set, or with it.
 

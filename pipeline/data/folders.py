@@ -292,7 +292,7 @@ def _said(pictures: Pictures, packed: Packed) -> list[str]:
 
 
 def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: Array) -> list[str]:
-    """What was joined, as lines."""
+    """Lines about the pictures that were joined into groups."""
     notes = []
     sizes = np.bincount(named)
     if (sizes > 1).any():

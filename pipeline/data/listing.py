@@ -279,7 +279,7 @@ class _Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where class folders lie: the folders of `sides`, each with the split that it stands for.
+    """The layout of class folders: they are in the folders of `sides`, each of which has a split.
 
     With `inverted`, the folders within the class folders stand for splits. `told` is one line.
     """
@@ -588,7 +588,7 @@ def _table(place: Place, name: str) -> lists.Table:
 def _pictures_of(
     place: Place, name: str, table: lists.Table, wanted: _Wanted
 ) -> tuple[Place, _Found, str]:
-    """Where the pictures of a list lie, what the list says of them, and its layout in one line."""
+    """The place of a list's pictures, what the list says of them, and its layout in one line."""
     told = str(place.root / name)
     pictures, below = place, name[: name.rfind("/") + 1]
     if wanted.root is not None:
@@ -640,7 +640,7 @@ def _too_many(told: str, bad: Sequence[Unreadable], rows: int, max_bad: float) -
 
 
 def _whereabouts(place: Place, below: str, path: str) -> str:
-    """Where a file that a list names really lies, if not where the list says."""
+    """The real path of a file that a list names, if it is not where the list says."""
     name = path.rpartition("/")[2]
     for file in place.contents().files:
         if file.endswith(f"/{path}"):

@@ -1,4 +1,4 @@
-"""What the images of a data set look like, and which are equal: measured once, kept in the cache.
+"""Measures brightness, contrast and colour of images, and finds equal ones; kept in the cache.
 
 `data_summary.json`, recorded with each run, holds the distribution of each quantity, so that new
 pictures can be compared with the training images when these are gone (`drift`).
@@ -22,7 +22,7 @@ from pipeline.system.errors import RequestError
 QUANTITIES = ("brightness", "contrast", "colour")
 """Mean of the pixel values, their standard deviation, mean range over the channels of a pixel."""
 SIZES = ("height", "width", "aspect ratio")
-"""Of the upright picture in its file, in pixels; the ratio is width per height."""
+"""Of the upright picture in its file: height and width in pixels, and width per height."""
 SEEN = 64  # pixels along each side that are measured, about
 KEPT = 1001  # most values of a quantity in a summary; more are replaced by so many quantiles
 NAME = "data_summary.json"

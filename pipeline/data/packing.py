@@ -118,12 +118,12 @@ class Selection:
 
     @cached_property
     def root(self) -> str:
-        """Where the files are, as a whole path."""
+        """The absolute path of the files' folder or archive."""
         return str(self.listing.root.resolve())
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What decides the pixels besides the files."""
+        """The settings that, besides the files, decide the pixels."""
         size = self.packing.size
         return {
             "root": os.fsencode(self.root).hex(),
@@ -194,7 +194,7 @@ def _packed(entry: cache.Entry, folder: Path) -> Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What is known of one file: its `row` in the array, or the reason why it has none."""
+    """The record of one file: its `row` in the array, or the reason why it has none."""
 
     file: str
     stamp: FileStamp

@@ -24,7 +24,7 @@ GONE: Stamp = (-1, -1, -1, -1)
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What lies in a place: `files` in natural order, as POSIX paths relative to its root.
+    """The contents of a place: `files` in natural order, as POSIX paths relative to its root.
 
     `linked` are the linked folders that were not entered. `left_out` counts these and whatever else
     holds no file of the user's: hidden files, empty folders, links in an archive.
@@ -153,7 +153,7 @@ class Folder:
 
 
 def hidden_kind(name: str) -> str:
-    """How a hidden entry is counted: those of the system by name."""
+    """The kind under which a hidden entry is counted: its name if it is the system's."""
     return name if name.lower() in SYSTEM else HIDDEN
 
 

@@ -222,7 +222,7 @@ def swept_values(override: Override) -> list[str]:
 
 
 class JobSource(Protocol):
-    """Where jobs come from: a grid, or a search that learns from their outcomes."""
+    """A source of jobs: a grid, or a search that learns from their outcomes."""
 
     known: bool
     """Whether all jobs are known before the first one runs."""

@@ -63,7 +63,7 @@ JOBS_AT_ONCE: Mapping[str, Callable[[Any], int | None]] = {
 
 
 def jobs_at_once(launcher: Any) -> int | None:
-    """How many jobs a launcher runs at once; None if unknown.
+    """The number of jobs that a launcher runs at once; None if unknown.
 
     For a launcher that is not in `JOBS_AT_ONCE`, its attribute `n_jobs` tells.
     """

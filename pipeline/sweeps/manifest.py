@@ -39,7 +39,7 @@ class Manifest:
 
     @property
     def text(self) -> str:
-        """As JSON."""
+        """The manifest as JSON."""
         return json.dumps(hide_value("", asdict(self)), indent=2) + "\n"
 
     def require_same(self, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""What every program needs: errors, crash-safe files, folders, processes, the terminal."""
+"""General utilities: errors, crash-safe files, folders, processes, secrets, the terminal."""

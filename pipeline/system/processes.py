@@ -47,7 +47,7 @@ def _limits() -> Iterator[Path]:
 
 @cache
 def process_place() -> str:
-    """Where this process' id is valid: host name, boot id and PID namespace.
+    """The scope in which this process' id is valid: host name, boot id and PID namespace.
 
     Containers may share a host name but cannot see each other's processes.
     """

@@ -299,7 +299,7 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
 
 
 def _location(client: mlflow.MlflowClient, uri: str) -> str:
-    """Where the files of a model are, according to the store and not to the files themselves.
+    """The location of a model's files, according to the store and not to the files themselves.
 
     Raises:
         ValueError: a registered version, or a logged model, points elsewhere.

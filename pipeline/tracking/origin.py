@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration, compared between a recorded run and now."""
+"""The origin of a result (code, environment, hardware, data), compared between a run and now."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def packages(environment: str) -> dict[str, str]:
 
 
 def differences(then: Origin, now: Origin) -> list[Difference]:
-    """What has changed, most important first."""
+    """The differences between two origins, most important first."""
     return [
         *_in_code(then, now),
         *in_packages(then.packages, now.packages),

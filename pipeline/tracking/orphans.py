@@ -52,7 +52,7 @@ def running_runs(client: Client, *, own: str | None) -> Running:
 
 
 def unheard(client: Client, runs: Iterable[RecordedRun]) -> list[RecordedRun]:
-    """Those of the runs that have sent no heartbeat since they were read."""
+    """The runs that have sent no heartbeat since they were read."""
     return [run for run in runs if _beat(by_id(client, run.id)) == _beat(run)]
 
 

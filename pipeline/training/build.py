@@ -171,7 +171,7 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
 
 
 def measures() -> dict[str, Any]:
-    """What a model is compiled with besides its optimizer."""
+    """The loss and metrics with which a model is compiled."""
     return {
         # Equals cross-entropy on one-hot labels, without creating them.
         "loss": keras.losses.SparseCategoricalCrossentropy(),

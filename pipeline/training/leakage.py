@@ -51,7 +51,7 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
 
 
 def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
-    """The same pictures in splits of about the same sizes, by class, without regard to groups."""
+    """Divides the same pictures into splits of about the same sizes, by class, ignoring groups."""
     splits = (prepared.train, prepared.val, prepared.test)
     everything = Split(
         images=prepared.train.images,

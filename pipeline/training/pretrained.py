@@ -250,7 +250,7 @@ def tensors_in(content: bytes) -> dict[str, Array]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Described:
-    """Where a tensor lies in its storage; `steps` are the strides, in numbers, per dimension."""
+    """A tensor's position in its storage; `steps` are the strides, in numbers, per dimension."""
 
     storage: str
     first: int

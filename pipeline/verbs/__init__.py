@@ -42,7 +42,7 @@ class Verb:
     uses: str = ""
     """The module of slow imports that the entry makes when it is called; default: its own."""
     takes_run: str = ""
-    """What `run_id` may be other than an id (`latest`), if the verb works on a recorded run."""
+    """Values of `run_id` besides ids (`latest`), if the verb works on a recorded run."""
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
     ignores: frozenset[str] = frozenset()

@@ -22,7 +22,7 @@ EXPLAINED = 12  # mistakes
 
 @dataclass
 class RebuiltReport:
-    """What a rebuilt report shows besides."""
+    """Further contents of a rebuilt report."""
 
     explain: bool = MISSING
     """Show what mattered in the most confident mistakes, and the features of the images."""

@@ -31,7 +31,7 @@ class Compare:
     resamples: Annotated[int, Field(ge=100)] = MISSING
     """Bootstrap resamples."""
     format: Annotated[str, one_of("table", "json")] = MISSING
-    """How to print: a table for people or JSON for scripts."""
+    """Format: a table for people or JSON for scripts."""
 
 
 COMPARE = Verb(

@@ -13,12 +13,12 @@ from pipeline.verbs import OF_RUNS, Verb
 
 @dataclass
 class Doctor:
-    """What to repair, and how to print."""
+    """Settings of `doctor`."""
 
     fix: bool = MISSING
     """Mark runs whose process is gone as KILLED."""
     format: Annotated[str, one_of("table", "json")] = MISSING
-    """How to print: a table for people or JSON for scripts."""
+    """Format: a table for people or JSON for scripts."""
 
 
 DOCTOR = Verb(

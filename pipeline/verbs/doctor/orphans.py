@@ -67,7 +67,7 @@ def running(
 
 
 def folders(client: Client) -> dict[str, Owner]:
-    """How each run and sweep ended and whether it has a model, by absolute path of its folder."""
+    """Status of each run and sweep, and whether it has a model, by its folder's absolute path."""
     found: dict[str, Owner] = {}
     for asked in (Query(has_folder=True), Query(is_sweep=True)):
         for run in search(client, asked):

@@ -17,7 +17,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a lin
 
 @dataclass
 class Promote:
-    """What a run must achieve to become the champion; null disables a gate."""
+    """The gates that a run must pass to become the champion; null disables one."""
 
     max_prediction_gap: Share | None = MISSING
     """Largest difference between the logged probabilities of the test images and those that the
@@ -67,10 +67,10 @@ class Rollback:
 
 @dataclass
 class History:
-    """How to show the ledger."""
+    """Settings of `history`."""
 
     format: Annotated[str, one_of("table", "json")] = MISSING
-    """How to print: a table for people or JSON for scripts."""
+    """Format: a table for people or JSON for scripts."""
 
 
 PROMOTE = Verb(

@@ -19,7 +19,7 @@ class Serve:
     """Which model to serve, where, and what a request may ask for."""
 
     model_uri: str | None = MISSING
-    """As `models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
+    """`models:/fashion_mnist@champion` or `models:/m-…`; null takes the data set's champion."""
     host: str = MISSING
     """Address to listen on; to serve other machines, set PIPELINE_SERVE_TOKEN, which requests
     must then send as `Authorization: Bearer …`."""
