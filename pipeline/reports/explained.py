@@ -12,8 +12,8 @@ from pipeline.data.values import Array, Predictions
 
 HEAT = np.array([(255, 214, 102), (245, 130, 32), (190, 20, 40)], np.float32)  # weak to strong
 SIDE = 104  # pixels of a tile's longer side
-POINTS = 2000  # images in the picture of the features, at most
-SPAN = 1000  # width and height of that picture
+POINTS = 2000  # images in the plot of the features, at most
+SPAN = 1000  # width and height of that plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Explained:
 
     `images` i64[m] are mistakes by their index in the split; `guesses` and `truths` are maps
     f32[m,H,W] of the parts that speak for the predicted and for the true class, by `method`.
-    `scatter` is the picture of the features, or None and `lacking` says why.
+    `scatter` is the plot of the features, or None and `lacking` says why.
     """
 
     images: Array
@@ -76,7 +76,7 @@ def overlay(image: Array, heat: Array, side: int) -> Array:
 
 
 def spread(count: int) -> Array:
-    """Which of `count` images the picture of the features shows, i64[m]: evenly spaced ones."""
+    """Which of `count` images the plot of the features shows, i64[m]: evenly spaced ones."""
     return np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(np.int64))
 
 

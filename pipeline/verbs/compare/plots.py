@@ -1,4 +1,4 @@
-"""Pictures of a comparison: `Comparison → Figure → PNG`, made without pyplot's global state."""
+"""Plots of a comparison: `Comparison → Figure → PNG`, made without pyplot's global state."""
 
 from __future__ import annotations
 
