@@ -58,7 +58,7 @@ def run(
 
     `folder` keeps its log and checkpoints; `watchers` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
-    `fingerprint` is that of the data to use, if the cache has it, as with `ingest`.
+    `fingerprint` identifies the data to use, if the cache has it, as in `ingest`.
     """
     run_id, progress = (start.run_id, start.progress) if start else (None, None)
     spent = progress.seconds if progress else None

@@ -208,7 +208,7 @@ def _raw(
 ) -> RawData:
     """The data set of arrays by split; its labels become 0, 1, … in their natural order.
 
-    `class_names` are those of the labels in this order, `names` that of each label.
+    `class_names` are the names of the labels in this order, `names` maps each label to its name.
     """
     known = np.unique(arrays["train", LABELS])
     if known.dtype.kind == "U":

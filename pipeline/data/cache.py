@@ -50,7 +50,7 @@ class Stream:
 
 
 Content = tuple[Mapping[str, Array | Stream | Path], Mapping[str, Any]]
-"""The arrays of an entry and its description. A path is that of an array's file on the same disk,
+"""The arrays of an entry and its description. A path stands for an array's file on the same disk,
 which the entry takes over as it is."""
 
 

@@ -43,7 +43,7 @@ def ingest(
 
     `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
     one packed array of all images with the rows and labels of each split. With `verify`, every
-    byte of it is compared with its checksum. `fingerprint` is that of the data a recorded run has
+    byte of it is compared with its checksum. `fingerprint` identifies the data that a recorded run
     used: if the cache has it, picture files and the list of `dataset.exclude` are not read.
 
     Raises:

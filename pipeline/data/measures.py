@@ -33,9 +33,9 @@ _VERSION = 1  # raised when the same images give other measures
 class Measures:
     """One entry per image: first those of the training split, then validation, then test.
 
-    `rows` i64[n] are those of the packed array. `values` f32[n,3] are the QUANTITIES, in pixel
-    values. `blank` bool[n] are images of one colour. `equal` i64[M,2] are pairs of rows of equal
-    images, each of a set of equal ones paired with the first.
+    `rows` i64[n] are rows of the packed array. `values` f32[n,3] are the QUANTITIES, in pixel
+    values. `blank` bool[n] marks images of one colour. `equal` i64[M,2] are pairs of rows with
+    equal images: of a set of equal images, each is paired with the first.
     """
 
     rows: Array

@@ -150,13 +150,13 @@ EXACT, NEAR = 0, 1  # kinds of duplicates
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
-    """The files behind a packed array of pictures: one entry per row of it, N in all.
+    """The files behind a packed array of pictures: one entry per row of the array, N in all.
 
-    `files` are relative to `root`, a folder or an archive. `sha256` u8[N,32] is that of each file,
-    `digests` u8[N,32] that of its pixels as decoded. `sizes` i32[N,2] are the height and width of
-    the upright picture, `modes` its Pillow mode. `labels` i32[N]. Pictures with the same number in
-    `groups` i64[N] belong together, so that no two splits share them. `duplicates` i64[M,3] are
-    pairs of rows with EXACT or NEAR, each picture of a set of equal ones paired with the first.
+    `files` are relative to `root`, a folder or an archive. `sha256` u8[N,32] are checksums of the
+    files, `digests` u8[N,32] checksums of their decoded pixels. `sizes` i32[N,2] are the height and
+    width of the upright pictures, `modes` their Pillow modes. `labels` i32[N]. Pictures with the
+    same number in `groups` i64[N] belong together and are in one split. `duplicates` i64[M,3] are
+    pairs of rows with EXACT or NEAR; of a set of equal pictures, each is paired with the first.
     `columns` are further texts of each picture, by name. `unreadable` are files with the reason;
     `left_out` counts what was not taken for a picture; `notes` say what was found and done.
     """
@@ -338,7 +338,7 @@ class Fitted:
 class Predictions:
     """A model's predictions on a split: `probs` f32[N,K], one column per class name.
 
-    `index` is that of the files behind the split's images, if they are a user's own pictures.
+    `index` describes the files behind the split's images, if they are a user's own pictures.
     """
 
     split: Split

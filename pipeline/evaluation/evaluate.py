@@ -57,8 +57,8 @@ def beside(
 ) -> Report:
     """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
 
-    `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for a
-    temperature, that of the validation split is found and applied to the test split.
+    `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for it, finds
+    a temperature on the validation split and applies it to the test split.
     """
     seen = {split: replace(plain[split], probs=probs) for split, probs in views.items()}
     measured = _measured("views", seen)

@@ -104,7 +104,7 @@ def data_html(
 ) -> str:
     """Renders the page of the data set `name`; `findings` are those of its checks.
 
-    `folder` is that of the data set's cache. `augment` makes versions of training images, if the
+    `folder` is the data set's cache. `augment` makes versions of training images, if the
     configuration has an augmentation.
     """
     rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite

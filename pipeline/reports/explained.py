@@ -36,8 +36,8 @@ class FeaturePoint:
 class Scatter:
     """Images by the two directions in which their features vary most.
 
-    `shares` are those of the variance along each; `centres` are the mean place of each class that
-    occurs, by its number; `images` are all of the split.
+    `shares` are the shares of the variance along each; `centres` are the mean places of the classes
+    that occur, by number; `images` is the number of images in the split.
     """
 
     points: tuple[FeaturePoint, ...]

@@ -56,8 +56,8 @@ MOST_BYTES = 8_000_000_000  # of all files of a model
 class ModelVersion:
     """The model that an address referred to when it was looked up.
 
-    `uri` always refers to the same model, even if aliases move; `version` is that of the registered
-    model, None if the address does not name a registered one; `run_id` is the run that saved the
+    `uri` always refers to the same model, even if aliases move; `version` is the version of the
+    registered model, None if the address does not name one; `run_id` is the run that saved the
     model.
     """
 
@@ -73,8 +73,8 @@ class LoadedModel:
     `uri` is the requested address; `logged_uri` (`models:/m-…`) is the model it referred to, which
     does not change when an alias moves. `image_shape` is height, width, channels. `example` are a
     few images u8[N,H,W,C] that the model was saved with, or None. `dark_border` is the share of
-    training images with a dark border (`data/polarity.py`); if it was not recorded, that of the
-    example; None if there is neither. `fit` says how pictures get the model's size
+    training images with a dark border (`data/polarity.py`), or of the example's images if it was
+    not recorded; None if there is neither. `fit` says how pictures are fitted to the model's size
     (`data/pictures.py`). `megabytes` (10⁶ bytes) is the size of all its files.
     """
 

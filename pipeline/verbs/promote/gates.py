@@ -47,11 +47,11 @@ class Champion:
 class Evidence:
     """Everything that the gates judge a run by.
 
-    `fingerprint` is that of the run's recorded data, `fingerprint_now` that of the current data.
+    `fingerprint` identifies the data that the run recorded, `fingerprint_now` the current data.
     `logged`: the run's own test predictions, None if it was not evaluated. `reproduced`: the saved
     model's answers to the same images, f32[N,K]; None if it does not load, and `load_error` says
-    why. `champion` is None if there is none yet; `best` is the former champion of the same line
-    that was right more often than the current one, if there is one.
+    why. `champion` is None if there is none yet; `best` is a former champion of the same line that
+    was right more often than the current one, if there is one.
     """
 
     status: str

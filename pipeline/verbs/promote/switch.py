@@ -52,10 +52,9 @@ class Outrun(PipelineError):
 class Change:
     """An intended move of the alias `champion`, and its line for the ledger.
 
-    `source` and `run_id` are those of the intended champion's model, `tags` and `description` those
-    of its version.
-    `target` is the version to go back to; None makes the ticket itself the champion.
-    The move is valid as long as `line.replaces` is the champion.
+    `source` and `run_id` describe the model of the intended champion, `tags` and `description` its
+    version. `target` is the version to go back to; None makes the ticket itself the champion. The
+    move is valid as long as `line.replaces` is the champion.
     """
 
     line: Attempt
