@@ -42,7 +42,7 @@ class Sweep:
     params: dict[str, str] = MISSING
     """Values to try per key, written as on the command line, which takes precedence."""
     objective: Annotated[list[Objective], Field(min_length=1)] = MISSING
-    """Metrics by which trials are compared; the first ranks them."""
+    """Metrics by which jobs are compared; the first ranks them."""
     direction: list[Annotated[str, one_of("maximize", "minimize")]] | None = MISSING
     """For each objective, whether to maximize or minimize it; null takes the metric's direction."""
     n_trials: Count = MISSING
