@@ -139,6 +139,8 @@ def _command(verb: Verb, flags: list[str]) -> Command:
         verb=verb.name,
         requests=requests(),
         ignored=verb.ignores,
+        needs=verb.needs,
+        first=verb.first,
         multirun="--multirun" in values,
         shows=_shown(flags),
         folders=[Path(values["--config-dir"])] if "--config-dir" in values else [],

@@ -45,19 +45,6 @@ from pipeline.config.words import (
 from pipeline.system.errors import RequestError
 
 _GROUPS = frozenset(one.name for one in fields(Choices))
-_NEEDED = {  # keys that a verb needs although their default is null, with an example
-    **dict.fromkeys(("evaluate", "report", "resume", "reproduce"), "run_id=latest"),
-    "promote": "run_id=best",
-    "predict": "images=photos",
-    "drift": "path=photos",
-}
-MEANT_FIRST = {  # keys that people leave out
-    **{verb: word.partition("=")[0] for verb, word in _NEEDED.items()},
-    "compare": "runs",
-    "serve": "port",
-    "rollback": "to",
-    "sync": "folder",
-}
 # Keys that Hydra sets itself, whatever value is given.
 _FILLED_IN = (
     "choices",
@@ -66,7 +53,6 @@ _FILLED_IN = (
     "hydra.job.override_dirname",
     "hydra.job.config_name",
 )
-NAMES_NO_RUN = ("run", "ingest", "preprocess", "train")  # the verbs that begin a run of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +66,11 @@ class Command:
     shows: bool = False
     """Whether it only shows the configuration."""
     ignored: Collection[str] = ()
-    """Groups and keys that have no effect on the verb."""
+    """Groups and keys that have no effect on the verb; `dataset.` are the keys of a group alone."""
+    needs: str = ""
+    """The setting that the verb cannot do without, although its default is null, as an example."""
+    first: str = ""
+    """The key of a first word that has none."""
     python: bool = False
     """Whether it is a call of `pipeline.compose`."""
     folders: Sequence[Path] = ()
@@ -108,7 +98,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     for word in words:
         _require_no_list(word, command)
         _require_value(word, command, parser)
-    if not command.shows:
+    if not command.shows and not command.multirun:
         for word in words:
             _require_use(word, command)
 
@@ -133,8 +123,8 @@ def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | No
     keys = {one.name: one.type for one in fields(command.request)} if command.request else {}
     if keys.get(word) in (bool, "bool"):
         return f"{word}=true"
-    key = MEANT_FIRST.get(command.verb)
-    if key is None or re.search(r"[=:\s]", word) or word in keys or meant_by(word):
+    key = command.first or command.needs.partition("=")[0]
+    if not key or re.search(r"[=:\s]", word) or word in keys or meant_by(word):
         return None
     several = [one for one in words if "=" not in one] if key == "runs" else [word]
     return _written(key, ",".join(several))
@@ -233,15 +223,6 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
             raise RequestError(f"{word}: no setting of a run; it belongs to {how}")
         example = f"python -m pipeline {group} {setting}" if "." in bare else group
         raise RequestError(f"{word} has no effect on {command.verb}; it belongs to {example}")
-    if (
-        key == "run_id"
-        and command.verb in NAMES_NO_RUN
-        and not (command.python or command.multirun)
-    ):
-        raise RequestError(
-            f"{word} has no effect on {command.verb}, which makes a new run; it names a recorded "
-            "one, as in python -m pipeline evaluate run_id=latest"
-        )
 
 
 def _require_use(word: str, command: Command) -> None:
@@ -250,12 +231,23 @@ def _require_use(word: str, command: Command) -> None:
     Raises:
         RequestError: says where they belong.
     """
-    group = re.split(r"[./@=]", full_key(word.lstrip("+~"), command.verb, command.request))[0]
-    if group in command.ignored:
-        raise RequestError(
-            f"{word} has no effect on {command.verb}; it belongs to a run, as in "
-            f"python -m pipeline {quoted_word(word)}"
-        )
+    key = re.split(r"[/@=]", full_key(word.lstrip("+~"), command.verb, command.request))[0]
+    if not any(_covers(part, key) for part in command.ignored):
+        return
+    no_effect = f"{word} has no effect on {command.verb}"
+    if key == "run_id":
+        example = "python -m pipeline evaluate run_id=latest"
+        raise RequestError(f"{no_effect}; it names a recorded run, as in {example}")
+    raise RequestError(
+        f"{no_effect}; it belongs to a run, as in python -m pipeline {quoted_word(word)}"
+    )
+
+
+def _covers(part: str, key: str) -> bool:
+    """Whether `group` or `group.key` is or holds the key; `group.` holds its keys alone."""
+    if part.endswith("."):
+        return key.startswith(part)
+    return f"{key}.".startswith(f"{part}.")
 
 
 def _our_sweeper(words: Iterable[str]) -> bool:
@@ -298,15 +290,15 @@ class _Setting:
     """The key as Hydra knows it."""
     hint: Any
     """Type and rule of the value; None if unknown."""
-    verb: str
+    of: Command
 
     @property
     def needed(self) -> str | None:
         """How to write the setting, if it must have a value."""
         if self.key == "dataset.path":  # null is for those that are downloaded
             return f"{self.name}=photos"
-        key, _, example = _NEEDED.get(self.verb, "").partition("=")
-        return f"{self.name}={example}" if self.key in (key, f"{self.verb}.{key}") else None
+        key, _, example = self.of.needs.partition("=")
+        return f"{self.name}={example}" if self.key in (key, f"{self.of.verb}.{key}") else None
 
     @property
     def takes_null(self) -> bool:
@@ -347,7 +339,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     name, equals, value = bare.partition("=")
     key = full_key(bare, command.verb, command.request)
     hint = annotation_for(key, command.verb, command.request)
-    setting = _Setting(word=word, name=name, value=value, key=key, hint=hint, verb=command.verb)
+    setting = _Setting(word=word, name=name, value=value, key=key, hint=hint, of=command)
     if equals:
         _require_one(setting)
         _require_something(setting, command)

@@ -18,9 +18,12 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import import_slow
 
-# Parts of the configuration that only a training uses, and those that only a run uses.
+# What only a training uses; what a recorded run has decided; what only a run uses. A name stands
+# for a group with its keys, or for one key; `dataset.` for the keys of a group without its choice.
 OF_TRAINING = frozenset({"model", "optimizer", "schedule", "augment", "train", "seed"})
-OF_RUNS = OF_TRAINING | {"preprocess", "evaluate"}
+NAMING = frozenset({"tracking.run_name", "tracking.tags", "tracking.log_model"})
+DECIDED = OF_TRAINING | NAMING | {"preprocess", "ingest", "dataset."}
+OF_RUNS = DECIDED | {"evaluate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +44,14 @@ class Verb:
     """Dataclass of the verb's own keys, which form the group `name` of the configuration."""
     uses: str = ""
     """The module of slow imports that the entry makes when it is called; default: its own."""
-    takes_run: str = ""
-    """Values of `run_id` besides ids (`latest`), if the verb works on a recorded run."""
+    needs: str = ""
+    """The setting that it cannot do without, as an example: `run_id=latest` or `images=photos`."""
+    first: str = ""
+    """The key of a first word that has none; default: that of `needs`."""
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
     ignores: frozenset[str] = frozenset()
-    """The parts of the configuration that have no effect on it; setting them is refused."""
+    """Groups and keys of the configuration that have no effect on it; setting them is refused."""
     keeps_log: bool = True
     """Whether it gets a folder for its log; without one, it also works in read-only folders."""
 
@@ -56,7 +61,7 @@ class Verb:
         Raises:
             RequestError: `run_id` is missing.
         """
-        if self.takes_run:
+        if self.needs.startswith("run_id="):
             self.run_id(config)
         import_slow(self.uses or self.entry.partition(":")[0])
 
@@ -67,9 +72,7 @@ class Verb:
             RequestError: it names none.
         """
         if config.run_id is None:
-            raise RequestError(
-                f"run_id: say which run to {self.name}, run_id=<id> or run_id={self.takes_run}"
-            )
+            raise RequestError(f"run_id: say which run to {self.name}, run_id=<id> or {self.needs}")
         return config.run_id
 
     def carry_out(self, config: Config, request: Any, folder: Path) -> Any:

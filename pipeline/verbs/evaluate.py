@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
-from pipeline.verbs import OF_TRAINING, Verb
+from pipeline.verbs import DECIDED, Verb
 
 if TYPE_CHECKING:
     from pipeline.run import Result
 
 EVALUATE = Verb(
     name="evaluate",
-    ignores=OF_TRAINING | {"preprocess"},
+    ignores=DECIDED | {"evaluate.leakage"},
     help="evaluate the model of run_id=<id> or latest",
     entry="pipeline.verbs.evaluate:evaluate_recorded",
     uses="pipeline.run",
-    takes_run="latest",
+    needs="run_id=latest",
 )
 
 

@@ -34,7 +34,7 @@ REPORT = Verb(
     help="build report.html of run_id=<id> or latest",
     entry="pipeline.verbs.report:report",
     uses="pipeline.reports.write",
-    takes_run="latest",
+    needs="run_id=latest",
     request=RebuiltReport,
 )
 

@@ -16,6 +16,7 @@ RUN = Verb(
     name="run",
     help="train, evaluate and record one model (the default)",
     entry="pipeline.run:run",
+    ignores=frozenset({"run_id"}),
     records=True,
 )
 TRAIN = Verb(
@@ -23,6 +24,7 @@ TRAIN = Verb(
     help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train_without_test",
     uses="pipeline.run",
+    ignores=frozenset({"run_id", "evaluate.test"}),
     records=True,
 )
 

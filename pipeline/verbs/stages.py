@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 INGEST = Verb(
     name="ingest",
-    ignores=frozenset({"optimizer", "schedule", "train", "evaluate"}),
+    ignores=frozenset({"run_id", "optimizer", "schedule", "train", "evaluate", "tracking"}),
     help="fetch, verify, cache and check the data, and show it on a page",
     entry="pipeline.verbs.stages:ingested",
     show="pipeline.verbs.stages:show_ingested",
 )
 PREPROCESS = Verb(
     name="preprocess",
-    ignores=OF_TRAINING | {"evaluate"},
+    ignores=OF_TRAINING | {"run_id", "evaluate", "tracking"},
     help="split the data and cache the splits",
     entry="pipeline.verbs.stages:preprocessed",
     show="pipeline.verbs.stages:show_preprocessed",

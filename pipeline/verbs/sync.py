@@ -29,7 +29,8 @@ class Sync:
 
 SYNC = Verb(
     name="sync",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"run_id", "dataset", "data_dir"},
+    first="folder",
     help="send runs that were recorded while their store was away, or with tracking.offline=true",
     entry="pipeline.verbs.sync:sync",
     show="pipeline.verbs.sync:show",

@@ -45,7 +45,7 @@ def test_a_verb_without_the_run_that_it_needs_is_refused_before_it_imports_anyth
 ) -> None:
     loaded: list[str] = []
     monkeypatch.setattr("pipeline.verbs.import_slow", loaded.append)
-    needing = [verb for verb in VERBS.values() if verb.takes_run]
+    needing = [verb for verb in VERBS.values() if verb.needs.startswith("run_id=")]
     assert {verb.name for verb in needing} == {
         *("evaluate", "promote", "report", "reproduce", "resume")
     }

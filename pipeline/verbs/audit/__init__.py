@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.rules import Count, ending_in
-from pipeline.verbs import Verb
+from pipeline.verbs import NAMING, Verb
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Audit:
 
 AUDIT = Verb(
     name="audit",
-    ignores=frozenset({"evaluate"}),
+    ignores=NAMING | {"run_id", "evaluate", "ingest"},
     help="find labels that are likely wrong, and list them for dataset.exclude",
     entry="pipeline.verbs.audit.command:audit_labels",
     show="pipeline.verbs.audit.command:show",

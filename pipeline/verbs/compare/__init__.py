@@ -36,7 +36,8 @@ class Compare:
 
 COMPARE = Verb(
     name="compare",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"run_id", "data_dir"},
+    first="runs",
     help="compare recorded runs: are their differences significant?",
     entry="pipeline.verbs.compare.command:compare",
     show="pipeline.verbs.compare.command:show",

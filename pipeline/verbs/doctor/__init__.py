@@ -23,7 +23,7 @@ class Doctor:
 
 DOCTOR = Verb(
     name="doctor",
-    ignores=OF_RUNS,
+    ignores=(OF_RUNS | {"run_id"}) - {"dataset."},
     help="find problems and say how to fix them",
     entry="pipeline.verbs.doctor.command:examine",
     show="pipeline.verbs.doctor.command:show",

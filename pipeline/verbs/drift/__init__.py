@@ -8,7 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from pipeline.config.rules import Count, ending_in
-from pipeline.verbs import Verb
+from pipeline.verbs import OF_RUNS, Verb
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Drift:
 
 DRIFT = Verb(
     name="drift",
+    ignores=OF_RUNS,
+    needs="path=photos",
     help="compare path=<new pictures> with the data of run_id=<id> or the champion",
     entry="pipeline.verbs.drift.command:drift",
     show="pipeline.verbs.drift.command:show",

@@ -35,7 +35,8 @@ class Predict:
 
 PREDICT = Verb(
     name="predict",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"data_dir"},
+    needs="images=photos",
     help="classify images=<file, folder or pattern>",
     entry="pipeline.verbs.predict.command:predict_files",
     show="pipeline.verbs.predict.command:show",

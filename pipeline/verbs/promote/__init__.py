@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.rules import Count, Positive, Share, one_of
+from pipeline.config.schema import Evaluate
 from pipeline.system.errors import RequestError
-from pipeline.verbs import OF_RUNS, OF_TRAINING, Verb
+from pipeline.verbs import DECIDED, OF_RUNS, Verb
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a line of the ledger
 
@@ -75,16 +76,18 @@ class History:
 
 PROMOTE = Verb(
     name="promote",
-    ignores=OF_TRAINING | {"preprocess"},
+    ignores=(DECIDED | {f"evaluate.{one.name}" for one in fields(Evaluate)})
+    - {"evaluate.batch_size"},
     help="make the model of run_id=<id> or best the champion",
     entry="pipeline.verbs.promote.promote:promote",
     show="pipeline.verbs.promote.promote:show",
     request=Promote,
-    takes_run="best",
+    needs="run_id=best",
 )
 ROLLBACK = Verb(
     name="rollback",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"run_id", "data_dir"},
+    first="to",
     help="go back to the previous champion, or to=<version>",
     entry="pipeline.verbs.promote.rollback:rollback",
     show="pipeline.verbs.promote.promote:show",
@@ -92,7 +95,7 @@ ROLLBACK = Verb(
 )
 HISTORY = Verb(
     name="history",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"run_id", "data_dir"},
     help="show every promotion, rollback and refusal",
     entry="pipeline.verbs.promote.rollback:history",
     show="pipeline.verbs.promote.rollback:show_history",

@@ -8,7 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.verbs import Verb
+from pipeline.verbs import NAMING, Verb
 
 
 @dataclass
@@ -25,6 +25,7 @@ REPRODUCE = Verb(
     entry="pipeline.verbs.reproduce.command:reproduce",
     show="pipeline.verbs.reproduce.command:show",
     request=Reproduce,
-    takes_run="latest",
+    ignores=NAMING,
+    needs="run_id=latest",
     records=True,
 )

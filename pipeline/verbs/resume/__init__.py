@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from pipeline.verbs import Verb
+from pipeline.verbs import NAMING, Verb
 
 
 @dataclass
@@ -22,5 +22,6 @@ RESUME = Verb(
     help="resume the unfinished run_id=<id> or latest from its last checkpoint",
     entry="pipeline.verbs.resume.command:resume",
     request=Resume,
-    takes_run="latest",
+    ignores=NAMING,
+    needs="run_id=latest",
 )

@@ -37,7 +37,8 @@ class Serve:
 
 SERVE = Verb(
     name="serve",
-    ignores=OF_RUNS,
+    ignores=OF_RUNS | {"run_id", "data_dir"},
+    first="port",
     help="answer requests with the champion, or another model",
     entry="pipeline.verbs.serve.command:serve",
     request=Serve,
