@@ -6,9 +6,11 @@ the same image everywhere and the memory of all decoding threads stays bounded.
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from threading import Condition
@@ -42,11 +44,17 @@ _DEEPEST = 65_535
 _DARKEST = 16_384  # 16-bit pictures with no brighter value have 14 bits or fewer
 _SCALED = ("PPM", "JPEG2000")  # formats whose deep values Pillow scales itself
 _MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # TIFF tags
+_PHOTOMETRIC, _TILE_WIDTH, _TILE_HEIGHT = 262, 322, 323  # TIFF tags
+_WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
 _ORIENTATION = 0x0112  # Exif tag
 _TURNED = (5, 6, 7, 8)  # its values that exchange height and width
 _LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins
-# Bytes per pixel that a decoder needs in addition to the picture.
+_ICONS = b"\0\0\1\0"  # how a file of icons begins
+_LARGEST_ICON = 2**20  # pixels
+_LATE = ("ICO", "TGA")  # Pillow decodes an icon as it opens it, and takes much for a TGA
+# Bytes per pixel that a decoder, by format or its own name, needs in addition to the picture.
 _BESIDE = {"WEBP": 12, "AVIF": 12, "JPEG2000": 32, "TIFF": 8, "ICO": 8, "PPM": 8, "QOI": 8}
+_BESIDE |= {"bmp_rle": 3}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
 
 
@@ -84,10 +92,7 @@ def open_picture(
             picture.decodermaxblock = max(source.getbuffer().nbytes, ImageFile.MAXBLOCK)
         needed = _memory(picture, width * height, side, fit)
         if needed > AT_WORK:
-            raise ValueError(
-                f"has {width * height:,} pixels, which take {needed / 1e6:,.0f} MB to decode; "
-                "make it smaller"
-            )
+            raise ValueError(_too_large(width * height, needed))
         deep = any(";16" in str(part) for part in getattr(picture, "tile", ()))
         with BUDGET.taking(needed):
             picture.load()
@@ -105,8 +110,14 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
     Raises:
         Exception: as `load_picture`.
     """
+    file = regular(source) if isinstance(source, Path) else source
+    early = tuple(one for one in formats if one not in _LATE)
     try:
-        return Image.open(regular(source) if isinstance(source, Path) else source, formats=formats)
+        try:
+            return Image.open(file, formats=early)
+        except UnidentifiedImageError:
+            _require_small_icon(file)
+            return Image.open(file, formats=tuple(one for one in formats if one in _LATE))
     except Image.DecompressionBombError as error:
         size = re.search(r"\d+", str(error))
         pixels = f"{int(size[0]):,}" if size else "too many"
@@ -118,15 +129,69 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
         raise
 
 
+def _too_large(pixels: int, needed: int) -> str:
+    return f"has {pixels:,} pixels, which take {needed / 1e6:,.0f} MB to decode; make it smaller"
+
+
+def _require_small_icon(source: Path | BinaryIO) -> None:
+    """Refuses a large icon, before Pillow decodes it by opening it.
+
+    Raises:
+        ValueError: as said.
+    """
+    from PIL.BmpImagePlugin import DibImageFile
+    from PIL.IcoImagePlugin import IcoFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        if not begins(file, _ICONS):
+            return
+        try:
+            file.seek(0)
+            place = IcoFile(file).entry[0].offset  # of the one that Pillow reads
+            file.seek(place)
+            kind = PngImageFile if file.read(4) == b"\x89PNG" else DibImageFile
+            file.seek(place)
+            pixels = math.prod(kind(file).size)
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            return  # Pillow refuses it too
+    if pixels > _LARGEST_ICON:
+        raise ValueError(f"is an icon of {pixels:,} pixels; save it as PNG")
+
+
 def _memory(picture: Picture, pixels: int, side: int, fit: str) -> int:
     """Upper bound of the bytes to decode and fit a picture of `pixels` pixels before reduction."""
     now = picture.width * picture.height
-    decoder = _BESIDE.get(picture.format or "", 0) * now
-    if picture.info.get("progressive"):  # libjpeg keeps all coefficients, 2 bytes each
+    names = (picture.format or "", *(tile[0] for tile in getattr(picture, "tile", ())))
+    tile = (_tag(picture, _TILE_WIDTH) or 0) * (_tag(picture, _TILE_HEIGHT) or 0)
+    decoder = max(_BESIDE.get(name, 0) for name in names) * max(now, tile)
+    if _in_several_scans(picture):  # libjpeg keeps all coefficients, 2 bytes each
         decoder = 2 * len(picture.getbands()) * pixels
     longest = 2 * REDUCED * side  # after reduction
     kept = min(now, longest * min(longest, *picture.size)) if fit == PAD else now
     return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, TILE))
+
+
+def _in_several_scans(picture: Picture) -> bool:
+    """Whether a JPEG is progressive, or has scans of less than all its channels."""
+    if picture.info.get("progressive"):
+        return True
+    if not isinstance(picture, ImageFile.ImageFile) or picture.format not in ("JPEG", "MPO"):
+        return False
+    file, channels = picture.fp, len(picture.getbands())
+    assert file is not None
+    if picture.format == "MPO":  # Pillow has gone back to its start
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        file.seek(0)
+        JpegImageFile(file)
+    end = file.tell()  # of the header of the first scan, whose length tells its channels
+    file.seek(max(0, end - 8 - 2 * channels))
+    before = file.read(end - file.tell())
+    return any(
+        before[-8 - 2 * few :].startswith(bytes([0xFF, 0xDA, 0, 6 + 2 * few, few]))
+        for few in range(1, channels)
+    )
 
 
 class _Budget:
@@ -230,6 +295,8 @@ def _reduced(picture: Picture, factor: int) -> Picture:
     Works tile by tile: a whole picture in another mode could take many times the memory.
     """
     highest = _highest(picture)
+    # Pillow itself inverts those of up to 8 bits.
+    negative = highest is not None and _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO
     mode = "RGB"
     if picture.has_transparency_data:
         mode = "RGBA"
@@ -246,6 +313,7 @@ def _reduced(picture: Picture, factor: int) -> Picture:
             box = (left, top, min(left + across, width), min(top + down, height))
             tile = picture.crop(box)
             tile = _eight_bit(tile, highest) if highest else tile.convert(mode)
+            tile = ImageChops.invert(tile) if negative else tile
             made.paste(tile.reduce(factor), (left // factor, top // factor))
     made.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
     return made
@@ -292,11 +360,16 @@ def _extrema(picture: Picture) -> tuple[int, int]:
 
 def _declared(picture: Picture) -> int | None:
     """The highest value that a TIFF file declares, None if it declares none."""
-    tags = getattr(picture, "tag_v2", {})
-    highest, bits = tags.get(_MAX_SAMPLE_VALUE), tags.get(_BITS_PER_SAMPLE, (16,))
+    highest, bits = _tag(picture, _MAX_SAMPLE_VALUE), _tag(picture, _BITS_PER_SAMPLE) or 16
     if highest is not None:
-        return int(max(highest) if isinstance(highest, tuple) else highest) or None
-    return 2 ** bits[0] - 1 if bits[0] < 16 else None
+        return highest or None
+    return 2**bits - 1 if bits < 16 else None
+
+
+def _tag(picture: Picture, number: int) -> int | None:
+    """The value of a TIFF file's tag, the largest of several, None if it has none."""
+    value = getattr(picture, "tag_v2", {}).get(number)
+    return None if value is None else int(max(value) if isinstance(value, tuple) else value)
 
 
 def _require_deep(picture: Picture) -> None:
@@ -334,6 +407,25 @@ def picture_of(pixels: Array) -> Picture:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def fitted_pixels(pixels: Array, shape: Shape, *, fit: str = PAD) -> Array:
+    """As `fitted` for pixels u8[H,W,C]; waits while other pictures take too much memory."""
+    with BUDGET.taking(require_room(pixels.shape)):
+        return fitted(picture_of(pixels), shape, fit=fit)
+
+
+def require_room(shape: tuple[int, ...]) -> int:
+    """Bytes that it takes to fit an image of that shape [H,W,C].
+
+    Raises:
+        ValueError: they are more than AT_WORK.
+    """
+    height, width, channels = shape
+    needed = (4 + channels) * height * width + 24 * min(height * width, TILE)
+    if needed > AT_WORK:
+        raise ValueError(_too_large(height * width, needed))
+    return needed
 
 
 def as_stack(array: Array, shape: Shape) -> Array:

@@ -22,7 +22,7 @@ from PIL import UnidentifiedImageError
 
 from pipeline.data.cache import let_go
 from pipeline.data.files import Unreadable, is_array, open_array, printable
-from pipeline.data.pictures import PAD, as_stack, fitted, load_picture, picture_of
+from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
 from pipeline.system.errors import one_line
 
@@ -175,6 +175,7 @@ def _decode(files: tuple[Path, ...], shape: Shape, fit: str) -> Block:
 def _array_tasks(file: Path, shape: Shape, at_once: int, fit: str) -> Iterator[Task]:
     try:
         stack = as_stack(open_array(file), shape)
+        require_room(stack.shape[1:])
     except Exception as error:  # a reader may raise anything for a damaged file
         refused = Block(
             images=np.empty((0, *shape), np.uint8),
@@ -184,6 +185,7 @@ def _array_tasks(file: Path, shape: Shape, at_once: int, fit: str) -> Iterator[T
         )
         yield lambda: refused
         return
+    at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(stack.shape[1:])))
     for start in range(0, len(stack), at_once):
         rows = range(len(stack))[start : start + at_once]
         yield partial(_slice, file, stack, rows, shape, fit)
@@ -193,7 +195,7 @@ def _slice(file: Path, stack: Array, rows: range, shape: Shape, fit: str) -> Blo
     let_go(stack)  # the parts read before: an array may be larger than memory
     part = stack[rows.start : rows.stop]
     if part.shape[1:] != shape:
-        part = np.stack([fitted(picture_of(pixels), shape, fit=fit) for pixels in part])
+        part = np.stack([fitted_pixels(pixels, shape, fit=fit) for pixels in part])
     return Block(
         images=part,
         files=(file,) * len(part),

@@ -14,6 +14,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
 _OWNER, _LOCK = "run_id", ".run.lock"
+_MODEL = "model"  # what a run saves there until its store has it
 ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
 
@@ -44,15 +45,17 @@ def vacate(folder: Path) -> None:
     """Empties the folder of an earlier run for a new one: deletes its artefacts and checkpoints.
 
     Raises:
-        RequestError: the artefacts there belong to no run, or they cannot be deleted.
+        RequestError: those there belong to no run, or they cannot be deleted.
     """
-    artifacts = folder / "artifacts"
-    if artifacts.is_symlink() or (artifacts.exists() and owner(folder) is None):
-        raise RequestError(f"{artifacts} was not made by a run; {ELSEWHERE}")
+    left = [folder / name for name in ("artifacts", "checkpoints", _MODEL)]
+    left = [place for place in left if os.path.lexists(place)]
+    for place in left:
+        no_model = place.name == _MODEL and not (place / "MLmodel").exists()
+        if place.is_symlink() or owner(folder) is None or no_model:
+            raise RequestError(f"{place} was not made by a run; {ELSEWHERE}")
     try:
-        for name in ("artifacts", "checkpoints", "model"):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
+        for place in left:
+            shutil.rmtree(place)
     except OSError as error:
         raise RequestError(
             f"{folder}: what an earlier run left there cannot be deleted: {error}; {ELSEWHERE}"

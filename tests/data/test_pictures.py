@@ -353,3 +353,106 @@ def test_a_picture_of_few_bytes_and_many_pixels_takes_little_memory(
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert any("to decode; make it smaller" in line for line in said) == refused
     assert int(said[-1]) < 550_000  # kB, 100 MB of them for Python and numpy
+
+
+def in_scans(width: int, height: int, channels: int) -> bytes:
+    """A sequential JPEG with a scan of its own for each channel."""
+    grey = io.BytesIO()
+    Image.new("L", (width, height), 90).save(grey, "JPEG")
+    whole = grey.getvalue()
+    frame, scan = whole.index(b"\xff\xc0"), whole.index(b"\xff\xda")
+    tables = whole[frame + 2 + int.from_bytes(whole[frame + 2 : frame + 4], "big") : scan]
+    made = whole[:frame] + struct.pack(
+        ">2sHBHHB", b"\xff\xc0", 8 + 3 * channels, 8, height, width, channels
+    )
+    made += b"".join(bytes([number, 0x11, 0]) for number in range(channels)) + tables
+    for number in range(channels):
+        made += b"\xff\xda\0\x08\x01" + bytes([number, 0, 0, 63, 0]) + whole[scan + 10 : -2]
+    return made + b"\xff\xd9"
+
+
+def in_runs(width: int, height: int) -> bytes:
+    """A BMP whose rows are runs of one colour."""
+    row = bytes([255, 7]) * (width // 255) + bytes([width % 255, 7, 0, 0])
+    packed, palette = row * height + b"\0\1", bytes(1024)
+    sizes = (40, width, height, 1, 8, 1, len(packed), 0, 0, 256, 0)
+    start = 14 + 40 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", start + len(packed), 0, 0, start)
+    return head + struct.pack("<IiiHHIIiiII", *sizes) + palette + packed
+
+
+def in_a_tile(side: int) -> bytes:
+    """A TIFF of 16 × 16 pixels, stored in one compressed tile of `side` × `side`."""
+    packed = zlib.compress(bytes(side * side), 1)
+    entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side}
+    entries |= {324: 8 + 2 + 12 * 10 + 4, 325: len(packed)}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4) + packed
+
+
+def in_an_icon(side: int) -> bytes:
+    """A file of icons with one that is a PNG."""
+    png = io.BytesIO()
+    Image.new("RGBA", (side, side)).save(png, "PNG")
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(png.getvalue()), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png.getvalue()
+
+
+def in_several_pictures(content: bytes) -> bytes:
+    """A JPEG as one of several pictures in a file."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(
+        file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
+    )
+    start = file.getvalue()
+    segment = start.index(b"\xff\xe2")
+    end = segment + 2 + int.from_bytes(start[segment + 2 : segment + 4], "big")
+    return content[:2] + start[segment:end] + content[2:]
+
+
+@pytest.mark.parametrize(
+    ("content", "needed"),
+    [
+        (in_scans(800, 800, 3), 3_840_000),
+        (in_scans(800, 800, 4), 5_120_000),
+        (in_several_pictures(in_scans(800, 800, 3)), 3_840_000),
+        (in_runs(1000, 1000), 4_000_000),
+        (in_a_tile(800), 5_120_000),
+    ],
+    ids=["scans", "four scans", "scans of several pictures", "runs", "tile"],
+)
+def test_what_a_decoder_takes_beside_the_picture_is_counted_before_it_starts(
+    content: bytes, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_picture(io.BytesIO(content), GREY).shape == GREY
+    monkeypatch.setattr(pictures, "AT_WORK", needed)
+    monkeypatch.setattr(pictures, "TILE", 0)
+    with pytest.raises(ValueError, match="MB to decode; make it smaller"):
+        load_picture(io.BytesIO(content), GREY)
+    plain = io.BytesIO()
+    Image.new("RGB", (800, 800)).save(plain, "JPEG")
+    assert load_picture(plain, GREY).shape == GREY  # libjpeg keeps no more than a row
+
+
+def test_a_large_icon_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.ico").write_bytes(in_an_icon(256))
+    assert load_picture(tmp_path / "small.ico", GREY).shape == GREY
+    large = in_an_icon(1025)
+    (tmp_path / "large.ico").write_bytes(large)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(ValueError, match="is an icon of 1,050,625 pixels; save it as PNG"):
+        load_picture(tmp_path / "large.ico", GREY)
+    with pytest.raises(ValueError, match="is an icon"):
+        load_picture(io.BytesIO(large), GREY)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_deflate"])
+def test_a_negative_of_sixteen_bits_is_read_as_one_of_eight(
+    tmp_path: Path, compression: str | None
+) -> None:
+    negative = {"tiffinfo": {262: 0}, "compression": compression}
+    deep = saved(tmp_path / "a.tif", (65_535 - DISC * 257).astype(np.uint16), **negative)
+    made = load_picture(deep, (48, 48, 1))
+    np.testing.assert_array_equal(made[..., 0], DISC)

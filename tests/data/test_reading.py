@@ -9,7 +9,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline.data import reading
+from pipeline.data import pictures, reading
 from pipeline.data.reading import Block, read_blocks
 
 SHAPE = (3, 3, 1)
@@ -181,3 +181,24 @@ def test_of_a_large_array_only_the_blocks_at_work_are_in_memory(
         most = max(most, in_memory())
     assert total == 40 * 2**20
     assert 2**20 <= most <= 10 * 2**20
+
+
+def test_an_array_of_images_too_large_to_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "AT_WORK", 100_000)
+    large = stack(tmp_path / "large.npy", 7, side=60)
+    small = stack(tmp_path / "small.npy", 7, side=50)
+    blocks, told = blocks_of([large, small])
+    [one] = [one for part in told for one in part.unreadable]
+    assert one.file == large
+    assert one.reason == "has 3,600 pixels, which take 0 MB to decode; make it smaller"
+    assert rows(blocks) == [("small.npy", 0, 7)]
+
+
+def test_of_an_array_of_large_images_few_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 200)
+    _, told = blocks_of([stack(tmp_path / "a.npy", 1, 2, 3, 4, 5, side=9)])  # 81 bytes each
+    assert [len(part) for part in told] == [2, 2, 1]

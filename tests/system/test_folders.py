@@ -50,6 +50,7 @@ def test_a_new_run_takes_the_folder_over_without_the_checkpoints_of_the_one_befo
     tmp_path: Path,
 ) -> None:
     assert owner(tmp_path) is None
+    move_in(tmp_path, "before")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.keras").write_bytes(b"of another run")
     move_in(tmp_path, "abc")
@@ -59,7 +60,8 @@ def test_a_new_run_takes_the_folder_over_without_the_checkpoints_of_the_one_befo
 
 def test_what_an_earlier_run_left_goes_and_nothing_else(tmp_path: Path) -> None:
     move_in(tmp_path, "first")
-    for name in ("artifacts/code.patch", "artifacts/tensorboard/train/events", "notes/mine.txt"):
+    left = ("artifacts/code.patch", "artifacts/tensorboard/train/events", "model/MLmodel")
+    for name in (*left, "notes/mine.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("of the first")
     move_in(tmp_path, "first")  # its own stays
@@ -69,14 +71,24 @@ def test_what_an_earlier_run_left_goes_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "run_id"]
 
 
-def test_artefacts_that_no_run_has_left_are_kept_and_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts" / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["artifacts", "checkpoints", "model"])
+def test_what_no_run_has_left_is_kept_and_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
     for enter in (move_in, claim):
         with pytest.raises(RequestError, match="was not made by a run; choose another folder"):
             enter(tmp_path, "abc")
     assert owner(tmp_path) is None
-    assert (tmp_path / "artifacts" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_named_model_that_no_run_has_saved_is_kept(tmp_path: Path) -> None:
+    move_in(tmp_path, "first")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.py").touch()
+    with pytest.raises(RequestError, match="model was not made by a run"):
+        move_in(tmp_path, "second")
+    assert (tmp_path / "model" / "mine.py").exists()
 
 
 def test_a_linked_folder_of_artefacts_is_refused(tmp_path: Path) -> None:
