@@ -7,7 +7,8 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -241,11 +242,19 @@ def regular(file: Path) -> Path:
 
 def begins(file: Path | BinaryIO, start: bytes) -> bool:
     """Whether the content of a file begins with these bytes."""
+    with opened(file) as content:
+        return content.read(len(start)) == start
+
+
+@contextmanager
+def opened(file: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The content of a file from its start, also of one that is open already."""
     if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return begins(opened, start)
-    file.seek(0)
-    return file.read(len(start)) == start
+        with file.open("rb") as content:
+            yield content
+    else:
+        file.seek(0)
+        yield file
 
 
 def printable(file: Path | str) -> str:

@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from threading import Condition
@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
-from pipeline.data.files import FORMATS, begins, regular
+from pipeline.data.files import FORMATS, begins, opened, regular
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
@@ -143,11 +143,10 @@ def _require_small_icon(source: Path | BinaryIO) -> None:
     from PIL.IcoImagePlugin import IcoFile
     from PIL.PngImagePlugin import PngImageFile
 
-    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
-        if not begins(file, _ICONS):
-            return
+    if not begins(source, _ICONS):
+        return
+    with opened(source) as file:
         try:
-            file.seek(0)
             place = IcoFile(file).entry[0].offset  # of the one that Pillow reads
             file.seek(place)
             kind = PngImageFile if file.read(4) == b"\x89PNG" else DibImageFile
