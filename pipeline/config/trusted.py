@@ -62,15 +62,6 @@ def is_trusted(target: str) -> bool:
     return any(target.startswith(f"{module}.") for module in _trusted)
 
 
-def functions() -> dict[str, Callable[..., Any]]:
-    """The public functions that the trusted modules define, by their dotted names."""
-    return {
-        f"{module}.{name}": trusted_function
-        for module in _trusted
-        for name, trusted_function in public_functions(module).items()
-    }
-
-
 def trusted_function(target: str) -> Callable[..., Any]:
     """The function with that dotted name.
 

@@ -16,7 +16,7 @@ from pipeline.data.values import Array, RawData
 from pipeline.system.errors import RequestError, first_of
 
 NAMED = 3  # classes or files that a message names
-IGNORE, WARN, REFUSE = "ignore", "warn", "refuse"
+IGNORE, REFUSE = "ignore", "refuse"  # besides "warn"
 
 Told = tuple[str, float]  # what was found, and the limit that would accept it
 FINE: Told = ("", 0.0)

@@ -23,7 +23,6 @@ GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
 CELLS = 8  # parts along each side of an image that are covered in turn, overlapping by half
 FEWEST = 4  # rows of a map of features, unless all are smaller
 AT_ONCE = 256  # images of 28×28; fewer of larger ones
-PROBABILITIES = "probabilities"  # the last layer, as `training/models.py` names it
 
 Scores = Callable[[tf.Tensor], tf.Tensor]
 

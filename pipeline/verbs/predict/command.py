@@ -32,8 +32,6 @@ from pipeline.system.terminal import (
 from pipeline.verbs.predict import Predict
 from pipeline.verbs.predict.writers import WRITERS, Answers
 
-SHEETS = (".png", ".jpg", ".webp")  # endings of contact sheets
-
 if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
     from pipeline.verbs.predict.sheet import Sheet
@@ -95,7 +93,7 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     found, output = find_files(request.images), Path(request.output)
     explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:
-        _require_place(Path(request.contact_sheet))
+        require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request)
     sheets = _sheets(model, request, explained)
@@ -200,13 +198,6 @@ def _load(config: Config, request: Predict) -> LoadedModel:
             f"model_uri={model.uri}: takes {model.image_shape[2]} channels; pictures have 1 or 3"
         )
     return model
-
-
-def _require_place(sheet: Path) -> None:
-    """Checks before anything is classified that a contact sheet can be written there."""
-    if sheet.suffix.lower() not in SHEETS:
-        raise RequestError(f"contact_sheet={sheet}: its name must end in {' or '.join(SHEETS)}")
-    require_writable(sheet.parent, holds="contact sheets")
 
 
 def _sheets(model: LoadedModel, request: Predict, explained: Path | None) -> dict[Path, Sheet]:
