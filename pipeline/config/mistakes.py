@@ -378,6 +378,8 @@ def _require_one_of_hydras(setting: _Setting, one: Override) -> None:
 def _require_one(setting: _Setting) -> None:
     """Refuses a word with a second setting or a second =, unless the value may be a text."""
     word, name, value = setting.word, setting.name, setting.value
+    if word.startswith("+") and "=" in word and (name in _GROUPS or "/" in name):
+        raise RequestError(f"{word}: a file is chosen without +; write {name}={value}")
     if "@" in name:
         group = name.partition("@")[0]
         raise RequestError(f"{word}: a file has its place; write {group or 'model'}={value}")
@@ -396,7 +398,13 @@ def _require_one(setting: _Setting) -> None:
 
 def _require_something(setting: _Setting, command: Command) -> None:
     """Refuses an empty value, as from a shell variable that is not set."""
-    if setting.value.strip("'\" \t") or setting.key.startswith("tracking.tags."):
+    several = "," if is_list(setting.hint) else ""
+    if setting.group in _GROUPS and re.search(r"^,.|,\s*,|.,$", setting.value):
+        raise RequestError(
+            f"{setting.word}: a value is missing beside a comma (is it a variable of the shell "
+            "that is not set?)"
+        )
+    if setting.value.strip("'\" \t" + several) or setting.key.startswith("tracking.tags."):
         return
     example = f", as in {setting.needed}" if setting.needed else setting.or_null
     how = f"a value must follow{example} (is it a variable of the shell that is not set?)"

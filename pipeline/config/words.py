@@ -23,6 +23,7 @@ LAUNCHED_BY_MLPROJECT = "--mlproject"
 
 # Hydra's own flags (`python -m pipeline --hydra-help`); any other `--key` is a parameter that
 # MLproject does not declare, which MLflow appends as `--key value`.
+_ALONE = ("--multirun", "--run", "--cfg", "--info", "--shell-completion")
 HYDRA_FLAGS = frozenset(
     {
         "--cfg",
@@ -233,6 +234,8 @@ def _require_company(flags: Sequence[str]) -> None:
         RequestError: says where they belong.
     """
     names = {flag.partition("=")[0] for flag in flags}
+    if len(alone := [flag for flag in _ALONE if flag in names]) > 1:
+        raise RequestError(f"{' and '.join(alone)}: give one of them")
     for flag in names & {"--resolve", "--package"}:
         if not names & {"--cfg", "--help"}:
             raise RequestError(

@@ -85,11 +85,14 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     """Classifies the requested images and writes one row for each readable image.
 
     Raises:
-        RequestError: there is no such file or model.
+        RequestError: there is no such file or model, or it is named twice.
         PipelineError: none of the files can be read.
     """
     if request.images is None:
         raise RequestError("images: say what to classify, images=<file, folder or pattern>")
+    if request.model_uri and config.run_id:
+        one = f"model_uri={request.model_uri} and run_id={config.run_id}"
+        raise RequestError(f"{one}: give one of them")
     found, output = find_files(request.images), Path(request.output)
     explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:

@@ -24,6 +24,7 @@ from pipeline.system.errors import first_line
 SMALL = 64 * 1024  # bytes; a JSON body of up to this size does not wait for memory
 TENSORS = ("inputs", "instances")
 SHOWN = 40  # characters of a refused value
+REASON = 160  # characters of what a decoder says of a picture
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MOST_PIXELS = 50_000_000  # a small file may unpack to gigabytes
 RAW = "application/octet-stream"
@@ -211,7 +212,7 @@ def picture_in(
         raise _unreadable("of no format that is taken") from None
     # Decoders may raise anything for damaged bytes.
     except Exception as error:
-        raise _unreadable(first_line(str(error))[:80]) from error
+        raise _unreadable(first_line(str(error))[:REASON]) from error
     raise Refused(TOO_LARGE, f"the picture has {size} pixels; send at most {MOST_PIXELS:,}")
 
 

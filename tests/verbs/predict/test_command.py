@@ -87,6 +87,12 @@ def test_a_row_an_image_and_a_summary(folder: Path, capsys: pytest.CaptureFixtur
     assert err == ""
 
 
+def test_a_model_that_is_named_twice_is_refused(folder: Path) -> None:
+    words = ("predict.images=photos", "predict.model_uri=models:/m-1", "run_id=abc")
+    with pytest.raises(RequestError, match="model_uri=models:/m-1 and run_id=abc: give one"):
+        carried_out("predict", *words, folder=folder)
+
+
 def test_what_is_dark_on_light_is_inverted_for_a_model_of_light_on_dark(folder: Path) -> None:
     drawn(folder / "photos/a.png", border=255, inside=250)
     drawn(folder / "photos/b.png", border=10, inside=0)
