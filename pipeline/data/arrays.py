@@ -159,6 +159,13 @@ def _images(array: Array, where: str) -> Array:
     if array.dtype != np.uint8:
         advice = ADVICE.get(array.dtype.kind, "")
         raise RequestError(f"{where} holds {array.dtype}, not uint8 with values 0–255{advice}")
+    if array.ndim == 3 and (1 in array.shape[1:] or array.shape[2] == COLOURS):
+        one = "x[:, 0]" if array.shape[1] == 1 else "x[..., 0]" if array.shape[2] == 1 else "x"
+        raise RequestError(
+            f"{where} has the shape {list(array.shape)}; for flat images save "
+            f"{one}.reshape(-1, height, width{', 3' if one == 'x' else ''}), for grey images of "
+            "that size x[..., None]"
+        )
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.shape[3] not in ARRAY_CHANNELS:

@@ -178,6 +178,9 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
     [
         ({"x_train": IMAGES / 255}, "x_train holds float64, not uint8 with values 0–255; convert"),
         ({"x_train": IMAGES.reshape(6, 12)}, "save x.reshape(-1, height, width)"),
+        ({"x_train": IMAGES.reshape(6, 12, 1)}, "save x[..., 0].reshape(-1, height, width), for"),
+        ({"x_train": IMAGES.reshape(6, 1, 12)}, "save x[:, 0].reshape(-1, height, width), for"),
+        ({"x_train": np.zeros((6, 25, 3), np.uint8)}, "save x.reshape(-1, height, width, 3), for"),
         ({"x_train": np.zeros((6, 1, 5, 5), np.uint8)}, "save x.transpose(0, 2, 3, 1)"),
         ({"y_train": np.array([{}] * 6, object)}, "holds Python objects, which are never loaded"),
         ({"y_train": np.ones((6, 2))}, "has 2 labels per image"),
