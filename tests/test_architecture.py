@@ -438,14 +438,23 @@ def test_the_table_of_rooms_names_all_of_them_and_has_no_circle() -> None:
 SHARED_NAMES = {*("accuracy", "loss"), *("show", "main")}
 
 
-def test_no_two_public_classes_or_functions_have_one_name() -> None:
-    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    found: dict[str, list[str]] = {}
+def defined(node: ast.stmt) -> list[str]:
+    """The classes, functions and constants that a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = [one.id for each in targets if each for one in ast.walk(each) if hasattr(one, "id")]
+    return [name for name in names if name.isupper()]
+
+
+def test_no_two_public_classes_functions_or_constants_have_one_name() -> None:
+    found: dict[str, set[str]] = {}
     for module, tree in TREES.items():
         for node in tree.body if module != "pipeline.api" else ():
-            if isinstance(node, kinds) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(module)
-    assert len(found) > 500
+            for name in defined(node):
+                if not name.startswith("_"):
+                    found.setdefault(name, set()).add(module)
+    assert len(found) > 700
     twice = {name: modules for name, modules in found.items() if len(modules) > 1}
     assert {name: one for name, one in twice.items() if name not in SHARED_NAMES} == {}
 

@@ -33,7 +33,7 @@ from typing import IO, BinaryIO, TypeVar, cast
 import numpy as np
 
 from pipeline.data.files import as_line, in_natural_order, is_hidden
-from pipeline.data.places import EMPTY, GONE, Contents, Folder, Place, Stamp, hidden_kind
+from pipeline.data.places import EMPTY, NO_FILE, Contents, Folder, Place, Stamp, hidden_kind
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 
@@ -42,7 +42,7 @@ LARGEST = 2**30
 EXPANSION = 100
 """How many times its own size an archive may unpack to, if that is more than LARGEST."""
 MOST_MEMBERS = 5_000_000
-ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz", ".tbz2")
+_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz", ".tbz2")
 LINK, SPECIAL, REPEATED = "link", "device or pipe", "repeated member"  # as counted
 
 _HEADER_BYTES = 2**20  # most bytes of one header of a tar archive
@@ -96,7 +96,7 @@ def _archive_at(path: Path, state: tuple[int, ...]) -> Place | None:
     if start.startswith(tuple(_PACKED)) or start[257:262] == b"ustar" or empty:
         with _refusing(path):
             return _tar(path)
-    if path.suffix.lower() in ENDINGS:
+    if path.suffix.lower() in _ENDINGS:
         raise RequestError(
             f"{path}: the file is empty or damaged: it does not begin as an archive does; make it "
             "or fetch it again"
@@ -233,7 +233,7 @@ class Zip:
         """Size and CRC of each file; adding other files to the archive does not change them."""
         for name in names:
             info = self.members.get(name)
-            yield (info.file_size, info.CRC, 0, 0) if info else GONE
+            yield (info.file_size, info.CRC, 0, 0) if info else NO_FILE
 
     def order(self, names: Sequence[str]) -> Array:
         """The indices i64[n] of the files in the order of the archive."""
@@ -436,7 +436,7 @@ class _Tar:
                 _, size, time = self.members[name]
                 yield size, time, at.st_mtime_ns ^ at.st_ctime_ns, at.st_ino
             else:
-                yield GONE
+                yield NO_FILE
 
     def order(self, names: Sequence[str]) -> Array:
         return np.argsort([self.members[name][0] for name in names], kind="stable")

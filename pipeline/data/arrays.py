@@ -24,8 +24,8 @@ from pipeline.data.sources import decoded, decompressed
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError, one_line
 
-IMAGES, LABELS = "images", "labels"
-SIDE, COLOURS = 32, 3  # of CIFAR's images
+_IMAGES, _LABELS = "images", "labels"
+_SIDE, COLOURS = 32, 3  # of CIFAR's images
 
 _IDX = re.compile(
     r"(?P<set>.*?)[-_.]?(?P<split>train|training|t10k|test|testing|val|valid|validation)"
@@ -33,8 +33,8 @@ _IDX = re.compile(
     re.IGNORECASE,
 )
 _WHAT = {
-    **dict.fromkeys(("x", "image", "images", "img", "imgs", "data"), IMAGES),
-    **dict.fromkeys(("y", "label", "labels", "target", "targets"), LABELS),
+    **dict.fromkeys(("x", "image", "images", "img", "imgs", "data"), _IMAGES),
+    **dict.fromkeys(("y", "label", "labels", "target", "targets"), _LABELS),
 }
 _EMNIST = "emnist"  # stores each image transposed (Cohen et al. 2017, arXiv:1702.05373)
 
@@ -71,9 +71,9 @@ def from_idx(
         file = place.root / name
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
-        if values.ndim != (3 if what == IMAGES else 1):
+        if values.ndim != (3 if what == _IMAGES else 1):
             raise RequestError(f"{file} holds no {what} but an array of {values.ndim} dimensions")
-        if what == IMAGES:
+        if what == _IMAGES:
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
         arrays[split, what] = values
@@ -140,7 +140,7 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     arrays = {part: archive.array(members[key]) for part, key in found.items()}
     for part, array in arrays.items():
         where = f"{path}: {found[part]}"
-        arrays[part] = _images(array, where) if part[1] == IMAGES else _labels(array, where)
+        arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
     return _raw(arrays, class_names, path, source=path)
 
 
@@ -194,9 +194,9 @@ def _labels(array: Array, where: str) -> Array:
 
 
 def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Sequence[str]) -> None:
-    needed = [(split, what) for split in ("train", "test") for what in (IMAGES, LABELS)]
+    needed = [(split, what) for split in ("train", "test") for what in (_IMAGES, _LABELS)]
     if any(split == "val" for split, _ in found):
-        needed += [("val", IMAGES), ("val", LABELS)]
+        needed += [("val", _IMAGES), ("val", _LABELS)]
     if lacking := [part for part in needed if part not in found]:
         told = ", ".join(map(as_line, there[:12]))
         raise RequestError(
@@ -217,7 +217,7 @@ def _raw(
 
     `class_names` are the names of the labels in this order, `names` maps each label to its name.
     """
-    known = np.unique(arrays["train", LABELS])
+    known = np.unique(arrays["train", _LABELS])
     if known.dtype.kind == "U":
         known = np.array(sorted(known.tolist(), key=natural))
     if class_names is not None and len(class_names) != len(known):
@@ -234,7 +234,7 @@ def _raw(
         )
     splits = {}
     for split in dict.fromkeys(split for split, _ in arrays):
-        images, labels = arrays[split, IMAGES], arrays[split, LABELS]
+        images, labels = arrays[split, _IMAGES], arrays[split, _LABELS]
         if len(images) != len(labels):
             raise RequestError(
                 f"dataset.path={path}: {len(images):,} images but {len(labels):,} labels of {split}"
@@ -361,7 +361,7 @@ def _cifar_names(place: Place, name: str, version: Cifar) -> tuple[str, ...]:
 
 def _cifar_part(place: Place, name: str, version: Cifar, classes: int) -> tuple[Array, Array]:
     """Images u8[n,32,32,3] and labels i32[n] of one file."""
-    pixels, where = COLOURS * SIDE * SIDE, place.root / name
+    pixels, where = COLOURS * _SIDE * _SIDE, place.root / name
     with place.opened(name) as file:
         content = file.read()
     if version.label_bytes:
@@ -384,7 +384,7 @@ def _cifar_part(place: Place, name: str, version: Cifar, classes: int) -> tuple[
         raise RequestError(f"{where} is damaged: {len(images)} images, {len(labels)} labels")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise RequestError(f"{where}: label {int(labels.max())}, but there are {classes} classes")
-    planes = images.reshape(-1, COLOURS, SIDE, SIDE)
+    planes = images.reshape(-1, COLOURS, _SIDE, _SIDE)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
 
 

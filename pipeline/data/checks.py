@@ -15,7 +15,7 @@ from pipeline.data.measures import Measures, labels_by_row, splits_of
 from pipeline.data.values import Array, RawData
 from pipeline.system.errors import RequestError, first_of
 
-NAMED = 3  # classes or files that a message names
+_NAMED = 3  # classes or files that a message names
 IGNORE, REFUSE = "ignore", "refuse"  # besides "warn"
 
 Told = tuple[str, float]  # what was found, and the limit that would accept it
@@ -70,7 +70,7 @@ def _smallest_class(raw: RawData, measures: Measures, limit: float) -> Told:
     if not len(small):
         return FINE
     order = small[np.argsort(counts[small], kind="stable")].tolist()
-    told = first_of(order, NAMED, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
+    told = first_of(order, _NAMED, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
     have = "1 class has" if len(small) == 1 else f"{len(small)} classes have"
     return f"{have} fewer than {limit:g} training images: {told}", int(counts.min())
 
@@ -96,7 +96,7 @@ def _bad_files(raw: RawData, measures: Measures, limit: float) -> Told:
     count = len(bad) + len(raw.index.files)
     if len(bad) <= limit * count:
         return FINE
-    told = first_of(bad, NAMED, lambda one: f"{one[0]} ({one[1]})")
+    told = first_of(bad, _NAMED, lambda one: f"{one[0]} ({one[1]})")
     above = _above(len(bad), count, limit)
     return f"{len(bad):,} of {count:,} files cannot be read{above}: {told}", _share(len(bad), count)
 
@@ -108,7 +108,7 @@ def _conflicts(raw: RawData, measures: Measures, limit: float) -> Told:
     if count <= limit * total:
         return FINE
     told = first_of(
-        pairs.tolist(), NAMED, lambda pair: " = ".join(called(raw, row) for row in pair)
+        pairs.tolist(), _NAMED, lambda pair: " = ".join(called(raw, row) for row in pair)
     )
     above = _above(count, total, limit)
     return (
@@ -122,7 +122,7 @@ def _blank(raw: RawData, measures: Measures, limit: float) -> Told:
     total = len(measures.rows)
     if len(rows) <= limit * total:
         return FINE
-    told = first_of(rows.tolist(), NAMED, lambda row: called(raw, row))
+    told = first_of(rows.tolist(), _NAMED, lambda row: called(raw, row))
     above = _above(len(rows), total, limit)
     return (
         f"{len(rows):,} of {total:,} images are of one colour{above}: {told}",

@@ -23,9 +23,9 @@ from pipeline.system.errors import RequestError, first_of
 Exclude = Annotated[str | None, "a list of what the data set does without"]
 """Annotation of a data set's parameter `exclude`, which `data/load.py` then applies by itself."""
 
-FILE, SPLIT, INDEX = "file", "split", "index"
-PATHS = (FILE, "path")  # names of the column of files
-NAMED = 3  # entries that a message names
+FILE_COLUMN, SPLIT_COLUMN, INDEX_COLUMN = "file", "split", "index"
+_PATHS = (FILE_COLUMN, "path")  # names of the column of files
+_NAMED = 3  # entries that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
     listed = _read(path)
     if not listed.lines:
         return Exclusion(path=path, files=frozenset())
-    column = next((name for name in PATHS if name in listed.columns), None)
+    column = next((name for name in _PATHS if name in listed.columns), None)
     if column is None:
-        raise _without_columns(path, listed, f"the column {FILE}")
+        raise _without_columns(path, listed, f"the column {FILE_COLUMN}")
     names = [name for name in map(plain, listed.columns[column]) if name]
     known, chosen, missing = {*files}, set[str](), list[str]()
     spelt: Mapping[str, Sequence[str]] = {}
@@ -71,7 +71,7 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
     if not missing:
         return Exclusion(path=path, files=frozenset(chosen))
     told = f"{len(missing):,} of the {len(names):,} files that dataset.exclude names are not there"
-    told = f"{told}: {first_of(missing, NAMED, printable)}"
+    told = f"{told}: {first_of(missing, _NAMED, printable)}"
     if not chosen:
         raise RequestError(f"dataset.exclude={path}: {told}; files are named as in {files[0]}")
     return Exclusion(path=path, files=frozenset(chosen), notes=(told,))
@@ -87,11 +87,11 @@ def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
     listed = _read(path)
     if not listed.lines:
         return {name: np.empty(0, np.int64) for name in sizes}
-    if not {SPLIT, INDEX} <= listed.columns.keys():
-        raise _without_columns(path, listed, f"the columns {SPLIT} and {INDEX}")
+    if not {SPLIT_COLUMN, INDEX_COLUMN} <= listed.columns.keys():
+        raise _without_columns(path, listed, f"the columns {SPLIT_COLUMN} and {INDEX_COLUMN}")
     found: defaultdict[str, set[int]] = defaultdict(set)
     for row, (split, index) in enumerate(
-        zip(listed.columns[SPLIT], listed.columns[INDEX], strict=True)
+        zip(listed.columns[SPLIT_COLUMN], listed.columns[INDEX_COLUMN], strict=True)
     ):
         name, place = plain(split), plain(index)
         if name not in sizes or not (place.isdecimal() and int(place) < sizes[name]):
@@ -115,7 +115,7 @@ def require_classes(
         RequestError: names the classes of which it leaves nothing.
     """
     if gone := sorted({*before} - {*after}):
-        told = first_of(gone, NAMED, lambda label: printable(class_names[label]))
+        told = first_of(gone, _NAMED, lambda label: printable(class_names[label]))
         raise RequestError(f"dataset.exclude={path}: leaves nothing to train with of {told}")
 
 

@@ -24,7 +24,7 @@ from pipeline.system.errors import RequestError, first_of
 log = logging.getLogger(__name__)
 
 EXCLUDED = len(SPLITS)  # in place of the number of a picture's split
-NAMED = 3  # files that a message names
+_NAMED = 3  # files that a message names
 PACKED = "pixels"  # the key of an entry's description that names its packed copy
 
 
@@ -189,12 +189,12 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
     bad, count = dict(_unreadable(pictures, packed)), len(pictures.listing.files)
     if rows := pictures.listing.unreadable:
         told = first_of(
-            rows, NAMED, lambda row: f"{printable(row.file)}: {row.reason}", separator="; "
+            rows, _NAMED, lambda row: f"{printable(row.file)}: {row.reason}", separator="; "
         )
         log.warning("skipped: %d rows of the list: %s", len(rows), told)
     if not bad:
         return
-    some = first_of(bad, NAMED, lambda file: f"{printable(file)}: {bad[file][1]}", separator="; ")
+    some = first_of(bad, _NAMED, lambda file: f"{printable(file)}: {bad[file][1]}", separator="; ")
     told = f"{len(bad)} of {count:,} files cannot be read: {some}"
     if pictures.on_bad == "refuse":
         raise RequestError(f"dataset.on_bad=refuse: {told}; fix or remove them, or skip them")
@@ -316,7 +316,7 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
     if len(crossing):
         told = first_of(
             crossing[:, :2],
-            NAMED,
+            _NAMED,
             lambda pair: " = ".join(printable(packed.files[one]) for one in pair),
             separator="; ",
         )

@@ -17,15 +17,15 @@ import numpy as np
 from pipeline.data.values import EXACT, NEAR, Array
 from pipeline.system.errors import RequestError
 
-PARENT = "parent"
+_PARENT = "parent"
 COMPARED = 24  # approximate side of the images that are compared with one another
 CORRELATED = 0.99
 """Correlation of the pixels of two near-duplicates, at least. A copy in another size, saved as JPEG
 or made lighter has 0.995 and more; two frames of a film have it where nothing moves."""
 TINTED = 32  # difference of the mean colours of two near-duplicates, at most
-FLAT = 2  # standard deviation of the pixels of an image that shows nothing
+_FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
-PAIRS = 2**12  # compared at once
+_PAIRS = 2**12  # compared at once
 
 Images = Callable[[Array], Array]  # from places i64[m] to u8[m,H,W,C]
 
@@ -47,7 +47,7 @@ def named_groups(
         return np.arange(len(files))
     if group in columns:
         names: list[str | None] = [cell or None for cell in columns[group]]
-    elif group == PARENT:
+    elif group == _PARENT:
         names = [file.rpartition("/")[0] for file in files]
     else:
         names = _matched(group, files, columns)
@@ -65,7 +65,7 @@ def _matched(
     group: str, files: Sequence[str], columns: Mapping[str, Sequence[str]]
 ) -> list[str | None]:
     columned = f" (columns are {', '.join(columns)})" if columns else ""
-    what = f"name a column{columned}, {PARENT}, or a regular expression such as '^([^_]+)_'"
+    what = f"name a column{columned}, {_PARENT}, or a regular expression such as '^([^_]+)_'"
     try:
         pattern = re.compile(group)
     except re.error as error:
@@ -140,8 +140,8 @@ def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
 def _alike(one: Array, other: Array, images: Images) -> Array:
     """Whether the images of each pair of places look the same, bool[M]."""
     alike = np.zeros(len(one), bool)
-    for start in range(0, len(one), PAIRS):
-        part = slice(start, start + PAIRS)
+    for start in range(0, len(one), _PAIRS):
+        part = slice(start, start + _PAIRS)
         needed = np.unique(np.concatenate([one[part], other[part]]))
         looks = _looks(images, needed)
         first, second = (looks[np.searchsorted(needed, places[part])] for places in (one, other))
@@ -152,7 +152,7 @@ def _alike(one: Array, other: Array, images: Images) -> Array:
         )
         sizes = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
         product = np.einsum("ij,ij->i", first, second)
-        shows = np.minimum(*sizes) > FLAT * first.shape[1] ** 0.5
+        shows = np.minimum(*sizes) > _FLAT * first.shape[1] ** 0.5
         alike[part] = (
             shows & (tint <= TINTED) & (product >= CORRELATED * np.maximum(sizes[0] * sizes[1], 1))
         )

@@ -33,7 +33,7 @@ from pipeline.data.files import (
     printable,
     rest,
 )
-from pipeline.data.places import GONE, Contents, Place
+from pipeline.data.places import NO_FILE, Contents, Place
 from pipeline.data.values import SPLITS, Array
 from pipeline.system.errors import RequestError, joined
 
@@ -603,7 +603,7 @@ def _pictures_of(
         split_column=wanted.columns["split"],
         roots=[f"{one}/{below}".rstrip("/") for one in pictures.absolute],
         are_files=lambda paths: [
-            stamp != GONE for stamp in pictures.stamps([below + path for path in paths])
+            stamp != NO_FILE for stamp in pictures.stamps([below + path for path in paths])
         ],
     )
     bad = [

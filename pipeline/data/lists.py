@@ -25,18 +25,18 @@ from pipeline.system.imports import Lazy
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for Parquet files
 
-LARGEST = 2**30
+_LARGEST = 2**30
 """Most bytes of a list."""
 MOST_ROWS, MOST_COLUMNS = 20_000_000, 1_000
-PATHS = (
+_PATHS = (
     *("path", "file", "filename", "filepath", "image", "img", "imagepath", "imgpath"),
     *("imagefile", "imagename", "imgname", "imgfile", "picture", "photo", "imageid", "id"),
 )
-LABELS = (
+_LABELS = (
     *("label", "class", "category", "target", "labelname", "classname", "categoryname"),
     *("labels", "y", "species", "breed", "diagnosis", "classid", "labelid", "categoryid"),
 )
-SPLITS = ("split", "subset", "set", "partition", "fold")
+_SPLITS = ("split", "subset", "set", "partition", "fold")
 # Words for a split, as in the names of folders and files that are published.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -98,8 +98,8 @@ def read_table(content: bytes, name: str, *, may_be_empty: bool = False) -> Tabl
     Raises:
         RequestError: it is damaged, too large, no table, or empty; names the line.
     """
-    if len(content) > LARGEST:
-        raise RequestError(f"{name} has more than {LARGEST:,} bytes; divide it")
+    if len(content) > _LARGEST:
+        raise RequestError(f"{name} has more than {_LARGEST:,} bytes; divide it")
     ending = PurePosixPath(name).suffix.lower()
     if ending not in KINDS:
         raise RequestError(
@@ -283,8 +283,8 @@ def usable(
     Raises:
         RequestError: a column is missing or ambiguous, or a path leaves the folder or is a URL.
     """
-    path_column = _column(given, "path", path_column, PATHS)
-    label_column = _column(given, "label", label_column, LABELS)
+    path_column = _column(given, "path", path_column, _PATHS)
+    label_column = _column(given, "label", label_column, _LABELS)
     split_column, splits = _splits(given, split_column)
     notes: list[str] = []
     labels = [_label(value) for value in given.columns[label_column]]
@@ -358,7 +358,7 @@ def has_labels(given: Table, label_column: str | None) -> bool:
     """Whether a list has the column of that name or, without one, a usual column of labels."""
     if label_column is not None:
         return label_column in given.columns
-    return any(_bare(column) in LABELS for column in given.columns)
+    return any(_bare(column) in _LABELS for column in given.columns)
 
 
 def _bare(column: str) -> str:
@@ -434,7 +434,7 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
     """The column of splits, None if there is none, and the split of each row."""
     rows = len(given.lines)
     if name is None:
-        usual = [column for column in given.columns if _bare(column) in SPLITS]
+        usual = [column for column in given.columns if _bare(column) in _SPLITS]
         usual = [one for one in usual if any(map(split_of, map(plain, set(given.columns[one]))))]
         if not usual:
             return None, [""] * rows

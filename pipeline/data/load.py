@@ -25,8 +25,8 @@ from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
-WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
-SHOWN = 5  # classes named in a warning
+_WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
+_SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ def cached(name: str, fingerprint: str, *, data_dir: Path, arrays: bool = True) 
             meta = json.loads(path.read_text())["meta"]
             if meta["known"]["fingerprint"] != fingerprint:
                 continue
-            if WHOLE in meta:
-                whole = _raw(cache.load_stored(folder / meta[WHOLE]), None)
+            if _WHOLE in meta:
+                whole = _raw(cache.load_stored(folder / meta[_WHOLE]), None)
                 return _excluded(cache.load_stored(path.parent), whole)
             if PACKED in meta:
                 return _raw(cache.load_stored(path.parent), read_packed(folder / meta[PACKED]))
@@ -214,7 +214,7 @@ def _without(raw: RawData, exclude: str, place: Path) -> RawData:
         known = {"fingerprint": made.fingerprint, "duplicates": made.duplicates}
         rows = {f"{name}_rows": split.rows for name, split in left.items()}
         labels = {f"{name}_labels": split.labels for name, split in left.items()}
-        return rows | labels, {"known": known, WHOLE: place.name}
+        return rows | labels, {"known": known, _WHOLE: place.name}
 
     return _excluded(cache.load_or_build(place.with_name(f"excluded-{key}"), content), raw)
 
@@ -250,7 +250,7 @@ def _tell_missing(raw: RawData) -> None:
         counts = np.bincount(part.labels, minlength=len(raw.class_names))
         missing = [raw.class_names[place] for place in np.flatnonzero(counts == 0)]
         if missing:
-            told = first_of(missing, SHOWN, repr)
+            told = first_of(missing, _SHOWN, repr)
             log.warning("the %s split has no images of %s: %s", split, told, means)
 
 

@@ -24,8 +24,8 @@ QUANTITIES = ("brightness", "contrast", "colour")
 SIZES = ("height", "width", "aspect ratio")
 """Of the upright picture in its file: height and width in pixels, and width per height."""
 SEEN = 64  # pixels along each side that are measured, about
-KEPT = 1001  # most values of a quantity in a summary; more are replaced by so many quantiles
-NAME = "data_summary.json"
+_KEPT = 1001  # most values of a quantity in a summary; more are replaced by so many quantiles
+SUMMARY_FILE = "data_summary.json"
 _VERSION = 1  # raised when the same images give other measures
 
 
@@ -139,7 +139,7 @@ class DataSummary:
     """The training images of a data set in numbers.
 
     `shape` [H,W,C] and `fit` as in `RawData`; `classes` counts images by name. `quantities` holds
-    the sorted values of each quantity, or KEPT quantiles if there are more; those of SIZES only
+    the sorted values of each quantity, or _KEPT quantiles if there are more; those of SIZES only
     for picture files.
     """
 
@@ -177,10 +177,10 @@ def sizes(heights_widths: Array) -> dict[str, Array]:
 
 
 def quantiles(values: Array) -> list[float]:
-    """Sorted values, or KEPT quantiles of more than KEPT, with four significant digits."""
+    """Sorted values, or _KEPT quantiles of more than _KEPT, with four significant digits."""
     ordered = np.sort(values.astype(np.float64))
-    if len(ordered) > KEPT:
-        ordered = np.quantile(ordered, np.linspace(0, 1, KEPT))
+    if len(ordered) > _KEPT:
+        ordered = np.quantile(ordered, np.linspace(0, 1, _KEPT))
     return [float(f"{value:.4g}") for value in ordered.tolist()]
 
 
@@ -207,4 +207,6 @@ def parsed(text: str) -> DataSummary:
             quantities=quantities,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RequestError(f"{NAME} cannot be read: {type(error).__name__}: {error}") from error
+        raise RequestError(
+            f"{SUMMARY_FILE} cannot be read: {type(error).__name__}: {error}"
+        ) from error

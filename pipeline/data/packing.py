@@ -45,14 +45,14 @@ from pipeline.system.terminal import native_messages_to, plain_console, progress
 log = logging.getLogger(__name__)
 
 DECODING = 1  # increased when the same file and settings give other pixels than before
-SAMPLE = 500  # pictures whose sizes decide that of the images if none is set
-SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
+_SAMPLE = 500  # pictures whose sizes decide that of the images if none is set
+_SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
 HASHED = 32  # side of the grey picture behind a perceptual hash
 CHUNK_BYTES = 2**22  # of images that a thread decodes before they are written
-AT_ONCE = 2**25  # bytes; a larger file is read twice, for its checksum and to decode it
-HEADER = 128  # bytes before the rows of an array's file
+_AT_ONCE = 2**25  # bytes; a larger file is read twice, for its checksum and to decode it
+_HEADER = 128  # bytes before the rows of an array's file
 # Errors of the system that are due to the file and would occur again.
-LASTING = (
+_LASTING = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
     errno.ENXIO,
 )
@@ -245,16 +245,16 @@ def _size_of(listing: Listing) -> tuple[int, int]:
     Their own if they share one of at most SIDES[0], else the largest square of SIDES that half of
     them fill.
     """
-    step = max(1, len(listing.files) // SAMPLE)
+    step = max(1, len(listing.files) // _SAMPLE)
     with ThreadPoolExecutor(THREADS) as pool, remarks_logged():
         found = pool.map(partial(_upright_size, listing), range(0, len(listing.files), step))
         sizes = [size for size in found if size]
     if not sizes:
-        return SIDES[-1], SIDES[-1]
-    if len(set(sizes)) == 1 and max(sizes[0]) <= SIDES[0]:
+        return _SIDES[-1], _SIDES[-1]
+    if len(set(sizes)) == 1 and max(sizes[0]) <= _SIDES[0]:
         return sizes[0]
     median = statistics.median((height * width) ** 0.5 for height, width in sizes)
-    side = next((side for side in SIDES if side <= median), SIDES[-1])
+    side = next((side for side in _SIDES if side <= median), _SIDES[-1])
     return side, side
 
 
@@ -292,7 +292,7 @@ class _Work:
         if not work._restored():
             remove(place)
             place.mkdir(parents=True)
-            work.images.write_bytes(bytes(HEADER))
+            work.images.write_bytes(bytes(_HEADER))
             work.journal.write_text(json.dumps(list(shape)) + "\n")
         return work
 
@@ -344,7 +344,7 @@ class _Work:
             first, *lines = self.journal.read_text("ascii").split("\n")
             if json.loads(first) != list(self.shape):
                 return False
-            array: Array = np.memmap(self.images, np.uint8, "r", HEADER)
+            array: Array = np.memmap(self.images, np.uint8, "r", _HEADER)
         except (OSError, ValueError, RecursionError):
             return False
         size = int(np.prod(self.shape))
@@ -363,7 +363,7 @@ class _Work:
             self.rows, valid = rows, valid + len(line) + 1
         del array
         with self.images.open("r+b") as images, self.journal.open("r+b") as journal:
-            images.truncate(HEADER + self.rows * size)
+            images.truncate(_HEADER + self.rows * size)
             journal.truncate(valid)
             journal.seek(valid - 1)
             journal.write(b"\n")
@@ -413,9 +413,9 @@ class _Work:
         shape = (len(rows), *self.shape[:2], channels)
         dtype = np.dtype(np.uint8)
         if channels == self.shape[2] and list(rows) == list(range(self.rows)):
-            cache.write_header(self.images, shape, dtype, HEADER)
+            cache.write_header(self.images, shape, dtype, _HEADER)
             return self.images
-        array = np.memmap(self.images, np.uint8, "r", HEADER, (self.rows, *self.shape))
+        array = np.memmap(self.images, np.uint8, "r", _HEADER, (self.rows, *self.shape))
         at_once = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
         parts = (
             array[rows[start : start + at_once], ..., :channels]
@@ -512,7 +512,7 @@ def _decode(
             raise PipelineError(f"{printable(file)}: too little memory to read it") from error
         except Exception as error:  # a decoder may raise anything for a damaged file
             code = error.errno if isinstance(error, OSError) else None
-            if code is not None and code not in LASTING:
+            if code is not None and code not in _LASTING:
                 raise PipelineError(
                     f"{printable(file)}: {reason_of(error)}; what was read so far is kept"
                 ) from error
@@ -522,7 +522,7 @@ def _decode(
 
 def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
     """The image of a file, as `pictures.load_picture` makes it, and the fields of its record."""
-    if file.seek(0, os.SEEK_END) <= AT_ONCE:
+    if file.seek(0, os.SEEK_END) <= _AT_ONCE:
         file.seek(0)
         file = io.BytesIO(file.read())
     file.seek(0)

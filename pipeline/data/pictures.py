@@ -37,7 +37,7 @@ ADVICE = {  # by numpy's kind of dtype
 REDUCED = 3  # a picture stays at least this many times larger than the target when reduced
 AT_WORK = 400_000_000
 """Most bytes of all pictures being decoded, over all threads."""
-TILE = 1_000_000  # pixels converted at once
+PIXELS_AT_ONCE = 1_000_000  # pixels converted at once
 
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _DEEPEST = 65_535
@@ -168,7 +168,7 @@ def _memory(picture: Picture, pixels: int, side: int, fit: str) -> int:
         decoder = 2 * len(picture.getbands()) * pixels
     longest = 2 * REDUCED * side  # after reduction
     kept = min(now, longest * min(longest, *picture.size)) if fit == PAD else now
-    return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, TILE))
+    return _BYTES.get(picture.mode, 4) * now + decoder + 24 * (kept + min(now, PIXELS_AT_ONCE))
 
 
 def _in_several_scans(picture: Picture) -> bool:
@@ -305,8 +305,8 @@ def _reduced(picture: Picture, factor: int) -> Picture:
         return picture
     width, height = picture.size
     made = Image.new(mode, (-(-width // factor), -(-height // factor)))
-    across = factor * max(1, round(TILE**0.5) // factor)
-    down = factor * max(1, TILE // (factor * min(width, across)))
+    across = factor * max(1, round(PIXELS_AT_ONCE**0.5) // factor)
+    down = factor * max(1, PIXELS_AT_ONCE // (factor * min(width, across)))
     for top in range(0, height, down):
         for left in range(0, width, across):
             box = (left, top, min(left + across, width), min(top + down, height))
@@ -346,7 +346,7 @@ def _highest(picture: Picture) -> int | None:
 
 
 def _extrema(picture: Picture) -> tuple[int, int]:
-    step = max(1, TILE // picture.width)
+    step = max(1, PIXELS_AT_ONCE // picture.width)
     ends = []
     for top in range(
         0, picture.height, step
@@ -421,7 +421,7 @@ def require_room(shape: tuple[int, ...]) -> int:
         ValueError: they are more than AT_WORK.
     """
     height, width, channels = shape
-    needed = (4 + channels) * height * width + 24 * min(height * width, TILE)
+    needed = (4 + channels) * height * width + 24 * min(height * width, PIXELS_AT_ONCE)
     if needed > AT_WORK:
         raise ValueError(_too_large(height * width, needed))
     return needed

@@ -17,9 +17,9 @@ from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 
-HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
+_HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
 Stamp = tuple[int, int, int, int]
-GONE: Stamp = (-1, -1, -1, -1)
+NO_FILE: Stamp = (-1, -1, -1, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Place(Protocol):
         ...
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
-        """Four numbers per file that change when its content does; GONE if it is no file."""
+        """Four numbers per file that change when its content does; NO_FILE if it is no file."""
         ...
 
     def order(self, names: Sequence[str]) -> Array:
@@ -136,16 +136,16 @@ class Folder:
         return path.open("rb")
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
-        """Size, times of modification and change in ns, and inode per file; GONE if it is none."""
+        """Size, times of modification and change in ns, and inode per file, or NO_FILE."""
         root = os.fspath(self.root)
         for name in names:
             try:
                 at = os.stat(f"{root}/{name}")  # noqa: PTH116 (Path takes twice as long)
             except (OSError, ValueError):  # a name may hold a zero byte
-                yield GONE
+                yield NO_FILE
             else:
                 known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
-                yield known if stat.S_ISREG(at.st_mode) else GONE
+                yield known if stat.S_ISREG(at.st_mode) else NO_FILE
 
     def order(self, names: Sequence[str]) -> Array:
         """The indices i64[n] of the files as they are."""
@@ -154,7 +154,7 @@ class Folder:
 
 def hidden_kind(name: str) -> str:
     """The kind under which a hidden entry is counted: its name if it is the system's."""
-    return name if name.lower() in SYSTEM else HIDDEN
+    return name if name.lower() in SYSTEM else _HIDDEN
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

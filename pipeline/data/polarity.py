@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.data.values import Array, Split
 
-SAMPLE = (
+_SAMPLE = (
     250  # training images: reads little of a large file, gives the share to within a few per cent
 )
 AGREED = (
@@ -34,7 +34,7 @@ def dark_border_share(images: Array) -> float:
 
 def sample(split: Split) -> Array:
     """Takes about SAMPLE evenly spaced images of a split, u8[N,H,W,C]."""
-    return split.take(slice(None, None, max(1, len(split) // SAMPLE)))
+    return split.take(slice(None, None, max(1, len(split) // _SAMPLE)))
 
 
 def to_invert(images: Array, trained_dark: float | None) -> Array:

@@ -19,7 +19,7 @@ scipy = lazy_loader.load("scipy")
 ALPHA = 0.05  # of all tests together (Bonferroni)
 SHIFTED, FAR = 0.1, 0.25  # of a distance between 0 and 1
 DIRECTIONS, FEWEST = 16, 20  # in which features are compared; features to compare with
-BINS = 10  # of the population stability index: deciles of the reference
+_BINS = 10  # of the population stability index: deciles of the reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
     distance = float(np.abs(below[0] - below[1]).max())
     root = math.sqrt(count * len(now) / (count + len(now)))
     p = float(scipy.special.kolmogorov((root + 0.12 + 0.11 / root) * distance))
-    edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]))
     shares = [
         np.bincount(np.searchsorted(edges, values, "left"), minlength=len(edges) + 1) / len(values)
         for values in (before, now)

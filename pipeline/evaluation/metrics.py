@@ -26,7 +26,7 @@ from pipeline.system.tables import csv_text
 sklearn = lazy_loader.load("sklearn")
 
 ECE_BINS = 15  # as in Guo et al. 2017
-LONGEST = 200  # characters of a class name in a metric's name; MLflow allows 250 for the latter
+_LONGEST = 200  # characters of a class name in a metric's name; MLflow allows 250 for the latter
 
 Better = Literal["higher", "lower"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -203,11 +203,11 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
     digests = [
         hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() for name in class_names
     ]
-    keys = [slug if 0 < len(slug) <= LONGEST else "" for slug in slugs]
+    keys = [slug if 0 < len(slug) <= _LONGEST else "" for slug in slugs]
     for digits in (6, 16, 64):
         seen = Counter(map(_folded, keys))
         keys = [
-            f"{slug[: LONGEST - 65]}-{digest[:digits]}"
+            f"{slug[: _LONGEST - 65]}-{digest[:digits]}"
             if not key or seen[_folded(key)] > 1
             else key
             for key, slug, digest in zip(keys, slugs, digests, strict=True)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Names in a configuration are checked against this file without importing scikit-learn.
 sklearn = lazy_loader.load("sklearn")
 
-TRAIN, VALIDATION = "#1f77b4", "#d95f02"
-MISTAKES = 5  # rows, and columns, of the grid
+_TRAIN, VALIDATION = "#1f77b4", "#d95f02"
+_MISTAKES = 5  # rows, and columns, of the grid
 
 
 def accuracy(fitted: Fitted) -> Figure:
@@ -142,10 +142,10 @@ def reliability(predictions: Predictions) -> Figure:
     fig = _figure(5.5, 6.5, margins)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfectly calibrated")
-    top.plot(confidence, share_right, marker="o", color=TRAIN, label="model")
+    top.plot(confidence, share_right, marker="o", color=_TRAIN, label="model")
     top.set(ylim=(0, 1), ylabel="share correct", title=f"ECE {ece(predictions):.4f}")
     top.legend(loc="upper left", frameon=False)
-    bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=TRAIN)
+    bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=_TRAIN)
     bottom.set(xlim=(0, 1), yscale="log", ylabel="images", xlabel="confidence")
     return fig
 
@@ -153,14 +153,14 @@ def reliability(predictions: Predictions) -> Figure:
 def mistakes(predictions: Predictions) -> Figure:
     """The most confident mistakes, with their true class and confidence."""
     wrong = np.flatnonzero(~predictions.correct)
-    chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: MISTAKES**2]
+    chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: _MISTAKES**2]
     fig = _figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
     axes = fig.subplots()  # one for all images: 25 axes would take five times as long
-    axes.set(xlim=(0, MISTAKES), ylim=(MISTAKES, 0), aspect="equal")
+    axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
     names = _names(predictions)
     for place, index in enumerate(chosen):
-        row, column = divmod(place, MISTAKES)
+        row, column = divmod(place, _MISTAKES)
         image = predictions.split.take(index)
         grey = "gray_r" if predictions.index is None else "gray"  # photos are not inverted
         _picture(axes, image, left=column + 0.14, top=row + 0.25, grey=grey)
@@ -181,7 +181,7 @@ def mistakes(predictions: Predictions) -> Figure:
 def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
     fig = _figure(7, 4.5, {"left": 0.11, "right": 0.98, "bottom": 0.12, "top": 0.92})
     axes = fig.subplots()
-    for split, colour in (("train", TRAIN), ("val", VALIDATION)):
+    for split, colour in (("train", _TRAIN), ("val", VALIDATION)):
         values = fitted.history.get(f"{split}/{metric}", [])
         if values:
             epochs = np.arange(1, len(values) + 1)

@@ -15,13 +15,13 @@ from pipeline.data.values import Array, Predictions
 from pipeline.evaluation.intervals import wilson
 from pipeline.system.tables import csv_text
 
-MOST = 20  # values of a column that are shown one by one
-CONFIDENCE = 0.95  # coverage of the intervals
+SHOWN_VALUES = 20  # values of a column that are shown one by one
+_CONFIDENCE = 0.95  # coverage of the intervals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The images with one `value` in a column; None stands for all values beyond the MOST frequent.
+    """The images with one `value` in a column; None stands for all rarer values.
 
     `values` is the number of values, `low` and `high` the Wilson interval of the accuracy.
     """
@@ -55,7 +55,9 @@ def slices(predictions: Predictions) -> list[Slice]:
 
 def _of_column(name: str, texts: Sequence[str], correct: Array) -> list[Slice]:
     order = [value for value, _ in Counter(texts).most_common()]
-    kept = order if len(order) <= MOST + 1 else order[:MOST]  # "1 other value" would say nothing
+    kept = (
+        order if len(order) <= SHOWN_VALUES + 1 else order[:SHOWN_VALUES]
+    )  # "1 other value" would say nothing
     numbers = {value: number for number, value in enumerate(kept)}
     places = np.array([numbers.get(text, len(kept)) for text in texts])
     counts = np.bincount(places, minlength=len(kept) + 1).tolist()
@@ -64,7 +66,7 @@ def _of_column(name: str, texts: Sequence[str], correct: Array) -> list[Slice]:
     for number, value in enumerate([*kept, None]):
         if not counts[number]:
             continue
-        share = wilson(right[number] / counts[number], counts[number], CONFIDENCE)
+        share = wilson(right[number] / counts[number], counts[number], _CONFIDENCE)
         made.append(
             Slice(
                 column=name,

@@ -12,8 +12,8 @@ from pipeline.evaluation.labels import LabelAudit
 from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.page import clean, template
 
-SIDE = 96  # pixels of a thumbnail's longer side
-PAIRS, CLASSES = 40, 1000  # shown at most
+_SIDE = 96  # pixels of a thumbnail's longer side
+_PAIRS, _CLASSES = 40, 1000  # shown at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def audit_html(  # noqa: PLR0913 (what there is to show)
     counts = np.bincount(verdict.labels, minlength=classes)
     wrong = np.bincount(verdict.labels[verdict.wrong], minlength=classes)
     shares = wrong / np.maximum(counts, 1)
-    order = np.argsort(-shares, kind="stable")[:CLASSES].tolist()
+    order = np.argsort(-shares, kind="stable")[:_CLASSES].tolist()
     most = float(shares.max()) or 1.0
     return template("audit.html").render(
         name=clean(name),
@@ -59,13 +59,13 @@ def audit_html(  # noqa: PLR0913 (what there is to show)
         accuracy=verdict.accuracy,
         doubts=[(one, clean(one.name)) for one in doubts],
         names=names,
-        pairs=verdict.pairs[:PAIRS],
-        more_pairs=len(verdict.pairs[PAIRS:]),
+        pairs=verdict.pairs[:_PAIRS],
+        more_pairs=len(verdict.pairs[_PAIRS:]),
         classes=[
             (names[k], int(counts[k]), int(wrong[k]), float(shares[k]), float(shares[k]) / most)
             for k in order
         ],
-        sprite=sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted, shown=SIDE)
+        sprite=sprite(thumbnails(images, _SIDE, inverted=inverted), inverted=inverted, shown=_SIDE)
         if len(images)
         else None,
     )

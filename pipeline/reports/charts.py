@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.data.values import Predictions
 from pipeline.evaluation.metrics import calibration
 
-WIDTH, HEIGHT = 440, 270  # of the drawing, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins for labels
+_WIDTH, HEIGHT = 440, 270  # of the drawing, in SVG units
+LEFT, RIGHT, _TOP, BOTTOM = 46, 12, 12, 40  # margins for labels
 MOST_DOTS = 50  # epochs up to which each has a dot with its value
 CURVES = {"accuracy": "share correct", "loss": "cross-entropy, nats"}
 SERIES = {"train": "training", "val": "validation"}
@@ -94,8 +94,8 @@ def reliability_chart(predictions: Predictions) -> tuple[Chart, list[Bar]]:
     """Accuracy by confidence, in the bins of the calibration error."""
     chart = Chart(
         title="reliability",
-        x=_scale([0, 1], LEFT, WIDTH - RIGHT),
-        y=_scale([0, 1], HEIGHT - BOTTOM, TOP),
+        x=_scale([0, 1], LEFT, _WIDTH - RIGHT),
+        y=_scale([0, 1], HEIGHT - BOTTOM, _TOP),
         x_label="confidence",
         y_label="share correct",
     )
@@ -119,9 +119,9 @@ def _curve(
     metric: str, unit: str, series: Mapping[str, Mapping[int, float]], best: float | None
 ) -> Chart:
     epochs = [epoch for values in series.values() for epoch in values]
-    x = _scale([min(epochs), max(epochs)], LEFT, WIDTH - RIGHT, whole=True)
+    x = _scale([min(epochs), max(epochs)], LEFT, _WIDTH - RIGHT, whole=True)
     values = [value for line in series.values() for value in line.values()]
-    y = _scale(values, HEIGHT - BOTTOM, TOP)
+    y = _scale(values, HEIGHT - BOTTOM, _TOP)
     return Chart(
         title=metric,
         x=x,

@@ -26,12 +26,12 @@ from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.page import clean, template
 
-NAME = "data.html"
-SIDE = 64  # pixels of a thumbnail's longer side
+DATA_PAGE = "data.html"
+_SIDE = 64  # pixels of a thumbnail's longer side
 PER_CLASS, THUMBNAILS = 12, 600  # of one class, and of all
-CLASSES, PAIRS, FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
+CLASSES, PAIRS, _FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
 ORIGINAL = 150  # pixels of an original's longer side
-BINS = 32
+_BINS = 32
 
 Augment = Callable[[Array, Array], Array]
 """From images u8[n,H,W,C] and labels i32[n] to versions of each, u8[n,V,H,W,C]."""
@@ -113,7 +113,7 @@ def data_html(
     originals, seen = _seen(raw, rows, folder, always=augment is not None)
     inverted = raw.index is None
     images = raw.train.images[np.array(rows, np.int64)]
-    sprites = {"image": sprite(thumbnails(images, SIDE, inverted=inverted), inverted=inverted)}
+    sprites = {"image": sprite(thumbnails(images, _SIDE, inverted=inverted), inverted=inverted)}
     if len(originals):
         sprites["original"] = sprite(originals, inverted=False, shown=ORIGINAL)
     if augment is not None and seen:
@@ -121,7 +121,7 @@ def data_html(
         labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
         versions = augment(images[chosen], labels)
         flat = versions.reshape(-1, *versions.shape[2:])
-        sprites["version"] = sprite(thumbnails(flat, SIDE, inverted=inverted), inverted=inverted)
+        sprites["version"] = sprite(thumbnails(flat, _SIDE, inverted=inverted), inverted=inverted)
         seen = _with_versions(seen, versions.shape[1])
     description = describe(raw, measures)
     return template("data.html").render(
@@ -151,8 +151,8 @@ def _of_files(description: Description) -> dict[str, Any]:
         "facts": facts,
         "modes": [(clean(mode), count) for mode, count in facts.modes],
         "notes": [clean(note) for note in facts.notes],
-        "left_out": [(clean(kind), count) for kind, count in facts.left_out[:FILES]],
-        "skipped": [(clean(file), clean(reason)) for file, reason in facts.unreadable[:FILES]],
+        "left_out": [(clean(kind), count) for kind, count in facts.left_out[:_FILES]],
+        "skipped": [(clean(file), clean(reason)) for file, reason in facts.unreadable[:_FILES]],
     }
 
 
@@ -205,7 +205,7 @@ def _histograms(raw: RawData, measures: Measures) -> list[Histogram]:
 
 def _histogram(name: str, values: Array, unit: str) -> Histogram:
     low, median, high = (float(value) for value in np.quantile(values, (0, 0.5, 1)))
-    counts = np.histogram(values, BINS, (low, high if high > low else low + 1))[0]
+    counts = np.histogram(values, _BINS, (low, high if high > low else low + 1))[0]
     bars = (counts / max(1, counts.max())).round(3).tolist()
     return Histogram(name=name, unit=unit, bars=tuple(bars), low=low, median=median, high=high)
 

@@ -12,8 +12,8 @@ from pipeline.evaluation.drift import Shift
 from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.page import clean, template
 
-SIDE = 64  # pixels of a thumbnail's longer side
-BINS = 40
+_SIDE = 64  # pixels of a thumbnail's longer side
+_BINS = 40
 TAIL = 0.005  # share of the values that is not drawn, at either end
 UNITS = {
     "height": "pixels",
@@ -75,7 +75,7 @@ def drift_html(  # noqa: PLR0913 (what there is to show)
         unsure=[(clean(one.file), one.confidence) for one in unsure],
         sprite=None
         if tiles is None
-        else sprite(thumbnails(tiles, SIDE, inverted=False), inverted=False),
+        else sprite(thumbnails(tiles, _SIDE, inverted=False), inverted=False),
     )
 
 
@@ -85,7 +85,9 @@ def _overlay(name: str, reference: Sequence[float], new: Array) -> Overlay:
     high = float(max(np.quantile(part, 1 - TAIL) for part in both))
     if high <= low:
         high = low + 1
-    shares = [np.histogram(part.clip(low, high), BINS, (low, high))[0] / len(part) for part in both]
+    shares = [
+        np.histogram(part.clip(low, high), _BINS, (low, high))[0] / len(part) for part in both
+    ]
     most = max(float(part.max()) for part in shares)
     heights = [(100 * part / most).round(1).tolist() for part in shares]
     return Overlay(

@@ -16,9 +16,9 @@ MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
 MISTAKES = 24
 CONFUSIONS = 8
-SIDES = (64, 32, 16)  # pixels of a thumbnail's longer side, at most
-BUDGET = 2_500_000  # bytes of all thumbnails before compression, if the smallest size fits
-SHOWN = 60  # approximate pixels on the screen
+_SIDES = (64, 32, 16)  # pixels of a thumbnail's longer side, at most
+THUMBNAIL_BYTES = 2_500_000  # bytes of all thumbnails before compression, if the smallest size fits
+_SHOWN = 60  # approximate pixels on the screen
 WEIGHTS_WIDTH = 1100
 
 
@@ -124,12 +124,12 @@ def smaller(png: bytes) -> bytes:
 def _room(shape: tuple[int, int, int], counts: Array) -> tuple[int, int]:
     """The longer side of a thumbnail, and the maximum number per cell."""
     longest, channels = max(shape[:2]), shape[2]
-    for side in SIDES:
+    for side in _SIDES:
         size = channels * np.prod(np.ceil(np.array(shape[:2]) * min(1.0, side / longest)))
         fitting = [
             most
             for most in range(1, MOST_A_CELL + 1)
-            if np.minimum(counts, most).sum() * size <= BUDGET
+            if np.minimum(counts, most).sum() * size <= THUMBNAIL_BYTES
         ]
         if len(fitting) >= FEWEST_A_CELL:
             break
@@ -199,7 +199,7 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
 
 
 def sprite(
-    tiles: Array, *, inverted: bool, captions: Sequence[tuple[int, float]] = (), shown: int = SHOWN
+    tiles: Array, *, inverted: bool, captions: Sequence[tuple[int, float]] = (), shown: int = _SHOWN
 ) -> Sprite:
     """Packs thumbnails u8[N,h,w,C] into one picture; each is `shown` pixels long, if it is smaller.
 

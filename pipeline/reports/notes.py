@@ -11,7 +11,7 @@ from pipeline.evaluation.intervals import wilson
 
 CONFIDENCE = 0.95  # coverage of the intervals of accuracies
 REPORT_PAGE = "report.html"
-MOST_TEXT = 300  # characters of one text in a description
+_MOST_TEXT = 300  # characters of one text in a description
 
 
 def note_of_run(
@@ -77,5 +77,5 @@ def code_block(command: str) -> str:
 def escaped(text: str) -> str:
     """A text escaped for Markdown, on one line, shortened if it is very long."""
     line = " ".join(text.split())
-    line = line if len(line) <= MOST_TEXT else line[: MOST_TEXT - 1] + "…"
+    line = line if len(line) <= _MOST_TEXT else line[: _MOST_TEXT - 1] + "…"
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", lambda found: f"&#{ord(found[1])};", line)

@@ -25,13 +25,13 @@ from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import CONFIDENCE
-from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED
+from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED_TAG
 
 scipy = lazy_loader.load("scipy")
 
-LONGEST = 300  # characters of a name
+_LONGEST = 300  # characters of a name
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": "command", "commit": COMMIT}),
@@ -47,8 +47,8 @@ ORIGINS = (
     ),
     ("Sweep", {"its run": PARENT, "job": INDEX}),
 )
-VERSION = "version."
-STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
+_VERSION = "version."
+_STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,9 @@ def percent(share: float, digits: int = 2) -> str:
 
 def _reason(tags: Mapping[str, str]) -> str | None:
     """Why a run failed or was stopped, in plain words instead of Python's."""
-    said = tags.get(ERROR) or tags.get(PRUNED)
-    if said and said.rpartition(".")[2] in STOPS:
-        return STOPS[said.rpartition(".")[2]]
+    said = tags.get(ERROR) or tags.get(PRUNED_TAG)
+    if said and said.rpartition(".")[2] in _STOPS:
+        return _STOPS[said.rpartition(".")[2]]
     return said
 
 
@@ -204,9 +204,9 @@ def clean(text: str) -> str:
     """A name as printable text of bounded length; control and formatting characters are escaped."""
     safe = "".join(
         one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
-        for one in text[: LONGEST + 1]
+        for one in text[: _LONGEST + 1]
     )
-    return safe if len(text) <= LONGEST else f"{safe[:LONGEST]}…"
+    return safe if len(text) <= _LONGEST else f"{safe[:_LONGEST]}…"
 
 
 def _groups(config: Config) -> dict[str, dict[str, str]]:
@@ -229,7 +229,7 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
         patched = tags["code.dirty"] == "true"
         found["Code"]["uncommitted changes"] = "yes, in code.patch" if patched else "none"
     versions = {
-        key.removeprefix(VERSION): tags[key] for key in sorted(tags) if key.startswith(VERSION)
+        key.removeprefix(_VERSION): tags[key] for key in sorted(tags) if key.startswith(_VERSION)
     }
     return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}
 
@@ -237,7 +237,7 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
 def template(name: str) -> Any:
     """A template of this folder, for HTML: values are escaped, and none may be missing."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,8 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.data.checks import apply, violations
 from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
-from pipeline.data.measures import NAME as SUMMARY
-from pipeline.data.measures import measured, summarised
+from pipeline.data.measures import SUMMARY_FILE, measured, summarised
 from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import answers
 from pipeline.reports import data_page
@@ -31,7 +30,7 @@ from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Query, RecordedRun, Status
 
 REPORTABLE = Query(has_folder=True)  # in any state
-WEIGHTS, AUGMENTATION = "plots/weights.png", "plots/augmentation.png"
+_WEIGHTS, AUGMENTATION = "plots/weights.png", "plots/augmentation.png"
 STAGE = ("time/", "_s")  # prefix and suffix of a stage in the name of its metric
 
 log = logging.getLogger(__name__)
@@ -108,10 +107,10 @@ def check_data(
     measures = measured(raw, folder)
     found = violations(raw, measures, config.ingest.checks)
     recording.save_text("data.txt", text(describe(raw, measures)))
-    recording.save_text(SUMMARY, summarised(raw, measures).to_json())
+    recording.save_text(SUMMARY_FILE, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
         page = data_page.data_html(raw, measures, found, name=name, folder=folder, augment=augment)
-        recording.save_text(data_page.NAME, page)
+        recording.save_text(data_page.DATA_PAGE, page)
     apply(found)
 
 
@@ -209,8 +208,8 @@ def facts_of(recording: Recording, error: BaseException | None = None) -> Facts:
         tags=dict(run.tags) | (ending(error) if error else {}),
         metrics={**run.logged, **recording.sizes},
         history=recording.history(by_epoch),
-        weights=_artifact(recording, run, WEIGHTS),
-        data_page=_has(recording, run, data_page.NAME),
+        weights=_artifact(recording, run, _WEIGHTS),
+        data_page=_has(recording, run, data_page.DATA_PAGE),
         augmentation=_artifact(recording, run, AUGMENTATION),
     )
 

@@ -29,10 +29,10 @@ from pipeline.system.secrets import hide_word
 ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
 MOST_JOBS = 100_000  # in a grid
-LONG = 8  # numbers with more characters are shortened
-SHORT = {"learning_rate": "lr"}
+_LONG = 8  # numbers with more characters are shortened
+_SHORT = {"learning_rate": "lr"}
 AxisScale = Literal["log", "linear"]
-EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
+_EXAMPLE = "python -m pipeline -m optimizer.learning_rate=1e-4,1e-3 seed=0,1,2"
 
 # Keys that the sweep sets for all jobs, and that therefore cannot be searched.
 SWEEPS_OWN = {
@@ -163,7 +163,7 @@ def asked_for(
     if not searched:
         raise RequestError(
             "nothing to sweep over: give a key several values, as in\n"
-            f"{EXAMPLE}\nor choose a sweep from conf/sweep/, as in sweep=lr_grid"
+            f"{_EXAMPLE}\nor choose a sweep from conf/sweep/, as in sweep=lr_grid"
         )
     fixed = [_fixed(one) for one in every if one not in searched]
     left = {one.get_key_element(): _fixed(one) for one in every if _is_left_to_jobs(one)}
@@ -279,7 +279,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     """The last part of each key, or as many parts as make it unique."""
     plain = {key: key.lstrip("+") for key in keys}
     parts = {key: text.split(".") for key, text in plain.items()}
-    names = {key: SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
+    names = {key: _SHORT.get(last[-1], last[-1]) for key, last in parts.items()}
     while repeated := {name for name, count in Counter(names.values()).items() if count > 1}:
         longer = {
             key: ".".join(parts[key][-(name.count(".") + 2) :])
@@ -295,7 +295,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 def brief(text: str) -> str:
     """A value for people to read: a long number with four significant digits."""
     try:
-        return f"{float(text):.4g}" if len(text) > LONG else text
+        return f"{float(text):.4g}" if len(text) > _LONG else text
     except ValueError:
         return text
 

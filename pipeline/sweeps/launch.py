@@ -31,7 +31,7 @@ from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
 ONE_JOB = "pipeline.sweeps.one_job"
-MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # these take seconds to import
+_MODULES = [ONE_JOB, "matplotlib.backends.backend_agg"]  # these take seconds to import
 
 
 def _joblib_at_once(launcher: Any) -> int:
@@ -155,7 +155,7 @@ def open_workers(launcher: Any, jobs: int) -> Iterator[Workers]:
             for job in jobs
         )
 
-    with Pool(workers, threads=threads, modules=MODULES) as pool:
+    with Pool(workers, threads=threads, modules=_MODULES) as pool:
         pool.start(jobs)
         yield Workers(run=run, stop=pool.stop)
 

@@ -17,7 +17,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.secrets import hide_value
 
-NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 MAY_CHANGE = ("n_trials",)  # a resumed search may get more trials
 # Settings of conf/sweep/ that define a sweep; the others only control how it is run.
 _SETTINGS = ("objective", "direction", "sampler", "sampler_options", "pruner", "pruner_options")
@@ -34,7 +34,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`."""
-        with replacing(folder / NAME) as path:
+        with replacing(folder / MANIFEST_FILE) as path:
             path.write_text(self.text, encoding="utf-8")
 
     @property
@@ -49,9 +49,11 @@ class Manifest:
             RequestError: they differ; the message names each difference.
         """
         try:
-            then = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            then = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RequestError(f"sweep.resume: {folder / NAME} cannot be read: {error}") from error
+            raise RequestError(
+                f"sweep.resume: {folder / MANIFEST_FILE} cannot be read: {error}"
+            ) from error
         if differences := list(_differences(then, json.loads(self.text))):
             raise RequestError(
                 "sweep.resume: this is not the same sweep as the one to resume:\n"
@@ -65,7 +67,7 @@ def jobs_of(folder: Path, multirun: Multirun) -> list[Job]:
     A grid with `shuffle(…)` would otherwise have another order each time.
     """
     try:
-        then = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        then = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         if then["searched"] != _searched(multirun):
             return []
         return [Job(index=job["index"], params=job["params"]) for job in then["jobs"]]

@@ -27,7 +27,7 @@ from pipeline.training.callbacks import EpochListener
 from pipeline.training.saved import load_saved
 
 LOOK_S = 0.5  # between two checks of time and memory
-GRACE_S = 10.0  # for a job over its limit to close its run
+CLOSE_S = 10.0  # for a job over its limit to close its run
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochL
 
     The error is raised wherever the block is at that time. Python drops it in a destructor, and a
     library may drop it too; the listener, called after each epoch, then raises it again. If the
-    block does not end within `GRACE_S`, the process is ended.
+    block does not end within `CLOSE_S`, the process is ended.
 
     Raises:
         PipelineError: a limit was exceeded; the message says which.
@@ -113,7 +113,7 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochL
         if passed:
             # A real signal: unlike _thread.interrupt_main, it also ends a blocking system call.
             signal.pthread_kill(main, signal.SIGALRM)
-            if not done.wait(GRACE_S):
+            if not done.wait(CLOSE_S):
                 log.error("%s, and does not end by itself", passed[0])
                 os._exit(PipelineError.exit_code)
 

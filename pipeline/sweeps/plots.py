@@ -38,7 +38,7 @@ else:
     optuna = lazy_loader.load("optuna")
 scipy = lazy_loader.load("scipy")
 
-SEED = "seed"
+_SEED = "seed"
 LOG_FROM = 30.0  # ratio of largest to smallest value from which an axis is logarithmic
 MOST_TICKS = 8
 MOST_GROUPS = 20
@@ -48,7 +48,7 @@ MARKS = {
     FAILED: ("x", "#8b0000"),
     KILLED: ("+", "#000000"),
 }
-MEAN, BEST = "#1f77b4", "#d95f02"
+MEAN, _BEST = "#1f77b4", "#d95f02"
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def draw_sweep(
         with _or_without("parameters"):
             _draw_study(figures, finished, objectives, searched, scales or {})
     found = groups(outcomes, objectives[0])
-    seeds = {outcome.params[SEED] for outcome in finished if SEED in searched}
+    seeds = {outcome.params[_SEED] for outcome in finished if _SEED in searched}
     if len(seeds) > 1 and any(group.n > 1 for group in found):
         with _or_without("seeds"):
             figures["seeds"] = _seeds(found, objectives[0].metric)
@@ -131,7 +131,7 @@ def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[
 
 
 def _without_seed(outcome: Outcome) -> dict[str, str]:
-    return {key: text for key, text in outcome.params.items() if key != SEED}
+    return {key: text for key, text in outcome.params.items() if key != _SEED}
 
 
 def _group(outcomes: Sequence[Outcome]) -> Group:
@@ -173,7 +173,7 @@ def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, n
         values = [outcome.values[number] for outcome in finished]
         so_far = (np.maximum if objective.maximize else np.minimum).accumulate(values)
         places = [outcome.index for outcome in finished]
-        axes.step(places, so_far, where="post", color=BEST, label="best so far", zorder=1)
+        axes.step(places, so_far, where="post", color=_BEST, label="best so far", zorder=1)
         first = places[values.index(so_far[-1])]
         axes.set_title(f"best: {so_far[-1]:.6g}, job {first}", loc="left", fontsize=10)
         axes.set_yscale(scale(values, maximize=objective.maximize))
@@ -189,7 +189,7 @@ def _seeds(found: Sequence[Group], metric: str) -> Figure:
     axes = figure.subplots()
     for row, group in enumerate(shown):
         axes.errorbar(group.mean, row, xerr=group.half_width, fmt="D", capsize=4, color=MEAN)
-        axes.plot(group.values, [row] * group.n, "o", color=BEST, markersize=4)
+        axes.plot(group.values, [row] * group.n, "o", color=_BEST, markersize=4)
     axes.set_yticks(range(len(shown)), _labels(shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_title(f"best {len(shown)} of {len(found)} settings", loc="left", fontsize=10)
@@ -348,7 +348,7 @@ def _draw_over_parameters(
         # No variance to attribute: all values are equal.
         with _or_without("importances"), suppress(RuntimeError):
             figures["importances"], order = _importances(_study(trials, [objective], logs))
-    pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
+    pair = {key: columns[key] for key in sorted([key for key in order if key != _SEED][:2])}
     if pair:
         with _or_without("slice"):
             figures["slice"] = _slice(study, pair)

@@ -31,8 +31,8 @@ LEAVE_S = 5.0  # for an idle worker to end
 CHECK_S = (
     1.0  # between checks of workers: a process forked by a call may keep a dead worker's pipe open
 )
-THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
-THREADS += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
+THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+THREAD_VARIABLES += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
 MOST_TASKS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
 EXIT_CODE = "exit code"  # begins the reason of a worker that ended by itself
 LAST_WORDS = 4096  # bytes at the end of an output, which may say why its worker ended
@@ -201,7 +201,7 @@ def _inherited(threads: int) -> Iterator[None]:
     Threads are set in the environment because the main module, imported first, may import NumPy.
     Values that the user has set stay.
     """
-    added = [name for name in THREADS if name not in os.environ]
+    added = [name for name in THREAD_VARIABLES if name not in os.environ]
     resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     os.environ.update(dict.fromkeys(added, str(threads)))

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override, RangeSweep
 
 from pipeline.system.errors import RequestError
 
-MOST = 100_000  # numbers in a range
+_MOST = 100_000  # numbers in a range
 _DIGITS = 15  # decimal digits that a double always represents
 _AROUND = ("int", "float", "sort", "shuffle", "tag", "reverse")
 _NAMES = ("start", "stop", "step")
@@ -68,8 +68,8 @@ def _exact(override: Override) -> tuple[list[Decimal], bool]:
     if scaled[2] == 0:
         raise RequestError(f"{line}: the step of a range must not be 0")
     every = range(*scaled)
-    if every[MOST:]:
-        raise RequestError(f"{line}: a range may have at most {MOST:,} numbers")
+    if every[_MOST:]:
+        raise RequestError(f"{line}: a range may have at most {_MOST:,} numbers")
     found = [Decimal(number).scaleb(-places) for number in every]
     if "int" in functions and any(number % 1 for number in found):
         raise RequestError(f"{line}: int() would change the numbers of the range; list its values")

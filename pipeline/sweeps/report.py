@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _STATES = (FINISHED, PRUNED, FAILED, KILLED)
 DESCRIBED = 5  # rows of the table in the description
-SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
+_SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
 
 
 def log_report(
@@ -156,7 +156,7 @@ def _table(
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.params))
     names = [objective.metric for objective in objectives]
     table = Table("job", *short_keys(keys).values(), *names, "s", "state")
-    for outcome in [*best, *others][:SHOWN]:
+    for outcome in [*best, *others][:_SHOWN]:
         state = f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
         table.add_row(
             str(outcome.index),
@@ -165,8 +165,8 @@ def _table(
             f"{outcome.seconds:.1f}",
             f"{state}, model kept" if outcome.kept else state,
         )
-    if len(outcomes) > SHOWN:
-        table.caption = f"{SHOWN} of {len(outcomes)} jobs; the artefact trials.csv has all"
+    if len(outcomes) > _SHOWN:
+        table.caption = f"{_SHOWN} of {len(outcomes)} jobs; the artefact trials.csv has all"
     return table
 
 

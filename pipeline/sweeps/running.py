@@ -18,7 +18,7 @@ from pipeline.sweeps.runs import Children
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove
 
-LEAVE_S = 10.0  # for jobs of a killed sweep to end
+_LEAVE_S = 10.0  # for jobs of a killed sweep to end
 
 
 @dataclass(kw_only=True)
@@ -120,7 +120,7 @@ class SweepJobs:
             remove(self.folder / str(index) / "checkpoints", ignore_errors=True)
 
     def _require_none_alive(self) -> None:
-        until = time.monotonic() + LEAVE_S
+        until = time.monotonic() + _LEAVE_S
         while alive := self.runs.close_orphans():
             if time.monotonic() > until:
                 jobs = ", ".join(map(str, sorted(alive)))

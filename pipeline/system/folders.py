@@ -15,7 +15,7 @@ from pipeline.system.files import replacing
 
 _OWNER, _LOCK = "run_id", ".run.lock"
 _MODEL = "model"  # what a run saves there until its store has it
-ELSEWHERE = "choose another folder with hydra.run.dir=…"
+_ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
 
 @contextmanager
@@ -52,13 +52,13 @@ def vacate(folder: Path) -> None:
     for place in left:
         no_model = place.name == _MODEL and not (place / "MLmodel").exists()
         if place.is_symlink() or owner(folder) is None or no_model:
-            raise RequestError(f"{place} was not made by a run; {ELSEWHERE}")
+            raise RequestError(f"{place} was not made by a run; {_ELSEWHERE}")
     try:
         for place in left:
             shutil.rmtree(place)
     except OSError as error:
         raise RequestError(
-            f"{folder}: what an earlier run left there cannot be deleted: {error}; {ELSEWHERE}"
+            f"{folder}: what an earlier run left there cannot be deleted: {error}; {_ELSEWHERE}"
         ) from error
 
 
@@ -89,7 +89,7 @@ def claim(folder: Path, run_id: str) -> None:
     if found == run_id:
         return
     if found is not None:
-        raise RequestError(f"{folder} is the folder of run {found}; {ELSEWHERE}")
+        raise RequestError(f"{folder} is the folder of run {found}; {_ELSEWHERE}")
     move_in(folder, run_id)
 
 

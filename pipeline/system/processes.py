@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 
 # A process elsewhere cannot be looked up; its work takes a few requests after its ticket.
-PATIENCE_S = 600.0
+STALE_AFTER_S = 600.0
 
 
 # Control groups: where a process reads its own, and where those of both versions are.
-OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+OWN_CONTROL_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
@@ -36,13 +36,15 @@ def memory_limit() -> int:
 def _limits() -> Iterator[Path]:
     """The files that may limit this process, of its control groups and those above them."""
     with suppress(OSError):  # no such system
-        for line in OWN_GROUPS.read_text().splitlines():
+        for line in OWN_CONTROL_GROUPS.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
             for above in (Path(group), *Path(group).parents):
                 if not controllers:
-                    yield GROUPS / above.relative_to("/") / "memory.max"
+                    yield CONTROL_GROUPS / above.relative_to("/") / "memory.max"
                 elif "memory" in controllers.split(","):
-                    yield GROUPS / "memory" / above.relative_to("/") / "memory.limit_in_bytes"
+                    yield (
+                        CONTROL_GROUPS / "memory" / above.relative_to("/") / "memory.limit_in_bytes"
+                    )
 
 
 @cache
@@ -98,9 +100,9 @@ def at_work(holder: str, age_s: float) -> bool:
         told = json.loads(holder)
         where, pid, born = told["place"], int(told["pid"]), str(told["born"])
     except (ValueError, KeyError, TypeError):
-        return age_s < PATIENCE_S
+        return age_s < STALE_AFTER_S
     found = lives(pid, born) if where == process_place() else None
-    return age_s < PATIENCE_S if found is None else found
+    return age_s < STALE_AFTER_S if found is None else found
 
 
 def process_name(holder: str) -> str:

@@ -17,14 +17,14 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-HIDDEN = "***"
+_HIDDEN = "***"
 SECRET_WORDS = frozenset(
     {
         *("password", "passwd", "pwd", "passphrase", "pass", "secret", "secrets", "token"),
         *("credential", "credentials", "apikey", "authorization", "auth", "signature", "sig"),
     }
 )
-SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
+_SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
@@ -93,7 +93,7 @@ def _is_token(user: str, password: str | None) -> bool:
 def _remember(value: str) -> None:
     value = value.strip("'\" ")
     for text in (value, unquote(value)):
-        if len(text) >= SHORTEST and text != HIDDEN and not text.startswith("${"):
+        if len(text) >= _SHORTEST and text != _HIDDEN and not text.startswith("${"):
             _known.add(text)
 
 
@@ -101,16 +101,16 @@ def hide(text: str) -> str:
     """Replaces known secrets, and those in addresses, in a text."""
     if "://" in text:
         text = _USER.sub(_hide_user, text)
-        text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={HIDDEN}" if is_secret(m[2]) else m[0], text)
+        text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
     for secret in sorted(_known, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+        text = text.replace(secret, _HIDDEN)
     return text
 
 
 def _hide_user(found: re.Match[str]) -> str:
     user, colon, password = found[0][:-1].partition(":")
-    shown = HIDDEN if _is_token(user, password) else user
-    return f"{shown}{colon and ':' + HIDDEN}@"
+    shown = _HIDDEN if _is_token(user, password) else user
+    return f"{shown}{colon and ':' + _HIDDEN}@"
 
 
 def hide_value(key: str, value: Any) -> Any:
@@ -120,9 +120,9 @@ def hide_value(key: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [hide_value(key, inner) for inner in value]
     if isinstance(value, str):
-        return HIDDEN if value and is_secret(key) else hide_word(value)
+        return _HIDDEN if value and is_secret(key) else hide_word(value)
     return (
-        HIDDEN if is_secret(key) and isinstance(value, int) and type(value) is not bool else value
+        _HIDDEN if is_secret(key) and isinstance(value, int) and type(value) is not bool else value
     )
 
 
@@ -134,14 +134,14 @@ def hide_word(word: str) -> str:
     """Hides the secrets in one word of a command line, such as `+key=value`."""
     key, equals, value = word.partition("=")
     if equals and value and re.fullmatch(r"[\w.+~/@-]+", key) and is_secret(key):
-        return f"{key}={HIDDEN}"
+        return f"{key}={_HIDDEN}"
     return hide(_PAIR.sub(_hide_pair, word))
 
 
 def _hide_pair(found: re.Match[str]) -> str:
     if not is_secret(found[1]):
         return found[0]
-    return found[0][: found.start(2) - found.start()] + HIDDEN
+    return found[0][: found.start(2) - found.start()] + _HIDDEN
 
 
 def hide_files(files: Iterable[Path]) -> None:

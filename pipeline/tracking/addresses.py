@@ -13,7 +13,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-ARTIFACTS = "mlartifacts"
+_ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
@@ -81,10 +81,10 @@ def artifact_root(address: str) -> Path:
     """
     file = _SQLITE.match(address)
     if file is None:
-        return Path(ARTIFACTS).absolute()
+        return Path(_ARTIFACTS).absolute()
     path = file["path"]
     beside = Path() if path in ("", ":memory:") else Path(path).parent
-    return _readable((beside / ARTIFACTS).absolute())
+    return _readable((beside / _ARTIFACTS).absolute())
 
 
 def _root_address(root: str) -> str:

@@ -47,15 +47,15 @@ Client = mlflow.MlflowClient
 StoreError = MlflowException
 VERSION = mlflow.__version__
 
-FIRST_ANSWER_S = 10.0  # for the store to answer when a command begins
+STORE_ANSWER_S = 10.0  # for the store to answer when a command begins
 AWAY_S = 300.0  # for a store to come back if work cannot continue without it
 # Loggers of errors, with tracebacks, that MLflow raises as well.
 NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
-PAGE = 5_000  # experiments per request
+_PAGE = 5_000  # experiments per request
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
 # Errors of MLflow that would be the same however often a request is repeated.
-LASTING = {
+_LASTING = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"),
     *("RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"),
 }
@@ -151,9 +151,9 @@ def made_once(make: Callable[[], Made], find: Callable[[], Made | None]) -> Made
     `find` looks for what it may have created, before it is sent again.
 
     Raises:
-        MlflowException: the store refuses it, or is away for longer than `FIRST_ANSWER_S`.
+        MlflowException: the store refuses it, or is away for longer than `STORE_ANSWER_S`.
     """
-    until, wait_s = time.monotonic() + FIRST_ANSWER_S, 0.2
+    until, wait_s = time.monotonic() + STORE_ANSWER_S, 0.2
     while True:
         try:
             with _sent_once():
@@ -186,7 +186,7 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         # A proxy answers like this when the server behind it is away.
         is_foreign = str(error.message).startswith("API request to endpoint")
-        return is_foreign or error.error_code not in LASTING | DENIED
+        return is_foreign or error.error_code not in _LASTING | DENIED
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 
@@ -347,7 +347,7 @@ def experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
     """All experiments that are not deleted."""
     token = None
     while True:
-        page = client.search_experiments(max_results=PAGE, page_token=token)
+        page = client.search_experiments(max_results=_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -381,7 +381,7 @@ def artifact_names(address: str) -> set[str]:
 
 
 def _require_answer(uri: str) -> None:
-    """Asks within `FIRST_ANSWER_S`; MLflow itself would retry for minutes before it gives up.
+    """Asks within `STORE_ANSWER_S`; MLflow itself would retry for minutes before it gives up.
 
     Raises:
         RequestError: with the reason.
@@ -394,13 +394,13 @@ def _require_answer(uri: str) -> None:
     if look is None:
         return
     try:
-        refused = answered(look, FIRST_ANSWER_S)
+        refused = answered(look, STORE_ANSWER_S)
     except TimeoutError:
-        refused = Refusal(f"no answer within {FIRST_ANSWER_S:g} s")
+        refused = Refusal(f"no answer within {STORE_ANSWER_S:g} s")
     except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
         refused = Refusal(reason(error), "correct that")
     except requests.Timeout:
-        refused = Refusal(f"no answer within {FIRST_ANSWER_S:g} s")
+        refused = Refusal(f"no answer within {STORE_ANSWER_S:g} s")
     except requests.ConnectionError:
         refused = Refusal("nothing answers there")
     except (requests.RequestException, sa.exc.SQLAlchemyError, StoreError, ImportError) as error:
@@ -413,7 +413,7 @@ def _require_answer(uri: str) -> None:
 
 
 def _ask_server(uri: str) -> Refusal | None:
-    until, lost = time.monotonic() + FIRST_ANSWER_S - 1, False
+    until, lost = time.monotonic() + STORE_ANSWER_S - 1, False
     while True:
         try:
             answer = ask(uri, within_s=max(1.0, until - time.monotonic()))

@@ -29,7 +29,7 @@ SILENT_S = 60.0  # without a beat, after which a run on another machine may be g
 LISTEN_S = 2 * EVERY_S + 5  # in which a live run sends at least one beat
 CLOCKS_S = 86_400.0  # more than any two machines' clocks differ
 GAP_S = 2 * EVERY_S  # between beats, after which others may have closed the run; clocks may differ
-LEAVE_S = 2.0  # for a beat to finish when the run is closed
+_LEAVE_S = 2.0  # for a beat to finish when the run is closed
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join(LEAVE_S)
+        thread.join(_LEAVE_S)
 
 
 def _back_if_unheard(client: Client, run_id: str, heard: datetime, *, ends: bool = False) -> None:

@@ -27,7 +27,7 @@ from pipeline.tracking.values import LOCAL_ID, RecordedRun, Status
 Record = dict[str, Any]
 MetricPoint = tuple[str, float, int, int]  # name of the metric, value, Unix time in ms, step
 
-NAME, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
+JOURNAL_FILE, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
 MODEL = "model"  # folder of a saved model that a store does not have yet
 # Kinds of records: the run as it was opened, its id in the store, what it logs, its end.
 OPENING, OPENED = "opening", "opened"
@@ -62,9 +62,9 @@ class Journal:
             self._lock.acquire()
         except Timeout:
             raise RequestError(f"{folder}: another process is recording or sending it") from None
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._sent = os.open(folder / SENT, os.O_RDWR | os.O_CREAT, 0o666)
-        self._end = _whole(folder / NAME)
+        self._end = _whole(folder / JOURNAL_FILE)
         os.ftruncate(self._file, self._end)
 
     def append(self, record: Record) -> int:
@@ -72,7 +72,7 @@ class Journal:
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
         if os.write(self._file, line) != len(line):
             os.ftruncate(self._file, self._end)
-            raise OSError(f"{self.folder / NAME}: the disk is full")
+            raise OSError(f"{self.folder / JOURNAL_FILE}: the disk is full")
         self._end += len(line)
         return self._end
 
@@ -85,15 +85,15 @@ class Journal:
         """The records that have not arrived, each with the position after it."""
         told = os.pread(self._sent, 20, 0)
         sent = int(told) if told.isdigit() else 0
-        return [(end, record) for end, record in _lines(self.folder / NAME) if end > sent]
+        return [(end, record) for end, record in _lines(self.folder / JOURNAL_FILE) if end > sent]
 
     def records(self) -> list[Record]:
         """All records."""
-        return [record for _, record in _lines(self.folder / NAME)]
+        return [record for _, record in _lines(self.folder / JOURNAL_FILE)]
 
     def delete(self) -> None:
         """Deletes the journal, whose records have all arrived."""
-        for name in (SENT, NAME):
+        for name in (SENT, JOURNAL_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -118,17 +118,17 @@ def sync_command(folder: Path) -> str:
 
 def has_journal(folder: Path) -> bool:
     """Whether the folder has records that no store has."""
-    return (folder / NAME).exists()
+    return (folder / JOURNAL_FILE).exists()
 
 
 def with_journals(root: Path) -> list[Path]:
     """The folders of runs below `outputs/` and `multirun/` that have a journal."""
-    return sorted(path.parent for place in PLACES for path in root.glob(f"{place}/{NAME}"))
+    return sorted(path.parent for place in PLACES for path in root.glob(f"{place}/{JOURNAL_FILE}"))
 
 
 def journals_of_jobs(sweep: Path) -> list[Path]:
     """The folders of a sweep's jobs that have a journal."""
-    return sorted(path.parent for path in sweep.glob(f"*/{NAME}"))
+    return sorted(path.parent for path in sweep.glob(f"*/{JOURNAL_FILE}"))
 
 
 def is_open(folder: Path) -> bool:
@@ -143,7 +143,7 @@ def is_open(folder: Path) -> bool:
 
 def read_journal(folder: Path) -> list[Record]:
     """The records of a folder's journal, even while a process has it open."""
-    return [record for _, record in _lines(folder / NAME)]
+    return [record for _, record in _lines(folder / JOURNAL_FILE)]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:

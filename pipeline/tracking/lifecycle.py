@@ -64,7 +64,7 @@ from pipeline.tracking.values import (
     LOCAL_ID,
     PARENT,
     PATCH,
-    PRUNED,
+    PRUNED_TAG,
     RUN_FOLDER,
     SHORT,
     TRACEBACK,
@@ -363,7 +363,7 @@ def status_of(error: BaseException) -> Status:
 def ending(error: BaseException) -> dict[str, str]:
     """The tags that say why a run failed or was stopped."""
     if isinstance(error, Pruned):
-        return {PRUNED: str(error)}
+        return {PRUNED_TAG: str(error)}
     return {
         ERROR: traceback.format_exception_only(error)[-1].strip(),
         TRACEBACK: "".join(traceback.format_exception(error)),

@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     import keras
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
-VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
-SHOWN = 3  # models named in the message if the requested one is missing
+_VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
+_SHOWN = 3  # models named in the message if the requested one is missing
 
 # The parts of a saved model that are read; anything else in `data` is refused.
-KERAS_FILE, EXAMPLE = "data/model.keras", "input_example.json"
-PARTS = {"MLmodel", KERAS_FILE, "data/keras_module.txt", "data/save_format.txt", EXAMPLE}
+KERAS_FILE, _EXAMPLE = "data/model.keras", "input_example.json"
+_PARTS = {"MLmodel", KERAS_FILE, "data/keras_module.txt", "data/save_format.txt", _EXAMPLE}
 PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth")
 KERAS_MODULES, LOADER = ("keras", "tensorflow.keras"), "mlflow.tensorflow"
-FLAT = ("tensorflow",)  # mappings in MLmodel whose values must be texts and numbers
-MOST_TEXT, MOST_EXAMPLE = 4_000_000, 64_000_000  # bytes
+_FLAT = ("tensorflow",)  # mappings in MLmodel whose values must be texts and numbers
+_MOST_TEXT, MOST_EXAMPLE = 4_000_000, 64_000_000  # bytes
 MOST_BYTES = 8_000_000_000  # of all files of a model
 
 
@@ -149,7 +149,7 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
     try:
         if alias := ALIAS.fullmatch(uri):
             return _registered(client.get_model_version_by_alias(alias["name"], alias["alias"]))
-        if version := VERSION.fullmatch(uri):
+        if version := _VERSION.fullmatch(uri):
             return _registered(client.get_model_version(version["name"], version["version"]))
         if logged := SAVED_MODEL.fullmatch(uri):
             model = client.get_logged_model(logged["model_id"])
@@ -236,7 +236,7 @@ class SavedModel:
         Raises:
             RequestError: they are not such images.
         """
-        file = self.folder / EXAMPLE
+        file = self.folder / _EXAMPLE
         if not file.exists():
             return None
         try:
@@ -246,7 +246,7 @@ class SavedModel:
             if images.min() < 0 or images.max() > 255:
                 raise ValueError("holds values beyond 0–255")
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"{EXAMPLE} of the model {first_line(str(error))}") from error
+            raise RequestError(f"{_EXAMPLE} of the model {first_line(str(error))}") from error
         return images.astype(np.uint8)
 
 
@@ -307,7 +307,7 @@ def _location(client: mlflow.MlflowClient, uri: str) -> str:
     """
     if not uri.startswith("models:"):
         return _of_a_run(client, uri) if uri.startswith("runs:") else uri
-    if registered := (ALIAS.fullmatch(uri) or VERSION.fullmatch(uri)):
+    if registered := (ALIAS.fullmatch(uri) or _VERSION.fullmatch(uri)):
         named = registered.groupdict()
         if "alias" in named:
             version = client.get_model_version_by_alias(named["name"], named["alias"])
@@ -354,7 +354,7 @@ def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
     sizes = {part.path: int(part.file_size or 0) for part in parts if not part.is_dir}
     folders = [part.path for part in parts if part.is_dir]
     _require_ours(sizes | {f"{folder}/": 0 for folder in folders if folder != "data"})
-    for name in PARTS & sizes.keys():
+    for name in _PARTS & sizes.keys():
         (place / name).parent.mkdir(exist_ok=True)
         repository.download_artifacts(name, str(place))  # type: ignore[no-untyped-call]
     return place, sizes
@@ -377,7 +377,7 @@ def _listed(folder: Path) -> dict[str, int]:
 def _require_ours(sizes: Mapping[str, int]) -> None:
     """Refuses a folder with code, pickles or other files that our models never have."""
     for name in sorted(sizes):
-        is_foreign = name.startswith("data/") and name not in PARTS
+        is_foreign = name.startswith("data/") and name not in _PARTS
         if is_foreign or name.endswith(("/", ".py", *PICKLES)):
             raise ValueError(f"it holds {name[:80]}, which models of this pipeline never do")
     if sum(sizes.values()) > MOST_BYTES:
@@ -390,7 +390,7 @@ def _require_ours(sizes: Mapping[str, int]) -> None:
 def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
     """Reads `MLmodel` as data: names of modules in it are compared, never imported."""
     try:
-        document = yaml.safe_load(_read(folder / "MLmodel", MOST_TEXT))
+        document = yaml.safe_load(_read(folder / "MLmodel", _MOST_TEXT))
         flavors, metadata = _mapping(document, "flavors"), _mapping(document, "metadata")
         names = metadata.get("class_names")
         if "tensorflow" not in flavors or names is None:
@@ -411,7 +411,7 @@ def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
         if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
             raise ValueError("model_id is not valid")
         module = folder / "data" / "keras_module.txt"
-        if module.exists() and _read(module, MOST_TEXT).strip() not in KERAS_MODULES:
+        if module.exists() and _read(module, _MOST_TEXT).strip() not in KERAS_MODULES:
             raise ValueError("data/keras_module.txt names a module other than keras")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = first_line(str(error))[:200]
@@ -450,7 +450,7 @@ def _mapping(document: Any, key: str) -> dict[str, Any]:
     found = document.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{key} is not a mapping")
-    if any(isinstance(value, dict | list) for value in found.values() if key in FLAT):
+    if any(isinstance(value, dict | list) for value in found.values() if key in _FLAT):
         raise ValueError(f"{key} is nested")
     return found
 
@@ -485,7 +485,7 @@ def _present(client: mlflow.MlflowClient) -> str:
     experiments = [found.experiment_id for found in client.search_experiments()]
     logged = [
         model.model_uri
-        for model in client.search_logged_models(experiments, max_results=SHOWN)
+        for model in client.search_logged_models(experiments, max_results=_SHOWN)
         if str(model.status) == "READY"
     ]
     if logged:

@@ -12,7 +12,7 @@ from pipeline.tracking import lineage
 from pipeline.tracking.values import COMMIT, FINGERPRINT, TRUSTED
 
 HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
-THREADS = "TF_NUM_INTRAOP_THREADS"
+TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def with_threads_of(origin: Origin) -> None:
     The number of threads determines the order in which a convolution sums up, and so the last bits.
     """
     if "threads" in origin.hardware:
-        os.environ.setdefault(THREADS, origin.hardware["threads"])
+        os.environ.setdefault(TF_THREADS, origin.hardware["threads"])
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:

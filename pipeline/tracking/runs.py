@@ -32,7 +32,7 @@ from pipeline.tracking.values import (
     LOCAL_ID,
     MODEL_URI,
     PARENT,
-    PRUNED,
+    PRUNED_TAG,
     RUN_FOLDER,
     TEACHER,
     Query,
@@ -40,13 +40,13 @@ from pipeline.tracking.values import (
     Status,
 )
 
-PAGE = 5_000  # runs per request
+_PAGE = 5_000  # runs per request
 SHORTEST, WHOLE = (
     4,
     32,
 )  # characters of an id: the shortest allowed beginning (as in git), and a whole id
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")
-SHOWN = 3  # matching ids in a message
+_SHOWN = 3  # matching ids in a message
 MOST_NAMES = 8  # of classes in a message
 SPARE = 50  # additional runs to read
 MODELS = Query(status=(Status.FINISHED,), has_model=True)  # what can be evaluated or promoted
@@ -230,11 +230,11 @@ def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> 
     """
     if not is_beginning(given):
         raise _no_such_run(client, given, key, kind)
-    fitting = list(search(client, Query(begins=given.lower(), limit=SHOWN + 1)))
+    fitting = list(search(client, Query(begins=given.lower(), limit=_SHOWN + 1)))
     if not fitting:
         raise _no_such_run(client, given, key, kind)
     if len(fitting) > 1:
-        ids = [run.id for run in fitting[:SHOWN]] + ["…"] * (len(fitting) > SHOWN)
+        ids = [run.id for run in fitting[:_SHOWN]] + ["…"] * (len(fitting) > _SHOWN)
         raise RequestError(
             f"{key}={given}: matches several runs ({', '.join(ids)}); give more characters"
         )
@@ -329,7 +329,7 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
                 list(names),
                 _condition(query),
                 ViewType.ACTIVE_ONLY,
-                max_results=min(left or PAGE, PAGE),
+                max_results=min(left or _PAGE, _PAGE),
                 order_by=[_clause(one) for one in query.order],
                 page_token=token,
             )
@@ -360,7 +360,7 @@ def _condition(query: Query) -> str:
         (FOLDER, query.is_sweep),
         (MODEL_URI, query.has_model),
         (RUN_FOLDER, query.has_folder),
-        (PRUNED, query.is_pruned),
+        (PRUNED_TAG, query.is_pruned),
         (PARENT, query.parent),
         (INDEX, None if query.index is None else str(query.index)),
     )

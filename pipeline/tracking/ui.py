@@ -18,12 +18,12 @@ from typing import Any
 import requests
 
 DATABASE = Path("mlflow.db")
-PATIENCE_S = 600
-MOST, SHOWN = 100, 10  # experiments that are looked at; those with a link
+_PATIENCE_S = 600
+_MOST, _SHOWN = 100, 10  # experiments that are looked at; those with a link
 # What the table of runs shows: a view that MLflow keeps in a tag of the experiment.
 TRAINING = "workflowType=machine_learning"
 VIEW, VIEW_NAME = "runs", "Runs with their accuracies"
-COLUMNS = tuple(f"metrics.`{name}`" for name in ("val/accuracy", "test/accuracy", "sweep/best"))
+_COLUMNS = tuple(f"metrics.`{name}`" for name in ("val/accuracy", "test/accuracy", "sweep/best"))
 
 
 def server_command(database: Path, *, host: str, port: int) -> list[str]:
@@ -61,10 +61,10 @@ class Links:
 
 def links(address: str) -> Iterator[Links]:
     """The links of the experiments that have runs, that of the newest run first."""
-    experiments = _ask(address, "experiments/search", max_results=MOST).get("experiments", [])
+    experiments = _ask(address, "experiments/search", max_results=_MOST).get("experiments", [])
     named = {one["experiment_id"]: one["name"] for one in experiments}
     begun = {number: _newest(address, number) for number in named}
-    for number in sorted(filter(begun.get, begun), key=lambda one: -begun[one])[:SHOWN]:
+    for number in sorted(filter(begun.get, begun), key=lambda one: -begun[one])[:_SHOWN]:
         _ask(
             address,
             "experiments/set-experiment-tag",
@@ -90,7 +90,7 @@ def _newest(address: str, experiment_id: str) -> int:
 
 def _view() -> str:
     now = int(time.time() * 1000)
-    state = json.dumps({"selectedColumns": COLUMNS})
+    state = json.dumps({"selectedColumns": _COLUMNS})
     return json.dumps({"name": VIEW_NAME, "createdAt": now, "updatedAt": now, "state": state})
 
 
@@ -103,7 +103,7 @@ def _ask(address: str, what: str, **values: Any) -> dict[str, Any]:
 
 def wait_for(address: str, process: subprocess.Popen[Any]) -> bool:
     """Waits until the server answers; False if it ends or does not answer in time."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + _PATIENCE_S
     while process.poll() is None and time.monotonic() < until:
         try:
             if requests.get(f"{address}/health", timeout=5).ok:

@@ -23,7 +23,7 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 
 # Tags of every run: its name, commit, uncommitted changes, data, model, and how it ended.
-NAME, COMMIT, DIRTY, PATCH = (
+_NAME, COMMIT, DIRTY, PATCH = (
     *("mlflow.runName", "mlflow.source.git.commit"),
     *("code.dirty", "code.patch_sha256"),
 )
@@ -32,7 +32,7 @@ TRUSTED = "trusted."  # prefix of a trusted module's name: SHA-256 of its source
 LOCAL_ID = "local_id"  # by which a run or model is found before the store has named it
 RUN_FOLDER = "folder"  # folder of its log and checkpoints
 # Tags of a job: its sweep, its index, why it was pruned; tag of a sweep's own run: its folder.
-PARENT, INDEX, PRUNED, FOLDER = (
+PARENT, INDEX, PRUNED_TAG, FOLDER = (
     *("mlflow.parentRunId", "sweep.index"),
     *("sweep.pruned", "sweep.folder"),
 )
@@ -40,7 +40,7 @@ SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a 
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
-CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
+_CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
 # Groups whose builder determines the result too; for other groups the parameters suffice.
@@ -148,7 +148,7 @@ class RecordedRun:
     @property
     def pruned(self) -> str | None:
         """Why its sweep pruned it, None if it did not."""
-        return self.tags.get(PRUNED)
+        return self.tags.get(PRUNED_TAG)
 
     @property
     def error(self) -> str | None:
@@ -214,7 +214,7 @@ class RecordedRun:
         Raises:
             RequestError: its artefacts have none.
         """
-        return validate(yaml.safe_load(self.text(CONFIG)))
+        return validate(yaml.safe_load(self.text(_CONFIG)))
 
     def text(self, name: str) -> str:
         """The content of a text file among its artefacts, unchanged.

@@ -29,9 +29,9 @@ from pipeline.training.pretrained import WHITENING
 from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
-PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
+_PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
 PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
-NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
+_NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, keras.Model] = {}
 
 
@@ -204,21 +204,21 @@ def _whitening(prepared: Prepared) -> keras.layers.Layer:
         RequestError: the images are smaller than a patch.
     """
     height, width, channels = prepared.image_shape
-    if min(height, width) < PATCH:
+    if min(height, width) < _PATCH:
         raise RequestError(
-            f"train.scaling=whitened: the images have {height} × {width} pixels, a patch {PATCH} × "
-            f"{PATCH}; use standard"
+            f"train.scaling=whitened: the images have {height} × {width} pixels, a patch "
+            f"{_PATCH} × {_PATCH}; use standard"
         )
     patches = _patches(prepared)
     mean = patches.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))
-    kernel = (directions / np.sqrt(np.maximum(variances, 0) + NOISE))[:, ::-1]
+    kernel = (directions / np.sqrt(np.maximum(variances, 0) + _NOISE))[:, ::-1]
     size = len(kernel)
     layer = keras.layers.Conv2D(
-        size, PATCH, padding="same", kernel_initializer="zeros", trainable=False, name=WHITENING
+        size, _PATCH, padding="same", kernel_initializer="zeros", trainable=False, name=WHITENING
     )
     layer.build((None, height, width, channels))
-    layer.set_weights([kernel.reshape(PATCH, PATCH, channels, size), -mean @ kernel])
+    layer.set_weights([kernel.reshape(_PATCH, _PATCH, channels, size), -mean @ kernel])
     return layer
 
 
@@ -229,8 +229,8 @@ def _patches(prepared: Prepared) -> Array:
     found = []
     for place in np.linspace(0, len(split) - 1, min(len(split), PATCH_IMAGES)).astype(int):
         image = (split.batch(place, place + 1)[0] - prepared.mean) / _deviation(prepared)
-        windows = sliding_window_view(image, (PATCH, PATCH), axis=(0, 1))  # [y, x, C, 3, 3]
-        rows = rng.integers(0, height - PATCH + 1, PATCHES_PER_IMAGE)
-        columns = rng.integers(0, width - PATCH + 1, PATCHES_PER_IMAGE)
+        windows = sliding_window_view(image, (_PATCH, _PATCH), axis=(0, 1))  # [y, x, C, 3, 3]
+        rows = rng.integers(0, height - _PATCH + 1, PATCHES_PER_IMAGE)
+        columns = rng.integers(0, width - _PATCH + 1, PATCHES_PER_IMAGE)
         found.append(windows[rows, columns].transpose(0, 2, 3, 1).reshape(PATCHES_PER_IMAGE, -1))
     return np.concatenate(found).astype(np.float64)

@@ -16,7 +16,7 @@ from pipeline.data.values import Array, flaw_in
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training.saved import load_saved
 
-IMAGES = 4
+_IMAGES = 4
 _SOFTMAX = "end it in keras.layers.Dense(classes, activation='softmax')"
 _SAVABLE = (
     "use layers of keras.layers or functions of keras.ops in place of a Lambda, and register "
@@ -79,7 +79,7 @@ def _saved_and_loaded(model: keras.Model) -> keras.Model:
 
 def _check_answers(model: keras.Model) -> None:
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (IMAGES, *model.input_shape[1:]), np.uint8)
+    images = rng.integers(0, 256, (_IMAGES, *model.input_shape[1:]), np.uint8)
     tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
     _require_probabilities(model, images, tolerance)
     # With a last layer of zeros, outputs such as two sigmoids would happen to sum to one.

@@ -27,7 +27,7 @@ from pipeline.training.saved import PROGRESS, WEIGHTS, check_archive, inspected
 if TYPE_CHECKING:
     import keras  # not needed to read the progress alone
 
-LAST, BEST, PREVIOUS = "last.keras", "best.keras", "previous.keras"
+LAST, BEST, _PREVIOUS = "last.keras", "best.keras", "previous.keras"
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def newest_progress(folder: Path) -> Progress:
     Raises:
         RequestError: there is none.
     """
-    last, previous = folder / LAST, folder / PREVIOUS
+    last, previous = folder / LAST, folder / _PREVIOUS
     try:
         return progress_of(last)
     except RequestError as error:
@@ -112,7 +112,7 @@ def save_checkpoint(
         model.save(path)
         Progress(epochs=epochs, seconds=seconds, seeds=seeds).add_to(path)
         if (folder / LAST).exists():
-            (folder / LAST).replace(folder / PREVIOUS)
+            (folder / LAST).replace(folder / _PREVIOUS)
     if best:
         with replacing(folder / BEST) as path:
             shutil.copyfile(folder / LAST, path)

@@ -21,8 +21,8 @@ from pipeline.training.pretrained import FEATURES, WHITENING
 
 GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
 CELLS = 8  # parts along each side of an image that are covered in turn, overlapping by half
-FEWEST = 4  # rows of a map of features, unless all are smaller
-AT_ONCE = 256  # images of 28×28; fewer of larger ones
+_FEWEST = 4  # rows of a map of features, unless all are smaller
+_AT_ONCE = 256  # images of 28×28; fewer of larger ones
 
 Scores = Callable[[tf.Tensor], tf.Tensor]
 
@@ -41,7 +41,7 @@ class Importance:
 def explain(model: keras.Model, images: Array, classes: Array) -> Importance:
     """Maps which parts of each image u8[N,H,W,C] speak for its class in `classes` i64[N]."""
     layer = _map_layer(model)
-    size = images_at_once(images.shape[1:], AT_ONCE)
+    size = images_at_once(images.shape[1:], _AT_ONCE)
     by = _by_gradient(model, layer) if layer is not None else _by_occlusion(model)
     parts = [
         by(np.asarray(images[start : start + size]), np.asarray(classes[start : start + size]))
@@ -103,7 +103,7 @@ def _map_layer(model: keras.Model) -> keras.layers.Layer | None:
         return None
     first = next((place for place, one in enumerate(layers) if _convolves(one)), len(layers))
     maps = [one for one in layers[first:] if _rank(one) == 4 and min(one.output.shape[1:3]) > 1]
-    large = [one for one in maps if min(one.output.shape[1:3]) >= FEWEST]
+    large = [one for one in maps if min(one.output.shape[1:3]) >= _FEWEST]
     return next(reversed(large or maps), None)
 
 

@@ -27,7 +27,7 @@ from pipeline.training.precision import computes_in_float32, in_float32
 from pipeline.training.predictor import predict
 from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
 
-BATCH = 32  # images at once: a backbone needs about 20 MB for each
+_BATCH = 32  # images at once: a backbone needs about 20 MB for each
 TELL_S = 15.0  # between two lines of progress
 
 log = logging.getLogger(__name__)
@@ -144,9 +144,9 @@ def _computed(backbone: keras.Model, images: Array) -> Iterator[Array]:
     spec = tf.TensorSpec([None, *images.shape[1:]], tf.uint8)
     forward = tf.function(lambda batch: backbone(batch, training=False), input_signature=[spec])
     started = told = time.monotonic()
-    for start in range(0, len(images), BATCH):
-        yield forward(tf.constant(images[start : start + BATCH])).numpy()
-        now, done = time.monotonic(), min(start + BATCH, len(images))
+    for start in range(0, len(images), _BATCH):
+        yield forward(tf.constant(images[start : start + _BATCH])).numpy()
+        now, done = time.monotonic(), min(start + _BATCH, len(images))
         if now - told > TELL_S or done == len(images):
             told, left = now, (now - started) / done * (len(images) - done)
             log.info(

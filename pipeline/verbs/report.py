@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.data.values import Predictions
     from pipeline.reports.explained import Explained
 
-EXPLAINED = 12  # mistakes
+_EXPLAINED = 12  # mistakes
 
 
 @dataclass
@@ -83,7 +83,7 @@ def explained(model: Any, predictions: Predictions) -> Explained:
     from pipeline.reports.images import surest_mistakes
     from pipeline.training.explain import explain, features_of
 
-    chosen = surest_mistakes(predictions)[:EXPLAINED]
+    chosen = surest_mistakes(predictions)[:_EXPLAINED]
     images = predictions.split.take(chosen)
     guesses = explain(model, images, predictions.predicted[chosen])
     shown = spread(len(predictions.split))

@@ -19,7 +19,7 @@ RUN = Verb(
     ignores=frozenset({"run_id"}),
     records=True,
 )
-TRAIN = Verb(
+_TRAIN = Verb(
     name="train",
     help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train_without_test",

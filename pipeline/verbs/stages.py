@@ -27,7 +27,7 @@ INGEST = Verb(
     entry="pipeline.verbs.stages:ingested",
     show="pipeline.verbs.stages:show_ingested",
 )
-PREPROCESS = Verb(
+_PREPROCESS = Verb(
     name="preprocess",
     ignores=OF_TRAINING | {"run_id", "evaluate", "tracking"},
     help="split the data and cache the splits",
@@ -59,7 +59,7 @@ def ingested(config: Config, folder: Path) -> Ingested:
     from pipeline.data.describe import describe
     from pipeline.data.load import ingest
     from pipeline.data.measures import measured
-    from pipeline.reports.data_page import NAME, data_html
+    from pipeline.reports.data_page import DATA_PAGE, data_html
     from pipeline.system.files import replacing
 
     data_dir, name = Path(config.data_dir), config.choices.dataset
@@ -68,9 +68,9 @@ def ingested(config: Config, folder: Path) -> Ingested:
     found = violations(raw, measures, config.ingest.checks)
     augment = _augmenter(config, raw, folder)
     page = data_html(raw, measures, found, name=name, folder=data_dir / name, augment=augment)
-    with replacing(folder / NAME) as path:
+    with replacing(folder / DATA_PAGE) as path:
         path.write_text(page, encoding="utf-8")
-    return Ingested(description=describe(raw, measures), findings=found, page=folder / NAME)
+    return Ingested(description=describe(raw, measures), findings=found, page=folder / DATA_PAGE)
 
 
 def _augmenter(

@@ -426,7 +426,7 @@ def test_what_a_decoder_takes_beside_the_picture_is_counted_before_it_starts(
 ) -> None:
     assert load_picture(io.BytesIO(content), GREY).shape == GREY
     monkeypatch.setattr(pictures, "AT_WORK", needed)
-    monkeypatch.setattr(pictures, "TILE", 0)
+    monkeypatch.setattr(pictures, "PIXELS_AT_ONCE", 0)
     with pytest.raises(ValueError, match="MB to decode; make it smaller"):
         load_picture(io.BytesIO(content), GREY)
     plain = io.BytesIO()

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.data.values import Index, Predictions, Split, Texts
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.slices import MOST, slices
+from pipeline.evaluation.slices import SHOWN_VALUES, slices
 from pipeline.reports.page import run_html
 from tests.commands import configured
 from tests.reports.test_page import Page, facts
@@ -65,11 +65,13 @@ def test_accuracy_is_that_of_the_images_with_each_value_most_frequent_first() ->
 def test_of_many_values_the_largest_are_shown_and_the_others_together() -> None:
     values = [str(number) for number in range(30)] + ["0", "0", "29"]
     found = slices(predictions({"id": values}, [True] * 33))
-    assert len(found) == MOST + 1
+    assert len(found) == SHOWN_VALUES + 1
     assert [one.label for one in found[:2]] == ["0", "29"]
     assert (found[-1].label, found[-1].images) == ("(10 other values)", 10)
-    exact = slices(predictions({"id": [str(n) for n in range(MOST + 1)]}, [True] * (MOST + 1)))
-    assert [one.label for one in exact] == [str(n) for n in range(MOST + 1)]
+    exact = slices(
+        predictions({"id": [str(n) for n in range(SHOWN_VALUES + 1)]}, [True] * (SHOWN_VALUES + 1))
+    )
+    assert [one.label for one in exact] == [str(n) for n in range(SHOWN_VALUES + 1)]
 
 
 def test_images_without_columns_have_no_slices() -> None:

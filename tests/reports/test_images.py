@@ -9,9 +9,9 @@ from PIL import Image
 
 from pipeline.data.values import Array, Predictions, Split
 from pipeline.reports.images import (
-    BUDGET,
     MISTAKES,
     MOST_A_CELL,
+    THUMBNAIL_BYTES,
     Sprite,
     confusion,
     data_uri,
@@ -131,7 +131,9 @@ def test_what_all_cells_have_stays_within_the_budget() -> None:
     images = np.zeros((900, 64, 64, 3), np.uint8)
     sprite = confusion(predictions(labels, guesses, [0.5] * 900, images)).sprite
     assert (sprite.width, sprite.height) == (64, 64)
-    assert 0.9 * BUDGET < (len(sprite.captions) - MISTAKES) * 64 * 64 * 3 <= BUDGET
+    assert (
+        0.9 * THUMBNAIL_BYTES < (len(sprite.captions) - MISTAKES) * 64 * 64 * 3 <= THUMBNAIL_BYTES
+    )
 
 
 def test_large_images_become_thumbnails_that_keep_their_shape() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sweeps.jobs import grid
-from pipeline.sweeps.manifest import NAME, Manifest, jobs_of, manifest
+from pipeline.sweeps.manifest import MANIFEST_FILE, Manifest, jobs_of, manifest
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_jobs import multirun
 
@@ -28,7 +28,7 @@ def of_search(*words: str) -> Manifest:
 
 def test_a_grid_has_each_job_with_its_parameters_and_checksum(tmp_path: Path) -> None:
     of_grid("seed=0,1", "model.dropout=0.1").save(tmp_path)
-    kept = json.loads((tmp_path / NAME).read_text())
+    kept = json.loads((tmp_path / MANIFEST_FILE).read_text())
     assert kept["searched"] == {"seed": "0,1"}
     assert "seed" not in kept["base"]
     assert kept["base"]["model.dropout"] == "0.1"
@@ -89,7 +89,7 @@ def test_a_sweep_of_an_earlier_version_is_the_same_one(
     now = of_grid("seed=0,1")
     then = json.loads(now.text)
     del then["base"]["train.patience"], then["base"]["model.residual"]
-    (tmp_path / NAME).write_text(json.dumps(then))
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(then))
     now.require_same(tmp_path)
     with pytest.raises(RequestError, match=r"train\.patience was null, is 3"):
         of_grid("seed=0,1", "train.patience=3").require_same(tmp_path)

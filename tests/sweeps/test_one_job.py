@@ -26,7 +26,7 @@ import sys, time
 from pipeline.sweeps import one_job
 from pipeline.system.errors import PipelineError
 
-one_job.GRACE_S = 1.0
+one_job.CLOSE_S = 1.0
 print("ready", flush=True)
 started = time.monotonic()
 try:
@@ -34,7 +34,7 @@ try:
         {block}
 except PipelineError as error:
     print(error)
-    print(time.monotonic() - started < one_job.GRACE_S)
+    print(time.monotonic() - started < one_job.CLOSE_S)
 """
 STUBBORN = """
         while True:

@@ -303,14 +303,14 @@ def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> 
 def test_a_worker_has_its_share_of_threads_and_the_parents_environment_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in pools.THREADS:
+    for name in pools.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # by the user
     before = dict(os.environ)
     with Pool(1, threads=3) as pool:
         [theirs] = results(pool, lambda: dict(os.environ))
     assert theirs["OMP_NUM_THREADS"] == "7"
-    assert {theirs[name] for name in pools.THREADS if name != "OMP_NUM_THREADS"} == {"3"}
+    assert {theirs[name] for name in pools.THREAD_VARIABLES if name != "OMP_NUM_THREADS"} == {"3"}
     assert dict(os.environ) == before
 
 

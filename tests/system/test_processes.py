@@ -8,9 +8,16 @@ import sys
 import pytest
 
 from pipeline.system import processes as holders
-from pipeline.system.processes import PATIENCE_S, at_work, process_name, started, this_process, user
+from pipeline.system.processes import (
+    STALE_AFTER_S,
+    at_work,
+    process_name,
+    started,
+    this_process,
+    user,
+)
 
-OLD = 10 * PATIENCE_S
+OLD = 10 * STALE_AFTER_S
 
 
 def changed(**values: object) -> str:
@@ -54,8 +61,8 @@ def test_a_process_that_ended_but_was_not_asked_after_is_not_at_work() -> None:
     ids=["elsewhere", "of the version before", "nothing", "no keys", "a list", "not JSON"],
 )
 def test_one_that_cannot_be_asked_is_trusted_for_a_while(holder: str) -> None:
-    assert at_work(holder, PATIENCE_S - 1)
-    assert not at_work(holder, PATIENCE_S + 1)
+    assert at_work(holder, STALE_AFTER_S - 1)
+    assert not at_work(holder, STALE_AFTER_S + 1)
 
 
 def test_a_process_is_shown_by_number_and_host() -> None:

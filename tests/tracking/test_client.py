@@ -78,7 +78,7 @@ def answering(status: int, body: bytes = b"") -> Iterator[tuple[str, list[str]]]
 def test_a_server_that_refuses_is_told_in_its_own_words_at_the_start_and_by_doctor(
     status: int, body: bytes, says: str, mend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.5)
+    monkeypatch.setattr(tracking, "STORE_ANSWER_S", 0.5)
     with answering(status, body) as (address, _):
         with pytest.raises(RequestError) as refused:
             connect(address)
@@ -104,7 +104,7 @@ def test_credentials_that_a_server_does_not_accept_are_sent_and_named_but_not_sh
 
 @matrix(17)
 def test_a_store_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "FIRST_ANSWER_S", 0.5)
+    monkeypatch.setattr(tracking, "STORE_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in ("http", "postgresql"):
             began = time.monotonic()

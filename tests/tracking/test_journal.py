@@ -195,7 +195,7 @@ def test_what_a_sync_that_was_cut_off_has_sent_is_not_created_again(
     with record(alone, tmp_path) as recording:
         recording.log_epoch(1, {"train/loss": 0.5})
         recording.save_text("note.txt", "so it was")
-    lines = (tmp_path / journal.NAME).read_bytes()
+    lines = (tmp_path / journal.JOURNAL_FILE).read_bytes()
     tried = 0
     while has_journal(tmp_path):  # once more after each request, until nothing is left
         tried += 1
@@ -218,7 +218,7 @@ def test_what_a_sync_that_was_cut_off_has_sent_is_not_created_again(
                 send_journal(connect(None), tmp_path)
             except KeyboardInterrupt:
                 (tmp_path / journal.SENT).write_bytes(b"")  # as if it had not been noted either
-                known = (tmp_path / journal.NAME).read_bytes()
+                known = (tmp_path / journal.JOURNAL_FILE).read_bytes()
                 assert known.startswith(lines)
     assert tried > 3
     client = connect(None)
@@ -238,7 +238,7 @@ def test_a_killed_run_is_sent_up_to_its_last_whole_line_and_closed_at_its_time(
     with record(alone, tmp_path) as recording:
         recording.log_epoch(1, {"train/loss": 0.5})
         recording.log_epoch(2, {"train/loss": 0.25})
-    path = tmp_path / journal.NAME
+    path = tmp_path / journal.JOURNAL_FILE
     whole = path.read_bytes().splitlines(keepends=True)
     ends = [json.loads(line)["kind"] for line in whole].index("artifacts") - 1
     kept = whole[:ends]  # up to the second epoch, of which the last line is torn
@@ -258,7 +258,7 @@ def test_a_killed_run_is_sent_up_to_its_last_whole_line_and_closed_at_its_time(
 def test_a_journal_that_did_not_get_to_its_first_record_is_dropped(
     content: bytes, folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / journal.NAME).write_bytes(content)
+    (tmp_path / journal.JOURNAL_FILE).write_bytes(content)
     assert send_journal(connect(None), tmp_path).run_id is None
     assert not has_journal(tmp_path)
 
@@ -356,7 +356,7 @@ def test_a_run_of_another_store_is_not_sent_to_this_one(
     with record(config, tmp_path) as recording:
         switch.is_away = True
     switch.is_away = False
-    path = tmp_path / journal.NAME
+    path = tmp_path / journal.JOURNAL_FILE
     path.write_text(path.read_text().replace(recording.id, "f" * 32))
     with pytest.raises(RequestError, match="was recorded at sqlite.* and is not in this store"):
         send_journal(connect(None), tmp_path)
@@ -463,4 +463,4 @@ def test_no_secret_reaches_a_journal(config: Config, tmp_path: Path) -> None:
     alone = replace(config.tracking, offline=True, tags=hidden, uri=address)
     with record(replace(config, tracking=alone), tmp_path):
         pass
-    assert canary.encode() not in (tmp_path / journal.NAME).read_bytes()
+    assert canary.encode() not in (tmp_path / journal.JOURNAL_FILE).read_bytes()

@@ -90,8 +90,8 @@ def test_what_begins_here_differs_in_nothing_from_itself() -> None:
 def test_the_threads_of_then_are_used_unless_the_user_says_otherwise(
     set_by_user: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(origin.THREADS, set_by_user or "x")
+    monkeypatch.setenv(origin.TF_THREADS, set_by_user or "x")
     if set_by_user is None:
-        monkeypatch.delenv(origin.THREADS)
+        monkeypatch.delenv(origin.TF_THREADS)
     origin.with_threads_of(THEN)
-    assert os.environ[origin.THREADS] == expected
+    assert os.environ[origin.TF_THREADS] == expected

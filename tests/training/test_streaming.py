@@ -124,8 +124,8 @@ def test_images_are_streamed_if_they_take_more_than_half_of_the_memory_of_a_cont
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(limit)
     (tmp_path / "own").write_text(f"{groups}\n1:pids:/user\n")
-    monkeypatch.setattr(processes, "OWN_GROUPS", tmp_path / "own")
-    monkeypatch.setattr(processes, "GROUPS", tmp_path)
+    monkeypatch.setattr(processes, "OWN_CONTROL_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(processes, "CONTROL_GROUPS", tmp_path)
     assert is_too_large(np.zeros((2, 16, 16, 1), np.uint8)) is expected
 
 

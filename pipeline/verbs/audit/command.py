@@ -13,7 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
-from pipeline.data.exclusion import FILE, INDEX, SPLIT, excluded_files, excluded_places
+from pipeline.data.exclusion import (
+    FILE_COLUMN,
+    INDEX_COLUMN,
+    SPLIT_COLUMN,
+    excluded_files,
+    excluded_places,
+)
 from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, prepare
 from pipeline.data.measures import splits_of
@@ -216,7 +222,7 @@ def _set_aside(path: Path, in_use: str | None) -> Path | None:
 
 
 def _write(result: Audited, *, is_files: bool) -> None:
-    of_address = (FILE,) if is_files else (SPLIT, INDEX)
+    of_address = (FILE_COLUMN,) if is_files else (SPLIT_COLUMN, INDEX_COLUMN)
     head = (*of_address, "given", "proposed", "likely_wrong", "quality", "probability", "fold")
     rows = list(_rows(result))
     wrong = len(result.wrong)

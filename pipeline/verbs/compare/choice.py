@@ -12,7 +12,7 @@ from pipeline.tracking.client import connect, experiment_name
 from pipeline.tracking.runs import WHOLE, by_id, find_best, find_runs, find_sweep
 from pipeline.tracking.values import Query, RecordedRun, Status
 
-FINISHED = Query(status=(Status.FINISHED,), is_sweep=False)
+_FINISHED = Query(status=(Status.FINISHED,), is_sweep=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def best_runs(config: Config, metric: str, *, most: int, lower_is_better: bool) 
         RequestError: there is none; the message lists the available metrics.
     """
     name = experiment_name(config)
-    asked = replace(FINISHED, experiment=name, has_metric=metric)
+    asked = replace(_FINISHED, experiment=name, has_metric=metric)
     runs = find_best(
         connect(config.tracking.uri),
         asked,
@@ -86,7 +86,7 @@ def sweep_runs(config: Config, asked: str) -> ChosenRuns:
 
 
 def _without_metric(config: Config, name: str, metric: str) -> str:
-    one = replace(FINISHED, experiment=name, limit=1)
+    one = replace(_FINISHED, experiment=name, limit=1)
     newest = find_runs(one, config.tracking)
     if newest:
         other = choose(metric, sorted(newest[0].metrics))

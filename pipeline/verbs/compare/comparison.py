@@ -25,7 +25,7 @@ from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, images_of, pair_up
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
 
-SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
+_SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
 Values = dict[tuple[str, str], Array]  # by run and metric: one number per image, f64[N]
 
 
@@ -127,7 +127,7 @@ def compare_runs(
 
 
 def _metrics(runs: Sequence[RecordedRun], metric: str) -> list[str]:
-    names = dict.fromkeys((metric, *SHOWN))
+    names = dict.fromkeys((metric, *_SHOWN))
     return [name for name in names if any(name in run.metrics for run in runs)]
 
 

@@ -14,7 +14,7 @@ from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes
 from pipeline.tracking.values import RecordedRun
 
 Stored = Mapping[str, Array]  # a run's predictions.npz
-PREPROCESS = "preprocess."
+_PREPROCESS = "preprocess."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     It depends on the data, the labels and, except for the test split, how the data was split. The
     test split is fixed by the data set, and no setting changes its pixels.
     """
-    settings = {k: v for k, v in run.params.items() if k.startswith(PREPROCESS)}
+    settings = {k: v for k, v in run.params.items() if k.startswith(_PREPROCESS)}
     way = sorted(settings.items()) if split == "val" else []
     labels = hashlib.sha256(np.ascontiguousarray(stored[f"{split}_labels"]).data).hexdigest()
     return f"{run.fingerprint or run.id} {way} {labels}"

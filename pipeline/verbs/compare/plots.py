@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 Drawings = dict[str, bytes]  # PNGs by name
 
-MOST_ROWS = 30
+MOST_DRAWN = 30
 DPI = 120
 # Inches. On a phone the text of a picture of this width can still be read.
-WIDTH, ROW, ABOVE, BELOW, ASIDE, PAD = 6.5, 0.36, 0.05, 0.55, 0.3, 0.08
+_WIDTH, ROW, ABOVE, BELOW, _ASIDE, _PAD = 6.5, 0.36, 0.05, 0.55, 0.3, 0.08
 NAMES = 3.8  # inches that the rows' names may take
-LONG = 28  # characters of a row's name; longer ones are written smaller
-LONGEST = 36  # characters of a class's name; longer ones are cut
-SMALL, NORMAL = 8.0, 10.0  # points
-BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
+_LONG = 28  # characters of a row's name; longer ones are written smaller
+_LONGEST = 36  # characters of a class's name; longer ones are cut
+_SMALL, NORMAL = 8.0, 10.0  # points
+_BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
 
 
@@ -38,7 +38,7 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
     """The figures by name: `compare` and, for two runs on the same images, `classes`."""
     drawn = {}
     if shown := [row for row in comparison.rows if not math.isnan(_value(row, comparison))]:
-        drawn["compare"] = forest(comparison, shown[:MOST_ROWS])
+        drawn["compare"] = forest(comparison, shown[:MOST_DRAWN])
     if comparison.pair:
         one, other = (compared.label for compared in comparison.rows)
         drawn["classes"] = class_bars(comparison.pair, (one, other))
@@ -49,7 +49,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     """The ranking metric of some rows, best first, with its intervals: a line each."""
     estimates = [row.estimates[comparison.metric] for row in rows]
     noise = [row.difference.is_noise if row.difference else None for row in rows[1:]]
-    colours = [BEST, *({True: LEVEL, False: WORSE, None: UNKNOWN}[known] for known in noise)]
+    colours = [_BEST, *({True: LEVEL, False: WORSE, None: UNKNOWN}[known] for known in noise)]
     figure, axes = _rows_of(
         [_name(row) for row in rows],
         f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
@@ -58,7 +58,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     low, high = [one.low for one in estimates], [one.high for one in estimates]
     axes.hlines(places, low, high, colors=colours, linewidth=2)
     axes.scatter([one.value for one in estimates], places, s=36, c=colours, zorder=3)
-    axes.axvline(estimates[0].value, color=BEST, linewidth=0.8, linestyle=":")
+    axes.axvline(estimates[0].value, color=_BEST, linewidth=0.8, linestyle=":")
     return figure
 
 
@@ -90,23 +90,23 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     from matplotlib.figure import Figure
 
     height = ABOVE + ROW * len(names) + BELOW
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+    figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     texts = [_plain(name) for name in names]
-    largest = SMALL if any(len(name) > LONG for name in names) else NORMAL
+    largest = _SMALL if any(len(name) > _LONG for name in names) else NORMAL
     size, widest = _fitting(texts, largest, NAMES, canvas)
-    end = PAD + widest
+    end = _PAD + widest
     for place, text in enumerate(reversed(texts) if ascending else texts):
         # Five times faster than the axis' ticks, each with two texts and three lines.
-        at = (end / WIDTH, 1 - (ABOVE + ROW * (place + 0.5)) / height)
+        at = (end / _WIDTH, 1 - (ABOVE + ROW * (place + 0.5)) / height)
         figure.text(*at, text, ha="right", va="center_baseline", fontsize=size)
-    left = end + 2 * PAD
-    width, tall = WIDTH - left - ASIDE, ROW * len(names)
-    axes = figure.add_axes((left / WIDTH, BELOW / height, width / WIDTH, tall / height))
+    left = end + 2 * _PAD
+    width, tall = _WIDTH - left - _ASIDE, ROW * len(names)
+    axes = figure.add_axes((left / _WIDTH, BELOW / height, width / _WIDTH, tall / height))
     bottom, top = -0.5, len(texts) - 0.5
     axes.set_ylim(*((bottom, top) if ascending else (top, bottom)))
     axes.set_yticks([])
-    axes.locator_params(axis="x", nbins=9 if width > WIDTH / 2 else 5)
+    axes.locator_params(axis="x", nbins=9 if width > _WIDTH / 2 else 5)
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -116,10 +116,10 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
 
 def _write_below(figure: Figure, text: str, canvas: FigureCanvasAgg, *, centre: float) -> None:
     """Writes the axis' label below it, smaller or nearer to the middle if necessary."""
-    size, width = _fitting([text], NORMAL, WIDTH - 2 * PAD, canvas)
-    middle = min(max(centre, PAD + width / 2), WIDTH - PAD - width / 2)
+    size, width = _fitting([text], NORMAL, _WIDTH - 2 * _PAD, canvas)
+    middle = min(max(centre, _PAD + width / 2), _WIDTH - _PAD - width / 2)
     height = float(figure.get_figheight())
-    figure.text(middle / WIDTH, 0.1 / height, text, ha="center", va="bottom", fontsize=size)
+    figure.text(middle / _WIDTH, 0.1 / height, text, ha="center", va="bottom", fontsize=size)
 
 
 def _fitting(
@@ -158,7 +158,7 @@ def _name(row: Compared) -> str:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _value(compared: Compared, comparison: Comparison) -> float:

@@ -27,9 +27,9 @@ from pipeline.verbs.compare.words import (
     verdict,
 )
 
-SHOWN = 30  # rows; the page has them all
-ASIDE = 4  # up to this many rows are shown as columns, which suits long values better
-TEMPLATES = Path(__file__).parent / "templates"
+_SHOWN = 30  # rows; the page has them all
+_ASIDE = 4  # up to this many rows are shown as columns, which suits long values better
+_TEMPLATES = Path(__file__).parent / "templates"
 TONES = {"within noise": "level", "worse": "worse", "better": "better"}
 
 
@@ -80,16 +80,16 @@ def _name(compared: Compared) -> str:
 
 def _table(comparison: Comparison) -> Table:
     header, rows = cells(comparison)
-    if len(rows) <= ASIDE:
+    if len(rows) <= _ASIDE:
         table = Table("", *(row[0] for row in rows))
         for number_, name in enumerate(header[1:], start=1):
             table.add_row(name, *(row[number_] for row in rows))
         return table
     table = Table(Column(header[0], overflow="fold"), *header[1:])
-    for row in rows[:SHOWN]:
+    for row in rows[:_SHOWN]:
         table.add_row(*row)
-    if len(rows) > SHOWN:
-        table.caption = f"{SHOWN} of {len(rows):,} rows; compare.html and format=json have all"
+    if len(rows) > _SHOWN:
+        table.caption = f"{_SHOWN} of {len(rows):,} rows; compare.html and format=json have all"
     return table
 
 
@@ -119,7 +119,7 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["change"] = change
     header, rows = cells(comparison)
@@ -130,7 +130,7 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         header=header,
         rows=rows,
         columns=list(zip(header, *rows, strict=True))[1:],
-        aside=ASIDE,
+        aside=_ASIDE,
         tones=[TONES.get(standing(row, comparison), "first") for row in comparison.rows],
         names=[row.label for row in comparison.rows],
         pictures={

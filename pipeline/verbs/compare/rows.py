@@ -13,7 +13,7 @@ from pipeline.tracking.values import SEED, SHORT, RecordedRun
 PLACE = ("hardware.host", "hardware.memory_gb")
 # Not chosen by a person; used in a row's name only if nothing that was chosen differs.
 ORIGIN = ("code", "data", "status", "version.", "hardware.")
-LONGEST = 46  # characters of a row's name
+_LONGEST = 46  # characters of a row's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
     for row in rows:
         words = [f"{short[name]}={row.traits[name]}" for name in telling if row.traits.get(name)]
         text = ", ".join(words) if several and words else row.runs[0].label
-        names.append(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
+        names.append(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
     seen = Counter(names)
     return [
         f"{name} {row.runs[0].id[:SHORT]}" if seen[name] > 1 else name

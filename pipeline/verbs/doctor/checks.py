@@ -37,7 +37,7 @@ NAMED_AT_MOST = 8  # differing libraries
 LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes 0.03
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
 SET_UP = "make setup"
-THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 CACHED = ("raw", "split", "features")  # kinds of entries of the data cache
 
 
@@ -109,7 +109,7 @@ def check_hardware() -> Iterator[Finding]:
 
 def check_threads(environment: Mapping[str, str], cores: int) -> Iterator[Finding]:
     """Compares thread settings in the environment with the cores that this process may use."""
-    given = {name: environment[name] for name in THREADS if environment.get(name)}
+    given = {name: environment[name] for name in _THREADS if environment.get(name)}
     says = ", ".join(f"{name}={value}" for name, value in given.items())
     wrong = [name for name, value in given.items() if not value.isdigit() or int(value) > cores]
     if wrong:

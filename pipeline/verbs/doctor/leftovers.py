@@ -18,8 +18,8 @@ from pipeline.tracking.journal import is_open, with_journals
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
 
-OUTPUTS, MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
-SHOWN = 3  # folders in a finding
+OUTPUTS, _MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
+_SHOWN = 3  # folders in a finding
 _PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # named by system.files.replacing
 
 
@@ -48,7 +48,7 @@ def unsent() -> Iterator[Finding]:
     waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
     if waiting:
         many = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
-        says = f"{many} records that no store has yet: {first_of(waiting, SHOWN)}"
+        says = f"{many} records that no store has yet: {first_of(waiting, _SHOWN)}"
         yield warning("unsent", says, "python -m pipeline sync")
 
 
@@ -64,7 +64,7 @@ def _caches(data_dir: Path) -> Iterator[Finding]:
 
 
 def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *MULTIRUN.glob("*/*/*/checkpoints")])
+    found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *_MULTIRUN.glob("*/*/*/checkpoints")])
     if not found:
         return
     known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
@@ -83,7 +83,7 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 
 def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted(path for path in MULTIRUN.glob("*/*") if path.is_dir())
+    found = sorted(path for path in _MULTIRUN.glob("*/*") if path.is_dir())
     if not found:
         return
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
@@ -101,7 +101,7 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 def _partial(data_dir: Path) -> Iterator[Finding]:
     """Finds files left half-written by killed processes; ignores those of live ones."""
     places = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
-    places += MULTIRUN.rglob(".*")
+    places += _MULTIRUN.rglob(".*")
     dead = [
         path
         for path in places

@@ -21,9 +21,9 @@ from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import Owner
 
-SHOWN = 5
+_SHOWN = 5
 FIX = "python -m pipeline doctor fix=true"
-RESUME = "python -m pipeline resume run_id="
+_RESUME = "python -m pipeline resume run_id="
 
 
 def running(
@@ -94,7 +94,7 @@ def _fixed(
                 yield from _brought_home(done, bring_home)
     if closed:
         says = f"{len(closed)} marked KILLED, {GONE}: {_listed(closed)}"
-        yield ok("runs", says, f"{RESUME}{closed[0].id} resumes it")
+        yield ok("runs", says, f"{_RESUME}{closed[0].id} resumes it")
 
 
 def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterator[Finding]:
@@ -107,5 +107,5 @@ def _brought_home(run: RecordedRun, bring_home: Callable[[str], None]) -> Iterat
 
 def _listed(runs: Sequence[RecordedRun]) -> str:
     return first_of(
-        runs, SHOWN, lambda run: f"{run.id} ({run.name}, since {began(run):%Y-%m-%d %H:%M} UTC)"
+        runs, _SHOWN, lambda run: f"{run.id} ({run.name}, since {began(run):%Y-%m-%d %H:%M} UTC)"
     )

@@ -32,7 +32,7 @@ from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
 ANSWER_S = 8.0  # for a server or database to answer
 BUSY_S = 2.0  # for another process to finish writing to an SQLite file
-ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
+_ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
 CONNECT_TIMEOUT = {"postgresql", "mysql", "mariadb"}  # whose drivers take `connect_timeout`
 
 
@@ -56,7 +56,7 @@ def check_store(uri: str | None) -> Store:
     try:
         return answered(partial(_guarded, look, address), ANSWER_S)
     except TimeoutError:
-        return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {ELSEWHERE}")
+        return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {_ELSEWHERE}")
 
 
 def check_place(uri: str | None) -> Iterator[Finding]:
@@ -79,10 +79,10 @@ def _guarded(look: Callable[[str], Store], address: str) -> Store:
     try:
         return look(address)
     except requests.ConnectionError:
-        return _broken(address, "nothing answers there", f"start it, {ELSEWHERE}")
+        return _broken(address, "nothing answers there", f"start it, {_ELSEWHERE}")
     except Exception as error:
         said = first_line(str(getattr(error, "orig", None) or one_line(error)))
-        return _broken(address, said, f"fix it, {ELSEWHERE}")
+        return _broken(address, said, f"fix it, {_ELSEWHERE}")
 
 
 def _broken(address: str, says: str, mend: str) -> Store:
@@ -93,7 +93,7 @@ def _server(address: str) -> Store:
     shown = without_password(address)
     answer = ask(address, within_s=ANSWER_S)
     if refused := refusal(answer, address):
-        return _broken(address, refused.says, f"{refused.mend}, {ELSEWHERE}")
+        return _broken(address, refused.says, f"{refused.mend}, {_ELSEWHERE}")
     client = quiet_client(address)
     with requests.Session() as session:
         version = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
@@ -114,7 +114,7 @@ def _sqlite(address: str) -> Store:
             return Store(
                 finding=ok("store", f"{path}: does not exist yet; the first run creates it")
             )
-        return _broken(address, f"no folder {path.parent}", f"mkdir -p {path.parent}, {ELSEWHERE}")
+        return _broken(address, f"no folder {path.parent}", f"mkdir -p {path.parent}, {_ELSEWHERE}")
     # Opened in a mode that does not create it if it has just been deleted.
     url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})
@@ -124,7 +124,7 @@ def _sqlite(address: str) -> Store:
     except sa.exc.DatabaseError as error:
         damage = str(error.orig)
     if damage != "ok":
-        mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {ELSEWHERE}"
+        mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {_ELSEWHERE}"
         return _broken(address, f"damaged: {first_line(damage)}", mend)
     return _unwritable(engine, path, address) or _current(engine, address)
 
@@ -135,7 +135,7 @@ def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
             try_to_write(connection)
     except sa.exc.OperationalError as error:
         if "locked" not in str(error.orig):
-            mend = f"chmod u+w {path} and its folder, {ELSEWHERE}"
+            mend = f"chmod u+w {path} and its folder, {_ELSEWHERE}"
             return _broken(address, str(error.orig), mend)
         says = f"{path}: another process has been writing for {BUSY_S:g} s"
         return Store(finding=warning("store", says, "run doctor again when that is done"))
@@ -156,14 +156,14 @@ def _current(engine: sa.Engine, address: str) -> Store:
     if not tables.names:
         return Store(finding=ok("store", f"{shown}: no tables yet; the first run creates them"))
     if tables.revision is None:
-        return _broken(address, "holds tables, but not MLflow's", f"name a database, {ELSEWHERE}")
+        return _broken(address, "holds tables, but not MLflow's", f"name a database, {_ELSEWHERE}")
     if tables.revision != tables.wanted:
         says = f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}"
         older = f"back it up, then: mlflow db upgrade {shown}"
         newer = "it was written by a newer MLflow: use that version, or another store"
         return _broken(address, says, older if tables.is_older else newer)
     if not tables.are_complete:
-        return _broken(address, "half of its tables are missing", f"restore a backup, {ELSEWHERE}")
+        return _broken(address, "half of its tables are missing", f"restore a backup, {_ELSEWHERE}")
     says = f"{shown} is writable; its tables are those of MLflow {VERSION} ({tables.revision})"
     return Store(finding=ok("store", says), client=quiet_client(address))
 

@@ -17,7 +17,14 @@ from pipeline.config.schema import Config
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing, listed, unlabelled
 from pipeline.data.load import cached
-from pipeline.data.measures import NAME, QUANTITIES, DataSummary, parsed, quantities_of, sizes
+from pipeline.data.measures import (
+    QUANTITIES,
+    SUMMARY_FILE,
+    DataSummary,
+    parsed,
+    quantities_of,
+    sizes,
+)
 from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
 from pipeline.data.polarity import to_invert
@@ -43,10 +50,10 @@ if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
 
-CONFIDENCE, ASSIGNED, GIVEN = "confidence", "predicted classes", "classes"
-FEATURES = "features"
-MOST = 2000  # test images whose features are compared, at most
-UNSURE = 24  # pictures on the page
+_CONFIDENCE, ASSIGNED, GIVEN = "confidence", "predicted classes", "classes"
+_FEATURES = "features"
+_MOST = 2000  # test images whose features are compared, at most
+_UNSURE = 24  # pictures on the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +154,9 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         known, told = _reference_features(run, config, model, request.batch_size)
         notes += told
         if known is not None:
-            shift, before, values[FEATURES] = of_features(FEATURES, known, new.features)
+            shift, before, values[_FEATURES] = of_features(_FEATURES, known, new.features)
             shifts.append(shift)
-            reference[FEATURES] = (np.sort(before).tolist(), len(before))
+            reference[_FEATURES] = (np.sort(before).tolist(), len(before))
     if is_labelled:
         shifts.append(of_classes(GIVEN, summary.classes, _given(listing, packed)))
     result = Drifted(
@@ -165,7 +172,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         unreadable=len(packed.unreadable),
         notes=tuple(notes),
     )
-    _write(result, packed, values.get(CONFIDENCE), printable(request.path))
+    _write(result, packed, values.get(_CONFIDENCE), printable(request.path))
     return result
 
 
@@ -224,12 +231,12 @@ def _reference(config: Config) -> RecordedRun:
 
 
 def _summary(run: RecordedRun) -> DataSummary:
-    if not run.has(NAME):
+    if not run.has(SUMMARY_FILE):
         raise RequestError(
-            f"run_id={run.id}: has no {NAME}, as it was recorded by an earlier version or ended "
-            f"too early; `python -m pipeline evaluate run_id={run.id}` adds it"
+            f"run_id={run.id}: has no {SUMMARY_FILE}, as an earlier version recorded it or it "
+            f"ended too early; `python -m pipeline evaluate run_id={run.id}` adds it"
         )
-    return parsed(run.text(NAME))
+    return parsed(run.text(SUMMARY_FILE))
 
 
 def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[str]]:
@@ -259,7 +266,7 @@ def _reference_values(
     }
     if run is not None:
         sure = _predictions(run)[0]
-        known[CONFIDENCE] = (np.sort(sure).tolist(), len(sure))
+        known[_CONFIDENCE] = (np.sort(sure).tolist(), len(sure))
     return known
 
 
@@ -306,14 +313,14 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
     values |= sizes(np.asarray(packed.sizes))
     if model is None:
         return _Measured(values=values, features=np.empty((0, 0)), assigned=assigned)
-    values[CONFIDENCE] = np.concatenate(sure)
+    values[_CONFIDENCE] = np.concatenate(sure)
     return _Measured(values=values, features=np.concatenate(seen), assigned=assigned)
 
 
 def _reference_features(
     run: RecordedRun, config: Config, model: LoadedModel, batch_size: int
 ) -> tuple[Array | None, list[str]]:
-    """The features f32[N,F] of up to MOST of the run's test images, if available, and remarks."""
+    """The features f32[N,F] of up to _MOST of the run's test images, if available, and remarks."""
     from pipeline.training.predictor import with_features
 
     name = run.config.choices.dataset
@@ -323,7 +330,7 @@ def _reference_features(
     if len(raw.test) < FEWEST:
         return None, [f"the run has {len(raw.test)} test images: features are not compared"]
     forward = with_features(model.model)
-    places = np.unique(np.linspace(0, len(raw.test) - 1, MOST).astype(np.int64))
+    places = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
     size = _at_once(raw.train.image_shape, batch_size)
     parts = [places[start : start + size] for start in range(0, len(places), size)]
     return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
@@ -360,7 +367,7 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
     ]
     with replacing(result.output) as output:
         output.write_text(csv_text([head, *rows]), encoding="utf-8", newline="")
-    least = np.arange(0) if sure is None else np.argsort(sure, kind="stable")[:UNSURE]
+    least = np.arange(0) if sure is None else np.argsort(sure, kind="stable")[:_UNSURE]
     text = drift_html(
         result.shifts,
         run_id=result.run_id,

@@ -32,12 +32,12 @@ from pipeline.verbs.predict.writers import Answers
 if TYPE_CHECKING:
     from pipeline.training.explain import Importance
 
-MOST, EXPLAINED = 48, 24  # images
+MOST_PICTURES, _EXPLAINED = 48, 24  # images
 COLUMNS = 8
 INNER = 4  # pixels between an image and its map
 TILE, INSET, GAP, CAPTION, HEADER = 180, 52, 18, 62, 64  # pixels
 PAPER, INK, FAINT, TRACK, ACCENT = "#ffffff", "#1b1f24", "#6b7480", "#e4e8ed", "#1f77b4"
-UNSURE, UNSURE_BELOW = "#d95f02", 0.5
+_UNSURE, UNSURE_BELOW = "#d95f02", 0.5
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
@@ -67,7 +67,7 @@ class Sheet:
 
     def add(self, answers: Answers, images: Array) -> None:
         """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
-        most = EXPLAINED if self.explain else MOST
+        most = _EXPLAINED if self.explain else MOST_PICTURES
         for place in range(min(len(images), most - len(self.cells))):
             best = answers.top[place, 0]
             self.cells.append(
@@ -133,7 +133,7 @@ def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) 
 
 def _caption(pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int]) -> None:
     left, top = corner
-    colour = UNSURE if cell.probability < UNSURE_BELOW else ACCENT
+    colour = _UNSURE if cell.probability < UNSURE_BELOW else ACCENT
     filled = max(1, round(TILE * cell.probability))
     pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
     pen.rectangle((left, top, left + filled - 1, top + 4), colour)

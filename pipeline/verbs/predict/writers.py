@@ -17,7 +17,7 @@ from pipeline.data.files import printable
 from pipeline.data.values import Array
 from pipeline.system.tables import csv_cell
 
-TOP = 3
+_TOP = 3
 DIGITS = 6  # of a probability written as text
 ROW_GROUP = 2**16  # rows of Parquet
 
@@ -39,7 +39,7 @@ class Answers:
     @cached_property
     def top(self) -> Array:
         """The most probable classes, best first, ties in class order, i64[N,min(TOP,K)]."""
-        return np.argsort(-self.probs, axis=1, kind="stable")[:, :TOP]
+        return np.argsort(-self.probs, axis=1, kind="stable")[:, :_TOP]
 
     def columns(self) -> dict[str, list[Any]]:
         """The rows as columns by name, probabilities rounded."""

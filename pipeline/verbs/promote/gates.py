@@ -15,7 +15,7 @@ from pipeline.tracking.values import Status
 from pipeline.verbs.promote import Promote
 
 LOADS = "model loads"  # the only gate that `force` does not override
-SHOWN = 12  # characters of a fingerprint
+_SHOWN = 12  # characters of a fingerprint
 RESAMPLES = 10_000  # resamples of the test images for an interval
 
 
@@ -82,7 +82,7 @@ def failed(gates: list[Gate]) -> list[Gate]:
 
 def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
     """Gates on whether the run, its data and its model are consistent."""
-    status, then, now = evidence.status, evidence.fingerprint[:SHOWN], evidence.fingerprint_now
+    status, then, now = evidence.status, evidence.fingerprint[:_SHOWN], evidence.fingerprint_now
     yield Gate(
         name="run finished",
         value=status,
@@ -100,7 +100,7 @@ def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
     )
     yield Gate(
         name="same data",
-        value=now[:SHOWN],
+        value=now[:_SHOWN],
         limit=then,
         passed=now == evidence.fingerprint,
         says="fingerprint of the data, now and in the run",

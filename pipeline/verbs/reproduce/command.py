@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.run import Result
 
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.
-REPEATS, VERDICT, CHANGED = "reproduces", "reproduction", "reproduction.changed"
+REPEATS, VERDICT, _CHANGED = "reproduces", "reproduction", "reproduction.changed"
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
@@ -99,7 +99,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     pairs = paired(entry.logged, rerun.logged)
     verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
-    tags = {VERDICT: str(verdict)} | ({CHANGED: told} if told else {})
+    tags = {VERDICT: str(verdict)} | ({_CHANGED: told} if told else {})
     reopen(rerun.id, config.tracking, folder).log_tags(tags)
     return Reproduction(run_id=entry.id, result=result, pairs=pairs, verdict=verdict)
 

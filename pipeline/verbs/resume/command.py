@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 UNFINISHED = Query(
     status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
 )
-AFTER, CHANGED = "resumed.after_epoch", "resumed.changed"
+AFTER, _CHANGED = "resumed.after_epoch", "resumed.changed"
 WEIGHTY = {"Python", lineage.PACKAGE, *lineage.NAMED}  # packages that a result depends on
 
 
@@ -77,7 +77,7 @@ def _told(entry: RecordedRun, progress: Progress, changed: str) -> dict[str, str
     """The tags that record the interruptions of a run."""
     earlier = [entry.tags[AFTER]] if AFTER in entry.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
-    return {AFTER: after} | ({CHANGED: changed} if changed else {})
+    return {AFTER: after} | ({_CHANGED: changed} if changed else {})
 
 
 def _unfinished(config: Config, run_id: str) -> RecordedRun:

@@ -37,7 +37,7 @@ from pipeline.verbs.serve.bodies import (
 from pipeline.verbs.serve.guard import BODIES, BUSY, WORKERS, Access, Guard, Room, body_of
 
 AT_ONCE = 2**18  # pixel values that go through the model together: 334 images of 28×28
-FAILED = 500
+_FAILED = 500
 RETRY_AFTER_S = "5"
 JSON = "application/json"
 ADDRESSES = "POST /invocations, /predict; GET /ping, /health, /version, /example"
@@ -149,7 +149,7 @@ def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
     except Exception as error:
         log.error("a request failed: %s", one_line(error))
         log.debug("predicting images of the shape %s failed", images.shape, exc_info=True)
-        raise Refused(FAILED, "the model failed on these images; the log tells why") from error
+        raise Refused(_FAILED, "the model failed on these images; the log tells why") from error
     return [
         {
             "class": served.class_names[best],

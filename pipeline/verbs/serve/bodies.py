@@ -23,9 +23,9 @@ from pipeline.system.errors import first_line
 
 SMALL = 64 * 1024  # bytes; a JSON body of up to this size does not wait for memory
 TENSORS = ("inputs", "instances")
-SHOWN = 40  # characters of a refused value
-REASON = 160  # characters of what a decoder says of a picture
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_SHOWN = 40  # characters of a refused value
+_REASON = 160  # characters of what a decoder says of a picture
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MOST_PIXELS = 50_000_000  # a small file may unpack to gigabytes
 RAW = "application/octet-stream"
 
@@ -182,8 +182,8 @@ def _short(value: Any) -> str:
     text = ""
     for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):  # no more than is shown
         text += part
-        if len(text) > SHOWN:
-            return text[: SHOWN - 1] + "…"
+        if len(text) > _SHOWN:
+            return text[: _SHOWN - 1] + "…"
     return text
 
 
@@ -199,11 +199,11 @@ def picture_in(
         Refused: the body is not a picture that can be read, or has too many pixels.
     """
     try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(body), formats=_FORMATS) as picture:
             size = f"{picture.width}×{picture.height}"
             too_large = picture.width * picture.height > MOST_PIXELS
         if not too_large:
-            images = load_picture(io.BytesIO(body), shape, fit=fit, formats=FORMATS)[np.newaxis]
+            images = load_picture(io.BytesIO(body), shape, fit=fit, formats=_FORMATS)[np.newaxis]
             inverted = bool(to_invert(images, dark_border)[0])
             return (255 - images if inverted else images), inverted
     except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours
@@ -212,7 +212,7 @@ def picture_in(
         raise _unreadable("of no format that is taken") from None
     # Decoders may raise anything for damaged bytes.
     except Exception as error:
-        raise _unreadable(first_line(str(error))[:REASON]) from error
+        raise _unreadable(first_line(str(error))[:_REASON]) from error
     raise Refused(TOO_LARGE, f"the picture has {size} pixels; send at most {MOST_PIXELS:,}")
 
 
@@ -220,7 +220,7 @@ def _unreadable(why: str) -> Refused:
     return Refused(
         BAD_REQUEST,
         f"the body is no picture that can be read ({why}); "
-        f"send the bytes of a file in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+        f"send the bytes of a file in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}",
     )
 
 

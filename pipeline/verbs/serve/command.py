@@ -33,7 +33,7 @@ TOKEN = "PIPELINE_SERVE_TOKEN"  # the variable that holds it
 SHORTEST_TOKEN = 16  # characters
 BACKLOG = 128  # connections that wait to be accepted
 IDLE_S = 60  # for which a connection without a request is kept open
-GRACE_S = 10  # for requests under way when the server is stopped
+_GRACE_S = 10  # for requests under way when the server is stopped
 YOUNG = 100_000  # new objects before Python searches them for cycles
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that stand for every address
 
@@ -204,6 +204,6 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
         server_header=False,
         ws="none",
         timeout_keep_alive=IDLE_S,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=_GRACE_S,
     )
     uvicorn.Server(settings).run(sockets=[listener])

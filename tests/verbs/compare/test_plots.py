@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.verbs.compare.comparison import Comparison
-from pipeline.verbs.compare.plots import MOST_ROWS, draw_comparison, figures
+from pipeline.verbs.compare.plots import MOST_DRAWN, draw_comparison, figures
 from pipeline.verbs.compare.render import page
 from tests.commands import ROOT, environment
 from tests.verbs.compare.test_comparison import compared, run
@@ -91,11 +91,11 @@ def row_of(figure: Figure, name: str) -> float:
 
 
 def test_each_mark_lies_at_its_value_beside_its_name_with_its_interval() -> None:
-    comparison = many(MOST_ROWS + 1)
+    comparison = many(MOST_DRAWN + 1)
     figure = figures(comparison)["compare"]
     lines, marks = figure.axes[0].collections
-    assert len(figure.texts) == MOST_ROWS + 1  # names and what the axis shows
-    for place, row in enumerate(comparison.rows[:MOST_ROWS]):
+    assert len(figure.texts) == MOST_DRAWN + 1  # names and what the axis shows
+    for place, row in enumerate(comparison.rows[:MOST_DRAWN]):
         estimate = row.estimates["val/accuracy"]
         assert tuple(marks.get_offsets()[place]) == (estimate.value, place)
         np.testing.assert_allclose(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.verbs.predict.sheet import COLUMNS, GAP, HEADER, MOST, TILE, Sheet
+from pipeline.verbs.predict.sheet import COLUMNS, GAP, HEADER, MOST_PICTURES, TILE, Sheet
 from pipeline.verbs.predict.writers import Answers
 
 SHAPE = (4, 4, 1)
@@ -29,7 +29,7 @@ def sheet_of(images: np.ndarray, file: Path, *, inverted: bool, batches: int = 1
 def test_the_first_images_are_kept_as_the_model_saw_them(tmp_path: Path) -> None:
     images = np.full((3, *SHAPE), 200, np.uint8)
     sheet = sheet_of(images, tmp_path / "a.npy", inverted=True, batches=40)
-    assert len(sheet.cells) == MOST
+    assert len(sheet.cells) == MOST_PICTURES
     assert np.unique(sheet.cells[0].seen).tolist() == [55]
     assert [cell.index for cell in sheet.cells[:4]] == [0, 1, 2, 0]
 
