@@ -172,8 +172,8 @@ def test_a_run_that_is_heard_again_takes_back_that_it_was_killed(
         killed_by_another(client, run_id)
         for _ in range(200):
             run = client.get_run(run_id)
-            if run.info.status == "RUNNING":
-                break
+            if (run.info.status, "error" in run.data.tags) == ("RUNNING", False):
+                break  # the status changes first
             time.sleep(0.05)
     assert (run.info.status, "error" in run.data.tags) == ("RUNNING", False)
 
