@@ -45,6 +45,11 @@ from pipeline.config.words import (
 from pipeline.system.errors import RequestError
 
 _GROUPS = frozenset(one.name for one in fields(Choices))
+# Where something is written; what is read may begin with ~.
+_PLACES = (
+    *("data_dir", "hydra.run.dir", "hydra.sweep.dir", "predict.output", "predict.contact_sheet"),
+    *("drift.output", "drift.page", "audit.output", "audit.page", "sync.folder"),
+)
 # Keys that Hydra sets itself, whatever value is given.
 _FILLED_IN = (
     "choices",
@@ -343,6 +348,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     if equals:
         _require_one(setting)
         _require_something(setting, command)
+        _require_place(setting)
     if setting.group in _GROUPS:
         _require_choice(setting, command)
     if not equals:
@@ -413,6 +419,13 @@ def _require_something(setting: _Setting, command: Command) -> None:
     elif is_list(setting.hint):
         how = f"an empty list is written {setting.name}=[]"
     raise RequestError(f"{setting.word} is empty: {how}")
+
+
+def _require_place(setting: _Setting) -> None:
+    """Refuses a folder named `~`, which bash makes of `hydra.run.dir=~/x`."""
+    if setting.value.startswith("~/") and setting.key in _PLACES:
+        place = _written(setting.name, str(Path(setting.value).expanduser()))
+        raise RequestError(f"{setting.word}: the shell leaves ~ as it is there; write {place}")
 
 
 def _require_choice(setting: _Setting, command: Command) -> None:

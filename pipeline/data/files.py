@@ -33,6 +33,7 @@ PICTURE_ENDINGS = frozenset(
     )
 )
 ARRAY_SUFFIX = ".npy"
+DAMAGED = "its header is damaged, or of a version of .npy that numpy cannot read"
 LINKED, NO_ENDING = "linked folder", "without an ending"  # as counted in what is left out
 # What systems and programs put beside a user's files, in lower case.
 SYSTEM = frozenset(
@@ -215,8 +216,9 @@ def open_array(file: Path) -> Array:
     Raises:
         OSError, ValueError: it cannot be read or is damaged.
     """
+    path = regular(file)
     try:
-        return np.lib.format.open_memmap(regular(file), mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         if "Python objects" in str(error):
             raise ValueError("holds Python objects, not uint8 with values 0–255") from error
@@ -226,7 +228,9 @@ def open_array(file: Path) -> Array:
             raise ValueError(
                 "is truncated: its header declares more bytes than the file has"
             ) from error
-        raise
+        raise ValueError(DAMAGED) from error
+    except (OverflowError, SyntaxError, TypeError) as error:
+        raise ValueError(DAMAGED) from error
 
 
 def regular(file: Path) -> Path:

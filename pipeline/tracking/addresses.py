@@ -88,9 +88,11 @@ def artifact_root(address: str) -> Path:
 
 
 def _root_address(root: str) -> str:
-    if re.match(r"[\w+-]{2,}:", root):  # s3:, file:, mlflow-artifacts:; no drive letter
+    if re.match(r"file:(?!//[^/])", root):  # as relative as any path
+        root = unquote(urlsplit(root).path)
+    elif re.match(r"[\w+-]{2,}:", root):  # s3:, mlflow-artifacts:; no drive letter
         return root.rstrip("/")
-    return _readable(Path(root).absolute()).as_uri()
+    return _readable(Path(os.path.normpath(Path(root).expanduser().absolute()))).as_uri()
 
 
 def _readable(folder: Path) -> Path:

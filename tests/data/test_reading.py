@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import pictures, reading
+from pipeline.data.files import DAMAGED
 from pipeline.data.reading import Block, read_blocks
 
 SHAPE = (3, 3, 1)
@@ -84,6 +85,13 @@ def test_the_listener_is_told_of_every_file_and_part_of_one(tmp_path: Path) -> N
     assert [part.files_done for part in told] == [1, 0.25, 0.25, 0.25, 0.25, 1]
 
 
+HEADERS = (
+    (b"(2, 3, 3)", b"(-2, 3,3)"),
+    (b"False", b"len()"),
+    (b"\x93NUMPY\x01", b"\x93NUMPY\x09"),
+)
+
+
 def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     whole = picture(folder / "whole.jpg", 9).read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[:-20])
@@ -102,8 +110,13 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     array = stack(folder / "whole.npy", 1, 2).read_bytes()
     (folder / "cut.npy").write_bytes(array[:-1])
     yield folder / "cut.npy", "is truncated: its header declares more bytes than the file has"
+    (folder / "folder.npy").mkdir()
+    yield folder / "folder.npy", "is not a file"
     (folder / "text.npy").write_text("no array")
     yield folder / "text.npy", "not an array as numpy.save writes it"
+    for number, (there, then) in enumerate(HEADERS):
+        (folder / f"{number}.npy").write_bytes(array.replace(there, then))
+        yield folder / f"{number}.npy", DAMAGED
     (folder / "empty.npy").touch()
     yield folder / "empty.npy", ""
 
