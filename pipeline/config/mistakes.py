@@ -49,6 +49,7 @@ _GROUPS = frozenset(one.name for one in fields(Choices))
 _PLACES = (
     *("data_dir", "hydra.run.dir", "hydra.sweep.dir", "predict.output", "predict.contact_sheet"),
     *("drift.output", "drift.page", "audit.output", "audit.page", "sync.folder"),
+    "tracking.artifact_root",
 )
 # Keys that Hydra sets itself, whatever value is given.
 _FILLED_IN = (
@@ -389,6 +390,8 @@ def _require_one(setting: _Setting) -> None:
     if "@" in name:
         group = name.partition("@")[0]
         raise RequestError(f"{word}: a file has its place; write {group or 'model'}={value}")
+    if not re.fullmatch(r"[\w./@:$-]*", name, re.ASCII) and re.match(r"\w", name):
+        raise RequestError(f"{word}: a key has letters from a to z, digits, _ and - only")
     if name.endswith(":"):
         raise RequestError(f"{word}: one = is enough, as in {name.rstrip(':')}={value}")
     if ":" in name.partition("@")[0] or re.search(r"^[^\w]|[./]{2}|[./]$", name):
@@ -424,7 +427,7 @@ def _require_something(setting: _Setting, command: Command) -> None:
 def _require_place(setting: _Setting) -> None:
     """Refuses a folder named `~`, which bash makes of `hydra.run.dir=~/x`."""
     if setting.value.startswith("~/") and setting.key in _PLACES:
-        place = _written(setting.name, str(Path(setting.value).expanduser()))
+        place = f"{setting.name}=$HOME{setting.value[1:]}"
         raise RequestError(f"{setting.word}: the shell leaves ~ as it is there; write {place}")
 
 

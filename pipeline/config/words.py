@@ -371,8 +371,9 @@ def _addressed(
     of_verb = key.startswith(f"{verb}.") and request is not None
     pluses = "" if of_verb else written[: len(written) - len(written.lstrip("+"))]
     hint = annotation_for(key, verb, request)
-    if of_verb and get_origin(hint) is list and not _is_hydras(value):
-        value = f"[{','.join(quoted(part.strip()) for part in value.split(',') if part)}]"
+    plain = re.sub(r"^\[([^][{}'\"$]*)\]$", r"\1", value)  # in [12e4] there is no number either
+    if of_verb and get_origin(hint) is list and not _is_hydras(plain):
+        value = f"[{','.join(quoted(part.strip()) for part in plain.split(',') if part)}]"
     elif key.startswith("sweep.params.") or (hint is not None and _is_a_list(value, key, parser)):
         return word  # of jobs, and of a builder of the user's own
     elif is_text(hint) and (of_verb or is_free(hint)):

@@ -92,7 +92,7 @@ def _root_address(root: str) -> str:
         root = unquote(urlsplit(root).path)
     elif re.match(r"[\w+-]{2,}:", root):  # s3:, mlflow-artifacts:; no drive letter
         return root.rstrip("/")
-    return _readable(Path(os.path.normpath(Path(root).expanduser().absolute()))).as_uri()
+    return _readable(Path(root).absolute()).as_uri()
 
 
 def _readable(folder: Path) -> Path:

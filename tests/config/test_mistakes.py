@@ -9,7 +9,6 @@ from pipeline import __main__ as module
 from pipeline.api import compose
 from pipeline.system.errors import RequestError
 
-HOME = Path.home()
 EFFECT = {
     "seed=1 sweep.preview=true": "sweep.preview=true: only a sweep has sweep.preview; add -m",
     "sweep=lr_grid": "only a sweep has sweep=lr_grid; add -m",
@@ -106,9 +105,11 @@ VALUES |= {
     "drift path=''": EMPTY,
     "compare runs=": "an empty list is written runs=[]",
     "compare runs=,": "an empty list is written runs=[]",
-    "hydra.run.dir=~/runs": f"the shell leaves ~ as it is there; write hydra.run.dir={HOME}/runs",
-    "data_dir=~/data": f"write data_dir={HOME}/data",
-    "predict images=~/x output=~/x.csv": f"write output={HOME}/x.csv",
+    "hydra.run.dir=~/runs": "the shell leaves ~ as it is there; write hydra.run.dir=$HOME/runs",
+    "tracking.artifact_root=~/kept": "write tracking.artifact_root=$HOME/kept",
+    "+tracking.tags.größe=3": "a key has letters from a to z, digits, _ and - only",
+    "data_dir=~/data": "write data_dir=$HOME/data",
+    "predict images=~/x output=~/x.csv": "write output=$HOME/x.csv",
     "-m model=,mlp": "a value is missing beside a comma (is it a variable of the shell",
     "-m model=mlp,": "a value is missing beside a comma",
     "dataset=": "is empty: choose one of",

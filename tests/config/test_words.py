@@ -293,6 +293,7 @@ def test_null_and_what_is_quoted_already_stay() -> None:
         "predict.output": "a b.csv",
     }
     assert understood("runs=[a,b]", verb="compare") == {"compare.runs": ["a", "b"]}
+    assert understood("runs=[12e4, 0012]", verb="compare") == {"compare.runs": ["12e4", "0012"]}
 
 
 def test_other_verbs_words_are_left_alone() -> None:
