@@ -1,4 +1,4 @@
-"""Hydra's view of where configuration files are searched; see `pipeline/config/search.py`."""
+"""Hydra's view of where configuration files are searched; see `pipeline/config/search_path.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ class PipelineSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Adds the user's own folders, if the search path is the pipeline's."""
-        from pipeline.config.search import extend
+        from pipeline.config.search_path import extend
 
         extend(search_path)

@@ -24,7 +24,7 @@ from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.rules import choose
 from pipeline.config.schema import register, validate, validate_request
-from pipeline.config.search import CONF, VERSION_BASE
+from pipeline.config.search_path import CONF, VERSION_BASE
 from pipeline.config.words import (
     COMPLETES,
     LAUNCHED_BY_MLPROJECT,

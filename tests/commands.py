@@ -27,7 +27,7 @@ from pipeline.api import compose
 from pipeline.config.compose import Composer
 from pipeline.config.compose import compose as compose_words
 from pipeline.config.schema import Config, register, validate, validate_request
-from pipeline.config.search import project_folder
+from pipeline.config.search_path import project_folder
 from pipeline.config.trusted import trusted
 from pipeline.config.words import key_of
 from pipeline.tracking.ui import server_command, server_environment, wait_for

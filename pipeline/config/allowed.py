@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from pipeline.config import search
+from pipeline.config import search_path
 from pipeline.config.builders import GROUPS
 from pipeline.system.errors import RequestError, one_line
 
@@ -66,17 +66,17 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
         HydraException: it cannot be composed.
     """
     name, folder, overrides = _flags_and_overrides(words)
-    own = [place for place in (search.project_folder(), folder) if place is not None]
+    own = [place for place in (search_path.project_folder(), folder) if place is not None]
     if not own and not any("hydra" in word or "_target_" in word for word in overrides):
         return
     try:
         with (
-            search.searching(*own[-1:] if folder else []),
-            initialize_config_dir(config_dir=str(search.CONF), **search.VERSION_BASE),
+            search_path.searching(*own[-1:] if folder else []),
+            initialize_config_dir(config_dir=str(search_path.CONF), **search_path.VERSION_BASE),
         ):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             parsed = parser.parse_overrides(overrides)
-            _check_search_path(name, [*own, search.CONF], parsed)
+            _check_search_path(name, [*own, search_path.CONF], parsed)
             fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
             composed = _composed(name, fixed)
             check_composed(composed)
@@ -113,9 +113,9 @@ def check_search_path(words: Sequence[str]) -> None:
         RequestError: `hydra.searchpath` names a package, which Hydra would import.
     """
     name, folder, overrides = _flags_and_overrides(words)
-    own = [place for place in (search.project_folder(), folder) if place is not None]
+    own = [place for place in (search_path.project_folder(), folder) if place is not None]
     parsed = OverridesParser.create().parse_overrides(overrides)
-    _check_search_path(name, [*own, search.CONF], parsed)
+    _check_search_path(name, [*own, search_path.CONF], parsed)
 
 
 def check_composed(composed: DictConfig) -> None:

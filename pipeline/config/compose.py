@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config.search import CONF, VERSION_BASE
+from pipeline.config.search_path import CONF, VERSION_BASE
 from pipeline.system.secrets import hide_files, learn, learn_environment
 
 

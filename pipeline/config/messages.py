@@ -17,7 +17,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from pipeline.config.meant import key_among, may_be_null
+from pipeline.config.guesses import key_among, may_be_null
 from pipeline.config.rules import choose
 from pipeline.config.schema import Choices, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import OverrideParseException
 
-from pipeline.config import search
-from pipeline.config.meant import (
+from pipeline.config import search_path
+from pipeline.config.guesses import (
     holds_settings,
     is_list,
     is_number,
@@ -418,7 +418,7 @@ def _require_something(setting: _Setting, command: Command) -> None:
     example = f", as in {setting.needed}" if setting.needed else setting.or_null
     how = f"a value must follow{example} (is it a variable of the shell that is not set?)"
     if setting.group in _GROUPS:
-        how = choose("", search.files_of(setting.group, command.folders))
+        how = choose("", search_path.files_of(setting.group, command.folders))
     elif is_list(setting.hint):
         how = f"an empty list is written {setting.name}=[]"
     raise RequestError(f"{setting.word} is empty: {how}")
@@ -433,7 +433,7 @@ def _require_place(setting: _Setting) -> None:
 
 def _require_choice(setting: _Setting, command: Command) -> None:
     word, group, value = setting.word, setting.group, setting.value.strip("'\" ")
-    files = search.files_of(group, command.folders)
+    files = search_path.files_of(group, command.folders)
     if value.endswith((".yaml", ".yml")):
         raise RequestError(f"{word}: write {group}={Path(value).stem}, without folder and ending")
     if group == "dataset" and re.match(r"\.{0,2}/|~|[A-Za-z]:[/\\]", value):

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.data.archives import arrays_at, located
 from pipeline.data.files import as_line, natural
-from pipeline.data.lists import split_of
+from pipeline.data.label_lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
 from pipeline.data.places import Place
 from pipeline.data.sources import decoded, decompressed

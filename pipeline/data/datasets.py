@@ -21,8 +21,8 @@ from pipeline.config.rules import Seed, Share, one_of
 from pipeline.data.arrays import from_cifar, from_idx, from_npz
 from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.exclusion import Exclude, excluded_files
-from pipeline.data.folders import Division, Pictures
 from pipeline.data.listing import Classes, listed
+from pipeline.data.own_pictures import Division, Pictures
 from pipeline.data.packing import Packing
 from pipeline.data.pictures import FITS
 from pipeline.data.sources import IdxDataset, downloaded, retrieve

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from pipeline.data.files import printable
-from pipeline.data.lists import Table, plain, read_table
+from pipeline.data.label_lists import Table, plain, read_table
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import RequestError, first_of
 

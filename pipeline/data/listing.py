@@ -21,7 +21,7 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 from pydantic import BeforeValidator
 
-from pipeline.data import lists
+from pipeline.data import label_lists
 from pipeline.data.archives import LARGEST, located
 from pipeline.data.files import (
     NO_ENDING,
@@ -230,7 +230,10 @@ def _no_list(path: Path) -> str | None:
         return f"looks like a file of MNIST's kind; type dataset=idx dataset.path={path.parent}"
     if ending in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"):
         return "is a spreadsheet; save it as CSV"
-    if ending in (".gz", ".xz", ".bz2") and path.with_suffix("").suffix.lower() in lists.KINDS:
+    if (
+        ending in (".gz", ".xz", ".bz2")
+        and path.with_suffix("").suffix.lower() in label_lists.KINDS
+    ):
         return "is a compressed list; unpack it"
     if ending in (".rar", ".7z", ".zst"):
         return "is an archive that cannot be read; unpack it, and name the folder"
@@ -295,7 +298,7 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
     folders = tree.below[top]
     words = {name: _split_in(name) for name in folders}
     if not all(words.values()):  # names such as `seg_train` count only if all are of this kind
-        words = {name: lists.split_of(name) for name in folders}
+        words = {name: label_lists.split_of(name) for name in folders}
     splits = {name: split for name, split in words.items() if split}
     if "train" in splits.values() and len({*splits.values()}) > 1:
         above = {name: one for name, one in splits.items() if tree.below[f"{top}{name}/"]}
@@ -306,7 +309,7 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
     if len(folders) < 2:
         return None
     within = f" in {as_line(top)}" if top else ""
-    inner = [{lists.split_of(one) for one in tree.below[f"{top}{name}/"]} for name in folders]
+    inner = [{label_lists.split_of(one) for one in tree.below[f"{top}{name}/"]} for name in folders]
     found = set().union(*inner)
     loose = any(tree.loose[f"{top}{name}/"] for name in folders)
     if all(inner) and not loose and None not in found and "train" in found and len(found) > 1:
@@ -341,7 +344,7 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
 def _split_in(name: str) -> str | None:
     """The split whose word a folder's name contains, as in `seg_train` or `val2017`."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
-    found = {split for word in words if (split := lists.split_of(word))}
+    found = {split for word in words if (split := label_lists.split_of(word))}
     return found.pop() if len(found) == 1 else None
 
 
@@ -358,7 +361,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     tree = _Tree(pictures)
     top = tree.unwrapped(prefix, keep)
     # Lists at the top, or in a folder that all pictures lie below.
-    found = [name for name, one in zip(files, endings, strict=True) if one in lists.ENDINGS]
+    found = [name for name, one in zip(files, endings, strict=True) if one in label_lists.ENDINGS]
     found = [one for one in found if top.startswith(one[: one.rfind("/") + 1])]
     layout = _layout(tree, top, keep)
     if found and (layout is None or wanted.for_lists):
@@ -489,7 +492,7 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
     if not first:
         return LOOSE, ""
     if layout.inverted:
-        split, more = lists.split_of(more[0]) or "", more[1:]
+        split, more = label_lists.split_of(more[0]) or "", more[1:]
     parts = [_text(one) for one in (first, *more)]
     prefixes = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
     chosen = (prefix for prefix in prefixes if prefix in (wanted.classes or ()))
@@ -520,7 +523,7 @@ def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
         split, table = splits[name], _table(place, name)
         if not split:
             notes.append(f"{as_line(name)} stands for no split: it is not used")
-        elif split != "train" and not lists.has_labels(table, wanted.columns["label"]):
+        elif split != "train" and not label_lists.has_labels(table, wanted.columns["label"]):
             notes.append(f"{as_line(name)} has no labels: it is not used")
         else:
             pictures, found, layout = _pictures_of(place, name, table, wanted)
@@ -539,7 +542,7 @@ def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
 
 def _split_of_list(name: str) -> str | None:
     stem = PurePosixPath(name).stem
-    return lists.split_of(stem) or _split_in(stem)
+    return label_lists.split_of(stem) or _split_in(stem)
 
 
 def _united_lists(
@@ -575,18 +578,18 @@ def _united_lists(
     )
 
 
-def _table(place: Place, name: str) -> lists.Table:
+def _table(place: Place, name: str) -> label_lists.Table:
     told = str(place.root / name)
     try:
         with place.opened(name) as file:
-            return lists.read_table(_whole(file), told)
+            return label_lists.read_table(_whole(file), told)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
 
 
 def _pictures_of(
-    place: Place, name: str, table: lists.Table, wanted: _Wanted
+    place: Place, name: str, table: label_lists.Table, wanted: _Wanted
 ) -> tuple[Place, _Found, str]:
     """The place of a list's pictures, what the list says of them, and its layout in one line."""
     told = str(place.root / name)
@@ -596,7 +599,7 @@ def _pictures_of(
         if below and not below.endswith("/"):
             raise RequestError(f"dataset.root={wanted.root} is neither a folder nor an archive")
     folder = pictures.root / below
-    rows = lists.usable(
+    rows = label_lists.usable(
         table,
         path_column=wanted.columns["path"],
         label_column=wanted.columns["label"],
@@ -611,7 +614,7 @@ def _pictures_of(
         for path, reason in rows.unusable
     ]
     if len(bad) > wanted.max_bad * len(table.lines):
-        missing = [path for path, reason in rows.unusable if reason == lists.MISSING]
+        missing = [path for path, reason in rows.unusable if reason == label_lists.MISSING]
         near = _whereabouts(pictures, below, missing[0]) if missing else ""
         raise RequestError(_too_many(told, bad, len(table.lines), wanted.max_bad) + near)
     if len({*rows.labels}) == len(rows.labels) > SOME:

@@ -17,8 +17,8 @@ from pipeline.config.builders import build
 from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.exclusion import Exclude, excluded_places, require_classes, without
-from pipeline.data.folders import PACKED, Pictures, arranged, restored
 from pipeline.data.measures import splits_of
+from pipeline.data.own_pictures import PACKED, Pictures, arranged, restored
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split

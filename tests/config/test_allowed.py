@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 
 from pipeline.config.allowed import LOGGING_CLASSES, check_composed, check_words
 from pipeline.config.schema import register, validate
-from pipeline.config.search import CONF
+from pipeline.config.search_path import CONF
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import QUICK, composed, pipeline

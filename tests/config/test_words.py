@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.meant import is_list
+from pipeline.config.guesses import is_list
 from pipeline.config.words import (
     HYDRA_FLAGS,
     addressed,

@@ -17,7 +17,7 @@ from pipeline.tracking.values import SEED, SHORT
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
 from pipeline.verbs.compare.rows import trait_names
-from pipeline.verbs.compare.words import (
+from pipeline.verbs.compare.verdicts import (
     change,
     counted,
     interval,

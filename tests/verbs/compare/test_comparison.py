@@ -22,7 +22,7 @@ from pipeline.system.terminal import standard_output
 from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.render import print_comparison
-from pipeline.verbs.compare.words import (
+from pipeline.verbs.compare.verdicts import (
     change,
     counted,
     interval,

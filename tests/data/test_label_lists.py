@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pipeline.data import archives, lists
+from pipeline.data import archives, label_lists
 from pipeline.data.listing import Listing, listed
 from tests.data.test_listing import placed, refusal, touched
 from tests.stress.matrix import matrix
@@ -412,7 +412,7 @@ def test_a_list_of_too_many_rows_or_bytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(pictures(tmp_path), "parquet", ROWS)
-    monkeypatch.setattr(lists, "MOST_ROWS", 2)
+    monkeypatch.setattr(label_lists, "MOST_ROWS", 2)
     assert "has more than 2 rows" in refusal(path)
     monkeypatch.setattr(archives, "LARGEST", 100)
     monkeypatch.setattr("pipeline.data.listing.LARGEST", 100)
