@@ -24,8 +24,8 @@ from tests.data.test_arrays import (
     idx_files,
     npz,
 )
+from tests.data.test_label_lists import ROWS, written
 from tests.data.test_listing import placed, touched
-from tests.data.test_lists import ROWS, written
 from tests.stress.matrix import matrix, stressed, tally
 
 COUNT = stressed(250, 25)  # of each kind of file
