@@ -401,6 +401,8 @@ def _require_one(setting: _Setting) -> None:
         return
     if value.startswith("="):
         raise RequestError(f"{word}: one = is enough, as in {name}={value.lstrip('= ')}")
+    if setting.key == "tracking.tags" and not value.startswith(("{", "$")):
+        raise RequestError(f"{word}: tags are written +tracking.tags.NAME=TEXT each")
     if holds_settings(value):
         raise RequestError(f"{word}: settings are words of their own: {settings_in(word)}")
 
@@ -439,6 +441,8 @@ def _require_choice(setting: _Setting, command: Command) -> None:
     if group == "dataset" and re.match(r"\.{0,2}/|~|[A-Za-z]:[/\\]", value):
         path = _written("dataset.path", value)
         raise RequestError(f"{word}: no such choice; did you mean dataset=folder {path}?")
+    if items := re.fullmatch(r"\[(.*)\]", value):
+        raise RequestError(f"{word}: {group} takes one file; several are -m {group}={items[1]}")
     if value.startswith("{"):
         raise RequestError(f"{word}: settings of {group} are written {group}.KEY=VALUE each")
     if re.fullmatch(r"[-+]?[\d.]+|true|false", value.lower()):
@@ -458,6 +462,9 @@ def _require_null(setting: _Setting) -> None:
     if setting.takes_null and value in ("none", "nil") and "none" not in str(hint):
         text = f", or \"'{setting.value}'\" for the text" if is_free(hint) else ""
         raise RequestError(f"{word}: write null for none, as in {setting.name}=null{text}")
+    several = re.sub(r"(?i)(^|,)(none|nil)(?=,|$)", r"\1null", setting.value)
+    if setting.takes_null and is_number(hint) and several != setting.value:
+        raise RequestError(f"{word}: write null for none, as in {setting.name}={several}")
     if value == "null" and is_text(hint) and not may_be_null(hint):
         raise RequestError(f"{word}: it cannot be null; a text must follow")
 
