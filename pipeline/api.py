@@ -157,8 +157,8 @@ def evaluate(
     settings = config.evaluate
     predictor = _imported("pipeline.training.predictor")
     probs = predictor.predict(model, images, batch_size=settings.batch_size)
-    answers = evaluating.answers(images, probs, prepared)
-    report: Report = evaluating.evaluate(answers, settings.metrics, settings.plots)
+    predictions = evaluating.predictions_of(images, probs, prepared)
+    report: Report = evaluating.evaluate(predictions, settings.metrics, settings.plots)
     return report
 
 

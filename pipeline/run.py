@@ -11,9 +11,9 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import ingest, prepare
 from pipeline.data.values import Predictions, Prepared
-from pipeline.evaluation.evaluate import answers, as_arrays, beside, draw_training, evaluate
+from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.metrics import accuracy
-from pipeline.reports.write import check_data, conclude, reported
+from pipeline.reports.write import check_data, describe_and_report, with_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import load_teacher, with_weights
@@ -21,8 +21,8 @@ from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.features import in_views, predicted, takes_images, whole
-from pipeline.training.leakage import leaked
+from pipeline.training.features import predicted, predicted_in_views, takes_images, whole
+from pipeline.training.leakage import leakage_of
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
@@ -64,7 +64,7 @@ def run(
     spent = progress.seconds if progress else None
     opened = record(config, folder, run_id=run_id, spent_s=spent, job=job)
     programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
-    with opened as recording, reported(recording, config, wanted=job is None) as found:
+    with opened as recording, with_report(recording, config, wanted=job is None) as predictions:
         prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
         with recording.stage("train"):
@@ -75,15 +75,15 @@ def run(
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
-            recording.log_report(draw_training(fitted, config.train.plots))
+            recording.log_report(evaluation.draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            found.update(_evaluate(fitted.model, prepared, config, recording))
+            predictions.update(_evaluate(fitted.model, prepared, config, recording))
         if config.evaluate.leakage:
             with recording.stage("leakage"):
-                recording.log_report(leaked(config, prepared, found.get("test"), folder))
+                recording.log_report(leakage_of(config, prepared, predictions.get("test"), folder))
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
-    return _result(recording.id, found, uri)
+    return _result(recording.id, predictions, uri)
 
 
 def complete(
@@ -99,12 +99,12 @@ def complete(
     prepared = _load_data(config, recording, fingerprint)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
-        found = _evaluate(model, prepared, config, recording)
-    conclude(recording, began, found, report=config.evaluate.report)
+        predictions = _evaluate(model, prepared, config, recording)
+    describe_and_report(recording, began, predictions, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
-    return _result(recording.id, found, uri)
+    return _result(recording.id, predictions, uri)
 
 
 def _load_data(
@@ -125,14 +125,18 @@ def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recor
     settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
     probs = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
-    predictions = {key: answers(splits[key], one, prepared) for key, one in probs.items()}
-    log.save_arrays("predictions", as_arrays(predictions))
+    predictions = {
+        key: evaluation.predictions_of(splits[key], one, prepared) for key, one in probs.items()
+    }
+    log.save_arrays("predictions", evaluation.as_arrays(predictions))
     if settings.test:
-        log.log_report(evaluate(predictions["test"], settings.metrics, settings.plots))
-    log.log_report(beside(predictions, in_views(model, splits, prepared, config), settings))
+        log.log_report(evaluation.evaluate(predictions["test"], settings.metrics, settings.plots))
+    views = predicted_in_views(model, splits, prepared, config)
+    log.log_report(evaluation.alternative_scores(predictions, views, settings))
     return predictions
 
 
-def _result(run_id: str, found: BySplit, model_uri: str | None) -> Result:
-    val, test = (accuracy(found[s]) if s in found else float("nan") for s in ("val", "test"))
-    return Result(run_id=run_id, val_accuracy=val, test_accuracy=test, model_uri=model_uri)
+def _result(run_id: str, predictions: BySplit, model_uri: str | None) -> Result:
+    found = {f"{split}_accuracy": accuracy(of) for split, of in predictions.items()}
+    none = dict.fromkeys(("val_accuracy", "test_accuracy"), float("nan"))
+    return Result(run_id=run_id, model_uri=model_uri, **(none | found))

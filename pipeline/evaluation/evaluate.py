@@ -52,7 +52,7 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
     return {short_name(n): function_named(plots.__name__, n)(shown) for n in plot_names}
 
 
-def beside(
+def alternative_scores(
     plain: Mapping[str, Predictions], views: Mapping[str, Array], settings: Evaluate
 ) -> Report:
     """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
@@ -123,7 +123,7 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
     )
 
 
-def answers(split: Split, probs: Array, prepared: Prepared) -> Predictions:
+def predictions_of(split: Split, probs: Array, prepared: Prepared) -> Predictions:
     """Combines a split with the probabilities f32[N,K] that a model gave for its images."""
     return Predictions(
         split=split, probs=probs, class_names=prepared.class_names, index=prepared.index

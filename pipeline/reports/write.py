@@ -16,7 +16,7 @@ from pipeline.data.describe import describe, text
 from pipeline.data.load import ingest, prepare
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
 from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
-from pipeline.evaluation.evaluate import answers
+from pipeline.evaluation.evaluate import predictions_of
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def reported(
+def with_report(
     recording: Recording, config: Config, *, wanted: bool
 ) -> Iterator[dict[str, Predictions]]:
     """Describes the run and writes its report, if `wanted` and `evaluate.report`.
@@ -54,7 +54,7 @@ def reported(
         if wanted and not isinstance(error, StoreError):
             _at_least_try(recording, config, predictions, error)
         raise
-    conclude(recording, config, predictions, report=wanted)
+    describe_and_report(recording, config, predictions, report=wanted)
 
 
 def save_report(
@@ -69,7 +69,7 @@ def save_report(
         recording.save_text(REPORT_PAGE, page)
 
 
-def conclude(
+def describe_and_report(
     recording: Recording, config: Config, predictions: Mapping[str, Predictions], *, report: bool
 ) -> None:
     """Writes the `report`, if it is wanted, and describes the run in MLflow."""
@@ -154,7 +154,7 @@ def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predict
     stored = entry.predictions()
     prepared = _data(config, str(entry.fingerprint))
     return {
-        name: answers(split, stored[f"{name}_probs"], prepared)
+        name: predictions_of(split, stored[f"{name}_probs"], prepared)
         for name, split in (("val", prepared.val), ("test", prepared.test))
         if f"{name}_probs" in stored
     }

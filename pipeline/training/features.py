@@ -90,7 +90,7 @@ def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Conf
     return predict(head.model, head.of(split), batch_size=size)
 
 
-def in_views(
+def predicted_in_views(
     model: keras.Model, splits: Mapping[str, Split], prepared: Prepared, config: Config
 ) -> dict[str, Array]:
     """Predicts like `predicted`, with test-time augmentation; empty without `evaluate.views`."""

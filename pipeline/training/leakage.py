@@ -19,7 +19,9 @@ from pipeline.training.train import train
 log = logging.getLogger(__name__)
 
 
-def leaked(config: Config, prepared: Prepared, honest: Predictions | None, folder: Path) -> Report:
+def leakage_of(
+    config: Config, prepared: Prepared, honest: Predictions | None, folder: Path
+) -> Report:
     """The accuracy that a split without groups would have claimed, `leakage/test_accuracy`.
 
     With the `honest` predictions on the test split, also `leakage/difference` between the two.

@@ -9,9 +9,9 @@ import pytest
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import (
+    alternative_scores,
     as_arrays,
     at_temperature,
-    beside,
     best_temperature,
     draw_training,
     evaluate,
@@ -163,8 +163,8 @@ def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
     val, test = overconfident(2.0, images=300), overconfident(2.0, images=200)
     both, asked = {"val": val, "test": test}, configured("evaluate.temperature=true").evaluate
     other = at_temperature(test, 0.5)
-    assert beside(both, {}, configured().evaluate).metrics == {}
-    measured = beside(both, {"test": other.probs}, asked).metrics
+    assert alternative_scores(both, {}, configured().evaluate).metrics == {}
+    measured = alternative_scores(both, {"test": other.probs}, asked).metrics
     value = best_temperature(val)
     warmed = at_temperature(test, value)
     assert measured == {
@@ -177,4 +177,4 @@ def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
         "test/tempered/ece": metrics.ece(warmed),
     }
     assert metrics.loss(warmed) < metrics.loss(test)
-    assert beside({"val": val}, {}, asked).metrics == {"val/temperature": value}
+    assert alternative_scores({"val": val}, {}, asked).metrics == {"val/temperature": value}

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pipeline.reports.write import bring_home, reported
+from pipeline.reports.write import bring_home, with_report
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
@@ -152,7 +152,7 @@ def test_a_job_of_a_sweep_wants_no_report_of_itself(
     wanted: bool, trained: Trained, tmp_path: Path
 ) -> None:
     recording = Recording(id=trained.run_id, client=trained.client, folder=tmp_path)
-    with reported(recording, configured("dataset=digits"), wanted=wanted):
+    with with_report(recording, configured("dataset=digits"), wanted=wanted):
         pass
     assert (tmp_path / "artifacts" / "report.html").exists() is wanted
 
@@ -206,7 +206,7 @@ def test_a_store_that_failed_is_not_asked_again_for_a_report(
     recording = Recording(id="of no run", client=trained.client, folder=tmp_path)
     with (
         pytest.raises(MlflowException, match="away"),
-        reported(recording, configured("dataset=digits"), wanted=True),
+        with_report(recording, configured("dataset=digits"), wanted=True),
     ):
         raise MlflowException("the server is away")
     assert not (tmp_path / "artifacts").exists()

@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.load import prepare
 from pipeline.data.values import Predictions, Prepared
 from pipeline.training.build import build_model
-from pipeline.training.leakage import carelessly_divided, leaked
+from pipeline.training.leakage import carelessly_divided, leakage_of
 from pipeline.training.predictor import predict
 from pipeline.training.train import train
 from tests.commands import configured
@@ -49,7 +49,7 @@ def test_frames_of_few_subjects_fall_to_chance_and_the_careless_claim_is_told(
     model = train(build_model(config, frames), frames, config, tmp_path / "run", ()).model
     probs = predict(model, frames.test, batch_size=100)
     honest = Predictions(split=frames.test, probs=probs, class_names=frames.class_names)
-    report = leaked(config, frames, honest, tmp_path)
+    report = leakage_of(config, frames, honest, tmp_path)
     assert report.metrics["leakage/test_accuracy"] >= 0.9
     assert report.metrics["leakage/difference"] >= 0.25
     assert not (tmp_path / "careless").exists()
