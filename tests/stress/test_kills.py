@@ -231,6 +231,16 @@ def begin_and_die(folder: Path, then: Callable[[], None] = die) -> None:
 
 
 @matrix(14)
+def test_a_killed_run_that_cannot_be_resumed_is_closed_all_the_same(tmp_path: Path) -> None:
+    process = fork(begin_and_die, tmp_path)
+    process.join(60)
+    refused = pipeline("resume", "dataset=fashion_mnist", "run_id=latest", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    [run] = runs_of(tmp_path)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", GONE)
+
+
+@matrix(14)
 def test_the_next_run_closes_one_that_was_killed_and_sends_what_it_had_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,8 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
     place = _place(found)
     with at_work_in(place):
         if has_journal(place):
-            send_journal(connect(config.tracking.uri), place, close=False)
+            # It closes the run, which stays closed if it cannot be resumed.
+            send_journal(connect(config.tracking.uri), place)
         entry = _unfinished(config, found.id)  # read under the lock: nobody else can finish it now
         progress = newest_progress(place / "checkpoints")
         then = _config(place, entry, config)
