@@ -169,7 +169,10 @@ def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
 def test_a_run_that_died_after_training_is_only_evaluated_and_saved(
     died_in: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modules = {"evaluate": "pipeline.evaluation.evaluate", "save_model": "pipeline.tracking.recording"}
+    modules = {
+        "evaluate": "pipeline.evaluation.evaluate",
+        "save_model": "pipeline.tracking.recording",
+    }
     place = sys.modules[modules[died_in]]
     with monkeypatch.context() as patch, inside(tmp_path), pytest.raises(PowerCut):
         patch.setattr(place, died_in, lambda *_, **__: cut_in(0)(0, {}))
