@@ -24,6 +24,30 @@ def store_address(uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def require_address(address: str) -> None:
+    """Refuses what cannot be the address of a store.
+
+    Raises:
+        RequestError: with the address that was probably meant.
+    """
+    sqlite, meant, why = _SQLITE.match(address), "", ""
+    if sqlite and sqlite["path"] in ("", ":memory:"):
+        why, meant = "a database in memory is gone when the run ends", DEFAULT_URI
+    elif address.startswith("sqlite:") and not sqlite:
+        why, meant = "a file follows three slashes", re.sub(r":/*", ":///", address, count=1)
+    elif re.match(r"postgres(\+\w+)?:", address):
+        meant = address.replace("postgres", "postgresql", 1)
+    elif re.match(r"https?:/?[^/]", address):
+        meant = re.sub(r":/?", "://", address, count=1)
+    elif re.match(r"[\w.-]+:\d+(/|$)", address):
+        why, meant = "a server's address begins with http:// or https://", f"http://{address}"
+    elif "://" not in address and Path(address).suffix in (".db", ".sqlite", ".sqlite3"):
+        why, meant = "it is a file", f"sqlite:///{address}"
+    if meant:
+        told = f"{why}; write" if why else "write"
+        raise RequestError(f"tracking store {hide(address)}: {told} tracking.uri={hide(meant)}")
+
+
 def folder_name(experiment: str) -> str:
     """The name of an experiment's folder: the experiment's name, or a safe variant of it.
 

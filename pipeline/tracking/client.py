@@ -40,6 +40,7 @@ from pipeline.tracking.addresses import (
     DEFAULT_URI,
     artifact_location,
     artifact_root,
+    require_address,
     store_address,
 )
 
@@ -97,6 +98,7 @@ def connect(uri: str | None) -> Client:
         RequestError: nothing answers there, or it is not writable.
     """
     address = store_address(uri)
+    require_address(address)
     _quieten()
     _require_answer(address)
     keep_through_interrupts(address)

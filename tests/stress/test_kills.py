@@ -165,7 +165,13 @@ def resumed(folder: Path) -> None:
     assert "Traceback" not in ended.stderr, ended.stderr
     if ended.returncode:
         assert ended.returncode == 2, ended.stderr
-        refusals = ("there is no checkpoint", "no runs", "is complete", "no run")
+        refusals = (
+            "there is no checkpoint",
+            "was stopped as it began",
+            "no runs",
+            "is complete",
+            "no run",
+        )
         assert any(text in ended.stderr for text in refusals), ended.stderr
         if "is complete" not in ended.stderr:
             assert pipeline(*WORDS, cwd=folder).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +16,7 @@ from pipeline.tracking.addresses import (
     artifact_location,
     folder_name,
     local_artifacts,
+    require_address,
     store_address,
 )
 from pipeline.tracking.client import connect, experiment, experiment_name
@@ -118,6 +120,40 @@ def test_the_store_is_the_settings_then_the_variables_then_the_default(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
     assert store_address(None) == "http://there"
     assert store_address("sqlite:///mine.db") == "sqlite:///mine.db"
+
+
+MEANT = {
+    "sqlite:x.db": "a file follows three slashes; write tracking.uri=sqlite:///x.db",
+    "sqlite://x.db": "write tracking.uri=sqlite:///x.db",
+    "sqlite:///": "a database in memory is gone when the run ends",
+    "sqlite:///:memory:": "a database in memory is gone when the run ends",
+    "runs/x.db": "it is a file; write tracking.uri=sqlite:///runs/x.db",
+    "/data/x.sqlite": "write tracking.uri=sqlite:////data/x.sqlite",
+    "postgres://ann:word@host/db": "write tracking.uri=postgresql://ann:***@host/db",
+    "postgres+psycopg://host/db": "write tracking.uri=postgresql+psycopg://host/db",
+    "http:/localhost:5000": "write tracking.uri=http://localhost:5000",
+    "https:host/mlflow": "write tracking.uri=https://host/mlflow",
+    "localhost:5000": "begins with http:// or https://; write tracking.uri=http://localhost:5000",
+}
+
+
+@pytest.mark.parametrize("address", MEANT)
+def test_an_address_of_no_store_is_refused_with_the_one_that_is_meant(address: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(MEANT[address])) as refused:
+        require_address(address)
+    assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("sqlite:///mlflow.db", "sqlite:////data/a b.db", "http://localhost:5000", "https://h/x"),
+        *("postgresql+psycopg://u:p@h/db", "databricks", "databricks://profile", "mlruns"),
+        *("file:///data/mlruns", "C:\\runs", "plugin-scheme://host:80/x"),
+    ],
+)
+def test_another_address_is_left_to_mlflow(address: str) -> None:
+    require_address(address)
 
 
 @pytest.mark.slow

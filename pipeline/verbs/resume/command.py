@@ -98,6 +98,11 @@ def _place(entry: RecordedRun) -> Path:
     if entry.folder is None:
         raise RequestError(f"run_id={entry.id} does not say where its checkpoints are")
     found = owner(entry.folder)
+    if found is None and entry.folder.is_dir():
+        raise RequestError(
+            f"run_id={entry.id} was stopped as it began: {entry.folder} holds nothing of it; start "
+            "a new run"
+        )
     if found is None:
         host = entry.host or "another machine"
         raise RequestError(

@@ -268,6 +268,8 @@ def test_a_run_whose_folder_is_gone_or_anothers_is_refused(stopped: Path) -> Non
     owner = (folder / "run_id").read_text()
     (folder / "run_id").write_text("another")
     refused(stopped, "is now that of another")
+    (folder / "run_id").unlink()  # as if it had been killed before it wrote that
+    refused(stopped, "was stopped as it began")
     (folder / "run_id").write_text(owner)
 
 
