@@ -169,11 +169,11 @@ def resumed(folder: Path) -> None:
             "there is no checkpoint",
             "was stopped as it began",
             "no runs",
-            "is complete",
+            "is finished",
             "no run",
         )
         assert any(text in ended.stderr for text in refusals), ended.stderr
-        if "is complete" not in ended.stderr:
+        if "is finished" not in ended.stderr:
             assert pipeline(*WORDS, cwd=folder).returncode == 0
 
 
