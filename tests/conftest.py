@@ -6,15 +6,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.system.imports import configure_libraries, exempt
 from tests.commands import parse_once, trace_plainly
 from tests.stores import MADE_ONCE, copy_tables
+from tests.stress.matrix import SHARE
 from tests.warm import share_forks
 
 configure_libraries()  # the tests import modules of ours by themselves
 parse_once()
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
+
+# A slow machine is no failure. `make test` tries the same inputs each time, `make stress` new ones.
+settings.register_profile(
+    "project",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=SHARE not in os.environ,
+)
+settings.load_profile("project")
 
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import grouping
@@ -97,7 +97,6 @@ def test_pairs_join_the_groups_of_both() -> None:
     assert join_groups(np.arange(3), np.empty((0, 3), np.int64)).tolist() == [0, 1, 2]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=1, max_size=80),
     st.floats(0.05, 0.5),

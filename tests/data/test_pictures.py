@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -39,7 +39,6 @@ def solid(mode: str, size: tuple[int, int], colour: Any = 0) -> Image.Image:
     return Image.new(mode, size, colour)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(MODES),
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
@@ -52,7 +51,6 @@ def test_a_picture_of_any_mode_and_size_becomes_what_the_model_takes(
     assert (made.shape, made.dtype) == (shape, np.uint8)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 255), st.integers(1, 60), st.integers(1, 60))
 def test_a_picture_of_one_colour_stays_of_one_colour(value: int, width: int, height: int) -> None:
     assert np.unique(fitted(solid("L", (width, height), value), (28, 28, 1))).tolist() == [value]
