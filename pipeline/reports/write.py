@@ -23,7 +23,7 @@ from pipeline.reports.notes import REPORT_PAGE, note_of_run
 from pipeline.reports.page import Facts, run_html
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
-from pipeline.tracking.client import StoreError
+from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording, reopen
 from pipeline.tracking.runs import find_run
@@ -51,7 +51,7 @@ def with_report(
         yield predictions
     except BaseException as error:
         # Does not contact an unreachable store again.
-        if wanted and not isinstance(error, StoreError):
+        if wanted and not isinstance(error, STORE_ERRORS):
             _at_least_try(recording, config, predictions, error)
         raise
     describe_and_report(recording, config, predictions, report=wanted)

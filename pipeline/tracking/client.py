@@ -45,7 +45,9 @@ from pipeline.tracking.addresses import (
 )
 
 Client = mlflow.MlflowClient
-StoreError = MlflowException
+# A database that dies while MLflow undoes a write shows SQLAlchemy's error, not MLflow's.
+DATABASE_LOST = (sa.exc.OperationalError, sa.exc.InterfaceError)
+STORE_ERRORS = (MlflowException, *DATABASE_LOST)
 VERSION = mlflow.__version__
 
 STORE_ANSWER_S = 10.0  # for the store to answer when a command begins
@@ -189,7 +191,8 @@ def is_passing(error: BaseException) -> bool:
         # A proxy answers like this when the server behind it is away.
         is_foreign = str(error.message).startswith("API request to endpoint")
         return is_foreign or error.error_code not in _LASTING | DENIED
-    return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
+    away = (requests.RequestException, ConnectionError, TimeoutError, *DATABASE_LOST)
+    return isinstance(error, away)
 
 
 def why_away(error: BaseException) -> str:
@@ -405,7 +408,7 @@ def _require_answer(uri: str) -> None:
         refused = Refusal(f"no answer within {STORE_ANSWER_S:g} s")
     except requests.ConnectionError:
         refused = Refusal("nothing answers there")
-    except (requests.RequestException, sa.exc.SQLAlchemyError, StoreError, ImportError) as error:
+    except (requests.RequestException, sa.exc.SQLAlchemyError, *STORE_ERRORS, ImportError) as error:
         refused = Refusal(reason(error))
     if refused:
         raise RequestError(

@@ -37,6 +37,7 @@ from pipeline.system.files import remove, replacing
 from pipeline.system.folders import hand_over, owner
 from pipeline.tracking.client import (
     DENIED,
+    STORE_ERRORS,
     Client,
     experiment,
     is_passing,
@@ -374,7 +375,7 @@ def _resent(
         count = 1 + [end for end, _ in rest].index(end)
         try:
             delivery.send(record | {"again": True} if "again" in record else record)
-        except MlflowException as error:
+        except STORE_ERRORS as error:
             if may_pass(error) or record["kind"] != BATCH:
                 raise
             if count > 1:  # perhaps only one of the joined records is wrong

@@ -29,7 +29,7 @@ from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import store_address
-from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
+from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
 from pipeline.tracking.delivery import (
     Delivery,
     Journaled,
@@ -160,7 +160,7 @@ def send_waiting(
                 with at_work_in(place), at_work_in(_sweep_of(place)):
                     sent.append(send_journal(client, place))
                 continue
-        except (MlflowException, RequestError, OSError) as error:
+        except (*STORE_ERRORS, RequestError, OSError) as error:
             log.info("%s cannot be sent yet: %s", place, error)
         left.append(place)
     return sent, left

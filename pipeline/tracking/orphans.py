@@ -62,7 +62,7 @@ def close_orphan(client: Client, run: RecordedRun) -> RecordedRun | None:
     Returns the closed run, or None if it has ended or sent a heartbeat meanwhile.
 
     Raises:
-        StoreError: the store refuses.
+        MlflowException: the store refuses.
         RequestError: another process is sending its journal.
     """
     now = by_id(client, run.id)

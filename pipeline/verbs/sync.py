@@ -74,13 +74,13 @@ def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
 
 
 def _sent(client: Client, folders: Sequence[Path], root: str | None) -> Iterator[Sent | Unsent]:
-    from pipeline.tracking.client import StoreError
+    from pipeline.tracking.client import STORE_ERRORS
     from pipeline.tracking.delivery import send_journal
 
     for place in folders:
         try:
             yield send_journal(client, place, artifact_root=root)
-        except (StoreError, RequestError, OSError) as error:
+        except (*STORE_ERRORS, RequestError, OSError) as error:
             is_ours = isinstance(error, RequestError)
             yield Unsent(folder=place, reason=str(error) if is_ours else one_line(error))
 

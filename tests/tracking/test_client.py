@@ -12,6 +12,7 @@ from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -19,7 +20,7 @@ from pipeline.config.schema import Tracking
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
-from pipeline.tracking.client import connect
+from pipeline.tracking.client import connect, is_passing
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, inside
@@ -215,3 +216,9 @@ def test_a_store_that_another_process_holds_is_told_without_a_traceback(
         with pytest.raises(MlflowException, match="database is locked"):
             client.set_terminated(run_id)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_database_that_dies_while_mlflow_undoes_a_write_is_away() -> None:
+    lost = sa.exc.OperationalError("ROLLBACK", None, Exception("terminating connection"))
+    assert is_passing(lost)
+    assert not is_passing(sa.exc.ProgrammingError("SELECT", None, Exception("no such column")))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.system.errors import RequestError, first_of, one_line
-from pipeline.tracking.client import Client, StoreError
+from pipeline.tracking.client import STORE_ERRORS, Client
 from pipeline.tracking.heartbeat import GONE, LISTEN_S
 from pipeline.tracking.orphans import (
     began,
@@ -83,7 +83,7 @@ def _fixed(
     for run in orphans:
         try:
             done = close_orphan(client, run)
-        except (StoreError, RequestError, OSError) as error:
+        except (*STORE_ERRORS, RequestError, OSError) as error:
             says = f"{run.id} cannot be closed: {one_line(error)}"
             yield problem("runs", says, "check that you may write to the store")
         else:

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import native_messages_to, standard_output
-from pipeline.tracking.client import StoreError
+from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.registry import (
     CHALLENGER_STATE,
     STATE,
@@ -157,7 +157,7 @@ def _describe(registry: Registry, present: Present, champion: Version | None) ->
         run = by_id(registry.client, champion.run_id) if champion else None
         lines = whole_ledger(registry, present, newest=SHOWN_LINES)
         registry.describe(note_of_model(registry, present, lines, run))
-    except (StoreError, RequestError) as error:
+    except (*STORE_ERRORS, RequestError) as error:
         log.warning("%s could not be described: %s", registry.name, error)
 
 
