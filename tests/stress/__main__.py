@@ -29,6 +29,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: make stress -->\n", "<!-- end: make stress -->\n"
 DAMAGE = ("lost", "corrupted", "let in")
 COLUMNS = ("cases", "tries", *DAMAGE, "s")
+LONGEST_S = 3600  # for all tries of a test, on a busy machine too
 WIDTH = 62  # characters of what is tried, on a terminal
 
 
@@ -195,7 +196,8 @@ def main(arguments: Sequence[str]) -> int:
     os.environ[SHARE] = str(float(given.share))
     matrix = Matrix(chosen(given.rows))
     os.chdir(ROOT)
-    options = ("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
+    plain = ("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
+    options = (*plain, "-o", f"timeout={LONGEST_S}")
     code = pytest.main([*options, "tests"], plugins=[matrix])
     print(f"results are in {RESULTS.relative_to(ROOT)}")
     if given.write:
