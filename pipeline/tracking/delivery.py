@@ -412,7 +412,8 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
 
 def _last_words(records: list[Record]) -> list[Record]:
     """The records that close a run whose process died."""
-    heard = [point[2] for record in records for point in record.get("metrics", ())]
+    logged = [record.get("metrics", ()) for record in records if record["kind"] == BATCH]
+    heard = [at for points in logged for _, _, at, _ in points]
     beat = records[0]["tags"].get(BEAT)
     heard += [int(datetime.fromisoformat(beat).timestamp() * 1000)] if beat else []
     at = max([*heard, records[0]["started"]]) if heard else int(time.time() * 1000)

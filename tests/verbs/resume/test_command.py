@@ -157,7 +157,11 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, at=2, error=KeyboardInterrupt)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(sys.modules["pipeline.run"], "draw_training", lambda *_: cut_in(0)(0, {}))
+        patch.setattr(
+            sys.modules["pipeline.evaluation.evaluate"],
+            "draw_training",
+            lambda *_: cut_in(0)(0, {}),
+        )
         resumed(tmp_path)
     assert the_run(tmp_path).info.status == "FAILED"
     resumed(tmp_path)
@@ -307,7 +311,7 @@ LONG = (*SMALL[:3], f"train.epochs={LONG_EPOCHS}", *LEAN)
 def test_a_run_that_is_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(
     tmp_path: Path,
 ) -> None:
-    whole, moment, kills = tmp_path / "whole", random.Random(0), stressed(4, 1)
+    whole, moment, kills = tmp_path / "whole", random.Random(0), stressed(4, 2)
     whole.mkdir()
     assert pipeline(*LONG, cwd=whole).returncode == 0
     for number in range(stressed(10, 1)):
