@@ -198,14 +198,16 @@ def main(arguments: Sequence[str]) -> int:
     os.chdir(ROOT)
     plain = ("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
     options = (*plain, "-o", f"timeout={LONGEST_S}")
-    code = pytest.main([*options, "tests"], plugins=[matrix])
+    try:
+        code = pytest.main([*options, "tests"], plugins=[matrix])
+    finally:  # if pytest itself fails too
+        for failure in matrix.failures:
+            print(f"\n{failure}", file=sys.stderr)
     print(f"results are in {RESULTS.relative_to(ROOT)}")
     if given.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         table, _, after = rest.partition(END)
         PAGE.write_text(f"{before}{BEGIN}{keep({}, table)}{END}{after}")
-    for failure in matrix.failures:
-        print(f"\n{failure}", file=sys.stderr)
     return int(code != 0 or bool(matrix.failures))
 
 

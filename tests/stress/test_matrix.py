@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.stress import __main__ as stress
-from tests.stress.matrix import ROWS, matrix, only_stressed
+from tests.stress.matrix import ROWS, SHARE, matrix, only_stressed
 
 TESTS = Path(__file__).parents[1]
 CASES = r"(?<!\.)matrix\(([\d, ]+)\)"
@@ -56,3 +56,18 @@ def test_what_is_left_to_stress_and_of_no_row_comes_after_all_of_the_rows() -> N
     assert items == [early, late, extra]
     stress.Matrix([1]).pytest_collection_modifyitems(items)
     assert items == [early]
+
+
+def test_failures_are_printed_even_if_pytest_itself_breaks_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def breaks_down(arguments: object, plugins: list[stress.Matrix]) -> int:
+        plugins[0].failures.append("row 9: lost")
+        raise OSError("unconfigured")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SHARE, "1")
+    monkeypatch.setattr(stress.pytest, "main", breaks_down)
+    with pytest.raises(OSError, match="unconfigured"):
+        stress.main(["--rows", "9"])
+    assert "row 9: lost" in capsys.readouterr().err
