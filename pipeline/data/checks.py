@@ -13,7 +13,7 @@ from pipeline.config.schema import Check, Checks
 from pipeline.data.files import printable
 from pipeline.data.measures import Measures, labels_by_row, splits_of
 from pipeline.data.values import Array, RawData
-from pipeline.system.errors import RequestError, first_of
+from pipeline.system.errors import RequestError, counted, first_of
 
 _NAMED = 3  # classes or files that a message names
 IGNORE, REFUSE = "ignore", "refuse"  # besides "warn"
@@ -71,7 +71,7 @@ def _smallest_class(raw: RawData, measures: Measures, limit: float) -> Told:
         return FINE
     order = small[np.argsort(counts[small], kind="stable")].tolist()
     told = first_of(order, _NAMED, lambda c: f"{printable(raw.class_names[c])} ({counts[c]:,})")
-    have = "1 class has" if len(small) == 1 else f"{len(small)} classes have"
+    have = counted(len(small), "class has", "classes have")
     return f"{have} fewer than {limit:g} training images: {told}", int(counts.min())
 
 

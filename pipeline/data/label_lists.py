@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import RequestError, counted, one_line
 from pipeline.system.imports import Lazy
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for Parquet files
@@ -515,9 +515,11 @@ def _reconciled(
             if ours != theirs:
                 two = zip(ours, theirs, strict=True)
                 told = " and as ".join({f"{a} and {b}" for a, b in two if a != b})
-                unusable[row] = unusable[first] = (path, f"listed as {told}")
+                lines = f"lines {given.lines[first]} and {given.lines[row]}"
+                unusable[row] = unusable[first] = (path, f"listed as {told} ({lines})")
     if repeated:
-        notes.append(f"{repeated:,} rows repeat others, and count once")
+        one, many = "row repeats another, and counts once", "rows repeat others, and count once"
+        notes.append(counted(repeated, one, many))
     return {path: row for path, row in known.items() if row not in unusable}, unusable
 
 
@@ -525,7 +527,7 @@ def _remarks(given: Table, label_column: str) -> Iterator[str]:
     values = given.columns[label_column]
     spaced = sum(isinstance(value, str) and value != value.strip() for value in values)
     if spaced:
-        yield f"spaces around labels are ignored (in {spaced:,} rows)"
+        yield f"spaces around labels are ignored (in {counted(spaced, 'row', 'rows')})"
     if given.others:
         told = ", ".join(f"{as_line(name)} ({kind})" for name, kind in given.others.items())
         yield f"columns that hold no plain values are not kept: {told}"

@@ -65,6 +65,7 @@ Classes = Annotated[list[str] | dict[str, str | list[str]] | None, BeforeValidat
 # As counted in what is left out:
 LOOSE, UNCHOSEN = "loose picture", "not in dataset.classes"
 OUTSIDE = "outside the folders of the splits"
+UNLISTED = "not in the list"
 TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
 
@@ -255,7 +256,7 @@ class _Tree:
 
     def __init__(self, pictures: Sequence[str]) -> None:
         self.pictures = pictures
-        self.loose = Counter(name[: name.rfind("/") + 1] for name in pictures)
+        self.loose = Counter(map(_folder, pictures))
         names: defaultdict[str, set[str]] = defaultdict(set)
         for holder in self.loose:
             folder = holder
@@ -360,12 +361,15 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     left_out.update(one or NO_ENDING for one in endings if one not in known)
     tree = _Tree(pictures)
     top = tree.unwrapped(prefix, keep)
+    lists = [name for name, one in zip(files, endings, strict=True) if one in label_lists.ENDINGS]
     # Lists at the top, or in a folder that all pictures lie below.
-    found = [name for name, one in zip(files, endings, strict=True) if one in label_lists.ENDINGS]
-    found = [one for one in found if top.startswith(one[: one.rfind("/") + 1])]
+    found = [one for one in lists if top.startswith(_folder(one))]
     layout = _layout(tree, top, keep)
+    if layout is None and not found:  # as in `train/metadata.csv`
+        of_splits = {f"{top}{name}/" for name in tree.below[top] if label_lists.split_of(name)}
+        found = [one for one in lists if _folder(one) in of_splits]
     if found and (layout is None or wanted.for_lists):
-        return _from_lists(place, found, wanted)
+        return _from_lists(place, found, wanted, pictures)
     if layout is None:
         raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
     if wanted.for_lists:
@@ -401,6 +405,11 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
         place=place,
         left_out=tuple(left_out.most_common()),
     )
+
+
+def _folder(name: str) -> str:
+    """The folder of a file, with a slash at its end; "" at the top."""
+    return name[: name.rfind("/") + 1]
 
 
 def _ending(name: str) -> str:
@@ -465,7 +474,7 @@ def _from_folders(
     known: dict[str, tuple[str, str]] = {}  # class and split by folder
     files, names, splits = [], [], []
     for file in tree.pictures:
-        folder = file[: file.rfind("/") + 1]
+        folder = _folder(file)
         if folder not in known:
             known[folder] = _class_and_split(folder, layout, wanted)
         name, split = known[folder]
@@ -499,16 +508,31 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
     return next(chosen, parts[0]), split
 
 
-def _from_list(place: Place, name: str, wanted: _Wanted) -> Listing:
-    """Lists the pictures that a list names."""
+def _from_list(place: Place, name: str, wanted: _Wanted, there: Sequence[str] = ()) -> Listing:
+    """Lists the pictures that a list names; counts those that are `there` beside them."""
     pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
-    return _listing(pictures, found, layout, wanted)
+    return _listing(pictures, _without_unlisted(found, pictures, there), layout, wanted)
 
 
-def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
-    """Lists the pictures of all lists that lie together, one per split: `train.csv`, `test.csv`."""
+def _without_unlisted(found: _Found, place: Place, there: Sequence[str]) -> _Found:
+    """Counts the pictures that are `there` but in no list as left out."""
+    listed = {*found.files, *(one.file for one in found.unreadable)}
+    left = sum(one not in listed and place.root / one not in listed for one in there)
+    return replace(found, left_out=found.left_out + Counter({UNLISTED: left}))
+
+
+def _from_lists(
+    place: Place, names: Sequence[str], wanted: _Wanted, there: Sequence[str]
+) -> Listing:
+    """Lists the pictures of all lists that lie together, one per split.
+
+    These are `train.csv` and `test.csv`, or `train/metadata.csv` and `test/metadata.csv`. Pictures
+    that are `there` but in no list are counted.
+    """
+    if wanted.root is not None:
+        there = ()
     if len(names) == 1:
-        return _from_list(place, names[0], wanted)
+        return _from_list(place, names[0], wanted, there)
     splits = {name: _split_of_list(name) for name in names}
     counts = Counter(filter(None, splits.values()))
     if "train" not in counts or len(counts) < 2 or max(counts.values()) > 1:
@@ -537,12 +561,15 @@ def _from_lists(place: Place, names: Sequence[str], wanted: _Wanted) -> Listing:
             for name, part in zip(used, parts, strict=True)
         ]
         layout = f"{joined(list(map(as_line, used)))}, one list per split"
-    return _listing(pictures, _united_lists(parts, used, notes, pictures), layout, wanted)
+    found = _without_unlisted(_united_lists(parts, used, notes, pictures), pictures, there)
+    return _listing(pictures, found, layout, wanted)
 
 
 def _split_of_list(name: str) -> str | None:
-    stem = PurePosixPath(name).stem
-    return label_lists.split_of(stem) or _split_in(stem)
+    path = PurePosixPath(name)
+    words = (path.stem, path.parent.name)
+    found = (label_lists.split_of(word) or _split_in(word) for word in words)
+    return next(filter(None, found), None)
 
 
 def _united_lists(
@@ -593,7 +620,7 @@ def _pictures_of(
 ) -> tuple[Place, _Found, str]:
     """The place of a list's pictures, what the list says of them, and its layout in one line."""
     told = str(place.root / name)
-    pictures, below = place, name[: name.rfind("/") + 1]
+    pictures, below = place, _folder(name)
     if wanted.root is not None:
         pictures, below = located(wanted.root, "dataset.root")
         if below and not below.endswith("/"):

@@ -22,7 +22,7 @@ from pipeline.data.own_pictures import PACKED, Pictures, arranged, restored
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide, divided, limited
 from pipeline.data.values import Array, Prepared, RawData, Split
-from pipeline.system.errors import RequestError, first_of
+from pipeline.system.errors import RequestError, counted, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
 _WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
@@ -236,8 +236,7 @@ def _excluded(entry: cache.Entry, raw: RawData) -> RawData:
 def _told(raw: RawData) -> RawData:
     """The data set itself; logs how many images are excluded from it, if any are."""
     if raw.excluded:
-        s = "" if raw.excluded == 1 else "s"
-        log.info("dataset.exclude leaves out %s image%s", f"{raw.excluded:,}", s)
+        log.info("dataset.exclude leaves out %s", counted(raw.excluded, "image", "images"))
     return raw
 
 

@@ -19,7 +19,7 @@ from pipeline.data.grouping import duplicates, held_out, join_groups, named_grou
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
-from pipeline.system.errors import RequestError, first_of
+from pipeline.system.errors import RequestError, counted, first_of
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,11 @@ class Pictures:
             "columns": list(listing.columns),
             "labels": digest.hexdigest(),
             "division": vars(self.division),
+            "told": [
+                *_recognised(listing),
+                listing.left_out,
+                *((str(one.file), one.reason) for one in listing.unreadable),
+            ],
             "bad": [self.on_bad, self.max_bad],
             **excluded,
         }
@@ -134,8 +139,7 @@ def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
         ],
         "left_out": [list(one) for one in listing.left_out],
         "notes": [
-            listing.layout,
-            *listing.notes,
+            *_recognised(listing),
             *_said(pictures, packed),
             *_joined(pairs, packed, named, groups, labels),
             *notes,
@@ -191,7 +195,7 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
         told = first_of(
             rows, _NAMED, lambda row: f"{printable(row.file)}: {row.reason}", separator="; "
         )
-        log.warning("skipped: %d rows of the list: %s", len(rows), told)
+        log.warning("skipped: %s of the list: %s", counted(len(rows), "row", "rows"), told)
     if not bad:
         return
     some = first_of(bad, _NAMED, lambda file: f"{printable(file)}: {bad[file][1]}", separator="; ")
@@ -253,7 +257,7 @@ def _assigned(
         notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
     across = sum(len(np.unique(splits[groups == g])) > 1 for g in _large(groups))
     if across:
-        several = f"{across:,} groups of pictures are" if across > 1 else "1 group of pictures is"
+        several = counted(across, "group of pictures is", "groups of pictures are")
         notes.append(f"{several} in more than one of the given splits")
     for number, split in enumerate(SPLITS):
         if split != "val" and not (splits == number).any():
@@ -280,6 +284,11 @@ def _large(groups: Array) -> list[int]:
     return found
 
 
+def _recognised(listing: Listing) -> list[str]:
+    """Lines about what was recognised where the pictures lie."""
+    return [listing.layout, *listing.notes]
+
+
 def _said(pictures: Pictures, packed: Packed) -> list[str]:
     height, width, channels = packed.images.shape[1:]
     size = f"{height}×{width}" if height != width else f"{height}"
@@ -296,7 +305,7 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
     notes = []
     sizes = np.bincount(named)
     if (sizes > 1).any():
-        notes.append(f"{len(sizes):,} groups of pictures by dataset.group")
+        notes.append(f"{counted(len(sizes), 'group', 'groups')} of pictures by dataset.group")
     exact = pairs[pairs[:, 2] == EXACT]
     near = pairs[pairs[:, 2] != EXACT]
     if len(exact):

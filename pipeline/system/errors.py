@@ -56,6 +56,11 @@ def first_of(
     return separator.join(map(named, islice(things, most))) + more
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A count with its words: `counted(1, "row is", "rows are")` is "1 row is"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def one_line(error: BaseException) -> str:
     """Any exception in one line: its type and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"

@@ -24,7 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
 from pipeline.system.databases import reason, without_password
-from pipeline.system.errors import Pruned, RequestError
+from pipeline.system.errors import Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
@@ -137,7 +137,7 @@ def _send_others(client: Client, folder: Path) -> None:
     for one in sent:
         print(f"sent what an earlier run had recorded: {one}", file=sys.stderr, flush=True)
     if left:
-        many = "an earlier run is" if len(left) == 1 else f"{len(left)} earlier runs are"
+        many = counted(len(left), "earlier run is", "earlier runs are")
         told = f"{many} not in a store completely: python -m pipeline sync sends what is missing"
         print(told, file=sys.stderr, flush=True)
 

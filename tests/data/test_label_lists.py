@@ -161,7 +161,7 @@ def test_lists_of_the_splits_are_read_together(kind: str, tmp_path: Path) -> Non
     }
     assert listing.layout == "train.csv, my_val.jsonl and test.csv, one list per split"
     assert "notes.csv stands for no split: it is not used" in listing.notes
-    assert "1 rows repeat others, and count once" in listing.notes
+    assert "1 row repeats another, and counts once" in listing.notes
 
 
 def test_a_test_list_without_labels_is_left_out_and_said(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_picture_in_two_splits_is_unusable(tmp_path: Path) -> None:
     path.write_text(text)
     [first, second] = listed(path, max_bad=0.5).unreadable
     assert first == second
-    assert first.reason == "listed as train and test"
+    assert first.reason == "listed as train and test (lines 4 and 5)"
 
 
 def test_where_missing_files_lie_is_told(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_spaces_around_labels_are_ignored_and_said(tmp_path: Path) -> None:
     path.write_text("path,label\np/1.png,cat \np/2.png,Dog\np/10.png,cat\n")
     listing = listed(path)
     assert listing.class_names == ("cat", "Dog")
-    assert listing.notes == ("spaces around labels are ignored (in 1 rows)",)
+    assert listing.notes == ("spaces around labels are ignored (in 1 row)",)
 
 
 @matrix(29)

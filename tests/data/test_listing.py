@@ -413,3 +413,29 @@ def test_a_folder_that_cannot_be_opened_refuses_all(
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert refusal(tmp_path) == f"{tmp_path}/b cannot be opened: Permission denied"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_lists_in_the_folders_of_splits_are_used_together(kind: str, tmp_path: Path) -> None:
+    files = {f"set/{split}/{n}.png": b"" for split in ("train", "test") for n in range(4)}
+    for split in ("train", "test"):
+        rows = "".join(f"{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(3))
+        files[f"set/{split}/metadata.csv"] = f"file_name,label\n{rows}".encode()
+    listing = listed(placed(tmp_path, kind, files))
+    assert shape_of(listing)["set/test/1.png"] == ("cat", "test")
+    assert Counter(listing.splits) == {"train": 3, "test": 3}
+    assert "train/metadata.csv and " in listing.layout
+    assert dict(listing.left_out) == {"not in the list": 2}
+
+
+def test_a_list_in_the_only_folder_of_a_split_is_used_and_divided(tmp_path: Path) -> None:
+    folder = touched(tmp_path, "train/1.png", "train/2.png")
+    (folder / "train/metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+    listing = listed(folder)
+    assert shape_of(listing) == {"train/1.png": ("a", ""), "train/2.png": ("b", "")}
+
+
+def test_pictures_that_a_list_in_their_folder_does_not_name_are_counted(tmp_path: Path) -> None:
+    folder = touched(tmp_path, "p/1.png", "p/2.png", "p/3.png", "4.png")
+    (folder / "labels.csv").write_text("path,label\np/1.png,a\np/2.png,b\n")
+    assert dict(listed(folder).left_out) == {"not in the list": 2}

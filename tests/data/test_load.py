@@ -286,4 +286,4 @@ def test_rows_of_a_list_that_cannot_be_used_are_told_by_a_run_too(
     leaf = {**PICTURES, "path": str(folder / "list.csv"), "max_bad": 0.5}
     raw = ingest.ingest(leaf, name="photos", data_dir=tmp_path / "data")
     assert len(raw.train) + len(raw.test) == len(files)
-    assert f"skipped: 1 rows of the list: {folder}/gone.png: no such file" in caplog.text
+    assert f"skipped: 1 row of the list: {folder}/gone.png: no such file" in caplog.text

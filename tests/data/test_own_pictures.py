@@ -183,6 +183,18 @@ def test_columns_of_a_list_are_kept_by_row_and_group_pictures(tmp_path: Path) ->
     assert not cameras[0] & cameras[1]
 
 
+def test_the_remarks_are_those_on_the_list_that_is_read_not_on_an_equal_one(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", 6)
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.png")]
+    for name, ending, columns in (("a.csv", "", "path,label"), ("b.csv", " ", "image,class")):
+        lines = [columns, *(f"{file},{file[:3]}{ending}" for file in files)]
+        (folder / name).write_text("\n".join(lines))
+    first, again = (read(folder / name, tmp_path / "data") for name in ("a.csv", "b.csv"))
+    assert "with the columns path and label" in notes(first)
+    assert "with the columns image and class\nspaces around labels are ignored" in notes(again)
+    assert first.fingerprint == again.fingerprint
+
+
 def mutated(seed: int) -> bytes:
     """A picture of some format with some bytes changed, cut off or repeated."""
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ from pipeline.data.measures import splits_of
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, counted
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
@@ -133,9 +133,8 @@ def show(result: Audited, request: Audit) -> None:
         soft_wrap=True,
     )
     if unjudged := len(verdict.labels) - judged:
-        console.print(
-            f"{unjudged:,} labels are not judged: their class is in one group of pictures"
-        )
+        one, many = "label is not judged: its class is", "labels are not judged: their class is"
+        console.print(f"{counted(unjudged, one, many)} in one group of pictures")
     if result.before:
         console.print(
             f"{result.exclude} also has the {len(result.before):,} that were excluded before"

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.evaluation.intervals import Estimate
+from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED, SHORT
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
 from pipeline.verbs.compare.rows import trait_names
 from pipeline.verbs.compare.verdicts import (
     change,
-    counted,
     interval,
     metric_value,
     notes,
@@ -35,7 +35,8 @@ TONES = {"within noise": "level", "worse": "worse", "better": "better"}
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints what differs, the metrics, the verdict and, for two runs, changes by class."""
-    console.print(f"{counted(comparison.runs)}: {comparison.source}", soft_wrap=True)
+    runs = counted(comparison.runs, "run", "runs")
+    console.print(f"{runs}: {comparison.source}", soft_wrap=True)
     console.print(_table(comparison))
     if comparison.pair:
         names = [compared.label for compared in comparison.rows]

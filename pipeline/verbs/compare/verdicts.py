@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
+from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
@@ -50,8 +51,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.misplaced:
         yield (
-            f"{counted(comparison.misplaced)} kept the weights of an earlier epoch but did not "
-            "record its metrics; the val/… metrics shown are those of the last epoch."
+            f"{counted(comparison.misplaced, 'run', 'runs')} kept the weights of an earlier epoch "
+            "but did not record its metrics; the val/… metrics shown are those of the last epoch."
         )
 
 
@@ -91,11 +92,6 @@ def change(estimate: Estimate | None) -> str:
         return ""
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
     return f"{estimate.value:+.4f}{bounds}"
-
-
-def counted(runs: int) -> str:
-    """`1 run`, `1,000 runs`."""
-    return f"{runs:,} run{'s' if runs != 1 else ''}"
 
 
 def p_value(value: float) -> str:
@@ -145,14 +141,11 @@ def _of_many(comparison: Comparison) -> str:
         return seen + f"It is significantly better than all {len(known):,} others."
     if level == len(others):
         return seen + "All other rows are within noise of it."
+    verb = "is" if level == 1 else "are"
     return seen + (
-        f"{level:,} of the {len(known):,} other rows {_is(level)} within noise of it; "
-        f"{len(known) - level:,} {_is(len(known) - level)} significantly worse."
+        f"{level:,} of the {len(known):,} other rows {verb} within noise of it; "
+        f"{counted(len(known) - level, 'is', 'are')} significantly worse."
     )
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def _described(compared: Compared, metric: str) -> str:

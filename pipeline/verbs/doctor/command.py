@@ -17,7 +17,7 @@ from subprocess import Popen
 from rich.console import Console
 
 from pipeline.config.schema import Config
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, counted
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
@@ -52,7 +52,7 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
     sys.stdout.flush()
     if problems := [finding.area for finding in findings if finding.state == PROBLEM]:
         areas = ", ".join(dict.fromkeys(problems))
-        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        many = counted(len(problems), "problem", "problems")
         raise PipelineError(f"{many} must be fixed before a run can work: {areas}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
-from pipeline.system.errors import first_of
+from pipeline.system.errors import counted, first_of
 from pipeline.tracking.journal import is_open, with_journals
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
@@ -47,7 +47,7 @@ def unsent() -> Iterator[Finding]:
     """Finds runs with records that their store lacks and that no process is sending."""
     waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
     if waiting:
-        many = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
+        many = counted(len(waiting), "run has", "runs have")
         says = f"{many} records that no store has yet: {first_of(waiting, _SHOWN)}"
         yield warning("unsent", says, "python -m pipeline sync")
 
@@ -78,8 +78,8 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
         why = "of resumable or unrecorded runs"
         if made is None:
             why = "that may still be needed: the store is unavailable"
-        folders = "folder" if len(kept) == 1 else "folders"
-        yield ok("leftovers", f"{len(kept)} further checkpoint {folders} {why}, {_size(kept)}")
+        folders = counted(len(kept), "further checkpoint folder", "further checkpoint folders")
+        yield ok("leftovers", f"{folders} {why}, {_size(kept)}")
 
 
 def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:

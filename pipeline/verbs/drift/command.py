@@ -40,7 +40,7 @@ from pipeline.evaluation.drift import (
 )
 from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
-from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, standard_output
@@ -88,7 +88,7 @@ class Drifted:
         if self.unknown:
             said.append(f"classes that the run does not have: {', '.join(self.unknown)}")
         if self.unreadable:
-            files = "1 file" if self.unreadable == 1 else f"{self.unreadable:,} files"
+            files = counted(self.unreadable, "file", "files")
             said.append(f"left out, as they cannot be read: {files}")
         return said
 
