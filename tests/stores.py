@@ -1,18 +1,25 @@
-"""Makes new SQLite stores as copies of one: MLflow takes seconds to create its tables."""
+"""SQLite stores that are copies of one, as MLflow takes seconds to create tables, and that fail."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from filelock import FileLock
 
 # Names the file that is copied. Child processes inherit it; the first that needs it makes it.
 MADE_ONCE = "PIPELINE_TESTS_EMPTY_STORE"
+AWAY = "API request to http://store failed with exception: connection refused"
+WRITES = (
+    *("log_batch", "log_inputs", "set_tag", "delete_tag", "log_artifacts", "set_terminated"),
+    *("create_run", "get_run", "search_runs", "create_experiment", "get_experiment_by_name"),
+)
 
 
 def copy_tables() -> None:
@@ -64,3 +71,34 @@ def is_free(store: Path) -> bool:
         connection.execute("BEGIN EXCLUSIVE")
         return True
     return False
+
+
+def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes runs wait only a moment for a store that is away."""
+    for name, seconds in (
+        *(("lifecycle.PATIENCE_S", 0.1), ("lifecycle.SHORT_PATIENCE_S", 0.1)),
+        *(("journal.FIRST_PAUSE_S", 0.02), ("journal.LONGEST_PAUSE_S", 0.02)),
+    ):
+        monkeypatch.setattr(f"pipeline.tracking.{name}", seconds)
+
+
+class Switch:
+    """Makes the store unreachable, and notes what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mlflow import MlflowClient
+
+        self.is_away, self.asked = False, list[str]()
+        for name in WRITES:
+            monkeypatch.setattr(MlflowClient, name, self._switched(getattr(MlflowClient, name)))
+
+    def _switched(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        from mlflow.exceptions import MlflowException
+
+        def call(*given: Any, **more: Any) -> Any:
+            self.asked.append(original.__name__)
+            if self.is_away:
+                raise MlflowException(AWAY)
+            return original(*given, **more)
+
+        return call

@@ -399,6 +399,46 @@ def test_the_errors_and_the_values_depend_on_no_other_module_of_ours() -> None:
         assert "pipeline" not in packages(imported(TREES[module]))
 
 
+# Tests, or folders of them, whose subject is not one module.
+ACROSS = {
+    "end_to_end": "the product as a user has it: command lines, notebook, installation",
+    "stress": "the rows of the reliability matrix",
+    "test_architecture": "all modules",
+    "config/test_conf_files": "the files of conf/ beside the signatures of the builders",
+    "data/test_mutations": "damaged files, by every way to read a data set",
+    "data/test_public_reports": "folders as in public reports about other loaders",
+    "reports/test_shown": "the report in a browser",
+    "sweeps/test_stress": "sweeps that are killed and resumed, and their memory",
+    "tracking/test_version_before": "a store that the version before has written",
+    "training/test_teacher": "distillation, from the setting to the saved model",
+    "verbs/test_hostile_models": "hostile models, by every way to load one",
+    "verbs/promote/test_served": "promotion where the store is a server",
+}
+
+
+def mirror_of(path: Path) -> str:
+    """`pipeline/data/load.py` → `data/test_load`; `pipeline/verbs/__init__.py` → its own name."""
+    top = PACKAGE if path.is_relative_to(PACKAGE) else PACKAGE.parent
+    name = path.parent.name if path.stem == "__init__" else path.stem.strip("_")
+    return (path.relative_to(top).parent / f"test_{name}").as_posix()
+
+
+def test_the_tests_mirror_the_modules() -> None:
+    plugins = [*(PACKAGE.parent / "hydra_plugins").glob("*.py")]
+    assert plugins
+    modules = {mirror_of(path) for path in (*FILES, *plugins) if path.stem != "__init__"}
+    folder = Path(__file__).parent
+    tests = {
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("test_*.py")
+    }
+    assert modules - tests == set(), "these modules have no test file of their own"
+    packages = {mirror_of(path) for path in FILES if path.stem == "__init__"}
+    across = {name for name in tests if {name, name.partition("/")[0]} & ACROSS.keys()}
+    assert tests - modules - packages - across == set(), "these test files are named after nothing"
+    known = {name for name in ACROSS if name in tests - modules or (folder / name).is_dir()}
+    assert known == ACROSS.keys()
+
+
 def test_no_module_is_a_drawer_for_everything() -> None:
     names = {module.rpartition(".")[2] for module in TREES}
     assert names & {"utils", "util", "helpers", "helper", "common", "misc"} == set()

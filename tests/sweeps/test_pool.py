@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -246,34 +245,6 @@ def test_a_dead_worker_is_noticed_though_a_child_of_it_lives(tmp_path: Path) -> 
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
-def test_all_that_a_task_writes_is_in_its_file(tmp_path: Path) -> None:
-    output = tmp_path / "jobs" / "0" / "job.log"
-
-    def talk() -> None:
-        print("printed")
-        print("warned", file=sys.stderr)
-        os.write(1, b"written\n")
-        subprocess.run(["echo", "from a program"])
-        ctypes.CDLL(None).printf(b"from C\n")
-
-    with Pool(1, threads=1) as pool:
-        work = [
-            Call(key=0, function=talk, output=output),
-            Call(key=1, function=print, arguments=("lost",)),
-            Call(key=2, function=lambda: print("halves") or 1 // 0, output=output),
-            Call(key=3, function=faulthandler._sigsegv, output=output),  # type: ignore[attr-defined]
-            Call(key=4, function=lambda: print("at its end", end=""), output=output),
-        ]
-        ended = list(pool.run(work))
-    assert [one.key for one in ended if one.error] == [2, 3]
-    lines = output.read_text(encoding="utf-8").splitlines()
-    assert lines[:6] == ["printed", "warned", "written", "from a program", "from C", "halves"]
-    assert "ZeroDivisionError: integer division or modulo by zero" in lines
-    assert "Fatal Python error: Segmentation fault" in lines
-    assert lines[-1] == "at its end"
-    assert "lost" not in lines
-
-
 def test_the_last_line_tells_why_a_worker_has_ended(tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
 
@@ -290,14 +261,6 @@ def test_the_last_line_tells_why_a_worker_has_ended(tmp_path: Path) -> None:
         )
         ended = [one.error for one in pool.run(calls)]
     assert ended == ["exit code 3: no place left", "exit code 3"]
-
-
-@matrix(22)
-def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> None:
-    with Pool(1, threads=1) as pool:
-        [ended] = pool.run([Call(key=0, function=int, output=tmp_path)])
-        assert str(ended.error).startswith("IsADirectoryError: ")
-        assert results(pool, int) == [0]
 
 
 def test_a_worker_has_its_share_of_threads_and_the_parents_environment_stays(
@@ -331,11 +294,6 @@ def test_the_variables_are_set_before_a_script_imports_anything(tmp_path: Path) 
         [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=LONG_S
     )
     assert (ran.stdout, ran.stderr) == ("3\n", "")
-
-
-def test_a_worker_ignores_ctrl_c() -> None:
-    with Pool(1, threads=1) as pool:
-        assert results(pool, lambda: os.kill(os.getpid(), signal.SIGINT) or "here") == ["here"]
 
 
 def test_leaving_by_an_error_interrupts_a_task_which_may_tidy_up(tmp_path: Path) -> None:
@@ -430,28 +388,6 @@ def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatc
             ended.result for ended in pool.run(Call(key=n, function=os.getpid) for n in range(7))
         ]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]
-
-
-def spawned() -> list[psutil.Process]:
-    """The worker processes of this one that have got as far as to be Python anew."""
-    workers = psutil.Process().children()
-    return [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
-
-
-def imported(module: str) -> bool:
-    return module in sys.modules
-
-
-def test_workers_that_are_started_import_their_modules_before_there_is_a_task() -> None:
-    with Pool(2, threads=1, modules=["no.such.module", "wave"]) as pool:
-        pool.start(5)
-        until(lambda: len(spawned()) == 2)
-        begun = spawned()
-        work = [Call(key=n, function=imported, arguments=("wave",)) for n in range(2)]
-        assert [one.result for one in pool.run(work)] == [True, True]
-        assert {process.pid for process in begun} <= {
-            one.pid for one in psutil.Process().children()
-        }
 
 
 SLOW_MODULE = "import pathlib, time; pathlib.Path('importing').touch(); time.sleep(600)"

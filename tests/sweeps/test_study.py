@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
-from pipeline.sweeps.space import corners, distributions
 from pipeline.sweeps.study import STORAGE, Search, open_storage, pruning_listener, require_sense
 from pipeline.system.errors import Pruned, RequestError
 from tests.stress.matrix import matrix
@@ -69,50 +68,6 @@ def test_a_database_that_cannot_be_used_is_refused_with_the_reason(place: str, s
     assert str(refused.value).startswith("sweep.storage=")
     assert str(refused.value).endswith(f" cannot be used: {said}")
     assert "secret" not in str(refused.value)
-
-
-def test_hydras_grammar_becomes_optunas_distributions() -> None:
-    spaces = distributions(
-        asked(
-            "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))",
-            "model.dropout=interval(0,0.5)",
-            "train.epochs=int(interval(1,5))",
-            "model=mlp,cnn",
-            "seed=range(0,7,3)",
-            "optimizer.clipnorm=range(0.5,2,0.5)",
-        ).searched
-    )
-    kinds = optuna.distributions
-    assert spaces == {
-        "optimizer.learning_rate": kinds.FloatDistribution(1e-4, 1e-2, log=True),
-        "model.dropout": kinds.FloatDistribution(0, 0.5),
-        "train.epochs": kinds.IntDistribution(1, 5),
-        "model": kinds.CategoricalDistribution(("mlp", "cnn")),
-        "seed": kinds.IntDistribution(0, 6, step=3),
-        "optimizer.clipnorm": kinds.FloatDistribution(0.5, 1.5, step=0.5),
-    }
-
-
-@pytest.mark.parametrize(
-    ("word", "complaint"),
-    [
-        ("seed=range(2,2)", "has no value to try"),
-        ("optimizer.learning_rate=tag(log,interval(0,1))", "low"),
-    ],
-)
-def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:
-    with pytest.raises(RequestError, match=complaint):
-        distributions(asked(word).searched)
-
-
-def test_the_corners_have_every_bound_and_choice_once() -> None:
-    spaces = distributions(asked("model=mlp,cnn,linear", "model.dropout=interval(0,0.5)").searched)
-    assert list(corners(spaces)) == [
-        {"model": "mlp", "model.dropout": "0.0"},
-        {"model": "cnn", "model.dropout": "0.0"},
-        {"model": "linear", "model.dropout": "0.0"},
-        {"model": "mlp", "model.dropout": "0.5"},
-    ]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])

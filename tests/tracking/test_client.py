@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from pipeline.config.schema import Tracking
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
-from pipeline.tracking.client import connect, is_passing
+from pipeline.tracking.client import connect, experiment, is_passing
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
-from tests.commands import QUICK, configured, inside
+from tests.commands import QUICK, configured, free_port, inside
+from tests.stores import MADE_ONCE
 from tests.stress.matrix import matrix
+from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
 
@@ -222,3 +226,92 @@ def test_a_database_that_dies_while_mlflow_undoes_a_write_is_away() -> None:
     lost = sa.exc.OperationalError("ROLLBACK", None, Exception("terminating connection"))
     assert is_passing(lost)
     assert not is_passing(sa.exc.ProgrammingError("SELECT", None, Exception("no such column")))
+
+
+def test_a_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path) -> None:
+    client = connect(None)
+    made = experiment(client, "gone")
+    client.delete_experiment(made)
+    with pytest.raises(RequestError, match=f"gone was deleted.*restore -x {made}"):
+        experiment(client, "gone")
+
+
+def test_an_experiment_is_made_once(folder: Path) -> None:
+    client = connect(None)
+    assert experiment(client, "once") == experiment(client, "once")
+
+
+def test_the_address_in_the_environment_is_the_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///missing/mlflow.db")
+    with pytest.raises(RequestError, match="missing/mlflow.db"):
+        connect(None)
+    chosen = f"sqlite:///{folder}/mlflow.db"
+    assert connect(chosen).tracking_uri == chosen
+
+
+def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="unable to open database file.*tracking.uri="):
+        connect(f"sqlite:///{tmp_path}/missing/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@matrix(23)
+def test_a_database_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    sqlite3.connect(path).execute("create table experiments (mine text)").connection.close()
+    with pytest.raises(RequestError, match="readonly database"):
+        connect(f"sqlite:///file:{path}?mode=ro&uri=true")  # root may write to any file
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_text("my notes, " * 100)
+    with pytest.raises(RequestError, match="file is not a database"):
+        connect(f"sqlite:///{path}")
+    assert path.read_text() == "my notes, " * 100
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    connection = sqlite3.connect(path)
+    connection.execute("create table experiments (mine text)")
+    connection.close()
+    with pytest.raises(RequestError, match="mlflow.db"):
+        connect(f"sqlite:///{path}")
+
+
+def test_a_server_that_is_not_there_is_refused_without_showing_the_password() -> None:
+    address = f"http://someone:hunter2@127.0.0.1:{free_port()}"
+    with pytest.raises(RequestError, match="nothing answers there; start it") as refused:
+        connect(address)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["http://", "nosuch://host/db", "sqlite://///nowhere/x/y.db"])
+def test_an_address_that_is_none_is_refused(uri: str) -> None:
+    with pytest.raises(RequestError, match="tracking store"):
+        connect(uri)
+
+
+def open_and_record(folder: Path) -> str:
+    """Opens the store of a folder, whose tables are to be made, and begins a run there."""
+    os.environ.pop(MADE_ONCE)
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    number = experiment(client, "shared")
+    client.create_run(number)
+    return number
+
+
+@matrix(3)
+def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path) -> None:
+    call_warm(os.getpid, timeout=120)  # so that all begin at the same time
+    with ThreadPoolExecutor(4) as callers:
+        calls = [
+            callers.submit(call_warm, open_and_record, tmp_path, timeout=120) for _ in range(4)
+        ]
+    [number] = {call.result() for call in calls}
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert sorted(e.name for e in client.search_experiments()) == ["Default", "shared"]
+    assert len(client.search_runs([number])) == 4

@@ -79,11 +79,6 @@ def test_the_trained_model_is_saved_in_float32_and_answers_alike_everywhere(tmp_
     np.testing.assert_allclose(narrow(IMAGES), model(IMAGES), atol=0.02)
 
 
-def test_a_model_in_float32_is_kept_as_it_is() -> None:
-    model = build_model(configured(*SMALL, *MLP), PREPARED)
-    assert kept(model) is model
-
-
 @only_stressed  # float16 is resumed below, with what scales its loss
 @matrix(12)
 def test_interrupted_training_in_bfloat16_goes_on_to_the_same_bits(tmp_path: Path) -> None:

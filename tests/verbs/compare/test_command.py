@@ -16,9 +16,8 @@ from sqlalchemy.orm import Session
 
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect, experiment
-from pipeline.verbs.compare.choice import named_runs
 from pipeline.verbs.compare.command import MOST_READ
-from tests.commands import carried_out, configured, inside, pipeline, unread
+from tests.commands import carried_out, inside, pipeline, unread
 
 pytestmark = pytest.mark.slow
 
@@ -238,12 +237,6 @@ def test_what_cannot_be_compared_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_run_named_twice_is_no_comparison(store: Store) -> None:
-    one, *_ = ids(store, "0.1-0")
-    with pytest.raises(RequestError, match=r"runs: all of .* are the same run; name two or more"):
-        named_runs(configured("dataset=synthetic"), [one, one[:12]])
-
-
 def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,24 +254,6 @@ def test_a_search_leaves_what_it_read_alone_and_later_transactions_as_they_were(
     store.client.search_runs([store.experiment], max_results=1)
     assert kept
     assert all(kept)
-
-
-def test_a_sweeps_own_run_is_not_compared_as_one(store: Store) -> None:
-    one, *_ = ids(store, "0.1-0")
-    for name in (store.sweep, store.sweep[:10]):
-        with pytest.raises(RequestError, match="sweep's own run; to compare its jobs, use sweep="):
-            named_runs(configured("dataset=synthetic"), [name, one])
-
-
-def test_a_beginning_that_fits_several_runs_is_refused_with_their_ids(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.tracking.runs.SHORTEST", 1)
-    many = [run.info.run_id for run in store.client.search_runs([store.experiment])]
-    beginnings = [run_id[0] for run_id in many]
-    shared = max(beginnings, key=beginnings.count)
-    with pytest.raises(RequestError, match=rf"{shared}: matches several .*; give more characters"):
-        named_runs(configured("dataset=synthetic"), [shared, many[0]])
 
 
 def test_the_command_line_prints_one_json_document_and_nothing_else(store: Store) -> None:
@@ -327,11 +302,6 @@ def test_a_run_of_before_there_was_kept_counts_by_its_last_epoch(
         "0.2",
         "0.1",
     ]
-
-
-def test_an_experiment_without_runs_is_named(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="experiment nowhere has no run yet"):
-        carried_out("compare", "tracking.experiment=nowhere", folder=tmp_path)
 
 
 def test_of_two_runs_each_package_that_differs_is_named(

@@ -14,7 +14,6 @@ from pipeline.evaluation.intervals import (
     STUDENT,
     WELCH,
     WILSON,
-    Estimate,
     Resampling,
 )
 from pipeline.evaluation.metrics import scale_of
@@ -23,12 +22,7 @@ from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.render import print_comparison
 from pipeline.verbs.compare.verdicts import (
-    change,
-    counted,
-    interval,
-    metric_value,
     notes,
-    p_value,
     standing,
     verdict,
 )
@@ -112,13 +106,6 @@ def test_stored_predictions_give_bootstrap_intervals_and_paired_differences() ->
     assert [standing(row, found) for row in others] == ["worse", "worse"]
 
 
-def test_a_metric_without_intervals_is_said_to_have_none() -> None:
-    runs = [run("a"), run("b", rate="2")]
-    found = compared(runs, "time/total_s", a=answers(300), b=answers(290))
-    [first, *_] = notes(found)
-    assert first.startswith("time/total_s comes without intervals: ")
-
-
 def test_a_paired_difference_is_surer_than_one_of_other_images() -> None:
     runs = [
         run(name, rate=name, accuracy=right / 400)
@@ -138,55 +125,6 @@ def test_runs_split_in_other_ways_are_not_paired() -> None:
     assert [row.difference.method for row in found.rows if row.difference] == [NEWCOMBE, PAIRED]
 
 
-def test_two_runs_are_compared_on_the_test_images_where_both_have_them() -> None:
-    found = compared([run("a"), run("b", rate="2")], a=answers(300), b=answers(320))
-    assert found.pair is not None
-    assert (found.pair.split, found.pair.images, found.unpaired) == ("test", IMAGES, None)
-    assert (found.pair.test.only_first, found.pair.test.only_second) == (0, 20)
-    assert found.pair.change.value == pytest.approx(0.05)
-    assert [one.name for one in found.pair.classes] == ["bag", "shirt"]
-    assert not found.pair.is_noise
-    assert "test images a is right on 75.00%, b on 80.00%: +5.00 points" in verdict(found)
-    assert verdict(found).endswith("The difference is significant: b is better.")
-
-
-def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others() -> None:
-    found = compared([run("a"), run("b", rate="2")], a=answers(300, "val"), b=answers(302))
-    assert found.pair is not None
-    assert found.pair.split == "validation"
-    assert "McNemar's exact test, p = 0.5" in verdict(found)
-    assert "within noise" in verdict(found)
-
-
-@pytest.mark.parametrize(
-    ("tags", "arrays", "reason"),
-    [
-        (
-            {"data.fingerprint": "e" * 64},
-            answers(9),
-            "data differ: SHA-256 ffffffffffff and eeeeeeeeeeee",
-        ),
-        ({}, answers(9, labels=1 - LABELS), "test images differ"),
-        ({}, answers(9, "val", labels=LABELS[:-2]), "validation images differ"),
-        ({}, {}, "no predictions on a common split"),
-    ],
-)
-def test_runs_of_other_images_are_refused_a_paired_test_with_the_reason(
-    tags: dict[str, str], arrays: dict[str, np.ndarray], reason: str
-) -> None:
-    other = run("b", rate="2")
-    other = replace(other, tags=dict(other.tags) | tags)
-    found = compared([run("a"), other], a=answers(300), b=arrays)
-    assert found.pair is None
-    assert reason in str(found.unpaired)
-    assert any(reason in note for note in notes(found))
-
-
-def test_a_run_without_stored_predictions_is_named() -> None:
-    found = compared([run("a"), run("b", rate="2")], a=answers(300))
-    assert found.unpaired == "run b has no stored predictions (predictions.npz)"
-
-
 def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
     runs = [run(f"a{i}", seed=i, accuracy=0.5 + i / 100) for i in range(3)]
     runs += [run(f"b{i}", seed=i, rate="2", accuracy=0.8 + i / 100) for i in range(3)]
@@ -198,19 +136,6 @@ def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
     assert "The difference is significant: the first is better." in verdict(found)
 
 
-def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
-    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.1))]
-    assert "1 of the 2 other rows is within noise of it; 1 is significantly worse" in verdict(
-        compared(runs)
-    )
-    assert any("looks better than it is" in note for note in notes(compared(runs)))
-
-
-def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
-    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
-    assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
-
-
 def test_the_interval_of_few_seeds_does_not_leave_what_a_metric_can_be() -> None:
     runs = [run(str(seed), seed=seed, accuracy=0.5 + 0.4 * seed) for seed in range(2)]
     [row] = compared([*runs, run("other", rate="2")]).rows[:1]
@@ -219,36 +144,12 @@ def test_the_interval_of_few_seeds_does_not_leave_what_a_metric_can_be() -> None
     assert share.sd == pytest.approx(0.4 / 2**0.5)
 
 
-def test_names_of_classes_that_were_not_stored_are_numbers() -> None:
-    arrays = {key: value for key, value in answers(300).items() if key != "class_names"}
-    found = compared([run("a"), run("b", rate="2")], a=arrays, b=answers(320))
-    assert found.pair is not None
-    assert [one.name for one in found.pair.classes] == ["class 0", "class 1"]
-
-
 def test_a_lower_loss_is_better() -> None:
     runs = [run(name, rate=name) for name in "abc"]
     runs = [replace(one, logged={"val/loss": 1.0}) for one in runs]
     found = compared(runs, "val/loss", a=answers(100), b=answers(390), c=answers(100))
     assert found.rows[0].label == "b"
     assert standing(found.rows[1], found) == "worse"
-
-
-def test_numbers_are_told_for_people() -> None:
-    assert (metric_value(0.86561), metric_value(235146.0), metric_value(float("nan"))) == (
-        "0.8656",
-        "235,146",
-        "",
-    )
-    assert (metric_value(17.1372), metric_value(-9.99996)) == ("17.14", "-10.0000")
-    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
-    assert interval(Estimate(value=0.5)) == "0.5000"
-    assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
-    assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (
-        "0.5000 ± 0.1000 [0.4000, 0.6000]"
-    )
-    assert change(Estimate(value=0.5, low=-0.4, high=0.6)) == "+0.5000 [-0.4000, +0.6000]"
-    assert (p_value(0.03812), p_value(1e-9)) == ("p = 0.038", "p < 0.0001")
 
 
 def test_names_are_printed_as_they_are_whatever_a_terminals_markup_makes_of_them() -> None:

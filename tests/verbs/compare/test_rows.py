@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.values import RecordedRun, Status, code_label, of_kept_weights
+from pipeline.tracking.values import RecordedRun, Status
 from pipeline.verbs.compare.rows import Row, differing, fold, labels, trait_names
 
 RUN = RecordedRun(
@@ -34,25 +34,6 @@ def run(
 ) -> RecordedRun:
     params = dict(RUN.params) | {"optimizer.learning_rate": rate, "seed": str(seed)}
     return replace(RUN, params=params, tags=dict(RUN.tags) | (tags or {}), **more)
-
-
-def test_a_run_is_told_apart_by_settings_code_data_versions_and_hardware() -> None:
-    assert run().traits == {
-        "model": "mlp",
-        "optimizer.learning_rate": "0.1",
-        "seed": "0",
-        "code": "1234567",
-        "data": "ffffffff",
-        "version.keras": "3",
-        "hardware.cpu": "EPYC",
-        "hardware.host": "a",
-        "status": "FINISHED",
-    }
-
-
-def test_a_parameter_that_mlflow_run_had_under_its_name_counts_with_its_true_value() -> None:
-    params = {"seed": "0", "config.seed": "7"}
-    assert replace(RUN, params=params).traits["seed"] == "7"
 
 
 def test_runs_that_differ_in_seed_alone_are_one_row_in_order_of_their_seeds() -> None:
@@ -98,31 +79,6 @@ def test_many_seeds_are_named_by_their_ends() -> None:
     assert row.traits["seed"] == "0 … 11"
 
 
-@pytest.mark.parametrize(
-    ("tags", "state"),
-    [
-        ({}, "unknown"),
-        ({"mlflow.source.git.commit": "1234567890"}, "1234567"),
-        (
-            {"mlflow.source.git.commit": "1234567890", "code.dirty": "true"},
-            "1234567 + uncommitted changes",
-        ),
-        (
-            {
-                "mlflow.source.git.commit": "1" * 40,
-                "code.dirty": "true",
-                "code.patch_sha256": "ab" * 9,
-            },
-            "1111111 + patch abababab",
-        ),
-    ],
-)
-def test_the_code_is_its_commit_and_what_was_not_committed(
-    tags: dict[str, str], state: str
-) -> None:
-    assert code_label(tags) == state
-
-
 def test_names_are_short_where_their_last_part_is_enough() -> None:
     assert trait_names(["model.dropout", "a.rate", "b.rate"]) == {
         "model.dropout": "dropout",
@@ -148,19 +104,3 @@ def test_code_and_place_name_a_row_only_where_no_setting_differs() -> None:
 def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:
     rows = [Row(runs=(run(),)), Row(runs=(run(id="1" * 32),))]
     assert labels(rows, []) == ["calm-fox 00000000", "calm-fox 11111111"]
-
-
-@pytest.mark.parametrize(
-    ("keep", "best", "another"), [("best", 3, True), ("best", 5, False), ("last", 3, False)]
-)
-def test_a_run_that_kept_an_earlier_epoch_is_known(keep: str, best: float, another: bool) -> None:
-    params = {"train.keep": keep, "train.epochs": "5"}
-    found = replace(RUN, params=params, logged={"train/best_epoch": best})
-    assert found.kept_another_epoch is another
-    said = replace(found, logged={**found.logged, "kept/val/loss": 0.5})
-    assert said.kept_another_epoch is False
-
-
-def test_what_the_kept_weights_have_stands_for_what_the_last_epoch_had() -> None:
-    metrics = {"val/accuracy": 0.9, "kept/val/accuracy": 0.8, "train/loss": 0.3}
-    assert of_kept_weights(metrics) == metrics | {"val/accuracy": 0.8}

@@ -16,7 +16,9 @@ from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.leftovers import Owner
 from pipeline.verbs.doctor.orphans import folders, running
 from tests.commands import configured, inside
+from tests.stores import Switch, wait_briefly
 from tests.stress.matrix import matrix
+from tests.tracking.test_delivery import points
 
 OLD = "2026-01-01T00:00:00+00:00"
 GONE = {STARTED: "1"}
@@ -191,3 +193,29 @@ def test_a_run_that_is_recorded_lives_and_its_folder_is_known_by_how_it_ended(
         str(tmp_path / "run"): Owner(status="FINISHED", has_model=True),
         str(tmp_path / "sweep"): Owner(status="FINISHED"),
     }
+
+
+@matrix(14)
+def test_a_run_is_closed_as_its_journal_says_and_not_as_killed(
+    client: mlflow.MlflowClient,
+    number: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = client.get_experiment(number).name
+    config = configured("dataset=digits", "model=linear", f"tracking.experiment='{name}'")
+    wait_briefly(monkeypatch)
+    switch = Switch(monkeypatch)
+    with record(config, tmp_path) as recording:
+        assert recording.outbox.arrive(10)  # type: ignore[union-attr]
+        switch.is_away = True
+        recording.log_epoch(1, {"train/loss": 0.5})
+    switch.is_away = False
+    time.sleep(0.1)
+    client.set_tag(recording.id, STARTED, "0")  # its process has ended
+    assert status(client, recording.id) == "RUNNING"
+    assert f"ok: {recording.id} had ended as FINISHED; its records were sent" in said(
+        client, fix=True
+    )
+    assert status(client, recording.id) == "FINISHED"
+    assert points(recording.id) == [(1, 0.5)]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.listing import listed
+from tests.data.test_listing import placed, refusal, touched
+
+
+def test_stamps_change_with_the_content_of_a_file(tmp_path: Path) -> None:
+    listing = listed(touched(tmp_path, "a/1.png", "b/1.png", "b/2.png"))
+    before = listing.stamps()
+    (tmp_path / "a/1.png").write_text("other")
+    (tmp_path / "b/2.png").unlink()
+    after = listing.stamps()
+    assert before.shape == (3, 4)
+    assert (before != after).any(axis=1).tolist() == [True, False, True]
+    assert np.array_equal(after[2], [-1, -1, -1, -1])
+
+
+def test_hidden_files_and_those_of_systems_are_no_classes_and_counted(tmp_path: Path) -> None:
+    files = ["a/1.png", "b/1.png", "a/.ipynb_checkpoints/1.png", ".ipynb_checkpoints/1.png"]
+    files += [".DS_Store", "a/._1.png", "__MACOSX/a/1.png", "@eaDir/x.png", "b/Thumbs.db", "x.md"]
+    for kind in ("folder", "zip", "tar.xz"):
+        path = placed(tmp_path, kind, dict.fromkeys(files, b""))
+        if kind == "folder":
+            (path / "empty").mkdir()
+        listing = listed(path)
+        assert listing.files == ("a/1.png", "b/1.png")
+        expected = {"hidden file": 4, "__MACOSX": 1, "@eaDir": 1, "Thumbs.db": 1, ".md": 1}
+        assert dict(listing.left_out) == expected | (
+            {"empty folder": 1} if kind == "folder" else {}
+        )
+
+
+def test_linked_folders_are_entered_only_if_classes_name_them(tmp_path: Path) -> None:
+    touched(tmp_path / "elsewhere", "right/1.png")
+    photos = touched(tmp_path / "photos", "left/1.png")
+    (photos / "right").symlink_to("../elsewhere/right")
+    (photos / "left/loop").symlink_to(".")
+    (photos / "left/again.png").symlink_to("1.png")
+    told = refusal(photos)
+    assert "left/ is the only class folder" in told
+    assert "a linked folder (left/loop, right) is entered only if dataset.classes names it" in told
+    listing = listed(photos, classes=["right", "left"])
+    assert listing.files == ("left/1.png", "left/again.png", "right/1.png")
+    assert listing.class_names == ("right", "left")
+    assert listing.rest == "left out: 1 linked folder"
+
+
+def test_a_link_that_leads_back_is_never_entered(tmp_path: Path) -> None:
+    photos = touched(tmp_path / "photos", "a/1.png", "b/1.png")
+    (photos / "a/b").symlink_to("../../photos")
+    (photos / "b/a").symlink_to("../a")
+    assert listed(photos, classes=["a", "b"]).files == ("a/1.png", "b/1.png", "b/a/1.png")
+
+
+def test_folders_that_lie_too_deep_in_one_another_are_refused(tmp_path: Path) -> None:
+    touched(tmp_path / "photos", "a/1.png", "b/1.png")
+    deep = tmp_path / "photos/a"
+    for _ in range(1100):
+        deep /= "d"
+        deep.mkdir()
+    assert "its folders lie too deep in one another" in refusal(tmp_path / "photos")
+    subprocess.run(["rm", "-r", tmp_path / "photos"], check=True)  # too deep for pytest, too
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("d/" * 5000 + "1.png", b"")
+    assert "photos.zip: the archive is damaged" in refusal(tmp_path / "photos.zip")
+
+
+def test_a_folder_that_cannot_be_opened_refuses_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched(tmp_path, "a/1.png", "b/1.png", "c/1.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path) == tmp_path / "b":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert refusal(tmp_path) == f"{tmp_path}/b cannot be opened: Permission denied"

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.tracking import journal, lifecycle
+from pipeline.tracking.client import connect
+from pipeline.tracking.delivery import send_journal
+from pipeline.tracking.journal import as_run, has_journal, read_journal
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.runs import find_run
+from pipeline.tracking.values import Status
+from pipeline.verbs.sync import Sync, sync
+from tests.stores import Switch
+from tests.stress.matrix import matrix
+
+
+def run_in_store(run_id: str) -> Run:
+    return connect(None).get_run(run_id)
+
+
+def points(run_id: str, name: str = "train/loss") -> list[tuple[int, float]]:
+    history = connect(None).get_metric_history(run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+@matrix(16)
+def test_a_store_that_stays_away_lets_the_run_end_and_gets_all_of_it_from_sync(
+    config: Config,
+    switch: Switch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lifecycle, "PATIENCE_S", 2.0)
+    with record(config, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+        assert recording.outbox.arrive(10)  # type: ignore[union-attr]
+        switch.is_away = True
+        recording.log_epoch(2, {"train/loss": float("nan")})
+        recording.log_tags({"späť": "line\nline"})
+        recording.save_text("note.txt", "so it was")
+        assert recording.known().tags["späť"] == "line\nline"
+        last = time.time() * 1000
+    told = capsys.readouterr().err
+    assert f"python -m pipeline sync folder={tmp_path}" in told
+    assert "connection refused" in told
+    here = as_run(read_journal(tmp_path), tmp_path)
+    assert (here.id, here.status, here.seconds >= 0) == (recording.id, Status.FINISHED, True)
+
+    switch.is_away = False
+    time.sleep(0.1)
+    assert run_in_store(recording.id).info.status == "RUNNING"
+    [sent] = sync(config, Sync(folder=str(tmp_path)), tmp_path)
+    assert (sent.run_id, sent.status) == (recording.id, Status.FINISHED)  # type: ignore[union-attr]
+    run = run_in_store(recording.id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", here.ended)
+    assert run.info.end_time <= last + 1_000  # not after the wait for the store
+    assert [step for step, _ in points(recording.id)] == [1, 2]
+    assert run.data.tags["späť"] == "line\nline"
+    note = Path(run.info.artifact_uri.removeprefix("file://"), "note.txt")
+    assert note.read_text() == "so it was"
+    with pytest.raises(RequestError, match="nothing to send"):
+        sync(config, Sync(folder=str(tmp_path)), tmp_path)
+
+
+@matrix(16)
+def test_a_run_that_failed_while_the_store_was_away_is_failed_with_its_reason(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError), record(config, tmp_path) as recording:
+        switch.is_away = True
+        1 / 0  # noqa: B018
+    switch.is_away = False
+    send_journal(connect(None), tmp_path)
+    run = run_in_store(recording.id)
+    assert (run.info.status, run.data.tags["error"]) == (
+        "FAILED",
+        "ZeroDivisionError: division by zero",
+    )
+
+
+def test_a_run_without_a_store_is_found_by_both_its_ids_once_it_is_sent(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    switch.is_away = True
+    alone = replace(config, tracking=replace(config.tracking, offline=True, run_name="alone"))
+    with record(alone, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+    assert switch.asked == []
+    switch.is_away = False
+    sent = send_journal(connect(None), tmp_path)
+    assert sent.run_id != recording.id
+    by_local, by_own = (find_run(given, config) for given in (recording.id, sent.run_id))
+    assert by_local == by_own
+    known = as_run(recording.records, tmp_path)
+    assert (by_own.name, by_own.started, by_own.ended) == ("alone", known.started, known.ended)
+    assert by_own.folder is not None
+    assert (tmp_path / "run_id").read_text() == by_own.id
+
+
+@matrix(9)
+def test_what_a_sync_that_was_cut_off_has_sent_is_not_created_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+        recording.save_text("note.txt", "so it was")
+    lines = (tmp_path / journal.JOURNAL_FILE).read_bytes()
+    tried = 0
+    while has_journal(tmp_path):  # once more after each request, until nothing is left
+        tried += 1
+        left = [tried]
+
+        def counted(original: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*given: Any, **more: Any) -> Any:
+                found = original(*given, **more)
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                return found
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in ("create_run", "log_batch", "log_artifacts", "set_terminated"):
+                patched.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+            try:
+                send_journal(connect(None), tmp_path)
+            except KeyboardInterrupt:
+                (tmp_path / journal.SENT).write_bytes(b"")  # as if it had not been noted either
+                known = (tmp_path / journal.JOURNAL_FILE).read_bytes()
+                assert known.startswith(lines)
+    assert tried > 3
+    client = connect(None)
+    found = client.search_runs(
+        [client.get_experiment_by_name("digits").experiment_id],
+        f"tags.local_id = '{recording.id}'",
+    )
+    assert [run.info.status for run in found] == ["FINISHED"]
+    assert points(found[0].info.run_id) == [(1, 0.5)]
+
+
+@matrix(14)
+def test_a_killed_run_is_sent_up_to_its_last_whole_line_and_closed_at_its_time(
+    config: Config, tmp_path: Path
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+        recording.log_epoch(2, {"train/loss": 0.25})
+    path = tmp_path / journal.JOURNAL_FILE
+    whole = path.read_bytes().splitlines(keepends=True)
+    ends = [json.loads(line)["kind"] for line in whole].index("artifacts") - 1
+    kept = whole[:ends]  # up to the second epoch, of which the last line is torn
+    path.write_bytes(b"".join(kept[:-1]) + kept[-1][:20])
+    sent = send_journal(connect(None), tmp_path)
+    run = run_in_store(str(sent.run_id))
+    first = next(json.loads(line) for line in kept if b"train/loss" in line)
+    assert (run.info.status, run.info.end_time) == ("KILLED", first["metrics"][0][2])
+    assert run.data.tags["error"] == "its process is gone"
+    assert points(run.info.run_id) == [(1, 0.5)]
+    assert (tmp_path / "run_id").read_text() == run.info.run_id
+    assert recording.id != run.info.run_id
+
+
+@pytest.mark.parametrize("content", [b"", b'{"kind": "open', b"\x00\xff\n", b"[]\n"])
+@matrix(9)
+def test_a_journal_that_did_not_get_to_its_first_record_is_dropped(
+    content: bytes, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / journal.JOURNAL_FILE).write_bytes(content)
+    assert send_journal(connect(None), tmp_path).run_id is None
+    assert not has_journal(tmp_path)
+
+
+def test_a_record_that_the_store_refuses_fails_the_run_as_it_always_did(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(MlflowException, match="[Ii]nvalid"), record(config, tmp_path) as recording:
+        recording.log_metrics({"not/a//name\n": 1.0})
+        recording.log_epoch(1, {"train/loss": 0.5})
+    run = run_in_store(recording.id)
+    assert run.info.status == "FAILED"
+    assert "error" in run.data.tags
+    assert not has_journal(tmp_path)
+
+
+def test_of_records_that_are_sent_together_only_the_wrong_one_is_left_out(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    def recorded(folder: Path, *, offline: bool) -> str:
+        place = replace(config.tracking, offline=offline)
+        with record(replace(config, tracking=place), folder) as recording:
+            switch.is_away = not offline
+            for epoch in (1, 2, 3):
+                recording.log_epoch(epoch, {"train/loss": 1 / epoch})
+                if epoch == 2:
+                    recording.log_metrics({"not/a//name\n": 1.0})
+            switch.is_away = False
+        return recording.id
+
+    sent = recorded(tmp_path / "later", offline=True)
+    result = send_journal(connect(None), tmp_path / "later")
+    assert (result.status, len(result.refused)) == (Status.FINISHED, 1)
+    assert "1 refused: " in str(result)
+    with pytest.raises(MlflowException, match="[Ii]nvalid"):
+        recorded(tmp_path / "at once", offline=False)
+    known = find_run(sent, config).id
+    owner = (tmp_path / "at once" / "run_id").read_text()
+    for run_id in (known, owner):
+        assert [step for step, _ in points(run_id)] == [1, 2, 3]
+
+
+def test_a_refused_record_hides_neither_the_error_of_the_run_nor_what_follows(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError), record(config, tmp_path) as recording:
+        recording.save_text("note.txt", "so far")
+        recording.log_metrics({"not/a//name\n": 1.0})
+        time.sleep(0.5)  # it is refused by now, most likely
+        1 / 0  # noqa: B018
+    run = run_in_store(recording.id)
+    assert run.data.tags["error"] == "ZeroDivisionError: division by zero"
+    assert Path(run.info.artifact_uri.removeprefix("file://"), "note.txt").exists()
+
+
+def test_a_run_of_another_store_is_not_sent_to_this_one(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    with record(config, tmp_path) as recording:
+        switch.is_away = True
+    switch.is_away = False
+    path = tmp_path / journal.JOURNAL_FILE
+    path.write_text(path.read_text().replace(recording.id, "f" * 32))
+    with pytest.raises(RequestError, match="was recorded at sqlite.* and is not in this store"):
+        send_journal(connect(None), tmp_path)
+    assert has_journal(tmp_path)

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import mlflow
+import pytest
+import yaml
+from mlflow.entities import Run
+from sqlalchemy.engine.default import DefaultDialect
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking.client import artifact_names, connect, experiment
+from pipeline.tracking.journal import read_journal
+from pipeline.tracking.lifecycle import record
+from pipeline.tracking.recording import Recording
+from pipeline.tracking.runs import find_run
+from tests.stress.matrix import matrix
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_folder_with_unsent_records_takes_no_new_run(config: Config, tmp_path: Path) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path):
+        pass
+    with pytest.raises(RequestError, match="sync.*hydra.run.dir"), record(config, tmp_path):
+        pass
+    assert [record["kind"] for record in read_journal(tmp_path)][-1] == "end"
+
+
+def test_a_new_run_tells_of_earlier_ones_that_are_not_sent(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    for number in range(2):
+        with record(alone, tmp_path / "outputs" / "today" / str(number)):
+            pass
+    capsys.readouterr()
+    with record(config, tmp_path / "outputs" / "today" / "next"):
+        told = capsys.readouterr().err
+    assert told == (
+        "2 earlier runs are not in a store completely: python -m pipeline sync sends what is "
+        "missing\n"
+    )
+
+
+def recorded(recording: Recording) -> Run:
+    return recording.client.get_run(recording.id)
+
+
+def artefacts(recording: Recording) -> Path:
+    return Path(recorded(recording).info.artifact_uri.removeprefix("file://"))
+
+
+def test_a_block_that_ends_well_is_a_finished_run(config: Config, tmp_path: Path) -> None:
+    with record(config, tmp_path) as recording:
+        assert recorded(recording).info.status == "RUNNING"
+        with recording.stage("train"):
+            recording.log_epoch(1, {"train/loss": 0.5})
+        recording.save_text("note.txt", "so it was")
+    run = recorded(recording)
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert run.data.metrics["train/loss"] == 0.5
+    assert run.data.metrics["time/total_s"] >= run.data.metrics["time/train_s"] >= 0
+    assert (artefacts(recording) / "note.txt").read_text() == "so it was"
+    assert run.data.tags["team"] == "vision"
+
+
+def test_an_exception_is_a_failed_run_that_keeps_all_it_had(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), record(config, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+        recording.save_text("note.txt", "so far")
+        with recording.stage("ingest"):
+            pass
+        1 / 0  # noqa: B018
+    run = recorded(recording)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "ZeroDivisionError: division by zero"
+    assert run.data.metrics["train/loss"] == 0.5
+    assert "time/ingest_s" in run.data.metrics
+    assert (artefacts(recording) / "note.txt").read_text() == "so far"
+    assert mlflow.active_run() is None
+
+
+@matrix(13)
+def test_ctrl_c_is_a_killed_run(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), record(config, tmp_path) as recording:
+        raise KeyboardInterrupt
+    run = recorded(recording)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+
+
+@matrix(13)
+def test_a_stop_in_the_middle_of_a_write_does_not_lock_the_store(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = DefaultDialect.do_execute
+
+    def stopped(self: Any, cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+        execute(self, cursor, statement, parameters, context)
+        if statement.startswith("SELECT latest_metrics"):  # after the metrics were inserted
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught, record(config, tmp_path) as recording:
+        recording.log_epoch(1, {"val/loss": 0.5})
+        monkeypatch.setattr(DefaultDialect, "do_execute", stopped)
+        recording.log_epoch(2, {"val/loss": 0.4})
+    assert "do_execute" in str(caught.getrepr())
+    run = recorded(recording)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+
+
+def test_after_a_failed_run_the_next_one_works(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError), record(config, tmp_path / "a"):
+        raise PipelineError("no")
+    with record(config, tmp_path / "b") as recording:
+        pass
+    assert recorded(recording).info.status == "FINISHED"
+
+
+@matrix(22)
+def test_what_cannot_be_uploaded_does_not_hide_why_the_run_failed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Recording) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Recording, "upload", refuse)
+    with pytest.raises(ZeroDivisionError), record(config, tmp_path) as recording:
+        1 / 0  # noqa: B018
+    run = recorded(recording)
+    assert (run.info.status, run.data.tags["error"].split(":")[0]) == (
+        "FAILED",
+        "ZeroDivisionError",
+    )
+
+
+@matrix(22)
+def test_a_finished_block_whose_upload_fails_is_a_failed_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Recording) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Recording, "upload", refuse)
+    with pytest.raises(OSError, match="disk full"), record(config, tmp_path) as recording:
+        pass
+    assert recorded(recording).info.status == "FAILED"
+
+
+def test_the_run_that_mlflow_run_opened_is_adopted_with_its_parameters(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = connect(None)
+    opened = client.create_run(experiment(client, "digits"))
+    before_it = {"seed": "00", "epochs": "1", "train.epochs": "20.0", "train.batch_size": "64"}
+    for key, value in before_it.items():
+        client.log_param(opened.info.run_id, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
+    before = len(client.search_runs([opened.info.experiment_id]))
+    with record(config, tmp_path) as recording:
+        assert "MLFLOW_RUN_ID" not in os.environ
+    run = recorded(recording)
+    assert run.info.run_id == opened.info.run_id
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([opened.info.experiment_id])) == before
+    # What was logged beforehand stays as it was; ours goes beside it where it reads otherwise.
+    params = run.data.params
+    assert (params["epochs"], params["config.train.batch_size"]) == ("1", "128")
+    [warning] = [record.getMessage() for record in caplog.records if "MLflow had" in record.msg]
+    assert "train.batch_size=64" in warning  # the others are the same numbers
+    assert "config.train.batch_size=128" in warning
+    assert (params["seed"], params["config.seed"]) == ("00", "0")
+    assert (params["train.epochs"], params["config.train.epochs"]) == ("20.0", "20")
+
+
+def test_a_run_id_in_the_environment_that_nobody_knows_is_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
+    with pytest.raises(RequestError, match="MLFLOW_RUN_ID"), record(config, tmp_path):
+        pass
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+@matrix(44)
+def test_a_password_in_the_address_is_recorded_nowhere(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = secrets.token_hex()  # one in this file would be found in the patch of the code
+    address = f"postgresql://someone:{secret}@db.example/mlflow"
+    words = ["/bin/python3", "-m", "pipeline", "train", f"tracking.uri={address}", "seed=1"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    secretive = replace(config, tracking=replace(config.tracking, uri=address))
+    monkeypatch.setattr("pipeline.tracking.client.connect", lambda uri: connect(None))
+    with record(secretive, tmp_path) as recording:
+        pass
+    run = recorded(recording)
+    assert run.data.tags["command"] == "python -m pipeline train seed=1"
+    assert secret not in str(run.to_dictionary())
+    kept = (artefacts(recording) / "config.yaml").read_text()
+    assert yaml.safe_load(kept)["tracking"]["uri"] == "postgresql://someone:***@db.example/mlflow"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+
+
+def test_an_error_of_many_lines_is_one_in_the_tag(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError), record(config, tmp_path) as recording:
+        raise PipelineError("first\nsecond")
+    assert recorded(recording).data.tags["error"].splitlines()[-1] == "second"
+
+
+def names(run_id: str, config: Config) -> set[str]:
+    return artifact_names(find_run(run_id, config).artifacts)
+
+
+def test_a_run_in_the_folder_of_another_has_none_of_its_artefacts(
+    config: Config, tmp_path: Path
+) -> None:
+    with record(config, tmp_path) as first:
+        first.save_text("code.patch", "+ a line")
+        first.save_text("class_report.txt", "of the first")
+        (first.artifacts / "tensorboard").mkdir()
+        (first.artifacts / "tensorboard" / "events").write_text("of the first")
+    with pytest.raises(RuntimeError), record(config, tmp_path) as second:
+        raise RuntimeError("the data is not there")
+    assert {"class_report.txt", "tensorboard"} <= names(first.id, config)
+    assert names(second.id, config) <= {"config.yaml", "environment.txt", "code.patch"}
+    assert not find_run(second.id, config).has("class_report.txt")
+
+
+def test_a_folder_with_artefacts_of_nobody_is_refused_before_there_is_a_run(
+    config: Config, tmp_path: Path
+) -> None:
+    config = replace(config, tracking=replace(config.tracking, experiment="nobody"))
+    (tmp_path / "artifacts").mkdir()
+    with pytest.raises(RequestError, match="was not made by a run"):
+        record(config, tmp_path).__enter__()
+    with pytest.raises(RequestError, match="experiment nobody has no run"):
+        find_run("latest", config)

@@ -1,0 +1,78 @@
+"""The network as it is compiled, and the trained model as it is kept.
+
+What it computes is tested with the models (test_models.py) and in training (test_train.py).
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.data.datasets import synthetic
+from pipeline.data.split import preprocess
+from pipeline.training import build
+from pipeline.training.build import build_model, kept, measures
+from tests.commands import configured
+
+pytestmark = pytest.mark.slow
+
+RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
+PREPARED = preprocess(RAW, validation_size=20, seed=0)
+LINEAR = ("model=linear", "train.batch_size=16")
+
+
+def built(*overrides: str) -> keras.Model:
+    return build_model(configured(*LINEAR, *overrides), PREPARED)
+
+
+def test_the_network_is_compiled_with_the_chosen_optimizer_loss_and_accuracy() -> None:
+    model = built("optimizer=sgd", "optimizer.learning_rate=0.25", "train.ema=0.5")
+    assert (model.input_shape, model.output_shape) == ((None, 6, 6, 1), (None, 3))
+    assert model.inputs[0].dtype == "uint8"
+    assert type(model.optimizer) is keras.optimizers.SGD
+    assert float(model.optimizer.learning_rate) == 0.25
+    assert (model.optimizer.use_ema, model.optimizer.ema_momentum) == (True, 0.5)
+    assert type(model.loss) is keras.losses.SparseCategoricalCrossentropy
+    assert measures()["metrics"][0].name == "accuracy"
+
+
+def test_a_schedule_ends_with_the_last_step_of_the_last_epoch() -> None:
+    model = built("schedule=cosine", "train.epochs=4", "optimizer.learning_rate=0.5")
+    schedule = model.optimizer._learning_rate
+    assert schedule.decay_steps == 4 * 3  # of 40 images in batches of 16
+    assert float(schedule(0)) == 0.5
+
+
+def test_a_model_is_checked_unless_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes: list[int] = []
+    monkeypatch.setattr(build, "check_model", lambda model, count: classes.append(count))
+    built()
+    assert classes == [3]
+    build_model(configured(*LINEAR), PREPARED, checked=True)
+    assert classes == [3]
+
+
+def test_a_models_weights_follow_the_seed_alone() -> None:
+    one, same, other = (built(f"seed={seed}").get_weights()[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_a_model_whose_loss_takes_shares_of_classes_is_kept_with_one_that_takes_labels() -> None:
+    model = built()
+    model.compile(optimizer=model.optimizer, loss=keras.losses.CategoricalCrossentropy())
+    optimizer = model.optimizer
+    assert kept(model) is model
+    assert type(model.loss) is keras.losses.SparseCategoricalCrossentropy
+    assert model.optimizer is optimizer
+
+
+def test_a_model_is_kept_without_an_optimizer_that_only_this_package_can_load() -> None:
+    model = built("optimizer=muon")
+    assert type(kept(model).optimizer) is keras.optimizers.SGD
+
+
+def test_a_model_in_float32_is_kept_as_it_is() -> None:
+    model = built()
+    assert kept(model) is model

@@ -1,0 +1,136 @@
+"""The head of a frozen backbone, on a network of two layers.
+
+That it trains as the whole does is tested with pretrained models (test_pretrained.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline.data.values import Prepared, Split
+from pipeline.training.build import measures
+from pipeline.training.features import (
+    Head,
+    head_of,
+    predicted,
+    predicted_in_views,
+    takes_images,
+    whole,
+)
+from pipeline.training.pretrained import FEATURES
+
+pytestmark = pytest.mark.slow
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (40, 2, 2, 1), np.uint8)
+
+
+def split(start: int, end: int) -> Split:
+    rows = np.arange(start, end)
+    return Split(images=IMAGES, rows=rows, labels=(rows % 3).astype(np.int32))
+
+
+PREPARED = Prepared(
+    train=split(0, 20),
+    val=split(20, 30),
+    test=split(30, 40),
+    class_names=("a", "b", "c"),
+    mean=np.zeros(1, np.float32),
+    std=np.ones(1, np.float32),
+    fingerprint="f" * 64,
+    source="a test",
+)
+
+
+def network(*, frozen: bool = True) -> keras.Model:
+    """Four pixels → two features → three probabilities."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((2, 2, 1), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 255, name="scaling")(images)
+    x = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(2, name=FEATURES, trainable=not frozen)(x)
+    outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
+    model = keras.Model(images, outputs, name="tiny")
+    model.compile(optimizer=keras.optimizers.SGD(), **measures())
+    return model
+
+
+def config(folder: Path, views: str | None = None, **model: Any) -> Any:
+    return SimpleNamespace(
+        data_dir=str(folder),
+        choices=SimpleNamespace(dataset="noise"),
+        model={"trainable": "head", **model},
+        augment={"_target_": None},
+        train=SimpleNamespace(teacher=None),
+        evaluate=SimpleNamespace(batch_size=7, views=views),
+    )
+
+
+def head(folder: Path) -> Head:
+    found = head_of(network(), PREPARED, config(folder))
+    assert found is not None
+    return found
+
+
+def test_features_are_computed_once_and_read_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(images, features)] = head(tmp_path).features
+    assert images is IMAGES
+    kernel, bias = network().get_layer(FEATURES).get_weights()
+    expected = (IMAGES.reshape(40, 4) / np.float32(255)) @ kernel + bias
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    monkeypatch.setattr("pipeline.training.features._computed", None)
+    np.testing.assert_array_equal(head(tmp_path).features[0][1], features)
+
+
+def test_a_split_of_the_packed_images_has_its_rows_of_the_features(tmp_path: Path) -> None:
+    found = head(tmp_path)
+    test = found.of(PREPARED.test)
+    np.testing.assert_array_equal(test.rows, PREPARED.test.rows)
+    np.testing.assert_array_equal(test.labels, PREPARED.test.labels)
+    assert test.images is found.features[0][1]
+
+
+def test_a_head_predicts_what_the_whole_does_and_shares_its_layers(tmp_path: Path) -> None:
+    model = network()
+    settings = config(tmp_path)
+    found = head_of(model, PREPARED, settings)
+    assert found is not None
+    assert takes_images(model)
+    assert not takes_images(found.model)
+    assert whole(model, PREPARED, settings) is model
+    expected = model.predict(PREPARED.test.batch(0, 10), verbose=0)
+    np.testing.assert_allclose(
+        predicted(model, PREPARED.test, PREPARED, settings), expected, atol=1e-6
+    )
+    assert found.model.layers[-1] is model.layers[-1]
+    assert found.model.optimizer is model.optimizer
+
+
+def test_the_untrained_head_has_the_weights_that_it_had(tmp_path: Path) -> None:
+    found = head(tmp_path)
+    before = found.model.get_weights()
+    build = found.untrained()
+    found.model.set_weights([weight + 1 for weight in before])
+    for weight, earlier in zip(build().get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, earlier)
+
+
+def test_where_the_features_change_there_is_no_head(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    assert head_of(network(frozen=False), PREPARED, settings) is None
+    assert head_of(network(), PREPARED, config(tmp_path, trainable="all")) is None
+    settings.train.teacher = "abcd"
+    assert head_of(network(), PREPARED, settings) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_views_nothing_is_predicted_in_them(tmp_path: Path) -> None:
+    splits = {"test": PREPARED.test}
+    assert predicted_in_views(network(), splits, PREPARED, config(tmp_path)) == {}

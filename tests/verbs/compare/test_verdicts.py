@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pipeline.evaluation.intervals import (
+    Estimate,
+)
+from pipeline.verbs.compare.verdicts import (
+    change,
+    counted,
+    interval,
+    metric_value,
+    notes,
+    p_value,
+    verdict,
+)
+from tests.verbs.compare.test_comparison import answers, compared, run
+
+
+def test_a_metric_without_intervals_is_said_to_have_none() -> None:
+    runs = [run("a"), run("b", rate="2")]
+    found = compared(runs, "time/total_s", a=answers(300), b=answers(290))
+    [first, *_] = notes(found)
+    assert first.startswith("time/total_s comes without intervals: ")
+
+
+def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.1))]
+    assert "1 of the 2 other rows is within noise of it; 1 is significantly worse" in verdict(
+        compared(runs)
+    )
+    assert any("looks better than it is" in note for note in notes(compared(runs)))
+
+
+def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
+    assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
+
+
+def test_numbers_are_told_for_people() -> None:
+    assert (metric_value(0.86561), metric_value(235146.0), metric_value(float("nan"))) == (
+        "0.8656",
+        "235,146",
+        "",
+    )
+    assert (metric_value(17.1372), metric_value(-9.99996)) == ("17.14", "-10.0000")
+    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
+    assert interval(Estimate(value=0.5)) == "0.5000"
+    assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
+    assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (
+        "0.5000 ± 0.1000 [0.4000, 0.6000]"
+    )
+    assert change(Estimate(value=0.5, low=-0.4, high=0.6)) == "+0.5000 [-0.4000, +0.6000]"
+    assert (p_value(0.03812), p_value(1e-9)) == ("p = 0.038", "p < 0.0001")

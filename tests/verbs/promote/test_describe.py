@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.tracking.registry import Present
+from pipeline.tracking.values import RecordedRun, Status
+from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
+from pipeline.verbs.promote.gates import Gate
+from pipeline.verbs.promote.ledger import (
+    FORCED,
+    PROMOTED,
+    REFUSED,
+    Attempt,
+    artifact,
+    new_key,
+    to_tag,
+    to_text,
+)
+from tests.commands import configured
+
+GATE = Gate(name="test accuracy", value=0.9, limit=0.85, passed=True, says="on 8 images")
+LINE = Attempt(
+    key=new_key(datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC), "00c0ffee"),
+    who="ada@engine",
+    decision=PROMOTED,
+    run_id="1234567890abcdef",
+    version=3,
+    replaces=2,
+    gates=[GATE],
+)
+
+
+def line(decision: str, **changes: Any) -> Attempt:
+    return Attempt(**{**vars(LINE), "decision": decision, **changes})
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> RecordedRun:
+    config = configured("model=mlp", "dataset=digits", "train.epochs=2")
+    monkeypatch.setattr(RecordedRun, "config", config)
+    monkeypatch.setattr(RecordedRun, "has", lambda self, name: name == "report.html")
+    return RecordedRun(
+        id="1234567890abcdef",
+        name="calm-fox",
+        experiment="digits",
+        experiment_id="7",
+        status=Status.FINISHED,
+        started=0,
+        tags={"command": "python -m pipeline", "mlflow.source.git.commit": "c0ffee0000"},
+        logged={"test/accuracy": 0.75, "model/parameters": 1000.0},
+        sizes={"test": 4},
+    )
+
+
+def test_a_version_is_described_by_its_run_its_gates_and_how_it_came(run: RecordedRun) -> None:
+    what, accuracies, how, gates, command, place = note_of_version(run, LINE).split("\n\n")
+    assert what == "**mlp on digits**: 1,000 parameters, 2 epochs, seed 0."
+    assert "**0.7500** | &ensp;0.3006 to 0.9544 | &ensp;4 |" in accuracies
+    assert how == (
+        "Judged 2026-05-04 03:02 UTC by ada@engine, promoted in place of version 2 "
+        "through the gates."
+    )
+    assert "| test accuracy | &ensp;0.9 | &ensp;0.85 | &ensp;passed |" in gates
+    assert command == "```sh\npython -m pipeline\n```"
+    page = "#/experiments/7/runs/1234567890abcdef"
+    assert place == (
+        f"[Run calm-fox]({page}), [its report]({page}/artifacts/report.html); code c0ffee0"
+    )
+
+
+def test_it_is_told_who_overruled_the_gates_and_why_and_what_was_refused(run: RecordedRun) -> None:
+    forced = note_of_version(run, line(FORCED, reason="it's *urgent*", replaces=None, gates=[]))
+    assert f"ada@engine, {FORCED} with the gates overruled: it's &#42;urgent&#42;." in forced
+    assert "| gate |" not in forced
+    refused = note_of_version(run, line(REFUSED))
+    assert "A challenger: refused 2026-05-04 03:02 UTC, by ada@engine." in refused
+
+
+def registry(texts: dict[str, str]) -> Any:
+    return SimpleNamespace(name="digits", attached=lambda run_id, name: texts.get(name))
+
+
+def test_a_model_is_described_by_its_champion_and_its_ledger(run: RecordedRun) -> None:
+    note = note_of_model(registry({}), Present(aliases={"champion": 3}), [LINE], run)
+    assert "Its champion is version 3, `models:/digits@champion`." in note
+    assert "**0.7500**" in note
+    assert "2 → 3" in note
+    none = note_of_model(registry({}), Present(), [], None)
+    assert "It has no champion yet." in none
+    assert "| accuracy |" not in none
+
+
+def test_the_ledger_has_the_gates_that_are_artefacts_of_its_runs() -> None:
+    older = line(REFUSED, key=new_key(datetime(2026, 5, 3, tzinfo=UTC), "01"), version=None)
+    tags = {one.key: to_tag(one) for one in (LINE, older)}
+    texts = {artifact(one.key): to_text(one) for one in (LINE, older)}
+    first, second = whole_ledger(registry(texts), Present(tags=tags))
+    assert (first.decision, first.gates) == (REFUSED, [GATE])
+    assert (second.decision, second.gates) == (PROMOTED, [GATE])
+    first, second = whole_ledger(registry(texts), Present(tags=tags), newest=1)
+    assert (first.gates, second.gates) == ([], [GATE])
+    [lost] = whole_ledger(registry({}), Present(tags={LINE.key: to_tag(LINE)}))
+    assert (lost.version, lost.gates) == (3, [])

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.system.errors import RequestError
+from pipeline.verbs.evaluate import evaluate_recorded
+from tests.commands import configured
+
+
+def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = configured(
+        *("run_id=abcd", "model=linear", "seed=1", f"data_dir={tmp_path}"),
+        "evaluate.metrics=[accuracy]",
+    )
+    then = configured("model=mlp", "seed=7")
+    recorded = SimpleNamespace(
+        id="abcd0000",
+        config=then,
+        fingerprint="f" * 64,
+        model_uri="models:/m-1",
+        load_model=lambda: "the model",
+    )
+    called: list[Any] = []
+    monkeypatch.setattr("pipeline.tracking.runs.find_trained", lambda run_id, config: recorded)
+    monkeypatch.setattr(
+        "pipeline.tracking.recording.reopen", lambda run_id, tracking, folder: (run_id, folder)
+    )
+    complete = SimpleNamespace(complete=lambda *given, **more: called.append((given, more)))
+    monkeypatch.setitem(sys.modules, "pipeline.run", complete)
+    evaluate_recorded(now, tmp_path)
+    [((config, began, model, recording), more)] = called
+    assert (config.choices.model, config.seed) == ("mlp", 7)
+    assert (config.evaluate, config.data_dir) == (now.evaluate, str(tmp_path))
+    assert began is then
+    assert (model, recording) == ("the model", ("abcd0000", tmp_path))
+    assert more == {"uri": "models:/m-1", "fingerprint": "f" * 64}
+
+
+def test_without_a_run_it_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^run_id: say which run to evaluate"):
+        evaluate_recorded(configured("model=linear"), tmp_path)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import pytest
+
+from pipeline.config.schema import Config
+from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking.lifecycle import record
+from pipeline.verbs.doctor.leftovers import unsent
+from pipeline.verbs.sync import Sync, Unsent, show, sync
+from tests.commands import configured, inside
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Config]:
+    with inside(tmp_path):
+        yield configured("dataset=digits", "model=linear", "tracking.offline=true")
+
+
+def test_two_syncs_do_not_work_on_one_journal(config: Config, tmp_path: Path) -> None:
+    with record(config, tmp_path / "run"):
+        [result] = sync(config, Sync(folder=str(tmp_path / "run")), tmp_path)  # still recorded
+        assert isinstance(result, Unsent)
+        assert "another process is recording or sending it" in result.reason
+
+
+def test_doctor_tells_of_what_is_not_sent(config: Config, tmp_path: Path) -> None:
+    with record(config, tmp_path / "outputs" / "today" / "now"):
+        assert list(unsent()) == []  # it is at work
+    [found] = unsent()
+    assert (found.state, found.mend) == ("warning", "python -m pipeline sync")
+    assert "1 run has records that no store has yet: outputs/today/now" in found.says
+    assert len(sync(config, Sync(folder=None), tmp_path)) == 1
+    assert list(unsent()) == []
+
+
+def test_without_a_folder_nothing_is_sent_where_there_is_nothing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sync(config, Sync(folder=None), tmp_path) == []
+    show([], Sync(folder=None))
+    assert capsys.readouterr().out == "nothing to send\n"
+    with pytest.raises(RequestError, match=r"^sync.folder=none: there is nothing to send$"):
+        sync(config, Sync(folder="none"), tmp_path)
+
+
+def test_what_could_not_be_sent_is_told_run_by_run_and_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unsent = [Unsent(folder=Path("outputs/a"), reason="the store is away")]
+    with pytest.raises(PipelineError, match=r"^1 of 1 runs could not be sent; try again later$"):
+        show(unsent, Sync(folder=None))
+    assert capsys.readouterr().out == "outputs/a: not sent: the store is away\n"
