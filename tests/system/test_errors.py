@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.system.errors import first_of, joined
+from pipeline.system.errors import counted, first_of, joined
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,9 @@ def test_of_many_things_the_first_are_named_and_the_others_counted() -> None:
     assert first_of(range(5_000), 2, name) == "#0, #1 and 4,998 more"
     assert asked == [0, 1]  # naming may read a file
     assert first_of({"a": 1, "b": 2}, 2, separator="; ") == "a; b"
+
+
+def test_a_count_has_the_words_for_one_or_for_many() -> None:
+    counts = (1, 0, 1000)
+    told = [counted(count, "row is", "rows are") for count in counts]
+    assert told == ["1 row is", "0 rows are", "1,000 rows are"]

@@ -5,7 +5,6 @@ from pipeline.evaluation.intervals import (
 )
 from pipeline.verbs.compare.verdicts import (
     change,
-    counted,
     interval,
     metric_value,
     notes,
@@ -42,7 +41,6 @@ def test_numbers_are_told_for_people() -> None:
         "",
     )
     assert (metric_value(17.1372), metric_value(-9.99996)) == ("17.14", "-10.0000")
-    assert (counted(1), counted(1000)) == ("1 run", "1,000 runs")
     assert interval(Estimate(value=0.5)) == "0.5000"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
     assert interval(Estimate(value=0.5, low=0.4, high=0.6, n=3, sd=0.1)) == (
