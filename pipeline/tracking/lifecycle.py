@@ -24,7 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
 from pipeline.system.databases import reason, without_password
-from pipeline.system.errors import Pruned, RequestError, counted
+from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
@@ -364,8 +364,9 @@ def ending(error: BaseException) -> dict[str, str]:
     """The tags that say why a run failed or was stopped."""
     if isinstance(error, Pruned):
         return {PRUNED_TAG: str(error)}
+    told = traceback.format_exception_only(error)[-1].strip()
     return {
-        ERROR: traceback.format_exception_only(error)[-1].strip(),
+        ERROR: str(error) if isinstance(error, PipelineError) else told,
         TRACEBACK: "".join(traceback.format_exception(error)),
     }
 
