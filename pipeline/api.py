@@ -54,10 +54,7 @@ def compose(*overrides: str) -> Config:
 
 def load_data(config: Config) -> Prepared:
     """Loads the data set, verified and cached, as splits: images u8[N,H,W,C], labels i32[N]."""
-    loading = _imported("pipeline.data.load")
-    data_dir, name = Path(config.data_dir), config.choices.dataset
-    raw = loading.ingest(config.dataset, name=name, data_dir=data_dir)
-    prepared: Prepared = loading.prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    prepared: Prepared = _imported("pipeline.data.load").load_data(config)
     return prepared
 
 

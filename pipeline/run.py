@@ -9,7 +9,7 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import ingest, prepare
+from pipeline.data.load import load_raw, split_data
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.metrics import accuracy
@@ -110,13 +110,12 @@ def complete(
 def _load_data(
     config: Config, recording: Recording, fingerprint: str | None, *, shown: bool = True
 ) -> Prepared:
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
     with recording.stage("ingest"):
-        raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
+        raw = load_raw(config, fingerprint=fingerprint)
         check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
-        prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
-        recording.log_data(prepared, name)
+        prepared = split_data(raw, config)
+        recording.log_data(prepared, config.choices.dataset)
         recording.log_cache(ingest=raw.cached, preprocess=prepared.cached)
     return prepared
 

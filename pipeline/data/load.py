@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from pipeline.config.builders import build
+from pipeline.config.schema import Config
 from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.exclusion import Exclude, excluded_places, require_classes, without
@@ -29,6 +30,40 @@ _WHOLE = "whole"  # in the description of an entry with exclusions: names the en
 _SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
+
+
+def load_data(config: Config, *, fingerprint: str | None = None) -> Prepared:
+    """The data set of a configuration in its splits; `fingerprint` as in `ingest`."""
+    return split_data(load_raw(config, fingerprint=fingerprint), config)
+
+
+def load_raw(config: Config, *, verify: bool = False, fingerprint: str | None = None) -> RawData:
+    """The data set of a configuration as its source divides it; the options are those of `ingest`.
+
+    Raises:
+        RequestError: no source has it, a file is damaged, or the content is not a data set.
+        OSError: the cache cannot be written; names the file.
+    """
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    return ingest(
+        config.dataset, name=name, data_dir=data_dir, verify=verify, fingerprint=fingerprint
+    )
+
+
+def split_data(raw: RawData, config: Config) -> Prepared:
+    """Splits a data set as the configuration says; the splits are cached.
+
+    Raises:
+        RequestError: a key of `preprocess` does not fit the data set.
+        OSError: the cache cannot be written; names the file.
+    """
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    return prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+
+
+def data_folder(config: Config) -> Path:
+    """The folder in which everything about the data set of a configuration is cached."""
+    return Path(config.data_dir) / config.choices.dataset
 
 
 def ingest(

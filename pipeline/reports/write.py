@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pipeline.config.schema import Config
 from pipeline.data.checks import apply, violations
 from pipeline.data.describe import describe, text
-from pipeline.data.load import ingest, prepare
+from pipeline.data.load import data_folder, load_data
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
 from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import predictions_of
@@ -102,8 +101,7 @@ def check_data(
     Raises:
         RequestError: a check refuses the data set.
     """
-    name = config.choices.dataset
-    folder = Path(config.data_dir) / name
+    name, folder = config.choices.dataset, data_folder(config)
     measures = measured(raw, folder)
     found = violations(raw, measures, config.ingest.checks)
     recording.save_text("data.txt", text(describe(raw, measures)))
@@ -161,13 +159,12 @@ def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predict
 
 
 def _data(config: Config, fingerprint: str) -> Prepared:
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
-    raw = ingest(config.dataset, name=name, data_dir=data_dir, fingerprint=fingerprint)
-    prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    prepared = load_data(config, fingerprint=fingerprint)
     if prepared.fingerprint != fingerprint:
         raise RequestError(
-            f"dataset={name}: the data here ({prepared.fingerprint[:12]}…) is not what the run "
-            f"used ({fingerprint[:12]}…); restore that data, or choose its folder with data_dir=…"
+            f"dataset={config.choices.dataset}: the data here ({prepared.fingerprint[:12]}…) is "
+            f"not what the run used ({fingerprint[:12]}…); restore that data, or choose its "
+            "folder with data_dir=…"
         )
     return prepared
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from pipeline.config.schema import Config
 from pipeline.data import cache
+from pipeline.data.load import data_folder
 from pipeline.data.values import Array, Features, Prepared, Split
 from pipeline.training.batches import needs_images
 from pipeline.training.build import build_model, measures
@@ -73,7 +74,7 @@ def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | No
         return None
     backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
-    described, place = _digest(backbone), Path(config.data_dir) / config.choices.dataset
+    described, place = _digest(backbone), data_folder(config)
     splits = (prepared.train, prepared.val, prepared.test)
     packed = {id(split.images): split.images for split in splits}.values()
     return Head(

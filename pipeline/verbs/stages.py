@@ -57,17 +57,17 @@ def ingested(config: Config, folder: Path) -> Ingested:
     """Fetches, verifies, caches and checks the data set; writes `data.html`."""
     from pipeline.data.checks import violations
     from pipeline.data.describe import describe
-    from pipeline.data.load import ingest
+    from pipeline.data.load import data_folder, load_raw
     from pipeline.data.measures import measured
     from pipeline.reports.data_page import DATA_PAGE, data_html
     from pipeline.system.files import replacing
 
-    data_dir, name = Path(config.data_dir), config.choices.dataset
-    raw = ingest(config.dataset, name=name, data_dir=data_dir, verify=True)
-    measures = measured(raw, data_dir / name)
+    raw, cache = load_raw(config, verify=True), data_folder(config)
+    measures = measured(raw, cache)
     found = violations(raw, measures, config.ingest.checks)
     augment = _augmenter(config, raw, folder)
-    page = data_html(raw, measures, found, name=name, folder=data_dir / name, augment=augment)
+    name = config.choices.dataset
+    page = data_html(raw, measures, found, name=name, folder=cache, augment=augment)
     with replacing(folder / DATA_PAGE) as path:
         path.write_text(page, encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / DATA_PAGE)
@@ -106,12 +106,9 @@ def show_ingested(result: Ingested, request: None) -> None:
 
 def preprocessed(config: Config, folder: Path) -> Preprocessed:
     """Splits the ingested data and caches the splits."""
-    from pipeline.data.load import ingest, prepare
+    from pipeline.data.load import data_folder, load_data
 
-    data_dir, name = Path(config.data_dir), config.choices.dataset
-    raw = ingest(config.dataset, name=name, data_dir=data_dir)
-    prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
-    return Preprocessed(prepared=prepared, cache=data_dir / name)
+    return Preprocessed(prepared=load_data(config), cache=data_folder(config))
 
 
 def show_preprocessed(result: Preprocessed, request: None) -> None:

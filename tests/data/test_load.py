@@ -14,6 +14,7 @@ from pipeline.data import load as ingest
 from pipeline.data.content import determined_by
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
+from tests.commands import configured
 from tests.pictures import LEAF as PICTURES
 from tests.pictures import class_folders, read
 from tests.stress.matrix import matrix
@@ -287,3 +288,17 @@ def test_rows_of_a_list_that_cannot_be_used_are_told_by_a_run_too(
     raw = ingest.ingest(leaf, name="photos", data_dir=tmp_path / "data")
     assert len(raw.train) + len(raw.test) == len(files)
     assert f"skipped: 1 row of the list: {folder}/gone.png: no such file" in caplog.text
+
+
+def test_the_data_of_a_configuration_is_loaded_and_split_in_its_own_folder(tmp_path: Path) -> None:
+    config = configured("dataset=digits", "model=linear", f"data_dir={tmp_path}")
+    raw, prepared = ingest.load_raw(config), ingest.load_data(config)
+    assert prepared.fingerprint == raw.fingerprint
+    assert len(prepared.val) == config.preprocess.validation_size
+    assert ingest.split_data(raw, config).cached
+    assert ingest.data_folder(config) == tmp_path / "digits"
+    assert {path.name.partition("-")[0] for path in (tmp_path / "digits").iterdir()} >= {
+        "raw",
+        "split",
+    }
+    assert ingest.load_raw(config, fingerprint=raw.fingerprint).fingerprint == raw.fingerprint

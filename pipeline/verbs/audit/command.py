@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.data.exclusion import (
     excluded_places,
 )
 from pipeline.data.files import printable
-from pipeline.data.load import EXCLUDE, ingest, prepare
+from pipeline.data.load import EXCLUDE, load_raw, split_data
 from pipeline.data.measures import splits_of
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
@@ -75,9 +75,8 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     """
     _require_unbiased(config)
     started = time.monotonic()
-    data_dir, name = Path(config.data_dir), config.choices.dataset
-    raw = ingest(config.dataset, name=name, data_dir=data_dir)
-    prepared = prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    raw = load_raw(config)
+    prepared = split_data(raw, config)
     addresses, before = _addresses(raw, prepared, config)
     found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
     verdict = audited_labels(found.split.labels, found.probs, found.known)
@@ -106,7 +105,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
             "seconds": f"{time.monotonic() - started:,.0f}",
             **({"excluded before": f"{len(before):,}"} if before else {}),
         },
-        name=name,
+        name=config.choices.dataset,
         list_name=str(result.exclude),
         inverted=raw.index is None,
     )
@@ -182,8 +181,7 @@ def _addresses(
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
     whole = raw
     if exclude is not None:
-        leaf, name = {**config.dataset, EXCLUDE: None}, config.choices.dataset
-        whole = ingest(leaf, name=name, data_dir=Path(config.data_dir))
+        whole = load_raw(replace(config, dataset={**config.dataset, EXCLUDE: None}))
     splits = splits_of(whole)
     addresses: dict[int, Address] = {
         row: (split, place)

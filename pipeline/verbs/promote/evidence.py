@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.config.schema import Config
-from pipeline.data.load import ingest
+from pipeline.data.load import load_raw
 from pipeline.data.values import Array, Predictions, RawData, Split
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.tracking.models import load_model
@@ -43,12 +42,8 @@ def gather(
     Raises:
         RequestError: the data set of the run is unavailable.
     """
-    raw = ingest(
-        candidate.config.dataset,
-        name=candidate.config.choices.dataset,
-        data_dir=Path(config.data_dir),
-        fingerprint=candidate.fingerprint,
-    )
+    then = replace(candidate.config, data_dir=config.data_dir)
+    raw = load_raw(then, fingerprint=candidate.fingerprint)
     logged = _logged(candidate, raw)
     asked = _ask(str(candidate.model_uri), config, raw)
     present = _champion(champion, logged, config, raw) if champion and logged else None

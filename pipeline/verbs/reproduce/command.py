@@ -15,7 +15,7 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.words import refuse_settings_of_a_run
-from pipeline.data.load import ingest
+from pipeline.data.load import load_raw
 from pipeline.data.values import SPLITS, Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.imports import import_slow
@@ -179,12 +179,7 @@ def _again(entry: RecordedRun, today: Config) -> Config:
 
 
 def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
-    raw = ingest(
-        again.dataset,
-        name=again.choices.dataset,
-        data_dir=Path(again.data_dir),
-        fingerprint=entry.fingerprint,
-    )
+    raw = load_raw(again, fingerprint=entry.fingerprint)
     began = origin.recorded_origin(
         entry.tags,
         patch=entry.text("code.patch") if entry.has_uncommitted_changes else "",

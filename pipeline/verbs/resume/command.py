@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config, validate
 from pipeline.config.words import refuse_settings_of_a_run
-from pipeline.data.load import ingest
+from pipeline.data.load import load_raw
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
 from pipeline.system.imports import import_slow
@@ -130,12 +130,7 @@ def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
 
 def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
-    raw = ingest(
-        then.dataset,
-        name=then.choices.dataset,
-        data_dir=Path(then.data_dir),
-        fingerprint=entry.fingerprint,
-    )
+    raw = load_raw(then, fingerprint=entry.fingerprint)
     began = origin.recorded_origin(
         entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
     )

@@ -12,6 +12,7 @@ from pipeline.tracking.registry import Version
 from pipeline.verbs.promote import evidence
 from pipeline.verbs.promote.evidence import gather
 from pipeline.verbs.promote.gates import Champion, Evidence
+from tests.commands import configured
 
 pytestmark = pytest.mark.slow  # it imports TensorFlow
 LABELS = np.array([0, 1, 1], np.int32)
@@ -37,8 +38,7 @@ class Run:
 
     def __init__(self, *classes: int, labels: Array = LABELS) -> None:
         self.status, self.fingerprint, self.model_uri = "FINISHED", RAW.fingerprint, "models:/m-1"
-        choices = SimpleNamespace(dataset="pets")
-        self.config = SimpleNamespace(dataset={}, choices=choices)
+        self.config = configured("dataset=synthetic")
         self.classes, self.labels = classes, labels
 
     def predictions(self) -> dict[str, Array]:
@@ -72,7 +72,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def predict(model: Any, test: Split, batch_size: int) -> Array:
         return probabilities(*model)
 
-    monkeypatch.setattr(evidence, "ingest", lambda leaf, **_: RAW)
+    monkeypatch.setattr(evidence, "load_raw", lambda config, **_: RAW)
     monkeypatch.setattr(evidence, "load_model", load_model)
     monkeypatch.setattr(evidence, "predict", predict)
     monkeypatch.setattr(evidence, "single_image_ms", lambda model, test: 2.5)
