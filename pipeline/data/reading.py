@@ -10,12 +10,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -49,6 +49,7 @@ class Block:
 
 
 Task = Callable[[], Block]
+Opener = Callable[[Path], AbstractContextManager[Path | BinaryIO]]
 log = logging.getLogger(__name__)
 _reading = threading.local()  # `file`: the one that this thread is decoding
 
@@ -60,14 +61,16 @@ def read_blocks(
     at_once: int,
     listener: Callable[[Block], None],
     fit: str = PAD,
+    opened: Opener = nullcontext,
 ) -> Iterator[Block]:
     """Yields blocks of up to `at_once` images of `shape` [H,W,C]; threads read ahead.
 
     A block is smaller where `at_once` images would take more than BLOCK_BYTES. `listener` receives
-    every part as it is read, with its unreadable files, which raise nothing.
+    every part as it is read, with its unreadable files, which raise nothing. `opened` opens the
+    pictures of an archive.
     """
     at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
-    tasks = _tasks(files, shape, at_once, fit)
+    tasks = _tasks(files, shape, at_once, fit, opened)
     pool = ThreadPoolExecutor(THREADS)
 
     def in_order() -> Iterator[Block]:
@@ -143,7 +146,9 @@ def _joined(blocks: Sequence[Block]) -> Block:
     )
 
 
-def _tasks(files: Iterable[Path], shape: Shape, at_once: int, fit: str) -> Iterator[Task]:
+def _tasks(
+    files: Iterable[Path], shape: Shape, at_once: int, fit: str, opened: Opener
+) -> Iterator[Task]:
     for are_arrays, group in groupby(files, is_array):
         if are_arrays:
             yield from chain.from_iterable(
@@ -151,15 +156,15 @@ def _tasks(files: Iterable[Path], shape: Shape, at_once: int, fit: str) -> Itera
             )
         else:
             while chunk := tuple(islice(group, min(CHUNK, at_once))):
-                yield partial(_decode, chunk, shape, fit)
+                yield partial(_decode, chunk, shape, fit, opened)
 
 
-def _decode(files: tuple[Path, ...], shape: Shape, fit: str) -> Block:
+def _decode(files: tuple[Path, ...], shape: Shape, fit: str, opened: Opener) -> Block:
     images, good, unreadable = [], [], []
     for file in files:
         try:
-            with reading_of(file):
-                images.append(load_picture(file, shape, fit=fit))
+            with reading_of(file), opened(file) as source:
+                images.append(load_picture(source, shape, fit=fit))
             good.append(file)
         except Exception as error:  # a decoder may raise anything for a damaged file
             unreadable.append(Unreadable(file=file, reason=reason_of(error)))

@@ -19,7 +19,8 @@ class Predict:
     """For example `models:/fashion_mnist@champion` or `models:/m-…`; null takes that of
     `run_id`, else the data set's champion."""
     images: str | None = MISSING
-    """A file, a folder (with its subfolders) or a pattern; `.npy` files hold arrays of images."""
+    """A file, a folder or archive (with its subfolders) or a pattern; `.npy` files hold arrays of
+    images."""
     output: Annotated[str, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
     """File for the results, one row per image; `.json` and `.jsonl` are JSON lines."""
     invert: Annotated[str, one_of("auto", "yes", "no")] = MISSING
@@ -37,7 +38,7 @@ PREDICT = Verb(
     name="predict",
     ignores=OF_RUNS | {"data_dir"},
     needs="images=photos",
-    help="classify images=<file, folder or pattern>",
+    help="classify images=<file, folder, archive or pattern>",
     entry="pipeline.verbs.predict.command:predict_files",
     show="pipeline.verbs.predict.command:show",
     request=Predict,

@@ -87,6 +87,37 @@ def test_a_row_an_image_and_a_summary(folder: Path, capsys: pytest.CaptureFixtur
     assert err == ""
 
 
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_the_pictures_of_an_archive_are_classified_where_they_are(
+    kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn(folder / "photos/2.png", border=0, inside=0)
+    (folder / "photos/new").mkdir()
+    drawn(folder / "photos/new/10.jpg", border=100, inside=255)
+    (folder / "photos/new/notes.txt").touch()
+    (folder / "photos/new/broken.png").write_bytes(b"x")
+    archive = Path(shutil.make_archive("packed", kind, folder / "photos")).name
+    with pytest.raises(PipelineError, match="1 of 3 files cannot be read"):
+        asked(folder, images=archive)
+    assert [(row["file"], row["class"]) for row in rows(folder / "predictions.csv")] == [
+        (f"{archive}/2.png", "dim"),
+        (f"{archive}/new/10.jpg", "bright"),
+    ]
+    err = capsys.readouterr().err
+    assert "left out: 1 .txt" in err
+    assert f"skipped {archive}/new/broken.png: not an image" in err
+    (folder / "photos/new/broken.png").unlink()
+    asked(folder, images=Path(shutil.make_archive("packed", kind, folder / "photos")).name + "/new")
+    assert [row["class"] for row in rows(folder / "predictions.csv")] == ["bright"]
+
+
+def test_an_archive_without_pictures_is_refused(folder: Path) -> None:
+    (folder / "photos/notes.txt").touch()
+    archive = shutil.make_archive("packed", "zip", folder / "photos")
+    with pytest.raises(RequestError, match=r"packed.zip: no pictures there; name an archive or"):
+        asked(folder, images=Path(archive).name)
+
+
 def test_a_model_that_is_named_twice_is_refused(folder: Path) -> None:
     words = ("predict.images=photos", "predict.model_uri=models:/m-1", "run_id=abc")
     with pytest.raises(RequestError, match="model_uri=models:/m-1 and run_id=abc: give one"):
