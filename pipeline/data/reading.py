@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +21,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from pipeline.data.archives import archive_at
 from pipeline.data.cache import let_go
-from pipeline.data.files import Unreadable, is_array, open_array, printable
+from pipeline.data.files import (
+    FoundFiles,
+    Unreadable,
+    find_files,
+    is_array,
+    open_array,
+    printable,
+)
+from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
-from pipeline.system.errors import one_line
+from pipeline.system.errors import RequestError, one_line
 
 CHUNK = 16  # files decoded per task: enough to keep the overhead of a task small
 THREADS = os.cpu_count() or 1  # Pillow releases Python's lock to decode and resize
@@ -52,6 +62,33 @@ Task = Callable[[], Block]
 Opener = Callable[[Path], AbstractContextManager[Path | BinaryIO]]
 log = logging.getLogger(__name__)
 _reading = threading.local()  # `file`: the one that this thread is decoding
+
+
+def find_images(images: str) -> tuple[FoundFiles, Opener]:
+    """Finds the pictures of a folder, a pattern or an archive; also returns what opens one.
+
+    Raises:
+        RequestError: there are none, or the archive is refused.
+    """
+    path = Path(images).expanduser()
+    if not any(map(_is_archive, (path, *path.parents))):
+        return find_files(images), nullcontext
+    listing = unlabelled(images, key="images")
+    if listing is None:
+        raise RequestError(f"images={images}: no pictures there; name an archive or a folder in it")
+    indices = {listing.root / name: index for index, name in enumerate(listing.files)}
+
+    def opened(file: Path) -> AbstractContextManager[BinaryIO]:
+        return BytesIO(listing.read(indices[file]))
+
+    return FoundFiles(files=tuple(indices), left_out=listing.left_out), opened
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return path.is_file() and archive_at(path) is not None
+    except OSError:  # it is named among what cannot be read
+        return False
 
 
 def read_blocks(

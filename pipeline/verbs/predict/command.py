@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
-from pipeline.data.archives import archive_at
-from pipeline.data.files import FoundFiles, Unreadable, find_files, printable
-from pipeline.data.listing import unlabelled
+from pipeline.data.files import FoundFiles, Unreadable, printable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert
-from pipeline.data.reading import Block, Opener, read_blocks
+from pipeline.data.reading import Block, find_images, read_blocks
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
@@ -98,7 +95,7 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     if request.model_uri and config.run_id:
         one = f"model_uri={request.model_uri} and run_id={config.run_id}"
         raise RequestError(f"{one}: give one of them")
-    (found, opened), output = _found(request.images), Path(request.output)
+    (found, opened), output = find_images(request.images), Path(request.output)
     explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:
         require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
@@ -120,29 +117,6 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     for path, sheet in sheets.items():
         sheet.save(path)
     return Classified(tally=tally, found=found, skipped=skipped, output=output, explained=explained)
-
-
-def _found(images: str) -> tuple[FoundFiles, Opener]:
-    """The pictures to classify, of a folder, a pattern or an archive, and how one is opened."""
-    path = Path(images).expanduser()
-    if not any(map(_is_archive, (path, *path.parents))):
-        return find_files(images), nullcontext
-    listing = unlabelled(images, key="images")
-    if listing is None:
-        raise RequestError(f"images={images}: no pictures there; name an archive or a folder in it")
-    indices = {listing.root / name: index for index, name in enumerate(listing.files)}
-
-    def opened(file: Path) -> AbstractContextManager[BinaryIO]:
-        return BytesIO(listing.read(indices[file]))
-
-    return FoundFiles(files=tuple(indices), left_out=listing.left_out), opened
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        return path.is_file() and archive_at(path) is not None
-    except OSError:  # it is named among what cannot be read
-        return False
 
 
 def show(classified: Classified, request: Predict) -> None:
