@@ -85,6 +85,20 @@ def archive_at(path: Path) -> Place | None:
     return _archive_at(path, (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino))
 
 
+def is_in_archive(text: str) -> bool:
+    """Whether a path names an archive that can be opened, or what may be in one.
+
+    Raises:
+        RequestError: the archive is damaged, encrypted or hostile.
+    """
+    path = Path(text).expanduser()
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            if place.is_file() and archive_at(place):
+                return True
+    return False
+
+
 @lru_cache(maxsize=1)
 def _archive_at(path: Path, state: tuple[int, ...]) -> Place | None:
     with path.open("rb") as file:

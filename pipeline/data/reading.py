@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from pipeline.data.archives import archive_at
+from pipeline.data.archives import is_in_archive
 from pipeline.data.cache import let_go
 from pipeline.data.files import (
     FoundFiles,
@@ -70,8 +70,7 @@ def find_images(images: str) -> tuple[FoundFiles, Opener]:
     Raises:
         RequestError: there are none, or the archive is refused.
     """
-    path = Path(images).expanduser()
-    if not any(map(_is_archive, (path, *path.parents))):
+    if not is_in_archive(images):
         return find_files(images), nullcontext
     listing = unlabelled(images, key="images")
     if listing is None:
@@ -82,13 +81,6 @@ def find_images(images: str) -> tuple[FoundFiles, Opener]:
         return BytesIO(listing.read(indices[file]))
 
     return FoundFiles(files=tuple(indices), left_out=listing.left_out), opened
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        return path.is_file() and archive_at(path) is not None
-    except OSError:  # it is named among what cannot be read
-        return False
 
 
 def read_blocks(

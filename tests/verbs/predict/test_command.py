@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_a_folder_that_cannot_be_looked_into_is_listed_and_the_rest_is_written(
     drawn(folder / "photos/a.png", border=0, inside=0)
     closed = Unreadable(file=Path("photos/closed"), reason="Permission denied")
     found = FoundFiles(files=(Path("photos/a.png"),), unreadable=(closed,))
-    monkeypatch.setattr(module, "find_files", lambda images: found)
+    monkeypatch.setattr(module, "find_images", lambda images: (found, nullcontext))
     with pytest.raises(PipelineError, match=r"^0 of 1 files and 1 folder cannot be read; the"):
         asked(folder)
     assert len(rows(folder / "predictions.csv")) == 1
