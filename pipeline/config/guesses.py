@@ -106,25 +106,26 @@ def key_among(key: str, known: Mapping[str, Iterable[str]]) -> str | None:
     `train__epochs`, `train.lr`, `train.seed`, `epochs` and `model.name` are understood.
     """
     dotted = [f"{group}.{name}" if group else name for group in known for name in known[group]]
-    as_letters = {_letters(name): name for name in reversed(dotted)}
-    if found := as_letters.get(_letters(key)):
+    as_letters = {letters_of(name): name for name in reversed(dotted)}
+    if found := as_letters.get(letters_of(key)):
         return found
     first, _, last = key.rpartition(".")
     if first in _LEAVES and first in known and last.lower() in _NAMES:
         return f"{first}=NAME"
-    wanted = _letters(_OTHER_NAMES.get(last.lower(), last))
-    if first in known and (same := [name for name in known[first] if _letters(name) == wanted]):
+    wanted = letters_of(_OTHER_NAMES.get(last.lower(), last))
+    if first in known and (same := [name for name in known[first] if letters_of(name) == wanted]):
         return f"{first}.{same[0]}"
-    if same := [name for name in known.get("", ()) if _letters(name) == wanted]:
+    if same := [name for name in known.get("", ()) if letters_of(name) == wanted]:
         return same[0]
-    elsewhere = [name for name in dotted if _letters(name.rpartition(".")[2]) == wanted]
+    elsewhere = [name for name in dotted if letters_of(name.rpartition(".")[2]) == wanted]
     if elsewhere:
         return elsewhere[0]
-    longer = [name for name in known.get(first, ()) if _letters(name).endswith(wanted)]
+    longer = [name for name in known.get(first, ()) if letters_of(name).endswith(wanted)]
     return f"{first}.{longer[0]}".lstrip(".") if longer else None
 
 
-def _letters(name: str) -> str:
+def letters_of(name: str) -> str:
+    """The letters and digits of a name, by which spellings are compared: `trainepochs`."""
     return re.sub(r"[\W_]", "", name).casefold()
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from pipeline.config import trusted
+from pipeline.config.guesses import letters_of
 from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
 
@@ -60,17 +61,13 @@ _NONE = ("none", "null", "nil", "no", "off", "false", "0", "")
 def choose(given: str, options: Iterable[str]) -> str:
     """Suggests what could have been meant: the nearest option first, then all."""
     names = [*options]
-    by_letters = {_letters(name): name for name in reversed(names)}
-    near = difflib.get_close_matches(_letters(given), by_letters, n=1, cutoff=0.7)
-    close = by_letters[near[0]] if near and _letters(given) else None
+    by_letters = {letters_of(name): name for name in reversed(names)}
+    near = difflib.get_close_matches(letters_of(given), by_letters, n=1, cutoff=0.7)
+    close = by_letters[near[0]] if near and letters_of(given) else None
     if given.lower() in _NONE and "none" in names:
         close = "none"
     hint = f"did you mean {close}? " if close else ""
     return f"{hint}choose one of {', '.join(names)}"
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).casefold()
 
 
 def listed_in(module: str, name: str) -> AfterValidator:

@@ -35,7 +35,7 @@ from pipeline.data.files import (
 )
 from pipeline.data.places import NO_FILE, Contents, Place
 from pipeline.data.values import SPLITS, Array
-from pipeline.system.errors import RequestError, joined
+from pipeline.system.errors import RequestError, joined, some_of
 
 
 def _as_texts(value: Any) -> Any:
@@ -97,11 +97,6 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.files)
-
-    @property
-    def rest(self) -> str:
-        """What was left out, as `left out: 5 .heic, 1 linked folder`; empty if nothing was."""
-        return rest(self.left_out)
 
     @property
     def order(self) -> Array:
@@ -701,7 +696,7 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
         near = difflib.get_close_matches(lacking[0], there, n=1)
         raise RequestError(
             f"dataset.classes: there are no pictures of {lacking[0]!r}; there are those of "
-            f"{_some(there)}{f'; did you mean {near[0]!r}?' if near else ''}"
+            f"{some_of(there, MANY)}{f'; did you mean {near[0]!r}?' if near else ''}"
         )
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
@@ -747,12 +742,12 @@ def _checked(
         where = [split for split in counts if counts[split][class_names.index(lacking[0])]]
         others = [name for name in class_names if name not in lacking]
         raise wanted.refuse(
-            f"{_some(lacking)} occurs in {joined(where)}, but not in train; remove it there, or "
-            f"select the others: dataset.classes=[{', '.join(others)}]"
+            f"{some_of(lacking, MANY)} occurs in {joined(where)}, but not in train; remove it "
+            f"there, or select the others: dataset.classes=[{', '.join(others)}]"
         )
     for split, found in counts.items():
         if lacking := [name for name, count in zip(class_names, found, strict=True) if not count]:
-            yield f"{split} has no pictures of {_some(lacking)}"
+            yield f"{split} has no pictures of {some_of(lacking, MANY)}"
     alike: defaultdict[object, list[str]] = defaultdict(list)
     for name in class_names:
         alike[_likeness(name)].append(name)
@@ -769,9 +764,3 @@ def _likeness(name: str) -> object:
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", name):
         return Decimal(name)
     return re.sub(r"[\W_]+", "", name.casefold()) or name
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are if it is more."""
-    told = ", ".join(names[:MANY])
-    return told if len(names) <= MANY else f"{told}, … ({len(names):,})"

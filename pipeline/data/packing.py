@@ -35,7 +35,7 @@ from PIL import Image
 from pipeline.data import cache
 from pipeline.data.files import printable
 from pipeline.data.listing import Listing
-from pipeline.data.pictures import fitted, is_grey, open_picture, recognised
+from pipeline.data.pictures import fitted, is_grey, open_picture, recognised, upright_size
 from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks_logged
 from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
 from pipeline.system.errors import PipelineError, RequestError
@@ -263,9 +263,7 @@ def _upright_size(listing: Listing, number: int) -> tuple[int, int] | None:
     try:
         name = listing.files[number]
         with reading_of(name), listing.opened(number) as file, recognised(file) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (width, height) if turned else (height, width)
+            return upright_size(picture, *picture.size)
     except Exception:  # a decoder may raise anything for a damaged file
         return None
 

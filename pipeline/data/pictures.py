@@ -98,10 +98,16 @@ def open_picture(
             picture.load()
             if deep and picture.mode not in _DEEP:
                 _require_deep(picture)
-            turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+            size = upright_size(picture, width, height)
             made = made_plain(picture, side=side, fit=fit)
-            made.info |= {"size": (width, height) if turned else (height, width), "mode": mode}
+            made.info |= {"size": size, "mode": mode}
             return made
+
+
+def upright_size(picture: Picture, width: int, height: int) -> tuple[int, int]:
+    """Height and width that a picture of this size in its file has upright, by its Exif data."""
+    is_turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+    return (width, height) if is_turned else (height, width)
 
 
 def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:

@@ -67,7 +67,8 @@ def wilson(share: float, images: int, confidence: float) -> Estimate:
     shrunk = 1 / (1 + z**2 / images)
     middle = shrunk * (share + z**2 / (2 * images))
     half = shrunk * z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    return Estimate(value=share, low=middle - half, high=middle + half, method=WILSON)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)  # beyond only by rounding
+    return Estimate(value=share, low=low, high=high, method=WILSON)
 
 
 def student(values: Array, confidence: float) -> Estimate:

@@ -130,8 +130,14 @@ OBJECTIVES = ("val/accuracy", "val/loss", *RUN_SCALES)
 @metric(better="lower", low=0, unit="nats")
 def loss(predictions: Predictions) -> float:
     """Mean categorical cross-entropy in nats, probabilities clipped at 1e-7 as Keras does."""
-    chosen = predictions.probs[np.arange(len(predictions.labels)), predictions.labels]
-    return float(-np.log(np.clip(chosen.astype(np.float64), 1e-7, 1 - 1e-7)).mean())
+    return float(cross_entropies(predictions.probs, predictions.labels).mean())
+
+
+def cross_entropies(probs: Array, labels: Array) -> Array:
+    """The cross-entropy f64[N] in nats of each row of f32[N,K], clipped like `loss`."""
+    chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
+    clipped: Array = np.clip(chosen, 1e-7, 1 - 1e-7)
+    return -np.log(clipped)
 
 
 @metric(better="higher", low=0, high=1)

@@ -39,7 +39,9 @@ def loss(fitted: Fitted) -> Figure:
 
 def weights(fitted: Fitted) -> Figure:
     """Heat maps of the first layer's weights, before and after training, on one colour scale."""
-    fig = _figure(11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05})
+    fig = empty_figure(
+        11, 5, {"left": 0.07, "right": 1.04, "bottom": 0.11, "top": 0.87, "wspace": 0.05}
+    )
     found = first_kernel(fitted.model)
     if found is None:
         fig.suptitle(f"No trained layer of model {fitted.model.name} has a kernel")
@@ -77,11 +79,11 @@ def augmentation(fitted: Fitted) -> Figure:
     """Training images, each with versions of it as augmentation changes it."""
     rows = fitted.augmented
     if rows is None:
-        fig = _figure(6, 1)
+        fig = empty_figure(6, 1)
         fig.suptitle("No augmentation")
         return fig
     high, wide = rows.shape[:2]
-    fig = _figure(wide, high + 0.5, {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.85})
+    fig = empty_figure(wide, high + 0.5, {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.85})
     axes = fig.subplots()  # one for all images, as in `mistakes`
     axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
     axes.set_axis_off()
@@ -97,7 +99,7 @@ def augmentation(fitted: Fitted) -> Figure:
 def confusion_matrix(predictions: Predictions) -> Figure:
     """Images by true and predicted class; colour is the share of the true class."""
     side = 2.5 + 0.6 * len(predictions.class_names)
-    fig = _figure(side, side)
+    fig = empty_figure(side, side)
     axes = fig.subplots()
     sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
         predictions.labels,
@@ -121,7 +123,7 @@ def per_class_scores(predictions: Predictions) -> Figure:
     names = _names(predictions)
     scores = class_scores(predictions)[:3]
     order = np.argsort(-scores[2])
-    fig = _figure(8, 1.5 + 0.45 * len(names))
+    fig = empty_figure(8, 1.5 + 0.45 * len(names))
     axes = fig.subplots()
     places = np.arange(len(names))
     for shift, label, values in zip(
@@ -139,7 +141,7 @@ def reliability(predictions: Predictions) -> Figure:
     """Accuracy by confidence, and the number of predictions per confidence."""
     confidence, share_right, _ = calibration(predictions)
     margins = {"left": 0.13, "right": 0.97, "bottom": 0.08, "top": 0.95, "hspace": 0.06}
-    fig = _figure(5.5, 6.5, margins)
+    fig = empty_figure(5.5, 6.5, margins)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], linestyle="--", color="grey", label="perfectly calibrated")
     top.plot(confidence, share_right, marker="o", color=_TRAIN, label="model")
@@ -154,7 +156,7 @@ def mistakes(predictions: Predictions) -> Figure:
     """The most confident mistakes, with their true class and confidence."""
     wrong = np.flatnonzero(~predictions.correct)
     chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: _MISTAKES**2]
-    fig = _figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
+    fig = empty_figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
     axes = fig.subplots()  # one for all images: 25 axes would take five times as long
     axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
@@ -179,7 +181,7 @@ def mistakes(predictions: Predictions) -> Figure:
 
 
 def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
-    fig = _figure(7, 4.5, {"left": 0.11, "right": 0.98, "bottom": 0.12, "top": 0.92})
+    fig = empty_figure(7, 4.5, {"left": 0.11, "right": 0.98, "bottom": 0.12, "top": 0.92})
     axes = fig.subplots()
     for split, colour in (("train", _TRAIN), ("val", VALIDATION)):
         values = fitted.history.get(f"{split}/{metric}", [])
@@ -195,7 +197,7 @@ def _curves(fitted: Fitted, metric: str, unit: str) -> Figure:
     return fig
 
 
-def _figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
+def empty_figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Figure:
     """An empty figure, size in inches; computing `margins` that are not given takes longer."""
     from matplotlib.figure import Figure  # matplotlib has no lazy submodules
 
@@ -205,9 +207,14 @@ def _figure(width: float, height: float, margins: Mapping[str, float] | None = N
     return fig
 
 
+def without_markup(text: str) -> str:
+    """A text with its dollar signs escaped, which would mark formulas for matplotlib."""
+    return text.replace("$", r"\$")
+
+
 def _names(predictions: Predictions) -> list[str]:
-    """The class names, with dollar signs escaped for matplotlib."""
-    return [name.replace("$", r"\$") for name in predictions.class_names]
+    """The class names as texts for matplotlib."""
+    return list(map(without_markup, predictions.class_names))
 
 
 def _picture(

@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import lazy_loader
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.data.values import JUDGED_SPLITS, Predictions
+from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
@@ -26,8 +26,6 @@ from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import CONFIDENCE
 from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED_TAG
-
-scipy = lazy_loader.load("scipy")
 
 _LONGEST = 300  # characters of a name
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
@@ -121,16 +119,10 @@ def run_html(
 
 
 def score(predictions: Predictions, split: str) -> Score:
-    """Accuracy with its 95 % interval (Wilson, "Probable inference", JASA 1927, p. 209)."""
-    right, images = int(predictions.correct.sum()), len(predictions.labels)
-    interval = scipy.stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
-    return Score(
-        split=split,
-        value=accuracy(predictions),
-        low=float(interval.low),
-        high=float(interval.high),
-        images=images,
-    )
+    """Accuracy with its 95 % interval."""
+    images = len(predictions.labels)
+    found = wilson(accuracy(predictions), images, CONFIDENCE)
+    return Score(split=split, value=found.value, low=found.low, high=found.high, images=images)
 
 
 def duration(seconds: float) -> str:

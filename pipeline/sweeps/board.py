@@ -107,10 +107,13 @@ def rough_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def short_number(value: float) -> str:
+    """A value of an objective: `0.1234`, `12,345`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+
+
 def _value(values: Iterable[float], objectives: Sequence[SweepObjective]) -> str:
     return "  ".join(
-        f"{objective.metric} {value:.4f}"
-        if abs(value) < 1000
-        else f"{objective.metric} {value:,.0f}"
+        f"{objective.metric} {short_number(value)}"
         for objective, value in zip(objectives, values, strict=True)
     )

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import keras
 import psutil
@@ -20,6 +19,7 @@ from pipeline.config.schema import Config
 from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned
+from pipeline.system.processes import interrupt
 from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
@@ -66,11 +66,6 @@ def stoppable() -> Iterator[None]:
 
     A batch system sends SIGTERM and kills some time later; submitit would ignore it.
     """
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clean-up
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield  # signals only work in the main thread
         return

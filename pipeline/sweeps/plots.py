@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import lazy_loader
 import numpy as np
 
+from pipeline.evaluation.intervals import student
+from pipeline.evaluation.plots import empty_figure, without_markup
+from pipeline.reports.notes import CONFIDENCE
 from pipeline.sweeps.jobs import AxisScale
 from pipeline.sweeps.outcomes import (
     FAILED,
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
 else:
     optuna = lazy_loader.load("optuna")
-scipy = lazy_loader.load("scipy")
 
 _SEED = "seed"
 LOG_FROM = 30.0  # ratio of largest to smallest value from which an axis is logarithmic
@@ -136,17 +138,19 @@ def _without_seed(outcome: Outcome) -> dict[str, str]:
 
 def _group(outcomes: Sequence[Outcome]) -> Group:
     values = tuple(outcome.values[0] for outcome in outcomes)
-    n, mean, sd, half_width = len(values), float(np.mean(values)), math.nan, math.nan
-    if n > 1:
-        sd = float(np.std(values, ddof=1))
-        half_width = float(scipy.stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    params = _without_seed(outcomes[0])
-    return Group(params=params, values=values, n=n, mean=mean, sd=sd, half_width=half_width)
+    n, params = len(values), _without_seed(outcomes[0])
+    if n == 1:
+        return Group(
+            params=params, values=values, n=1, mean=values[0], sd=math.nan, half_width=math.nan
+        )
+    found = student(np.array(values), CONFIDENCE)
+    half = found.high - found.value
+    return Group(params=params, values=values, n=n, mean=found.value, sd=found.sd, half_width=half)
 
 
 def _history(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> Figure:
     """One panel per objective: its value by job, and the best value so far."""
-    figure = _figure(8, 1 + 3 * len(objectives))
+    figure = empty_figure(8, 1 + 3 * len(objectives))
     panels = figure.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axes, objective) in enumerate(zip(panels, objectives, strict=True)):
         _panel(axes, sorted(outcomes, key=lambda outcome: outcome.index), objective, number)
@@ -185,7 +189,7 @@ def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, n
 def _seeds(found: Sequence[Group], metric: str) -> Figure:
     """Mean and confidence interval of the best groups, and their jobs as dots."""
     shown = found[:MOST_GROUPS]
-    figure = _figure(9, 1.5 + 0.4 * len(shown))
+    figure = empty_figure(9, 1.5 + 0.4 * len(shown))
     axes = figure.subplots()
     for row, group in enumerate(shown):
         axes.errorbar(group.mean, row, xerr=group.half_width, fmt="D", capsize=4, color=MEAN)
@@ -215,13 +219,6 @@ def _labels(found: Sequence[Group]) -> list[str]:
     rows = [[without_markup(group.params[key]) for key in keys] for group in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, size in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _draw_study(
@@ -287,11 +284,6 @@ def _column(texts: Sequence[str]) -> list[Any]:
         if all(map(math.isfinite, numbers)):
             return numbers
     return [without_markup(text) for text in texts]
-
-
-def without_markup(text: str) -> str:
-    """The text with dollar signs escaped, so that matplotlib draws no formula."""
-    return text.replace("$", r"\$")
 
 
 def _distribution(column: Sequence[Any], scale: AxisScale) -> BaseDistribution:

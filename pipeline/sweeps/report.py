@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.data.values import Report
 from pipeline.reports.notes import code_block, escaped, markdown_table
-from pipeline.sweeps.board import rough_duration
+from pipeline.sweeps.board import rough_duration, short_number
 from pipeline.sweeps.jobs import AxisScale, Job, brief, short_keys
 from pipeline.sweeps.launch import jobs_at_once
 from pipeline.sweeps.manifest import Manifest
@@ -190,6 +191,4 @@ def _csv(
 
 
 def _number(value: float) -> str:
-    if value != value:
-        return ""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "" if math.isnan(value) else short_number(value)

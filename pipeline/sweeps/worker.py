@@ -21,6 +21,7 @@ import cloudpickle
 
 from pipeline.system.errors import one_line
 from pipeline.system.imports import import_slow
+from pipeline.system.processes import interrupt
 from pipeline.system.terminal import tell_unwritable_logs
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -65,7 +66,7 @@ def _carried_out(message: bytes) -> bytes:
     try:
         _lead_output_to(output)
         try:
-            signal.signal(signal.SIGTERM, _interrupt)
+            signal.signal(signal.SIGTERM, interrupt)
             function, arguments = cloudpickle.loads(packed)
             return cloudpickle.dumps({"result": function(*arguments)})
         finally:
@@ -76,11 +77,6 @@ def _carried_out(message: bytes) -> bytes:
         return pickle.dumps({"error": one_line(error)})
     finally:
         _lead_output_to(Path(os.devnull))
-
-
-def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clean-up
-    raise KeyboardInterrupt
 
 
 def _lead_output_to(path: Path) -> None:

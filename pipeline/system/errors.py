@@ -56,6 +56,12 @@ def first_of(
     return separator.join(map(named, islice(things, most))) + more
 
 
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first names, and the number of all if there are more: `a, b, … (12)`."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, … ({len(names):,})"
+
+
 def counted(count: int, one: str, many: str) -> str:
     """A count with its words: `counted(1, "row is", "rows are")` is "1 row is"."""
     return f"{count:,} {one if count == 1 else many}"

@@ -1,4 +1,4 @@
-"""Identifies a process that is at work, so that others can tell whether it is alive."""
+"""Identifies a process that is at work, so that others can tell whether it lives; stops one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -121,3 +122,9 @@ def user() -> str:
     except (KeyError, OSError):  # a container may run as a number without a name
         name = str(os.getuid())
     return f"{name}@{platform.node()}"
+
+
+def interrupt(*_: object) -> None:
+    """A handler of SIGTERM that interrupts the program once, so that it can clean up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.schema import Config, Tracking
 from pipeline.data.values import KEPT, Prepared
 from pipeline.system.databases import without_password
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, some_of
 from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
@@ -121,9 +121,10 @@ def load_teacher(
     require_own_model(client, run)
     loaded = load_model(run.model_uri, config.tracking)
     if loaded.class_names != prepared.class_names:
+        theirs, ours = (some_of(one.class_names, MOST_NAMES) for one in (loaded, prepared))
         raise RequestError(
-            f"train.teacher={source}: its classes are {_listed(loaded.class_names)}, not "
-            f"{_listed(prepared.class_names)}; a teacher needs the same classes in the same order"
+            f"train.teacher={source}: its classes are {theirs}, not {ours}; a teacher needs the "
+            "same classes in the same order"
         )
     if loaded.image_shape != prepared.image_shape:
         raise RequestError(
@@ -133,11 +134,6 @@ def load_teacher(
     if log is not None:
         log({TEACHER: run.id})
     return loaded.model
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", … ({len(names)})" if len(names) > MOST_NAMES else ""
-    return f"{', '.join(names[:MOST_NAMES])}{more}"
 
 
 def find_trained(run_id: str, config: Config, *, metric: str | None = None) -> RecordedRun:

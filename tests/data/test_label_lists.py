@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.data import archives, label_lists
+from pipeline.data.files import rest
 from pipeline.data.listing import Listing, listed
 from tests.data.test_listing import placed, refusal, touched
 from tests.stress.matrix import matrix
@@ -389,7 +390,7 @@ def test_classes_of_a_list_are_selected_by_label(tmp_path: Path) -> None:
     listing = listed(path, classes={"x": [3], "y": "a"})
     assert classes_of(listing) == {"p/1.png": "y", "p/10.png": "x"}
     assert listing.columns == {"who": ("Ann", "Cy")}
-    assert listing.rest == "left out: 1 not in dataset.classes"
+    assert rest(listing.left_out) == "left out: 1 not in dataset.classes"
 
 
 def test_labels_of_their_own_are_no_classes(tmp_path: Path) -> None:

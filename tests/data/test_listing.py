@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.data.files import find_files
+from pipeline.data.files import find_files, rest
 from pipeline.data.listing import Classes, Listing, listed
 from pipeline.data.places import Contents, Folder
 from pipeline.system.errors import RequestError
@@ -66,8 +66,12 @@ def test_class_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
     assert listing.files == ("2/a.PNG", "2/b.jpg", "10/1.png")
     assert listing.class_names == ("2", "10")
     assert listing.labels.tolist() == [0, 0, 1]
-    assert listing.rest == "left out: 1 .txt, 1 loose picture"
-    assert [listing.read(index) for index in range(3)] == [b"2/a.PNG", b"2/b.jpg", b"10/1.png"]
+    assert rest(listing.left_out) == "left out: 1 .txt, 1 loose picture"
+    assert [listing.read(index) for index in range(3)] == [
+        b"2/a.PNG",
+        b"2/b.jpg",
+        b"10/1.png",
+    ]
 
 
 # Names of files below a folder, and what is listed of them: class and split of each, and the layout
@@ -199,7 +203,7 @@ def test_a_link_that_leads_in_a_circle_is_named_when_it_is_read(tmp_path: Path) 
     (tmp_path / "b/self").symlink_to("self")
     listing = listed(tmp_path)
     assert listing.files == ("a/1.png", "a/self.png", "b/1.png")
-    assert listing.rest == "left out: 1 without an ending"
+    assert rest(listing.left_out) == "left out: 1 without an ending"
     with pytest.raises(OSError, match="symbolic links"):
         listing.read(1)
     assert [file.name for file in find_files(str(tmp_path)).files] == ["1.png", "self.png", "1.png"]
@@ -255,7 +259,7 @@ def test_classes_select_order_and_unite(
     assert listing.class_names == names
     assert listing.labels.tolist() == labels
     left = len(FOLDERS) - len(labels)
-    assert listing.rest == (f"left out: {left} not in dataset.classes" if left else "")
+    assert rest(listing.left_out) == (f"left out: {left} not in dataset.classes" if left else "")
 
 
 @pytest.mark.parametrize(

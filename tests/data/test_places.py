@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.data.files import rest
 from pipeline.data.listing import listed
 from tests.data.test_listing import placed, refusal, touched
 
@@ -51,7 +52,7 @@ def test_linked_folders_are_entered_only_if_classes_name_them(tmp_path: Path) ->
     listing = listed(photos, classes=["right", "left"])
     assert listing.files == ("left/1.png", "left/again.png", "right/1.png")
     assert listing.class_names == ("right", "left")
-    assert listing.rest == "left out: 1 linked folder"
+    assert rest(listing.left_out) == "left out: 1 linked folder"
 
 
 def test_a_link_that_leads_back_is_never_entered(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.system.errors import counted, first_of, joined
+from pipeline.system.errors import counted, first_of, joined, some_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,8 @@ def test_a_count_has_the_words_for_one_or_for_many() -> None:
     counts = (1, 0, 1000)
     told = [counted(count, "row is", "rows are") for count in counts]
     assert told == ["1 row is", "0 rows are", "1,000 rows are"]
+
+
+def test_many_names_are_shortened_to_the_first_and_the_number_of_all() -> None:
+    assert some_of(["a", "b"], 2) == "a, b"
+    assert some_of([*"abc"] * 1000, 2) == "a, b, … (3,000)"

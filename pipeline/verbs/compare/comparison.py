@@ -20,7 +20,7 @@ from pipeline.evaluation.intervals import (
     welch,
     wilson,
 )
-from pipeline.evaluation.metrics import scale_of
+from pipeline.evaluation.metrics import cross_entropies, scale_of
 from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, images_of, pair_up
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
@@ -142,19 +142,13 @@ def _per_image(
             if kind in ("accuracy", "loss") and f"{split}_probs" in one:
                 probs, labels = one[f"{split}_probs"], one[f"{split}_labels"]
                 found[run.id, metric] = (
-                    _right(probs, labels) if kind == "accuracy" else _loss(probs, labels)
+                    _right(probs, labels) if kind == "accuracy" else cross_entropies(probs, labels)
                 )
     return found
 
 
 def _right(probs: Array, labels: Array) -> Array:
     return (probs.argmax(axis=1) == labels).astype(np.float64)
-
-
-def _loss(probs: Array, labels: Array) -> Array:
-    """Cross-entropy in nats, clipped as `pipeline.evaluation.metrics.loss` does."""
-    chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.clip(chosen, 1e-7, 1 - 1e-7))
 
 
 def _bootstrapped(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:

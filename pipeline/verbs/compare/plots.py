@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.evaluation.plots import without_markup
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
 
@@ -92,7 +93,7 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     height = ABOVE + ROW * len(names) + BELOW
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
-    texts = [_plain(name) for name in names]
+    texts = [without_markup(name) for name in names]
     largest = _SMALL if any(len(name) > _LONG for name in names) else NORMAL
     size, widest = _fitting(texts, largest, NAMES, canvas)
     end = _PAD + widest
@@ -110,7 +111,7 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    _write_below(figure, _plain(below), canvas, centre=left + width / 2)
+    _write_below(figure, without_markup(below), canvas, centre=left + width / 2)
     return figure, axes
 
 
@@ -163,8 +164,3 @@ def _cut(name: str) -> str:
 
 def _value(compared: Compared, comparison: Comparison) -> float:
     return float(compared.estimates[comparison.metric].value)
-
-
-def _plain(text: str) -> str:
-    """The text with the characters escaped that matplotlib would take for a formula."""
-    return text.replace("$", r"\$")
