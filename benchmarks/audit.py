@@ -60,7 +60,7 @@ def measured(name: str, config: Config, prepared: Prepared, folds: int) -> Itera
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = out_of_fold(config, spoiled, Path(folder), folds=folds)
-        verdict = audited_labels(found.split.labels, found.probs, found.known)
+        verdict = audited_labels(found.split.labels, found.probabilities, found.known)
         seconds = time.perf_counter() - started
         hits = int((verdict.wrong & wrong).sum())
         yield (

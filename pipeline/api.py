@@ -153,8 +153,8 @@ def evaluate(
     images: Split = getattr(prepared, split)
     settings = config.evaluate
     predictor = _imported("pipeline.training.predictor")
-    probs = predictor.predict(model, images, batch_size=settings.batch_size)
-    predictions = evaluating.predictions_of(images, probs, prepared)
+    probabilities = predictor.predict(model, images, batch_size=settings.batch_size)
+    predictions = evaluating.predictions_of(images, probabilities, prepared)
     report: Report = evaluating.evaluate(predictions, settings.metrics, settings.plots)
     return report
 

@@ -123,15 +123,16 @@ def _load_data(
 def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> BySplit:
     settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
-    probs = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
+    probabilities = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
     predictions = {
-        key: evaluation.predictions_of(splits[key], one, prepared) for key, one in probs.items()
+        key: evaluation.predictions_of(splits[key], one, prepared)
+        for key, one in probabilities.items()
     }
     log.save_arrays("predictions", evaluation.as_arrays(predictions))
     if settings.test:
         log.log_report(evaluation.evaluate(predictions["test"], settings.metrics, settings.plots))
     views = predicted_in_views(model, splits, prepared, config)
-    log.log_report(evaluation.alternative_scores(predictions, views, settings))
+    log.log_report(evaluation.alternative_metrics(predictions, views, settings))
     return predictions
 
 

@@ -336,20 +336,26 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Predictions:
-    """A model's predictions on a split: `probs` f32[N,K], one column per class name.
+    """A model's predictions on a split: `probabilities` f32[N,K], one column per class name.
 
     `index` describes the files behind the split's images, if they are a user's own pictures.
     """
 
     split: Split
-    probs: Array
+    probabilities: Array
     class_names: tuple[str, ...]
     index: Index | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.split), len(self.class_names))
-        _require(self.probs.dtype == np.float32, f"probs must be float32, not {self.probs.dtype}")
-        _require(self.probs.shape == expected, f"probs must be {expected}, not {self.probs.shape}")
+        _require(
+            self.probabilities.dtype == np.float32,
+            f"probabilities must be float32, not {self.probabilities.dtype}",
+        )
+        _require(
+            self.probabilities.shape == expected,
+            f"probabilities must be {expected}, not {self.probabilities.shape}",
+        )
 
     def __repr__(self) -> str:
         right = f"{self.correct.mean():.4f} of them right" if len(self.split) else "none"
@@ -363,7 +369,7 @@ class Predictions:
     @cached_property
     def predicted(self) -> Array:
         """The most probable class of each image, i32[N]."""
-        return self.probs.argmax(axis=1).astype(np.int32)
+        return most_probable(self.probabilities)
 
     @cached_property
     def correct(self) -> Array:
@@ -373,19 +379,30 @@ class Predictions:
     @cached_property
     def confidence(self) -> Array:
         """The probability of the predicted class, f32[N]."""
-        return self.probs.max(axis=1)
+        return self.probabilities.max(axis=1)
+
+    @property
+    def probs(self) -> Array:
+        """`probabilities`, by the name that they have in metrics written for earlier versions."""
+        return self.probabilities
 
 
-def flaw_in(probs: Array, tolerance: float = 0.01) -> str | None:
+def most_probable(probabilities: Array) -> Array:
+    """The most probable class of each row of f32[N,K], i32[N]."""
+    classes: Array = probabilities.argmax(axis=1).astype(np.int32)
+    return classes
+
+
+def flaw_in(probabilities: Array, tolerance: float = 0.01) -> str | None:
     """Why the rows of f32[N,K] are not probabilities; None if they are.
 
     `tolerance` bounds how far the sum of a row may be from 1, since 16-bit numbers are rounded.
     """
-    if not np.isfinite(probs).all():
+    if not np.isfinite(probabilities).all():
         return "some are NaN or infinite"
-    if probs.size and (low := float(probs.min())) < 0:
+    if probabilities.size and (low := float(probabilities.min())) < 0:
         return f"some are negative ({low:.3g})"
-    sums = probs.sum(axis=1, dtype=np.float64)
+    sums = probabilities.sum(axis=1, dtype=np.float64)
     worst = float(sums[np.abs(sums - 1).argmax()]) if sums.size else 1.0
     return f"those of an image sum to {worst:.4g}" if abs(worst - 1) > tolerance else None
 

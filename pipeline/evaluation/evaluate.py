@@ -52,7 +52,7 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
     return {short_name(n): function_named(plots.__name__, n)(shown) for n in plot_names}
 
 
-def alternative_scores(
+def alternative_metrics(
     plain: Mapping[str, Predictions], views: Mapping[str, Array], settings: Evaluate
 ) -> Report:
     """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
@@ -60,7 +60,10 @@ def alternative_scores(
     `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for it, finds
     a temperature on the validation split and applies it to the test split.
     """
-    seen = {split: replace(plain[split], probs=probs) for split, probs in views.items()}
+    seen = {
+        split: replace(plain[split], probabilities=probabilities)
+        for split, probabilities in views.items()
+    }
     measured = _measured("views", seen)
     if settings.temperature:
         value = best_temperature(plain["val"])
@@ -94,12 +97,12 @@ def best_temperature(predictions: Predictions) -> float:
 
 def at_temperature(predictions: Predictions, value: float) -> Predictions:
     """The same predictions with their logits divided by `value`; the classes stay the same."""
-    return replace(predictions, probs=_scaled(predictions.probs, value))
+    return replace(predictions, probabilities=_scaled(predictions.probabilities, value))
 
 
-def _scaled(probs: Array, value: float) -> Array:
+def _scaled(probabilities: Array, value: float) -> Array:
     # Logarithms of probabilities serve as logits: their softmax is the probabilities again.
-    logits = np.log(np.clip(probs.astype(np.float64), 1e-12, 1)) / value
+    logits = np.log(np.clip(probabilities.astype(np.float64), 1e-12, 1)) / value
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
@@ -123,10 +126,13 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
     )
 
 
-def predictions_of(split: Split, probs: Array, prepared: Prepared) -> Predictions:
+def predictions_of(split: Split, probabilities: Array, prepared: Prepared) -> Predictions:
     """Combines a split with the probabilities f32[N,K] that a model gave for its images."""
     return Predictions(
-        split=split, probs=probs, class_names=prepared.class_names, index=prepared.index
+        split=split,
+        probabilities=probabilities,
+        class_names=prepared.class_names,
+        index=prepared.index,
     )
 
 
@@ -138,5 +144,5 @@ def as_arrays(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for split, values in predictions.items():
         arrays["class_names"] = np.array(values.class_names)
-        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probs}
+        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probabilities}
     return arrays

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.data.values import Array
+from pipeline.data.values import Array, most_probable
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import Lazy
 
@@ -32,7 +32,7 @@ class LabelAudit:
     """
 
     labels: Array
-    probs: Array
+    probabilities: Array
     judged: Array
     wrong: Array
     quality: Array
@@ -40,12 +40,12 @@ class LabelAudit:
     @cached_property
     def proposed(self) -> Array:
         """The most probable class of each image, i32[n]."""
-        return self.probs.argmax(axis=1).astype(np.int32)
+        return most_probable(self.probabilities)
 
     @cached_property
     def sure(self) -> Array:
         """The probability of the proposed class, f32[n]."""
-        return self.probs.max(axis=1)
+        return self.probabilities.max(axis=1)
 
     @cached_property
     def order(self) -> Array:
@@ -65,7 +65,7 @@ class LabelAudit:
         return float((self.proposed == self.labels)[self.judged].mean())
 
 
-def audited_labels(labels: Array, probs: Array, known: Array) -> LabelAudit:
+def audited_labels(labels: Array, probabilities: Array, known: Array) -> LabelAudit:
     """Finds likely wrong labels i32[n] by probabilities f32[n,K]; those not `known` are not judged.
 
     Raises:
@@ -78,7 +78,7 @@ def audited_labels(labels: Array, probs: Array, known: Array) -> LabelAudit:
         )
     places = np.flatnonzero(known)
     given = np.searchsorted(classes, labels[places])
-    among = probs[np.ix_(places, classes)].astype(np.float64) + 1e-9
+    among = probabilities[np.ix_(places, classes)].astype(np.float64) + 1e-9
     among /= among.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
         # For example of classes with one image; it still flags the others.
@@ -87,6 +87,8 @@ def audited_labels(labels: Array, probs: Array, known: Array) -> LabelAudit:
         quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")
     wrong, of_all = np.zeros(len(labels), bool), np.ones(len(labels), np.float32)
     # Without a class to propose instead there is nothing to look at.
-    wrong[places] = found & (probs[places].argmax(axis=1) != labels[places])
+    wrong[places] = found & (probabilities[places].argmax(axis=1) != labels[places])
     of_all[places] = quality
-    return LabelAudit(labels=labels, probs=probs, judged=known, wrong=wrong, quality=of_all)
+    return LabelAudit(
+        labels=labels, probabilities=probabilities, judged=known, wrong=wrong, quality=of_all
+    )

@@ -130,12 +130,12 @@ OBJECTIVES = ("val/accuracy", "val/loss", *RUN_SCALES)
 @metric(better="lower", low=0, unit="nats")
 def loss(predictions: Predictions) -> float:
     """Mean categorical cross-entropy in nats, probabilities clipped at 1e-7 as Keras does."""
-    return float(cross_entropies(predictions.probs, predictions.labels).mean())
+    return float(cross_entropies(predictions.probabilities, predictions.labels).mean())
 
 
-def cross_entropies(probs: Array, labels: Array) -> Array:
+def cross_entropies(probabilities: Array, labels: Array) -> Array:
     """The cross-entropy f64[N] in nats of each row of f32[N,K], clipped like `loss`."""
-    chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     clipped: Array = np.clip(chosen, 1e-7, 1 - 1e-7)
     return -np.log(clipped)
 
@@ -172,7 +172,7 @@ def brier(predictions: Predictions) -> float:
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
     truth = np.eye(len(predictions.class_names))[predictions.labels]
-    return float(((predictions.probs - truth) ** 2).sum(axis=1).mean())
+    return float(((predictions.probabilities - truth) ** 2).sum(axis=1).mean())
 
 
 @metric(better="lower", low=0, high=1)

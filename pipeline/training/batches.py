@@ -137,9 +137,9 @@ def training_batch(
     return build(config.augment, batch) if augments_batches(config) else batch
 
 
-def softened(probs: tf.Tensor, temperature: float) -> tf.Tensor:
+def softened(probabilities: tf.Tensor, temperature: float) -> tf.Tensor:
     """Probabilities f32[n,K] at a temperature, which divides the logits."""
-    return tf.nn.softmax(tf.math.log(tf.clip_by_value(probs, 1e-7, 1.0)) / temperature)
+    return tf.nn.softmax(tf.math.log(tf.clip_by_value(probabilities, 1e-7, 1.0)) / temperature)
 
 
 def _distilling(

@@ -40,7 +40,7 @@ def check_model(model: keras.Model, classes: int) -> None:
         key = _structure(model)
         if key is None or key not in _checked:
             copy = _saved_and_loaded(model)
-            _check_answers(copy)
+            _check_probabilities(copy)
             if key is not None:
                 _checked.add(key)
     finally:
@@ -77,7 +77,7 @@ def _saved_and_loaded(model: keras.Model) -> keras.Model:
             ) from error
 
 
-def _check_answers(model: keras.Model) -> None:
+def _check_probabilities(model: keras.Model) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_IMAGES, *model.input_shape[1:]), np.uint8)
     tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
@@ -90,8 +90,10 @@ def _check_answers(model: keras.Model) -> None:
 
 
 def _require_probabilities(model: keras.Model, images: Array, tolerance: float) -> None:
-    answers = keras.ops.convert_to_numpy(keras.ops.cast(model(images, training=False), "float32"))
-    if flaw := flaw_in(answers, tolerance):
+    probabilities = keras.ops.convert_to_numpy(
+        keras.ops.cast(model(images, training=False), "float32")
+    )
+    if flaw := flaw_in(probabilities, tolerance):
         raise RequestError(
             f"model={model.name}: its outputs are not probabilities: {flaw}; {_SOFTMAX}"
         )

@@ -133,8 +133,8 @@ def _scores(model: keras.Model) -> tuple[keras.KerasTensor | None, Scores]:
     return model.output, _logarithms
 
 
-def _logarithms(probs: tf.Tensor) -> tf.Tensor:
-    return tf.math.log(tf.cast(probs, tf.float32) + 1e-12)
+def _logarithms(probabilities: tf.Tensor) -> tf.Tensor:
+    return tf.math.log(tf.cast(probabilities, tf.float32) + 1e-12)
 
 
 def _dense(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:

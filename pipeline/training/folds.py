@@ -29,7 +29,7 @@ class OutOfFold:
     """
 
     split: Split
-    probs: Array
+    probabilities: Array
     fold: Array
     known: Array
 
@@ -53,7 +53,7 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
     labels, index = everything.labels, prepared.index
     groups = np.arange(len(labels)) if index is None else index.groups[everything.rows]
     fold = into_folds(labels, groups, folds, seed=config.seed)
-    probs = np.empty((len(labels), len(prepared.class_names)), np.float32)
+    probabilities = np.empty((len(labels), len(prepared.class_names)), np.float32)
     known = np.zeros(len(labels), bool)
     settings = replace(config, train=replace(config.train, tensorboard=False, plots=[]))
     for number in range(folds):
@@ -75,9 +75,9 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
             ).model
         finally:
             remove(place, ignore_errors=True)
-        probs[held] = predicted(model, part.test, part, settings)
+        probabilities[held] = predicted(model, part.test, part, settings)
         known[held] = np.isin(labels[held], part.train.labels)
-    return OutOfFold(split=everything, probs=probs, fold=fold, known=known)
+    return OutOfFold(split=everything, probabilities=probabilities, fold=fold, known=known)
 
 
 def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:

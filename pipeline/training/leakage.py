@@ -48,8 +48,10 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
         model = train(build_model(config, drawn, checked=True), drawn, config, folder, ()).model
     finally:
         remove(folder, ignore_errors=True)
-    probs = predicted(model, drawn.test, drawn, config)
-    return Predictions(split=drawn.test, probs=probs, class_names=prepared.class_names)
+    probabilities = predicted(model, drawn.test, drawn, config)
+    return Predictions(
+        split=drawn.test, probabilities=probabilities, class_names=prepared.class_names
+    )
 
 
 def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:

@@ -1,8 +1,8 @@
 """The precision of training, 16 or 32 bits: `train.precision`.
 
 Weights, losses and optimizers stay in float32 ("mixed precision", Micikevicius et al. 2018); the
-layers compute in 16 bits. A model is kept and saved in float32, so that it gives the same answers
-on processors without 16-bit arithmetic.
+layers compute in 16 bits. A model is kept and saved in float32, so that it gives the same
+predictions on processors without 16-bit arithmetic.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ def predictor(model: keras.Model) -> PredictFunction:
     graph = _graph(model, images)
 
     def forward(batch: Array) -> Array:
-        probs: Array = graph(tf.constant(batch)).numpy()
-        if flaw := flaw_in(probs):
+        probabilities: Array = graph(tf.constant(batch)).numpy()
+        if flaw := flaw_in(probabilities):
             raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
-        return probs
+        return probabilities
 
     return forward
 
@@ -47,15 +47,18 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
 
     @tf.function(input_signature=[images])
     def graph(batch: tf.Tensor) -> list[tf.Tensor]:
-        features, probs = both(batch, training=False)
+        features, probabilities = both(batch, training=False)
         places = list(range(1, len(features.shape) - 1))
-        return [tf.cast(tf.reduce_mean(features, places), tf.float32), tf.cast(probs, tf.float32)]
+        return [
+            tf.cast(tf.reduce_mean(features, places), tf.float32),
+            tf.cast(probabilities, tf.float32),
+        ]
 
     def forward(batch: Array) -> tuple[Array, Array]:
-        features, probs = (part.numpy() for part in graph(tf.constant(batch)))
-        if flaw := flaw_in(probs):
+        features, probabilities = (part.numpy() for part in graph(tf.constant(batch)))
+        if flaw := flaw_in(probabilities):
             raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
-        return features, probs
+        return features, probabilities
 
     return forward
 
@@ -106,12 +109,12 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
         return graph(tf.constant(batch)).numpy()
 
     for size in WARM_UP:
-        probs = forward(np.zeros((size, *image_shape), np.uint8))
-        if probs.shape != (size, classes):
+        probabilities = forward(np.zeros((size, *image_shape), np.uint8))
+        if probabilities.shape != (size, classes):
             raise RequestError(
-                f"the model gives {probs.shape[-1]} probabilities for {classes} class names"
+                f"the model gives {probabilities.shape[-1]} probabilities for {classes} class names"
             )
-        if flaw := flaw_in(probs):
+        if flaw := flaw_in(probabilities):
             raise RequestError(f"the model's outputs are not probabilities: {flaw}")
     return forward
 

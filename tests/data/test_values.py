@@ -159,19 +159,20 @@ def test_statistics_of_another_shape_or_dtype_are_refused() -> None:
 def test_predictions_name_the_most_probable_class_and_its_probability() -> None:
     made = Predictions(
         split=Split(images=RAW.train.images, labels=RAW.train.labels),
-        probs=np.array([[0.75, 0.25], [0.5, 0.5], [0, 1]], np.float32),
+        probabilities=np.array([[0.75, 0.25], [0.5, 0.5], [0, 1]], np.float32),
         class_names=RAW.class_names,
     )
     np.testing.assert_array_equal(made.predicted, [0, 0, 1])
     np.testing.assert_array_equal(made.confidence, np.array([0.75, 0.5, 1], np.float32))
     assert made.predicted.dtype == np.int32
+    assert made.probs is made.probabilities  # for metrics written for earlier versions
 
 
 def test_probabilities_for_another_number_of_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"probs must be \(3, 2\), not \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"probabilities must be \(3, 2\), not \(3, 4\)"):
         Predictions(
             split=Split(images=RAW.train.images, labels=RAW.train.labels),
-            probs=np.zeros((3, 4), np.float32),
+            probabilities=np.zeros((3, 4), np.float32),
             class_names=RAW.class_names,
         )
 
@@ -179,8 +180,10 @@ def test_probabilities_for_another_number_of_classes_are_refused() -> None:
 def test_values_show_themselves_in_a_line_without_their_arrays() -> None:
     assert repr(RAW) == "RawData(train 3, test 1; 2×3×1, 2 classes; test)"
     assert repr(RAW.train) == "Split(3 images 2×3×1)"
-    probs = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]], np.float32)
-    shown = repr(Predictions(split=RAW.train, probs=probs, class_names=RAW.class_names))
+    probabilities = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]], np.float32)
+    shown = repr(
+        Predictions(split=RAW.train, probabilities=probabilities, class_names=RAW.class_names)
+    )
     assert shown == "Predictions(3 images, 2 classes, 0.6667 of them right)"
     report = Report(metrics={"test/accuracy": 0.5}, texts={"class_report.txt": "…"})
     assert repr(report) == "Report(test/accuracy=0.5000; class_report.txt)"

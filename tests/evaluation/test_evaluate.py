@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import (
-    alternative_scores,
+    alternative_metrics,
     as_arrays,
     at_temperature,
     best_temperature,
@@ -21,7 +21,7 @@ from tests.commands import configured
 
 MADE = Predictions(
     split=Split(images=np.zeros((4, 2, 2, 1), np.uint8), labels=np.array([0, 0, 1, 1], np.int32)),
-    probs=np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32),
+    probabilities=np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32),
     class_names=("T-shirt/top", "bag"),
 )
 
@@ -115,7 +115,7 @@ def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> N
     assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
     assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
     np.testing.assert_array_equal(arrays["val_labels"], MADE.labels)
-    np.testing.assert_array_equal(arrays["test_probs"], MADE.probs)
+    np.testing.assert_array_equal(arrays["test_probs"], MADE.probabilities)
     assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
     assert as_arrays({}) == {}
 
@@ -135,9 +135,9 @@ def overconfident(sharpness: float, images: int = 4000) -> Predictions:
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = (rng.random((images, 1)) > true.cumsum(axis=1)).sum(axis=1).astype(np.int32)
     sharp = np.exp(sharpness * logits)
-    probs = (sharp / sharp.sum(axis=1, keepdims=True)).astype(np.float32)
+    probabilities = (sharp / sharp.sum(axis=1, keepdims=True)).astype(np.float32)
     split = Split(images=np.zeros((images, 1, 1, 1), np.uint8), labels=labels)
-    return Predictions(split=split, probs=probs, class_names=("a", "b", "c"))
+    return Predictions(split=split, probabilities=probabilities, class_names=("a", "b", "c"))
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 1.0, 0.4])
@@ -153,18 +153,20 @@ def test_the_temperature_undoes_too_much_or_too_little_confidence(sharpness: flo
 
 def test_a_temperature_of_one_changes_nothing_and_halves_are_square_roots() -> None:
     given = overconfident(1.0, images=5)
-    np.testing.assert_allclose(at_temperature(given, 1.0).probs, given.probs, atol=1e-6)
-    roots = np.sqrt(given.probs)
+    np.testing.assert_allclose(
+        at_temperature(given, 1.0).probabilities, given.probabilities, atol=1e-6
+    )
+    roots = np.sqrt(given.probabilities)
     expected = roots / roots.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(at_temperature(given, 2.0).probs, expected, atol=1e-6)
+    np.testing.assert_allclose(at_temperature(given, 2.0).probabilities, expected, atol=1e-6)
 
 
 def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
     val, test = overconfident(2.0, images=300), overconfident(2.0, images=200)
     both, asked = {"val": val, "test": test}, configured("evaluate.temperature=true").evaluate
     other = at_temperature(test, 0.5)
-    assert alternative_scores(both, {}, configured().evaluate).metrics == {}
-    measured = alternative_scores(both, {"test": other.probs}, asked).metrics
+    assert alternative_metrics(both, {}, configured().evaluate).metrics == {}
+    measured = alternative_metrics(both, {"test": other.probabilities}, asked).metrics
     value = best_temperature(val)
     warmed = at_temperature(test, value)
     assert measured == {
@@ -177,4 +179,4 @@ def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
         "test/tempered/ece": metrics.ece(warmed),
     }
     assert metrics.loss(warmed) < metrics.loss(test)
-    assert alternative_scores({"val": val}, {}, asked).metrics == {"val/temperature": value}
+    assert alternative_metrics({"val": val}, {}, asked).metrics == {"val/temperature": value}

@@ -9,9 +9,9 @@ from pipeline.system.errors import RequestError
 
 
 def answers(truth: Array, classes: int, sure: float = 0.9) -> Array:
-    probs = np.full((len(truth), classes), (1 - sure) / (classes - 1), np.float32)
-    probs[np.arange(len(truth)), truth] = sure
-    return probs
+    probabilities = np.full((len(truth), classes), (1 - sure) / (classes - 1), np.float32)
+    probabilities[np.arange(len(truth)), truth] = sure
+    return probabilities
 
 
 def test_swapped_labels_are_found_and_the_others_left_alone() -> None:
@@ -29,18 +29,18 @@ def test_swapped_labels_are_found_and_the_others_left_alone() -> None:
 
 def test_the_most_doubtful_label_comes_first() -> None:
     truth = np.arange(40, dtype=np.int32) % 2
-    labels, probs = truth.copy(), answers(truth, 2)
+    labels, probabilities = truth.copy(), answers(truth, 2)
     labels[[2, 5]] = 1 - truth[[2, 5]]
-    probs[5] = [0.01, 0.99] if truth[5] else [0.99, 0.01]
-    assert audited_labels(labels, probs, np.ones(40, bool)).order[:2].tolist() == [5, 2]
+    probabilities[5] = [0.01, 0.99] if truth[5] else [0.99, 0.01]
+    assert audited_labels(labels, probabilities, np.ones(40, bool)).order[:2].tolist() == [5, 2]
 
 
 def test_labels_of_a_class_that_no_model_has_seen_are_not_judged() -> None:
     truth = np.concatenate([np.arange(40) % 2, np.full(10, 2)]).astype(np.int32)
-    probs = answers(np.where(truth == 2, 0, truth), 3)
-    probs[:, 2] = 0
+    probabilities = answers(np.where(truth == 2, 0, truth), 3)
+    probabilities[:, 2] = 0
     known = truth != 2
-    verdict = audited_labels(truth, probs / probs.sum(axis=1, keepdims=True), known)
+    verdict = audited_labels(truth, probabilities / probabilities.sum(axis=1, keepdims=True), known)
     assert not verdict.wrong.any()
     assert (verdict.quality[~known] == 1).all()
     assert verdict.accuracy == 1

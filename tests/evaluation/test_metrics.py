@@ -16,14 +16,14 @@ from pipeline.evaluation.metrics import Scale, scale_of
 
 
 def predictions(
-    probs: Array | list[list[float]], labels: list[int], names: tuple[str, ...] = ()
+    probabilities: Array | list[list[float]], labels: list[int], names: tuple[str, ...] = ()
 ) -> Predictions:
-    matrix = np.array(probs, np.float32)
+    matrix = np.array(probabilities, np.float32)
     return Predictions(
         split=Split(
             images=np.zeros((len(labels), 2, 2, 1), np.uint8), labels=np.array(labels, np.int32)
         ),
-        probs=matrix,
+        probabilities=matrix,
         class_names=names or tuple(f"c{index}" for index in range(matrix.shape[1])),
     )
 
@@ -50,9 +50,9 @@ def test_a_class_held_impossible_costs_as_much_as_keras_says() -> None:
 def test_loss_agrees_with_keras() -> None:
     import keras
 
-    probs = np.random.default_rng(0).dirichlet(np.ones(4), 50)
-    made = predictions(probs, [index % 4 for index in range(50)])
-    expected = keras.losses.SparseCategoricalCrossentropy()(made.labels, made.probs)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), 50)
+    made = predictions(probabilities, [index % 4 for index in range(50)])
+    expected = keras.losses.SparseCategoricalCrossentropy()(made.labels, made.probabilities)
     assert metrics.loss(made) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -260,8 +260,8 @@ def any_predictions(draw: st.DrawFn) -> Predictions:
     images, classes = draw(st.integers(1, 40)), draw(st.integers(2, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # Small concentrations give near-certain rows, large ones undecided rows.
-    probs = rng.dirichlet(np.full(classes, draw(st.sampled_from([0.01, 1, 100]))), images)
-    return predictions(probs, rng.integers(0, classes, images).tolist())
+    probabilities = rng.dirichlet(np.full(classes, draw(st.sampled_from([0.01, 1, 100]))), images)
+    return predictions(probabilities, rng.integers(0, classes, images).tolist())
 
 
 @given(any_predictions())
@@ -285,6 +285,6 @@ def test_calibration_counts_every_image_once_and_keeps_the_totals(made: Predicti
 @given(any_predictions(), st.integers(0, 100))
 def test_metrics_do_not_depend_on_the_order_of_the_images(made: Predictions, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(made.labels))
-    shuffled = predictions(made.probs[order], made.labels[order].tolist())
+    shuffled = predictions(made.probabilities[order], made.labels[order].tolist())
     for metric in (metrics.loss, metrics.accuracy, metrics.macro_f1, metrics.ece):
         assert metric(shuffled) == pytest.approx(metric(made), abs=1e-9)

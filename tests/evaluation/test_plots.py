@@ -18,12 +18,16 @@ pytestmark = pytest.mark.slow
 
 
 def predictions(
-    probs: Any, labels: list[int], *, channels: int = 1, names: tuple[str, ...] = ("cat", "dog")
+    probabilities: Any,
+    labels: list[int],
+    *,
+    channels: int = 1,
+    names: tuple[str, ...] = ("cat", "dog"),
 ) -> Predictions:
     images = np.arange(len(labels) * 4 * channels, dtype=np.uint8).reshape(-1, 2, 2, channels)
     return Predictions(
         split=Split(images=images, labels=np.array(labels, np.int32)),
-        probs=np.array(probs, np.float32),
+        probabilities=np.array(probabilities, np.float32),
         class_names=names,
     )
 

@@ -14,8 +14,8 @@ from tests.reports.test_page import Page, facts
 def predictions(columns: dict[str, list[str]], right: list[bool]) -> Predictions:
     """Predictions on every second row of a packed array; the rows between have other texts."""
     count = len(right)
-    probs = np.zeros((count, 2), np.float32)
-    probs[np.arange(count), np.where(right, 0, 1)] = 1
+    probabilities = np.zeros((count, 2), np.float32)
+    probabilities[np.arange(count), np.where(right, 0, 1)] = 1
     spread = {
         name: Texts.of(text for value in texts for text in ("no", value))
         for name, texts in columns.items()
@@ -26,7 +26,7 @@ def predictions(columns: dict[str, list[str]], right: list[bool]) -> Predictions
             labels=np.zeros(count, np.int32),
             rows=np.arange(1, 2 * count, 2),
         ),
-        probs=probs,
+        probabilities=probabilities,
         class_names=("cat", "dog"),
         index=Index(
             root="photos",

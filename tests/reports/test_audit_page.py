@@ -8,8 +8,8 @@ from pipeline.reports.audit_page import Doubt, audit_html
 
 def test_names_on_the_page_are_text() -> None:
     labels = np.array([0, 1, 0, 1, 0, 1], np.int32)
-    probs = np.eye(2, dtype=np.float32)[[1, 1, 0, 1, 0, 1]] * 0.8 + 0.1
-    verdict = audited_labels(labels, probs, np.ones(6, bool))
+    probabilities = np.eye(2, dtype=np.float32)[[1, 1, 0, 1, 0, 1]] * 0.8 + 0.1
+    verdict = audited_labels(labels, probabilities, np.ones(6, bool))
     page = audit_html(
         [Doubt(name="<i>a.png", given=0, proposed=1, of_given=0.1, of_proposed=0.9)],
         np.zeros((1, 8, 8, 3), np.uint8),

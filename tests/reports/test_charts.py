@@ -63,7 +63,7 @@ def test_a_bar_stands_where_confidence_and_share_right_say() -> None:
             split=Split(
                 images=np.zeros((4, 1, 1, 1), np.uint8), labels=np.array([0, 1, 1, 1], np.int32)
             ),
-            probs=np.array([[1, 0], [1, 0], [0.25, 0.75], [0.25, 0.75]], np.float32),
+            probabilities=np.array([[1, 0], [1, 0], [0.25, 0.75], [0.25, 0.75]], np.float32),
             class_names=("a", "b"),
         )
     )

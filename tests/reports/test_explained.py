@@ -11,7 +11,7 @@ def predictions(labels: list[int], guesses: list[int]) -> Predictions:
     count = len(labels)
     return Predictions(
         split=Split(images=np.zeros((count, 4, 4, 1), np.uint8), labels=np.array(labels, np.int32)),
-        probs=np.eye(2, dtype=np.float32)[guesses],
+        probabilities=np.eye(2, dtype=np.float32)[guesses],
         class_names=("cat", "dog"),
     )
 

@@ -23,14 +23,14 @@ def predictions(
     labels: list[int], guesses: list[int], sure: list[float], images: Array | None = None
 ) -> Predictions:
     names = ("a", "b", "c")
-    probs = np.zeros((len(labels), len(names)), np.float32)
-    probs[np.arange(len(labels)), guesses] = sure
+    probabilities = np.zeros((len(labels), len(names)), np.float32)
+    probabilities[np.arange(len(labels)), guesses] = sure
     if images is None:
         images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
         images = np.broadcast_to(images, (len(labels), 2, 3, 1)).copy()
     return Predictions(
         split=Split(images=images, labels=np.array(labels, np.int32)),
-        probs=probs,
+        probabilities=probabilities,
         class_names=names,
     )
 
@@ -150,7 +150,7 @@ def test_the_cells_of_many_classes_get_one_small_thumbnail_each() -> None:
     labels = rng.integers(0, classes, n).astype(np.int32)
     made = Predictions(
         split=Split(images=np.zeros((n, 64, 64, 3), np.uint8), labels=labels),
-        probs=rng.random((n, classes), np.float32),
+        probabilities=rng.random((n, classes), np.float32),
         class_names=tuple(str(number) for number in range(classes)),
     )
     found = confusion(made)

@@ -29,7 +29,7 @@ def predictions(right: int, images: int) -> Predictions:
     guesses = np.where(np.arange(images) < right, 0, 1)
     return Predictions(
         split=Split(images=np.zeros((images, 2, 2, 1), np.uint8), labels=labels),
-        probs=np.eye(2, dtype=np.float32)[guesses],
+        probabilities=np.eye(2, dtype=np.float32)[guesses],
         class_names=("cat", "dog"),
     )
 

@@ -61,14 +61,14 @@ class Page(HTMLParser):
 
 def predictions(names: tuple[str, ...] = ("cat", "dog")) -> Predictions:
     """Three of four right; a dog is taken for a cat with confidence 0.75."""
-    probs = np.full((4, len(names)), 0.25 / (len(names) - 1), np.float32)
-    probs[np.arange(4), [0, 0, 0, 1]] = [0.75, 0.75, 0.75, 0.75]
+    probabilities = np.full((4, len(names)), 0.25 / (len(names) - 1), np.float32)
+    probabilities[np.arange(4), [0, 0, 0, 1]] = [0.75, 0.75, 0.75, 0.75]
     return Predictions(
         split=Split(
             images=np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3, 1),
             labels=np.array([0, 0, 1, 1], np.int32),
         ),
-        probs=probs,
+        probabilities=probabilities,
         class_names=names,
     )
 
@@ -331,7 +331,7 @@ def test_a_report_of_large_images_stays_small(shape: tuple[int, int, int]) -> No
     labels = np.arange(60, dtype=np.int32) % 10
     made = Predictions(
         split=Split(images=rng.integers(0, 256, (60, *shape), np.uint8), labels=labels),
-        probs=rng.dirichlet(np.ones(10), 60).astype(np.float32),
+        probabilities=rng.dirichlet(np.ones(10), 60).astype(np.float32),
         class_names=tuple("abcdefghij"),
     )
     text = run_html(facts(), configured("dataset=digits"), {"test": made})

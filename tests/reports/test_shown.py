@@ -27,12 +27,12 @@ PHONE = {"width": 390, "height": 844}
 def some_predictions(names: tuple[str, ...], images: int) -> Predictions:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(names), images).astype(np.int32)
-    probs = rng.random((images, len(names)), np.float32)
-    probs[np.arange(images), labels] += 0.5
+    probabilities = rng.random((images, len(names)), np.float32)
+    probabilities[np.arange(images), labels] += 0.5
     pictures = rng.integers(0, 256, (images, 8, 8, 1), np.uint8)
     return Predictions(
         split=Split(images=pictures, labels=labels),
-        probs=probs / probs.sum(axis=1, keepdims=True),
+        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
         class_names=names,
     )
 

@@ -51,11 +51,11 @@ def test_a_tag_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_path: 
 
 
 def test_arrays_come_back_as_they_were(config: Config, tmp_path: Path) -> None:
-    probs = np.array([[0.25, 0.75]], np.float32)
+    probabilities = np.array([[0.25, 0.75]], np.float32)
     with record(config, tmp_path) as recording:
-        recording.save_arrays("predictions", {"test_probs": probs})
+        recording.save_arrays("predictions", {"test_probs": probabilities})
     with np.load(artefacts(recording) / "predictions.npz") as loaded:
-        np.testing.assert_array_equal(loaded["test_probs"], probs)
+        np.testing.assert_array_equal(loaded["test_probs"], probabilities)
         assert loaded["test_probs"].dtype == np.float32
 
 

@@ -81,9 +81,9 @@ def test_the_newest_and_the_best_are_found_and_a_model_is_loaded(store: Path) ->
     assert find_run(PLAIN[:6], asked()).config.choices.model == "linear"
     assert find_sweep("latest", asked()).is_sweep
     images = np.zeros((2, 28, 28, 1), np.uint8)
-    probs = np.asarray(best.load_model()(images))
-    assert probs.shape == (2, 10)
-    assert probs.sum(axis=1) == pytest.approx(1)
+    probabilities = np.asarray(best.load_model()(images))
+    assert probabilities.shape == (2, 10)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
 
 
 def test_predictions_and_texts_are_read_and_what_is_missing_is_named(store: Path) -> None:

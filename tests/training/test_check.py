@@ -124,8 +124,8 @@ def test_a_model_that_gives_probabilities_passes_and_keeps_its_weights(head: Hea
     for weight, then in zip(made.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, then)
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
-    probs = predict(made, split(images), batch_size=2)
-    assert (probs.dtype, flaw_in(probs)) == (np.float32, None)
+    probabilities = predict(made, split(images), batch_size=2)
+    assert (probabilities.dtype, flaw_in(probabilities)) == (np.float32, None)
 
 
 def logits(images: Any, classes: int) -> Any:
@@ -180,7 +180,7 @@ def test_a_model_whose_weights_are_nan_predicts_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("probs", "flaw"),
+    ("probabilities", "flaw"),
     [
         ([[0.5, 0.5], [1, 0]], None),
         ([[0.333, 0.333, 0.333]], None),
@@ -191,5 +191,7 @@ def test_a_model_whose_weights_are_nan_predicts_nothing() -> None:
     ],
 )
 @matrix(25)
-def test_what_keeps_numbers_from_being_probabilities_is_told(probs: Any, flaw: str | None) -> None:
-    assert flaw_in(np.array(probs, np.float32)) == flaw
+def test_what_keeps_numbers_from_being_probabilities_is_told(
+    probabilities: Any, flaw: str | None
+) -> None:
+    assert flaw_in(np.array(probabilities, np.float32)) == flaw

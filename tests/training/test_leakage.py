@@ -47,8 +47,10 @@ def test_frames_of_few_subjects_fall_to_chance_and_the_careless_claim_is_told(
     settings = ("model=linear", "train.epochs=30", "train.batch_size=8", "train.tensorboard=false")
     config = configured("dataset=digits", *settings, "optimizer.learning_rate=0.01")
     model = train(build_model(config, frames), frames, config, tmp_path / "run", ()).model
-    probs = predict(model, frames.test, batch_size=100)
-    honest = Predictions(split=frames.test, probs=probs, class_names=frames.class_names)
+    probabilities = predict(model, frames.test, batch_size=100)
+    honest = Predictions(
+        split=frames.test, probabilities=probabilities, class_names=frames.class_names
+    )
     report = leakage_of(config, frames, honest, tmp_path)
     assert report.metrics["leakage/test_accuracy"] >= 0.9
     assert report.metrics["leakage/difference"] >= 0.25

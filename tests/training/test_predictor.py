@@ -36,10 +36,10 @@ def model() -> keras.Model:
 
 @pytest.mark.parametrize("number", [1, 2, 70])
 def test_probabilities_are_those_of_the_model_at_inference(model: keras.Model, number: int) -> None:
-    probs = warm_predictor(model, SHAPE, 3)(IMAGES[:number])
+    probabilities = warm_predictor(model, SHAPE, 3)(IMAGES[:number])
     expected = model(IMAGES[:number], training=False).numpy()
-    assert probs.dtype == np.float32
-    np.testing.assert_allclose(probs, expected, atol=1e-6)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
 def test_many_threads_get_each_its_own_answer(model: keras.Model) -> None:
@@ -67,11 +67,11 @@ def test_predictions_are_those_of_model_predict_also_in_uneven_batches(
     model: keras.Model, batch_size: int
 ) -> None:
     images = IMAGES[:21]
-    probs = predict(model, split(21), batch_size=batch_size)
-    assert probs.dtype == np.float32
-    assert probs.shape == (21, 3)
+    probabilities = predict(model, split(21), batch_size=batch_size)
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (21, 3)
     expected = model.predict(images, batch_size=batch_size, verbose=0)
-    np.testing.assert_allclose(probs, expected, rtol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
 
 
 def test_the_time_of_one_image_is_the_median_without_the_first_calls(

@@ -53,8 +53,8 @@ def test_the_loss_is_that_of_the_classes_and_of_the_teacher_in_their_shares() ->
         trained = {key: float(value) for key, value in model.train_step(batch).items()}
     true = -np.log(before[np.arange(8), labels])
 
-    def at_4(probs: Any) -> Any:
-        powers = probs ** (1 / 4)
+    def at_4(probabilities: Any) -> Any:
+        powers = probabilities ** (1 / 4)
         return powers / powers.sum(axis=1, keepdims=True)
 
     distance = (at_4(by_teacher) * np.log(at_4(by_teacher) / at_4(before))).sum(axis=1)

@@ -56,11 +56,11 @@ def test_what_has_no_report_or_cannot_be_explained_is_refused(
 def test_the_surest_mistakes_are_explained_and_the_features_drawn_if_the_model_has_any(
     has_features: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probs = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]], np.float32)
     images = np.arange(4, dtype=np.uint8).repeat(4).reshape(4, 2, 2, 1)
     predictions = Predictions(
         split=Split(images=images, labels=np.zeros(4, np.int32)),
-        probs=probs,
+        probabilities=probabilities,
         class_names=("cat", "dog"),
     )
     asked: list[Any] = []

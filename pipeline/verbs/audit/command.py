@@ -79,7 +79,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     prepared = split_data(raw, config)
     addresses, before = _addresses(raw, prepared, config)
     found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
-    verdict = audited_labels(found.split.labels, found.probs, found.known)
+    verdict = audited_labels(found.split.labels, found.probabilities, found.known)
     exclude = Path(request.exclude)
     result = Audited(
         verdict=verdict,
@@ -200,7 +200,7 @@ def _doubt(result: Audited, place: int) -> Doubt:
         name=" ".join(map(str, result.addresses[place])),
         given=int(verdict.labels[place]),
         proposed=int(verdict.proposed[place]),
-        of_given=float(verdict.probs[place, verdict.labels[place]]),
+        of_given=float(verdict.probabilities[place, verdict.labels[place]]),
         of_proposed=float(verdict.sure[place]),
     )
 

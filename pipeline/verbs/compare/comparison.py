@@ -140,15 +140,17 @@ def _per_image(
             split, _, kind = metric.partition("/")
             one = stored.get(run.id, {})
             if kind in ("accuracy", "loss") and f"{split}_probs" in one:
-                probs, labels = one[f"{split}_probs"], one[f"{split}_labels"]
+                probabilities, labels = one[f"{split}_probs"], one[f"{split}_labels"]
                 found[run.id, metric] = (
-                    _right(probs, labels) if kind == "accuracy" else cross_entropies(probs, labels)
+                    _right(probabilities, labels)
+                    if kind == "accuracy"
+                    else cross_entropies(probabilities, labels)
                 )
     return found
 
 
-def _right(probs: Array, labels: Array) -> Array:
-    return (probs.argmax(axis=1) == labels).astype(np.float64)
+def _right(probabilities: Array, labels: Array) -> Array:
+    return (probabilities.argmax(axis=1) == labels).astype(np.float64)
 
 
 def _bootstrapped(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.values import JUDGED_SPLITS, Array
+from pipeline.data.values import JUDGED_SPLITS, Array, most_probable
 from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
 from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
 from pipeline.tracking.values import RecordedRun
@@ -56,9 +56,7 @@ def pair_up(
     split = _common_split(runs, stored)
     first, second = (stored[run.id] for run in runs)
     labels = first[f"{split}_labels"]
-    before, after = (
-        one[f"{split}_probs"].argmax(axis=1).astype(np.int32) for one in (first, second)
-    )
+    before, after = (most_probable(one[f"{split}_probs"]) for one in (first, second))
     right = np.stack([before == labels, after == labels]).astype(np.float64)
     ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
     share, other = (float(part.mean()) for part in right)

@@ -273,10 +273,10 @@ def _reference_values(
 def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
     """Confidences f32[N] on images not trained on, and how often each class was predicted."""
     stored = run.predictions()
-    probs = stored["test_probs" if "test_probs" in stored else "val_probs"]
+    probabilities = stored["test_probs" if "test_probs" in stored else "val_probs"]
     names = [str(name) for name in stored["class_names"]]
-    counts = np.bincount(probs.argmax(axis=1), minlength=len(names)).tolist()
-    return probs.max(axis=1), dict(zip(names, counts, strict=True))
+    counts = np.bincount(probabilities.argmax(axis=1), minlength=len(names)).tolist()
+    return probabilities.max(axis=1), dict(zip(names, counts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -305,10 +305,12 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
             images = np.where(inverted[:, None, None, None], 255 - images, images)
         found.append(quantities_of(images))
         if model and forward:
-            features, probs = forward(images)
+            features, probabilities = forward(images)
             seen.append(features)
-            sure.append(probs.max(axis=1))
-            assigned.update(model.class_names[place] for place in probs.argmax(axis=1).tolist())
+            sure.append(probabilities.max(axis=1))
+            assigned.update(
+                model.class_names[place] for place in probabilities.argmax(axis=1).tolist()
+            )
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
     values |= sizes(np.asarray(packed.sizes))
     if model is None:

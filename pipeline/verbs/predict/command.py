@@ -30,13 +30,13 @@ from pipeline.system.terminal import (
     standard_output,
 )
 from pipeline.verbs.predict import Predict
-from pipeline.verbs.predict.writers import WRITERS, Answers
+from pipeline.verbs.predict.writers import WRITERS, PredictedBlock
 
 if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
     from pipeline.verbs.predict.sheet import Sheet
 
-Classify = Callable[[Block], Answers]
+Classify = Callable[[Block], PredictedBlock]
 
 
 class Tally:
@@ -46,11 +46,11 @@ class Tally:
         self.images: Counter[str] = Counter()
         self.probabilities: defaultdict[str, float] = defaultdict(float)
 
-    def add(self, answers: Answers) -> None:
+    def add(self, predicted: PredictedBlock) -> None:
         """Counts the most probable class of each image."""
-        best, highest = answers.top[:, 0], answers.probs.max(axis=1)
+        best, highest = predicted.top[:, 0], predicted.probabilities.max(axis=1)
         for place in np.unique(best):
-            name = answers.class_names[place]
+            name = predicted.class_names[place]
             self.images[name] += int((best == place).sum())
             self.probabilities[name] += float(highest[best == place].sum())
 
@@ -150,11 +150,11 @@ def _write(
     with replacing(output) as partial, WRITERS[output.suffix.lower()](partial) as write:
         try:
             for block in blocks:
-                answers = classify(block)
-                write(answers)
-                tally.add(answers)
+                predicted = classify(block)
+                write(predicted)
+                tally.add(predicted)
                 for sheet in sheets:
-                    sheet.add(answers, block.images)
+                    sheet.add(predicted, block.images)
         except KeyboardInterrupt as stop:
             stop.args = (f"{tally.total:,} images were classified, {output} is not written",)
             raise
@@ -164,20 +164,20 @@ def _write(
 
 
 def classifier(model: LoadedModel, invert: str) -> Classify:
-    """Makes a function that turns blocks into answers; `invert` is auto, yes or no."""
+    """Makes a function that predicts blocks; `invert` is auto, yes or no."""
     from pipeline.training.predictor import predictor
 
     forward = predictor(model.model)
 
-    def classify(block: Block) -> Answers:
+    def classify(block: Block) -> PredictedBlock:
         inverted = _to_invert(block.images, invert, model.dark_border)
         images = block.images
         if inverted.any():
             images = np.where(inverted[:, None, None, None], 255 - images, images)
-        return Answers(
+        return PredictedBlock(
             files=block.files,
             indices=block.indices,
-            probs=forward(images),
+            probabilities=forward(images),
             inverted=inverted,
             class_names=model.class_names,
         )

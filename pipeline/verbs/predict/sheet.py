@@ -27,7 +27,7 @@ from pipeline.data.values import Array, Shape
 from pipeline.reports.explained import overlay
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
-from pipeline.verbs.predict.writers import Answers
+from pipeline.verbs.predict.writers import PredictedBlock
 
 if TYPE_CHECKING:
     from pipeline.training.explain import Importance
@@ -55,9 +55,10 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Collects the first images and answers for the page; `shape` is that of the model's images.
+    """Collects the first images and their predictions for the page.
 
-    `explain` takes images u8[N,H,W,C] and classes i64[N], and maps what speaks for these.
+    `shape` is that of the model's images. `explain` takes images u8[N,H,W,C] and classes i64[N],
+    and maps what speaks for these.
     """
 
     title: str
@@ -65,18 +66,20 @@ class Sheet:
     explain: Callable[[Array, Array], Importance] | None = None
     cells: list[Thumbnail] = field(default_factory=list)
 
-    def add(self, answers: Answers, images: Array) -> None:
+    def add(self, predicted: PredictedBlock, images: Array) -> None:
         """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
         most = _EXPLAINED if self.explain else MOST_PICTURES
         for place in range(min(len(images), most - len(self.cells))):
-            best = answers.top[place, 0]
+            best = predicted.top[place, 0]
             self.cells.append(
                 Thumbnail(
-                    file=answers.files[place],
-                    index=answers.indices[place],
-                    label=answers.class_names[best],
-                    probability=float(answers.probs[place, best]),
-                    seen=np.bitwise_xor(images[place], 255 * answers.inverted[place].astype("u1")),
+                    file=predicted.files[place],
+                    index=predicted.indices[place],
+                    label=predicted.class_names[best],
+                    probability=float(predicted.probabilities[place, best]),
+                    seen=np.bitwise_xor(
+                        images[place], 255 * predicted.inverted[place].astype("u1")
+                    ),
                     best=int(best),
                 )
             )

@@ -23,28 +23,28 @@ ROW_GROUP = 2**16  # rows of Parquet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """A model's predictions on some images.
+class PredictedBlock:
+    """A model's predictions on a block of images; `probabilities` f32[N,K].
 
-    `indices`: positions in a file of several images, None in a file of one. `probs`: f32[N,K].
-    `inverted`: bool[N], whether the image was inverted for the model.
+    `indices`: positions in a file of several images, None in a file of one. `inverted`: bool[N],
+    whether the image was inverted for the model.
     """
 
     files: tuple[Path, ...]
     indices: tuple[int | None, ...]
-    probs: Array
+    probabilities: Array
     inverted: Array
     class_names: tuple[str, ...]
 
     @cached_property
     def top(self) -> Array:
         """The most probable classes, best first, ties in class order, i64[N,min(TOP,K)]."""
-        return np.argsort(-self.probs, axis=1, kind="stable")[:, :_TOP]
+        return np.argsort(-self.probabilities, axis=1, kind="stable")[:, :_TOP]
 
     def columns(self) -> dict[str, list[Any]]:
         """The rows as columns by name, probabilities rounded."""
         names = np.array(self.class_names, object)
-        values = np.take_along_axis(self.probs, self.top, axis=1)
+        values = np.take_along_axis(self.probabilities, self.top, axis=1)
         rounded = np.round(values.astype(float), DIGITS)
         columns: dict[str, list[Any]] = {
             "file": [*map(printable, self.files)],
@@ -57,7 +57,7 @@ class Answers:
         return columns | {"inverted": self.inverted.tolist()}
 
 
-Write = Callable[[Answers], None]
+Write = Callable[[PredictedBlock], None]
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def csv_writer(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
 
-        def write(answers: Answers) -> None:
-            columns = answers.columns()
+        def write(predicted: PredictedBlock) -> None:
+            columns = predicted.columns()
             columns["inverted"] = ["true" if value else "false" for value in columns["inverted"]]
             if not file.tell():
                 writer.writerow(columns)
@@ -81,8 +81,8 @@ def json_writer(path: Path) -> Iterator[Write]:
     """Writes one JSON object per line (jsonlines.org), with a list of the best classes."""
     with path.open("w", encoding="utf-8") as file:
 
-        def write(answers: Answers) -> None:
-            columns = answers.columns()
+        def write(predicted: PredictedBlock) -> None:
+            columns = predicted.columns()
             for row in zip(*columns.values(), strict=True):
                 name, index, *best, inverted = row
                 top = [
@@ -111,8 +111,8 @@ def parquet_writer(path: Path) -> Iterator[Write]:
             writers[0].write_table(table)
             waiting.clear()
 
-        def write(answers: Answers) -> None:
-            waiting.append(_table(answers))
+        def write(predicted: PredictedBlock) -> None:
+            waiting.append(_table(predicted))
             if sum(table.num_rows for table in waiting) >= ROW_GROUP:
                 flush()
 
@@ -129,10 +129,10 @@ WRITERS = {
 }
 
 
-def _table(answers: Answers) -> Any:
+def _table(predicted: PredictedBlock) -> Any:
     import pyarrow as pa
 
-    columns = answers.columns()
+    columns = predicted.columns()
     types = dict.fromkeys(columns, pa.string()) | {"index": pa.int64(), "inverted": pa.bool_()}
     types |= {name: pa.float32() for name in columns if name.startswith("probability")}
     return pa.table(columns, schema=pa.schema(types.items()))

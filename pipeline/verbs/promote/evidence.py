@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipeline.config.schema import Config
 from pipeline.data.load import load_raw
-from pipeline.data.values import Array, Predictions, RawData, Split
+from pipeline.data.values import Array, Predictions, RawData, Split, most_probable
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.tracking.models import load_model
 from pipeline.tracking.registry import Version
@@ -22,10 +22,10 @@ from pipeline.verbs.promote.gates import Champion, Evidence
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """The answers of a saved model: `probs` f32[N,K], or None and the reason."""
+class _Tried:
+    """A saved model on the test images: its `probabilities` f32[N,K], or None and the reason."""
 
-    probs: Array | None
+    probabilities: Array | None
     error: str = ""
     megabytes: float = float("nan")
     milliseconds: float = float("nan")
@@ -45,17 +45,17 @@ def gather(
     then = replace(candidate.config, data_dir=config.data_dir)
     raw = load_raw(then, fingerprint=candidate.fingerprint)
     logged = _logged(candidate, raw)
-    asked = _ask(str(candidate.model_uri), config, raw)
+    tried = _tried(str(candidate.model_uri), config, raw)
     present = _champion(champion, logged, config, raw) if champion and logged else None
     return Evidence(
         status=candidate.status,
         fingerprint=candidate.fingerprint or "",
         fingerprint_now=raw.fingerprint,
         logged=logged,
-        reproduced=asked.probs,
-        load_error=asked.error,
-        model_mb=asked.megabytes,
-        latency_ms=asked.milliseconds,
+        reproduced=tried.probabilities,
+        load_error=tried.error,
+        model_mb=tried.megabytes,
+        latency_ms=tried.milliseconds,
         champion=present,
         best=_best(former, present, logged, config) if present and logged else None,
     )
@@ -65,10 +65,10 @@ def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
     stored = _test_predictions(candidate)
     if stored is None:
         return None
-    labels, probs = stored
+    labels, probabilities = stored
     # The gates use no image, and the data here may differ from the run's.
     split = Split(images=raw.test.images, rows=np.resize(raw.test.rows, len(labels)), labels=labels)
-    return Predictions(split=split, probs=probs, class_names=raw.class_names)
+    return Predictions(split=split, probabilities=probabilities, class_names=raw.class_names)
 
 
 def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
@@ -80,7 +80,7 @@ def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
         return None
 
 
-def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
+def _tried(uri: str, config: Config, raw: RawData) -> _Tried:
     """Loads a saved model and predicts the test images of `raw` with it."""
     test = raw.test
     try:
@@ -91,28 +91,28 @@ def _ask(uri: str, config: Config, raw: RawData) -> _Asked:
             )
         if len(loaded.class_names) != len(raw.class_names):
             raise ValueError(f"it knows {len(loaded.class_names)} classes")
-        return _Asked(
-            probs=predict(loaded.model, test, batch_size=config.evaluate.batch_size),
+        return _Tried(
+            probabilities=predict(loaded.model, test, batch_size=config.evaluate.batch_size),
             megabytes=loaded.megabytes,
             milliseconds=single_image_ms(loaded.model, test),
         )
     except (PipelineError, OSError, ValueError, TypeError, tf.errors.OpError) as error:
         told = str(error) if isinstance(error, PipelineError) else one_line(error)
-        return _Asked(probs=None, error=told)
+        return _Tried(probabilities=None, error=told)
 
 
 def _champion(version: Version, logged: Predictions, config: Config, raw: RawData) -> Champion:
-    """The champion's answers on these test images: as logged, or predicted again."""
+    """The champion's predictions on these test images: as logged, or made again."""
     same = version.fingerprint == raw.fingerprint
     stored = _stored(version, config) if same else None
     if stored and np.array_equal(stored[0], logged.labels):
-        return Champion(version=version.number, predicted=_classes(stored[1]))
+        return Champion(version=version.number, predicted=most_probable(stored[1]))
     if not np.array_equal(raw.test.labels, logged.labels):
         problem = "the candidate's test images are no longer there"
         return Champion(version=version.number, predicted=None, problem=problem)
-    asked = _ask(version.uri, config, raw)
-    predicted = None if asked.probs is None else _classes(asked.probs)
-    return Champion(version=version.number, predicted=predicted, problem=asked.error)
+    tried = _tried(version.uri, config, raw)
+    predicted = None if tried.probabilities is None else most_probable(tried.probabilities)
+    return Champion(version=version.number, predicted=predicted, problem=tried.error)
 
 
 def _best(
@@ -120,7 +120,7 @@ def _best(
 ) -> Champion | None:
     """The former champion that was right on more of these test images than the current one.
 
-    Champions without logged answers to exactly these images are ignored.
+    Champions without logged predictions on exactly these images are ignored.
     """
     best, most = None, -1
     if present.predicted is not None:
@@ -129,7 +129,7 @@ def _best(
         stored = _stored(version, config)
         if stored is None or not np.array_equal(stored[0], logged.labels):
             continue
-        predicted = _classes(stored[1])
+        predicted = most_probable(stored[1])
         if (right := int(np.sum(predicted == logged.labels))) > most:
             best = Champion(version=version.number, predicted=predicted, is_former=True)
             most = right
@@ -141,7 +141,3 @@ def _stored(version: Version, config: Config) -> tuple[Array, Array] | None:
     with suppress(RequestError):
         return _test_predictions(find_run(version.run_id, config))
     return None
-
-
-def _classes(probs: Array) -> Array:
-    return probs.argmax(axis=1).astype(np.int32)

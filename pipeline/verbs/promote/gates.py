@@ -32,7 +32,7 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The current champion or a former one, with its answers on the candidate's test images.
+    """The current champion or a former one, with its predictions on the candidate's test images.
 
     `predicted`: classes i32[N]; None if unavailable, and `problem` says why.
     """
@@ -49,9 +49,9 @@ class Evidence:
 
     `fingerprint` identifies the data that the run recorded, `fingerprint_now` the current data.
     `logged`: the run's own test predictions, None if it was not evaluated. `reproduced`: the saved
-    model's answers to the same images, f32[N,K]; None if it does not load, and `load_error` says
-    why. `champion` is None if there is none yet; `best` is a former champion of the same line that
-    was right more often than the current one, if there is one.
+    model's probabilities for the same images, f32[N,K]; None if it does not load, and `load_error`
+    says why. `champion` is None if there is none yet; `best` is a former champion of the same line
+    that was right more often than the current one, if there is one.
     """
 
     status: str
@@ -114,7 +114,9 @@ def _is_sound(evidence: Evidence, rules: Promote) -> Iterator[Gate]:
         says="from its saved bytes" if loads else evidence.load_error,
     )
     if rules.max_prediction_gap is not None and evidence.logged and loads:
-        yield _reproduces(evidence.logged.probs, evidence.reproduced, rules.max_prediction_gap)
+        yield _reproduces(
+            evidence.logged.probabilities, evidence.reproduced, rules.max_prediction_gap
+        )
 
 
 def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
@@ -128,7 +130,7 @@ def _reproduces(logged: Array, now: Array | None, limit: float) -> Gate:
         passed=gap <= limit,
         says="largest difference of a probability from the one logged"
         if alike
-        else "its answers differ in shape from those logged",
+        else "its probabilities differ in shape from those logged",
     )
 
 

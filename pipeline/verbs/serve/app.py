@@ -143,8 +143,8 @@ def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
     try:
         step = max(1, AT_ONCE // math.prod(served.image_shape))
         parts = [served.predict(images[n : n + step]) for n in range(0, len(images), step)]
-        probs = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        if not np.isfinite(probs).all():
+        probabilities = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        if not np.isfinite(probabilities).all():
             raise ValueError("the model answered with NaN or infinity")
     except Exception as error:
         log.error("a request failed: %s", one_line(error))
@@ -156,7 +156,9 @@ def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
             "probability": row[best],
             "probabilities": dict(zip(served.class_names, row, strict=True)),
         }
-        for best, row in zip(probs.argmax(axis=1).tolist(), probs.tolist(), strict=True)
+        for best, row in zip(
+            probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True
+        )
     ]
 
 

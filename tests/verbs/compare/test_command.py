@@ -57,8 +57,14 @@ class Store:
         path = Path(run.info.artifact_uri.removeprefix("file://")) / "predictions.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         wrong = np.where(np.arange(IMAGES) < right, 0, 1)
-        probs = np.eye(3, dtype=np.float32)[(LABELS + wrong) % 3]
-        np.savez(path, test_labels=LABELS, test_probs=probs, val_labels=LABELS, val_probs=probs)
+        probabilities = np.eye(3, dtype=np.float32)[(LABELS + wrong) % 3]
+        np.savez(
+            path,
+            test_labels=LABELS,
+            test_probs=probabilities,
+            val_labels=LABELS,
+            val_probs=probabilities,
+        )
         self.client.set_terminated(run.info.run_id, status)
         return str(run.info.run_id)
 

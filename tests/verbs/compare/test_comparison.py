@@ -51,12 +51,12 @@ def run(
 
 def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, np.ndarray]:
     """Predictions of which the first `right` are so; those of class 1 are the last."""
-    probs = np.eye(2, dtype=np.float32)[
+    probabilities = np.eye(2, dtype=np.float32)[
         np.where(np.arange(len(labels)) < right, labels, 1 - labels)
     ]
     arrays = {"class_names": np.array(["bag", "shirt"])}
     for split in splits or ("val", "test"):
-        arrays |= {f"{split}_labels": labels, f"{split}_probs": probs}
+        arrays |= {f"{split}_labels": labels, f"{split}_probs": probabilities}
     return arrays
 
 

@@ -30,7 +30,7 @@ def seeds() -> Comparison:
 
 def pair(one: str, other: str, *classes: str) -> Comparison:
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), 60)
-    probs = np.eye(len(classes), dtype=np.float32)
+    probabilities = np.eye(len(classes), dtype=np.float32)
     arrays = []
     for wrong in (30, 90):
         said = np.where(np.arange(len(labels)) < wrong, (labels + 1) % len(classes), labels)
@@ -38,9 +38,9 @@ def pair(one: str, other: str, *classes: str) -> Comparison:
             {
                 "class_names": np.array(classes),
                 "test_labels": labels,
-                "test_probs": probs[said],
+                "test_probs": probabilities[said],
                 "val_labels": labels,
-                "val_probs": probs[said],
+                "val_probs": probabilities[said],
             }
         )
     runs = [run(one, rate="1"), run(other, rate="2")]

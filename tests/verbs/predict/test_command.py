@@ -232,7 +232,7 @@ def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> No
         assert page.format == "PNG"
 
 
-def test_what_spoke_for_the_answers_is_drawn_beside_them(
+def test_what_spoke_for_the_predictions_is_drawn_beside_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn(folder / "photos/a.png", border=100, inside=255)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.verbs.predict.sheet import COLUMNS, GAP, HEADER, MOST_PICTURES, TILE, Sheet
-from pipeline.verbs.predict.writers import Answers
+from pipeline.verbs.predict.writers import PredictedBlock
 
 SHAPE = (4, 4, 1)
 
@@ -14,15 +14,15 @@ SHAPE = (4, 4, 1)
 def sheet_of(images: np.ndarray, file: Path, *, inverted: bool, batches: int = 1) -> Sheet:
     sheet = Sheet(title="models:/m-1", shape=SHAPE)
     many = len(images)
-    answers = Answers(
+    predicted = PredictedBlock(
         files=(file,) * many,
         indices=tuple(range(many)) if file.suffix == ".npy" else (None,) * many,
-        probs=np.tile(np.array([[0.9, 0.1]], np.float32), (many, 1)),
+        probabilities=np.tile(np.array([[0.9, 0.1]], np.float32), (many, 1)),
         inverted=np.full(many, inverted),
         class_names=("a class with a name that no tile has room for", "b"),
     )
     for _ in range(batches):
-        sheet.add(answers, images)
+        sheet.add(predicted, images)
     return sheet
 
 
@@ -64,13 +64,13 @@ def test_a_sheet_of_one_image_has_room_for_its_title(tmp_path: Path) -> None:
 
 def test_names_of_several_lines_and_files_that_are_gone_cost_no_sheet(tmp_path: Path) -> None:
     sheet = Sheet(title="models:/a\nb", shape=SHAPE)
-    answers = Answers(
+    predicted = PredictedBlock(
         files=(tmp_path / "gone\n.png",),
         indices=(None,),
-        probs=np.array([[0.9, 0.1]], np.float32),
+        probabilities=np.array([[0.9, 0.1]], np.float32),
         inverted=np.array([False]),
         class_names=("two\nlines", "b"),
     )
-    sheet.add(answers, np.full((1, *SHAPE), 120, np.uint8))
+    sheet.add(predicted, np.full((1, *SHAPE), 120, np.uint8))
     page = sheet.draw()
     assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (120, 120, 120)

@@ -12,23 +12,23 @@ import pytest
 
 from pipeline.config.rules import ending_in
 from pipeline.verbs.predict import writers as module
-from pipeline.verbs.predict.writers import WRITERS, Answers
+from pipeline.verbs.predict.writers import WRITERS, PredictedBlock
 
 NAMES = ("T-shirt/top", "a, b", "Größe", "bag")
 PROBS = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]], np.float32)
 
 
-def answers(names: tuple[str, ...] = NAMES) -> Answers:
-    return Answers(
+def predicted(names: tuple[str, ...] = NAMES) -> PredictedBlock:
+    return PredictedBlock(
         files=(Path("a.png"), Path("b, c.npy")),
         indices=(None, 7),
-        probs=PROBS[:, -len(names) :],
+        probabilities=PROBS[:, -len(names) :],
         inverted=np.array([True, False]),
         class_names=names,
     )
 
 
-def written(path: Path, *batches: Answers) -> Path:
+def written(path: Path, *batches: PredictedBlock) -> Path:
     with WRITERS[path.suffix](path) as write:
         for batch in batches:
             write(batch)
@@ -36,11 +36,11 @@ def written(path: Path, *batches: Answers) -> Path:
 
 
 def test_the_best_come_first_and_of_equals_the_earlier_class() -> None:
-    assert answers().top.tolist() == [[3, 2, 1], [0, 1, 2]]
+    assert predicted().top.tolist() == [[3, 2, 1], [0, 1, 2]]
 
 
 def test_csv_has_a_line_of_names_and_one_an_image(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", answers(), answers())
+    path = written(tmp_path / "a.csv", predicted(), predicted())
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
@@ -59,7 +59,7 @@ def test_csv_has_a_line_of_names_and_one_an_image(tmp_path: Path) -> None:
 
 
 def test_no_name_of_a_file_or_class_is_a_formula_in_csv(tmp_path: Path) -> None:
-    formula = replace(answers(("=1+1", "@A1", "ok")), files=(Path("-1.png"), Path("+cmd.png")))
+    formula = replace(predicted(("=1+1", "@A1", "ok")), files=(Path("-1.png"), Path("+cmd.png")))
     with written(tmp_path / "a.csv", formula).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["'-1.png", "'+cmd.png"]
@@ -68,7 +68,7 @@ def test_no_name_of_a_file_or_class_is_a_formula_in_csv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 def test_json_has_an_object_a_line_with_the_best_as_a_list(ending: str, tmp_path: Path) -> None:
-    path = written(tmp_path / f"a.{ending}", answers(), answers())
+    path = written(tmp_path / f"a.{ending}", predicted(), predicted())
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 4
     assert lines[0] == {
@@ -86,7 +86,7 @@ def test_json_has_an_object_a_line_with_the_best_as_a_list(ending: str, tmp_path
 
 
 def test_parquet_has_typed_columns(tmp_path: Path) -> None:
-    table = pyarrow.parquet.read_table(written(tmp_path / "a.parquet", answers(), answers()))
+    table = pyarrow.parquet.read_table(written(tmp_path / "a.parquet", predicted(), predicted()))
     assert table.num_rows == 4
     assert [str(kind) for kind in table.schema.types] == [
         *("string", "int64", "string", "float", "string", "float", "string", "float", "bool")
@@ -100,13 +100,13 @@ def test_parquet_is_written_in_groups_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ROW_GROUP", 4)
-    path = written(tmp_path / "a.parquet", *[answers()] * 5)
+    path = written(tmp_path / "a.parquet", *[predicted()] * 5)
     groups = pyarrow.parquet.ParquetFile(path).metadata
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [4, 4, 2]
 
 
 def test_a_model_of_two_classes_has_two_of_them_in_a_row(tmp_path: Path) -> None:
-    two = answers(("cat", "dog"))
+    two = predicted(("cat", "dog"))
     assert [*two.columns()][2:-1] == ["class", "probability", "class_2", "probability_2"]
     [line, _] = written(tmp_path / "a.json", two).read_text().splitlines()
     assert [best["class"] for best in json.loads(line)["top"]] == ["dog", "cat"]
@@ -114,10 +114,10 @@ def test_a_model_of_two_classes_has_two_of_them_in_a_row(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_a_file_name_that_is_no_text_can_be_written(ending: str, tmp_path: Path) -> None:
-    odd = Answers(
+    odd = PredictedBlock(
         files=(Path(os.fsdecode(b"a\xff.png")),),
         indices=(None,),
-        probs=PROBS[:1],
+        probabilities=PROBS[:1],
         inverted=np.array([False]),
         class_names=NAMES,
     )

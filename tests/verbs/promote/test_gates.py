@@ -35,7 +35,7 @@ def predictions(predicted: list[int], labels: list[int]) -> Predictions:
         split=Split(
             images=np.zeros((len(labels), 2, 2, 1), np.uint8), labels=np.array(labels, np.int32)
         ),
-        probs=np.eye(3, dtype=np.float32)[predicted],
+        probabilities=np.eye(3, dtype=np.float32)[predicted],
         class_names=("shirt", "coat", "hat"),
     )
 
@@ -47,7 +47,7 @@ def evidence(**changes: Any) -> Evidence:
         fingerprint="ab" * 32,
         fingerprint_now="ab" * 32,
         logged=logged,
-        reproduced=logged.probs.copy(),
+        reproduced=logged.probabilities.copy(),
         load_error="",
         model_mb=2.0,
         latency_ms=10.0,
@@ -129,7 +129,7 @@ def test_a_model_that_does_not_load_is_refused_with_the_reason_and_not_timed() -
 
 
 def test_a_model_that_answers_otherwise_than_it_did_is_refused() -> None:
-    now = predictions(PREDICTED, LABELS).probs.copy()
+    now = predictions(PREDICTED, LABELS).probabilities.copy()
     now[3] = [0.02, 0.98, 0]
     gates = by_name(judge(evidence(reproduced=now), RULES))
     assert gates["reproduces predictions"].value == pytest.approx(0.02)
@@ -151,7 +151,7 @@ def beside_champion(candidate_right: int, champion_right: int) -> Evidence:
     champion[champion_right : champion_right + candidate_right] = [0] * candidate_right
     return evidence(
         logged=predictions(candidate, [1] * count),
-        reproduced=predictions(candidate, [1] * count).probs,
+        reproduced=predictions(candidate, [1] * count).probabilities,
         champion=Champion(version=3, predicted=np.array(champion, np.int32)),
     )
 

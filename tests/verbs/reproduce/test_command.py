@@ -24,10 +24,10 @@ SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "seed=4", *LEAN)
 NAN = float("nan")
 
 
-def predictions(*probs: float) -> dict[str, np.ndarray]:
+def predictions(*probabilities: float) -> dict[str, np.ndarray]:
     return {
-        "val_labels": np.arange(len(probs), dtype=np.int32),
-        "val_probs": np.array([probs], np.float32),
+        "val_labels": np.arange(len(probabilities), dtype=np.int32),
+        "val_probs": np.array([probabilities], np.float32),
     }
 
 
