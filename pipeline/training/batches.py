@@ -57,10 +57,8 @@ def changed_batches(
     _take_targets(model)
     classes = len(prepared.class_names)
     train_step, test_step = model.train_step, model.test_step
-    # Without Python's control flow over tensors; AutoGraph would warn of the lazy imports.
     change = _training_change(model, prepared, config, teacher)
-    changed = tf.autograph.experimental.do_not_convert(change)
-    model.train_step = lambda batch: train_step(changed(batch))
+    model.train_step = lambda batch: train_step(change(batch))
     model.test_step = lambda batch: test_step((batch[0], tf.one_hot(batch[1], classes)))
     replaced = ["train_step", "test_step"]
     if teacher is not None:

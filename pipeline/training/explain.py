@@ -62,7 +62,9 @@ def features_of(model: keras.Model, split: Split, *, batch_size: int) -> Array |
         return None
     part = keras.Model(model.inputs, found)
     spec = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
-    forward = tf.function(lambda batch: part(batch, training=False), input_signature=[spec])
+    forward = tf.function(
+        lambda batch: part(batch, training=False), input_signature=[spec], autograph=False
+    )
     size = images_at_once(split.images.shape[1:], batch_size)
     parts = [forward(tf.constant(images)).numpy() for images in split.batches(size)]
     return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts])
@@ -153,7 +155,7 @@ def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Arr
     both = keras.Model(model.inputs, [layer.output, entering])
 
     # In a graph, so that gradients of filters, which nobody asks for, are not computed.
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def found(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         maps, x = both(images, training=False)
         chosen = tf.gather(scores(x), classes, batch_dims=1)

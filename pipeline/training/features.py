@@ -143,7 +143,9 @@ def _stream(backbone: keras.Model, images: Array) -> cache.Stream:
 def _computed(backbone: keras.Model, images: Array) -> Iterator[Array]:
     """Yields the features of `images` in batches, and logs the progress."""
     spec = tf.TensorSpec([None, *images.shape[1:]], tf.uint8)
-    forward = tf.function(lambda batch: backbone(batch, training=False), input_signature=[spec])
+    forward = tf.function(
+        lambda batch: backbone(batch, training=False), input_signature=[spec], autograph=False
+    )
     started = told = time.monotonic()
     for start in range(0, len(images), _BATCH):
         yield forward(tf.constant(images[start : start + _BATCH])).numpy()

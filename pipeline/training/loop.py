@@ -152,7 +152,8 @@ def _passes(
         val_feed=val_feed,
         val_steps=_steps(model.test_step, val_feed.gather, tested_at_once),
         val_size=val_size,
-        results=tf.function(model.get_metrics_result),  # ten times faster than eager execution
+        # A graph is ten times faster than eager execution.
+        results=tf.function(model.get_metrics_result, autograph=False),
     )
 
 
@@ -161,10 +162,14 @@ def _steps(
 ) -> Callable[[Places], None]:
     """A function that runs `step` on each batch of places; XLA takes up to `xla_part` at once."""
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    # Keras' steps need no AutoGraph, and converting this function would take longer than tracing it.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def run(places: tf.Tensor) -> None:
-        for start in tf.range(0, tf.size(places), batch_size):
+        def take_batch(start: tf.Tensor) -> list[tf.Tensor]:
             step(gather(places[start : start + batch_size]))
+            return [start + batch_size]
+
+        tf.while_loop(lambda start: start < tf.size(places), take_batch, [0])
 
     if not xla_part:
         return run

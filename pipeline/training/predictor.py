@@ -45,7 +45,7 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
     both = keras.Model(model.input, [last.input, model.output])
     images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
 
-    @tf.function(input_signature=[images])
+    @tf.function(input_signature=[images], autograph=False)
     def graph(batch: tf.Tensor) -> list[tf.Tensor]:
         features, probabilities = both(batch, training=False)
         places = list(range(1, len(features.shape) - 1))
@@ -134,6 +134,8 @@ def single_image_ms(model: keras.Model, split: Split) -> float:
 
 def _graph(model: keras.Model, images: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:
     forward = tf.function(
-        lambda batch: tf.cast(model(batch, training=False), tf.float32), input_signature=[images]
+        lambda batch: tf.cast(model(batch, training=False), tf.float32),
+        input_signature=[images],
+        autograph=False,
     )
     return forward.get_concrete_function()

@@ -88,13 +88,18 @@ def _trace(
     none = gather(tf.zeros([0], tf.int64))
     batches = [tf.TensorSpec((*shape, *part.shape[1:]), part.dtype) for part in none]
 
-    @tf.function(jit_compile=True, input_signature=[*batches, tf.TensorSpec((), tf.int32)])
+    total = tf.TensorSpec((), tf.int32)
+
+    @tf.function(jit_compile=True, input_signature=[*batches, total], autograph=False)
     def loop(images: tf.Tensor, labels: tf.Tensor, count: tf.Tensor) -> None:
-        for number in tf.range(count):
+        def take_batch(number: tf.Tensor) -> list[tf.Tensor]:
             step((images[number], labels[number]))
+            return [number + 1]
+
+        tf.while_loop(lambda number: number < count, take_batch, [0])
 
     # The gather stays outside: XLA would copy all of `images` on each call.
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), tf.TensorSpec((), tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), total], autograph=False)
     def run(places: tf.Tensor, count: tf.Tensor) -> None:
         loop(*gather(places), count)
 
