@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pipeline.system.imports import configure_libraries, exempt
-from tests.commands import parse_once, trace_plainly
+from tests.commands import choose_once, parse_once, trace_plainly
 from tests.stores import MADE_ONCE, copy_tables
 from tests.stress.matrix import SHARE
 from tests.warm import share_forks
 
 configure_libraries()  # the tests import modules of ours by themselves
 parse_once()
+choose_once()
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
 
 # A slow machine is no failure. `make test` tries the same inputs each time, `make stress` new ones.

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def copy_tables() -> None:
 
     initialize.itself = itself  # type: ignore[attr-defined]
     utils._initialize_tables = initialize
+    # Reads the descriptions of all versions of the tables, for each store that is opened.
+    utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)
 
 
 def empty_store(folder: Path) -> None:

@@ -10,7 +10,7 @@ from mlflow.utils import requirements_utils
 import pipeline
 from pipeline.system.imports import configure_libraries, exempt
 from pipeline.tracking.lineage import environment
-from tests.commands import compose_once, configured, parse_once
+from tests.commands import choose_once, compose_once, configured, parse_once, trace_plainly
 from tests.stores import copy_tables
 
 LIBRARIES = (
@@ -31,8 +31,10 @@ copy_tables()
 with TemporaryDirectory() as folder:  # SQLAlchemy's mappers and MLflow's revisions are made once
     MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
 parse_once()
+choose_once()
 configured("dataset=synthetic", "model=linear")  # so are Hydra's plugins and pydantic's validators
 environment()  # reads the descriptions of all installed packages, as MLflow does for a model
 requirements_utils._init_packages_to_modules_map()
 exempt()
 compose_once()
+trace_plainly()

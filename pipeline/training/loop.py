@@ -162,7 +162,7 @@ def _steps(
 ) -> Callable[[Places], None]:
     """A function that runs `step` on each batch of places; XLA takes up to `xla_part` at once."""
 
-    # Keras' steps need no AutoGraph, and converting this function would take longer than tracing it.
+    # Keras' steps need no AutoGraph, which would take as long as tracing them.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def run(places: tf.Tensor) -> None:
         def take_batch(start: tf.Tensor) -> list[tf.Tensor]:
