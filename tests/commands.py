@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import omegaconf.base
 from hydra import initialize_config_dir
 from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -283,6 +284,8 @@ def choose_once() -> None:
         else OmegaConf.create()
     )
     config_loader_impl.create_defaults_list = list_once
+    # Interpolations are parsed anew wherever one is met.
+    omegaconf.base.parse = omegaconf._utils.parse = cache(omegaconf.base.parse)  # type: ignore
     ConfigLoaderImpl._compose_config_from_defaults_list = join_once  # type: ignore[method-assign]
 
 

@@ -35,8 +35,9 @@ pytestmark = pytest.mark.slow
 DRIVER = """
 import json, os, sys
 from pipeline.__main__ import main
-from tests.commands import compose_once, configured, parse_once
+from tests.commands import choose_once, compose_once, configured, parse_once
 parse_once()
+choose_once()
 configured()  # imports and finds once what each of them would
 compose_once()
 for number, arguments in enumerate(json.load(sys.stdin)):

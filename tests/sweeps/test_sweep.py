@@ -27,7 +27,16 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import PID, signs
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
-from tests.commands import begun, configured, environment, inside, pipeline, results
+from tests.commands import (
+    LEAN,
+    QUICK,
+    begun,
+    configured,
+    environment,
+    inside,
+    pipeline,
+    results,
+)
 from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
 from tests.test_main import DRIVER, Answer, assert_helpful
@@ -35,8 +44,6 @@ from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
-NO_PLOTS = ("train.tensorboard=false", "train.plots=[]", "evaluate.plots=[]")
-QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS)
 PATIENCE_S = 240.0  # more than anything here should take, on a busy machine too
 PARENT, INDEX = "mlflow.parentRunId", "sweep.index"
 
@@ -433,7 +440,7 @@ def test_a_job_is_no_sweep_to_resume(grid: Swept) -> None:
 
 # --- failures ---
 
-DIVERGING = ("dataset=synthetic", "model=mlp", "model.hidden=[16]", "optimizer=sgd", *NO_PLOTS)
+DIVERGING = ("dataset=synthetic", "model=mlp", "model.hidden=[16]", "optimizer=sgd", *LEAN)
 SOME_FAIL = ("train.epochs=1", "optimizer.learning_rate=0.05,1e30,1e29,0.01")
 
 
@@ -514,7 +521,7 @@ def test_resuming_runs_again_what_failed_and_nothing_that_finished(failing: Fail
 @matrix(24)
 def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Path) -> None:
     long = ("train.epochs=100000,1", "sweep.timeout_s=8", "sweep.keep_models=0")
-    swept = sweep("dataset=synthetic", "model=linear", *NO_PLOTS, *long, cwd=tmp_path)
+    swept = sweep("dataset=synthetic", "model=linear", *LEAN, *long, cwd=tmp_path)
     assert swept.done.returncode == 1
     assert swept.states() == [(0, "FAILED"), (1, "FINISHED")]
     assert "took longer than sweep.timeout_s=8" in swept.of(0).data.tags["error"]
@@ -571,7 +578,7 @@ def test_a_job_counts_by_the_epoch_it_kept(tmp_path: Path) -> None:
 # --- interruptions ---
 
 # The first of the jobs is short, the others long enough to be met at work.
-LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,50,51", *NO_PLOTS)
+LONG = ("dataset=synthetic", "model=linear", "train.epochs=1,50,51", *LEAN)
 INTERRUPTED = (*LONG, "sweep.keep_models=1", "hydra.launcher.n_jobs=2")
 
 
@@ -775,7 +782,7 @@ def test_an_unpromising_trial_is_pruned_which_is_no_failure(tmp_path: Path) -> N
 def test_two_objectives_are_searched_with_hydras_basic_launcher_too(tmp_path: Path) -> None:
     two = ("sweep.objective=[val/accuracy,model/parameters]",)
     space = ("model=mlp", "model.hidden=choice([8],[16])", "seed=choice(0,1,2)")
-    words = ("dataset=synthetic", "train.epochs=1", *NO_PLOTS, *space, *two)
+    words = ("dataset=synthetic", "train.epochs=1", *LEAN, *space, *two)
     how = ("hydra/sweeper=optuna", "hydra/launcher=basic", "sweep.n_trials=2")
     swept = sweep(*words, *how, "sweep.keep_models=1", cwd=tmp_path)
     assert swept.done.returncode == 0, swept.done.stderr

@@ -99,7 +99,13 @@ def same_weights(one: keras.Model, other: keras.Model) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kind"), [(adam, "mlp"), (adam, "cnn"), (adam, "norms"), (sgd, "mlp")]
+    ("optimizer", "kind"),  # of norms, the network also has the convolution and the dense layers
+    [
+        pytest.param(adam, "mlp", marks=only_stressed),
+        pytest.param(adam, "cnn", marks=only_stressed),
+        (adam, "norms"),
+        (sgd, "mlp"),
+    ],
 )
 def test_weights_are_those_of_keras_own_steps_on_the_same_batches(
     optimizer: Callable[[], keras.optimizers.Optimizer], kind: str
@@ -136,7 +142,16 @@ def test_the_history_is_that_of_model_fit_on_the_same_batches() -> None:
         assert values == pytest.approx(expected.history[name], rel=1e-5), name
 
 
-@pytest.mark.parametrize(("images", "batch_size"), [(53, 8), (8, 8), (5, 8), (200, 1), (64, 16)])
+@pytest.mark.parametrize(
+    ("images", "batch_size"),
+    [
+        (53, 8),
+        (5, 8),
+        (200, 1),
+        pytest.param(8, 8, marks=only_stressed),
+        pytest.param(64, 16, marks=only_stressed),
+    ],
+)
 def test_every_image_is_visited_exactly_once_an_epoch(images: int, batch_size: int) -> None:
     model = network(sgd())
     fit(model, split(images), epochs=2, batch_size=batch_size)

@@ -143,7 +143,8 @@ def test_every_model_takes_images_of_any_size_and_any_number_of_classes(name: st
 
 
 # What these are made of is in the others too: convolutions, norms, attention, and dropped paths.
-SIMILAR = ("convnext", "depthwise", "mixer", "wide_resnet")
+# test_train.py resumes dense and convolutional networks, and every run tries the model it saves.
+SIMILAR = ("cnn", "convnext", "depthwise", "linear", "mixer", "mlp", "wide_resnet")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pipeline.training.fused import fused_updates
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 
@@ -234,7 +234,7 @@ def test_images_are_seen_each_time_where_their_features_change(tmp_path: Path) -
         assert features.head_of(model, PREPARED, frozen(tmp_path)) is None
 
 
-@pytest.mark.parametrize("kind", ["Adam", "RMSprop"])
+@pytest.mark.parametrize("kind", ["Adam", pytest.param("RMSprop", marks=only_stressed)])
 def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -> None:
     moved = {}
     for rate in (0.5, 1.0):
