@@ -15,12 +15,11 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.sweeps.pool import Call, Pool
-from tests.commands import environment
+from tests.commands import QUICK, environment
 from tests.stores import empty_store
 from tests.stress.matrix import matrix, only_stressed, stressed, tally
 from tests.sweeps.test_sweep import (
     INDEX,
-    NO_PLOTS,
     PATIENCE_S,
     Swept,
     artifact,
@@ -39,7 +38,7 @@ KILLS = stressed(20, 6)
 PARTS = ((0.65, 0.9), (0.35, 0.65), (0.05, 0.35))
 GONE_WITHIN_S = 10.0
 JOBS, KEPT = 6, 2
-GRID = ("dataset=synthetic", "model=linear", "train.epochs=1", *NO_PLOTS, f"seed=range(0,{JOBS})")
+GRID = (*QUICK, f"seed=range(0,{JOBS})")
 WORDS = (*GRID, f"sweep.keep_models={KEPT}", "hydra.launcher.n_jobs=2")
 
 
