@@ -19,7 +19,7 @@ from omegaconf.errors import (
 
 from pipeline.config.guesses import key_among, may_be_null
 from pipeline.config.rules import choose
-from pipeline.config.schema import Choices, Config
+from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
@@ -31,7 +31,6 @@ _WAYS = {  # OmegaConf's description of a value: how such values are written
 }
 _TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
 _ASKED = re.compile(r"Could not (?:override|append to|delete from) .*?'([^']+)'")
-_GROUPS = frozenset(one.name for one in fields(Choices))
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -119,7 +118,7 @@ def _quote(key: str, value: str) -> str:
 def _missing_choice(error: MissingConfigException) -> str:
     file, options = error.missing_cfg_file or "", error.options or ()
     group, _, choice = file.rpartition("/")
-    if file.partition("/")[0] in _GROUPS:
+    if file.partition("/")[0] in CHOSEN_GROUPS:
         group, _, choice = file.partition("/")
     if not group or not options:
         return first_line(str(error))
@@ -161,7 +160,7 @@ def _key_meant(key: str, node: Any) -> str | None:
     root = node._get_root() if isinstance(node, DictConfig) else None
     known = {"": [name for name in _keys(root) if name not in NOT_OFFERED]}
     ours = [one.name for one in fields(Config) if one.name not in NOT_OFFERED]
-    order = sorted(ours, key=lambda name: name not in _GROUPS)
+    order = sorted(ours, key=lambda name: name not in CHOSEN_GROUPS)
     known |= {name: _keys(root[name]) for name in order if root is not None}
     return key_among(key, {name: keys for name, keys in known.items() if keys})
 

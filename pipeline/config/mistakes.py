@@ -30,7 +30,7 @@ from pipeline.config.guesses import (
 )
 from pipeline.config.messages import unreadable
 from pipeline.config.rules import choose
-from pipeline.config.schema import Choices
+from pipeline.config.schema import CHOSEN_GROUPS
 from pipeline.config.words import (
     SWEEPERS,
     annotation_for,
@@ -44,7 +44,6 @@ from pipeline.config.words import (
 )
 from pipeline.system.errors import RequestError
 
-_GROUPS = frozenset(one.name for one in fields(Choices))
 # Where something is written; what is read may begin with ~.
 _PLACES = (
     *("data_dir", "hydra.run.dir", "hydra.sweep.dir", "predict.output", "predict.contact_sheet"),
@@ -204,7 +203,7 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
     group = re.split(r"[./@]", key)[0]
     if re.match(rf"({'|'.join(map(re.escape, _FILLED_IN))})[.=]", f"{key}="):
         meant = key.removeprefix("choices.")
-        how = f"write {bare.removeprefix('choices.')}" if meant in _GROUPS else "leave it out"
+        how = f"write {bare.removeprefix('choices.')}" if meant in CHOSEN_GROUPS else "leave it out"
         raise RequestError(f"{word}: Hydra fills it in; {how}")
     if key.startswith("hydra.sweeper.params") and _our_sweeper(words):
         meant = key.removeprefix("hydra.").replace("sweeper", "sweep", 1)
@@ -350,7 +349,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
         _require_one(setting)
         _require_something(setting, command)
         _require_place(setting)
-    if setting.group in _GROUPS:
+    if setting.group in CHOSEN_GROUPS:
         _require_choice(setting, command)
     if not equals:
         return
@@ -385,7 +384,7 @@ def _require_one_of_hydras(setting: _Setting, one: Override) -> None:
 def _require_one(setting: _Setting) -> None:
     """Refuses a word with a second setting or a second =, unless the value may be a text."""
     word, name, value = setting.word, setting.name, setting.value
-    if word.startswith("+") and "=" in word and (name in _GROUPS or "/" in name):
+    if word.startswith("+") and "=" in word and (name in CHOSEN_GROUPS or "/" in name):
         raise RequestError(f"{word}: a file is chosen without +; write {name}={value}")
     if "@" in name:
         group = name.partition("@")[0]
@@ -410,7 +409,7 @@ def _require_one(setting: _Setting) -> None:
 def _require_something(setting: _Setting, command: Command) -> None:
     """Refuses an empty value, as from a shell variable that is not set."""
     several = "," if is_list(setting.hint) else ""
-    if setting.group in _GROUPS and re.search(r"^,.|,\s*,|.,$", setting.value):
+    if setting.group in CHOSEN_GROUPS and re.search(r"^,.|,\s*,|.,$", setting.value):
         raise RequestError(
             f"{setting.word}: a value is missing beside a comma (is it a variable of the shell "
             "that is not set?)"
@@ -419,7 +418,7 @@ def _require_something(setting: _Setting, command: Command) -> None:
         return
     example = f", as in {setting.needed}" if setting.needed else setting.or_null
     how = f"a value must follow{example} (is it a variable of the shell that is not set?)"
-    if setting.group in _GROUPS:
+    if setting.group in CHOSEN_GROUPS:
         how = choose("", search_path.files_of(setting.group, command.folders))
     elif is_list(setting.hint):
         how = f"an empty list is written {setting.name}=[]"

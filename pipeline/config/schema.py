@@ -190,6 +190,9 @@ class Choices:
     evaluate: Slug = MISSING
 
 
+CHOSEN_GROUPS = frozenset(one.name for one in fields(Choices))
+
+
 @dataclass
 class Config:
     """The configuration of one run."""

@@ -23,6 +23,7 @@ STUDENT = "Student's t over seeds"
 WELCH = "Welch's t over seeds"
 PAIRED = "paired bootstrap over images"
 NEWCOMBE = "Newcombe's hybrid score"
+CONFIDENCE = 0.95  # where no setting chooses another
 _AT_ONCE = 2_000_000  # resampled images counted at once
 
 

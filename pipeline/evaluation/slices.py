@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.values import Array, Predictions
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import CONFIDENCE, wilson
 from pipeline.system.tables import csv_text
 
 SHOWN_VALUES = 20  # values of a column that are shown one by one
-_CONFIDENCE = 0.95  # coverage of the intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def _of_column(name: str, texts: Sequence[str], correct: Array) -> list[Slice]:
     for number, value in enumerate([*kept, None]):
         if not counts[number]:
             continue
-        share = wilson(right[number] / counts[number], counts[number], _CONFIDENCE)
+        share = wilson(right[number] / counts[number], counts[number], CONFIDENCE)
         made.append(
             Slice(
                 column=name,

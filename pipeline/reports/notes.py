@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.config.schema import Config
 from pipeline.data.values import JUDGED_SPLITS, Predictions
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import CONFIDENCE, wilson
 
-CONFIDENCE = 0.95  # coverage of the intervals of accuracies
 REPORT_PAGE = "report.html"
 _MOST_TEXT = 300  # characters of one text in a description
 

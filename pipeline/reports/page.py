@@ -17,14 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.data.values import JUDGED_SPLITS, Predictions
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import CONFIDENCE, wilson
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
-from pipeline.reports.notes import CONFIDENCE
 from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED_TAG
 
 _LONGEST = 300  # characters of a name

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import lazy_loader
 import numpy as np
 
-from pipeline.evaluation.intervals import student
+from pipeline.evaluation.intervals import CONFIDENCE, student
 from pipeline.evaluation.plots import empty_figure, without_markup
-from pipeline.reports.notes import CONFIDENCE
 from pipeline.sweeps.jobs import AxisScale
 from pipeline.sweeps.outcomes import (
     FAILED,
@@ -29,6 +28,7 @@ from pipeline.sweeps.outcomes import (
     ranked,
 )
 from pipeline.system.errors import one_line
+from pipeline.tracking.values import SEED
 
 if TYPE_CHECKING:
     import optuna
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 else:
     optuna = lazy_loader.load("optuna")
 
-_SEED = "seed"
 LOG_FROM = 30.0  # ratio of largest to smallest value from which an axis is logarithmic
 MOST_TICKS = 8
 MOST_GROUPS = 20
@@ -111,7 +110,7 @@ def draw_sweep(
         with _or_without("parameters"):
             _draw_study(figures, finished, objectives, searched, scales or {})
     found = groups(outcomes, objectives[0])
-    seeds = {outcome.params[_SEED] for outcome in finished if _SEED in searched}
+    seeds = {outcome.params[SEED] for outcome in finished if SEED in searched}
     if len(seeds) > 1 and any(group.n > 1 for group in found):
         with _or_without("seeds"):
             figures["seeds"] = _seeds(found, objectives[0].metric)
@@ -133,7 +132,7 @@ def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[
 
 
 def _without_seed(outcome: Outcome) -> dict[str, str]:
-    return {key: text for key, text in outcome.params.items() if key != _SEED}
+    return {key: text for key, text in outcome.params.items() if key != SEED}
 
 
 def _group(outcomes: Sequence[Outcome]) -> Group:
@@ -340,7 +339,7 @@ def _draw_over_parameters(
         # No variance to attribute: all values are equal.
         with _or_without("importances"), suppress(RuntimeError):
             figures["importances"], order = _importances(_study(trials, [objective], logs))
-    pair = {key: columns[key] for key in sorted([key for key in order if key != _SEED][:2])}
+    pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
     if pair:
         with _or_without("slice"):
             figures["slice"] = _slice(study, pair)

@@ -14,7 +14,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
 _OWNER, _LOCK = "run_id", ".run.lock"
-_MODEL = "model"  # what a run saves there until its store has it
+MODEL = "model"  # what a run saves there until its store has it
 _ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
 
@@ -47,10 +47,10 @@ def vacate(folder: Path) -> None:
     Raises:
         RequestError: those there belong to no run, or they cannot be deleted.
     """
-    left = [folder / name for name in ("artifacts", "checkpoints", _MODEL)]
+    left = [folder / name for name in ("artifacts", "checkpoints", MODEL)]
     left = [place for place in left if os.path.lexists(place)]
     for place in left:
-        no_model = place.name == _MODEL and not (place / "MLmodel").exists()
+        no_model = place.name == MODEL and not (place / "MLmodel").exists()
         if place.is_symlink() or owner(folder) is None or no_model:
             raise RequestError(f"{place} was not made by a run; {_ELSEWHERE}")
     try:

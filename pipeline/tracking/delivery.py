@@ -34,7 +34,7 @@ from mlflow.types import Schema, TensorSpec
 
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import remove, replacing
-from pipeline.system.folders import hand_over, owner
+from pipeline.system.folders import MODEL, hand_over, owner
 from pipeline.tracking.client import (
     DENIED,
     STORE_ERRORS,
@@ -52,7 +52,6 @@ from pipeline.tracking.journal import (
     DATA,
     END,
     FILES,
-    MODEL,
     MODEL_SAVED,
     MOST_POINTS,
     NOTED,

@@ -28,7 +28,6 @@ Record = dict[str, Any]
 MetricPoint = tuple[str, float, int, int]  # name of the metric, value, Unix time in ms, step
 
 JOURNAL_FILE, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
-MODEL = "model"  # folder of a saved model that a store does not have yet
 # Kinds of records: the run as it was opened, its id in the store, what it logs, its end.
 OPENING, OPENED = "opening", "opened"
 BATCH, DATA, NOTED, MODEL_SAVED, ARTIFACTS, FILES, END = (

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.config.schema import Tracking
 from pipeline.data.values import Array, Prepared, Report
 from pipeline.system.files import remove, replacing
-from pipeline.system.folders import claim, owner
+from pipeline.system.folders import MODEL, claim, owner
 from pipeline.system.secrets import hide, hide_value
 from pipeline.tracking.client import Client, awaited, connect
 from pipeline.tracking.delivery import Delivery
@@ -31,7 +31,6 @@ from pipeline.tracking.journal import (
     DATA,
     END,
     FILES,
-    MODEL,
     MODEL_SAVED,
     NOTED,
     MetricPoint,
