@@ -31,8 +31,10 @@ def test_which_of_the_two_comes_first_does_not_change_the_p_value() -> None:
 
 
 def test_classifiers_that_err_on_the_same_images_are_level() -> None:
-    labels, answers = classes(0, 1, 1), classes(0, 0, 1)
-    assert mcnemar(labels, answers, answers) == McNemar(only_first=0, only_second=0, p_value=1.0)
+    labels, predicted = classes(0, 1, 1), classes(0, 0, 1)
+    assert mcnemar(labels, predicted, predicted) == McNemar(
+        only_first=0, only_second=0, p_value=1.0
+    )
 
 
 def test_answers_to_other_images_are_refused() -> None:
