@@ -111,6 +111,7 @@ def test_a_file_whose_header_cannot_be_read_is_refused_with_how_it_is_written(
         pipeline.compose("experiment=mine")
 
 
+@pytest.mark.slow
 def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) -> None:
     with inside(tmp_path):
         config = pipeline.compose(*SMALL)

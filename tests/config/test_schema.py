@@ -236,6 +236,7 @@ def test_a_keras_parameter_may_be_left_to_its_default() -> None:
     assert "beta_1" in KERAS_PARAMETERS
 
 
+@pytest.mark.slow
 def test_checking_a_configuration_imports_none_of_the_slow_libraries() -> None:
     script = """
 import sys

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.guesses import is_list
@@ -23,6 +23,7 @@ from pipeline.config.words import (
 )
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
+from tests.stress.matrix import stressed
 
 
 def project(*words: str) -> list[str]:
@@ -170,6 +171,7 @@ def test_every_long_flag_of_hydra_is_known() -> None:
     assert {option for option in options if option.startswith("--")} == HYDRA_FLAGS
 
 
+@settings(max_examples=stressed(300, 40))
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.text(min_size=1)))
 def test_whatever_a_shell_can_quote_survives_the_trip_through_overrides(
     wanted: dict[str, str],

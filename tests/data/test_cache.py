@@ -263,6 +263,7 @@ def test_a_key_depends_on_values_and_not_on_their_order() -> None:
     assert len(cache.key(a=1)) == 16
 
 
+@pytest.mark.slow
 @matrix(4)
 def test_processes_that_ask_at_once_get_one_build(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")

@@ -162,6 +162,7 @@ def test_a_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
         TypeAdapter(hint).validate_python(value)
 
 
+@pytest.mark.slow
 def test_importing_the_module_loads_none_of_the_heavy_libraries() -> None:
     heavy = "{'sklearn.base', 'scipy', 'tensorflow', 'urllib3', 'mlflow'}"
     code = f"import sys, pipeline.data.datasets; print({heavy} & sys.modules.keys())"

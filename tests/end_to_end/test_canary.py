@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.commands import DRAWN, free_port, pipeline
-from tests.stress.matrix import matrix
+from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,10 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
 
 
 # All but ours print each job's words; joblib with one worker stays in this process.
-@pytest.mark.parametrize("launcher", ["local", "basic", "joblib hydra.launcher.n_jobs=1"])
+@pytest.mark.parametrize(
+    "launcher",
+    ["local", pytest.param("basic", marks=only_stressed), "joblib hydra.launcher.n_jobs=1"],
+)
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     words = ("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0")

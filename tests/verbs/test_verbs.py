@@ -29,6 +29,7 @@ def test_what_carries_a_verb_out_and_what_shows_its_value_exist(verb: Verb) -> N
     assert callable(imported(verb.show))
 
 
+@pytest.mark.slow
 def test_to_list_the_verbs_takes_no_slow_library() -> None:
     listed = (
         "import sys; from pipeline.verbs import verbs; verbs();"

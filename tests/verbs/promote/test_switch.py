@@ -45,7 +45,7 @@ from pipeline.verbs.promote.switch import (
     switch,
 )
 from tests.commands import mlflow_server
-from tests.stress.matrix import matrix, stressed, tally
+from tests.stress.matrix import matrix, only_stressed, stressed, tally
 from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
@@ -287,25 +287,34 @@ def counted_as_dead(registry: Registry, rival: Change) -> None:
     switch(registry, rival)
 
 
+LATE = (
+    "search_model_versions",  # whether it is its turn
+    "get_model_version",  # whether its ticket is still there
+    "set_registered_model_alias",  # the request itself is under way for long
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "number"),
+    ("change", "name"),
     [
-        ("search_model_versions", 1),  # whether it is its turn
-        ("get_model_version", 1),  # whether its ticket is still there
-        ("set_registered_model_alias", 1),  # the request itself is under way for long
+        *[pytest.param(promotion(4, 3), name, id=f"promotion-{name}") for name in LATE],
+        *[
+            pytest.param(
+                going_back(4, 3, to=2),
+                name,
+                marks=() if name == LATE[-1] else only_stressed,
+                id=f"rollback-{name}",
+            )
+            for name in LATE
+        ],
     ],
 )
-@pytest.mark.parametrize(
-    "change", [promotion(4, 3), going_back(4, 3, to=2)], ids=["promotion", "rollback"]
-)
 def test_a_holder_that_was_counted_as_dead_moves_nothing_when_it_comes_back(
-    registry: Registry, change: Change, name: str, number: int
+    registry: Registry, change: Change, name: str
 ) -> None:
     for earlier in (1, 2, 3):
         switch(registry, promotion(earlier, earlier - 1 or None))
-    late = Interrupted(
-        registry.client, name, number, lambda: counted_as_dead(registry, promotion(5, 3))
-    )
+    late = Interrupted(registry.client, name, 1, lambda: counted_as_dead(registry, promotion(5, 3)))
     # MLflow itself refuses the alias of a version that is gone, in its own words.
     with pytest.raises(
         (Outrun, MlflowException), match="meanwhile|when this was judged|so long|not found"
