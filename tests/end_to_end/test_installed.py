@@ -123,6 +123,7 @@ def test_a_model_a_metric_and_an_experiment_of_ones_own_are_run(
     assert kept.read_text() == MODELS
 
 
+@only_stressed  # config/test_trusted.py reads recorded runs so
 def test_what_the_run_trusted_is_not_trusted_by_who_reads_it(
     pixpipe: Installed, run: dict[str, str]
 ) -> None:
