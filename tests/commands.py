@@ -365,6 +365,17 @@ def free_port() -> int:
 
 def unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs `python -m pipeline …` printing into a pipe that nobody reads, as after `| head`."""
+    return pipeline(*arguments, cwd=cwd, before=_leave_unread)
+
+
+def _leave_unread() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+
+
+def fresh_unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Like `unread`, in a new process."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:

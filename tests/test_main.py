@@ -22,6 +22,7 @@ from tests.commands import (
     environment,
     free_port,
     fresh_pipeline,
+    fresh_unread,
     pipeline,
     results,
     unread,
@@ -174,7 +175,7 @@ def test_a_refused_group_of_jobs_is_refused_as_one_run_is(tmp_path: Path) -> Non
 
 
 def test_a_command_that_nobody_reads_any_more_ends_as_sigpipe_would_end_it(tmp_path: Path) -> None:
-    ended = unread("--help", cwd=tmp_path)
+    ended = fresh_unread("--help", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (141, "")
 
 

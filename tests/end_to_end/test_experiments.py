@@ -98,7 +98,7 @@ def test_the_command_in_a_sweep_file_is_one_that_can_be_carried_out(
 @pytest.mark.slow
 def test_overfit_reaches_100_percent(tmp_path: Path) -> None:
     config = configured(
-        "experiment=overfit", "train.epochs=60", "train.xla=false", "train.plots=[]"
+        "experiment=overfit", "train.epochs=20", "train.xla=false", "train.plots=[]"
     )
     prepared = limited(PREPARED, config.preprocess.limit)
     fitted = train(build_model(config, prepared, checked=True), prepared, config, tmp_path, [])

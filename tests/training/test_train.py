@@ -93,9 +93,8 @@ def test_training_learns(tmp_path: Path) -> None:
 
 
 def test_the_same_configuration_gives_the_same_weights(tmp_path: Path) -> None:
-    choices = ("augment=flip_and_shift", "train.epochs=1")
     one, same, other = (
-        flat(trained(tmp_path / str(place), *choices, f"seed={seed}").model)
+        flat(trained(tmp_path / str(place), "train.epochs=1", f"seed={seed}").model)
         for place, seed in enumerate((1, 1, 2))
     )
     np.testing.assert_array_equal(one, same)
@@ -164,11 +163,12 @@ SLOW = "optimizer=sgd optimizer.learning_rate=0.5 model.dropout=0"
 @pytest.mark.parametrize(
     ("choices", "epochs"),
     [
+        # verbs/resume/test_command.py kills a run twice.
         pytest.param("train.xla=false", [2, 5], marks=only_stressed),
         pytest.param("train.xla=true schedule=cosine", [3], marks=only_stressed),
         ("model=cnn model.filters=[2] augment=flip_and_shift optimizer=adamw", [3]),
         pytest.param(f"{SLOW} train.keep=best", [2, 5], marks=only_stressed),
-        (f"{SLOW} train.keep=best train.patience=2 train.xla=true train.ema=0.5", [2, 3]),
+        (f"{SLOW} train.keep=best train.patience=2 train.xla=true train.ema=0.5", [3]),
         pytest.param(
             "optimizer=rmsprop train.monitor=val/accuracy train.tensorboard=true train.ema=0.9",
             [3],
