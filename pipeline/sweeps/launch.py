@@ -75,14 +75,13 @@ def jobs_at_once(launcher: Any) -> int | None:
     return count if isinstance(count, int) and count > 0 else None
 
 
-def require_at_once(launcher: Any) -> None:
-    """Checks that a search, which proposes jobs as others end, can use the launcher.
+def require_at_once(launcher: Any, name: str) -> None:
+    """Checks that a search, which proposes jobs as others end, can use the launcher of this name.
 
     Raises:
         RequestError: it is unknown how many jobs the launcher runs at once.
     """
     if jobs_at_once(launcher) is None:
-        name = HydraConfig.get().runtime.choices.get("hydra/launcher", type(launcher).__name__)
         raise RequestError(
             f"hydra/launcher={name} does not say how many jobs it runs at once, which a search "
             "needs to know: set it (Ray: +hydra.launcher.ray.init.num_cpus=8), search with "

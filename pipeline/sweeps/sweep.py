@@ -44,7 +44,7 @@ def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
             "store with tracking.uri=…"
         )
     if adaptive:
-        require_at_once(launcher)
+        require_at_once(launcher, multirun.composed.hydra.runtime.choices["hydra/launcher"])
     if config.sweep.preview:
         plan, jobs = _planned(multirun, adaptive=adaptive)
         show_preview(plan, jobs, config, launcher)

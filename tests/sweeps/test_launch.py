@@ -10,7 +10,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once
 from pipeline.system.errors import RequestError
-from tests.commands import composed
 from tests.stress.matrix import matrix
 
 JOBS = [Job(index=index, params={"seed": str(index)}) for index in (1, 2, 4, 7)]
@@ -64,10 +63,9 @@ def test_a_launcher_says_how_many_jobs_it_runs_at_once_or_nothing(
 
 
 def test_a_search_is_refused_a_launcher_that_cannot_say() -> None:
-    composed()
-    require_at_once(JOBLIB)
-    with pytest.raises(RequestError, match="does not say how many jobs it runs at once"):
-        require_at_once(ray())
+    require_at_once(JOBLIB, "joblib")
+    with pytest.raises(RequestError, match="launcher=ray does not say how many jobs it runs at"):
+        require_at_once(ray(), "ray")
 
 
 def carried_out(launcher: Any, *, known: bool) -> list[int]:
