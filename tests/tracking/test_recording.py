@@ -15,6 +15,7 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG, reopen
 from tests.commands import (
     DRAWN,
+    inside,
     mlflow_server,
     pipeline,
     results,
@@ -62,7 +63,8 @@ def test_arrays_come_back_as_they_were(config: Config, tmp_path: Path) -> None:
 def test_a_run_through_a_server_is_recorded_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with mlflow_server(tmp_path / "mlflow.db", "--artifacts-destination", "served") as address:
+    server = mlflow_server(tmp_path / "mlflow.db", "--artifacts-destination", "served")
+    with inside(elsewhere), server as address:
         ended = pipeline(
             *DRAWN,
             "evaluate.plots=[confusion_matrix]",
