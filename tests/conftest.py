@@ -28,6 +28,8 @@ settings.register_profile(
 )
 settings.load_profile("project")
 
+EMPTY_STORE = "empty_store.db"
+
 # Files that take long: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
     *("sweeps.test_sweep", "verbs.promote.test_promote", "training.test_train", "test_main"),
@@ -46,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lets pytest-xdist's workers share one fork server, if there will be slow tests."""
     workers = config.getoption("numprocesses", None)
     if workers and not hasattr(config, "workerinput") and "not slow" not in config.option.markexpr:
+        # The fork server makes the store that all of them copy.
+        folder = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        os.environ[MADE_ONCE] = str(folder / EMPTY_STORE)
         share_forks()
 
 
@@ -70,7 +75,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_empty_store(shared_folder: Path) -> None:
-    os.environ[MADE_ONCE] = str(shared_folder / "empty_store.db")
+    os.environ[MADE_ONCE] = str(shared_folder / EMPTY_STORE)
 
 
 @pytest.hookimpl(tryfirst=True)
