@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import grouping
 from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.packing import perceptual_hash
 from pipeline.data.values import EXACT, NEAR, Array
@@ -86,8 +85,11 @@ def test_hashes_of_few_different_bits_are_all_found() -> None:
     one, other = np.triu_indices(300, 1)
     near = np.bitwise_count(hashes[one] ^ hashes[other]) <= 4
     expected = set(zip(one[near].tolist(), other[near].tolist(), strict=True))
-    low, high = grouping._close(hashes, 4)
-    assert set(zip(low.tolist(), high.tolist(), strict=True)) == expected
+    looks = noise(4, (8, 8, 1))  # the same for all, so that only the hashes tell them apart
+    digests = np.arange(300 * 32).astype(np.uint16).view(np.uint8).reshape(300, -1)[:, :32]
+    pairs = duplicates(digests, hashes, lambda places: np.stack([looks] * len(places)), threshold=4)
+    assert {(low, high) for low, high, kind in pairs.tolist() if kind == NEAR} == expected
+    assert len(pairs) == len(expected)
     assert len(expected) >= 100
 
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data import datasets, sources
+from pipeline.data import sources
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
 
@@ -191,25 +193,51 @@ def test_a_machine_without_apt_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
         sources.retrieve(dataset, folder=None, download=True)
 
 
-def test_a_failing_command_is_quoted_with_its_last_line(tmp_path: Path) -> None:
-    with pytest.raises(sources.Unavailable, match="sh failed: no such thing$"):
-        sources._call(["sh", "-c", "echo noise >&2; echo no such thing >&2; exit 3"], str(tmp_path))
+def test_a_failing_command_is_quoted_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text("#!/bin/sh\necho noise >&2; echo no such thing >&2; exit 3\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    dataset = replace(TINY, system_folder=tmp_path / "system", debian_package="dataset-tiny")
+    with pytest.raises(RequestError, match="dataset-tiny: apt-get failed: no such thing[)]"):
+        sources.retrieve(dataset, folder=None, download=True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
-def test_the_debian_package_has_the_published_files() -> None:
-    dataset = datasets.FASHION_MNIST
-    assert dataset.debian_package is not None
-    assert dataset.system_folder is not None
-    with sources._package(dataset.debian_package, dataset.system_folder) as folder:
-        arrays = sources._read(dataset, folder)
-    assert [array.shape for array in arrays.values()] == [
-        (60000, 28, 28),
-        (60000,),
-        (10000, 28, 28),
-        (10000,),
-    ]
+@pytest.mark.skipif(
+    not (shutil.which("apt-get") and shutil.which("dpkg-deb")), reason="needs apt-get and dpkg-deb"
+)
+def test_the_files_of_a_debian_package_are_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "usr/share/datasets/tiny"  # where the package would put its files
+    packed, repository = tmp_path / "packed", tmp_path / "repository"
+    shutil.copytree(folder, packed / installed.relative_to("/"))
+    (packed / "DEBIAN").mkdir()
+    control = (
+        "Package: dataset-tiny\nVersion: 1\nArchitecture: all\n"
+        "Maintainer: nobody <nobody@localhost>\nDescription: four files\n"
+    )
+    (packed / "DEBIAN/control").write_text(control)
+    repository.mkdir()
+    archive = repository / "dataset-tiny.deb"
+    subprocess.run(["dpkg-deb", "--build", packed, archive], check=True, capture_output=True)
+    content = archive.read_bytes()
+    (repository / "Packages").write_text(
+        f"{control}Filename: ./{archive.name}\nSize: {len(content)}\n"
+        f"SHA256: {hashlib.sha256(content).hexdigest()}\n"
+    )
+    (tmp_path / "sources.list").write_text(f"deb [trusted=yes] copy:{repository} ./\n")
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    dataset = replace(TINY, system_folder=installed, debian_package="dataset-tiny")
+    found = sources.retrieve(dataset, folder=None, download=True)
+    assert found.source == "Debian package dataset-tiny"
+    np.testing.assert_array_equal(found.arrays["train-images-idx3-ubyte"], [[[1, 2]], [[3, 4]]])
+    np.testing.assert_array_equal(found.arrays["t10k-labels-idx1-ubyte"], [1])
 
 
 IMAGES = struct.pack(">4I", 0x803, 2, 1, 3) + bytes([0, 1, 2, 253, 254, 255])
