@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+import pipeline
+from pipeline.config.schema import Config
+from pipeline.verbs import requests
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -482,9 +488,13 @@ def defined(node: ast.stmt) -> list[str]:
     """The classes, functions and constants that a statement defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return [node.name]
+    return [name for name in targets_of(node) if name.isupper()]
+
+
+def targets_of(node: ast.stmt) -> list[str]:
+    """The names that a statement assigns to."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    names = [one.id for each in targets if each for one in ast.walk(each) if hasattr(one, "id")]
-    return [name for name in names if name.isupper()]
+    return [one.id for each in targets if each for one in ast.walk(each) if hasattr(one, "id")]
 
 
 def test_no_two_public_classes_functions_or_constants_have_one_name() -> None:
@@ -513,3 +523,32 @@ def test_every_public_function_and_class_says_what_it_is_for() -> None:
         and not ast.get_docstring(node)
     ]
     assert silent == []
+
+
+def test_what_comments_and_docstrings_refer_to_exists() -> None:
+    keys = {one.name for one in fields(Config)}  # `train.ema` is a key, not a name of train.py
+    known = {
+        "config": {*keys},
+        "pipeline": set(pipeline.__all__),
+    }  # of modules and classes by last name
+    for module, tree in TREES.items():
+        scopes = [(module.rpartition(".")[2], tree.body)]
+        scopes += [(node.name, node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
+        for scope, body in scopes:
+            names = known.setdefault(scope, set())
+            names |= {name for node in body for name in (*defined(node), *targets_of(node))}
+    files = {"csv", "html", "json", "npy", "py", "txt", "yaml"}
+    missing = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        for scope, name in re.findall(r"`(?:\w+[./])*(\w+)\.(\w+)(?:\(\))?`", text):
+            if (
+                scope in known.keys() - keys - requests().keys()
+                and name not in known[scope] | files
+            ):
+                missing.append(f"{path.name}: {scope}.{name}")
+        for named in re.findall(r"[\w/]+\.py\b", text):
+            places = (path.parent, PACKAGE, PACKAGE.parent)
+            if not named.startswith("my_") and not any((here / named).exists() for here in places):
+                missing.append(f"{path.name}: {named}")
+    assert missing == []

@@ -25,23 +25,23 @@ def is_number(hint: Any) -> bool:
 
 
 def is_whole(hint: Any) -> bool:
-    """Whether the only numbers that it allows are whole ones."""
+    """Whether an annotation allows no numbers but integers."""
     return float not in _kinds(hint)
 
 
 def is_list(hint: Any) -> bool:
-    """Whether it allows a list but no text or mapping."""
+    """Whether an annotation allows a list but neither text nor a mapping."""
     kinds = _kinds(hint)
     return bool(kinds & {list, tuple}) and not kinds & {str, dict}
 
 
 def takes_one(hint: Any) -> bool:
-    """Whether it allows a number, among other things."""
+    """Whether an annotation allows a number, possibly among others."""
     return bool(_kinds(hint) & {int, float})
 
 
 def may_be_null(hint: Any) -> bool:
-    """Whether it allows null."""
+    """Whether an annotation allows null."""
     return NoneType in _kinds(hint)
 
 

@@ -61,7 +61,7 @@ def error_line(error: BaseException) -> str:
 
 def _other(error: BaseException) -> str:
     if named := re.match(r"invalid literal for int\(\) with base 10: ('.*')", str(error)):
-        return f"{named[1]}: what is in a list has no name; write the whole list, KEY=[…]"
+        return f"{named[1]}: list items cannot be set one by one; write the whole list, KEY=[…]"
     if header := re.match(r"Expected header format: KEY VALUE, got '(.*)'", str(error)):
         line = "a line of a configuration file that begins with # @ names its package"
         return f"# {header[1]}: {line}, as in # @package _global_"

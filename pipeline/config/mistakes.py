@@ -323,14 +323,15 @@ class _Setting:
 
 
 def _require_no_list(word: str, command: Command) -> None:
-    """Refuses a key within a list, whose items have numbers and no names."""
+    """Refuses a key within a list, whose items cannot be set one by one."""
     key = full_key(word.lstrip("+~"), command.verb, command.request)
     owner, _, part = key.rpartition(".")
     if word.startswith("~") and part.isdecimal():
         raise RequestError(f"{word}: no item of a list can be left out; write {owner}=[…]")
     if not part.isdecimal() and is_list(annotation_for(owner, command.verb, command.request)):
         raise RequestError(
-            f"{word}: {owner} is a list, and what is in a list has no name; write {owner}=[…]"
+            f"{word}: {owner} is a list, and list items cannot be set one by one; "
+            f"write the whole list, {owner}=[…]"
         )
 
 

@@ -393,7 +393,7 @@ def _refuse_keys_of_another_choice(config: Config) -> None:
         if unknown := [key for key in keys if key not in typed]:
             raise RequestError(
                 f"experiment={recipe} sets {joined(unknown)}, which "
-                f"{group}={getattr(config.choices, group)} does not have; this leaves them out: "
+                f"{group}={getattr(config.choices, group)} does not have; to leave them out, add "
                 f"{' '.join(f'~{key}' for key in unknown)}"
             )
 

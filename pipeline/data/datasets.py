@@ -271,7 +271,7 @@ def folder(  # noqa: PLR0913 (the keys of its file)
     # What becomes of files that cannot be read.
     on_bad: Annotated[str, one_of("skip", "refuse")],
     max_bad: Share,
-    # How they are divided: see `folders.Division`.
+    # How they are divided: see `own_pictures.Division`.
     group: str | None,
     near_duplicates: Annotated[int, Field(ge=0, le=10)] | None,
     test_fraction: Annotated[float, Field(ge=0.01, le=0.9)],

@@ -76,7 +76,7 @@ class Listing:
 
     `root` is a folder or an archive; `files` are POSIX paths relative to it, or names of members,
     in natural order. A name that is not UTF-8 holds surrogates, as `os.fsdecode` gives them;
-    `files.shown` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
+    `files.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
     counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,

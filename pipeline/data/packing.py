@@ -99,14 +99,17 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """Files to be packed, with the settings; the state of each file is read once."""
+    """The files to pack and the settings to pack them with.
+
+    The state of each file is read once and kept.
+    """
 
     listing: Listing
     packing: Packing
 
     @cached_property
     def stamps(self) -> Array:
-        """The state of each file, i64[n,4]."""
+        """The state of each file, i64[n,4], as `Listing.stamps` returns it."""
         return self.listing.stamps()
 
     @cached_property

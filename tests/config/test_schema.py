@@ -109,7 +109,7 @@ def test_a_key_that_nothing_reads_is_refused_even_when_added_on_purpose(override
 
 def test_keys_that_a_recipe_sets_for_another_model_are_named_with_what_leaves_them_out() -> None:
     said = refusal("experiment=tiny", "model=mlp")
-    without = said.partition("this leaves them out: ")[2]
+    without = said.partition("to leave them out, add ")[2]
     assert without == "~model.filters ~model.convolutions ~model.dense"
     keys = "model.filters, model.convolutions and model.dense"
     assert f"experiment=tiny sets {keys}, which model=mlp does not" in said

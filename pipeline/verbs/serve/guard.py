@@ -164,7 +164,10 @@ async def _answer(send: Send, status: int, reason: str) -> None:
 
 
 class Room:
-    """An amount shared by all requests; one that finds too little left waits for up to WAIT_S."""
+    """A number of units, bytes or workers, that concurrent requests share.
+
+    A request that finds too few of them free waits for up to WAIT_S seconds.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -172,10 +175,10 @@ class Room:
 
     @asynccontextmanager
     async def taking(self, wanted: int) -> AsyncIterator[None]:
-        """Takes this much, or all there is, until the block ends.
+        """Holds `wanted` units, at most all there are, until the block ends.
 
         Raises:
-            Refused: other requests held it for too long.
+            Refused: other requests held them for too long.
         """
         wanted = min(wanted, self._most)
         if wanted > self._free:
