@@ -527,10 +527,8 @@ def test_every_public_function_and_class_says_what_it_is_for() -> None:
 
 def test_what_comments_and_docstrings_refer_to_exists() -> None:
     keys = {one.name for one in fields(Config)}  # `train.ema` is a key, not a name of train.py
-    known = {
-        "config": {*keys},
-        "pipeline": set(pipeline.__all__),
-    }  # of modules and classes by last name
+    # The names in each module and class, by its last name.
+    known = {"config": {*keys}, "pipeline": set(pipeline.__all__)}
     for module, tree in TREES.items():
         scopes = [(module.rpartition(".")[2], tree.body)]
         scopes += [(node.name, node.body) for node in tree.body if isinstance(node, ast.ClassDef)]

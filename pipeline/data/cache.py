@@ -35,9 +35,8 @@ TICK_S = 0.02
 """Seconds within which two changes of a file may have the same time (a kernel tick is 0.01 s)."""
 _CHECKED = ".checked.json"  # not part of the entry: hidden files never are
 
-EntryStamp = tuple[
-    tuple[str | int, ...], ...
-]  # per file: name, size, modification and change times, inode
+# Per file: name, size, modification and change times, inode
+EntryStamp = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

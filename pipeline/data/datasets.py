@@ -92,9 +92,8 @@ MNIST = IdxDataset(
 DIGIT_CLASSES = tuple("0123456789")
 
 
-@determined_by(
-    lambda _: dict(FASHION_MNIST.checksums)
-)  # the same content, wherever the files come from
+# The same content, wherever the files come from
+@determined_by(lambda _: dict(FASHION_MNIST.checksums))
 def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 

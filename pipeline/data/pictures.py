@@ -354,9 +354,8 @@ def _highest(picture: Picture) -> int | None:
 def _extrema(picture: Picture) -> tuple[int, int]:
     step = max(1, PIXELS_AT_ONCE // picture.width)
     ends = []
-    for top in range(
-        0, picture.height, step
-    ):  # Pillow's own getextrema does not support every mode
+    # Pillow's own getextrema does not support every mode
+    for top in range(0, picture.height, step):
         box = (0, top, picture.width, min(top + step, picture.height))
         strip = np.asarray(picture.crop(box))
         ends += [int(strip.min()), int(strip.max())]

@@ -54,9 +54,8 @@ def slices(predictions: Predictions) -> list[Slice]:
 
 def _of_column(name: str, texts: Sequence[str], correct: Array) -> list[Slice]:
     order = [value for value, _ in Counter(texts).most_common()]
-    kept = (
-        order if len(order) <= SHOWN_VALUES + 1 else order[:SHOWN_VALUES]
-    )  # "1 other value" would say nothing
+    # "1 other value" would say nothing
+    kept = order if len(order) <= SHOWN_VALUES + 1 else order[:SHOWN_VALUES]
     numbers = {value: number for number, value in enumerate(kept)}
     places = np.array([numbers.get(text, len(kept)) for text in texts])
     counts = np.bincount(places, minlength=len(kept) + 1).tolist()

@@ -403,9 +403,8 @@ def _slice(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
     indices = np.array([trial.user_attrs["index"] for trial in study.trials])
     for axes, column in zip(panels, columns.values(), strict=True):
         points: Any = axes.collections[0]
-        points.set_array(
-            indices[points.get_array().astype(int)]
-        )  # Optuna uses the row in the study
+        # Optuna uses the row in the study
+        points.set_array(indices[points.get_array().astype(int)])
         points.set(cmap="viridis_r", clim=(indices.min(), indices.max()))
         axes.set(title="", yscale=scale(_objective(study), maximize=_maximize(study)))
         _ticks(axes.xaxis, column)

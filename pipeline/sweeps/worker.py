@@ -33,9 +33,8 @@ def serve_jobs(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None
     The modules are imported before the first call; a failing import shows when a call needs it.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole process group; the pool decides
+    # Ctrl-C reaches the whole process group; the pool decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     faulthandler.enable(2)
@@ -60,9 +59,8 @@ def _leave_with_parent() -> None:
 
 def _carried_out(message: bytes) -> bytes:
     """Runs a call and returns its result or error, whatever it raises."""
-    output, packed = pickle.loads(
-        message
-    )  # the call is pickled separately: unpickling may import, print and fail
+    # The call is pickled separately: unpickling may import, print and fail
+    output, packed = pickle.loads(message)
     try:
         _lead_output_to(output)
         try:

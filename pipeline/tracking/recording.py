@@ -44,9 +44,8 @@ from pipeline.tracking.values import LOCAL_ID, MODEL_URI, SIGNED, RecordedRun, S
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 MARGIN = 1_000  # characters for the links in a description
-FAST = {
-    "compress_level": 1
-}  # PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
+# PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
+FAST = {"compress_level": 1}
 
 
 log = logging.getLogger(__name__)

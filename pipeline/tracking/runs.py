@@ -41,10 +41,8 @@ from pipeline.tracking.values import (
 )
 
 _PAGE = 5_000  # runs per request
-SHORTEST, WHOLE = (
-    4,
-    32,
-)  # characters of an id: the shortest allowed beginning (as in git), and a whole id
+# Characters of an id: the shortest allowed beginning (as in git), and a whole id
+SHORTEST, WHOLE = 4, 32
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 _SHOWN = 3  # matching ids in a message
 MOST_NAMES = 8  # of classes in a message

@@ -82,9 +82,8 @@ def switch(registry: Registry, change: Change) -> int:
             raise
         _complete(registry, ticket)
         return target
-    except (
-        BaseException
-    ):  # Ctrl-C, for example: a ticket left behind would keep other hosts waiting
+    except BaseException:
+        # Ctrl-C, for example: a ticket left behind would keep other hosts waiting
         with suppress(Exception):
             own = [one for one in registry.pending() if one.tags.get(KEY) == change.line.key]
             _settle(registry, own)
