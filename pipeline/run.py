@@ -26,7 +26,7 @@ from pipeline.training.leakage import leakage_of
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
-BySplit = dict[str, Predictions]  # by split
+BySplit = dict[str, Predictions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +120,21 @@ def _load_data(
     return prepared
 
 
-def _evaluate(model: keras.Model, prepared: Prepared, config: Config, log: Recording) -> BySplit:
+def _evaluate(
+    model: keras.Model, prepared: Prepared, config: Config, recording: Recording
+) -> BySplit:
     settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
     splits = val | ({"test": prepared.test} if settings.test else {})
-    probabilities = {key: predicted(model, one, prepared, config) for key, one in splits.items()}
     predictions = {
-        key: evaluation.predictions_of(splits[key], one, prepared)
-        for key, one in probabilities.items()
+        key: evaluation.predictions_of(split, predicted(model, split, prepared, config), prepared)
+        for key, split in splits.items()
     }
-    log.save_arrays("predictions", evaluation.as_arrays(predictions))
+    recording.save_arrays("predictions", evaluation.as_arrays(predictions))
     if settings.test:
-        log.log_report(evaluation.evaluate(predictions["test"], settings.metrics, settings.plots))
+        report = evaluation.evaluate(predictions["test"], settings.metrics, settings.plots)
+        recording.log_report(report)
     views = predicted_in_views(model, splits, prepared, config)
-    log.log_report(evaluation.alternative_metrics(predictions, views, settings))
+    recording.log_report(evaluation.alternative_metrics(predictions, views, settings))
     return predictions
 
 

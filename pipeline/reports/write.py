@@ -117,20 +117,20 @@ def bring_home(config: Config, run_id: str) -> None:
 
     Does nothing if the run has no folder on this machine.
     """
-    entry = find_run(run_id, config)
-    if entry.folder is None or owner(entry.folder) != entry.id:
+    run = find_run(run_id, config)
+    if run.folder is None or owner(run.folder) != run.id:
         return
-    recording = reopen(entry.id, config.tracking, entry.folder)
+    recording = reopen(run.id, config.tracking, run.folder)
     try:
-        then = entry.config
-        if then.evaluate.report and entry.parent is None:
-            recording.save_text(REPORT_PAGE, page_of(entry, recording, config.data_dir))
+        then = run.config
+        if then.evaluate.report and run.parent is None:
+            recording.save_text(REPORT_PAGE, page_of(run, recording, config.data_dir))
     finally:
         recording.upload()
 
 
 def page_of(
-    entry: RecordedRun,
+    run: RecordedRun,
     recording: Recording,
     data_dir: str,
     explain: Callable[[Predictions], Explained] | None = None,
@@ -139,18 +139,18 @@ def page_of(
 
     `explain` is called with the predictions that the page is about, if there are any.
     """
-    then = replace(entry.config, data_dir=data_dir)
-    predictions = _stored_predictions(entry, then)
+    then = replace(run.config, data_dir=data_dir)
+    predictions = _stored_predictions(run, then)
     split = next(filter(predictions.__contains__, JUDGED_SPLITS), None)
     explained = explain(predictions[split]) if explain and split else None
     return run_html(facts_of(recording), then, predictions, explained)
 
 
-def _stored_predictions(entry: RecordedRun, config: Config) -> dict[str, Predictions]:
-    if not entry.has("predictions.npz"):
+def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictions]:
+    if not run.has("predictions.npz"):
         return {}  # it did not get that far
-    stored = entry.predictions()
-    prepared = _data(config, str(entry.fingerprint))
+    stored = run.predictions()
+    prepared = _data(config, str(run.fingerprint))
     return {
         name: predictions_of(split, stored[f"{name}_probs"], prepared)
         for name, split in (("val", prepared.val), ("test", prepared.test))

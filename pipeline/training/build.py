@@ -125,11 +125,11 @@ def kept(model: keras.Model) -> keras.Model:
     if model.compiled and not narrow:
         targets = isinstance(model.loss, keras.losses.CategoricalCrossentropy)
         if targets or not _is_keras_own(model.optimizer):
-            model.compile(optimizer=_keras_own(model, model), **measures())
+            model.compile(optimizer=_keras_own(model, model), **loss_and_metrics())
     if not narrow:
         return model
     wide = in_float32(model)
-    wide.compile(optimizer=_keras_own(model, wide), **measures())
+    wide.compile(optimizer=_keras_own(model, wide), **loss_and_metrics())
     return wide
 
 
@@ -167,10 +167,10 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             config.optimizer["learning_rate"],
             config.train.epochs * -(-images // config.train.batch_size),
         )
-    model.compile(optimizer=optimizer, **measures())
+    model.compile(optimizer=optimizer, **loss_and_metrics())
 
 
-def measures() -> dict[str, Any]:
+def loss_and_metrics() -> dict[str, Any]:
     """The loss and metrics with which a model is compiled."""
     return {
         # Equals cross-entropy on one-hot labels, without creating them.

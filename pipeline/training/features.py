@@ -23,7 +23,7 @@ from pipeline.data import cache
 from pipeline.data.load import data_folder
 from pipeline.data.values import Array, Features, Prepared, Split
 from pipeline.training.batches import needs_images
-from pipeline.training.build import build_model, measures
+from pipeline.training.build import build_model, loss_and_metrics
 from pipeline.training.precision import computes_in_float32, in_float32
 from pipeline.training.predictor import predict
 from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
@@ -165,5 +165,5 @@ def _separate(model: keras.Model) -> keras.Model:
         x = layer(x)
     head = keras.Model(features, x, name=f"{model.name}_head")
     if model.compiled:  # one that was loaded is not, and only predicts
-        head.compile(optimizer=model.optimizer, **measures())
+        head.compile(optimizer=model.optimizer, **loss_and_metrics())
     return head

@@ -62,9 +62,11 @@ def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
         rows=np.concatenate([split.rows for split in splits]),
         labels=np.concatenate([split.labels for split in splits]),
     )
-    places = np.arange(len(everything))
-    test = held_out(everything.labels, places, len(prepared.test) / len(places), seed=seed).mask
-    rest = places[~test]
+    positions = np.arange(len(everything))
+    test = held_out(
+        everything.labels, positions, len(prepared.test) / len(positions), seed=seed
+    ).mask
+    rest = positions[~test]
     share = len(prepared.val) / len(rest)
     val = np.zeros(len(rest), bool)
     if share:
@@ -73,5 +75,5 @@ def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
         prepared,
         train=everything.select(rest[~val]),
         val=everything.select(rest[val]),
-        test=everything.select(places[test]),
+        test=everything.select(positions[test]),
     )

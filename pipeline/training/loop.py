@@ -28,7 +28,7 @@ from pipeline.training.xla import Gather, compiled
 EVALUATED_AT_ONCE = 1024  # validation images of 28×28
 _PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
 
-Places = Array  # i64[n]: positions of images in a split, in the order of training
+Positions = Array  # i64[n]: those of images in a split, in the order of training
 
 
 def fit(  # noqa: PLR0913
@@ -88,33 +88,33 @@ class _Passes:
 
     model: keras.Model
     train_feed: Resident | Streamed
-    train_steps: Callable[[Places], None]
+    train_steps: Callable[[Positions], None]
     train_size: int
     val: Split
     val_feed: Resident | Streamed
-    val_steps: Callable[[Places], None]
+    val_steps: Callable[[Positions], None]
     val_size: int
     results: Callable[[], Mapping[str, tf.Tensor]]
 
     def train(
-        self, order: Places, epoch: int, callbacks: keras.callbacks.CallbackList
+        self, order: Positions, epoch: int, callbacks: keras.callbacks.CallbackList
     ) -> dict[str, float]:
         """Trains on the images in this order; returns the metrics of the epoch (from 0)."""
         logs: dict[str, float] = {}
         self.model.reset_metrics()
         with closing(self.train_feed.parts(order, self.train_size)) as parts:
-            for part, places in enumerate(parts):
+            for part, positions in enumerate(parts):
                 callbacks.on_train_batch_begin(part)
-                self.train_steps(places)
+                self.train_steps(positions)
                 logs = _finite(self.results(), epoch)
-                callbacks.on_train_batch_end(part, {**logs, "images": len(places)})
+                callbacks.on_train_batch_end(part, {**logs, "images": len(positions)})
         return logs
 
     def validate(self, epoch: int) -> dict[str, float]:
         """The metrics on the validation split, by their plain names."""
         self.model.reset_metrics()
-        for places in self.val_feed.parts(np.arange(len(self.val)), self.val_size):
-            self.val_steps(places)
+        for positions in self.val_feed.parts(np.arange(len(self.val)), self.val_size):
+            self.val_steps(positions)
         return _finite(self.results(), epoch)
 
 
@@ -159,28 +159,28 @@ def _passes(
 
 def _steps(
     step: Callable[..., object], gather: Gather, batch_size: int, *, xla_part: int = 0
-) -> Callable[[Places], None]:
-    """A function that runs `step` on each batch of places; XLA takes up to `xla_part` at once."""
+) -> Callable[[Positions], None]:
+    """A function that runs `step` on batches of positions; XLA takes up to `xla_part` at once."""
 
     # Keras' steps need no AutoGraph, which would take as long as tracing them.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
-    def run(places: tf.Tensor) -> None:
+    def run(positions: tf.Tensor) -> None:
         def take_batch(start: tf.Tensor) -> list[tf.Tensor]:
-            step(gather(places[start : start + batch_size]))
+            step(gather(positions[start : start + batch_size]))
             return [start + batch_size]
 
-        tf.while_loop(lambda start: start < tf.size(places), take_batch, [0])
+        tf.while_loop(lambda start: start < tf.size(positions), take_batch, [0])
 
     if not xla_part:
         return run
     full_batches = compiled(step, gather, (xla_part // batch_size, batch_size))
 
-    def run_with_xla(places: Places) -> None:
-        full = len(places) // batch_size * batch_size
+    def run_with_xla(positions: Positions) -> None:
+        full = len(positions) // batch_size * batch_size
         if full:
-            full_batches(places[:full])
-        if full < len(places):
-            run(places[full:])
+            full_batches(positions[:full])
+        if full < len(positions):
+            run(positions[full:])
 
     return run_with_xla
 

@@ -59,13 +59,13 @@ class Resident:
 
     def __init__(self, split: Split, images: tf.Tensor) -> None:
         rows, labels = resident(split.rows), resident(split.labels)
-        self.gather: Gather = lambda places: (
-            tf.gather(images, tf.gather(rows, places)),
-            tf.gather(labels, places),
+        self.gather: Gather = lambda positions: (
+            tf.gather(images, tf.gather(rows, positions)),
+            tf.gather(labels, positions),
         )
 
     def parts(self, order: Array, size: int) -> Generator[Array]:
-        """Yields `order` i64[n], places in the split, in parts of `size`, for `gather`."""
+        """Yields `order` i64[n], positions in the split, in parts of `size`, for `gather`."""
         for start in range(0, len(order), size):
             yield order[start : start + size]
 
@@ -104,12 +104,12 @@ class Streamed:
     def parts(self, order: Array, size: int) -> Generator[Array]:
         """Yields the slots i64[m] of successive parts of `order` i64[n], while it reads the next.
 
-        `order` are places in the split. A part has at most `size` images, which must fit.
+        `order` are positions in the split. A part has at most `size` images, which must fit.
         """
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READERS) as readers:
             coming = deque([ahead.submit(self._fill, 0, parts[0], readers)] if parts else [])
-            for number, places in enumerate(parts):
+            for number, positions in enumerate(parts):
                 filled = coming.popleft().result()
                 if number + 1 < len(parts):
                     half = (number + 1) % 2
@@ -117,13 +117,13 @@ class Streamed:
                 for variable, copy in zip(self.buffers.read, filled, strict=False):
                     variable.assign(copy)
                 first = 0 if self.buffers.on_gpu else number % 2 * self.buffers.capacity
-                yield np.arange(first, first + len(places))
+                yield np.arange(first, first + len(positions))
 
-    def _fill(self, half: int, places: Array, readers: Executor) -> list[tf.Tensor]:
+    def _fill(self, half: int, positions: Array, readers: Executor) -> list[tf.Tensor]:
         """Reads a part into one of the buffers; returns its copies on the GPU, if there is one."""
         images, labels = self.buffers.images[half], self.buffers.labels[half]
-        rows = self.split.rows[places]
-        labels[: len(places)] = self.split.labels[places]
+        rows = self.split.rows[positions]
+        labels[: len(positions)] = self.split.labels[positions]
         by_row = np.argsort(rows)
         edges = np.linspace(0, len(rows), READERS + 1).astype(int)
         shares = [by_row[start:stop] for start, stop in pairwise(edges)]

@@ -44,7 +44,7 @@ _GENERATORS = (
 
 LabelledBatch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
 Step = Callable[[LabelledBatch], object]
-Gather = Callable[[tf.Tensor], LabelledBatch]  # from places i64[n] in a split
+Gather = Callable[[tf.Tensor], LabelledBatch]  # from positions i64[n] in a split
 
 
 def is_faster(model: keras.Model, steps: int) -> bool:
@@ -57,7 +57,7 @@ def is_faster(model: keras.Model, steps: int) -> bool:
 
 
 def compiled(step: Step, gather: Gather, shape: tuple[int, int]) -> Callable[[Array], None]:
-    """Makes a function of places i64[n] that runs `step` on each batch that `gather` returns.
+    """Makes a function of positions i64[n] that runs `step` on each batch that `gather` returns.
 
     `shape` is (maximum batches per call, images per batch); n must be a multiple of the latter.
 
@@ -66,10 +66,11 @@ def compiled(step: Step, gather: Gather, shape: tuple[int, int]) -> Callable[[Ar
     """
     traced = _trace(step, gather, shape)
 
-    def take(places: Array) -> None:
+    def take(positions: Array) -> None:
         nonlocal traced
         # One program serves any number of batches: those beyond `count` are ignored.
-        padded, count = tf.constant(np.resize(places, shape)), tf.constant(len(places) // shape[1])
+        padded = tf.constant(np.resize(positions, shape))
+        count = tf.constant(len(positions) // shape[1])
         try:
             traced(padded, count)
         except tf.errors.OpError as error:
@@ -100,8 +101,8 @@ def _trace(
 
     # The gather stays outside: XLA would copy all of `images` on each call.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), total], autograph=False)
-    def run(places: tf.Tensor, count: tf.Tensor) -> None:
-        loop(*gather(places), count)
+    def run(positions: tf.Tensor, count: tf.Tensor) -> None:
+        loop(*gather(positions), count)
 
     with _threefry():
         traced: Callable[[tf.Tensor, tf.Tensor], None] = run.get_concrete_function()

@@ -56,22 +56,22 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     from pipeline.tracking.runs import find_run
     from pipeline.tracking.values import PREDICTIONS
 
-    entry = find_run(REPORT.run_id(config), config, latest=REPORTABLE, called="run of its own")
-    if entry.is_sweep:
+    run = find_run(REPORT.run_id(config), config, latest=REPORTABLE, called="run of its own")
+    if run.is_sweep:
         raise RequestError(
-            f"run_id={entry.id} is a sweep; `compare sweep={entry.id}` shows its jobs, and each of "
+            f"run_id={run.id} is a sweep; `compare sweep={run.id}` shows its jobs, and each of "
             "these has a report"
         )
     explain = None
     if request.explain:
-        if not entry.has(PREDICTIONS):
-            raise RequestError(f"report.explain=true: run {entry.id} has no predictions")
-        model = entry.load_model()
+        if not run.has(PREDICTIONS):
+            raise RequestError(f"report.explain=true: run {run.id} has no predictions")
+        model = run.load_model()
 
         def explain(predictions: Predictions) -> Explained:
             return explained(model, predictions)
 
-    page = page_of(entry, reopen(entry.id, config.tracking, folder), config.data_dir, explain)
+    page = page_of(run, reopen(run.id, config.tracking, folder), config.data_dir, explain)
     with replacing(folder / REPORT_PAGE) as path:
         path.write_text(page, encoding="utf-8")
     return folder / REPORT_PAGE

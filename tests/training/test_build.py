@@ -12,7 +12,7 @@ import pytest
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.training import build
-from pipeline.training.build import build_model, kept, measures
+from pipeline.training.build import build_model, kept, loss_and_metrics
 from tests.commands import configured
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_the_network_is_compiled_with_the_chosen_optimizer_loss_and_accuracy() -
     assert float(model.optimizer.learning_rate) == 0.25
     assert (model.optimizer.use_ema, model.optimizer.ema_momentum) == (True, 0.5)
     assert type(model.loss) is keras.losses.SparseCategoricalCrossentropy
-    assert measures()["metrics"][0].name == "accuracy"
+    assert loss_and_metrics()["metrics"][0].name == "accuracy"
 
 
 def test_a_schedule_ends_with_the_last_step_of_the_last_epoch() -> None:

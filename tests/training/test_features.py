@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Prepared, Split
-from pipeline.training.build import measures
+from pipeline.training.build import loss_and_metrics
 from pipeline.training.features import (
     Head,
     head_of,
@@ -56,7 +56,7 @@ def network(*, frozen: bool = True) -> keras.Model:
     x = keras.layers.Dense(2, name=FEATURES, trainable=not frozen)(x)
     outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
     model = keras.Model(images, outputs, name="tiny")
-    model.compile(optimizer=keras.optimizers.SGD(), **measures())
+    model.compile(optimizer=keras.optimizers.SGD(), **loss_and_metrics())
     return model
 
 

@@ -24,7 +24,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
 from pipeline.tracking.models import KERAS_FILE
 from pipeline.training import features, models, pretrained
-from pipeline.training.build import build_model, measures
+from pipeline.training.build import build_model, loss_and_metrics
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.fused import fused_updates
 from pipeline.training.saved import load_saved
@@ -144,7 +144,7 @@ def small(units: int = 5, *, noise: float = 0.0) -> keras.Model:
     x = keras.layers.Dropout(0.2, name="dropout")(keras.layers.Identity(name="features")(x))
     outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
     model = keras.Model(images, outputs)
-    model.compile(optimizer=keras.optimizers.Adam(0.01), **measures())
+    model.compile(optimizer=keras.optimizers.Adam(0.01), **loss_and_metrics())
     return model
 
 
@@ -242,7 +242,7 @@ def test_a_backbone_learns_at_its_share_of_the_rate(kind: str, tmp_path: Path) -
         config = replace(config, train=replace(config.train, epochs=1, batch_size=64))
         model = small()
         model.get_layer("dropout").rate = 0.0
-        model.compile(optimizer=getattr(keras.optimizers, kind)(0.01), **measures())
+        model.compile(optimizer=getattr(keras.optimizers, kind)(0.01), **loss_and_metrics())
         before = model.get_weights()
         train(model, PREPARED, config, tmp_path / str(rate), [])
         moved[rate] = [now - then for now, then in zip(model.get_weights(), before, strict=True)]
@@ -261,7 +261,7 @@ def test_a_backbone_joins_from_its_last_layers_after_its_epochs(tmp_path: Path) 
         x = keras.layers.Dense(5, name=f"base_{number}")(x)
     x = keras.layers.Identity(name="features")(x)
     model = keras.Model(images, keras.layers.Dense(3, activation="softmax", name="head")(x))
-    model.compile(optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1), **measures())
+    model.compile(optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1), **loss_and_metrics())
     moved: list[list[str]] = []
     before = model.get_weights()
 

@@ -84,24 +84,24 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
         RequestError: there is no such run, or it cannot be repeated.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "reproduce")
-    entry = _repeatable(config)
-    predicted, again = entry.predictions(), _again(entry, config)
+    run = _repeatable(config)
+    predicted, again = run.predictions(), _again(run, config)
     if not any(key.endswith("_probs") for key in predicted):
-        raise RequestError(f"run_id={entry.id} has no predictions to compare with")
+        raise RequestError(f"run_id={run.id} has no predictions to compare with")
     again = replace(again, evaluate=replace(again.evaluate, test="test_probs" in predicted))
-    changed = _changed(entry, again)
-    _show_changes(entry, changed)
+    changed = _changed(run, again)
+    _show_changes(run, changed)
     # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
-        run = import_slow("pipeline.run").run
-    result: Result = run(again, folder, fingerprint=entry.fingerprint)
-    rerun = _entry(result.run_id, config)
-    pairs = paired(entry.logged, rerun.logged)
+        story = import_slow("pipeline.run")
+    result: Result = story.run(again, folder, fingerprint=run.fingerprint)
+    rerun = _recorded(result.run_id, config)
+    pairs = paired(run.logged, rerun.logged)
     verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
     tags = {VERDICT: str(verdict)} | ({_CHANGED: told} if told else {})
     reopen(rerun.id, config.tracking, folder).log_tags(tags)
-    return Reproduction(run_id=entry.id, result=result, pairs=pairs, verdict=verdict)
+    return Reproduction(run_id=run.id, result=result, pairs=pairs, verdict=verdict)
 
 
 def show(outcome: Reproduction, request: Reproduce) -> None:
@@ -147,62 +147,62 @@ def verdict_on(
 
 
 def _repeatable(config: Config) -> RecordedRun:
-    entry = _entry(REPRODUCE.run_id(config), config)
-    if entry.is_sweep:
-        raise RequestError(f"run_id={entry.id} is a sweep; reproduce one of its jobs")
-    if entry.status != Status.FINISHED:
+    run = _recorded(REPRODUCE.run_id(config), config)
+    if run.is_sweep:
+        raise RequestError(f"run_id={run.id} is a sweep; reproduce one of its jobs")
+    if run.status != Status.FINISHED:
         raise RequestError(
-            f"run_id={entry.id} is {entry.status} and has no results to reproduce; "
-            f"resume run_id={entry.id} finishes it"
+            f"run_id={run.id} is {run.status} and has no results to reproduce; "
+            f"resume run_id={run.id} finishes it"
         )
-    return entry
+    return run
 
 
-def _entry(run_id: str, config: Config) -> RecordedRun:
+def _recorded(run_id: str, config: Config) -> RecordedRun:
     return find_run(run_id, config, latest=REPEATABLE, called="finished run of its own")
 
 
-def _again(entry: RecordedRun, today: Config) -> Config:
+def _again(run: RecordedRun, today: Config) -> Config:
     """The run's configuration for an independent run, with the current store and cache."""
-    then = entry.config
-    name = entry.name or entry.id
+    then = run.config
+    name = run.name or run.id
     tracking = replace(
         then.tracking,
         uri=today.tracking.uri,
         offline=False,
-        experiment=entry.experiment,
+        experiment=run.experiment,
         run_name=f"{name} again",
-        tags={**then.tracking.tags, REPEATS: entry.id},
+        tags={**then.tracking.tags, REPEATS: run.id},
     )
     alone = replace(then.sweep, job=JobSettings(**dict.fromkeys(vars(then.sweep.job))))
     return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
 
 
-def _changed(entry: RecordedRun, again: Config) -> list[origin.Difference]:
-    raw = load_raw(again, fingerprint=entry.fingerprint)
+def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
+    raw = load_raw(again, fingerprint=run.fingerprint)
     began = origin.recorded_origin(
-        entry.tags,
-        patch=entry.text("code.patch") if entry.has_uncommitted_changes else "",
-        environment=entry.text("environment.txt"),
+        run.tags,
+        patch=run.text("code.patch") if run.has_uncommitted_changes else "",
+        environment=run.text("environment.txt"),
     )
     origin.with_threads_of(began)
     return origin.differences(began, origin.here(raw.fingerprint))
 
 
-def _show_changes(entry: RecordedRun, changed: Sequence[origin.Difference]) -> None:
+def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> None:
     console = standard_output()
     if not changed:
         console.print("Code, environment, data and hardware are unchanged.")
         return
-    table = Table("", "what", "then", "now", title=f"Changed since run {entry.id}")
+    table = Table("", "what", "then", "now", title=f"Changed since run {run.id}")
     for change in changed:
         table.add_row(change.kind, change.what, change.then, change.now)
     console.print(table)
     if any(change.kind == "code" for change in changed):
-        commit = entry.commit or "the run's commit"
+        commit = run.commit or "the run's commit"
         console.print(f"To restore the run's code: git checkout {commit}", end="")
         patch = "; git apply <the run's artefact code.patch>"
-        console.print(patch if entry.has_uncommitted_changes else "")
+        console.print(patch if run.has_uncommitted_changes else "")
 
 
 def _table(pairs: Sequence[MetricPair], tolerance: float) -> Table:

@@ -47,78 +47,78 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         RequestError: there is nothing to resume, or it would no longer be the same run.
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
-    found = _unfinished(config, RESUME.run_id(config))
-    place = _place(found)
+    run = _unfinished(config, RESUME.run_id(config))
+    place = _place(run)
     with at_work_in(place):
         if has_journal(place):
             # It closes the run, which stays closed if it cannot be resumed.
             send_journal(connect(config.tracking.uri), place)
-        entry = _unfinished(config, found.id)  # read under the lock: nobody else can finish it now
+        run = _unfinished(config, run.id)  # read under the lock: nobody else can finish it now
         progress = newest_progress(place / "checkpoints")
-        then = _config(place, entry, config)
-        changed = _require_same(place, entry, then, force=request.force)
-        reopen(entry.id, config.tracking, place).log_tags(_told(entry, progress, changed))
+        then = _config(place, run, config)
+        changed = _require_same(place, run, then, force=request.force)
+        reopen(run.id, config.tracking, place).log_tags(_told(run, progress, changed))
         # Imported only now: a refusal need not wait for TensorFlow.
-        _say(entry, progress, then)
+        _say(run, progress, then)
         with native_messages_to(place / "tensorflow.log"):
-            run = import_slow("pipeline.run").run
-        start = Start(run_id=entry.id, progress=progress)
-        result: Result = run(then, place, start=start, fingerprint=entry.fingerprint)
+            story = import_slow("pipeline.run")
+        start = Start(run_id=run.id, progress=progress)
+        result: Result = story.run(then, place, start=start, fingerprint=run.fingerprint)
     return result
 
 
-def _say(entry: RecordedRun, progress: Progress, then: Config) -> None:
+def _say(run: RecordedRun, progress: Progress, then: Config) -> None:
     """Tells the user what is resumed, before the wait for TensorFlow."""
-    name = entry.name or "a run"
+    name = run.name or "a run"
     done = f"{len(progress.epochs)} of {then.train.epochs} epochs"
-    print(f"resuming {name} ({entry.id}) after {done}", file=sys.stderr, flush=True)
+    print(f"resuming {name} ({run.id}) after {done}", file=sys.stderr, flush=True)
 
 
-def _told(entry: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
+def _told(run: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
     """The tags that record the interruptions of a run."""
-    earlier = [entry.tags[AFTER]] if AFTER in entry.tags else []
+    earlier = [run.tags[AFTER]] if AFTER in run.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
     return {AFTER: after} | ({_CHANGED: changed} if changed else {})
 
 
 def _unfinished(config: Config, run_id: str) -> RecordedRun:
-    entry = find_run(run_id, config, latest=UNFINISHED, called="run that can be resumed")
-    called = f"run_id={entry.id}"
-    if entry.is_sweep:
-        raise RequestError(f"{called} is a sweep; resume it with sweep.resume={entry.id}")
-    if entry.status == Status.FINISHED:
+    run = find_run(run_id, config, latest=UNFINISHED, called="run that can be resumed")
+    called = f"run_id={run.id}"
+    if run.is_sweep:
+        raise RequestError(f"{called} is a sweep; resume it with sweep.resume={run.id}")
+    if run.status == Status.FINISHED:
         raise RequestError(f"{called} is finished: there is nothing left to do")
-    if entry.pruned is not None:
-        raise RequestError(f"{called} was ended by its sweep: {entry.pruned}")
-    return entry
+    if run.pruned is not None:
+        raise RequestError(f"{called} was ended by its sweep: {run.pruned}")
+    return run
 
 
-def _place(entry: RecordedRun) -> Path:
+def _place(run: RecordedRun) -> Path:
     """The folder with the run's checkpoints."""
-    if entry.folder is None:
-        raise RequestError(f"run_id={entry.id} does not say where its checkpoints are")
-    found = owner(entry.folder)
-    if found is None and entry.folder.is_dir():
+    if run.folder is None:
+        raise RequestError(f"run_id={run.id} does not say where its checkpoints are")
+    found = owner(run.folder)
+    if found is None and run.folder.is_dir():
         raise RequestError(
-            f"run_id={entry.id} was stopped as it began: {entry.folder} holds nothing of it; start "
+            f"run_id={run.id} was stopped as it began: {run.folder} holds nothing of it; start "
             "a new run"
         )
     if found is None:
-        host = entry.host or "another machine"
+        host = run.host or "another machine"
         raise RequestError(
-            f"run_id={entry.id} ran on {host} in {entry.folder}, and there is no such folder here"
+            f"run_id={run.id} ran on {host} in {run.folder}, and there is no such folder here"
         )
-    if found != entry.id:
-        raise RequestError(f"run_id={entry.id}: its folder {entry.folder} is now that of {found}")
-    return entry.folder
+    if found != run.id:
+        raise RequestError(f"run_id={run.id}: its folder {run.folder} is now that of {found}")
+    return run.folder
 
 
-def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
+def _config(place: Path, run: RecordedRun, today: Config) -> Config:
     """The run's own configuration, with the current store and cache."""
     recorded = validate(yaml.safe_load(_kept(place, "config.yaml")))
     for name, value in flatten(recorded).items():
         # `mlflow run` may already have logged another value under the plain name.
-        known = [entry.params[key] for key in (f"config.{name}", name) if key in entry.params]
+        known = [run.params[key] for key in (f"config.{name}", name) if key in run.params]
         if known and known[0] != value and len(value) <= LONGEST_PARAM:
             raise RequestError(
                 f"{place}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
@@ -128,11 +128,11 @@ def _config(place: Path, entry: RecordedRun, today: Config) -> Config:
     return replace(recorded, tracking=tracking, data_dir=today.data_dir)
 
 
-def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool) -> str:
+def _require_same(place: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
-    raw = load_raw(then, fingerprint=entry.fingerprint)
+    raw = load_raw(then, fingerprint=run.fingerprint)
     began = origin.recorded_origin(
-        entry.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
+        run.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
     )
     origin.with_threads_of(began)
     changed = [
@@ -142,7 +142,7 @@ def _require_same(place: Path, entry: RecordedRun, then: Config, *, force: bool)
     ]
     if changed and not force:
         raise RequestError(
-            f"run_id={entry.id} would no longer be the same run: {'; '.join(changed)}\n"
+            f"run_id={run.id} would no longer be the same run: {'; '.join(changed)}\n"
             "Restore that, or resume anyway with force=true"
         )
     return "; ".join(changed)
