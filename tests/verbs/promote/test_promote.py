@@ -83,6 +83,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(folder=folder, **made)
 
 
+@pytest.fixture(autouse=True)
+def _brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each promotion measures how long single predictions take, which no test here looks at."""
+    monkeypatch.setattr("pipeline.training.predictor.TIMED", 5)
+
+
 @pytest.fixture
 def runs(recorded: Runs, tmp_path: Path) -> Iterator[Runs]:
     """The same runs in a store of the test's own, which is the default while it lasts."""
