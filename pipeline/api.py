@@ -272,10 +272,10 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
     Raises:
         RequestError: the data set has no champion.
     """
-    models = _imported("pipeline.tracking.models")
-    champion: LoadedModel = models.load_model(
-        f"models:/{dataset}@champion", (config or compose()).tracking
-    )
+    from pipeline.tracking.values import champion_uri
+
+    models, tracking = _imported("pipeline.tracking.models"), (config or compose()).tracking
+    champion: LoadedModel = models.load_model(champion_uri(dataset), tracking)
     return champion
 
 

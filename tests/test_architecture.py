@@ -146,6 +146,7 @@ def test_mlflows_names_and_grammar_stand_in_the_tracking_room_alone() -> None:
     }
     assert texts
     foreign = ("mlflow.source", "mlflow.parentRunId", "mlflow.runName", "attributes.", "tags.`")
+    foreign += ("models:/",)
     assert {(module, text) for module, text in texts if text.startswith(foreign)} == set()
 
 
@@ -186,6 +187,7 @@ OUTSIDE = {
     *("mlflow", "sqlalchemy", "alembic", "optuna.storages", "optuna.load_study"),
     *("open", "numpy.load", "numpy.save", "numpy.savez", "numpy.memmap"),
     *("keras.models.load_model", "keras.saving.load_model", "model.save"),
+    *("keras.callbacks.TensorBoard", "jinja2.FileSystemLoader"),
 }
 INSIDE = {
     *("os.environ", "os.fspath", "os.fsencode", "os.fsdecode", "os.sep", "os.pathsep"),
@@ -196,21 +198,21 @@ PATHS = {  # methods of paths, files and models that reach for the disk
     *("read_text", "write_text", "read_bytes", "write_bytes", "exists", "mkdir", "stat", "lstat"),
     *("unlink", "iterdir", "glob", "rglob", "is_file", "is_dir", "is_symlink", "touch", "rename"),
     *("resolve", "readlink", "rmdir", "chmod", "symlink_to", "expanduser", "cwd", "home", "walk"),
-    *("open", "tofile", "fromfile", "load_weights", "save_weights"),
+    *("open", "tofile", "fromfile", "load_weights", "save_weights", "savefig"),
 }
 # The modules of each room that reach outside themselves; in all others no line does.
 TOUCHING = {
     "__main__": "",
     "config": "allowed compose search_path trusted",
     "data": "archives cache content exclusion files load packing places sources",
-    "reports": "write",
+    "reports": "page write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",
     "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
     "values",
-    "training": "check saved checkpoint programs pretrained",
-    "verbs": "audit.command compare.command drift.command doctor.checks doctor.leftovers "
-    "doctor.store predict.writers report resume.command serve.command stages",
+    "training": "check saved checkpoint programs pretrained train",
+    "verbs": "audit.command compare.command compare.render drift.command doctor.checks "
+    "doctor.leftovers doctor.store predict.writers report resume.command serve.command stages",
 }
 
 
@@ -269,6 +271,8 @@ def used(module: str, part: ast.AST) -> set[str]:
         is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         if is_method and not ast.unparse(node.func).startswith("Image."):  # it reads memory, too
             found.add(f".{node.func.attr}")
+    if "io.BytesIO" in found:  # a figure goes to memory
+        found.discard(".savefig")
     return found
 
 
@@ -338,17 +342,21 @@ def test_most_lines_are_in_modules_that_touch_no_disk_network_process_or_store()
     assert share >= 0.6
 
 
-def test_most_lines_are_in_functions_that_reach_nothing_outside_by_what_they_call_either() -> None:
+def test_most_lines_are_in_no_function_that_reaches_outside_by_itself_or_by_what_it_calls() -> None:
     sizes = {
         name: part.end_lineno - part.lineno + 1
         for module in TREES
         for name, part in parts(module)
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)
     }
-    total = sum(map(lines_of, TREES))
-    share = 1 - sum(sizes.get(name, 0) for name in reaching()) / total
-    print(f"{share:.1%} of {total:,} lines are in functions that reach nothing outside")
-    assert share >= 0.7
+    outside = sum(sizes.get(name, 0) for name in reaching())
+    total, in_functions = sum(map(lines_of, TREES)), sum(sizes.values())
+    print(
+        f"{1 - outside / total:.1%} of {total:,} lines are in no function that reaches outside; "
+        f"of the {in_functions:,} lines in functions, {1 - outside / in_functions:.1%}"
+    )
+    assert 1 - outside / total >= 0.7
+    assert 1 - outside / in_functions >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -365,6 +373,13 @@ def test_most_lines_are_in_functions_that_reach_nothing_outside_by_what_they_cal
             "import socket\ndef f():\n  try:\n    pass\n  except socket.timeout:\n    pass",
             True,
         ),
+        ("def f(figure, path):\n    figure.savefig(path)", False),
+        (
+            "import io\ndef f(figure):\n    memory = io.BytesIO()\n    figure.savefig(memory)",
+            True,
+        ),
+        ("import keras\ndef f(folder):\n    return keras.callbacks.TensorBoard(folder)", False),
+        ("from jinja2 import FileSystemLoader\ndef f(x):\n    FileSystemLoader(x)", False),
     ],
 )
 def test_what_touches_the_outside_is_told_from_what_does_not(

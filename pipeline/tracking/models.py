@@ -33,7 +33,7 @@ from pipeline.data.values import Array, Prepared
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.tracking.client import connect
-from pipeline.tracking.values import SAVED_MODEL, RecordedRun
+from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun
 
 if TYPE_CHECKING:
     import keras
@@ -499,6 +499,6 @@ def _registered(found: Any) -> ModelVersion:
 
 
 def _way_out(uri: str) -> str:
-    if uri.endswith("@champion"):
+    if uri.endswith(f"@{CHAMPION}"):
         return "promote a run first, `python -m pipeline promote run_id=best`, or name a model"
     return "the models of runs are their model_uri, registered ones models:/<name>/<version>"

@@ -37,6 +37,7 @@ PARENT, INDEX, PRUNED_TAG, FOLDER = (
     *("sweep.pruned", "sweep.folder"),
 )
 SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a run's own model
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases of versions
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
@@ -49,6 +50,11 @@ SHORT = 8  # characters of a checksum or an id shown to people
 
 
 SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
+
+
+def champion_uri(model_name: str) -> str:
+    """The address of the champion of a registered model, which has the name of its data set."""
+    return f"models:/{model_name}@{CHAMPION}"
 
 
 def is_written_by_hand(description: str) -> bool:

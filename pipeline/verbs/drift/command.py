@@ -216,10 +216,11 @@ def _reference(config: Config) -> RecordedRun:
     from pipeline.tracking.client import connect
     from pipeline.tracking.models import find_version
     from pipeline.tracking.runs import MODELS, by_id, find_run
+    from pipeline.tracking.values import champion_uri
 
     if config.run_id is not None:
         return find_run(config.run_id, config, latest=MODELS, called="finished run")
-    client, uri = connect(config.tracking.uri), f"models:/{config.choices.dataset}@champion"
+    client, uri = connect(config.tracking.uri), champion_uri(config.choices.dataset)
     try:
         run_id = find_version(client, uri).run_id
     except RequestError as error:

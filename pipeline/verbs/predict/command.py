@@ -194,11 +194,12 @@ def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
 def _load(config: Config, request: Predict) -> LoadedModel:
     from pipeline.tracking.models import load_model
     from pipeline.tracking.runs import find_trained
+    from pipeline.tracking.values import champion_uri
 
     uri = request.model_uri
     if uri is None and config.run_id is not None:
         uri = find_trained(config.run_id, config).model_uri
-    model = load_model(uri or f"models:/{config.choices.dataset}@champion", config.tracking)
+    model = load_model(uri or champion_uri(config.choices.dataset), config.tracking)
     if model.image_shape[2] not in MODES:
         raise RequestError(
             f"model_uri={model.uri}: takes {model.image_shape[2]} channels; pictures have 1 or 3"

@@ -14,7 +14,7 @@ from pipeline.reports.notes import (
     summary,
 )
 from pipeline.tracking.registry import Present, Registry
-from pipeline.tracking.values import RecordedRun
+from pipeline.tracking.values import CHAMPION, RecordedRun, champion_uri
 from pipeline.verbs.promote.ledger import (
     FORCED,
     Attempt,
@@ -24,7 +24,6 @@ from pipeline.verbs.promote.ledger import (
     gate_rows,
     history_markdown,
 )
-from pipeline.verbs.promote.switch import CHAMPION
 
 
 def note_of_version(run: RecordedRun, line: Attempt) -> str:
@@ -59,7 +58,7 @@ def note_of_model(
     """
     version = present.aliases.get(CHAMPION)
     what = f"Classifies images of **{escaped(registry.name)}**. " + (
-        f"Its champion is version {version}, `models:/{escaped(registry.name)}@{CHAMPION}`."
+        f"Its champion is version {version}, `{champion_uri(escaped(registry.name))}`."
         if version
         else "It has no champion yet."
     )

@@ -24,7 +24,7 @@ from pipeline.tracking.registry import (
     open_registry,
 )
 from pipeline.tracking.runs import by_id, find_trained
-from pipeline.tracking.values import FINGERPRINT, RecordedRun
+from pipeline.tracking.values import CHALLENGER, CHAMPION, FINGERPRINT, PREVIOUS, RecordedRun
 from pipeline.verbs.promote import PROMOTE, Promote, Rollback
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
@@ -43,7 +43,7 @@ from pipeline.verbs.promote.ledger import (
     to_tag,
     to_text,
 )
-from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS, Change, settle, switch
+from pipeline.verbs.promote.switch import Change, settle, switch
 
 SHOWN_LINES = 20  # of the ledger, in the description of the registered model
 METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it

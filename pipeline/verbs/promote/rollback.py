@@ -15,6 +15,7 @@ from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.models import fetched
 from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
+from pipeline.tracking.values import CHAMPION, PREVIOUS
 from pipeline.verbs.promote import History, Rollback
 from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
@@ -26,7 +27,7 @@ from pipeline.verbs.promote.ledger import (
     new_key,
 )
 from pipeline.verbs.promote.promote import Decision, concluded
-from pipeline.verbs.promote.switch import CHAMPION, PREVIOUS, Change, settle, switch
+from pipeline.verbs.promote.switch import Change, settle, switch
 
 
 def rollback(config: Config, request: Rollback, folder: Path) -> Decision:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import at_work, process_name, this_process
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry, Version
+from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     MOVES,
@@ -32,7 +33,6 @@ from pipeline.verbs.promote.ledger import (
     to_tag,
 )
 
-CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 # Tags of a ticket. A champion's version keeps the number of the version that it replaced.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
 TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"

@@ -47,7 +47,9 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
         RequestError: the port is taken or the host not this machine's, there is no such model, or
             the environment's token cannot be one.
     """
-    uri = settings.model_uri or f"models:/{config.choices.dataset}@champion"
+    from pipeline.tracking.values import champion_uri
+
+    uri = settings.model_uri or champion_uri(config.choices.dataset)
     # Checks everything before the seconds that TensorFlow takes.
     token = _token()
     with _bound(settings.host, settings.port) as listener:

@@ -22,6 +22,7 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, STATE, Registry, open_registry
+from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
@@ -32,7 +33,6 @@ from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     Attempt,
 )
-from pipeline.verbs.promote.switch import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.run import train_without_test
 from tests.commands import (
     LEAN,

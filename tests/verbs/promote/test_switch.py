@@ -20,6 +20,7 @@ from pipeline.system.errors import PipelineError
 from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import DONE, PENDING, STATE, Registry
+from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     PROMOTED,
@@ -31,12 +32,9 @@ from pipeline.verbs.promote.ledger import (
 )
 from pipeline.verbs.promote.switch import (
     BROKEN_OFF,
-    CHALLENGER,
-    CHAMPION,
     HOLDER,
     KEY,
     LINE,
-    PREVIOUS,
     REPLACES,
     TARGET,
     Change,
