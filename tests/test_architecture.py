@@ -540,6 +540,34 @@ def test_every_public_function_and_class_says_what_it_is_for() -> None:
     assert silent == []
 
 
+# All public functions of these modules take and return what the module says.
+GROUPS_OF_BUILDERS = {"pipeline.training.models"}
+
+
+def annotations(function: ast.FunctionDef) -> str:
+    given = (*function.args.args, *function.args.kwonlyargs)
+    found = [*(one.annotation for one in given), function.returns]
+    return " ".join(ast.unparse(one) for one in found if one)
+
+
+def test_public_functions_that_take_or_return_arrays_say_of_which_shape_and_dtype() -> None:
+    told = re.compile(r"\b(u8|u64|i32|i64|f32|f64|bool)\[|any (shape|dtype)")
+    silent = []
+    for module, tree in TREES.items():
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for owner in (tree, *(one for one in classes if not one.name.startswith("_"))):
+            for node in owner.body:
+                if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                    continue
+                if not re.search(r"\b(Array|ndarray|Tensor)\b", annotations(node)):
+                    continue
+                around = [owner] if owner is not tree or module in GROUPS_OF_BUILDERS else []
+                words = [ast.get_docstring(one) or "" for one in (node, *around)]
+                if not told.search(" ".join(words)):
+                    silent.append(f"{module}:{node.name}")
+    assert silent == []
+
+
 def test_what_comments_and_docstrings_refer_to_exists() -> None:
     keys = {one.name for one in fields(Config)}  # `train.ema` is a key, not a name of train.py
     # The names in each module and class, by its last name.

@@ -214,7 +214,9 @@ class Zip:
         return self.found
 
     def array(self, name: str) -> Array:
-        """The array in a member as `numpy.save` writes it, unpacked to a file that has no name.
+        """The array in a member, as `numpy.save` writes it, of any shape and dtype.
+
+        It is mapped from a file without a name, to which the member is unpacked.
 
         Raises:
             RequestError: it is damaged, not an array, or holds Python objects.

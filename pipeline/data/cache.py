@@ -127,7 +127,10 @@ def key(**parts: Any) -> str:
 
 
 def checksum(array: Array) -> str:
-    """SHA-256 (hex) that identifies an array: of an entry's file, else of the array's values."""
+    """SHA-256 (hex) that identifies an array of any shape and dtype.
+
+    It is that of the file if the array is a whole file of an entry, else that of the values.
+    """
     file = getattr(array, "filename", None)
     offset = getattr(array, "offset", 0)
     if file is not None and offset + array.nbytes == Path(file).stat().st_size:
@@ -141,7 +144,7 @@ def checksum(array: Array) -> str:
 
 
 def let_go(array: Array) -> None:
-    """Releases the memory that an entry's array occupies, until it is read again."""
+    """Releases the memory of an entry's array, of any shape and dtype, until it is read again."""
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -150,7 +153,10 @@ def let_go(array: Array) -> None:
 
 
 def read_rows(array: Array, rows: Array, slots: Array, into: Array) -> None:
-    """Copies `array[rows[slots]]` to `into[slots]`, from the file of an array mapped as a whole.
+    """Copies `array[rows[slots]]` to `into[slots]`; reads the file of an array mapped as a whole.
+
+    `array` [N,…] and `into` [m,…] have rows of one shape and any dtype. `rows` i64[n]
+    are rows of `array`; `slots` i64[k] index both `rows` and `into`.
 
     Raises:
         OSError: the file has become shorter.

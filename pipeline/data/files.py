@@ -211,7 +211,7 @@ def is_array(file: Path) -> bool:
 
 
 def open_array(file: Path) -> Array:
-    """The array in a `.npy` file, memory-mapped.
+    """The array in a `.npy` file, of any shape and dtype, memory-mapped.
 
     Raises:
         OSError, ValueError: it cannot be read or is damaged.

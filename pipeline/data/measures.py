@@ -177,7 +177,10 @@ def sizes(heights_widths: Array) -> dict[str, Array]:
 
 
 def quantiles(values: Array) -> list[float]:
-    """Sorted values, or _KEPT quantiles of more than _KEPT, with four significant digits."""
+    """Sorts numbers [n] of any dtype; returns them, or _KEPT quantiles of more than _KEPT.
+
+    Each has four significant digits.
+    """
     ordered = np.sort(values.astype(np.float64))
     if len(ordered) > _KEPT:
         ordered = np.quantile(ordered, np.linspace(0, 1, _KEPT))

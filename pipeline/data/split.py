@@ -50,7 +50,11 @@ def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[st
 
 
 def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False) -> Prepared:
-    """Applies the result of `divide` to `raw`; reads and copies no image."""
+    """Applies a `division` to `raw`; reads and copies no image.
+
+    `train` and `val` of it are positions i64[n] in the source's training split, `mean` and `std`
+    f32[C], as `divide` returns them.
+    """
     return Prepared(
         train=raw.train.select(division["train"]),
         val=raw.train.select(division["val"]) if raw.val is None else raw.val,

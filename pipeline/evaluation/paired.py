@@ -127,7 +127,10 @@ def class_changes(
 
 
 def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]) -> list[Swap]:
-    """The confusions (true → predicted class) that changed most in number, at most eight."""
+    """The confusions (true → predicted class) that changed most in number, at most eight.
+
+    `labels` and the predictions `first` and `second` are i32[N].
+    """
     classes = len(class_names)
     counts = [
         np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -57,7 +57,11 @@ def drift_html(  # noqa: PLR0913 (what there is to show)
     values: Mapping[str, Array],
     unsure: Sequence[Unsure],
 ) -> str:
-    """Renders the page; the keys of `reference` and `values` are names of shifts."""
+    """Renders the page; the keys of `reference` and `values` are names of shifts.
+
+    `reference` has the sorted values of the training data, `values` those of the n new pictures,
+    [n] of any dtype.
+    """
     tiles = np.stack([one.image for one in unsure]) if unsure else None
     return template("drift.html").render(
         shifts=[(clean(one.name), one, clean(one.detail)) for one in shifts],

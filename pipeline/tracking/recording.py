@@ -259,7 +259,7 @@ class Recording:
         self._put({"kind": FILES, "paths": list(map(str, files)), "below": folder})
 
     def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
-        """Adds arrays to the artefacts as `<name>.npz`."""
+        """Adds arrays of any shape and dtype but objects to the artefacts, as `<name>.npz`."""
         with replacing(self._own() / f"{name}.npz") as path:
             np.savez_compressed(path, allow_pickle=False, **arrays)
 

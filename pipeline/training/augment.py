@@ -36,7 +36,7 @@ Magnitude = Annotated[float, Field(ge=0, le=10)]
 
 
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:
-    """Mirrors random images and moves each by up to `shift` of its height and width."""
+    """Mirrors random images f32[N,H,W,C] and moves each by up to `shift` of height and width."""
     x = images
     if horizontal_flip:
         x = keras.layers.RandomFlip("horizontal", name="flip")(x)

@@ -83,7 +83,11 @@ def preview(
 
 
 def augmenter(config: Config, raw: RawData) -> Callable[[Array, Array], Array] | None:
-    """A function from images and labels to `augmented` versions; None without augmentation."""
+    """Returns a function that augments images for a page; None without augmentation.
+
+    It takes images u8[n,H,W,C] and labels i32[n]; it returns three `augmented` versions of each
+    image, u8[n,3,H,W,C].
+    """
     if config.augment["_target_"] is None:
         return None
     classes = len(raw.class_names)

@@ -94,7 +94,10 @@ def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Conf
 def predicted_in_views(
     model: keras.Model, splits: Mapping[str, Split], prepared: Prepared, config: Config
 ) -> dict[str, Array]:
-    """Predicts like `predicted`, with test-time augmentation; empty without `evaluate.views`."""
+    """Predicts probabilities f32[N,K] of each of `splits`, with test-time augmentation.
+
+    Empty without `evaluate.views`.
+    """
     views, size = config.evaluate.views, config.evaluate.batch_size
     if views is None:
         return {}

@@ -212,7 +212,10 @@ def operated_on(batch: Batch, times: int, magnitude: float) -> Batch:
 
 
 def warped(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    """Rotates (operation 1), shears (2, 3) or shifts (4, 5) images about their centres."""
+    """Rotates (operation 1), shears (2, 3) or shifts (4, 5) images u8[n,H,W,C] about their centres.
+
+    `operation` i32[n] is that of each image, `strength` f32[n] is from -1 to 1.
+    """
     _, height, width, _ = images.shape
 
     def only(number: int, value: Tensor) -> Tensor:
@@ -236,7 +239,10 @@ def warped(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
 
 
 def retoned(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
-    """Changes brightness (operation 6) or contrast (7), solarizes (8) or posterizes (9) images."""
+    """Changes brightness (operation 6) or contrast (7), solarizes (8) or posterizes (9) images.
+
+    `images` are u8[n,H,W,C], `operation` and `strength` as in `warped`.
+    """
     operation, strength = (
         value[:, tf.newaxis, tf.newaxis, tf.newaxis] for value in (operation, strength)
     )

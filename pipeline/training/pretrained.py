@@ -215,7 +215,8 @@ def _as_keras(layer: keras.layers.Layer, tensors: Mapping[str, Array], name: str
 def read_tensors(path: Path, sha256: str) -> dict[str, Array]:
     """The tensors by name in a file that PyTorch wrote before version 1.6.
 
-    The file is read only if it has the expected content; nothing in it is executed.
+    The file is read only if it has the expected content; nothing in it is executed. Weights are
+    f32[…], counters i64[].
 
     Raises:
         RequestError: it cannot be read, or its SHA-256 (hex) is not `sha256`.
@@ -230,7 +231,9 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Array]:
 
 
 def tensors_in(content: bytes) -> dict[str, Array]:
-    """The tensors in the bytes of such a file: five pickles, then the numbers of each storage.
+    """The tensors by name in the bytes of such a file: f32[…] and i64[…], read-only views.
+
+    The file consists of five pickles, then the numbers of each storage.
 
     Raises:
         pickle.UnpicklingError: a pickle names anything but tensors and their containers.

@@ -119,7 +119,8 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
 def load_layers(file: Path, *, called: str) -> list[list[Array]]:
     """The weights of each layer that has any, in order, from an HDF5 file of Keras' older format.
 
-    Keras publishes the weights of `keras.applications` in this format.
+    Each has the shape of the layer's weight and any dtype, usually f32. Keras publishes the
+    weights of `keras.applications` in this format.
 
     Raises:
         RequestError: it is damaged, or holds anything other than weights.

@@ -30,7 +30,7 @@ ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
 
 
 def is_too_large(images: Array) -> bool:
-    """Whether a packed array should be streamed instead of kept in memory."""
+    """Whether a packed array u8[N,H,W,C] should be streamed instead of kept in memory."""
     if tf.config.list_physical_devices("GPU"):
         return images.nbytes > RESIDENT_ON_GPU
     return images.nbytes > RESIDENT * memory_limit()
@@ -39,8 +39,8 @@ def is_too_large(images: Array) -> bool:
 def resident(array: Array) -> tf.Tensor:
     """Makes a tensor that shares the array's memory, or a copy if TensorFlow cannot read in place.
 
-    A memory-mapped array stays on the pages of its file. The array must not be written while the
-    tensor is read.
+    The array may have any shape and dtype. A memory-mapped one stays on the pages of its file. It
+    must not be written while the tensor is read.
     """
     shared = array.view()
     try:
