@@ -34,7 +34,7 @@ model = keras.Sequential(
     ]
 )
 adam = keras.optimizers.Adam(arguments.learning_rate)
-model.compile(adam, "categorical_crossentropy", metrics=["accuracy"])
+model.compile(adam, "categorical_crossentropy", metrics=["accuracy"], steps_per_execution=50)
 held_out = (x_train[:5000], y_train[:5000])
 x_fitted, y_fitted = x_train[5000:], y_train[5000:]
 model.fit(x_fitted, y_fitted, 128, arguments.epochs, verbose=2, validation_data=held_out)

@@ -40,7 +40,9 @@ def objective(trial: optuna.Trial) -> float:
         ]
     )
     adam = keras.optimizers.Adam(trial.suggest_float("learning_rate", 1e-5, 1, log=True))
-    model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        adam, "sparse_categorical_crossentropy", metrics=["accuracy"], steps_per_execution=50
+    )
     with mlflow.start_run(run_name=f"trial {trial.number}"):
         mlflow.log_params({**trial.params, "epochs": arguments.epochs})
         history = model.fit(
