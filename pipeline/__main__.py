@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.allowed import check_search_path, check_words
 from pipeline.config.compose import hide_composed
+from pipeline.config.effects import refuse_without_effect, untested
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.rules import choose
@@ -232,6 +233,9 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
         raise RequestError(
             f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
         )
+    if HydraConfig.get().mode is RunMode.RUN:  # a job of another sweeper must not end in the middle
+        decided = untested(config) if "evaluate.test" in verb.ignores else config
+        refuse_without_effect(HydraConfig.get().overrides.task, [decided])
     if verb.records:  # refused before anything slow is imported
         named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         if own := local_artifacts(config.tracking, named or config.choices.dataset):

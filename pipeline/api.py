@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config.allowed import check_words
 from pipeline.config.compose import compose as compose_words
 from pipeline.config.compose import known_to_hydra
+from pipeline.config.effects import refuse_without_effect
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import Config, register, validate, validate_request
@@ -49,7 +50,9 @@ def compose(*overrides: str) -> Config:
     """
     composed = _composed(overrides)
     with known_to_hydra(composed), _in_our_words():
-        return validate(composed)
+        config = validate(composed)
+        refuse_without_effect(composed.hydra.overrides.task, [config], python=True)
+        return config
 
 
 def load_data(config: Config) -> Prepared:

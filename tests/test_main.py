@@ -91,6 +91,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["preprocess.validation_size=0", "train.patience=3"],
         ["preprocess.validation_size=0", "train.patience"],
     ),
+    "a metric of the test split, without it": (
+        ["train", "evaluate.metrics=[ece]"],
+        ["evaluate.metrics=[ece] has no effect where the test split is not used", "leave it out"],
+    ),
+    "a store for a run without one": (
+        ["tracking.offline=true", "tracking.uri=sqlite:///a.db"],
+        ["tracking.uri=", "has no effect with tracking.offline=true", "sync"],
+    ),
     "a run folder under a file": (["hydra.run.dir=file/run"], ["file", "Not a directory"]),
     "a run folder that cannot be": (["hydra.run.dir=/proc/nowhere"], ["/proc/nowhere"]),
 }

@@ -34,7 +34,7 @@ from pipeline.config.rules import (
     short_name,
 )
 from pipeline.config.sweep import Sweep
-from pipeline.config.trusted import trust
+from pipeline.config.trusted import is_trusted, trust
 from pipeline.system.errors import RequestError, joined
 
 Metric = Annotated[
@@ -409,6 +409,7 @@ def _check_together(config: Config) -> None:
             raise RequestError(f"{key}: two are named {twice[0]}; leave one out, or rename yours")
     _check_backbone(config)
     _check_teacher(config)
+    _check_clipping(config.optimizer)
     needs_validation = [
         name
         for name, needed in (
@@ -451,6 +452,16 @@ def _check_teacher(config: Config) -> None:
         raise RequestError(
             "evaluate.leakage=true trains on other splits, whose test images train.teacher has "
             "seen; leave one of the two out"
+        )
+
+
+def _check_clipping(leaf: Leaf) -> None:
+    both = ("clipnorm", "global_clipnorm")
+    is_keras = not is_trusted(str(leaf["_target_"]))  # ours are Keras' too
+    if is_keras and all(leaf.get(key) is not None for key in both):
+        raise RequestError(
+            "optimizer.clipnorm and optimizer.global_clipnorm: an optimizer of Keras takes one of "
+            "them only; leave one out, or set it to null"
         )
 
 

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -17,6 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer, known_to_hydra
+from pipeline.config.effects import may_lack_effect, without_effect
 from pipeline.config.flat import NOT_PARAMS
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
@@ -86,6 +88,8 @@ class Multirun:
     loader: ConfigLoader
     unplaced: Mapping[str, str]
     """Fixed values for keys that only some configurations have, which `composed` lacks."""
+    typed: Sequence[str]
+    """The words of the command line, without those for Hydra."""
 
     @cached_property
     def config(self) -> Config:
@@ -132,10 +136,13 @@ class Multirun:
 
     def command(self, job: Job) -> str:
         """The command that repeats a job on its own."""
-        words = [
-            word for word in self.fixed if not word.startswith((*ABOUT_SWEEPS, "tracking.uri="))
-        ]
-        return shlex.join(["python", "-m", "pipeline", *map(hide_word, [*words, *job.overrides])])
+        about_all = (*ABOUT_SWEEPS, "tracking.uri=")
+        words = [word for word in self.fixed if not word.startswith(about_all)] + job.overrides
+        if may_lack_effect(words):  # in this job: it would be refused
+            with suppress(RequestError):  # the job fails, and says why
+                idle = {word for word, _ in without_effect(words, [self.compose(job)])}
+                words = [word for word in words if word not in idle]
+        return shlex.join(["python", "-m", "pipeline", *map(hide_word, words)])
 
 
 def asked_for(
@@ -178,6 +185,7 @@ def asked_for(
         composed=composed,
         loader=loader,
         unplaced=left,
+        typed=[as_typed(word) for word in words],
     )
 
 
@@ -327,6 +335,11 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
         raise RequestError(
             f"sweep.max_failures={composed.sweep.max_failures} has no effect beside "
             "sweep.on_failure=stop, which stops at the first; leave one of them out"
+        )
+    idle = [name for name in names if _is_in(name, "sweep.pruner_options")]
+    if idle and composed.sweep.pruner == "none" and "sweep.resume" not in names:
+        raise RequestError(
+            f"{min(idle)} has no effect with sweep.pruner=none; leave it out, or choose a pruner"
         )
     if "sweep.resume" in names and (other := names & {"sweep.preview", "hydra.sweep.dir"}):
         raise RequestError(f"{min(other)} has no effect with sweep.resume; leave one of them out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import product
 from typing import Any
 
 import lazy_loader
@@ -44,17 +45,27 @@ def distribution(override: Override) -> Any:
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Parameters at the ends of the space, in which each choice and each bound occurs."""
-    ends = {
+    ends = _ends(spaces)
+    first = {key: values[0] for key, values in ends.items()}
+    yield first
+    for key, values in ends.items():
+        yield from (first | {key: value} for value in values[1:])
+
+
+def all_corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Parameters at the ends of the space: every combination of its choices and bounds."""
+    ends = _ends(spaces)
+    return (dict(zip(ends, values, strict=True)) for values in product(*ends.values()))
+
+
+def _ends(spaces: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
         key: [
             text_of(end)
             for end in getattr(space, "choices", None) or sorted({space.low, space.high})
         ]
         for key, space in spaces.items()
     }
-    first = {key: values[0] for key, values in ends.items()}
-    yield first
-    for key, values in ends.items():
-        yield from (first | {key: value} for value in values[1:])
 
 
 def text_of(value: Any, space: Any = None) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
 from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
@@ -20,13 +22,15 @@ from pipeline.sweeps.outcomes import FAILED, objectives, ranked
 from pipeline.sweeps.report import log_report, print_report, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
-from pipeline.sweeps.space import corners, distributions
+from pipeline.sweeps.space import all_corners, corners, distributions
 from pipeline.sweeps.study import Search, open_storage, require_sense
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_sweep
+
+MOST_COMBINED = 64  # combinations of bounds and choices that are composed
 
 
 def sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
@@ -107,6 +111,8 @@ def _planned(
         checked = [(job, multirun.compose(job)) for job in tried]
         if before is None:
             _require_distinct(checked, [config_sha256(config) for _, config in checked])
+            if may_lack_effect(multirun.typed):
+                _require_effects(multirun, _combined(multirun))
         return manifest(multirun, [], adaptive=True), []
     if multirun.config.sweep.pruner != "none":
         raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=search")
@@ -115,7 +121,31 @@ def _planned(
     plan = manifest(multirun, checked, adaptive=False)
     if before is None:
         _require_distinct(checked, [job["config_sha256"] for job in plan.jobs])
+        _require_effects(multirun, checked)
     return plan, jobs
+
+
+def _require_effects(multirun: Multirun, jobs: Sequence[tuple[Job, Config]]) -> None:
+    """Refuses a typed setting that has no effect in any of the jobs.
+
+    Raises:
+        RequestError: names it.
+    """
+    configs = [config for _, config in jobs]
+    if not multirun.config.sweep.keep_models:
+        configs = [untested(config) for config in configs]
+    refuse_without_effect(multirun.typed, configs)
+
+
+def _combined(multirun: Multirun) -> list[tuple[Job, Config]]:
+    """What a search may try, by every combination of bounds and choices; empty if too many."""
+    params = list(islice(all_corners(distributions(multirun.searched)), MOST_COMBINED + 1))
+    jobs = [Job(index=index, params=one) for index, one in enumerate(params)]
+    found = []
+    for job in jobs if len(jobs) <= MOST_COMBINED else ():
+        with suppress(RequestError):  # a trial that fails
+            found.append((job, multirun.compose(job)))
+    return found
 
 
 def _require_distinct(jobs: Sequence[tuple[Job, Config]], checksums: Sequence[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.effects import untested
 from pipeline.config.schema import Config
 from pipeline.verbs import Verb
 
@@ -33,4 +33,4 @@ def train_without_test(config: Config, folder: Path) -> Result:
     """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
     from pipeline.run import run
 
-    return run(replace(config, evaluate=replace(config.evaluate, test=False)), folder)
+    return run(untested(config), folder)

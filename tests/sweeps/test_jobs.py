@@ -287,6 +287,14 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
     )
 
 
+def test_the_command_of_a_job_leaves_out_what_has_an_effect_in_other_jobs_only() -> None:
+    asked = multirun("train.epochs=2,20", "train.patience=5")
+    assert [asked.command(job).partition("train.epochs=")[0] for job in grid(asked.searched)] == [
+        "python -m pipeline ",
+        "python -m pipeline train.patience=5 ",
+    ]
+
+
 def test_a_job_is_named_by_the_last_part_of_its_keys_as_far_as_that_is_clear() -> None:
     assert job_name({"optimizer.learning_rate": "1e-3", "seed": "0"}) == "lr=1e-3 seed=0"
     assert job_name({"train.seed": "1", "seed": "0"}) == "train.seed=1 seed=0"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from pipeline.sweeps.space import corners, distributions
+from pipeline.sweeps.space import all_corners, corners, distributions
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_study import asked
 
@@ -52,3 +52,6 @@ def test_the_corners_have_every_bound_and_choice_once() -> None:
         {"model": "linear", "model.dropout": "0.0"},
         {"model": "mlp", "model.dropout": "0.5"},
     ]
+    together = list(all_corners(spaces))
+    assert len(together) == 6
+    assert {"model": "linear", "model.dropout": "0.5"} in together

@@ -76,6 +76,25 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["-m", "seed=0,1", "tracking.offline=true"],
         ["tracking.offline=true", "tracking.uri="],
     ),
+    "what has no effect in any job": (
+        ["-m", "train.epochs=2,3", "train.patience=5"],
+        ["train.patience=5 has no effect where it is not below train.epochs", "leave it out"],
+    ),
+    "what has no effect in any trial": (
+        [
+            *("-m", "hydra/sweeper=search", "augment=combined", "augment.magnitude=3,9"),
+            "augment.flip=random",
+        ],
+        ["augment.magnitude=3,9 has no effect with augment.rand_augment=0"],
+    ),
+    "metrics of the test split where no job uses it": (
+        ["-m", "seed=0,1", "sweep.keep_models=0", "evaluate.metrics=[ece]"],
+        ["evaluate.metrics=[ece] has no effect where the test split is not used"],
+    ),
+    "options of no pruner": (
+        ["-m", "seed=0,1", "+sweep.pruner_options.n_startup_trials=3"],
+        ["sweep.pruner_options.n_startup_trials has no effect with sweep.pruner=none"],
+    ),
     "the same run twice": (
         ["-m", "model.dropout=0.1,1e-1"],
         ["jobs 0 (dropout=0.1) and 1 (dropout=0.1) are the same run", "tags.repetition=1,2"],
@@ -121,6 +140,18 @@ PREVIEWED: dict[str, tuple[list[str], list[str]]] = {
             "│ 5   │ 2    │ 0.3",
             "6 jobs; time unknown: there is no earlier run; nothing",
         ],
+    ),
+    "what has an effect in one job of two": (
+        ["-m", "train.epochs=2,20", "train.patience=5", "sweep.preview=true"],
+        ["train.epochs", "2 jobs"],
+    ),
+    "what has an effect in one corner of a search": (
+        [
+            *("-m", "hydra/sweeper=optuna", "train.patience=30,5", "train.epochs=2,20"),
+            *("augment=combined", "augment.rand_augment=0,2", "augment.magnitude=0,9"),
+            "sweep.preview=true",
+        ],
+        ["train.patience", "nothing was run"],
     ),
     "a search": (
         ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,0.5)", "sweep.preview=true"],

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, validate
 from pipeline.data.values import Array
 from pipeline.training.batches import training_batch
-from tests.commands import configured
+from tests.commands import composed, configured
 
 pytestmark = pytest.mark.slow
 
-OFF = configured("augment=combined")
+OFF = validate(composed("augment=combined"))  # which `compose` refuses
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(1, 256, (64, 6, 8, 3), np.uint8)  # no black
 TARGETS = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 64)]
 
 
 def changed(*overrides: str, step: int = 3, epoch: int = 0, images: Array = NOISE) -> Any:
-    return changed_by(configured("augment=combined", *overrides), step, epoch, images)
+    return changed_by(validate(composed("augment=combined", *overrides)), step, epoch, images)
 
 
 def changed_by(config: Config, step: int, epoch: int, images: Array) -> Any:

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config.effects import (
+    RULES,
+    may_lack_effect,
+    refuse_without_effect,
+    untested,
+    without_effect,
+)
+from pipeline.config.schema import Config, validate
+from pipeline.system.errors import RequestError
+from tests.commands import composed, configured, merged
+
+FOLDER = "dataset=folder dataset.path=photos dataset.on_bad=refuse"
+UNTAUGHT = "train.teacher=abcd train.teacher_weight=0"
+# Words of which the first has no effect, what is said of it, and what gives it one.
+IDLE = [
+    ("evaluate.metrics=[ece] evaluate.test=false", "the test split is not used", "true"),
+    ("evaluate.plots=[mistakes] evaluate.test=false", "the test split is not used", "true"),
+    ("tracking.uri=http://a tracking.offline=true", "contacts no store", "false"),
+    (f"dataset.max_bad=0.2 {FOLDER}", "dataset.on_bad=refuse", "skip"),
+    ("preprocess.seed=0 preprocess.validation_size=0", "preprocess.validation_size=0", "1"),
+    ("augment=combined augment.flip=none", "all of its changes off", "random"),
+    ("augment=combined augment.rand_augment=2 augment.magnitude=0", "changes off", "1"),
+    (
+        "augment=flip_and_shift augment.horizontal_flip=false augment.shift=0",
+        "all of its changes off",
+        "0.1",
+    ),
+    ("augment.magnitude=3 augment=flip_crop augment.rand_augment=0", "augment.rand_augment=0", "1"),
+    ("augment.rand_augment=1 augment=flip_crop augment.magnitude=0", "augment.magnitude=0", "1"),
+    ("model.activation=gelu model.hidden=[]", "model.hidden=[]", "[8]"),
+    ("model.dropout=0.3 model.hidden=[]", "model.hidden=[]", "[8]"),
+    ("model.batch_norm=true model.hidden=[]", "model.hidden=[]", "[8]"),
+    ("optimizer.nesterov=true optimizer=sgd optimizer.momentum=0", "momentum=0", "0.5"),
+    ("schedule.start=0.1 schedule=one_cycle schedule.warmup=0", "schedule.warmup=0", "0.1"),
+    ("schedule.start=0.1 schedule=warmup schedule.warmup=0", "schedule.warmup=0", "0.1"),
+    ("schedule=exponential schedule.staircase=true", "schedule.staircase=true", "false"),
+    (
+        "schedule.decay_rate=0.1 schedule=exponential schedule.staircase=true",
+        "schedule.staircase=true",
+        "false",
+    ),
+    ("train.patience=5 train.epochs=5", "the training ends first", "6"),
+    ("train.teacher_weight=0.5 train.teacher=null", "without a teacher", "abcd"),
+    ("train.teacher_temperature=2 train.teacher=null", "without a teacher", "abcd"),
+    (UNTAUGHT, "train.teacher_weight=0", "0.1"),
+    (f"train.teacher_temperature=3 {UNTAUGHT}", "train.teacher_weight=0", "0.1"),
+]
+IDLE += [
+    (f"ingest.checks.{name}.limit=1 ingest.checks.{name}.action=ignore", "action=ignore", "warn")
+    for name in ("smallest_class", "imbalance", "bad_files", "conflicts", "blank")
+]
+
+
+def checked(*words: str) -> Config:
+    """The configuration for words that `compose` might refuse."""
+    return validate(composed(*merged(words), verb="run"))
+
+
+@pytest.mark.parametrize(("line", "because", "other"), IDLE)
+def test_a_typed_setting_without_effect_is_refused_with_the_reason_and_what_to_do(
+    line: str, because: str, other: str
+) -> None:
+    words = line.split()
+    with pytest.raises(RequestError) as caught:
+        refuse_without_effect(words, [checked(*words)])
+    said = str(caught.value)
+    assert said.startswith(f"{words[0]} has no effect ")
+    assert because in said.partition("; ")[0]
+    assert said.partition("; ")[2].startswith(("leave it out, ", "turn one on, "))
+    assert "\n" not in said
+    mended = [*words[:-1], f"{words[-1].partition('=')[0]}={other}"]
+    refuse_without_effect(mended, [checked(*mended)])
+
+
+def test_each_rule_has_a_case() -> None:
+    keys = {key for rule in RULES for key in rule.keys}
+    assert {line.partition("=")[0] for line, _, _ in IDLE} == keys
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate.plots=[] evaluate.metrics=[] evaluate.test=false",
+        "tracking.uri=null tracking.artifact_root=s3://a tracking.offline=true",
+        "tracking.uri=http://a tracking.offline=true train.teacher=abcd",
+        f"dataset.max_bad=0 {FOLDER}",
+        "model.dropout=0 model.hidden=[]",
+        "optimizer.nesterov=false optimizer=sgd optimizer.momentum=0",
+        "optimizer.momentum=0 optimizer=sgd",
+        "train.patience=null train.epochs=1",
+        "evaluate.views=flip evaluate.temperature=true evaluate.test=false",
+    ],
+)
+def test_what_asks_for_nothing_or_has_another_effect_is_no_mistake(line: str) -> None:
+    words = line.split()
+    refuse_without_effect(words, [checked(*words)])
+
+
+@pytest.mark.parametrize("recipe", ["debug", "overfit"])
+def test_what_files_set_is_not_refused(recipe: str) -> None:
+    assert not configured(f"experiment={recipe}").evaluate.test
+
+
+def test_composing_refuses_what_no_function_of_the_api_uses() -> None:
+    with pytest.raises(RequestError, match=r"^train.patience=20 has no effect where it is not"):
+        configured("train.patience=20")
+    with pytest.raises(RequestError, match=r"^ingest.checks.blank={action: ignore, limit: 1} has"):
+        configured("ingest.checks.blank={action: ignore, limit: 1}")
+    # pipeline.evaluate(…, split="val") computes them, and pipeline.find_runs asks that store.
+    config = configured("evaluate.test=false", "evaluate.metrics=[ece]")
+    assert config.evaluate.metrics == ["ece"]
+    assert configured("tracking.offline=true", "tracking.uri=http://a").tracking.uri == "http://a"
+
+
+def test_a_setting_of_a_sweep_needs_an_effect_in_one_job_only() -> None:
+    few, many = checked("train.epochs=2"), checked("train.epochs=20", "train.patience=5")
+    few.train.patience = 5
+    words = ["train.epochs=2,20", "train.patience=5"]
+    assert [word for word, _ in without_effect(words, [few])] == ["train.patience=5"]
+    refuse_without_effect(words, [few, many])
+    refuse_without_effect(words, [])
+    with pytest.raises(RequestError, match=r"^train.patience=5 has no effect"):
+        refuse_without_effect(words, [few, few])
+    assert may_lack_effect(words)
+    assert not may_lack_effect(["train.epochs=2", "seed=1", "~optimizer.nesterov"])
+
+
+def test_a_run_without_its_test_split_keeps_everything_else() -> None:
+    config = configured()
+    assert not untested(config).evaluate.test
+    assert untested(config).evaluate.metrics == config.evaluate.metrics
+
+
+def test_an_address_is_refused_without_its_password() -> None:
+    words = ["tracking.uri=http://me:secret@a", "tracking.offline=true"]
+    with pytest.raises(RequestError, match=r"^tracking.uri=http://.*@a has") as caught:
+        refuse_without_effect(words, [checked(*words)])
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "schedule_free"])
+def test_an_optimizer_clips_in_one_way(optimizer: str) -> None:
+    one = (f"optimizer={optimizer}", "optimizer.clipnorm=1")
+    with pytest.raises(RequestError, match=r"^optimizer.clipnorm and optimizer.global_clipnorm: "):
+        configured(*one, "optimizer.global_clipnorm=1")
+    assert configured(*one).optimizer["clipnorm"] == 1.0
