@@ -343,16 +343,19 @@ def results(stdout: str) -> dict[str, str]:
 def inside(folder: Path) -> Iterator[Path]:
     """Makes a folder the current one, and the store in it the default.
 
-    The store has its absolute path: MLflow keeps one connection per address in a process.
+    The store has its absolute path: MLflow keeps one connection per address in a process. What was
+    the default before is it again afterwards.
     """
-    before = Path.cwd()
+    before, address = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     try:
         yield folder
     finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if address is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = address
         os.chdir(before)
 
 
