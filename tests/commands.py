@@ -339,23 +339,28 @@ def results(stdout: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in stdout.splitlines()[-1].split(" "))
 
 
+_default_stores: list[str] = []  # of the folders that are entered now, the outermost first
+
+
 @contextmanager
 def inside(folder: Path) -> Iterator[Path]:
     """Makes a folder the current one, and the store in it the default.
 
-    The store has its absolute path: MLflow keeps one connection per address in a process. What was
-    the default before is it again afterwards.
+    The store has its absolute path: MLflow keeps one connection per address in a process. Within
+    another such folder, the store of that one is the default again afterwards.
     """
-    before, address = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
+    before = Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    _default_stores.append(f"sqlite:///{folder}/mlflow.db")
+    os.environ["MLFLOW_TRACKING_URI"] = _default_stores[-1]
     try:
         yield folder
     finally:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if address is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = address
+        _default_stores.pop()
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow itself sets it too
+        if _default_stores:
+            os.environ["MLFLOW_TRACKING_URI"] = _default_stores[-1]
         os.chdir(before)
 
 
