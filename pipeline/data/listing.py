@@ -506,10 +506,10 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
 def _from_list(place: Place, name: str, wanted: _Wanted, there: Sequence[str] = ()) -> Listing:
     """Lists the pictures that a list names; counts those that are `there` beside them."""
     pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
-    return _listing(pictures, _without_unlisted(found, pictures, there), layout, wanted)
+    return _listing(pictures, _with_unlisted_counted(found, pictures, there), layout, wanted)
 
 
-def _without_unlisted(found: _Found, place: Place, there: Sequence[str]) -> _Found:
+def _with_unlisted_counted(found: _Found, place: Place, there: Sequence[str]) -> _Found:
     """Counts the pictures that are `there` but in no list as left out."""
     listed = {*found.files, *(one.file for one in found.unreadable)}
     left = sum(one not in listed and place.root / one not in listed for one in there)
@@ -556,7 +556,7 @@ def _from_lists(
             for name, part in zip(used, parts, strict=True)
         ]
         layout = f"{joined(list(map(as_line, used)))}, one list per split"
-    found = _without_unlisted(_united_lists(parts, used, notes, pictures), pictures, there)
+    found = _with_unlisted_counted(_united_lists(parts, used, notes, pictures), pictures, there)
     return _listing(pictures, found, layout, wanted)
 
 
