@@ -217,7 +217,8 @@ def parameter_of(group: str, name: str) -> Any:
     return found[0] if found and all(hint == found[0] for hint in found) else None
 
 
-def leaf_parameters(builder: Callable[..., Any]) -> dict[str, Any]:
+@cache  # evaluating the annotations of a builder takes longer than all checks of a leaf
+def leaf_parameters(builder: Callable[..., Any]) -> Mapping[str, Any]:
     """The keyword-only parameters of a builder with their annotations: the keys of its leaf."""
     hints = get_type_hints(builder, include_extras=True)
     parameters = inspect.signature(builder).parameters.values()
