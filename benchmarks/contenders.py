@@ -48,7 +48,8 @@ def ours(task: Task) -> Iterator[float]:
     import keras
 
     from pipeline.data.values import Split
-    from pipeline.training import loop, xla
+    from pipeline.training import loop
+    from pipeline.training.train import xla_is_faster
 
     ends: list[float] = []
     clock = keras.callbacks.LambdaCallback(
@@ -65,7 +66,7 @@ def ours(task: Task) -> Iterator[float]:
         callbacks,
         batch_size=task.batch_size,
         seed=0,
-        xla=xla.is_faster(model, RUN_EPOCHS * (len(train) // task.batch_size)),
+        xla=xla_is_faster(model, RUN_EPOCHS * (len(train) // task.batch_size)),
     )
     return (end - start for start, end in zip(ends[::2], ends[1::2], strict=True))
 

@@ -21,7 +21,7 @@ from pipeline.data.exclusion import Exclude, excluded_places, require_classes, w
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import PACKED, Pictures, arranged, restored
 from pipeline.data.packing import Packed, pack, read_packed
-from pipeline.data.split import divide, divided, limited
+from pipeline.data.split import divide
 from pipeline.data.values import Array, Prepared, RawData, Split
 from pipeline.system.errors import RequestError, counted, first_of
 
@@ -176,8 +176,7 @@ def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Pat
     )
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
-    prepared = divided(raw, entry.arrays, cached=entry.cached)
-    return limited(prepared, config.get("limit"))
+    return raw.divided(entry.arrays, cached=entry.cached).limited(config.get("limit"))
 
 
 def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:

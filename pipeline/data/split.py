@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
-
 import lazy_loader as lazy
 import numpy as np
 
@@ -32,7 +28,8 @@ def preprocess(
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
     """
-    return limited(divided(raw, divide(raw, validation_size=validation_size, seed=seed)), limit)
+    division = divide(raw, validation_size=validation_size, seed=seed)
+    return raw.divided(division).limited(limit)
 
 
 def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[str, Array]:
@@ -47,46 +44,6 @@ def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[st
     train, val = _stratified(raw, validation_size, seed)
     mean, std = pixel_statistics(raw.train.select(train))
     return {"train": train, "val": val, "mean": mean, "std": std}
-
-
-def divided(raw: RawData, division: Mapping[str, Array], *, cached: bool = False) -> Prepared:
-    """Applies a `division` to `raw`; reads and copies no image.
-
-    `train` and `val` of it are positions i64[n] in the source's training split, `mean` and `std`
-    f32[C], as `divide` returns them.
-    """
-    return Prepared(
-        train=raw.train.select(division["train"]),
-        val=raw.train.select(division["val"]) if raw.val is None else raw.val,
-        test=raw.test,
-        class_names=raw.class_names,
-        mean=division["mean"],
-        std=division["std"],
-        fingerprint=raw.fingerprint,
-        source=raw.source,
-        cached=cached,
-        fit=raw.fit,
-        index=raw.index,
-    )
-
-
-def limited(prepared: Prepared, limit: int | None) -> Prepared:
-    """Keeps `limit` images of training and of validation, spread evenly over the classes.
-
-    The test split stays whole: figures on a part of it would look like those on all of it.
-    """
-    if limit is None:
-        return prepared
-    return replace(prepared, train=_some(prepared.train, limit), val=_some(prepared.val, limit))
-
-
-def _some(split: Split, limit: int) -> Split:
-    seen: Counter[int] = Counter()
-    turns = np.empty(len(split), np.int64)  # how many of its class come before each image
-    for place, label in enumerate(split.labels.tolist()):
-        turns[place] = seen[label]
-        seen[label] += 1
-    return split.select(np.sort(np.argsort(turns, kind="stable")[:limit]))
 
 
 def pixel_statistics(split: Split) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
@@ -111,6 +111,15 @@ class Split:
     def select(self, places: Array) -> Split:
         """A split of the images at positions `places` i64[m] of this one; copies no image."""
         return Split(images=self.images, rows=self.rows[places], labels=self.labels[places])
+
+    def limited(self, most: int) -> Split:
+        """At most so many of the images, spread evenly over the classes."""
+        seen: Counter[int] = Counter()
+        turns = np.empty(len(self), np.int64)  # how many of its class come before each image
+        for place, label in enumerate(self.labels.tolist()):
+            turns[place] = seen[label]
+            seen[label] += 1
+        return self.select(np.sort(np.argsort(turns, kind="stable")[:most]))
 
 
 class Texts(Sequence[str]):
@@ -269,6 +278,26 @@ class RawData:
         found = known.intersection(train)
         return sum(digest in found for digest in test)
 
+    def divided(self, division: Mapping[str, Array], *, cached: bool = False) -> Prepared:
+        """Divides the training split; reads and copies no image.
+
+        `train` and `val` of `division` are positions i64[n] in that split, `mean` and `std`, f32[C]
+        each, the statistics of the pixels at `train`. A validation split of the source's own stays.
+        """
+        return Prepared(
+            train=self.train.select(division["train"]),
+            val=self.train.select(division["val"]) if self.val is None else self.val,
+            test=self.test,
+            class_names=self.class_names,
+            mean=division["mean"],
+            std=division["std"],
+            fingerprint=self.fingerprint,
+            source=self.source,
+            cached=cached,
+            fit=self.fit,
+            index=self.index,
+        )
+
 
 def _digests(images: Array) -> Iterator[bytes]:
     return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
@@ -309,6 +338,15 @@ class Prepared:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
         return self.train.image_shape
+
+    def limited(self, limit: int | None) -> Prepared:
+        """Keeps at most so many images of training and of validation, spread over the classes.
+
+        The test split stays whole: figures on a part of it would look like those on all of it.
+        """
+        if limit is None:
+            return self
+        return replace(self, train=self.train.limited(limit), val=self.val.limited(limit))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,61 @@
 """Trains a compiled Keras model on splits, with many steps per call of TensorFlow.
 
-The images stay u8[N,H,W,C] in one resident tensor; each split refers to rows of it. If they are too
-large, they are streamed (`streaming.py`). A part of an epoch (some tens of steps, each a shuffled
-gather and Keras' own `train_step`) is one compiled graph, so that Python is entered a few times per
-epoch rather than once per batch. If XLA is requested, it compiles the loop over the full batches of
-a part.
+A part of an epoch (some tens of steps, each a shuffled gather and Keras' own `train_step`) is one
+compiled graph, so that Python is entered a few times per epoch rather than once per batch.
+
+The images stay u8[N,H,W,C] in one resident tensor; each split refers to rows of it. If they are
+too large for memory, threads read parts of an epoch ahead, in the order of the file, into two
+buffers: one is trained on while the other is filled. Either way every epoch is a permutation of
+all images and gives the same weights.
+
+If XLA is requested, it compiles the loop over the full batches of a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.data.cache import let_go
+from pipeline.data.cache import let_go, read_rows
 from pipeline.data.values import Array, Split, images_at_once
 from pipeline.system.errors import PipelineError
+from pipeline.system.processes import memory_limit
 from pipeline.training.fused import fused_norms, fused_updates
-from pipeline.training.streaming import Buffers, Resident, Streamed, is_too_large, resident
-from pipeline.training.xla import Gather, compiled
+from pipeline.training.programs import forget_programs
 
 EVALUATED_AT_ONCE = 1024  # validation images of 28×28
 _PARTS = 20  # returns to Python per epoch, for the progress bar, Ctrl-C and the check for NaN
 
+RESIDENT = 0.5  # share of the memory that images may take before they are streamed
+RESIDENT_ON_GPU = 4_000_000_000  # most bytes that are copied to a GPU as a whole
+BUFFER_BYTES = 2**24  # of one of the two buffers
+READERS = 4  # threads that read one part together: a disk answers several requests at once
+ALIGNMENT = 64  # bytes; TensorFlow's kernels crash with less
+
+# Functions that draw random numbers, with the name of their generator argument.
+_GENERATORS = (
+    (tf.random, "stateless_uniform", "alg"),
+    (tf.random, "stateless_normal", "alg"),
+    (tf.random, "stateless_truncated_normal", "alg"),
+    (tf.nn.experimental, "stateless_dropout", "rng_alg"),
+)
+
 Positions = Array  # i64[n]: those of images in a split, in the order of training
+LabelledBatch = tuple[tf.Tensor, tf.Tensor]  # images u8[n,H,W,C] and labels i32[n]
+Step = Callable[[LabelledBatch], object]
+Gather = Callable[[tf.Tensor], LabelledBatch]  # from positions i64[n] in a split
 
 
 def fit(  # noqa: PLR0913
@@ -80,6 +107,45 @@ def fit(  # noqa: PLR0913
             callbacks.on_epoch_end(epoch, logs)
     let_go(train.images)
     callbacks.on_train_end(logs)
+
+
+def _create_state(model: keras.Model, split: Split) -> None:
+    """Creates the variables of optimizer and metrics, which a graph can use but not create."""
+    if not model.optimizer.built:  # twice would add variables to one that scales the loss
+        model.optimizer.build(model.trainable_variables)
+    model.test_step((split.batch(0, 1), split.labels[:1]))
+
+
+def _show_average(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives the model the averages of its weights, if `optimizer` keeps any.
+
+    Weights and averages are exchanged at the end of an epoch, so that validation, checkpoints and
+    the kept model have the averages, and exchanged back when the next epoch begins.
+    """
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)  # of a scaled loss
+    if hasattr(inner, "show_average"):
+        inner.show_average()
+    elif inner.use_ema:
+        _exchange(inner)
+
+
+def _show_trained(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives the model back the weights that are trained."""
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "show_trained"):
+        inner.show_trained()
+    elif inner.use_ema:
+        _exchange(inner)
+
+
+def _exchange(optimizer: Any) -> None:
+    pairs = zip(
+        optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+    )
+    for weight, average in pairs:
+        trained = tf.identity(weight.value)
+        weight.assign(average)
+        average.assign(trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +223,23 @@ def _passes(
     )
 
 
+def _part_size(images: int, batch_size: int) -> int:
+    steps = -(-images // batch_size)
+    return -(-steps // _PARTS) * batch_size
+
+
+def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
+    metrics = {name: float(value) for name, value in results.items()}
+    if not np.isfinite(metrics["loss"]):
+        raise PipelineError(
+            f"the loss became {metrics['loss']} in epoch {epoch + 1}: training diverged; "
+            "lower optimizer.learning_rate or set optimizer.clipnorm=1"
+        )
+    return metrics
+
+
 def _steps(
-    step: Callable[..., object], gather: Gather, batch_size: int, *, xla_part: int = 0
+    step: Step, gather: Gather, batch_size: int, *, xla_part: int = 0
 ) -> Callable[[Positions], None]:
     """A function that runs `step` on batches of positions; XLA takes up to `xla_part` at once."""
 
@@ -173,7 +254,7 @@ def _steps(
 
     if not xla_part:
         return run
-    full_batches = compiled(step, gather, (xla_part // batch_size, batch_size))
+    full_batches = _compiled_by_xla(step, gather, (xla_part // batch_size, batch_size))
 
     def run_with_xla(positions: Positions) -> None:
         full = len(positions) // batch_size * batch_size
@@ -185,55 +266,190 @@ def _steps(
     return run_with_xla
 
 
-def _part_size(images: int, batch_size: int) -> int:
-    steps = -(-images // batch_size)
-    return -(-steps // _PARTS) * batch_size
+def _compiled_by_xla(
+    step: Step, gather: Gather, shape: tuple[int, int]
+) -> Callable[[Positions], None]:
+    """Makes a function of positions i64[n] that runs `step` on each batch that `gather` returns.
 
+    `shape` is (maximum batches per call, images per batch); n must be a multiple of the latter.
 
-def _create_state(model: keras.Model, split: Split) -> None:
-    """Creates the variables of optimizer and metrics, which a graph can use but not create."""
-    if not model.optimizer.built:  # twice would add variables to one that scales the loss
-        model.optimizer.build(model.trainable_variables)
-    model.test_step((split.batch(0, 1), split.labels[:1]))
-
-
-def _finite(results: Mapping[str, tf.Tensor], epoch: int) -> dict[str, float]:
-    metrics = {name: float(value) for name, value in results.items()}
-    if not np.isfinite(metrics["loss"]):
-        raise PipelineError(
-            f"the loss became {metrics['loss']} in epoch {epoch + 1}: training diverged; "
-            "lower optimizer.learning_rate or set optimizer.clipnorm=1"
-        )
-    return metrics
-
-
-def _show_average(optimizer: keras.optimizers.Optimizer) -> None:
-    """Gives the model the averages of its weights, if `optimizer` keeps any.
-
-    Weights and averages are exchanged at the end of an epoch, so that validation, checkpoints and
-    the kept model have the averages, and exchanged back when the next epoch begins.
+    Raises:
+        PipelineError: on the first call, if XLA lacks an operation of `step`.
     """
-    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)  # of a scaled loss
-    if hasattr(inner, "show_average"):
-        inner.show_average()
-    elif inner.use_ema:
-        _exchange(inner)
+    traced = _trace(step, gather, shape)
+
+    def take(positions: Positions) -> None:
+        nonlocal traced
+        # One program serves any number of batches: those beyond `count` are ignored.
+        padded = tf.constant(np.resize(positions, shape))
+        count = tf.constant(len(positions) // shape[1])
+        try:
+            traced(padded, count)
+        except tf.errors.OpError as error:
+            _require_known_operations(error)
+            if not forget_programs():  # a damaged cached program must not fail the run
+                raise
+            traced = _trace(step, gather, shape)
+            traced(padded, count)
+
+    return take
 
 
-def _show_trained(optimizer: keras.optimizers.Optimizer) -> None:
-    """Gives the model back the weights that are trained."""
-    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
-    if hasattr(inner, "show_trained"):
-        inner.show_trained()
-    elif inner.use_ema:
-        _exchange(inner)
+def _trace(
+    step: Step, gather: Gather, shape: tuple[int, int]
+) -> Callable[[tf.Tensor, tf.Tensor], None]:
+    none = gather(tf.zeros([0], tf.int64))
+    batches = [tf.TensorSpec((*shape, *part.shape[1:]), part.dtype) for part in none]
+
+    total = tf.TensorSpec((), tf.int32)
+
+    @tf.function(jit_compile=True, input_signature=[*batches, total], autograph=False)
+    def loop(images: tf.Tensor, labels: tf.Tensor, count: tf.Tensor) -> None:
+        def take_batch(number: tf.Tensor) -> list[tf.Tensor]:
+            step((images[number], labels[number]))
+            return [number + 1]
+
+        tf.while_loop(lambda number: number < count, take_batch, [0])
+
+    # The gather stays outside: XLA would copy all of `images` on each call.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int64), total], autograph=False)
+    def run(positions: tf.Tensor, count: tf.Tensor) -> None:
+        loop(*gather(positions), count)
+
+    with _threefry():
+        traced: Callable[[tf.Tensor, tf.Tensor], None] = run.get_concrete_function()
+        return traced
 
 
-def _exchange(optimizer: Any) -> None:
-    pairs = zip(
-        optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-    )
-    for weight, average in pairs:
-        trained = tf.identity(weight.value)
-        weight.assign(average)
-        average.assign(trained)
+def _require_known_operations(error: tf.errors.OpError) -> None:
+    if unknown := re.search(r"unsupported operations .*?: (\w+)", str(error)):
+        raise PipelineError(
+            f"XLA has no {unknown[1]}, which the training step of this model uses; "
+            "set train.xla=false"
+        ) from error
+
+
+@contextmanager
+def _threefry() -> Iterator[None]:
+    """Traces random numbers with the ThreeFry generator.
+
+    XLA's default generator on a CPU takes 10 ms for 32,768 numbers, this one takes 0.1 ms.
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+    """
+    originals = [(module, name, getattr(module, name)) for module, name, _ in _GENERATORS]
+    for (module, name, keyword), (*_, original) in zip(_GENERATORS, originals, strict=True):
+        setattr(module, name, partial(original, **{keyword: "threefry"}))
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
+
+
+def is_too_large(images: Array) -> bool:
+    """Whether a packed array u8[N,H,W,C] should be streamed instead of kept in memory."""
+    if tf.config.list_physical_devices("GPU"):
+        return images.nbytes > RESIDENT_ON_GPU
+    return images.nbytes > RESIDENT * memory_limit()
+
+
+def resident(array: Array) -> tf.Tensor:
+    """Makes a tensor that shares the array's memory, or a copy if TensorFlow cannot read in place.
+
+    The array may have any shape and dtype. A memory-mapped one stays on the pages of its file. It
+    must not be written while the tensor is read.
+    """
+    shared = array.view()
+    try:
+        # DLPack has no read-only memory; a private mapping can safely be declared writeable.
+        shared.flags.writeable = True
+    except ValueError:
+        return tf.constant(array)
+    whole = shared.size and shared.flags.c_contiguous and shared.ctypes.data % ALIGNMENT == 0
+    if not whole or tf.config.list_physical_devices("GPU"):
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(shared.__dlpack__())
+
+
+class Resident:
+    """Images that TensorFlow reads in place, or that fit on the GPU as a whole."""
+
+    def __init__(self, split: Split, images: tf.Tensor) -> None:
+        rows, labels = resident(split.rows), resident(split.labels)
+        self.gather: Gather = lambda positions: (
+            tf.gather(images, tf.gather(rows, positions)),
+            tf.gather(labels, positions),
+        )
+
+    def parts(self, order: Array, size: int) -> Generator[Array]:
+        """Yields `order` i64[n], positions in the split, in parts of `size`, for `gather`."""
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+
+class Buffers:
+    """Room for two parts of an epoch, [2,capacity,…] as the images, with i64[2,capacity] labels.
+
+    TensorFlow reads them in place. On a GPU it reads a copy of one part.
+    """
+
+    def __init__(self, images: Array, at_least: int) -> None:
+        size = max(1, images[:1].nbytes)
+        self.capacity = max(at_least, BUFFER_BYTES // size)
+        self.images = _aligned((2, self.capacity, *images.shape[1:]), images.dtype)
+        self.labels = _aligned((2, self.capacity), np.dtype(np.int64))
+        self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        pair = (self.images, self.labels)
+        self.read: list[Any] = (
+            [tf.Variable(one[0]) for one in pair]
+            if self.on_gpu
+            else [resident(one.reshape(-1, *one.shape[2:])) for one in pair]
+        )
+
+    def gather(self, slots: tf.Tensor) -> LabelledBatch:
+        """Images u8[n,H,W,C] and labels i32[n] in these slots i64[n]."""
+        images, labels = (one.value() if self.on_gpu else one for one in self.read)
+        return tf.gather(images, slots), tf.cast(tf.gather(labels, slots), tf.int32)
+
+
+class Streamed:
+    """A split whose images are read part by part into buffers that splits may share."""
+
+    def __init__(self, split: Split, buffers: Buffers) -> None:
+        self.split, self.buffers, self.gather = split, buffers, buffers.gather
+
+    def parts(self, order: Array, size: int) -> Generator[Array]:
+        """Yields the slots i64[m] of successive parts of `order` i64[n], while it reads the next.
+
+        `order` are positions in the split. A part has at most `size` images, which must fit.
+        """
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READERS) as readers:
+            coming = deque([ahead.submit(self._fill, 0, parts[0], readers)] if parts else [])
+            for number, positions in enumerate(parts):
+                filled = coming.popleft().result()
+                if number + 1 < len(parts):
+                    half = (number + 1) % 2
+                    coming.append(ahead.submit(self._fill, half, parts[number + 1], readers))
+                for variable, copy in zip(self.buffers.read, filled, strict=False):
+                    variable.assign(copy)
+                first = 0 if self.buffers.on_gpu else number % 2 * self.buffers.capacity
+                yield np.arange(first, first + len(positions))
+
+    def _fill(self, half: int, positions: Array, readers: Executor) -> list[tf.Tensor]:
+        """Reads a part into one of the buffers; returns its copies on the GPU, if there is one."""
+        images, labels = self.buffers.images[half], self.buffers.labels[half]
+        rows = self.split.rows[positions]
+        labels[: len(positions)] = self.split.labels[positions]
+        by_row = np.argsort(rows)
+        edges = np.linspace(0, len(rows), READERS + 1).astype(int)
+        shares = [by_row[start:stop] for start, stop in pairwise(edges)]
+        list(readers.map(lambda slots: read_rows(self.split.images, rows, slots, images), shares))
+        return [tf.constant(images), tf.constant(labels)] if self.buffers.on_gpu else []
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)

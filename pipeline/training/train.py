@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared
@@ -28,7 +29,22 @@ from pipeline.training.callbacks import (
 from pipeline.training.checkpoint import Progress
 from pipeline.training.features import head_of
 from pipeline.training.pretrained import joins, rate_shares
-from pipeline.training.xla import is_faster
+
+# XLA fuses what lies between matrix products, which takes as long as these do on a CPU. Its
+# convolutions are slower than TensorFlow's, and for other layers it may lack a kernel.
+FASTER_WITH_XLA = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.BatchNormalization,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.InputLayer,
+    keras.layers.LayerNormalization,
+    keras.layers.Rescaling,
+    keras.layers.Reshape,
+)
+ENOUGH_STEPS = 5_000  # per training; with fewer, compiling takes longer than it saves
 
 
 def train(  # noqa: PLR0913
@@ -101,10 +117,18 @@ def train(  # noqa: PLR0913
 def _with_xla(model: keras.Model, config: Config, *, images: int) -> bool:
     settings = config.train
     if settings.xla is None:
-        if needs_images(config):
-            return False  # not measured
-        return is_faster(model, settings.epochs * (images // settings.batch_size))
+        steps = settings.epochs * (images // settings.batch_size)
+        return not needs_images(config) and xla_is_faster(model, steps)  # with them: not measured
     return settings.xla
+
+
+def xla_is_faster(model: keras.Model, steps: int) -> bool:
+    """Whether XLA is known to speed up training `model` for this number of `steps` here."""
+    return (
+        steps >= ENOUGH_STEPS
+        and not tf.config.list_physical_devices("GPU")  # not measured
+        and all(type(layer) in FASTER_WITH_XLA for layer in model.layers)
+    )
 
 
 def _best_epoch(settings: Train) -> keras.callbacks.EarlyStopping:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import limited, preprocess
+from pipeline.data.split import preprocess
 from pipeline.training import models
 from pipeline.training.build import build_model
 from pipeline.training.train import train
@@ -44,7 +44,7 @@ def test_every_experiment_trains(
 ) -> None:
     monkeypatch.setattr(models, "LITE_STAGES", ((1, 3, 2, 1, 8), (1, 3, 2, 2, 8)))
     config = small(configured(f"experiment={name}"))
-    prepared = limited(PREPARED, 16)
+    prepared = PREPARED.limited(16)
     model = build_model(config, prepared, checked=True)
     optimizer = model.optimizer  # the model that is saved has none of ours
     fitted = train(model, prepared, config, tmp_path, [])
@@ -73,7 +73,7 @@ def test_debug_sees_one_batch_of_training_and_of_validation_and_nothing_of_the_t
     config = configured("experiment=debug")
     assert config.train.batch_size == config.preprocess.limit
     assert (config.train.epochs, config.evaluate.test) == (1, False)
-    few = limited(PREPARED, 4)
+    few = PREPARED.limited(4)
     assert (of(few.train), of(few.val)) == ([2, 2], [2, 2])
     assert len(few.test) == len(PREPARED.test)
 
@@ -100,6 +100,6 @@ def test_overfit_reaches_100_percent(tmp_path: Path) -> None:
     config = configured(
         "experiment=overfit", "train.epochs=20", "train.xla=false", "train.plots=[]"
     )
-    prepared = limited(PREPARED, config.preprocess.limit)
+    prepared = PREPARED.limited(config.preprocess.limit)
     fitted = train(build_model(config, prepared, checked=True), prepared, config, tmp_path, [])
     assert fitted.history["train/accuracy"][-1] == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,13 +11,18 @@ import pytest
 import tensorflow as tf
 
 from pipeline.data.values import Array, Split
+from pipeline.system import processes
 from pipeline.system.errors import PipelineError
 from pipeline.training import loop
 from pipeline.training.fused import fused_norms
+from pipeline.training.loop import Buffers, Streamed, is_too_large
+from pipeline.training.train import FASTER_WITH_XLA
 from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 CLASSES = 3
+Layers = list[keras.layers.Layer]
+layers = keras.layers
 
 
 def split(images: int, seed: int = 0) -> Split:
@@ -53,7 +60,6 @@ def network(
     optimizer: keras.optimizers.Optimizer, kind: str = "mlp", *, dropout: float = 0, seed: int = 0
 ) -> Watched:
     keras.utils.set_random_seed(seed)
-    layers = keras.layers
     images = keras.Input((4, 4, 1), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 255)(images)
     if kind == "cnn":
@@ -325,3 +331,352 @@ def test_only_ordinary_normalisations_are_fused_and_only_while_training() -> Non
         np.testing.assert_array_equal(kinds["frozen"].get_weights(), statistics)
     assert fused == {"plain", "frozen"}
     assert not any("call" in vars(layer) for layer in kinds.values())
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers of 20 images."""
+    monkeypatch.setattr(loop, "BUFFER_BYTES", 20 * split(1).images[0].nbytes)
+    monkeypatch.setattr(loop, "EVALUATED_AT_ONCE", 1)
+
+
+def on_disk(path: Path, data: Split, rows: Array) -> Split:
+    """The images of `data` as rows of a memory-mapped array, in another order."""
+    packed = np.zeros((len(data) + 3, *data.image_shape), np.uint8)
+    packed[rows] = data.images
+    np.save(path, packed)
+    images = np.load(path, mmap_mode="c")
+    images.flags.writeable = False
+    return Split(images=images, rows=rows, labels=data.labels)
+
+
+@pytest.mark.usefixtures("small_buffers")
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_streamed_images_give_the_weights_and_metrics_of_resident_ones(
+    tmp_path: Path, kind: str
+) -> None:
+    data, val = split(53), split(21, seed=1)
+    rows = np.random.default_rng(0).permutation(56)[:53]
+    from_disk = on_disk(tmp_path / "images.npy", data, rows)
+    one, other = network(adam(), kind), network(adam(), kind)
+    expected = fit(one, data, val, stream=False).history
+    found = fit(other, from_disk, val, stream=True).history
+    assert same_weights(one, other)
+    assert [len(batch) for batch in other.batches] == [len(batch) for batch in one.batches]
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6)
+
+
+def parts(data: Split, order: Array, size: int, capacity: int) -> tuple[Array, Array]:
+    """What the parts of a streamed epoch hold, copied before the next is asked for."""
+    buffers = Buffers(data.images[:1], capacity)
+    found = []
+    for slots in Streamed(data, buffers).parts(order, size):
+        assert len(slots) <= size
+        images, labels = buffers.gather(tf.constant(slots))
+        found.append((images.numpy(), labels.numpy()))
+    images, labels = zip(*found, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_parts_of_an_epoch_are_all_images_in_order(
+    tmp_path: Path, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "BUFFER_BYTES", 1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (101, 4, 4, 1), np.uint8)
+    data = Split(images=images, labels=rng.integers(0, 9, 101, np.int32))
+    if mapped:
+        data = on_disk(tmp_path / "images.npy", data, rng.permutation(104)[:101])
+    order = rng.permutation(101)
+    found, labels = parts(data, order, size=7, capacity=9)
+    np.testing.assert_array_equal(found, images[order])
+    np.testing.assert_array_equal(labels, data.labels[order])
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread_behind() -> None:
+    data = Split(images=np.zeros((50, 4, 4, 1), np.uint8), labels=np.zeros(50, np.int32))
+    epoch = Streamed(data, Buffers(data.images, 5)).parts(np.arange(50), 5)
+    next(epoch)
+    before = {thread.name for thread in threading.enumerate()}
+    epoch.close()
+    after = {thread.name for thread in threading.enumerate()}
+    assert len(before) > len(after)
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path: Path) -> None:
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    data = on_disk(
+        tmp_path / "images.npy",
+        Split(images=images, labels=np.zeros(4, np.int32)),
+        np.arange(4),
+    )
+    with (tmp_path / "images.npy").open("r+b") as file:
+        file.truncate(150)
+    with pytest.raises(OSError, match="images.npy has become shorter"):
+        parts(data, np.arange(4), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/user/run-7.scope", "user/run-7.scope/memory.max"),
+        ("0::/user/run-7.scope", "user/memory.max"),
+        ("0::/of/the/host", "memory.max"),
+        ("9:name=systemd:/x\n4:cpu,memory:/job_7", "memory/job_7/memory.limit_in_bytes"),
+    ],
+)
+@pytest.mark.parametrize(("limit", "expected"), [("1000", True), ("max", False), ("", False)])
+def test_images_are_streamed_if_they_take_more_than_half_of_the_memory_of_a_control_group(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    file: str,
+    limit: str,
+    expected: bool,
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(limit)
+    (tmp_path / "own").write_text(f"{groups}\n1:pids:/user\n")
+    monkeypatch.setattr(processes, "OWN_CONTROL_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(processes, "CONTROL_GROUPS", tmp_path)
+    assert is_too_large(np.zeros((2, 16, 16, 1), np.uint8)) is expected
+
+
+def aligned(shape: tuple[int, ...], offset: int = 0) -> Array:
+    """Random pixels that begin `offset` bytes behind a multiple of the alignment."""
+    size = int(np.prod(shape))
+    memory = np.random.default_rng(0).integers(0, 256, size + 2 * loop.ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % loop.ALIGNMENT + offset
+    return memory[start : start + size].reshape(shape)
+
+
+def is_shared(array: Array) -> bool:
+    """Whether the tensor lies where the array does."""
+    tensor = loop.resident(array)
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    assert tensor.dtype == tf.as_dtype(array.dtype)
+    first = tensor.__array__().ctypes.data if tensor.shape.num_elements() else 0
+    return bool(first == array.ctypes.data)
+
+
+def test_an_aligned_array_is_not_copied() -> None:
+    assert is_shared(aligned((5, 4, 4, 1)))
+
+
+def test_a_memory_mapped_array_is_read_from_the_pages_of_its_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", aligned((5, 4, 4, 1)))
+    array = np.load(tmp_path / "images.npy", mmap_mode="c")
+    array.flags.writeable = False
+    assert is_shared(array)
+    assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(aligned((5, 4, 4, 1), offset=1), id="unaligned"),
+        pytest.param(aligned((6, 4))[::2], id="every second row"),
+        pytest.param(aligned((0, 4)), id="empty"),
+        pytest.param(np.frombuffer(bytes(256), np.uint8), id="read-only"),
+    ],
+)
+def test_what_cannot_be_read_in_place_is_copied(array: Array) -> None:
+    assert not is_shared(array)
+
+
+def test_the_tensor_keeps_its_memory_after_the_array_is_gone() -> None:
+    array = aligned((1000, 1000))
+    tensor, expected = loop.resident(array), array.copy()
+    del array
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_a_gather_in_a_graph_reads_the_shared_rows() -> None:
+    array = aligned((64, 28))
+    tensor = loop.resident(array)
+    rows = tf.function(lambda places: tf.gather(tensor, places))(tf.constant([3, 1]))
+    np.testing.assert_array_equal(rows.numpy(), array[[3, 1]])
+
+
+def with_hidden(hidden: Callable[[], Layers], optimizer: Any = "adam") -> keras.Model:
+    """The same weights at each call."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(images))
+    for layer in hidden():
+        x = layer(x)
+    model = keras.Model(images, layers.Dense(3, activation="softmax")(x))
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def both(
+    hidden: Callable[[], Layers], data: Split, optimizer: Callable[[], Any] = lambda: "adam"
+) -> tuple[keras.Model, keras.Model]:
+    """A network fitted with XLA and its twin fitted without."""
+    with_xla, without = with_hidden(hidden, optimizer()), with_hidden(hidden, optimizer())
+    histories = fit(with_xla, data, split(9), xla=True), fit(without, data, split(9))
+    for name, values in histories[0].history.items():
+        assert values == pytest.approx(histories[1].history[name], rel=1e-4), name
+    return with_xla, without
+
+
+def assert_alike(one: keras.Model, other: keras.Model) -> None:
+    for mine, its in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)
+    states = zip(one.optimizer.variables, other.optimizer.variables, strict=True)
+    for mine, its in states:
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Residual(layers.Layer):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.add = layers.Dense(16, activation="relu"), layers.Add()
+
+    def call(self, x: Any) -> Any:
+        return self.add([x, self.dense(x)])
+
+
+def dense() -> Layers:
+    return [layers.Dense(6, activation="relu", kernel_regularizer="l2")]
+
+
+def one_of_each() -> Layers:
+    """Every layer that is known to be faster, but those of every network, and a block of them."""
+    return [
+        *(layers.Reshape((4, 4)), layers.Flatten(), layers.Rescaling(2.0, offset=1.0)),
+        # A bias before it would have no gradient but rounding errors, which Adam would blow up.
+        *(layers.Dense(6, use_bias=False), layers.BatchNormalization(), layers.Dropout(0.0)),
+        *dense(),
+        *(layers.Dense(16), Residual()),
+        *(layers.Dense(6), layers.Activation("gelu"), layers.LayerNormalization()),
+    ]
+
+
+def test_every_layer_trains_to_the_same_weights_as_without_xla() -> None:
+    assert_alike(*both(one_of_each, split(53)))
+
+
+def test_every_layer_that_is_known_to_be_faster_is_tested() -> None:
+    tested = {layers.InputLayer, layers.Add, *map(type, one_of_each())} - {Residual}
+    assert tested == set(FASTER_WITH_XLA)
+
+
+@pytest.mark.parametrize(
+    "optimizer",  # Adam's state is compared above
+    [
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, clipnorm=1.0),
+        pytest.param(
+            lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True), marks=only_stressed
+        ),
+        pytest.param(
+            lambda: keras.optimizers.RMSprop(keras.optimizers.schedules.CosineDecay(0.01, 20)),
+            marks=only_stressed,
+        ),
+    ],
+)
+def test_every_optimizer_ends_in_the_same_state_as_without_xla(optimizer: Any) -> None:
+    assert_alike(*both(dense, split(53), optimizer))
+
+
+@pytest.mark.parametrize(
+    "images",  # less than, just, and more than full batches
+    [5, pytest.param(8, marks=only_stressed), 323],
+)
+def test_weights_are_those_of_keras_own_steps_whatever_is_left_over_in_the_last_batch(
+    images: int,
+) -> None:
+    data = split(images)
+    ours, keras_own = with_hidden(dense), with_hidden(dense)
+    fit(ours, data, xla=True, epochs=1)
+    order = np.random.default_rng([0, 0]).permutation(images)
+    for start in range(0, images, 8):
+        rows = order[start : start + 8]
+        keras_own.train_on_batch(data.images[rows], data.labels[rows])
+    assert_alike(ours, keras_own)
+
+
+def dropped_out(seed: int) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = with_hidden(lambda: [layers.Dense(8), layers.Dropout(0.5, seed=seed)])
+    fit(model, split(320), xla=True, epochs=1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def dropped() -> keras.Model:
+    draws = tf.random.stateless_uniform, tf.nn.experimental.stateless_dropout
+    model = dropped_out(0)
+    # Whoever draws random numbers elsewhere is left alone.
+    assert (tf.random.stateless_uniform, tf.nn.experimental.stateless_dropout) == draws
+    return model
+
+
+def test_with_xla_too_the_bits_follow_the_seed(dropped: keras.Model) -> None:
+    assert same_weights(dropped, dropped_out(0))
+    assert not same_weights(dropped, dropped_out(1))
+
+
+class Draws(keras.Model):  # type: ignore[misc]
+    """Notes what its dropout lets through: the sum of it, its square and its lag-one product."""
+
+    def train_step(self, data: Any) -> Any:
+        kept = self.layers[-1](tf.ones((8, 1000)), training=True)
+        self.seen.assign_add(
+            [tf.reduce_mean(kept), tf.reduce_mean(kept[:-1] * kept[1:]), tf.math.reduce_max(kept)]
+        )
+        self.last.assign(tf.reduce_mean(tf.cast(tf.equal(kept, self.previous), tf.float32)))
+        self.previous.assign(kept)
+        return super().train_step(data)
+
+
+def test_dropout_drops_its_share_and_differently_at_every_step() -> None:
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    x = layers.Dense(3, activation="softmax")(layers.Flatten()(layers.Rescaling(1 / 255)(images)))
+    model = Draws(images, layers.Dropout(0.25)(x))
+    model.seen, model.last = tf.Variable([0.0, 0.0, 0.0]), tf.Variable(0.0)
+    model.previous = tf.Variable(tf.zeros((8, 1000)))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    fit(model, split(320), xla=True, epochs=1)
+    mean, neighbours, largest = model.seen.numpy() / 40
+    # 320,000 draws: the standard error of the mean is 0.001.
+    assert mean == pytest.approx(1, abs=0.004)
+    assert neighbours == pytest.approx(1, abs=0.008)
+    assert largest == pytest.approx(1 / 0.75, rel=1e-4)
+    # Two draws agree where both or neither dropped: 0.75² + 0.25².
+    assert model.last.numpy() == pytest.approx(0.625, abs=0.03)
+
+
+def test_random_functions_are_restored_when_tracing_fails() -> None:
+    def broken(batch: Any) -> None:
+        raise RuntimeError("no such step")
+
+    draws, model = tf.random.stateless_uniform, with_hidden(dense)
+    model.train_step = broken
+    with pytest.raises(RuntimeError, match="no such step"):
+        fit(model, split(8), xla=True)
+    assert tf.random.stateless_uniform is draws
+
+
+def test_an_operation_that_xla_does_not_know_is_named_with_the_mend() -> None:
+    def turn() -> Layers:
+        return [layers.Reshape((4, 4, 1)), layers.RandomRotation(0.1), layers.Flatten()]
+
+    with pytest.raises(
+        PipelineError, match=r"^XLA has no \w+Transform\w+, which .*; set train.xla=false$"
+    ):
+        fit(with_hidden(turn), split(20), xla=True)
+
+
+def test_a_saved_model_says_nothing_of_xla(dropped: keras.Model, tmp_path: Path) -> None:
+    model = dropped
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.get_compile_config()["jit_compile"] == model.get_compile_config()["jit_compile"]
+    assert not again.jit_compile

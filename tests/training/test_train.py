@@ -16,7 +16,7 @@ from pipeline.evaluation.plots import first_kernel
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import Progress, progress_of
-from pipeline.training.train import train
+from pipeline.training.train import ENOUGH_STEPS, train, xla_is_faster
 from tests.commands import configured
 from tests.stress.matrix import matrix, only_stressed
 
@@ -391,7 +391,28 @@ def test_xla_is_used_where_it_is_asked_for_or_known_to_be_faster(
         asked.append(xla)
         pretended(*arguments)
 
-    monkeypatch.setattr("pipeline.training.xla.ENOUGH_STEPS", enough_steps)
+    monkeypatch.setattr("pipeline.training.train.ENOUGH_STEPS", enough_steps)
     monkeypatch.setattr("pipeline.training.train.loop.fit", noted)
     trained(tmp_path, f"train.xla={choice}")  # 3 epochs of 5 steps
     assert asked == [expected]
+
+
+def network(hidden: keras.layers.Layer) -> keras.Model:
+    images = keras.Input((4, 4, 1), dtype="uint8")
+    x = keras.layers.Flatten()(hidden(keras.layers.Rescaling(1 / 255)(images)))
+    return keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+
+
+def test_dense_networks_of_many_steps_are_known_to_be_faster_with_xla() -> None:
+    dense = network(keras.layers.Dense(6, activation="relu", kernel_regularizer="l2"))
+    assert xla_is_faster(dense, ENOUGH_STEPS)
+    assert not xla_is_faster(dense, ENOUGH_STEPS - 1)
+
+
+@pytest.mark.parametrize(
+    "hidden", [keras.layers.Conv2D(2, 3), type("MyDense", (keras.layers.Dense,), {})(4)]
+)
+def test_convolutions_and_layers_of_ones_own_are_not_known_to_be_faster_with_xla(
+    hidden: keras.layers.Layer,
+) -> None:
+    assert not xla_is_faster(network(hidden), ENOUGH_STEPS)
