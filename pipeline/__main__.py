@@ -39,10 +39,9 @@ from pipeline.config.words import (
     require_our_sweeper,
 )
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.folders import require_writable
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import native_messages_to, tell_unwritable_logs
-from pipeline.tracking.addresses import local_artifacts
+from pipeline.tracking.addresses import require_artifacts_writable
 from pipeline.verbs import Verb, requests, verbs
 
 # The words of a verb that keeps no log.
@@ -237,9 +236,7 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
         decided = untested(config) if "evaluate.test" in verb.ignores else config
         refuse_without_effect(HydraConfig.get().overrides.task, [decided])
     if verb.records:  # refused before anything slow is imported
-        named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-        if own := local_artifacts(config.tracking, named or config.choices.dataset):
-            require_writable(own, holds="the artefacts of runs")
+        require_artifacts_writable(config)
     request = verb.request and validate_request(composed, verb.name, verb.request)
     try:
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):

@@ -1,4 +1,7 @@
-"""Addresses of stores and of their experiments' artefacts. Does not import MLflow."""
+"""Addresses of stores and of their experiments' artefacts. Does not import MLflow.
+
+MLflow's environment variables name stores, experiments and runs.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.config.schema import Tracking
+from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
+from pipeline.system.folders import require_writable
 from pipeline.system.secrets import hide
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+EXPERIMENT, EXPERIMENT_ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+RUN_ID = "MLFLOW_RUN_ID"
 _ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
@@ -22,6 +28,11 @@ _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 def store_address(uri: str | None) -> str:
     """The address of the tracking store: `tracking.uri`, MLFLOW_TRACKING_URI, or the default."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def adopted_run_id() -> str | None:
+    """The id of the run that `mlflow run` has opened for this command (MLFLOW_RUN_ID)."""
+    return os.environ.get(RUN_ID) or None
 
 
 def require_address(address: str) -> None:
@@ -94,6 +105,21 @@ def local_artifacts(tracking: Tracking, experiment: str) -> Path | None:
         return None
     place = urlsplit(artifact_location(address, experiment, root) or "")
     return Path(unquote(place.path)) if place.scheme == "file" else None
+
+
+def require_artifacts_writable(config: Config) -> None:
+    """Checks that a new run could write its artefacts, if they are kept on this machine.
+
+    Only the store knows the folder of an experiment given by its id, or by a run.
+
+    Raises:
+        RequestError: the folder is read-only, full, or not a folder.
+    """
+    named = config.tracking.experiment or os.environ.get(EXPERIMENT)
+    if adopted_run_id() or (os.environ.get(EXPERIMENT_ID) and not named):
+        return
+    if folder := local_artifacts(config.tracking, named or config.choices.dataset):
+        require_writable(folder, holds="the artefacts of runs")
 
 
 def artifact_root(address: str) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Lock, Thread
 from typing import TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
 import mlflow
@@ -38,6 +38,8 @@ from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
+    EXPERIMENT,
+    EXPERIMENT_ID,
     artifact_location,
     artifact_root,
     require_address,
@@ -295,9 +297,9 @@ def _require_place(client: Client, name: str, location: str, root: str | None) -
         )
     place = urlsplit(location)
     is_database = "://" in address and not address.startswith(("http", "file:", "databricks"))
-    if not is_database or place.scheme not in ("", "file"):
+    if not is_database or not _is_path(place):
         return
-    folder = Path(url2pathname(place.path))
+    folder = _path(place)
     mine = artifact_root(address) if address.startswith("sqlite") else None
     if folder.parent != mine and not (folder.is_dir() or folder.parent.is_dir()):
         raise RequestError(
@@ -313,27 +315,26 @@ def experiment_name(config: Config) -> str:
     Raises:
         RequestError: MLFLOW_EXPERIMENT_ID does not exist, or contradicts MLFLOW_EXPERIMENT_NAME.
     """
-    named, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{part}") for part in ("NAME", "ID"))
+    named, number = os.environ.get(EXPERIMENT), os.environ.get(EXPERIMENT_ID)
     if config.tracking.experiment or not (named or number):
         return config.tracking.experiment or config.choices.dataset
     if not number:
         return str(named)
     if config.tracking.offline:
         raise RequestError(
-            f"MLFLOW_EXPERIMENT_ID={number}: with tracking.offline=true there is no store to tell "
+            f"{EXPERIMENT_ID}={number}: with tracking.offline=true there is no store to tell "
             "its name; give it with tracking.experiment=…"
         )
     try:
         found = str(connect(config.tracking.uri).get_experiment(number).name)
     except MlflowException as error:
         raise RequestError(
-            f"MLFLOW_EXPERIMENT_ID={number}: there is no such experiment; unset it, or choose one "
+            f"{EXPERIMENT_ID}={number}: there is no such experiment; unset it, or choose one "
             "with tracking.experiment=…"
         ) from error
     if named and named != found:
         raise RequestError(
-            f"MLFLOW_EXPERIMENT_ID={number} is {found}, but MLFLOW_EXPERIMENT_NAME={named}; unset "
-            "one of them"
+            f"{EXPERIMENT_ID}={number} is {found}, but {EXPERIMENT}={named}; unset one of them"
         )
     return found
 
@@ -345,10 +346,24 @@ def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
         if found is None or found.lifecycle_stage != "active":
             return {}
         return {str(found.experiment_id): only}
-    return {found.experiment_id: found.name for found in experiments(client)}
+    return {found.experiment_id: found.name for found in _experiments(client)}
 
 
-def experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
+def artifact_folders(client: Client) -> dict[str, Path]:
+    """The folders of artefacts of all experiments that keep them on a disk, by experiment."""
+    places = {found.name: urlsplit(found.artifact_location) for found in _experiments(client)}
+    return {name: _path(place) for name, place in places.items() if _is_path(place)}
+
+
+def _is_path(place: SplitResult) -> bool:
+    return place.scheme in ("", "file")
+
+
+def _path(place: SplitResult) -> Path:
+    return Path(url2pathname(place.path))
+
+
+def _experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
     """All experiments that are not deleted."""
     token = None
     while True:

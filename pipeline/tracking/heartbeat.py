@@ -9,17 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from pipeline.system.processes import lives, process_place, started
-from pipeline.tracking.values import ERROR, Status
-
-if TYPE_CHECKING:
-    from pipeline.tracking.client import Client
 
 # Tags: the time of the last heartbeat (UTC), and the process that sent it.
 BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
@@ -58,25 +53,33 @@ def signs() -> dict[str, str]:
 
 
 @contextmanager
-def beating(client: Client, run_id: str) -> Iterator[None]:
-    """Renews the run's heartbeat every `EVERY_S` in a thread.
+def beating(
+    run_id: str, send: Callable[[str], object], take_back: Callable[[bool], object]
+) -> Iterator[None]:
+    """Has `send` renew the run's heartbeat (tag `BEAT`) every `EVERY_S`, in a thread.
 
     A beat that fails does not affect the run: the next one may arrive. A suspended or killed
-    process sends no beats. While a run is silent, another machine may mark it as KILLED; at its
-    next beat, or when it ends, the run takes that back.
+    process sends no beats. While a run is silent, another machine may mark it as KILLED: at its
+    first beat after `GAP_S`, and if it ends before that, `take_back(ends)` undoes it.
     """
-    done, heard = threading.Event(), [_now()]
+    done, heard = threading.Event(), _now()
+
+    def unheard() -> bool:
+        return _now() - heard >= timedelta(seconds=GAP_S)
 
     def beat() -> None:
+        nonlocal heard
         while not done.wait(EVERY_S):
             try:
-                client.set_tag(run_id, BEAT, _now().isoformat(timespec="seconds"))
-                _back_if_unheard(client, run_id, heard[0])
-                heard[0] = _now()
+                send(_now().isoformat(timespec="seconds"))
+                if unheard():
+                    take_back(False)
+                heard = _now()
             except Exception as error:
                 log.debug("A heartbeat of run %s got lost: %s", run_id, error)
         with suppress(Exception):  # the store may still be away
-            _back_if_unheard(client, run_id, heard[0], ends=True)
+            if unheard():
+                take_back(True)
 
     thread = threading.Thread(target=beat, name=f"heartbeat of {run_id}", daemon=True)
     thread.start()
@@ -85,22 +88,6 @@ def beating(client: Client, run_id: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(_LEAVE_S)
-
-
-def _back_if_unheard(client: Client, run_id: str, heard: datetime, *, ends: bool = False) -> None:
-    """Reopens the run if others closed it while it was silent, for over `GAP_S` since `heard`.
-
-    Others write the error before the status. If only the error is there, it is removed only when
-    the run `ends`.
-    """
-    if _now() - heard < timedelta(seconds=GAP_S):
-        return
-    run = client.get_run(run_id)
-    killed = run.info.status == Status.KILLED
-    if run.data.tags.get(ERROR) == GONE and (killed or ends):
-        if killed:
-            client.update_run(run_id, status=str(Status.RUNNING))
-        client.delete_tag(run_id, ERROR)
 
 
 def pulse(tags: Mapping[str, str]) -> Pulse:

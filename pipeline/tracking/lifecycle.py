@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
-from pipeline.tracking.addresses import store_address
+from pipeline.tracking.addresses import RUN_ID, adopted_run_id, store_address
 from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
 from pipeline.tracking.delivery import (
     Delivery,
@@ -38,7 +39,7 @@ from pipeline.tracking.delivery import (
     opened_as,
     send_journal,
 )
-from pipeline.tracking.heartbeat import beating, fell_silent, signs
+from pipeline.tracking.heartbeat import BEAT, GONE, beating, fell_silent, signs
 from pipeline.tracking.journal import (
     MULTIRUN,
     OPENED,
@@ -53,8 +54,8 @@ from pipeline.tracking.journal import (
     sync_command,
     with_journals,
 )
-from pipeline.tracking.recording import Recording, recorded_metrics
-from pipeline.tracking.runs import by_id
+from pipeline.tracking.recording import Recording
+from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import (
     COMMIT,
     DIRTY,
@@ -119,7 +120,8 @@ def record(
         elif has_journal(folder):
             send_journal(client, folder, close=False)
         recording, outbox = _open(client, config, folder, run_id, tags)
-        with outbox, _alive(recording, config):
+        offline = config.tracking.offline
+        with outbox, nullcontext() if offline else alive(client, recording.id):
             if goes_on:
                 recording = _continuing(recording, spent_s or 0.0)
             with _closed_as_it_ends(recording, outbox):
@@ -190,12 +192,27 @@ def _require_sent(folder: Path) -> None:
 def _continuing(recording: Recording, spent_s: float) -> Recording:
     """A recording with the metrics and the seconds that the continued run recorded before."""
     spent = dict.fromkeys(("train", "total"), spent_s)
-    before = recorded_metrics(recording.client, recording.id)
+    before = metric_history(recording.client, recording.id)
     return replace(recording, seconds=spent, before=before)
 
 
-def _alive(recording: Recording, config: Config) -> AbstractContextManager[None]:
-    return nullcontext() if config.tracking.offline else beating(recording.client, recording.id)
+def alive(client: Client, run_id: str) -> AbstractContextManager[None]:
+    """Sends heartbeats of a run; makes it RUNNING again if others closed it while it was silent."""
+    return beating(run_id, partial(client.set_tag, run_id, BEAT), partial(_reopen, client, run_id))
+
+
+def _reopen(client: Client, run_id: str, ends: bool) -> None:
+    """Takes back that others closed a run.
+
+    Others write the error before the status. If only the error is there, it is removed only when
+    the run `ends`.
+    """
+    run = client.get_run(run_id)
+    killed = run.info.status == Status.KILLED
+    if run.data.tags.get(ERROR) == GONE and (killed or ends):
+        if killed:
+            client.update_run(run_id, status=str(Status.RUNNING))
+        client.delete_tag(run_id, ERROR)
 
 
 def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
@@ -205,6 +222,12 @@ def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
     beat = fell_silent(run.tags)
     ended = max(int(beat.timestamp() * 1000), run.started) if beat else None
     client.set_terminated(run.id, str(status), ended)
+
+
+def closing_by_hand(client: Client, run: RecordedRun) -> str:
+    """The command that marks a run as KILLED, whoever made it."""
+    call = f"mlflow.MlflowClient({client.tracking_uri!r}).set_terminated({run.id!r}, 'KILLED')"
+    return f'python -c "import mlflow; {call}"'
 
 
 @contextmanager
@@ -239,11 +262,12 @@ def _open(
 ) -> tuple[Recording, Journaled]:
     """Opens a run's journal and, unless the run is offline, the run in the store."""
     # Removed from the environment, so that later runs of this process and its workers ignore it.
-    adopted = os.environ.pop("MLFLOW_RUN_ID", None)
+    adopted = adopted_run_id()
+    os.environ.pop(RUN_ID, None)
     if existing := run_id or adopted:
         if config.tracking.offline:
             raise RequestError("tracking.offline=true: only a new run can do without its store")
-        records = _taken_over(client, existing, tags, key="run_id" if run_id else "MLFLOW_RUN_ID")
+        records = _taken_over(client, existing, tags, key="run_id" if run_id else RUN_ID)
     else:
         records = [_opening(config, tags)]
     journal = Journal(folder)

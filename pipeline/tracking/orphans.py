@@ -76,12 +76,6 @@ def close_orphan(client: Client, run: RecordedRun) -> RecordedRun | None:
     return by_id(client, run.id)
 
 
-def closing_by_hand(client: Client, run: RecordedRun) -> str:
-    """The command that marks a run as KILLED, whoever made it."""
-    call = f"mlflow.MlflowClient({client.tracking_uri!r}).set_terminated({run.id!r}, 'KILLED')"
-    return f'python -c "import mlflow; {call}"'
-
-
 def began(run: RecordedRun) -> datetime:
     """When a run began, in UTC."""
     return datetime.fromtimestamp(run.started / 1000, UTC)

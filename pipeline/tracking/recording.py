@@ -309,11 +309,6 @@ def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
     return Recording(id=run_id, client=connect(tracking.uri), folder=folder)
 
 
-def recorded_metrics(client: Client, run_id: str) -> dict[str, dict[int, float]]:
-    """All metrics of a run, by name and step."""
-    return metric_history(client, run_id, list(client.get_run(run_id).data.metrics))
-
-
 def _contradicts(before: str, text: str) -> bool:
     """Whether a parameter says something else, rather than nothing or the same number."""
     with suppress(ValueError):

@@ -304,12 +304,13 @@ def _best(config: Config, metric: str) -> RecordedRun:
 
 
 def metric_history(
-    client: Client, run_id: str, metrics: Sequence[str]
+    client: Client, run_id: str, metrics: Sequence[str] | None = None
 ) -> dict[str, dict[int, float]]:
-    """All values of these metrics of a run, by name and step; takes one request per metric."""
+    """All values of a run's metrics, or of those named, by name and step; a request per metric."""
+    names = list(client.get_run(run_id).data.metrics) if metrics is None else metrics
     return {
         name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
-        for name in metrics
+        for name in names
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,7 @@ from pipeline.tracking.addresses import (
     folder_name,
     local_artifacts,
     require_address,
+    require_artifacts_writable,
     store_address,
 )
 from pipeline.tracking.client import connect, experiment, experiment_name
@@ -249,6 +251,33 @@ def test_where_artefacts_will_be_is_known_before_the_store_is_asked(
         (("tracking.offline=true",), None),
     ):
         assert local_artifacts(configured(*words).tracking, "a b") == expected
+
+
+def test_only_a_folder_that_is_known_before_the_store_is_asked_must_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlartifacts").write_text("a file where the folder would be")
+    named, number, run = (
+        f"MLFLOW_{name}" for name in ("EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID")
+    )
+    typed = "tracking.experiment=typed"
+    for variables, words, is_checked in (
+        ({named: "team"}, (), True),
+        ({number: "", run: ""}, (), True),
+        ({number: "3"}, (), False),  # that experiment may keep its artefacts anywhere
+        ({number: "3", named: "team"}, (), True),
+        ({number: "3"}, (typed,), True),
+        ({run: "0123456789abcdef0123456789abcdef"}, (typed,), False),
+    ):
+        with monkeypatch.context() as changed:
+            for name, value in variables.items():
+                changed.setenv(name, value)
+            refused = pytest.raises(RequestError, match="mlartifacts: cannot be written")
+            with refused if is_checked else nullcontext():
+                require_artifacts_writable(configured(*words))
+    (tmp_path / "mlartifacts").unlink()
+    require_artifacts_writable(configured())
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "mysql+pymysql", "mssql"])

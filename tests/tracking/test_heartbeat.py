@@ -6,21 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 
 from pipeline.tracking import heartbeat
-from pipeline.tracking.client import connect
 from pipeline.tracking.heartbeat import (
     BEAT,
-    GONE,
     HOST,
     PID,
     STARTED,
@@ -29,10 +24,6 @@ from pipeline.tracking.heartbeat import (
     pulse,
     signs,
 )
-from pipeline.tracking.lifecycle import close
-from pipeline.tracking.runs import by_id
-from pipeline.tracking.values import Status
-from tests.commands import inside
 
 ELSEWHERE = "another machine"
 
@@ -64,17 +55,17 @@ class Store:
     """Notes beats, and may refuse them."""
 
     def __init__(self, *, refuses: bool = False) -> None:
-        self.beats: list[tuple[str, str, str]] = []
+        self.beats: list[str] = []
         self.came = threading.Semaphore(0)
         self.refuses = refuses
 
-    def set_tag(self, run_id: str, key: str, value: str) -> None:
-        self.beats.append((run_id, key, value))
+    def note(self, beat: str) -> None:
+        self.beats.append(beat)
         self.came.release()
         if self.refuses:
             raise ConnectionError("the server is away")
 
-    def get_run(self, run_id: str) -> object:
+    def asked(self, ends: bool) -> None:
         raise AssertionError("no beat went astray: the run need not be asked for")
 
 
@@ -142,67 +133,16 @@ def test_beats_come_until_the_block_ends_whether_they_arrive_or_not(
 ) -> None:
     monkeypatch.setattr(heartbeat, "EVERY_S", 0.01)
     store: Any = Store(refuses=refuses)
-    with beating(store, "a run"):
+    with beating("a run", store.note, store.asked):
         assert all(store.came.acquire(timeout=30) for _ in range(3))
     count = len(store.beats)
     assert [thread.name for thread in threading.enumerate() if "heartbeat" in thread.name] == []
-    assert {(run, key) for run, key, _ in store.beats} == {("a run", BEAT)}
-    assert datetime.fromisoformat(store.beats[-1][2]).tzinfo == UTC
+    assert datetime.fromisoformat(store.beats[-1]).tzinfo == UTC
     assert len(store.beats) == count
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
-    with inside(tmp_path):
-        yield connect(None)
-
-
-def killed_by_another(client: mlflow.MlflowClient, run_id: str, error: str = GONE) -> None:
-    close(client, by_id(client, run_id), Status.KILLED, error)
-    assert client.get_run(run_id).info.status == "KILLED"
-
-
-def test_a_run_that_is_heard_again_takes_back_that_it_was_killed(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "EVERY_S", 0.05)
-    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)  # as if no beat had arrived for long
-    run_id = client.create_run("0", tags=signs()).info.run_id
-    with beating(client, run_id):
-        killed_by_another(client, run_id)
-        for _ in range(200):
-            run = client.get_run(run_id)
-            if (run.info.status, "error" in run.data.tags) == ("RUNNING", False):
-                break  # the status changes first
-            time.sleep(0.05)
-    assert (run.info.status, "error" in run.data.tags) == ("RUNNING", False)
-
-
-def test_a_run_that_ends_before_it_is_heard_again_keeps_its_end_and_not_the_error(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)
-    run_id = client.create_run("0", tags=signs()).info.run_id
-    with beating(client, run_id):
-        killed_by_another(client, run_id)
-        client.set_terminated(run_id, "FINISHED")
-    run = client.get_run(run_id)
-    assert (run.info.status, "error" in run.data.tags) == ("FINISHED", False)
-
-
-def test_a_run_that_was_truly_stopped_stays_so(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)
-    run_id = client.create_run("0", tags=signs()).info.run_id
-    with beating(client, run_id):
-        killed_by_another(client, run_id, error="KeyboardInterrupt")
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
 
 
 def test_an_error_of_the_block_comes_through_and_ends_the_beats() -> None:
     store: Any = Store()
-    with pytest.raises(ZeroDivisionError), beating(store, "a run"):
+    with pytest.raises(ZeroDivisionError), beating("a run", store.note, store.asked):
         1 / 0  # noqa: B018
     assert [thread.name for thread in threading.enumerate() if "heartbeat" in thread.name] == []

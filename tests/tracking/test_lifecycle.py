@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
@@ -16,11 +18,14 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking import heartbeat
 from pipeline.tracking.client import artifact_names, connect, experiment
+from pipeline.tracking.heartbeat import GONE, signs
 from pipeline.tracking.journal import read_journal
-from pipeline.tracking.lifecycle import record
+from pipeline.tracking.lifecycle import alive, close, closing_by_hand, record
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import by_id, find_run
+from pipeline.tracking.values import RecordedRun, Status
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -253,3 +258,61 @@ def test_a_folder_with_artefacts_of_nobody_is_refused_before_there_is_a_run(
         record(config, tmp_path).__enter__()
     with pytest.raises(RequestError, match="experiment nobody has no run"):
         find_run("latest", config)
+
+
+@pytest.fixture
+def client(config: Config) -> mlflow.MlflowClient:
+    return connect(config.tracking.uri)
+
+
+def killed_by_another(client: mlflow.MlflowClient, run_id: str, error: str = GONE) -> None:
+    close(client, by_id(client, run_id), Status.KILLED, error)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_run_that_is_heard_again_takes_back_that_it_was_killed(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.05)
+    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)  # as if no beat had arrived for long
+    run_id = client.create_run("0", tags=signs()).info.run_id
+    with alive(client, run_id):
+        killed_by_another(client, run_id)
+        for _ in range(200):
+            run = client.get_run(run_id)
+            if (run.info.status, "error" in run.data.tags) == ("RUNNING", False):
+                break  # the status changes first
+            time.sleep(0.05)
+    assert (run.info.status, "error" in run.data.tags) == ("RUNNING", False)
+
+
+def test_a_run_that_ends_before_it_is_heard_again_keeps_its_end_and_not_the_error(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)
+    run_id = client.create_run("0", tags=signs()).info.run_id
+    with alive(client, run_id):
+        killed_by_another(client, run_id)
+        client.set_terminated(run_id, "FINISHED")
+    run = client.get_run(run_id)
+    assert (run.info.status, "error" in run.data.tags) == ("FINISHED", False)
+
+
+def test_a_run_that_was_truly_stopped_stays_so(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "GAP_S", 0.0)
+    run_id = client.create_run("0", tags=signs()).info.run_id
+    with alive(client, run_id):
+        killed_by_another(client, run_id, error="KeyboardInterrupt")
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+
+
+def test_the_command_that_closes_a_run_quotes_what_it_names() -> None:
+    client: Any = SimpleNamespace(tracking_uri="sqlite:///it's here.db")
+    run = RecordedRun(id="abcd", name="", experiment="", status=Status.RUNNING, started=0)
+    assert closing_by_hand(client, run) == (
+        'python -c "import mlflow; '
+        "mlflow.MlflowClient(\"sqlite:///it's here.db\").set_terminated('abcd', 'KILLED')\""
+    )

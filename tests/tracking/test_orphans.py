@@ -10,14 +10,7 @@ import pytest
 
 from pipeline.tracking import orphans
 from pipeline.tracking.heartbeat import BEAT, HOST, STARTED, signs
-from pipeline.tracking.orphans import (
-    began,
-    began_long_ago,
-    close_orphan,
-    closing_by_hand,
-    running_runs,
-    unheard,
-)
+from pipeline.tracking.orphans import began, began_long_ago, close_orphan, running_runs, unheard
 from pipeline.tracking.values import DIRTY, RecordedRun, Status
 
 LONG_AGO = 1_700_000_000_000  # 14 November 2023, 22:13:20 UTC
@@ -108,10 +101,3 @@ def test_when_a_run_began_is_known_and_a_day_is_long_ago() -> None:
     assert began(run("a")) == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert began_long_ago(run("a"))
     assert not began_long_ago(run("a", int(time.time() * 1000) - 86_000_000))
-
-
-def test_the_command_that_closes_a_run_quotes_what_it_names() -> None:
-    assert closing_by_hand(CLIENT, run("abcd")) == (
-        'python -c "import mlflow; '
-        "mlflow.MlflowClient(\"sqlite:///it's here.db\").set_terminated('abcd', 'KILLED')\""
-    )

@@ -19,6 +19,7 @@ from rich.console import Console
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, counted
 from pipeline.system.terminal import standard_output
+from pipeline.tracking.addresses import adopted_run_id
 from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
 from pipeline.verbs.doctor.findings import (
@@ -87,8 +88,7 @@ def _recorded(config: Config, request: Doctor, made: list[dict[str, Owner]]) -> 
     store = health.check_store(config.tracking.uri)
     yield store.finding
     if store.client is not None:
-        own = os.environ.get("MLFLOW_RUN_ID")
-        fix = request.fix
+        own, fix = adopted_run_id(), request.fix
         yield from orphans.running(
             store.client, fix=fix, own=own, bring_home=partial(_bring_home, config)
         )

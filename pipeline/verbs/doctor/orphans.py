@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pipeline.system.errors import RequestError, first_of, one_line
 from pipeline.tracking.client import STORE_ERRORS, Client
 from pipeline.tracking.heartbeat import GONE, LISTEN_S
-from pipeline.tracking.orphans import (
-    began,
-    began_long_ago,
-    close_orphan,
-    closing_by_hand,
-    running_runs,
-    unheard,
-)
+from pipeline.tracking.lifecycle import closing_by_hand
+from pipeline.tracking.orphans import began, began_long_ago, close_orphan, running_runs, unheard
 from pipeline.tracking.runs import search
 from pipeline.tracking.values import Query, RecordedRun, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
@@ -38,7 +32,7 @@ def running(
 
     A silent run on another machine is closed only if no heartbeat arrives while this listens,
     because clocks may differ. Other runs without a heartbeat are shown but left alone,
-    and `own`, the run that called us (MLFLOW_RUN_ID), is skipped. `bring_home` receives the id of
+    and `own`, the run that `mlflow run` opened, is skipped. `bring_home` receives the id of
     each closed run, to save what it left on this machine.
     """
     found = running_runs(client, own=own)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import requests
 import sqlalchemy as sa
@@ -19,8 +17,8 @@ from pipeline.tracking.client import (
     VERSION,
     Client,
     answered,
+    artifact_folders,
     ask,
-    experiments,
     quiet_client,
     refusal,
     tables_in,
@@ -173,13 +171,9 @@ def artefacts(client: Client) -> Iterator[Finding]:
 
     Only experiments with a finished run count, since artefacts are written when a run is closed.
     """
-    for experiment in experiments(client):
-        location = urlsplit(experiment.artifact_location)
-        if location.scheme not in ("", "file"):
-            continue
-        folder = Path(url2pathname(location.path))
-        finished = Query(experiment=experiment.name, status=(Status.FINISHED,), limit=1)
+    for experiment, folder in artifact_folders(client).items():
+        finished = Query(experiment=experiment, status=(Status.FINISHED,), limit=1)
         if not folder.is_dir() and list(search(client, finished)):
-            says = f"{experiment.name}: its folder of artefacts is missing: {folder}"
+            says = f"{experiment}: its folder of artefacts is missing: {folder}"
             mend = f"move or link it back to {folder}: the store keeps absolute paths"
             yield warning("artefacts", says, mend)

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.tracking.client import connect, experiment, experiments
+from pipeline.tracking.client import connect, experiment, experiment_names
 from pipeline.verbs.doctor import store as health
 from tests.commands import free_port, inside, mlflow_server
 
@@ -53,7 +53,7 @@ def test_a_current_store_is_ok_and_left_as_it_is(database: Path) -> None:
     store = looked(database)
     assert (store.finding.state, mlflow.__version__ in store.finding.says) == ("ok", True)
     assert store.client is not None
-    assert [e.name for e in experiments(store.client)] == ["Default"]
+    assert [*experiment_names(store.client).values()] == ["Default"]
     assert database.read_bytes() == before
     assert [p.name for p in database.parent.iterdir()] == [database.name]
 
@@ -193,7 +193,7 @@ def test_a_server_says_its_version_and_can_be_asked(tmp_path: Path) -> None:
         assert store.finding.says == f"{address} answers: MLflow {mlflow.__version__}"
         assert store.finding.state == "ok"
         assert store.client is not None
-        assert [e.name for e in experiments(store.client)] == ["Default"]
+        assert [*experiment_names(store.client).values()] == ["Default"]
 
 
 def test_artefacts_that_were_moved_away_are_warned_of(made: Path) -> None:
