@@ -180,7 +180,7 @@ def _environment() -> dict[str, str]:
 
 def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
     """An epoch of a small network at 96×96, from the packed copy and with other loaders."""
-    from pipeline.system.imports import configure_libraries
+    from pipeline.libraries import configure_libraries
 
     configure_libraries()
     import keras

@@ -32,8 +32,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Carries out the multirun that the command line asks for."""
+        from pipeline.libraries import import_slow
         from pipeline.sweeps.jobs import asked_for
-        from pipeline.system.imports import import_slow
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -91,7 +91,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         for home, names in _HOMES.items():
             if name in names:
-                from pipeline.system.imports import import_slow
+                from pipeline.libraries import import_slow
 
                 value = getattr(import_slow(home), name)
                 super().__setattr__(name, value)

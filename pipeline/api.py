@@ -24,9 +24,9 @@ from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.words import addressed
+from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import folder_of_work
-from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 from pipeline.verbs import requests, verbs
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pipeline.system.imports import configure_libraries, exempt
+from pipeline.libraries import configure_libraries
+from pipeline.system.imports import exempt
 from tests.commands import choose_once, parse_once, trace_plainly
 from tests.stores import MADE_ONCE, copy_tables
 from tests.stress.matrix import SHARE

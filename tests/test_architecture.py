@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,18 +43,19 @@ ALLOWED = {
     "evaluation": {"data", "config", "system"},
     "training": {"evaluation", "data", "config", "system"},
     "tracking": {"training", "data", "config", "system"},
+    "libraries": {"tracking", "system"},
     "reports": {"tracking", "evaluation", "data", "config", "system"},
     "run": {"reports", "tracking", "evaluation", "training", "data", "config", "system"},
     "sweeps": {
-        *("run", "reports", "tracking", "evaluation", "training"),
+        *("libraries", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "verbs": {
-        *("sweeps", "run", "reports", "tracking", "evaluation", "training"),
+        *("libraries", "sweeps", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "api": {
-        *("verbs", "run", "reports", "tracking", "evaluation", "training"),
+        *("libraries", "verbs", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
     "__main__": {"verbs", "tracking", "config", "system"},
@@ -130,10 +132,71 @@ def test_the_files_of_the_package_are_found() -> None:
 
 
 def test_mlflow_is_imported_in_six_files_at_most_and_all_of_them_track() -> None:
-    importers = {module for module, tree in TREES.items() if "mlflow" in packages(imported(tree))}
+    importers = mlflow_importers()
     assert importers
     assert {room_of(module) for module in importers} == {"tracking"}
     assert len(importers) <= 6, importers
+
+
+def mlflow_importers() -> set[str]:
+    return {module for module, tree in TREES.items() if "mlflow" in packages(imported(tree))}
+
+
+@cache
+def methods_of_mlflows_client() -> set[str]:
+    """Read from its source, since importing MLflow takes seconds."""
+    found = find_spec("mlflow")
+    assert found is not None
+    assert found.origin is not None
+    source = (Path(found.origin).parent / "tracking" / "client.py").read_text(encoding="utf-8")
+    [client] = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "MlflowClient"
+    )
+    return {node.name for node in client.body if isinstance(node, ast.FunctionDef)} - {"__init__"}
+
+
+# What a run of MLflow's says of itself, as `run.info.status` or `run.data.tags`.
+OF_MLFLOWS_RUN = re.compile(
+    r"\b(info|data|inputs|outputs)\.(run_id|run_name|experiment_id|status|start_time|end_time"
+    r"|artifact_uri|lifecycle_stage|metrics|params|tags|dataset_inputs|model_outputs)$|\brun\.(info|data)$"
+)
+
+
+def uses_of_mlflow(tree: ast.AST, methods: set[str]) -> set[str]:
+    """Attributes that only MLflow's client and its runs have."""
+    found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {use for use in found if use.split(".")[-1] in methods or OF_MLFLOWS_RUN.search(use)}
+
+
+def test_only_the_files_that_import_mlflow_call_its_client_and_look_into_its_runs() -> None:
+    methods = methods_of_mlflows_client()
+    assert {"get_run", "set_tag", "log_batch", "tracking_uri"} <= methods
+    importers = mlflow_importers()
+    assert uses_of_mlflow(TREES["pipeline.tracking.client"], methods)
+    found = {
+        module: uses
+        for module, tree in TREES.items()
+        if module not in importers and (uses := uses_of_mlflow(tree, methods))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "is_found"),
+    [
+        ("def f(client, run_id):\n    client.set_tag(run_id, 'a', 'b')", True),
+        ("def f(store):\n    return store.tracking_uri", True),
+        ("def f(run):\n    return run.info.status", True),
+        ("def f(run):\n    about = run.info\n    return about.run_id", True),
+        ("def f(get):\n    return get('a').data.tags['error']", True),
+        ("def f(log, array):\n    log.info('a')\n    return array.data", False),
+        ("def f(run):\n    return run.tags, run.metrics, run.status", False),
+    ],
+)
+def test_what_uses_mlflow_is_told_from_what_does_not(code: str, is_found: bool) -> None:
+    assert bool(uses_of_mlflow(ast.parse(code), methods_of_mlflows_client())) is is_found
 
 
 def test_mlflows_names_and_grammar_stand_in_the_tracking_room_alone() -> None:
@@ -144,10 +207,18 @@ def test_mlflows_names_and_grammar_stand_in_the_tracking_room_alone() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+    docs = {
+        node.value.value
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
     assert texts
     foreign = ("mlflow.source", "mlflow.parentRunId", "mlflow.runName", "attributes.", "tags.`")
     foreign += ("models:/",)
     assert {(module, text) for module, text in texts if text.startswith(foreign)} == set()
+    variables = {(module, text) for module, text in texts if "MLFLOW_" in text}
+    assert {(module, text) for module, text in variables if text not in docs} == set()
 
 
 def test_what_is_known_of_runs_costs_no_import_of_mlflow() -> None:

@@ -8,7 +8,8 @@ from mlflow import MlflowClient
 from mlflow.utils import requirements_utils
 
 import pipeline
-from pipeline.system.imports import configure_libraries, exempt
+from pipeline.libraries import configure_libraries
+from pipeline.system.imports import exempt
 from pipeline.tracking.lineage import environment
 from tests.commands import choose_once, compose_once, configured, parse_once, trace_plainly
 from tests.stores import copy_tables

@@ -26,7 +26,7 @@ from pipeline.system.tables import csv_text
 sklearn = lazy_loader.load("sklearn")
 
 ECE_BINS = 15  # as in Guo et al. 2017
-_LONGEST = 200  # characters of a class name in a metric's name; MLflow allows 250 for the latter
+_LONGEST = 200  # characters of a class name in a metric's name
 
 Better = Literal["higher", "lower"]
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -23,10 +23,10 @@ from pipeline.config.compose import Composer, hide_composed
 from pipeline.config.messages import error_line
 from pipeline.config.schema import validate
 from pipeline.config.words import quoted
+from pipeline.libraries import import_slow
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.pool import Call, Ended, Pool
 from pipeline.system.errors import PipelineError, RequestError, first_line
-from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder

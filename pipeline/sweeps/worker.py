@@ -19,8 +19,8 @@ from typing import Any
 
 import cloudpickle
 
+from pipeline.libraries import import_slow
 from pipeline.system.errors import one_line
-from pipeline.system.imports import import_slow
 from pipeline.system.processes import interrupt
 from pipeline.system.terminal import tell_unwritable_logs
 

@@ -18,7 +18,25 @@ from pipeline.system.secrets import hide
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 EXPERIMENT, EXPERIMENT_ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
-RUN_ID = "MLFLOW_RUN_ID"
+ADOPTED_RUN = "MLFLOW_RUN_ID"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
+# Settings of MLflow that it reads from the environment. Values that the user has set stay.
+MLFLOW_DEFAULTS = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # notes on migrations and the like are not for users
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar per file
+    # MLflow's 7 retries take 4 minutes, during which a command would hang without a message.
+    # These take 3 seconds, half a second each; records of a run are retried anyway.
+    RETRIES: "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+# These override the environment.
+MLFLOW_ALWAYS = {
+    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # our models do not need it
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would show the store's password
+}
 _ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
@@ -32,7 +50,7 @@ def store_address(uri: str | None) -> str:
 
 def adopted_run_id() -> str | None:
     """The id of the run that `mlflow run` has opened for this command (MLFLOW_RUN_ID)."""
-    return os.environ.get(RUN_ID) or None
+    return os.environ.get(ADOPTED_RUN) or None
 
 
 def require_address(address: str) -> None:

@@ -40,6 +40,7 @@ from pipeline.tracking.addresses import (
     DEFAULT_URI,
     EXPERIMENT,
     EXPERIMENT_ID,
+    RETRIES,
     artifact_location,
     artifact_root,
     require_address,
@@ -57,7 +58,6 @@ AWAY_S = 300.0  # for a store to come back if work cannot continue without it
 # Loggers of errors, with tracebacks, that MLflow raises as well.
 NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
 _PAGE = 5_000  # experiments per request
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
 # Errors of MLflow that would be the same however often a request is repeated.
 _LASTING = {

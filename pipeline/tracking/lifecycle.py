@@ -29,7 +29,7 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_value, hide_word
 from pipeline.tracking import lineage
-from pipeline.tracking.addresses import RUN_ID, adopted_run_id, store_address
+from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
 from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
 from pipeline.tracking.delivery import (
     Delivery,
@@ -263,11 +263,11 @@ def _open(
     """Opens a run's journal and, unless the run is offline, the run in the store."""
     # Removed from the environment, so that later runs of this process and its workers ignore it.
     adopted = adopted_run_id()
-    os.environ.pop(RUN_ID, None)
+    os.environ.pop(ADOPTED_RUN, None)
     if existing := run_id or adopted:
         if config.tracking.offline:
             raise RequestError("tracking.offline=true: only a new run can do without its store")
-        records = _taken_over(client, existing, tags, key="run_id" if run_id else RUN_ID)
+        records = _taken_over(client, existing, tags, key="run_id" if run_id else ADOPTED_RUN)
     else:
         records = [_opening(config, tags)]
     journal = Journal(folder)

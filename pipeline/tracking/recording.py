@@ -40,9 +40,16 @@ from pipeline.tracking.journal import (
 )
 from pipeline.tracking.models import save_model
 from pipeline.tracking.runs import by_id, metric_history
-from pipeline.tracking.values import LOCAL_ID, MODEL_URI, SIGNED, RecordedRun, Status
+from pipeline.tracking.values import (
+    LOCAL_ID,
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    MODEL_URI,
+    SIGNED,
+    RecordedRun,
+    Status,
+)
 
-LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # MLflow's limits
 MARGIN = 1_000  # characters for the links in a description
 # PNG compression: a quarter of the time of level 6 for a noisy image, and 3 % more bytes
 FAST = {"compress_level": 1}

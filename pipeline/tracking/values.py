@@ -47,7 +47,8 @@ SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
 # Groups whose builder determines the result too; for other groups the parameters suffice.
 CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
 SHORT = 8  # characters of a checksum or an id shown to people
-
+# Characters that MLflow keeps of a parameter and of a tag, of a run and of a registered model.
+LONGEST_PARAM, LONGEST_TAG, LONGEST_MODEL_TAG = 6_000, 8_000, 5_000
 
 SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
-from pipeline.system.imports import import_slow
 
 # What only a training uses; what a recorded run has decided; what only a run uses. A name stands
 # for a group with its keys, or for one key; `dataset.` for the keys of a group without its choice.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
-from pipeline.system.imports import import_slow
+from pipeline.libraries import import_slow
 from pipeline.verbs import OF_TRAINING, Verb
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ def test_a_sweeper_hands_the_multirun_and_the_launcher_to_the_sweep(
         lambda words, config, loader, *, adaptive: (words, config, loader, adaptive),
     )
     monkeypatch.setattr(
-        "pipeline.system.imports.import_slow", lambda module: SimpleNamespace(sweep=sweep)
+        "pipeline.libraries.import_slow", lambda module: SimpleNamespace(sweep=sweep)
     )
     context: Any = SimpleNamespace(config_loader="the loader")
     sweeper, config = kind(), {"seed": 0}

@@ -12,7 +12,8 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recording import LONGEST_PARAM, LONGEST_TAG, reopen
+from pipeline.tracking.recording import reopen
+from pipeline.tracking.values import LONGEST_PARAM, LONGEST_TAG
 from tests.commands import (
     DRAWN,
     inside,

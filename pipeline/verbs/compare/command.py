@@ -12,9 +12,10 @@ from pipeline.config.rules import choose
 from pipeline.config.schema import Config
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
+from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
-from pipeline.system.imports import import_slow, uncollected
+from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
 from pipeline.verbs.compare import Compare
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs

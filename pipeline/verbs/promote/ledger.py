@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.reports.notes import escaped, markdown_table
+from pipeline.tracking.values import LONGEST_MODEL_TAG
 from pipeline.verbs.promote.gates import Gate, failed
 
 PREFIX = "ledger."
-LONGEST = 5000  # characters that MLflow 3.17's column for such a tag holds
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
 UNCHANGED = "unchanged"  # not recorded in the ledger
@@ -65,14 +65,14 @@ def new_key(now: datetime, token: str) -> str:
 
 
 def to_text(entry: Attempt) -> str:
-    """The line as JSON of at most `LONGEST` characters; long texts are shortened."""
+    """The line as JSON of at most `LONGEST_MODEL_TAG` characters; long texts are shortened."""
     whole = {key: value for key, value in asdict(entry).items() if key != "key"}
-    for longest in (LONGEST, 1000, 400, 150, 60, 20):
+    for longest in (LONGEST_MODEL_TAG, 1000, 400, 150, 60, 20):
         text = json.dumps(_cut(whole, longest), ensure_ascii=False, separators=(",", ":"))
-        if len(text) <= LONGEST:
+        if len(text) <= LONGEST_MODEL_TAG:
             return text
     raise ValueError(
-        f"a line of the ledger has {len(text)} characters; at most {LONGEST} are allowed"
+        f"a line of the ledger has {len(text)} characters; at most {LONGEST_MODEL_TAG} are allowed"
     )
 
 
@@ -88,7 +88,7 @@ def to_tag(entry: Attempt) -> str:
 
     `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
     """
-    for longest in (LONGEST, 1000, 400):
+    for longest in (LONGEST_MODEL_TAG, 1000, 400):
         texts = [_cut(text, longest) for text in (entry.who, entry.reason or "", entry.note)]
         who, reason, note = (json.dumps(text, ensure_ascii=False) for text in texts)
         who = texts[0] if re.fullmatch(_WORD, texts[0]) else who
@@ -100,7 +100,7 @@ def to_tag(entry: Attempt) -> str:
             + (f": {reason}" if entry.reason or entry.note else "")
             + (f" {note}" if entry.note else "")
         )
-        if len(text) <= LONGEST:
+        if len(text) <= LONGEST_MODEL_TAG:
             return text
     raise ValueError(f"a line of the ledger has {len(text)} characters")
 

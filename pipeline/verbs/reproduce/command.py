@@ -17,8 +17,8 @@ from pipeline.config.sweep import JobSettings
 from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import load_raw
 from pipeline.data.values import SPLITS, Array
+from pipeline.libraries import import_slow
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen

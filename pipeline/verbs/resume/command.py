@@ -14,17 +14,17 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config, validate
 from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import load_raw
+from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
-from pipeline.system.imports import import_slow
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
 from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.journal import has_journal
-from pipeline.tracking.recording import LONGEST_PARAM, reopen
+from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import Query, RecordedRun, Status
+from pipeline.tracking.values import LONGEST_PARAM, Query, RecordedRun, Status
 from pipeline.training.checkpoint import Progress, Start, newest_progress
 from pipeline.verbs.resume import RESUME, Resume
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.tracking.values import LONGEST_MODEL_TAG
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     FORCED,
-    LONGEST,
     PROMOTED,
     REFUSED,
     ROLLED_BACK,
@@ -90,7 +90,7 @@ def test_whatever_it_says_a_line_fits_the_column_of_the_store(reason: str, says:
     gates = [replace(SLOW, says=text) for text in says]
     line = replace(LINE, reason=reason, gates=gates)
     kept = to_text(line)
-    assert len(kept) <= LONGEST
+    assert len(kept) <= LONGEST_MODEL_TAG
     back = from_text(LINE.key, kept)
     assert [(gate.value, gate.passed) for gate in back.gates] == [(20.04, False)] * len(says)
 
@@ -125,7 +125,7 @@ def test_a_line_comes_back_from_its_short_tag_without_its_gates(line: Attempt) -
 def test_whatever_people_write_a_short_tag_is_read_again(who: str, reason: str, note: str) -> None:
     line = replace(LINE, who=who, reason=reason or None, note=note)
     kept = to_tag(line)
-    assert len(kept) <= LONGEST
+    assert len(kept) <= LONGEST_MODEL_TAG
     back = from_tag(line.key, kept)
     assert (back.decision, back.version, back.replaces, back.run_id) == (
         *(line.decision, line.version, line.replaces, line.run_id),

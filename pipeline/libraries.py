@@ -1,0 +1,62 @@
+"""Imports slow libraries, with the settings that they read from the environment."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+from pipeline.system.errors import RequestError
+from pipeline.system.imports import exempt, uncollected
+from pipeline.tracking.addresses import MLFLOW_ALWAYS, MLFLOW_DEFAULTS
+
+BACKEND = "KERAS_BACKEND"
+# Libraries read these when they are imported. Values that the user has set stay.
+DEFAULTS = {
+    # TensorFlow turns oneDNN off on some processors; convolutions there then take twice as long.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    BACKEND: "tensorflow",  # a user's keras.json may name another
+    # Each thread keeps smaller blocks of decoded pictures: eight threads kept 1.5 GB.
+    "PILLOW_BLOCK_SIZE": "64m",
+    **MLFLOW_DEFAULTS,
+}
+# These override the environment: another library, such as JAX, may have set them.
+ALWAYS = {"TF_CPP_MIN_LOG_LEVEL": "3", **MLFLOW_ALWAYS}
+
+
+def import_slow(module: str) -> ModuleType:
+    """Imports a module that imports slow libraries; every entry point of the program uses this.
+
+    The objects that the import creates are exempt from garbage collection: TensorFlow creates
+    850,000 that stay, and each collection would take 0.4 s.
+
+    Raises:
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
+    """
+    configure_libraries()
+    atexit.unregister(exempt)
+    atexit.register(exempt)  # otherwise the collection at exit would take two seconds
+    with uncollected():
+        loaded = importlib.import_module(module)
+        exempt()
+    return loaded
+
+
+def configure_libraries() -> None:
+    """Sets the environment variables that slow libraries read when imported, and silences one.
+
+    A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each.
+
+    Raises:
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
+    """
+    backend = os.environ.get(BACKEND) or DEFAULTS[BACKEND]
+    if backend != DEFAULTS[BACKEND]:
+        raise RequestError(
+            f"{BACKEND}={backend}: models are trained with TensorFlow here; unset {BACKEND}"
+        )
+    os.environ.update({key: value for key, value in DEFAULTS.items() if not os.environ.get(key)})
+    os.environ.update(ALWAYS)
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.libraries import ALWAYS, DEFAULTS, configure_libraries, import_slow
+from pipeline.system.errors import RequestError
+from tests.commands import QUICK, fresh_pipeline
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_of_keras_is_refused_with_the_variable_to_unset(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    with pytest.raises(RequestError, match=f"^KERAS_BACKEND={backend}: .*; unset KERAS_BACKEND$"):
+        import_slow("pipeline.run")
+
+
+@pytest.mark.slow
+def test_a_run_with_another_backend_ends_before_tensorflow_is_imported(tmp_path: Path) -> None:
+    ended = fresh_pipeline("run", *QUICK, cwd=tmp_path, KERAS_BACKEND="jax")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "KERAS_BACKEND=jax: models are trained with TensorFlow here; unset KERAS_BACKEND\n"
+    )
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_what_a_user_has_set_stays_but_for_what_would_spoil_the_terminal_or_the_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")  # as JAX sets it when it is imported
+    monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "true")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    configure_libraries()
+    assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+    assert os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] == "false"
+    assert os.environ["KERAS_BACKEND"] == "tensorflow"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_characters_that_a_font_lacks_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*DEFAULTS, *ALWAYS):
+        monkeypatch.setenv(name, "")  # restores it at the end
+    figure = Figure()
+    figure.suptitle("猫")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        configure_libraries()
+        figure.savefig(io.BytesIO())
