@@ -275,7 +275,7 @@ PATHS = {  # methods of paths, files and models that reach for the disk
 TOUCHING = {
     "__main__": "",
     "config": "allowed compose search_path trusted",
-    "data": "archives cache content exclusion files load packing places sources",
+    "data": "archives cache content embedded exclusion files load packing places sources",
     "reports": "page write",
     "sweeps": "manifest one_job pool study sweep worker",
     "system": "databases files folders processes secrets terminal",

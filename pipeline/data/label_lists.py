@@ -16,9 +16,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.data import embedded
 from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
 from pipeline.system.errors import RequestError, counted, one_line
 from pipeline.system.imports import Lazy
@@ -55,7 +57,9 @@ _PLAIN = re.compile(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*")  # a path that need
 class Table:
     """The columns of a list by name, as read; `lines` are the rows' numbers in the file.
 
-    `others` are the columns that hold no plain values, with what they hold.
+    `embedded` are the columns with the names of pictures that lie in the list itself, `classes`
+    those that it declares as classes; `others` are the columns that hold no plain values, with what
+    they hold.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Table:
     columns: Mapping[str, Sequence[Any]]
     others: Mapping[str, str]
     lines: Sequence[int]
+    embedded: Sequence[str] = ()
+    classes: Sequence[str] = ()
 
     def where(self, row: int) -> str:
         """The place of a row, for messages."""
@@ -92,13 +98,15 @@ def split_of(name: str) -> str | None:
     return SPLIT_WORDS.get(name.strip().casefold())
 
 
-def read_table(content: bytes, name: str, *, may_be_empty: bool = False) -> Table:
+def read_table(content: bytes | mmap, name: str, *, may_be_empty: bool = False) -> Table:
     """Reads a list; the ending of its name tells its format.
+
+    A Parquet file may be mapped to memory: of its pictures, if it holds any, none is read.
 
     Raises:
         RequestError: it is damaged, too large, no table, or empty; names the line.
     """
-    if len(content) > _LARGEST:
+    if len(content) > _LARGEST and isinstance(content, bytes):
         raise RequestError(f"{name} has more than {_LARGEST:,} bytes; divide it")
     ending = PurePosixPath(name).suffix.lower()
     if ending not in KINDS:
@@ -207,7 +215,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _parquet(content: bytes, name: str) -> Table:
+def _parquet(content: bytes | mmap, name: str) -> Table:
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(content))
         if file.metadata.num_rows > MOST_ROWS:
@@ -220,16 +228,38 @@ def _parquet(content: bytes, name: str) -> Table:
         read = parquet.ParquetFile(pyarrow.BufferReader(content), read_dictionary=texts).read(
             columns=plain
         )
-        columns = {column: _values(read.column(column)) for column in plain}
+        columns: dict[str, Sequence[Any]] = {name: _values(read.column(name)) for name in plain}
+        classes = {
+            column: [_named(number, names) for number in columns[column]]
+            for column, names in embedded.classes_in(schema).items()
+            if column in plain
+        }
+        pictures = embedded.named(file, PurePosixPath(name).name)
     except RequestError:
         raise
     except Exception as error:  # of many kinds for a damaged file
         raise RequestError(
             f"{name} is damaged or not Parquet ({one_line(error)}); write it again"
         ) from error
-    others = {field.name: str(field.type) for field in schema if field.name not in plain}
-    lines = range(1, read.num_rows + 1)
-    return Table(name=name, kind="Parquet", columns=columns, others=others, lines=lines)
+    columns |= classes | pictures
+    if any(len(values) != file.metadata.num_rows for values in columns.values()):
+        raise RequestError(f"{name} is damaged: its columns differ in length; write it again")
+    return Table(
+        name=name,
+        kind="Parquet",
+        columns=columns,
+        others={field.name: str(field.type) for field in schema if field.name not in columns},
+        lines=range(1, file.metadata.num_rows + 1),
+        embedded=tuple(pictures),
+        classes=tuple(classes),
+    )
+
+
+def _named(number: Any, names: Sequence[str]) -> Any:
+    """The class that a number stands for; None for -1, which stands for none."""
+    if isinstance(number, int) and -1 <= number < len(names):
+        return names[number] if number >= 0 else None
+    return number
 
 
 def _is_text(kind: Any) -> bool:
@@ -256,10 +286,11 @@ def _values(column: Any) -> list[Any]:
     return made
 
 
-KINDS: Mapping[str, Callable[[bytes, str], Table]] = {
+PARQUET = (".parquet", ".pq")
+KINDS: Mapping[str, Callable[[Any, str], Table]] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _csv),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_lines),
-    **dict.fromkeys((".parquet", ".pq"), _parquet),
+    **dict.fromkeys(PARQUET, _parquet),
 }
 ENDINGS = tuple(ending for ending in KINDS if ending not in (".txt", ".json"))
 """The endings of files that are surely lists."""
@@ -328,6 +359,9 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
             f"dataset.{what}_column={name}: {given.name} has none; it {why}; {there}"
         )
     usually = [column for column in columns if _bare(column) in usual]
+    # A Parquet file may itself say what a column is; then its name need not be usual.
+    if declared := {"path": given.embedded, "label": given.classes}[what]:
+        usually = [one for one in usually if one in declared] or list(declared)
     if what == "path" and len(usually) > 1:
         usually = [one for one in usually if _looks_like_paths(columns[one])] or usually
     if what == "label" and len(usually) > 1 and _correspond([columns[one] for one in usually]):
@@ -355,10 +389,13 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
 
 
 def has_labels(given: Table, label_column: str | None) -> bool:
-    """Whether a list has the column of that name or, without one, a usual column of labels."""
-    if label_column is not None:
-        return label_column in given.columns
-    return any(_bare(column) in _LABELS for column in given.columns)
+    """Whether a list has labels in the column of that name or, without one, in a usual one."""
+    usual = given.classes or [name for name in given.columns if _bare(name) in _LABELS]
+    return any(
+        any(map(plain, given.columns[name]))
+        for name in (usual if label_column is None else [label_column])
+        if name in given.columns
+    )
 
 
 def _bare(column: str) -> str:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 from pydantic import BeforeValidator
 
-from pipeline.data import label_lists
+from pipeline.data import embedded, label_lists
 from pipeline.data.archives import LARGEST, located
 from pipeline.data.files import (
     NO_ENDING,
@@ -33,9 +33,9 @@ from pipeline.data.files import (
     printable,
     rest,
 )
-from pipeline.data.places import NO_FILE, Contents, Place
+from pipeline.data.places import NO_FILE, Contents, Folder, Place
 from pipeline.data.values import SPLITS, Array
-from pipeline.system.errors import RequestError, joined, some_of
+from pipeline.system.errors import RequestError, counted, joined, some_of
 
 
 def _as_texts(value: Any) -> Any:
@@ -68,6 +68,8 @@ OUTSIDE = "outside the folders of the splits"
 UNLISTED = "not in the list"
 TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
+# `train-00000-of-00002.parquet`, `train/0000.parquet`, `train/part-00000-….parquet`
+_PART = re.compile(r"(.*?)(?:-\d+-of-\d+|(?<=/)\d+|(?:(?<=/)|^)part-\d+\b.*)\.(?:parquet|pq)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -359,6 +361,8 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     lists = [name for name, one in zip(files, endings, strict=True) if one in label_lists.ENDINGS]
     # Lists at the top, or in a folder that all pictures lie below.
     found = [one for one in lists if top.startswith(_folder(one))]
+    if not pictures and not found:  # as in `data/train-00000-of-00002.parquet`
+        found = [one for one in lists if _ending(one) in label_lists.PARQUET]
     layout = _layout(tree, top, keep)
     if layout is None and not found:  # as in `train/metadata.csv`
         of_splits = {f"{top}{name}/" for name in tree.below[top] if label_lists.split_of(name)}
@@ -519,45 +523,63 @@ def _with_unlisted_counted(found: _Found, place: Place, there: Sequence[str]) ->
 def _from_lists(
     place: Place, names: Sequence[str], wanted: _Wanted, there: Sequence[str]
 ) -> Listing:
-    """Lists the pictures of all lists that lie together, one per split.
+    """Lists the pictures of all lists that lie together, one per split, or of the parts of one.
 
     These are `train.csv` and `test.csv`, or `train/metadata.csv` and `test/metadata.csv`. Pictures
     that are `there` but in no list are counted.
     """
     if wanted.root is not None:
         there = ()
+    series = _series(names)
     if len(names) == 1:
         return _from_list(place, names[0], wanted, there)
-    splits = {name: _split_of_list(name) for name in names}
+    splits = {name: _split_of_list(name) for name in series}
     counts = Counter(filter(None, splits.values()))
-    if "train" not in counts or len(counts) < 2 or max(counts.values()) > 1:
+    whole = len(series) == 1  # one list in several files
+    if not whole and ("train" not in counts or len(counts) < 2 or max(counts.values()) > 1):
         shown = ", ".join(map(as_line, names[:TOLD]))
         raise wanted.refuse(
             f"{len(names)} lists lie there ({shown}); name one: "
             f"dataset.path={place.root / names[0]}"
         )
-    notes, parts, used = [], [], []
+    notes, parts, of = [], [], []  # `of`: the list and the split of each part
     pictures, layout = place, ""
-    for name in sorted(names, key=lambda name: SPLITS.index(splits[name] or "test")):
-        split, table = splits[name], _table(place, name)
-        if not split:
-            notes.append(f"{as_line(name)} stands for no split: it is not used")
-        elif split != "train" and not label_lists.has_labels(table, wanted.columns["label"]):
-            notes.append(f"{as_line(name)} has no labels: it is not used")
-        else:
-            pictures, found, layout = _pictures_of(place, name, table, wanted)
-            parts.append(found)
-            used.append(name)
-    if len(used) > 1:  # a column of splits counts more than the name of its list
+    for first in sorted(series, key=lambda name: SPLITS.index(splits[name] or "test")):
+        split = "" if whole else splits[first]
+        for name in series[first]:
+            table = _table(place, name)
+            if split is None:
+                notes.append(f"{as_line(name)} stands for no split: it is not used")
+            elif split != "train" and not label_lists.has_labels(table, wanted.columns["label"]):
+                notes.append(f"{as_line(name)} has no labels: it is not used")
+            else:
+                pictures, found, layout = _pictures_of(place, name, table, wanted)
+                parts.append(found)
+                of.append((first, split))
+    used = Counter(first for first, _ in of)
+    if whole:
+        layout = f"{counted(len(parts), 'part', 'parts')} of {layout}"
+    elif len(used) > 1:  # a column of splits counts more than the name of its list
         parts = [
-            part
-            if any(part.splits)
-            else replace(part, splits=[splits[name] or ""] * len(part.files))
-            for name, part in zip(used, parts, strict=True)
+            part if any(part.splits) else replace(part, splits=[split] * len(part.files))
+            for (_, split), part in zip(of, parts, strict=True)
         ]
-        layout = f"{joined(list(map(as_line, used)))}, one list per split"
-    found = _with_unlisted_counted(_united_lists(parts, used, notes, pictures), pictures, there)
+        told = [as_line(one) + (f" in {n:,} parts" if n > 1 else "") for one, n in used.items()]
+        layout = f"{joined(told)}, one list per split"
+    united = _united_lists(parts, [first for first, _ in of], notes, pictures)
+    found = _with_unlisted_counted(united, pictures, there)
     return _listing(pictures, found, layout, wanted)
+
+
+def _series(names: Sequence[str]) -> Mapping[str, list[str]]:
+    """The files of each list, by the first: `train-00000-of-00002.parquet` begins with a series."""
+    series: dict[str, list[str]] = {}
+    firsts: dict[str, str] = {}
+    for name in names:
+        parted = _PART.fullmatch(name)
+        first = firsts.setdefault(parted[1], name) if parted else name
+        series.setdefault(first, []).append(name)
+    return series
 
 
 def _split_of_list(name: str) -> str | None:
@@ -604,7 +626,9 @@ def _table(place: Place, name: str) -> label_lists.Table:
     told = str(place.root / name)
     try:
         with place.opened(name) as file:
-            return label_lists.read_table(_whole(file), told)
+            as_it_lies = _ending(name) in label_lists.PARQUET and isinstance(place, Folder)
+            content = embedded.mapped(file) if as_it_lies else _whole(file)
+            return label_lists.read_table(content, told)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
@@ -631,6 +655,8 @@ def _pictures_of(
             stamp != NO_FILE for stamp in pictures.stamps([below + path for path in paths])
         ],
     )
+    if rows.used[0] in table.embedded and not isinstance(pictures, Folder):
+        raise RequestError(f"{told} holds pictures inside an archive; unpack the archive first")
     bad = [
         Unreadable(file=folder / path if path else place.root / name, reason=reason)
         for path, reason in rows.unusable

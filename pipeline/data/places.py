@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from pipeline.data import embedded
 from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
@@ -71,7 +72,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on disk."""
+    """A folder on disk; pictures inside its Parquet files count as files too (`embedded.py`)."""
 
     root: Path
 
@@ -133,23 +134,34 @@ class Folder:
         path = self.root / name
         if path.exists() and not path.is_file():
             raise ValueError("is not a file")
-        return path.open("rb")
+        try:
+            return path.open("rb")
+        except NotADirectoryError:
+            if (picture := embedded.picture_at(self.root, name)) is None:
+                raise
+            return picture
 
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
         """Size, times of modification and change in ns, and inode per file, or NO_FILE."""
         root = os.fspath(self.root)
         for name in names:
             try:
-                at = os.stat(f"{root}/{name}")  # noqa: PTH116 (Path takes twice as long)
+                yield _stamp(f"{root}/{name}")
+            except NotADirectoryError:
+                holder = embedded.file_of(name)
+                yield _stamp(f"{root}/{holder}") if holder else NO_FILE
             except (OSError, ValueError):  # a name may hold a zero byte
                 yield NO_FILE
-            else:
-                known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
-                yield known if stat.S_ISREG(at.st_mode) else NO_FILE
 
     def order(self, names: Sequence[str]) -> Array:
         """The indices i64[n] of the files as they are."""
         return np.arange(len(names))
+
+
+def _stamp(path: str) -> Stamp:
+    at = os.stat(path)  # noqa: PTH116 (Path takes twice as long)
+    known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+    return known if stat.S_ISREG(at.st_mode) else NO_FILE
 
 
 def hidden_kind(name: str) -> str:

@@ -417,7 +417,7 @@ def test_a_list_of_too_many_rows_or_bytes_is_refused(
     assert "has more than 2 rows" in refusal(path)
     monkeypatch.setattr(archives, "LARGEST", 100)
     monkeypatch.setattr("pipeline.data.listing.LARGEST", 100)
-    assert "has more than 100 bytes" in refusal(path)
+    assert "has more than 100 bytes" in refusal(written(tmp_path, "jsonl", ROWS))
 
 
 def test_a_link_in_the_folder_is_the_users_own(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Pictures inside Parquet files, as Hugging Face publishes data sets.
+
+Such a picture is named like a file in folders, by the file, the column and the row (from 0):
+`train.parquet/image/12.png`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import re
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any, BinaryIO
+
+from pipeline.data.files import PICTURE_ENDINGS
+from pipeline.system.errors import one_line
+from pipeline.system.imports import Lazy
+
+parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")
+
+_NAME = re.compile(r"(.+\.(?:parquet|pq))/([^/]+)/(\d+)(?:\.\w+)?", re.IGNORECASE)
+_GROUPS = 3  # row groups in memory: threads that decode pictures in order need one or two
+
+
+def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
+    """The names of the pictures of an open `ParquetFile`, by column; None where a row has none.
+
+    A column holds pictures if its values are bytes, or have a field `bytes` beside the `path` that
+    the file had. Those that hold only paths have these as names.
+    """
+    schema, rows = file.schema_arrow, file.metadata.num_rows
+    found: dict[str, Sequence[str | None]] = {}
+    for field in schema:
+        leaf, paths = _leaf(field), [None] * rows
+        if leaf is None or "/" in field.name:
+            continue
+        if leaf != field.name and "path" in {one.name for one in field.type}:
+            column = file.read(columns=[f"{field.name}.path"]).column(field.name)
+            paths = [one and one["path"] for one in column.to_pylist()]
+        if rows and _is_empty(file, leaf):
+            found[field.name] = paths
+        else:
+            endings = [PurePosixPath(path or "").suffix.lower() for path in paths]
+            found[field.name] = [
+                f"{name}/{field.name}/{row}{ending if ending in PICTURE_ENDINGS else '.png'}"
+                for row, ending in enumerate(endings)
+            ]
+    return found
+
+
+def classes_in(schema: Any) -> Mapping[str, Sequence[str]]:
+    """The names that stand for the numbers of a column, as Hugging Face writes them in a file."""
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in kind["names"]]
+            for column, kind in told.items()
+            if kind.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def picture_at(root: Path, name: str) -> BinaryIO | None:
+    """The picture of that name, in memory; None if it is not named as one in a Parquet file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, with the reason.
+    """
+    if (parts := _NAME.fullmatch(name)) is None:
+        return None
+    path = root / parts[1]
+    at = path.stat()
+    column = _column(path, parts[2], (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino))
+    return io.BytesIO(column.read(int(parts[3])))
+
+
+def mapped(file: BinaryIO) -> bytes | mmap.mmap:
+    """A file of the disk as memory, of which only what is used is read."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:  # it is empty
+        return b""
+
+
+def file_of(name: str) -> str | None:
+    """The Parquet file that a picture of that name lies in; None if it is not named as such."""
+    return parts[1] if (parts := _NAME.fullmatch(name)) else None
+
+
+class _Column:
+    """A column of pictures; safe to read from several threads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.file = parquet.ParquetFile(os.fspath(path), memory_map=True)
+        metadata = self.file.metadata
+        sizes = (metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
+        self.ends, self.name = list(accumulate(sizes)), name
+        self.groups: OrderedDict[int, Any] = OrderedDict()
+        self.lock = Lock()
+
+    def read(self, row: int) -> bytes:
+        if not self.ends or row >= self.ends[-1]:
+            raise ValueError(f"the file has no row {row}")
+        group = bisect_right(self.ends, row)
+        try:
+            with self.lock:
+                value = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
+        except Exception as error:  # of many kinds for a damaged file
+            raise ValueError(f"is damaged in its Parquet file ({one_line(error)})") from error
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not content:
+            raise ValueError("is empty in its Parquet file")
+        return bytes(content)
+
+    def _group(self, number: int) -> Any:
+        if number not in self.groups:
+            self.groups[number] = self.file.read_row_group(number, columns=[self.name]).column(0)
+            if len(self.groups) > _GROUPS:
+                self.groups.popitem(last=False)
+        self.groups.move_to_end(number)
+        return self.groups[number]
+
+
+@lru_cache(maxsize=2)
+def _column(path: Path, name: str, state: tuple[int, ...]) -> _Column:
+    try:
+        return _Column(path, name)
+    except Exception as error:  # of many kinds for a damaged file
+        raise ValueError(f"{path.name} is damaged or not Parquet ({one_line(error)})") from error
+
+
+def _leaf(field: Any) -> str | None:
+    """The part of a column that holds bytes; None if none does."""
+    if _is_bytes(field.type):
+        return str(field.name)
+    if pyarrow.types.is_struct(field.type):
+        return next((f"{field.name}.bytes" for f in field.type if _holds_bytes(f)), None)
+    return None
+
+
+def _holds_bytes(field: Any) -> bool:
+    return field.name == "bytes" and _is_bytes(field.type)
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+
+
+def _is_empty(file: Any, leaf: str) -> bool:
+    """Whether a column is known to hold no bytes at all."""
+    return all(
+        chunk is not None and chunk.null_count == rows for chunk, rows in _counts(file, leaf)
+    )
+
+
+def _counts(file: Any, leaf: str) -> Iterator[tuple[Any, int]]:
+    """The statistics of a column, and the number of rows, of each row group."""
+    metadata = file.metadata
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if chunk.path_in_schema == leaf:
+                yield chunk.statistics, group.num_rows
