@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         train,
     )
     from pipeline.config.schema import Config
-    from pipeline.data.values import Fitted, Predictions, Prepared, RawData, Report, Split
+    from pipeline.data.values import Evaluation, Fitted, Predictions, Prepared, RawData, Split
+    from pipeline.data.values import Evaluation as Report
     from pipeline.system.errors import PipelineError, RequestError
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
@@ -47,18 +48,22 @@ _HOMES = {
         *("load_champion", "load_data", "predict", "promote", "run", "train"),
     ),
     "pipeline.config.schema": ("Config",),
-    "pipeline.data.values": ("Fitted", "Predictions", "Prepared", "RawData", "Report", "Split"),
+    "pipeline.data.values": (
+        *("Evaluation", "Fitted", "Predictions", "Prepared", "RawData", "Split"),
+    ),
     "pipeline.system.errors": ("PipelineError", "RequestError"),
     "pipeline.tracking.models": ("LoadedModel",),
     "pipeline.tracking.values": ("RecordedRun",),
     "pipeline.verbs.compare.comparison": ("Comparison",),
     "pipeline.verbs.promote.promote": ("Decision",),
 }
+_FORMER = {"Report": "Evaluation"}  # names of earlier versions
 
 __all__ = [
     "Comparison",
     "Config",
     "Decision",
+    "Evaluation",
     "Fitted",
     "LoadedModel",
     "PipelineError",
@@ -89,11 +94,12 @@ class _Package(ModuleType):
     """This package, whose public names are imported on first use."""
 
     def __getattr__(self, name: str) -> Any:
+        now = _FORMER.get(name, name)
         for home, names in _HOMES.items():
-            if name in names:
+            if now in names:
                 from pipeline.libraries import import_slow
 
-                value = getattr(import_slow(home), name)
+                value = getattr(import_slow(home), now)
                 super().__setattr__(name, value)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

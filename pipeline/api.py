@@ -33,7 +33,7 @@ from pipeline.verbs import requests, verbs
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.data.values import Array, Fitted, Prepared, Report, Split
+    from pipeline.data.values import Array, Evaluation, Fitted, Prepared, Split
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
     from pipeline.training.callbacks import EpochListener
@@ -142,7 +142,7 @@ def predict(
 
 def evaluate(
     model: keras.Model, config: Config, prepared: Prepared, *, split: str = "test"
-) -> Report:
+) -> Evaluation:
     """Returns metrics and figures of a model's predictions on a split: `train`, `val` or `test`.
 
     Metrics are named `test/…`, whichever split is used.
@@ -158,8 +158,8 @@ def evaluate(
     predictor = _imported("pipeline.training.predictor")
     probabilities = predictor.predict(model, images, batch_size=settings.batch_size)
     predictions = evaluating.predictions_of(images, probabilities, prepared)
-    report: Report = evaluating.evaluate(predictions, settings.metrics, settings.plots)
-    return report
+    found: Evaluation = evaluating.evaluate(predictions, settings.metrics, settings.plots)
+    return found
 
 
 def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:

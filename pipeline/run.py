@@ -75,12 +75,12 @@ def run(
             recording.save_text("model_summary.txt", str(summary))
             listeners = (recording.log_epoch, *watchers)
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
-            recording.log_report(evaluation.draw_training(fitted, config.train.plots))
+            recording.log(evaluation.draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             predictions.update(_evaluate(fitted.model, prepared, config, recording))
         if config.evaluate.leakage:
             with recording.stage("leakage"):
-                recording.log_report(leakage_of(config, prepared, predictions.get("test"), folder))
+                recording.log(leakage_of(config, prepared, predictions.get("test"), folder))
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, predictions, uri)
@@ -131,10 +131,10 @@ def _evaluate(
     }
     recording.save_arrays("predictions", evaluation.as_arrays(predictions))
     if settings.test:
-        report = evaluation.evaluate(predictions["test"], settings.metrics, settings.plots)
-        recording.log_report(report)
+        found = evaluation.evaluate(predictions["test"], settings.metrics, settings.plots)
+        recording.log(found)
     views = predicted_in_views(model, splits, prepared, config)
-    recording.log_report(evaluation.alternative_metrics(predictions, views, settings))
+    recording.log(evaluation.alternative_metrics(predictions, views, settings))
     return predictions
 
 

@@ -56,6 +56,10 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
     assert getattr(pipeline, name).__doc__
 
 
+def test_a_class_is_found_by_its_former_name_too() -> None:
+    assert pipeline.Report is pipeline.Evaluation
+
+
 def test_a_name_that_is_not_public_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = pipeline.nothing

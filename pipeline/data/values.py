@@ -446,8 +446,8 @@ def flaw_in(probabilities: Array, tolerance: float = 0.01) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Report:
-    """Results to record: `metrics` by MLflow name, `figures` and `texts` by artefact path."""
+class Evaluation:
+    """What is found and recorded: `metrics` by MLflow name, `figures` and `texts` by artefact."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -456,7 +456,7 @@ class Report:
     def __repr__(self) -> str:
         first = ", ".join(f"{name}={self.metrics[name]:.4f}" for name in [*self.metrics][:4])
         more = f" and {len(self.metrics) - 4} more" if len(self.metrics) > 4 else ""
-        return f"Report({first}{more}; {', '.join([*self.figures, *self.texts])})"
+        return f"Evaluation({first}{more}; {', '.join([*self.figures, *self.texts])})"
 
 
 def shown_shape(shape: tuple[int, ...]) -> str:

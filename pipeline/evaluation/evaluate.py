@@ -1,4 +1,4 @@
-"""Applies the chosen metrics and plots: `Predictions → Report`. Pure."""
+"""Applies the chosen metrics and plots: `Predictions → Evaluation`. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.config.rules import function_named, short_name
-from pipeline.data.values import KEPT, Array, Fitted, Predictions, Prepared, Report, Split
+from pipeline.data.values import KEPT, Array, Evaluation, Fitted, Predictions, Prepared, Split
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.slices import slices, slices_table
 
@@ -22,7 +22,7 @@ COLDEST, WARMEST = 0.05, 20.0  # temperatures that are tried
 
 def evaluate(
     predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
-) -> Report:
+) -> Evaluation:
     """Computes metrics and figures of predictions; metrics are named `test/<name>`.
 
     Raises:
@@ -37,7 +37,7 @@ def evaluate(
             raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
         measured |= named
     found = slices(predictions)
-    return Report(
+    return Evaluation(
         metrics=measured,
         figures=_drawn(predictions, plot_names),
         texts={
@@ -54,7 +54,7 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
 
 def alternative_metrics(
     plain: Mapping[str, Predictions], views: Mapping[str, Array], settings: Evaluate
-) -> Report:
+) -> Evaluation:
     """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
 
     `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for it, finds
@@ -69,7 +69,7 @@ def alternative_metrics(
         value = best_temperature(plain["val"])
         test = {"test": at_temperature(plain["test"], value)} if "test" in plain else {}
         measured |= {"val/temperature": value} | _measured("tempered", test)
-    return Report(metrics=measured)
+    return Evaluation(metrics=measured)
 
 
 def _measured(way: str, predictions: Mapping[str, Predictions]) -> dict[str, float]:
@@ -107,7 +107,7 @@ def _scaled(probabilities: Array, value: float) -> Array:
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
+def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Evaluation:
     """Draws figures of a training; its metrics are speed, best epoch and those of the kept epoch.
 
     If any plots are wanted, some augmented images are drawn too.
@@ -120,7 +120,7 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Report:
         for name, values in fitted.history.items()
         if name.startswith("val/")
     }
-    return Report(
+    return Evaluation(
         metrics={"time/images_per_s": fitted.images_per_s} | best | kept,
         figures=_drawn(fitted, plot_names),
     )

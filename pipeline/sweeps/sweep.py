@@ -19,7 +19,7 @@ from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_key
 from pipeline.sweeps.launch import open_workers, require_at_once, settle_in
 from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
 from pipeline.sweeps.outcomes import FAILED, objectives, ranked
-from pipeline.sweeps.report import log_report, print_report, show_preview
+from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
 from pipeline.sweeps.space import all_corners, corners, distributions
@@ -82,11 +82,11 @@ def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
     if resumed:
         running.catch_up()
     outcomes = running.carry_out(
-        lambda ended: log_report(
+        lambda ended: log_results(
             parent, ended, objectives, list(plan.searched), running.multirun.scales
         )
     )
-    print_report(parent.id, outcomes, objectives)
+    print_results(parent.id, outcomes, objectives)
     if failed := sum(outcome.state == FAILED for outcome in outcomes):
         raise PipelineError(
             f"{failed} of {len(outcomes)} jobs failed; what each printed is in {running.folder}; "

@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from pipeline.config.schema import Tracking
-from pipeline.data.values import Array, Prepared, Report
+from pipeline.data.values import Array, Evaluation, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
 from pipeline.system.secrets import hide, hide_value
@@ -242,18 +242,18 @@ class Recording:
         """Logs for each stage whether its result was cached: `cache/<stage>=hit`."""
         self.log_tags({f"cache/{name}": "hit" if hit else "miss" for name, hit in found.items()})
 
-    def log_report(self, report: Report) -> None:
+    def log(self, found: Evaluation) -> None:
         """Logs metrics; adds figures (`plots/<name>.png`) and texts to the artefacts.
 
         Sizes and times are logged when the run is closed, after what people look for first.
         """
-        later = {k: v for k, v in report.metrics.items() if k.startswith(("model/", "time/"))}
+        later = {k: v for k, v in found.metrics.items() if k.startswith(("model/", "time/"))}
         self.sizes.update(later)
-        self.log_metrics({k: v for k, v in report.metrics.items() if k not in later})
-        for name, figure in report.figures.items():
+        self.log_metrics({k: v for k, v in found.metrics.items() if k not in later})
+        for name, figure in found.figures.items():
             with replacing(self._own("plots") / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, pil_kwargs=FAST)
-        for name, text in report.texts.items():
+        for name, text in found.texts.items():
             self.save_text(name, text)
 
     def save_text(self, name: str, text: str) -> None:

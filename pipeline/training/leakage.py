@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config.schema import Config
 from pipeline.data.grouping import held_out
-from pipeline.data.values import Predictions, Prepared, Report, Split
+from pipeline.data.values import Evaluation, Predictions, Prepared, Split
 from pipeline.system.files import remove
 from pipeline.training.build import build_model
 from pipeline.training.features import predicted
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def leakage_of(
     config: Config, prepared: Prepared, honest: Predictions | None, folder: Path
-) -> Report:
+) -> Evaluation:
     """The accuracy that a split without groups would have claimed, `leakage/test_accuracy`.
 
     With the `honest` predictions on the test split, also `leakage/difference` between the two.
@@ -33,7 +33,7 @@ def leakage_of(
         truth = float(honest.correct.mean())
         metrics["leakage/difference"] = claimed - truth
         log.info("accuracy %.4f; a split without regard to groups claims %.4f", truth, claimed)
-    return Report(metrics=metrics)
+    return Evaluation(metrics=metrics)
 
 
 def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:

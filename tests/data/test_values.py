@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.values import Predictions, Prepared, RawData, Report, Split
+from pipeline.data.values import Evaluation, Predictions, Prepared, RawData, Split
 
 
 def split(labels: list[int], **changes: Any) -> Split:
@@ -185,5 +185,5 @@ def test_values_show_themselves_in_a_line_without_their_arrays() -> None:
         Predictions(split=RAW.train, probabilities=probabilities, class_names=RAW.class_names)
     )
     assert shown == "Predictions(3 images, 2 classes, 0.6667 of them right)"
-    report = Report(metrics={"test/accuracy": 0.5}, texts={"class_report.txt": "…"})
-    assert repr(report) == "Report(test/accuracy=0.5000; class_report.txt)"
+    found = Evaluation(metrics={"test/accuracy": 0.5}, texts={"class_report.txt": "…"})
+    assert repr(found) == "Evaluation(test/accuracy=0.5000; class_report.txt)"

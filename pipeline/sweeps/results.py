@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.schema import Config
-from pipeline.data.values import Report
+from pipeline.data.values import Evaluation
 from pipeline.reports.notes import code_block, escaped, markdown_table
 from pipeline.sweeps.board import rough_duration, short_number
 from pipeline.sweeps.jobs import AxisScale, Job, brief, short_keys
@@ -40,7 +40,7 @@ DESCRIBED = 5  # rows of the table in the description
 _SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
 
 
-def log_report(
+def log_results(
     parent: Recording,
     outcomes: Sequence[Outcome],
     objectives: Sequence[SweepObjective],
@@ -65,7 +65,7 @@ def log_report(
         figures = draw_sweep(outcomes, objectives, searched, scales)
         alike = groups(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
-    parent.log_report(Report(metrics=metrics, figures=figures, texts=texts))
+    parent.log(Evaluation(metrics=metrics, figures=figures, texts=texts))
     command = parent.known().command
     parent.describe(_note(outcomes, objectives, searched, alike, command))
 
@@ -105,7 +105,7 @@ def _note(
     return "\n\n".join(filter(None, parts))
 
 
-def print_report(
+def print_results(
     sweep_id: str,
     outcomes: Sequence[Outcome],
     objectives: Sequence[SweepObjective],

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.sweeps import report
+from pipeline.sweeps import results
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, SweepObjective
-from pipeline.sweeps.report import log_report, print_report, show_preview
+from pipeline.sweeps.results import log_results, print_results, show_preview
 
 ACCURACY = SweepObjective(metric="val/accuracy", maximize=True)
 NAN = float("nan")
@@ -35,7 +35,7 @@ OUTCOMES = [
 
 def printed(*outcomes: Outcome) -> list[str]:
     text = io.StringIO()
-    print_report("abcd", outcomes, [ACCURACY], Console(file=text, width=200))
+    print_results("abcd", outcomes, [ACCURACY], Console(file=text, width=200))
     return text.getvalue().splitlines()
 
 
@@ -69,7 +69,7 @@ class Parent:
     def log_tags(self, tags: dict[str, str]) -> None:
         self.tags |= tags
 
-    def log_report(self, logged: Any) -> None:
+    def log(self, logged: Any) -> None:
         self.logged = logged
 
     def known(self) -> Any:
@@ -84,7 +84,7 @@ def test_the_sweeps_run_gets_counts_the_best_the_spread_a_table_and_a_descriptio
 ) -> None:
     monkeypatch.setattr("pipeline.sweeps.plots.draw_sweep", lambda *_: {})
     parent: Any = Parent()
-    log_report(parent, OUTCOMES, [ACCURACY], [RATE, "seed"], {})
+    log_results(parent, OUTCOMES, [ACCURACY], [RATE, "seed"], {})
     assert parent.logged.metrics == {
         "sweep/finished": 2,
         "sweep/pruned": 1,
@@ -122,8 +122,8 @@ def test_a_preview_shows_the_jobs_and_how_long_they_would_take(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report, "typical_seconds", lambda config: seconds)
-    monkeypatch.setattr(report, "jobs_at_once", lambda launcher: 4)
+    monkeypatch.setattr(results, "typical_seconds", lambda config: seconds)
+    monkeypatch.setattr(results, "jobs_at_once", lambda launcher: 4)
     plan: Any = SimpleNamespace(searched={"seed": "0,1"})
     jobs = [Job(index=index, params={"seed": str(index)}) for index in range(2)]
     show_preview(plan, jobs, None, None)  # type: ignore[arg-type]
@@ -133,8 +133,8 @@ def test_a_preview_shows_the_jobs_and_how_long_they_would_take(
 def test_a_preview_of_a_search_shows_its_space(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "typical_seconds", lambda config: None)
-    monkeypatch.setattr(report, "jobs_at_once", lambda launcher: None)
+    monkeypatch.setattr(results, "typical_seconds", lambda config: None)
+    monkeypatch.setattr(results, "jobs_at_once", lambda launcher: None)
     plan: Any = SimpleNamespace(searched={"model.dropout": "interval(0,0.5)"})
     settings = SimpleNamespace(n_trials=7, sampler="tpe", pruner="median")
     config: Any = SimpleNamespace(sweep=settings)
