@@ -515,6 +515,64 @@ def mirror_of(path: Path) -> str:
     return (path.relative_to(top).parent / f"test_{name}").as_posix()
 
 
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@cache
+def private_names() -> frozenset[str]:
+    """The names with an underscore that the package defines, of its modules as of its classes."""
+    found = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+    return frozenset(name for name in found if re.fullmatch(r"_[A-Za-z]\w*", name))
+
+
+def private_uses(tree: ast.Module) -> Iterator[str]:
+    """What a test takes of the package's private names: imported, after a dot, or as a text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+            yield from (one.name for one in node.names if re.match("_[A-Za-z]", one.name))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            yield from private_names() & {node.attr}
+        elif isinstance(node, ast.Call):
+            texts = (one.value for one in node.args if isinstance(one, ast.Constant))
+            yield from (
+                text
+                for text in texts
+                if isinstance(text, str)
+                and (text in private_names() or re.match(r"pipeline(\.\w+)*\._[a-z]\w*", text))
+            )
+
+
+def test_tests_use_no_private_name_of_the_package() -> None:
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS}
+    assert PACKAGE.parent / "tests/data/test_packing.py" in trees
+    found = {(path.name, name) for path, tree in trees.items() for name in private_uses(tree)}
+    assert found == set(), "use what a user can use, or make it public"
+
+
+@pytest.mark.parametrize(
+    ("code", "taken"),
+    [
+        ("from pipeline.run import _evaluate", {"_evaluate"}),
+        ("packing._decode(1)", {"_decode"}),
+        ("patch.setattr(packing, '_decode', f)", {"_decode"}),
+        ("patch.setattr('pipeline.data.packing._decode', f)", {"pipeline.data.packing._decode"}),
+        ("patch.setattr(packing, '_SAMPLE', 1)", {"_SAMPLE"}),
+        ("os._exit(0)\nself._forms = 1", set()),
+        ("from pipeline.run import run\nrun(config)", set()),
+    ],
+)
+def test_a_private_name_in_a_test_is_found(code: str, taken: set[str]) -> None:
+    assert set(private_uses(ast.parse(code))) == taken
+
+
 def test_the_tests_mirror_the_modules() -> None:
     plugins = [*(PACKAGE.parent / "hydra_plugins").glob("*.py")]
     assert plugins

@@ -205,12 +205,12 @@ def test_a_command_that_is_stopped_says_what_has_become_of_its_work(
 ) -> None:
     from pipeline import __main__ as module
 
-    def stopped(verb: str) -> None:
+    def stopped() -> None:
         module.stopped_by.append(signal.SIGINT)
         raise KeyboardInterrupt(*said)
 
     monkeypatch.setattr(module, "stopped_by", [])
-    monkeypatch.setattr(module, "_with_hydra", stopped)
+    monkeypatch.setattr("hydra.main", lambda **_: lambda task: stopped)
     monkeypatch.setattr(sys, "argv", ["pipeline"])
     assert module.main() == 130
     assert capfd.readouterr().err == f"stopped by SIGINT; {told}\n"
@@ -221,10 +221,10 @@ def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
 ) -> None:
     from pipeline import __main__ as module
 
-    def broken(verb: str) -> None:
+    def broken() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(module, "_with_hydra", broken)
+    monkeypatch.setattr("hydra.main", lambda **_: lambda task: broken)
     monkeypatch.setattr(sys, "argv", ["pipeline"])
     assert module.main() == 2
     assert capfd.readouterr().err == "BrokenPipeError: [Errno 32] Broken pipe\n"

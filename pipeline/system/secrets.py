@@ -32,7 +32,8 @@ _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
 
-_known: set[str] = set()
+known_secrets: set[str] = set()
+"""What this process has learnt."""
 
 
 def is_secret(key: str) -> bool:
@@ -51,7 +52,7 @@ def learn(value: Any, key: str = "") -> None:
             learn(inner, key)
     elif isinstance(value, str) and value:
         _learn_text(value, key)
-    if _known:
+    if known_secrets:
         _guard()
 
 
@@ -95,7 +96,7 @@ def _remember(value: str) -> None:
     value = value.strip("'\" ")
     for text in (value, unquote(value)):
         if len(text) >= _SHORTEST and text != _HIDDEN and not text.startswith("${"):
-            _known.add(text)
+            known_secrets.add(text)
 
 
 def hide(text: str) -> str:
@@ -103,7 +104,7 @@ def hide(text: str) -> str:
     if "://" in text:
         text = _USER.sub(_hide_user, text)
         text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
-    for secret in sorted(_known, key=len, reverse=True):
+    for secret in sorted(known_secrets, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return text
 

@@ -213,7 +213,7 @@ def answer(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> tuple[int, str, list[str]]:
     """The exit code and complaint for a command line, and what it would have Hydra do."""
-    monkeypatch.setattr(module, "_with_hydra", lambda verb: None)
+    monkeypatch.setattr("hydra.main", lambda **_: lambda task: lambda: None)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # main() sets it
     code = module.main()

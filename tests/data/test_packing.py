@@ -242,7 +242,7 @@ def test_a_torn_journal_or_array_costs_what_is_torn(
 ) -> None:
     monkeypatch.setattr(packing, "CHUNK", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(packing._Work, "finished", lambda *_, **__: 1 / 0)
+        patch.setattr(os, "fsync", lambda file: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             read(folder, tmp_path / "data")
     [place] = tmp_path.glob("data/folder/.packing-????????????????")
@@ -306,7 +306,7 @@ def test_a_kill_while_the_copy_is_put_in_place_costs_no_decoding(
     folder: Path, tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.system.files._flush", lambda path: 1 / 0)
+        patch.setattr(os, "fsync", lambda file: 1 / 0)
         patch.setattr("pipeline.system.files.remove", lambda path: None)  # as if killed
         with pytest.raises(ZeroDivisionError):
             read(folder, tmp_path / "data")
@@ -319,17 +319,12 @@ def test_a_kill_while_the_copy_is_put_in_place_costs_no_decoding(
 def test_large_images_are_decoded_in_small_chunks(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
-    original = packing._decode
     monkeypatch.setattr(packing, "CHUNK_BYTES", 2 * 12 * 12 * 3)
-
-    def decode(listing: Any, stamps: Any, numbers: Any, *given: Any) -> Any:
-        sizes.append(len(numbers))
-        return original(listing, stamps, numbers, *given)
-
-    monkeypatch.setattr(packing, "_decode", decode)
+    monkeypatch.setattr(packing, "remove", lambda path, **_: None)  # as if killed at the end
     read(folder, tmp_path / "data")
-    assert sizes == [2] * 10
+    [journal] = (tmp_path / "data").glob("folder/.packing-*/journal")
+    _, *chunks = map(json.loads, journal.read_text().splitlines())
+    assert [len(records) for _, records in chunks] == [2] * 10
 
 
 def test_similar_pictures_have_similar_hashes_and_others_do_not(tmp_path: Path) -> None:

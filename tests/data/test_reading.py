@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -145,17 +146,18 @@ def test_only_a_few_files_are_read_ahead_of_who_takes_the_blocks(
 ) -> None:
     monkeypatch.setattr(reading, "THREADS", 1)
     opened: list[Path] = []
-    monkeypatch.setattr(
-        reading, "_decode", lambda files, *given: opened.extend(files) or decode(files, *given)
-    )
+
+    @contextmanager
+    def noted(file: Path) -> Iterator[Path]:
+        opened.append(file)
+        yield file
+
     files = [picture(tmp_path / f"{value}.png", 0) for value in range(200)]
-    blocks = read_blocks(files, SHAPE, at_once=2, listener=lambda _: None)
+    blocks = read_blocks(files, SHAPE, at_once=2, listener=lambda _: None, opened=noted)
     next(blocks)
     blocks.close()
+    assert files[:2] == opened[:2]
     assert len(opened) <= 10
-
-
-decode = reading._decode
 
 
 def test_what_pillow_warns_of_is_logged_with_the_name_of_the_file(

@@ -172,7 +172,7 @@ def test_a_run_that_ends_badly_has_a_report_as_far_as_it_got(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "_evaluate", fail)
+    monkeypatch.setattr("pipeline.evaluation.evaluate.predictions_of", fail)
     with inside(tmp_path):
         with pytest.raises(type(error)):
             run(configured(*SMALL), tmp_path / "outputs")
@@ -193,7 +193,7 @@ def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of the report")
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "_load_data", lambda *_, **__: {}["data"])
+    monkeypatch.setattr(sys.modules["pipeline.run"], "load_raw", lambda *_, **__: {}["data"])
     monkeypatch.setattr("pipeline.reports.write.run_html", fail)
     with inside(tmp_path), pytest.raises(KeyError, match="data"):
         run(configured(*SMALL), tmp_path / "outputs")
@@ -238,7 +238,7 @@ def test_what_a_killed_run_left_is_brought_home_with_a_report(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "_evaluate", killed)
+    monkeypatch.setattr("pipeline.evaluation.evaluate.predictions_of", killed)
     with inside(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(configured(*SMALL, *words), tmp_path / "outputs")

@@ -403,6 +403,6 @@ def test_a_pool_that_is_stopped_does_not_wait_for_imports(
     with Pool(1, threads=1, modules=["slow_module"]) as pool:
         pool.start(1)
         until((tmp_path / "importing").exists)
-        [worker] = pool._workers.values()
+        [worker] = [one for one in multiprocessing.active_children() if one.name == "worker"]
         pool.stop()
     assert worker.exitcode == -signal.SIGTERM

@@ -20,7 +20,7 @@ CANARY = "c4n4ry-5ecret"
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test has taught is forgotten, and the streams are as before."""
     factory = logging.getLogRecordFactory()
-    monkeypatch.setattr(secrets, "_known", set())
+    monkeypatch.setattr(secrets, "known_secrets", set())
     yield
     logging.setLogRecordFactory(factory)
 

@@ -5,6 +5,7 @@ That it trains as the whole does is tested with pretrained models (test_pretrain
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,15 +79,18 @@ def head(folder: Path) -> Head:
 
 
 def test_features_are_computed_once_and_read_after_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     [(images, features)] = head(tmp_path).features
     assert images is IMAGES
     kernel, bias = network().get_layer(FEATURES).get_weights()
     expected = (IMAGES.reshape(40, 4) / np.float32(255)) @ kernel + bias
     np.testing.assert_allclose(features, expected, atol=1e-6)
-    monkeypatch.setattr("pipeline.training.features._computed", None)
+    assert "Features of 40 of 40 images" in caplog.text
+    caplog.clear()
     np.testing.assert_array_equal(head(tmp_path).features[0][1], features)
+    assert "Features of" not in caplog.text
 
 
 def test_a_split_of_the_packed_images_has_its_rows_of_the_features(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
@@ -93,8 +94,18 @@ def test_float16_is_refused_without_a_gpu() -> None:
         build_model(configured(*SMALL, *CNN, "train.precision=float16"), PREPARED)
 
 
+def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow says that it sees so many GPUs."""
+    devices = tf.config.list_physical_devices
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: ["a GPU"] * count if kind == "GPU" else devices(kind),
+    )
+
+
 def test_float16_scales_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_has_gpu", lambda: True)
+    with_gpus(1, monkeypatch)
     narrow = (*MLP, "train.precision=float16", "train.keep=best")
     whole = fitted(tmp_path / "whole", *narrow)
     assert isinstance(whole.optimizer, keras.optimizers.Adam)
@@ -123,7 +134,7 @@ def test_auto_is_bfloat16_only_where_that_was_measured(
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "_has_gpu", lambda: gpu)
+    with_gpus(int(gpu), monkeypatch)
     monkeypatch.setattr(precision, "processor_features", lambda: f"flags : {flags}")
     model = build_model(configured(*SMALL, *network, "train.precision=auto"), PREPARED)
     assert (types_of(model) == {"float32"}) == (expected == "float32")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from contextlib import nullcontext
@@ -171,12 +172,15 @@ def fitted(
 
 
 def test_a_head_trains_on_features_that_are_computed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = frozen(tmp_path)
-    first = fitted(tmp_path / "1", config)
-    monkeypatch.setattr(features, "_computed", lambda *_: pytest.fail("computed again"))
-    second = fitted(tmp_path / "2", config)
+    with caplog.at_level(logging.INFO):
+        first = fitted(tmp_path / "1", config)
+        assert "Features of" in caplog.text
+        caplog.clear()
+        second = fitted(tmp_path / "2", config)
+        assert "Features of" not in caplog.text
     assert second.history == first.history
     assert first.history["val/loss"][-1] < first.history["val/loss"][0]
     model, test = first.model, PREPARED.test

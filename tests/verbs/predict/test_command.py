@@ -49,7 +49,7 @@ def brightness_model() -> LoadedModel:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder; whichever model is asked for judges brightness."""
-    monkeypatch.setattr(module, "_load", lambda config, request: brightness_model())
+    monkeypatch.setattr("pipeline.tracking.models.load_model", lambda *_: brightness_model())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     return tmp_path
