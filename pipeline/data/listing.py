@@ -379,19 +379,27 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
 
 
 def unlabelled(path: str, *, key: str) -> Listing | None:
-    """All pictures of a folder or archive, without classes; None for a list, or without pictures.
+    """All pictures of a folder, archive or Parquet file, without classes; None without pictures.
+
+    Also None for another list.
 
     Raises:
         RequestError: nothing lies there; the message begins with `key`.
     """
     place, below = located(path, key)
-    if below and not below.endswith("/"):
+    left_out: Counter[str] = Counter()
+    if _ending(below) in label_lists.PARQUET:
+        table = _table(place, below)
+        names = [table.columns[column] for column in table.embedded[:1]]
+        files = tuple(name for column in names for name in column if name)
+    elif below and not below.endswith("/"):
         return None
-    contents = place.contents(())
-    inside = [name for name in contents.files if name.startswith(below)]
-    files = tuple(name for name in inside if _ending(name) in PICTURE_ENDINGS)
-    left_out = +Counter(contents.left_out)
-    left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
+    else:
+        contents = place.contents(())
+        inside = [name for name in contents.files if name.startswith(below)]
+        files = tuple(name for name in inside if _ending(name) in PICTURE_ENDINGS)
+        left_out += contents.left_out
+        left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
     if not files:
         return None
     return Listing(

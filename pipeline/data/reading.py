@@ -31,6 +31,7 @@ from pipeline.data.files import (
     open_array,
     printable,
 )
+from pipeline.data.label_lists import PARQUET
 from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
 from pipeline.data.values import BLOCK_BYTES, Array, Shape
@@ -65,16 +66,16 @@ _reading = threading.local()  # `file`: the one that this thread is decoding
 
 
 def find_images(images: str) -> tuple[FoundFiles, Opener]:
-    """Finds the pictures of a folder, a pattern or an archive; also returns what opens one.
+    """Finds the pictures of a folder, a pattern, an archive or a Parquet file; and what opens one.
 
     Raises:
         RequestError: there are none, or the archive is refused.
     """
-    if not is_in_archive(images):
+    if not (images.lower().endswith(PARQUET) or is_in_archive(images)):
         return find_files(images), nullcontext
     listing = unlabelled(images, key="images")
     if listing is None:
-        raise RequestError(f"images={images}: no pictures there; name an archive or a folder in it")
+        raise RequestError(f"images={images}: no pictures there; name the folder or archive of all")
     indices = {listing.root / name: index for index, name in enumerate(listing.files)}
 
     def opened(file: Path) -> AbstractContextManager[BinaryIO]:

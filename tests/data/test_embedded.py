@@ -17,6 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from pipeline.data.listing import listed
+from pipeline.data.reading import find_images
 from pipeline.system.errors import RequestError
 from tests.pictures import noise, put, read
 
@@ -202,3 +203,18 @@ def test_a_damaged_file_is_refused_or_its_rows_are(tmp_path: Path, where: float)
     else:
         assert raw.index is not None
         assert raw.index.unreadable
+
+
+def test_predict_finds_the_pictures_of_a_parquet_file(tmp_path: Path) -> None:
+    file = written(tmp_path / "pets.parquet", rows(range(6)))
+    found, opener = find_images(str(file))
+    assert [one.name for one in found.files] == [f"{n}.png" for n in range(6)]
+    with opener(found.files[4]) as content:
+        assert not isinstance(content, Path)
+        assert content.read() == png(4)
+
+
+def test_predict_refuses_a_parquet_file_without_pictures(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([{"label": 1}]), tmp_path / "plain.parquet")
+    with pytest.raises(RequestError, match="no pictures there"):
+        find_images(str(tmp_path / "plain.parquet"))
