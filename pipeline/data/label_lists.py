@@ -255,11 +255,11 @@ def _parquet(content: bytes | mmap, name: str) -> Table:
     )
 
 
-def _named(number: Any, names: Sequence[str]) -> Any:
-    """The class that a number stands for; None for -1, which stands for none."""
-    if isinstance(number, int) and -1 <= number < len(names):
-        return names[number] if number >= 0 else None
-    return number
+def _named(number: Any, names: Sequence[str]) -> str | None:
+    """The class that a number stands for; None if it stands for none, as -1 does."""
+    if isinstance(number, int) and 0 <= number < len(names):
+        return names[number]
+    return None
 
 
 def _is_text(kind: Any) -> bool:

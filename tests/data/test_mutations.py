@@ -24,6 +24,8 @@ from tests.data.test_arrays import (
     idx_files,
     npz,
 )
+from tests.data.test_embedded import rows
+from tests.data.test_embedded import written as embedding
 from tests.data.test_label_lists import ROWS, written
 from tests.data.test_listing import placed, touched
 from tests.stress.matrix import matrix, stressed, tally
@@ -125,16 +127,16 @@ LISTED = [f"p/{number}.png" for number in range(30)]
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @matrix(28)
 def test_a_mutated_list_never_names_what_is_not_there(kind: str, tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    listed_rows: list[dict[str, Any]] = [
         ROWS[number % 3] | {"file": name} for number, name in enumerate(LISTED)
     ]
     touched(tmp_path, *LISTED)
     if kind == "csv":
         path = tmp_path / "list.csv"
-        lines = [",".join(json.dumps(value) for value in row.values()) for row in rows]
-        path.write_text("\n".join([",".join(rows[0]), *lines]))
+        lines = [",".join(json.dumps(value) for value in row.values()) for row in listed_rows]
+        path.write_text("\n".join([",".join(listed_rows[0]), *lines]))
     else:
-        path = written(tmp_path, kind, rows)
+        path = written(tmp_path, kind, listed_rows)
 
     def same(listing: Listing) -> bool:
         known = {*LISTED} >= {*listing.files} and "" not in listing.class_names
@@ -142,6 +144,22 @@ def test_a_mutated_list_never_names_what_is_not_there(kind: str, tmp_path: Path)
         return known and text.isprintable() and all(map(listing.read, range(len(listing))))
 
     assert outcomes(path, partial(listed, max_bad=0.2), same)["refused"] > COUNT // 10
+
+
+@matrix(28)
+def test_a_mutated_file_with_pictures_inside_is_refused_or_has_the_pictures_it_had(
+    tmp_path: Path,
+) -> None:
+    path = embedding(tmp_path / "pets.parquet", rows(range(24)))
+    names = {*listed(path).files}
+
+    def same(listing: Listing) -> bool:
+        # Whether the bytes are a picture's is seen when it is decoded: Parquet has no checksums.
+        classes = {*listing.class_names}
+        known = classes <= {"cat", "dog"} or classes == {"0", "1"}  # or without the names
+        return known and {*listing.files} <= names and len(contents(listing)) == len(listing)
+
+    assert outcomes(path, partial(listed, max_bad=0.2), same)["refused"] > COUNT // 3
 
 
 def equals(raw: RawData) -> Callable[[RawData], bool]:
