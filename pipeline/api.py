@@ -169,8 +169,10 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     store (`tracking.offline=true`, or one that is away) the run is read from that folder.
 
     Raises:
+        RequestError: the run cannot work: its data, or a run that it names, is not there.
         PipelineError: training failed; the run is recorded as FAILED.
     """
+    verbs()["run"].require_possible(config)
     place = folder_of_work(folder)
     result = _imported("pipeline.run").run(config, place)
     journal = _imported("pipeline.tracking.journal")
@@ -318,8 +320,10 @@ def _carried_out(
         for key, value in settings.items():
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
         request = validate_request(composed, name, verb.request)
+    config = config or compose()
+    verb.require_possible(config)
     _imported(verb.entry.partition(":")[0])
-    return verb.carry_out(config or compose(), request, folder_of_work(folder))
+    return verb.carry_out(config, request, folder_of_work(folder))
 
 
 def _imported(module: str) -> Any:

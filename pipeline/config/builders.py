@@ -24,9 +24,10 @@ from pipeline.config.rules import (
     Positive,
     Share,
     broken_rules,
+    check_of,
 )
 from pipeline.config.trusted import public_functions
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import RequestError, first_line, one_line
 
 Leaf = dict[str, Any]
 
@@ -108,6 +109,21 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         return {"_target_": target, **checked.model_dump(exclude_unset=group in KERAS_CLASSES)}
     except ValidationError as error:
         raise RequestError(broken_rules(error, group)) from error
+
+
+def check_keys(group: str, leaf: Leaf, choice: str) -> None:
+    """Runs the check of a checked leaf's builder on its keys, if it has one.
+
+    Raises:
+        RequestError: the builder could not work with them; names the `choice`, such as `vit`.
+    """
+    if group not in BUILDERS or leaf["_target_"] is None:
+        return
+    try:
+        if check := check_of(_located(leaf["_target_"])):
+            check(**{key: value for key, value in leaf.items() if key != "_target_"})
+    except ValueError as error:
+        raise RequestError(f"{group}={choice}: {first_line(str(error))}") from error
 
 
 def unknown_keys(group: str, leaf: Leaf) -> list[str]:

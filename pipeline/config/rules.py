@@ -8,7 +8,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from functools import wraps
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -33,6 +34,35 @@ def _count_or_share(value: int | float) -> int | float:
 
 
 CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+_CHECK = "check"
+
+
+def checked_by(check: Callable[..., object]) -> Callable[[Builder], Builder]:
+    """Decorates a builder with a check of its keys, for what their annotations cannot say.
+
+    `check` takes the keys as keyword arguments, and raises `ValueError` or `RequestError` if the
+    builder could not work with them. It runs before the builder, and alone before anything slow is
+    imported: it may look whether a file exists, but not read all of it.
+    """
+
+    def mark(builder: Builder) -> Builder:
+        @wraps(builder)
+        def checked(*runtime: Any, **keys: Any) -> Any:
+            check(**keys)
+            return builder(*runtime, **keys)
+
+        setattr(checked, _CHECK, check)
+        return checked  # type: ignore[return-value]
+
+    return mark
+
+
+def check_of(builder: Callable[..., Any]) -> Callable[..., object] | None:
+    """The check that a builder was decorated with, if any."""
+    found: Callable[..., object] | None = getattr(builder, _CHECK, None)
+    return found
 
 
 def _slug(value: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.archives import arrays_at, located
+from pipeline.data.archives import Zip, arrays_at, located
 from pipeline.data.files import as_line, natural
 from pipeline.data.label_lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
@@ -38,7 +38,9 @@ _WHAT = {
 }
 _EMNIST = "emnist"  # stores each image transposed (Cohen et al. 2017, arXiv:1702.05373)
 
-Parts = Mapping[tuple[str, str], Array]  # by split and what it is: images or labels
+# By split and what it is, images or labels: an array, or the name of its file or member.
+Parts = Mapping[tuple[str, str], Array]
+Names = Mapping[tuple[str, str], str]
 
 
 def from_idx(
@@ -53,17 +55,7 @@ def from_idx(
     Raises:
         RequestError: a file is missing or damaged, or files do not fit together.
     """
-    place, below = located(path, "dataset.path")
-    sets: dict[str, dict[tuple[str, str], str]] = {}
-    for name in place.contents().files:
-        match = _IDX.fullmatch(PurePosixPath(name).name) if name.startswith(below) else None
-        if match:
-            split = split_of(match["split"]) or "test"  # t10k
-            known = sets.setdefault(match["set"], {})
-            known.setdefault((split, match["what"].lower()), name)
-    chosen = _set_of(sets, prefix, path)
-    found = sets[chosen]
-    _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
+    place, chosen, found = idx_parts(path, prefix=prefix)
     if transpose is None:
         transpose = chosen.lower().startswith(_EMNIST)
     arrays: dict[tuple[str, str], Array] = {}
@@ -82,6 +74,26 @@ def from_idx(
     return _raw(
         arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
     )
+
+
+def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
+    """The folder or archive of a set of IDX files, the set's name, and the names of its files.
+
+    Raises:
+        RequestError: a file is missing, or it is unclear which set is meant.
+    """
+    place, below = located(path, "dataset.path")
+    sets: dict[str, dict[tuple[str, str], str]] = {}
+    for name in place.contents().files:
+        match = _IDX.fullmatch(PurePosixPath(name).name) if name.startswith(below) else None
+        if match:
+            split = split_of(match["split"]) or "test"  # t10k
+            known = sets.setdefault(match["set"], {})
+            known.setdefault((split, match["what"].lower()), name)
+    chosen = _set_of(sets, prefix, path)
+    found = sets[chosen]
+    _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
+    return place, chosen, found
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
@@ -130,6 +142,20 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     Raises:
         RequestError: an array is missing, damaged, holds Python objects or has a wrong shape.
     """
+    archive, found = npz_parts(path)
+    arrays = {part: archive.array(name) for part, name in found.items()}
+    for part, array in arrays.items():
+        where = f"{path}: {found[part].removesuffix('.npy')}"
+        arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
+    return _raw(arrays, class_names, path, source=path)
+
+
+def npz_parts(path: str) -> tuple[Zip, Names]:
+    """The archive in a `.npz` file, and the names of its members.
+
+    Raises:
+        RequestError: it is no such file, or an array is missing.
+    """
     archive = arrays_at(path, "dataset.path")
     members = {name.removesuffix(".npy"): name for name in archive.members}
     found: dict[tuple[str, str], str] = {}
@@ -137,11 +163,7 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
         if (part := _part_of(key)) and found.setdefault(part, key) != key:
             raise RequestError(f"{path} has several {' '.join(part)}: {found[part]} and {key}")
     _require_parts(found, path, list(members))
-    arrays = {part: archive.array(members[key]) for part, key in found.items()}
-    for part, array in arrays.items():
-        where = f"{path}: {found[part]}"
-        arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
-    return _raw(arrays, class_names, path, source=path)
+    return archive, {part: members[key] for part, key in found.items()}
 
 
 def _part_of(key: str) -> tuple[str, str] | None:
@@ -319,24 +341,11 @@ def from_cifar(path: str, *, fine: bool | None, source: str | None = None) -> Ra
     Raises:
         RequestError: a file is missing or damaged.
     """
-    place, below = located(path, "dataset.path")
-    files = {PurePosixPath(name).name: name for name in place.contents().files}
-    files = {base: name for base, name in files.items() if name.startswith(below)}
-    for version in cifar_files(fine):
-        train = sorted(filter(re.compile(version.train).fullmatch, files), key=natural)
-        test = sorted(filter(re.compile(version.test).fullmatch, files), key=natural)
-        if train and test and version.names in files:
-            break
-    else:
-        kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
-        raise RequestError(
-            f"dataset.path={path} is not the published archive or its folder: it lacks "
-            f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, list(files)[:12]))}"
-        )
-    class_names = _cifar_names(place, files[version.names], version)
+    place, version, files = cifar_parts(path, fine=fine)
+    class_names = _cifar_names(place, files["names"][0], version)
     splits = {}
-    for split, names in (("train", train), ("test", test)):
-        parts = [_cifar_part(place, files[name], version, len(class_names)) for name in names]
+    for split in ("train", "test"):
+        parts = [_cifar_part(place, name, version, len(class_names)) for name in files[split]]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         splits[split] = Split(images=images, labels=labels)
     return RawData(
@@ -344,6 +353,32 @@ def from_cifar(path: str, *, fine: bool | None, source: str | None = None) -> Ra
         test=splits["test"],
         class_names=class_names,
         source=source or path,
+    )
+
+
+def cifar_parts(
+    path: str, *, fine: bool | None
+) -> tuple[Place, Cifar, Mapping[str, Sequence[str]]]:
+    """The folder or archive of CIFAR, its version, and its files: `train`, `test` and `names`.
+
+    Raises:
+        RequestError: a file is missing.
+    """
+    place, below = located(path, "dataset.path")
+    files = {PurePosixPath(name).name: name for name in place.contents().files}
+    files = {base: name for base, name in files.items() if name.startswith(below)}
+    for version in cifar_files(fine):
+        patterns = {"train": version.train, "test": version.test}
+        found = {
+            part: [files[base] for base in sorted(files, key=natural) if re.fullmatch(one, base)]
+            for part, one in patterns.items()
+        }
+        if all(found.values()) and version.names in files:
+            return place, version, found | {"names": [files[version.names]]}
+    kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
+    raise RequestError(
+        f"dataset.path={path} is not the published archive or its folder: it lacks "
+        f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, list(files)[:12]))}"
     )
 
 

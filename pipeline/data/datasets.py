@@ -3,8 +3,10 @@
 The keyword-only parameters are the keys of `conf/dataset/<name>.yaml`, their annotations the
 ranges a configuration is checked against. To add a data set, add a function and its YAML file.
 The cache rebuilds a data set when its parameters, or files and folders that they name, change; a
-data set that reads anything else declares it with `determined_by`. A function that returns images
-leaves its parameter `exclude: Exclude` to `data/load.py`.
+data set that reads anything else declares it with `determined_by`. What can be told without reading
+the images is checked by a function of its own (`checked_by`), which runs before TensorFlow is
+imported and a run begins. A function that returns images leaves its parameter `exclude: Exclude` to
+`data/load.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
-from pipeline.config.rules import Seed, Share, one_of
-from pipeline.data.arrays import from_cifar, from_idx, from_npz
+from pipeline.config.rules import Seed, Share, checked_by, one_of
+from pipeline.data.arrays import cifar_parts, from_cifar, from_idx, from_npz, idx_parts, npz_parts
 from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.exclusion import Exclude, excluded_files
 from pipeline.data.listing import Classes, listed
 from pipeline.data.own_pictures import Division, Pictures
 from pipeline.data.packing import Packing
 from pipeline.data.pictures import FITS
-from pipeline.data.sources import IdxDataset, downloaded, retrieve
+from pipeline.data.sources import IdxDataset, downloaded, require_source, retrieve
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
@@ -94,6 +96,7 @@ DIGIT_CLASSES = tuple("0123456789")
 
 # The same content, wherever the files come from
 @determined_by(lambda _: dict(FASHION_MNIST.checksums))
+@checked_by(lambda folder, download, **_: require_source(FASHION_MNIST, folder, download=download))
 def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 
@@ -105,6 +108,7 @@ def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None
 
 
 @determined_by(lambda _: dict(MNIST.checksums))
+@checked_by(lambda folder, download, **_: require_source(MNIST, folder, download=download))
 def mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """MNIST: 60,000 + 10,000 images u8[N,28,28,1] of handwritten digits.
 
@@ -140,7 +144,15 @@ def digits(
     )
 
 
+def _check_synthetic(*, train_size: int, test_size: int, classes: int, **_: Any) -> None:
+    if min(train_size, test_size) < classes:
+        raise RequestError(
+            f"dataset.train_size and dataset.test_size must be at least dataset.classes={classes}"
+        )
+
+
 @determined_by(parameters)
+@checked_by(_check_synthetic)
 def synthetic(  # noqa: PLR0913 (the keys of its file)
     *,
     train_size: Annotated[int, Field(ge=10)],
@@ -159,10 +171,6 @@ def synthetic(  # noqa: PLR0913 (the keys of its file)
     Raises:
         RequestError: a split is too small to hold an image of each class.
     """
-    if min(train_size, test_size) < classes:
-        raise RequestError(
-            f"dataset.train_size and dataset.test_size must be at least dataset.classes={classes}"
-        )
     rng = np.random.default_rng(seed)
     height, width, channels = image_shape
     coarse = rng.uniform(0, 255, (classes, 4, 4, channels))
@@ -185,6 +193,11 @@ def synthetic(  # noqa: PLR0913 (the keys of its file)
 Names = Annotated[list[str], Field(min_length=2)]
 
 
+def _check_idx(*, path: str | None, prefix: str | None, **_: Any) -> None:
+    idx_parts(_required(path, "the folder or archive of the IDX files"), prefix=prefix)
+
+
+@checked_by(_check_idx)
 def idx(
     *,
     path: str | None,
@@ -198,21 +211,19 @@ def idx(
     Raises:
         RequestError: a file is missing or damaged, or files do not fit together.
     """
-    return from_idx(
-        _required(path, "the folder or archive of the IDX files"),
-        prefix=prefix,
-        transpose=transpose,
-        class_names=class_names,
-    )
+    assert path is not None
+    return from_idx(path, prefix=prefix, transpose=transpose, class_names=class_names)
 
 
+@checked_by(lambda path, **_: npz_parts(_required(path, "a .npz file")))
 def npz(*, path: str | None, class_names: Names | None, exclude: Exclude = None) -> RawData:
     """A data set in a `.npz` file, with arrays named as Keras or MedMNIST do: u8[N,H,W,C].
 
     Raises:
         RequestError: an array is missing, damaged, holds Python objects or has a wrong shape.
     """
-    return from_npz(_required(path, "a .npz file"), class_names=class_names)
+    assert path is not None
+    return from_npz(path, class_names=class_names)
 
 
 CIFAR10 = (
@@ -226,6 +237,7 @@ CIFAR100 = (
 
 
 @determined_by(lambda given: _of_archive(given, CIFAR10))
+@checked_by(lambda path, download, **_: _check_cifar(path, None, CIFAR10, download=download))
 def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """CIFAR-10: 50,000 + 10,000 colour images u8[N,32,32,3] of ten kinds of things.
 
@@ -233,10 +245,15 @@ def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> Raw
         RequestError: the archive cannot be obtained, or is damaged.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
-    return _cifar(path, None, CIFAR10, download=download)
+    return _cifar(path, None, CIFAR10)
 
 
 @determined_by(lambda given: _of_archive(given, CIFAR100))
+@checked_by(
+    lambda path, download, labels, **_: _check_cifar(
+        path, labels == "fine", CIFAR100, download=download
+    )
+)
 def cifar100(
     *,
     path: str | None,
@@ -250,7 +267,7 @@ def cifar100(
         RequestError: the archive cannot be obtained, or is damaged.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
-    return _cifar(path, labels == "fine", CIFAR100, download=download)
+    return _cifar(path, labels == "fine", CIFAR100)
 
 
 def folder(  # noqa: PLR0913 (the keys of its file)
@@ -321,17 +338,22 @@ def _of_archive(given: Mapping[str, Any], published: tuple[str, str]) -> Any:
     return stamped({name: value for name, value in given.items() if name != "download"})
 
 
-def _cifar(
+def _check_cifar(
     path: str | None, fine: bool | None, published: tuple[str, str], *, download: bool
-) -> RawData:
+) -> None:
+    if path is not None:
+        cifar_parts(path, fine=fine)
+    elif not download:
+        raise RequestError(
+            "dataset.download=false, and dataset.path is missing: it names the published archive, "
+            f"{published[0].rpartition('/')[2]}, or its folder"
+        )
+
+
+def _cifar(path: str | None, fine: bool | None, published: tuple[str, str]) -> RawData:
     if path is not None:
         return from_cifar(path, fine=fine)
     address, checksum = published
-    if not download:
-        raise RequestError(
-            "dataset.download=false, and dataset.path is missing: it names the published archive, "
-            f"{address.rpartition('/')[2]}, or its folder"
-        )
     with downloaded(address, checksum) as archive:
         return from_cifar(str(archive), fine=fine, source=address)
 

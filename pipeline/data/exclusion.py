@@ -84,11 +84,9 @@ def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
         RequestError: the list cannot be read, has no columns `split` and `index`, or names a place
             that does not exist.
     """
-    listed = _read(path)
+    listed = require_places(path)
     if not listed.lines:
         return {name: np.empty(0, np.int64) for name in sizes}
-    if not {SPLIT_COLUMN, INDEX_COLUMN} <= listed.columns.keys():
-        raise _without_columns(path, listed, f"the columns {SPLIT_COLUMN} and {INDEX_COLUMN}")
     found: defaultdict[str, set[int]] = defaultdict(set)
     for row, (split, index) in enumerate(
         zip(listed.columns[SPLIT_COLUMN], listed.columns[INDEX_COLUMN], strict=True)
@@ -102,6 +100,18 @@ def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
             )
         found[name].add(int(place))
     return {name: np.array(sorted(found[name]), np.int64) for name in sizes}
+
+
+def require_places(path: str) -> Table:
+    """The list of places in splits.
+
+    Raises:
+        RequestError: it cannot be read, or has no columns `split` and `index`.
+    """
+    listed = _read(path)
+    if listed.lines and not {SPLIT_COLUMN, INDEX_COLUMN} <= listed.columns.keys():
+        raise _without_columns(path, listed, f"the columns {SPLIT_COLUMN} and {INDEX_COLUMN}")
+    return listed
 
 
 def require_classes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -13,11 +14,17 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from pipeline.config.builders import build
+from pipeline.config.builders import build, check_keys
 from pipeline.config.schema import Config
 from pipeline.data import cache
 from pipeline.data.content import content_of
-from pipeline.data.exclusion import Exclude, excluded_places, require_classes, without
+from pipeline.data.exclusion import (
+    Exclude,
+    excluded_places,
+    require_classes,
+    require_places,
+    without,
+)
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import PACKED, Pictures, arranged, restored
 from pipeline.data.packing import Packed, pack, read_packed
@@ -27,6 +34,7 @@ from pipeline.system.errors import RequestError, counted, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
 _WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
+_RECENT_S = 60.0  # from the check of a run's data to its use; TensorFlow is imported in between
 _SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
@@ -48,6 +56,38 @@ def load_raw(config: Config, *, verify: bool = False, fingerprint: str | None = 
     return ingest(
         config.dataset, name=name, data_dir=data_dir, verify=verify, fingerprint=fingerprint
     )
+
+
+def require_data(config: Config) -> None:
+    """Refuses a data set that is not there, without reading an image; lists picture files once.
+
+    What only the images tell, such as damage, is found when they are read.
+
+    Raises:
+        RequestError: a file or folder is missing, or is not a data set.
+    """
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    builder, given = _builder(config.dataset)
+    if _is_of_pictures(builder):
+        _listed[:] = [(dict(config.dataset), build(dict(config.dataset)), time.monotonic())]
+        return
+    if _can_exclude(builder) and given[EXCLUDE] is not None:
+        require_places(given[EXCLUDE])
+    if not raw_folder(config.dataset, name=name, data_dir=data_dir).is_dir():
+        check_keys("dataset", dict(config.dataset), name)
+
+
+# What `require_data` has listed, for the run that follows: a million files take ten seconds.
+_listed: list[tuple[dict[str, Any], Pictures, float]] = []
+
+
+def _pictures(dataset: Mapping[str, Any]) -> Pictures:
+    while _listed:
+        leaf, pictures, at = _listed.pop()
+        if leaf == dataset and time.monotonic() - at < _RECENT_S:
+            return pictures
+    listed: Pictures = build(dict(dataset))
+    return listed
 
 
 def split_data(raw: RawData, config: Config) -> Prepared:
@@ -91,7 +131,7 @@ def ingest(
     builder, given = _builder(dataset)
     if _is_of_pictures(builder):
         try:
-            pictures = build(dict(dataset))
+            pictures = _pictures(dataset)
         except RequestError as error:
             if fingerprint is None:
                 raise

@@ -118,19 +118,46 @@ def retrieve(dataset: IdxDataset, *, folder: str | None, download: bool) -> Retr
             reason = error.reason
             log.warning("skipping %s: %s", name, reason)
         reasons.append(f"{name}: {reason}")
-    raise RequestError(
+    raise RequestError(_no_source(dataset, reasons))
+
+
+def _no_source(dataset: IdxDataset, reasons: list[str]) -> str:
+    return (
         f"No source has the data set ({'; '.join(reasons) or 'dataset.download=false'}).\n"
         f"Name a folder that holds {', '.join(dataset.checksums)} (.gz or not): dataset.folder=…"
     )
+
+
+def require_source(dataset: IdxDataset, folder: str | None, *, download: bool) -> None:
+    """Checks that `retrieve` may find the files; reads none of them, and asks no mirror.
+
+    Raises:
+        RequestError: `folder` lacks one, or nothing may be downloaded and the system has no copy.
+    """
+    if folder is None and download:
+        return
+    place = dataset.system_folder if folder is None else Path(folder).expanduser()
+    if place is None:
+        raise RequestError(_no_source(dataset, []))
+    try:
+        for name in dataset.checksums:
+            _existing(place, name)
+    except Unavailable as error:
+        if folder is not None:
+            raise _of_named_folder(dataset, place, error) from error
+        raise RequestError(_no_source(dataset, [f"{place}: {error}"])) from error
 
 
 def _from_named_folder(dataset: IdxDataset, folder: Path) -> Retrieved:
     try:
         return Retrieved(arrays=_read(dataset, folder), source=str(folder))
     except Unavailable as error:
-        raise RequestError(
-            f"dataset.folder={folder}: {error}; it must hold {', '.join(dataset.checksums)} (.gz)"
-        ) from error
+        raise _of_named_folder(dataset, folder, error) from error
+
+
+def _of_named_folder(dataset: IdxDataset, folder: Path, error: Unavailable) -> RequestError:
+    names = ", ".join(dataset.checksums)
+    return RequestError(f"dataset.folder={folder}: {error}; it must hold {names} (.gz)")
 
 
 def _candidates(dataset: IdxDataset, *, download: bool) -> Iterator[tuple[str, OpenSource]]:

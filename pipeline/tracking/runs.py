@@ -38,12 +38,12 @@ from pipeline.tracking.values import (
     Query,
     RecordedRun,
     Status,
+    may_be_run,
 )
 
 _PAGE = 5_000  # runs per request
 # Characters of an id: the shortest allowed beginning (as in git), and a whole id
 SHORTEST, WHOLE = 4, 32
-RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 _SHOWN = 3  # matching ids in a message
 MOST_NAMES = 8  # of classes in a message
 SPARE = 50  # additional runs to read
@@ -83,19 +83,44 @@ def with_weights(config: Config) -> Config:
     Raises:
         RequestError: there is no such run, or it has no model.
     """
-    source = config.model.get("weights")
-    if source is None or not RUN_ID.fullmatch(source) or Path(source).exists():
+    run = _weights_run(config)
+    if run is None or run.model_uri is None:
         return config
-    run = find_run(source, config)
-    if run.model_uri is None:
-        raise RequestError(f"model.weights={source}: run {run.id} has no saved model")
-    require_own_model(connect(config.tracking.uri), run)
     file = Path(config.data_dir) / "weights" / f"{run.id}.keras"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with fetched(run.model_uri, config.tracking) as saved, replacing(file) as path:
             shutil.copyfile(saved.folder / KERAS_FILE, path)
     return replace(config, model=config.model | {"weights": str(file)})
+
+
+def require_named_runs(config: Config) -> None:
+    """Checks that the runs that `train.teacher` and `model.weights` name have models.
+
+    Raises:
+        RequestError: there is no such run, or it has no model of its own.
+    """
+    _teacher_run(config)
+    _weights_run(config)
+
+
+def _teacher_run(config: Config) -> RecordedRun | None:
+    source = config.train.teacher
+    return None if source is None else _with_model(source, config, key="train.teacher")
+
+
+def _weights_run(config: Config) -> RecordedRun | None:
+    source = config.model.get("weights")
+    return _with_model(source, config, key="model.weights") if may_be_run(source) else None
+
+
+def _with_model(source: str, config: Config, *, key: str) -> RecordedRun:
+    client = connect(config.tracking.uri)
+    run = by_id(client, source, key=key)
+    if run.model_uri is None:
+        raise RequestError(f"{key}={source}: run {run.id} has no saved model")
+    require_own_model(client, run)
+    return run
 
 
 def load_teacher(
@@ -109,15 +134,10 @@ def load_teacher(
         RequestError: there is no such run, it has no model of its own, or one of other classes or
             images than `prepared`.
     """
-    source = config.train.teacher
-    if source is None:
+    source, run = config.train.teacher, _teacher_run(config)
+    if run is None:
         return None
-    client = connect(config.tracking.uri)
-    run = by_id(client, source, key="train.teacher")
-    if run.model_uri is None:
-        raise RequestError(f"train.teacher={source}: run {run.id} has no saved model")
-    require_own_model(client, run)
-    loaded = load_model(run.model_uri, config.tracking)
+    loaded = load_model(str(run.model_uri), config.tracking)
     if loaded.class_names != prepared.class_names:
         theirs, ours = (some_of(one.class_names, MOST_NAMES) for one in (loaded, prepared))
         raise RequestError(

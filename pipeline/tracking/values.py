@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from zipfile import BadZipFile
 
 import numpy as np
@@ -51,6 +51,11 @@ SHORT = 8  # characters of a checksum or an id shown to people
 LONGEST_PARAM, LONGEST_TAG, LONGEST_MODEL_TAG = 6_000, 8_000, 5_000
 
 SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
+
+
+def may_be_run(source: str | None) -> TypeGuard[str]:
+    """Whether `model.weights` names a run, by the beginning of its id, and not a file."""
+    return bool(source and re.fullmatch(r"[0-9a-f]{4,32}", source) and not Path(source).exists())
 
 
 def champion_uri(model_name: str) -> str:

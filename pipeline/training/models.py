@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import Count, Fraction, Positive, WholeNumber, one_of
+from pipeline.config.rules import Count, Fraction, Positive, WholeNumber, checked_by, one_of
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 
@@ -78,6 +78,12 @@ def linear(images: Tensor, classes: int) -> Tensor:
     return _probabilities(keras.layers.Flatten(name="flatten")(images), classes)
 
 
+def _check_mlp(*, hidden: list[int], residual: bool = False, **_: Any) -> None:
+    if residual and all(one != other for one, other in pairwise(hidden)):
+        raise ValueError(f"residual needs two equal widths in a row, as in [256,256], not {hidden}")
+
+
+@checked_by(_check_mlp)
 def mlp(
     images: Tensor,
     classes: int,
@@ -98,8 +104,6 @@ def mlp(
         ValueError: `residual` without two neighbouring widths that are equal.
     """
     layers = keras.layers
-    if residual and all(one != other for one, other in pairwise(hidden)):
-        raise ValueError(f"residual needs two equal widths in a row, as in [256,256], not {hidden}")
     x = layers.Flatten(name="flatten")(images)
     for number, width in enumerate(hidden, start=1):
         before, inside = x, None if batch_norm else activation
@@ -178,6 +182,12 @@ def resnet(
     return _head(_normed(x, activation, "last"), classes, dropout)
 
 
+def _check_wide_resnet(*, depth: int, **_: Any) -> None:
+    if (depth - 4) % 6 or depth < 10:
+        raise ValueError(f"depth={depth} is none of 10, 16, 22, 28, … (6n+4)")
+
+
+@checked_by(_check_wide_resnet)
 def wide_resnet(
     images: Tensor,
     classes: int,
@@ -195,9 +205,7 @@ def wide_resnet(
     Raises:
         ValueError: `depth` is not one of 10, 16, 22, … (6n+4).
     """
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth={depth} is none of 10, 16, 22, 28, … (6n+4)")
+    blocks = (depth - 4) // 6
     x = _conv(images, 16, 3, stem_stride, "stem")
     for name, width, stride in _blocks([16 * widen, 32 * widen, 64 * widen], [blocks] * 3):
         x = _preactivated(x, width, stride, activation, dropout, name)
@@ -230,6 +238,12 @@ def depthwise(
     return _head(x, classes, dropout)
 
 
+def _check_convnext(*, widths: list[int], blocks: list[int], **_: Any) -> None:
+    if len(blocks) != len(widths):
+        raise ValueError(f"blocks={blocks} needs {len(widths)} numbers, one per width of {widths}")
+
+
+@checked_by(_check_convnext)
 def convnext(
     images: Tensor,
     classes: int,
@@ -250,8 +264,6 @@ def convnext(
         ValueError: `blocks` and `widths` differ in length.
     """
     layers = keras.layers
-    if len(blocks) != len(widths):
-        raise ValueError(f"blocks={blocks} needs {len(widths)} numbers, one per width of {widths}")
     x = layers.Conv2D(widths[0], patch, patch, padding="same", name="stem")(images)
     x = _layer_norm(x, "stem")
     drop = _rising(drop_path, sum(blocks))
@@ -273,6 +285,18 @@ def convnext(
     return _head(_layer_norm(features, "last"), classes, dropout)
 
 
+def _check_patch(*, patch: int | None, **_: Any) -> None:
+    if patch is not None and patch & (patch - 1):
+        raise ValueError(f"patch={patch} is not a power of two")
+
+
+def _check_vit(*, width: int, heads: int, patch: int | None, **_: Any) -> None:
+    if width % heads:
+        raise ValueError(f"heads={heads} does not divide width={width}")
+    _check_patch(patch=patch)
+
+
+@checked_by(_check_vit)
 def vit(
     images: Tensor,
     classes: int,
@@ -296,8 +320,6 @@ def vit(
             that an image has more than 1,024 tokens.
     """
     layers = keras.layers
-    if width % heads:
-        raise ValueError(f"heads={heads} does not divide width={width}")
 
     def attended(x: Tensor, name: str) -> Tensor:
         y = _layer_norm(x, f"{name}_attention")
@@ -307,6 +329,7 @@ def vit(
     return _head(x, classes, dropout)
 
 
+@checked_by(_check_patch)
 def mixer(
     images: Tensor,
     classes: int,
@@ -542,8 +565,6 @@ def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:
     layers = keras.layers
     height, side = images.shape[1:3]
     patch = patch or _patch(max(height, side))
-    if patch & (patch - 1):
-        raise ValueError(f"patch={patch} is not a power of two")
     tokens = math.ceil(height / patch) * math.ceil(side / patch)
     if tokens > MOST_TOKENS:
         raise ValueError(

