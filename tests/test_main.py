@@ -101,6 +101,36 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a run folder under a file": (["hydra.run.dir=file/run"], ["file", "Not a directory"]),
     "a run folder that cannot be": (["hydra.run.dir=/proc/nowhere"], ["/proc/nowhere"]),
+    "pictures without a path": (["dataset=folder"], ["dataset.path is missing: a folder, an arch"]),
+    "pictures that are not there": (
+        ["dataset=folder", "dataset.path=nowhere"],
+        ["dataset.path=nowhere: no such file or folder"],
+    ),
+    "a folder without pictures": (["dataset=folder", "dataset.path=."], ["no pictures there"]),
+    "arrays in a file that is no archive": (
+        ["train", "dataset=npz", "dataset.path=file"],
+        ["file: the zip archive is cut off"],
+    ),
+    "a data set that may not be fetched": (
+        ["dataset=cifar10", "dataset.download=false"],
+        ["dataset.download=false, and dataset.path is missing"],
+    ),
+    "a list of exclusions that is not there": (
+        ["dataset=digits", "dataset.exclude=nowhere.csv"],
+        ["dataset.exclude=nowhere.csv: No such file"],
+    ),
+    "data to audit that are not there": (
+        ["audit", "dataset=idx", "dataset.path=nowhere"],
+        ["dataset.path=nowhere: no such file or folder"],
+    ),
+    "a network that cannot be built": (
+        ["dataset=digits", "model.residual=true"],
+        ["model=mlp: residual needs two equal widths"],
+    ),
+    "weights that are not there": (
+        ["dataset=digits", "model=efficientnet_lite0", "model.weights=nowhere.keras"],
+        ["model.weights=nowhere.keras: there is no such file"],
+    ),
 }
 SHOWN: dict[str, tuple[list[str], list[str]]] = {
     "help": (["--help"], ["python -m pipeline model=cnn", "verbs", "evaluate", "fashion_mnist"]),
@@ -119,8 +149,12 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    folder = tmp_path_factory.mktemp("answers")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("answers")
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Answer]:
     (folder / "file").write_text("a file, not a folder")
     cases = REFUSED | SHOWN
     subprocess.run(
@@ -149,6 +183,12 @@ def test_refuses_in_two_lines_before_tensorflow_is_imported(
     answer = answers[case]
     assert (answer.code, answer.out, answer.imported) == (2, "", [])
     assert_helpful(answer.err, *REFUSED[case][1])
+
+
+def test_what_is_refused_opens_no_run(folder: Path, answers: dict[str, Answer]) -> None:
+    assert answers
+    assert not (folder / "mlflow.db").exists()
+    assert not list(folder.rglob("journal*"))
 
 
 @pytest.mark.parametrize("case", SHOWN)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,75 @@ def known() -> RawData:
         class_names=("cat", "dog"),
         source="a test",
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("dataset=folder", "dataset.path is missing"),
+        ("dataset=folder dataset.path=empty", "no pictures there"),
+        ("dataset=folder dataset.path=nowhere", "no such file or folder"),
+        ("dataset=npz", r"dataset.path is missing: a .npz file"),
+        ("dataset=npz dataset.path=text", "the zip archive is cut off"),
+        ("dataset=npz dataset.path=empty", "is a folder; name a file that numpy.savez wrote"),
+        ("dataset=npz dataset.path=half.npz", "the test images are missing; there are x_train"),
+        ("dataset=idx dataset.path=empty", "no IDX files there"),
+        ("dataset=cifar10 dataset.path=empty", "is not the published archive"),
+        ("dataset=cifar100 dataset.download=false", "dataset.download=false, and dataset.path is"),
+        ("dataset=mnist dataset.folder=empty", "train-images-idx3-ubyte.gz is missing"),
+        ("dataset=mnist dataset.download=false", "No source has the data set"),
+        ("dataset=synthetic dataset.classes=500", "must be at least dataset.classes=500"),
+        ("dataset=digits dataset.exclude=nowhere.csv", "No such file"),
+        ("dataset=digits dataset.exclude=text.csv", "needs the columns split and index"),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_refused_before_it_is_read(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("text", "text.csv"):
+        Path(name).write_text("a,b\n1,2\n")
+    np.savez("half.npz", x_train=np.zeros((2, 4, 4), np.uint8), y_train=np.arange(2))
+    with pytest.raises(RequestError, match=said):
+        ingest.require_data(configured(*line.split()))
+
+
+def test_what_is_there_or_cached_or_may_be_fetched_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {f"{part}_{split}" for part in "xy" for split in ("train", "test")}
+    np.savez("all.npz", **dict.fromkeys(places, np.zeros((2, 4, 4), np.float32)))
+    for line in ("dataset=npz dataset.path=all.npz", "dataset=cifar10", "dataset=mnist"):
+        ingest.require_data(configured(*line.split()))
+    config = configured("dataset=cifar10", "dataset.download=false", "data_dir=cache")
+    ingest.raw_folder(config.dataset, name="cifar10", data_dir=Path("cache")).mkdir(parents=True)
+    ingest.require_data(config)
+
+
+def test_picture_files_are_listed_once_for_the_check_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[object]()
+    itself = datasets.listed
+    monkeypatch.setattr(
+        datasets, "listed", lambda *args, **keys: made.append(args) or itself(*args, **keys)
+    )
+    photos = class_folders(tmp_path / "photos")
+    config = configured(
+        "dataset=folder", f"dataset.path={photos}", f"data_dir={tmp_path}", "dataset.size=8"
+    )
+    ingest.require_data(config)
+    first = ingest.load_raw(config)
+    assert len(made) == 1
+    assert ingest.load_raw(config).fingerprint == first.fingerprint
+    assert len(made) == 2  # later, files may have changed
+    ingest.require_data(config)
+    later = time.monotonic() + 3600
+    monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: later))
+    ingest.load_raw(config)
+    assert len(made) == 4
 
 
 def test_the_second_time_the_data_comes_from_the_cache(tmp_path: Path) -> None:

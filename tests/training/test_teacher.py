@@ -17,6 +17,7 @@ from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
+from pipeline.tracking.values import Query
 from pipeline.training.batches import changed_batches, softened
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import progress_of
@@ -153,3 +154,5 @@ def test_a_run_names_its_teacher_and_is_reproduced_with_it(tmp_path: Path) -> No
     assert "its classes are" in refused.stderr
     nobody = pipeline(*QUICK, "train.teacher=nobody", cwd=tmp_path)
     assert (nobody.returncode, "train.teacher=nobody" in nobody.stderr) == (2, True)
+    tracking = config(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db").tracking
+    assert len(runs.find_runs(Query(), tracking)) == 4  # none of nobody's pupil
