@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.builders import check_keys
 from pipeline.config.effects import untested
 from pipeline.config.schema import Config
-from pipeline.system.imports import import_slow
+from pipeline.libraries import import_slow
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
@@ -44,10 +43,11 @@ def require_possible(config: Config) -> None:
             run or file that `train.teacher` or `model.weights` names does not exist.
     """
     from pipeline.data.load import require_data
+    from pipeline.tracking.addresses import adopted_run_id
     from pipeline.tracking.values import may_be_run
     from pipeline.training.pretrained import require_weights
 
-    if "MLFLOW_RUN_ID" in os.environ:
+    if adopted_run_id():
         return
     for group in ("model", "augment"):
         check_keys(group, getattr(config, group), getattr(config.choices, group))

@@ -387,7 +387,7 @@ def test_weights_of_a_run_are_those_of_its_own_saved_model(
     found = SimpleNamespace(id=run_id, model_uri="models:/m-1")
     saved = SimpleNamespace(folder=tmp_path / "model")
     monkeypatch.setattr(runs, "connect", lambda uri: None)
-    monkeypatch.setattr(runs, "find_run", lambda run, config: found)
+    monkeypatch.setattr(runs, "by_id", lambda client, given, key: found)
     monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
     monkeypatch.setattr(runs, "fetched", lambda uri, tracking: nullcontext(saved))
     given = runs.with_weights(replace(config, model={"weights": "abcdabcd"}))
