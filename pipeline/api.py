@@ -157,7 +157,7 @@ def evaluate(
     settings = config.evaluate
     predictor = _imported("pipeline.training.predictor")
     probabilities = predictor.predict(model, images, batch_size=settings.batch_size)
-    predictions = evaluating.predictions_of(images, probabilities, prepared)
+    predictions = prepared.predictions(images, probabilities)
     found: Evaluation = evaluating.evaluate(predictions, settings.metrics, settings.plots)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import load_raw, split_data
 from pipeline.data.values import Predictions, Prepared
-from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, with_report
 from pipeline.tracking.lifecycle import record
@@ -21,12 +22,11 @@ from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
-from pipeline.training.features import predicted, predicted_in_views, takes_images, whole
+from pipeline.training.features import Head, head_of, takes_images, whole
 from pipeline.training.leakage import leakage_of
+from pipeline.training.predictor import predict
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
-
-BySplit = dict[str, Predictions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +64,18 @@ def run(
     spent = progress.seconds if progress else None
     opened = record(config, folder, run_id=run_id, spent_s=spent, job=job)
     programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
-    with opened as recording, with_report(recording, config, wanted=job is None) as predictions:
+    with opened as recording, with_report(recording, config, wanted=job is None):
         prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared, programs)
-            summary = summarise(model, batch_size=config.train.batch_size)
-            recording.sizes.update(summary.metrics)
-            recording.save_text("model_summary.txt", str(summary))
+            recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
             listeners = (recording.log_epoch, *watchers)
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
-            recording.log(evaluation.draw_training(fitted, config.train.plots))
+            recording.log(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
-            predictions.update(_evaluate(fitted.model, prepared, config, recording))
+            predictions = _evaluate(fitted.model, prepared, config, recording)
         if config.evaluate.leakage:
             with recording.stage("leakage"):
                 recording.log(leakage_of(config, prepared, predictions.get("test"), folder))
@@ -100,7 +98,7 @@ def complete(
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
         predictions = _evaluate(model, prepared, config, recording)
-    describe_and_report(recording, began, predictions, report=config.evaluate.report)
+    describe_and_report(recording, began, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
@@ -122,23 +120,25 @@ def _load_data(
 
 def _evaluate(
     model: keras.Model, prepared: Prepared, config: Config, recording: Recording
-) -> BySplit:
-    settings, val = config.evaluate, {"val": prepared.val} if len(prepared.val) else {}
-    splits = val | ({"test": prepared.test} if settings.test else {})
-    predictions = {
-        key: evaluation.predictions_of(split, predicted(model, split, prepared, config), prepared)
-        for key, split in splits.items()
-    }
-    recording.save_arrays("predictions", evaluation.as_arrays(predictions))
+) -> dict[str, Predictions]:
+    settings = config.evaluate
+    splits = {"val": prepared.val} if len(prepared.val) else {}
+    splits |= {"test": prepared.test} if settings.test else {}
+
+    def predicted(head: Head | None = None, views: str | None = None) -> dict[str, Predictions]:
+        of = partial(predict, model, batch_size=settings.batch_size, head=head, views=views)
+        return {name: prepared.predictions(split, of(split)) for name, split in splits.items()}
+
+    predictions = predicted(head=head_of(model, prepared, config))
+    recording.save_predictions(predictions)
     if settings.test:
-        found = evaluation.evaluate(predictions["test"], settings.metrics, settings.plots)
-        recording.log(found)
-    views = predicted_in_views(model, splits, prepared, config)
-    recording.log(evaluation.alternative_metrics(predictions, views, settings))
+        recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))
+    views = predicted(views=settings.views) if settings.views else {}
+    recording.log(alternative_metrics(predictions, views, settings))
     return predictions
 
 
-def _result(run_id: str, predictions: BySplit, model_uri: str | None) -> Result:
+def _result(run_id: str, predictions: dict[str, Predictions], model_uri: str | None) -> Result:
     found = {f"{split}_accuracy": accuracy(of) for split, of in predictions.items()}
     none = dict.fromkeys(("val_accuracy", "test_accuracy"), float("nan"))
     return Result(run_id=run_id, model_uri=model_uri, **(none | found))

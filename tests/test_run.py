@@ -145,6 +145,7 @@ def test_the_metrics_of_the_contract_are_logged(ended: Ended) -> None:
         "time/images_per_s",
     } <= metrics.keys()
     assert not [name for name in metrics if "class_0" in name]  # a table has those
+    assert not [name for name in metrics if "/views/" in name]  # `evaluate.views` asks for those
     assert metrics["model/parameters"] == 28 * 28 * 10 + 10
     assert metrics["model/activations"] == 28 * 28 + 28 * 28 + 10  # scaling, flatten, output
     assert metrics["model/training_memory_mb"] > 0
@@ -396,7 +397,10 @@ def test_without_validation_images_the_result_line_says_nan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     all_in = ("dataset=digits", "model=linear", "train.epochs=1", "train.tensorboard=false")
-    ended = finished(tmp_path, capsys, *all_in, "preprocess.validation_size=0")
+    words = (*all_in, "preprocess.validation_size=0", "evaluate.views=flip")
+    ended = finished(tmp_path, capsys, *words)
     assert ended.said["val_accuracy"] == "nan"
+    found = {name for name in ended.run.data.metrics if "/views/" in name}
+    assert found == {"test/views/accuracy", "test/views/loss", "test/views/ece"}
     assert "val/loss" not in ended.run.data.metrics
     assert np.load(ended.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[2:]]

@@ -348,6 +348,15 @@ class Prepared:
             return self
         return replace(self, train=self.train.limited(limit), val=self.val.limited(limit))
 
+    def predictions(self, split: Split, probabilities: Array) -> Predictions:
+        """Combines a split of this data with probabilities f32[N,K] of a model for it."""
+        return Predictions(
+            split=split,
+            probabilities=probabilities,
+            class_names=self.class_names,
+            index=self.index,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:

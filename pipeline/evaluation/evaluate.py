@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.config.rules import function_named, short_name
-from pipeline.data.values import KEPT, Array, Evaluation, Fitted, Predictions, Prepared, Split
+from pipeline.data.values import KEPT, Array, Evaluation, Fitted, Predictions
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.slices import slices, slices_table
 
@@ -53,18 +53,14 @@ def _drawn(shown: Predictions | Fitted, plot_names: Sequence[str]) -> dict[str, 
 
 
 def alternative_metrics(
-    plain: Mapping[str, Predictions], views: Mapping[str, Array], settings: Evaluate
+    plain: Mapping[str, Predictions], views: Mapping[str, Predictions], settings: Evaluate
 ) -> Evaluation:
     """Accuracy, loss and calibration error by split, as `<split>/<way>/accuracy`.
 
-    `views` are probabilities f32[N,K] with test-time augmentation. If `settings` ask for it, finds
+    `views` are predictions with test-time augmentation. If `settings` ask for it, finds
     a temperature on the validation split and applies it to the test split.
     """
-    seen = {
-        split: replace(plain[split], probabilities=probabilities)
-        for split, probabilities in views.items()
-    }
-    measured = _measured("views", seen)
+    measured = _measured("views", views)
     if settings.temperature:
         value = best_temperature(plain["val"])
         test = {"test": at_temperature(plain["test"], value)} if "test" in plain else {}
@@ -124,25 +120,3 @@ def draw_training(fitted: Fitted, plot_names: Sequence[str]) -> Evaluation:
         metrics={"time/images_per_s": fitted.images_per_s} | best | kept,
         figures=_drawn(fitted, plot_names),
     )
-
-
-def predictions_of(split: Split, probabilities: Array, prepared: Prepared) -> Predictions:
-    """Combines a split with the probabilities f32[N,K] that a model gave for its images."""
-    return Predictions(
-        split=split,
-        probabilities=probabilities,
-        class_names=prepared.class_names,
-        index=prepared.index,
-    )
-
-
-def as_arrays(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
-    """Arrays to store for paired comparisons: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
-
-    `class_names` has one text per class.
-    """
-    arrays: dict[str, Array] = {}
-    for split, values in predictions.items():
-        arrays["class_names"] = np.array(values.class_names)
-        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probabilities}
-    return arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +15,6 @@ from pipeline.data.describe import describe, text
 from pipeline.data.load import data_folder, load_data
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
 from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
-from pipeline.evaluation.evaluate import predictions_of
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
@@ -36,48 +35,37 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def with_report(
-    recording: Recording, config: Config, *, wanted: bool
-) -> Iterator[dict[str, Predictions]]:
-    """Describes the run and writes its report, if `wanted` and `evaluate.report`.
+def with_report(recording: Recording, config: Config, *, wanted: bool) -> Iterator[None]:
+    """Describes the run after the block and writes its report, if `wanted` and `evaluate.report`.
 
-    Yields a mapping for the block's predictions. The report of a run that fails or is stopped shows
-    what exists by then, and the error.
+    The report of a run that fails or is stopped shows what exists by then, and the error.
     """
-    predictions: dict[str, Predictions] = {}
     wanted = wanted and config.evaluate.report
     try:
-        yield predictions
+        yield
     except BaseException as error:
         # Does not contact an unreachable store again.
         if wanted and not isinstance(error, STORE_ERRORS):
-            _at_least_try(recording, config, predictions, error)
+            _at_least_try(recording, config, error)
         raise
-    describe_and_report(recording, config, predictions, report=wanted)
+    describe_and_report(recording, config, report=wanted)
 
 
-def save_report(
-    recording: Recording,
-    config: Config,
-    predictions: Mapping[str, Predictions],
-    error: BaseException | None = None,
-) -> None:
+def save_report(recording: Recording, config: Config, error: BaseException | None = None) -> None:
     """Adds `report.html` to the artefacts; `config` is the configuration of the run."""
     with recording.stage("report"):
-        page = run_html(facts_of(recording, error), config, predictions)
+        page = run_html(facts_of(recording, error), config, recording.predictions)
         recording.save_text(REPORT_PAGE, page)
 
 
-def describe_and_report(
-    recording: Recording, config: Config, predictions: Mapping[str, Predictions], *, report: bool
-) -> None:
+def describe_and_report(recording: Recording, config: Config, *, report: bool) -> None:
     """Writes the `report`, if it is wanted, and describes the run in MLflow."""
     if report:
-        save_report(recording, config, predictions)
+        save_report(recording, config)
     run = recording.known()
     note = note_of_run(
         config,
-        predictions,
+        recording.predictions,
         parameters={**run.logged, **recording.sizes}.get("model/parameters"),
         command=run.command,
         report=REPORT_PAGE if report else None,
@@ -152,7 +140,7 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     stored = run.predictions()
     prepared = _data(config, str(run.fingerprint))
     return {
-        name: predictions_of(split, stored[f"{name}_probs"], prepared)
+        name: prepared.predictions(split, stored[f"{name}_probs"])
         for name, split in (("val", prepared.val), ("test", prepared.test))
         if f"{name}_probs" in stored
     }
@@ -169,15 +157,10 @@ def _data(config: Config, fingerprint: str) -> Prepared:
     return prepared
 
 
-def _at_least_try(
-    recording: Recording,
-    config: Config,
-    predictions: Mapping[str, Predictions],
-    error: BaseException,
-) -> None:
+def _at_least_try(recording: Recording, config: Config, error: BaseException) -> None:
     """Logs errors in a failed run's report instead of raising them: the first failure matters."""
     try:
-        save_report(recording, config, predictions, error)
+        save_report(recording, config, error)
     except Exception as another:
         log.warning("The failed run has no report: %s", one_line(another))
 

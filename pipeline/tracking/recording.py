@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from pipeline.config.schema import Tracking
-from pipeline.data.values import Array, Evaluation, Prepared
+from pipeline.data.values import Array, Evaluation, Predictions, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
 from pipeline.system.secrets import hide, hide_value
@@ -45,6 +45,7 @@ from pipeline.tracking.values import (
     LONGEST_PARAM,
     LONGEST_TAG,
     MODEL_URI,
+    PREDICTIONS,
     SIGNED,
     RecordedRun,
     Status,
@@ -93,7 +94,8 @@ class Recording:
     the run's journal, if it has one. `seconds` are the times of its stages. For a resumed run,
     `before` has its earlier metrics by name and step. `logged` are the metrics logged here, in
     order; `is_whole` says whether these are all metrics of the run. `sizes` are logged when the run
-    is closed, so that they come after the metrics that people want to see first.
+    is closed, so that they come after the metrics that people want to see first. `predictions` are
+    those logged here, by split.
     """
 
     id: str
@@ -104,6 +106,7 @@ class Recording:
     is_whole: bool = False
     logged: list[MetricPoint] = field(default_factory=list)
     sizes: dict[str, float] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
     outbox: Outbox | None = None
     records: list[Record] = field(default_factory=list)
 
@@ -265,9 +268,17 @@ class Recording:
         """Logs files immediately, under a folder of the artefacts."""
         self._put({"kind": FILES, "paths": list(map(str, files)), "below": folder})
 
-    def save_arrays(self, name: str, arrays: Mapping[str, Array]) -> None:
-        """Adds arrays of any shape and dtype but objects to the artefacts, as `<name>.npz`."""
-        with replacing(self._own() / f"{name}.npz") as path:
+    def save_predictions(self, predictions: Mapping[str, Predictions]) -> None:
+        """Adds `predictions.npz` to the artefacts, for paired comparisons.
+
+        It has `class_names`, and each split's `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
+        """
+        self.predictions.update(predictions)
+        arrays: dict[str, Array] = {}
+        for split, values in predictions.items():
+            arrays["class_names"] = np.array(values.class_names)
+            arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probabilities}
+        with replacing(self._own() / PREDICTIONS) as path:
             np.savez_compressed(path, allow_pickle=False, **arrays)
 
     def log_model(self, model: Any, prepared: Prepared) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from pipeline.data.values import Array, Features, Prepared, Split
 from pipeline.training.batches import needs_images
 from pipeline.training.build import build_model, loss_and_metrics
 from pipeline.training.precision import computes_in_float32, in_float32
-from pipeline.training.predictor import predict
 from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
 
 _BATCH = 32  # images at once: a backbone needs about 20 MB for each
@@ -81,28 +80,6 @@ def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | No
         model=_separate(model),
         features=[(images, _cached(place, described, backbone, images)) for images in packed],
     )
-
-
-def predicted(model: keras.Model, split: Split, prepared: Prepared, config: Config) -> Array:
-    """Predicts probabilities f32[N,K] of a split of `prepared`, from cached features if it can."""
-    head, size = head_of(model, prepared, config), config.evaluate.batch_size
-    if head is None:
-        return predict(model, split, batch_size=size)
-    return predict(head.model, head.of(split), batch_size=size)
-
-
-def predicted_in_views(
-    model: keras.Model, splits: Mapping[str, Split], prepared: Prepared, config: Config
-) -> dict[str, Array]:
-    """Predicts probabilities f32[N,K] of each of `splits`, with test-time augmentation.
-
-    Empty without `evaluate.views`.
-    """
-    views, size = config.evaluate.views, config.evaluate.batch_size
-    if views is None:
-        return {}
-    entire = whole(model, prepared, config)
-    return {key: predict(entire, one, batch_size=size, views=views) for key, one in splits.items()}
 
 
 def takes_images(model: keras.Model) -> bool:

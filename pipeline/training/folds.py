@@ -14,7 +14,8 @@ from pipeline.data.values import Array, Prepared, Split
 from pipeline.system.errors import RequestError
 from pipeline.system.files import remove
 from pipeline.training.build import build_model
-from pipeline.training.features import predicted
+from pipeline.training.features import head_of
+from pipeline.training.predictor import predict
 from pipeline.training.train import train
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
             ).model
         finally:
             remove(place, ignore_errors=True)
-        probabilities[held] = predicted(model, part.test, part, settings)
+        head, size = head_of(model, part, settings), config.evaluate.batch_size
+        probabilities[held] = predict(model, part.test, batch_size=size, head=head)
         known[held] = np.isin(labels[held], part.train.labels)
     return OutOfFold(split=everything, probabilities=probabilities, fold=fold, known=known)
 

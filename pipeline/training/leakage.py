@@ -13,7 +13,8 @@ from pipeline.data.grouping import held_out
 from pipeline.data.values import Evaluation, Predictions, Prepared, Split
 from pipeline.system.files import remove
 from pipeline.training.build import build_model
-from pipeline.training.features import predicted
+from pipeline.training.features import head_of
+from pipeline.training.predictor import predict
 from pipeline.training.train import train
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
         model = train(build_model(config, drawn, checked=True), drawn, config, folder, ()).model
     finally:
         remove(folder, ignore_errors=True)
-    probabilities = predicted(model, drawn.test, drawn, config)
+    head, size = head_of(model, drawn, config), config.evaluate.batch_size
+    probabilities = predict(model, drawn.test, batch_size=size, head=head)
     return Predictions(
         split=drawn.test, probabilities=probabilities, class_names=prepared.class_names
     )

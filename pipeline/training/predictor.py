@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -12,6 +13,9 @@ import tensorflow as tf
 
 from pipeline.data.values import Array, Shape, Split, flaw_in, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
+
+if TYPE_CHECKING:
+    from pipeline.training.features import Head
 
 PredictFunction = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
 
@@ -64,16 +68,24 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
 
 
 def predict(
-    model: keras.Model, split: Split, *, batch_size: int, views: str | None = None
+    model: keras.Model,
+    split: Split,
+    *,
+    batch_size: int,
+    head: Head | None = None,
+    views: str | None = None,
 ) -> Array:
     """Predicts probabilities f32[N,K] for the images of a split, in batches.
 
-    With `views` they are means over copies of each image: `flip` adds the mirrored image,
+    A model with a `head` predicts from the features of the images. Without one, probabilities with
+    `views` are means over copies of each image: `flip` adds the mirrored image,
     `flip_and_shift` also both moved by a pixel up and left, and down and right.
 
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.
     """
+    if head is not None:
+        model, split = head.model, head.of(split)
     forward, size = predictor(model), images_at_once(split.images.shape[1:], batch_size)
     if views is None:
         return np.concatenate([forward(images) for images in split.batches(size)])

@@ -12,6 +12,8 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.values import Evaluation
+
 MB = 1e6
 
 
@@ -41,13 +43,14 @@ class ModelSummary:
     memory: dict[str, int]
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The totals by their MLflow names."""
-        return {
+    def recorded(self) -> Evaluation:
+        """What a run records of it: the totals as metrics, and all of it as a text."""
+        totals = {
             "model/parameters": self.parameters,
             "model/activations": self.activations,
             "model/training_memory_mb": sum(self.memory.values()) / MB,
         }
+        return Evaluation(metrics=totals, texts={"model_summary.txt": str(self)})
 
     def __str__(self) -> str:
         console = Console(

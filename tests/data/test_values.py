@@ -84,6 +84,13 @@ def test_a_selection_of_a_split_shares_its_images() -> None:
     assert (selected.rows.tolist(), selected.labels.tolist()) == ([2, 3], [2, 3])
 
 
+def test_of_a_limited_number_of_images_there_are_as_many_of_each_class_in_their_order() -> None:
+    images, labels = np.zeros((7, 1, 1, 1), np.uint8), np.array([0, 0, 0, 0, 1, 2, 1], np.int32)
+    split = Split(images=images, labels=labels)
+    assert split.limited(4).rows.tolist() == [0, 1, 4, 5]
+    assert split.limited(9).rows.tolist() == [*range(7)]
+
+
 def test_rows_of_a_packed_array_have_the_fingerprint_of_the_images_themselves() -> None:
     names = ("a", "b", "c", "d", "e")
     viewed = RawData(train=rows_of(3, 1), test=rows_of(4, 0), class_names=names, source="s")
@@ -147,6 +154,24 @@ def prepared(**changes: Any) -> Prepared:
 def test_prepared_data_may_have_no_validation_images_and_knows_its_shape() -> None:
     assert len(prepared().val) == 0
     assert prepared().image_shape == (2, 3, 1)
+
+
+def test_a_limit_holds_for_training_and_validation_and_the_test_split_stays_whole() -> None:
+    data = prepared(val=split([0, 1]), test=split([0, 1, 1]))
+    few = data.limited(1)
+    assert (len(few.train), len(few.val), len(few.test)) == (1, 1, 3)
+    assert data.limited(None) is data
+
+
+def test_a_division_selects_by_position_and_leaves_a_validation_split_of_the_source() -> None:
+    statistic, own = np.zeros(1, np.float32), split([0])
+    division = {"train": np.array([2, 0]), "val": np.array([1]), "mean": statistic}
+    division |= {"std": statistic + 1}
+    made = RAW.divided(division, cached=True)
+    assert (made.train.rows.tolist(), made.val.rows.tolist()) == ([2, 0], [1])
+    assert made.train.images is RAW.train.images
+    assert (made.test, made.std, made.cached) == (RAW.test, division["std"], True)
+    assert replace(RAW, val=own).divided(division).val is own
 
 
 def test_statistics_of_another_shape_or_dtype_are_refused() -> None:

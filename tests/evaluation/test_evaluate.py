@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from pipeline.data.values import Fitted, Predictions, Split
 from pipeline.evaluation import metrics
 from pipeline.evaluation.evaluate import (
     alternative_metrics,
-    as_arrays,
     at_temperature,
     best_temperature,
     draw_training,
@@ -109,17 +107,6 @@ def test_an_unknown_name_does_not_pass_silently() -> None:
         evaluate(MADE, ["acuracy"], [])
 
 
-def test_labels_and_probabilities_of_each_split_are_stored_under_its_name() -> None:
-    arrays: dict[str, Any] = as_arrays({"val": MADE, "test": MADE})
-    assert list(arrays) == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
-    assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
-    assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
-    np.testing.assert_array_equal(arrays["val_labels"], MADE.labels)
-    np.testing.assert_array_equal(arrays["test_probs"], MADE.probabilities)
-    assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
-    assert as_arrays({}) == {}
-
-
 def test_augmented_images_are_drawn_beside_the_plots_that_are_wanted() -> None:
     some = replace(fitted(None), augmented=np.zeros((2, 3, 4, 4, 1), np.uint8))
     assert set(draw_training(some, ["loss"]).figures) == {"loss", "augmentation"}
@@ -166,7 +153,7 @@ def test_figures_beside_the_plain_ones_name_the_split_and_the_way() -> None:
     both, asked = {"val": val, "test": test}, configured("evaluate.temperature=true").evaluate
     other = at_temperature(test, 0.5)
     assert alternative_metrics(both, {}, configured().evaluate).metrics == {}
-    measured = alternative_metrics(both, {"test": other.probabilities}, asked).metrics
+    measured = alternative_metrics(both, {"test": other}, asked).metrics
     value = best_temperature(val)
     warmed = at_temperature(test, value)
     assert measured == {

@@ -172,7 +172,7 @@ def test_a_run_that_ends_badly_has_a_report_as_far_as_it_got(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.evaluation.evaluate.predictions_of", fail)
+    monkeypatch.setattr("pipeline.data.values.Prepared.predictions", fail)
     with inside(tmp_path):
         with pytest.raises(type(error)):
             run(configured(*SMALL), tmp_path / "outputs")
@@ -238,7 +238,7 @@ def test_what_a_killed_run_left_is_brought_home_with_a_report(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.evaluation.evaluate.predictions_of", killed)
+    monkeypatch.setattr("pipeline.data.values.Prepared.predictions", killed)
     with inside(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(configured(*SMALL, *words), tmp_path / "outputs")

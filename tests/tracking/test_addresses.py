@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
-import numpy as np
 import pytest
 
 from pipeline.system.errors import RequestError
@@ -27,6 +26,7 @@ from pipeline.tracking.runs import find_run, find_sweep, find_trained
 from pipeline.verbs.compare.choice import named_runs
 from tests.commands import QUICK, configured, inside, pipeline
 from tests.stress.matrix import matrix
+from tests.tracking.test_recording import predictions
 from tests.verbs.doctor.test_command import without_tensorflow
 
 NAMES = [
@@ -101,7 +101,7 @@ def test_what_a_run_writes_is_found_again_and_nothing_lies_elsewhere(
         config = configured(*QUICK, f"tracking.experiment='{name}'")
         with record(config, folder / "outputs") as recording:
             recording.save_text("note.txt", "hello")
-            recording.save_arrays("predictions", {"test_labels": np.zeros(3)})
+            recording.save_predictions({"test": predictions(0, 1, 1)})
         run = find_run(recording.id, config)
         assert run.experiment == name
         assert run.text("note.txt") == "hello"

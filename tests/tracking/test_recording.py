@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Config
+from pipeline.data.values import Predictions, Split
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.lifecycle import record
@@ -52,13 +53,29 @@ def test_a_tag_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_path: 
     assert tags["fits"] == "y" * LONGEST_TAG
 
 
-def test_arrays_come_back_as_they_were(config: Config, tmp_path: Path) -> None:
-    probabilities = np.array([[0.25, 0.75]], np.float32)
+def predictions(*labels: int) -> Predictions:
+    pixels = np.zeros((len(labels), 1, 1, 1), np.uint8)
+    return Predictions(
+        split=Split(images=pixels, labels=np.array(labels, np.int32)),
+        probabilities=np.tile(np.array([0.25, 0.75], np.float32), (len(labels), 1)),
+        class_names=("T-shirt/top", "bag"),
+    )
+
+
+def test_labels_and_probabilities_of_each_split_are_stored_under_its_name(
+    config: Config, tmp_path: Path
+) -> None:
+    made = {"val": predictions(1, 0), "test": predictions(0)}
     with record(config, tmp_path) as recording:
-        recording.save_arrays("predictions", {"test_probs": probabilities})
-    with np.load(artefacts(recording) / "predictions.npz") as loaded:
-        np.testing.assert_array_equal(loaded["test_probs"], probabilities)
-        assert loaded["test_probs"].dtype == np.float32
+        recording.save_predictions(made)
+    assert recording.predictions == made
+    with np.load(artefacts(recording) / "predictions.npz") as arrays:
+        assert [*arrays] == ["class_names", "val_labels", "val_probs", "test_labels", "test_probs"]
+        assert arrays["class_names"].tolist() == ["T-shirt/top", "bag"]
+        assert arrays["class_names"].dtype.kind == "U", "texts that load without pickle"
+        np.testing.assert_array_equal(arrays["val_labels"], [1, 0])
+        np.testing.assert_array_equal(arrays["test_probs"], [[0.25, 0.75]])
+        assert (arrays["val_labels"].dtype, arrays["val_probs"].dtype) == (np.int32, np.float32)
 
 
 def test_a_run_through_a_server_is_recorded_whole(tmp_path: Path) -> None:

@@ -16,14 +16,8 @@ import pytest
 
 from pipeline.data.values import Prepared, Split
 from pipeline.training.build import loss_and_metrics
-from pipeline.training.features import (
-    Head,
-    head_of,
-    predicted,
-    predicted_in_views,
-    takes_images,
-    whole,
-)
+from pipeline.training.features import Head, head_of, takes_images, whole
+from pipeline.training.predictor import predict
 from pipeline.training.pretrained import FEATURES
 
 pytestmark = pytest.mark.slow
@@ -61,14 +55,13 @@ def network(*, frozen: bool = True) -> keras.Model:
     return model
 
 
-def config(folder: Path, views: str | None = None, **model: Any) -> Any:
+def config(folder: Path, **model: Any) -> Any:
     return SimpleNamespace(
         data_dir=str(folder),
         choices=SimpleNamespace(dataset="noise"),
         model={"trainable": "head", **model},
         augment={"_target_": None},
         train=SimpleNamespace(teacher=None),
-        evaluate=SimpleNamespace(batch_size=7, views=views),
     )
 
 
@@ -110,9 +103,8 @@ def test_a_head_predicts_what_the_whole_does_and_shares_its_layers(tmp_path: Pat
     assert not takes_images(found.model)
     assert whole(model, PREPARED, settings) is model
     expected = model.predict(PREPARED.test.batch(0, 10), verbose=0)
-    np.testing.assert_allclose(
-        predicted(model, PREPARED.test, PREPARED, settings), expected, atol=1e-6
-    )
+    probabilities = predict(model, PREPARED.test, batch_size=7, head=found)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert found.model.layers[-1] is model.layers[-1]
     assert found.model.optimizer is model.optimizer
 
@@ -133,8 +125,3 @@ def test_where_the_features_change_there_is_no_head(tmp_path: Path) -> None:
     settings.train.teacher = "abcd"
     assert head_of(network(), PREPARED, settings) is None
     assert not list(tmp_path.iterdir())
-
-
-def test_without_views_nothing_is_predicted_in_them(tmp_path: Path) -> None:
-    splits = {"test": PREPARED.test}
-    assert predicted_in_views(network(), splits, PREPARED, config(tmp_path)) == {}

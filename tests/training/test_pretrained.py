@@ -28,6 +28,7 @@ from pipeline.training import features, models, pretrained
 from pipeline.training.build import build_model, loss_and_metrics
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.fused import fused_updates
+from pipeline.training.predictor import predict
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
@@ -186,7 +187,8 @@ def test_a_head_trains_on_features_that_are_computed_once(
     model, test = first.model, PREPARED.test
     assert model.input_shape == (None, 6, 6, 1)
     np.testing.assert_array_equal(model.get_layer("base").kernel, small().get_layer("base").kernel)
-    probs = features.predicted(model, test, PREPARED, config)
+    head = features.head_of(model, PREPARED, config)
+    probs = predict(model, test, batch_size=7, head=head)
     np.testing.assert_allclose(probs, model(test.batch(0, 20), training=False), atol=1e-6)
     kernel = first.untrained().get_layer("probabilities").kernel
     np.testing.assert_array_equal(kernel, small().get_layer("probabilities").kernel)

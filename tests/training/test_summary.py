@@ -60,7 +60,7 @@ def test_memory_counts_every_byte_of_a_training_step(optimizer: object, slots: i
 
 def test_the_totals_carry_the_names_of_the_run() -> None:
     summary = summarise(tiny(keras.optimizers.Adam()), batch_size=5)
-    assert summary.metrics == {
+    assert summary.recorded.metrics == {
         "model/parameters": 38,
         "model/activations": 18,
         "model/training_memory_mb": pytest.approx((4 * 38 * 4 + 2 * 4 * 5 * 18 + 30) / 1e6),
