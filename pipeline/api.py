@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.verbs.compare.comparison import Comparison
     from pipeline.verbs.promote.promote import Decision
 
+WITH_KEYS = ("audit", "compare", "promote")  # verbs whose keys the function takes
+
 
 def compose(*overrides: str) -> Config:
     """The checked configuration for words such as `model=cnn` and `train.epochs=5`.
@@ -293,7 +295,7 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
         if not isinstance(word, str) or word.startswith("-"):
             raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
     register(requests(), of={verb})
-    refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=True))
+    refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=WITH_KEYS))
     words = addressed(overrides, "run", None)
     with _in_our_words(ValueError):  # as Hydra calls a header that it cannot read
         check_words(words, multirun=False)

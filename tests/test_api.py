@@ -88,7 +88,7 @@ def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
     ("word", "says"),
     [
         ("train.epoch=3", "train.epoch: no such key; did you mean epochs?"),
-        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1"),
+        ("train.epochs=0", "train.epochs: must be at least 1"),
         ("model=cnnn", "model=cnnn: no such choice; did you mean cnn?"),
         ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
         ("--multirun", "--multirun: settings are written key=value"),

@@ -23,7 +23,7 @@ from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
-NOT_OFFERED = ("hydra", "choices", "run_id")  # never meant by a mistyped key
+NOT_OFFERED = ("hydra", "choices", "run_id", "_target_")  # never meant by a mistyped key
 _WAYS = {  # OmegaConf's description of a value: how such values are written
     "is not a valid bool": "; write true or false",
     "could not be converted to Integer": "; write a whole number, as in 5",
@@ -133,9 +133,11 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         parent = error.parent_node
         known = [name for name in _keys(parent) if name not in NOT_OFFERED]
-        if isinstance(parent, DictConfig) and not known:
-            return f"{key}: no such key yet; add it with +{key}=…"
         prefix, _, last = key.rpartition(".")
+        if isinstance(parent, DictConfig) and not known:
+            if "_target_" in parent:
+                return f"{key}: no such key; this choice of {prefix} has none"
+            return f"{key}: no such key yet; add it with +{key}=…"
         place = f" of {prefix}" if prefix else ""
         if (meant := _key_meant(asked or key, parent)) is None:
             return f"{key}: no such key; {choose(last, sorted(known))}{place}"

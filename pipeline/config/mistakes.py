@@ -76,8 +76,8 @@ class Command:
     """The setting that the verb cannot do without, although its default is null, as an example."""
     first: str = ""
     """The key of a first word that has none."""
-    python: bool = False
-    """Whether it is a call of `pipeline.compose`."""
+    python: Collection[str] = ()
+    """Of a call of `pipeline.compose`: the verbs whose keys a function of that name takes."""
     folders: Sequence[Path] = ()
     """Further folders in which the user's configuration files are searched."""
 
@@ -212,9 +212,9 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
     if key.startswith("hydra.sweeper.params"):
         raise RequestError(f"{word}: what to try is written KEY=A,B, as in -m seed=0,1")
     if not command.multirun and (what := _of_sweeps(key)):
-        what = what if "=" not in what else bare
+        what = what if "=" not in what else "it" if command.python else bare
         if command.python:
-            how = "start it on the command line: python -m pipeline -m …"
+            how = "leave it out, for compose describes one run"
         elif command.verb == "run":
             how = "add -m"
         else:
@@ -225,7 +225,8 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
         if command.python:
             name, _, value = setting.partition("=")
             how = f"pipeline.{group}(…, {name}={value})" if "." in bare else f"pipeline.{group}"
-            raise RequestError(f"{word}: no setting of a run; it belongs to {how}")
+            how = how if group in command.python else f"the verb {group}"
+            raise RequestError(f"{word} is not a setting of a run; it belongs to {how}")
         example = f"python -m pipeline {group} {setting}" if "." in bare else group
         raise RequestError(f"{word} has no effect on {command.verb}; it belongs to {example}")
 
@@ -542,7 +543,7 @@ def _a_list(setting: _Setting) -> str:
 
 def _several(word: str, value: str, hint: Any, command: Command) -> str:
     if command.python:
-        return "several values make a sweep: python -m pipeline -m …; compose takes one"
+        return "several values make a sweep; compose describes one run, so give it one"
     if command.verb != "run":
         return f"several values make a sweep of runs; {command.verb} takes one"
     decimal = re.fullmatch(r"(-?\d+),(\d+)", value)

@@ -7,9 +7,9 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -17,6 +17,9 @@ from pipeline.config import trusted
 from pipeline.config.guesses import letters_of
 from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,7 +32,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 def _count_or_share(value: int | float) -> int | float:
     if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):
-        raise ValueError("Input should be greater than or equal to 0, or a share between 0 and 1")
+        raise ValueError("must be a whole number from 0, or a share between 0 and 1")
     return int(value) if value == int(value) else value
 
 
@@ -118,6 +121,17 @@ def ending_in(*endings: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def matching(pattern: str, what: str) -> AfterValidator:
+    """A rule for a text: the whole of it matches a regular expression, which `what` says."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return AfterValidator(check)
+
+
 def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
     """A rule for a name: a public function of `module` from `takes` to one of `gives`.
 
@@ -170,21 +184,107 @@ def short_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+# What pydantic found, by the type of its error; words for which go on from "must be" are below.
+_LIMITS = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "a finite number",
+}
+_LENGTHS = {
+    "too_short": "must hold at least {min_length}",
+    "too_long": "must hold at most {max_length}",
+    "string_too_short": "must have at least {min_length} letters",
+    "string_too_long": "must have at most {max_length} letters",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    **dict.fromkeys(("list", "tuple", "set"), "a list"),
+    **dict.fromkeys(("dict", "mapping", "dataclass", "model"), "a mapping of keys to values"),
+}
+
+
 def broken_rules(error: ValidationError, prefix: str = "") -> str:
     """One line per refused value: its key, the rule, and the given value."""
+    problems = [(_place(problem), problem) for problem in error.errors()]
+    apt = [place for place, problem in problems if not _kind_of(problem)]
     lines: dict[tuple[str, str], list[str]] = {}
-    for problem in error.errors():
-        place = [str(part) for part in problem["loc"] if not _is_of_a_union(part)]
-        key = ".".join((*filter(None, [prefix]), *place))
-        rule = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            rule = "no such parameter"
-        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        lines.setdefault((key, given), []).append(rule)
-    return "\n".join(
-        f"{key}: {' or '.join(dict.fromkeys(rules))}{given}"
-        for (key, given), rules in lines.items()
-    )
+    for place, problem in problems:
+        # Of several types (`int | tuple[int, int]`) the one that the value was meant to have.
+        if _kind_of(problem) and any(other[: len(place)] == place for other in apt):
+            continue
+        rule, given, key = _rule(problem), f" (got {problem['input']!r})", place
+        if problem["type"] == "missing" and not _misses_item(problem):
+            given = ""
+        elif key and isinstance(key[-1], int) and isinstance(problem["input"], str):
+            rule = _with_item(problem["input"], rule)  # better named by itself than by its place
+            given, key = "", key[:-1]
+        name = ".".join([*filter(None, [prefix]), *map(str, key)])
+        lines.setdefault((name, given), []).append(rule)
+    return "\n".join(f"{key}: {_joined(rules)}{given}" for (key, given), rules in lines.items())
+
+
+def _place(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys and positions that lead to a value; a list's own if it has too few items."""
+    place = tuple(part for part in problem["loc"] if not _is_of_a_union(part))
+    return place[:-1] if _misses_item(problem) else place
+
+
+def _misses_item(problem: ErrorDetails) -> bool:
+    return problem["type"] == "missing" and isinstance(problem["loc"][-1], int)
+
+
+def _kind_of(problem: ErrorDetails) -> str | None:
+    """What a value of the wrong type must be; None for a value of the right type."""
+    found = re.fullmatch(r"([a-z]+)_(type|parsing|parsing_size|from_float)", problem["type"])
+    return _KINDS.get(found[1]) if found else None
+
+
+def _rule(problem: ErrorDetails) -> str:
+    """The rule that a value breaks, in our words."""
+    kind, type_of_error = _kind_of(problem), problem["type"]
+    limits = {
+        name: f"{int(one) if isinstance(one, float) and one == int(one) else one}"
+        for name, one in problem.get("ctx", {}).items()
+        if isinstance(one, int | float)
+    }
+    if kind or type_of_error in _LIMITS:
+        return "must be " + (kind or _LIMITS[type_of_error].format(**limits))
+    if type_of_error in _LENGTHS:
+        return _LENGTHS[type_of_error].format(**limits)
+    if _misses_item(problem):
+        return f"must hold {int(problem['loc'][-1]) + 1}"
+    if type_of_error == "missing":
+        return "needs a value"
+    if type_of_error in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "no such parameter"
+    rule = problem["msg"].removeprefix("Value error, ")
+    return re.sub(r"^(Input|Value) should ", "must ", rule)
+
+
+def _with_item(item: str, rule: str) -> str:
+    if rule.startswith("must "):
+        return f"{item!r} {rule}"
+    if rule.startswith(("choose ", "did you mean ")):
+        return f"no {item!r}; {rule}"
+    return rule if item in rule else f"{item!r}: {rule}"
+
+
+def _joined(rules: Sequence[str]) -> str:
+    """Rules of which one must be kept, as of a key with several types."""
+    *_, last = rules
+    if last.startswith("must hold "):  # of a list; pydantic tells of each missing item
+        return f"{last} {'value' if last.endswith(' 1') else 'values'}"
+    ends = [*dict.fromkeys(rule.removeprefix("must be ") for rule in rules)]
+    if "a number" in ends and "a whole number" in ends:
+        ends.remove("a whole number")
+    if all(rule.startswith("must be ") for rule in rules):
+        return f"must be {' or '.join(ends)}"
+    return " or ".join(dict.fromkeys(rules))
 
 
 def _is_of_a_union(part: int | str) -> bool:

@@ -145,12 +145,12 @@ class Tracking:
 
 @dataclass
 class Check:
-    """A check of a data set."""
+    """A property of a data set that is measured before training, and a limit for it."""
 
     action: Annotated[str, one_of("refuse", "warn", "ignore")] = MISSING
     """What to do beyond the limit."""
     limit: Annotated[float, Field(ge=0)] = MISSING
-    """Value that is still accepted."""
+    """Value that is still accepted, in the unit of the check: images, a ratio, or a share (0–1)."""
 
 
 @dataclass

@@ -332,7 +332,7 @@ def _required(path: str | None, what: str) -> str:
 
 
 def _of_archive(given: Mapping[str, Any], published: tuple[str, str]) -> Any:
-    """What determines the content: the checksum of the published archive, or the user's files."""
+    """The key of the content: checksum of the published archive, or states of the user's files."""
     if given["path"] is None:
         return [published[1], given.get("labels")]
     return stamped({name: value for name, value in given.items() if name != "download"})

@@ -151,7 +151,7 @@ def _without_columns(path: str, listed: Table, needed: str) -> RequestError:
 
 
 def _readings(name: str, root: str) -> list[str]:
-    """Ways to read a name of a list: without the root, without a spreadsheet's apostrophe."""
+    """The file names that an entry of a list may mean: without root, apostrophe, or with `./`."""
     roots = (root, str(Path(root).absolute()), str(Path(root).resolve()))
     inside = [name[len(one) :].lstrip("/") for one in roots if name.startswith(f"{one}/")]
     return [one for way in (name, *inside) for one in (way, way.removeprefix("'"), f"./{way}")]

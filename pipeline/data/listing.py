@@ -440,7 +440,7 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
 
 
 def _united_by_form(tree: _Tree, layout: _Layout) -> Iterator[str]:
-    """Names classes of several folders, whose names look the same."""
+    """Notes which classes consist of several folders whose names look alike."""
     for side, _ in layout.sides:
         for name, count in Counter(map(_text, tree.below[side])).items():
             if count > 1:

@@ -86,7 +86,7 @@ def audited_labels(labels: Array, probabilities: Array, known: Array) -> LabelAu
         found = cleanlab_filter.find_label_issues(given, among, filter_by=METHOD, n_jobs=1)
         quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")
     wrong, of_all = np.zeros(len(labels), bool), np.ones(len(labels), np.float32)
-    # Without a class to propose instead there is nothing to look at.
+    # Only where the model prefers another class is there one to propose.
     wrong[places] = found & (probabilities[places].argmax(axis=1) != labels[places])
     of_all[places] = quality
     return LabelAudit(

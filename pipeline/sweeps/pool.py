@@ -202,7 +202,7 @@ def _inherited(threads: int) -> Iterator[None]:
     Values that the user has set stay.
     """
     added = [name for name in THREAD_VARIABLES if name not in os.environ]
-    resource_tracker.ensure_running()  # starting it later would unblock the signals
+    resource_tracker.ensure_running()  # its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     os.environ.update(dict.fromkeys(added, str(threads)))
     try:

@@ -96,7 +96,7 @@ class ScheduleFree(keras.optimizers.Optimizer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def _risen(self, step: Any) -> Any:
-        """The share of the rate in warm-up."""
+        """The fraction of the learning rate that a step of the warm-up has reached."""
         return ops.minimum(step / max(self.warmup_steps, 1), 1.0)
 
     def _sum_of_squares(self, step: Any) -> Any:

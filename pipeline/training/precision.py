@@ -48,7 +48,7 @@ def require_sensible(precision: str) -> None:
 def best_for(model: keras.Model) -> str:
     """The precision that `auto` means: bfloat16 if that was measured to be faster, else float32.
 
-    It was for networks of ordinary convolutions on a CPU with AVX512_BF16.
+    It was faster for networks of ordinary convolutions on a CPU with AVX512_BF16.
     """
     plain = any(
         type(layer) is keras.layers.Conv2D and layer.name != WHITENING

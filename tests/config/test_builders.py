@@ -43,12 +43,12 @@ def test_a_leaf_is_checked_and_its_values_converted() -> None:
 @pytest.mark.parametrize(
     ("group", "leaf", "said"),
     [
-        ("dataset", SYNTHETIC | {"noise": -1}, "dataset.noise: Input should be greater than"),
+        ("dataset", SYNTHETIC | {"noise": -1}, "dataset.noise: must be at least 0"),
         ("dataset", SYNTHETIC | {"nois": 1}, "dataset.nois: no such parameter"),
         ("dataset", {"_target_": "os.system"}, r"dataset._target_: 'os.system' is not allowed"),
         ("dataset", {"_target_": None}, "dataset._target_: None is not allowed"),
         ("model", {"_target_": "mine.net"}, r"add trusted_modules=\[mine\]"),
-        ("optimizer", {"_target_": "keras.optimizers.Adam"}, "learning_rate: Field required"),
+        ("optimizer", {"_target_": "keras.optimizers.Adam"}, "learning_rate: needs a value"),
         ("optimizer", {"_target_": "keras.optimizers.Ftrl"}, "'keras.optimizers.Ftrl' is not all"),
     ],
 )

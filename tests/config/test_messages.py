@@ -66,6 +66,16 @@ def test_a_misspelt_group_is_met_with_the_nearest() -> None:
     assert complaint("modle=cnn").startswith("modle: no such key; did you mean model? choose one")
 
 
+def test_the_builder_of_a_choice_is_no_key_to_choose() -> None:
+    assert complaint("model.foo=1") == (
+        "model.foo: no such key; "
+        "choose one of activation, batch_norm, dropout, hidden, residual of model"
+    )
+    assert complaint("schedule.foo=1") == (
+        "schedule.foo: no such key; this choice of schedule has none"
+    )
+
+
 def test_a_key_for_an_empty_mapping_is_told_how_to_be_added() -> None:
     assert complaint("tracking.tags={owner: me}") == (
         "tracking.tags.owner: no such key yet; add it with +tracking.tags.owner=…"

@@ -290,7 +290,18 @@ def test_a_file_of_ones_own_is_among_the_choices(
     ("word", "told"),
     [
         ("seed=0,1", "several values make a sweep"),
-        ("sweep.preview=true", "only a sweep has sweep.preview; start it on the command line"),
+        (
+            "sweep.preview=true",
+            "only a sweep has sweep.preview; leave it out, for compose describes",
+        ),
+        (
+            "hydra/launcher=ray",
+            "hydra/launcher=ray: only a sweep has it; leave it out, for compose",
+        ),
+        (
+            "drift.path=new",
+            "drift.path=new is not a setting of a run; it belongs to the verb drift",
+        ),
         ("promote.force=True", r"it belongs to pipeline.promote\(…, force=True\)"),
         ("train.patience=None", "write null"),
         ("augment=null", "write augment=none"),

@@ -121,7 +121,7 @@ def test_weights_that_are_not_installed_are_named_with_the_command_that_installs
             "model.unfreeze_epochs=5 leaves the backbone frozen in all 5 epochs; set it below",
         ),
         ("model.trainable=half", "model.trainable: choose one of head, top, all"),
-        ("model.variant=3", "model.variant: Input should be less than or equal to 2"),
+        ("model.variant=3", "model.variant: must be at most 2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_model_is_built(

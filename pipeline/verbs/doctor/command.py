@@ -79,7 +79,7 @@ def _bring_home(config: Config, run_id: str) -> None:
 
 
 def _recorded(config: Config, request: Doctor, made: list[dict[str, Owner]]) -> Iterator[Finding]:
-    """Checks the store and its runs; adds the runs by their folders to `made`."""
+    """Checks the store and its runs; appends to `made` which run each folder belongs to."""
     from pipeline.tracking.lifecycle import send_waiting
     from pipeline.verbs.doctor import orphans
     from pipeline.verbs.doctor import store as health

@@ -8,10 +8,13 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.config.rules import Count, Positive
+from pipeline.config.rules import Count, Positive, matching
 from pipeline.verbs import OF_RUNS, Verb
 
-HostName = Annotated[str, Field(pattern=r"^([\w-]+(\.[\w-]+)*|[0-9a-fA-F:]*:[0-9a-fA-F:.]*)$")]
+HostName = Annotated[
+    str,
+    matching(r"[\w-]+(\.[\w-]+)*|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", "a host name or an IP address"),
+]
 
 
 @dataclass

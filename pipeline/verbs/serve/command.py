@@ -55,7 +55,7 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
     with _bound(settings.host, settings.port) as listener:
         access = _access(settings, listener.getsockname()[0].partition("%")[0], token)
         app = _application(uri, settings, config.tracking, folder, access)
-        with _told_where(settings.host, settings.port):  # two may bind it, one can listen
+        with _told_where(settings.host, settings.port):  # another may be bound to it, too
             listener.listen(BACKLOG)
         _announce(_address(listener, settings.host), app.state.served, access)
         _run(app, listener)
