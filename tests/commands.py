@@ -230,6 +230,7 @@ def trace_plainly() -> None:
         tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+@cache  # a forked worker has what its fork server has parsed
 def parse_once() -> None:
     """Caches parsed files, since parsing takes a fifth of the time of composing."""
     known: dict[tuple[object, ...], Callable[[], Any]] = {}
@@ -247,6 +248,7 @@ def parse_once() -> None:
     OmegaConf.load = load  # type: ignore[method-assign]
 
 
+@cache
 def choose_once() -> None:
     """Makes Hydra keep what it composes from a choice of packaged files: most of its time.
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.stores import MADE_ONCE, copy_tables
 from tests.stress.matrix import SHARE
 from tests.warm import share_forks
 
+gc.disable()  # until all tests are collected
 configure_libraries()  # the tests import modules of ours by themselves
 parse_once()
 choose_once()
@@ -46,13 +48,14 @@ LONGEST = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets pytest-xdist's workers share one fork server, if there will be slow tests."""
-    workers = config.getoption("numprocesses", None)
-    if workers and not hasattr(config, "workerinput") and "not slow" not in config.option.markexpr:
+    """Forks pytest-xdist's workers from one fork server, which imports the libraries once."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         # The fork server makes the store that all of them copy.
         folder = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         os.environ[MADE_ONCE] = str(folder / EMPTY_STORE)
         share_forks()
+        python = f"{shlex.quote(sys.executable)} -m tests.forked_worker"
+        config.option.tx = [f"popen//python={python}" for _ in config.option.tx]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -64,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 def pytest_collection_finish() -> None:
     """Exempts TensorFlow's objects from garbage collection, which took half a second each."""
     exempt()
+    gc.enable()
     gc.set_threshold(10_000)  # rarer by far, which takes 5 % off a training
 
 

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.schema import Config
 from pipeline.data.values import Predictions, Split
 from pipeline.system.errors import RequestError
 from pipeline.verbs.report import RebuiltReport, explained, report
-from tests.commands import configured
+from tests.commands import QUICK, configured
 
-CONFIG = configured("model=linear", "run_id=abcd")
+
+def of_run() -> Config:
+    return configured(*QUICK, "run_id=abcd")
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_the_page_of_a_run_is_written_into_the_folder(
     explain: bool, recorded: SimpleNamespace, tmp_path: Path
 ) -> None:
-    path = report(CONFIG, RebuiltReport(explain=explain), tmp_path)
+    path = report(of_run(), RebuiltReport(explain=explain), tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text() == f"abcd0000: {explain}"
 
@@ -41,13 +44,13 @@ def test_what_has_no_report_or_cannot_be_explained_is_refused(
     recorded: SimpleNamespace, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=r"^run_id: say which run to report"):
-        report(configured("model=linear"), RebuiltReport(explain=False), tmp_path)
+        report(configured(*QUICK), RebuiltReport(explain=False), tmp_path)
     recorded.has = lambda name: name != "predictions.npz"
     with pytest.raises(RequestError, match=r"^report.explain=true: run abcd0000 has no predic"):
-        report(CONFIG, RebuiltReport(explain=True), tmp_path)
+        report(of_run(), RebuiltReport(explain=True), tmp_path)
     recorded.is_sweep = True
     with pytest.raises(RequestError, match=r"^run_id=abcd0000 is a sweep; `compare sweep=abcd0000"):
-        report(CONFIG, RebuiltReport(explain=False), tmp_path)
+        report(of_run(), RebuiltReport(explain=False), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
