@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import os
 import pickle
+import pkgutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import omegaconf.base
@@ -31,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pipeline.api as api
+import pipeline.config.compose as compose_module
 from pipeline.api import compose
 from pipeline.config.compose import Composer
 from pipeline.config.compose import compose as compose_words
@@ -40,6 +43,7 @@ from pipeline.config.trusted import trusted
 from pipeline.config.words import key_of
 from pipeline.tracking.ui import server_command, server_environment, wait_for
 from pipeline.verbs import requests, verbs
+from tests.stores import MADE_ONCE
 from tests.stress.matrix import SHARE
 from tests.warm import WarmProcess, run_warm, start_warm
 
@@ -162,22 +166,50 @@ def _is_ours() -> bool:
 
 def copies_of(value: Any) -> Callable[[], Any]:
     """A function that returns copies of a configuration, in a sixth of the time of `deepcopy`."""
+    written, classes = _written(value)
+    return lambda: _read(written, classes)
+
+
+def _written(value: Any) -> tuple[bytes, list[type]]:
+    """A pickled value and the classes in it: the trunk's has no name to import it by."""
     written, classes = io.BytesIO(), []
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, part: object) -> int | None:
-            """Refers to a class itself: the trunk's has no name to import it by."""
             if not isinstance(part, type):
                 return None
             classes.append(part)
             return len(classes) - 1
 
+    Pickler(written, pickle.HIGHEST_PROTOCOL).dump(value)
+    return written.getvalue(), classes
+
+
+def _read(written: bytes, classes: list[type]) -> Any:
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, place: Any) -> type:
             return classes[place]
 
-    Pickler(written, pickle.HIGHEST_PROTOCOL).dump(value)
-    return lambda: Unpickler(io.BytesIO(written.getvalue())).load()
+    return Unpickler(io.BytesIO(written)).load()
+
+
+def _shared_copies(make: Callable[[], Any], *key: object) -> Callable[[], Any]:
+    """Like `copies_of`, of what the first process of a session that needs it makes."""
+    if MADE_ONCE not in os.environ:
+        return copies_of(make())
+    path = Path(os.environ[MADE_ONCE]).parent / "composed" / sha256(repr(key).encode()).hexdigest()
+    trunk = OmegaConf.get_type(ConfigStore.instance().repo["trunk.yaml"].node)
+    if path.exists():
+        written, names = pickle.loads(path.read_bytes())
+        classes = [pkgutil.resolve_name(name) if name else trunk for name in names]
+    else:
+        written, classes = _written(make())
+        names = ["" if one is trunk else f"{one.__module__}:{one.__qualname__}" for one in classes]
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(pickle.dumps((written, names)))
+        partial.rename(path)
+    return lambda: _read(written, classes)
 
 
 _known: dict[tuple[object, ...], Callable[[], tuple[Any, Any]]] = {}
@@ -198,11 +230,10 @@ def composed(*overrides: str, verb: str | None = None) -> DictConfig:
     """The configuration as Hydra passes it to the pipeline, with a verb's defaults or all."""
 
     def make() -> tuple[DictConfig, DictConfig]:
-        whole = _composed_for(overrides, None if verb is None else (verb,))
-        own = copy.deepcopy(whole)
+        own = _composed_for(overrides, None if verb is None else (verb,))
+        HydraConfig.instance().set_config(own)
         with open_dict(own):
             del own["hydra"]
-        HydraConfig.instance().set_config(whole)
         return own, HydraConfig.instance().cfg
 
     own, HydraConfig.instance().cfg = _once(make, "composed", overrides, verb)
@@ -252,10 +283,11 @@ def parse_once() -> None:
 def choose_once() -> None:
     """Makes Hydra keep what it composes from a choice of packaged files: most of its time.
 
-    It sets the values of a command line in a copy.
+    It sets the values of a command line in a copy. All processes of a session share what is kept.
     """
-    kept: dict[int, Callable[[], DictConfig]] = {}
     known: dict[tuple[object, ...], Any] = {}
+    kept: dict[tuple[object, ...], Callable[[], DictConfig]] = {}
+    bases: dict[int, tuple[DictConfig, Callable[[], DictConfig]]] = {}
     join = ConfigLoaderImpl._compose_config_from_defaults_list
     list_files = config_loader_impl.create_defaults_list
     interpolations = defaults_list._create_interpolation_map
@@ -263,22 +295,34 @@ def choose_once() -> None:
     def list_once(repo: Any, config_name: str, overrides_list: list[Any], **how: bool) -> Any:
         places = {one.path for one in repo.get_sources() if one.scheme() == "file"}
         trunk = ConfigStore.instance().repo.get("trunk.yaml")
-        if not places <= {str(CONF)} or trunk is None:
+
+        def list_now() -> Any:
             return list_files(repo, config_name, overrides_list, **how)
+
+        if not places <= {str(CONF)} or trunk is None:
+            return list_now()
         values = Overrides(repo, overrides_list).config_overrides
         choices = [one.input_line for one in overrides_list if one not in values]
         key = (config_name, *map(str, trunk.node.defaults), *choices, *how.items())
         if key not in known:
-            known[key] = list_files(repo, config_name, overrides_list, **how)
+            known[key] = _shared_copies(list_now, "files", *key)()
         return dataclasses.replace(known[key], config_overrides=values)
 
     def join_once(loader: Any, defaults: list[Any], repo: Any) -> DictConfig:
-        if not any(defaults is one.defaults for one in known.values()):
+        keys = [key for key, one in known.items() if one.defaults is defaults]
+        if not keys:
             return join(loader, defaults, repo)
-        if id(defaults) not in kept:
-            kept[id(defaults)] = copies_of(join(loader, defaults, repo))
-        return kept[id(defaults)]()
+        if keys[0] not in kept:
+            kept[keys[0]] = _shared_copies(lambda: join(loader, defaults, repo), *keys[0])
+        return kept[keys[0]]()
 
+    def deepcopy(base: DictConfig) -> DictConfig:
+        """Copies what a `Composer` has composed from a choice of files."""
+        if id(base) not in bases:
+            bases[id(base)] = (base, copies_of(base))
+        return bases[id(base)][1]()
+
+    compose_module.copy = SimpleNamespace(deepcopy=deepcopy)  # type: ignore[attr-defined]
     # A quarter of composing: what `${…}` in a list of defaults may refer to. Ours have none.
     defaults_list._create_interpolation_map = lambda overrides, defaults, self_added: (
         interpolations(overrides, defaults, self_added)
