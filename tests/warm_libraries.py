@@ -1,6 +1,7 @@
 """Imports everything that any command needs; see warm.py."""
 
 import importlib
+import os
 import pkgutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pipeline
 from pipeline.libraries import configure_libraries
 from pipeline.system.imports import exempt, uncollected
+from pipeline.system.terminal import native_messages_to
 from tests.commands import choose_once, compose_once, configured, parse_once, trace_plainly
 from tests.stores import copy_tables, empty_store
 
@@ -39,6 +41,6 @@ def warm_up() -> None:
     trace_plainly()
 
 
-with uncollected():  # a fifth of the time
+with native_messages_to(Path(os.devnull)), uncollected():  # collecting takes a fifth of the time
     warm_up()
     exempt()
