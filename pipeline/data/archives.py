@@ -59,11 +59,11 @@ Member = TypeVar("Member")
 
 
 class _Refused(Exception):
-    """An archive that is not read; the message says what is wrong and what to do."""
+    """Raised for an archive that is not to be read; says what is wrong and what to do."""
 
 
 def place_at(root: Path) -> Place | None:
-    """The folder or archive there; None if it is neither, or cannot be read any more."""
+    """Opens a folder or archive; None if it is neither, or cannot be read any more."""
     if root.is_dir():
         return Folder(root)
     try:
@@ -149,9 +149,10 @@ def _refusing(path: Path) -> Iterator[None]:
 def located(
     text: str, key: str, *, refused: Callable[[Path], str | None] = lambda _: None
 ) -> tuple[Place, str]:
-    """The folder or archive that a path of the configuration lies in, and what it names there.
+    """Finds the folder or archive that a path of the configuration leads into, and the rest of it.
 
-    That is "" for all of it, `dataset/` for a folder in an archive, `labels.csv` for a file.
+    The rest is "" for the whole place, `dataset/` for a folder in an archive, `labels.csv` for a
+    file.
     `refused` says why a file of that name is not to be opened.
 
     Raises:
@@ -267,7 +268,9 @@ def _mapped(file: IO[bytes], size: int) -> Array:
         raise ValueError("holds Python objects, which are never loaded")
     start, count = file.tell(), math.prod(shape)
     if start + count * dtype.itemsize != size:
-        raise ValueError(f"its header declares {dtype}{list(shape)}, which its bytes are not")
+        raise ValueError(
+            f"its header declares {dtype}{list(shape)}, but it has another number of bytes"
+        )
     if count == 0:
         raise ValueError("is empty")
     return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")

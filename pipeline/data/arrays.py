@@ -64,7 +64,7 @@ def from_idx(
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
         if values.ndim != (3 if what == _IMAGES else 1):
-            raise RequestError(f"{file} holds no {what} but an array of {values.ndim} dimensions")
+            raise RequestError(f"{file} holds an array of {values.ndim} dimensions, not {what}")
         if what == _IMAGES:
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
@@ -97,9 +97,9 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
-    usual = "such as train-images-idx3-ubyte.gz, with t10k-… or test-… and labels-idx1-… for images"
+    usual = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same with t10k or test (.gz)"
     if not sets:
-        raise RequestError(f"dataset.path={path}: no IDX files there, {usual}")
+        raise RequestError(f"dataset.path={path}: no IDX files there; they are called {usual}")
     if prefix is None:
         if len(sets) > 1:
             names = ", ".join(sorted(name or "''" for name in sets))
@@ -110,7 +110,7 @@ def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
         return next(iter(sets))
     if (wanted := prefix.rstrip("-_.")) not in sets:
         names = ", ".join(sorted(sets))
-        raise RequestError(f"dataset.prefix={prefix}: there are no such files, but {names}")
+        raise RequestError(f"dataset.prefix={prefix}: there are no such files; there are {names}")
     return wanted
 
 
@@ -293,7 +293,7 @@ class Cifar:
 
 
 def cifar_files(fine: bool | None) -> tuple[Cifar, Cifar]:
-    """The binary and the Python version of CIFAR-10 (None), or of CIFAR-100 with its labels."""
+    """The binary and the Python layout of CIFAR-10 if `fine` is None, else of CIFAR-100."""
     if fine is None:
         return (
             Cifar(

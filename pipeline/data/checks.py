@@ -39,7 +39,7 @@ class Violation:
 
 
 def violations(raw: RawData, measures: Measures, checks: Checks) -> list[Violation]:
-    """Looks for everything that `checks` asks for, most severe first."""
+    """Returns the findings beyond the limits of `checks`, most severe first."""
     found = []
     for one in fields(checks):
         check: Check = getattr(checks, one.name)
@@ -84,8 +84,8 @@ def _imbalance(raw: RawData, measures: Measures, limit: float) -> Told:
     ratio = counts[most] / counts[least]
     return (
         f"{names[0]} has {counts[most]:,} training images and {names[1]} {counts[least]:,}, "
-        f"{ratio:.3g} to 1 where {limit:g} to 1 is accepted; train.class_weight=balanced gives "
-        "each class the same weight, and balanced_accuracy in evaluate.metrics measures it so"
+        f"{ratio:.3g} to 1, more than {limit:g} to 1; train.class_weight=balanced gives each class "
+        "the same weight in training, and the metric balanced_accuracy does so in the evaluation"
     ), math.ceil(ratio)
 
 

@@ -111,7 +111,7 @@ def read_table(content: bytes | mmap, name: str, *, may_be_empty: bool = False) 
     ending = PurePosixPath(name).suffix.lower()
     if ending not in KINDS:
         raise RequestError(
-            f"{name} is no archive (zip, tar), and its ending is none of a list's "
+            f"{name} is neither an archive (zip, tar) nor, by its ending, a list "
             f"({', '.join(KINDS)})"
         )
     made = KINDS[ending](content, name)

@@ -173,7 +173,7 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """The request: `classes` are the class of each name, None for all under their own names."""
+    """What is asked for; `classes` maps folders or labels to classes, None keeps their names."""
 
     path: str
     classes: Mapping[str, str] | None
@@ -580,7 +580,7 @@ def _from_lists(
 
 
 def _series(names: Sequence[str]) -> Mapping[str, list[str]]:
-    """The files of each list, by the first: `train-00000-of-00002.parquet` begins with a series."""
+    """The files of each list, under the first: the parts that `_PART` tells, else one file."""
     series: dict[str, list[str]] = {}
     firsts: dict[str, str] = {}
     for name in names:

@@ -25,7 +25,7 @@ from pipeline.data.values import Array, Shape
 Picture = Image.Image
 MODES = {1: "L", 3: "RGB"}  # by number of a model's channels
 FITS = ("pad", "crop", "stretch")
-"""How a picture gets another aspect ratio: with margins, without its ends, or distorted."""
+"""How a picture gets another aspect ratio: margins are added, ends cut off, or it is distorted."""
 PAD = FITS[0]  # the default of every model
 ARRAY_CHANNELS = (1, 2, 3, 4)  # grey, grey with alpha, RGB, RGBA
 ADVICE = {  # by numpy's kind of dtype
@@ -105,7 +105,7 @@ def open_picture(
 
 
 def upright_size(picture: Picture, width: int, height: int) -> tuple[int, int]:
-    """Height and width that a picture of this size in its file has upright, by its Exif data."""
+    """Height and width of the upright picture, from those in its file and its Exif data."""
     is_turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
     return (width, height) if is_turned else (height, width)
 
@@ -143,7 +143,7 @@ def _require_small_icon(source: Path | BinaryIO) -> None:
     """Refuses a large icon, before Pillow decodes it by opening it.
 
     Raises:
-        ValueError: as said.
+        ValueError: it is too large.
     """
     from PIL.BmpImagePlugin import DibImageFile
     from PIL.IcoImagePlugin import IcoFile

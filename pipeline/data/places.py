@@ -154,7 +154,7 @@ class Folder:
                 yield NO_FILE
 
     def order(self, names: Sequence[str]) -> Array:
-        """The indices i64[n] of the files as they are."""
+        """The indices i64[n] of the files in their own order."""
         return np.arange(len(names))
 
 

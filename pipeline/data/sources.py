@@ -52,7 +52,7 @@ PACKAGE_S = 300.0
 _DIMENSIONS = {0x00000801: 1, 0x00000803: 3}  # labels, images; both of unsigned bytes
 _LARGEST = 2**30  # bytes; far above any data set in this format
 _CHUNK = 2**20  # bytes
-# Of a gzip file: images compress to a tenth or so; up to this many bytes a few blank ones may not.
+# A gzip file may unpack to so many times its size (images: about ten), and always to _ALWAYS bytes.
 _RATIO, _ALWAYS = 100, 2**26
 
 

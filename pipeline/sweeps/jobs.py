@@ -51,7 +51,7 @@ SWEEPS_OWN = {
 # Keys that have no effect in a sweep, even with a single value.
 NO_EFFECT = {
     "sweep.job": "the sweep fills it in",
-    "hydra.sweep.subdir": "jobs' folders have their numbers; hydra.sweep.dir is the sweep's folder",
+    "hydra.sweep.subdir": "a job's folder has its number; the sweep's is hydra.sweep.dir",
     "hydra.run": "a sweep's folder is hydra.sweep.dir",
     "hydra.sweeper": "sweep.… configures the search; see conf/sweep/default.yaml",
     "tracking.log_model": "sweep.keep_models says how many of the best save their models",

@@ -80,8 +80,8 @@ def stoppable() -> Iterator[None]:
 def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochListener]:
     """Ends the block when it takes too long or the process uses too much memory.
 
-    The error is raised wherever the block is at that time. Python drops it in a destructor, and a
-    library may drop it too; the listener, called after each epoch, then raises it again. If the
+    The error is raised wherever the block is at that time. Python ignores it in a destructor, and a
+    library may, too; the listener, called after each epoch, then raises it again. If the
     block does not end within `CLOSE_S`, the process is ended.
 
     Raises:

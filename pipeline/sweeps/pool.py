@@ -59,7 +59,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class _Given:
-    """A call that a worker carries out, with the size of its output file before."""
+    """A call that a worker carries out, with the size that its output file had before it."""
 
     key: int
     output: Path

@@ -353,7 +353,11 @@ def test_a_list_that_cannot_be_read_is_refused_with_its_line(
         ("l.parquet", b"PAR1 and no more PAR1", "is damaged or not Parquet"),
         ("l.csv.7z", b"7z", "is an archive that cannot be read; unpack it"),
         ("l.csv.gz", b"\x1f\x8b", "is a compressed list; unpack it"),
-        ("l.dat", b"path,label", "is no archive (zip, tar), and its ending is none of a list's"),
+        (
+            "l.dat",
+            b"path,label",
+            "is neither an archive (zip, tar) nor, by its ending, a list",
+        ),
         ("l.xlsx", b"PK\3\4", "is a spreadsheet; save it as CSV"),
         ("l.png", b"", "is a single picture; name the folder"),
         ("train-images-idx3-ubyte.gz", b"\x1f\x8b", "type dataset=idx dataset.path="),

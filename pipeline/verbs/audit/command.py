@@ -128,8 +128,8 @@ def show(result: Audited, request: Audit) -> None:
         console.print(f"further pairs of classes: {more:,}")
     count, judged = int(verdict.wrong.sum()), int(verdict.judged.sum())
     console.print(
-        f"{count:,} of {judged:,} labels are likely wrong ({count / judged:.2%}); the models, each "
-        f"without the images it judges, agree with {verdict.accuracy:.2%} of the labels",
+        f"{count:,} of {judged:,} labels are likely wrong ({count / judged:.2%}); models that were "
+        f"trained without the image agree with {verdict.accuracy:.2%} of the labels",
         soft_wrap=True,
     )
     if unjudged := len(verdict.labels) - judged:

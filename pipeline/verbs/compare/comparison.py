@@ -173,7 +173,7 @@ def _estimate(
     intervals: Mapping[tuple[str, str], Estimate],
     resampling: Resampling,
 ) -> Estimate:
-    """Over seeds if there are several, else over images, from predictions or their number."""
+    """A metric with its interval over seeds; of one run, over images if that is known."""
     known = [
         intervals.get((run.id, metric)) or Estimate(value=run.metrics[metric])
         for run in row.runs

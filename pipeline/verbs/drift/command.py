@@ -97,8 +97,8 @@ class Drifted:
         """The conclusion of the comparison, in a sentence or two."""
         if not self.found:
             return (
-                f"No drift found: {self.pictures:,} new pictures look like the training data. Of "
-                f"so many, a shift is found from a distance of {self.smallest:.2f} on."
+                f"No drift found: {self.pictures:,} new pictures look like the training data. "
+                f"Among so many, a shift shows from a distance of {self.smallest:.2f}."
             )
         far = any(shift.level == 2 for shift in self.found)
         told = ", ".join(_told(shift) for shift in self.found)
