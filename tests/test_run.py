@@ -1,25 +1,30 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from mlflow.entities import Run
 
 from pipeline.config.schema import Config, validate
-from pipeline.data.load import ingest, prepare
+from pipeline.data.load import ingest, load_data, prepare
+from pipeline.data.values import Predictions, Prepared, RawData, Split
 from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import reopen
 from pipeline.verbs.evaluate import evaluate_recorded
 from pipeline.verbs.run import train_without_test
-from tests.commands import LEAN, configured, inside, pipeline, results
+from tests.commands import LEAN, ROOT, configured, inside, pipeline, results
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -404,3 +409,78 @@ def test_without_validation_images_the_result_line_says_nan(
     assert found == {"test/views/accuracy", "test/views/loss", "test/views/ece"}
     assert "val/loss" not in ended.run.data.metrics
     assert np.load(ended.artifact("predictions.npz")).files == ["class_names", *SPLIT_ARRAYS[2:]]
+
+
+# What an image of a default run passes from the disk to the test accuracy, in data/, training/ and
+# evaluation/.
+PASSED = {
+    *("data/load", "data/cache", "data/values"),
+    *("training/train", "training/loop", "training/predictor"),
+    *("evaluation/evaluate", "evaluation/metrics"),
+}
+# Functions that look at images on the side, or at other ones. Plots, page and model are left out.
+ASIDE = {
+    "check_data": "checks and describes the data set",
+    "check_model": "tries the untrained model on noise",
+    "slices": "measures by columns of a list of pictures",
+}
+
+
+def holds_images(value: object, depth: int = 2) -> bool:
+    """Whether a value is, or contains, images or what a model predicts for them."""
+    if isinstance(value, dict | list | tuple):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and any(holds_images(part, depth - 1) for part in parts)
+    if isinstance(value, tf.Tensor):
+        return bool(value.dtype == tf.uint8 and (value.shape.rank or 0) >= 4)
+    if isinstance(value, np.ndarray):
+        rows = value if value.dtype == np.float32 and value.ndim == 2 and value.size else None
+        is_probabilities = rows is not None and np.allclose(rows.sum(axis=1), 1)
+        return is_probabilities or (value.dtype == np.uint8 and value.ndim >= 4)
+    return isinstance(value, Split | Predictions)
+
+
+@contextmanager
+def passed_files() -> Iterator[set[str]]:
+    """Collects the files in which a function has images in a variable, or returns a data set."""
+    rooms = tuple(f"{ROOT}/pipeline/{name}/" for name in ("data", "training", "evaluation"))
+    found: set[str] = set()
+    aside: list[FrameType] = []
+
+    def watch(frame: FrameType, event: str, result: object) -> object:
+        if event == "call":
+            if frame.f_code.co_name in ASIDE:
+                aside.append(frame)
+            elif aside or not frame.f_code.co_filename.startswith(rooms):
+                return None
+            frame.f_trace_lines = False
+        elif event == "return" and frame in aside:
+            aside.remove(frame)
+        elif event == "return":
+            values = [*frame.f_locals.values(), result]
+            if isinstance(result, RawData | Prepared) or any(map(holds_images, values)):
+                path = Path(frame.f_code.co_filename)
+                found.add(f"{path.parent.name}/{path.stem}")
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield found
+    finally:
+        sys.settrace(before)
+
+
+def test_an_image_of_a_default_run_passes_eight_files_from_the_disk_to_the_test_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.training.train.ENOUGH_STEPS", 0)  # as in a run of 20 epochs
+    small = ("model.hidden=[8]", "train.epochs=1", "tracking.log_model=false", *LEAN)
+    config = configured("dataset=digits", "model=mlp", *small)
+    with inside(tmp_path):
+        with passed_files() as cold:
+            load_data(config)
+        assert {"data/split", "data/datasets"} <= cold - PASSED  # a further file is noticed
+        with passed_files() as warm:
+            run(config, tmp_path / "outputs")
+    assert warm == PASSED
