@@ -67,9 +67,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a misspelt top key": (["sed=3"], ["sed: no such key", "did you mean seed?"]),
     "a misspelt key of a leaf": (["model.hiden=[3]"], ["model.hiden", "did you mean hidden?"]),
-    "a value out of range": (["train.epochs=0"], ["train.epochs", "greater than or equal to 1"]),
+    "a value out of range": (["train.epochs=0"], ["train.epochs", "must be at least 1"]),
     "a value of a wrong type": (["train.epochs=many"], ["train.epochs=many", "whole number"]),
-    "a leaf's value out of range": (["model.dropout=1"], ["model.dropout", "less than 1"]),
+    "a leaf's value out of range": (["model.dropout=1"], ["model.dropout", "must be below 1"]),
     "an unknown metric": (["evaluate.metrics=[acuracy]"], ["evaluate.metrics", "accuracy"]),
     "an unknown choice": (
         ["optimizer=adan"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,7 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
     return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}
 
 
+@cache
 def template(name: str) -> Any:
     """A template of this folder, for HTML: values are escaped, and none may be missing."""
     environment = Environment(

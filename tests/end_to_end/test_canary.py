@@ -14,6 +14,7 @@ import pytest
 
 from tests.commands import DRAWN, free_port, pipeline
 from tests.stress.matrix import matrix, only_stressed
+from tests.verbs.doctor.test_command import without_tensorflow
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, recorded: Path) -> None:
     verb, *words = line.split()
     reason = [f"reason=for https://me:{CANARY}@host?token={CANARY}"] if verb == "promote" else []
-    told = pipeline(verb, "dataset=synthetic", *words, *reason, cwd=recorded, **ENVIRONMENT)
+    given = (verb, "dataset=synthetic", *words, *reason)
+    told = pipeline(*given, cwd=recorded, before=without_tensorflow, **ENVIRONMENT)
     assert code is None or told.returncode == code, told.stderr
     assert_nowhere(recorded, told.stdout, told.stderr)
 

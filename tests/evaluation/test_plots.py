@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import io
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pipeline.data.values import Array, Fitted, Predictions, Split
 from pipeline.evaluation import plots
+from tests.warm import call_warm
 
 pytestmark = pytest.mark.slow
 
@@ -230,26 +230,24 @@ def test_every_picture_of_predictions_can_be_drawn(name: str, made: Predictions)
     assert drawn(getattr(plots, name)(made)).axes
 
 
+def uses_of_pyplot() -> tuple[bool, list[int]]:
+    """Draws with modules imported anew: whether that imports pyplot, and its figures in the end."""
+    for name in [*sys.modules]:
+        if name.startswith(("pipeline.evaluation", "tests.evaluation", "matplotlib.pyplot")):
+            del sys.modules[name]
+    anew: Any = importlib.import_module(__name__)
+    for draw in (anew.plots.accuracy, anew.plots.loss, anew.plots.weights):
+        drawn(draw(anew.fitted()))
+    for draw in (anew.plots.per_class_scores, anew.plots.reliability, anew.plots.mistakes):
+        drawn(draw(anew.MIXED))
+    is_used = "matplotlib.pyplot" in sys.modules
+    drawn(anew.plots.confusion_matrix(anew.MIXED))  # for which scikit-learn imports it
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return is_used, pyplot.get_fignums() if pyplot else []
+
+
 def test_pyplot_is_not_used_and_keeps_no_figure() -> None:
-    script = """
-import sys
-sys.path.insert(0, ".")
-from tests.evaluation.test_plots import MIXED, drawn, fitted, plots
-for draw in (plots.accuracy, plots.loss, plots.weights):
-    drawn(draw(fitted()))
-for draw in (plots.per_class_scores, plots.reliability, plots.mistakes):
-    drawn(draw(MIXED))
-print("matplotlib.pyplot" in sys.modules)
-drawn(plots.confusion_matrix(MIXED))
-pyplot = sys.modules.get("matplotlib.pyplot")
-print(pyplot.get_fignums() if pyplot else [])
-"""
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
-    )
-    # For the confusion matrix scikit-learn imports it; no figure may stay behind there.
-    assert (done.stdout, done.returncode) == ("False\n[]\n", 0), done.stderr
+    assert call_warm(uses_of_pyplot, timeout=60) == (False, [])
 
 
 def test_a_class_may_be_named_like_a_formula() -> None:

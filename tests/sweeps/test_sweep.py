@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "nothing to try": (["-m", "seed=3"], ["nothing to sweep over", "seed=0,1,2"]),
     "a bad value in the last job": (
         ["-m", "seed=0,1", "train.epochs=1,2,0"],
-        ["job 2 (seed=0 epochs=0): train.epochs", "greater than or equal to 1"],
+        ["job 2 (seed=0 epochs=0): train.epochs", "must be at least 1"],
     ),
     "a bad value in all jobs": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
     "a group of trainings": (["train", "-m", "seed=0,1"], ["train -m", "leave out train"]),
@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a search beyond what a key may be": (
         ["-m", "hydra/sweeper=optuna", "model.dropout=interval(0.5,1.5)"],
-        ["model.dropout", "less than 1"],
+        ["model.dropout", "must be below 1"],
     ),
     "an option that the sampler does not have": (
         ["-m", "hydra/sweeper=optuna", "seed=range(0,9)", "+sweep.sampler_options.startup=3"],
