@@ -13,14 +13,16 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from pipeline.config import trusted
 from pipeline.config.rules import (
     Fraction,
+    Negative,
     NonNegative,
+    NonPositive,
     Positive,
     Share,
     broken_rules,
@@ -30,6 +32,7 @@ from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError, first_line, one_line
 
 Leaf = dict[str, Any]
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 # The allow-list: only these, and trusted modules, build the leaves of a group.
 BUILDERS = {
@@ -40,7 +43,10 @@ BUILDERS = {
 KERAS_CLASSES = {
     "optimizer": (
         "keras.optimizers.",
-        ("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Lion"),
+        (
+            *("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Adadelta"),
+            *("Adafactor", "Ftrl", "Lion"),
+        ),
     ),
     "schedule": (
         "keras.optimizers.schedules.",
@@ -64,6 +70,17 @@ KERAS_PARAMETERS: dict[str, Any] = {
     "amsgrad": bool,
     "centered": bool,
     "epsilon": Positive,
+    "epsilon_1": Positive,
+    "epsilon_2": Positive,
+    "beta_2_decay": Negative,
+    "clip_threshold": Positive,
+    "relative_step": bool,
+    "initial_accumulator_value": NonNegative,
+    "learning_rate_power": NonPositive,
+    "beta": NonNegative,
+    "l1_regularization_strength": NonNegative,
+    "l2_regularization_strength": NonNegative,
+    "l2_shrinkage_regularization_strength": NonNegative,
     "weight_decay": NonNegative | None,
     "clipnorm": Positive | None,
     "global_clipnorm": Positive | None,
@@ -264,6 +281,23 @@ def value_before(key: str) -> Any:
     group, _, name = key.partition(".")
     ours = public_functions(BUILDERS[group]).values()
     return {name: value for one in ours for name, value in leaf_defaults(one).items()}[name]
+
+
+def takes_averaging(optimizer: Callable[..., Any]) -> bool:
+    """Whether an optimizer's function takes what `train.ema` sets."""
+    return inspect.signature(optimizer).parameters.keys() >= {*AVERAGING}
+
+
+def averages(optimizer: Builder) -> Builder:
+    """Declares that an optimizer averages weights in place of a schedule and `train.ema`."""
+    optimizer.averages = True  # type: ignore[attr-defined]
+    return optimizer
+
+
+def builder_of(leaf: Leaf) -> Callable[..., Any] | None:
+    """The function of ours or the user's that builds a checked leaf; None for a class of Keras."""
+    target = leaf["_target_"]
+    return None if target is None or target.startswith("keras.") else _located(target)
 
 
 def build(leaf: Leaf, *runtime: Any, **more: Any) -> Any:

@@ -18,7 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.config.builders import GROUPS, Leaf, check_leaf, unknown_keys
+from pipeline.config.builders import (
+    AVERAGING,
+    GROUPS,
+    Leaf,
+    builder_of,
+    check_leaf,
+    takes_averaging,
+    unknown_keys,
+)
 from pipeline.config.rules import (
     Count,
     CountOrShare,
@@ -429,16 +437,26 @@ def _check_together(config: Config) -> None:
             "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
             "leave one of the two out"
         )
-    if str(config.optimizer["_target_"]).endswith(".schedule_free"):
-        beside = {
-            "schedule": config.schedule["_target_"] is not None,
-            "train.ema": config.train.ema is not None,
-        }
-        if taken := [key for key, given in beside.items() if given]:
-            raise RequestError(
-                f"optimizer=schedule_free averages weights in place of {' and '.join(taken)}; "
-                "leave that out, or choose optimizer=adamw"
-            )
+    _check_averages(config)
+
+
+def _check_averages(config: Config) -> None:
+    optimizer = builder_of(config.optimizer)
+    beside = {
+        "schedule": config.schedule["_target_"] is not None,
+        "train.ema": config.train.ema is not None,
+    }
+    taken = [key for key, given in beside.items() if given]
+    if taken and getattr(optimizer, "averages", False):
+        raise RequestError(
+            f"optimizer={config.choices.optimizer} averages weights in place of "
+            f"{' and '.join(taken)}; leave that out, or choose optimizer=adamw"
+        )
+    if optimizer and beside["train.ema"] and not takes_averaging(optimizer):
+        raise RequestError(
+            f"train.ema: {config.optimizer['_target_']} does not take {joined(AVERAGING)}; add "
+            "these parameters, or leave train.ema out"
+        )
 
 
 def _check_teacher(config: Config) -> None:

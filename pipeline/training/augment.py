@@ -1,8 +1,9 @@
 """Augmentation: random changes to images in training; none in prediction.
 
 An augmentation is either a layer of the model (`flip_and_shift`), which takes scaled images
-f32[N,H,W,C], or a change to the batches of training (`combined`) outside the model, which can
-change targets with the images. To add a layer, add a function here and a file in conf/augment/.
+f32[N,H,W,C], or a change to the batches of training outside the model, which can change targets
+with the images (`combined`). The annotation `Batch` makes it the latter. To add one, add a function
+here and a file in conf/augment/.
 """
 
 from __future__ import annotations

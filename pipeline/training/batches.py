@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.config.builders import build
+from pipeline.config.builders import build, builder_of
 from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.system.errors import RequestError
@@ -99,8 +99,8 @@ def augmented(
 ) -> Array:
     """Each of the images u8[n,H,W,C], then versions of it as training sees them: u8[n,1+V,H,W,C].
 
-    For an augmentation that is a layer, these are its outputs; for `combined`, those of the first
-    epochs. The configuration must have an augmentation.
+    For an augmentation that is a layer, these are its outputs; for one of batches, those of the
+    first epochs. The configuration must have an augmentation.
     """
     if augments_batches(config):
         targets = tf.one_hot(labels, classes)
@@ -136,7 +136,24 @@ def training_batch(
     """A batch u8[n,H,W,C] with targets f32[n,K] as step `step` of training sees it, augmented."""
     seed = tf.stack([tf.constant(config.seed, tf.int64), tf.cast(step, tf.int64)])
     batch = Batch(images=images, targets=targets, seed=seed, epoch=epoch)
-    return build(config.augment, batch) if augments_batches(config) else batch
+    if not augments_batches(config):
+        return batch
+    changed = build(config.augment, batch)
+    if flaw := _flaw_in(changed, batch):
+        raise RequestError(f"augment._target_: {config.augment['_target_']} {flaw}")
+    return changed
+
+
+def _flaw_in(changed: Any, batch: Batch) -> str | None:
+    """What is wrong with what an augmentation made of a batch; None if nothing is."""
+    if not isinstance(changed, Batch):
+        return f"returns {type(changed).__name__}, not a Batch"
+    for name in ("images", "targets"):
+        found, given = (tf.convert_to_tensor(getattr(one, name)) for one in (changed, batch))
+        if found.dtype != given.dtype or not found.shape.is_compatible_with(given.shape):
+            told = [f"{one.dtype.name}{one.shape.as_list()}" for one in (found, given)]
+            return f"returns {name} {told[0]}, not {told[1]}"
+    return None
 
 
 def softened(probabilities: tf.Tensor, temperature: float) -> tf.Tensor:
@@ -201,15 +218,16 @@ def _training_change(
 
 
 def augments_batches(config: Config) -> bool:
-    """Whether the augmentation changes batches; otherwise it is a layer of the model, or none."""
-    return str(config.augment["_target_"]).endswith("training.augment.combined")
+    """Whether the augmentation takes a `Batch`; otherwise it is a layer of the model, or none."""
+    builder = builder_of(config.augment)
+    return builder is not None and Batch in get_type_hints(builder).values()
 
 
 def _take_targets(model: keras.Model) -> None:
     if not isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy):
         raise RequestError(
-            "the model's loss is not SparseCategoricalCrossentropy, which augment=combined, "
-            "train.label_smoothing, train.class_weight and train.teacher need"
+            "the model's loss is not SparseCategoricalCrossentropy, which an augmentation of "
+            "batches, train.label_smoothing, train.class_weight and train.teacher need"
         )
     model.compile(
         optimizer=model.optimizer,

@@ -290,7 +290,8 @@ def _is_registered(name: Any) -> bool:
     import keras
 
     if isinstance(name, str) and name.startswith("pipeline>"):
-        importlib.import_module("pipeline.training.own_optimizers")  # registers ours
+        own = importlib.import_module("pipeline.training.optimizers")
+        getattr(own, name.removeprefix("pipeline>"), None)  # defines and registers it
     found = keras.saving.get_custom_objects().get(name) if isinstance(name, str) else None
     return found is not None and not found.__module__.startswith("keras.")
 

@@ -1,8 +1,9 @@
 """The verbs: what can be done with data and recorded runs, one file or folder per verb.
 
 Each verb is declared as a `Verb` in its own module, whose import is cheap: no TensorFlow, MLflow or
-matplotlib. `verbs` discovers them, so there is no list to maintain: the command line, its help, the
-groups of the configuration and the Python API are all derived from the declarations.
+matplotlib. `verbs` discovers them, so there is no list to maintain: the command line, its help and
+the groups of the configuration are derived from the declarations. `pipeline/api.py` writes the
+functions of some of them for Python.
 """
 
 from __future__ import annotations

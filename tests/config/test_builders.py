@@ -49,7 +49,7 @@ def test_a_leaf_is_checked_and_its_values_converted() -> None:
         ("dataset", {"_target_": None}, "dataset._target_: None is not allowed"),
         ("model", {"_target_": "mine.net"}, r"add trusted_modules=\[mine\]"),
         ("optimizer", {"_target_": "keras.optimizers.Adam"}, "learning_rate: needs a value"),
-        ("optimizer", {"_target_": "keras.optimizers.Ftrl"}, "'keras.optimizers.Ftrl' is not all"),
+        ("optimizer", {"_target_": "keras.optimizers.Muon"}, "'keras.optimizers.Muon' is not all"),
     ],
 )
 def test_a_leaf_that_breaks_a_rule_or_names_another_target_is_refused(

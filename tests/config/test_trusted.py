@@ -41,6 +41,8 @@ def birds(*, folder: str): ...
 def slow(use_ema=False, *, learning_rate: float):
     from keras.optimizers import SGD
     return type("Slow", (SGD,), {"__module__": __name__})(learning_rate / 2)
+def averaged(use_ema=False, ema_momentum=0.9, *, learning_rate: float): ...
+averaged.averages = True
 def rateless(*, momentum: float): ...
 def halving(rate, steps, *, to: float): return rate * to
 def top2(predictions: "Predictions") -> float: ...
@@ -202,6 +204,18 @@ def test_an_optimizer_needs_a_learning_rate() -> None:
         "optimizer._target_: my_models.rateless needs the parameter learning_rate after a *"
     )
     assert "add trusted_modules=[my_models]" in refusal("optimizer=slow")
+
+
+def test_an_optimizer_of_ones_own_may_average_weights_and_needs_parameters_for_train_ema() -> None:
+    averaged = (TRUST, "optimizer=slow", "optimizer._target_=my_models.averaged")
+    configured(*averaged)
+    for beside in ("train.ema=0.9", "schedule=cosine"):
+        said = refusal(*averaged, beside)
+        assert said.startswith(f"optimizer=slow averages weights in place of {beside[:8]}")
+    assert refusal(TRUST, "optimizer=slow", "train.ema=0.9") == (
+        "train.ema: my_models.slow does not take use_ema and ema_momentum; add these parameters, "
+        "or leave train.ema out"
+    )
 
 
 def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.config import trusted
 from pipeline.data.datasets import synthetic
 from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.errors import RequestError
-from pipeline.training.batches import changed_batches, class_weights, preview, smoothed
+from pipeline.training.batches import (
+    changed_batches,
+    class_weights,
+    preview,
+    smoothed,
+    training_batch,
+)
 from pipeline.training.build import build_model, kept
 from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
@@ -120,6 +129,96 @@ def test_interrupted_training_draws_the_same_changes_with_xla_too(tmp_path: Path
 def test_the_model_never_sees_the_augmentation() -> None:
     layers = [layer.name for layer in build_model(config("augment=flip_crop"), PREPARED).layers]
     assert layers[:3] == ["images", "scaling", "flatten"]
+
+
+Words = Callable[..., tuple[str, ...]]
+OWN = """
+from dataclasses import replace
+import tensorflow as tf
+from pipeline.config.rules import Share
+from pipeline.training.pieces import Batch
+
+
+def inverted(batch: Batch, *, share: Share) -> Batch:
+    chosen = batch.uniform(7, batch.size[0]) < share
+    images = tf.where(chosen[:, None, None, None], 255 - batch.images, batch.images)
+    return replace(batch, images=images, targets=batch.targets[:, ::-1])
+
+
+def scaled(batch: Batch) -> Batch:
+    return replace(batch, images=tf.cast(batch.images, tf.float32) / 255)
+
+
+def halved(batch: Batch) -> Batch:
+    return replace(batch, targets=batch.targets[:, :2])
+
+
+def images_alone(batch: Batch) -> Batch:
+    return batch.images
+
+
+def dimmed(images, *, share: Share):
+    return images * (1 - share)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Words]:
+    """The words that choose one of the augmentations in a module of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_augment.py").write_text(OWN)
+    trust = "trusted_modules=[my_augment]"
+    yield lambda name, *words: (
+        trust,
+        "augment=none",
+        f"augment._target_=my_augment.{name}",
+        *words,
+    )
+    trusted.trust([])
+    sys.modules.pop("my_augment", None)
+
+
+def test_an_augmentation_of_ones_own_that_takes_a_batch_changes_batches_and_their_targets(
+    own: Words,
+) -> None:
+    words = own("inverted", "+augment.share=1")
+    layers = [layer.name for layer in build_model(config(*words), PREPARED).layers]
+    assert layers[:3] == ["images", "scaling", "flatten"]
+    rows = preview(PREPARED, config(*words), rows=3, versions=2)
+    assert rows is not None
+    np.testing.assert_array_equal(rows[:, 1], 255 - rows[:, 0])
+    images, labels = PREPARED.train.batch(0, 4), PREPARED.train.labels[:4]
+    batch = training_batch(
+        config(*words), tf.constant(images), tf.one_hot(labels, 3), tf.constant(0), tf.constant(0)
+    )
+    np.testing.assert_array_equal(batch.images, 255 - images)
+    np.testing.assert_array_equal(np.argmax(batch.targets, axis=1), 2 - labels)
+    some = preview(PREPARED, config(*own("inverted", "+augment.share=0.5")), rows=4, versions=8)
+    assert some is not None
+    assert 0 < (some[:, 1:] != some[:, :1]).any(axis=(2, 3, 4)).mean() < 1
+
+
+def test_an_augmentation_of_ones_own_that_takes_images_is_a_layer(
+    own: Words,
+) -> None:
+    rows = preview(PREPARED, config(*own("dimmed", "+augment.share=0.5")), rows=3, versions=1)
+    assert rows is not None
+    np.testing.assert_allclose(rows[:, 1], rows[:, 0] / 2, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("scaled", r"returns images float32\[4, 6, 6, 1\], not uint8\[4, 6, 6, 1\]"),
+        ("halved", r"returns targets float32\[4, 2\], not float32\[4, 3\]"),
+        ("images_alone", r"returns \w+, not a Batch"),
+    ],
+)
+def test_an_augmentation_that_returns_no_batch_of_images_and_targets_is_refused(
+    name: str, reason: str, own: Words
+) -> None:
+    with pytest.raises(RequestError, match=rf"^augment._target_: my_augment.{name} {reason}$"):
+        preview(PREPARED, config(*own(name)), rows=4)
 
 
 def test_a_model_with_another_loss_is_refused(tmp_path: Path) -> None:
