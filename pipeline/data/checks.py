@@ -151,8 +151,8 @@ def called(raw: RawData, row: int) -> str:
     if raw.index is not None:
         return printable(raw.index.files[row])
     for name, split in splits_of(raw).items():
-        if len(places := np.flatnonzero(split.rows == row)):
-            return f"{name} no. {places[0]}"
+        if len(positions := np.flatnonzero(split.rows == row)):
+            return f"{name} no. {positions[0]}"
     return f"row {row}"
 
 

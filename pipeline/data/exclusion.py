@@ -77,7 +77,7 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
     return Exclusion(path=path, files=frozenset(chosen), notes=(told,))
 
 
-def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
+def excluded_positions(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
     """The places in each split that a list names, i64[m] in order; `sizes` are those of the splits.
 
     Raises:
@@ -91,14 +91,14 @@ def excluded_places(path: str, sizes: Mapping[str, int]) -> dict[str, Array]:
     for row, (split, index) in enumerate(
         zip(listed.columns[SPLIT_COLUMN], listed.columns[INDEX_COLUMN], strict=True)
     ):
-        name, place = plain(split), plain(index)
-        if name not in sizes or not (place.isdecimal() and int(place) < sizes[name]):
+        name, position = plain(split), plain(index)
+        if name not in sizes or not (position.isdecimal() and int(position) < sizes[name]):
             there = ", ".join(f"{one} 0–{size - 1}" for one, size in sizes.items())
             raise RequestError(
-                f"dataset.exclude={path}: {listed.where(row)}: there is no {name} {place}; "
+                f"dataset.exclude={path}: {listed.where(row)}: there is no {name} {position}; "
                 f"there are {there}"
             )
-        found[name].add(int(place))
+        found[name].add(int(position))
     return {name: np.array(sorted(found[name]), np.int64) for name in sizes}
 
 
@@ -129,9 +129,9 @@ def require_classes(
         raise RequestError(f"dataset.exclude={path}: leaves nothing to train with of {told}")
 
 
-def without(split: Split, places: Array) -> Split:
-    """A split without the images at `places` i64[m]; copies no image."""
-    return split.select(np.delete(np.arange(len(split)), places))
+def without(split: Split, positions: Array) -> Split:
+    """A split without the images at `positions` i64[m]; copies no image."""
+    return split.select(np.delete(np.arange(len(split)), positions))
 
 
 def _read(path: str) -> Table:

@@ -139,15 +139,15 @@ class _Search:
         self.closed: dict[Path, Unreadable] = {}
         self.left_out: dict[Path, str] = {}
 
-    def named(self, place: Path) -> None:
-        """Adds a file, or the image files below a folder."""
-        if place.is_dir():
-            self.folder(place)
+    def named(self, path: Path) -> None:
+        """Adds a file, or the picture files below a folder."""
+        if path.is_dir():
+            self.folder(path)
         else:
-            self.files.add(place)
+            self.files.add(path)
 
     def folder(self, folder: Path) -> None:
-        """Takes the image files below a folder."""
+        """Takes the picture files below a folder."""
         for entry in self.entries(folder):
             if self.is_folder(entry):
                 self.folder(folder / entry.name)

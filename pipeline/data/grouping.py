@@ -54,8 +54,8 @@ def named_groups(
     numbers: dict[Any, int] = {}
     return np.array(
         [
-            numbers.setdefault((place,) if name is None else name, len(numbers))
-            for place, name in enumerate(names)
+            numbers.setdefault((position,) if name is None else name, len(numbers))
+            for position, name in enumerate(names)
         ],
         np.int64,
     )
@@ -122,13 +122,13 @@ def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
     for start, stop in pairwise(edges):
         band = (hashes >> np.uint64(start)) & np.uint64(2 ** int(stop - start) - 1)
         order = np.lexsort((hashes, band))
-        sorted_bands, places = band[order], np.arange(len(order))
+        sorted_bands, positions = band[order], np.arange(len(order))
         for step in range(1, NEIGHBOURS + 1):
-            places = places[places < len(order) - step]
-            places = places[sorted_bands[places] == sorted_bands[places + step]]
-            if not len(places):
+            positions = positions[positions < len(order) - step]
+            positions = positions[sorted_bands[positions] == sorted_bands[positions + step]]
+            if not len(positions):
                 break
-            one, other = order[places], order[places + step]
+            one, other = order[positions], order[positions + step]
             near = np.bitwise_count(hashes[one] ^ hashes[other]) <= threshold
             found.append(np.stack([one[near], other[near]], axis=1))
     if not found:
@@ -144,7 +144,9 @@ def _alike(one: Array, other: Array, images: Images) -> Array:
         part = slice(start, start + _PAIRS)
         needed = np.unique(np.concatenate([one[part], other[part]]))
         looks = _looks(images, needed)
-        first, second = (looks[np.searchsorted(needed, places[part])] for places in (one, other))
+        first, second = (
+            looks[np.searchsorted(needed, positions[part])] for positions in (one, other)
+        )
         tint = np.abs(first.mean(axis=1) - second.mean(axis=1)).max(axis=-1)
         first, second = (
             (look - look.mean(axis=1, keepdims=True)).reshape(len(look), -1)
@@ -159,11 +161,11 @@ def _alike(one: Array, other: Array, images: Images) -> Array:
     return alike
 
 
-def _looks(images: Images, places: Array) -> Array:
+def _looks(images: Images, positions: Array) -> Array:
     """Small versions of the images at these places, f32[m,pixels,C]."""
     looks = []
-    for start in range(0, len(places), 256):
-        taken = images(places[start : start + 256])
+    for start in range(0, len(positions), 256):
+        taken = images(positions[start : start + 256])
         m, height, width, channels = taken.shape
         down, across = max(1, height // COMPARED), max(1, width // COMPARED)
         rows, columns = height // down, width // across

@@ -20,7 +20,7 @@ from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.exclusion import (
     Exclude,
-    excluded_places,
+    excluded_positions,
     require_classes,
     require_places,
     without,
@@ -272,7 +272,7 @@ def _without(raw: RawData, exclude: str, place: Path) -> RawData:
         RequestError: the list cannot be read, names what is not there, or leaves too little.
     """
     splits = splits_of(raw)
-    out = excluded_places(exclude, {name: len(split) for name, split in splits.items()})
+    out = excluded_positions(exclude, {name: len(split) for name, split in splits.items()})
     if not sum(map(len, out.values())):
         return raw
     left = {name: without(split, out[name]) for name, split in splits.items()}
@@ -280,7 +280,8 @@ def _without(raw: RawData, exclude: str, place: Path) -> RawData:
     if empty := [name for name, split in left.items() if not len(split)]:
         raise RequestError(f"dataset.exclude={exclude}: leaves nothing of the {empty[0]} split")
     key = cache.key(
-        whole=raw.fingerprint, excluded={name: places.tolist() for name, places in out.items()}
+        whole=raw.fingerprint,
+        excluded={name: positions.tolist() for name, positions in out.items()},
     )
 
     def content() -> cache.Content:
@@ -321,7 +322,7 @@ def _tell_missing(raw: RawData) -> None:
         ("test", raw.test, "the test metrics say nothing about them"),
     ):
         counts = np.bincount(part.labels, minlength=len(raw.class_names))
-        missing = [raw.class_names[place] for place in np.flatnonzero(counts == 0)]
+        missing = [raw.class_names[position] for position in np.flatnonzero(counts == 0)]
         if missing:
             told = first_of(missing, _SHOWN, repr)
             log.warning("the %s split has no images of %s: %s", split, told, means)

@@ -95,8 +95,8 @@ def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
             values.append(of_block)
             flat = images.reshape(len(images), -1, images.shape[3])
             one_colour = of_block[:, 1] < 1
-            for place in np.flatnonzero(one_colour).tolist():
-                one_colour[place] = (flat[place] == flat[place, 0]).all()
+            for position in np.flatnonzero(one_colour).tolist():
+                one_colour[position] = (flat[position] == flat[position, 0]).all()
             blank.append(one_colour)
             if raw.index is None:
                 digests += [blake2b(image.tobytes(), digest_size=16).digest() for image in images]
@@ -111,9 +111,9 @@ def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
 def _equal(digests: Sequence[bytes]) -> Array:
     firsts: dict[bytes, int] = {}
     pairs = [
-        (first, place)
-        for place, digest in enumerate(digests)
-        if (first := firsts.setdefault(digest, place)) != place
+        (first, position)
+        for position, digest in enumerate(digests)
+        if (first := firsts.setdefault(digest, position)) != position
     ]
     return np.array(pairs, np.int64).reshape(-1, 2)
 

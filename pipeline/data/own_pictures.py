@@ -219,7 +219,7 @@ def _between(rows: Array, packed: Packed, settings: Division) -> Array:
     pairs = duplicates(
         packed.digests[rows],
         packed.hashes[rows],
-        lambda places: packed.images[rows[places]],
+        lambda positions: packed.images[rows[positions]],
         threshold=settings.near_duplicates,
     )
     return np.column_stack([rows[pairs[:, :2]], pairs[:, 2]])

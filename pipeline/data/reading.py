@@ -1,4 +1,4 @@
-"""Reads image files lazily, a bounded number at a time, as blocks of images for a model."""
+"""Reads picture files lazily, a bounded number at a time, as blocks of images for a model."""
 
 from __future__ import annotations
 

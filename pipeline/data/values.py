@@ -90,9 +90,9 @@ class Split:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
-    def take(self, places: Any) -> Array:
-        """The images at positions `places`: u8[m,H,W,C] for i64[m], u8[H,W,C] for an int."""
-        taken: Array = self.images[self.rows[places]]
+    def take(self, positions: Any) -> Array:
+        """The images at these `positions`: u8[m,H,W,C] for i64[m], u8[H,W,C] for an int."""
+        taken: Array = self.images[self.rows[positions]]
         return taken
 
     def batch(self, start: int, stop: int) -> Array:
@@ -108,16 +108,16 @@ class Split:
         for start in range(0, len(self), size):
             yield self.batch(start, start + size)
 
-    def select(self, places: Array) -> Split:
-        """A split of the images at positions `places` i64[m] of this one; copies no image."""
-        return Split(images=self.images, rows=self.rows[places], labels=self.labels[places])
+    def select(self, positions: Array) -> Split:
+        """A split of the images at these `positions` i64[m] of this one; copies no image."""
+        return Split(images=self.images, rows=self.rows[positions], labels=self.labels[positions])
 
     def limited(self, most: int) -> Split:
         """At most so many of the images, spread evenly over the classes."""
         seen: Counter[int] = Counter()
         turns = np.empty(len(self), np.int64)  # how many of its class come before each image
-        for place, label in enumerate(self.labels.tolist()):
-            turns[place] = seen[label]
+        for position, label in enumerate(self.labels.tolist()):
+            turns[position] = seen[label]
             seen[label] += 1
         return self.select(np.sort(np.argsort(turns, kind="stable")[:most]))
 
@@ -142,15 +142,15 @@ class Texts(Sequence[str]):
         return len(self.ends)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
-        place = range(len(self))[place]
-        start = int(self.ends[place - 1]) if place else 0
-        taken = self.content[start : int(self.ends[place])]
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(len(self))[index]]
+        index = range(len(self))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        taken = self.content[start : int(self.ends[index])]
         return taken.tobytes().decode("utf-8", "surrogateescape")
 
 

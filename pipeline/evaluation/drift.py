@@ -110,9 +110,9 @@ def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, 
 
 def _along(features: Array, directions: Array) -> Array:
     """Coordinates along the directions, and the distance from all of them, f64[n,D+1]."""
-    places = features @ directions.T
-    distance = np.linalg.norm(features - places @ directions, axis=1)
-    return np.column_stack([places, distance])
+    coordinates = features @ directions.T
+    distance = np.linalg.norm(features - coordinates @ directions, axis=1)
+    return np.column_stack([coordinates, distance])
 
 
 def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) -> Shift:

@@ -135,8 +135,8 @@ def _resampled(images: int, resampling: Resampling) -> Iterator[Array]:
     for start in range(0, resampling.resamples, block):
         rows = min(block, resampling.resamples - start)
         drawn = rng.integers(0, images, (rows, images))
-        places = drawn + images * np.arange(rows)[:, None]
-        counts = np.bincount(places.ravel(), minlength=rows * images)
+        positions = drawn + images * np.arange(rows)[:, None]
+        counts = np.bincount(positions.ravel(), minlength=rows * images)
         yield counts.reshape(rows, images).astype(np.float64)
 
 

@@ -76,9 +76,9 @@ def audited_labels(labels: Array, probabilities: Array, known: Array) -> LabelAu
         raise RequestError(
             "audit: no labels can be judged, since the pictures of each class are one group"
         )
-    places = np.flatnonzero(known)
-    given = np.searchsorted(classes, labels[places])
-    among = probabilities[np.ix_(places, classes)].astype(np.float64) + 1e-9
+    positions = np.flatnonzero(known)
+    given = np.searchsorted(classes, labels[positions])
+    among = probabilities[np.ix_(positions, classes)].astype(np.float64) + 1e-9
     among /= among.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
         # For example of classes with one image; it still flags the others.
@@ -87,8 +87,8 @@ def audited_labels(labels: Array, probabilities: Array, known: Array) -> LabelAu
         quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")
     wrong, of_all = np.zeros(len(labels), bool), np.ones(len(labels), np.float32)
     # Only where the model prefers another class is there one to propose.
-    wrong[places] = found & (probabilities[places].argmax(axis=1) != labels[places])
-    of_all[places] = quality
+    wrong[positions] = found & (probabilities[positions].argmax(axis=1) != labels[positions])
+    of_all[positions] = quality
     return LabelAudit(
         labels=labels, probabilities=probabilities, judged=known, wrong=wrong, quality=of_all
     )

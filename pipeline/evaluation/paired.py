@@ -139,7 +139,7 @@ def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]
     changed = np.abs(counts[1] - counts[0])
     np.fill_diagonal(changed, 0)
     order = np.argsort(-changed, axis=None, kind="stable")[:MOST_SWAPS]
-    places = zip(*np.unravel_index(order, changed.shape), strict=True)
+    positions = zip(*np.unravel_index(order, changed.shape), strict=True)
     return [
         Swap(
             true=class_names[true],
@@ -147,6 +147,6 @@ def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]
             first=int(counts[0][true, predicted]),
             second=int(counts[1][true, predicted]),
         )
-        for true, predicted in places
+        for true, predicted in positions
         if changed[true, predicted]
     ]

@@ -87,9 +87,14 @@ def augmentation(fitted: Fitted) -> Figure:
     axes = fig.subplots()  # one for all images, as in `mistakes`
     axes.set(xlim=(0, wide), ylim=(high, 0), aspect="equal")
     axes.set_axis_off()
-    for place, image in enumerate(rows.reshape(-1, *rows.shape[2:])):
+    for position, image in enumerate(rows.reshape(-1, *rows.shape[2:])):
         _picture(
-            axes, image, left=place % wide + 0.05, top=place // wide + 0.05, side=0.9, grey="gray"
+            axes,
+            image,
+            left=position % wide + 0.05,
+            top=position // wide + 0.05,
+            side=0.9,
+            grey="gray",
         )
     axes.axvline(1, color="grey", linewidth=1)
     fig.suptitle("Augmentation: images, and versions of them")
@@ -125,14 +130,14 @@ def per_class_scores(predictions: Predictions) -> Figure:
     order = np.argsort(-scores[2])
     fig = empty_figure(8, 1.5 + 0.45 * len(names))
     axes = fig.subplots()
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     for shift, label, values in zip(
         (0.27, 0.0, -0.27), ("precision", "recall", "F1"), scores, strict=True
     ):
-        bars = axes.barh(places + shift, values[order], height=0.25, label=label)
+        bars = axes.barh(positions + shift, values[order], height=0.25, label=label)
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
     axes.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), xlabel="score")
-    axes.set_yticks(places, [names[i] for i in order])
+    axes.set_yticks(positions, [names[i] for i in order])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
     return fig
 
@@ -161,8 +166,8 @@ def mistakes(predictions: Predictions) -> Figure:
     axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
     names = _names(predictions)
-    for place, index in enumerate(chosen):
-        row, column = divmod(place, _MISTAKES)
+    for position, index in enumerate(chosen):
+        row, column = divmod(position, _MISTAKES)
         image = predictions.split.take(index)
         grey = "gray_r" if predictions.index is None else "gray"  # photos are not inverted
         _picture(axes, image, left=column + 0.14, top=row + 0.25, grey=grey)

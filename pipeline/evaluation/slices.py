@@ -57,9 +57,9 @@ def _of_column(name: str, texts: Sequence[str], correct: Array) -> list[Slice]:
     # "1 other value" would say nothing
     kept = order if len(order) <= SHOWN_VALUES + 1 else order[:SHOWN_VALUES]
     numbers = {value: number for number, value in enumerate(kept)}
-    places = np.array([numbers.get(text, len(kept)) for text in texts])
-    counts = np.bincount(places, minlength=len(kept) + 1).tolist()
-    right = np.bincount(places, weights=correct, minlength=len(kept) + 1).tolist()
+    positions = np.array([numbers.get(text, len(kept)) for text in texts])
+    counts = np.bincount(positions, minlength=len(kept) + 1).tolist()
+    right = np.bincount(positions, weights=correct, minlength=len(kept) + 1).tolist()
     made = []
     for number, value in enumerate([*kept, None]):
         if not counts[number]:

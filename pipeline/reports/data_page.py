@@ -159,8 +159,8 @@ def _of_files(description: Description) -> dict[str, Any]:
 def _with_versions(seen: Sequence[Seen], each: int) -> list[Seen]:
     """The pictures with the indices of their versions, `each` per picture, one after another."""
     return [
-        replace(one, versions=range(place * each, (place + 1) * each))
-        for place, one in enumerate(seen)
+        replace(one, versions=range(position * each, (position + 1) * each))
+        for position, one in enumerate(seen)
     ]
 
 
@@ -252,8 +252,8 @@ def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple
     there are none with.
     """
     count = min(len(raw.train), 2 * ORIGINALS)
-    places = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
-    chosen = raw.train.rows[places]
+    positions = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
+    chosen = raw.train.rows[positions]
     # Every other one comes first, so that they come from the whole split.
     chosen = np.concatenate([chosen[::2], chosen[1::2]])
     kept, originals = _originals(raw, chosen, folder)
@@ -305,7 +305,7 @@ def _read_originals(raw: RawData, rows: Array) -> dict[int, Array]:
     assert raw.index is not None
     tiles: dict[int, Array] = {}
     source = place_at(Path(raw.index.root))
-    for place, row in enumerate(rows.tolist()):
+    for position, row in enumerate(rows.tolist()):
         try:
             if source is None:
                 break
@@ -314,7 +314,7 @@ def _read_originals(raw: RawData, rows: Array) -> dict[int, Array]:
                 if digest != raw.index.sha256[row].tobytes():
                     continue
                 file.seek(0)
-                tiles[place] = _tile(open_picture(file, side=ORIGINAL))
+                tiles[position] = _tile(open_picture(file, side=ORIGINAL))
         except Exception:  # it is gone; a decoder may raise anything
             continue
         if len(tiles) == ORIGINALS:

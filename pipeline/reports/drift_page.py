@@ -100,5 +100,7 @@ def _overlay(name: str, reference: Sequence[float], new: Array) -> Overlay:
         low=low,
         high=high,
         new=tuple(heights[1]),
-        reference=" ".join(f"{place + 0.5},{100 - y:g}" for place, y in enumerate(heights[0])),
+        reference=" ".join(
+            f"{position + 0.5},{100 - y:g}" for position, y in enumerate(heights[0])
+        ),
     )

@@ -69,8 +69,8 @@ def overlay(image: Array, heat: Array, side: int) -> Array:
     base = 0.6 * np.asarray(grey, np.float32)[..., None] + 60  # faded, so that the map stands out
     wide = Image.fromarray(heat.astype(np.float32)).resize(grey.size, Image.Resampling.BILINEAR)
     strength = np.asarray(wide).clip(0, 1)
-    places = np.linspace(0, 1, len(HEAT))
-    colour = np.stack([np.interp(strength, places, HEAT[:, c]) for c in range(3)], axis=-1)
+    positions = np.linspace(0, 1, len(HEAT))
+    colour = np.stack([np.interp(strength, positions, HEAT[:, c]) for c in range(3)], axis=-1)
     alpha = 0.85 * strength[..., None] ** 0.75
     return ((1 - alpha) * base + alpha * colour).round().clip(0, 255).astype(np.uint8)
 
@@ -82,19 +82,19 @@ def spread(count: int) -> Array:
 
 def scatter(features: Array, chosen: Array, predictions: Predictions) -> Scatter:
     """Principal components of features f32[m,F] of the images `chosen` i64[m] of a split."""
-    places, shares = principal(features)
-    low, span = places.min(axis=0), np.ptp(places, axis=0)
-    places = (places - low) / np.where(span > 0, span, 1) * SPAN
+    coordinates, shares = principal(features)
+    low, span = coordinates.min(axis=0), np.ptp(coordinates, axis=0)
+    coordinates = (coordinates - low) / np.where(span > 0, span, 1) * SPAN
     labels, guesses = predictions.labels[chosen], predictions.predicted[chosen]
     points = tuple(
         FeaturePoint(x=round(x, 1), y=round(SPAN - y, 1), true=true, guess=guess, image=image)
         for (x, y), true, guess, image in zip(
-            places.tolist(), labels.tolist(), guesses.tolist(), chosen.tolist(), strict=True
+            coordinates.tolist(), labels.tolist(), guesses.tolist(), chosen.tolist(), strict=True
         )
     )
     centres = {}
     for label in np.unique(labels).tolist():
-        x, y = np.median(places[labels == label], axis=0).tolist()
+        x, y = np.median(coordinates[labels == label], axis=0).tolist()
         centres[label] = (round(x, 1), round(SPAN - y, 1))
     return Scatter(points=points, shares=shares, centres=centres, images=len(predictions.labels))
 
@@ -119,11 +119,11 @@ def tiles(explained: Explained, predictions: Predictions) -> Array:
     """Each mistake as its image and its two maps, one after another, RGB u8[3·m,h,w,3]."""
     inverted = predictions.index is None and predictions.split.image_shape[2] == 1
     found = []
-    for place, index in enumerate(explained.images.tolist()):
+    for position, index in enumerate(explained.images.tolist()):
         image = predictions.split.take(index)
         image = 255 - image if inverted else image
         plain = contained(picture_of(image).convert("RGB"), (SIDE, SIDE))
-        maps = (explained.guesses[place], explained.truths[place])
+        maps = (explained.guesses[position], explained.truths[position])
         found += [np.asarray(plain), *(overlay(image, one, SIDE) for one in maps)]
     return np.stack(found)
 

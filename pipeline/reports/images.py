@@ -175,13 +175,13 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
     names = predictions.class_names
     return [
         Mistake(
-            thumbnail=first + place,
+            thumbnail=first + position,
             image=index,
             true=names[predictions.labels[index]],
             guess=names[predictions.predicted[index]],
             confidence=float(predictions.confidence[index]),
         )
-        for place, index in enumerate(chosen.tolist())
+        for position, index in enumerate(chosen.tolist())
     ]
 
 

@@ -196,7 +196,7 @@ def launch_batch(
     launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
     """Runs jobs in worker processes and returns when all have ended, like Hydra's launchers."""
-    jobs = {first + place: list(words) for place, words in enumerate(job_overrides)}
+    jobs = {first + position: list(words) for position, words in enumerate(job_overrides)}
     with open_workers(launcher, len(jobs)) as workers:
         started = (Job(index=index, params={}) for index in jobs)
         ended = {end.key: end for end in workers.run(started, lambda job: jobs[job.index])}

@@ -42,14 +42,14 @@ def run_one(config: Config, folder: Path) -> Result | None:
     """
     sweep, job = config.sweep, config.sweep.job
     keras.utils.clear_session()  # remove what earlier jobs of this process left
-    place = replace(config.tracking, experiment=job.experiment, run_name=job.name)
+    tracking = replace(config.tracking, experiment=job.experiment, run_name=job.name)
     limits = within(seconds=sweep.timeout_s, memory_mb=sweep.memory_mb)
     with stoppable(), limits as check_limits:
         if job.completes is not None:
-            return _complete(replace(config, tracking=place), job.completes, folder)
+            return _complete(replace(config, tracking=tracking), job.completes, folder)
         alone = replace(
             config,
-            tracking=replace(place, log_model=False),
+            tracking=replace(tracking, log_model=False),
             evaluate=replace(config.evaluate, test=False),
         )
         listeners = [pruning_listener(sweep)] if job.study is not None else []

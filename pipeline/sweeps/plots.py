@@ -175,9 +175,9 @@ def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, n
     if finished := _valued(outcomes, FINISHED, number=number):
         values = [outcome.values[number] for outcome in finished]
         so_far = (np.maximum if objective.maximize else np.minimum).accumulate(values)
-        places = [outcome.index for outcome in finished]
-        axes.step(places, so_far, where="post", color=_BEST, label="best so far", zorder=1)
-        first = places[values.index(so_far[-1])]
+        indices = [outcome.index for outcome in finished]
+        axes.step(indices, so_far, where="post", color=_BEST, label="best so far", zorder=1)
+        first = indices[values.index(so_far[-1])]
         axes.set_title(f"best: {so_far[-1]:.6g}, job {first}", loc="left", fontsize=10)
         axes.set_yscale(scale(values, maximize=objective.maximize))
     axes.set_ylabel(objective.metric)
@@ -307,11 +307,11 @@ def scale_of_parameter(values: Sequence[Any]) -> AxisScale:
     """
     if isinstance(values[0], str) or min(values) <= 0:
         return "linear"
-    places = np.array(sorted(set(values)), float)
-    factors, steps = places[1:] / places[:-1], np.diff(places)
-    by_factors = len(places) > 2 and 1.4 < factors.min() and factors.max() < 1.25 * factors.min()
+    points = np.array(sorted(set(values)), float)
+    factors, steps = points[1:] / points[:-1], np.diff(points)
+    by_factors = len(points) > 2 and 1.4 < factors.min() and factors.max() < 1.25 * factors.min()
     by_factors = by_factors and steps.max() > 1.9 * steps.min()
-    by_decades = len(places) == 2 and factors[0] >= 10
+    by_decades = len(points) == 2 and factors[0] >= 10
     return "log" if by_factors or by_decades else scale(values)
 
 
@@ -429,18 +429,18 @@ def _ticks(axis: Axis, values: Sequence[Any]) -> None:
     """Sets ticks at the values of a parameter if there is room, else fewer."""
     from matplotlib.ticker import LogLocator
 
-    places, log = sorted(set(values)), axis.get_scale() == "log"
-    if isinstance(places[0], str):
-        axis.set_ticks(range(len(places)), places)
-        if axis is axis.axes.xaxis and sum(map(len, places)) > 30:
+    points, log = sorted(set(values)), axis.get_scale() == "log"
+    if isinstance(points[0], str):
+        axis.set_ticks(range(len(points)), points)
+        if axis is axis.axes.xaxis and sum(map(len, points)) > 30:
             axis.set_tick_params(rotation=15)
         return
-    scaled = np.log(places) if log else np.array(places)
-    if len(places) <= MOST_TICKS and np.diff(scaled).min() > 0.07 * np.ptp(scaled):
-        axis.set_ticks(places, [f"{place:g}" for place in places])
+    scaled = np.log(points) if log else np.array(points)
+    if len(points) <= MOST_TICKS and np.diff(scaled).min() > 0.07 * np.ptp(scaled):
+        axis.set_ticks(points, [f"{point:g}" for point in points])
         axis.set_ticks([], minor=True)
     elif log:
-        subs = (1, 3) if places[-1] / places[0] > LOG_FROM else (1, 2, 5)
+        subs = (1, 3) if points[-1] / points[0] > LOG_FROM else (1, 2, 5)
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")

@@ -82,10 +82,10 @@ def _exact(override: Override) -> tuple[list[Decimal], bool]:
 def _ends(text: str, line: str | None) -> tuple[Decimal, Decimal, Decimal]:
     """Start, stop and step from the arguments of `range`, which may be named."""
     given: dict[str, Decimal] = {}
-    for place, part in enumerate(text.split(",")):
+    for position, part in enumerate(text.split(",")):
         name, _, number = part.rpartition("=")
         try:
-            given[name or _NAMES[place]] = Decimal(number)
+            given[name or _NAMES[position]] = Decimal(number)
         except InvalidOperation:
             raise RequestError(f"{line}: {number} is not a valid number in a range") from None
     if "stop" not in given:

@@ -147,22 +147,22 @@ class Search:
         self.study.set_user_attr(_DISREGARDED, [*disregarded, number])
 
 
-def open_storage(place: str) -> Any:
+def open_storage(address: str) -> Any:
     """Opens Optuna's storage at a database URL or, for any other text, in a journal file.
 
     Raises:
         RequestError: the database cannot be used.
     """
-    if "://" in place:
-        keep_through_interrupts(place)
+    if "://" in address:
+        keep_through_interrupts(address)
         try:
-            return optuna.storages.RDBStorage(place)
+            return optuna.storages.RDBStorage(address)
         except (ImportError, sa.exc.SQLAlchemyError) as error:
-            shown = without_password(place)
+            shown = without_password(address)
             raise RequestError(f"sweep.storage={shown} cannot be used: {reason(error)}") from error
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    Path(address).parent.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
-    return journal.JournalStorage(journal.JournalFileBackend(place))
+    return journal.JournalStorage(journal.JournalFileBackend(address))
 
 
 def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:
@@ -190,21 +190,21 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
 
 def _told(settings: Sweep) -> dict[str, str]:
     """The settings that a job needs for pruning; a secret address goes to the environment."""
-    place = str(settings.storage)
-    if "://" in place and without_password(place) != place:
-        os.environ[STORAGE] = place  # inherited by the jobs' processes
+    address = str(settings.storage)
+    if "://" in address and without_password(address) != address:
+        os.environ[STORAGE] = address  # inherited by the jobs' processes
         return {"study": str(settings.study)}
-    return {"study": str(settings.study), "storage": place}
+    return {"study": str(settings.study), "storage": address}
 
 
 def _address(job: JobSettings) -> str:
-    place = job.storage or os.environ.get(STORAGE)
-    if place is None:
+    address = job.storage or os.environ.get(STORAGE)
+    if address is None:
         raise RequestError(
             f"sweep.storage: the job's machine lacks the environment variable {STORAGE}, which "
             "holds the address with its password; make the launcher pass it on"
         )
-    return place
+    return address
 
 
 def make_pruner(settings: Sweep) -> Any:

@@ -197,12 +197,12 @@ def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
     runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
     best = ranked(list(runs.outcomes().values()), runs.objectives)[: config.sweep.keep_models]
     gone = [
-        place
-        for place, outcome in enumerate(best)
+        position
+        for position, outcome in enumerate(best)
         if not outcome.kept and not (folder / str(outcome.index) / "checkpoints").exists()
     ]
     if gone:
-        jobs = ", ".join(str(best[place].index) for place in gone)
+        jobs = ", ".join(str(best[position].index) for position in gone)
         raise RequestError(
             f"sweep.keep_models={config.sweep.keep_models}: the checkpoints of jobs {jobs} are "
             "gone, because they were not among the best to keep; resume with "

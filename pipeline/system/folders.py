@@ -48,14 +48,14 @@ def vacate(folder: Path) -> None:
         RequestError: those there belong to no run, or they cannot be deleted.
     """
     left = [folder / name for name in ("artifacts", "checkpoints", MODEL)]
-    left = [place for place in left if os.path.lexists(place)]
-    for place in left:
-        no_model = place.name == MODEL and not (place / "MLmodel").exists()
-        if place.is_symlink() or owner(folder) is None or no_model:
-            raise RequestError(f"{place} was not made by a run; {_ELSEWHERE}")
+    left = [path for path in left if os.path.lexists(path)]
+    for path in left:
+        no_model = path.name == MODEL and not (path / "MLmodel").exists()
+        if path.is_symlink() or owner(folder) is None or no_model:
+            raise RequestError(f"{path} was not made by a run; {_ELSEWHERE}")
     try:
-        for place in left:
-            shutil.rmtree(place)
+        for path in left:
+            shutil.rmtree(path)
     except OSError as error:
         raise RequestError(
             f"{folder}: what an earlier run left there cannot be deleted: {error}; {_ELSEWHERE}"
@@ -116,12 +116,12 @@ def require_writable(folder: Path, *, holds: str) -> None:
     Raises:
         RequestError: it is read-only, full, or not a folder.
     """
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(bytes(2**16))
     except OSError as error:
         raise RequestError(
-            f"{place}: cannot be written ({error.strerror}), but {holds} are kept there; make it "
+            f"{nearest}: cannot be written ({error.strerror}), but {holds} are kept there; make it "
             "writable, free some space, or work in another folder"
         ) from error

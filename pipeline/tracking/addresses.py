@@ -121,8 +121,8 @@ def local_artifacts(tracking: Tracking, experiment: str) -> Path | None:
     address, root = store_address(tracking.uri), tracking.artifact_root
     if tracking.offline or (root is None and not _SQLITE.match(address)):
         return None
-    place = urlsplit(artifact_location(address, experiment, root) or "")
-    return Path(unquote(place.path)) if place.scheme == "file" else None
+    location = urlsplit(artifact_location(address, experiment, root) or "")
+    return Path(unquote(location.path)) if location.scheme == "file" else None
 
 
 def require_artifacts_writable(config: Config) -> None:

@@ -295,11 +295,11 @@ def _require_place(client: Client, name: str, location: str, root: str | None) -
             f"tracking.artifact_root={root}: experiment {name} has its artefacts in {location}; "
             "leave the key out, or choose another experiment with tracking.experiment=…"
         )
-    place = urlsplit(location)
+    parts = urlsplit(location)
     is_database = "://" in address and not address.startswith(("http", "file:", "databricks"))
-    if not is_database or not _is_path(place):
+    if not is_database or not _is_path(parts):
         return
-    folder = _path(place)
+    folder = _path(parts)
     mine = artifact_root(address) if address.startswith("sqlite") else None
     if folder.parent != mine and not (folder.is_dir() or folder.parent.is_dir()):
         raise RequestError(
@@ -351,16 +351,16 @@ def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
 
 def artifact_folders(client: Client) -> dict[str, Path]:
     """The folders of artefacts of all experiments that keep them on a disk, by experiment."""
-    places = {found.name: urlsplit(found.artifact_location) for found in _experiments(client)}
-    return {name: _path(place) for name, place in places.items() if _is_path(place)}
+    found = {one.name: urlsplit(one.artifact_location) for one in _experiments(client)}
+    return {name: _path(parts) for name, parts in found.items() if _is_path(parts)}
 
 
-def _is_path(place: SplitResult) -> bool:
-    return place.scheme in ("", "file")
+def _is_path(parts: SplitResult) -> bool:
+    return parts.scheme in ("", "file")
 
 
-def _path(place: SplitResult) -> Path:
-    return Path(url2pathname(place.path))
+def _path(parts: SplitResult) -> Path:
+    return Path(url2pathname(parts.path))
 
 
 def _experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:

@@ -88,16 +88,20 @@ def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False)
         RequestError: the experiment was deleted, or the store refuses its name.
         MlflowException: the store is away.
     """
-    place = experiment(client, opening["experiment"], opening["artifact_root"])
+    experiment_id = experiment(client, opening["experiment"], opening["artifact_root"])
     local_id = opening[LOCAL_ID]
 
     def find() -> Run | None:
-        found = client.search_runs([place], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1)
+        found = client.search_runs(
+            [experiment_id], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1
+        )
         return found[0] if found else None
 
     def make() -> Run:
         tags, name = opening["tags"], opening["name"]
-        return client.create_run(place, start_time=opening["started"], tags=tags, run_name=name)
+        return client.create_run(
+            experiment_id, start_time=opening["started"], tags=tags, run_name=name
+        )
 
     return (find() if again else None) or made_once(make, find)
 

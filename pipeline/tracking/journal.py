@@ -110,8 +110,8 @@ def now() -> int:
 
 def sync_command(folder: Path) -> str:
     """The command that sends the journal in a folder."""
-    place, here = folder.absolute(), Path.cwd()
-    shown = place.relative_to(here) if place.is_relative_to(here) else place
+    path, here = folder.absolute(), Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
     return f"python -m pipeline sync {shlex.quote(f'folder={shown}')}"
 
 

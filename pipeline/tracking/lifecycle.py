@@ -154,17 +154,17 @@ def send_waiting(
     """
     until = time.monotonic() + within_s
     sent, left = list[Sent](), list[Path]()
-    for place in with_journals(Path()):
-        if is_open(place) or (but is not None and place.samefile(but)):
+    for folder in with_journals(Path()):
+        if is_open(folder) or (but is not None and folder.samefile(but)):
             continue
         try:
-            if _is_of(client, place) and time.monotonic() < until:
-                with at_work_in(place), at_work_in(_sweep_of(place)):
-                    sent.append(send_journal(client, place))
+            if _is_of(client, folder) and time.monotonic() < until:
+                with at_work_in(folder), at_work_in(_sweep_of(folder)):
+                    sent.append(send_journal(client, folder))
                 continue
         except (*STORE_ERRORS, RequestError, OSError) as error:
-            log.info("%s cannot be sent yet: %s", place, error)
-        left.append(place)
+            log.info("%s cannot be sent yet: %s", folder, error)
+        left.append(folder)
     return sent, left
 
 

@@ -263,9 +263,9 @@ def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
 
 @contextmanager
 def _fetched(client: mlflow.MlflowClient | None, uri: str) -> Iterator[SavedModel]:
-    with TemporaryDirectory(prefix="pipeline-fetched-") as place:
+    with TemporaryDirectory(prefix="pipeline-fetched-") as temporary:
         try:
-            folder, sizes = _fetch(_location(client, uri) if client else uri, Path(place))
+            folder, sizes = _fetch(_location(client, uri) if client else uri, Path(temporary))
         except (MlflowException, OSError) as error:
             hint = _present(client) if client else "the folder has no saved model"
             raise RequestError(f"model_uri={uri}: no such model; {hint}") from error
@@ -336,7 +336,7 @@ def _of_a_run(client: mlflow.MlflowClient, uri: str) -> str:
     return f"{client.get_run(run_id).info.artifact_uri}/{path}"
 
 
-def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
+def _fetch(location: str, target: Path) -> tuple[Path, dict[str, int]]:
     """Fetches the folder with a model's parts; returns it and the size of each file by path.
 
     Raises:
@@ -355,9 +355,9 @@ def _fetch(location: str, place: Path) -> tuple[Path, dict[str, int]]:
     folders = [part.path for part in parts if part.is_dir]
     _require_ours(sizes | {f"{folder}/": 0 for folder in folders if folder != "data"})
     for name in _PARTS & sizes.keys():
-        (place / name).parent.mkdir(exist_ok=True)
-        repository.download_artifacts(name, str(place))  # type: ignore[no-untyped-call]
-    return place, sizes
+        (target / name).parent.mkdir(exist_ok=True)
+        repository.download_artifacts(name, str(target))  # type: ignore[no-untyped-call]
+    return target, sizes
 
 
 def _listed(folder: Path) -> dict[str, int]:

@@ -227,8 +227,8 @@ def _patches(prepared: Prepared) -> Array:
     rng, split = np.random.default_rng(0), prepared.train
     height, width, _ = prepared.image_shape
     found = []
-    for place in np.linspace(0, len(split) - 1, min(len(split), PATCH_IMAGES)).astype(int):
-        image = (split.batch(place, place + 1)[0] - prepared.mean) / _deviation(prepared)
+    for position in np.linspace(0, len(split) - 1, min(len(split), PATCH_IMAGES)).astype(int):
+        image = (split.batch(position, position + 1)[0] - prepared.mean) / _deviation(prepared)
         windows = sliding_window_view(image, (_PATCH, _PATCH), axis=(0, 1))  # [y, x, C, 3, 3]
         rows = rng.integers(0, height - _PATCH + 1, PATCHES_PER_IMAGE)
         columns = rng.integers(0, width - _PATCH + 1, PATCHES_PER_IMAGE)

@@ -103,7 +103,7 @@ def _map_layer(model: keras.Model) -> keras.layers.Layer | None:
     layers = _outputs(model)
     if any(_rank(layer) == 3 for layer in layers):
         return None
-    first = next((place for place, one in enumerate(layers) if _convolves(one)), len(layers))
+    first = next((position for position, one in enumerate(layers) if _convolves(one)), len(layers))
     maps = [one for one in layers[first:] if _rank(one) == 4 and min(one.output.shape[1:3]) > 1]
     large = [one for one in maps if min(one.output.shape[1:3]) >= _FEWEST]
     return next(reversed(large or maps), None)
@@ -173,9 +173,9 @@ def _by_occlusion(model: keras.Model) -> Callable[[Array, Array], Array]:
 
     def lead(images: Array, classes: Array) -> Array:
         found = scores(part(tf.constant(images), training=False)).numpy()
-        places = np.arange(len(classes))
-        own = found[places, classes]
-        found[places, classes] = -np.inf
+        rows = np.arange(len(classes))
+        own = found[rows, classes]
+        found[rows, classes] = -np.inf
         return np.asarray(own - found.max(axis=1))
 
     def by(images: Array, classes: Array) -> Array:

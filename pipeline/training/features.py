@@ -73,12 +73,12 @@ def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | No
         return None
     backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
-    described, place = _digest(backbone), data_folder(config)
+    described, folder = _digest(backbone), data_folder(config)
     splits = (prepared.train, prepared.val, prepared.test)
     packed = {id(split.images): split.images for split in splits}.values()
     return Head(
         model=_separate(model),
-        features=[(images, _cached(place, described, backbone, images)) for images in packed],
+        features=[(images, _cached(folder, described, backbone, images)) for images in packed],
     )
 
 
@@ -98,10 +98,10 @@ def whole(model: keras.Model, prepared: Prepared, config: Config) -> keras.Model
     return built
 
 
-def _cached(place: Path, described: str, backbone: keras.Model, images: Array) -> Array:
+def _cached(folder: Path, described: str, backbone: keras.Model, images: Array) -> Array:
     key = cache.key(images=cache.checksum(images), backbone=described)
     entry = cache.load_or_build(
-        place / f"features-{key}", lambda: ({"features": _stream(backbone, images)}, {})
+        folder / f"features-{key}", lambda: ({"features": _stream(backbone, images)}, {})
     )
     return entry.arrays["features"]
 

@@ -69,13 +69,13 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
             test=everything.select(held),
         )
         log.info("fold %d of %d: training without %s images", number + 1, folds, f"{len(held):,}")
-        place = folder / f"fold-{number + 1}"
+        fold_folder = folder / f"fold-{number + 1}"
         try:
             model = train(
-                build_model(settings, part, checked=True), part, settings, place, ()
+                build_model(settings, part, checked=True), part, settings, fold_folder, ()
             ).model
         finally:
-            remove(place, ignore_errors=True)
+            remove(fold_folder, ignore_errors=True)
         head, size = head_of(model, part, settings), config.evaluate.batch_size
         probabilities[held] = predict(model, part.test, batch_size=size, head=head)
         known[held] = np.isin(labels[held], part.train.labels)

@@ -385,8 +385,8 @@ def efficientnet_lite(
     x = _lite_norm(_conv(x, 32, 3, 2, "stem"), "stem")
     wider, deeper = LITE[variant]
     number = 0
-    for place, (repeats, kernel, stride, expand, channels) in enumerate(LITE_STAGES):
-        ends = place in (0, len(LITE_STAGES) - 1)
+    for position, (repeats, kernel, stride, expand, channels) in enumerate(LITE_STAGES):
+        ends = position in (0, len(LITE_STAGES) - 1)
         width = _multiple_of_8(channels * wider)
         for repeat in range(repeats if ends else math.ceil(repeats * deeper)):
             name, before = f"block_{number}", x

@@ -65,14 +65,14 @@ def moved(batch: Batch, flip: str, crop: int) -> Batch:
     if flip != "none":
         mirrored = batch.uniform(FLIP, n) < 0.5 if flip == "random" else _turn(batch)
         columns = tf.where(mirrored[:, tf.newaxis], width - 1 - columns, columns)
-    places = rows[:, :, tf.newaxis] * width + columns[:, tf.newaxis, :]
+    positions = rows[:, :, tf.newaxis] * width + columns[:, tf.newaxis, :]
     pixels = tf.reshape(batch.images, [n, height * width, channels])
-    moved = tf.gather(pixels, tf.reshape(places, [n, height * width]), axis=1, batch_dims=1)
+    moved = tf.gather(pixels, tf.reshape(positions, [n, height * width]), axis=1, batch_dims=1)
     return replace(batch, images=tf.reshape(moved, [n, height, width, channels]))
 
 
-def _reflected(places: Tensor, size: int) -> Tensor:
-    inside = tf.abs(places)
+def _reflected(positions: Tensor, size: int) -> Tensor:
+    inside = tf.abs(positions)
     inside = tf.where(inside >= size, 2 * (size - 1) - inside, inside)
     return tf.clip_by_value(inside, 0, size - 1)
 
@@ -146,9 +146,11 @@ def _share(batch: Batch, alpha: float) -> Tensor:
     """A share f32[] drawn from Beta(alpha, alpha)."""
     from scipy.stats import beta
 
-    quantiles = beta.ppf([(place + 0.5) / QUANTILES for place in range(QUANTILES)], alpha, alpha)
-    place = tf.cast(batch.uniform(MIXING) * QUANTILES, tf.int32)
-    return tf.gather(tf.constant(quantiles, tf.float32), tf.minimum(place, QUANTILES - 1))
+    quantiles = beta.ppf(
+        [(position + 0.5) / QUANTILES for position in range(QUANTILES)], alpha, alpha
+    )
+    position = tf.cast(batch.uniform(MIXING) * QUANTILES, tf.int32)
+    return tf.gather(tf.constant(quantiles, tf.float32), tf.minimum(position, QUANTILES - 1))
 
 
 def _other(values: Tensor) -> Tensor:

@@ -52,9 +52,9 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
     @tf.function(input_signature=[images], autograph=False)
     def graph(batch: tf.Tensor) -> list[tf.Tensor]:
         features, probabilities = both(batch, training=False)
-        places = list(range(1, len(features.shape) - 1))
+        axes = list(range(1, len(features.shape) - 1))
         return [
-            tf.cast(tf.reduce_mean(features, places), tf.float32),
+            tf.cast(tf.reduce_mean(features, axes), tf.float32),
             tf.cast(probabilities, tf.float32),
         ]
 
@@ -136,8 +136,8 @@ def single_image_ms(model: keras.Model, split: Split) -> float:
     forward = predictor(model)
     times = []
     for number in range(UNTIMED + TIMED):
-        place = number % len(split)
-        image = np.ascontiguousarray(split.batch(place, place + 1))
+        position = number % len(split)
+        image = np.ascontiguousarray(split.batch(position, position + 1))
         started = time.perf_counter()
         forward(image)
         times.append(time.perf_counter() - started)

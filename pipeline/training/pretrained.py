@@ -129,8 +129,8 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
         return None
     weighted = [layer for layer in backbone_layers(model) if layer.weights]
     quarters = {
-        id(weight): 1 + int((len(weighted) - 1 - place) / len(weighted) / _TOP)
-        for place, layer in enumerate(weighted)
+        id(weight): 1 + int((len(weighted) - 1 - position) / len(weighted) / _TOP)
+        for position, layer in enumerate(weighted)
         for weight in layer.weights
     }
     return [wait * quarters.get(id(weight), 0) for weight in model.trainable_variables]

@@ -159,8 +159,8 @@ def inspected(file: Path, *, called: str) -> Iterator[Path]:
     Raises:
         RequestError: as `load_saved`.
     """
-    with TemporaryDirectory(prefix="pipeline-model-") as place:
-        folder = Path(place)
+    with TemporaryDirectory(prefix="pipeline-model-") as temporary:
+        folder = Path(temporary)
         with _refused_as(called):
             _unpack(file, folder)
             _check_weights(folder / WEIGHTS)
@@ -317,10 +317,10 @@ def _check_weights(file: Path) -> int:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"its weights link {name[:80]!r} to another place")
                 part = group[name]
-                place = h5py.h5o.get_info(part.id).addr
-                if place in seen:
+                address = h5py.h5o.get_info(part.id).addr
+                if address in seen:
                     continue
-                seen.add(place)
+                seen.add(address)
                 if isinstance(part, h5py.Group):
                     waiting.append(part)
                 else:

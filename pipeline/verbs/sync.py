@@ -77,12 +77,12 @@ def _sent(client: Client, folders: Sequence[Path], root: str | None) -> Iterator
     from pipeline.tracking.client import STORE_ERRORS
     from pipeline.tracking.delivery import send_journal
 
-    for place in folders:
+    for folder in folders:
         try:
-            yield send_journal(client, place, artifact_root=root)
+            yield send_journal(client, folder, artifact_root=root)
         except (*STORE_ERRORS, RequestError, OSError) as error:
             is_ours = isinstance(error, RequestError)
-            yield Unsent(folder=place, reason=str(error) if is_ours else one_line(error))
+            yield Unsent(folder=folder, reason=str(error) if is_ours else one_line(error))
 
 
 def show(results: Sequence[Sent | Unsent], request: Sync) -> None:

@@ -18,7 +18,7 @@ from pipeline.data.exclusion import (
     INDEX_COLUMN,
     SPLIT_COLUMN,
     excluded_files,
-    excluded_places,
+    excluded_positions,
 )
 from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, load_raw, split_data
@@ -62,7 +62,7 @@ class Audited:
     def wrong(self) -> list[Address]:
         """The addresses of the images with likely wrong labels, the most doubtful first."""
         order = self.verdict.order[: int(self.verdict.wrong.sum())]
-        return [self.addresses[place] for place in order.tolist()]
+        return [self.addresses[position] for position in order.tolist()]
 
 
 def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
@@ -96,7 +96,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     _write(result, is_files=raw.index is not None)
     shown = verdict.order[: min(request.shown, int(verdict.wrong.sum()))]
     page = audit_html(
-        [_doubt(result, place) for place in shown.tolist()],
+        [_doubt(result, position) for position in shown.tolist()],
         found.split.take(shown),
         verdict,
         class_names=prepared.class_names,
@@ -185,24 +185,24 @@ def _addresses(
         whole = load_raw(replace(config, dataset={**config.dataset, EXCLUDE: None}))
     splits = splits_of(whole)
     addresses: dict[int, Address] = {
-        row: (split, place)
+        row: (split, position)
         for split, images in splits.items()
-        for place, row in enumerate(images.rows.tolist())
+        for position, row in enumerate(images.rows.tolist())
     }
     if exclude is None:
         return addresses, []
-    gone = excluded_places(exclude, {split: len(images) for split, images in splits.items()})
-    return addresses, [(split, place) for split in gone for place in gone[split].tolist()]
+    gone = excluded_positions(exclude, {split: len(images) for split, images in splits.items()})
+    return addresses, [(split, position) for split in gone for position in gone[split].tolist()]
 
 
-def _doubt(result: Audited, place: int) -> Doubt:
+def _doubt(result: Audited, position: int) -> Doubt:
     verdict = result.verdict
     return Doubt(
-        name=" ".join(map(str, result.addresses[place])),
-        given=int(verdict.labels[place]),
-        proposed=int(verdict.proposed[place]),
-        of_given=float(verdict.probabilities[place, verdict.labels[place]]),
-        of_proposed=float(verdict.sure[place]),
+        name=" ".join(map(str, result.addresses[position])),
+        given=int(verdict.labels[position]),
+        proposed=int(verdict.proposed[position]),
+        of_given=float(verdict.probabilities[position, verdict.labels[position]]),
+        of_proposed=float(verdict.sure[position]),
     )
 
 
@@ -234,15 +234,15 @@ def _write(result: Audited, *, is_files: bool) -> None:
 def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
     """The rows of the table, the likely wrong labels first."""
     verdict, names = result.verdict, [printable(name) for name in result.class_names]
-    for place in verdict.order.tolist():
+    for position in verdict.order.tolist():
         yield (
-            *map(_cell, result.addresses[place]),
-            names[verdict.labels[place]],
-            names[verdict.proposed[place]],
-            str(bool(verdict.wrong[place])).lower(),
-            f"{verdict.quality[place]:.4f}" if verdict.judged[place] else "",
-            f"{verdict.sure[place]:.4f}",
-            str(int(result.fold[place]) + 1),
+            *map(_cell, result.addresses[position]),
+            names[verdict.labels[position]],
+            names[verdict.proposed[position]],
+            str(bool(verdict.wrong[position])).lower(),
+            f"{verdict.quality[position]:.4f}" if verdict.judged[position] else "",
+            f"{verdict.sure[position]:.4f}",
+            str(int(result.fold[position]) + 1),
         )
 
 

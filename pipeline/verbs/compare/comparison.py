@@ -201,16 +201,17 @@ def _gaps(
 ) -> dict[int, tuple[float, float]]:
     """Paired intervals of the differences to the first row, for rows with the same images."""
     gaps = {
-        place: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
-        for place, row in enumerate(rows)
-        if place and _same_images(rows[0], row, metric, values, stored)
+        position: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
+        for position, row in enumerate(rows)
+        if position and _same_images(rows[0], row, metric, values, stored)
     }
     # All at once, because the resampling takes the time.
     if not gaps:
         return {}
     intervals = bootstrap(np.stack(list(gaps.values())), resampling)
     return {
-        place: (float(low), float(high)) for place, (low, high) in zip(gaps, intervals, strict=True)
+        position: (float(low), float(high))
+        for position, (low, high) in zip(gaps, intervals, strict=True)
     }
 
 
@@ -220,9 +221,9 @@ def _differences(
     """The difference of each row's estimate to the first row's; None for the first."""
     first, *others = estimates
     yield None
-    for place, other in enumerate(others, start=1):
-        if place in gaps:
-            low, high = gaps[place]
+    for position, other in enumerate(others, start=1):
+        if position in gaps:
+            low, high = gaps[position]
             yield Estimate(value=other.value - first.value, low=low, high=high, method=PAIRED)
         elif max(first.n, other.n) > 1 and min(first.n, other.n) > 0:
             yield welch(first, other, resampling.confidence)

@@ -55,10 +55,10 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
         [_name(row) for row in rows],
         f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
     )
-    places = range(len(rows))
+    positions = range(len(rows))
     low, high = [one.low for one in estimates], [one.high for one in estimates]
-    axes.hlines(places, low, high, colors=colours, linewidth=2)
-    axes.scatter([one.value for one in estimates], places, s=36, c=colours, zorder=3)
+    axes.hlines(positions, low, high, colors=colours, linewidth=2)
+    axes.scatter([one.value for one in estimates], positions, s=36, c=colours, zorder=3)
     axes.axvline(estimates[0].value, color=_BEST, linewidth=0.8, linestyle=":")
     return figure
 
@@ -73,14 +73,14 @@ def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
         f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images",
         ascending=True,
     )
-    places = range(len(ordered))
+    positions = range(len(ordered))
     colours = [
         (UNKNOWN, 0.45) if one.is_noise else (BETTER if one.value > 0 else LOST, 0.9)
         for one in changes
     ]
     low, high = [100 * one.low for one in changes], [100 * one.high for one in changes]
-    axes.barh(places, points, color=colours, height=0.66)
-    axes.hlines(places, low, high, colors="#333333", linewidth=1.2)
+    axes.barh(positions, points, color=colours, height=0.66)
+    axes.hlines(positions, low, high, colors="#333333", linewidth=1.2)
     axes.axvline(0, color="#333333", linewidth=0.8)
     return figure
 
@@ -97,9 +97,9 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     largest = _SMALL if any(len(name) > _LONG for name in names) else NORMAL
     size, widest = _fitting(texts, largest, NAMES, canvas)
     end = _PAD + widest
-    for place, text in enumerate(reversed(texts) if ascending else texts):
+    for position, text in enumerate(reversed(texts) if ascending else texts):
         # Five times faster than the axis' ticks, each with two texts and three lines.
-        at = (end / _WIDTH, 1 - (ABOVE + ROW * (place + 0.5)) / height)
+        at = (end / _WIDTH, 1 - (ABOVE + ROW * (position + 0.5)) / height)
         figure.text(*at, text, ha="right", va="center_baseline", fontsize=size)
     left = end + 2 * _PAD
     width, tall = _WIDTH - left - _ASIDE, ROW * len(names)

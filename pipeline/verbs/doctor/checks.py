@@ -219,25 +219,25 @@ def _has_all(folder: Path, dataset: IdxDataset) -> bool:
 
 def disk(*folders: Path) -> Iterator[Finding]:
     """Checks whether each folder can be written, and the free space on its disk."""
-    places = {
-        next(place for place in (path, *path.parents) if place.exists())
+    nearest = {
+        next(one for one in (path, *path.parents) if one.exists())
         for path in (folder.absolute() for folder in folders)
     }
-    for place in sorted(places):
+    for folder in sorted(nearest):
         try:
-            tempfile.TemporaryFile(dir=place).close()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             mend = "make it writable, or choose another folder (data_dir=…)"
-            yield problem("disk", f"{place} cannot be written: {error.strerror}", mend)
-    for place in {place.stat().st_dev: place for place in sorted(places, reverse=True)}.values():
-        if shutil.disk_usage(place).total:  # /proc and the like have no size
-            yield _space(place)
+            yield problem("disk", f"{folder} cannot be written: {error.strerror}", mend)
+    for folder in {one.stat().st_dev: one for one in sorted(nearest, reverse=True)}.values():
+        if shutil.disk_usage(folder).total:  # /proc and the like have no size
+            yield _space(folder)
 
 
-def _space(place: Path) -> Finding:
-    usage = shutil.disk_usage(place)
+def _space(folder: Path) -> Finding:
+    usage = shutil.disk_usage(folder)
     free_gb = usage.free / 1e9
-    says = f"{decimal(usage.free)} of {decimal(usage.total)} free on the disk of {place}"
+    says = f"{decimal(usage.free)} of {decimal(usage.total)} free on the disk of {folder}"
     if free_gb < FULL_GB:
         return problem("disk", says, "free some space; below, what can be deleted")
     if free_gb < LOW_GB:

@@ -100,11 +100,11 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 def _partial(data_dir: Path) -> Iterator[Finding]:
     """Finds files left half-written by killed processes; ignores those of live ones."""
-    places = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
-    places += _MULTIRUN.rglob(".*")
+    paths = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
+    paths += _MULTIRUN.rglob(".*")
     dead = [
         path
-        for path in places
+        for path in paths
         if (name := _PARTIAL.match(path.name)) and not psutil.pid_exists(int(name[1]))
     ]
     if dead:

@@ -310,7 +310,7 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
             seen.append(features)
             sure.append(probabilities.max(axis=1))
             assigned.update(
-                model.class_names[place] for place in probabilities.argmax(axis=1).tolist()
+                model.class_names[position] for position in probabilities.argmax(axis=1).tolist()
             )
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
     values |= sizes(np.asarray(packed.sizes))
@@ -333,9 +333,9 @@ def _reference_features(
     if len(raw.test) < FEWEST:
         return None, [f"the run has {len(raw.test)} test images: features are not compared"]
     forward = with_features(model.model)
-    places = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
+    positions = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
     size = _at_once(raw.train.image_shape, batch_size)
-    parts = [places[start : start + size] for start in range(0, len(places), size)]
+    parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
 
 
@@ -382,11 +382,11 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
         values=result.values,
         unsure=[
             Unsure(
-                image=np.asarray(packed.images[place]),
-                file=printable(packed.files[place]),
-                confidence=float(sure[place]),
+                image=np.asarray(packed.images[position]),
+                file=printable(packed.files[position]),
+                confidence=float(sure[position]),
             )
-            for place in least.tolist()
+            for position in least.tolist()
             if sure is not None
         ],
     )

@@ -49,10 +49,10 @@ class Tally:
     def add(self, predicted: PredictedBlock) -> None:
         """Counts the most probable class of each image."""
         best, highest = predicted.top[:, 0], predicted.probabilities.max(axis=1)
-        for place in np.unique(best):
-            name = predicted.class_names[place]
-            self.images[name] += int((best == place).sum())
-            self.probabilities[name] += float(highest[best == place].sum())
+        for index in np.unique(best):
+            name = predicted.class_names[index]
+            self.images[name] += int((best == index).sum())
+            self.probabilities[name] += float(highest[best == index].sum())
 
     @property
     def total(self) -> int:

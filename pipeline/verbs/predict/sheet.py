@@ -69,16 +69,16 @@ class Sheet:
     def add(self, predicted: PredictedBlock, images: Array) -> None:
         """Adds as many images u8[N,H,W,C], before any inversion, as there is room for."""
         most = _EXPLAINED if self.explain else MOST_PICTURES
-        for place in range(min(len(images), most - len(self.cells))):
-            best = predicted.top[place, 0]
+        for position in range(min(len(images), most - len(self.cells))):
+            best = predicted.top[position, 0]
             self.cells.append(
                 Thumbnail(
-                    file=predicted.files[place],
-                    index=predicted.indices[place],
+                    file=predicted.files[position],
+                    index=predicted.indices[position],
                     label=predicted.class_names[best],
-                    probability=float(predicted.probabilities[place, best]),
+                    probability=float(predicted.probabilities[position, best]),
                     seen=np.bitwise_xor(
-                        images[place], 255 * predicted.inverted[place].astype("u1")
+                        images[position], 255 * predicted.inverted[position].astype("u1")
                     ),
                     best=int(best),
                 )
@@ -107,11 +107,16 @@ class Sheet:
         note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
         note += f"; red is what spoke for the class, by {maps.method}" if maps else ""
         pen.text((GAP, 44), note, FAINT, _font(12))
-        for place, cell in enumerate(self.cells):
-            corner = GAP + place % columns * step[0], HEADER + GAP + place // columns * step[1]
+        for position, cell in enumerate(self.cells):
+            corner = (
+                GAP + position % columns * step[0],
+                HEADER + GAP + position // columns * step[1],
+            )
             _draw(page, cell, corner, self.shape)
             if maps:
-                _draw_map(page, cell.seen, maps.maps[place], (corner[0] + TILE + INNER, corner[1]))
+                _draw_map(
+                    page, cell.seen, maps.maps[position], (corner[0] + TILE + INNER, corner[1])
+                )
         return page
 
 

@@ -50,10 +50,10 @@ class PredictedBlock:
             "file": [*map(printable, self.files)],
             "index": list(self.indices),
         }
-        for place in range(self.top.shape[1]):
-            end = f"_{place + 1}" if place else ""
-            columns[f"class{end}"] = names[self.top[:, place]].tolist()
-            columns[f"probability{end}"] = rounded[:, place].tolist()
+        for rank in range(self.top.shape[1]):
+            end = f"_{rank + 1}" if rank else ""
+            columns[f"class{end}"] = names[self.top[:, rank]].tolist()
+            columns[f"probability{end}"] = rounded[:, rank].tolist()
         return columns | {"inverted": self.inverted.tolist()}
 
 

@@ -48,22 +48,22 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
     """
     refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
     run = _unfinished(config, RESUME.run_id(config))
-    place = _place(run)
-    with at_work_in(place):
-        if has_journal(place):
+    own = _folder_of(run)
+    with at_work_in(own):
+        if has_journal(own):
             # It closes the run, which stays closed if it cannot be resumed.
-            send_journal(connect(config.tracking.uri), place)
+            send_journal(connect(config.tracking.uri), own)
         run = _unfinished(config, run.id)  # read under the lock: nobody else can finish it now
-        progress = newest_progress(place / "checkpoints")
-        then = _config(place, run, config)
-        changed = _require_same(place, run, then, force=request.force)
-        reopen(run.id, config.tracking, place).log_tags(_told(run, progress, changed))
+        progress = newest_progress(own / "checkpoints")
+        then = _config(own, run, config)
+        changed = _require_same(own, run, then, force=request.force)
+        reopen(run.id, config.tracking, own).log_tags(_told(run, progress, changed))
         # Imported only now: a refusal need not wait for TensorFlow.
         _say(run, progress, then)
-        with native_messages_to(place / "tensorflow.log"):
+        with native_messages_to(own / "tensorflow.log"):
             story = import_slow("pipeline.run")
         start = Start(run_id=run.id, progress=progress)
-        result: Result = story.run(then, place, start=start, fingerprint=run.fingerprint)
+        result: Result = story.run(then, own, start=start, fingerprint=run.fingerprint)
     return result
 
 
@@ -93,7 +93,7 @@ def _unfinished(config: Config, run_id: str) -> RecordedRun:
     return run
 
 
-def _place(run: RecordedRun) -> Path:
+def _folder_of(run: RecordedRun) -> Path:
     """The folder with the run's checkpoints."""
     if run.folder is None:
         raise RequestError(f"run_id={run.id} does not say where its checkpoints are")
@@ -113,26 +113,26 @@ def _place(run: RecordedRun) -> Path:
     return run.folder
 
 
-def _config(place: Path, run: RecordedRun, today: Config) -> Config:
+def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
     """The run's own configuration, with the current store and cache."""
-    recorded = validate(yaml.safe_load(_kept(place, "config.yaml")))
+    recorded = validate(yaml.safe_load(_kept(folder, "config.yaml")))
     for name, value in flatten(recorded).items():
         # `mlflow run` may already have logged another value under the plain name.
         known = [run.params[key] for key in (f"config.{name}", name) if key in run.params]
         if known and known[0] != value and len(value) <= LONGEST_PARAM:
             raise RequestError(
-                f"{place}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
+                f"{folder}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
                 f"{known[0]}"
             )
     tracking = replace(recorded.tracking, uri=today.tracking.uri, offline=False)
     return replace(recorded, tracking=tracking, data_dir=today.data_dir)
 
 
-def _require_same(place: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
+def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
     raw = load_raw(then, fingerprint=run.fingerprint)
     began = origin.recorded_origin(
-        run.tags, patch=_kept(place, "code.patch"), environment=_kept(place, "environment.txt")
+        run.tags, patch=_kept(folder, "code.patch"), environment=_kept(folder, "environment.txt")
     )
     origin.with_threads_of(began)
     changed = [
@@ -148,8 +148,8 @@ def _require_same(place: Path, run: RecordedRun, then: Config, *, force: bool) -
     return "; ".join(changed)
 
 
-def _kept(place: Path, name: str) -> str:
-    path = place / "artifacts" / name
+def _kept(folder: Path, name: str) -> str:
+    path = folder / "artifacts" / name
     if not path.exists() and name == "code.patch":
         return ""  # the working tree was clean
     try:

@@ -141,10 +141,10 @@ def _bytes(name: str, values: list[Any], *, odd: bool) -> Array:
 
 
 def _require_bytes(name: str, values: list[Any]) -> None:
-    for place, value in _no_bytes(values, name):
+    for where, value in _no_bytes(values, name):
         raise Refused(
             BAD_REQUEST,
-            f"{place} is {_short(value)}{_kind(value)}; pixels are whole numbers 0–255 "
+            f"{where} is {_short(value)}{_kind(value)}; pixels are whole numbers 0–255 "
             "(uint8), unscaled: the model scales them itself",
         )
 
@@ -163,14 +163,14 @@ def _batch(name: str, array: Array, shape: Shape) -> Array:
     raise Refused(BAD_REQUEST, f"{name} has the shape [{given}]; the model takes {expected}")
 
 
-def _no_bytes(values: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _no_bytes(values: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The position and the value of something that is not a whole number 0–255."""
     if isinstance(values, list):
         for index, value in enumerate(values):
             if type(value) is not int or not 0 <= value <= 255:
-                yield from _no_bytes(value, f"{place}[{index}]")
+                yield from _no_bytes(value, f"{name}[{index}]")
     else:
-        yield place, values
+        yield name, values
 
 
 def _kind(value: Any) -> str:
