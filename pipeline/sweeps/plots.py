@@ -260,7 +260,7 @@ def _silenced() -> Iterator[None]:
 def _study(
     trials: Sequence[Outcome], objectives: Sequence[SweepObjective], columns: Columns
 ) -> Study:
-    """The trials as an Optuna study, with the parameters in `columns`."""
+    """The jobs as trials of an Optuna study, with the parameters in `columns`."""
     space = {key: _distribution(column, columns.scale(key)) for key, column in columns.items()}
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
     study.set_metric_names([objective.metric for objective in objectives])
@@ -366,14 +366,14 @@ def _drawn(plot: str, study: Study, size: tuple[float, float], **options: Any) -
 
 
 def _parallel(study: Study, columns: Columns) -> Figure:
-    """One line per trial through its objective and its parameters."""
+    """One line per job through its objective and its parameters."""
     names = [_metric(study), *sorted(columns)]  # as Optuna sorts them
     figure = _drawn("parallel_coordinate", study, (1.9 * len(names) + 1, 5), target_name=names[0])
     axes, _, *twins = figure.axes
     axes.collections[0].set_cmap("viridis_r" if _maximize(study) else "viridis")
     axes.set_xticks(range(len(names)), names, rotation=0)
     axes.tick_params(axis="x", pad=8)
-    axes.set_title(f"{len(study.trials)} finished trials", y=1.04, fontsize=10)
+    axes.set_title(f"{len(study.trials)} finished jobs", y=1.04, fontsize=10)
     for twin, key in zip(twins, names[1:], strict=True):
         if not isinstance(columns[key][0], str):
             _ticks(twin.yaxis, columns[key])
@@ -396,7 +396,7 @@ def _importances(study: Study) -> tuple[Figure, list[str]]:
 
 
 def _slice(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
-    """The objective over each of these parameters; the colour is the trial's index."""
+    """The objective over each of these parameters; the colour is the job's index."""
     size, metric = (4 * len(columns) + 2, 4.5), _metric(study)
     figure = _drawn("slice", study, size, params=list(columns), target_name=metric)
     *panels, colours = figure.axes
@@ -419,7 +419,7 @@ def _contour(study: Study, columns: Mapping[str, list[Any]]) -> Figure:
     options = {"params": list(columns), "target_name": _metric(study)}
     figure = _drawn("contour", study, (7.5, 5.5), **options)
     axes = figure.axes[0]
-    axes.set_title("the best trial at each point, smoothed between them", fontsize=10)
+    axes.set_title("the best job at each point, smoothed between them", fontsize=10)
     for axis, column in zip((axes.xaxis, axes.yaxis), columns.values(), strict=True):
         _ticks(axis, column)
     return figure
@@ -447,7 +447,7 @@ def _ticks(axis: Axis, values: Sequence[Any]) -> None:
 
 
 def _pareto(study: Study) -> Figure:
-    """The two objectives of each trial; on the Pareto front, improving one worsens the other."""
+    """The two objectives of each job; on the Pareto front, improving one worsens the other."""
     figure = _drawn("pareto_front", study, (7, 5))
     (axes,) = figure.axes
     x, y = (scale(_objective(study, n), maximize=_maximize(study, n)) for n in (0, 1))

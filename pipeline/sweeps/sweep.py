@@ -143,7 +143,7 @@ def _combined(multirun: Multirun) -> list[tuple[Job, Config]]:
     jobs = [Job(index=index, params=one) for index, one in enumerate(params)]
     found = []
     for job in jobs if len(jobs) <= MOST_COMBINED else ():
-        with suppress(RequestError):  # a trial that fails
+        with suppress(RequestError):  # such a job would fail
             found.append((job, multirun.compose(job)))
     return found
 

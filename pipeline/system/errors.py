@@ -21,7 +21,7 @@ class RequestError(PipelineError):
 
 
 class Pruned(Exception):
-    """A search ended a trial that is not worth continuing; this is not a failure."""
+    """A search ended a job that is not worth continuing; this is not a failure."""
 
 
 # Beginnings of messages whose reason is on the next line.

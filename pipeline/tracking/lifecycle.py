@@ -102,7 +102,7 @@ def record(
 
     The status is FINISHED when the block ends normally, KILLED on Ctrl-C, SIGTERM or `Pruned`, and
     FAILED on any other exception. Exceptions are passed on; their last line becomes the tag
-    `error`, or `sweep.pruned` for a pruned trial. Everything logged so far stays.
+    `error`, or `sweep.pruned` for a pruned job. Everything logged so far stays.
 
     Raises:
         RequestError: the tracking store cannot be used, or another process is using `folder`.

@@ -242,7 +242,7 @@ def test_every_trial_is_a_line_through_its_parameters_the_best_on_top() -> None:
     assert colours.get_ylabel() == "val/accuracy"
     starts = [path.vertices[0][1] for path in axes.collections[0].get_paths()]
     assert starts == sorted(t.values[0] for t in grid())
-    assert axes.get_title() == "16 finished trials"
+    assert axes.get_title() == "16 finished jobs"
 
 
 def test_only_finished_trials_have_a_line() -> None:
