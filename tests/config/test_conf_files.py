@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from itertools import zip_longest
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.config.builders import (
 )
 from pipeline.config.rules import public_functions
 from pipeline.config.schema import validate
+from pipeline.verbs import requests
 from tests.commands import CONF, composed
 
 pytestmark = pytest.mark.slow
@@ -28,6 +30,7 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.n
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # Choices of groups that set keys of others stand alone; of the rest, one of each group is composed
 # at once, which takes as long as one alone.
+SETTINGS = {"evaluate", "ingest", "preprocess", "tracking", "train"}  # groups without builders
 ALONE = ("experiment", "optimizer", "sweep")
 COMPOSED = [[choice] for choice in CHOICES if choice[0] in ALONE] + [
     [choice for choice in row if choice]
@@ -160,3 +163,27 @@ def test_small_data_sets_choose_small_splits_unless_told_otherwise() -> None:
     assert composed("dataset=digits").preprocess.validation_size == 150
     assert composed("dataset=digits", "preprocess=default").preprocess.validation_size == 5000
     assert composed().preprocess.validation_size == 5000
+
+
+def rows_of_readme(first: str) -> str:
+    """The rows of the table in the README whose header begins with this cell."""
+    readme = (CONF.parent / "README.md").read_text(encoding="utf-8")
+    [rows] = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, flags=re.MULTILINE)
+    return str(rows)
+
+
+def test_the_readme_has_each_data_set_in_its_table() -> None:
+    named = re.findall(r"^\| (`.+?) \|", rows_of_readme("`dataset=`"), flags=re.MULTILINE)
+    found = [name for cell in named for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(found) == [name for group, name in CHOICES if group == "dataset"]
+
+
+def test_the_readme_says_where_to_add_something_to_each_group_and_names_files_that_exist() -> None:
+    rows = rows_of_readme("add a")
+    groups = set(re.findall(r"`conf/([\w/]+)/x.yaml`", rows))
+    assert groups - {"x", "hydra/launcher"} == {*GROUPS} - {*requests()} - SETTINGS
+    assert (CONF / "hydra" / "launcher").is_dir()
+    files = re.findall(r"`(pipeline/[\w/]+\.py)`", rows)
+    assert "pipeline/data/datasets.py" in files
+    missing = [file for file in files if not (CONF.parent / file).exists()]
+    assert missing == ["pipeline/verbs/x.py"]
