@@ -34,12 +34,14 @@ class GridSweeper(Sweeper):
         """Carries out the multirun that the command line asks for."""
         from pipeline.libraries import import_slow
         from pipeline.sweeps.jobs import asked_for
+        from pipeline.sweeps.plan import plan_sweep
 
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         multirun = asked_for(arguments, self.config, loader, adaptive=self.adaptive)
-        import_slow("pipeline.sweeps.sweep").sweep(multirun, self.launcher, adaptive=self.adaptive)
+        plan = plan_sweep(multirun, self.launcher, adaptive=self.adaptive)
+        import_slow("pipeline.sweeps.sweep").sweep(plan, self.launcher)
 
 
 class OptunaSweeper(GridSweeper):

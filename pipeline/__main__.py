@@ -36,6 +36,7 @@ from pipeline.config.words import (
     meant_by,
     normalise,
     once,
+    refuse_settings_of_a_run,
     require_our_sweeper,
 )
 from pipeline.system.errors import PipelineError, RequestError
@@ -127,6 +128,8 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
         settings = once([full_word(word, verb.name, verb.request) for word in settings])
     refuse_mistakes(settings, _command(verb, flags), verbs())
     given = addressed(settings, verb.name, verb.request, multirun=multirun)
+    if verb.of_record and not _shown(flags):
+        refuse_settings_of_a_run(given, verb.name)
     if multirun:
         require_our_sweeper(given)
         given = left_to_jobs(given)

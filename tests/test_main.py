@@ -131,6 +131,33 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["dataset=digits", "model=efficientnet_lite0", "model.weights=nowhere.keras"],
         ["model.weights=nowhere.keras: there is no such file"],
     ),
+    "a bad value in a sweep": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
+    "a setting of a sweep out of range": (
+        ["-m", "seed=0,1", "sweep.timeout_s=0"],
+        ["sweep.timeout_s", "greater than 0"],
+    ),
+    "a direction that contradicts the metric": (
+        ["-m", "seed=0,1", "sweep.direction=[minimize]"],
+        ["sweep.direction: val/accuracy is to maximize"],
+    ),
+    "the same run twice": (["-m", "seed=0,0"], ["jobs 0 (seed=0) and 1 (seed=0) are the same"]),
+    "the same trial twice": (
+        ["-m", "hydra/sweeper=search", "seed=0,0"],
+        ["jobs 0 (seed=0) and 1 (seed=0) are the same"],
+    ),
+    "a sweep without its data": (["-m", "seed=0,1", "dataset=npz"], ["dataset.path is missing"]),
+    "a setting for a run to resume": (
+        ["resume", "run_id=latest", "train.epochs=30"],
+        ["train.epochs=30: resume takes the configuration that the run has recorded"],
+    ),
+    "a setting for a run to reproduce": (
+        ["reproduce", "run_id=latest", "seed=3"],
+        ["seed=3: reproduce takes the configuration that the run has recorded"],
+    ),
+    "a folder without anything to send": (
+        ["sync", "folder=/nowhere"],
+        ["sync.folder=/nowhere: there is nothing to send"],
+    ),
 }
 SHOWN: dict[str, tuple[list[str], list[str]]] = {
     "help": (["--help"], ["python -m pipeline model=cnn", "verbs", "evaluate", "fashion_mnist"]),

@@ -58,10 +58,11 @@ def load_raw(config: Config, *, verify: bool = False, fingerprint: str | None = 
     )
 
 
-def require_data(config: Config) -> None:
-    """Refuses a data set that is not there, without reading an image; lists picture files once.
+def require_data(config: Config, *, keep: bool = True) -> None:
+    """Refuses a data set that is not there, without reading an image.
 
-    What only the images tell, such as damage, is found when they are read.
+    What only the images tell, such as damage, is found when they are read. With `keep`, the run
+    that follows does not list picture files again.
 
     Raises:
         RequestError: a file or folder is missing, or is not a data set.
@@ -69,7 +70,8 @@ def require_data(config: Config) -> None:
     name, data_dir = config.choices.dataset, Path(config.data_dir)
     builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
-        _listed[:] = [(dict(config.dataset), build(dict(config.dataset)), time.monotonic())]
+        pictures = build(dict(config.dataset))
+        _listed[:] = [(dict(config.dataset), pictures, time.monotonic())] if keep else []
         return
     if _can_exclude(builder) and given[EXCLUDE] is not None:
         require_places(given[EXCLUDE])

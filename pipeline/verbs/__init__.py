@@ -52,6 +52,8 @@ class Verb:
     """The setting that it cannot do without, as an example: `run_id=latest` or `images=photos`."""
     first: str = ""
     """The key of a first word that has none; default: that of `needs`."""
+    of_record: bool = False
+    """Whether a recorded run decides its configuration, so that settings of a run are refused."""
     records: bool = False
     """Whether it creates a run, so that the store must have a place for artefacts."""
     ignores: frozenset[str] = frozenset()

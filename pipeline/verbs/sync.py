@@ -58,7 +58,6 @@ def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
     Raises:
         RequestError: the folder has nothing to send, or the store cannot be used.
     """
-    from pipeline.tracking.client import connect
     from pipeline.tracking.journal import has_journal, with_journals
 
     if request.folder is None:
@@ -69,6 +68,8 @@ def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
             raise RequestError(f"sync.folder={folders[0]}: there is nothing to send")
     if not folders:
         return []
+    from pipeline.tracking.client import connect  # MLflow, which none of the above needs
+
     client = connect(config.tracking.uri)
     return list(_sent(client, folders, config.tracking.artifact_root))
 

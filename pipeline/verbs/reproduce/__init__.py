@@ -26,6 +26,7 @@ REPRODUCE = Verb(
     show="pipeline.verbs.reproduce.command:show",
     request=Reproduce,
     ignores=NAMING,
+    of_record=True,
     needs="run_id=latest",
     records=True,
 )

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from rich.table import Table
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import load_raw
 from pipeline.data.values import SPLITS, Array
 from pipeline.libraries import import_slow
@@ -83,7 +81,6 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     Raises:
         RequestError: there is no such run, or it cannot be repeated.
     """
-    refuse_settings_of_a_run(HydraConfig.get().overrides.task, "reproduce")
     run = _repeatable(config)
     predicted, again = run.predictions(), _again(run, config)
     if not any(key.endswith("_probs") for key in predicted):

@@ -23,5 +23,6 @@ RESUME = Verb(
     entry="pipeline.verbs.resume.command:resume",
     request=Resume,
     ignores=NAMING,
+    of_record=True,
     needs="run_id=latest",
 )

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config, validate
-from pipeline.config.words import refuse_settings_of_a_run
 from pipeline.data.load import load_raw
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
@@ -46,7 +44,6 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
     Raises:
         RequestError: there is nothing to resume, or it would no longer be the same run.
     """
-    refuse_settings_of_a_run(HydraConfig.get().overrides.task, "resume")
     run = _unfinished(config, RESUME.run_id(config))
     own = _folder_of(run)
     with at_work_in(own):

@@ -1,0 +1,184 @@
+"""Plans a sweep: composes and checks its jobs before MLflow is imported, or anything recorded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.builders import check_keys
+from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
+from pipeline.config.flat import config_sha256
+from pipeline.config.schema import Config
+from pipeline.data.load import require_data
+from pipeline.sweeps.jobs import Job, Multirun, grid
+from pipeline.sweeps.launch import is_local, require_at_once, workers_and_threads
+from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
+from pipeline.sweeps.outcomes import objectives
+from pipeline.sweeps.space import all_corners, corners, distributions
+from pipeline.system.errors import RequestError
+from pipeline.tracking.values import may_be_run
+from pipeline.training.pretrained import require_weights
+
+MOST_COMBINED = 64  # combinations of bounds and choices that are composed
+
+Composed = Sequence[tuple[Job, Config]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep with its manifest and its known jobs, which are those of a grid."""
+
+    multirun: Multirun
+    adaptive: bool
+    manifest: Manifest
+    jobs: Sequence[Job]
+
+
+def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
+    """Composes the jobs of a new sweep, and refuses what cannot work.
+
+    Of a sweep to resume only the settings are checked: its folder knows its jobs (`plan_again`).
+
+    Raises:
+        RequestError: a job cannot be composed, two are the same, a setting has no effect in any of
+            them, or the data of one is not there.
+    """
+    config = multirun.config
+    objectives(config.sweep)
+    if config.tracking.offline:
+        raise RequestError(
+            "tracking.offline=true: a sweep ranks its jobs by what the store has of them; choose a "
+            "store with tracking.uri=…"
+        )
+    if is_local(launcher):
+        workers_and_threads(launcher)
+    if adaptive:
+        require_at_once(launcher, multirun.composed.hydra.runtime.choices["hydra/launcher"])
+    elif config.sweep.pruner != "none":
+        raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=search")
+    if config.sweep.resume is not None:
+        return _plan(multirun, [], adaptive=adaptive)
+    jobs = _ends(multirun) if adaptive else grid(multirun.searched)
+    composed = [(job, multirun.compose(job)) for job in jobs]
+    _require_distinct(composed)
+    if not adaptive:
+        _require_effects(multirun, composed)
+    elif may_lack_effect(multirun.typed):
+        _require_effects(multirun, _combined(multirun))
+    _require_possible(composed, here=is_local(launcher), adaptive=adaptive)
+    return _plan(multirun, composed, adaptive=adaptive)
+
+
+def plan_again(multirun: Multirun, folder: Path, *, adaptive: bool) -> Plan:
+    """Composes the jobs of a sweep to resume, in the order of its manifest in `folder`.
+
+    Raises:
+        RequestError: a job cannot be composed.
+    """
+    jobs = _ends(multirun) if adaptive else jobs_of(folder, multirun) or grid(multirun.searched)
+    composed = [(job, multirun.compose(job)) for job in jobs]
+    return _plan(multirun, composed, adaptive=adaptive)
+
+
+def _plan(multirun: Multirun, composed: Composed, *, adaptive: bool) -> Plan:
+    known = [] if adaptive else composed
+    return Plan(
+        multirun=multirun,
+        adaptive=adaptive,
+        manifest=manifest(multirun, known, adaptive=adaptive),
+        jobs=[job for job, _ in known],
+    )
+
+
+def _ends(multirun: Multirun) -> list[Job]:
+    """Jobs in which each choice and each bound of a search occurs.
+
+    Raises:
+        RequestError: the settings of the search are incompatible.
+    """
+    from pipeline.sweeps.study import require_sense  # imports SQLAlchemy, which a grid needs not
+
+    require_sense(multirun.config.sweep)
+    ends = enumerate(corners(distributions(multirun.searched)))
+    return [Job(index=index, params=params) for index, params in ends]
+
+
+def _require_effects(multirun: Multirun, jobs: Composed) -> None:
+    """Refuses a typed setting that has no effect in any of the jobs.
+
+    Raises:
+        RequestError: names it.
+    """
+    configs = [config for _, config in jobs]
+    if not multirun.config.sweep.keep_models:
+        configs = [untested(config) for config in configs]
+    refuse_without_effect(multirun.typed, configs)
+
+
+def _combined(multirun: Multirun) -> Composed:
+    """What a search may try, by every combination of bounds and choices; empty if too many."""
+    params = list(islice(all_corners(distributions(multirun.searched)), MOST_COMBINED + 1))
+    jobs = [Job(index=index, params=one) for index, one in enumerate(params)]
+    found = []
+    for job in jobs if len(jobs) <= MOST_COMBINED else ():
+        with suppress(RequestError):  # such a job would fail
+            found.append((job, multirun.compose(job)))
+    return found
+
+
+def _require_distinct(jobs: Composed) -> None:
+    """Refuses a sweep that would repeat a run, as with `seed=1,1` or `0.1,1e-1`.
+
+    Raises:
+        RequestError: names two such jobs.
+    """
+    before: dict[str, list[tuple[Job, Config]]] = defaultdict(list)
+    for job, config in jobs:
+        alike = before[config_sha256(config)]
+        if same := next((other for other, known in alike if known == config), None):
+            raise RequestError(
+                f"jobs {same.index} ({same}) and {job.index} ({job}) are the same run: give each "
+                "value once, or tell repetitions apart, as with +tracking.tags.repetition=1,2"
+            )
+        alike.append((job, config))
+
+
+def _require_possible(jobs: Composed, *, here: bool, adaptive: bool) -> None:
+    """Refuses a sweep whose data or weights are not there, or none of whose models can be built.
+
+    A single job whose sizes fit no model may fail: other combinations of a grid's values work.
+    Only what runs `here` finds its files on this machine.
+
+    Raises:
+        RequestError: says what is missing, or why the first model cannot be built.
+    """
+    configs = [config for _, config in jobs]
+    models = _different(configs, "model")
+    refused = []
+    for config in models:
+        try:
+            check_keys("model", config.model, config.choices.model)
+        except RequestError as error:
+            refused.append(error)
+    if refused and len(refused) == len(models) and (not adaptive or len(models) == 1):
+        raise refused[0]
+    if not here:
+        return
+    for config in _different(configs, "dataset"):
+        require_data(config, keep=False)
+    for config in models:
+        if not may_be_run(config.model.get("weights")):
+            require_weights(config.model)
+
+
+def _different(configs: Iterable[Config], group: str) -> list[Config]:
+    """The first configuration with each leaf of a group."""
+    first: dict[str, Config] = {}
+    for config in configs:
+        first.setdefault(repr(getattr(config, group)), config)
+    return list(first.values())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hydra_plugins.pipeline_sweeps import LocalLauncher
+from pipeline.sweeps.plan import Plan, plan_again, plan_sweep
+from pipeline.system.errors import RequestError
+from tests.sweeps.test_jobs import multirun
+
+pytestmark = pytest.mark.slow
+
+ELSEWHERE = SimpleNamespace(n_jobs=2)
+SEARCH = "hydra/sweeper=search"
+
+
+def planned(line: str, launcher: Any = None) -> Plan:
+    adaptive = SEARCH in line
+    launcher = launcher or LocalLauncher(n_jobs=1, threads=1)
+    return plan_sweep(multirun(*line.split(), adaptive=adaptive), launcher, adaptive=adaptive)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed=0,1 dataset=folder", "^dataset.path is missing"),
+        ("dataset=folder dataset.path=/nowhere,/nor/here", "^dataset.path=/nowhere: no such file"),
+        ("seed=0,1 dataset=digits dataset.exclude=/nowhere.csv", "^dataset.exclude=/nowhere.csv: "),
+        ("seed=0,1 dataset=digits model.residual=true", "^model=mlp: residual needs two equal"),
+        ("dataset=digits model=vit model.heads=5,7", "^model=vit: heads=5 does not divide"),
+        (
+            "seed=0,1 dataset=digits model=efficientnet_lite0 model.weights=/nowhere.keras",
+            "^model.weights=/nowhere.keras: there is no such file",
+        ),
+        (f"{SEARCH} seed=0,1 dataset=digits model.residual=true", "^model=mlp: residual needs"),
+        (f"{SEARCH} seed=0,1 dataset=npz", "^dataset.path is missing"),
+    ],
+)
+def test_a_sweep_without_its_data_or_a_model_that_can_be_built_is_refused(
+    line: str, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        planned(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dataset=digits model.residual=true,false",
+        "dataset=digits model=cnn model.dense=0,64 model.activation=gelu",
+        f"{SEARCH} dataset=digits model=vit model.heads=5,7",  # the corners are not all it may try
+    ],
+)
+def test_a_single_job_that_cannot_work_may_fail(line: str) -> None:
+    assert len(planned(line).jobs) == (0 if SEARCH in line else 2)
+
+
+def test_what_runs_elsewhere_may_find_its_files_there() -> None:
+    line = "dataset=folder dataset.path=/data/of/the/cluster seed=0,1"
+    assert len(planned(line, ELSEWHERE).jobs) == 2
+
+
+def test_the_jobs_of_a_sweep_to_resume_are_those_of_its_folder(tmp_path: Path) -> None:
+    first = planned("seed=0,1 dataset=digits")
+    first.manifest.save(tmp_path)
+    asked = multirun("seed=0,1", "dataset=digits", "sweep.resume=abcd", adaptive=False)
+    known = plan_sweep(asked, ELSEWHERE, adaptive=False)
+    assert known.jobs == []
+    again = plan_again(asked, tmp_path, adaptive=False)
+    assert again.jobs == first.jobs
+    again.manifest.require_same(tmp_path)
+
+
+def test_settings_of_the_sweep_itself_are_checked_first() -> None:
+    with pytest.raises(RequestError, match=r"^hydra.launcher.n_jobs and hydra.launcher.threads: 1"):
+        planned("seed=0,1 dataset=digits", LocalLauncher(n_jobs=0, threads=1))
+    with pytest.raises(RequestError, match=r"does not say how many jobs it runs at once"):
+        planned(f"{SEARCH} seed=0,1 dataset=digits", SimpleNamespace())
