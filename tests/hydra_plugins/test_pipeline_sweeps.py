@@ -31,13 +31,17 @@ def test_a_sweeper_hands_the_multirun_and_the_launcher_to_the_sweep(
         launched.append(given["task_function"])
         return "the launcher"
 
-    def sweep(multirun: Any, launcher: Any, *, adaptive: bool) -> None:
-        swept.append((multirun, launcher, adaptive))
+    def sweep(plan: Any, launcher: Any) -> None:
+        swept.append((plan, launcher))
 
     monkeypatch.setattr(Plugins, "instantiate_launcher", instantiate_launcher)
     monkeypatch.setattr(
         "pipeline.sweeps.jobs.asked_for",
         lambda words, config, loader, *, adaptive: (words, config, loader, adaptive),
+    )
+    monkeypatch.setattr(
+        "pipeline.sweeps.plan.plan_sweep",
+        lambda multirun, launcher, *, adaptive: ("planned", multirun, launcher, adaptive),
     )
     monkeypatch.setattr(
         "pipeline.libraries.import_slow", lambda module: SimpleNamespace(sweep=sweep)
@@ -48,7 +52,8 @@ def test_a_sweeper_hands_the_multirun_and_the_launcher_to_the_sweep(
     sweeper.sweep(["seed=0,1"])
     adaptive = kind is OptunaSweeper
     assert launched == [do_job]  # a job of the sweep, not Hydra's own run
-    assert swept == [((["seed=0,1"], config, "the loader", adaptive), "the launcher", adaptive)]
+    multirun = (["seed=0,1"], config, "the loader", adaptive)
+    assert swept == [(("planned", multirun, "the launcher", adaptive), "the launcher")]
 
 
 def test_settings_of_another_sweeper_of_the_same_name_have_no_effect() -> None:
