@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,12 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.allowed import check_search_path, check_words
-from pipeline.config.compose import hide_composed
-from pipeline.config.effects import refuse_without_effect, untested
+from pipeline.config.compose import compose, hide_composed, known_to_hydra
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.rules import choose
-from pipeline.config.schema import register, validate, validate_request
+from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import CONF, VERSION_BASE
 from pipeline.config.words import (
     COMPLETES,
@@ -36,6 +36,7 @@ from pipeline.config.words import (
     meant_by,
     normalise,
     once,
+    quoted,
     refuse_settings_of_a_run,
     require_our_sweeper,
 )
@@ -96,6 +97,7 @@ def main() -> int:
         check_words(given, multirun=multirun)
         try:
             _with_hydra(verb)
+            _check_shown(verb, given)
         finally:  # after --help Hydra exits by itself
             sys.stdout.flush()  # so that a reader who has left is noticed here
     except (Exception, KeyboardInterrupt) as error:
@@ -226,21 +228,49 @@ def _described() -> str:
     return "\n".join(f"  {name:<{longest}}   {verb.help}" for name, verb in verbs().items())
 
 
-def _carry_out(verb: Verb, composed: DictConfig) -> None:
-    """Runs a verb on a checked configuration; imports what it needs only now."""
-    hide_composed(composed)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def _check_shown(verb: Verb, given: list[str]) -> None:
+    """Checks the configuration that `--cfg` has shown, so that it can serve as a dry run.
+
+    Raises:
+        RequestError: the command without `--cfg` would be refused; says why.
+    """
+    flags = dict(word.partition("=")[::2] for word in given if word.startswith("-"))
+    others = {"--multirun", "--config-name", "--config-path", "--package"}
+    if flags.get("--cfg") not in ("job", "all") or others & flags.keys():
+        return
+    words = [word for word in given if not word.startswith("-")]
+    if folder := flags.get("--config-dir"):
+        words.append(f"hydra.searchpath=[{quoted(str(Path(folder).absolute()))}]")
+    composed = compose(words)
+    with known_to_hydra(composed):
+        _checked(verb, composed)
+
+
+def _checked(verb: Verb, composed: DictConfig) -> tuple[Config, Any]:
+    """The checked configuration for a verb, and its checked request or None.
+
+    Raises:
+        RequestError: a value is refused, or a setting has no effect.
+    """
     config = validate(composed)
     if config.tracking.offline and not verb.records:
         raise RequestError(
             f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
         )
-    if HydraConfig.get().mode is RunMode.RUN:  # a job of another sweeper must not end in the middle
-        decided = untested(config) if "evaluate.test" in verb.ignores else config
-        refuse_without_effect(HydraConfig.get().overrides.task, [decided])
+    request = verb.request and validate_request(composed, verb.name, verb.request)
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:  # a job of another sweeper must not end in the middle
+        verb.require_effects(hydra.overrides.task, config, request)
+    return config, request
+
+
+def _carry_out(verb: Verb, composed: DictConfig) -> None:
+    """Runs a verb on a checked configuration; imports what it needs only now."""
+    hide_composed(composed)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    config, request = _checked(verb, composed)
     if verb.records:  # refused before anything slow is imported
         require_artifacts_writable(config)
-    request = verb.request and validate_request(composed, verb.name, verb.request)
     try:
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):
             verb.load(config)

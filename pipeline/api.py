@@ -323,6 +323,8 @@ def _carried_out(
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
         request = validate_request(composed, name, verb.request)
     config = config or compose()
+    given = [f"{name}.{key}={value}" for key, value in settings.items()]
+    verb.require_effects(given, config, request)
     verb.require_possible(config)
     _imported(verb.entry.partition(":")[0])
     return verb.carry_out(config, request, folder_of_work(folder))

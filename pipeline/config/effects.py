@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,10 +21,14 @@ from pipeline.system.secrets import hide_word
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When keys have no effect, and what to do about it."""
+    """When keys have no effect, and what to do about it.
+
+    Those of RULES are about runs. A verb has rules of its own: for its keys, and for what it does
+    not use of the configuration; they see its request under its name (`config.compare.top`).
+    """
 
     keys: tuple[str, ...]
-    when: Callable[[Config], bool]
+    when: Callable[[Any], bool]
     because: str
     mend: str
     nothing: tuple[Any, ...] = ()
@@ -31,7 +36,7 @@ class Rule:
     of_runs: bool = False
     """Whether functions of the Python API use the keys nevertheless."""
 
-    def holds(self, key: str, config: Config) -> bool:
+    def holds(self, key: str, config: Any) -> bool:
         """Whether the value of `key` in this configuration has no effect."""
         return self.when(config) and _value(config, key) not in self.nothing
 
@@ -41,35 +46,55 @@ def untested(config: Config) -> Config:
     return replace(config, evaluate=replace(config.evaluate, test=False))
 
 
+def with_request(config: Config, name: str, request: Any) -> Any:
+    """A configuration with the request of the verb `name`, as the rules of that verb see it."""
+    return SimpleNamespace(**vars(config) | ({} if request is None else {name: request}))
+
+
 def refuse_without_effect(
-    words: Sequence[str], configs: Sequence[Config], *, python: bool = False
+    words: Sequence[str],
+    configs: Sequence[Any],
+    *,
+    python: bool = False,
+    rules: Sequence[Rule] | None = None,
 ) -> None:
     """Refuses the first typed setting that has no effect.
 
     `configs` are the checked configurations that the words lead to: one, or those of the jobs of a
     sweep, where a setting must have an effect in one of them at least. `python` is for a
-    configuration that is not only used by a run.
+    configuration that is not only used by a run; `rules` are RULES by default.
 
     Raises:
         RequestError: names the setting, why it has no effect, and what to do.
     """
     if not configs:
         return
-    for word, rule in without_effect(words, configs, python=python):
+    for word, rule in without_effect(words, configs, python=python, rules=rules):
         shown = hide_word(word)
         raise RequestError(f"{shown} has no effect {rule.because}; {rule.mend}")
 
 
 def without_effect(
-    words: Sequence[str], configs: Sequence[Config], *, python: bool = False
+    words: Sequence[str],
+    configs: Sequence[Any],
+    *,
+    python: bool = False,
+    rules: Sequence[Rule] | None = None,
 ) -> Iterator[tuple[str, Rule]]:
     """The settings among `words` that have no effect in any of the configurations."""
     for word in words:
         for key in _keys(word):
-            for rule in RULES:
+            for rule in RULES if rules is None else rules:
                 applies = key in rule.keys and not (python and rule.of_runs)
                 if applies and all(rule.holds(key, config) for config in configs):
                     yield word, rule
+
+
+def with_effect(words: Sequence[str], config: Config) -> list[str]:
+    """The words without the settings that have no effect, and without the keys of such a choice."""
+    idle = {word for word, _ in without_effect(words, [config])}
+    groups = tuple(f"{key_of(word)}." for word in idle if "." not in key_of(word))
+    return [word for word in words if word not in idle and not key_of(word).startswith(groups)]
 
 
 def may_lack_effect(words: Sequence[str]) -> bool:
@@ -97,7 +122,7 @@ def _inside(key: str, value: Any) -> Iterator[str]:
         yield key
 
 
-def _value(config: Config, key: str) -> Any:
+def _value(config: Any, key: str) -> Any:
     value: Any = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
@@ -123,6 +148,58 @@ def _is_off(leaf: Leaf) -> bool:
 def _needs_no_store(config: Config) -> bool:
     weights = config.model.get("weights")  # a run's, perhaps
     return config.train.teacher is None and weights in (None, "imagenet")
+
+
+def _is_of(config: Config, group: str, *builders: str) -> bool:
+    """Whether the leaf of a group is built by one of these functions of ours."""
+    return any(_is(getattr(config, group), f"{group}.{name}") for name in builders)
+
+
+def _has_no_validation(config: Config) -> bool:
+    """Whether no image is validated: folders and some files have such a split of their own."""
+    divided = ("fashion_mnist", "mnist", "digits", "synthetic", "cifar10", "cifar100")
+    return config.preprocess.validation_size == 0 and _is_of(config, "dataset", *divided)
+
+
+def _has_no_files(config: Config) -> bool:
+    others = ("idx", "npz", "fashion_mnist", "mnist", "digits", "synthetic", "cifar10", "cifar100")
+    return _is_of(config, "dataset", *others)
+
+
+def _is_named(config: Config) -> bool:
+    """Whether a data set that can be downloaded is read from files that the user names."""
+    named = config.dataset.get("path"), config.dataset.get("folder")
+    published = ("fashion_mnist", "mnist", "cifar10", "cifar100")
+    return _is_of(config, "dataset", *published) and named != (None, None)
+
+
+def _is_constant(config: Config) -> bool:
+    """Whether a schedule keeps the learning rate as it is."""
+    leaf = config.schedule
+    name = str(leaf["_target_"]).rpartition(".")[2]
+    if str(leaf["_target_"]).startswith("keras."):
+        end = leaf.get("end_learning_rate")
+        return (
+            (name == "CosineDecay" and leaf.get("alpha") == 1)
+            or (name == "ExponentialDecay" and leaf.get("decay_rate") == 1)
+            or (name == "PolynomialDecay" and end == config.optimizer["learning_rate"])
+        )
+    if _is_of(config, "schedule", "flat_cosine"):
+        return bool(leaf["end"] == 1)
+    rises = _is_of(config, "schedule", "one_cycle", "warmup")
+    stays = rises and (leaf["warmup"] == 0 or leaf["start"] == 1)
+    return bool(stays and leaf.get("end", 1) == 1)
+
+
+def _has_one_block(config: Config) -> bool:
+    if _is_of(config, "model", "convnext"):
+        return sum(config.model["blocks"]) == 1
+    return _is_of(config, "model", "vit", "mixer") and config.model["depth"] == 1
+
+
+def _accepts_all(check: str) -> Callable[[Config], bool]:
+    """A function that says whether the limit of a check of shares is that of all images."""
+    return lambda config: getattr(config.ingest.checks, check).limit >= 1
 
 
 def _ignored(check: str) -> Callable[[Config], bool]:
@@ -165,6 +242,35 @@ RULES = (
         )
         for one in fields(Checks)
     ),
+    *(
+        Rule(
+            keys=(f"ingest.checks.{name}.limit",),
+            when=_accepts_all(name),
+            because="where it is 1 or more: no share is larger",
+            mend=f"set it below 1, or ingest.checks.{name}.action=ignore",
+        )
+        for name in ("bad_files", "conflicts", "blank")
+    ),
+    Rule(
+        keys=("ingest.checks.smallest_class.limit",),
+        when=lambda config: config.ingest.checks.smallest_class.limit == 0,
+        because="where it is 0: no class has fewer images",
+        mend="set it above 0, or ingest.checks.smallest_class.action=ignore",
+    ),
+    Rule(
+        keys=("ingest.checks.bad_files.action", "ingest.checks.bad_files.limit"),
+        when=_has_no_files,
+        because="on this data set, which is not made of picture files",
+        mend="leave it out",
+        nothing=("ignore",),
+    ),
+    Rule(
+        keys=("dataset.download",),
+        when=_is_named,
+        because="beside dataset.path or dataset.folder, whose files are read",
+        mend="leave it out, or name no files",
+        nothing=(False,),
+    ),
     Rule(
         keys=("preprocess.seed",),
         when=lambda config: config.preprocess.validation_size == 0,
@@ -201,6 +307,33 @@ RULES = (
         mend="leave it out, or give the model hidden layers",
         nothing=(0.0, False),
     ),
+    *(
+        Rule(
+            keys=(key,),
+            when=lambda config: _is_of(config, "model", "cnn") and not config.model["filters"],
+            because="with model.filters=[]: it is about convolutions",
+            mend="leave it out, or give the model filters",
+            nothing=(nothing,),
+        )
+        for key, nothing in (("model.convolutions", 1), ("model.batch_norm", False))
+    ),
+    Rule(
+        keys=("model.activation",),
+        when=lambda config: (
+            _is_of(config, "model", "cnn")
+            and not config.model["filters"]
+            and not config.model["dense"]
+        ),
+        because="with model.filters=[] and model.dense=0, a network without such a layer",
+        mend="leave it out, or give the model filters or a dense layer",
+    ),
+    Rule(
+        keys=("model.drop_path",),
+        when=_has_one_block,
+        because="on a model of one block, which is never left out",
+        mend="leave it out, or give the model more blocks",
+        nothing=(0.0,),
+    ),
     Rule(
         keys=("optimizer.nesterov",),
         when=lambda config: (
@@ -221,6 +354,12 @@ RULES = (
         mend="leave it out, or set schedule.warmup above 0",
     ),
     Rule(
+        keys=("schedule",),
+        when=_is_constant,
+        because="with values that keep the learning rate as it is",
+        mend="choose schedule=constant, or change them",
+    ),
+    Rule(
         keys=("schedule", "schedule.decay_rate"),
         when=lambda config: (
             str(config.schedule["_target_"]).startswith("keras.")
@@ -234,6 +373,21 @@ RULES = (
         when=lambda config: (config.train.patience or 0) >= config.train.epochs,
         because="where it is not below train.epochs: the training ends first",
         mend="leave it out, or set it below train.epochs",
+    ),
+    Rule(
+        keys=("train.monitor",),
+        when=_has_no_validation,
+        because="with preprocess.validation_size=0: no images are validated",
+        mend="leave it out, or set preprocess.validation_size above 0",
+    ),
+    Rule(
+        keys=("evaluate.views", "evaluate.batch_size"),
+        when=lambda config: not config.evaluate.test and _has_no_validation(config),
+        because="without the test split (train, evaluate.test=false) and with "
+        "preprocess.validation_size=0: nothing is evaluated",
+        mend="leave it out, or use one of the splits",
+        nothing=(None,),
+        of_runs=True,  # pipeline.evaluate evaluates any split
     ),
     Rule(
         keys=("train.teacher_weight", "train.teacher_temperature"),

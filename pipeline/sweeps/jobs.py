@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer, known_to_hydra
-from pipeline.config.effects import may_lack_effect, without_effect
+from pipeline.config.effects import may_lack_effect, with_effect
 from pipeline.config.flat import NOT_PARAMS
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
@@ -140,8 +140,7 @@ class Multirun:
         words = [word for word in self.fixed if not word.startswith(about_all)] + job.overrides
         if may_lack_effect(words):  # in this job: it would be refused
             with suppress(RequestError):  # the job fails, and says why
-                idle = {word for word, _ in without_effect(words, [self.compose(job)])}
-                words = [word for word in words if word not in idle]
+                words = with_effect(words, self.compose(job))
         return shlex.join(["python", "-m", "pipeline", *map(hide_word, words)])
 
 

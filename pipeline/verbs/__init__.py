@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.effects import Rule, refuse_without_effect, untested, with_request
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
@@ -58,6 +60,8 @@ class Verb:
     """Whether it creates a run, so that the store must have a place for artefacts."""
     ignores: frozenset[str] = frozenset()
     """Groups and keys of the configuration that have no effect on it; setting them is refused."""
+    rules: Sequence[Rule] = ()
+    """When settings have no effect on it that otherwise have."""
     keeps_log: bool = True
     """Whether it gets a folder for its log; without one, it also works in read-only folders."""
 
@@ -71,6 +75,18 @@ class Verb:
         if self.needs.startswith("run_id="):
             self.run_id(config)
         import_slow(self.uses or self.entry.partition(":")[0])
+
+    def require_effects(self, words: Sequence[str], config: Config, request: Any) -> None:
+        """Refuses typed settings that have no effect on this verb with this configuration.
+
+        Raises:
+            RequestError: names the first one.
+        """
+        decided = untested(config) if "evaluate.test" in self.ignores else config
+        refuse_without_effect(words, [decided])
+        if self.rules:
+            whole = with_request(decided, self.name, request)
+            refuse_without_effect(words, [whole], rules=self.rules)
 
     def require_possible(self, config: Config) -> None:
         """Refuses what `check` knows not to work.

@@ -6,19 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.builders import check_keys
-from pipeline.config.effects import untested
+from pipeline.config.effects import Rule, untested
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
+from pipeline.tracking.addresses import adopted_run_id
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
     from pipeline.run import Result
 
+_ADOPTED = Rule(
+    keys=("tracking.experiment", "tracking.run_name", "tracking.artifact_root"),
+    when=lambda config: adopted_run_id() is not None,
+    because="on the run that MLFLOW_RUN_ID names, which has been opened already",
+    mend="leave it out; mlflow run takes --experiment-name and --run-name",
+    nothing=(None,),
+)
 RUN = Verb(
     name="run",
     help="train, evaluate and record one model (the default)",
     entry="pipeline.run:run",
     check="pipeline.verbs.run:require_possible",
+    rules=(_ADOPTED,),
     ignores=frozenset({"run_id"}),
     records=True,
 )
@@ -27,6 +36,7 @@ _TRAIN = Verb(
     help="like run, but without evaluating on the test split",
     entry="pipeline.verbs.run:train_without_test",
     check="pipeline.verbs.run:require_possible",
+    rules=(_ADOPTED,),
     uses="pipeline.run",
     ignores=frozenset({"run_id", "evaluate.test"}),
     records=True,
@@ -43,7 +53,6 @@ def require_possible(config: Config) -> None:
             run or file that `train.teacher` or `model.weights` names does not exist.
     """
     from pipeline.data.load import require_data
-    from pipeline.tracking.addresses import adopted_run_id
     from pipeline.tracking.values import may_be_run
     from pipeline.training.pretrained import require_weights
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.effects import Rule
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.verbs import OF_TRAINING, Verb
@@ -22,14 +23,30 @@ if TYPE_CHECKING:
 
 INGEST = Verb(
     name="ingest",
-    ignores=frozenset({"run_id", "optimizer", "schedule", "train", "evaluate", "tracking"}),
+    ignores=frozenset(
+        {"run_id", "preprocess", "optimizer", "schedule", "train", "evaluate", "tracking"}
+    ),
+    rules=(
+        Rule(
+            keys=("seed",),
+            when=lambda config: config.augment["_target_"] is None,
+            because="on ingest without an augmentation to show",
+            mend="leave it out, or choose one, as in augment=flip_crop",
+        ),
+        Rule(
+            keys=("model",),
+            when=lambda config: "size" not in config.dataset,
+            because="on ingest of a data set whose images have one size",
+            mend="leave it out",
+        ),
+    ),
     help="fetch, verify, cache and check the data, and show it on a page",
     entry="pipeline.verbs.stages:ingested",
     show="pipeline.verbs.stages:show_ingested",
 )
 _PREPROCESS = Verb(
     name="preprocess",
-    ignores=OF_TRAINING | {"run_id", "evaluate", "tracking"},
+    ignores=OF_TRAINING | {"run_id", "ingest", "evaluate", "tracking"},
     help="split the data and cache the splits",
     entry="pipeline.verbs.stages:preprocessed",
     show="pipeline.verbs.stages:show_preprocessed",

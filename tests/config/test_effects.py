@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.config.effects import (
     RULES,
+    Rule,
     may_lack_effect,
     refuse_without_effect,
     untested,
+    with_effect,
+    with_request,
     without_effect,
 )
 from pipeline.config.schema import Config, validate
@@ -14,6 +19,8 @@ from pipeline.system.errors import RequestError
 from tests.commands import composed, configured, merged
 
 FOLDER = "dataset=folder dataset.path=photos dataset.on_bad=refuse"
+UNEVALUATED = "evaluate.test=false preprocess.validation_size=0"
+ALBUM = "folder dataset.path=photos"
 UNTAUGHT = "train.teacher=abcd train.teacher_weight=0"
 # Words of which the first has no effect, what is said of it, and what gives it one.
 IDLE = [
@@ -43,6 +50,31 @@ IDLE = [
         "schedule.staircase=true",
         "false",
     ),
+    ("model.convolutions=2 model=cnn model.filters=[]", "it is about convolutions", "[8]"),
+    ("model.batch_norm=true model=cnn model.filters=[]", "it is about convolutions", "[8]"),
+    ("model.activation=elu model=cnn model.filters=[] model.dense=0", "without such a", "8"),
+    ("model.drop_path=0.1 model=vit model.depth=1", "one block", "2"),
+    ("model.drop_path=0.1 model=mixer model.depth=1", "one block", "2"),
+    (
+        "model.drop_path=0.1 model=convnext model.widths=[8] model.blocks=[1]",
+        "one block",
+        "[2]",
+    ),
+    ("schedule=cosine schedule.alpha=1", "keep the learning rate as it is", "0.5"),
+    ("schedule=exponential schedule.decay_rate=1", "keep the learning rate as it is", "0.5"),
+    ("schedule=linear schedule.end_learning_rate=0.001", "keep the learning rate as", "0.0001"),
+    ("schedule=flat_cosine schedule.end=1", "keep the learning rate as it is", "0"),
+    ("schedule=warmup schedule.warmup=0", "keep the learning rate as it is", "0.1"),
+    ("schedule=warmup schedule.start=1", "keep the learning rate as it is", "0.5"),
+    ("schedule=one_cycle schedule.start=1 schedule.end=1", "keep the learning rate as", "0"),
+    ("dataset.download=true dataset=mnist dataset.folder=idx", "whose files are read", "null"),
+    ("dataset.download=true dataset=cifar10 dataset.path=a.tgz", "whose files are read", "null"),
+    ("train.monitor=val/loss preprocess.validation_size=0", "no images are validated", "1"),
+    (f"evaluate.views=flip {UNEVALUATED}", "nothing is evaluated", "0.1"),
+    (f"evaluate.batch_size=64 {UNEVALUATED}", "nothing is evaluated", "0.1"),
+    ("ingest.checks.bad_files.action=refuse dataset=digits", "not made of picture files", ALBUM),
+    ("ingest.checks.bad_files.limit=0.5 dataset=digits", "not made of picture files", ALBUM),
+    ("ingest.checks.smallest_class.limit=0", "no class has fewer images", "1"),
     ("train.patience=5 train.epochs=5", "the training ends first", "6"),
     ("train.teacher_weight=0.5 train.teacher=null", "without a teacher", "abcd"),
     ("train.teacher_temperature=2 train.teacher=null", "without a teacher", "abcd"),
@@ -50,8 +82,23 @@ IDLE = [
     (f"train.teacher_temperature=3 {UNTAUGHT}", "train.teacher_weight=0", "0.1"),
 ]
 IDLE += [
-    (f"ingest.checks.{name}.limit=1 ingest.checks.{name}.action=ignore", "action=ignore", "warn")
-    for name in ("smallest_class", "imbalance", "bad_files", "conflicts", "blank")
+    (f"ingest.checks.{name}.limit=0.5 {of}ingest.checks.{name}.action=ignore", "ignore", "warn")
+    for name, of in (
+        ("smallest_class", ""),
+        ("imbalance", ""),
+        ("bad_files", f"dataset={ALBUM} "),
+        ("conflicts", ""),
+        ("blank", ""),
+    )
+]
+IDLE += [
+    ("ingest.checks.conflicts.limit=1", "where it is 1 or more", "0.9"),
+    ("ingest.checks.blank.limit=2", "where it is 1 or more", "0.9"),
+    (
+        f"ingest.checks.bad_files.limit=1 dataset={ALBUM} ingest.checks.bad_files.limit=1",
+        "1 or more",
+        "0.9",
+    ),
 ]
 
 
@@ -70,9 +117,11 @@ def test_a_typed_setting_without_effect_is_refused_with_the_reason_and_what_to_d
     said = str(caught.value)
     assert said.startswith(f"{words[0]} has no effect ")
     assert because in said.partition("; ")[0]
-    assert said.partition("; ")[2].startswith(("leave it out, ", "turn one on, "))
+    assert said.partition("; ")[2].startswith(
+        ("leave it out", "turn one on, ", "choose ", "set it ")
+    )
     assert "\n" not in said
-    mended = [*words[:-1], f"{words[-1].partition('=')[0]}={other}"]
+    mended = merged([*words, *f"{words[-1].partition('=')[0]}={other}".split()])
     refuse_without_effect(mended, [checked(*mended)])
 
 
@@ -93,6 +142,16 @@ def test_each_rule_has_a_case() -> None:
         "optimizer.momentum=0 optimizer=sgd",
         "train.patience=null train.epochs=1",
         "evaluate.views=flip evaluate.temperature=true evaluate.test=false",
+        "model=cnn model.dense=0 model.activation=gelu model.dropout=0.1",
+        "model=cnn model.filters=[] model.convolutions=1 model.batch_norm=false",
+        "schedule=one_cycle schedule.start=1 schedule.end=0",
+        "schedule=warmup schedule.end=0.5 schedule=one_cycle schedule.warmup=0",
+        "train.keep=best train.epochs=1",  # the same words as for more epochs
+        "dataset.download=false dataset=mnist dataset.folder=idx",
+        "train.monitor=val/loss preprocess.validation_size=0 dataset=npz dataset.path=a.npz",
+        f"evaluate.views=flip {UNEVALUATED} dataset=folder dataset.path=photos",
+        "ingest.checks.bad_files.action=ignore dataset=digits",
+        "ingest.checks.imbalance.limit=1 ingest.checks.smallest_class.limit=1",
     ],
 )
 def test_what_asks_for_nothing_or_has_another_effect_is_no_mistake(line: str) -> None:
@@ -127,6 +186,30 @@ def test_a_setting_of_a_sweep_needs_an_effect_in_one_job_only() -> None:
         refuse_without_effect(words, [few, few])
     assert may_lack_effect(words)
     assert not may_lack_effect(["train.epochs=2", "seed=1", "~optimizer.nesterov"])
+
+
+def test_words_without_effect_are_left_out_with_the_keys_of_such_a_choice() -> None:
+    words = ["schedule=cosine", "schedule.alpha=1", "seed=1", "train.monitor=val/loss"]
+    words += ["preprocess.validation_size=0"]
+    assert with_effect(words, checked(*words)) == ["seed=1", "preprocess.validation_size=0"]
+    words[1] = "schedule.alpha=0.5"
+    assert with_effect(words[:3], checked(*words[:3])) == words[:3]
+
+
+def test_rules_of_a_verb_see_its_request_beside_the_configuration() -> None:
+    rule = Rule(
+        keys=("compare.top", "seed"),
+        when=lambda config: config.compare.sweep and not config.seed,
+        because="here",
+        mend="leave it out",
+    )
+    one = with_request(configured(), "compare", SimpleNamespace(top=3, sweep="latest"))
+    with pytest.raises(RequestError, match=r"^compare.top=3 has no effect here; leave it out$"):
+        refuse_without_effect(["compare.top=3"], [one], rules=(rule,))
+    other = with_request(configured(), "compare", SimpleNamespace(top=3, sweep=None))
+    refuse_without_effect(["compare.top=3", "seed=0"], [other], rules=(rule,))
+    config = configured()
+    assert with_request(config, "ingest", None).ingest is config.ingest
 
 
 def test_a_run_without_its_test_split_keeps_everything_else() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
+from pipeline.config.effects import Rule
 from pipeline.config.rules import Count, one_of
 from pipeline.verbs import OF_RUNS, Verb
 
@@ -42,4 +43,19 @@ COMPARE = Verb(
     entry="pipeline.verbs.compare.command:compare",
     show="pipeline.verbs.compare.command:show",
     request=Compare,
+    rules=(
+        Rule(
+            keys=("compare.sweep",),
+            when=lambda config: bool(config.compare.runs),
+            because="beside compare.runs, which are compared",
+            mend="give one of the two",
+            nothing=(None,),
+        ),
+        Rule(
+            keys=("compare.top",),
+            when=lambda config: bool(config.compare.runs or config.compare.sweep),
+            because="beside compare.runs or compare.sweep, all of whose runs are compared",
+            mend="leave it out",
+        ),
+    ),
 )

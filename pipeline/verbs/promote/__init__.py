@@ -8,6 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
+from pipeline.config.effects import Rule
 from pipeline.config.rules import Count, Positive, Share, one_of
 from pipeline.config.schema import Evaluate
 from pipeline.system.errors import RequestError
@@ -82,6 +83,21 @@ PROMOTE = Verb(
     entry="pipeline.verbs.promote.promote:promote",
     show="pipeline.verbs.promote.promote:show",
     request=Promote,
+    rules=(
+        Rule(
+            keys=("promote.margin",),
+            when=lambda config: config.promote.alpha is None,
+            because="with promote.alpha=null, which disables the comparison with a champion",
+            mend="leave it out, or set promote.alpha",
+        ),
+        Rule(
+            keys=("promote.challenger",),
+            when=lambda config: config.promote.force,
+            because="with promote.force=true, by which no gate refuses the run",
+            mend="leave one of the two out",
+            nothing=(False,),
+        ),
+    ),
     needs="run_id=best",
 )
 ROLLBACK = Verb(

@@ -8,6 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
+from pipeline.config.effects import Rule
 from pipeline.config.rules import Count, Positive, matching
 from pipeline.verbs import OF_RUNS, Verb
 
@@ -45,4 +46,19 @@ SERVE = Verb(
     help="answer requests with the champion, or another model",
     entry="pipeline.verbs.serve.command:serve",
     request=Serve,
+    rules=(
+        Rule(
+            keys=("dataset",),
+            when=lambda config: config.serve.model_uri is not None,
+            because="beside serve.model_uri, which names the model",
+            mend="leave one of the two out",
+        ),
+        Rule(
+            keys=("serve.follow",),
+            when=lambda config: "@" not in (config.serve.model_uri or "@"),
+            because="with a serve.model_uri that names no alias: its model stays the same",
+            mend="leave it out, or name an alias, as in models:/fashion_mnist@champion",
+            nothing=(False,),
+        ),
+    ),
 )
