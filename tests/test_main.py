@@ -165,6 +165,18 @@ SHOWN: dict[str, tuple[list[str], list[str]]] = {
     "the configuration": (["--cfg", "job", "seed=7"], ["seed: 7", "epochs: 20"]),
     "hydra's help": (["--hydra-help"], ["--multirun"]),
 }
+# Shown, and then refused as without --cfg.
+DRY: dict[str, tuple[list[str], list[str]]] = {
+    "a value out of range, tried": (["--cfg", "job", "train.epochs=0"], ["train.epochs: Input"]),
+    "a setting without effect, tried": (
+        ["--cfg", "job", "train.epochs=5", "train.patience=30"],
+        ["train.patience=30 has no effect"],
+    ),
+    "keys of a verb at odds, tried": (
+        ["compare", "--cfg", "all", "runs=ab,cd", "sweep=latest"],
+        ["compare.sweep=latest has no effect beside compare.runs"],
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, Answer]:
     (folder / "file").write_text("a file, not a folder")
-    cases = REFUSED | SHOWN
+    cases = REFUSED | SHOWN | DRY
     subprocess.run(
         [sys.executable, "-c", DRIVER],
         input=json.dumps([arguments for arguments, _ in cases.values()]),
@@ -224,6 +236,16 @@ def test_shows_without_importing_tensorflow(case: str, answers: dict[str, Answer
     assert (answer.code, answer.err, answer.imported) == (0, "", [])
     for text in SHOWN[case][1]:
         assert text in answer.out
+
+
+@pytest.mark.parametrize("case", DRY)
+def test_a_configuration_that_is_shown_is_checked_too(
+    case: str, answers: dict[str, Answer]
+) -> None:
+    answer = answers[case]
+    assert (answer.code, answer.imported) == (2, [])
+    assert "epochs: " in answer.out
+    assert_helpful(answer.err, *DRY[case][1])
 
 
 def test_help_names_every_verb_with_its_description(answers: dict[str, Answer]) -> None:

@@ -9,7 +9,7 @@ from pipeline.config.builders import check_keys
 from pipeline.config.effects import Rule, untested
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
-from pipeline.tracking.addresses import adopted_run_id
+from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ADOPTED = Rule(
     keys=("tracking.experiment", "tracking.run_name", "tracking.artifact_root"),
     when=lambda config: adopted_run_id() is not None,
-    because="on the run that MLFLOW_RUN_ID names, which has been opened already",
+    because=f"on the run that {ADOPTED_RUN} names, which has been opened already",
     mend="leave it out; mlflow run takes --experiment-name and --run-name",
     nothing=(None,),
 )

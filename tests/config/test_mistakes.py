@@ -40,6 +40,8 @@ EFFECT = {
     "report run_id=latest evaluate.test=false": "no effect on report",
     "promote run_id=best augment=none": "no effect on promote",
     "ingest schedule=cosine": "no effect on ingest",
+    "ingest preprocess.validation_size=100": "no effect on ingest",
+    "preprocess ingest.checks.blank.action=refuse": "no effect on preprocess",
     "preprocess model.dropout=0.1": "no effect on preprocess",
     "serve run_id=latest": "run_id=latest has no effect on serve; it names a recorded run, as in",
     "compare run_id=0123": "no effect on compare; it names a recorded run",

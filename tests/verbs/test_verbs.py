@@ -8,7 +8,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, validate, validate_request
+from pipeline.config.words import full_word
 from pipeline.system.errors import RequestError
 from pipeline.verbs import Verb, imported, requests, verbs
 from tests.commands import CONF, ROOT, composed, configured, environment
@@ -56,6 +57,73 @@ def test_a_verb_without_the_run_that_it_needs_is_refused_before_it_imports_anyth
     assert loaded == []
     VERBS["train"].load(configured())
     assert loaded == ["pipeline.run"]  # quietly, as a whole, before the entry imports it
+
+
+IDLE = {
+    "compare sweep=latest runs=[ab,cd]": "beside compare.runs, which are compared",
+    "compare top=3 runs=[ab,cd]": "all of whose runs are compared",
+    "compare top=3 sweep=latest": "all of whose runs are compared",
+    "promote margin=0.1 alpha=null": "with promote.alpha=null",
+    "promote challenger=true force=true reason=x": "by which no gate refuses the run",
+    "predict dataset=mnist model_uri=models:/m-1": "beside predict.model_uri",
+    "serve dataset=mnist model_uri=models:/m-1": "beside serve.model_uri",
+    "serve follow=true model_uri=models:/digits/3": "names no alias",
+    "ingest seed=3 augment=none": "without an augmentation to show",
+    "ingest model=cnn": "whose images have one size",
+}
+USED = (
+    *("compare runs=[ab,cd]", "compare top=3", "promote margin=0.1", "promote challenger=true"),
+    *("predict dataset=mnist", "serve follow=true model_uri=models:/digits@champion"),
+    *("serve follow=true", "ingest seed=3 augment=flip_crop", "ingest model=cnn dataset=folder"),
+    *("run tracking.run_name=x", "train tracking.experiment=x"),
+)
+
+
+def require_effects(line: str) -> None:
+    name, *given = line.split()
+    verb = verbs()[name]
+    words = [full_word(word, name, verb.request) for word in given]
+    whole = composed(*words, verb=name)
+    request = verb.request and validate_request(whole, name, verb.request)
+    verb.require_effects(words, validate(whole), request)
+
+
+@pytest.mark.parametrize(("line", "because"), IDLE.items())
+def test_a_setting_without_effect_on_a_verb_is_refused_with_the_reason(
+    line: str, because: str
+) -> None:
+    name, first = line.split()[:2]
+    word = full_word(first, name, verbs()[name].request)
+    with pytest.raises(RequestError, match=f"^{re.escape(word)} has no effect .*{because}.*; "):
+        require_effects(line)
+
+
+@pytest.mark.parametrize("line", USED)
+def test_a_setting_with_an_effect_on_a_verb_is_not_refused(line: str) -> None:
+    require_effects(line)
+
+
+@pytest.mark.parametrize("key", ["experiment", "run_name", "artifact_root"])
+def test_a_run_that_mlflow_has_opened_keeps_its_name_and_experiment(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123abcd")
+    with pytest.raises(
+        RequestError, match=rf"^tracking.{key}=x has no effect on the run that MLFL"
+    ):
+        require_effects(f"run tracking.{key}=x")
+    require_effects("run tracking.log_model=false seed=3")
+
+
+def test_each_rule_of_a_verb_has_a_case() -> None:
+    ruled = {
+        (verb.name, key) for verb in verbs().values() for one in verb.rules for key in one.keys
+    }
+    tried = {
+        (name, full_word(first, name, verbs()[name].request).partition("=")[0])
+        for name, first in (line.split()[:2] for line in IDLE)
+    }
+    assert {pair for pair in ruled if not pair[1].startswith("tracking.")} == tried
 
 
 def test_the_keys_of_a_verb_are_a_group_of_the_configuration_with_one_file() -> None:
