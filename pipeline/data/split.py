@@ -1,4 +1,4 @@
-"""The training, validation and test splits, and the pixel statistics of the first."""
+"""Works out which images are for training and which for validation; pixel statistics."""
 
 from __future__ import annotations
 

@@ -77,9 +77,10 @@ def predict(
 ) -> Array:
     """Predicts probabilities f32[N,K] for the images of a split, in batches.
 
-    A model with a `head` predicts from the features of the images. Without one, probabilities with
-    `views` are means over copies of each image: `flip` adds the mirrored image,
-    `flip_and_shift` also both moved by a pixel up and left, and down and right.
+    With a `head`, the part of the model that `head_of` in features.py returns, these are computed
+    from cached features. With `views`, for which there are no features, they are means over copies
+    of each image: `flip` adds the mirrored image, `flip_and_shift` also both moved by a pixel up
+    and left, and down and right.
 
     Raises:
         PipelineError: the model gives NaN or other numbers that are not probabilities.

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
+from pipeline.data.values import Predictions, Split
 from pipeline.reports.write import bring_home, with_report
 from pipeline.run import run
 from pipeline.system.errors import RequestError
@@ -155,6 +157,25 @@ def test_a_job_of_a_sweep_wants_no_report_of_itself(
     with with_report(recording, configured("dataset=digits"), wanted=wanted):
         pass
     assert (tmp_path / "artifacts" / "report.html").exists() is wanted
+
+
+def test_the_report_of_a_run_that_fails_late_shows_its_predictions(
+    trained: Trained, tmp_path: Path
+) -> None:
+    recording = Recording(id=trained.run_id, client=trained.client, folder=tmp_path)
+    split = Split(images=np.zeros((2, 1, 1, 1), np.uint8), labels=np.array([0, 1], np.int32))
+    sure = Predictions(
+        split=split, probabilities=np.eye(2, dtype=np.float32), class_names=("zero", "one")
+    )
+    with (
+        pytest.raises(ValueError, match="too late"),
+        with_report(recording, configured("dataset=digits"), wanted=True),
+    ):
+        recording.save_predictions({"test": sure})
+        raise ValueError("too late")
+    page = (tmp_path / "artifacts" / "report.html").read_text("utf-8")
+    assert {"classes", "confusion"} <= {*sections(page)}
+    assert "ValueError: too late" in page
 
 
 @pytest.mark.parametrize(
