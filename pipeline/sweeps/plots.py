@@ -42,7 +42,7 @@ else:
 
 LOG_FROM = 30.0  # ratio of largest to smallest value from which an axis is logarithmic
 MOST_TICKS = 8
-MOST_GROUPS = 20
+MOST_REPEATS = 20
 MARKS = {
     FINISHED: ("o", "#1f77b4"),
     PRUNED: ("v", "#9a9a9a"),
@@ -66,7 +66,7 @@ class Columns(dict[str, list[Any]]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Repeats:
     """Finished jobs that differ only in their seed, with their values of the first objective.
 
     `params` is without the seed, `sd` is the sample's (n - 1), and mean ± `half_width` the 95 %
@@ -81,13 +81,13 @@ class Group:
     half_width: float
 
 
-def groups(outcomes: Sequence[Outcome], objective: SweepObjective) -> list[Group]:
-    """Groups the finished jobs by everything but their seed, best mean of `objective` first."""
+def repeated(outcomes: Sequence[Outcome], objective: SweepObjective) -> list[Repeats]:
+    """The finished jobs by everything but their seed, best mean of `objective` first."""
     alike: dict[frozenset[tuple[str, str]], list[Outcome]] = {}
     for outcome in _valued(outcomes, FINISHED):
         alike.setdefault(frozenset(_without_seed(outcome).items()), []).append(outcome)
-    found = [_group(same) for same in alike.values()]
-    return sorted(found, key=lambda group: group.mean, reverse=objective.maximize)
+    found = [_repeats(same) for same in alike.values()]
+    return sorted(found, key=lambda one: one.mean, reverse=objective.maximize)
 
 
 def draw_sweep(
@@ -109,9 +109,9 @@ def draw_sweep(
     if len(finished) > 1:
         with _or_without("parameters"):
             _draw_study(figures, finished, objectives, searched, scales or {})
-    found = groups(outcomes, objectives[0])
+    found = repeated(outcomes, objectives[0])
     seeds = {outcome.params[SEED] for outcome in finished if SEED in searched}
-    if len(seeds) > 1 and any(group.n > 1 for group in found):
+    if len(seeds) > 1 and any(one.n > 1 for one in found):
         with _or_without("seeds"):
             figures["seeds"] = _seeds(found, objectives[0].metric)
     return figures
@@ -135,16 +135,18 @@ def _without_seed(outcome: Outcome) -> dict[str, str]:
     return {key: text for key, text in outcome.params.items() if key != SEED}
 
 
-def _group(outcomes: Sequence[Outcome]) -> Group:
+def _repeats(outcomes: Sequence[Outcome]) -> Repeats:
     values = tuple(outcome.values[0] for outcome in outcomes)
     n, params = len(values), _without_seed(outcomes[0])
     if n == 1:
-        return Group(
+        return Repeats(
             params=params, values=values, n=1, mean=values[0], sd=math.nan, half_width=math.nan
         )
     found = student(np.array(values), CONFIDENCE)
     half = found.high - found.value
-    return Group(params=params, values=values, n=n, mean=found.value, sd=found.sd, half_width=half)
+    return Repeats(
+        params=params, values=values, n=n, mean=found.value, sd=found.sd, half_width=half
+    )
 
 
 def _history(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> Figure:
@@ -185,14 +187,14 @@ def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, n
     axes.margins(y=0.1)
 
 
-def _seeds(found: Sequence[Group], metric: str) -> Figure:
-    """Mean and confidence interval of the best groups, and their jobs as dots."""
-    shown = found[:MOST_GROUPS]
+def _seeds(found: Sequence[Repeats], metric: str) -> Figure:
+    """Mean and confidence interval of the best parameters over seeds, and their jobs as dots."""
+    shown = found[:MOST_REPEATS]
     figure = empty_figure(9, 1.5 + 0.4 * len(shown))
     axes = figure.subplots()
-    for row, group in enumerate(shown):
-        axes.errorbar(group.mean, row, xerr=group.half_width, fmt="D", capsize=4, color=MEAN)
-        axes.plot(group.values, [row] * group.n, "o", color=_BEST, markersize=4)
+    for row, one in enumerate(shown):
+        axes.errorbar(one.mean, row, xerr=one.half_width, fmt="D", capsize=4, color=MEAN)
+        axes.plot(one.values, [row] * one.n, "o", color=_BEST, markersize=4)
     axes.set_yticks(range(len(shown)), _labels(shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_title(f"best {len(shown)} of {len(found)} settings", loc="left", fontsize=10)
@@ -209,13 +211,13 @@ def _legend(figure: Figure, marks: Mapping[str, Any]) -> None:
     figure.legend(list(marks.values()), list(marks), loc="outside lower right", **style)
 
 
-def _labels(found: Sequence[Group]) -> list[str]:
-    """Labels with the parameters that differ between groups, with short keys if unique."""
+def _labels(found: Sequence[Repeats]) -> list[str]:
+    """Labels with the parameters that differ between them, with short keys if unique."""
     keys = list(found[0].params)
-    keys = [key for key in keys if len({group.params[key] for group in found}) > 1] or keys
+    keys = [key for key in keys if len({one.params[key] for one in found}) > 1] or keys
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    rows = [[without_markup(group.params[key]) for key in keys] for group in found]
+    rows = [[without_markup(one.params[key]) for key in keys] for one in found]
     lines = [", ".join(map("=".join, zip(names, row, strict=True))) for row in rows]
     return [textwrap.fill(line, 50) or "all" for line in lines]
 

@@ -33,7 +33,7 @@ from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
 
 if TYPE_CHECKING:
-    from pipeline.sweeps.plots import Group
+    from pipeline.sweeps.plots import Repeats
 
 _STATES = (FINISHED, PRUNED, FAILED, KILLED)
 DESCRIBED = 5  # rows of the table in the description
@@ -60,10 +60,10 @@ def log_results(
     parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
     with uncollected():
         # Imported only now: it takes seconds, and no job should wait for it.
-        from pipeline.sweeps.plots import draw_sweep, groups
+        from pipeline.sweeps.plots import draw_sweep, repeated
 
         figures = draw_sweep(outcomes, objectives, searched, scales)
-        alike = groups(outcomes, objectives[0])
+        alike = repeated(outcomes, objectives[0])
     texts = {"trials.csv": _csv(outcomes, objectives, searched)}
     parent.log(Evaluation(metrics=metrics, figures=figures, texts=texts))
     command = parent.known().command
@@ -74,7 +74,7 @@ def _note(
     outcomes: Sequence[Outcome],
     objectives: Sequence[SweepObjective],
     searched: Sequence[str],
-    alike: Sequence[Group],
+    alike: Sequence[Repeats],
     command: str,
 ) -> str:
     """The description of a sweep: how its jobs ended, and the best of them, grouped over seeds."""
@@ -84,14 +84,14 @@ def _note(
     keys = [key for key in names if key != "seed"] or list(names)
     rows = [
         (
-            *(escaped(brief(group.params.get(key, ""))) for key in keys),
-            f"**{_number(group.mean)}**",
-            f"{_number(group.mean - group.half_width)} to {_number(group.mean + group.half_width)}"
-            if group.n > 1
+            *(escaped(brief(one.params.get(key, ""))) for key in keys),
+            f"**{_number(one.mean)}**",
+            f"{_number(one.mean - one.half_width)} to {_number(one.mean + one.half_width)}"
+            if one.n > 1
             else "",
-            str(group.n),
+            str(one.n),
         )
-        for group in alike[:DESCRIBED]
+        for one in alike[:DESCRIBED]
     ]
     header = (*(escaped(names[key]) for key in keys), escaped(metric), "95 % interval", "jobs")
     more = f"The best {DESCRIBED} of {len(alike)}; the" if len(alike) > DESCRIBED else "The"

@@ -26,7 +26,7 @@ from pipeline.sweeps.outcomes import (
     Outcome,
     SweepObjective,
 )
-from pipeline.sweeps.plots import Group, draw_sweep, groups, scale_of_parameter
+from pipeline.sweeps.plots import Repeats, draw_sweep, repeated, scale_of_parameter
 
 pytestmark = pytest.mark.slow
 
@@ -370,7 +370,7 @@ def test_a_trial_without_one_of_two_objectives_is_not_on_the_pareto_front() -> N
 
 
 def test_groups_are_trials_that_differ_in_the_seed_alone_best_first() -> None:
-    best, second = groups(seeded(), ACCURACY)
+    best, second = repeated(seeded(), ACCURACY)
     assert best.params == {RATE: "1e-3", DROPOUT: "0.1"}
     assert best.values == (0.90, 0.90, 0.93)
     assert best.n == second.n == 3
@@ -383,15 +383,15 @@ def test_groups_are_trials_that_differ_in_the_seed_alone_best_first() -> None:
     assert best.sd == pytest.approx(math.sqrt(0.0003))
 
 
-def test_the_lowest_loss_is_the_best_group() -> None:
-    assert [group.params[RATE] for group in groups(seeded(), LOSS)] == ["1e-4", "1e-3"]
+def test_the_lowest_mean_loss_comes_first() -> None:
+    assert [one.params[RATE] for one in repeated(seeded(), LOSS)] == ["1e-4", "1e-3"]
 
 
 def test_a_group_of_one_has_no_spread() -> None:
-    (group,) = groups([trial(0, 0.5, seed="0")], ACCURACY)
-    assert (group.params, group.n, group.mean) == ({}, 1, 0.5)
-    assert math.isnan(group.sd)
-    assert math.isnan(group.half_width)
+    (one,) = repeated([trial(0, 0.5, seed="0")], ACCURACY)
+    assert (one.params, one.n, one.mean) == ({}, 1, 0.5)
+    assert math.isnan(one.sd)
+    assert math.isnan(one.half_width)
 
 
 def test_groups_are_of_finished_trials_with_a_value() -> None:
@@ -403,18 +403,18 @@ def test_groups_are_of_finished_trials_with_a_value() -> None:
         trial(4, 0.9, state=PRUNED, seed="4"),
         trial(5, 0.9, state=FAILED, seed="5"),
     ]
-    (group,) = groups(trials, ACCURACY)
-    assert group.values == (0.5, 0.7)
-    assert groups(trials[2:], ACCURACY) == []
+    (one,) = repeated(trials, ACCURACY)
+    assert one.values == (0.5, 0.7)
+    assert repeated(trials[2:], ACCURACY) == []
 
 
-def test_the_order_of_the_parameters_does_not_part_a_group() -> None:
+def test_the_order_of_the_parameters_does_not_part_what_is_repeated() -> None:
     trials = [trial(0, 0.5, a="1", b="2", seed="0"), trial(1, 0.5, seed="1", b="2", a="1")]
-    assert [group.n for group in groups(trials, ACCURACY)] == [2]
+    assert [one.n for one in repeated(trials, ACCURACY)] == [2]
 
 
 def test_groups_are_values_of_their_own() -> None:
-    made = Group(params={}, values=(1.0,), n=1, mean=1.0, sd=NAN, half_width=NAN)
+    made = Repeats(params={}, values=(1.0,), n=1, mean=1.0, sd=NAN, half_width=NAN)
     with pytest.raises(AttributeError):
         made.mean = 2.0  # type: ignore[misc]
 
@@ -428,9 +428,9 @@ def test_seeds_are_dots_around_their_mean_and_interval() -> None:
     dots = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [[0.90, 0.90, 0.93], [0.80, 0.82, 0.84]]
     intervals = [bars.lines[2][0].get_segments()[0][:, 0] for bars in axes.containers]
-    for group, interval in zip(groups(seeded(), ACCURACY), intervals, strict=True):
+    for one, interval in zip(repeated(seeded(), ACCURACY), intervals, strict=True):
         assert list(interval) == pytest.approx(
-            [group.mean - group.half_width, group.mean + group.half_width]
+            [one.mean - one.half_width, one.mean + one.half_width]
         )
 
 
