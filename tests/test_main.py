@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a bad value in a sweep": (["-m", "seed=0,1", "train.batch_size=0"], ["train.batch_size"]),
     "a setting of a sweep out of range": (
         ["-m", "seed=0,1", "sweep.timeout_s=0"],
-        ["sweep.timeout_s", "greater than 0"],
+        ["sweep.timeout_s", "above 0"],
     ),
     "a direction that contradicts the metric": (
         ["-m", "seed=0,1", "sweep.direction=[minimize]"],
@@ -167,7 +167,7 @@ SHOWN: dict[str, tuple[list[str], list[str]]] = {
 }
 # Shown, and then refused as without --cfg.
 DRY: dict[str, tuple[list[str], list[str]]] = {
-    "a value out of range, tried": (["--cfg", "job", "train.epochs=0"], ["train.epochs: Input"]),
+    "a value out of range, tried": (["--cfg", "job", "train.epochs=0"], ["train.epochs: must be"]),
     "a setting without effect, tried": (
         ["--cfg", "job", "train.epochs=5", "train.patience=30"],
         ["train.patience=30 has no effect"],

@@ -66,12 +66,11 @@ class Verb:
     """Whether it gets a folder for its log; without one, it also works in read-only folders."""
 
     def load(self, config: Config) -> None:
-        """Imports what the verb needs, if what it is to work on is there.
+        """Imports what the verb needs, if `config` names the run that it works on.
 
         Raises:
-            RequestError: `run_id` is missing, or `check` refuses the configuration.
+            RequestError: `run_id` is missing.
         """
-        self.require_possible(config)
         if self.needs.startswith("run_id="):
             self.run_id(config)
         import_slow(self.uses or self.entry.partition(":")[0])

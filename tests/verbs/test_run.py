@@ -7,9 +7,18 @@ from typing import Any
 
 import pytest
 
+from pipeline.system.errors import RequestError
 from pipeline.verbs import verbs
 from pipeline.verbs.run import train_without_test
 from tests.commands import configured
+
+
+def test_a_run_of_our_own_is_checked_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb, config = verbs()["run"], configured("dataset=npz")
+    with pytest.raises(RequestError, match=r"^dataset\.path is missing"):
+        verb.require_possible(config)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123abcd")
+    verb.require_possible(config)  # that run is open already, and records why it fails
 
 
 def test_train_is_a_run_that_leaves_the_test_images_alone(
