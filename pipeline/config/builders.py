@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -32,7 +32,6 @@ from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError, first_line, one_line
 
 Leaf = dict[str, Any]
-Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 # The allow-list: only these, and trusted modules, build the leaves of a group.
 BUILDERS = {
@@ -286,12 +285,6 @@ def value_before(key: str) -> Any:
 def takes_averaging(optimizer: Callable[..., Any]) -> bool:
     """Whether an optimizer's function takes what `train.ema` sets."""
     return inspect.signature(optimizer).parameters.keys() >= {*AVERAGING}
-
-
-def averages(optimizer: Builder) -> Builder:
-    """Declares that an optimizer averages weights in place of a schedule and `train.ema`."""
-    optimizer.averages = True  # type: ignore[attr-defined]
-    return optimizer
 
 
 def builder_of(leaf: Leaf) -> Callable[..., Any] | None:

@@ -1,5 +1,7 @@
 """Settings that have no effect beside others: they are refused where a user typed them.
 
+What is about one builder stands beside it (`rules.idle`), and what is about a verb beside that.
+
 Values from files and recorded configurations are not: a recipe may set more than a run needs.
 """
 
@@ -7,13 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.config.builders import BUILDERS, BUILDERS_BESIDE_KERAS, Leaf
+from pipeline.config.builders import (
+    BUILDERS,
+    BUILDERS_BESIDE_KERAS,
+    GROUPS,
+    MODULES,
+    Leaf,
+    builder_of,
+)
+from pipeline.config.rules import Idle, idle_of
 from pipeline.config.schema import Checks, Config
+from pipeline.config.trusted import public_functions, trusted
 from pipeline.config.words import key_of
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide_word
@@ -84,10 +96,34 @@ def without_effect(
     """The settings among `words` that have no effect in any of the configurations."""
     for word in words:
         for key in _keys(word):
-            for rule in RULES if rules is None else rules:
-                applies = key in rule.keys and not (python and rule.of_runs)
-                if applies and all(rule.holds(key, config) for config in configs):
-                    yield word, rule
+            found = [_broken(key, config, rules, python=python) for config in configs]
+            if found[0] and all(found):
+                yield word, found[0]
+
+
+def _broken(key: str, config: Any, rules: Sequence[Rule] | None, *, python: bool) -> Rule | None:
+    """The first rule by which the value of `key` in this configuration has no effect."""
+    known = (*RULES, *_of_builders(config, key)) if rules is None else rules
+    applying = (one for one in known if key in one.keys and not (python and one.of_runs))
+    return next((one for one in applying if one.holds(key, config)), None)
+
+
+def _of_builders(config: Config, key: str) -> Iterator[Rule]:
+    """What the builder of the leaf that has the key declares."""
+    group = key.partition(".")[0]
+    if group in GROUPS:
+        for one in idle_of(builder_of(getattr(config, group))):
+            yield _rule(group, one)
+
+
+def _rule(group: str, one: Idle) -> Rule:
+    return Rule(
+        keys=tuple(f"{group}.{name}" if name else group for name in one.keys),
+        when=lambda config: one.when(getattr(config, group)),
+        because=one.because,
+        mend=one.mend,
+        nothing=one.nothing,
+    )
 
 
 def with_effect(words: Sequence[str], config: Config) -> list[str]:
@@ -99,8 +135,22 @@ def with_effect(words: Sequence[str], config: Config) -> list[str]:
 
 def may_lack_effect(words: Sequence[str]) -> bool:
     """Whether there is a rule about any of the words, so that a configuration decides."""
-    ruled = {key for rule in RULES for key in rule.keys}
-    return any(key in ruled for word in words for key in _keys(word))
+    ruled = ruled_keys()
+    own = GROUPS if trusted() else ()  # whose builders may declare any key
+    keys = [key for word in words for key in _keys(word)]
+    return any(key in ruled or key.partition(".")[0] in own for key in keys)
+
+
+@cache
+def ruled_keys() -> frozenset[str]:
+    """The keys that a rule is about, those of our builders included."""
+    builders = [
+        _rule(group, one)
+        for group, module in MODULES.items()
+        for builder in public_functions(module).values()
+        for one in idle_of(builder)
+    ]
+    return frozenset(key for rule in (*RULES, *builders) for key in rule.keys)
 
 
 def _keys(word: str) -> Iterator[str]:
@@ -135,16 +185,6 @@ def _is(leaf: Leaf, builder: str) -> bool:
     return bool(leaf["_target_"] == f"{(BUILDERS | BUILDERS_BESIDE_KERAS)[group]}.{name}")
 
 
-def _is_off(leaf: Leaf) -> bool:
-    """Whether an augmentation changes nothing."""
-    if _is(leaf, "augment.combined"):
-        drawn = leaf["rand_augment"] and leaf["magnitude"]
-        others = (leaf[key] for key in ("crop", "colour", "erasing", "cutout", "mixup", "cutmix"))
-        return leaf["flip"] == "none" and not drawn and not any(others)
-    both = ("horizontal_flip", "shift")
-    return _is(leaf, "augment.flip_and_shift") and not any(leaf[key] for key in both)
-
-
 def _needs_no_store(config: Config) -> bool:
     weights = config.model.get("weights")  # a run's, perhaps
     return config.train.teacher is None and weights in (None, "imagenet")
@@ -174,27 +214,15 @@ def _is_named(config: Config) -> bool:
 
 
 def _is_constant(config: Config) -> bool:
-    """Whether a schedule keeps the learning rate as it is."""
+    """Whether a schedule of Keras keeps the learning rate as it is."""
     leaf = config.schedule
-    name = str(leaf["_target_"]).rpartition(".")[2]
-    if str(leaf["_target_"]).startswith("keras."):
-        end = leaf.get("end_learning_rate")
-        return (
-            (name == "CosineDecay" and leaf.get("alpha") == 1)
-            or (name == "ExponentialDecay" and leaf.get("decay_rate") == 1)
-            or (name == "PolynomialDecay" and end == config.optimizer["learning_rate"])
-        )
-    if _is_of(config, "schedule", "flat_cosine"):
-        return bool(leaf["end"] == 1)
-    rises = _is_of(config, "schedule", "one_cycle", "warmup")
-    stays = rises and (leaf["warmup"] == 0 or leaf["start"] == 1)
-    return bool(stays and leaf.get("end", 1) == 1)
-
-
-def _has_one_block(config: Config) -> bool:
-    if _is_of(config, "model", "convnext"):
-        return sum(config.model["blocks"]) == 1
-    return _is_of(config, "model", "vit", "mixer") and config.model["depth"] == 1
+    name = str(leaf["_target_"]).removeprefix("keras.optimizers.schedules.")
+    end = leaf.get("end_learning_rate")
+    return (
+        (name == "CosineDecay" and leaf.get("alpha") == 1)
+        or (name == "ExponentialDecay" and leaf.get("decay_rate") == 1)
+        or (name == "PolynomialDecay" and end == config.optimizer["learning_rate"])
+    )
 
 
 def _accepts_all(check: str) -> Callable[[Config], bool]:
@@ -223,15 +251,6 @@ RULES = (
         mend="leave it out, and give it to sync later: python -m pipeline sync tracking.uri=…",
         nothing=(None,),
         of_runs=True,  # pipeline.find_runs asks that store
-    ),
-    Rule(
-        keys=("dataset.max_bad",),
-        when=lambda config: (
-            _is(config.dataset, "dataset.folder") and config.dataset["on_bad"] == "refuse"
-        ),
-        because="with dataset.on_bad=refuse, which accepts no bad file",
-        mend="leave it out, or set dataset.on_bad=skip",
-        nothing=(0,),
     ),
     *(
         Rule(
@@ -278,63 +297,6 @@ RULES = (
         mend="leave it out, or set preprocess.validation_size above 0",
     ),
     Rule(
-        keys=("augment",),
-        when=lambda config: _is_off(config.augment),
-        because="with all of its changes off",
-        mend="turn one on, or choose augment=none",
-    ),
-    Rule(
-        keys=("augment.magnitude",),
-        when=lambda config: (
-            _is(config.augment, "augment.combined") and not config.augment["rand_augment"]
-        ),
-        because="with augment.rand_augment=0, whose operations it is about",
-        mend="leave it out, or set augment.rand_augment above 0",
-    ),
-    Rule(
-        keys=("augment.rand_augment",),
-        when=lambda config: (
-            _is(config.augment, "augment.combined") and not config.augment["magnitude"]
-        ),
-        because="with augment.magnitude=0, at which its operations change nothing",
-        mend="leave it out, or set augment.magnitude above 0",
-        nothing=(0,),
-    ),
-    Rule(
-        keys=("model.activation", "model.dropout", "model.batch_norm"),
-        when=lambda config: _is(config.model, "model.mlp") and not config.model["hidden"],
-        because="with model.hidden=[]: it is about hidden layers",
-        mend="leave it out, or give the model hidden layers",
-        nothing=(0.0, False),
-    ),
-    *(
-        Rule(
-            keys=(key,),
-            when=lambda config: _is_of(config, "model", "cnn") and not config.model["filters"],
-            because="with model.filters=[]: it is about convolutions",
-            mend="leave it out, or give the model filters",
-            nothing=(nothing,),
-        )
-        for key, nothing in (("model.convolutions", 1), ("model.batch_norm", False))
-    ),
-    Rule(
-        keys=("model.activation",),
-        when=lambda config: (
-            _is_of(config, "model", "cnn")
-            and not config.model["filters"]
-            and not config.model["dense"]
-        ),
-        because="with model.filters=[] and model.dense=0, a network without such a layer",
-        mend="leave it out, or give the model filters or a dense layer",
-    ),
-    Rule(
-        keys=("model.drop_path",),
-        when=_has_one_block,
-        because="on a model of one block, which is never left out",
-        mend="leave it out, or give the model more blocks",
-        nothing=(0.0,),
-    ),
-    Rule(
         keys=("optimizer.nesterov",),
         when=lambda config: (
             config.optimizer["_target_"] == "keras.optimizers.SGD"
@@ -343,15 +305,6 @@ RULES = (
         because="with optimizer.momentum=0",
         mend="leave it out, or set optimizer.momentum above 0",
         nothing=(False,),
-    ),
-    Rule(
-        keys=("schedule.start",),
-        when=lambda config: (
-            (_is(config.schedule, "schedule.one_cycle") or _is(config.schedule, "schedule.warmup"))
-            and not config.schedule["warmup"]
-        ),
-        because="with schedule.warmup=0: the rate does not rise",
-        mend="leave it out, or set schedule.warmup above 0",
     ),
     Rule(
         keys=("schedule",),

@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -62,6 +63,49 @@ def checked_by(check: Callable[..., object]) -> Callable[[Builder], Builder]:
         return checked  # type: ignore[return-value]
 
     return mark
+
+
+def averages(optimizer: Builder) -> Builder:
+    """Declares that an optimizer averages weights in place of a schedule and `train.ema`."""
+    optimizer.averages = True  # type: ignore[attr-defined]
+    return optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """When parameters of a builder have no effect beside others, and what to do about it.
+
+    An empty name among the `keys` stands for the choice of the builder itself. `nothing` are values
+    that ask for nothing, and are therefore no mistake.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[dict[str, Any]], bool]
+    because: str
+    mend: str
+    nothing: tuple[Any, ...] = ()
+
+
+def idle(
+    *keys: str,
+    when: Callable[[dict[str, Any]], bool],
+    because: str,
+    mend: str,
+    nothing: tuple[Any, ...] = (),
+) -> Callable[[Builder], Builder]:
+    """Declares that typing these parameters of a builder is a mistake `when` its leaf says so."""
+    rule = Idle(keys=keys or ("",), when=when, because=because, mend=mend, nothing=nothing)
+
+    def declare(builder: Builder) -> Builder:
+        builder.idle = (rule, *idle_of(builder))  # type: ignore[attr-defined]
+        return builder
+
+    return declare
+
+
+def idle_of(builder: Callable[..., Any] | None) -> tuple[Idle, ...]:
+    """What a builder declares of its parameters, in order."""
+    return getattr(builder, "idle", ())
 
 
 def check_of(builder: Callable[..., Any]) -> Callable[..., object] | None:

@@ -19,7 +19,7 @@ import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
-from pipeline.config.rules import Seed, Share, checked_by, one_of
+from pipeline.config.rules import Seed, Share, checked_by, idle, one_of
 from pipeline.data.arrays import cifar_parts, from_cifar, from_idx, from_npz, idx_parts, npz_parts
 from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.exclusion import Exclude, excluded_files
@@ -270,6 +270,13 @@ def cifar100(
     return _cifar(path, labels == "fine", CIFAR100)
 
 
+@idle(
+    "max_bad",
+    when=lambda leaf: leaf["on_bad"] == "refuse",
+    because="with dataset.on_bad=refuse, which accepts no bad file",
+    mend="leave it out, or set dataset.on_bad=skip",
+    nothing=(0,),
+)
 def folder(  # noqa: PLR0913 (the keys of its file)
     *,
     # Which pictures: see `listing.listed`.

@@ -8,11 +8,12 @@ here and a file in conf/augment/.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import NonNegative, Share, one_of
+from pipeline.config.builders import Leaf
+from pipeline.config.rules import NonNegative, Share, idle, one_of
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 from pipeline.training.pieces import (
@@ -36,6 +37,20 @@ Few = Annotated[int, Field(ge=0, le=5)]
 Magnitude = Annotated[float, Field(ge=0, le=10)]
 
 
+_OFF: dict[str, Any] = {
+    "because": "with all of its changes off",
+    "mend": "turn one on, or choose augment=none",
+}
+
+
+def _is_off(leaf: Leaf) -> bool:
+    """Whether `combined` changes nothing."""
+    drawn = leaf["rand_augment"] and leaf["magnitude"]
+    others = (leaf[key] for key in ("crop", "colour", "erasing", "cutout", "mixup", "cutmix"))
+    return leaf["flip"] == "none" and not drawn and not any(others)
+
+
+@idle(when=lambda leaf: not (leaf["horizontal_flip"] or leaf["shift"]), **_OFF)
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:
     """Mirrors random images f32[N,H,W,C] and moves each by up to `shift` of height and width."""
     x = images
@@ -46,6 +61,20 @@ def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Te
     return x
 
 
+@idle(when=_is_off, **_OFF)
+@idle(
+    "magnitude",
+    when=lambda leaf: not leaf["rand_augment"],
+    because="with augment.rand_augment=0, whose operations it is about",
+    mend="leave it out, or set augment.rand_augment above 0",
+)
+@idle(
+    "rand_augment",
+    when=lambda leaf: not leaf["magnitude"],
+    because="with augment.magnitude=0, at which its operations change nothing",
+    mend="leave it out, or set augment.magnitude above 0",
+    nothing=(0,),
+)
 def combined(  # noqa: PLR0913 (the keys of its file)
     batch: Batch,
     *,

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import Count, Fraction, Positive, WholeNumber, checked_by, one_of
+from pipeline.config.builders import Leaf
+from pipeline.config.rules import (
+    Count,
+    Fraction,
+    Positive,
+    WholeNumber,
+    checked_by,
+    idle,
+    one_of,
+)
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 
@@ -84,6 +93,13 @@ def _check_mlp(*, hidden: list[int], residual: bool = False, **_: Any) -> None:
 
 
 @checked_by(_check_mlp)
+@idle(
+    *("activation", "dropout", "batch_norm"),
+    when=lambda leaf: not leaf["hidden"],
+    because="with model.hidden=[]: it is about hidden layers",
+    mend="leave it out, or give the model hidden layers",
+    nothing=(0.0, False),
+)
 def mlp(
     images: Tensor,
     classes: int,
@@ -117,6 +133,24 @@ def mlp(
     return _probabilities(x, classes)
 
 
+def _has_no_filters(leaf: Leaf) -> bool:
+    return not leaf["filters"]
+
+
+_NO_FILTERS = {
+    "because": "with model.filters=[]: it is about convolutions",
+    "mend": "leave it out, or give the model filters",
+}
+
+
+@idle("convolutions", when=_has_no_filters, nothing=(1,), **_NO_FILTERS)
+@idle("batch_norm", when=_has_no_filters, nothing=(False,), **_NO_FILTERS)
+@idle(
+    "activation",
+    when=lambda leaf: not leaf["filters"] and not leaf["dense"],
+    because="with model.filters=[] and model.dense=0, a network without such a layer",
+    mend="leave it out, or give the model filters or a dense layer",
+)
 def cnn(
     images: Tensor,
     classes: int,
@@ -238,12 +272,20 @@ def depthwise(
     return _head(x, classes, dropout)
 
 
+_ONE_BLOCK: dict[str, Any] = {
+    "because": "on a model of one block, which is never left out",
+    "mend": "leave it out, or give the model more blocks",
+    "nothing": (0.0,),
+}
+
+
 def _check_convnext(*, widths: list[int], blocks: list[int], **_: Any) -> None:
     if len(blocks) != len(widths):
         raise ValueError(f"blocks={blocks} needs {len(widths)} numbers, one per width of {widths}")
 
 
 @checked_by(_check_convnext)
+@idle("drop_path", when=lambda leaf: sum(leaf["blocks"]) == 1, **_ONE_BLOCK)
 def convnext(
     images: Tensor,
     classes: int,
@@ -297,6 +339,7 @@ def _check_vit(*, width: int, heads: int, patch: int | None, **_: Any) -> None:
 
 
 @checked_by(_check_vit)
+@idle("drop_path", when=lambda leaf: leaf["depth"] == 1, **_ONE_BLOCK)
 def vit(
     images: Tensor,
     classes: int,
@@ -330,6 +373,7 @@ def vit(
 
 
 @checked_by(_check_patch)
+@idle("drop_path", when=lambda leaf: leaf["depth"] == 1, **_ONE_BLOCK)
 def mixer(
     images: Tensor,
     classes: int,

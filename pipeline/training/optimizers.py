@@ -11,8 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.builders import averages
-from pipeline.config.rules import Fraction, NonNegative, Positive, WholeNumber
+from pipeline.config.rules import Fraction, NonNegative, Positive, WholeNumber, averages
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.rules import Fraction, Share
+from pipeline.config.builders import Leaf
+from pipeline.config.rules import Fraction, Share, idle
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -19,6 +20,24 @@ else:
 Schedule = Any  # naming Keras' type would import it
 
 
+_CONSTANT: dict[str, Any] = {
+    "because": "with values that keep the learning rate as it is",
+    "mend": "choose schedule=constant, or change them",
+}
+_idle_start = idle(
+    "start",
+    when=lambda leaf: not leaf["warmup"],
+    because="with schedule.warmup=0: the rate does not rise",
+    mend="leave it out, or set schedule.warmup above 0",
+)
+
+
+def _begins_high(leaf: Leaf) -> bool:
+    return leaf["warmup"] == 0 or leaf["start"] == 1
+
+
+@_idle_start
+@idle(when=lambda leaf: _begins_high(leaf) and leaf["end"] == 1, **_CONSTANT)
 def one_cycle(
     initial_learning_rate: float, decay_steps: int, *, warmup: Fraction, start: Share, end: Share
 ) -> Schedule:
@@ -30,6 +49,7 @@ def one_cycle(
     return _risen(initial_learning_rate, decay_steps, share=warmup, start=start, end=end)
 
 
+@idle(when=lambda leaf: leaf["end"] == 1, **_CONSTANT)
 def flat_cosine(
     initial_learning_rate: float, decay_steps: int, *, flat: Fraction, end: Share
 ) -> Schedule:
@@ -40,6 +60,8 @@ def flat_cosine(
     return _risen(initial_learning_rate, decay_steps, share=flat, start=1.0, end=end)
 
 
+@_idle_start
+@idle(when=_begins_high, **_CONSTANT)
 def warmup(
     initial_learning_rate: float, decay_steps: int, *, warmup: Fraction, start: Share
 ) -> Schedule:

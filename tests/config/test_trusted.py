@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 MODELS = '''
 """A model, a data set, an augmentation, a metric and a plot of somebody's own."""
 import pathlib
-from pipeline.config.rules import Count
+from pipeline.config.rules import Count, idle
 pathlib.Path("imported").touch()
 
 
@@ -36,6 +36,8 @@ def tiny(images, classes, *, width: Count):
     return ("tiny", images, classes, width)
 
 
+@idle("width", when=lambda leaf: not leaf["depth"], because="with depth=0", mend="leave it out")
+def deep(images, classes, *, width: Count, depth: int): ...
 def noise(images, *, sd: float): ...
 def birds(*, folder: str): ...
 def slow(use_ema=False, *, learning_rate: float):
@@ -101,6 +103,14 @@ def test_a_trusted_builder_is_checked_like_ours_and_built(tmp_path: Path) -> Non
     assert refusal(TRUST, *TINY[:2], "+model.width=0") == "model.width: must be at least 1 (got 0)"
     assert refusal(TRUST, *TINY, "+model.depth=1") == "model.depth: no such parameter (got 1)"
     assert str(tmp_path) not in sys.path
+
+
+def test_a_builder_of_ones_own_says_which_of_its_settings_have_no_effect() -> None:
+    deep = (TRUST, "model=linear", "model._target_=my_models.deep", "+model.width=3")
+    with pytest.raises(RequestError) as caught:
+        api.compose(*deep, "+model.depth=0")
+    assert str(caught.value) == "+model.width=3 has no effect with depth=0; leave it out"
+    assert api.compose(*deep, "+model.depth=1").model["width"] == 3
 
 
 def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
