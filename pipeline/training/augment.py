@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.builders import Leaf
 from pipeline.config.rules import NonNegative, Share, idle, one_of
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
@@ -43,7 +42,7 @@ _OFF: dict[str, Any] = {
 }
 
 
-def _is_off(leaf: Leaf) -> bool:
+def _is_off(leaf: dict[str, Any]) -> bool:
     """Whether `combined` changes nothing."""
     drawn = leaf["rand_augment"] and leaf["magnitude"]
     others = (leaf[key] for key in ("crop", "colour", "erasing", "cutout", "mixup", "cutmix"))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.builders import Leaf
 from pipeline.config.rules import (
     Count,
     Fraction,
@@ -133,7 +132,7 @@ def mlp(
     return _probabilities(x, classes)
 
 
-def _has_no_filters(leaf: Leaf) -> bool:
+def _has_no_filters(leaf: dict[str, Any]) -> bool:
     return not leaf["filters"]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.builders import Leaf
 from pipeline.config.rules import Fraction, Share, idle
 from pipeline.system.imports import Lazy
 
@@ -32,7 +31,7 @@ _idle_start = idle(
 )
 
 
-def _begins_high(leaf: Leaf) -> bool:
+def _begins_high(leaf: dict[str, Any]) -> bool:
     return leaf["warmup"] == 0 or leaf["start"] == 1
 
 
