@@ -172,17 +172,14 @@ def copies_of(value: Any) -> Callable[[], Any]:
 
 def _written(value: Any) -> tuple[bytes, list[type]]:
     """A pickled value and the classes in it: the trunk's has no name to import it by."""
-    written, classes = io.BytesIO(), []
+    written, places = io.BytesIO(), dict[type, int]()
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, part: object) -> int | None:
-            if not isinstance(part, type):
-                return None
-            classes.append(part)
-            return len(classes) - 1
+            return places.setdefault(part, len(places)) if isinstance(part, type) else None
 
     Pickler(written, pickle.HIGHEST_PROTOCOL).dump(value)
-    return written.getvalue(), classes
+    return written.getvalue(), [*places]
 
 
 def _read(written: bytes, classes: list[type]) -> Any:

@@ -261,7 +261,7 @@ REMOVED = (  # requests of verbs are not part of a run
 )
 
 
-_registered: list[Any] = []
+_registered: dict[str, type] = {}
 
 
 def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -> None:
@@ -273,9 +273,11 @@ def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -
     store, read = ConfigStore.instance(), {*(groups if of is None else of)}
     defaults: list[Any] = ["_self_"]
     defaults += [{name: "default" if name in read else None} for name in groups]
-    if "trunk.yaml" in store.repo and _registered == [dict(groups), defaults]:
+    if "trunk.yaml" in store.repo and _registered == dict(groups):
+        store.repo["trunk.yaml"].node.defaults = defaults  # a tenth of the time of another trunk
         return
-    _registered[:] = [dict(groups), defaults]
+    _registered.clear()
+    _registered.update(groups)
     # Hydra copies the store for each group of --help, although it copies what it loads anyway.
     store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     trunk = make_dataclass(
