@@ -95,12 +95,25 @@ def pipeline(
     return run_warm(words, cwd=cwd, env=variables, timeout=TIMEOUT_S, before=before)
 
 
+def undrawn() -> None:
+    """Makes a sweep draw no plots of its own: for `before`, where nothing is asked of them."""
+    from pipeline.sweeps import plots
+
+    plots.draw_sweep = lambda *given: {}
+
+
 @contextmanager
-def begun(*arguments: str, cwd: Path, **env: str) -> Iterator[WarmProcess]:
+def begun(
+    *arguments: str, cwd: Path, before: Callable[[], object] | None = None, **env: str
+) -> Iterator[WarmProcess]:
     """Starts `python -m pipeline …` without waiting for it; kills it at the end of the block."""
     with TemporaryDirectory() as printed:
         process = start_warm(
-            merged(arguments), cwd=cwd, env=environment(**env), printed=Path(printed)
+            merged(arguments),
+            cwd=cwd,
+            env=environment(**env),
+            printed=Path(printed),
+            before=before,
         )
         try:
             yield process

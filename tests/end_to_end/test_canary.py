@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import DRAWN, free_port, pipeline
+from tests.commands import DRAWN, free_port, pipeline, undrawn
 from tests.stress.matrix import matrix, only_stressed
 from tests.verbs.doctor.test_command import without_tensorflow
 
@@ -88,7 +88,7 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
     words = ("-m", *LEAN, *WORDS[:3], "seed=0,1", "sweep.keep_models=0")
     given = f"hydra/launcher={launcher}".split()
-    ran = pipeline(*words, *given, cwd=tmp_path, **ENVIRONMENT)
+    ran = pipeline(*words, *given, cwd=tmp_path, before=undrawn, **ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr
     assert_nowhere(tmp_path, ran.stdout, ran.stderr)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.commands import LEAN, begun, free_port, pipeline, results
+from tests.commands import LEAN, begun, free_port, pipeline, results, undrawn
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -40,7 +40,7 @@ class Tour:
 
 def said(*words: str, cwd: Path) -> str:
     """What a command that ends well prints."""
-    done = pipeline(*words, cwd=cwd)
+    done = pipeline(*words, cwd=cwd, before=undrawn)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -36,6 +36,7 @@ from tests.commands import (
     inside,
     pipeline,
     results,
+    undrawn,
 )
 from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
@@ -215,10 +216,12 @@ def artifact(run: Run, name: str) -> Path:
     return Path(run.info.artifact_uri.removeprefix("file://"), name)
 
 
-def sweep(*words: str, cwd: Path) -> Swept:
+def sweep(*words: str, cwd: Path, drawn: bool = True) -> Swept:
     """`python -m pipeline -m …`, waited for."""
     cwd.mkdir(parents=True, exist_ok=True)
-    return Swept(folder=cwd, done=pipeline("-m", *words, cwd=cwd))
+    return Swept(
+        folder=cwd, done=pipeline("-m", *words, cwd=cwd, before=None if drawn else undrawn)
+    )
 
 
 def as_it_is_now(swept: Swept) -> Swept:
@@ -247,10 +250,13 @@ def gone(process: psutil.Process) -> bool:
 # --- what is refused, and what is shown, before anything starts ---
 
 
-# What the checks of sweeps import, and the tables of the store that some of them read.
-SLOW = """import mlflow.tracking.client, optuna, pipeline.sweeps.sweep
+# What the checks of sweeps import, and the tables of the store that some of them read. Workers,
+# which start while jobs are checked, end at once instead of importing TensorFlow.
+SLOW = """import multiprocessing
+import mlflow.store.tracking.sqlalchemy_store, mlflow.tracking.client, optuna, pipeline.sweeps.sweep
 from tests.stores import copy_tables
-copy_tables()"""
+copy_tables()
+multiprocessing.set_executable("/bin/true")"""
 
 
 @pytest.fixture(scope="module")
@@ -488,8 +494,10 @@ class Failing:
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Failing:
     cwd, words = tmp_path_factory.mktemp("failing"), (*DIVERGING, *SOME_FAIL, "sweep.keep_models=1")
     return Failing(
-        as_it_is_now(sweep(*words, "sweep.on_failure=stop", cwd=cwd)),
-        as_it_is_now(sweep(*words, "sweep.resume=latest", "sweep.max_failures=2", cwd=cwd)),
+        as_it_is_now(sweep(*words, "sweep.on_failure=stop", cwd=cwd, drawn=False)),
+        as_it_is_now(
+            sweep(*words, "sweep.resume=latest", "sweep.max_failures=2", cwd=cwd, drawn=False)
+        ),
         as_it_is_now(sweep(*words, "sweep.resume=latest", cwd=cwd)),
     )
 
@@ -552,7 +560,7 @@ def test_resuming_runs_again_what_failed_and_nothing_that_finished(failing: Fail
 @matrix(24)
 def test_a_job_that_takes_too_long_is_failed_and_the_others_finish(tmp_path: Path) -> None:
     long = ("train.epochs=100000,1", "sweep.timeout_s=8", "sweep.keep_models=0")
-    swept = sweep("dataset=synthetic", "model=linear", *LEAN, *long, cwd=tmp_path)
+    swept = sweep("dataset=synthetic", "model=linear", *LEAN, *long, cwd=tmp_path, drawn=False)
     assert swept.done.returncode == 1
     assert swept.states() == [(0, "FAILED"), (1, "FINISHED")]
     assert "took longer than sweep.timeout_s=8" in swept.of(0).data.tags["error"]
@@ -666,13 +674,13 @@ def hold_still(process: WarmProcess, everybody: list[psutil.Process], cwd: Path)
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     cwd = tmp_path_factory.mktemp("interrupted")
-    with begun("-m", *INTERRUPTED, cwd=cwd) as process:
+    with begun("-m", *INTERRUPTED, cwd=cwd, before=undrawn) as process:
         first = met_at_work(process, cwd)
         to_all(first, signal.SIGINT)  # as a terminal does
         by_ctrl_c = as_it_is_now(Swept(folder=cwd, done=process.ended(PATIENCE_S)))
     alive = [[p for p in first if not gone(p)]]
 
-    with begun("-m", *INTERRUPTED, "sweep.resume=latest", cwd=cwd) as process:
+    with begun("-m", *INTERRUPTED, "sweep.resume=latest", cwd=cwd, before=undrawn) as process:
         sweep_id = by_ctrl_c.parent.info.run_id
         second = met_at_work(process, cwd)
         hold_still(process, second, cwd)  # or it might be done before the other is refused
@@ -682,7 +690,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
         by_sigterm = as_it_is_now(Swept(folder=cwd, done=process.ended(PATIENCE_S)))
     alive.append([p for p in second if not gone(p)])
 
-    completed = sweep(*INTERRUPTED, "sweep.resume=latest", cwd=cwd)
+    completed = sweep(*INTERRUPTED, "sweep.resume=latest", cwd=cwd, drawn=False)
     return Interrupted(by_ctrl_c, by_sigterm, completed, alive, intruder)
 
 
@@ -757,7 +765,7 @@ def tried(swept: Swept) -> list[str]:
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     words = (*SEEDED, "sweep.n_trials=3", "sweep.keep_models=1")
-    return sweep(*words, cwd=tmp_path_factory.mktemp("search"))
+    return sweep(*words, cwd=tmp_path_factory.mktemp("search"), drawn=False)
 
 
 def test_a_search_is_recorded_as_a_grid_is(search: Swept) -> None:
@@ -797,7 +805,7 @@ def test_an_unpromising_trial_is_pruned_which_is_no_failure(tmp_path: Path) -> N
         "+sweep.pruner_options={n_startup_trials: 1, n_warmup_steps: 1}",
     )
     words = [word for word in QUICK if not word.startswith("train.epochs")]
-    swept = sweep(*words, *pruning, "sweep.keep_models=0", cwd=tmp_path)
+    swept = sweep(*words, *pruning, "sweep.keep_models=0", cwd=tmp_path, drawn=False)
     assert swept.done.returncode == 0, swept.done.stderr
     assert [float(rate) for rate in tried(swept)] == [0.1, 1e-6]
     assert swept.states() == [(0, "FINISHED"), (1, "KILLED")]
