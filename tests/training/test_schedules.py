@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config.builders import build
-from tests.commands import configured
+from pipeline.config.schema import validate
+from tests.commands import composed
 
 pytestmark = pytest.mark.slow
 
 
 def rates(schedule: str, *steps: int) -> list[float]:
-    leaf = configured(*schedule.split()).schedule
+    leaf = validate(composed(*schedule.split())).schedule  # `compose` refuses a constant one
     built = build(leaf, initial_learning_rate=0.1, decay_steps=100)
     return [float(built(step)) for step in steps]
 
