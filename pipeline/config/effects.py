@@ -16,11 +16,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from pipeline.config.builders import (
-    BUILDERS,
-    BUILDERS_BESIDE_KERAS,
     GROUPS,
     MODULES,
-    Leaf,
     builder_of,
 )
 from pipeline.config.rules import Idle, idle_of
@@ -179,12 +176,6 @@ def _value(config: Any, key: str) -> Any:
     return value
 
 
-def _is(leaf: Leaf, builder: str) -> bool:
-    """Whether a leaf is built by this function of ours: `augment.combined`."""
-    group, _, name = builder.partition(".")
-    return bool(leaf["_target_"] == f"{(BUILDERS | BUILDERS_BESIDE_KERAS)[group]}.{name}")
-
-
 def _needs_no_store(config: Config) -> bool:
     weights = config.model.get("weights")  # a run's, perhaps
     return config.train.teacher is None and weights in (None, "imagenet")
@@ -192,7 +183,8 @@ def _needs_no_store(config: Config) -> bool:
 
 def _is_of(config: Config, group: str, *builders: str) -> bool:
     """Whether the leaf of a group is built by one of these functions of ours."""
-    return any(_is(getattr(config, group), f"{group}.{name}") for name in builders)
+    module, _, name = str(getattr(config, group)["_target_"]).rpartition(".")
+    return module == MODULES[group] and name in builders
 
 
 def _has_no_validation(config: Config) -> bool:
@@ -204,13 +196,6 @@ def _has_no_validation(config: Config) -> bool:
 def _has_no_files(config: Config) -> bool:
     others = ("idx", "npz", "fashion_mnist", "mnist", "digits", "synthetic", "cifar10", "cifar100")
     return _is_of(config, "dataset", *others)
-
-
-def _is_named(config: Config) -> bool:
-    """Whether a data set that can be downloaded is read from files that the user names."""
-    named = config.dataset.get("path"), config.dataset.get("folder")
-    published = ("fashion_mnist", "mnist", "cifar10", "cifar100")
-    return _is_of(config, "dataset", *published) and named != (None, None)
 
 
 def _is_constant(config: Config) -> bool:
@@ -282,13 +267,6 @@ RULES = (
         because="on this data set, which is not made of picture files",
         mend="leave it out",
         nothing=("ignore",),
-    ),
-    Rule(
-        keys=("dataset.download",),
-        when=_is_named,
-        because="beside dataset.path or dataset.folder, whose files are read",
-        mend="leave it out, or name no files",
-        nothing=(False,),
     ),
     Rule(
         keys=("preprocess.seed",),

@@ -94,9 +94,19 @@ MNIST = IdxDataset(
 DIGIT_CLASSES = tuple("0123456789")
 
 
+_with_own_files = idle(
+    "download",
+    when=lambda leaf: leaf.get("path") is not None or leaf.get("folder") is not None,
+    because="beside dataset.path or dataset.folder, whose files are read",
+    mend="leave it out, or name no files",
+    nothing=(False,),
+)
+
+
 # The same content, wherever the files come from
 @determined_by(lambda _: dict(FASHION_MNIST.checksums))
 @checked_by(lambda folder, download, **_: require_source(FASHION_MNIST, folder, download=download))
+@_with_own_files
 def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """Fashion-MNIST: 60,000 + 10,000 images u8[N,28,28,1] of ten kinds of clothing.
 
@@ -109,6 +119,7 @@ def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None
 
 @determined_by(lambda _: dict(MNIST.checksums))
 @checked_by(lambda folder, download, **_: require_source(MNIST, folder, download=download))
+@_with_own_files
 def mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """MNIST: 60,000 + 10,000 images u8[N,28,28,1] of handwritten digits.
 
@@ -238,6 +249,7 @@ CIFAR100 = (
 
 @determined_by(lambda given: _of_archive(given, CIFAR10))
 @checked_by(lambda path, download, **_: _check_cifar(path, None, CIFAR10, download=download))
+@_with_own_files
 def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> RawData:
     """CIFAR-10: 50,000 + 10,000 colour images u8[N,32,32,3] of ten kinds of things.
 
@@ -254,6 +266,7 @@ def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> Raw
         path, labels == "fine", CIFAR100, download=download
     )
 )
+@_with_own_files
 def cifar100(
     *,
     path: str | None,
