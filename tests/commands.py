@@ -40,7 +40,7 @@ from pipeline.config.compose import compose as compose_words
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import project_folder
 from pipeline.config.trusted import trusted
-from pipeline.config.words import key_of
+from pipeline.config.words import key_of, refuse_settings_of_a_run
 from pipeline.tracking.ui import server_command, server_environment, wait_for
 from pipeline.verbs import requests, verbs
 from tests.stores import MADE_ONCE
@@ -384,6 +384,8 @@ def _composer(of: tuple[str, ...] | None) -> tuple[Composer, OverridesParser]:
 def carried_out(name: str, *overrides: str, folder: Path) -> Any:
     """Runs the verb `name` with these overrides, prints its result and returns it."""
     verb, whole = verbs()[name], composed(*overrides, verb=name)
+    if verb.of_record:
+        refuse_settings_of_a_run(overrides, name)
     request = verb.request and validate_request(whole, name, verb.request)
     value = verb.carry_out(validate(whole), request, folder)
     verb.print(value, request)
