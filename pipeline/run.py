@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import Start
 from pipeline.training.features import Head, head_of, takes_images, whole
 from pipeline.training.leakage import leakage_of
 from pipeline.training.predictor import predict
+from pipeline.training.programs import keep_programs
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
@@ -60,18 +61,18 @@ def run(
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
     `fingerprint` identifies the data to use, if the cache has it, as in `ingest`.
     """
-    run_id, progress = (start.run_id, start.progress) if start else (None, None)
-    spent = progress.seconds if progress else None
-    opened = record(config, folder, run_id=run_id, spent_s=spent, job=job)
-    programs = None if job else Path(config.data_dir) / "xla"  # the next job could not use them
+    opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=job is None):
-        prepared = _load_data(config, recording, fingerprint, shown=job is None)
         config = with_weights(config)
+        prepared = _load_data(config, recording, fingerprint, shown=job is None)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
-            model = build_model(config, prepared, programs)
+            if job is None:  # the next job of a sweep could not use them
+                keep_programs(Path(config.data_dir) / "xla")
+            model = build_model(config, prepared)
             recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
             listeners = (recording.log_epoch, *watchers)
+            progress = start.progress if start else None
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
             recording.log(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):

@@ -73,6 +73,7 @@ from pipeline.tracking.values import (
     RecordedRun,
     Status,
 )
+from pipeline.training.checkpoint import Start
 
 OF_THE_PLACE = ("tracking.uri=", "sweep.storage=")  # overrides that differ between machines
 ENDING = {ERROR, TRACEBACK}  # tags of a run that failed or was stopped
@@ -89,16 +90,15 @@ def record(
     folder: Path,
     *,
     run_id: str | None = None,
+    start: Start | None = None,
     searched: Mapping[str, str] | None = None,
-    spent_s: float | None = None,
     job: JobSettings | None = None,
 ) -> Iterator[Recording]:
     """Opens a run for `config`, or continues one, and closes it with its final status.
 
-    Continues `run_id` if given, else the run that `mlflow run` opened, if any. `searched` are the
-    swept parameters, which have more than one value; `job` holds the settings of a sweep's job.
-    `spent_s` are the seconds of training before an interruption: such a run keeps its recorded
-    origin, and nothing is logged twice.
+    Continues the interrupted run of `start`, which keeps its recorded origin, and logs nothing
+    twice; or `run_id`; else the run that `mlflow run` opened, if any. `searched` are the swept
+    parameters, which have more than one value; `job` holds the settings of a sweep's job.
 
     The status is FINISHED when the block ends normally, KILLED on Ctrl-C, SIGTERM or `Pruned`, and
     FAILED on any other exception. Exceptions are passed on; their last line becomes the tag
@@ -110,7 +110,7 @@ def record(
     started = time.perf_counter()
     client = store_of(config.tracking)
     tags = _place_in_sweep(job, folder, is_parent=searched is not None) | signs()
-    goes_on = run_id is not None and spent_s is not None
+    run_id = start.run_id if start else run_id
     with at_work_in(folder):
         if job is None:
             _send_others(client, folder)
@@ -122,10 +122,10 @@ def record(
         recording, outbox = _open(client, config, folder, run_id, tags)
         offline = config.tracking.offline
         with outbox, nullcontext() if offline else alive(client, recording.id):
-            if goes_on:
-                recording = _continuing(recording, spent_s or 0.0)
+            if start:
+                recording = _continuing(recording, start.progress.seconds)
             with _closed_as_it_ends(recording, outbox):
-                if not goes_on:
+                if not start:
                     move_in(folder, recording.id)
                     _log_origin(recording, config, searched or {}, job)
                 yield recording

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -26,7 +25,6 @@ from pipeline.training.precision import (
     require_sensible,
 )
 from pipeline.training.pretrained import WHITENING
-from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
 _PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
@@ -35,22 +33,18 @@ _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are
 _backbones: dict[str, keras.Model] = {}
 
 
-def build_model(
-    config: Config, prepared: Prepared, programs: Path | None = None, *, checked: bool = False
-) -> keras.Model:
+def build_model(config: Config, prepared: Prepared, *, checked: bool = False) -> keras.Model:
     """Builds the untrained, compiled network: images u8[N,H,W,C] → probabilities f32[N,K].
 
     Scaling and augmentation are its first layers, so that they cannot be forgotten in serving.
-    Seeds all random numbers of Keras with `config.seed`. Compiled programs are kept in the folder
-    `programs` for later processes. A model that was already `checked` is not checked again.
+    Seeds all random numbers of Keras with `config.seed`. A model that was already `checked` is not
+    checked again.
 
     Raises:
         RequestError: the model cannot be built on images of this size, does not give
             probabilities, or cannot be saved and loaded again; there is no GPU for float16; weights
             that `model.weights` names are missing or do not fit.
     """
-    if programs is not None:
-        keep_programs(programs)
     # A user's keras.json may set other values.
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")

@@ -80,17 +80,16 @@ def train(  # noqa: PLR0913
     history = keras.callbacks.History()
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
+    followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
+    followers += [_tensorboard(folder)] if settings.tensorboard else []
     display = closing(ProgressDisplay(len(prepared.train)))
     with display as progress, changed_batches(trained, prepared, config, teacher):
-        followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
-        followers += [_tensorboard(folder)] if settings.tensorboard else []
-        checkpoints = folder / "checkpoints"
-        resumption = [Restore(start, checkpoints, followers, best)] if start else []
+        checkpoints = _checkpoints(folder / "checkpoints", followers, best, start)
         loop.fit(
             trained,
             splits,
             keras.callbacks.CallbackList(
-                [*followers, *resumption, Checkpoint(checkpoints, best, start), progress],
+                [*followers, *checkpoints, progress],
                 model=trained,
                 epochs=settings.epochs,
                 initial_epoch=len(start.epochs) if start else 0,
@@ -112,6 +111,17 @@ def train(  # noqa: PLR0913
         untrained=untrained,
         augmented=preview(prepared, config) if settings.plots else None,
     )
+
+
+def _checkpoints(
+    folder: Path,
+    followers: Sequence[keras.callbacks.Callback],
+    best: keras.callbacks.EarlyStopping | None,
+    start: Progress | None,
+) -> list[keras.callbacks.Callback]:
+    """Callbacks that restore the checkpoint of `start`, if any, and save one after each epoch."""
+    restore = [Restore(start, folder, followers, best)] if start else []
+    return [*restore, Checkpoint(folder, best, start)]
 
 
 def _with_xla(model: keras.Model, config: Config, *, images: int) -> bool:
