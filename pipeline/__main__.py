@@ -40,6 +40,7 @@ from pipeline.config.words import (
     refuse_settings_of_a_run,
     require_our_sweeper,
 )
+from pipeline.libraries import configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import native_messages_to, tell_unwritable_logs
@@ -95,6 +96,8 @@ def main() -> int:
         sys.argv[1:] = sorted(all_words, key=lambda word: not word.startswith("-"))
         register(requests(), of=None if _shown(given) else {verb.name})
         check_words(given, multirun=multirun)
+        if not _shown(given):
+            configure_libraries()  # a module of the user's may import them with the configuration
         try:
             _with_hydra(verb)
             _check_shown(verb, given)

@@ -58,7 +58,7 @@ ALLOWED = {
         *("libraries", "verbs", "run", "reports", "tracking", "evaluation", "training"),
         *("data", "config", "system"),
     },
-    "__main__": {"verbs", "tracking", "config", "system"},
+    "__main__": {"verbs", "libraries", "tracking", "config", "system"},
 }
 
 

@@ -20,7 +20,7 @@ from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
 from pipeline.training.build import kept
 from pipeline.training.saved import load_saved
-from tests.commands import QUICK, configured, pipeline
+from tests.commands import QUICK, configured, fresh_pipeline, pipeline
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -277,6 +277,20 @@ def test_a_package_is_trusted_with_what_is_inside_it() -> None:
     configured("trusted_modules=[my_package]", *deep)
     configured("trusted_modules=[my_package.inner]", *deep)
     assert "if you trust the module my_package.inner" in refusal(*deep)
+
+
+def test_a_module_is_imported_with_the_settings_of_the_libraries_that_it_may_import(
+    tmp_path: Path,
+) -> None:
+    names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")
+    (tmp_path / "my_models.py").write_text(
+        "import os, pathlib\n"
+        f"pathlib.Path('told').write_text(' '.join(map(os.environ.get, {names})))\n"
+    )
+    words = (TRUST, "dataset=synthetic", "model=linear", "model._target_=my_models.tiny")
+    ended = fresh_pipeline(*words, cwd=tmp_path, **dict.fromkeys(names, ""))
+    assert ended.returncode == 2
+    assert (tmp_path / "told").read_text() == "tensorflow 3"
 
 
 def test_the_sources_of_a_module_are_kept_with_their_checksum(tmp_path: Path) -> None:
