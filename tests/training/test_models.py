@@ -127,7 +127,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "cnn": ("model.filters=[2,3]", "model.dense=4"),
     "convnext": ("model.widths=[4,8]", "model.blocks=[1,1]", "model.drop_path=0.5"),
     "depthwise": ("model.widths=[4,8]", "model.blocks=1"),
-    "mixer": ("model.width=8", "model.depth=1", "model.drop_path=0.5"),
+    "mixer": ("model.width=8", "model.depth=2", "model.drop_path=0.5"),
     "mlp": ("model.hidden=[4,4]", "model.batch_norm=true", "model.residual=true"),
     "resnet": ("model.widths=[4,8]", "model.blocks=1"),
     "vit": ("model.width=8", "model.depth=1", "model.heads=2"),
