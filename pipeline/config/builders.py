@@ -133,10 +133,9 @@ def check_keys(group: str, leaf: Leaf, choice: str) -> None:
     Raises:
         RequestError: the builder could not work with them; names the `choice`, such as `vit`.
     """
-    if group not in BUILDERS or leaf["_target_"] is None:
-        return
+    builder = builder_of(leaf)
     try:
-        if check := check_of(_located(leaf["_target_"])):
+        if builder is not None and (check := check_of(builder)):
             check(**{key: value for key, value in leaf.items() if key != "_target_"})
     except ValueError as error:
         raise RequestError(f"{group}={choice}: {first_line(str(error))}") from error

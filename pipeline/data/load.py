@@ -73,8 +73,8 @@ def require_data(config: Config, *, keep: bool = True) -> None:
         pictures = build(dict(config.dataset))
         _listed[:] = [(dict(config.dataset), pictures, time.monotonic())] if keep else []
         return
-    if _can_exclude(builder) and given[EXCLUDE] is not None:
-        require_places(given[EXCLUDE])
+    if _can_exclude(builder) and (exclude := given.get(EXCLUDE)) is not None:
+        require_places(exclude)
     if not raw_folder(config.dataset, name=name, data_dir=data_dir).is_dir():
         check_keys("dataset", dict(config.dataset), name)
 

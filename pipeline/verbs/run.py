@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.builders import check_keys
+from pipeline.config.builders import GROUPS, check_keys
 from pipeline.config.effects import Rule, untested
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
@@ -58,8 +58,9 @@ def require_possible(config: Config) -> None:
 
     if adopted_run_id():
         return
-    for group in ("model", "augment"):
-        check_keys(group, getattr(config, group), getattr(config.choices, group))
+    for group in GROUPS:
+        if group != "dataset":  # which may be cached
+            check_keys(group, getattr(config, group), getattr(config.choices, group))
     require_data(config)
     weights = config.model.get("weights")
     if not may_be_run(weights):
