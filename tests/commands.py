@@ -30,7 +30,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 import pipeline.api as api
 import pipeline.config.compose as compose_module
@@ -296,7 +297,6 @@ def choose_once() -> None:
     It sets the values of a command line in a copy. All processes of a session share what is kept.
     """
     known: dict[tuple[object, ...], Any] = {}
-    kept: dict[tuple[object, ...], Callable[[], DictConfig]] = {}
     bases: dict[int, tuple[DictConfig, Callable[[], DictConfig]]] = {}
     join = ConfigLoaderImpl._compose_config_from_defaults_list
     list_files = config_loader_impl.create_defaults_list
@@ -322,9 +322,7 @@ def choose_once() -> None:
         keys = [key for key, one in known.items() if one.defaults is defaults]
         if not keys:
             return join(loader, defaults, repo)
-        if keys[0] not in kept:
-            kept[keys[0]] = _shared_copies(lambda: join(loader, defaults, repo), *keys[0])
-        return kept[keys[0]]()
+        return _copied(keys[0], lambda: _joined(join, loader, defaults, repo))
 
     def deepcopy(base: DictConfig) -> DictConfig:
         """Copies what a `Composer` has composed from a choice of files."""
@@ -343,6 +341,45 @@ def choose_once() -> None:
     # Interpolations are parsed anew wherever one is met.
     omegaconf.base.parse = omegaconf._utils.parse = cache(omegaconf.base.parse)  # type: ignore
     ConfigLoaderImpl._compose_config_from_defaults_list = join_once  # type: ignore[method-assign]
+
+
+_kept: dict[tuple[object, ...], Callable[[], DictConfig]] = {}
+
+
+def _copied(key: tuple[object, ...], make: Callable[[], DictConfig]) -> DictConfig:
+    if key not in _kept:
+        _kept[key] = _shared_copies(make, *key)
+    return _kept[key]()
+
+
+def _joined(
+    join: Callable[..., DictConfig], loader: Any, files: list[Any], repo: Any
+) -> DictConfig:
+    """Joins files as Hydra does; those that most choices begin with, up to the trunk, once."""
+    count = [one.config_path for one in files].index("trunk") + 1
+    trunk = ConfigStore.instance().repo["trunk.yaml"].node
+    key = ("start", *map(str, trunk.defaults), *map(str, files[:count]))
+    joined = _copied(key, lambda: join(loader, files[:count], repo))
+    try:
+        with flag_override(joined, "no_deepcopy_set_nodes", True):
+            for one in files[count:]:
+                joined.merge_with(loader._load_single_config(default=one, repo=repo).config)
+    except OmegaConfBaseException:  # let Hydra raise its own error
+        return join(loader, files, repo)
+    _without_defaults(joined)
+    return joined
+
+
+def _without_defaults(joined: Any) -> None:
+    """Removes the lists of defaults that came with files, as Hydra does in the end."""
+    if not OmegaConf.is_dict(joined) or joined._is_missing() or joined._is_none():
+        return
+    with flag_override(joined, ["readonly", "struct"], False):
+        if joined._get_flag("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS"):
+            joined._set_flag("HYDRA_REMOVE_TOP_LEVEL_DEFAULTS", None)
+            joined.pop("defaults", None)
+    for _, part in joined.items_ex(resolve=False):
+        _without_defaults(part)
 
 
 def configured(*overrides: str) -> Config:

@@ -22,12 +22,14 @@ parse_once()
 choose_once()
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables are as wide as a user would see them
 
-# A slow machine is no failure. `make test` tries the same inputs each time, `make stress` new ones.
+# A slow machine is no failure. `make test` tries the same inputs each time, `make stress` new ones
+# and twice as many.
 settings.register_profile(
     "project",
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=SHARE not in os.environ,
+    max_examples=100 if SHARE in os.environ else 50,
 )
 settings.load_profile("project")
 
