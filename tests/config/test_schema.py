@@ -146,7 +146,7 @@ def test_all_refused_keys_are_named_at_once() -> None:
         ("model", "pipeline.data.datasets.digits"),
         ("dataset", "pipeline.data.datasets.find"),
         ("augment", "builtins.eval"),
-        ("optimizer", "keras.optimizers.Ftrl"),
+        ("optimizer", "keras.optimizers.LossScaleOptimizer"),
         ("optimizer", "keras.optimizers.schedules.CosineDecay"),
         ("schedule", "keras.callbacks.LambdaCallback"),
     ],

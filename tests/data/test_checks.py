@@ -19,7 +19,8 @@ from tests.stress.matrix import matrix
 
 
 def looked_for(*overrides: str) -> Checks:
-    return configured(*(f"ingest.checks.{word}" for word in overrides)).ingest.checks
+    words = (f"ingest.checks.{word}" for word in overrides)
+    return configured("dataset=folder", "dataset.path=photos", *words).ingest.checks
 
 
 def keys(raw: RawData, measures: Measures, wanted: Checks) -> set[str]:

@@ -115,7 +115,7 @@ def test_the_pictures_of_an_archive_are_classified_where_they_are(
 def test_an_archive_without_pictures_is_refused(folder: Path) -> None:
     (folder / "photos/notes.txt").touch()
     archive = shutil.make_archive("packed", "zip", folder / "photos")
-    with pytest.raises(RequestError, match=r"packed.zip: no pictures there; name an archive or"):
+    with pytest.raises(RequestError, match=r"packed.zip: no pictures there; name the folder"):
         asked(folder, images=Path(archive).name)
 
 
