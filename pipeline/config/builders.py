@@ -203,7 +203,7 @@ def _rules_of_trusted(group: str, target: str) -> dict[str, Any]:
     Raises:
         RequestError: it takes other positional parameters, or a parameter has no annotation.
     """
-    builder = trusted.trusted_function(target)
+    builder = trusted.checked_function(target)
     parameters = [
         one
         for one in inspect.signature(builder).parameters.values()

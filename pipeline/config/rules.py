@@ -195,7 +195,7 @@ def function_in(module: str, takes: str, *gives: str) -> AfterValidator:
         if "." not in value:
             return _chosen(value, [name for name, function in ours.items() if fits(function)])
         try:
-            if not fits(trusted.trusted_function(value)):
+            if not fits(trusted.checked_function(value)):
                 signature = f"(x: {takes}) -> {' or '.join(gives)}"
                 raise ValueError(f"must be annotated {signature}, and take nothing else")
         except RequestError as error:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from pipeline.system.errors import RequestError, one_line
@@ -62,8 +62,18 @@ def is_trusted(target: str) -> bool:
     return any(target.startswith(f"{module}.") for module in _trusted)
 
 
+def checked_function(target: str) -> Callable[..., Any]:
+    """As `trusted_function`, for the check of a configuration: the import shows nothing.
+
+    A module may import TensorFlow, whose native library prints messages.
+    """
+    loaded = "tensorflow" in sys.modules or target.rpartition(".")[0] in sys.modules
+    with nullcontext() if loaded else native_messages_to(Path(os.devnull)):
+        return trusted_function(target)
+
+
 def trusted_function(target: str) -> Callable[..., Any]:
-    """The function with that dotted name.
+    """The function with that dotted name; imports its module unless that has been done.
 
     Raises:
         RequestError: its module is not trusted or cannot be imported, or defines no such function.
@@ -71,7 +81,7 @@ def trusted_function(target: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     if not is_trusted(target):
         raise RequestError(untrusted(target))
-    known = public_functions(module)
+    known = _defined_in(_imported(module))
     if name not in known:
         raise RequestError(
             f"{target}: {module} defines no function {name}; it has {', '.join(known) or 'none'}"
@@ -89,16 +99,18 @@ def untrusted(target: str) -> str:
 
 
 def public_functions(module: str) -> dict[str, Callable[..., Any]]:
-    """The public functions that a module, ours or a trusted one, defines itself.
+    """The public functions that a module of the pipeline defines itself."""
+    if _top(module) != _top(__name__):
+        raise ValueError(f"{module} is no module of the pipeline")
+    return _defined_in(importlib.import_module(module))
 
-    Raises:
-        RequestError: a trusted module cannot be imported; the message says why.
-    """
+
+def _defined_in(module: ModuleType) -> dict[str, Callable[..., Any]]:
     # Not inspect.getmembers, whose isinstance check would load a lazy Keras.
     return {
         name: value
-        for name, value in vars(_imported(module)).items()
-        if type(value) is FunctionType and value.__module__ == module and name[0] != "_"
+        for name, value in vars(module).items()
+        if type(value) is FunctionType and value.__module__ == module.__name__ and name[0] != "_"
     }
 
 
@@ -131,18 +143,11 @@ def sources(modules: Iterable[str]) -> dict[str, bytes]:
     return files
 
 
-def _imported(module: str) -> Any:
-    if module.partition(".")[0] == __name__.partition(".")[0]:
-        return importlib.import_module(module)
+def _imported(module: str) -> ModuleType:
     if not is_trusted(f"{module}."):
         raise RequestError(untrusted(f"{module}."))
-    loaded = "tensorflow" in sys.modules or module in sys.modules
     try:
-        with (
-            _current_folder_on_path(),
-            # Hide what TensorFlow's native library prints when a module imports it.
-            nullcontext() if loaded else native_messages_to(Path(os.devnull)),
-        ):
+        with _current_folder_on_path():
             return importlib.import_module(module)
     except Exception as error:
         raise RequestError(f"{SETTING}: {module} cannot be imported: {one_line(error)}") from error
@@ -160,7 +165,7 @@ def _top(module: str) -> str:
 @contextmanager
 def _current_folder_on_path() -> Iterator[None]:
     """Puts the current folder on sys.path; `python -m` does so itself."""
-    here = str(Path.cwd())
+    here = ""  # Python's name for it
     sys.path.insert(0, here)
     importlib.invalidate_caches()  # files may be new since the last import
     try:

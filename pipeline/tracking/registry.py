@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -21,40 +21,15 @@ from mlflow.protos.databricks_pb2 import (
 from pipeline.config.schema import Tracking
 from pipeline.system.secrets import hide
 from pipeline.tracking.client import connect, fetch, made_once
-from pipeline.tracking.values import FINGERPRINT, SAVED_MODEL, SIGNED, is_written_by_hand
-
-# A tag of a version: `pending` while it is a ticket, then its final state.
-STATE = "promotion"
-PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """A version of the registered model: `uri` is its address, `source` that of the logged model.
-
-    `age_s` is its age in seconds when it was read.
-    """
-
-    number: int
-    uri: str
-    source: str
-    run_id: str
-    tags: Mapping[str, str]
-    age_s: float
-
-    @property
-    def fingerprint(self) -> str | None:
-        """SHA-256 (hex) of the data that its model was trained on."""
-        return self.tags.get(FINGERPRINT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Present:
-    """The registered model when read: version numbers by alias, its tags, its description."""
-
-    aliases: Mapping[str, int] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    description: str = ""
+from pipeline.tracking.values import (
+    PENDING,
+    SAVED_MODEL,
+    SIGNED,
+    STATE,
+    Present,
+    Version,
+    is_written_by_hand,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

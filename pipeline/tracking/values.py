@@ -38,6 +38,9 @@ PARENT, INDEX, PRUNED_TAG, FOLDER = (
 )
 SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a run's own model
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases of versions
+# A tag of a version: `pending` while it is a ticket, then its final state.
+STATE = "promotion"
+PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
@@ -290,6 +293,35 @@ class RecordedRun:
             return None
         path = self.folder / "artifacts" / name
         return path if path.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of the registered model: `uri` is its address, `source` that of the logged model.
+
+    `age_s` is its age in seconds when it was read.
+    """
+
+    number: int
+    uri: str
+    source: str
+    run_id: str
+    tags: Mapping[str, str]
+    age_s: float
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of the data that its model was trained on."""
+        return self.tags.get(FINGERPRINT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """The registered model when read: version numbers by alias, its tags, its description."""
+
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pipeline.tracking.client import experiment
-from pipeline.tracking.registry import (
-    DONE,
-    PENDING,
-    STATE,
-    Present,
-    Registry,
-    Version,
-    open_registry,
-)
-from pipeline.tracking.values import FINGERPRINT, SIGNED
+from pipeline.tracking.registry import Registry, open_registry
+from pipeline.tracking.values import DONE, FINGERPRINT, PENDING, SIGNED, STATE, Present, Version
 from tests.commands import configured
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from pipeline.reports.notes import (
     markdown_table,
     summary,
 )
-from pipeline.tracking.registry import Present, Registry
-from pipeline.tracking.values import CHAMPION, RecordedRun, champion_uri
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.values import CHAMPION, Present, RecordedRun, champion_uri
 from pipeline.verbs.promote.ledger import (
     FORCED,
     Attempt,

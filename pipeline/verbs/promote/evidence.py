@@ -14,9 +14,8 @@ from pipeline.data.load import load_raw
 from pipeline.data.values import Array, Predictions, RawData, Split, most_probable
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.tracking.models import load_model
-from pipeline.tracking.registry import Version
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import RecordedRun
+from pipeline.tracking.values import RecordedRun, Version
 from pipeline.training.predictor import predict, single_image_ms
 from pipeline.verbs.promote.gates import Champion, Evidence
 

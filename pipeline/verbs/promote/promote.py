@@ -15,16 +15,19 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking.client import STORE_ERRORS
-from pipeline.tracking.registry import (
+from pipeline.tracking.registry import Registry, open_registry
+from pipeline.tracking.runs import by_id, find_trained
+from pipeline.tracking.values import (
+    CHALLENGER,
     CHALLENGER_STATE,
+    CHAMPION,
+    FINGERPRINT,
+    PREVIOUS,
     STATE,
     Present,
-    Registry,
+    RecordedRun,
     Version,
-    open_registry,
 )
-from pipeline.tracking.runs import by_id, find_trained
-from pipeline.tracking.values import CHALLENGER, CHAMPION, FINGERPRINT, PREVIOUS, RecordedRun
 from pipeline.verbs.promote import PROMOTE, Promote, Rollback
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge

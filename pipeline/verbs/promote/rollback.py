@@ -14,8 +14,8 @@ from pipeline.system.errors import RequestError
 from pipeline.system.processes import user
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.models import fetched
-from pipeline.tracking.registry import DONE, STATE, Registry, Version, open_registry
-from pipeline.tracking.values import CHAMPION, PREVIOUS
+from pipeline.tracking.registry import Registry, open_registry
+from pipeline.tracking.values import CHAMPION, DONE, PREVIOUS, STATE, Version
 from pipeline.verbs.promote import History, Rollback
 from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (

@@ -10,6 +10,8 @@ after it, because the ticket holds all that they need.
 A holder on another host counts as dead after a while. If it was alive after all, it finds its
 ticket gone and gives up. It checks this before it sets the alias and, since a request may take
 long, afterwards too: MLflow refuses a deleted ticket, but not the target version of a rollback.
+
+The registry is passed in: the same steps run on one in memory.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import at_work, process_name, this_process
-from pipeline.tracking.registry import DONE, PENDING, STATE, Registry, Version
-from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
+from pipeline.tracking.values import CHALLENGER, CHAMPION, DONE, PENDING, PREVIOUS, STATE, Version
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     MOVES,
@@ -32,6 +34,9 @@ from pipeline.verbs.promote.ledger import (
     from_tag,
     to_tag,
 )
+
+if TYPE_CHECKING:
+    from pipeline.tracking.registry import Registry
 
 # Tags of a ticket. A champion's version keeps the number of the version that it replaced.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"

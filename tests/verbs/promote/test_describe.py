@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.registry import Present
-from pipeline.tracking.values import RecordedRun, Status
+from pipeline.tracking.values import Present, RecordedRun, Status
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
-from pipeline.tracking.registry import Version
+from pipeline.tracking.values import Version
 from pipeline.verbs.promote import evidence
 from pipeline.verbs.promote.evidence import gather
 from pipeline.verbs.promote.gates import Champion, Evidence

@@ -21,8 +21,8 @@ from pipeline.config.schema import validate_request
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
-from pipeline.tracking.registry import DONE, STATE, Registry, open_registry
-from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
+from pipeline.tracking.registry import Registry, open_registry
+from pipeline.tracking.values import CHALLENGER, CHAMPION, DONE, PREVIOUS, STATE
 from pipeline.verbs.promote import Promote
 from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking.registry import DONE, PENDING, STATE, Present, Version
+from pipeline.tracking.values import DONE, PENDING, STATE, Present, Version
 from pipeline.verbs.promote import History, Rollback
 from pipeline.verbs.promote import rollback as module
 from pipeline.verbs.promote.ledger import ROLLED_BACK, UNCHANGED, to_tag

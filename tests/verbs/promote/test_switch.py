@@ -1,4 +1,7 @@
-"""The protocol that moves the champion, on real stores: killed at every step, and raced for."""
+"""The protocol that moves the champion: in memory, and on real stores.
+
+On these it is killed after every request, and raced for.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,8 +22,17 @@ from mlflow.exceptions import MlflowException
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
-from pipeline.tracking.registry import DONE, PENDING, STATE, Registry
-from pipeline.tracking.values import CHALLENGER, CHAMPION, PREVIOUS
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.values import (
+    CHALLENGER,
+    CHAMPION,
+    DONE,
+    PENDING,
+    PREVIOUS,
+    STATE,
+    Present,
+    Version,
+)
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     PROMOTED,
@@ -96,8 +108,89 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def registry(empty: Path, tmp_path: Path) -> Registry:
+def stored(empty: Path, tmp_path: Path) -> Registry:
     return opened(shutil.copy(empty, tmp_path / "mlflow.db"))
+
+
+class InMemory(Registry):
+    """A registered model in memory, which answers as one in a store does."""
+
+    def __init__(self) -> None:
+        vars(self).update(name=NAME, versions={}, made=0, aliases={}, tags={})
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)  # of a client, for example
+
+    def present(self) -> Present:
+        return Present(aliases=dict(self.aliases), tags=dict(self.tags))
+
+    def ensure(self) -> None:
+        pass
+
+    def find(self, number: int) -> Version | None:
+        return self.versions.get(number)
+
+    def pending(self) -> list[Version]:
+        return [one for one in self.versions.values() if one.tags.get(STATE) == PENDING]
+
+    def add(
+        self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> Version:
+        vars(self)["made"] += 1
+        self.versions[self.made] = Version(
+            number=self.made, uri="", source=source, run_id=run_id, tags=dict(tags), age_s=0.0
+        )
+        return self.versions[self.made]
+
+    def point(self, alias: str, number: int | None) -> None:
+        if number is None:
+            self.aliases.pop(alias, None)
+        else:
+            self.aliases[alias] = self.versions[number].number
+
+    def keep(self, key: str, text: str) -> None:
+        self.tags[key] = text
+
+    def mark(self, number: int, state: str, *, without: Sequence[str] = ()) -> None:
+        tags = self.versions[number].tags | {STATE: state}
+        left = {key: tag for key, tag in tags.items() if key not in without}
+        self.versions[number] = replace(self.versions[number], tags=left)
+
+    def drop(self, number: int) -> None:
+        self.versions.pop(number, None)
+        vars(self)["aliases"] = {key: at for key, at in self.aliases.items() if at != number}
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return InMemory()
+
+
+@pytest.mark.parametrize("kind", ["in memory", "stored"])
+def test_a_registry_in_memory_answers_as_a_store_does(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    registry = InMemory() if kind == "in memory" else request.getfixturevalue("stored")
+    registry.ensure()
+    assert registry.present() == Present()
+    for number in (1, 2, 3):
+        made = registry.add(f"file:///models/{number}", run(number), {STATE: PENDING, "a": "b"})
+        assert (made.number, dict(made.tags)) == (number, {STATE: PENDING, "a": "b"})
+    registry.point(CHAMPION, 2)
+    registry.point(PREVIOUS, 3)
+    registry.drop(2)
+    registry.drop(2)
+    assert registry.find(2) is None
+    assert [one.number for one in registry.pending()] == [1, 3]
+    registry.mark(1, DONE, without=["a"])
+    registry.keep("key", "text")
+    assert [one.number for one in registry.pending()] == [3]
+    assert (found := registry.find(1))
+    assert dict(found.tags) == {STATE: DONE}
+    assert registry.present() == Present(aliases={PREVIOUS: 3}, tags={"key": "text"})
+    assert registry.add("file:///models/4", run(4), {}).number == 4
+    registry.point(PREVIOUS, None)
+    assert registry.present().aliases == {}
 
 
 def opened(database: Path | str) -> Registry:
@@ -201,24 +294,24 @@ def test_a_lower_ticket_of_a_living_process_goes_first(registry: Registry) -> No
 
 
 @matrix(8)
-def test_a_higher_ticket_waits_for_nobody_to_ask_it(registry: Registry) -> None:
-    switch(registry, promotion(1, None))
+def test_a_higher_ticket_waits_for_nobody_to_ask_it(stored: Registry) -> None:
+    switch(stored, promotion(1, None))
     change = promotion(2, 1)
-    original = registry.client.search_model_versions
+    original = stored.client.search_model_versions
 
     class Client:
         def __getattr__(self, name: str) -> Any:
-            return getattr(registry.client, name)
+            return getattr(stored.client, name)
 
         def search_model_versions(self, *given: Any, **named: Any) -> Any:
             if not later:
-                later.append(ticket(registry, promotion(3, 1), this_process()))
+                later.append(ticket(stored, promotion(3, 1), this_process()))
             return original(*given, **named)
 
     later: list[int] = []
-    assert switch(replace(registry, client=Client()), change) == 2  # type: ignore[arg-type]
+    assert switch(replace(stored, client=Client()), change) == 2  # type: ignore[arg-type]
     assert later == [3]
-    assert aliases(registry)[CHAMPION] == 2
+    assert aliases(stored)[CHAMPION] == 2
 
 
 def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None:
@@ -308,51 +401,51 @@ LATE = (
     ],
 )
 def test_a_holder_that_was_counted_as_dead_moves_nothing_when_it_comes_back(
-    registry: Registry, change: Change, name: str
+    stored: Registry, change: Change, name: str
 ) -> None:
     for earlier in (1, 2, 3):
-        switch(registry, promotion(earlier, earlier - 1 or None))
-    late = Interrupted(registry.client, name, 1, lambda: counted_as_dead(registry, promotion(5, 3)))
+        switch(stored, promotion(earlier, earlier - 1 or None))
+    late = Interrupted(stored.client, name, 1, lambda: counted_as_dead(stored, promotion(5, 3)))
     # MLflow itself refuses the alias of a version that is gone, in its own words.
     with pytest.raises(
         (Outrun, MlflowException), match="meanwhile|when this was judged|so long|not found"
     ):
-        switch(replace(registry, client=late), change)  # type: ignore[arg-type]
-    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 3}
-    assert decisions(registry) == [PROMOTED] * 3 + [ABANDONED, PROMOTED]
-    assert registry.pending() == []
+        switch(replace(stored, client=late), change)  # type: ignore[arg-type]
+    assert aliases(stored) == {CHAMPION: 5, PREVIOUS: 3}
+    assert decisions(stored) == [PROMOTED] * 3 + [ABANDONED, PROMOTED]
+    assert stored.pending() == []
 
 
 def test_a_rollback_that_others_completed_is_not_done_again_over_what_came_later(
-    registry: Registry,
+    stored: Registry,
 ) -> None:
     for earlier in (1, 2, 3):
-        switch(registry, promotion(earlier, earlier - 1 or None))
+        switch(stored, promotion(earlier, earlier - 1 or None))
 
     def sent_twice() -> None:
-        registry.point(CHAMPION, 2)
-        counted_as_dead(registry, promotion(5, 2))
+        stored.point(CHAMPION, 2)
+        counted_as_dead(stored, promotion(5, 2))
 
-    late = Interrupted(registry.client, "set_registered_model_alias", 1, sent_twice)
+    late = Interrupted(stored.client, "set_registered_model_alias", 1, sent_twice)
     with pytest.raises(Outrun, match="so long"):
-        switch(replace(registry, client=late), going_back(4, 3, to=2))  # type: ignore[arg-type]
-    assert aliases(registry) == {CHAMPION: 5, PREVIOUS: 2}
-    assert decisions(registry) == [PROMOTED] * 3 + [ROLLED_BACK, PROMOTED]
+        switch(replace(stored, client=late), going_back(4, 3, to=2))  # type: ignore[arg-type]
+    assert aliases(stored) == {CHAMPION: 5, PREVIOUS: 2}
+    assert decisions(stored) == [PROMOTED] * 3 + [ROLLED_BACK, PROMOTED]
 
 
 def test_one_who_comes_back_to_a_move_that_others_completed_leaves_later_ones_alone(
-    registry: Registry,
+    stored: Registry,
 ) -> None:
-    switch(registry, promotion(1, None))
+    switch(stored, promotion(1, None))
     late = Interrupted(
-        registry.client,
+        stored.client,
         "get_registered_model",
         2,  # the first is the look at the champion, this one begins what follows the move
-        lambda: counted_as_dead(registry, promotion(3, 2)),
+        lambda: counted_as_dead(stored, promotion(3, 2)),
     )
-    assert switch(replace(registry, client=late), promotion(2, 1)) == 2  # type: ignore[arg-type]
-    assert aliases(registry) == {CHAMPION: 3, PREVIOUS: 2}
-    assert decisions(registry) == [PROMOTED] * 3
+    assert switch(replace(stored, client=late), promotion(2, 1)) == 2  # type: ignore[arg-type]
+    assert aliases(stored) == {CHAMPION: 3, PREVIOUS: 2}
+    assert decisions(stored) == [PROMOTED] * 3
 
 
 class Deadly:
@@ -410,11 +503,11 @@ def killed_at_every_request(start: Path, folder: Path, action: str) -> list[Path
 
 
 @pytest.fixture
-def with_three(registry: Registry, tmp_path: Path) -> Path:
+def with_three(stored: Registry, tmp_path: Path) -> Path:
     """A store with champion 3, previous 2, and a challenger that is run 4's."""
     for number in (1, 2, 3):
-        switch(registry, promotion(number, number - 1 or None))
-    registry.point(CHALLENGER, registry.add("file:///models/4", run(4), {}).number)
+        switch(stored, promotion(number, number - 1 or None))
+    stored.point(CHALLENGER, stored.add("file:///models/4", run(4), {}).number)
     return tmp_path / "mlflow.db"
 
 
