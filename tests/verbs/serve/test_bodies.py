@@ -197,17 +197,23 @@ def files(folder: Path) -> Iterator[Path]:
     yield saved("plain.bmp", small)
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    put(folder / "other/1.png", noise(1))
+    put(folder / "other/2.png", noise(2))
+    (folder / "some").mkdir()
+    assert [*files(folder / "some")]
+    return folder
+
+
 @pytest.mark.parametrize(
     ("shape", "fit"), [((28, 28, 1), "pad"), ((32, 48, 3), "pad"), ((32, 48, 3), "crop")]
 )
 def test_a_file_gives_the_same_image_by_every_way_in(
-    tmp_path: Path, shape: tuple[int, int, int], fit: str
+    tmp_path: Path, photos: Path, shape: tuple[int, int, int], fit: str
 ) -> None:
-    photos = tmp_path / "photos"
-    put(photos / "other/1.png", noise(1))
-    put(photos / "other/2.png", noise(2))
-    (photos / "some").mkdir()
-    paths = sorted(files(photos / "some"))
+    paths = sorted((photos / "some").iterdir())
     raw = packed_copy(photos, tmp_path / "data", size=list(shape[:2]), channels=shape[2], fit=fit)
     assert raw.index is not None
     packed = dict(zip(raw.index.files, raw.train.images, strict=True))
