@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
 from types import FrameType
@@ -25,7 +26,7 @@ from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.rules import choose
 from pipeline.config.schema import Config, register, validate, validate_request
-from pipeline.config.search_path import CONF, VERSION_BASE
+from pipeline.config.search_path import CONF, VERSION_BASE, files_of
 from pipeline.config.words import (
     COMPLETES,
     LAUNCHED_BY_MLPROJECT,
@@ -151,7 +152,9 @@ def _command(verb: Verb, flags: list[str]) -> Command:
         first=verb.first,
         multirun="--multirun" in values,
         shows=_shown(flags),
-        folders=[Path(values["--config-dir"])] if "--config-dir" in values else [],
+        files=partial(
+            files_of, more=[Path(values["--config-dir"])] if "--config-dir" in values else []
+        ),
     )
 
 
@@ -199,7 +202,7 @@ def _split_verb(arguments: list[str]) -> tuple[Verb, list[str]]:
     name, *rest = arguments
     if name not in known:
         if key := meant_by(re.split(r"[\s:]", name)[0]):
-            refuse_mistakes(arguments, Command(verb="run", requests={}))
+            refuse_mistakes(arguments, Command(verb="run", requests={}, files=files_of))
             raise RequestError(f"{name}: settings are written key=value, as in {key}=…")
         if (flag := name.lower()) in ("multirun", "help", "version"):
             raise RequestError(f"no verb {name!r}; did you mean --{flag}?")

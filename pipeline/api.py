@@ -23,6 +23,7 @@ from pipeline.config.effects import refuse_without_effect
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.schema import Config, register, validate, validate_request
+from pipeline.config.search_path import files_of
 from pipeline.config.words import addressed
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
@@ -295,7 +296,8 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
         if not isinstance(word, str) or word.startswith("-"):
             raise RequestError(f"{word}: settings are written key=value, as in train.epochs=5")
     register(requests(), of={verb})
-    refuse_mistakes(overrides, Command(verb="run", requests=requests(), python=WITH_KEYS))
+    asked = Command(verb="run", requests=requests(), files=files_of, python=WITH_KEYS)
+    refuse_mistakes(overrides, asked)
     words = addressed(overrides, "run", None)
     with _in_our_words(ValueError):  # as Hydra calls a header that it cannot read
         check_words(words, multirun=False)

@@ -6,7 +6,7 @@ Hydra and OmegaConf refuse most of them too, but in terms of their grammar, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin
@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import OverrideParseException
 
-from pipeline.config import search_path
 from pipeline.config.guesses import (
     holds_settings,
     is_list,
@@ -67,6 +66,8 @@ class Command:
     verb: str
     requests: Mapping[str, type]
     """The dataclass of each verb's own keys."""
+    files: Callable[[str], Sequence[str]]
+    """Returns the names of a group's configuration files."""
     multirun: bool = False
     shows: bool = False
     """Whether it only shows the configuration."""
@@ -78,8 +79,6 @@ class Command:
     """The key of a first word that has none."""
     python: Collection[str] = ()
     """Of a call of `pipeline.compose`: the verbs whose keys a function of that name takes."""
-    folders: Sequence[Path] = ()
-    """Further folders in which the user's configuration files are searched."""
 
     @property
     def request(self) -> type | None:
@@ -421,7 +420,7 @@ def _require_something(setting: _Setting, command: Command) -> None:
     example = f", as in {setting.needed}" if setting.needed else setting.or_null
     how = f"a value must follow{example} (is it a variable of the shell that is not set?)"
     if setting.group in CHOSEN_GROUPS:
-        how = choose("", search_path.files_of(setting.group, command.folders))
+        how = choose("", command.files(setting.group))
     elif is_list(setting.hint):
         how = f"an empty list is written {setting.name}=[]"
     raise RequestError(f"{setting.word} is empty: {how}")
@@ -436,7 +435,7 @@ def _require_place(setting: _Setting) -> None:
 
 def _require_choice(setting: _Setting, command: Command) -> None:
     word, group, value = setting.word, setting.group, setting.value.strip("'\" ")
-    files = search_path.files_of(group, command.folders)
+    files = command.files(group)
     if value.endswith((".yaml", ".yml")):
         raise RequestError(f"{word}: write {group}={Path(value).stem}, without folder and ending")
     if group == "dataset" and re.match(r"\.{0,2}/|~|[A-Za-z]:[/\\]", value):

@@ -57,7 +57,15 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
     column = next((name for name in _PATHS if name in listed.columns), None)
     if column is None:
         raise _without_columns(path, listed, f"the column {FILE_COLUMN}")
+    roots = (root, str(Path(root).absolute()), str(Path(root).resolve()))
     names = [name for name in map(plain, listed.columns[column]) if name]
+    return _chosen(path, names, files, roots)
+
+
+def _chosen(
+    path: str, names: Sequence[str], files: Sequence[str], roots: Sequence[str]
+) -> Exclusion:
+    """The files that are meant by `names`, which may begin with one of `roots`."""
     known, chosen, missing = {*files}, set[str](), list[str]()
     spelt: Mapping[str, Sequence[str]] = {}
     for name in names:
@@ -65,7 +73,7 @@ def excluded_files(path: str, files: Sequence[str], root: str) -> Exclusion:
             chosen.add(name)
             continue
         spelt = spelt or _spellings(files)
-        found = next((spelt[one] for one in _readings(name, root) if one in spelt), ())
+        found = next((spelt[one] for one in _readings(name, roots) if one in spelt), ())
         chosen.update(found)
         missing += [] if found else [name]
     if not missing:
@@ -150,9 +158,8 @@ def _without_columns(path: str, listed: Table, needed: str) -> RequestError:
     )
 
 
-def _readings(name: str, root: str) -> list[str]:
+def _readings(name: str, roots: Sequence[str]) -> list[str]:
     """The file names that an entry of a list may mean: without root, apostrophe, or with `./`."""
-    roots = (root, str(Path(root).absolute()), str(Path(root).resolve()))
     inside = [name[len(one) :].lstrip("/") for one in roots if name.startswith(f"{one}/")]
     return [one for way in (name, *inside) for one in (way, way.removeprefix("'"), f"./{way}")]
 

@@ -7,8 +7,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -244,21 +243,13 @@ def regular(file: Path) -> Path:
     return file
 
 
-def begins(file: Path | BinaryIO, start: bytes) -> bool:
-    """Whether the content of a file begins with these bytes."""
-    with opened(file) as content:
-        return content.read(len(start)) == start
+def opened(file: Path) -> BinaryIO:
+    """Opens a file to read its bytes.
 
-
-@contextmanager
-def opened(file: Path | BinaryIO) -> Iterator[BinaryIO]:
-    """The content of a file from its start, also of one that is open already."""
-    if isinstance(file, Path):
-        with file.open("rb") as content:
-            yield content
-    else:
-        file.seek(0)
-        yield file
+    Raises:
+        OSError, ValueError: it cannot be opened, or is a folder or a pipe.
+    """
+    return regular(file).open("rb")
 
 
 def printable(file: Path | str) -> str:

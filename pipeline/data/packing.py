@@ -244,15 +244,18 @@ def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
 
 
 def _size_of(listing: Listing) -> tuple[int, int]:
-    """A sensible height and width for these pictures.
-
-    Their own if they share one of at most SIDES[0], else the largest square of SIDES that half of
-    them fill.
-    """
+    """A sensible height and width for these pictures, by the sizes of some."""
     step = max(1, len(listing.files) // _SAMPLE)
     with ThreadPoolExecutor(THREADS) as pool, remarks_logged():
         found = pool.map(partial(_upright_size, listing), range(0, len(listing.files), step))
-        sizes = [size for size in found if size]
+        return _common_size([size for size in found if size])
+
+
+def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size that all have if no side is above SIDES[0], else a square that half of them fill.
+
+    Its side is the largest of SIDES for which that is so.
+    """
     if not sizes:
         return _SIDES[-1], _SIDES[-1]
     if len(set(sizes)) == 1 and max(sizes[0]) <= _SIDES[0]:
@@ -389,25 +392,13 @@ class _Work:
         if may_be_grey and all(one.grey for one in good):
             channels = 1
         modes = sorted({one.mode for one in good})
-        names = Texts.of(one.file for one in good)
-        digests = _bytes_of(one.digest for one in good)
-        arrays: dict[str, Array | cache.Stream | Path] = {
-            "images": self._rows([one.row for one in good], channels),
-            "files": names.content,
-            "file_ends": names.ends,
-            "stamps": np.array([one.stamp for one in good], np.int64),
-            "sha256": _bytes_of(one.sha256 for one in good),
-            "digests": digests,
-            "hashes": np.array([one.hash for one in good], np.uint64),
-            "sizes": np.array([one.size for one in good], np.int32),
-            "modes": np.array([modes.index(one.mode) for one in good], np.uint8),
-            "greys": np.array([one.grey for one in good], bool),
-        }
-        return arrays, {
+        columns = _columns(good, modes)
+        content = columns["files"].tobytes() + columns["digests"].tobytes()
+        return {"images": self._rows([one.row for one in good], channels), **columns}, {
             "settings": dict(settings),
             "modes": modes,
             "unreadable": [[one.file, list(one.stamp), one.reason] for one in failed],
-            "content": hashlib.sha256(names.content.tobytes() + digests.tobytes()).hexdigest(),
+            "content": hashlib.sha256(content).hexdigest(),
         }
 
     def _rows(self, rows: Sequence[int], channels: int) -> cache.Stream | Path:
@@ -424,6 +415,22 @@ class _Work:
             for start in range(0, len(rows), at_once)
         )
         return cache.Stream(shape=shape, dtype=dtype, parts=parts)
+
+
+def _columns(records: Sequence[_Record], modes: Sequence[str]) -> dict[str, Array]:
+    """What is known of the pictures besides their images, as in `Packed`, one entry per record."""
+    names = Texts.of(one.file for one in records)
+    return {
+        "files": names.content,
+        "file_ends": names.ends,
+        "stamps": np.array([one.stamp for one in records], np.int64),
+        "sha256": _bytes_of(one.sha256 for one in records),
+        "digests": _bytes_of(one.digest for one in records),
+        "hashes": np.array([one.hash for one in records], np.uint64),
+        "sizes": np.array([one.size for one in records], np.int32),
+        "modes": np.array([modes.index(one.mode) for one in records], np.uint8),
+        "greys": np.array([one.grey for one in records], bool),
+    }
 
 
 def _record_of(packed: Packed, row: int, file: str, stamp: FileStamp) -> _Record:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
-from pipeline.data.files import FORMATS, begins, opened, regular
+from pipeline.data.files import FORMATS, opened
 from pipeline.data.values import Array, Shape
 
 Picture = Image.Image
@@ -64,24 +64,38 @@ def load_picture(
     """Loads the picture in a file, fitted to u8[H,W,C]; of several frames, the first.
 
     Raises:
+        Exception: as `read_picture`; the file cannot be opened.
+    """
+    if not isinstance(source, Path):
+        return read_picture(source, shape, fit=fit, formats=formats)
+    with opened(source) as file:
+        return read_picture(file, shape, fit=fit, formats=formats)
+
+
+def read_picture(
+    file: BinaryIO, shape: Shape, *, fit: str = PAD, formats: tuple[str, ...] = FORMATS
+) -> Array:
+    """Reads the picture in an open file, fitted to u8[H,W,C]; of several frames, the first.
+
+    Raises:
         Exception: whatever Pillow raises for a file that it cannot read; a ValueError explains what
             is wrong with the size or the values.
     """
     side = max(shape[:2])
-    return fitted(open_picture(source, side=side, fit=fit, formats=formats), shape, fit=fit)
+    return fitted(open_picture(file, side=side, fit=fit, formats=formats), shape, fit=fit)
 
 
 def open_picture(
-    source: Path | BinaryIO, *, side: int, fit: str = PAD, formats: tuple[str, ...] = FORMATS
+    source: BinaryIO, *, side: int, fit: str = PAD, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
-    """Opens the picture in a file, `made_plain` and reduced to at least REDUCED × `side` pixels.
+    """Decodes the picture in a file, `made_plain` and reduced to at least REDUCED × `side` pixels.
 
     A JPEG is decoded at a fraction of its size. Waits while the pictures of other threads take too
     much memory. `info["size"]` is the height and width that the picture has upright, `info["mode"]`
     its mode in the file.
 
     Raises:
-        Exception: as `load_picture`.
+        Exception: as `read_picture`.
     """
     with recognised(source, formats) as picture:
         width, height = picture.size
@@ -110,13 +124,12 @@ def upright_size(picture: Picture, width: int, height: int) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
-def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:
+def recognised(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:
     """Opens the picture in a file; decodes nothing yet.
 
     Raises:
-        Exception: as `load_picture`.
+        Exception: as `read_picture`.
     """
-    file = regular(source) if isinstance(source, Path) else source
     early = tuple(one for one in formats if one not in _LATE)
     try:
         try:
@@ -129,7 +142,7 @@ def recognised(source: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> P
         pixels = f"{int(size[0]):,}" if size else "too many"
         raise ValueError(f"has {pixels} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        if begins(source, _LFS):
+        if _begins(file, _LFS):
             reason = "is a pointer of Git LFS instead of the picture; type git lfs pull"
             raise ValueError(reason) from error
         raise
@@ -139,7 +152,12 @@ def _too_large(pixels: int, needed: int) -> str:
     return f"has {pixels:,} pixels, which take {needed / 1e6:,.0f} MB to decode; make it smaller"
 
 
-def _require_small_icon(source: Path | BinaryIO) -> None:
+def _begins(file: BinaryIO, start: bytes) -> bool:
+    file.seek(0)
+    return file.read(len(start)) == start
+
+
+def _require_small_icon(file: BinaryIO) -> None:
     """Refuses a large icon, before Pillow decodes it by opening it.
 
     Raises:
@@ -149,17 +167,17 @@ def _require_small_icon(source: Path | BinaryIO) -> None:
     from PIL.IcoImagePlugin import IcoFile
     from PIL.PngImagePlugin import PngImageFile
 
-    if not begins(source, _ICONS):
+    if not _begins(file, _ICONS):
         return
-    with opened(source) as file:
-        try:
-            place = IcoFile(file).entry[0].offset  # of the one that Pillow reads
-            file.seek(place)
-            kind = PngImageFile if file.read(4) == b"\x89PNG" else DibImageFile
-            file.seek(place)
-            pixels = math.prod(kind(file).size)
-        except (SyntaxError, IndexError, TypeError, struct.error):
-            return  # Pillow refuses it too
+    file.seek(0)
+    try:
+        place = IcoFile(file).entry[0].offset  # of the one that Pillow reads
+        file.seek(place)
+        kind = PngImageFile if file.read(4) == b"\x89PNG" else DibImageFile
+        file.seek(place)
+        pixels = math.prod(kind(file).size)
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        return  # Pillow refuses it too
     if pixels > _LARGEST_ICON:
         raise ValueError(f"is an icon of {pixels:,} pixels; save it as PNG")
 

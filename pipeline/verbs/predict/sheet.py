@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.data.files import is_array, open_array, printable
+from pipeline.data.files import is_array, open_array, opened, printable
 from pipeline.data.pictures import (
     Picture,
     as_stack,
@@ -167,7 +167,8 @@ def _in_its_file(cell: Thumbnail, shape: Shape) -> Picture:
     if is_array(cell.file):
         whole = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
         return made_plain(whole, side=TILE).convert("RGB")
-    return open_picture(cell.file, side=TILE).convert("RGB")
+    with opened(cell.file) as file:
+        return open_picture(file, side=TILE).convert("RGB")
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

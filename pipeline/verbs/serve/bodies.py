@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.pictures import AT_WORK, BUDGET, PAD, load_picture
+from pipeline.data.pictures import AT_WORK, BUDGET, PAD, read_picture
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
@@ -203,7 +203,7 @@ def picture_in(
             size = f"{picture.width}×{picture.height}"
             too_large = picture.width * picture.height > MOST_PIXELS
         if not too_large:
-            images = load_picture(io.BytesIO(body), shape, fit=fit, formats=_FORMATS)[np.newaxis]
+            images = read_picture(io.BytesIO(body), shape, fit=fit, formats=_FORMATS)[np.newaxis]
             inverted = bool(to_invert(images, dark_border)[0])
             return (255 - images if inverted else images), inverted
     except Image.DecompressionBombError:  # Pillow's own limit, which is higher than ours
