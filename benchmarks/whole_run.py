@@ -1,12 +1,14 @@
 """Measures the whole tracked run, compared with the bare script: `make bench`.
 
 Both train the classic network for 20 epochs on Fashion-MNIST from a warm cache and evaluate it, and
-are measured from process start to exit. Ours also checks the data, draws, saves and records.
+are measured from process start to exit; the script also on Keras' JAX backend, if JAX is installed.
+Ours also checks the data, draws, saves and records.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -56,7 +58,9 @@ def main() -> None:
         bare = ["-m", "benchmarks.bare_script", str(raw), str(arguments.epochs)]
         for _ in range(arguments.repeats):
             seconds["ours"].append(finished(ours, folder).seconds)
-            seconds["bare Keras script"].append(finished(bare, folder).seconds)
+            for backend in backends():
+                name = f"bare Keras script, {backend}"
+                seconds[name].append(finished(bare, folder, backend=backend).seconds)
     title = f"Seconds from process start to exit, {arguments.epochs} epochs of the MLP"
     publish("whole-run", title, seconds)
 
@@ -93,8 +97,13 @@ def store(folder: str) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def finished(arguments: list[str], folder: str) -> Finished:
-    """Runs Python in `folder` and waits for it.
+def backends() -> list[str]:
+    """The backends of Keras that are installed here and that scripts are measured with."""
+    return ["tensorflow", *(["jax"] if importlib.util.find_spec("jax") else [])]
+
+
+def finished(arguments: list[str], folder: str, *, backend: str = "tensorflow") -> Finished:
+    """Runs Python in `folder`, with that backend of Keras, and waits for it.
 
     Linux includes the memory of a process before its exec, so the caller must be smaller than the
     process that it measures.
@@ -103,6 +112,7 @@ def finished(arguments: list[str], folder: str) -> Finished:
         SystemExit: it failed.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store(folder)}
+    environment |= {"KERAS_BACKEND": backend}
     command = [sys.executable, *arguments]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.time()

@@ -356,7 +356,10 @@ def _joined(
     join: Callable[..., DictConfig], loader: Any, files: list[Any], repo: Any
 ) -> DictConfig:
     """Joins files as Hydra does; those that most choices begin with, up to the trunk, once."""
-    count = [one.config_path for one in files].index("trunk") + 1
+    paths = [one.config_path for one in files]
+    if "trunk" not in paths:  # Hydra's own help
+        return join(loader, files, repo)
+    count = paths.index("trunk") + 1
     trunk = ConfigStore.instance().repo["trunk.yaml"].node
     key = ("start", *map(str, trunk.defaults), *map(str, files[:count]))
     joined = _copied(key, lambda: join(loader, files[:count], repo))

@@ -332,4 +332,11 @@ RULES = (
         because="with train.teacher_weight=0",
         mend="leave it out, or set train.teacher_weight above 0",
     ),
+    Rule(
+        keys=("train.label_smoothing",),
+        when=lambda config: config.train.teacher is not None and config.train.teacher_weight == 1,
+        because="with train.teacher_weight=1, which learns from the teacher's answers alone",
+        mend="leave it out, or set train.teacher_weight below 1",
+        nothing=(0,),
+    ),
 )

@@ -29,7 +29,7 @@ from pipeline.config.guesses import (
 )
 from pipeline.config.messages import unreadable
 from pipeline.config.rules import choose
-from pipeline.config.schema import CHOSEN_GROUPS
+from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
     SWEEPERS,
     annotation_for,
@@ -93,6 +93,8 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
         RequestError: says in one line what to type.
     """
     _require_settings(words, command, verbs)
+    for word in words:
+        _require_key(word, command)
     if not command.shows:
         for word in words:
             _require_effect(word, words, command)
@@ -120,6 +122,21 @@ def _require_settings(words: Sequence[str], command: Command, verbs: Collection[
             if position == 0 and (meant := _for_the_verb(word, words, command)):
                 raise RequestError(f"cannot read the override {word!r}: did you mean {meant}?")
             raise RequestError(_no_setting(position, words, verbs))
+
+
+def _require_key(word: str, command: Command) -> None:
+    """Refuses a key without a dot that neither the verb nor the configuration has.
+
+    Raises:
+        RequestError: offers the verb's own keys.
+    """
+    key = word.partition("=")[0]
+    if command.request is None or not key.isidentifier():
+        return
+    own = [one.name for one in fields(command.request)]
+    known = {*own, *(one.name for one in fields(Config)), *CHOSEN_GROUPS, *command.requests}
+    if key not in known and key != "hydra" and meant_by(key) is None:
+        raise RequestError(f"{key}: no such key; {choose(key, own)} of {command.verb}")
 
 
 def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | None:

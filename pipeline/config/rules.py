@@ -7,10 +7,10 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -19,9 +19,7 @@ from pipeline.config.guesses import letters_of
 from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
+_Problem = Mapping[str, Any]  # an entry of `ValidationError.errors()`
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Negative = Annotated[float, Field(lt=0, allow_inf_nan=False)]
@@ -274,23 +272,23 @@ def broken_rules(error: ValidationError, prefix: str = "") -> str:
     return "\n".join(f"{key}: {_joined(rules)}{given}" for (key, given), rules in lines.items())
 
 
-def _place(problem: ErrorDetails) -> tuple[int | str, ...]:
+def _place(problem: _Problem) -> tuple[int | str, ...]:
     """The keys and positions that lead to a value; a list's own if it has too few items."""
     place = tuple(part for part in problem["loc"] if not _is_of_a_union(part))
     return place[:-1] if _misses_item(problem) else place
 
 
-def _misses_item(problem: ErrorDetails) -> bool:
+def _misses_item(problem: _Problem) -> bool:
     return problem["type"] == "missing" and isinstance(problem["loc"][-1], int)
 
 
-def _kind_of(problem: ErrorDetails) -> str | None:
+def _kind_of(problem: _Problem) -> str | None:
     """What a value of the wrong type must be; None for a value of the right type."""
     found = re.fullmatch(r"([a-z]+)_(type|parsing|parsing_size|from_float)", problem["type"])
     return _KINDS.get(found[1]) if found else None
 
 
-def _rule(problem: ErrorDetails) -> str:
+def _rule(problem: _Problem) -> str:
     """The rule that a value breaks, in our words."""
     kind, type_of_error = _kind_of(problem), problem["type"]
     limits = {

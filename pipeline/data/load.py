@@ -320,7 +320,7 @@ def _told(raw: RawData) -> RawData:
 def _tell_missing(raw: RawData) -> None:
     """Warns of classes without an image in a split."""
     for split, part, means in (
-        ("training", raw.train, "a model cannot learn to recognize them"),
+        ("training", raw.train, "a model cannot learn to recognise them"),
         ("test", raw.test, "the test metrics say nothing about them"),
     ):
         counts = np.bincount(part.labels, minlength=len(raw.class_names))

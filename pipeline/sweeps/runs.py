@@ -19,7 +19,7 @@ from pipeline.sweeps.outcomes import (
     SweepObjective,
 )
 from pipeline.system.errors import RequestError
-from pipeline.tracking.client import awaited, experiment_name
+from pipeline.tracking.client import awaited, does_not_exist_yet, experiment_name
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
 from pipeline.tracking.journal import journals_of_jobs
@@ -130,6 +130,8 @@ def typical_seconds(config: Config) -> float | None:
 
     If there are none, it is scaled from runs with other numbers of epochs; None without any run.
     """
+    if does_not_exist_yet(config.tracking):
+        return None
     asked = Query(
         experiment=experiment_name(config),
         status=(Status.FINISHED,),

@@ -9,12 +9,15 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import require_writable
 from pipeline.system.secrets import hide
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config, Tracking  # a pool's process needs neither
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 EXPERIMENT, EXPERIMENT_ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
@@ -75,6 +78,12 @@ def require_address(address: str) -> None:
     if meant:
         told = f"{why}; write" if why else "write"
         raise RequestError(f"tracking store {hide(address)}: {told} tracking.uri={hide(meant)}")
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The file of an SQLite store; None for another store."""
+    sqlite = _SQLITE.match(address)
+    return Path(unquote(sqlite["path"])) if sqlite else None
 
 
 def folder_name(experiment: str) -> str:

@@ -44,6 +44,7 @@ from pipeline.tracking.addresses import (
     artifact_location,
     artifact_root,
     require_address,
+    sqlite_file,
     store_address,
 )
 
@@ -82,6 +83,12 @@ class NoStore:
 
     def __getattr__(self, name: str) -> None:
         raise RequestError(f"tracking.offline=true: there is no store to be asked ({name})")
+
+
+def does_not_exist_yet(tracking: Tracking) -> bool:
+    """Whether a store is a file that the first run creates; connecting creates it, too."""
+    file = sqlite_file(store_address(tracking.uri))
+    return file is not None and not file.exists()
 
 
 def store_of(tracking: Tracking) -> Client:

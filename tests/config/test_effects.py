@@ -80,6 +80,11 @@ IDLE = [
     ("train.teacher_temperature=2 train.teacher=null", "without a teacher", "abcd"),
     (UNTAUGHT, "train.teacher_weight=0", "0.1"),
     (f"train.teacher_temperature=3 {UNTAUGHT}", "train.teacher_weight=0", "0.1"),
+    (
+        "train.label_smoothing=0.1 train.teacher=abcd train.teacher_weight=1",
+        "the teacher's answers alone",
+        "0.5",
+    ),
 ]
 IDLE += [
     (f"ingest.checks.{name}.limit=0.5 {of}ingest.checks.{name}.action=ignore", "ignore", "warn")

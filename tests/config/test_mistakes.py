@@ -157,6 +157,9 @@ VALUES |= {
     "+tracking.tags.note=null": "it cannot be null",
 }
 WORDS = {
+    "predict outptu=x.csv images=a": "outptu: no such key; did you mean output? choose one of",
+    "promote min_accuracy=0.9": "min_accuracy: no such key; did you mean min_test_accuracy?",
+    "serve prot=80": "prot: no such key; did you mean port? choose one of",
     "train.epochs==5": "one = is enough, as in train.epochs=5",
     "train.epochs:=5": "one = is enough, as in train.epochs=5",
     "train:epochs=5": "a key is written with single dots, as in train.epochs=5",

@@ -14,9 +14,10 @@ from pipeline.data.files import (
     Unreadable,
     find_files,
     open_array,
+    opened,
     printable,
 )
-from pipeline.data.pictures import open_picture
+from pipeline.data.pictures import load_picture, open_picture
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
 
@@ -135,7 +136,7 @@ def test_a_picture_of_too_many_pixels_is_told_so(
     Image.new("L", (50, 60)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
     with pytest.raises(ValueError, match="^has 3,000 pixels; make it smaller$"):
-        open_picture(tmp_path / "a.png", side=10)
+        load_picture(tmp_path / "a.png", (10, 10, 1))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,8 @@ def test_what_is_no_array_of_numbers_is_told_so(made: Any, reason: str, tmp_path
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     Image.new("RGB", (1600, 800)).save(tmp_path / "a.jpg")
-    assert open_picture(tmp_path / "a.jpg", side=28).size == (100, 50)  # decoded as (200, 100)
+    with opened(tmp_path / "a.jpg") as file:
+        assert open_picture(file, side=28).size == (100, 50)  # decoded as (200, 100)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])
@@ -163,9 +165,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> No
 def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="is not a file"):
-        open_array(tmp_path / name) if name.endswith("npy") else open_picture(
-            tmp_path / name, side=28
-        )
+        open_array(tmp_path / name) if name.endswith("npy") else opened(tmp_path / name)
 
 
 def test_an_array_is_mapped_and_not_loaded(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
 def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(OSError, match="cannot identify image file"):
-        open_picture(tmp_path / "a.png", side=28)
+        load_picture(tmp_path / "a.png", (28, 28, 1))
 
 
 def test_a_name_that_is_no_utf8_can_be_shown() -> None:

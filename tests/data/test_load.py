@@ -207,7 +207,7 @@ def test_a_class_without_images_in_a_split_is_named(
     synthetic(tmp_path, seed=5)
     told = [record.getMessage() for record in caplog.records]
     assert told == [
-        "the training split has no images of 'c': a model cannot learn to recognize them",
+        "the training split has no images of 'c': a model cannot learn to recognise them",
         "the test split has no images of 'b': the test metrics say nothing about them",
     ]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.data import pictures
+from pipeline.data.files import opened
 from pipeline.data.pictures import (
     as_stack,
     contained,
@@ -297,7 +298,7 @@ def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decod
     monkeypatch.setattr(pictures, "AT_WORK", 1_000_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(ValueError, match="has 60,000 pixels, which take 2 MB to decode; make it"):
-        open_picture(tmp_path / "a.png", side=4)
+        load_picture(tmp_path / "a.png", GREY)
 
 
 @matrix(29)
@@ -319,9 +320,13 @@ def test_pictures_wait_for_each_other_when_together_they_take_too_much(
             at_once -= 1
         return real(picture, **settings)
 
+    def decode(_: int) -> None:
+        with opened(tmp_path / "a.png") as file:
+            open_picture(file, side=4)
+
     monkeypatch.setattr(pictures, "made_plain", slowly)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: open_picture(tmp_path / "a.png", side=4), range(12)))
+        list(pool.map(decode, range(12)))
     assert 1 <= most <= 2
 
 

@@ -18,6 +18,7 @@ from pipeline.training import models
 from pipeline.training.build import build_model
 from pipeline.training.train import train
 from tests.commands import CONF, configured, pipeline
+from tests.pictures import class_folders
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PREPARED = preprocess(
@@ -90,9 +91,11 @@ def test_the_command_in_a_sweep_file_is_one_that_can_be_carried_out(
     found = re.search("#   python -m pipeline (-m .*)", text.replace("\\\n#", ""))
     assert found
     words = shlex.split(found[1])
+    class_folders(tmp_path / "photos", 2)
     shown = pipeline(*words, "sweep.preview=true", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "nothing was run" in shown.stdout
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_a_job_takes_about_as_long_as_earlier_ones_of_as_many_epochs(
     config: Any = SimpleNamespace(
         choices=SimpleNamespace(model="mlp", dataset="digits"),
         train=SimpleNamespace(epochs=2),
-        tracking=None,
+        tracking=SimpleNamespace(uri="http://127.0.0.1:5000"),
     )
     assert typical_seconds(config) == seconds
 

@@ -286,7 +286,7 @@ def test_the_command_line_classifies_by_a_runs_model_and_by_the_champion(
     assert by_alias.returncode == 0, by_alias.stderr
     assert by_alias.stderr == ""
     assert rows(folder / "b.csv") == rows(folder / "predictions.csv")
-    missing = pipeline("predict", *words, "model_uri=models:/synthetic@best", cwd=folder)
+    missing = pipeline("predict", *words[1:], "model_uri=models:/synthetic@best", cwd=folder)
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr == (
         "model_uri=models:/synthetic@best: no such model; "
