@@ -148,7 +148,7 @@ def evaluate(
 ) -> Evaluation:
     """Returns metrics and figures of a model's predictions on a split: `train`, `val` or `test`.
 
-    Metrics are named `test/…`, whichever split is used.
+    Metrics are named after the split, as in `val/accuracy`.
 
     Raises:
         RequestError: there is no such split.
@@ -161,7 +161,9 @@ def evaluate(
     predictor = _imported("pipeline.training.predictor")
     probabilities = predictor.predict(model, images, batch_size=settings.batch_size)
     predictions = prepared.predictions(images, probabilities)
-    found: Evaluation = evaluating.evaluate(predictions, settings.metrics, settings.plots)
+    found: Evaluation = evaluating.evaluate(
+        predictions, settings.metrics, settings.plots, split=split
+    )
     return found
 
 

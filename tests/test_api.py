@@ -136,6 +136,8 @@ def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) 
         assert probs.shape == (len(prepared.test), 10)
         accuracy = (probs.argmax(axis=1) == prepared.test.labels).mean()
         assert report.metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        validated = pipeline.evaluate(fitted.model, config, prepared, split="val").metrics
+        assert validated["val/accuracy"] == pytest.approx(fitted.history["val/accuracy"][-1])
         assert not (tmp_path / "mlflow.db").exists()
         with pytest.raises(pipeline.RequestError, match=r"takes u8\[N,8,8,1\], not float32\[1,8,8"):
             pipeline.predict(fitted.model, np.zeros((1, 8, 8, 1), np.float32))

@@ -20,7 +20,7 @@ from pipeline.config.builders import (
     MODULES,
     builder_of,
 )
-from pipeline.config.rules import Idle, idle_of
+from pipeline.config.rules import Idle, idle_of, may_have_validation
 from pipeline.config.schema import Checks, Config
 from pipeline.config.trusted import public_functions, trusted
 from pipeline.config.words import key_of
@@ -181,21 +181,16 @@ def _needs_no_store(config: Config) -> bool:
     return config.train.teacher is None and weights in (None, "imagenet")
 
 
-def _is_of(config: Config, group: str, *builders: str) -> bool:
-    """Whether the leaf of a group is built by one of these functions of ours."""
-    module, _, name = str(getattr(config, group)["_target_"]).rpartition(".")
-    return module == MODULES[group] and name in builders
-
-
 def _has_no_validation(config: Config) -> bool:
-    """Whether no image is validated: folders and some files have such a split of their own."""
-    divided = ("fashion_mnist", "mnist", "digits", "synthetic", "cifar10", "cifar100")
-    return config.preprocess.validation_size == 0 and _is_of(config, "dataset", *divided)
+    """Whether no image is validated."""
+    own = may_have_validation(builder_of(config.dataset))
+    return config.preprocess.validation_size == 0 and not own
 
 
 def _has_no_files(config: Config) -> bool:
-    others = ("idx", "npz", "fashion_mnist", "mnist", "digits", "synthetic", "cifar10", "cifar100")
-    return _is_of(config, "dataset", *others)
+    """Whether a data set is made of images, and not of picture files that are to be packed."""
+    returns = getattr(builder_of(config.dataset), "__annotations__", {}).get("return")
+    return getattr(returns, "__name__", returns) == "RawData"
 
 
 def _is_constant(config: Config) -> bool:

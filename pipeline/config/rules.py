@@ -106,6 +106,17 @@ def idle_of(builder: Callable[..., Any] | None) -> tuple[Idle, ...]:
     return getattr(builder, "idle", ())
 
 
+def without_validation(builder: Builder) -> Builder:
+    """Declares that a data set never has a validation split of its own."""
+    builder.own_validation = False  # type: ignore[attr-defined]
+    return builder
+
+
+def may_have_validation(builder: Callable[..., Any] | None) -> bool:
+    """Whether a data set may have a validation split of its own."""
+    return getattr(builder, "own_validation", True)
+
+
 def check_of(builder: Callable[..., Any]) -> Callable[..., object] | None:
     """The check that a builder was decorated with, if any."""
     found: Callable[..., object] | None = getattr(builder, _CHECK, None)

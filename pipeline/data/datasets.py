@@ -19,7 +19,7 @@ import lazy_loader as lazy
 import numpy as np
 from pydantic import Field
 
-from pipeline.config.rules import Seed, Share, checked_by, idle, one_of
+from pipeline.config.rules import Seed, Share, checked_by, idle, one_of, without_validation
 from pipeline.data.arrays import cifar_parts, from_cifar, from_idx, from_npz, idx_parts, npz_parts
 from pipeline.data.content import determined_by, parameters, stamped
 from pipeline.data.exclusion import Exclude, excluded_files
@@ -103,6 +103,7 @@ _with_own_files = idle(
 )
 
 
+@without_validation
 # The same content, wherever the files come from
 @determined_by(lambda _: dict(FASHION_MNIST.checksums))
 @checked_by(lambda folder, download, **_: require_source(FASHION_MNIST, folder, download=download))
@@ -117,6 +118,7 @@ def fashion_mnist(*, folder: str | None, download: bool, exclude: Exclude = None
     return _from_idx(FASHION_MNIST, FASHION_MNIST_CLASSES, folder=folder, download=download)
 
 
+@without_validation
 @determined_by(lambda _: dict(MNIST.checksums))
 @checked_by(lambda folder, download, **_: require_source(MNIST, folder, download=download))
 @_with_own_files
@@ -130,6 +132,7 @@ def mnist(*, folder: str | None, download: bool, exclude: Exclude = None) -> Raw
     return _from_idx(MNIST, DIGIT_CLASSES, folder=folder, download=download)
 
 
+@without_validation
 @determined_by(parameters)
 def digits(
     *,
@@ -162,6 +165,7 @@ def _check_synthetic(*, train_size: int, test_size: int, classes: int, **_: Any)
         )
 
 
+@without_validation
 @determined_by(parameters)
 @checked_by(_check_synthetic)
 def synthetic(  # noqa: PLR0913 (the keys of its file)
@@ -247,6 +251,7 @@ CIFAR100 = (
 )
 
 
+@without_validation
 @determined_by(lambda given: _of_archive(given, CIFAR10))
 @checked_by(lambda path, download, **_: _check_cifar(path, None, CIFAR10, download=download))
 @_with_own_files
@@ -260,6 +265,7 @@ def cifar10(*, path: str | None, download: bool, exclude: Exclude = None) -> Raw
     return _cifar(path, None, CIFAR10)
 
 
+@without_validation
 @determined_by(lambda given: _of_archive(given, CIFAR100))
 @checked_by(
     lambda path, download, labels, **_: _check_cifar(

@@ -21,9 +21,13 @@ COLDEST, WARMEST = 0.05, 20.0  # temperatures that are tried
 
 
 def evaluate(
-    predictions: Predictions, metric_names: Sequence[str], plot_names: Sequence[str]
+    predictions: Predictions,
+    metric_names: Sequence[str],
+    plot_names: Sequence[str],
+    *,
+    split: str = "test",
 ) -> Evaluation:
-    """Computes metrics and figures of predictions; metrics are named `test/<name>`.
+    """Computes metrics and figures of the predictions of a split; a metric is `<split>/<name>`.
 
     Raises:
         ValueError: two metrics return a value under the same name.
@@ -32,7 +36,7 @@ def evaluate(
     for name in metric_names:
         value = function_named(metrics.__name__, name)(predictions)
         values = value if isinstance(value, dict) else {short_name(name): value}
-        named = {f"test/{key}": number for key, number in values.items()}
+        named = {f"{split}/{key}": number for key, number in values.items()}
         if twice := named.keys() & measured.keys():
             raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
         measured |= named

@@ -68,14 +68,14 @@ def fit(  # noqa: PLR0913
     xla: bool = False,
     shares: Sequence[float] | None = None,
     joins: Sequence[int] | None = None,
-    stream: bool | None = None,
+    stream: bool = False,
 ) -> None:
     """Fits `model` on the first of `splits` and validates it on the second, if that is not empty.
 
     Runs the epochs set in `callbacks` (`initial_epoch` to `epochs`), or until the model should
     stop. The callbacks are called as by `model.fit`, except that their batches are parts of an
     epoch. If the optimizer averages weights, the model has the averages at the end of each epoch.
-    `stream` reads the images part by part; None does so if they are too large for memory.
+    `stream` reads the images part by part, which images that are too large for memory need.
     Neither this nor the size of a part changes the weights.
 
     `shares` are factors of the learning rate, one per trainable variable, and `joins` the epochs
@@ -191,14 +191,14 @@ def _passes(
     *,
     batch_size: int,
     xla: bool,
-    stream: bool | None,
+    stream: bool,
 ) -> _Passes:
     """Compiles the passes; the images stay in memory or are streamed."""
     tested_at_once = images_at_once(train.images.shape[1:], max(batch_size, EVALUATED_AT_ONCE))
     train_size, val_size = _part_size(len(train), batch_size), max(1, len(val))
     train_feed: Resident | Streamed
     val_feed: Resident | Streamed
-    if is_too_large(train.images) if stream is None else stream:
+    if stream:
         buffers = Buffers(train.images, max(batch_size, tested_at_once))
         train_feed, val_feed = Streamed(train, buffers), Streamed(val, buffers)
         train_size = min(train_size, buffers.capacity // batch_size * batch_size)

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.config.schema import Config, Train
-from pipeline.data.values import Fitted, Prepared
+from pipeline.data.values import Fitted, Prepared, Split
 from pipeline.system.files import remove
 from pipeline.training import loop
 from pipeline.training.batches import changed_batches, needs_images, preview
@@ -99,7 +99,7 @@ def train(  # noqa: PLR0913
             xla=_with_xla(trained, config, images=len(prepared.train)),
             shares=rate_shares(model, config.model),
             joins=joins(model, config.model),
-            stream=settings.stream,
+            stream=_streamed(splits[0], settings.stream),
         )
     seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
     return Fitted(
@@ -122,6 +122,10 @@ def _checkpoints(
     """Callbacks that restore the checkpoint of `start`, if any, and save one after each epoch."""
     restore = [Restore(start, folder, followers, best)] if start else []
     return [*restore, Checkpoint(folder, best, start)]
+
+
+def _streamed(split: Split, wanted: bool | None) -> bool:
+    return loop.is_too_large(split.images) if wanted is None else wanted
 
 
 def _with_xla(model: keras.Model, config: Config, *, images: int) -> bool:

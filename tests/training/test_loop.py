@@ -88,7 +88,7 @@ def fit(
     batch_size: int = 8,
     seed: int = 0,
     xla: bool = False,
-    stream: bool | None = None,
+    stream: bool = False,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
 ) -> keras.callbacks.History:
     history = keras.callbacks.History()
