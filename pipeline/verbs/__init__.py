@@ -29,6 +29,16 @@ DECIDED = OF_TRAINING | NAMING | {"preprocess", "ingest", "dataset."}
 OF_RUNS = DECIDED | {"evaluate"}
 
 
+def by_model_uri(verb: str) -> Rule:
+    """The rule of a verb whose key `model_uri` names the model, so that `dataset` has no effect."""
+    return Rule(
+        keys=("dataset",),
+        when=lambda config: getattr(config, verb).model_uri is not None,
+        because=f"beside {verb}.model_uri, which names the model",
+        mend="leave one of the two out",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verb:
     """The declaration of a verb, such as `run` or `compare`.

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from omegaconf import MISSING
 
-from pipeline.config.effects import Rule
 from pipeline.config.rules import Count, ending_in, one_of
-from pipeline.verbs import OF_RUNS, Verb
+from pipeline.verbs import OF_RUNS, Verb, by_model_uri
 
 
 @dataclass
@@ -43,12 +42,5 @@ PREDICT = Verb(
     entry="pipeline.verbs.predict.command:predict_files",
     show="pipeline.verbs.predict.command:show",
     request=Predict,
-    rules=(
-        Rule(
-            keys=("dataset",),
-            when=lambda config: config.predict.model_uri is not None,
-            because="beside predict.model_uri, which names the model",
-            mend="leave one of the two out",
-        ),
-    ),
+    rules=(by_model_uri("predict"),),
 )

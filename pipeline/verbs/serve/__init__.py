@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config.effects import Rule
 from pipeline.config.rules import Count, Positive, matching
-from pipeline.verbs import OF_RUNS, Verb
+from pipeline.verbs import OF_RUNS, Verb, by_model_uri
 
 HostName = Annotated[
     str,
@@ -47,12 +47,7 @@ SERVE = Verb(
     entry="pipeline.verbs.serve.command:serve",
     request=Serve,
     rules=(
-        Rule(
-            keys=("dataset",),
-            when=lambda config: config.serve.model_uri is not None,
-            because="beside serve.model_uri, which names the model",
-            mend="leave one of the two out",
-        ),
+        by_model_uri("serve"),
         Rule(
             keys=("serve.follow",),
             when=lambda config: "@" not in (config.serve.model_uri or "@"),
