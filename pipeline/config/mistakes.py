@@ -28,7 +28,7 @@ from pipeline.config.guesses import (
     takes_one,
 )
 from pipeline.config.messages import unreadable
-from pipeline.config.rules import choose
+from pipeline.config.rules import choose, is_place
 from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
     SWEEPERS,
@@ -43,12 +43,6 @@ from pipeline.config.words import (
 )
 from pipeline.system.errors import RequestError
 
-# Where something is written; what is read may begin with ~.
-_PLACES = (
-    *("data_dir", "hydra.run.dir", "hydra.sweep.dir", "predict.output", "predict.contact_sheet"),
-    *("drift.output", "drift.page", "audit.output", "audit.page", "sync.folder"),
-    "tracking.artifact_root",
-)
 # Keys that Hydra sets itself, whatever value is given.
 _FILLED_IN = (
     "choices",
@@ -445,7 +439,8 @@ def _require_something(setting: _Setting, command: Command) -> None:
 
 def _require_place(setting: _Setting) -> None:
     """Refuses a folder named `~`, which bash makes of `hydra.run.dir=~/x`."""
-    if setting.value.startswith("~/") and setting.key in _PLACES:
+    of_hydra = setting.key in ("hydra.run.dir", "hydra.sweep.dir")
+    if setting.value.startswith("~/") and (of_hydra or is_place(setting.hint)):
         place = f"{setting.name}=$HOME{setting.value[1:]}"
         raise RequestError(f"{setting.word}: the shell leaves ~ as it is there; write {place}")
 

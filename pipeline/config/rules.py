@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -38,6 +38,23 @@ def _count_or_share(value: int | float) -> int | float:
 
 
 CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
+
+
+def _place(value: str) -> str:
+    if value.startswith("~/"):
+        raise ValueError(f"the shell leaves ~ as it is there; write $HOME{value[1:]}")
+    return value
+
+
+_PLACE = AfterValidator(_place)
+Place = Annotated[str, _PLACE]
+"""A path that is used as typed: none in a folder named `~`, as the shell leaves `output=~/x`."""
+
+
+def is_place(hint: Any) -> bool:
+    """Whether an annotation is `Place`, with other rules or without."""
+    return _PLACE in getattr(hint, "__metadata__", ()) or any(map(is_place, get_args(hint)))
+
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 _CHECK = "check"
@@ -265,7 +282,7 @@ _KINDS = {
 
 def broken_rules(error: ValidationError, prefix: str = "") -> str:
     """One line per refused value: its key, the rule, and the given value."""
-    problems = [(_place(problem), problem) for problem in error.errors()]
+    problems = [(_path(problem), problem) for problem in error.errors()]
     apt = [place for place, problem in problems if not _kind_of(problem)]
     lines: dict[tuple[str, str], list[str]] = {}
     for place, problem in problems:
@@ -283,7 +300,7 @@ def broken_rules(error: ValidationError, prefix: str = "") -> str:
     return "\n".join(f"{key}: {_joined(rules)}{given}" for (key, given), rules in lines.items())
 
 
-def _place(problem: _Problem) -> tuple[int | str, ...]:
+def _path(problem: _Problem) -> tuple[int | str, ...]:
     """The keys and positions that lead to a value; a list's own if it has too few items."""
     place = tuple(part for part in problem["loc"] if not _is_of_a_union(part))
     return place[:-1] if _misses_item(problem) else place

@@ -31,6 +31,7 @@ from pipeline.config.rules import (
     Count,
     CountOrShare,
     Fraction,
+    Place,
     Positive,
     Seed,
     Share,
@@ -144,7 +145,7 @@ class Tracking:
     """Your own tags for the run."""
     log_model: bool = MISSING
     """Save the trained model with the run."""
-    artifact_root: str | None = MISSING
+    artifact_root: Place | None = MISSING
     """Folder or address below which a new experiment keeps its artefacts; null leaves that to the
     server, or puts them beside the file of an SQLite store. Other databases need it."""
     offline: bool = MISSING
@@ -221,7 +222,7 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
-    data_dir: str = MISSING
+    data_dir: Place = MISSING
     """Folder of the data cache."""
     trusted_modules: list[str] = MISSING
     """Your own modules whose builders, metrics and plots may be named, besides those of

@@ -356,6 +356,11 @@ def experiment_names(client: Client, only: str | None = None) -> dict[str, str]:
     return {found.experiment_id: found.name for found in _experiments(client)}
 
 
+def tag_experiment(client: Client, experiment_id: str, key: str, value: str) -> None:
+    """Gives an experiment a tag, in place of one of that key."""
+    client.set_experiment_tag(experiment_id, key, value)
+
+
 def artifact_folders(client: Client) -> dict[str, Path]:
     """The folders of artefacts of all experiments that keep them on a disk, by experiment."""
     found = {one.name: urlsplit(one.artifact_location) for one in _experiments(client)}

@@ -11,18 +11,21 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import requests
 
+from pipeline.tracking.values import VIEW, Query
+
 DATABASE = Path("mlflow.db")
 _PATIENCE_S = 600
 _MOST, _SHOWN = 100, 10  # experiments that are looked at; those with a link
 # What the table of runs shows: a view that MLflow keeps in a tag of the experiment.
 TRAINING = "workflowType=machine_learning"
-VIEW, VIEW_NAME = "runs", "Runs with their accuracies"
+VIEW_ID, VIEW_NAME = "runs", "Runs with their accuracies"
 _COLUMNS = tuple(f"metrics.`{name}`" for name in ("val/accuracy", "test/accuracy", "sweep/best"))
 
 
@@ -61,44 +64,27 @@ class Links:
 
 def links(address: str) -> Iterator[Links]:
     """The links of the experiments that have runs, that of the newest run first."""
-    experiments = _ask(address, "experiments/search", max_results=_MOST).get("experiments", [])
-    named = {one["experiment_id"]: one["name"] for one in experiments}
-    begun = {number: _newest(address, number) for number in named}
-    for number in sorted(filter(begun.get, begun), key=lambda one: -begun[one])[:_SHOWN]:
-        _ask(
-            address,
-            "experiments/set-experiment-tag",
-            experiment_id=number,
-            key=f"mlflow.sharedViewState.{VIEW}",
-            value=_view(),
-        )
-        page = f"{address}/#/experiments/{number}"
+    # MLflow is imported here, while its server starts.
+    from pipeline.tracking.client import experiment_names, quiet_client, tag_experiment
+    from pipeline.tracking.runs import search
+
+    client = quiet_client(address)
+    names = islice(experiment_names(client).values(), _MOST)
+    newest = chain.from_iterable(search(client, Query(experiment=name, limit=1)) for name in names)
+    for run in sorted(newest, key=lambda run: -run.started)[:_SHOWN]:
+        tag_experiment(client, run.experiment_id, f"{VIEW}{VIEW_ID}", _view())
+        page = f"{address}/#/experiments/{run.experiment_id}"
         yield Links(
-            experiment=named[number],
+            experiment=run.experiment,
             runs=f"{page}?{TRAINING}",
-            accuracies=f"{page}/runs?{TRAINING}&viewStateShareKey={VIEW}",
+            accuracies=f"{page}/runs?{TRAINING}&viewStateShareKey={VIEW_ID}",
         )
-
-
-def _newest(address: str, experiment_id: str) -> int:
-    """When the newest run of an experiment began, Unix time in ms; 0 if it has none."""
-    order = ["attributes.start_time DESC"]
-    asked = {"experiment_ids": [experiment_id], "order_by": order, "max_results": 1}
-    runs = _ask(address, "runs/search", **asked).get("runs", [])
-    return int(runs[0]["info"]["start_time"]) if runs else 0
 
 
 def _view() -> str:
     now = int(time.time() * 1000)
     state = json.dumps({"selectedColumns": _COLUMNS})
     return json.dumps({"name": VIEW_NAME, "createdAt": now, "updatedAt": now, "state": state})
-
-
-def _ask(address: str, what: str, **values: Any) -> dict[str, Any]:
-    answer = requests.post(f"{address}/api/2.0/mlflow/{what}", json=values, timeout=30)
-    answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def wait_for(address: str, process: subprocess.Popen[Any]) -> bool:

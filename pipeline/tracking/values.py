@@ -36,6 +36,7 @@ PARENT, INDEX, PRUNED_TAG, FOLDER = (
     *("mlflow.parentRunId", "sweep.index"),
     *("sweep.pruned", "sweep.folder"),
 )
+VIEW = "mlflow.sharedViewState."  # prefix of the name of a view of the table of runs
 SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a run's own model
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases of versions
 # A tag of a version: `pending` while it is a ticket, then its final state.

@@ -135,7 +135,10 @@ def test_a_rule_is_said_in_our_words(rule: Any, value: Any, said: str) -> None:
     assert broken_rules(refused.value, "key").startswith(said)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+TEXTS = st.text("1aB~ \n'\"é")  # none of which spells a word of pydantic
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXTS, st.lists))
 def test_no_word_of_pydantic_reaches_a_user(value: Any) -> None:
     for rule in (*RULES, Count | tuple[Count, Count] | None, list[Count], dict[str, str]):
         try:

@@ -49,6 +49,7 @@ def test_leaf_values_become_what_the_signature_says() -> None:
         ("train.batch_size=-1", "train.batch_size: must be at least 1"),
         ("train.patience=0", "train.patience: must be at least 1 (got 0)"),
         ("seed=-1", "seed: must be at least 0 (got -1)"),
+        ("data_dir='~/data'", "data_dir: the shell leaves ~ as it is there; write $HOME/data"),
         ("seed=4294967296", "seed: must be below 4294967296"),
         ("preprocess.seed=-1", "preprocess.seed: must be at least 0"),
         (

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 import requests
 
 from pipeline.tracking import ui
 from pipeline.tracking.ui import (
     TRAINING,
-    VIEW,
+    VIEW_ID,
     Links,
     links,
     main,
@@ -20,6 +21,7 @@ from pipeline.tracking.ui import (
     server_environment,
     wait_for,
 )
+from pipeline.tracking.values import VIEW
 
 
 def test_the_server_keeps_runs_and_artefacts_where_runs_without_it_write_them(
@@ -35,46 +37,22 @@ def test_the_server_keeps_runs_and_artefacts_where_runs_without_it_write_them(
     assert server_environment()["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
-class Answer(SimpleNamespace):
-    """What a server answers."""
-
-    ok = True
-
-    def json(self) -> Any:
-        return self.content
-
-    def raise_for_status(self) -> None:
-        pass
-
-
-def test_links_lead_to_the_experiments_that_have_runs_the_newest_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begun, tagged = {"1": 100, "3": 300}, []
-
-    def post(url: str, json: dict[str, Any], timeout: float) -> Answer:
-        asked = url.removeprefix("http://host/api/2.0/mlflow/")
-        if asked == "experiments/search":
-            names = {"1": "digits", "2": "empty", "3": "pets"}.items()
-            named = [{"experiment_id": number, "name": name} for number, name in names]
-            return Answer(content={"experiments": named})
-        if asked == "runs/search":
-            start = begun.get(json["experiment_ids"][0])
-            return Answer(content={"runs": [{"info": {"start_time": start}}] if start else []})
-        assert asked == "experiments/set-experiment-tag"
-        tagged.append((json["experiment_id"], json["key"]))
-        return Answer(content={})
-
-    monkeypatch.setattr(requests, "post", post)
-    page = "http://host/#/experiments/3"
-    first, second = links("http://host")
+def test_links_lead_to_the_experiments_that_have_runs_the_newest_first(folder: Path) -> None:
+    address = f"sqlite:///{folder}/mlflow.db"
+    client = mlflow.MlflowClient(address)
+    number = {name: client.create_experiment(name) for name in ("pets", "empty", "birds")}
+    for start, name in enumerate(("pets", "birds", "pets"), start=1):
+        client.create_run(number[name], start_time=start)
+    first, second = links(address)
+    page = f"{address}/#/experiments/{number['pets']}"
     assert first == Links(
         experiment="pets",
         runs=f"{page}?{TRAINING}",
-        accuracies=f"{page}/runs?{TRAINING}&viewStateShareKey={VIEW}",
+        accuracies=f"{page}/runs?{TRAINING}&viewStateShareKey={VIEW_ID}",
     )
-    assert second.experiment == "digits"
-    assert tagged == [(number, f"mlflow.sharedViewState.{VIEW}") for number in ("3", "1")]
+    assert second.experiment == "birds"
+    viewed = {one.name for one in client.search_experiments() if f"{VIEW}{VIEW_ID}" in one.tags}
+    assert viewed == {"pets", "birds"}
 
 
 def test_a_server_is_waited_for_until_it_answers_or_ends(monkeypatch: pytest.MonkeyPatch) -> None:
