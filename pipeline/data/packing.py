@@ -541,12 +541,15 @@ def _decode(
 
 def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
     """The image of a file, as `pictures.load_picture` makes it, and the fields of its record."""
-    if file.seek(0, os.SEEK_END) <= _AT_ONCE:
+    is_small = file.seek(0, os.SEEK_END) <= _AT_ONCE
+    file.seek(0)
+    if is_small:
+        content = file.read()
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = io.BytesIO(content)  # shares the bytes, until its buffer is asked for
+    else:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         file.seek(0)
-        file = io.BytesIO(file.read())
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    file.seek(0)
     picture = open_picture(file, side=max(shape[:2]), fit=fit)
     image = fitted(picture, shape, fit=fit)
     return image, {

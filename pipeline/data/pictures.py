@@ -7,6 +7,7 @@ the same image everywhere and the memory of all decoding threads stays bounded.
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -102,8 +103,10 @@ def open_picture(
         mode = picture.mode
         picture.draft(None, (REDUCED * side, REDUCED * side))  # None keeps its mode
         if isinstance(source, BytesIO) and isinstance(picture, ImageFile.ImageFile):
-            # The decoder gets all of it at once.
-            picture.decodermaxblock = max(source.getbuffer().nbytes, ImageFile.MAXBLOCK)
+            # The decoder gets all of it at once. Asking for the buffer would copy it.
+            place = source.tell()
+            picture.decodermaxblock = max(source.seek(0, os.SEEK_END), ImageFile.MAXBLOCK)
+            source.seek(place)
         needed = _memory(picture, width * height, side, fit)
         if needed > AT_WORK:
             raise ValueError(_too_large(width * height, needed))
