@@ -70,7 +70,9 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
     Raises:
         RequestError: the network does not fit the images, or `model.weights` cannot be used.
     """
-    return _imported("pipeline.training.build").build_model(_with_weights(config), prepared)
+    built = _imported("pipeline.training.build")
+    built.prepare_keras(config)
+    return built.build_model(_with_weights(config), prepared)
 
 
 def train(

@@ -19,13 +19,12 @@ from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import load_teacher, with_weights
 from pipeline.training.batches import augmenter
-from pipeline.training.build import build_model, kept
+from pipeline.training.build import build_model, kept, prepare_keras
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.checkpoint import Start
 from pipeline.training.features import Head, head_of, takes_images, whole
 from pipeline.training.leakage import leakage_of
 from pipeline.training.predictor import predict
-from pipeline.training.programs import keep_programs
 from pipeline.training.summary import summarise
 from pipeline.training.train import train
 
@@ -50,30 +49,30 @@ class Result:
 def run(
     config: Config,
     folder: Path,
-    *watchers: EpochListener,
+    *listeners: EpochListener,
     start: Start | None = None,
     job: JobSettings | None = None,
     fingerprint: str | None = None,
 ) -> Result:
     """Trains, evaluates and records one model, or resumes the run of `start`.
 
-    `folder` keeps its log and checkpoints; `watchers` receive each epoch's metrics once recorded.
+    `folder` keeps its log and checkpoints; `listeners` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
     `fingerprint` identifies the data to use, if the cache has it, as in `ingest`.
     """
+    alone = job is None
+    prepare_keras(config, keeps_programs=alone)
     opened = record(config, folder, start=start, job=job)
-    with opened as recording, with_report(recording, config, wanted=job is None):
+    with opened as recording, with_report(recording, config, wanted=alone):
         config = with_weights(config)
-        prepared = _load_data(config, recording, fingerprint, shown=job is None)
+        prepared = _load_data(config, recording, fingerprint, shown=alone)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
-            if job is None:  # the next job of a sweep could not use them
-                keep_programs(Path(config.data_dir) / "xla")
             model = build_model(config, prepared)
             recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
-            listeners = (recording.log_epoch, *watchers)
+            told = (recording.log_epoch, *listeners)
             progress = start.progress if start else None
-            fitted = train(model, prepared, config, folder, listeners, progress, teacher)
+            fitted = train(model, prepared, config, folder, told, progress, teacher)
             recording.log(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             predictions = _evaluate(fitted.model, prepared, config, recording)
@@ -95,6 +94,7 @@ def complete(
     fingerprint: str | None = None,
 ) -> Result:
     """Evaluates and reports the run that `began` describes; saves its model if it has no `uri`."""
+    prepare_keras(config)
     prepared = _load_data(config, recording, fingerprint)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):

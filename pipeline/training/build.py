@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -25,12 +26,29 @@ from pipeline.training.precision import (
     require_sensible,
 )
 from pipeline.training.pretrained import WHITENING
+from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
 _PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
 PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, keras.Model] = {}
+
+
+def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
+    """Makes the settings of Keras and TensorFlow that hold for the process.
+
+    This must be called before its first operation. Random numbers are seeded later, by
+    `build_model`. With `keeps_programs`, what XLA compiles is kept beside the cached data; a sweep's
+    next job in the same process could not use it.
+    """
+    # A user's keras.json may set other values.
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if keeps_programs:
+        keep_programs(Path(config.data_dir) / "xla")
 
 
 def build_model(config: Config, prepared: Prepared, *, checked: bool = False) -> keras.Model:
@@ -45,11 +63,6 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
             probabilities, or cannot be saved and loaded again; there is no GPU for float16; weights
             that `model.weights` names are missing or do not fit.
     """
-    # A user's keras.json may set other values.
-    keras.config.set_floatx("float32")
-    keras.config.set_image_data_format("channels_last")
-    if config.train.deterministic:
-        tf.config.experimental.enable_op_determinism()
     require_sensible(config.train.precision)
     if config.model.get("trainable") == "head":
         model = _with_frozen_backbone(config, prepared)

@@ -51,19 +51,19 @@ def stopper(
 class Checkpoint(keras.callbacks.Callback):
     """Saves checkpoints after each epoch: always the last and, if it is the best so far, the best.
 
-    `start` is the progress of the resumed run, if any.
+    `progress` is that of the resumed run, if any.
     """
 
     def __init__(
         self,
         folder: Path,
         best: keras.callbacks.EarlyStopping | None,
-        start: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.best = folder, best
-        self.epochs: list[dict[str, float]] = list(start.epochs) if start else []
-        self.earlier = start.seconds if start else 0.0
+        self.epochs: list[dict[str, float]] = list(progress.epochs) if progress else []
+        self.earlier = progress.seconds if progress else 0.0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Starts the clock."""
@@ -89,13 +89,14 @@ class Restore(keras.callbacks.Callback):
 
     def __init__(
         self,
-        start: Progress,
+        progress: Progress,
         folder: Path,
         followers: Sequence[keras.callbacks.Callback],
         best: keras.callbacks.EarlyStopping | None,
     ) -> None:
         super().__init__()
-        self.start, self.folder, self.followers, self.best = start, folder, followers, best
+        self.progress, self.folder = progress, folder
+        self.followers, self.best = followers, best
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Loads the state; the followers have already begun."""
@@ -105,16 +106,16 @@ class Restore(keras.callbacks.Callback):
         if self.best is not None and self.best.restore_best_weights:
             # The process may have been killed after writing the last checkpoint and before the
             # best.
-            is_last = self.best.best_epoch == len(self.start.epochs) - 1
+            is_last = self.best.best_epoch == len(self.progress.epochs) - 1
             load_state(self.model, last if is_last else self.folder / BEST)
             self.best.best_weights = self.model.get_weights()
         load_state(self.model, last)
-        restore_seeds(self.model, self.start)
+        restore_seeds(self.model, self.progress)
 
     def _tell_followers(self) -> None:
         iterations = self.model.optimizer.iterations
-        steps = int(iterations) // len(self.start.epochs)
-        for epoch, logs in enumerate(self.start.epochs):
+        steps = int(iterations) // len(self.progress.epochs)
+        for epoch, logs in enumerate(self.progress.epochs):
             iterations.assign(steps * (epoch + 1))  # the learning rate of a schedule depends on it
             for follower in self.followers:
                 follower.on_epoch_begin(epoch)

@@ -53,7 +53,7 @@ def train(  # noqa: PLR0913
     config: Config,
     folder: Path,
     listeners: Sequence[EpochListener],
-    start: Progress | None = None,
+    progress: Progress | None = None,
     teacher: keras.Model | None = None,
 ) -> Fitted:
     """Fits a compiled model and keeps the epoch that `train.keep` names.
@@ -63,7 +63,7 @@ def train(  # noqa: PLR0913
     `train.precision` is.
 
     Checkpoints and the TensorBoard log go to `folder`; `listeners` receive each epoch's metrics;
-    `teacher` is the model of the run `train.teacher`. With `start`, the progress of the last
+    `teacher` is the model of the run `train.teacher`. With `progress`, that of the last
     checkpoint there, training resumes from that checkpoint and ends with the same weights as an
     uninterrupted one.
 
@@ -82,17 +82,17 @@ def train(  # noqa: PLR0913
     started = time.perf_counter()
     followers = [history, *map(EpochEnd, listeners), *([best] if best else [])]
     followers += [_tensorboard(folder)] if settings.tensorboard else []
-    display = closing(ProgressDisplay(len(prepared.train)))
-    with display as progress, changed_batches(trained, prepared, config, teacher):
-        checkpoints = _checkpoints(folder / "checkpoints", followers, best, start)
+    shown = closing(ProgressDisplay(len(prepared.train)))
+    with shown as display, changed_batches(trained, prepared, config, teacher):
+        checkpoints = _checkpoints(folder / "checkpoints", followers, best, progress)
         loop.fit(
             trained,
             splits,
             keras.callbacks.CallbackList(
-                [*followers, *checkpoints, progress],
+                [*followers, *checkpoints, display],
                 model=trained,
                 epochs=settings.epochs,
-                initial_epoch=len(start.epochs) if start else 0,
+                initial_epoch=len(progress.epochs) if progress else 0,
             ),
             batch_size=settings.batch_size,
             seed=config.seed,
@@ -101,7 +101,7 @@ def train(  # noqa: PLR0913
             joins=joins(model, config.model),
             stream=_streamed(splits[0], settings.stream),
         )
-    seconds = time.perf_counter() - started + (start.seconds if start else 0.0)
+    seconds = time.perf_counter() - started + (progress.seconds if progress else 0.0)
     return Fitted(
         model=kept(model),
         history={run_metric_name(key): values for key, values in history.history.items()},
@@ -117,11 +117,11 @@ def _checkpoints(
     folder: Path,
     followers: Sequence[keras.callbacks.Callback],
     best: keras.callbacks.EarlyStopping | None,
-    start: Progress | None,
+    progress: Progress | None,
 ) -> list[keras.callbacks.Callback]:
-    """Callbacks that restore the checkpoint of `start`, if any, and save one after each epoch."""
-    restore = [Restore(start, folder, followers, best)] if start else []
-    return [*restore, Checkpoint(folder, best, start)]
+    """Callbacks that restore the checkpoint of `progress`, if any, and save one after each epoch."""
+    restore = [Restore(progress, folder, followers, best)] if progress else []
+    return [*restore, Checkpoint(folder, best, progress)]
 
 
 def _streamed(split: Split, wanted: bool | None) -> bool:

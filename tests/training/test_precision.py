@@ -27,6 +27,7 @@ PREPARED = preprocess(RAW, validation_size=20, seed=0)
 IMAGES = PREPARED.test.batch(0, 20)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
 CNN = ("model=cnn", "model.filters=[4]", "model.dense=8")
+WIDE = ("model=cnn", "model.filters=[16,32]", "model.dense=8")
 MLP = ("model.hidden=[6]",)
 
 
@@ -130,9 +131,10 @@ def test_float16_scales_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("network", "flags", "gpu", "expected"),
     [
-        (CNN, "fma avx512_bf16", False, "bfloat16"),
-        (CNN, "fma avx512f", False, "float32"),
-        (CNN, "fma avx512_bf16", True, "float32"),  # not measured
+        (WIDE, "fma avx512_bf16", False, "bfloat16"),
+        (("model=cnn", "model.filters=[16,24]"), "fma avx512_bf16", False, "float32"),  # slower
+        (WIDE, "fma avx512f", False, "float32"),
+        (WIDE, "fma avx512_bf16", True, "float32"),  # not measured
         (MLP, "fma avx512_bf16", False, "float32"),  # not measured
         ((*MLP, "train.scaling=whitened"), "fma avx512_bf16", False, "float32"),  # nor this
     ],

@@ -32,6 +32,7 @@ from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.runs import find_run, with_weights
 from pipeline.tracking.values import may_be_run
+from pipeline.training.build import prepare_keras
 from pipeline.training.folds import out_of_fold
 from pipeline.verbs.audit import Audit
 
@@ -75,6 +76,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
             from one that was trained on these labels.
     """
     _require_unbiased(config)
+    prepare_keras(config)
     started = time.monotonic()
     raw = load_raw(config)
     prepared = split_data(raw, config)
