@@ -39,8 +39,8 @@ def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
     """Makes the settings of Keras and TensorFlow that hold for the process.
 
     This must be called before its first operation. Random numbers are seeded later, by
-    `build_model`. With `keeps_programs`, what XLA compiles is kept beside the cached data; a sweep's
-    next job in the same process could not use it.
+    `build_model`. With `keeps_programs`, what XLA compiles is kept beside the cached data; the next
+    job of a sweep in the same process could not use it.
     """
     # A user's keras.json may set other values.
     keras.config.set_floatx("float32")
