@@ -119,7 +119,7 @@ def _checkpoints(
     best: keras.callbacks.EarlyStopping | None,
     progress: Progress | None,
 ) -> list[keras.callbacks.Callback]:
-    """Callbacks that restore the last checkpoint, if there is `progress`, and save one per epoch."""
+    """Callbacks that restore the last checkpoint, if any, and save one after each epoch."""
     restore = [Restore(progress, folder, followers, best)] if progress else []
     return [*restore, Checkpoint(folder, best, progress)]
 
