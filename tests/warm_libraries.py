@@ -37,7 +37,7 @@ def warm_up() -> None:
     # Reads the descriptions of all installed packages, as MLflow does for a model.
     importlib.import_module("pipeline.tracking.lineage").environment()
     importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
-    importlib.import_module("pipeline.reports.page").template("report.html")  # compiles it
+    importlib.import_module("pipeline.reports.template").template("report.html")  # compiles it
     compose_once()
     trace_plainly()
 

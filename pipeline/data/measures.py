@@ -81,10 +81,8 @@ def quantities_of(images: Array) -> Array:
     grey -= brightness[:, np.newaxis]
     contrast = np.sqrt(np.einsum("ij,ij->i", grey, grey) / grey.shape[1])
     colour = reduce(np.maximum, channels) - reduce(np.minimum, channels)
-    measured: Array = np.stack(
-        [brightness, contrast, colour.mean(axis=1, dtype=np.float32)], axis=1
-    )
-    return measured
+    of_each: Array = np.stack([brightness, contrast, colour.mean(axis=1, dtype=np.float32)], axis=1)
+    return of_each
 
 
 def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:

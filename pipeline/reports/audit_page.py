@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.evaluation.labels import LabelAudit
 from pipeline.reports.images import sprite, thumbnails
-from pipeline.reports.page import clean, template
+from pipeline.reports.page import clean
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _SIDE = 96  # pixels of a thumbnail's longer side
 _PAIRS, _CLASSES = 40, 1000  # shown at most
@@ -28,6 +32,7 @@ class Doubt:
 
 
 def audit_html(  # noqa: PLR0913 (what there is to show)
+    template: Template,
     doubts: Sequence[Doubt],
     images: Array,
     verdict: LabelAudit,
@@ -38,9 +43,10 @@ def audit_html(  # noqa: PLR0913 (what there is to show)
     list_name: str,
     inverted: bool,
 ) -> str:
-    """Renders the page; `images` u8[N,H,W,C] are those of the `doubts`, `inverted` as in a report.
+    """Renders `audit.html`; `images` u8[N,H,W,C] are those of the `doubts`.
 
-    `facts` are shown as they are; `list_name` is the file for `dataset.exclude`.
+    They are `inverted` as in a report; `facts` are shown as they are; `list_name` is the file for
+    `dataset.exclude`.
     """
     names = [clean(one) for one in class_names]
     classes = len(names)
@@ -49,7 +55,7 @@ def audit_html(  # noqa: PLR0913 (what there is to show)
     shares = wrong / np.maximum(counts, 1)
     order = np.argsort(-shares, kind="stable")[:_CLASSES].tolist()
     most = float(shares.max()) or 1.0
-    return template("audit.html").render(
+    return template.render(
         name=clean(name),
         list_name=clean(list_name),
         facts=facts,

@@ -1,4 +1,4 @@
-"""The page of a data set: `RawData, Measures → str`, self-contained HTML that needs no script.
+"""The page of a data set: `RawData, Measures, Originals → str`, HTML that needs no other file.
 
 It shows pictures of each class, sizes and colours, what was skipped, equal and similar pictures
 side by side, and what the model will see beside the originals. Its size is bounded: where it does
@@ -7,30 +7,27 @@ not show all, it says how many of how many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data import cache
-from pipeline.data.archives import place_at
 from pipeline.data.checks import Violation, called, conflicts
 from pipeline.data.describe import Description, describe
 from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
-from pipeline.data.pictures import Picture, contained, open_picture
 from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import sprite, thumbnails
-from pipeline.reports.page import clean, template
+from pipeline.reports.originals import ORIGINAL, ORIGINALS, Originals, rows_to_show
+from pipeline.reports.page import clean
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DATA_PAGE = "data.html"
 _SIDE = 64  # pixels of a thumbnail's longer side
 PER_CLASS, THUMBNAILS = 12, 600  # of one class, and of all
-CLASSES, PAIRS, _FILES, ORIGINALS = 1000, 24, 200, 12  # shown at most
-ORIGINAL = 150  # pixels of an original's longer side
+CLASSES, PAIRS, _FILES = 1000, 24, 200  # shown at most
 _BINS = 32
 
 Augment = Callable[[Array, Array], Array]
@@ -93,29 +90,29 @@ class Seen:
     versions: range = range(0)
 
 
-def data_html(
+def data_html(  # noqa: PLR0913 (what there is to show)
+    template: Template,
     raw: RawData,
     measures: Measures,
+    originals: Originals,
     findings: Sequence[Violation] = (),
     *,
     name: str,
-    folder: Path,
     augment: Augment | None = None,
 ) -> str:
-    """Renders the page of the data set `name`; `findings` are those of its checks.
+    """Renders `data.html` for the data set `name`; `findings` are those of its checks.
 
-    `folder` is the data set's cache. `augment` makes versions of training images, if the
-    configuration has an augmentation.
+    `augment` makes versions of training images, if the configuration has an augmentation.
     """
     rows: list[int] = []  # of the packed array, behind the thumbnails of the first sprite
     classes = list(_classes(raw, rows))
     pairs = [one for one in _pairs(raw, measures, rows) if one.total]
-    originals, seen = _seen(raw, rows, folder, always=augment is not None)
+    seen = _seen(raw, rows, originals, always=augment is not None)
     inverted = raw.index is None
     images = raw.train.images[np.array(rows, np.int64)]
     sprites = {"image": sprite(thumbnails(images, _SIDE, inverted=inverted), inverted=inverted)}
-    if len(originals):
-        sprites["original"] = sprite(originals, inverted=False, shown=ORIGINAL)
+    if len(originals.rows):
+        sprites["original"] = sprite(originals.tiles, inverted=False, shown=ORIGINAL)
     if augment is not None and seen:
         chosen = [one.image for one in seen]
         labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
@@ -124,7 +121,7 @@ def data_html(
         sprites["version"] = sprite(thumbnails(flat, _SIDE, inverted=inverted), inverted=inverted)
         seen = _with_versions(seen, versions.shape[1])
     description = describe(raw, measures)
-    return template("data.html").render(
+    return template.render(
         name=clean(name),
         about=description,
         source=clean(description.source),
@@ -136,7 +133,7 @@ def data_html(
         **_of_files(description),
         pairs=pairs,
         seen=seen,
-        originals=bool(len(originals)),
+        originals=bool(len(originals.rows)),
         total=_total(description),
         sprites=sprites,
     )
@@ -245,22 +242,15 @@ def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]
         yield Pairs(title=title, total=len(found), shown=shown)
 
 
-def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple[Array, list[Seen]]:
-    """Some training pictures: their originals u8[m,h,w,3], and the images made of them.
+def _seen(raw: RawData, rows: list[int], originals: Originals, *, always: bool) -> list[Seen]:
+    """Some training pictures, and the images made of them, whose rows it appends to `rows`.
 
-    Appends the rows of these images to `rows`. With `always`, takes images without originals if
-    there are none with.
+    With `always`, takes images without originals if there are none with.
     """
-    count = min(len(raw.train), 2 * ORIGINALS)
-    positions = np.unique(np.linspace(0, len(raw.train) - 1, count).astype(np.int64))
-    chosen = raw.train.rows[positions]
-    # Every other one comes first, so that they come from the whole split.
-    chosen = np.concatenate([chosen[::2], chosen[1::2]])
-    kept, originals = _originals(raw, chosen, folder)
-    found: list[tuple[int | None, int]] = [*enumerate(chosen[kept].tolist())]
+    found: list[tuple[int | None, int]] = [*enumerate(originals.rows.tolist())]
     found.sort(key=lambda one: one[1])
     if always and not found:
-        found = [(None, row) for row in chosen[:ORIGINALS].tolist()]
+        found = [(None, row) for row in rows_to_show(raw)[:ORIGINALS].tolist()]
     sizes = None if raw.index is None else np.asarray(raw.index.sizes)
     seen = []
     for original, row in found:
@@ -274,58 +264,4 @@ def _seen(raw: RawData, rows: list[int], folder: Path, *, always: bool) -> tuple
                 size=f"{height}×{width}",
             )
         )
-    return originals, seen
-
-
-def _originals(raw: RawData, rows: Array, folder: Path) -> tuple[Array, Array]:
-    """The files of up to ORIGINALS of these rows: their places i64[m], and tiles u8[m,h,w,3].
-
-    The first call keeps them in the cache in `folder`, so that later ones need neither the files
-    nor to unpack an archive. Files that are gone or changed by then are left out.
-    """
-    nothing = np.empty(0, np.int64), np.empty((0, ORIGINAL, ORIGINAL, 3), np.uint8)
-    if raw.index is None:
-        return nothing
-    files = [raw.index.sha256[row].tobytes().hex() for row in rows.tolist()]
-    entry = folder / f"originals-{cache.key(files=files, most=ORIGINALS, side=ORIGINAL)}"
-    try:
-        known: Mapping[str, Array] = cache.load_stored(entry).arrays
-    except FileNotFoundError:
-        tiles = _read_originals(raw, rows)
-        if not tiles:
-            return nothing
-        known = {"places": np.array([*tiles]), "tiles": np.stack([*tiles.values()])}
-        with suppress(OSError):  # the page does without
-            cache.load_or_build(entry, lambda: (known, {}))
-    return known["places"], known["tiles"]
-
-
-def _read_originals(raw: RawData, rows: Array) -> dict[int, Array]:
-    """The tiles u8[h,w,3] of up to ORIGINALS files that are what was packed, by place in `rows`."""
-    assert raw.index is not None
-    tiles: dict[int, Array] = {}
-    source = place_at(Path(raw.index.root))
-    for position, row in enumerate(rows.tolist()):
-        try:
-            if source is None:
-                break
-            with source.opened(raw.index.files[row]) as file:
-                digest = file_digest(file, "sha256").digest()  # type: ignore[arg-type]
-                if digest != raw.index.sha256[row].tobytes():
-                    continue
-                file.seek(0)
-                tiles[position] = _tile(open_picture(file, side=ORIGINAL))
-        except Exception:  # it is gone; a decoder may raise anything
-            continue
-        if len(tiles) == ORIGINALS:
-            break
-    return tiles
-
-
-def _tile(picture: Picture) -> Array:
-    """A picture on a grey square u8[h,w,3]; a transparent one would need PNG."""
-    tile = np.full((ORIGINAL, ORIGINAL, 3), 128, np.uint8)
-    small = np.asarray(contained(picture.convert("RGB"), (ORIGINAL, ORIGINAL)))
-    top, left = ((ORIGINAL - side) // 2 for side in small.shape[:2])
-    tile[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return tile
+    return seen

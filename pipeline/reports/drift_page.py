@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.evaluation.drift import Shift
 from pipeline.reports.images import sprite, thumbnails
-from pipeline.reports.page import clean, template
+from pipeline.reports.page import clean
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _SIDE = 64  # pixels of a thumbnail's longer side
 _BINS = 40
@@ -46,6 +50,7 @@ class Unsure:
 
 
 def drift_html(  # noqa: PLR0913 (what there is to show)
+    template: Template,
     shifts: Sequence[Shift],
     *,
     run_id: str,
@@ -57,13 +62,13 @@ def drift_html(  # noqa: PLR0913 (what there is to show)
     values: Mapping[str, Array],
     unsure: Sequence[Unsure],
 ) -> str:
-    """Renders the page; the keys of `reference` and `values` are names of shifts.
+    """Renders `drift.html`; the keys of `reference` and `values` are names of shifts.
 
     `reference` has the sorted values of the training data, `values` those of the n new pictures,
     [n] of any dtype.
     """
     tiles = np.stack([one.image for one in unsure]) if unsure else None
-    return template("drift.html").render(
+    return template.render(
         shifts=[(clean(one.name), one, clean(one.detail)) for one in shifts],
         run_id=run_id,
         path=clean(path),

@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
@@ -27,9 +23,11 @@ from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED_TAG
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _LONGEST = 300  # characters of a name
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-_TEMPLATES = Path(__file__).parent / "templates"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": "command", "commit": COMMIT}),
@@ -85,19 +83,20 @@ class Score:
 
 
 def run_html(
+    template: Template,
     facts: Facts,
     config: Config,
     predictions: Mapping[str, Predictions],
     explained: Explained | None = None,
 ) -> str:
-    """Renders the page of a run; `predictions` are by split (`val`, `test`).
+    """Renders the page of a run, `report.html`; `predictions` are by split (`val`, `test`).
 
     Classes, mistakes and calibration are those of the test split or, if it was not evaluated, of
     the validation split, and the page says which; without either they are left out. `explained` is
     about the same split.
     """
     split = next((name for name in JUDGED_SPLITS if name in predictions), None)
-    return template("report.html").render(
+    return template.render(
         facts=facts,
         choices=vars(config.choices),
         scores=[
@@ -224,17 +223,3 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
         key.removeprefix(_VERSION): tags[key] for key in sorted(tags) if key.startswith(_VERSION)
     }
     return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}
-
-
-@cache
-def template(name: str) -> Any:
-    """A template of this folder, for HTML: values are escaped, and none may be missing."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "percent": percent, "clean": clean}
-    return environment.get_template(name)

@@ -18,7 +18,9 @@ from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
+from pipeline.reports.originals import read_originals
 from pipeline.reports.page import Facts, run_html
+from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 from pipeline.tracking.client import STORE_ERRORS
@@ -54,7 +56,9 @@ def with_report(recording: Recording, config: Config, *, wanted: bool) -> Iterat
 def save_report(recording: Recording, config: Config, error: BaseException | None = None) -> None:
     """Adds `report.html` to the artefacts; `config` is the configuration of the run."""
     with recording.stage("report"):
-        page = run_html(facts_of(recording, error), config, recording.predictions)
+        page = run_html(
+            template("report.html"), facts_of(recording, error), config, recording.predictions
+        )
         recording.save_text(REPORT_PAGE, page)
 
 
@@ -95,7 +99,15 @@ def check_data(
     recording.save_text("data.txt", text(describe(raw, measures)))
     recording.save_text(SUMMARY_FILE, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
-        page = data_page.data_html(raw, measures, found, name=name, folder=folder, augment=augment)
+        page = data_page.data_html(
+            template(data_page.DATA_PAGE),
+            raw,
+            measures,
+            read_originals(raw, folder),
+            found,
+            name=name,
+            augment=augment,
+        )
         recording.save_text(data_page.DATA_PAGE, page)
     apply(found)
 
@@ -131,7 +143,7 @@ def page_of(
     predictions = _stored_predictions(run, then)
     split = next(filter(predictions.__contains__, JUDGED_SPLITS), None)
     explained = explain(predictions[split]) if explain and split else None
-    return run_html(facts_of(recording), then, predictions, explained)
+    return run_html(template("report.html"), facts_of(recording), then, predictions, explained)
 
 
 def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictions]:

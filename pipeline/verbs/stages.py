@@ -77,6 +77,8 @@ def ingested(config: Config, folder: Path) -> Ingested:
     from pipeline.data.load import data_folder, load_raw
     from pipeline.data.measures import measured
     from pipeline.reports.data_page import DATA_PAGE, data_html
+    from pipeline.reports.originals import read_originals
+    from pipeline.reports.template import template
     from pipeline.system.files import replacing
 
     raw, cache = load_raw(config, verify=True), data_folder(config)
@@ -84,7 +86,9 @@ def ingested(config: Config, folder: Path) -> Ingested:
     found = violations(raw, measures, config.ingest.checks)
     augment = _augmenter(config, raw, folder)
     name = config.choices.dataset
-    page = data_html(raw, measures, found, name=name, folder=cache, augment=augment)
+    originals = read_originals(raw, cache)
+    form = template(DATA_PAGE)
+    page = data_html(form, raw, measures, originals, found, name=name, augment=augment)
     with replacing(folder / DATA_PAGE) as path:
         path.write_text(page, encoding="utf-8")
     return Ingested(description=describe(raw, measures), findings=found, page=folder / DATA_PAGE)

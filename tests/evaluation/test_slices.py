@@ -7,6 +7,7 @@ from pipeline.data.values import Index, Predictions, Split, Texts
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.slices import SHOWN_VALUES, slices
 from pipeline.reports.page import run_html
+from pipeline.reports.template import template
 from tests.commands import configured
 from tests.reports.test_page import Page, facts
 
@@ -82,6 +83,7 @@ def test_images_without_columns_have_no_slices() -> None:
 
 def test_the_report_shows_slices_with_hostile_names_as_text() -> None:
     text = run_html(
+        template("report.html"),
         facts(),
         configured("dataset=digits"),
         {"test": predictions({"<b>\x1b": ["<i>", "b", "b", "b"]}, [True, False, True, True])},

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,9 @@ from pipeline.data.measures import measured
 from pipeline.data.values import RawData, Split
 from pipeline.reports import data_page
 from pipeline.reports.data_page import data_html
+from pipeline.reports.originals import read_originals
 from pipeline.reports.page import clean
+from pipeline.reports.template import template
 from pipeline.training.batches import augmenter
 from tests.commands import configured
 from tests.pictures import class_folders, noise, put, read
@@ -28,7 +29,15 @@ def page_of(raw: RawData, folder: Path, *words: str) -> str:
     config = configured("dataset=synthetic", *words)
     found = violations(raw, measures, config.ingest.checks)
     augment = augmenter(config, raw)
-    return data_html(raw, measures, found, name="photos", folder=folder, augment=augment)
+    return data_html(
+        template("data.html"),
+        raw,
+        measures,
+        read_originals(raw, folder),
+        found,
+        name="photos",
+        augment=augment,
+    )
 
 
 def test_the_page_shows_classes_skipped_files_pairs_and_what_the_model_sees(tmp_path: Path) -> None:
@@ -59,34 +68,6 @@ def test_originals_are_of_all_classes(tmp_path: Path) -> None:
         "section", id="seen"
     )
     assert all(f"{name}/0" in seen for name in ("ape", "bee", "cat"))
-
-
-def test_originals_that_are_gone_are_left_out(tmp_path: Path) -> None:
-    folder = class_folders(tmp_path / "photos")
-    raw = read(folder, tmp_path / "data")
-    for file in folder.rglob("*.png"):
-        file.write_bytes(b"other")
-    assert Page(page_of(raw, tmp_path / "data")).all("section", id="seen") == []
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
-def test_originals_in_an_archive_are_shown_too(kind: str, tmp_path: Path) -> None:
-    class_folders(tmp_path / "photos")
-    archive = Path(shutil.make_archive(str(tmp_path / "all"), kind, tmp_path / "photos"))
-    page = Page(page_of(read(archive, tmp_path / "data"), tmp_path / "data"))
-    assert "pictures: the file, and the image of" in page.text("section", id="seen")
-
-
-def test_originals_are_read_once_and_need_not_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class_folders(tmp_path / "photos")
-    archive = Path(shutil.make_archive(str(tmp_path / "all"), "gztar", tmp_path / "photos"))
-    raw = read(archive, tmp_path / "data")
-    first = page_of(raw, tmp_path / "data")
-    monkeypatch.setattr(data_page, "place_at", lambda root: pytest.fail("unpacked again"))
-    assert page_of(raw, tmp_path / "data") == first
-    assert first.count('class="thumb original"') == data_page.ORIGINALS
 
 
 @pytest.mark.parametrize("augment", ["flip_and_shift", "flip_crop"])

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.evaluation.drift import Shift
 from pipeline.reports.drift_page import Unsure, drift_html
+from pipeline.reports.template import template
 from tests.reports.test_page import Page
 
 
@@ -27,7 +28,7 @@ def page(*shifts: Shift, **changes: Any) -> Page:
         "values": {"brightness": np.array([10.0, 10.0, 20.0, 90.0])},
         "unsure": (),
     }
-    return Page(drift_html(shifts, **(known | changes)))
+    return Page(drift_html(template("drift.html"), shifts, **(known | changes)))
 
 
 def test_names_from_elsewhere_are_text() -> None:
@@ -69,6 +70,6 @@ def test_the_pictures_that_the_model_is_least_sure_of_are_shown() -> None:
 
 def drift_text(unsure: list[Unsure]) -> str:
     return drift_html(
-        [], run_id="a", path="p", pictures=0, verdict="", notes=[], reference={}, values={},
-        unsure=unsure,
+        template("drift.html"), [], run_id="a", path="p", pictures=0, verdict="", notes=[],
+        reference={}, values={}, unsure=unsure,
     )  # fmt: skip

@@ -14,8 +14,10 @@ from PIL import Image
 from pipeline.config.schema import Config
 from pipeline.data.values import Predictions, Split
 from pipeline.reports.page import Facts, duration, percent, run_html, score
+from pipeline.reports.template import template
 from tests.commands import configured
 
+REPORT = template("report.html")
 HOSTILE = ("<b>bold</b>", "a & b", "\"quoted\" 'twice'", "</script><script>alert(1)</script>")
 
 
@@ -109,7 +111,7 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def page(config: Config) -> Page:
-    return Page(run_html(facts(), config, {"val": predictions(), "test": predictions()}))
+    return Page(run_html(REPORT, facts(), config, {"val": predictions(), "test": predictions()}))
 
 
 def test_the_head_tells_accuracies_with_intervals_model_data_size_time_and_status(
@@ -185,7 +187,7 @@ def test_the_lineage_names_code_with_its_changes_data_machine_and_versions(page:
 
 def test_the_lineage_of_a_job_names_its_sweep(config: Config, page: Page) -> None:
     job = facts(tags={"mlflow.parentRunId": "fedcba", "sweep.index": "4"})
-    shown = Page(run_html(job, config, {})).text("section", id="lineage")
+    shown = Page(run_html(REPORT, job, config, {})).text("section", id="lineage")
     assert "Sweep its runfedcbajob4" in shown
     assert "Sweep" not in page.text("section", id="lineage")
 
@@ -198,7 +200,7 @@ def test_a_curve_has_one_line_for_each_split_and_marks_the_best_epoch(page: Page
 
 
 def test_whatever_a_class_is_called_it_stays_text(config: Config) -> None:
-    text = run_html(facts(name="<i>run</i>"), config, {"test": predictions(HOSTILE)})
+    text = run_html(REPORT, facts(name="<i>run</i>"), config, {"test": predictions(HOSTILE)})
     page = Page(text)  # which checks that elements are nested as they should be
     assert page.all("b", class_="bad")[0][1] == HOSTILE[0]
     headings = [text for found, text in page.all("th", scope="row")]
@@ -210,7 +212,7 @@ def test_whatever_a_class_is_called_it_stays_text(config: Config) -> None:
 
 
 def test_nothing_on_the_page_is_fetched(config: Config) -> None:
-    text = run_html(facts(), config, {"test": predictions()})
+    text = run_html(REPORT, facts(), config, {"test": predictions()})
     page = Page(text)
     fetched = [
         value
@@ -238,7 +240,7 @@ def test_every_link_of_the_page_leads_to_a_section_that_is_there(page: Page) -> 
 def test_without_test_images_the_page_shows_the_validation_images_and_says_so(
     config: Config,
 ) -> None:
-    page = Page(run_html(facts(), config, {"val": predictions()}))
+    page = Page(run_html(REPORT, facts(), config, {"val": predictions()}))
     assert "The test split was not evaluated" in page.text("p", class_="note")
     assert "test accuracy" not in page.text("header")
     assert "validation images" in page.text("section", id="confusion")
@@ -252,7 +254,7 @@ def test_without_predictions_history_and_weights_their_sections_are_left_out(
     config: Config,
 ) -> None:
     bare = facts(history={}, weights=None, tags={}, metrics={}, seconds={}, status="FAILED")
-    page = Page(run_html(bare, config, {}))
+    page = Page(run_html(REPORT, bare, config, {}))
     assert [found["id"] for found, _ in page.all("section")] == ["configuration", "lineage"]
     assert page.all("script") == page.all("dialog") == page.all("img") == []
     assert page.all("span", class_="status failed")[0][1] == "failed"
@@ -270,7 +272,7 @@ def test_the_page_of_a_run_that_did_not_end_well_says_why_and_how_far_it_got(
     error: str, status: str, heading: str, reason: str, config: Config
 ) -> None:
     tags = {"error": error, "traceback": "Traceback: line 1\nline 2"}
-    page = Page(run_html(facts(tags=tags, status=status, weights=None), config, {}))
+    page = Page(run_html(REPORT, facts(tags=tags, status=status, weights=None), config, {}))
     assert page.text("section", id="end").startswith(f"{heading} after 2 epochs;")
     assert page.text("p", class_="reason") == reason
     assert page.text("pre") == "Traceback: line 1 line 2"
@@ -278,16 +280,23 @@ def test_the_page_of_a_run_that_did_not_end_well_says_why_and_how_far_it_got(
 
 
 def test_a_run_that_was_pruned_or_failed_at_once_says_so(config: Config) -> None:
-    pruned = Page(run_html(facts(tags={"sweep.pruned": "after epoch 2"}), config, {}))
+    pruned = Page(run_html(REPORT, facts(tags={"sweep.pruned": "after epoch 2"}), config, {}))
     assert pruned.text("p", class_="reason") == "after epoch 2"
-    at_once = Page(run_html(facts(tags={"error": "no"}, history={}, status="FAILED"), config, {}))
+    at_once = Page(
+        run_html(
+            REPORT,
+            facts(tags={"error": "no"}, history={}, status="FAILED"),
+            config,
+            {},
+        )
+    )
     assert "before the first epoch was over" in at_once.text("section", id="end")
 
 
 def test_test_images_that_were_looked_at_later_are_told_of_beside_the_configuration(
     page: Page,
 ) -> None:
-    later = run_html(facts(), configured("evaluate.test=false"), {"test": predictions()})
+    later = run_html(REPORT, facts(), configured("evaluate.test=false"), {"test": predictions()})
     assert "evaluated afterwards" in Page(later).text("section", id="configuration")
     assert "evaluated afterwards" not in page.text("section", id="configuration")
 
@@ -295,14 +304,14 @@ def test_test_images_that_were_looked_at_later_are_told_of_beside_the_configurat
 def test_a_model_without_mistakes_has_no_list_of_them(config: Config) -> None:
     made = predictions()
     right = replace(made, split=replace(made.split, labels=made.predicted))
-    page = Page(run_html(facts(), config, {"test": right}))
+    page = Page(run_html(REPORT, facts(), config, {"test": right}))
     assert page.all("section", id="mistakes") == []
     assert page.all("ol", class_="pairs") == []
 
 
 def test_no_password_of_a_store_reaches_the_page() -> None:
     config = configured("tracking.uri='postgresql://me:secret@there/db'")
-    assert "secret" not in run_html(facts(), config, {})
+    assert "secret" not in run_html(REPORT, facts(), config, {})
 
 
 @pytest.mark.parametrize(
@@ -334,6 +343,6 @@ def test_a_report_of_large_images_stays_small(shape: tuple[int, int, int]) -> No
         probabilities=rng.dirichlet(np.ones(10), 60).astype(np.float32),
         class_names=tuple("abcdefghij"),
     )
-    text = run_html(facts(), configured("dataset=digits"), {"test": made})
+    text = run_html(REPORT, facts(), configured("dataset=digits"), {"test": made})
     assert len(text) < 1_000_000  # of 9 MB of noise
     assert len(Page(text).all("span", class_="thumb")) == 24

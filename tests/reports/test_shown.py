@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_pla
 from docs import screenshots
 from pipeline.data.values import Predictions, Split
 from pipeline.reports.page import run_html
+from pipeline.reports.template import template
 from tests.commands import configured
 from tests.reports.test_page import HOSTILE, facts
 
@@ -44,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = configured("dataset=digits")
     many = tuple(f"a class of number {number}" for number in range(100))
     for name, names in (("few", HOSTILE), ("many", many)):
-        text = run_html(facts(), config, {"test": some_predictions(names, 400)})
+        text = run_html(
+            template("report.html"), facts(), config, {"test": some_predictions(names, 400)}
+        )
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
 

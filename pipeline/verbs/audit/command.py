@@ -26,6 +26,7 @@ from pipeline.data.measures import splits_of
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
+from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, counted
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
@@ -95,9 +96,11 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
         exclude=exclude,
         kept=_set_aside(exclude, config.dataset.get(EXCLUDE)),
     )
-    _write(result, is_files=raw.index is not None)
+    for path, text in _tables(result, is_files=raw.index is not None).items():
+        _write(path, text)
     shown = verdict.order[: min(request.shown, int(verdict.wrong.sum()))]
     page = audit_html(
+        template("audit.html"),
         [_doubt(result, position) for position in shown.tolist()],
         found.split.take(shown),
         verdict,
@@ -112,8 +115,7 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
         list_name=str(result.exclude),
         inverted=raw.index is None,
     )
-    with replacing(result.page) as path:
-        path.write_text(page, encoding="utf-8")
+    _write(result.page, page)
     return result
 
 
@@ -221,16 +223,23 @@ def _set_aside(path: Path, in_use: str | None) -> Path | None:
     return path.rename(other)
 
 
-def _write(result: Audited, *, is_files: bool) -> None:
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8", newline="")
+
+
+def _tables(result: Audited, *, is_files: bool) -> dict[Path, str]:
+    """The table of all labels and the list of the likely wrong ones, by file."""
     of_address = (FILE_COLUMN,) if is_files else (SPLIT_COLUMN, INDEX_COLUMN)
     head = (*of_address, "given", "proposed", "likely_wrong", "quality", "probability", "fold")
     rows = list(_rows(result))
     wrong = len(result.wrong)
     blank = ("",) * (len(head) - len(of_address))
     before = [(*map(_cell, address), *blank) for address in result.before]
-    for path, content in ((result.output, rows), (result.exclude, [*rows[:wrong], *before])):
-        with replacing(path) as file:
-            file.write_text(csv_text([head, *content]), encoding="utf-8", newline="")
+    return {
+        result.output: csv_text([head, *rows]),
+        result.exclude: csv_text([head, *rows[:wrong], *before]),
+    }
 
 
 def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
 from pipeline.libraries import import_slow
+from pipeline.reports.template import read_template
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 from pipeline.system.imports import uncollected
@@ -22,8 +23,11 @@ from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.pair import Stored
 from pipeline.verbs.compare.plots import draw_comparison
 from pipeline.verbs.compare.render import document, page, print_comparison
+from pipeline.verbs.compare.verdicts import change
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from pipeline.verbs.compare.choice import ChosenRuns
 
 MOST_READ = 20  # runs whose stored predictions are read
@@ -124,12 +128,17 @@ def _packages(found: ChosenRuns) -> list[str]:
 
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
     pictures = draw_comparison(comparison)
-    contents = {"compare.html": page(comparison, pictures).encode()}
+    contents = {"compare.html": page(page_template(), comparison, pictures).encode()}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
     for name, content in contents.items():
         with replacing(folder / name) as path:
             path.write_bytes(content)
     return [folder / name for name in contents]
+
+
+def page_template() -> Template:
+    """The template of `compare.html`."""
+    return read_template(Path(__file__).parent / "templates" / "compare.html", change=change)
 
 
 def _table(comparison: Comparison) -> str:

@@ -6,8 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -27,9 +26,11 @@ from pipeline.verbs.compare.verdicts import (
     verdict,
 )
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _SHOWN = 30  # rows; the page has them all
 _ASIDE = 4  # up to this many rows are shown as columns, which suits long values better
-_TEMPLATES = Path(__file__).parent / "templates"
 TONES = {"within noise": "level", "worse": "worse", "better": "better"}
 
 
@@ -114,17 +115,13 @@ def _swaps(pair: PairedRuns, names: Sequence[str]) -> Table:
     return table
 
 
-def page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    """The HTML; `pictures` are PNGs by name, as `draw_comparison` makes them."""
-    # Imported only now: JSON needs no template.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def page(template: Template, comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
+    """The HTML; `pictures` are PNGs by name, as `draw_comparison` makes them.
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["change"] = change
+    The template uses the filter `change`.
+    """
     header, rows = cells(comparison)
-    return environment.get_template("compare.html").render(
+    return template.render(
         comparison=comparison,
         verdict=verdict(comparison),
         notes=list(notes(comparison)),

@@ -40,6 +40,7 @@ from pipeline.evaluation.drift import (
 )
 from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
+from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replacing
 from pipeline.system.tables import csv_text
@@ -47,6 +48,8 @@ from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.drift import Drift
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
 
@@ -146,33 +149,28 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     with native_messages_to(folder / "tensorflow.log"):
         model, notes = _model(run, config)
     new = _measured(packed, model, request.batch_size)
-    reference = _reference_values(summary, run if model else None)
-    values = {name: of for name, of in new.values.items() if name in reference}
-    shifts = [of_values(name, *reference[name], values[name]) for name in values]
+    known = _Known(summary=summary)
     if model is not None:
-        shifts.append(of_classes(ASSIGNED, _predictions(run)[1], new.assigned))
-        known, told = _reference_features(run, config, model, request.batch_size)
+        features, told = _reference_features(run, config, model, request.batch_size)
         notes += told
-        if known is not None:
-            shift, before, values[_FEATURES] = of_features(_FEATURES, known, new.features)
-            shifts.append(shift)
-            reference[_FEATURES] = (np.sort(before).tolist(), len(before))
-    if is_labelled:
-        shifts.append(of_classes(GIVEN, summary.classes, _given(listing, packed)))
+        known = _Known(summary=summary, predictions=_predictions(run), features=features)
+    compared = _compared(known, new, _given(listing, packed) if is_labelled else None)
     result = Drifted(
         run_id=run.id,
         pictures=len(packed.images),
-        shifts=tuple(judged(shifts)),
-        smallest=smallest_seen(summary.images, len(packed.images), len(shifts)),
+        shifts=compared.shifts,
+        smallest=smallest_seen(summary.images, len(packed.images), len(compared.shifts)),
         output=Path(request.output),
         page=Path(request.page),
-        reference={name: tuple(known) for name, (known, _) in reference.items()},
-        values=values,
+        reference=compared.reference,
+        values=compared.values,
         unknown=_unknown(listing, summary) if is_labelled else (),
         unreadable=len(packed.unreadable),
         notes=tuple(notes),
     )
-    _write(result, packed, values.get(_CONFIDENCE), printable(request.path))
+    _write(result.output, _table(result))
+    unsure = _unsure(packed, result.values.get(_CONFIDENCE))
+    _write(result.page, _page(template("drift.html"), result, unsure, printable(request.path)))
     return result
 
 
@@ -252,25 +250,6 @@ def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[s
     return load_model(run.model_uri, config.tracking), []
 
 
-def _reference_values(
-    summary: DataSummary, run: RecordedRun | None
-) -> dict[str, tuple[Sequence[float], int]]:
-    """By quantity: sorted values or quantiles of the training data, and the number of values.
-
-    With a run, its confidences are one of the quantities.
-    """
-    grey = summary.shape[2] == 1
-    known: dict[str, tuple[Sequence[float], int]] = {
-        name: (of, summary.images)
-        for name, of in summary.quantities.items()
-        if not (grey and name == "colour")
-    }
-    if run is not None:
-        sure = _predictions(run)[0]
-        known[_CONFIDENCE] = (np.sort(sure).tolist(), len(sure))
-    return known
-
-
 def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
     """Confidences f32[N] on images not trained on, and how often each class was predicted."""
     stored = run.predictions()
@@ -287,6 +266,61 @@ class _Measured:
     values: Mapping[str, Array]
     features: Array
     assigned: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What new pictures are compared with.
+
+    With the run's model, `predictions` are those on images not trained on: confidences f32[N] and
+    the number of images of each class; `features` f32[M,F] are None if the cache lacks the images.
+    """
+
+    summary: DataSummary
+    predictions: tuple[Array, Mapping[str, int]] | None = None
+    features: Array | None = None
+
+    def values(self) -> dict[str, tuple[Sequence[float], int]]:
+        """By quantity: sorted values or quantiles, and the number of values."""
+        grey = self.summary.shape[2] == 1
+        found: dict[str, tuple[Sequence[float], int]] = {
+            name: (of, self.summary.images)
+            for name, of in self.summary.quantities.items()
+            if not (grey and name == "colour")
+        }
+        if self.predictions is not None:
+            sure = self.predictions[0]
+            found[_CONFIDENCE] = (np.sort(sure).tolist(), len(sure))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Compared:
+    """The shifts, and the values behind them by quantity: of the training data, sorted, and new."""
+
+    shifts: tuple[Shift, ...]
+    reference: Mapping[str, tuple[float, ...]]
+    values: Mapping[str, Array]
+
+
+def _compared(known: _Known, new: _Measured, given: Mapping[str, int] | None) -> _Compared:
+    """Compares what was measured; `given` counts the new pictures of each class, if known."""
+    reference = known.values()
+    values = {name: of for name, of in new.values.items() if name in reference}
+    shifts = [of_values(name, *reference[name], values[name]) for name in values]
+    if known.predictions is not None:
+        shifts.append(of_classes(ASSIGNED, known.predictions[1], new.assigned))
+    if known.features is not None:
+        shift, before, values[_FEATURES] = of_features(_FEATURES, known.features, new.features)
+        shifts.append(shift)
+        reference[_FEATURES] = (np.sort(before).tolist(), len(before))
+    if given is not None:
+        shifts.append(of_classes(GIVEN, known.summary.classes, given))
+    return _Compared(
+        shifts=tuple(judged(shifts)),
+        reference={name: tuple(of) for name, (of, _) in reference.items()},
+        values=values,
+    )
 
 
 def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Measured:
@@ -356,7 +390,8 @@ def _unknown(listing: Listing, summary: DataSummary) -> tuple[str, ...]:
     return tuple(clean(name) for name in listing.class_names if name not in summary.classes)
 
 
-def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> None:
+def _table(result: Drifted) -> str:
+    """The shifts as CSV."""
     head = ("quantity", "training", "new", "distance", "p", "psi", "verdict", "detail")
     rows = [
         (
@@ -368,10 +403,26 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
         )
         for one in result.shifts
     ]
-    with replacing(result.output) as output:
-        output.write_text(csv_text([head, *rows]), encoding="utf-8", newline="")
-    least = np.arange(0) if sure is None else np.argsort(sure, kind="stable")[:_UNSURE]
-    text = drift_html(
+    return csv_text([head, *rows])
+
+
+def _unsure(packed: Packed, sure: Array | None) -> list[Unsure]:
+    """The pictures of least confidence; `sure` f32[N] is None if no model was asked."""
+    if sure is None:
+        return []
+    return [
+        Unsure(
+            image=np.asarray(packed.images[position]),
+            file=printable(packed.files[position]),
+            confidence=float(sure[position]),
+        )
+        for position in np.argsort(sure, kind="stable")[:_UNSURE].tolist()
+    ]
+
+
+def _page(form: Template, result: Drifted, unsure: Sequence[Unsure], path: str) -> str:
+    return drift_html(
+        form,
         result.shifts,
         run_id=result.run_id,
         path=path,
@@ -380,15 +431,10 @@ def _write(result: Drifted, packed: Packed, sure: Array | None, path: str) -> No
         notes=result.remarks,
         reference=result.reference,
         values=result.values,
-        unsure=[
-            Unsure(
-                image=np.asarray(packed.images[position]),
-                file=printable(packed.files[position]),
-                confidence=float(sure[position]),
-            )
-            for position in least.tolist()
-            if sure is not None
-        ],
+        unsure=unsure,
     )
-    with replacing(result.page) as page:
-        page.write_text(text, encoding="utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8", newline="")

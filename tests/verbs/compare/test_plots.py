@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.verbs.compare.command import page_template
 from pipeline.verbs.compare.comparison import Comparison
 from pipeline.verbs.compare.plots import MOST_DRAWN, draw_comparison, figures
 from pipeline.verbs.compare.render import page
@@ -130,8 +131,8 @@ def test_a_row_without_an_interval_is_a_mark_alone() -> None:
 def test_where_no_row_has_the_metric_there_is_no_picture_and_the_page_does_without() -> None:
     comparison = compared([run(name, rate=name, accuracy=float("nan")) for name in "abc"])
     assert draw_comparison(comparison) == {}
-    assert "<img" not in page(comparison, {})
-    assert "<img" in page(many(3), draw_comparison(many(3)))
+    assert "<img" not in page(page_template(), comparison, {})
+    assert "<img" in page(page_template(), many(3), draw_comparison(many(3)))
 
 
 def test_drawing_needs_no_pyplot_and_without_a_picture_no_matplotlib() -> None:

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from docs import screenshots
+from pipeline.verbs.compare.command import page_template
 from pipeline.verbs.compare.plots import draw_comparison
 from pipeline.verbs.compare.render import page
 from tests.verbs.compare.test_comparison import answers, compared, run
@@ -27,7 +28,7 @@ def file(tmp_path: Path) -> Path:
     found = compared(runs, **dict(zip(names, (answers(300), answers(200)), strict=True)))
     assert found.pair is not None
     path = tmp_path / "compare.html"
-    path.write_text(page(found, draw_comparison(found)), encoding="utf-8")
+    path.write_text(page(page_template(), found, draw_comparison(found)), encoding="utf-8")
     return path
 
 
