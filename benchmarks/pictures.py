@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from itertools import chain
 from multiprocessing import Pool
 from pathlib import Path
@@ -94,7 +96,14 @@ def ingest(folder: Path, data: Path, **changes: Any) -> Any:
     from pipeline.data import load
 
     leaf = {**LEAF, "path": str(folder), **changes}
-    return load.ingest(leaf, name="folder", data_dir=data)
+    return load.ingest(replace(_configured(), dataset=leaf, data_dir=str(data)))
+
+
+@cache
+def _configured() -> Any:
+    from pipeline import compose
+
+    return compose("dataset=folder", f"dataset.path={Path.cwd()}")
 
 
 def cost(work: Callable[[], Any]) -> Cost:

@@ -278,10 +278,10 @@ def _carry_out(verb: Verb, composed: DictConfig) -> None:
     if verb.records:  # refused before anything slow is imported
         require_artifacts_writable(config)
     try:
-        verb.require_possible(config)
+        pictures = verb.require_possible(config)
         with native_messages_to(folder / "tensorflow.log" if verb.keeps_log else Path(os.devnull)):
             verb.load(config)
-        value = verb.carry_out(config, request, folder)
+        value = verb.carry_out(config, request, folder, pictures)
         if value is not None:
             verb.print(value, request)
     except RequestError:

@@ -179,9 +179,9 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
         RequestError: the run cannot work: its data, or a run that it names, is not there.
         PipelineError: training failed; the run is recorded as FAILED.
     """
-    verbs()["run"].require_possible(config)
+    pictures = verbs()["run"].require_possible(config)
     place = folder_of_work(folder)
-    result = _imported("pipeline.run").run(config, place)
+    result = _imported("pipeline.run").run(config, place, pictures=pictures)
     journal = _imported("pipeline.tracking.journal")
     if journal.has_journal(place):  # the store does not have all of it
         here: RecordedRun = journal.as_run(journal.read_journal(place), place)
@@ -331,9 +331,9 @@ def _carried_out(
     config = config or compose()
     given = [f"{name}.{key}={value}" for key, value in settings.items()]
     verb.require_effects(given, config, request)
-    verb.require_possible(config)
+    pictures = verb.require_possible(config)
     _imported(verb.entry.partition(":")[0])
-    return verb.carry_out(config, request, folder_of_work(folder))
+    return verb.carry_out(config, request, folder_of_work(folder), pictures)
 
 
 def _imported(module: str) -> Any:

@@ -10,7 +10,8 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import load_raw, split_data
+from pipeline.data.load import ingest, preprocess
+from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
@@ -53,19 +54,21 @@ def run(
     start: Start | None = None,
     job: JobSettings | None = None,
     fingerprint: str | None = None,
+    pictures: Pictures | None = None,
 ) -> Result:
     """Trains, evaluates and records one model, or resumes the run of `start`.
 
     `folder` keeps its log and checkpoints; `listeners` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
-    `fingerprint` identifies the data to use, if the cache has it, as in `ingest`.
+    `fingerprint` identifies the data to use, if the cache has it, and `pictures` are listed
+    already, as in `ingest`.
     """
     alone = job is None
     prepare_keras(config, keeps_programs=alone)
     opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=alone):
         config = with_weights(config)
-        prepared = _load_data(config, recording, fingerprint, shown=alone)
+        prepared = _load_data(config, recording, fingerprint, pictures, shown=alone)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
@@ -107,13 +110,18 @@ def complete(
 
 
 def _load_data(
-    config: Config, recording: Recording, fingerprint: str | None, *, shown: bool = True
+    config: Config,
+    recording: Recording,
+    fingerprint: str | None,
+    pictures: Pictures | None = None,
+    *,
+    shown: bool = True,
 ) -> Prepared:
     with recording.stage("ingest"):
-        raw = load_raw(config, fingerprint=fingerprint)
+        raw = ingest(config, fingerprint=fingerprint, pictures=pictures)
         check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
-        prepared = split_data(raw, config)
+        prepared = preprocess(raw, config)
         recording.log_data(prepared, config.choices.dataset)
         recording.log_cache(ingest=raw.cached, preprocess=prepared.cached)
     return prepared

@@ -10,7 +10,7 @@ import pkgutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -40,7 +40,7 @@ from pipeline.config.compose import Composer
 from pipeline.config.compose import compose as compose_words
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import project_folder
-from pipeline.config.trusted import trusted
+from pipeline.config.trusted import trust, trusted
 from pipeline.config.words import key_of, refuse_settings_of_a_run
 from pipeline.tracking.ui import server_command, server_environment, wait_for
 from pipeline.verbs import requests, verbs
@@ -398,6 +398,20 @@ def configured(*overrides: str) -> Config:
             api.compose_words = before
 
     return _once(make, "configured", *words)[0]
+
+
+def of_data(leaf: Mapping[str, Any], name: str, data_dir: Path, **split: Any) -> Config:
+    """A configuration with this leaf as the data set `name`; `split` are keys of `preprocess`."""
+    names = trusted()
+    config = configured()
+    trust(names)  # composing trusts only what its words name
+    return dataclasses.replace(
+        config,
+        dataset=dict(leaf),
+        choices=dataclasses.replace(config.choices, dataset=name),
+        data_dir=str(data_dir),
+        preprocess=dataclasses.replace(config.preprocess, **split),
+    )
 
 
 def _composed_for(words: Sequence[str], of: tuple[str, ...] | None = ()) -> DictConfig:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, RawData
+from tests.commands import of_data
 
 FILE = Path(__file__).parents[1] / "conf/dataset/folder.yaml"
 LEAF: dict[str, Any] = {
@@ -61,4 +62,4 @@ def class_folders(
 
 def read(folder: Path, data_dir: Path, **changes: Any) -> RawData:
     """The pictures of a folder as a data set, cached in `data_dir`."""
-    return ingest({**LEAF, "path": str(folder), **changes}, name="folder", data_dir=data_dir)
+    return ingest(of_data({**LEAF, "path": str(folder), **changes}, "folder", data_dir))

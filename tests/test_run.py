@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +17,7 @@ import yaml
 from mlflow.entities import Run
 
 from pipeline.config.schema import Config, validate
-from pipeline.data.load import ingest, load_data, prepare
+from pipeline.data.load import ingest, load_data
 from pipeline.data.values import Predictions, Prepared, RawData, Split
 from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
@@ -191,7 +191,7 @@ def test_the_recorded_configuration_validates_and_is_the_one_that_ran(ended: End
 def test_the_dataset_is_an_input_with_a_digest_of_all_of_it(ended: Ended) -> None:
     [logged] = ended.run.inputs.dataset_inputs
     fingerprint = ended.run.data.tags["data.fingerprint"]
-    raw = ingest(ended.config.dataset, name="synthetic", data_dir=ended.folder / "data")
+    raw = ingest(replace(ended.config, data_dir=str(ended.folder / "data")))
     assert fingerprint == raw.fingerprint
     assert (logged.dataset.name, logged.dataset.digest) == ("synthetic", fingerprint[:36])
     assert len(fingerprint) == hashlib.sha256().digest_size * 2
@@ -262,10 +262,7 @@ def test_a_run_asks_for_no_history_of_what_it_has_logged_itself(
 
 def test_the_logged_model_gives_the_stored_probabilities_from_raw_images(ended: Ended) -> None:
     stored = np.load(ended.artifact("predictions.npz"))
-    raw = ingest(ended.config.dataset, name="synthetic", data_dir=ended.folder / "data")
-    prepared = prepare(
-        raw, vars(ended.config.preprocess), name="synthetic", data_dir=ended.folder / "data"
-    )
+    prepared = load_data(replace(ended.config, data_dir=str(ended.folder / "data")))
     mlflow.set_tracking_uri(f"sqlite:///{ended.folder}/mlflow.db")
     uri = ended.said["model_uri"]
     as_keras, as_pyfunc = mlflow.tensorflow.load_model(uri), mlflow.pyfunc.load_model(uri)

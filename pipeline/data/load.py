@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -34,7 +33,6 @@ from pipeline.system.errors import RequestError, counted, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
 _WHOLE = "whole"  # in the description of an entry with exclusions: names the entry of all images
-_RECENT_S = 60.0  # from the check of a run's data to its use; TensorFlow is imported in between
 _SHOWN = 5  # classes named in a warning
 
 log = logging.getLogger(__name__)
@@ -42,65 +40,26 @@ log = logging.getLogger(__name__)
 
 def load_data(config: Config, *, fingerprint: str | None = None) -> Prepared:
     """The data set of a configuration in its splits; `fingerprint` as in `ingest`."""
-    return split_data(load_raw(config, fingerprint=fingerprint), config)
+    return preprocess(ingest(config, fingerprint=fingerprint), config)
 
 
-def load_raw(config: Config, *, verify: bool = False, fingerprint: str | None = None) -> RawData:
-    """The data set of a configuration as its source divides it; the options are those of `ingest`.
-
-    Raises:
-        RequestError: no source has it, a file is damaged, or the content is not a data set.
-        OSError: the cache cannot be written; names the file.
-    """
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
-    return ingest(
-        config.dataset, name=name, data_dir=data_dir, verify=verify, fingerprint=fingerprint
-    )
-
-
-def require_data(config: Config, *, keep: bool = True) -> None:
+def require_data(config: Config) -> Pictures | None:
     """Refuses a data set that is not there, without reading an image.
 
-    What only the images tell, such as damage, is found when they are read. With `keep`, the run
-    that follows does not list picture files again.
+    What only the images tell, such as damage, is found when they are read. Returns the pictures
+    that it has listed, for `ingest`: listing a million files takes ten seconds.
 
     Raises:
         RequestError: a file or folder is missing, or is not a data set.
     """
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
     builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
-        pictures = build(dict(config.dataset))
-        _listed[:] = [(dict(config.dataset), pictures, time.monotonic())] if keep else []
-        return
+        return _listed(config)
     if _can_exclude(builder) and (exclude := given.get(EXCLUDE)) is not None:
         require_places(exclude)
-    if not raw_folder(config.dataset, name=name, data_dir=data_dir).is_dir():
-        check_keys("dataset", dict(config.dataset), name)
-
-
-# What `require_data` has listed, for the run that follows: a million files take ten seconds.
-_listed: list[tuple[dict[str, Any], Pictures, float]] = []
-
-
-def _pictures(dataset: Mapping[str, Any]) -> Pictures:
-    while _listed:
-        leaf, pictures, at = _listed.pop()
-        if leaf == dataset and time.monotonic() - at < _RECENT_S:
-            return pictures
-    listed: Pictures = build(dict(dataset))
-    return listed
-
-
-def split_data(raw: RawData, config: Config) -> Prepared:
-    """Splits a data set as the configuration says; the splits are cached.
-
-    Raises:
-        RequestError: a key of `preprocess` does not fit the data set.
-        OSError: the cache cannot be written; names the file.
-    """
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
-    return prepare(raw, vars(config.preprocess), name=name, data_dir=data_dir)
+    if not raw_folder(config).is_dir():
+        check_keys("dataset", dict(config.dataset), config.choices.dataset)
+    return None
 
 
 def data_folder(config: Config) -> Path:
@@ -109,31 +68,30 @@ def data_folder(config: Config) -> Path:
 
 
 def ingest(
-    dataset: Mapping[str, Any],
+    config: Config,
     *,
-    name: str,
-    data_dir: Path,
     verify: bool = False,
     fingerprint: str | None = None,
+    pictures: Pictures | None = None,
 ) -> RawData:
-    """Loads the data set of a checked leaf (`_target_` and parameters), from the cache if possible.
+    """Loads the data set of a configuration as its source divides it, from the cache if possible.
 
-    `name` is the leaf's file, such as `fashion_mnist`; the cache is `data_dir/<name>/raw-<key>`,
-    one packed array of all images with the rows and labels of each split. With `verify`, every
-    byte of it is compared with its checksum. `fingerprint` identifies the data that a recorded run
-    used: if the cache has it, picture files and the list of `dataset.exclude` are not read.
+    The cache is `<data_folder>/raw-<key>`, one packed array of all images with the rows and labels
+    of each split. With `verify`, every byte of it is compared with its checksum. `fingerprint`
+    identifies the data that a recorded run used: if the cache has it, picture files and the list of
+    `dataset.exclude` are not read. `pictures` are those that `require_data` has listed just before.
 
     Raises:
         RequestError: no source has it, a file is damaged, or the content is not a data set.
         OSError: the cache cannot be written; names the file.
     """
-    folder = data_dir / name
-    if fingerprint and (found := cached(name, fingerprint, data_dir=data_dir, arrays=False)):
+    folder = data_folder(config)
+    if fingerprint and (found := _of_run(config, fingerprint)):
         return found
-    builder, given = _builder(dataset)
+    builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
         try:
-            pictures = _pictures(dataset)
+            pictures = pictures or _listed(config)
         except RequestError as error:
             if fingerprint is None:
                 raise
@@ -141,25 +99,39 @@ def ingest(
                 f"{error}; nor is there a packed copy in {folder} with what the run used "
                 f"({fingerprint[:12]}…): restore one of them, or choose its place with data_dir=…"
             ) from error
-        packed = pack(pictures.selection, folder, verify=verify)
-        key = cache.key(content=[pictures.content, packed.content])
-        entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
-        return _raw(entry, packed)
+        return _of_pictures(pictures, folder, verify=verify)
     exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
     place = folder / f"raw-{cache.key(content=content_of(builder, given))}"
-    fetched = partial(_fetched, dataset, name)
+    fetched = partial(_fetched, config.dataset, config.choices.dataset)
     raw = _raw(cache.load_or_build(place, fetched, verify=verify), None)
     return raw if exclude is None else _without(raw, exclude, place)
 
 
-def raw_folder(dataset: Mapping[str, Any], *, name: str, data_dir: Path) -> Path:
-    """The cache folder of the images of a checked leaf, which need not exist."""
-    builder, given = _builder(dataset)
+def _of_run(config: Config, fingerprint: str) -> RawData | None:
+    name, data_dir = config.choices.dataset, Path(config.data_dir)
+    return cached(name, fingerprint, data_dir=data_dir, arrays=False)
+
+
+def _listed(config: Config) -> Pictures:
+    pictures: Pictures = build(dict(config.dataset))
+    return pictures
+
+
+def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
+    packed = pack(pictures.selection, folder, verify=verify)
+    key = cache.key(content=[pictures.content, packed.content])
+    entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
+    return _raw(entry, packed)
+
+
+def raw_folder(config: Config) -> Path:
+    """The cache folder of the images of a data set, which need not exist."""
+    builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
-        return data_dir / name / str(build(dict(dataset)).selection.name)
+        return data_folder(config) / str(_listed(config).selection.name)
     if _can_exclude(builder):
         given.pop(EXCLUDE, None)
-    return data_dir / name / f"raw-{cache.key(content=content_of(builder, given))}"
+    return data_folder(config) / f"raw-{cache.key(content=content_of(builder, given))}"
 
 
 def _is_of_pictures(builder: Callable[..., Any]) -> bool:
@@ -201,24 +173,24 @@ def cached(name: str, fingerprint: str, *, data_dir: Path, arrays: bool = True) 
     return None
 
 
-def prepare(raw: RawData, config: Mapping[str, Any], *, name: str, data_dir: Path) -> Prepared:
-    """Returns `preprocess(raw, **config)`; its splits are cached in `data_dir/<name>/split-<key>`.
+def preprocess(raw: RawData, config: Config) -> Prepared:
+    """Splits a data set as the configuration says; caches it in `<data_folder>/split-<key>`.
 
     No image is copied: each split refers to rows of the packed array of `raw`.
 
     Raises:
-        RequestError: a parameter of `config` does not fit the data set.
+        RequestError: a key of `preprocess` does not fit the data set.
         OSError: the cache cannot be written; names the file.
     """
     together = {} if raw.index is None else {"groups": raw.index.grouping}
-    whole = {key: value for key, value in config.items() if key != "limit"}
+    whole = {key: value for key, value in vars(config.preprocess).items() if key != "limit"}
     key = cache.key(fingerprint=raw.fingerprint, **together, **whole)
     entry = cache.load_or_build(
-        data_dir / name / f"split-{key}", lambda: (divide(raw, **whole), {})
+        data_folder(config) / f"split-{key}", lambda: (divide(raw, **whole), {})
     )
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
-    return raw.divided(entry.arrays, cached=entry.cached).limited(config.get("limit"))
+    return raw.divided(entry.arrays, cached=entry.cached).limited(config.preprocess.limit)
 
 
 def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:

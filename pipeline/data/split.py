@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.config.rules import CountOrShare
 from pipeline.data.grouping import held_out
-from pipeline.data.values import Array, Prepared, RawData, Split
+from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
 
 sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not need it
@@ -15,31 +15,18 @@ sklearn = lazy.load("sklearn")  # takes a second, and a cached result does not n
 _CHUNK = 2**20  # pixel values; bincount converts each to eight bytes
 
 
-def preprocess(
-    raw: RawData, *, validation_size: CountOrShare, seed: int, limit: int | None = None
-) -> Prepared:
+def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[str, Array]:
     """Moves `validation_size` images, stratified by class, from the training split to validation.
+
+    Returns `train` and `val`, positions i64[n] in the source's training split, and `mean` and
+    `std`, f32[C], of the pixels at `train`: what `RawData.divided` takes.
 
     A share is rounded to whole images, at least one of each class. 0 leaves the validation split
     empty. The images of a split keep their order. Pictures of one group stay together; a
-    validation split of the source's own is used as it is. With a `limit`, training and validation
-    keep at most so many images each.
+    validation split of the source's own is used as it is.
 
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
-    """
-    division = divide(raw, validation_size=validation_size, seed=seed)
-    return raw.divided(division).limited(limit)
-
-
-def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[str, Array]:
-    """Works out the division that `preprocess` makes, and the pixel statistics.
-
-    `train` and `val` are positions i64[n] in the source's training split; `mean` and `std`, f32[C],
-    are those of the pixels at `train`.
-
-    Raises:
-        RequestError: as `preprocess`.
     """
     train, val = _stratified(raw, validation_size, seed)
     mean, std = pixel_statistics(raw.train.select(train))

@@ -170,7 +170,7 @@ def _require_possible(jobs: Composed, *, here: bool, adaptive: bool) -> None:
     if not here:
         return
     for config in _different(configs, "dataset"):
-        require_data(config, keep=False)
+        require_data(config)
     for config in models:
         if not may_be_run(config.model.get("weights")):
             require_weights(config.model)

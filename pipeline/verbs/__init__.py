@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.effects import Rule, refuse_without_effect, untested, with_request
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
+
+if TYPE_CHECKING:
+    from pipeline.data.own_pictures import Pictures
 
 # What only a training uses; what a recorded run has decided; what only a run uses. A name stands
 # for a group with its keys, or for one key; `dataset.` for the keys of a group without its choice.
@@ -57,7 +60,8 @@ class Verb:
     """Dataclass of the verb's own keys, which form the group `name` of the configuration."""
     check: str = ""
     """`module:function` that takes the checked `Config`, and refuses what cannot work as far as
-    that is known before anything slow is imported and anything recorded."""
+    that is known before anything slow is imported and anything recorded. It returns the pictures
+    that it has listed, if any, which the entry takes as `pictures`."""
     uses: str = ""
     """The module of slow imports that the entry makes when it is called; default: its own."""
     needs: str = ""
@@ -97,14 +101,14 @@ class Verb:
             whole = with_request(decided, self.name, request)
             refuse_without_effect(words, [whole], rules=self.rules)
 
-    def require_possible(self, config: Config) -> None:
-        """Refuses what `check` knows not to work.
+    def require_possible(self, config: Config) -> Pictures | None:
+        """Refuses what `check` knows not to work; returns the pictures that it has listed.
 
         Raises:
             RequestError: says why.
         """
-        if self.check:
-            imported(self.check)(config)
+        listed: Pictures | None = imported(self.check)(config) if self.check else None
+        return listed
 
     def run_id(self, config: Config) -> str:
         """The run that the configuration names, for a verb that works on one.
@@ -116,10 +120,13 @@ class Verb:
             raise RequestError(f"run_id: say which run to {self.name}, run_id=<id> or {self.needs}")
         return config.run_id
 
-    def carry_out(self, config: Config, request: Any, folder: Path) -> Any:
-        """Does the work and returns its result."""
+    def carry_out(
+        self, config: Config, request: Any, folder: Path, pictures: Pictures | None = None
+    ) -> Any:
+        """Does the work and returns its result; `pictures` are what `require_possible` returned."""
         given = (config,) if self.request is None else (config, request)
-        return imported(self.entry)(*given, folder)
+        listed = {} if pictures is None else {"pictures": pictures}
+        return imported(self.entry)(*given, folder, **listed)
 
     def print(self, value: Any, request: Any) -> None:
         """Prints what `carry_out` returned.

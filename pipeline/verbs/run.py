@@ -13,6 +13,7 @@ from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id
 from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
+    from pipeline.data.own_pictures import Pictures
     from pipeline.run import Result
 
 _ADOPTED = Rule(
@@ -43,10 +44,11 @@ _TRAIN = Verb(
 )
 
 
-def require_possible(config: Config) -> None:
+def require_possible(config: Config) -> Pictures | None:
     """Refuses a run that cannot work, as far as its data, keys and store tell without TensorFlow.
 
-    A run that `mlflow run` has opened is not checked: it records why it fails.
+    A run that `mlflow run` has opened is not checked: it records why it fails. Returns the
+    pictures that `require_data` has listed.
 
     Raises:
         RequestError: the data set is not there, the keys of the model do not fit together, or the
@@ -57,20 +59,21 @@ def require_possible(config: Config) -> None:
     from pipeline.training.pretrained import require_weights
 
     if adopted_run_id():
-        return
+        return None
     for group in GROUPS:
         if group != "dataset":  # which may be cached
             check_keys(group, getattr(config, group), getattr(config.choices, group))
-    require_data(config)
+    listed = require_data(config)
     weights = config.model.get("weights")
     if not may_be_run(weights):
         require_weights(config.model)
     if config.train.teacher is not None or may_be_run(weights):
         import_slow("pipeline.tracking.runs").require_named_runs(config)
+    return listed
 
 
-def train_without_test(config: Config, folder: Path) -> Result:
+def train_without_test(config: Config, folder: Path, *, pictures: Pictures | None = None) -> Result:
     """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
     from pipeline.run import run
 
-    return run(untested(config), folder)
+    return run(untested(config), folder, pictures=pictures)

@@ -74,14 +74,14 @@ def ingested(config: Config, folder: Path) -> Ingested:
     """Fetches, verifies, caches and checks the data set; writes `data.html`."""
     from pipeline.data.checks import violations
     from pipeline.data.describe import describe
-    from pipeline.data.load import data_folder, load_raw
+    from pipeline.data.load import data_folder, ingest
     from pipeline.data.measures import measured
     from pipeline.reports.data_page import DATA_PAGE, data_html
     from pipeline.reports.originals import read_originals
     from pipeline.reports.template import template
     from pipeline.system.files import replacing
 
-    raw, cache = load_raw(config, verify=True), data_folder(config)
+    raw, cache = ingest(config, verify=True), data_folder(config)
     measures = measured(raw, cache)
     found = violations(raw, measures, config.ingest.checks)
     augment = _augmenter(config, raw, folder)

@@ -17,6 +17,7 @@ from pipeline.data import datasets
 from pipeline.data.content import content_of, stamped
 from pipeline.data.load import ingest, raw_folder
 from pipeline.data.values import RawData
+from tests.commands import of_data
 
 CODE = """
 from pathlib import Path
@@ -56,7 +57,7 @@ def folder(path: Path, *values: int) -> Path:
 
 def mine(place: Path | str, **more: Any) -> RawData:
     leaf = {"_target_": "my_data_sets.mine", "place": str(place), **more}
-    return ingest(leaf, name="mine", data_dir=Path("data"))
+    return ingest(of_data(leaf, "mine", Path("data")))
 
 
 def pixels(raw: RawData) -> list[int]:
@@ -157,7 +158,7 @@ def test_what_names_no_place_counts_as_it_is(value: Any) -> None:
 def test_files_pinned_by_checksums_are_the_same_wherever_they_are_found(name: str) -> None:
     leaf = {"_target_": f"pipeline.data.datasets.{name}", "folder": None, "download": True}
     places = [{}, {"folder": "/somewhere"}, {"download": False}]
-    found = {raw_folder({**leaf, **place}, name=name, data_dir=Path("data")) for place in places}
+    found = {raw_folder(of_data({**leaf, **place}, name, Path("data"))) for place in places}
     assert len(found) == 1
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.data.describe import describe, lines
-from pipeline.data.load import ingest, prepare
+from pipeline.data.load import ingest, preprocess
 from pipeline.data.values import RawData
 from pipeline.system.errors import RequestError
+from tests.commands import of_data
 from tests.data.test_load import LEAF, SPLIT, synthetic
 from tests.pictures import class_folders, noise, put, read
 
@@ -98,19 +99,20 @@ def test_places_of_a_split_are_excluded_and_the_pixels_are_shared(tmp_path: Path
     assert left.fingerprint != whole.fingerprint
     again = synthetic(tmp_path, exclude=listed(tmp_path, *rows, head="split,index"))
     assert again.fingerprint == left.fingerprint == RawData.fingerprint.func(again)  # type: ignore[attr-defined]
-    prepared = prepare(left, SPLIT, name="synthetic", data_dir=tmp_path)
+    prepared = preprocess(left, of_data(LEAF, "synthetic", tmp_path, **SPLIT))
     assert 3 not in prepared.train.rows
     assert 3 not in prepared.val.rows
 
 
 def test_a_runs_data_is_found_again_when_its_list_is_gone(tmp_path: Path) -> None:
     leaf = {**LEAF, "exclude": listed(tmp_path, "train,3", head="split,index")}
-    left = ingest(leaf, name="synthetic", data_dir=tmp_path)
+    config = of_data(leaf, "synthetic", tmp_path)
+    left = ingest(config)
     Path(leaf["exclude"]).unlink()
-    again = ingest(leaf, name="synthetic", data_dir=tmp_path, fingerprint=left.fingerprint)
+    again = ingest(config, fingerprint=left.fingerprint)
     assert again.train.rows.tolist() == left.train.rows.tolist()
     with pytest.raises(RequestError, match=r"exclude\.csv: No such file"):
-        ingest(leaf, name="synthetic", data_dir=tmp_path)
+        ingest(config)
 
 
 @pytest.mark.parametrize(

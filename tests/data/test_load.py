@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 
 from pipeline.data import datasets
-from pipeline.data import load as ingest
 from pipeline.data.content import determined_by
+from pipeline.data.load import (
+    data_folder,
+    ingest,
+    load_data,
+    preprocess,
+    raw_folder,
+    require_data,
+)
+from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
-from tests.commands import configured
+from pipeline.verbs import verbs
+from tests.commands import configured, of_data
 from tests.pictures import LEAF as PICTURES
 from tests.pictures import class_folders, read
 from tests.stress.matrix import matrix
@@ -35,7 +44,7 @@ SPLITS = ("train", "val", "test")
 
 
 def synthetic(data_dir: Path, **changes: Any) -> RawData:
-    return ingest.ingest({**LEAF, **changes}, name="synthetic", data_dir=data_dir)
+    return ingest(of_data({**LEAF, **changes}, "synthetic", data_dir))
 
 
 def pixels(split: Split) -> Array:
@@ -84,7 +93,7 @@ def test_a_data_set_that_is_not_there_is_refused_before_it_is_read(
         Path(name).write_text("a,b\n1,2\n")
     np.savez("half.npz", x_train=np.zeros((2, 4, 4), np.uint8), y_train=np.arange(2))
     with pytest.raises(RequestError, match=said):
-        ingest.require_data(configured(*line.split()))
+        require_data(configured(*line.split()))
 
 
 def test_what_is_there_or_cached_or_may_be_fetched_is_not_refused(
@@ -94,10 +103,10 @@ def test_what_is_there_or_cached_or_may_be_fetched_is_not_refused(
     places = {f"{part}_{split}" for part in "xy" for split in ("train", "test")}
     np.savez("all.npz", **dict.fromkeys(places, np.zeros((2, 4, 4), np.float32)))
     for line in ("dataset=npz dataset.path=all.npz", "dataset=cifar10", "dataset=mnist"):
-        ingest.require_data(configured(*line.split()))
+        require_data(configured(*line.split()))
     config = configured("dataset=cifar10", "dataset.download=false", "data_dir=cache")
-    ingest.raw_folder(config.dataset, name="cifar10", data_dir=Path("cache")).mkdir(parents=True)
-    ingest.require_data(config)
+    raw_folder(config).mkdir(parents=True)
+    require_data(config)
 
 
 def test_picture_files_are_listed_once_for_the_check_and_the_run(
@@ -112,16 +121,19 @@ def test_picture_files_are_listed_once_for_the_check_and_the_run(
     config = configured(
         "dataset=folder", f"dataset.path={photos}", f"data_dir={tmp_path}", "dataset.size=8"
     )
-    ingest.require_data(config)
-    first = ingest.load_raw(config)
+    first = ingest(config, pictures=require_data(config))
     assert len(made) == 1
-    assert ingest.load_raw(config).fingerprint == first.fingerprint
+    assert ingest(config).fingerprint == first.fingerprint
     assert len(made) == 2  # later, files may have changed
-    ingest.require_data(config)
-    later = time.monotonic() + 3600
-    monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: later))
-    ingest.load_raw(config)
-    assert len(made) == 4
+    verb = verbs()["run"]
+    seen: list[Pictures | None] = []
+    run = SimpleNamespace(run=lambda config, folder, pictures: seen.append(pictures))
+    monkeypatch.setitem(sys.modules, "pipeline.run", run)
+    pictures = verb.require_possible(config)
+    verb.carry_out(config, None, tmp_path, pictures)
+    assert len(made) == 3
+    assert pictures is not None
+    assert seen[0] is pictures
 
 
 def test_the_second_time_the_data_comes_from_the_cache(tmp_path: Path) -> None:
@@ -156,8 +168,8 @@ def test_where_to_look_for_the_files_does_not_change_the_entry(
 
     monkeypatch.setattr(datasets, "mnist", found)
     leaf = {"_target_": "pipeline.data.datasets.mnist", "folder": "here", "download": False}
-    first = ingest.ingest(leaf, name="mnist", data_dir=tmp_path)
-    moved = ingest.ingest({**leaf, "folder": None}, name="mnist", data_dir=tmp_path)
+    first = ingest(of_data(leaf, "mnist", tmp_path))
+    moved = ingest(of_data({**leaf, "folder": None}, "mnist", tmp_path))
     assert (first.cached, moved.cached) == (False, True)
     assert first.source == moved.source == "here, False"
 
@@ -226,8 +238,8 @@ def test_a_cached_entry_of_a_hundred_thousand_brackets_is_fetched_again(
 def test_preparing_is_cached_under_data_and_configuration(tmp_path: Path) -> None:
     raw = synthetic(tmp_path)
 
-    def cached(raw: RawData, **config: int) -> bool:
-        return ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path).cached
+    def cached(raw: RawData, **split: int) -> bool:
+        return preprocess(raw, of_data(LEAF, "synthetic", tmp_path, **split)).cached
 
     assert not cached(raw, **SPLIT)
     assert cached(raw, **SPLIT)
@@ -237,9 +249,8 @@ def test_preparing_is_cached_under_data_and_configuration(tmp_path: Path) -> Non
 
 def test_prepared_data_is_the_same_made_or_cached(tmp_path: Path) -> None:
     raw = synthetic(tmp_path)
-    made, cached = (
-        ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path) for _ in range(2)
-    )
+    config = of_data(LEAF, "synthetic", tmp_path, **SPLIT)
+    made, cached = (preprocess(raw, config) for _ in range(2))
     for name in ("train", "val", "test"):
         one, other = getattr(made, name), getattr(cached, name)
         np.testing.assert_array_equal(pixels(one), pixels(other))
@@ -254,7 +265,7 @@ def test_every_split_is_rows_of_one_packed_array_on_disk_and_none_is_a_copy(
     tmp_path: Path,
 ) -> None:
     raw = synthetic(tmp_path)
-    prepared = ingest.prepare(raw, SPLIT, name="synthetic", data_dir=tmp_path)
+    prepared = preprocess(raw, of_data(LEAF, "synthetic", tmp_path, **SPLIT))
     assert prepared.test is raw.test
     assert isinstance(raw.train.images, np.memmap)
     for split in (prepared.train, prepared.val, raw.test):
@@ -287,9 +298,9 @@ def test_splits_of_one_array_are_packed_once_and_keep_their_rows(
 
 
 def test_an_empty_validation_split_survives_the_cache(tmp_path: Path) -> None:
-    raw, config = synthetic(tmp_path), {"validation_size": 0, "seed": 0}
+    raw, config = synthetic(tmp_path), of_data(LEAF, "synthetic", tmp_path, validation_size=0)
     for _ in range(2):
-        prepared = ingest.prepare(raw, config, name="synthetic", data_dir=tmp_path)
+        prepared = preprocess(raw, config)
         assert pixels(prepared.val).shape == (0, 8, 8, 1)
 
 
@@ -299,25 +310,23 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
     folder, data_dir = class_folders(tmp_path / "photos"), tmp_path / "data"
     before = read(folder, data_dir)
     folder.rename(tmp_path / "moved")
-    leaf = {**PICTURES, "path": str(folder)}
+    config = of_data({**PICTURES, "path": str(folder)}, "folder", data_dir)
     with pytest.raises(RequestError, match="no such file or folder"):
-        ingest.ingest(leaf, name="folder", data_dir=data_dir)
-    again = ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint=before.fingerprint)
+        ingest(config)
+    again = ingest(config, fingerprint=before.fingerprint)
     np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
     with pytest.raises(RequestError, match="no such file or folder"):
-        ingest.ingest(leaf, name="folder", data_dir=data_dir, fingerprint="another")
+        ingest(config, fingerprint="another")
 
 
 def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", 20)
-    config = {"validation_size": 0.2, "seed": 0}
+    config = of_data({}, "folder", tmp_path, validation_size=0.2, seed=0)
     alone, grouped = (read(folder, tmp_path / "data", group=group) for group in (None, r"(\d).png"))
     assert alone.index is not None
     assert grouped.index is not None
     for raw in (alone, grouped):
-        made, cached = (
-            ingest.prepare(raw, config, name="folder", data_dir=tmp_path) for _ in range(2)
-        )
+        made, cached = (preprocess(raw, config) for _ in range(2))
         assert cached.cached
         groups = [set(raw.index.groups[part.rows]) for part in (made.train, made.val, made.test)]
         assert all(groups)
@@ -337,11 +346,12 @@ def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> No
         np.savez(tmp_path / "a.npz", **arrays)
         leaf = {"path": str(tmp_path / "a.npz"), "class_names": ["cat", "dog"]}
         leaf["_target_"] = "pipeline.data.datasets.npz"
+        config = of_data(leaf, "npz", tmp_path, **SPLIT)
         for _ in ("built", "cached"):
-            raw = ingest.ingest(leaf, name="npz", data_dir=tmp_path)
+            raw = ingest(config)
             assert raw.val is not None
             assert np.array_equal(pixels(raw.val)[..., 0], arrays["val_images"])
-            prepared = ingest.prepare(raw, SPLIT, name="npz", data_dir=tmp_path)
+            prepared = preprocess(raw, config)
             assert np.array_equal(pixels(prepared.val)[..., 0], arrays["val_images"])
             assert len(prepared.train) == 8
         fingerprints.add(raw.fingerprint)
@@ -356,20 +366,20 @@ def test_rows_of_a_list_that_cannot_be_used_are_told_by_a_run_too(
     rows = [f"{file},{file.parts[0]}" for file in files]
     (folder / "list.csv").write_text("\n".join(["path,label", *rows, "gone.png,cat"]))
     leaf = {**PICTURES, "path": str(folder / "list.csv"), "max_bad": 0.5}
-    raw = ingest.ingest(leaf, name="photos", data_dir=tmp_path / "data")
+    raw = ingest(of_data(leaf, "photos", tmp_path / "data"))
     assert len(raw.train) + len(raw.test) == len(files)
     assert f"skipped: 1 row of the list: {folder}/gone.png: no such file" in caplog.text
 
 
 def test_the_data_of_a_configuration_is_loaded_and_split_in_its_own_folder(tmp_path: Path) -> None:
     config = configured("dataset=digits", "model=linear", f"data_dir={tmp_path}")
-    raw, prepared = ingest.load_raw(config), ingest.load_data(config)
+    raw, prepared = ingest(config), load_data(config)
     assert prepared.fingerprint == raw.fingerprint
     assert len(prepared.val) == config.preprocess.validation_size
-    assert ingest.split_data(raw, config).cached
-    assert ingest.data_folder(config) == tmp_path / "digits"
+    assert preprocess(raw, config).cached
+    assert data_folder(config) == tmp_path / "digits"
     assert {path.name.partition("-")[0] for path in (tmp_path / "digits").iterdir()} >= {
         "raw",
         "split",
     }
-    assert ingest.load_raw(config, fingerprint=raw.fingerprint).fingerprint == raw.fingerprint
+    assert ingest(config, fingerprint=raw.fingerprint).fingerprint == raw.fingerprint

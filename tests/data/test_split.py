@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.split import pixel_statistics, preprocess
+from pipeline.data.split import pixel_statistics
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
+from tests.splits import in_splits
 
 
 def split(labels: list[int]) -> Split:
@@ -32,13 +33,13 @@ UNEVEN = raw([0] * 30 + [1] * 10)
 
 
 def test_classes_keep_their_proportions_in_both_splits() -> None:
-    prepared = preprocess(UNEVEN, validation_size=8, seed=0)
+    prepared = in_splits(UNEVEN, validation_size=8, seed=0)
     np.testing.assert_array_equal(np.bincount(prepared.val.labels), [6, 2])
     np.testing.assert_array_equal(np.bincount(prepared.train.labels), [24, 8])
 
 
 def test_every_image_is_in_one_split_with_its_own_label() -> None:
-    prepared = preprocess(UNEVEN, validation_size=8, seed=0)
+    prepared = in_splits(UNEVEN, validation_size=8, seed=0)
     indices = np.concatenate([pixels(prepared.train).ravel(), pixels(prepared.val).ravel()])
     labels = np.concatenate([prepared.train.labels, prepared.val.labels])
     np.testing.assert_array_equal(np.sort(indices), np.arange(40))
@@ -47,21 +48,21 @@ def test_every_image_is_in_one_split_with_its_own_label() -> None:
 
 def test_the_split_follows_its_seed_and_nothing_else() -> None:
     def held_out(seed: int) -> Array:
-        return pixels(preprocess(UNEVEN, validation_size=8, seed=seed).val).ravel()
+        return pixels(in_splits(UNEVEN, validation_size=8, seed=seed).val).ravel()
 
     np.testing.assert_array_equal(held_out(0), held_out(0))
     assert not np.array_equal(held_out(0), held_out(1))
 
 
 def test_size_zero_trains_on_everything_and_leaves_an_empty_split() -> None:
-    prepared = preprocess(UNEVEN, validation_size=0, seed=0)
+    prepared = in_splits(UNEVEN, validation_size=0, seed=0)
     np.testing.assert_array_equal(pixels(prepared.train), UNEVEN.train.images)
     assert pixels(prepared.val).shape == (0, 1, 1, 1)
     assert prepared.val.labels.shape == (0,)
 
 
 def test_the_test_split_and_the_identity_of_the_data_pass_through() -> None:
-    prepared = preprocess(UNEVEN, validation_size=8, seed=0)
+    prepared = in_splits(UNEVEN, validation_size=8, seed=0)
     assert prepared.test is UNEVEN.test
     assert prepared.fingerprint == UNEVEN.fingerprint
     assert prepared.class_names == ("cat", "dog")
@@ -69,23 +70,23 @@ def test_the_test_split_and_the_identity_of_the_data_pass_through() -> None:
 
 @pytest.mark.parametrize("size", [2, 38])
 def test_a_size_that_leaves_an_image_of_each_class_is_taken(size: int) -> None:
-    assert len(preprocess(raw([0, 1] * 20), validation_size=size, seed=0).val) == size
+    assert len(in_splits(raw([0, 1] * 20), validation_size=size, seed=0).val) == size
 
 
 @pytest.mark.parametrize("size", [1, 39, 40, 5000])
 def test_a_size_out_of_range_is_refused_with_the_range(size: int) -> None:
     rule = f"preprocess.validation_size={size} is out of range: with 40 .* 2 classes .* 0 or 2–38"
     with pytest.raises(RequestError, match=rule):
-        preprocess(raw([0, 1] * 20), validation_size=size, seed=0)
+        in_splits(raw([0, 1] * 20), validation_size=size, seed=0)
 
 
 def test_a_class_with_one_image_cannot_be_split() -> None:
     with pytest.raises(RequestError, match=r"class 1 has only one training image; set it to 0"):
-        preprocess(raw([0, 0, 0, 0, 1]), validation_size=2, seed=0)
+        in_splits(raw([0, 0, 0, 0, 1]), validation_size=2, seed=0)
 
 
 def test_statistics_are_of_the_training_images_only() -> None:
-    prepared = preprocess(UNEVEN, validation_size=8, seed=0)
+    prepared = in_splits(UNEVEN, validation_size=8, seed=0)
     np.testing.assert_allclose(prepared.mean, [pixels(prepared.train).mean()], rtol=1e-6)
     np.testing.assert_allclose(prepared.std, [pixels(prepared.train).std()], rtol=1e-6)
 
@@ -109,4 +110,4 @@ def test_statistics_of_many_images_agree_with_numpy() -> None:
 def test_a_share_is_counted_in_whole_images_one_of_each_class_at_least(
     share: float, expected: int
 ) -> None:
-    assert len(preprocess(UNEVEN, validation_size=share, seed=0).val) == expected
+    assert len(in_splits(UNEVEN, validation_size=share, seed=0).val) == expected

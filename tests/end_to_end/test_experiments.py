@@ -13,15 +13,15 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.training import models
 from pipeline.training.build import build_model
 from pipeline.training.train import train
 from tests.commands import CONF, configured, pipeline
 from tests.pictures import class_folders
+from tests.splits import in_splits
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-PREPARED = preprocess(
+PREPARED = in_splits(
     synthetic(train_size=60, test_size=10, classes=2, image_shape=(8, 8, 1), noise=32.0, seed=0),
     validation_size=20,
     seed=0,

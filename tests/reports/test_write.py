@@ -214,7 +214,7 @@ def test_a_report_that_fails_too_hides_neither_the_error_nor_the_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of the report")
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "load_raw", lambda *_, **__: {}["data"])
+    monkeypatch.setattr(sys.modules["pipeline.run"], "ingest", lambda *_, **__: {}["data"])
     monkeypatch.setattr("pipeline.reports.write.run_html", fail)
     with inside(tmp_path), pytest.raises(KeyError, match="data"):
         run(configured(*SMALL), tmp_path / "outputs")

@@ -12,8 +12,7 @@ import yaml
 
 from pipeline.api import compose
 from pipeline.config.schema import Config
-from pipeline.data.load import ingest, prepare
-from pipeline.data.values import Prepared
+from pipeline.data.load import load_data
 from pipeline.system.errors import PipelineError
 from tests.commands import CONF, configured
 from tests.data.test_mutations import mutated
@@ -133,17 +132,12 @@ def flips(folder: Path, count: int, draw: random.Random) -> Iterator[Path]:
 
 @matrix(34)
 def test_no_flipped_bit_of_a_cached_array_reaches_a_model(tmp_path: Path) -> None:
-    config, count = configured("dataset=digits"), stressed(70, 7)
-
-    def load() -> Prepared:
-        raw = ingest(config.dataset, name="digits", data_dir=tmp_path)
-        return prepare(raw, vars(config.preprocess), name="digits", data_dir=tmp_path)
-
-    expected = load()
+    config, count = configured("dataset=digits", f"data_dir={tmp_path}"), stressed(70, 7)
+    expected = load_data(config)
     images = expected.train.batch(0, len(expected.train)).copy()
     wrong = 0
     for _ in flips(tmp_path / "digits", count, random.Random(2)):
-        found = load()
+        found = load_data(config)
         same = np.array_equal(found.train.batch(0, len(found.train)), images)
         wrong += not (same and found.fingerprint == expected.fingerprint)
     tally(count, failed=wrong)

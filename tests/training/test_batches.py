@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from pipeline.config import trusted
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
 from pipeline.system.errors import RequestError
 from pipeline.training.batches import (
@@ -28,11 +27,12 @@ from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.splits import in_splits
 from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false", "model.hidden=[6]")
 MIXED = (
     *("augment=flip_crop", "augment.mixup=1", "augment.cutmix=1", "augment.erasing=0.5"),
@@ -137,6 +137,7 @@ from dataclasses import replace
 import tensorflow as tf
 from pipeline.config.rules import Share
 from pipeline.training.pieces import Batch
+from tests.splits import in_splits
 
 
 def inverted(batch: Batch, *, share: Share) -> Batch:

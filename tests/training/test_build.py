@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.training import build
 from pipeline.training.build import build_model, kept, loss_and_metrics
 from tests.commands import configured
+from tests.splits import in_splits
 
 pytestmark = pytest.mark.slow
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 LINEAR = ("model=linear", "train.batch_size=16")
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Split, flaw_in
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training import build, models
@@ -17,6 +16,7 @@ from pipeline.training.check import check_model
 from pipeline.training.predictor import predict, predictor, warm_predictor
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.splits import in_splits
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,7 @@ def logits(images: Any, classes: int) -> Any:
     return layers.Dense(classes)(layers.Flatten()(images))
 
 
-PREPARED = preprocess(
+PREPARED = in_splits(
     synthetic(train_size=40, test_size=20, classes=3, image_shape=SHAPE, noise=32.0, seed=0),
     validation_size=10,
     seed=0,

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.load import prepare
+from pipeline.data.load import preprocess
 from pipeline.data.values import Predictions, Prepared
 from pipeline.training.build import build_model
 from pipeline.training.leakage import carelessly_divided, leakage_of
 from pipeline.training.predictor import predict
 from pipeline.training.train import train
-from tests.commands import configured
+from tests.commands import configured, of_data
 from tests.pictures import noise, put, read
 
 
@@ -26,8 +26,7 @@ def frames(tmp_path: Path) -> Prepared:
             name = f"{('cat', 'dog')[subject % 2]}/subject{subject}_{frame}.png"
             put(tmp_path / "frames" / name, pixels)
     raw = read(tmp_path / "frames", tmp_path / "data")
-    config = {"validation_size": 0.2, "seed": 0}
-    return prepare(raw, config, name="folder", data_dir=tmp_path / "data")
+    return preprocess(raw, of_data({}, "folder", tmp_path / "data", validation_size=0.2, seed=0))
 
 
 def test_a_careless_split_has_the_sizes_and_classes_but_divides_groups(frames: Prepared) -> None:

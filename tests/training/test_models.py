@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.config.builders import build
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Prepared, Split
 from pipeline.system.errors import RequestError
 from pipeline.training.build import build_model
@@ -19,6 +18,7 @@ from pipeline.training.predictor import predictor
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import CONF, configured
+from tests.splits import in_splits
 from tests.stress.matrix import only_stressed
 
 pytestmark = pytest.mark.slow
@@ -154,7 +154,7 @@ def test_every_model_resumes_to_the_same_bits_and_predicts_the_same_once_saved_a
     name: str, tmp_path: Path
 ) -> None:
     raw = synthetic(train_size=24, test_size=8, classes=3, image_shape=(8, 8, 3), noise=8.0, seed=0)
-    data = preprocess(raw, validation_size=8, seed=0)
+    data = in_splits(raw, validation_size=8, seed=0)
     config = configured(
         *(f"model={name}", *TINY.get(name, ()), "train.batch_size=8", "train.epochs=2"),
         "train.tensorboard=false",

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from pipeline.config.builders import KERAS_CLASSES, build, check_leaf
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.training.build import build_model, kept
@@ -22,11 +21,12 @@ from pipeline.training.fused import fused_updates
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.splits import in_splits
 
 pytestmark = pytest.mark.slow
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
 
 

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.training import precision
@@ -19,11 +18,12 @@ from pipeline.training.checkpoint import progress_of
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.splits import in_splits
 from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 IMAGES = PREPARED.test.batch(0, 20)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
 CNN = ("model=cnn", "model.filters=[4]", "model.dense=8")

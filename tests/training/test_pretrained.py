@@ -19,7 +19,6 @@ from keras.src.legacy.saving import legacy_h5_format
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Array, Fitted
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
@@ -32,12 +31,13 @@ from pipeline.training.predictor import predict
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
 from tests.commands import configured
+from tests.splits import in_splits
 from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 LITE0 = ("model=efficientnet_lite0", "model.size=32")
 
 

@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
@@ -24,11 +23,12 @@ from pipeline.training.checkpoint import progress_of
 from pipeline.training.features import head_of
 from pipeline.training.train import train
 from tests.commands import QUICK, configured, pipeline, results
+from tests.splits import in_splits
 
 pytestmark = pytest.mark.slow
 
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)
 TAUGHT = ("train.teacher=abcd", "train.teacher_weight=0.3", "train.teacher_temperature=4")
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
-from pipeline.data.split import preprocess
 from pipeline.data.values import Fitted, Prepared
 from pipeline.evaluation.plots import first_kernel
 from pipeline.system.errors import PipelineError, RequestError
@@ -18,12 +17,13 @@ from pipeline.training.build import build_model
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.train import ENOUGH_STEPS, train, xla_is_faster
 from tests.commands import configured
+from tests.splits import in_splits
 from tests.stress.matrix import matrix, only_stressed
 
 pytestmark = pytest.mark.slow
 RAW = synthetic(train_size=60, test_size=20, classes=3, image_shape=(6, 6, 1), noise=32.0, seed=0)
-PREPARED = preprocess(RAW, validation_size=20, seed=0)  # 40 training images: 5 batches of 8
-WITHOUT_VALIDATION = preprocess(RAW, validation_size=0, seed=0)
+PREPARED = in_splits(RAW, validation_size=20, seed=0)  # 40 training images: 5 batches of 8
+WITHOUT_VALIDATION = in_splits(RAW, validation_size=0, seed=0)
 SMALL = ("train.batch_size=8", "train.epochs=3", "train.tensorboard=false")
 
 
@@ -303,7 +303,7 @@ def test_images_smaller_than_a_patch_cannot_be_whitened() -> None:
         train_size=24, test_size=10, classes=2, image_shape=(2, 5, 1), noise=8.0, seed=0
     )
     with pytest.raises(RequestError, match="whitened: the images have 2 × 5 pixels"):
-        build_model(config("train.scaling=whitened"), preprocess(raw, validation_size=8, seed=0))
+        build_model(config("train.scaling=whitened"), in_splits(raw, validation_size=8, seed=0))
 
 
 def test_the_optimizer_is_the_chosen_one_with_its_settings() -> None:
@@ -361,7 +361,7 @@ def test_colour_images_with_a_channel_of_one_value_can_be_trained_on(
     raw = synthetic(
         train_size=24, test_size=10, classes=2, image_shape=(6, 5, 3), noise=8.0, seed=0
     )
-    prepared = preprocess(raw, validation_size=8, seed=0)
+    prepared = in_splits(raw, validation_size=8, seed=0)
     one_colour = np.array(prepared.train.images)
     one_colour[..., 0] = 7
     prepared = replace(

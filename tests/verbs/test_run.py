@@ -26,7 +26,8 @@ def test_train_is_a_run_that_leaves_the_test_images_alone(
 ) -> None:
     called: list[tuple[Any, Path]] = []
 
-    def run(config: Any, folder: Path) -> str:
+    def run(config: Any, folder: Path, *, pictures: Any) -> str:
+        assert pictures is None
         called.append((config, folder))
         return "its result"
 

@@ -21,8 +21,9 @@ from pipeline.data.exclusion import (
     excluded_positions,
 )
 from pipeline.data.files import printable
-from pipeline.data.load import EXCLUDE, load_raw, split_data
+from pipeline.data.load import EXCLUDE, ingest, preprocess
 from pipeline.data.measures import splits_of
+from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
@@ -67,7 +68,9 @@ class Audited:
         return [self.addresses[position] for position in order.tolist()]
 
 
-def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
+def audit_labels(
+    config: Config, request: Audit, folder: Path, *, pictures: Pictures | None = None
+) -> Audited:
     """Judges each label of training and validation by a model that was trained without its image.
 
     Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
@@ -79,8 +82,8 @@ def audit_labels(config: Config, request: Audit, folder: Path) -> Audited:
     _require_unbiased(config)
     prepare_keras(config)
     started = time.monotonic()
-    raw = load_raw(config)
-    prepared = split_data(raw, config)
+    raw = ingest(config, pictures=pictures)
+    prepared = preprocess(raw, config)
     addresses, before = _addresses(raw, prepared, config)
     found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
     verdict = audited_labels(found.split.labels, found.probabilities, found.known)
@@ -186,7 +189,7 @@ def _addresses(
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
     whole = raw
     if exclude is not None:
-        whole = load_raw(replace(config, dataset={**config.dataset, EXCLUDE: None}))
+        whole = ingest(replace(config, dataset={**config.dataset, EXCLUDE: None}))
     splits = splits_of(whole)
     addresses: dict[int, Address] = {
         row: (split, position)

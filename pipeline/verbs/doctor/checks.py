@@ -176,11 +176,10 @@ def _gpus(seen: list[str]) -> Iterator[Finding]:
 
 def data(config: Config) -> Iterator[Finding]:
     """Checks each cached data set against its checksums, and that the chosen one is available."""
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
-    for folder in sorted({entry.parent for entry in data_dir.glob("*/raw-*")}):
+    for folder in sorted({entry.parent for entry in Path(config.data_dir).glob("*/raw-*")}):
         yield _cached(folder)
-    if not raw_folder(config.dataset, name=name, data_dir=data_dir).is_dir():
-        yield _source(name, config.dataset)
+    if not raw_folder(config).is_dir():
+        yield _source(config.choices.dataset, config.dataset)
 
 
 def _cached(folder: Path) -> Finding:

@@ -14,7 +14,7 @@ from pipeline.config.schema import Evaluate
 from pipeline.system.errors import RequestError
 from pipeline.verbs import DECIDED, OF_RUNS, Verb
 
-Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a line of the ledger
+Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a tag
 
 
 @dataclass

@@ -19,29 +19,29 @@ from pipeline.verbs.promote.ledger import (
     FORCED,
     Attempt,
     artifact,
-    entries,
+    attempts_in,
     from_text,
     gate_rows,
     history_markdown,
 )
 
 
-def note_of_version(run: RecordedRun, line: Attempt) -> str:
+def note_of_version(run: RecordedRun, attempt: Attempt) -> str:
     """Describes a version: its accuracies with intervals, how it was promoted, its command."""
-    how = "with the gates overruled" if line.decision == FORCED else "through the gates"
-    instead = f" in place of version {line.replaces}" if line.replaces else ""
-    reason = f": {escaped(line.reason)}" if line.reason else ""
+    how = "with the gates overruled" if attempt.decision == FORCED else "through the gates"
+    instead = f" in place of version {attempt.replaces}" if attempt.replaces else ""
+    reason = f": {escaped(attempt.reason)}" if attempt.reason else ""
     changed = " and uncommitted changes" if run.has_uncommitted_changes else ""
     page = f"#/experiments/{run.experiment_id}/runs/{run.id}"
     report = f", [its report]({page}/artifacts/{REPORT_PAGE})" if run.has(REPORT_PAGE) else ""
     parts = [
         summary(run.config, run.logged.get("model/parameters")),
         _accuracies(run),
-        f"Judged {line.when:%Y-%m-%d %H:%M} UTC by {escaped(line.who)}, "
-        f"{line.decision}{instead} {how}{reason}."
-        if line.decision != "refused"
-        else f"A challenger: refused {line.when:%Y-%m-%d %H:%M} UTC, by {escaped(line.who)}.",
-        markdown_table(("gate", "value", "limit", ""), gate_rows(line.gates)) if line.gates else "",
+        f"Judged {attempt.when:%Y-%m-%d %H:%M} UTC by {escaped(attempt.who)}, "
+        f"{attempt.decision}{instead} {how}{reason}."
+        if attempt.decision != "refused"
+        else f"A challenger: refused {attempt.when:%Y-%m-%d %H:%M} UTC, by {escaped(attempt.who)}.",
+        _gates(attempt),
         code_block(run.command),
         f"[Run {escaped(run.label)}]({page}){report}; "
         f"code {(run.commit or 'unknown')[:7]}{changed}",
@@ -50,11 +50,11 @@ def note_of_version(run: RecordedRun, line: Attempt) -> str:
 
 
 def note_of_model(
-    registry: Registry, present: Present, lines: Sequence[Attempt], champion: RecordedRun | None
+    registry: Registry, present: Present, attempts: Sequence[Attempt], champion: RecordedRun | None
 ) -> str:
-    """Describes a registered model: its champion with accuracies, and the ledger's newest lines.
+    """Describes a registered model: its champion with accuracies, and the ledger's newest attempts.
 
-    `lines` is the ledger with its gates, `champion` the run of the current champion.
+    `attempts` is the ledger with its gates, `champion` the run of the current champion.
     """
     version = present.aliases.get(CHAMPION)
     what = f"Classifies images of **{escaped(registry.name)}**. " + (
@@ -66,21 +66,29 @@ def note_of_model(
         what,
         _accuracies(champion) if champion else "",
         "**Ledger**, the newest first (`python -m pipeline history` shows all of it):",
-        history_markdown(lines),
+        history_markdown(attempts),
     ]
     return "\n\n".join(filter(None, parts))
 
 
 def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Attempt]:
-    """The ledger, oldest first; the `newest` lines, or all, have the gates from their runs."""
-    lines = entries(present.tags)
-    start = 0 if newest is None else max(0, len(lines) - newest)
-    return [*lines[:start], *(_with_gates(registry, line) for line in lines[start:])]
+    """The ledger, oldest first; the `newest` attempts, or all, have the gates from their runs."""
+    attempts = attempts_in(present.tags)
+    start = 0 if newest is None else max(0, len(attempts) - newest)
+    return [
+        *attempts[:start],
+        *(_with_gates(registry, attempt) for attempt in attempts[start:]),
+    ]
 
 
-def _with_gates(registry: Registry, line: Attempt) -> Attempt:
-    text = None if line.gates else registry.attached(line.run_id, artifact(line.key))
-    return replace(line, gates=from_text(line.key, text).gates) if text else line
+def _with_gates(registry: Registry, attempt: Attempt) -> Attempt:
+    text = None if attempt.gates else registry.attached(attempt.run_id, artifact(attempt.key))
+    return replace(attempt, gates=from_text(attempt.key, text).gates) if text else attempt
+
+
+def _gates(attempt: Attempt) -> str:
+    rows = gate_rows(attempt.gates)
+    return markdown_table(("gate", "value", "limit", ""), rows) if rows else ""
 
 
 def _accuracies(run: RecordedRun) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.config.schema import Config
-from pipeline.data.load import load_raw
+from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData, Split, most_probable
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.tracking.models import load_model
@@ -42,7 +42,7 @@ def gather(
         RequestError: the data set of the run is unavailable.
     """
     then = replace(candidate.config, data_dir=config.data_dir)
-    raw = load_raw(then, fingerprint=candidate.fingerprint)
+    raw = ingest(then, fingerprint=candidate.fingerprint)
     logged = _logged(candidate, raw)
     tried = _tried(str(candidate.model_uri), config, raw)
     present = _champion(champion, logged, config, raw) if champion and logged else None

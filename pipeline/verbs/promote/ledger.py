@@ -1,7 +1,7 @@
-"""The ledger: one line per attempt to change the champion, as values, text and table. Pure.
+"""The ledger: all attempts to change the champion, as values, text and table. Pure.
 
-Each line is a tag of the registered model with a key of its own, so that writing a line needs no
-lock and reading all of them needs one request. The gates of a line are an artefact of its run.
+Each attempt is a tag of the registered model with a key of its own, so that writing one needs no
+lock and reading all of them needs one request. Its gates are an artefact of its run.
 """
 
 from __future__ import annotations
@@ -64,54 +64,55 @@ def new_key(now: datetime, token: str) -> str:
     return f"{PREFIX}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
 
 
-def to_text(entry: Attempt) -> str:
-    """The line as JSON of at most `LONGEST_MODEL_TAG` characters; long texts are shortened."""
-    whole = {key: value for key, value in asdict(entry).items() if key != "key"}
+def to_text(attempt: Attempt) -> str:
+    """The attempt as JSON of at most `LONGEST_MODEL_TAG` characters; long texts are shortened."""
+    whole = {key: value for key, value in asdict(attempt).items() if key != "key"}
     for longest in (LONGEST_MODEL_TAG, 1000, 400, 150, 60, 20):
         text = json.dumps(_cut(whole, longest), ensure_ascii=False, separators=(",", ":"))
         if len(text) <= LONGEST_MODEL_TAG:
             return text
     raise ValueError(
-        f"a line of the ledger has {len(text)} characters; at most {LONGEST_MODEL_TAG} are allowed"
+        f"an attempt in the ledger has {len(text)} characters; "
+        f"at most {LONGEST_MODEL_TAG} are allowed"
     )
 
 
 def from_text(key: str, text: str) -> Attempt:
-    """Parses the line stored under `key`."""
+    """Parses the attempt stored under `key`."""
     values = json.loads(text)
     gates = [Gate(**gate) for gate in values.pop("gates")]
     return Attempt(key=key, gates=gates, **values)
 
 
-def to_tag(entry: Attempt) -> str:
-    """The line as a short text for people, without its gates, which are an artefact of the run.
+def to_tag(attempt: Attempt) -> str:
+    """The attempt as a short text for people, without its gates, which are an artefact of the run.
 
     `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
     """
     for longest in (LONGEST_MODEL_TAG, 1000, 400):
-        texts = [_cut(text, longest) for text in (entry.who, entry.reason or "", entry.note)]
+        texts = [_cut(text, longest) for text in (attempt.who, attempt.reason or "", attempt.note)]
         who, reason, note = (json.dumps(text, ensure_ascii=False) for text in texts)
         who = texts[0] if re.fullmatch(_WORD, texts[0]) else who
         text = (
-            entry.decision
-            + (f" version {entry.version}" if entry.version else "")
-            + (f" in place of {entry.replaces}" if entry.replaces else "")
-            + f", run {entry.run_id}, by {who}"
-            + (f": {reason}" if entry.reason or entry.note else "")
-            + (f" {note}" if entry.note else "")
+            attempt.decision
+            + (f" version {attempt.version}" if attempt.version else "")
+            + (f" in place of {attempt.replaces}" if attempt.replaces else "")
+            + f", run {attempt.run_id}, by {who}"
+            + (f": {reason}" if attempt.reason or attempt.note else "")
+            + (f" {note}" if attempt.note else "")
         )
         if len(text) <= LONGEST_MODEL_TAG:
             return text
-    raise ValueError(f"a line of the ledger has {len(text)} characters")
+    raise ValueError(f"an attempt in the ledger has {len(text)} characters")
 
 
 def from_tag(key: str, text: str) -> Attempt:
-    """The line in a tag under `key`: text or, if recorded by earlier versions, JSON."""
+    """The attempt in a tag under `key`: text or, if recorded by earlier versions, JSON."""
     if text.startswith("{"):
         return from_text(key, text)
     found = _TAG.fullmatch(text)
     if found is None:
-        raise ValueError(f"{key}: cannot be read as a line of the ledger")
+        raise ValueError(f"{key}: cannot be read as an attempt in the ledger")
     named = found.groupdict()
     who, reason, note = (
         json.loads(value) if (value := named[name] or "").startswith('"') else value
@@ -133,55 +134,56 @@ def from_tag(key: str, text: str) -> Attempt:
 
 
 def artifact(key: str) -> str:
-    """The artefact of the judged run that has the whole line, with its gates."""
+    """The artefact of the judged run that has the whole attempt, with its gates."""
     return f"promotion/{key.removeprefix(PREFIX)}.json"
 
 
-def entries(tags: Mapping[str, str]) -> list[Attempt]:
-    """All lines among the tags of a registered model, oldest first."""
+def attempts_in(tags: Mapping[str, str]) -> list[Attempt]:
+    """All attempts among the tags of a registered model, oldest first."""
     keys = sorted(key for key in tags if key.startswith(PREFIX))
     return [from_tag(key, tags[key]) for key in keys]
 
 
-def line_of_champions(lines: Sequence[Attempt]) -> list[int]:
+def line_of_champions(attempts: Sequence[Attempt]) -> list[int]:
     """The line of champions up to the current one, oldest first.
 
     Each of them passed the gates against its predecessor. `force`, which overrules the gates,
     begins a new line; `rollback` goes back along it.
     """
     champions: list[int] = []
-    for entry in lines:
-        if entry.version is None or entry.decision not in MOVES:
+    for attempt in attempts:
+        version = attempt.version
+        if version is None or attempt.decision not in MOVES:
             continue
-        before = champions[: champions.index(entry.version)] if entry.version in champions else []
-        if entry.decision == PROMOTED:
-            before = [number for number in champions if number != entry.version]
-        champions = [*before, entry.version]
+        before = champions[: champions.index(version)] if version in champions else []
+        if attempt.decision == PROMOTED:
+            before = [number for number in champions if number != version]
+        champions = [*before, version]
     return champions
 
 
-def decided(entry: Attempt, decision: str, note: str) -> Attempt:
-    """The entry with another decision, and the reason."""
-    return replace(entry, decision=decision, note=note)
+def decided(attempt: Attempt, decision: str, note: str) -> Attempt:
+    """The attempt with another decision, and the reason."""
+    return replace(attempt, decision=decision, note=note)
 
 
-def history_markdown(lines: Sequence[Attempt], most: int = 20) -> str:
-    """The newest lines as a table for a description, newest first."""
+def history_markdown(attempts: Sequence[Attempt], most: int = 20) -> str:
+    """The newest attempts as a table for a description, newest first."""
     rows = [
         (
-            f"{entry.when:%Y-%m-%d %H:%M}",
-            entry.decision,
-            f"{entry.replaces or '–'} → {entry.version}" if entry.version else "",
-            f"`{entry.run_id[:8]}`",
-            escaped(entry.who),
-            escaped("; ".join(_why(entry))),
+            f"{attempt.when:%Y-%m-%d %H:%M}",
+            attempt.decision,
+            f"{attempt.replaces or '–'} → {attempt.version}" if attempt.version else "",
+            f"`{attempt.run_id[:8]}`",
+            escaped(attempt.who),
+            escaped("; ".join(_why(attempt))),
         )
-        for entry in reversed(lines[-most:])
+        for attempt in reversed(attempts[-most:])
     ]
     return markdown_table(("when (UTC)", "decision", "version", "run", "who", "why"), rows)
 
 
-def history_table(lines: Sequence[Attempt], name: str, champion: int | None) -> Table:
+def history_table(attempts: Sequence[Attempt], name: str, champion: int | None) -> Table:
     """The ledger of the registered model `name` for the terminal, newest last."""
     table = Table(
         "when (UTC)",
@@ -192,29 +194,29 @@ def history_table(lines: Sequence[Attempt], name: str, champion: int | None) -> 
         "why",
         title=Text(f"{name}: ledger", style="table.title"),
     )
-    for entry in lines:
-        style = _STYLES.get(entry.decision, "")
-        change = f"{entry.replaces or '–'} → {entry.version}" if entry.version else ""
+    for attempt in attempts:
+        style = _STYLES.get(attempt.decision, "")
+        change = f"{attempt.replaces or '–'} → {attempt.version}" if attempt.version else ""
         table.add_row(
-            f"{entry.when:%Y-%m-%d %H:%M:%S}",
-            Text(entry.who),
-            Text(entry.decision, style=style),
+            f"{attempt.when:%Y-%m-%d %H:%M:%S}",
+            Text(attempt.who),
+            Text(attempt.decision, style=style),
             change,
-            entry.run_id[:8],
-            Text("\n".join(_why(entry))),
+            attempt.run_id[:8],
+            Text("\n".join(_why(attempt))),
         )
     table.caption = f"champion: version {champion}" if champion else "no champion"
     return table
 
 
 def history_document(
-    lines: Sequence[Attempt], name: str, aliases: Mapping[str, int]
+    attempts: Sequence[Attempt], name: str, aliases: Mapping[str, int]
 ) -> dict[str, Any]:
     """The ledger of the registered model `name` as a JSON document, newest last; times are UTC."""
     return {
         "model": name,
         "aliases": dict(aliases),
-        "entries": [{"when": entry.when.isoformat(), **asdict(entry)} for entry in lines],
+        "entries": [{"when": attempt.when.isoformat(), **asdict(attempt)} for attempt in attempts],
     }
 
 
@@ -259,12 +261,13 @@ def gate_value(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _why(entry: Attempt) -> list[str]:
-    lines = [complaint(gate) for gate in failed(entry.gates)]
-    accuracy = next((g for g in entry.gates if g.name == "test accuracy"), None)
+def _why(attempt: Attempt) -> list[str]:
+    reasons = [f"“{attempt.reason}”"] if attempt.reason else []
+    reasons += [attempt.note] if attempt.note else []
+    accuracy = next((gate for gate in attempt.gates if gate.name == "test accuracy"), None)
     if accuracy and accuracy.passed:
-        lines.insert(0, f"test accuracy {gate_value(accuracy.value)}")
-    return [*([f"“{entry.reason}”"] if entry.reason else []), *filter(None, [entry.note]), *lines]
+        reasons.append(f"test accuracy {gate_value(accuracy.value)}")
+    return reasons + [complaint(gate) for gate in failed(attempt.gates)]
 
 
 def _cut(value: Any, longest: int) -> Any:

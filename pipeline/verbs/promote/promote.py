@@ -38,8 +38,8 @@ from pipeline.verbs.promote.ledger import (
     UNCHANGED,
     Attempt,
     artifact,
+    attempts_in,
     complaint,
-    entries,
     gates_table,
     line_of_champions,
     new_key,
@@ -48,7 +48,7 @@ from pipeline.verbs.promote.ledger import (
 )
 from pipeline.verbs.promote.switch import Change, settle, switch
 
-SHOWN_LINES = 20  # of the ledger, in the description of the registered model
+SHOWN_ATTEMPTS = 20  # of the ledger, in the description of the registered model
 METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it
 _SHOWN = ("val/accuracy", "test/accuracy")
 
@@ -105,22 +105,22 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
         )
     former = _former(registry, registered, candidate.fingerprint)
     gates = judge(gather(candidate, config, present, former), request)
-    line = _line(candidate, request, gates, champion)
-    registry.attach(candidate.id, artifact(line.key), to_text(line))
-    if line.decision == REFUSED:
-        says = _refuse(registry, candidate, line, challenger=request.challenger)
+    attempt = _attempt(candidate, request, gates, champion)
+    registry.attach(candidate.id, artifact(attempt.key), to_text(attempt))
+    if attempt.decision == REFUSED:
+        says = _refuse(registry, candidate, attempt, challenger=request.challenger)
         return concluded(registry, REFUSED, gates, says)
     switch(
         registry,
         Change(
-            line=line,
+            attempt=attempt,
             source=str(candidate.model_uri),
             run_id=candidate.id,
             tags=lineage(candidate),
-            description=note_of_version(candidate, line),
+            description=note_of_version(candidate, attempt),
         ),
     )
-    return concluded(registry, line.decision, gates)
+    return concluded(registry, attempt.decision, gates)
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:
@@ -158,15 +158,15 @@ def _describe(registry: Registry, present: Present, champion: Version | None) ->
     """Describes the registered model. The decision is made already: an error is only logged."""
     try:
         run = by_id(registry.client, champion.run_id) if champion else None
-        lines = whole_ledger(registry, present, newest=SHOWN_LINES)
-        registry.describe(note_of_model(registry, present, lines, run))
+        attempts = whole_ledger(registry, present, newest=SHOWN_ATTEMPTS)
+        registry.describe(note_of_model(registry, present, attempts, run))
     except (*STORE_ERRORS, RequestError) as error:
         log.warning("%s could not be described: %s", registry.name, error)
 
 
 def _former(registry: Registry, registered: Present, fingerprint: str | None) -> list[Version]:
     """The champion's predecessors that still exist and were trained on the same data."""
-    numbers = line_of_champions(entries(registered.tags))[:-1]
+    numbers = line_of_champions(attempts_in(registered.tags))[:-1]
     found = (registry.find(number) for number in numbers)
     return [one for one in found if one and one.fingerprint == fingerprint]
 
@@ -186,10 +186,10 @@ def show(decision: Decision, request: Promote | Rollback) -> None:
     print(decision, flush=True)
 
 
-def _line(
+def _attempt(
     candidate: RecordedRun, request: Promote, gates: list[Gate], champion: int | None
 ) -> Attempt:
-    """The ledger's entry for the attempt, from the gates and the request."""
+    """The attempt for the ledger, from the gates and the request."""
     missed = failed(gates)
     # A model that does not load is useless as champion, whatever the reason to force it.
     forced = request.force and LOADS not in {gate.name for gate in missed}
@@ -205,19 +205,21 @@ def _line(
     )
 
 
-def _refuse(registry: Registry, candidate: RecordedRun, line: Attempt, *, challenger: bool) -> str:
+def _refuse(
+    registry: Registry, candidate: RecordedRun, attempt: Attempt, *, challenger: bool
+) -> str:
     """Records the refusal and returns the explanation; the champion stays."""
     registry.ensure()
     outcome = "nothing was changed"
-    if challenger and LOADS not in {gate.name for gate in failed(line.gates)}:
-        number = _challenge(registry, candidate, line)
+    if challenger and LOADS not in {gate.name for gate in failed(attempt.gates)}:
+        number = _challenge(registry, candidate, attempt)
         outcome = f"version {number} is the challenger, the champion stays"
-    registry.keep(line.key, to_tag(line))
-    complaints = [complaint(gate) for gate in failed(line.gates)]
+    registry.keep(attempt.key, to_tag(attempt))
+    complaints = [complaint(gate) for gate in failed(attempt.gates)]
     return "\n".join([f"run {candidate.id} is refused; {outcome}", *complaints])
 
 
-def _challenge(registry: Registry, candidate: RecordedRun, line: Attempt) -> int:
+def _challenge(registry: Registry, candidate: RecordedRun, attempt: Attempt) -> int:
     """Gives the run's model the alias `challenger`, on its existing version or a new one."""
     versions = registry.of_run(candidate.id)
     number = (
@@ -227,7 +229,7 @@ def _challenge(registry: Registry, candidate: RecordedRun, line: Attempt) -> int
             str(candidate.model_uri),
             candidate.id,
             {**lineage(candidate), STATE: CHALLENGER_STATE},
-            note_of_version(candidate, line),
+            note_of_version(candidate, attempt),
         ).number
     )
     registry.point(CHALLENGER, number)

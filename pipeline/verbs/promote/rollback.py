@@ -50,7 +50,7 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     if target.number == champion:
         says = f"version {champion} is the champion already; nothing was changed"
         return concluded(registry, UNCHANGED, says=says)
-    line = Attempt(
+    attempt = Attempt(
         key=new_key(datetime.now(UTC), secrets.token_hex(4)),
         who=user(),
         decision=ROLLED_BACK,
@@ -61,7 +61,7 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     )
     switch(
         registry,
-        Change(line=line, source=target.source, run_id=target.run_id, target=target.number),
+        Change(attempt=attempt, source=target.source, run_id=target.run_id, target=target.number),
     )
     return concluded(registry, ROLLED_BACK)
 
@@ -72,7 +72,7 @@ class Ledger:
 
     name: str
     aliases: Mapping[str, int]
-    entries: Sequence[Attempt]
+    attempts: Sequence[Attempt]
 
 
 def history(config: Config, request: History, folder: Path) -> Ledger:
@@ -81,7 +81,7 @@ def history(config: Config, request: History, folder: Path) -> Ledger:
     settle(registry)
     present = registry.present()
     return Ledger(
-        name=registry.name, aliases=present.aliases, entries=whole_ledger(registry, present)
+        name=registry.name, aliases=present.aliases, attempts=whole_ledger(registry, present)
     )
 
 
@@ -89,10 +89,10 @@ def show_history(ledger: Ledger, request: History) -> None:
     """Prints the ledger as a table or as JSON."""
     console = standard_output()
     if request.format == "json":
-        document = history_document(ledger.entries, ledger.name, ledger.aliases)
+        document = history_document(ledger.attempts, ledger.name, ledger.aliases)
         print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif ledger.entries:
-        console.print(history_table(ledger.entries, ledger.name, ledger.aliases.get(CHAMPION)))
+    elif ledger.attempts:
+        console.print(history_table(ledger.attempts, ledger.name, ledger.aliases.get(CHAMPION)))
     else:
         console.print(f"{ledger.name} has no ledger yet; it begins with the first `promote`")
 

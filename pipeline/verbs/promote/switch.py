@@ -29,8 +29,8 @@ from pipeline.verbs.promote.ledger import (
     MOVES,
     REFUSED,
     Attempt,
+    attempts_in,
     decided,
-    entries,
     from_tag,
     to_tag,
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # Tags of a ticket. A champion's version keeps the number of the version that it replaced.
 HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
-TARGET, KEY, LINE = "promotion.target", "promotion.key", "promotion.line"
+TARGET, KEY, ATTEMPT = "promotion.target", "promotion.key", "promotion.line"
 NONE = ""  # no version, also as the value of a tag in earlier versions of this pipeline
 BROKEN_OFF = "it was interrupted before the champion changed"
 LATE = (
@@ -55,14 +55,14 @@ class Outrun(PipelineError):
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """An intended move of the alias `champion`, and its line for the ledger.
+    """An intended move of the alias `champion`, as an attempt for the ledger.
 
     `source` and `run_id` describe the model of the intended champion, `tags` and `description` its
     version. `target` is the version to go back to; None makes the ticket itself the champion. The
-    move is valid as long as `line.replaces` is the champion.
+    move is valid as long as `attempt.replaces` is the champion.
     """
 
-    line: Attempt
+    attempt: Attempt
     source: str
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def switch(registry: Registry, change: Change) -> int:
             _await_nobody(registry, ticket, change)
             target = _move(registry, ticket, change)
         except Outrun as outrun:
-            _record(registry, decided(change.line, REFUSED, note=str(outrun)))
+            _record(registry, decided(change.attempt, REFUSED, note=str(outrun)))
             registry.drop(ticket.number)
             raise
         _complete(registry, ticket)
@@ -90,7 +90,7 @@ def switch(registry: Registry, change: Change) -> int:
     except BaseException:
         # Ctrl-C, for example: a ticket left behind would keep other hosts waiting
         with suppress(Exception):
-            own = [one for one in registry.pending() if one.tags.get(KEY) == change.line.key]
+            own = [one for one in registry.pending() if one.tags.get(KEY) == change.attempt.key]
             _settle(registry, own)
         raise
 
@@ -114,10 +114,10 @@ def _take(registry: Registry, change: Change) -> Version:
     ticket = {
         STATE: PENDING,
         HOLDER: this_process(),
-        KEY: change.line.key,
-        LINE: to_tag(change.line),
+        KEY: change.attempt.key,
+        ATTEMPT: to_tag(change.attempt),
     }
-    ticket |= {REPLACES: str(change.line.replaces)} if change.line.replaces else {}
+    ticket |= {REPLACES: str(change.attempt.replaces)} if change.attempt.replaces else {}
     ticket |= {TARGET: str(change.target)} if change.target else {}
     return registry.add(change.source, change.run_id, {**change.tags, **ticket}, change.description)
 
@@ -126,7 +126,7 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
     """Checks that it is this ticket's turn and that the champion is the one to be replaced."""
     lower = [other for other in registry.pending() if other.number < ticket.number]
     # If a response was lost and the request repeated, that ticket is ours as well.
-    twice = [other for other in lower if other.tags.get(KEY) == change.line.key]
+    twice = [other for other in lower if other.tags.get(KEY) == change.attempt.key]
     others = [other for other in lower if other not in twice]
     for other in others:
         if _alive(other):
@@ -138,9 +138,9 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
         registry.drop(other.number)
     _settle(registry, others)
     champion = registry.present().aliases.get(CHAMPION)
-    if champion != change.line.replaces:
+    if champion != change.attempt.replaces:
         raise Outrun(
-            f"the champion is now {_named(champion)}, but was {_named(change.line.replaces)} "
+            f"the champion is now {_named(champion)}, but was {_named(change.attempt.replaces)} "
             "when this was judged; nothing was changed; try again"
         )
 
@@ -152,7 +152,7 @@ def _move(registry: Registry, ticket: Version, change: Change) -> int:
         raise Outrun(LATE)
     registry.point(CHAMPION, target)
     if registry.find(ticket.number) is None:
-        rightful = _last_move(registry) or change.line.replaces
+        rightful = _last_move(registry) or change.attempt.replaces
         if rightful != target:
             registry.point(CHAMPION, rightful)
             raise Outrun(LATE)
@@ -161,7 +161,8 @@ def _move(registry: Registry, ticket: Version, change: Change) -> int:
 
 def _last_move(registry: Registry) -> int | None:
     """The version that is champion according to the ledger."""
-    moves = [line.version for line in entries(registry.present().tags) if line.decision in MOVES]
+    attempts = attempts_in(registry.present().tags)
+    moves = [attempt.version for attempt in attempts if attempt.decision in MOVES]
     return moves[-1] if moves else None
 
 
@@ -173,7 +174,7 @@ def _settle(registry: Registry, dead: list[Version]) -> None:
         elif registry.present().aliases.get(CHAMPION) == _target(ticket):
             _complete(registry, ticket)
         else:
-            _record(registry, decided(_line(ticket), ABANDONED, BROKEN_OFF))
+            _record(registry, decided(_attempt(ticket), ABANDONED, BROKEN_OFF))
             registry.drop(ticket.number)
 
 
@@ -189,18 +190,18 @@ def _complete(registry: Registry, ticket: Version) -> None:
     challenger = present.get(CHALLENGER)
     if challenger and champion and _run_of(registry, challenger) == champion.run_id:
         registry.point(CHALLENGER, None)  # it is the champion now
-    _record(registry, replace(_line(ticket), version=target))
+    _record(registry, replace(_attempt(ticket), version=target))
     if target == ticket.number:
-        spent = [key for key in (HOLDER, TARGET, KEY, LINE) if key in ticket.tags]
+        spent = [key for key in (HOLDER, TARGET, KEY, ATTEMPT) if key in ticket.tags]
         registry.mark(ticket.number, DONE, without=spent)
     else:
         registry.drop(ticket.number)
 
 
-def _record(registry: Registry, line: Attempt) -> None:
-    """Writes a line of the ledger unless it exists already."""
-    if line.key not in registry.present().tags:
-        registry.keep(line.key, to_tag(line))
+def _record(registry: Registry, attempt: Attempt) -> None:
+    """Writes an attempt to the ledger unless it is there already."""
+    if attempt.key not in registry.present().tags:
+        registry.keep(attempt.key, to_tag(attempt))
 
 
 def _run_of(registry: Registry, number: int) -> str | None:
@@ -216,8 +217,8 @@ def _target(ticket: Version) -> int:
     return _as_number(ticket.tags.get(TARGET, NONE)) or ticket.number
 
 
-def _line(ticket: Version) -> Attempt:
-    return from_tag(ticket.tags[KEY], ticket.tags[LINE])
+def _attempt(ticket: Version) -> Attempt:
+    return from_tag(ticket.tags[KEY], ticket.tags[ATTEMPT])
 
 
 def _as_number(tag: str) -> int | None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import load_raw
+from pipeline.data.load import ingest
 from pipeline.data.values import SPLITS, Array
 from pipeline.libraries import import_slow
 from pipeline.system.errors import PipelineError, RequestError
@@ -176,7 +176,7 @@ def _again(run: RecordedRun, today: Config) -> Config:
 
 
 def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
-    raw = load_raw(again, fingerprint=run.fingerprint)
+    raw = ingest(again, fingerprint=run.fingerprint)
     began = origin.recorded_origin(
         run.tags,
         patch=run.text("code.patch") if run.has_uncommitted_changes else "",

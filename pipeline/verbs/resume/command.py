@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config, validate
-from pipeline.data.load import load_raw
+from pipeline.data.load import ingest
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
@@ -127,7 +127,7 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
 
 def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
-    raw = load_raw(then, fingerprint=run.fingerprint)
+    raw = ingest(then, fingerprint=run.fingerprint)
     began = origin.recorded_origin(
         run.tags, patch=_kept(folder, "code.patch"), environment=_kept(folder, "environment.txt")
     )

@@ -128,7 +128,7 @@ def test_a_bundled_data_set_needs_no_cache(digits: Config) -> None:
 
 
 def test_a_cached_data_set_is_verified_and_a_changed_one_told(digits: Config) -> None:
-    ingest(digits.dataset, name="digits", data_dir=Path(digits.data_dir))
+    ingest(digits)
     assert one(checks.data(digits)).says.startswith("digits is cached and intact")
     [labels] = Path(digits.data_dir).rglob("raw-*/test_labels.npy")
     labels.write_bytes(labels.read_bytes()[:-1] + b"\1")

@@ -22,7 +22,7 @@ from pipeline.verbs.promote.ledger import (
 from tests.commands import configured
 
 GATE = Gate(name="test accuracy", value=0.9, limit=0.85, passed=True, says="on 8 images")
-LINE = Attempt(
+ATTEMPT = Attempt(
     key=new_key(datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC), "00c0ffee"),
     who="ada@engine",
     decision=PROMOTED,
@@ -33,8 +33,8 @@ LINE = Attempt(
 )
 
 
-def line(decision: str, **changes: Any) -> Attempt:
-    return Attempt(**{**vars(LINE), "decision": decision, **changes})
+def attempt(decision: str, **changes: Any) -> Attempt:
+    return Attempt(**{**vars(ATTEMPT), "decision": decision, **changes})
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> RecordedRun:
 
 
 def test_a_version_is_described_by_its_run_its_gates_and_how_it_came(run: RecordedRun) -> None:
-    what, accuracies, how, gates, command, place = note_of_version(run, LINE).split("\n\n")
+    what, accuracies, how, gates, command, place = note_of_version(run, ATTEMPT).split("\n\n")
     assert what == "**mlp on digits**: 1,000 parameters, 2 epochs, seed 0."
     assert "**0.7500** | &ensp;0.3006 to 0.9544 | &ensp;4 |" in accuracies
     assert how == (
@@ -72,10 +72,10 @@ def test_a_version_is_described_by_its_run_its_gates_and_how_it_came(run: Record
 
 
 def test_it_is_told_who_overruled_the_gates_and_why_and_what_was_refused(run: RecordedRun) -> None:
-    forced = note_of_version(run, line(FORCED, reason="it's *urgent*", replaces=None, gates=[]))
+    forced = note_of_version(run, attempt(FORCED, reason="it's *urgent*", replaces=None, gates=[]))
     assert f"ada@engine, {FORCED} with the gates overruled: it's &#42;urgent&#42;." in forced
     assert "| gate |" not in forced
-    refused = note_of_version(run, line(REFUSED))
+    refused = note_of_version(run, attempt(REFUSED))
     assert "A challenger: refused 2026-05-04 03:02 UTC, by ada@engine." in refused
 
 
@@ -84,7 +84,7 @@ def registry(texts: dict[str, str]) -> Any:
 
 
 def test_a_model_is_described_by_its_champion_and_its_ledger(run: RecordedRun) -> None:
-    note = note_of_model(registry({}), Present(aliases={"champion": 3}), [LINE], run)
+    note = note_of_model(registry({}), Present(aliases={"champion": 3}), [ATTEMPT], run)
     assert "Its champion is version 3, `models:/digits@champion`." in note
     assert "**0.7500**" in note
     assert "2 → 3" in note
@@ -94,13 +94,13 @@ def test_a_model_is_described_by_its_champion_and_its_ledger(run: RecordedRun) -
 
 
 def test_the_ledger_has_the_gates_that_are_artefacts_of_its_runs() -> None:
-    older = line(REFUSED, key=new_key(datetime(2026, 5, 3, tzinfo=UTC), "01"), version=None)
-    tags = {one.key: to_tag(one) for one in (LINE, older)}
-    texts = {artifact(one.key): to_text(one) for one in (LINE, older)}
+    older = attempt(REFUSED, key=new_key(datetime(2026, 5, 3, tzinfo=UTC), "01"), version=None)
+    tags = {one.key: to_tag(one) for one in (ATTEMPT, older)}
+    texts = {artifact(one.key): to_text(one) for one in (ATTEMPT, older)}
     first, second = whole_ledger(registry(texts), Present(tags=tags))
     assert (first.decision, first.gates) == (REFUSED, [GATE])
     assert (second.decision, second.gates) == (PROMOTED, [GATE])
     first, second = whole_ledger(registry(texts), Present(tags=tags), newest=1)
     assert (first.gates, second.gates) == ([], [GATE])
-    [lost] = whole_ledger(registry({}), Present(tags={LINE.key: to_tag(LINE)}))
+    [lost] = whole_ledger(registry({}), Present(tags={ATTEMPT.key: to_tag(ATTEMPT)}))
     assert (lost.version, lost.gates) == (3, [])

@@ -72,7 +72,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def predict(model: Any, test: Split, batch_size: int) -> Array:
         return probabilities(*model)
 
-    monkeypatch.setattr(evidence, "load_raw", lambda config, **_: RAW)
+    monkeypatch.setattr(evidence, "ingest", lambda config, **_: RAW)
     monkeypatch.setattr(evidence, "load_model", load_model)
     monkeypatch.setattr(evidence, "predict", predict)
     monkeypatch.setattr(evidence, "single_image_ms", lambda model, test: 2.5)

@@ -20,9 +20,9 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     ROLLED_BACK,
     Attempt,
+    attempts_in,
     complaint,
     decided,
-    entries,
     from_tag,
     from_text,
     gates_table,
@@ -38,7 +38,7 @@ WHEN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 ACCURACY = Gate(name="test accuracy", value=0.9, limit=0.85, passed=True, says="on 8 test images")
 SLOW = Gate(name="latency, ms", value=20.04, limit=10.0, passed=False, says="median [here]")
 STATUS = Gate(name="run finished", value="KILLED", limit="FINISHED", passed=False, says="it was")
-LINE = Attempt(
+ATTEMPT = Attempt(
     key=new_key(WHEN, "00c0ffee"),
     who="ada@engine",
     decision=PROMOTED,
@@ -58,9 +58,9 @@ def shown(table: Table) -> str:
 
 
 def test_a_key_is_the_time_in_utc_and_a_token() -> None:
-    assert LINE.key == "ledger.20260504T030201123456Z.00c0ffee"
-    assert new_key(WHEN.astimezone(timezone(timedelta(hours=9))), "00c0ffee") == LINE.key
-    assert LINE.when == WHEN
+    assert ATTEMPT.key == "ledger.20260504T030201123456Z.00c0ffee"
+    assert new_key(WHEN.astimezone(timezone(timedelta(hours=9))), "00c0ffee") == ATTEMPT.key
+    assert ATTEMPT.when == WHEN
 
 
 @pytest.mark.parametrize(
@@ -77,84 +77,86 @@ def test_a_key_is_the_time_in_utc_and_a_token() -> None:
 def test_a_champion_is_measured_by_those_since_a_person_overruled_the_gates(
     moves: list[tuple[str, int | None]], line: list[int]
 ) -> None:
-    lines = [replace(LINE, decision=decision, version=version) for decision, version in moves]
-    assert line_of_champions(lines) == line
+    attempts = [replace(ATTEMPT, decision=decision, version=version) for decision, version in moves]
+    assert line_of_champions(attempts) == line
 
 
-def test_a_line_comes_back_as_it_was() -> None:
-    assert from_text(LINE.key, to_text(LINE)) == LINE
+def test_an_attempt_comes_back_as_it_was() -> None:
+    assert from_text(ATTEMPT.key, to_text(ATTEMPT)) == ATTEMPT
 
 
 @given(st.text(max_size=1000), st.lists(st.text(max_size=3000), max_size=14))
-def test_whatever_it_says_a_line_fits_the_column_of_the_store(reason: str, says: list[str]) -> None:
+def test_whatever_it_says_an_attempt_fits_the_column_of_the_store(
+    reason: str, says: list[str]
+) -> None:
     gates = [replace(SLOW, says=text) for text in says]
-    line = replace(LINE, reason=reason, gates=gates)
-    kept = to_text(line)
+    attempt = replace(ATTEMPT, reason=reason, gates=gates)
+    kept = to_text(attempt)
     assert len(kept) <= LONGEST_MODEL_TAG
-    back = from_text(LINE.key, kept)
+    back = from_text(ATTEMPT.key, kept)
     assert [(gate.value, gate.passed) for gate in back.gates] == [(20.04, False)] * len(says)
 
 
 def test_a_long_text_is_cut_no_more_than_it_must_be() -> None:
-    kept = from_text(LINE.key, to_text(replace(LINE, reason="x" * 1000, note="y" * 4000)))
+    kept = from_text(ATTEMPT.key, to_text(replace(ATTEMPT, reason="x" * 1000, note="y" * 4000)))
     assert (kept.reason, len(kept.note), kept.note[-2:]) == ("x" * 1000, 1000, "y…")
 
 
-def test_a_line_that_cannot_be_made_to_fit_is_an_error() -> None:
+def test_an_attempt_that_cannot_be_made_to_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="5000 are allowed"):
-        to_text(replace(LINE, gates=[SLOW] * 100))
+        to_text(replace(ATTEMPT, gates=[SLOW] * 100))
 
 
 @pytest.mark.parametrize(
-    "line",
+    "attempt",
     [
-        LINE,
-        replace(LINE, decision=REFUSED, version=None, reason=None),
+        ATTEMPT,
+        replace(ATTEMPT, decision=REFUSED, version=None, reason=None),
         replace(
-            LINE, decision="rolled back", replaces=None, who='a "b", by c', reason="\\ \n, run"
+            ATTEMPT, decision="rolled back", replaces=None, who='a "b", by c', reason="\\ \n, run"
         ),
-        replace(LINE, reason=None, note='it was "late"'),
-        replace(LINE, decision="abandoned", reason=' "x" ', note="n"),
+        replace(ATTEMPT, reason=None, note='it was "late"'),
+        replace(ATTEMPT, decision="abandoned", reason=' "x" ', note="n"),
     ],
 )
-def test_a_line_comes_back_from_its_short_tag_without_its_gates(line: Attempt) -> None:
-    assert from_tag(line.key, to_tag(line)) == replace(line, gates=[])
+def test_an_attempt_comes_back_from_its_short_tag_without_its_gates(attempt: Attempt) -> None:
+    assert from_tag(attempt.key, to_tag(attempt)) == replace(attempt, gates=[])
 
 
 @given(st.text(), st.text(), st.text(max_size=9000))
 def test_whatever_people_write_a_short_tag_is_read_again(who: str, reason: str, note: str) -> None:
-    line = replace(LINE, who=who, reason=reason or None, note=note)
-    kept = to_tag(line)
+    attempt = replace(ATTEMPT, who=who, reason=reason or None, note=note)
+    kept = to_tag(attempt)
     assert len(kept) <= LONGEST_MODEL_TAG
-    back = from_tag(line.key, kept)
+    back = from_tag(attempt.key, kept)
     assert (back.decision, back.version, back.replaces, back.run_id) == (
-        *(line.decision, line.version, line.replaces, line.run_id),
+        *(attempt.decision, attempt.version, attempt.replaces, attempt.run_id),
     )
     if len(who + reason + note) < 300:
-        assert back == replace(line, gates=[])
+        assert back == replace(attempt, gates=[])
 
 
 def test_a_short_tag_reads_as_a_sentence() -> None:
-    short = replace(LINE, reason=None)
+    short = replace(ATTEMPT, reason=None)
     assert to_tag(short) == "promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine"
-    assert to_tag(LINE).endswith(', by ada@engine: "it is [better]"')
+    assert to_tag(ATTEMPT).endswith(', by ada@engine: "it is [better]"')
 
 
 def test_a_ledger_reads_tags_of_earlier_versions_and_refuses_what_is_none() -> None:
-    assert from_tag(LINE.key, to_text(LINE)) == LINE
+    assert from_tag(ATTEMPT.key, to_text(ATTEMPT)) == ATTEMPT
     with pytest.raises(ValueError, match="cannot be read"):
-        from_tag(LINE.key, "promoted, they say")
+        from_tag(ATTEMPT.key, "promoted, they say")
 
 
-def test_the_lines_among_other_tags_are_found_oldest_first() -> None:
-    later = replace(LINE, key=new_key(WHEN + timedelta(seconds=1), "00000000"))
-    tags = {later.key: to_text(later), "team": "vision", LINE.key: to_text(LINE)}
-    assert entries(tags) == [LINE, later]
+def test_the_attempts_among_other_tags_are_found_oldest_first() -> None:
+    later = replace(ATTEMPT, key=new_key(WHEN + timedelta(seconds=1), "00000000"))
+    tags = {later.key: to_text(later), "team": "vision", ATTEMPT.key: to_text(ATTEMPT)}
+    assert attempts_in(tags) == [ATTEMPT, later]
 
 
 def test_another_end_keeps_all_else() -> None:
-    ended = decided(LINE, REFUSED, "too late")
-    assert ended == replace(LINE, decision="refused", note="too late")
+    ended = decided(ATTEMPT, REFUSED, "too late")
+    assert ended == replace(ATTEMPT, decision="refused", note="too late")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +175,8 @@ def test_a_complaint_has_the_number_and_the_limit(gate: Gate, line: str) -> None
 
 
 def test_the_history_shows_when_who_what_and_why() -> None:
-    refused = replace(LINE, decision=REFUSED, version=None, gates=[SLOW], reason=None)
-    text = shown(history_table([LINE, refused], "digits", 3))
+    refused = replace(ATTEMPT, decision=REFUSED, version=None, gates=[SLOW], reason=None)
+    text = shown(history_table([ATTEMPT, refused], "digits", 3))
     first, second = (line for line in text.splitlines() if "ada@engine" in line)
     for part in ("2026-05-04 03:02:01", "promoted", "2 → 3", "12345678", "“it is [better]”"):
         assert part in first
@@ -186,12 +188,12 @@ def test_the_history_shows_when_who_what_and_why() -> None:
 
 
 def test_the_ledger_as_json_has_all_that_a_line_says() -> None:
-    document = history_document([LINE], "digits", {"champion": 3})
+    document = history_document([ATTEMPT], "digits", {"champion": 3})
     assert json.loads(json.dumps(document)) == document
     assert (document["model"], document["aliases"]) == ("digits", {"champion": 3})
-    [line] = document["entries"]
-    assert line.pop("when") == "2026-05-04T03:02:01.123456+00:00"
-    assert from_text(line.pop("key"), json.dumps(line)) == LINE
+    [attempt] = document["entries"]
+    assert attempt.pop("when") == "2026-05-04T03:02:01.123456+00:00"
+    assert from_text(attempt.pop("key"), json.dumps(attempt)) == ATTEMPT
 
 
 def test_the_gates_are_shown_with_their_verdicts() -> None:

@@ -143,14 +143,14 @@ def test_a_run_that_passes_is_champion_with_its_lineage_and_loads_by_alias(
     assert len(tags["config.sha256"]) == 64
     model = mlflow.tensorflow.load_model("models:/synthetic@champion")
     assert model.input_shape == (None, 28, 28, 1)
-    [line] = ledger()
-    assert (line.decision, line.run_id, line.version, line.replaces) == (
+    [attempt] = ledger()
+    assert (attempt.decision, attempt.run_id, attempt.version, attempt.replaces) == (
         PROMOTED,
         runs.good,
         1,
         None,
     )
-    assert {gate.name: gate.passed for gate in line.gates}["reproduces predictions"]
+    assert {gate.name: gate.passed for gate in attempt.gates}["reproduces predictions"]
 
 
 def test_a_version_has_a_handful_of_short_tags_and_a_description(runs: Runs) -> None:
@@ -225,7 +225,7 @@ def test_a_worse_one_is_refused_by_the_paired_test_with_its_numbers(runs: Runs) 
     assert complaint.startswith("not worse than version 1: ")
     assert "below -0.005" in complaint
     assert aliases() == {CHAMPION: 1}
-    assert [line.decision for line in ledger()] == [PROMOTED, REFUSED]
+    assert [attempt.decision for attempt in ledger()] == [PROMOTED, REFUSED]
 
 
 def test_a_run_must_be_as_good_as_the_best_champion_so_far_not_as_the_last_alone(
@@ -275,9 +275,9 @@ def test_a_refused_first_attempt_is_in_the_ledger_of_a_model_without_versions(ru
         promoted(runs.weak)
     assert aliases() == {}
     assert registry().find(1) is None
-    [line] = ledger()
-    assert (line.decision, line.run_id, line.version) == (REFUSED, runs.weak, None)
-    assert "worst-class recall" in {gate.name for gate in line.gates if not gate.passed}
+    [attempt] = ledger()
+    assert (attempt.decision, attempt.run_id, attempt.version) == (REFUSED, runs.weak, None)
+    assert "worst-class recall" in {gate.name for gate in attempt.gates if not gate.passed}
 
 
 def test_a_refused_run_may_be_the_challenger_once_registered(runs: Runs) -> None:
@@ -292,8 +292,8 @@ def test_force_promotes_with_its_reason_in_the_ledger(runs: Runs) -> None:
     promoted(runs.good)
     promoted(runs.weak, "promote.force=true", "promote.reason='the demo needs it'")
     assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
-    line = ledger()[-1]
-    assert (line.decision, line.reason) == (FORCED, "the demo needs it")
+    attempt = ledger()[-1]
+    assert (attempt.decision, attempt.reason) == (FORCED, "the demo needs it")
 
 
 @pytest.mark.parametrize("reason", [(), ("promote.reason=' '",)])
@@ -379,8 +379,14 @@ def test_rollback_goes_to_the_version_before_and_is_recorded(
         "previous": "None",
         "run_id": runs.good,
     }
-    line = ledger()[-1]
-    assert (line.decision, line.version, line.replaces, line.run_id, line.reason) == (
+    attempt = ledger()[-1]
+    assert (
+        attempt.decision,
+        attempt.version,
+        attempt.replaces,
+        attempt.run_id,
+        attempt.reason,
+    ) == (
         ROLLED_BACK,
         1,
         2,
@@ -461,8 +467,8 @@ def test_history_is_one_json_document_for_scripts_even_before_it_begins(
     capsys.readouterr()
     document = told()
     assert document["aliases"] == {"champion": 1}
-    assert [line["decision"] for line in document["entries"]] == [PROMOTED, REFUSED]
-    assert [line["run_id"] for line in document["entries"]] == [runs.good, runs.weak]
+    assert [attempt["decision"] for attempt in document["entries"]] == [PROMOTED, REFUSED]
+    assert [attempt["run_id"] for attempt in document["entries"]] == [runs.good, runs.weak]
     gates = {gate["name"]: gate for gate in document["entries"][1]["gates"]}
     assert gates["worst-class recall"]["passed"] is False
     assert gates["worst-class recall"]["value"] < gates["worst-class recall"]["limit"]
@@ -519,7 +525,7 @@ def test_ctrl_c_in_a_promotion_leaves_nothing_for_others_to_wait_for(
     assert ended.stderr == "stopped by SIGINT; what was recorded so far is kept\n"
     assert aliases() == aliases_
     assert registry().pending() == []
-    assert [line.decision for line in ledger()] == [PROMOTED, decision]
+    assert [attempt.decision for attempt in ledger()] == [PROMOTED, decision]
 
 
 @matrix(9)
@@ -531,8 +537,8 @@ def test_a_command_killed_as_it_moved_the_champion_is_completed_by_the_next(runs
     assert len(ledger()) == 1
     carried_out("history", *DATA, folder=runs.folder)
     assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
-    assert [line.decision for line in ledger()] == [PROMOTED, PROMOTED]
-    assert ABANDONED not in {line.decision for line in ledger()}
+    assert [attempt.decision for attempt in ledger()] == [PROMOTED, PROMOTED]
+    assert ABANDONED not in {attempt.decision for attempt in ledger()}
     mlflow.tensorflow.load_model("models:/synthetic@champion")
 
 

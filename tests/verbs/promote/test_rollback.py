@@ -15,7 +15,7 @@ from pipeline.verbs.promote import rollback as module
 from pipeline.verbs.promote.ledger import ROLLED_BACK, UNCHANGED, to_tag
 from pipeline.verbs.promote.rollback import Ledger, history, rollback, show_history
 from pipeline.verbs.promote.switch import Change
-from tests.verbs.promote.test_describe import LINE
+from tests.verbs.promote.test_describe import ATTEMPT
 
 CONFIG: Any = SimpleNamespace(tracking=None, choices=SimpleNamespace(dataset="digits"))
 
@@ -41,7 +41,7 @@ class Registry:
         self.versions = {1: version(1), 2: version(2), 3: version(3, PENDING)}
 
     def present(self) -> Present:
-        return Present(aliases=self.aliases, tags={LINE.key: to_tag(LINE)})
+        return Present(aliases=self.aliases, tags={ATTEMPT.key: to_tag(ATTEMPT)})
 
     def find(self, number: int) -> Version | None:
         return self.versions.get(number)
@@ -72,9 +72,9 @@ def test_the_version_that_the_champion_replaced_takes_its_place(
     assert rolled_back(monkeypatch, champion=2, previous=1) == (ROLLED_BACK, "")
     [move] = moves
     assert (move.target, move.source, move.run_id) == (1, "file:///1", "run1")
-    line = move.line
-    assert (line.decision, line.version, line.replaces) == (ROLLED_BACK, 1, 2)
-    assert (line.run_id, line.reason) == ("run1", "it drifts")
+    attempt = move.attempt
+    assert (attempt.decision, attempt.version, attempt.replaces) == (ROLLED_BACK, 1, 2)
+    assert (attempt.run_id, attempt.reason) == ("run1", "it drifts")
 
 
 def test_a_champion_stays_what_it_is(moves: list[Change], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +124,14 @@ def test_the_history_is_shown_as_a_table_as_json_or_as_none(
 ) -> None:
     monkeypatch.setattr(module, "open_registry", lambda tracking, name: Registry(champion=3))
     ledger = history(CONFIG, History(format="table"), Path())
-    assert [one.version for one in ledger.entries] == [3]
+    assert [one.version for one in ledger.attempts] == [3]
     show_history(ledger, History(format="table"))
     assert "champion: version 3" in capsys.readouterr().out
     show_history(ledger, History(format="json"))
     document = json.loads(capsys.readouterr().out)
     assert (document["model"], document["aliases"]) == ("digits", {"champion": 3})
     assert document["entries"][0]["replaces"] == 2
-    show_history(Ledger(name="digits", aliases={}, entries=[]), History(format="table"))
+    show_history(Ledger(name="digits", aliases={}, attempts=[]), History(format="table"))
     assert capsys.readouterr().out == (
         "digits has no ledger yet; it begins with the first `promote`\n"
     )

@@ -39,14 +39,14 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     ROLLED_BACK,
     Attempt,
-    entries,
+    attempts_in,
     to_tag,
 )
 from pipeline.verbs.promote.switch import (
+    ATTEMPT,
     BROKEN_OFF,
     HOLDER,
     KEY,
-    LINE,
     REPLACES,
     TARGET,
     Change,
@@ -64,7 +64,7 @@ NAME = "digits"
 DEAD = json.dumps(json.loads(this_process()) | {"born": 1.0})  # a PID that is another's by now
 
 
-def line(number: int, replaces: int | None, decision: str = PROMOTED, **more: Any) -> Attempt:
+def attempt(number: int, replaces: int | None, decision: str = PROMOTED, **more: Any) -> Attempt:
     key = f"ledger.20260101T0000{number:02}000000Z.{number:08x}"
     made = Attempt(
         key=key,
@@ -83,7 +83,7 @@ def run(number: int) -> str:
 
 def promotion(number: int, replaces: int | None) -> Change:
     return Change(
-        line=line(number, replaces),
+        attempt=attempt(number, replaces),
         source=f"file:///models/{number}",
         run_id=run(number),
         tags={"model": f"model {number}"},
@@ -92,7 +92,7 @@ def promotion(number: int, replaces: int | None) -> Change:
 
 def going_back(number: int, replaces: int, to: int) -> Change:
     return Change(
-        line=line(number, replaces, ROLLED_BACK, version=to),
+        attempt=attempt(number, replaces, ROLLED_BACK, version=to),
         source=f"file:///models/{to}",
         run_id=run(to),
         target=to,
@@ -198,7 +198,7 @@ def opened(database: Path | str) -> Registry:
 
 
 def decisions(registry: Registry) -> list[str]:
-    return [entry.decision for entry in entries(registry.present().tags)]
+    return [one.decision for one in attempts_in(registry.present().tags)]
 
 
 def aliases(registry: Registry) -> dict[str, int]:
@@ -212,7 +212,7 @@ def test_the_first_promotion_makes_version_one_champion_and_is_recorded(registry
     assert version is not None
     assert (version.tags[STATE], version.tags["model"]) == (DONE, "model 1")
     assert (version.source, version.run_id) == ("file:///models/1", run(1))
-    assert entries(registry.present().tags) == [line(1, None, version=1)]
+    assert attempts_in(registry.present().tags) == [attempt(1, None, version=1)]
 
 
 def test_the_champion_that_was_becomes_previous(registry: Registry) -> None:
@@ -272,10 +272,10 @@ def ticket(registry: Registry, change: Change, holder: str) -> int:
     tags = {
         STATE: PENDING,
         HOLDER: holder,
-        REPLACES: str(change.line.replaces or ""),
+        REPLACES: str(change.attempt.replaces or ""),
         TARGET: str(change.target or ""),
-        KEY: change.line.key,
-        LINE: to_tag(change.line),
+        KEY: change.attempt.key,
+        ATTEMPT: to_tag(change.attempt),
     }
     return registry.add(change.source, change.run_id, tags).number
 
@@ -320,7 +320,7 @@ def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None
     settle(registry)
     assert aliases(registry) == {CHAMPION: 1}
     assert (registry.find(2), registry.pending()) == (None, [])
-    assert entries(registry.present().tags)[-1] == line(2, 1, ABANDONED, note=BROKEN_OFF)
+    assert attempts_in(registry.present().tags)[-1] == attempt(2, 1, ABANDONED, note=BROKEN_OFF)
 
 
 def test_what_a_killed_process_had_done_is_completed(registry: Registry) -> None:
@@ -636,7 +636,7 @@ def assert_one_wins_each_round(uri: str) -> None:
                 assert "another promotion is in progress" in message or "champion is now" in message
     assert aliases(registry) == {CHAMPION: champions[-1], PREVIOUS: champions[-2]}
     assert champions == sorted(champions)
-    kept = [entry.version for entry in entries(registry.present().tags) if entry.version]
+    kept = [one.version for one in attempts_in(registry.present().tags) if one.version]
     assert sorted(kept) == champions
     assert decisions(registry).count(PROMOTED) == ROUNDS
     assert decisions(registry).count(REFUSED) == ROUNDS * (RACERS - 1)

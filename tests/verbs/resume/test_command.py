@@ -235,9 +235,9 @@ def test_another_library_is_refused_and_a_tool_is_not(
 def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.verbs.resume import command as module
 
-    raw = module.load_raw(configured("dataset=digits", f"data_dir={stopped}/data"))
+    raw = module.ingest(configured("dataset=digits", f"data_dir={stopped}/data"))
     other = replace(raw, class_names=tuple("ABCDEFGHIJ"))
-    monkeypatch.setattr(module, "load_raw", lambda *_, **__: other)
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: other)
     refused(stopped, "longer be the same run: data was")
 
 
