@@ -465,7 +465,7 @@ def test_most_lines_of_functions_need_neither_disk_network_process_nor_store() -
     } <= outside
     share = 1 - sum(sizes.get(name, 0) for name in outside) / sum(sizes.values())
     print(f"{share:.1%} of {sum(sizes.values()):,} lines are in functions that reach nothing")
-    assert share >= 0.6
+    assert share >= 0.61
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
         HydraException: it cannot be composed.
     """
     name, folder, overrides = _flags_and_overrides(words)
-    own = [place for place in (search_path.project_folder(), folder) if place is not None]
+    own = _folders_of_user(folder)
     if not own and not any("hydra" in word or "_target_" in word for word in overrides):
         return
     try:
@@ -76,7 +76,7 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
         ):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             parsed = parser.parse_overrides(overrides)
-            _check_search_path(name, [*own, search_path.CONF], parsed)
+            _check_search_path(_searched_by_file(name, [*own, search_path.CONF]), parsed)
             fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
             composed = _composed(name, fixed)
             check_composed(composed)
@@ -113,9 +113,9 @@ def check_search_path(words: Sequence[str]) -> None:
         RequestError: `hydra.searchpath` names a package, which Hydra would import.
     """
     name, folder, overrides = _flags_and_overrides(words)
-    own = [place for place in (search_path.project_folder(), folder) if place is not None]
+    own = _folders_of_user(folder)
     parsed = OverridesParser.create().parse_overrides(overrides)
-    _check_search_path(name, [*own, search_path.CONF], parsed)
+    _check_search_path(_searched_by_file(name, [*own, search_path.CONF]), parsed)
 
 
 def check_composed(composed: DictConfig) -> None:
@@ -157,9 +157,14 @@ def _flags_and_overrides(words: Sequence[str]) -> tuple[str, Path | None, list[s
             next(remaining, None)
         elif (not word.startswith("-") and "=" in word) or word.startswith("~"):
             overrides.append(word)
-    if folder is not None and not folder.is_dir():
-        raise RequestError(f"--config-dir={folder}: no such folder")
     return name, folder, overrides
+
+
+def _folders_of_user(given: Path | None) -> list[Path]:
+    """The folders of the user's configuration files; `given` is `--config-dir`."""
+    if given is not None and not given.is_dir():
+        raise RequestError(f"--config-dir={given}: no such folder")
+    return [place for place in (search_path.project_folder(), given) if place is not None]
 
 
 def _composed(name: str, overrides: Sequence[Override]) -> DictConfig:
@@ -183,17 +188,21 @@ def _chooses_files(override: Override) -> bool:
     return bool(known) and override.is_discrete_sweep()
 
 
-def _check_search_path(name: str, folders: Iterable[Path], overrides: Iterable[Override]) -> None:
-    """Checks that `hydra.searchpath`, in words and in the primary file, names only folders."""
-    wanted: list[Any] = []
+def _searched_by_file(name: str, folders: Iterable[Path]) -> Any:
+    """The value of `hydra.searchpath` in the primary configuration file."""
     files = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
-    if found := next((file for file in files if file.is_file()), None):
-        wanted.append(OmegaConf.select(OmegaConf.load(found), "hydra.searchpath"))
-    wanted += [
+    found = next((file for file in files if file.is_file()), None)
+    return found and OmegaConf.select(OmegaConf.load(found), "hydra.searchpath")
+
+
+def _check_search_path(by_file: Any, overrides: Iterable[Override]) -> None:
+    """Checks that `hydra.searchpath`, in words and in the primary file, names only folders."""
+    by_words = [
         one.value()
         for one in overrides
         if one.key_or_group == "hydra.searchpath" and not one.is_delete()
     ]
+    wanted = [by_file, *by_words]
     for place in (str(place) for places in wanted if places is not None for place in places):
         scheme, separator, rest = place.partition("://")
         package = re.split(r"[./]", rest)[0]

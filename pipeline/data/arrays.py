@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,7 +69,7 @@ def from_idx(
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
         arrays[split, what] = values
-    mapped = _mapping(place, chosen) if class_names is None else None
+    mapped = _characters(place, chosen) if class_names is None else None
     turned = ", transposed" if transpose else ""
     return _raw(
         arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
@@ -83,17 +83,22 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
         RequestError: a file is missing, or it is unclear which set is meant.
     """
     place, below = located(path, "dataset.path")
-    sets: dict[str, dict[tuple[str, str], str]] = {}
-    for name in place.contents().files:
-        match = _IDX.fullmatch(PurePosixPath(name).name) if name.startswith(below) else None
-        if match:
-            split = split_of(match["split"]) or "test"  # t10k
-            known = sets.setdefault(match["set"], {})
-            known.setdefault((split, match["what"].lower()), name)
+    sets = _idx_sets(name for name in place.contents().files if name.startswith(below))
     chosen = _set_of(sets, prefix, path)
     found = sets[chosen]
     _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
     return place, chosen, found
+
+
+def _idx_sets(files: Iterable[str]) -> dict[str, Names]:
+    """The IDX files among these, by the set that they belong to."""
+    sets: dict[str, dict[tuple[str, str], str]] = {}
+    for name in files:
+        if match := _IDX.fullmatch(PurePosixPath(name).name):
+            split = split_of(match["split"]) or "test"  # t10k
+            known = sets.setdefault(match["set"], {})
+            known.setdefault((split, match["what"].lower()), name)
+    return {**sets}
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
@@ -114,22 +119,25 @@ def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
     return wanted
 
 
-def _mapping(place: Place, chosen: str) -> dict[int, str] | None:
-    """The characters of each label, as EMNIST lists them: `1 65 97` for `Aa`."""
+def _characters(place: Place, chosen: str) -> dict[int, str] | None:
+    """The characters of each label, if there is a file `<prefix>-mapping.txt`."""
     wanted = f"{chosen}-mapping.txt"
-    for name in place.contents().files:
-        if PurePosixPath(name).name == wanted:
-            with place.opened(name) as file:
-                lines = file.read(2**20).decode("ascii", "replace").splitlines()
-            try:
-                rows = [[int(part) for part in line.split()] for line in lines if line.strip()]
-                return {row[0]: "".join(map(chr, row[1:])) for row in rows}
-            except (ValueError, IndexError, OverflowError) as error:
-                raise RequestError(
-                    f"{place.root / name} is damaged ({one_line(error)}); repair it, or name the "
-                    "classes: dataset.class_names=[…]"
-                ) from error
-    return None
+    names = (name for name in place.contents().files if PurePosixPath(name).name == wanted)
+    name = next(names, None)
+    return None if name is None else _mapping(*_content(place, name, most=2**20))
+
+
+def _mapping(content: bytes, where: Path) -> dict[int, str]:
+    """The characters of each label, as EMNIST lists them: `1 65 97` for `Aa`."""
+    lines = content.decode("ascii", "replace").splitlines()
+    try:
+        rows = [[int(part) for part in line.split()] for line in lines if line.strip()]
+        return {row[0]: "".join(map(chr, row[1:])) for row in rows}
+    except (ValueError, IndexError, OverflowError) as error:
+        raise RequestError(
+            f"{where} is damaged ({one_line(error)}); repair it, or name the "
+            "classes: dataset.class_names=[…]"
+        ) from error
 
 
 def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
@@ -342,10 +350,11 @@ def from_cifar(path: str, *, fine: bool | None, source: str | None = None) -> Ra
         RequestError: a file is missing or damaged.
     """
     place, version, files = cifar_parts(path, fine=fine)
-    class_names = _cifar_names(place, files["names"][0], version)
+    class_names = _cifar_names(*_content(place, files["names"][0], most=2**20), version)
     splits = {}
     for split in ("train", "test"):
-        parts = [_cifar_part(place, name, version, len(class_names)) for name in files[split]]
+        contents = (_content(place, name) for name in files[split])
+        parts = [_cifar_part(*one, version, len(class_names)) for one in contents]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         splits[split] = Split(images=images, labels=labels)
     return RawData(
@@ -382,23 +391,25 @@ def cifar_parts(
     )
 
 
-def _cifar_names(place: Place, name: str, version: Cifar) -> tuple[str, ...]:
+def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, Path]:
+    """The first bytes of a file, at most `most` or all of them, and where it is."""
     with place.opened(name) as file:
-        content = file.read(2**20)
+        return file.read(most), place.root / name
+
+
+def _cifar_names(content: bytes, where: Path, version: Cifar) -> tuple[str, ...]:
     if version.keys[1]:
-        names = _entries(content, place.root / name).get(version.keys[1])
+        names = _entries(content, where).get(version.keys[1])
     else:
         names = content.decode("utf-8", "replace").split()
     if not isinstance(names, list) or len({*map(str, names)}) < max(2, len(names)):
-        raise RequestError(f"{place.root / name} does not hold the names of the classes")
+        raise RequestError(f"{where} does not hold the names of the classes")
     return tuple(as_line(_string(one)) for one in names)
 
 
-def _cifar_part(place: Place, name: str, version: Cifar, classes: int) -> tuple[Array, Array]:
+def _cifar_part(content: bytes, where: Path, version: Cifar, classes: int) -> tuple[Array, Array]:
     """Images u8[n,32,32,3] and labels i32[n] of one file."""
-    pixels, where = COLOURS * _SIDE * _SIDE, place.root / name
-    with place.opened(name) as file:
-        content = file.read()
+    pixels = COLOURS * _SIDE * _SIDE
     if version.label_bytes:
         record = version.label_bytes + pixels
         if not content or len(content) % record:

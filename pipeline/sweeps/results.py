@@ -127,6 +127,16 @@ def print_results(
 def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
     """Prints the jobs that a sweep would run, and an estimate of the time from earlier runs."""
     console = standard_output()
+    console.print(_preview(plan, jobs))
+    count = len(jobs) or config.sweep.n_trials
+    proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
+    parallel = min(count, jobs_at_once(launcher) or count)
+    time = _estimate(count, parallel, typical_seconds(config))
+    console.print(f"{count} jobs{proposed}; {time}; nothing was run", soft_wrap=True)
+
+
+def _preview(plan: Manifest, jobs: Sequence[Job]) -> Table:
+    """The jobs or, of a search, the space of its keys."""
     if jobs:
         table = Table("job", *plan.searched)
         for job in jobs:
@@ -135,18 +145,17 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
         table = Table("searched", "space")
         for key, space in plan.searched.items():
             table.add_row(key, space)
-    console.print(table)
-    count = len(jobs) or config.sweep.n_trials
-    proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
-    parallel = min(count, jobs_at_once(launcher) or count)
-    seconds = typical_seconds(config)
-    time = (
+    return table
+
+
+def _estimate(count: int, parallel: int, seconds: float | None) -> str:
+    """The time that jobs take, as earlier runs took `seconds` each, if there are any."""
+    if not seconds:
+        return "time unknown: there is no earlier run"
+    return (
         f"about {rough_duration(seconds * -(-count // parallel))}, {parallel} at once, "
         f"as earlier runs took {rough_duration(seconds)}"
-        if seconds
-        else "time unknown: there is no earlier run"
     )
-    console.print(f"{count} jobs{proposed}; {time}; nothing was run", soft_wrap=True)
 
 
 def _table(

@@ -227,20 +227,26 @@ def require_sense(settings: Sweep) -> None:
             f"Optuna {optuna.__version__} is too old to search with (hydra-optuna-sweeper installs "
             f"it); pip uninstall hydra-optuna-sweeper, then pip install 'optuna>={OLDEST}'"
         )
-    if settings.pruner != "none" and len(settings.objective) > 1:
-        raise RequestError(
-            f"sweep.pruner={settings.pruner}: with two objectives no trial can be pruned; "
-            "set sweep.pruner=none"
-        )
-    if settings.pruner != "none" and not settings.objective[0].startswith("val/"):
-        raise RequestError(
-            f"sweep.pruner={settings.pruner} needs an objective that each epoch has, such as "
-            f"val/accuracy, not {settings.objective[0]}"
-        )
+    _require_prunable(settings)
     if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
         raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
     make_pruner(settings)
     _sampler(settings, 0)
+
+
+def _require_prunable(settings: Sweep) -> None:
+    if settings.pruner == "none":
+        return
+    if len(settings.objective) > 1:
+        raise RequestError(
+            f"sweep.pruner={settings.pruner}: with two objectives no trial can be pruned; "
+            "set sweep.pruner=none"
+        )
+    if not settings.objective[0].startswith("val/"):
+        raise RequestError(
+            f"sweep.pruner={settings.pruner} needs an objective that each epoch has, such as "
+            f"val/accuracy, not {settings.objective[0]}"
+        )
 
 
 def _sampler(settings: Sweep, seed: int) -> Any:

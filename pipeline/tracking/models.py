@@ -271,7 +271,7 @@ def _fetched(client: mlflow.MlflowClient | None, uri: str) -> Iterator[SavedMode
             raise RequestError(f"model_uri={uri}: no such model; {hint}") from error
         except ValueError as error:
             raise RequestError(f"model_uri={uri}: cannot be loaded: {error}") from error
-        yield _described(uri, folder, sizes)
+        yield _described(uri, folder, sum(sizes.values()) / 1e6)
 
 
 def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
@@ -387,38 +387,48 @@ def _require_ours(sizes: Mapping[str, int]) -> None:
             raise FileNotFoundError(f"{name} is missing")
 
 
-def _described(uri: str, folder: Path, sizes: Mapping[str, int]) -> SavedModel:
-    """Reads `MLmodel` as data: names of modules in it are compared, never imported."""
+def _described(uri: str, folder: Path, megabytes: float) -> SavedModel:
+    """Reads the description in the folder of a model, which nothing has checked yet."""
     try:
-        document = yaml.safe_load(_read(folder / "MLmodel", _MOST_TEXT))
-        flavors, metadata = _mapping(document, "flavors"), _mapping(document, "metadata")
-        names = metadata.get("class_names")
-        if "tensorflow" not in flavors or names is None:
-            raise RequestError(
-                f"model_uri={uri}: not a model of this pipeline, it has no class names"
-            )
-        _require_keras(flavors)
-        border, model_id = metadata.get("dark_border"), document.get("model_id")
-        if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
-            raise ValueError("class_names is not a list of texts")
-        is_share = (
-            isinstance(border, int | float) and not isinstance(border, bool) and 0 <= border <= 1
-        )
-        if border is not None and not is_share:
-            raise ValueError("dark_border is not a share")
-        if (fit := metadata.get("fit", PAD)) not in FITS:
-            raise ValueError("fit is not a known way to fit pictures")
-        if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
-            raise ValueError("model_id is not valid")
+        model = _understood(_read(folder / "MLmodel", _MOST_TEXT), folder, megabytes)
         module = folder / "data" / "keras_module.txt"
         if module.exists() and _read(module, _MOST_TEXT).strip() not in KERAS_MODULES:
             raise ValueError("data/keras_module.txt names a module other than keras")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = first_line(str(error))[:200]
         raise RequestError(f"model_uri={uri}: cannot be loaded: MLmodel: {told}") from error
+    if model is None:
+        raise RequestError(f"model_uri={uri}: not a model of this pipeline, it has no class names")
+    return model
+
+
+def _understood(text: str, folder: Path, megabytes: float) -> SavedModel | None:
+    """Reads `MLmodel` as data: names of modules in it are compared, never imported.
+
+    None for a model of another program.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: it is damaged, or not to be trusted.
+    """
+    document = yaml.safe_load(text)
+    flavors, metadata = _mapping(document, "flavors"), _mapping(document, "metadata")
+    names = metadata.get("class_names")
+    if "tensorflow" not in flavors or names is None:
+        return None
+    _require_keras(flavors)
+    border, model_id = metadata.get("dark_border"), document.get("model_id")
+    if not isinstance(names, list) or not names or not all(type(n) is str for n in names):
+        raise ValueError("class_names is not a list of texts")
+    is_share = isinstance(border, int | float) and not isinstance(border, bool) and 0 <= border <= 1
+    if border is not None and not is_share:
+        raise ValueError("dark_border is not a share")
+    if (fit := metadata.get("fit", PAD)) not in FITS:
+        raise ValueError("fit is not a known way to fit pictures")
+    if model_id is not None and not re.fullmatch(r"m-\w+", str(model_id)):
+        raise ValueError("model_id is not valid")
     return SavedModel(
         folder=folder,
-        megabytes=sum(sizes.values()) / 1e6,
+        megabytes=megabytes,
         model_id=model_id,
         class_names=tuple(names),
         says_border="dark_border" in metadata,

@@ -44,7 +44,20 @@ def running(
         orphans, silent = orphans + gone, []
     if orphans and fix:
         yield from _fixed(client, orphans, bring_home)
-    elif orphans:
+        orphans = []
+    by_hand = closing_by_hand(client, found.unknown[0]) if found.unknown else ""
+    yield from _left_alone(orphans, silent, found.unknown, by_hand)
+    yield ok("runs", f"{at_work} at work")
+
+
+def _left_alone(
+    orphans: Sequence[RecordedRun],
+    silent: Sequence[RecordedRun],
+    unknown: Sequence[RecordedRun],
+    by_hand: str,
+) -> Iterator[Finding]:
+    """Findings about runs that stay as they are; `by_hand` closes the first of the unknown."""
+    if orphans:
         says = f"{len(orphans)} RUNNING although {GONE}: {_listed(orphans)}"
         yield warning("runs", says, f"{FIX} (marks them KILLED)")
     if silent:
@@ -52,12 +65,11 @@ def running(
         yield warning(
             "runs", says, f"{FIX} (listens for {LISTEN_S:g} s, then marks the silent ones KILLED)"
         )
-    if found.unknown:
-        says = f"{len(found.unknown)} RUNNING without a heartbeat: {_listed(found.unknown)}"
-        mend = f"if its process is gone: {closing_by_hand(client, found.unknown[0])}"
-        old = any(map(began_long_ago, found.unknown))
+    if unknown:
+        says = f"{len(unknown)} RUNNING without a heartbeat: {_listed(unknown)}"
+        old = any(map(began_long_ago, unknown))
+        mend = f"if its process is gone: {by_hand}"
         yield warning("runs", says, mend) if old else ok("runs", says)
-    yield ok("runs", f"{at_work} at work")
 
 
 def folders(client: Client) -> dict[str, Owner]:

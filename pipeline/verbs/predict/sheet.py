@@ -5,7 +5,7 @@ With `explain`, each image has a map of the parts that speak for its class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ INNER = 4  # pixels between an image and its map
 TILE, INSET, GAP, CAPTION, HEADER = 180, 52, 18, 62, 64  # pixels
 PAPER, INK, FAINT, TRACK, ACCENT = "#ffffff", "#1b1f24", "#6b7480", "#e4e8ed", "#1f77b4"
 _UNSURE, UNSURE_BELOW = "#d95f02", 0.5
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,29 @@ class Thumbnail:
     probability: float
     seen: Array
     best: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fonts:
+    """The fonts of a sheet, read from the disk."""
+
+    title: ImageFont.FreeTypeFont
+    note: ImageFont.FreeTypeFont
+    label: ImageFont.FreeTypeFont
+    share: ImageFont.FreeTypeFont
+    name: ImageFont.FreeTypeFont
+
+
+def read_fonts() -> Fonts:
+    """Reads the fonts that matplotlib brings."""
+    bold, plain = (str(_FONTS / f"{name}.ttf") for name in ("DejaVuSans-Bold", "DejaVuSans"))
+    return Fonts(
+        title=ImageFont.truetype(bold, 20),
+        note=ImageFont.truetype(plain, 12),
+        label=ImageFont.truetype(bold, 15),
+        share=ImageFont.truetype(plain, 15),
+        name=ImageFont.truetype(plain, 11),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +109,13 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Draws the page as a PNG."""
+        originals = [_original(cell, self.shape) for cell in self.cells]
+        page = self.draw(originals, read_fonts())
         with replacing(path) as partial:
-            self.draw().save(partial)
+            page.save(partial)
 
-    def draw(self) -> Picture:
-        """The page."""
+    def draw(self, originals: Sequence[Picture], fonts: Fonts) -> Picture:
+        """The page; `originals` are the images as in their files, none larger than a tile."""
         seen = [cell.seen for cell in self.cells]
         maps = self.explain and self.explain(
             np.stack(seen), np.array([cell.best for cell in self.cells])
@@ -102,17 +127,18 @@ class Sheet:
         step = width + GAP, TILE + CAPTION + GAP
         page = Image.new("RGB", (GAP + columns * step[0], HEADER + rows * step[1] + GAP), PAPER)
         pen = ImageDraw.Draw(page)
-        large = _font(20, bold=True)
-        pen.text((GAP, 14), _short(pen, self.title, page.width - 2 * GAP, large), INK, large)
+        title = _short(pen, self.title, page.width - 2 * GAP, fonts.title)
+        pen.text((GAP, 14), title, INK, fonts.title)
         note = f"the first {len(self.cells)} images; the small ones are as the model saw them"
         note += f"; red is what spoke for the class, by {maps.method}" if maps else ""
-        pen.text((GAP, 44), note, FAINT, _font(12))
-        for position, cell in enumerate(self.cells):
+        pen.text((GAP, 44), note, FAINT, fonts.note)
+        for position, (cell, original) in enumerate(zip(self.cells, originals, strict=True)):
             corner = (
                 GAP + position % columns * step[0],
                 HEADER + GAP + position // columns * step[1],
             )
-            _draw(page, cell, corner, self.shape)
+            _draw(page, original, cell.seen, corner)
+            _caption(pen, cell, (corner[0], corner[1] + TILE + 6), fonts)
             if maps:
                 _draw_map(
                     page, cell.seen, maps.maps[position], (corner[0] + TILE + INNER, corner[1])
@@ -120,16 +146,13 @@ class Sheet:
         return page
 
 
-def _draw(page: Picture, cell: Thumbnail, corner: tuple[int, int], shape: Shape) -> None:
+def _draw(page: Picture, original: Picture, seen: Array, corner: tuple[int, int]) -> None:
     left, top = corner
-    pen = ImageDraw.Draw(page)
-    pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
-    whole = contained(_original(cell, shape), (TILE, TILE))
-    page.paste(whole, (left + (TILE - whole.width) // 2, top + (TILE - whole.height) // 2))
-    seen = picture_of(cell.seen).convert("RGB").resize((INSET, INSET), Image.Resampling.NEAREST)
-    framed = ImageOps.expand(seen, 2, PAPER)
+    ImageDraw.Draw(page).rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
+    page.paste(original, (left + (TILE - original.width) // 2, top + (TILE - original.height) // 2))
+    small = picture_of(seen).convert("RGB").resize((INSET, INSET), Image.Resampling.NEAREST)
+    framed = ImageOps.expand(small, 2, PAPER)
     page.paste(framed, (left + TILE - framed.width, top + TILE - framed.height))
-    _caption(pen, cell, (left, top + TILE + 6))
 
 
 def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) -> None:
@@ -139,25 +162,30 @@ def _draw_map(page: Picture, seen: Array, heat: Array, corner: tuple[int, int]) 
     page.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
 
 
-def _caption(pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int]) -> None:
+def _caption(
+    pen: ImageDraw.ImageDraw, cell: Thumbnail, corner: tuple[int, int], fonts: Fonts
+) -> None:
     left, top = corner
     colour = _UNSURE if cell.probability < UNSURE_BELOW else ACCENT
     filled = max(1, round(TILE * cell.probability))
     pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
     pen.rectangle((left, top, left + filled - 1, top + 4), colour)
-    bold, light, small = _font(15, bold=True), _font(15), _font(11)
     share = f"{cell.probability:.0%}"
-    width = pen.textlength(share, light)
-    pen.text((left + TILE - width, top + 10), share, colour, light)
-    pen.text((left, top + 10), _short(pen, cell.label, TILE - width - 8, bold), INK, bold)
+    width = pen.textlength(share, fonts.share)
+    pen.text((left + TILE - width, top + 10), share, colour, fonts.share)
+    label = _short(pen, cell.label, TILE - width - 8, fonts.label)
+    pen.text((left, top + 10), label, INK, fonts.label)
     name = printable(Path(cell.file.name)) + ("" if cell.index is None else f" [{cell.index}]")
-    pen.text((left, top + 33), _short(pen, name, TILE, small), FAINT, small)
+    pen.text((left, top + 33), _short(pen, name, TILE, fonts.name), FAINT, fonts.name)
 
 
 def _original(cell: Thumbnail, shape: Shape) -> Picture:
-    """The image as in its file or, if that has changed or gone since, as the model saw it."""
+    """The image as in its file or, if that has changed or gone since, as the model saw it.
+
+    It fits into a tile, so that all of a sheet fit into memory.
+    """
     try:
-        return _in_its_file(cell, shape)
+        return contained(_in_its_file(cell, shape), (TILE, TILE))
     except (OSError, ValueError, IndexError, PipelineError):
         side = (TILE, TILE)
         return picture_of(cell.seen).convert("RGB").resize(side, Image.Resampling.NEAREST)
@@ -179,7 +207,3 @@ def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.Fr
     while text and pen.textlength(f"{text}…", font) > width:
         text = text[:-1]
     return f"{text}…"
-
-
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONTS / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)

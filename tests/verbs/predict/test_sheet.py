@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.verbs.predict.sheet import COLUMNS, GAP, HEADER, MOST_PICTURES, TILE, Sheet
+from pipeline.verbs.predict.sheet import (
+    COLUMNS,
+    GAP,
+    HEADER,
+    MOST_PICTURES,
+    TILE,
+    Sheet,
+    read_fonts,
+)
 from pipeline.verbs.predict.writers import PredictedBlock
 
 SHAPE = (4, 4, 1)
@@ -26,6 +34,12 @@ def sheet_of(images: np.ndarray, file: Path, *, inverted: bool, batches: int = 1
     return sheet
 
 
+def drawn(sheet: Sheet, folder: Path) -> Image.Image:
+    sheet.save(folder / "sheet.png")
+    with Image.open(folder / "sheet.png") as page:
+        return page.copy()
+
+
 def test_the_first_images_are_kept_as_the_model_saw_them(tmp_path: Path) -> None:
     images = np.full((3, *SHAPE), 200, np.uint8)
     sheet = sheet_of(images, tmp_path / "a.npy", inverted=True, batches=40)
@@ -38,8 +52,7 @@ def test_a_tile_shows_the_original_and_in_its_corner_what_the_model_saw(tmp_path
     file = tmp_path / "red.png"
     Image.new("RGB", (300, 300), "red").save(file)
     seen = np.full((1, *SHAPE), 179, np.uint8)
-    sheet_of(seen, file, inverted=True).save(tmp_path / "sheet.png")
-    page = Image.open(tmp_path / "sheet.png")
+    page = drawn(sheet_of(seen, file, inverted=True), tmp_path)
     left, top = GAP, HEADER + GAP
     assert page.getpixel((left + 20, top + 20)) == (255, 0, 0)
     assert page.getpixel((left + TILE - 20, top + TILE - 20)) == (76, 76, 76)
@@ -50,7 +63,7 @@ def test_images_of_an_array_are_drawn_in_rows(tmp_path: Path) -> None:
     images[-1] = 255
     np.save(tmp_path / "a.npy", images)
     sheet = sheet_of(images[..., np.newaxis], tmp_path / "a.npy", inverted=False)
-    page = sheet.draw()
+    page = drawn(sheet, tmp_path)
     below = page.height - GAP * 2 - 62 - TILE // 2
     assert page.getpixel((GAP + 20, below)) == (255, 255, 255)
     assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (0, 0, 0)
@@ -58,7 +71,8 @@ def test_images_of_an_array_are_drawn_in_rows(tmp_path: Path) -> None:
 
 def test_a_sheet_of_one_image_has_room_for_its_title(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 4, 4), np.uint8))
-    page = sheet_of(np.zeros((1, *SHAPE), np.uint8), tmp_path / "a.npy", inverted=False).draw()
+    sheet = sheet_of(np.zeros((1, *SHAPE), np.uint8), tmp_path / "a.npy", inverted=False)
+    page = drawn(sheet, tmp_path)
     assert page.width > 4 * TILE
 
 
@@ -72,5 +86,14 @@ def test_names_of_several_lines_and_files_that_are_gone_cost_no_sheet(tmp_path: 
         class_names=("two\nlines", "b"),
     )
     sheet.add(predicted, np.full((1, *SHAPE), 120, np.uint8))
-    page = sheet.draw()
+    page = drawn(sheet, tmp_path)
     assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (120, 120, 120)
+
+
+def test_a_sheet_is_drawn_from_pictures_in_memory() -> None:
+    sheet = sheet_of(np.zeros((2, *SHAPE), np.uint8), Path("a.npy"), inverted=False)
+    originals = [Image.new("RGB", (TILE, TILE), name) for name in ("red", "blue")]
+    page = sheet.draw(originals, read_fonts())
+    left, top = GAP + 20, HEADER + GAP + 20
+    assert page.getpixel((left, top)) == (255, 0, 0)
+    assert page.getpixel((left + TILE + GAP, top)) == (0, 0, 255)
