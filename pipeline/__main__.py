@@ -132,9 +132,10 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
         raise RequestError(f"{verb.name} -m: a sweep is made of runs; leave out {verb.name}")
     if words[:1] == [LAUNCHED_BY_MLPROJECT]:
         settings = once([full_word(word, verb.name, verb.request) for word in settings])
-    refuse_mistakes(settings, _command(verb, flags), verbs())
+    command = _command(verb, flags)
+    refuse_mistakes(settings, command, verbs())
     given = addressed(settings, verb.name, verb.request, multirun=multirun)
-    if verb.of_record and not _shown(flags):
+    if verb.of_record and not command.helps:
         refuse_settings_of_a_run(given, verb.name)
     if multirun:
         require_our_sweeper(given)
@@ -151,7 +152,8 @@ def _command(verb: Verb, flags: list[str]) -> Command:
         needs=verb.needs,
         first=verb.first,
         multirun="--multirun" in values,
-        shows=_shown(flags),
+        dry=_is_dry(flags),
+        helps=_shown(flags) and not _is_dry(flags),
         files=partial(
             files_of, more=[Path(values["--config-dir"])] if "--config-dir" in values else []
         ),
@@ -162,6 +164,13 @@ def _shown(words: list[str]) -> bool:
     """Whether flags among the words ask to show the configuration or help instead of the work."""
     flags = {word.partition("=")[0] for word in words}
     return bool({"--cfg", "--info", "--help", "--hydra-help", "--version"} & flags)
+
+
+def _is_dry(words: list[str]) -> bool:
+    """Whether flags among the words ask to show the whole configuration, which is checked then."""
+    flags = dict(word.partition("=")[::2] for word in words if word.startswith("-"))
+    others = {"--multirun", "--config-name", "--config-path", "--package"}
+    return flags.get("--cfg") in ("job", "all") and not others & flags.keys()
 
 
 def _complete(asked: list[str]) -> int:
@@ -240,10 +249,9 @@ def _check_shown(verb: Verb, given: list[str]) -> None:
     Raises:
         RequestError: the command without `--cfg` would be refused; says why.
     """
-    flags = dict(word.partition("=")[::2] for word in given if word.startswith("-"))
-    others = {"--multirun", "--config-name", "--config-path", "--package"}
-    if flags.get("--cfg") not in ("job", "all") or others & flags.keys():
+    if not _is_dry(given):
         return
+    flags = dict(word.partition("=")[::2] for word in given if word.startswith("-"))
     words = [word for word in given if not word.startswith("-")]
     if folder := flags.get("--config-dir"):
         words.append(f"hydra.searchpath=[{quoted(str(Path(folder).absolute()))}]")

@@ -264,6 +264,13 @@ RULES = (
         nothing=("ignore",),
     ),
     Rule(
+        keys=("evaluate.leakage",),
+        when=_has_no_files,
+        because="on this data set, whose images have no groups that a split could ignore",
+        mend="leave it out",
+        nothing=(False,),
+    ),
+    Rule(
         keys=("preprocess.seed",),
         when=lambda config: config.preprocess.validation_size == 0,
         because="with preprocess.validation_size=0: no validation images are drawn",

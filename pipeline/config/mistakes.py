@@ -63,8 +63,10 @@ class Command:
     files: Callable[[str], Sequence[str]]
     """Returns the names of a group's configuration files."""
     multirun: bool = False
-    shows: bool = False
-    """Whether it only shows the configuration."""
+    dry: bool = False
+    """Whether it shows the configuration of a run, and checks it, instead of the work."""
+    helps: bool = False
+    """Whether it shows help or a part of the configuration, where nothing need have an effect."""
     ignored: Collection[str] = ()
     """Groups and keys that have no effect on the verb; `dataset.` are the keys of a group alone."""
     needs: str = ""
@@ -89,7 +91,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     _require_settings(words, command, verbs)
     for word in words:
         _require_key(word, command)
-    if not command.shows:
+    if not command.helps:
         for word in words:
             _require_effect(word, words, command)
     if not command.multirun:
@@ -98,7 +100,7 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     for word in words:
         _require_no_list(word, command)
         _require_value(word, command, parser)
-    if not command.shows and not command.multirun:
+    if not command.helps and not command.multirun:
         for word in words:
             _require_use(word, command)
 
@@ -225,6 +227,8 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
         what = what if "=" not in what else "it" if command.python else bare
         if command.python:
             how = "leave it out, for compose describes one run"
+        elif command.dry:
+            how = "leave it out; sweep.preview=true, with -m, shows the jobs of a sweep"
         elif command.verb == "run":
             how = "add -m"
         else:

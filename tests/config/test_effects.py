@@ -74,6 +74,7 @@ IDLE = [
     (f"evaluate.batch_size=64 {UNEVALUATED}", "nothing is evaluated", "0.1"),
     ("ingest.checks.bad_files.action=refuse dataset=digits", "not made of picture files", ALBUM),
     ("ingest.checks.bad_files.limit=0.5 dataset=digits", "not made of picture files", ALBUM),
+    ("evaluate.leakage=true dataset=fashion_mnist", "no groups that a split could ignore", ALBUM),
     ("ingest.checks.smallest_class.limit=0", "no class has fewer images", "1"),
     ("train.patience=5 train.epochs=5", "the training ends first", "6"),
     ("train.teacher_weight=0.5 train.teacher=null", "without a teacher", "abcd"),

@@ -58,6 +58,12 @@ EFFECT = {
     "drift path=x model=cnn": "no effect on drift",
     "ingest tracking.uri=sqlite:///x.db": "no effect on ingest",
     "sync dataset=digits": "no effect on sync",
+    "--cfg job sweep.seed=3": "only a sweep has sweep.seed; leave it out; sweep.preview",
+    "--cfg job sweep.timeout_s=3": "only a sweep has sweep.timeout_s",
+    "--cfg all hydra.launcher.n_jobs=2": "only a sweep has hydra.launcher.n_jobs",
+    "--cfg job run_id=latest": "as in python -m pipeline evaluate run_id=latest",
+    "--cfg job compare.top=3": "no effect on run; it belongs to python -m pipeline compare top=3",
+    "predict images=x model=cnn --cfg job": "model=cnn has no effect on predict",
     "-m hydra/sweeper=basic hydra.sweeper.params.x=1": "what to try is written KEY=A,B, as in",
     "-m hydra/sweeper=basic hydra.sweeper.params.x=1,2": "what to try is written KEY=A,B",
 }
@@ -252,7 +258,12 @@ def test_so_is_one_within_a_word(
         ("-m run seed=0,1", "--multirun seed=0,1"),
         ("-m sweep=lr_grid sweep.preview=true", "--multirun sweep=lr_grid sweep.preview=true"),
         ("-m seed=0,1 seed=7", "--multirun seed=0,1 seed=7"),  # which the sweep refuses
-        ("--cfg job sweep=lr_grid compare.top=3", "--cfg=job sweep=lr_grid compare.top=3"),
+        ("--cfg hydra sweep=lr_grid compare.top=3", "--cfg=hydra sweep=lr_grid compare.top=3"),
+        (
+            "--cfg job --package sweep sweep=lr_grid",
+            "--cfg=job --package=sweep sweep=lr_grid",
+        ),
+        ("--help run_id=latest sweep.seed=3", "--help run_id=latest sweep.seed=3"),
         ("-m model.hidden=[64],[32]", "--multirun model.hidden=[64],[32]"),
         ("train.patience=null schedule=constant", "train.patience=null schedule=constant"),
         ("train.tensorboard=True train.xla=FALSE", "train.tensorboard=True train.xla=FALSE"),

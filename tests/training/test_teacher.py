@@ -106,8 +106,11 @@ def test_a_head_sees_the_images_if_it_has_a_teacher() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ("train.teacher_weight=0.3", "train.teacher_weight has no effect without a teacher; set"),
-        ("train.teacher_temperature=3", "train.teacher_temperature has no effect without"),
+        (
+            "train.teacher_weight=0.3",
+            "train.teacher_weight=0.3 has no effect without a teacher;",
+        ),
+        ("train.teacher_temperature=3", "train.teacher_temperature=3 has no effect without"),
         ("train.teacher=abcd evaluate.leakage=true", "test images train.teacher has seen"),
         ("train.teacher=abcd train.teacher_weight=2", "train.teacher_weight: must be at most 1"),
     ],
