@@ -82,7 +82,7 @@ class Train:
     label_smoothing: Fraction = MISSING
     """Share of each target that is spread over all classes; not in validation."""
     class_weight: Annotated[str, one_of("balanced")] | None = MISSING
-    """Weight of an image in the loss of training: `balanced` gives each class the same total."""
+    """Weight of an image in the loss of training: with `balanced`, each class has the same total."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
     """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
     teacher: str | None = MISSING
@@ -102,7 +102,8 @@ class Train:
     xla: bool | None = MISSING
     """Compile the training steps with XLA; null does so if that is known to be faster."""
     stream: bool | None = MISSING
-    """Read the images part by part while training; null does so if they do not fit into memory."""
+    """Read the images part by part while training; null does so if they take more than half of the
+    memory or, on a GPU, more than 4 GB."""
     tensorboard: bool = MISSING
     """Write a TensorBoard log, which becomes an artefact of the run."""
     plots: list[TrainingPlot] = MISSING
@@ -126,7 +127,8 @@ class Evaluate:
     batch_size: Count = MISSING
     """Images predicted at once; changes speed and memory only."""
     leakage: bool = MISSING
-    """Train once more on a split that ignores groups, and log the accuracy that it would claim."""
+    """Train once more on a split that ignores groups, and log the accuracy that it would claim;
+    only for picture files, since other images have no groups."""
     report: bool = MISSING
     """Write `report.html`, a page about the whole run."""
 
