@@ -295,8 +295,8 @@ TOUCHING = {
     "values",
     "training": "check saved checkpoint programs pretrained train",
     "verbs": "__init__ audit.command compare.command drift.command doctor.checks "
-    "doctor.leftovers doctor.store predict.command predict.sheet predict.writers report "
-    "resume.command serve.command stages",
+    "doctor.leftovers doctor.store ingest predict.command predict.sheet predict.writers report "
+    "resume.command serve.command",
 }
 
 
@@ -530,7 +530,8 @@ def test_what_checks_a_configuration_imports_no_slow_library() -> None:
 
 
 def test_ingesting_and_preprocessing_import_neither_tensorflow_nor_mlflow() -> None:
-    for module in reached_from("pipeline.verbs.stages", "pipeline.data.load"):
+    verbs = ("pipeline.verbs.ingest", "pipeline.verbs.preprocess")
+    for module in reached_from(*verbs, "pipeline.data.load"):
         used = packages(imported(TREES[module], into_functions=False))
         assert used & {"keras", "tensorflow", "mlflow"} == set(), module
 

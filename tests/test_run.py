@@ -23,7 +23,7 @@ from pipeline.run import complete, run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.recording import reopen
 from pipeline.verbs.evaluate import evaluate_recorded
-from pipeline.verbs.run import train_without_test
+from pipeline.verbs.train import train_without_test
 from tests.commands import LEAN, ROOT, configured, inside, pipeline, results
 from tests.stress.matrix import matrix
 

@@ -82,7 +82,7 @@ class Train:
     label_smoothing: Fraction = MISSING
     """Share of each target that is spread over all classes; not in validation."""
     class_weight: Annotated[str, one_of("balanced")] | None = MISSING
-    """Weight of an image in the loss of training: with `balanced`, each class has the same total."""
+    """Weight of an image in the loss of training; `balanced`: each class has the same total."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
     """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
     teacher: str | None = MISSING

@@ -1,12 +1,11 @@
-"""`run` and `train`: train and record a model."""
+"""`run`: trains, evaluates and records a model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.builders import GROUPS, check_keys
-from pipeline.config.effects import Rule, untested
+from pipeline.config.effects import Rule
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id
@@ -14,9 +13,8 @@ from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
     from pipeline.data.own_pictures import Pictures
-    from pipeline.run import Result
 
-_ADOPTED = Rule(
+OF_OPENED_RUN = Rule(
     keys=("tracking.experiment", "tracking.run_name", "tracking.artifact_root"),
     when=lambda config: adopted_run_id() is not None,
     because=f"on the run that {ADOPTED_RUN} names, which has been opened already",
@@ -28,18 +26,8 @@ RUN = Verb(
     help="train, evaluate and record one model (the default)",
     entry="pipeline.run:run",
     check="pipeline.verbs.run:require_possible",
-    rules=(_ADOPTED,),
+    rules=(OF_OPENED_RUN,),
     ignores=frozenset({"run_id"}),
-    records=True,
-)
-_TRAIN = Verb(
-    name="train",
-    help="like run, but without evaluating on the test split",
-    entry="pipeline.verbs.run:train_without_test",
-    check="pipeline.verbs.run:require_possible",
-    rules=(_ADOPTED,),
-    uses="pipeline.run",
-    ignores=frozenset({"run_id", "evaluate.test"}),
     records=True,
 )
 
@@ -70,10 +58,3 @@ def require_possible(config: Config) -> Pictures | None:
     if config.train.teacher is not None or may_be_run(weights):
         import_slow("pipeline.tracking.runs").require_named_runs(config)
     return listed
-
-
-def train_without_test(config: Config, folder: Path, *, pictures: Pictures | None = None) -> Result:
-    """Like `run`, but does not use the test split; `evaluate run_id=…` completes the run."""
-    from pipeline.run import run
-
-    return run(untested(config), folder, pictures=pictures)

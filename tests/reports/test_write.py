@@ -18,7 +18,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.verbs.evaluate import evaluate_recorded
-from pipeline.verbs.run import train_without_test
+from pipeline.verbs.train import train_without_test
 from tests.commands import LEAN, carried_out, configured, inside
 
 pytestmark = pytest.mark.slow

@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from pipeline.system.errors import RequestError
 from pipeline.verbs import verbs
-from pipeline.verbs.run import train_without_test
 from tests.commands import configured
 
 
@@ -19,22 +13,3 @@ def test_a_run_of_our_own_is_checked_before_it_is_opened(monkeypatch: pytest.Mon
         verb.require_possible(config)
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123abcd")
     verb.require_possible(config)  # that run is open already, and records why it fails
-
-
-def test_train_is_a_run_that_leaves_the_test_images_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[tuple[Any, Path]] = []
-
-    def run(config: Any, folder: Path, *, pictures: Any) -> str:
-        assert pictures is None
-        called.append((config, folder))
-        return "its result"
-
-    monkeypatch.setitem(sys.modules, "pipeline.run", SimpleNamespace(run=run))
-    config = configured("model=linear", "seed=3")
-    assert train_without_test(config, tmp_path) == "its result"  # type: ignore[comparison-overlap]
-    [(given, folder)] = called
-    assert (given.evaluate.test, given.seed, folder) == (False, 3, tmp_path)
-    assert config.evaluate.test is True
-    assert "evaluate.test" in verbs()["train"].ignores

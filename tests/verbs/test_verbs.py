@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
+from pipeline import verbs as package
 from pipeline.config.schema import Config, validate, validate_request
 from pipeline.config.words import full_word
 from pipeline.system.errors import RequestError
@@ -22,6 +25,19 @@ def test_run_is_the_first_of_the_verbs_and_the_others_stand_in_alphabetical_orde
     assert first == "run"
     assert others == sorted(others)
     assert {"train", "evaluate", "compare", "promote", "predict", "doctor"} <= set(others)
+
+
+def test_each_verb_has_a_file_or_folder_of_its_name() -> None:
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    declared = {
+        name: [
+            value.name
+            for value in vars(importlib.import_module(f"pipeline.verbs.{name}")).values()
+            if isinstance(value, Verb)
+        ]
+        for name in names
+    }
+    assert declared == {name: [name] for name in VERBS}
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)

@@ -1,4 +1,4 @@
-"""`promote`, `rollback` and `history`: which model is the champion."""
+"""`promote`: makes the model of a run the champion, if it passes the gates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.effects import Rule
-from pipeline.config.rules import Count, Positive, Share, one_of
+from pipeline.config.rules import Positive, Share
 from pipeline.config.schema import Evaluate
 from pipeline.system.errors import RequestError
-from pipeline.verbs import DECIDED, OF_RUNS, Verb
+from pipeline.verbs import DECIDED, Verb
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000)]  # fits into a tag
 
@@ -57,24 +57,6 @@ class Promote:
             raise RequestError('promote.force=true needs a reason, for the ledger: reason="…"')
 
 
-@dataclass
-class Rollback:
-    """Which version to go back to."""
-
-    to: Count | None = MISSING
-    """Version of the registered model; null takes the one with the alias `previous`."""
-    reason: Reason | None = MISSING
-    """Why, for the ledger."""
-
-
-@dataclass
-class History:
-    """Settings of `history`."""
-
-    format: Annotated[str, one_of("table", "json")] = MISSING
-    """Format: a table for people or JSON for scripts."""
-
-
 PROMOTE = Verb(
     name="promote",
     ignores=(DECIDED | {f"evaluate.{one.name}" for one in fields(Evaluate)})
@@ -99,21 +81,4 @@ PROMOTE = Verb(
         ),
     ),
     needs="run_id=best",
-)
-ROLLBACK = Verb(
-    name="rollback",
-    ignores=OF_RUNS | {"run_id", "data_dir"},
-    first="to",
-    help="go back to the previous champion, or to=<version>",
-    entry="pipeline.verbs.promote.rollback:rollback",
-    show="pipeline.verbs.promote.promote:show",
-    request=Rollback,
-)
-HISTORY = Verb(
-    name="history",
-    ignores=OF_RUNS | {"run_id", "data_dir"},
-    help="show every promotion, rollback and refusal",
-    entry="pipeline.verbs.promote.rollback:history",
-    show="pipeline.verbs.promote.rollback:show_history",
-    request=History,
 )

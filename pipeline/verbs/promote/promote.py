@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config.flat import config_sha256
 from pipeline.config.schema import Config
@@ -28,7 +29,7 @@ from pipeline.tracking.values import (
     RecordedRun,
     Version,
 )
-from pipeline.verbs.promote import PROMOTE, Promote, Rollback
+from pipeline.verbs.promote import PROMOTE, Promote
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
@@ -47,6 +48,9 @@ from pipeline.verbs.promote.ledger import (
     to_text,
 )
 from pipeline.verbs.promote.switch import Change, settle, switch
+
+if TYPE_CHECKING:
+    from pipeline.verbs.rollback import Rollback
 
 SHOWN_ATTEMPTS = 20  # of the ledger, in the description of the registered model
 METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it

@@ -33,7 +33,7 @@ from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     Attempt,
 )
-from pipeline.verbs.run import train_without_test
+from pipeline.verbs.train import train_without_test
 from tests.commands import (
     LEAN,
     carried_out,

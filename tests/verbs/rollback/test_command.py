@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +9,11 @@ import pytest
 
 from pipeline.system.errors import RequestError
 from pipeline.tracking.values import DONE, PENDING, STATE, Present, Version
-from pipeline.verbs.promote import History, Rollback
-from pipeline.verbs.promote import rollback as module
 from pipeline.verbs.promote.ledger import ROLLED_BACK, UNCHANGED, to_tag
-from pipeline.verbs.promote.rollback import Ledger, history, rollback, show_history
 from pipeline.verbs.promote.switch import Change
+from pipeline.verbs.rollback import Rollback
+from pipeline.verbs.rollback import command as module
+from pipeline.verbs.rollback.command import rollback
 from tests.verbs.promote.test_describe import ATTEMPT
 
 CONFIG: Any = SimpleNamespace(tracking=None, choices=SimpleNamespace(dataset="digits"))
@@ -117,21 +116,3 @@ def test_a_version_whose_model_is_gone_is_refused(
     with pytest.raises(RequestError, match=r"^to=1: its model is gone: models:/digits/1 is not"):
         rolled_back(monkeypatch, champion=2, previous=1)
     assert moves == []
-
-
-def test_the_history_is_shown_as_a_table_as_json_or_as_none(
-    moves: list[Change], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(module, "open_registry", lambda tracking, name: Registry(champion=3))
-    ledger = history(CONFIG, History(format="table"), Path())
-    assert [one.version for one in ledger.attempts] == [3]
-    show_history(ledger, History(format="table"))
-    assert "champion: version 3" in capsys.readouterr().out
-    show_history(ledger, History(format="json"))
-    document = json.loads(capsys.readouterr().out)
-    assert (document["model"], document["aliases"]) == ("digits", {"champion": 3})
-    assert document["entries"][0]["replaces"] == 2
-    show_history(Ledger(name="digits", aliases={}, attempts=[]), History(format="table"))
-    assert capsys.readouterr().out == (
-        "digits has no ledger yet; it begins with the first `promote`\n"
-    )

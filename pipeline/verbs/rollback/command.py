@@ -1,33 +1,26 @@
-"""The verbs `rollback` and `history`: go back to an earlier champion, and show the ledger."""
+"""The verb `rollback`, from the version to go back to to the alias that names it."""
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config.schema import Config, Tracking
 from pipeline.system.errors import RequestError
 from pipeline.system.processes import user
-from pipeline.system.terminal import standard_output
 from pipeline.tracking.models import fetched
 from pipeline.tracking.registry import Registry, open_registry
 from pipeline.tracking.values import CHAMPION, DONE, PREVIOUS, STATE, Version
-from pipeline.verbs.promote import History, Rollback
-from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     UNCHANGED,
     Attempt,
-    history_document,
-    history_table,
     new_key,
 )
 from pipeline.verbs.promote.promote import Decision, concluded
 from pipeline.verbs.promote.switch import Change, settle, switch
+from pipeline.verbs.rollback import Rollback
 
 
 def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
@@ -64,37 +57,6 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
         Change(attempt=attempt, source=target.source, run_id=target.run_id, target=target.number),
     )
     return concluded(registry, ROLLED_BACK)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """All attempts to change the champion of the registered model `name`, newest last."""
-
-    name: str
-    aliases: Mapping[str, int]
-    attempts: Sequence[Attempt]
-
-
-def history(config: Config, request: History, folder: Path) -> Ledger:
-    """The ledger of the data set's registered model."""
-    registry = open_registry(config.tracking, config.choices.dataset)
-    settle(registry)
-    present = registry.present()
-    return Ledger(
-        name=registry.name, aliases=present.aliases, attempts=whole_ledger(registry, present)
-    )
-
-
-def show_history(ledger: Ledger, request: History) -> None:
-    """Prints the ledger as a table or as JSON."""
-    console = standard_output()
-    if request.format == "json":
-        document = history_document(ledger.attempts, ledger.name, ledger.aliases)
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif ledger.attempts:
-        console.print(history_table(ledger.attempts, ledger.name, ledger.aliases.get(CHAMPION)))
-    else:
-        console.print(f"{ledger.name} has no ledger yet; it begins with the first `promote`")
 
 
 def _target(

@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.verbs.stages import (
-    ingested,
-    preprocessed,
-    show_ingested,
-    show_preprocessed,
-)
+from pipeline.verbs.ingest import ingested, show_ingested
 from tests.commands import configured
 
 SMALL = (
@@ -38,18 +33,3 @@ def test_a_data_set_that_a_check_refuses_is_shown_and_then_refused(tmp_path: Pat
     assert result.page.exists()
     with pytest.raises(RequestError, match=r"fewer than 30 training images"):
         show_ingested(result, None)
-
-
-def test_the_splits_are_cached_and_their_sizes_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = configured(*SMALL, f"data_dir={tmp_path}/data")
-    for where in ("cached in", "taken from"):
-        result = preprocessed(config, tmp_path)
-        assert result.cache == tmp_path / "data/synthetic"
-        assert [len(one) for one in (result.prepared.train, result.prepared.val)] == [30, 10]
-        show_preprocessed(result, None)
-        printed = " ".join(capsys.readouterr().out.split())
-        assert "train │ 30" in printed
-        assert "test │ 20" in printed
-        assert where in printed

@@ -1,6 +1,6 @@
-"""`ingest` and `preprocess`: the first stages, which need no MLflow.
+"""`ingest`: fetches, checks and shows a data set.
 
-TensorFlow is only imported to show an augmentation.
+It needs no MLflow, and TensorFlow only to show an augmentation.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from pipeline.config.effects import Rule
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
-from pipeline.verbs import OF_TRAINING, Verb
+from pipeline.verbs import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.data.checks import Violation
     from pipeline.data.describe import Description
-    from pipeline.data.values import Array, Prepared, RawData
+    from pipeline.data.values import Array, RawData
 
 INGEST = Verb(
     name="ingest",
@@ -41,24 +41,9 @@ INGEST = Verb(
         ),
     ),
     help="fetch, verify, cache and check the data, and show it on a page",
-    entry="pipeline.verbs.stages:ingested",
-    show="pipeline.verbs.stages:show_ingested",
+    entry="pipeline.verbs.ingest:ingested",
+    show="pipeline.verbs.ingest:show_ingested",
 )
-_PREPROCESS = Verb(
-    name="preprocess",
-    ignores=OF_TRAINING | {"run_id", "ingest", "evaluate", "tracking"},
-    help="split the data and cache the splits",
-    entry="pipeline.verbs.stages:preprocessed",
-    show="pipeline.verbs.stages:show_preprocessed",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessed:
-    """The splits of a data set, and the folder of its cache."""
-
-    prepared: Prepared
-    cache: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,26 +108,3 @@ def show_ingested(result: Ingested, request: None) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     apply(result.findings)
     print(f"page={result.page}", flush=True)
-
-
-def preprocessed(config: Config, folder: Path) -> Preprocessed:
-    """Splits the ingested data and caches the splits."""
-    from pipeline.data.load import data_folder, load_data
-
-    return Preprocessed(prepared=load_data(config), cache=data_folder(config))
-
-
-def show_preprocessed(result: Preprocessed, request: None) -> None:
-    """Prints the sizes of the splits and the pixel statistics of the training images."""
-    from rich.table import Table
-
-    from pipeline.system.terminal import standard_output
-
-    prepared = result.prepared
-    table = Table("split", "images")
-    for split in ("train", "val", "test"):
-        table.add_row(split, f"{len(getattr(prepared, split)):,}")
-    console = standard_output()
-    console.print(table)
-    console.print("pixel mean", prepared.mean.round(2), "sd", prepared.std.round(2))
-    console.print("taken from" if prepared.cached else "cached in", result.cache)
