@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ import pytest
 
 import pipeline
 from pipeline.config.schema import Config
+from pipeline.tracking import values
 from pipeline.verbs import requests
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
@@ -215,11 +216,90 @@ def test_mlflows_names_and_grammar_stand_in_the_tracking_room_alone() -> None:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     assert texts
-    foreign = ("mlflow.source", "mlflow.parentRunId", "mlflow.runName", "attributes.", "tags.`")
-    foreign += ("models:/",)
+    foreign = ("attributes.", "tags.`", "models:/")
     assert {(module, text) for module, text in texts if text.startswith(foreign)} == set()
     variables = {(module, text) for module, text in texts if "MLFLOW_" in text}
     assert {(module, text) for module, text in variables if text not in docs} == set()
+
+
+# Not names of our tags: MLflow's modules and class, its database, a checkpoint, and Hydra's tag.
+LIKE_TAGS = {"mlflow.store.db.utils", "mlflow.tensorflow", "mlflow.MlflowClient(", "mlflow.db"}
+LIKE_TAGS |= {"best.keras", "log"}
+HAS_TAGS = re.compile(r"(.*\.)?_?tags")  # the name of what holds tags, as in `run.data.tags`
+
+
+def tags_spelt_out(tree: ast.AST, known: set[str]) -> set[str]:
+    """Names of tags that are written as text: those `known`, and any by which tags are read or set.
+
+    One of `known` that ends with a dot or a slash is the beginning of names.
+    """
+    beginnings = ("mlflow.", *(name for name in known if name[-1] in "./"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    texts = {text for text in texts if isinstance(text, str)}
+    spelt = {text for text in texts if text in known or text.startswith(beginnings)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and HAS_TAGS.fullmatch(ast.unparse(node.value)):
+            spelt |= texts_in([node.slice])
+        elif isinstance(node, ast.Compare) and HAS_TAGS.fullmatch(ast.unparse(node.comparators[0])):
+            spelt |= texts_in([node.left])
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if HAS_TAGS.fullmatch(called.removesuffix(".get")) and called.endswith(".get"):
+                spelt |= texts_in(node.args[:1])
+            given = [one.value for one in node.keywords if one.arg == "tags"]
+            given += node.args if called.endswith("log_tags") else []
+            spelt |= texts_in(key for one in given for key in keys_in(one))
+    return spelt - LIKE_TAGS
+
+
+def keys_in(node: ast.AST) -> Iterator[ast.AST]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Dict):
+            yield from filter(None, part.keys)
+        elif isinstance(part, ast.DictComp):
+            yield part.key
+
+
+def texts_in(nodes: Iterable[ast.AST]) -> set[str]:
+    """The texts among nodes, without those that are parts of other texts."""
+    return {
+        node.value for node in nodes if isinstance(node, ast.Constant) and type(node.value) is str
+    }
+
+
+def test_the_names_of_tags_and_statuses_stand_in_one_file_alone() -> None:
+    names = [name for node in TREES["pipeline.tracking.values"].body for name in defined(node)]
+    texts = {getattr(values, name) for name in names if not name.startswith("_")}
+    texts = {text for text in texts if isinstance(text, str)} - {values.PREDICTIONS}
+    known = {text for text in texts if re.fullmatch(r"[a-z0-9_]+[./][\w.]*", text)}
+    known |= set(values.Status)
+    assert {values.FINGERPRINT, values.HARDWARE, values.CACHE} <= known
+    spelt = {
+        (module, text)
+        for module, tree in TREES.items()
+        if module != "pipeline.tracking.values"
+        for text in tags_spelt_out(tree, known)
+    }
+    assert spelt == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "spelt"),
+    [
+        ("A = 'mlflow.runColor'", {"mlflow.runColor"}),
+        ("def f(run):\n    return run.tags['colour']", {"colour"}),
+        ("def f(run):\n    return run.data.tags.get('colour', '')", {"colour"}),
+        ("def f(tags):\n    return 'colour' in tags", {"colour"}),
+        ("def f(log):\n    log.log_tags({'colour': 'red'} | {BLUE: 'x'})", {"colour"}),
+        ("Q = Query(tags={'colour': 'red', SHADE: True})", {"colour"}),
+        ("A = 'data.source'", {"data.source"}),
+        ("A = f'hardware.{name}'", {"hardware."}),
+        ("A = 'hardware.cpu'", {"hardware.cpu"}),
+        ("def f(run):\n    return run.tags[COLOUR], run.params['colour'], 'colour'", set()),
+    ],
+)
+def test_a_tag_that_is_spelt_out_is_found(code: str, spelt: set[str]) -> None:
+    assert tags_spelt_out(ast.parse(code), {"data.source", "hardware."}) == spelt
 
 
 def test_what_is_known_of_runs_costs_no_import_of_mlflow() -> None:

@@ -21,7 +21,19 @@ from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
-from pipeline.tracking.values import COMMIT, ERROR, FINGERPRINT, INDEX, PARENT, PRUNED_TAG
+from pipeline.tracking.values import (
+    COMMAND,
+    COMMIT,
+    DIRTY,
+    ERROR,
+    FINGERPRINT,
+    HARDWARE,
+    INDEX,
+    PARENT,
+    PRUNED_TAG,
+    SOURCE,
+    VERSIONS,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,20 +42,19 @@ _LONGEST = 300  # characters of a name
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
-    ("Code", {"command": "command", "commit": COMMIT}),
-    ("Data", {"SHA-256": FINGERPRINT, "source": "data.source"}),
+    ("Code", {"command": COMMAND, "commit": COMMIT}),
+    ("Data", {"SHA-256": FINGERPRINT, "source": SOURCE}),
     (
         "Machine",
         {
-            "processor": "hardware.cpu",
-            "cores": "hardware.cores",
-            "memory, GB": "hardware.memory_gb",
-            "host": "hardware.host",
+            "processor": f"{HARDWARE}cpu",
+            "cores": f"{HARDWARE}cores",
+            "memory, GB": f"{HARDWARE}memory_gb",
+            "host": f"{HARDWARE}host",
         },
     ),
     ("Sweep", {"its run": PARENT, "job": INDEX}),
 )
-_VERSION = "version."
 _STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
 
 
@@ -216,10 +227,10 @@ def _origins(facts: Facts) -> dict[str, dict[str, str]]:
         heading: {label: tags[tag] for label, tag in labels.items() if tag in tags}
         for heading, labels in ORIGINS
     }
-    if "code.dirty" in tags:
-        patched = tags["code.dirty"] == "true"
+    if DIRTY in tags:
+        patched = tags[DIRTY] == "true"
         found["Code"]["uncommitted changes"] = "yes, in code.patch" if patched else "none"
     versions = {
-        key.removeprefix(_VERSION): tags[key] for key in sorted(tags) if key.startswith(_VERSION)
+        key.removeprefix(VERSIONS): tags[key] for key in sorted(tags) if key.startswith(VERSIONS)
     }
     return {key: rows for key, rows in {**found, "Versions": versions}.items() if rows}

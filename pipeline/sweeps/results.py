@@ -31,6 +31,7 @@ from pipeline.system.imports import uncollected
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.recording import Recording
+from pipeline.tracking.values import BEST_JOB, OBJECTIVE
 
 if TYPE_CHECKING:
     from pipeline.sweeps.plots import Repeats
@@ -55,9 +56,9 @@ def log_results(
         values = [outcome.values[0] for outcome in best]
         metrics |= {"sweep/best": values[0], "sweep/mean": statistics.fmean(values)}
         metrics |= {"sweep/sd": statistics.stdev(values)} if len(values) > 1 else {}
-        tags = {f"best.{key}": value for key, value in best[0].params.items()}
-        parent.log_tags(tags | {"best.run_id": str(best[0].run_id)})
-    parent.log_tags({"sweep.objective": ", ".join(objective.metric for objective in objectives)})
+        tags = {BEST_JOB + key: value for key, value in best[0].params.items()}
+        parent.log_tags(tags | {f"{BEST_JOB}run_id": str(best[0].run_id)})
+    parent.log_tags({OBJECTIVE: ", ".join(objective.metric for objective in objectives)})
     with uncollected():
         # Imported only now: it takes seconds, and no job should wait for it.
         from pipeline.sweeps.plots import draw_sweep, repeated

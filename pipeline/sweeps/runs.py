@@ -26,7 +26,13 @@ from pipeline.tracking.journal import journals_of_jobs
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_runs, search
-from pipeline.tracking.values import Query, RecordedRun, Status
+from pipeline.tracking.values import (
+    CHOSEN_DATASET,
+    CHOSEN_MODEL,
+    Query,
+    RecordedRun,
+    Status,
+)
 
 _STATES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
 _SAMPLE = 50  # earlier runs used for a preview's estimate
@@ -136,7 +142,7 @@ def typical_seconds(config: Config) -> float | None:
         experiment=experiment_name(config),
         status=(Status.FINISHED,),
         is_sweep=False,
-        tags={"model": config.choices.model, "dataset": config.choices.dataset},
+        tags={CHOSEN_MODEL: config.choices.model, CHOSEN_DATASET: config.choices.dataset},
         limit=_SAMPLE,
     )
     timed = [run for run in find_runs(asked, config.tracking) if "time/total_s" in run.metrics]

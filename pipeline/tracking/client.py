@@ -47,6 +47,7 @@ from pipeline.tracking.addresses import (
     sqlite_file,
     store_address,
 )
+from pipeline.tracking.values import EXPERIMENT_KIND
 
 Client = mlflow.MlflowClient
 # A database that dies while MLflow undoes a write shows SQLAlchemy's error, not MLflow's.
@@ -277,7 +278,7 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
                 name,
                 artifact_location=artifact_location(str(client.tracking_uri), name, root),
                 # Makes the UI open its view for training runs rather than for language models.
-                tags={"mlflow.experimentKind": "custom_model_development"},
+                tags={EXPERIMENT_KIND: "custom_model_development"},
             )
         except MlflowException as error:
             found = client.get_experiment_by_name(name)  # another process was faster

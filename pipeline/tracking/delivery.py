@@ -45,7 +45,7 @@ from pipeline.tracking.client import (
     repeatable,
     why_away,
 )
-from pipeline.tracking.heartbeat import BEAT, GONE
+from pipeline.tracking.heartbeat import GONE
 from pipeline.tracking.journal import (
     ARTIFACTS,
     BATCH,
@@ -62,11 +62,15 @@ from pipeline.tracking.journal import (
     Record,
     join_records,
 )
+from pipeline.tracking.runs import search
 from pipeline.tracking.values import (
+    BEAT,
+    DATA_CONTEXT,
     ERROR,
     LOCAL_ID,
     MODEL_URI,
     NOTE,
+    Query,
     Status,
     is_written_by_hand,
 )
@@ -92,10 +96,9 @@ def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False)
     local_id = opening[LOCAL_ID]
 
     def find() -> Run | None:
-        found = client.search_runs(
-            [experiment_id], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1
-        )
-        return found[0] if found else None
+        asked = Query(experiment=opening["experiment"], tags={LOCAL_ID: local_id}, limit=1)
+        found = next(search(client, asked), None)
+        return client.get_run(found.id) if found else None
 
     def make() -> Run:
         tags, name = opening["tags"], opening["name"]
@@ -167,7 +170,7 @@ class Delivery:
             schema=json.dumps(schema.to_dict()),
             profile=json.dumps({f"{split}_images": n for split, n in record["sizes"].items()}),
         )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        inputs = [DatasetInput(dataset, [InputTag(DATA_CONTEXT, "training")])]
         repeatable(lambda: self.client.log_inputs(self.run_id, inputs))
 
     def _note(self, record: Record) -> None:

@@ -15,9 +15,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from pipeline.system.processes import lives, process_place, started
+from pipeline.tracking.values import BEAT, BEAT_HOST, BEAT_PID, BEAT_STARTED
 
-# Tags: the time of the last heartbeat (UTC), and the process that sent it.
-BEAT, HOST, PID, STARTED = "heartbeat", "heartbeat.host", "heartbeat.pid", "heartbeat.started"
 GONE = "its process is gone"  # the error of a run that was left RUNNING and closed by others
 EVERY_S = 20.0
 SILENT_S = 60.0  # without a beat, after which a run on another machine may be gone; two may be lost
@@ -46,9 +45,9 @@ def signs() -> dict[str, str]:
     """The heartbeat tags of a run in this process, as of now."""
     return {
         BEAT: _now().isoformat(timespec="seconds"),
-        HOST: process_place(),
-        PID: str(os.getpid()),
-        STARTED: started(os.getpid()) or "",
+        BEAT_HOST: process_place(),
+        BEAT_PID: str(os.getpid()),
+        BEAT_STARTED: started(os.getpid()) or "",
     }
 
 
@@ -100,8 +99,9 @@ def pulse(tags: Mapping[str, str]) -> Pulse:
         beat = _last_beat(tags)
         if beat is None:
             return Pulse.UNKNOWN
-        if tags[HOST] == process_place():
-            return Pulse.GONE if lives(int(tags[PID]), tags[STARTED]) is False else Pulse.ALIVE
+        if tags[BEAT_HOST] == process_place():
+            is_gone = lives(int(tags[BEAT_PID]), tags[BEAT_STARTED]) is False
+            return Pulse.GONE if is_gone else Pulse.ALIVE
         age_s = (_now() - beat).total_seconds()
     except (KeyError, ValueError):  # somebody changed the tags
         return Pulse.UNKNOWN

@@ -39,7 +39,7 @@ from pipeline.tracking.delivery import (
     opened_as,
     send_journal,
 )
-from pipeline.tracking.heartbeat import BEAT, GONE, beating, fell_silent, signs
+from pipeline.tracking.heartbeat import GONE, beating, fell_silent, signs
 from pipeline.tracking.journal import (
     MULTIRUN,
     OPENED,
@@ -57,10 +57,13 @@ from pipeline.tracking.journal import (
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import (
+    BEAT,
+    COMMAND,
     COMMIT,
     DIRTY,
     ERROR,
     FOLDER,
+    HARDWARE,
     INDEX,
     LOCAL_ID,
     PARENT,
@@ -70,6 +73,7 @@ from pipeline.tracking.values import (
     SHORT,
     TRACEBACK,
     TRUSTED,
+    VERSIONS,
     RecordedRun,
     Status,
 )
@@ -358,11 +362,11 @@ def _log_origin(
     """Logs the origin of the run: parameters, choices, code, environment, hardware."""
     code = lineage.code_state()
     tags = (
-        {f"hardware.{key}": value for key, value in lineage.hardware().items()}
-        | {f"version.{key}": value for key, value in lineage.versions().items()}
+        {HARDWARE + key: value for key, value in lineage.hardware().items()}
+        | {VERSIONS + key: value for key, value in lineage.versions().items()}
         | asdict(config.choices)
         | {
-            "command": (job and job.command) or _command(),
+            COMMAND: (job and job.command) or _command(),
             DIRTY: str(bool(code.patch)).lower(),
         }
         | ({COMMIT: code.commit} if code.commit else {})

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 
 from pipeline.config.trusted import checksums, trusted
 from pipeline.tracking import lineage
-from pipeline.tracking.values import COMMIT, FINGERPRINT, TRUSTED
+from pipeline.tracking.values import (
+    COMMIT,
+    FINGERPRINT,
+    HARDWARE,
+    TRUSTED,
+)
 
-HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
+OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
 TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
@@ -58,15 +63,18 @@ def here(data: str) -> Origin:
 
 def recorded_origin(tags: Mapping[str, str], *, patch: str, environment: str) -> Origin:
     """The origin of a run with these tags, `code.patch` and `environment.txt`."""
-    prefix = "hardware."
     return Origin(
         commit=tags.get(COMMIT),
         patch=patch,
-        modules={k.removeprefix(TRUSTED): v for k, v in tags.items() if k.startswith(TRUSTED)},
+        modules=_below(TRUSTED, tags),
         packages=packages(environment),
-        hardware={k.removeprefix(prefix): v for k, v in tags.items() if k.startswith(prefix)},
+        hardware=_below(HARDWARE, tags),
         data=tags.get(FINGERPRINT),
     )
+
+
+def _below(prefix: str, tags: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(prefix): tags[key] for key in tags if key.startswith(prefix)}
 
 
 def packages(environment: str) -> dict[str, str]:
@@ -86,7 +94,7 @@ def differences(then: Origin, now: Origin) -> list[Difference]:
         *_in_code(then, now),
         *in_packages(then.packages, now.packages),
         *_in("data", {"data": _short(then.data)}, {"data": _short(now.data)}, ["data"]),
-        *_in("hardware", then.hardware, now.hardware, HARDWARE),
+        *_in("hardware", then.hardware, now.hardware, OF_HARDWARE),
     ]
 
 

@@ -8,11 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.tracking.client import Client
 from pipeline.tracking.delivery import send_journal
-from pipeline.tracking.heartbeat import BEAT, GONE, Pulse, pulse
+from pipeline.tracking.heartbeat import GONE, Pulse, pulse
 from pipeline.tracking.journal import as_run, has_journal, read_journal
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
-from pipeline.tracking.values import DIRTY, Query, RecordedRun, Status
+from pipeline.tracking.values import (
+    BEAT,
+    DIRTY,
+    Query,
+    RecordedRun,
+    Status,
+)
 
 LONG_AGO = timedelta(days=1)
 OURS = DIRTY  # a tag of all runs of this pipeline, even of those from before heartbeats

@@ -41,12 +41,18 @@ from pipeline.tracking.journal import (
 from pipeline.tracking.models import save_model
 from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import (
+    CACHE,
+    CHOSEN_DATASET,
+    CHOSEN_MODEL,
+    DATA_CODE,
+    FINGERPRINT,
     LOCAL_ID,
     LONGEST_PARAM,
     LONGEST_TAG,
     MODEL_URI,
     PREDICTIONS,
     SIGNED,
+    SOURCE,
     RecordedRun,
     Status,
 )
@@ -228,7 +234,7 @@ class Recording:
 
     def log_data(self, prepared: Prepared, name: str) -> None:
         """Logs the data that the run uses, with the SHA-256 of its whole content."""
-        self.log_tags({"data.fingerprint": prepared.fingerprint, "data.source": prepared.source})
+        self.log_tags({FINGERPRINT: prepared.fingerprint, SOURCE: prepared.source})
         splits = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
         kind, source = _source(prepared)
         about = {
@@ -243,7 +249,7 @@ class Recording:
 
     def log_cache(self, **found: bool) -> None:
         """Logs for each stage whether its result was cached: `cache/<stage>=hit`."""
-        self.log_tags({f"cache/{name}": "hit" if hit else "miss" for name, hit in found.items()})
+        self.log_tags({CACHE + name: "hit" if hit else "miss" for name, hit in found.items()})
 
     def log(self, found: Evaluation) -> None:
         """Logs metrics; adds figures (`plots/<name>.png`) and texts to the artefacts.
@@ -345,12 +351,12 @@ def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:
         return "http", {"url": prepared.source, **known}
     if Path(prepared.source).is_absolute():
         return "local", {"uri": Path(prepared.source).as_uri(), **known}
-    return "code", {"tags": {"mlflow.source.name": prepared.source}, **known}
+    return "code", {"tags": {DATA_CODE: prepared.source}, **known}
 
 
 def _model_name(tags: Mapping[str, str]) -> str:
     """The name of a run's model, such as `fashion_mnist-mlp`."""
-    words = [tags[key] for key in ("dataset", "model") if tags.get(key)]
+    words = [tags[key] for key in (CHOSEN_DATASET, CHOSEN_MODEL) if tags.get(key)]
     return re.sub(r"[^\w-]+", "_", "-".join(words)) or "model"
 
 

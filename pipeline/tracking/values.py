@@ -1,6 +1,7 @@
 """Recorded runs and queries for them, as values. Does not import MLflow.
 
-The names of tags and of MLflow's run statuses are defined only here.
+The names of tags and of MLflow's run statuses are defined only here. What is recorded under them
+stays readable: none of them may change.
 """
 
 from __future__ import annotations
@@ -22,26 +23,46 @@ from pipeline.data.values import KEPT, Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 
-# Tags of every run: its name, commit, uncommitted changes, data, model, and how it ended.
-_NAME, COMMIT, DIRTY, PATCH = (
-    *("mlflow.runName", "mlflow.source.git.commit"),
-    *("code.dirty", "code.patch_sha256"),
+# Tags of every run: its command, commit, uncommitted changes, data, model, and how it ended.
+COMMAND, COMMIT = "command", "mlflow.source.git.commit"
+DIRTY, PATCH = "code.dirty", "code.patch_sha256"
+FINGERPRINT, SOURCE = "data.fingerprint", "data.source"
+MODEL_URI, ERROR, TRACEBACK = "model_uri", "error", "traceback"
+CHOSEN_DATASET, CHOSEN_MODEL = "dataset", "model"  # names of files, one per group of `conf/`
+# Prefixes: a trusted module's name, with the SHA-256 of its source; a property of the machine; a
+# package, with its version; a stage, with `hit` or `miss`.
+TRUSTED, HARDWARE, VERSIONS, CACHE = "trusted.", "hardware.", "version.", "cache/"
+# The time of the last heartbeat (UTC), and the process that sent it.
+BEAT, BEAT_HOST, BEAT_PID, BEAT_STARTED = (
+    *("heartbeat", "heartbeat.host"),
+    *("heartbeat.pid", "heartbeat.started"),
 )
-FINGERPRINT, MODEL_URI, ERROR, TRACEBACK = "data.fingerprint", "model_uri", "error", "traceback"
-TRUSTED = "trusted."  # prefix of a trusted module's name: SHA-256 of its source
 LOCAL_ID = "local_id"  # by which a run or model is found before the store has named it
 RUN_FOLDER = "folder"  # folder of its log and checkpoints
-# Tags of a job: its sweep, its index, why it was pruned; tag of a sweep's own run: its folder.
-PARENT, INDEX, PRUNED_TAG, FOLDER = (
-    *("mlflow.parentRunId", "sweep.index"),
-    *("sweep.pruned", "sweep.folder"),
-)
-VIEW = "mlflow.sharedViewState."  # prefix of the name of a view of the table of runs
+# Tags of a job: its sweep, its index, why it was pruned.
+PARENT, INDEX, PRUNED_TAG = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
+# Tags of a sweep's own run: its folder, its metrics; prefix of what its best job is and has.
+FOLDER, OBJECTIVE, BEST_JOB = "sweep.folder", "sweep.objective", "best."
+# Tags of a resumed run: the epochs after which it was interrupted, and what had changed.
+RESUMED_AFTER, RESUMED_CHANGES = "resumed.after_epoch", "resumed.changed"
+# Tags of a rerun: the run that it repeats, the verdict, and what had changed.
+REPEATS, VERDICT, REPEAT_CHANGES = "reproduces", "reproduction", "reproduction.changed"
+# Tags of an experiment: its kind; prefix of the name of a view of its table of runs.
+EXPERIMENT_KIND, VIEW = "mlflow.experimentKind", "mlflow.sharedViewState."
+# Tags of the data that a run logs: what they are for, and where code makes them.
+DATA_CONTEXT, DATA_CODE = "mlflow.data.context", "mlflow.source.name"
 SAVED_MODEL = re.compile(r"models:/(?P<model_id>m-[^/@]+)")  # the address of a run's own model
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases of versions
 # A tag of a version: `pending` while it is a ticket, then its final state.
 STATE = "promotion"
 PENDING, DONE, CHALLENGER_STATE = "pending", "done", "challenger"
+# Tags of a ticket: who holds it, the version to make champion, its attempt with the key of that.
+HOLDER, TARGET = "promotion.holder", "promotion.target"
+ATTEMPT, ATTEMPT_KEY = "promotion.line", "promotion.key"
+# Tags of a version: the one that it replaced, its run, configuration and commit.
+REPLACES, OF_RUN = "promotion.replaces", "run_id"
+OF_CONFIG, OF_COMMIT = "config.sha256", "code.commit"
+LEDGER = "ledger."  # prefix of the key of an attempt: a tag of the registered model
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
@@ -49,7 +70,7 @@ _CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.
 SHOWN_ONLY = ("evaluate.", "train.plots", "train.tensorboard")
 # Groups whose builder determines the result too; for other groups the parameters suffice.
-CHOICES = ("dataset", "augment", "model", "optimizer", "schedule")
+CHOICES = (CHOSEN_DATASET, "augment", CHOSEN_MODEL, "optimizer", "schedule")
 SHORT = 8  # characters of a checksum or an id shown to people
 # Characters that MLflow keeps of a parameter and of a tag, of a run and of a registered model.
 LONGEST_PARAM, LONGEST_TAG, LONGEST_MODEL_TAG = 6_000, 8_000, 5_000
@@ -184,12 +205,12 @@ class RecordedRun:
     @property
     def command(self) -> str:
         """The command line that started it; empty if it is not recorded."""
-        return self.tags.get("command", "")
+        return self.tags.get(COMMAND, "")
 
     @property
     def host(self) -> str | None:
         """The machine it ran on."""
-        return self.tags.get("hardware.host")
+        return self.tags.get(f"{HARDWARE}host")
 
     @property
     def fingerprint(self) -> str | None:
@@ -220,7 +241,7 @@ class RecordedRun:
     def _origin(self) -> dict[str, str]:
         tags = self.tags
         origin = {"code": code_label(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
-        origin |= {k: v for k, v in tags.items() if k.startswith(("version.", "hardware."))}
+        origin |= {k: v for k, v in tags.items() if k.startswith((VERSIONS, HARDWARE))}
         return origin | {"status": str(self.status)}
 
     @cached_property

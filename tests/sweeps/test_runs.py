@@ -14,10 +14,16 @@ from pipeline.sweeps import runs
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, SweepObjective
 from pipeline.sweeps.runs import Children, children, typical_seconds
-from pipeline.tracking.heartbeat import STARTED, signs
+from pipeline.tracking.heartbeat import (
+    signs,
+)
 from pipeline.tracking.journal import has_journal
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.values import RecordedRun, Status
+from pipeline.tracking.values import (
+    BEAT_STARTED,
+    RecordedRun,
+    Status,
+)
 from tests.commands import configured, inside
 from tests.stores import Switch, wait_briefly
 
@@ -114,7 +120,7 @@ def test_runs_whose_processes_are_gone_are_closed_and_those_at_work_are_named(
     alive, gone = (run(name, index, Status.RUNNING) for index, name in enumerate(("a", "b")))
     store += [
         RecordedRun(**{**vars(alive), "tags": {**alive.tags, **signs()}}),
-        RecordedRun(**{**vars(gone), "tags": {**gone.tags, **signs(), STARTED: "1"}}),
+        RecordedRun(**{**vars(gone), "tags": {**gone.tags, **signs(), BEAT_STARTED: "1"}}),
     ]
     assert of_sweep().close_orphans() == {0}
     assert [one.status for one in store] == [Status.RUNNING, Status.KILLED]

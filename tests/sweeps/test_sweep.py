@@ -24,9 +24,14 @@ from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
 from pipeline.sweeps.runs import children
 from pipeline.system.errors import RequestError
-from pipeline.tracking.heartbeat import PID, signs
+from pipeline.tracking.heartbeat import (
+    signs,
+)
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_sweep
+from pipeline.tracking.values import (
+    BEAT_PID,
+)
 from tests.commands import (
     LEAN,
     QUICK,
@@ -639,7 +644,9 @@ def met_at_work(process: WarmProcess, cwd: Path) -> list[psutil.Process]:
     def at_work() -> bool:
         client = mlflow.MlflowClient(f"sqlite:///{cwd}/mlflow.db")
         runs = client.search_runs(["1"], "attributes.status = 'RUNNING'")
-        jobs = {index_of(run): int(run.data.tags[PID]) for run in runs if INDEX in run.data.tags}
+        jobs = {
+            index_of(run): int(run.data.tags[BEAT_PID]) for run in runs if INDEX in run.data.tags
+        }
         everybody[:] = [psutil.Process(pid) for pid in (process.pid, *jobs.values())]
         return jobs.keys() == {1, 2} and all(
             "epoch" in path.read_text()

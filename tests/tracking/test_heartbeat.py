@@ -15,14 +15,16 @@ import pytest
 
 from pipeline.tracking import heartbeat
 from pipeline.tracking.heartbeat import (
-    BEAT,
-    HOST,
-    PID,
-    STARTED,
     Pulse,
     beating,
     pulse,
     signs,
+)
+from pipeline.tracking.values import (
+    BEAT,
+    BEAT_HOST,
+    BEAT_PID,
+    BEAT_STARTED,
 )
 
 ELSEWHERE = "another machine"
@@ -90,7 +92,7 @@ def test_a_stopped_process_lives_and_a_killed_one_is_gone_at_once_even_unburied(
 
 
 def test_a_process_that_took_over_the_number_is_another_one() -> None:
-    assert pulse(signs() | {STARTED: "1"}) is Pulse.GONE
+    assert pulse(signs() | {BEAT_STARTED: "1"}) is Pulse.GONE
 
 
 @pytest.mark.parametrize(
@@ -103,16 +105,16 @@ def test_a_process_that_took_over_the_number_is_another_one() -> None:
 def test_of_another_machine_only_a_beat_older_than_clocks_differ_tells_that_it_is_gone(
     seconds: float, expected: Pulse
 ) -> None:
-    assert pulse(signs() | {HOST: ELSEWHERE, BEAT: ago(seconds)}) is expected
+    assert pulse(signs() | {BEAT_HOST: ELSEWHERE, BEAT: ago(seconds)}) is expected
 
 
 @pytest.mark.parametrize(
     "tags",
     [
         {},
-        {BEAT: "yesterday", HOST: ELSEWHERE},
+        {BEAT: "yesterday", BEAT_HOST: ELSEWHERE},
         {BEAT: "2026-01-01T00:00:00+00:00"},
-        signs() | {PID: "mine"},
+        signs() | {BEAT_PID: "mine"},
     ],
 )
 def test_without_a_readable_heartbeat_nothing_is_known(tags: dict[str, str]) -> None:

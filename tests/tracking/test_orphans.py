@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 
 from pipeline.tracking import orphans
-from pipeline.tracking.heartbeat import BEAT, HOST, STARTED, signs
+from pipeline.tracking.heartbeat import (
+    signs,
+)
 from pipeline.tracking.orphans import began, began_long_ago, close_orphan, running_runs, unheard
-from pipeline.tracking.values import DIRTY, RecordedRun, Status
+from pipeline.tracking.values import (
+    BEAT,
+    BEAT_HOST,
+    BEAT_STARTED,
+    DIRTY,
+    RecordedRun,
+    Status,
+)
 
 LONG_AGO = 1_700_000_000_000  # 14 November 2023, 22:13:20 UTC
 CLIENT: Any = SimpleNamespace(tracking_uri="sqlite:///it's here.db")
@@ -46,8 +55,8 @@ def test_running_runs_are_told_apart_by_their_heartbeats(store: dict[str, Record
         for one in (
             run("own", **signs()),
             run("alive", **signs()),
-            run("gone", **{**signs(), STARTED: "1"}),
-            run("silent", **{**signs(), HOST: "another", BEAT: minutes_ago}),
+            run("gone", **{**signs(), BEAT_STARTED: "1"}),
+            run("silent", **{**signs(), BEAT_HOST: "another", BEAT: minutes_ago}),
             run("abandoned", **{DIRTY: "false"}),
             run("young", now, **{DIRTY: "false"}),
             run("foreign"),

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.tracking.values import SEED, SHORT, RecordedRun
+from pipeline.tracking.values import (
+    HARDWARE,
+    SEED,
+    SHORT,
+    VERSIONS,
+    RecordedRun,
+)
 
 # Where a run took place: shown if it differs, but does not keep runs out of the same row.
-PLACE = ("hardware.host", "hardware.memory_gb")
+PLACE = (f"{HARDWARE}host", f"{HARDWARE}memory_gb")
 # Not chosen by a person; used in a row's name only if nothing that was chosen differs.
-ORIGIN = ("code", "data", "status", "version.", "hardware.")
+ORIGIN = ("code", "data", "status", VERSIONS, HARDWARE)
 _LONGEST = 46  # characters of a row's name
 
 

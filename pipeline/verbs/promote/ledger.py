@@ -17,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.reports.notes import escaped, markdown_table
-from pipeline.tracking.values import LONGEST_MODEL_TAG
+from pipeline.tracking.values import (
+    LEDGER,
+    LONGEST_MODEL_TAG,
+)
 from pipeline.verbs.promote.gates import Gate, failed
 
-PREFIX = "ledger."
 PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
 UNCHANGED = "unchanged"  # not recorded in the ledger
@@ -61,7 +63,7 @@ class Attempt:
 
 def new_key(now: datetime, token: str) -> str:
     """A unique key that sorts by time; `token` is random hex."""
-    return f"{PREFIX}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
+    return f"{LEDGER}{now.astimezone(UTC):%Y%m%dT%H%M%S%fZ}.{token}"
 
 
 def to_text(attempt: Attempt) -> str:
@@ -135,12 +137,12 @@ def from_tag(key: str, text: str) -> Attempt:
 
 def artifact(key: str) -> str:
     """The artefact of the judged run that has the whole attempt, with its gates."""
-    return f"promotion/{key.removeprefix(PREFIX)}.json"
+    return f"promotion/{key.removeprefix(LEDGER)}.json"
 
 
 def attempts_in(tags: Mapping[str, str]) -> list[Attempt]:
     """All attempts among the tags of a registered model, oldest first."""
-    keys = sorted(key for key in tags if key.startswith(PREFIX))
+    keys = sorted(key for key in tags if key.startswith(LEDGER))
     return [from_tag(key, tags[key]) for key in keys]
 
 

@@ -23,6 +23,9 @@ from pipeline.tracking.values import (
     CHALLENGER_STATE,
     CHAMPION,
     FINGERPRINT,
+    OF_COMMIT,
+    OF_CONFIG,
+    OF_RUN,
     PREVIOUS,
     STATE,
     Present,
@@ -131,9 +134,9 @@ def lineage(run: RecordedRun) -> dict[str, str]:
     """The tags of a version that scripts search for; its description has the rest."""
     metrics = run.metrics
     return ({FINGERPRINT: run.fingerprint} if run.fingerprint else {}) | {
-        "run_id": run.id,
-        "config.sha256": config_sha256(run.config),
-        "code.commit": run.commit or "unknown",
+        OF_RUN: run.id,
+        OF_CONFIG: config_sha256(run.config),
+        OF_COMMIT: run.commit or "unknown",
         **{key.replace("/", "."): f"{metrics[key]:.6g}" for key in _SHOWN if key in metrics},
     }
 

@@ -23,7 +23,20 @@ from typing import TYPE_CHECKING
 
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import at_work, process_name, this_process
-from pipeline.tracking.values import CHALLENGER, CHAMPION, DONE, PENDING, PREVIOUS, STATE, Version
+from pipeline.tracking.values import (
+    ATTEMPT,
+    ATTEMPT_KEY,
+    CHALLENGER,
+    CHAMPION,
+    DONE,
+    HOLDER,
+    PENDING,
+    PREVIOUS,
+    REPLACES,
+    STATE,
+    TARGET,
+    Version,
+)
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
     MOVES,
@@ -38,9 +51,6 @@ from pipeline.verbs.promote.ledger import (
 if TYPE_CHECKING:
     from pipeline.tracking.registry import Registry
 
-# Tags of a ticket. A champion's version keeps the number of the version that it replaced.
-HOLDER, REPLACES = "promotion.holder", "promotion.replaces"
-TARGET, KEY, ATTEMPT = "promotion.target", "promotion.key", "promotion.line"
 NONE = ""  # no version, also as the value of a tag in earlier versions of this pipeline
 BROKEN_OFF = "it was interrupted before the champion changed"
 LATE = (
@@ -90,7 +100,9 @@ def switch(registry: Registry, change: Change) -> int:
     except BaseException:
         # Ctrl-C, for example: a ticket left behind would keep other hosts waiting
         with suppress(Exception):
-            own = [one for one in registry.pending() if one.tags.get(KEY) == change.attempt.key]
+            own = [
+                one for one in registry.pending() if one.tags.get(ATTEMPT_KEY) == change.attempt.key
+            ]
             _settle(registry, own)
         raise
 
@@ -114,7 +126,7 @@ def _take(registry: Registry, change: Change) -> Version:
     ticket = {
         STATE: PENDING,
         HOLDER: this_process(),
-        KEY: change.attempt.key,
+        ATTEMPT_KEY: change.attempt.key,
         ATTEMPT: to_tag(change.attempt),
     }
     ticket |= {REPLACES: str(change.attempt.replaces)} if change.attempt.replaces else {}
@@ -126,7 +138,7 @@ def _await_nobody(registry: Registry, ticket: Version, change: Change) -> None:
     """Checks that it is this ticket's turn and that the champion is the one to be replaced."""
     lower = [other for other in registry.pending() if other.number < ticket.number]
     # If a response was lost and the request repeated, that ticket is ours as well.
-    twice = [other for other in lower if other.tags.get(KEY) == change.attempt.key]
+    twice = [other for other in lower if other.tags.get(ATTEMPT_KEY) == change.attempt.key]
     others = [other for other in lower if other not in twice]
     for other in others:
         if _alive(other):
@@ -169,7 +181,7 @@ def _last_move(registry: Registry) -> int | None:
 def _settle(registry: Registry, dead: list[Version]) -> None:
     """Settles dead tickets; called by the holder of the lowest live one, or with its own."""
     for ticket in dead:
-        if KEY not in ticket.tags:  # a process that only wanted to settle
+        if ATTEMPT_KEY not in ticket.tags:  # a process that only wanted to settle
             registry.drop(ticket.number)
         elif registry.present().aliases.get(CHAMPION) == _target(ticket):
             _complete(registry, ticket)
@@ -192,7 +204,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
         registry.point(CHALLENGER, None)  # it is the champion now
     _record(registry, replace(_attempt(ticket), version=target))
     if target == ticket.number:
-        spent = [key for key in (HOLDER, TARGET, KEY, ATTEMPT) if key in ticket.tags]
+        spent = [key for key in (HOLDER, TARGET, ATTEMPT_KEY, ATTEMPT) if key in ticket.tags]
         registry.mark(ticket.number, DONE, without=spent)
     else:
         registry.drop(ticket.number)
@@ -218,7 +230,7 @@ def _target(ticket: Version) -> int:
 
 
 def _attempt(ticket: Version) -> Attempt:
-    return from_tag(ticket.tags[KEY], ticket.tags[ATTEMPT])
+    return from_tag(ticket.tags[ATTEMPT_KEY], ticket.tags[ATTEMPT])
 
 
 def _as_number(tag: str) -> int | None:

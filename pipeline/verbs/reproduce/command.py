@@ -21,14 +21,19 @@ from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking import origin
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import Query, RecordedRun, Status
+from pipeline.tracking.values import (
+    REPEAT_CHANGES,
+    REPEATS,
+    VERDICT,
+    Query,
+    RecordedRun,
+    Status,
+)
 from pipeline.verbs.reproduce import REPRODUCE, Reproduce
 
 if TYPE_CHECKING:
     from pipeline.run import Result
 
-# Tags of a rerun: the run that it repeats, the verdict, and what had changed.
-REPEATS, VERDICT, _CHANGED = "reproduces", "reproduction", "reproduction.changed"
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
@@ -96,7 +101,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     pairs = paired(run.logged, rerun.logged)
     verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
-    tags = {VERDICT: str(verdict)} | ({_CHANGED: told} if told else {})
+    tags = {VERDICT: str(verdict)} | ({REPEAT_CHANGES: told} if told else {})
     reopen(rerun.id, config.tracking, folder).log_tags(tags)
     return Reproduction(run_id=run.id, result=result, pairs=pairs, verdict=verdict)
 

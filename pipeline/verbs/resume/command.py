@@ -22,7 +22,14 @@ from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.journal import has_journal
 from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import LONGEST_PARAM, Query, RecordedRun, Status
+from pipeline.tracking.values import (
+    LONGEST_PARAM,
+    RESUMED_AFTER,
+    RESUMED_CHANGES,
+    Query,
+    RecordedRun,
+    Status,
+)
 from pipeline.training.checkpoint import Progress, Start, newest_progress
 from pipeline.verbs.resume import RESUME, Resume
 
@@ -32,7 +39,6 @@ if TYPE_CHECKING:
 UNFINISHED = Query(
     status=(Status.RUNNING, Status.FAILED, Status.KILLED), has_folder=True, is_pruned=False
 )
-AFTER, _CHANGED = "resumed.after_epoch", "resumed.changed"
 WEIGHTY = {"Python", lineage.PACKAGE, *lineage.NAMED}  # packages that a result depends on
 
 
@@ -73,9 +79,9 @@ def _say(run: RecordedRun, progress: Progress, then: Config) -> None:
 
 def _told(run: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
     """The tags that record the interruptions of a run."""
-    earlier = [run.tags[AFTER]] if AFTER in run.tags else []
+    earlier = [run.tags[RESUMED_AFTER]] if RESUMED_AFTER in run.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
-    return {AFTER: after} | ({_CHANGED: changed} if changed else {})
+    return {RESUMED_AFTER: after} | ({RESUMED_CHANGES: changed} if changed else {})
 
 
 def _unfinished(config: Config, run_id: str) -> RecordedRun:

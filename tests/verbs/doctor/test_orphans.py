@@ -9,10 +9,19 @@ import mlflow
 import pytest
 
 from pipeline.tracking.client import connect, experiment
-from pipeline.tracking.heartbeat import BEAT, HOST, LISTEN_S, STARTED, signs
+from pipeline.tracking.heartbeat import (
+    LISTEN_S,
+    signs,
+)
 from pipeline.tracking.lifecycle import close, record
 from pipeline.tracking.runs import by_id, search
-from pipeline.tracking.values import Query, Status
+from pipeline.tracking.values import (
+    BEAT,
+    BEAT_HOST,
+    BEAT_STARTED,
+    Query,
+    Status,
+)
 from pipeline.verbs.doctor.leftovers import Owner
 from pipeline.verbs.doctor.orphans import folders, running
 from tests.commands import configured, inside
@@ -21,8 +30,8 @@ from tests.stress.matrix import matrix
 from tests.tracking.test_delivery import points
 
 OLD = "2026-01-01T00:00:00+00:00"
-GONE = {STARTED: "1"}
-SILENT = {HOST: "another machine", BEAT: OLD}
+GONE = {BEAT_STARTED: "1"}
+SILENT = {BEAT_HOST: "another machine", BEAT: OLD}
 LONG_AGO = 1_700_000_000_000
 
 
@@ -86,7 +95,7 @@ def test_a_run_of_another_machine_is_closed_only_if_it_is_not_heard_of_whatever_
     beats: bool, client: mlflow.MlflowClient, number: str
 ) -> None:
     behind = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
-    run = opened(client, number, signs() | {HOST: "another machine", BEAT: behind})
+    run = opened(client, number, signs() | {BEAT_HOST: "another machine", BEAT: behind})
     silent, at_work = said(client)
     assert silent.startswith("warning: 1 RUNNING on other machines, silent lately: " + run)
     assert at_work == "ok: 0 at work"
@@ -212,7 +221,7 @@ def test_a_run_is_closed_as_its_journal_says_and_not_as_killed(
         recording.log_epoch(1, {"train/loss": 0.5})
     switch.is_away = False
     time.sleep(0.1)
-    client.set_tag(recording.id, STARTED, "0")  # its process has ended
+    client.set_tag(recording.id, BEAT_STARTED, "0")  # its process has ended
     assert status(client, recording.id) == "RUNNING"
     assert f"ok: {recording.id} had ended as FINISHED; its records were sent" in said(
         client, fix=True

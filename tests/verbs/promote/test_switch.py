@@ -24,12 +24,17 @@ from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.values import (
+    ATTEMPT,
+    ATTEMPT_KEY,
     CHALLENGER,
     CHAMPION,
     DONE,
+    HOLDER,
     PENDING,
     PREVIOUS,
+    REPLACES,
     STATE,
+    TARGET,
     Present,
     Version,
 )
@@ -43,12 +48,7 @@ from pipeline.verbs.promote.ledger import (
     to_tag,
 )
 from pipeline.verbs.promote.switch import (
-    ATTEMPT,
     BROKEN_OFF,
-    HOLDER,
-    KEY,
-    REPLACES,
-    TARGET,
     Change,
     Outrun,
     settle,
@@ -274,7 +274,7 @@ def ticket(registry: Registry, change: Change, holder: str) -> int:
         HOLDER: holder,
         REPLACES: str(change.attempt.replaces or ""),
         TARGET: str(change.target or ""),
-        KEY: change.attempt.key,
+        ATTEMPT_KEY: change.attempt.key,
         ATTEMPT: to_tag(change.attempt),
     }
     return registry.add(change.source, change.run_id, tags).number
