@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     )
     from pipeline.config.schema import Config
     from pipeline.data.values import Evaluation, Fitted, Predictions, Prepared, RawData, Split
-    from pipeline.data.values import Evaluation as Report
     from pipeline.system.errors import PipelineError, RequestError
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
@@ -71,7 +70,6 @@ __all__ = [
     "Prepared",
     "RawData",
     "RecordedRun",
-    "Report",
     "RequestError",
     "Split",
     "audit",

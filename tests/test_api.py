@@ -129,13 +129,13 @@ def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) 
             folder=tmp_path / "work",
             listeners=[lambda epoch, metrics: seen.append(epoch)],
         )
-        report = pipeline.evaluate(fitted.model, config, prepared)
+        evaluation = pipeline.evaluate(fitted.model, config, prepared)
         probs = pipeline.predict(fitted.model, np.asarray(prepared.test.images)[prepared.test.rows])
         assert seen == [1, 2]
         assert fitted.model is model
         assert probs.shape == (len(prepared.test), 10)
         accuracy = (probs.argmax(axis=1) == prepared.test.labels).mean()
-        assert report.metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        assert evaluation.metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
         validated = pipeline.evaluate(fitted.model, config, prepared, split="val").metrics
         assert validated["val/accuracy"] == pytest.approx(fitted.history["val/accuracy"][-1])
         assert not (tmp_path / "mlflow.db").exists()

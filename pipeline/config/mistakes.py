@@ -28,7 +28,7 @@ from pipeline.config.guesses import (
     takes_one,
 )
 from pipeline.config.messages import unreadable
-from pipeline.config.rules import choose, is_place
+from pipeline.config.rules import choose, is_typed_path
 from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
     SWEEPERS,
@@ -364,7 +364,7 @@ def _require_value(word: str, command: Command, parser: OverridesParser) -> None
     if equals:
         _require_one(setting)
         _require_something(setting, command)
-        _require_place(setting)
+        _refuse_tilde(setting)
     if setting.group in CHOSEN_GROUPS:
         _require_choice(setting, command)
     if not equals:
@@ -441,12 +441,12 @@ def _require_something(setting: _Setting, command: Command) -> None:
     raise RequestError(f"{setting.word} is empty: {how}")
 
 
-def _require_place(setting: _Setting) -> None:
+def _refuse_tilde(setting: _Setting) -> None:
     """Refuses a folder named `~`, which bash makes of `hydra.run.dir=~/x`."""
     of_hydra = setting.key in ("hydra.run.dir", "hydra.sweep.dir")
-    if setting.value.startswith("~/") and (of_hydra or is_place(setting.hint)):
-        place = f"{setting.name}=$HOME{setting.value[1:]}"
-        raise RequestError(f"{setting.word}: the shell leaves ~ as it is there; write {place}")
+    if setting.value.startswith("~/") and (of_hydra or is_typed_path(setting.hint)):
+        meant = f"{setting.name}=$HOME{setting.value[1:]}"
+        raise RequestError(f"{setting.word}: the shell leaves ~ as it is there; write {meant}")
 
 
 def _require_choice(setting: _Setting, command: Command) -> None:

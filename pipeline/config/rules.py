@@ -40,20 +40,22 @@ def _count_or_share(value: int | float) -> int | float:
 CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
 
 
-def _place(value: str) -> str:
+def _as_typed(value: str) -> str:
     if value.startswith("~/"):
         raise ValueError(f"the shell leaves ~ as it is there; write $HOME{value[1:]}")
     return value
 
 
-_PLACE = AfterValidator(_place)
-Place = Annotated[str, _PLACE]
-"""A path that is used as typed: none in a folder named `~`, as the shell leaves `output=~/x`."""
+_AS_TYPED = AfterValidator(_as_typed)
+TypedPath = Annotated[str, _AS_TYPED]
+"""A path that is used as typed: none in a folder named `~`, as the shell leaves `output=~/x`.
+
+Keys that name something to read (`dataset.path`) are plain texts: there `~` is the home folder."""
 
 
-def is_place(hint: Any) -> bool:
-    """Whether an annotation is `Place`, with other rules or without."""
-    return _PLACE in getattr(hint, "__metadata__", ()) or any(map(is_place, get_args(hint)))
+def is_typed_path(hint: Any) -> bool:
+    """Whether an annotation is `TypedPath`, with other rules or without."""
+    return _AS_TYPED in getattr(hint, "__metadata__", ()) or any(map(is_typed_path, get_args(hint)))
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])

@@ -31,11 +31,11 @@ from pipeline.config.rules import (
     Count,
     CountOrShare,
     Fraction,
-    Place,
     Positive,
     Seed,
     Share,
     Slug,
+    TypedPath,
     broken_rules,
     function_in,
     listed_in,
@@ -147,7 +147,7 @@ class Tracking:
     """Your own tags for the run."""
     log_model: bool = MISSING
     """Save the trained model with the run."""
-    artifact_root: Place | None = MISSING
+    artifact_root: TypedPath | None = MISSING
     """Folder or address below which a new experiment keeps its artefacts; null leaves that to the
     server, or puts them beside the file of an SQLite store. Other databases need it."""
     offline: bool = MISSING
@@ -224,7 +224,7 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep)
     seed: Seed = MISSING
     """Seed of the initial weights, the order of images, dropout and augmentation."""
-    data_dir: Place = MISSING
+    data_dir: TypedPath = MISSING
     """Folder of the data cache."""
     trusted_modules: list[str] = MISSING
     """Your own modules whose builders, metrics and plots may be named, besides those of

@@ -8,9 +8,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-Builder = TypeVar("Builder", bound=Callable[..., Any])
+from pipeline.config.rules import Builder
 
 _ATTRIBUTE = "content"
 

@@ -205,7 +205,7 @@ def synthetic(  # noqa: PLR0913 (the keys of its file)
     )
 
 
-Names = Annotated[list[str], Field(min_length=2)]
+ClassNames = Annotated[list[str], Field(min_length=2)]
 
 
 def _check_idx(*, path: str | None, prefix: str | None, **_: Any) -> None:
@@ -218,7 +218,7 @@ def idx(
     path: str | None,
     prefix: str | None,
     transpose: bool | None,
-    class_names: Names | None,
+    class_names: ClassNames | None,
     exclude: Exclude = None,
 ) -> RawData:
     """A data set of IDX files, as MNIST, KMNIST, EMNIST and their like: images u8[N,H,W,1].
@@ -231,7 +231,7 @@ def idx(
 
 
 @checked_by(lambda path, **_: npz_parts(_required(path, "a .npz file")))
-def npz(*, path: str | None, class_names: Names | None, exclude: Exclude = None) -> RawData:
+def npz(*, path: str | None, class_names: ClassNames | None, exclude: Exclude = None) -> RawData:
     """A data set in a `.npz` file, with arrays named as Keras or MedMNIST do: u8[N,H,W,C].
 
     Raises:

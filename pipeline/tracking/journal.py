@@ -38,7 +38,8 @@ MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
 STUCK_S = 30.0  # after which the store will probably not answer a request, unless that is `SLOW`
 MULTIRUN = "multirun"  # the folder of sweeps
-PLACES = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")  # folders of runs, sweeps and jobs
+# The folders of runs, sweeps and jobs.
+RUN_FOLDERS = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,9 @@ def has_journal(folder: Path) -> bool:
 
 def with_journals(root: Path) -> list[Path]:
     """The folders of runs below `outputs/` and `multirun/` that have a journal."""
-    return sorted(path.parent for place in PLACES for path in root.glob(f"{place}/{JOURNAL_FILE}"))
+    return sorted(
+        path.parent for folder in RUN_FOLDERS for path in root.glob(f"{folder}/{JOURNAL_FILE}")
+    )
 
 
 def journals_of_jobs(sweep: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from pipeline.config.rules import Place
+from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.verbs import OF_RUNS, Verb
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sync:
     """Which runs to send."""
 
-    folder: Place | None = MISSING
+    folder: TypedPath | None = MISSING
     """Folder of one run; null sends all below `outputs/` and `multirun/` in the current folder."""
 
 

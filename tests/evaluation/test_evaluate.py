@@ -36,9 +36,9 @@ def fitted(best_epoch: int | None, **history: list[float]) -> Fitted:
 
 
 def test_the_chosen_metrics_and_no_others_are_measured_under_test() -> None:
-    report = evaluate(MADE, ["accuracy", "ece"], [])
-    assert report.metrics == {"test/accuracy": 0.75, "test/ece": 0.25}
-    assert report.figures == {}
+    evaluation = evaluate(MADE, ["accuracy", "ece"], [])
+    assert evaluation.metrics == {"test/accuracy": 0.75, "test/ece": 0.25}
+    assert evaluation.figures == {}
 
 
 def test_two_metrics_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,23 +73,23 @@ def test_figures_go_by_the_name_of_their_plot() -> None:
 
 
 def test_the_table_of_classes_comes_with_every_report() -> None:
-    report = evaluate(MADE, [], [])
-    assert report.metrics == {}
-    assert list(report.texts) == ["class_report.txt", "class_scores.csv"]
-    assert report.texts["class_scores.csv"].splitlines() == [
+    evaluation = evaluate(MADE, [], [])
+    assert evaluation.metrics == {}
+    assert list(evaluation.texts) == ["class_report.txt", "class_scores.csv"]
+    assert evaluation.texts["class_scores.csv"].splitlines() == [
         "class,images,accuracy,precision,f1",
         "T-shirt/top,2,1,0.666667,0.8",
         "bag,2,0.5,1,0.666667",
     ]
-    rows = report.texts["class_report.txt"].splitlines()
+    rows = evaluation.texts["class_report.txt"].splitlines()
     assert any(row.split() == ["bag", "1.0000", "0.5000", "0.6667", "2"] for row in rows)
 
 
 def test_training_reports_its_speed_its_best_epoch_and_the_chosen_plots() -> None:
-    report = draw_training(fitted(2), ["loss"])
-    assert report.metrics == {"time/images_per_s": 1234.5, "train/best_epoch": 2.0}
-    assert list(report.figures) == ["loss"]
-    assert report.texts == {}
+    evaluation = draw_training(fitted(2), ["loss"])
+    assert evaluation.metrics == {"time/images_per_s": 1234.5, "train/best_epoch": 2.0}
+    assert list(evaluation.figures) == ["loss"]
+    assert evaluation.texts == {}
 
 
 def test_without_validation_no_epoch_is_called_the_best() -> None:
@@ -97,8 +97,10 @@ def test_without_validation_no_epoch_is_called_the_best() -> None:
 
 
 def test_training_reports_what_the_epoch_has_whose_weights_were_kept() -> None:
-    report = draw_training(fitted(1, **{"val/loss": [0.7, 0.9], "val/accuracy": [0.5, 0.6]}), [])
-    kept = {name: value for name, value in report.metrics.items() if name.startswith("kept/")}
+    evaluation = draw_training(
+        fitted(1, **{"val/loss": [0.7, 0.9], "val/accuracy": [0.5, 0.6]}), []
+    )
+    kept = {name: value for name, value in evaluation.metrics.items() if name.startswith("kept/")}
     assert kept == {"kept/val/loss": 0.7, "kept/val/accuracy": 0.5}
 
 

@@ -50,7 +50,7 @@ def test_frames_of_few_subjects_fall_to_chance_and_the_careless_claim_is_told(
     honest = Predictions(
         split=frames.test, probabilities=probabilities, class_names=frames.class_names
     )
-    report = leakage_of(config, frames, honest, tmp_path)
-    assert report.metrics["leakage/test_accuracy"] >= 0.9
-    assert report.metrics["leakage/difference"] >= 0.25
+    evaluation = leakage_of(config, frames, honest, tmp_path)
+    assert evaluation.metrics["leakage/test_accuracy"] >= 0.9
+    assert evaluation.metrics["leakage/difference"] >= 0.25
     assert not (tmp_path / "careless").exists()

@@ -8,7 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.config.rules import Count, Place, ending_in
+from pipeline.config.rules import Count, TypedPath, ending_in
 from pipeline.verbs import NAMING, Verb
 
 
@@ -18,11 +18,11 @@ class Audit:
 
     folds: Annotated[int, Field(ge=2, le=100)] = MISSING
     """Number of parts of the data; each is judged by a model that was trained without it."""
-    page: Annotated[Place, ending_in(".html")] = MISSING
+    page: Annotated[TypedPath, ending_in(".html")] = MISSING
     """File for the page."""
-    output: Annotated[Place, ending_in(".csv")] = MISSING
+    output: Annotated[TypedPath, ending_in(".csv")] = MISSING
     """File for the table of all images."""
-    exclude: Annotated[Place, ending_in(".csv")] = MISSING
+    exclude: Annotated[TypedPath, ending_in(".csv")] = MISSING
     """File for the list of images with likely wrong labels, for `dataset.exclude`."""
     shown: Count = MISSING
     """Most pictures on the page."""

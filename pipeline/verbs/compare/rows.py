@@ -15,8 +15,8 @@ from pipeline.tracking.values import (
     RecordedRun,
 )
 
-# Where a run took place: shown if it differs, but does not keep runs out of the same row.
-PLACE = (f"{HARDWARE}host", f"{HARDWARE}memory_gb")
+# The machine of a run: shown if it differs, but does not keep runs out of the same row.
+MACHINE = (f"{HARDWARE}host", f"{HARDWARE}memory_gb")
 # Not chosen by a person; used in a row's name only if nothing that was chosen differs.
 ORIGIN = ("code", "data", "status", VERSIONS, HARDWARE)
 _LONGEST = 46  # characters of a row's name
@@ -30,9 +30,9 @@ class Row:
 
     @cached_property
     def traits(self) -> dict[str, str]:
-        """The traits that the runs share, and the seeds and places of all of them."""
+        """The traits that the runs share, and the seeds and machines of all of them."""
         common = dict(self.runs[0].traits)
-        for key in (SEED, *PLACE):
+        for key in (SEED, *MACHINE):
             if key in common:
                 common[key] = _listed(run.traits.get(key, "") for run in self.runs)
         return common
@@ -54,7 +54,7 @@ def fold(runs: Sequence[RecordedRun]) -> Folded:
     """
     alike: dict[frozenset[tuple[str, str]], dict[str, RecordedRun]] = {}
     for run in runs:
-        setting = {k: v for k, v in run.traits.items() if k != SEED and k not in PLACE}
+        setting = {k: v for k, v in run.traits.items() if k != SEED and k not in MACHINE}
         seeds = alike.setdefault(frozenset(setting.items()), {})
         seed = run.traits.get(SEED, "")
         if seed not in seeds or seeds[seed].started < run.started:
@@ -86,7 +86,7 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
 
     A label that two rows share is followed by the beginning of the run's id.
     """
-    telling = [name for name in traits if name != SEED and name not in PLACE]
+    telling = [name for name in traits if name != SEED and name not in MACHINE]
     telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
     short = trait_names(telling)
     several = any(len(row.runs) > 1 for row in rows)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from omegaconf import MISSING
 
-from pipeline.config.rules import Count, Place, ending_in
+from pipeline.config.rules import Count, TypedPath, ending_in
 from pipeline.verbs import OF_RUNS, Verb
 
 
@@ -17,9 +17,9 @@ class Drift:
 
     path: str | None = MISSING
     """A folder, an archive or a list of new pictures, with or without classes."""
-    output: Annotated[Place, ending_in(".csv")] = MISSING
+    output: Annotated[TypedPath, ending_in(".csv")] = MISSING
     """File for the table, one row per quantity."""
-    page: Annotated[Place, ending_in(".html")] = MISSING
+    page: Annotated[TypedPath, ending_in(".html")] = MISSING
     """File for the page."""
     fail: bool = MISSING
     """Whether to end with an error if a shift is found, for scripts."""

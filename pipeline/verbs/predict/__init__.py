@@ -7,7 +7,7 @@ from typing import Annotated
 
 from omegaconf import MISSING
 
-from pipeline.config.rules import Count, Place, ending_in, one_of
+from pipeline.config.rules import Count, TypedPath, ending_in, one_of
 from pipeline.verbs import OF_RUNS, Verb, by_model_uri
 
 
@@ -21,14 +21,14 @@ class Predict:
     images: str | None = MISSING
     """A file, a folder or archive (with its subfolders) or a pattern; `.npy` files hold arrays of
     images."""
-    output: Annotated[Place, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
+    output: Annotated[TypedPath, ending_in(".csv", ".parquet", ".json", ".jsonl")] = MISSING
     """File for the results, one row per image; `.json` and `.jsonl` are JSON lines."""
     invert: Annotated[str, one_of("auto", "yes", "no")] = MISSING
     """Whether to invert brightness; `auto` inverts images with a bright border if the model's
     training images have a dark one."""
     batch_size: Count = MISSING
     """Images predicted at once."""
-    contact_sheet: Annotated[Place, ending_in(".png")] | None = MISSING
+    contact_sheet: Annotated[TypedPath, ending_in(".png")] | None = MISSING
     """PNG file for an overview of the first images with their classes."""
     explain: bool = MISSING
     """Whether to draw which parts of the first images speak for their classes, in a PNG file."""

@@ -82,11 +82,17 @@ def test_what_has_shifted_is_named_and_fails_where_that_is_asked_for(
     assert page.all("script") == []
 
 
-def test_what_cannot_be_compared_is_refused_with_what_to_type(run_id: str, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_with_what_to_type(
+    run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures(tmp_path / "n", count=1)
     for words, said in (
         ((), "path: say which pictures"),
         ((f"drift.path={tmp_path}/none",), "drift.path="),
-        ((f"drift.path={pictures(tmp_path / 'n', count=1)}",), "no champion; name the run"),
+        (("drift.path=~/none",), r"^drift\.path=~/none: no such file or folder$"),
+        ((f"drift.path={tmp_path}/n",), "no champion; name the run"),
+        (("drift.path=~/n",), "no champion; name the run"),
     ):
         with pytest.raises(RequestError, match=said):
             carried_out("drift", *words, folder=tmp_path)
