@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pipeline.config.builders import GROUPS, parameter_of
+from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Choices, Config
 from pipeline.system.errors import RequestError
 
@@ -419,8 +420,8 @@ def is_text(hint: Any) -> bool:
 
 
 def is_free(hint: Any) -> bool:
-    """Whether an annotation allows any text, because it has no rule."""
-    return hint is str or (
+    """Whether an annotation allows any text, because it has no rule or only that of a path."""
+    return hint in (str, TypedPath) or (
         get_origin(hint) in (Union, UnionType)
         and all(one is NoneType or is_free(one) for one in get_args(hint))
     )

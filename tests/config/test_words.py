@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.guesses import is_list
+from pipeline.config.rules import TypedPath
 from pipeline.config.words import (
     HYDRA_FLAGS,
     addressed,
@@ -271,7 +272,7 @@ def test_what_is_no_text_is_left_to_hydra() -> None:
 
 
 def test_keys_have_annotations_as_far_as_all_builders_agree() -> None:
-    assert annotation_of("data_dir") is str
+    assert annotation_of("data_dir") == TypedPath
     assert annotation_of("dataset.folder") == str | None
     assert annotation_of("tracking.tags.anything") is str
     assert is_list(annotation_of("hydra.searchpath"))
