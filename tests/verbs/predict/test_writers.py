@@ -129,7 +129,7 @@ def test_the_configuration_allows_the_endings_that_can_be_written() -> None:
 
     from pipeline.verbs.predict import Predict
 
-    rule = get_type_hints(Predict, include_extras=True)["output"].__metadata__[0]
+    *_, rule = get_type_hints(Predict, include_extras=True)["output"].__metadata__
     for ending in WRITERS:
         assert rule.func(f"a{ending}") == f"a{ending}"
     with pytest.raises(ValueError) as refused:
