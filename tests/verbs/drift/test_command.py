@@ -90,9 +90,9 @@ def test_what_cannot_be_compared_is_refused_with_what_to_type(
     for words, said in (
         ((), "path: say which pictures"),
         ((f"drift.path={tmp_path}/none",), "drift.path="),
-        (("drift.path=~/none",), r"^drift\.path=~/none: no such file or folder$"),
+        (("drift.path='~/none'",), r"^drift\.path=~/none: no such file or folder$"),
         ((f"drift.path={tmp_path}/n",), "no champion; name the run"),
-        (("drift.path=~/n",), "no champion; name the run"),
+        (("drift.path='~/n'",), "no champion; name the run"),
     ):
         with pytest.raises(RequestError, match=said):
             carried_out("drift", *words, folder=tmp_path)
