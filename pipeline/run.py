@@ -64,9 +64,9 @@ def run(
     already, as in `ingest`.
     """
     alone = job is None
-    prepare_keras(config, keeps_programs=alone)
     opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=alone):
+        prepare_keras(config, keeps_programs=alone)
         config = with_weights(config)
         prepared = _load_data(config, recording, fingerprint, pictures, shown=alone)
         with recording.stage("train"):
