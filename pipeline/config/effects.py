@@ -1,6 +1,6 @@
 """Settings that have no effect beside others: they are refused where a user typed them.
 
-What is about one builder stands beside it (`rules.idle`), and what is about a verb beside that.
+Rules about one builder stand with that builder (`rules.idle`), rules about a verb with the verb.
 
 Values from files and recorded configurations are not: a recipe may set more than a run needs.
 """
