@@ -73,9 +73,9 @@ def run(
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
             recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
-            told = (recording.log_epoch, *listeners)
             progress = start.progress if start else None
-            fitted = train(model, prepared, config, folder, told, progress, teacher)
+            listeners = (recording.log_epoch, *listeners)
+            fitted = train(model, prepared, config, folder, listeners, progress, teacher)
             recording.log(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             predictions = _evaluate(fitted.model, prepared, config, recording)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import yaml
 
 Doctor = Callable[[Path, Path], None]
@@ -365,8 +364,3 @@ IN_THE_FOLDER: dict[str, tuple[Doctor, str]] = {
     ),
     "a Python file": (_text("sitecustomize.py", "1/0"), "sitecustomize"),
 }
-
-
-def poisoned_image_file(folder: Path, marker: Path) -> None:
-    """An array that is a pickle, for `predict`."""
-    np.save(folder / "evil.npy", np.array([Evil(marker)], object), allow_pickle=True)

@@ -510,12 +510,6 @@ def reaching() -> set[str]:
         found |= more
 
 
-def lines_of(module: str) -> int:
-    path = PACKAGE.parent / module.replace(".", "/")
-    file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-    return len(file.read_text(encoding="utf-8").splitlines())
-
-
 def test_the_modules_that_reach_outside_by_themselves_are_known() -> None:
     found = {module for module, uses in all_used().values() if any(map(is_outside, uses))}
     names = {module.removeprefix("pipeline.") for module in found}

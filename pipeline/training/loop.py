@@ -58,7 +58,7 @@ Step = Callable[[LabelledBatch], object]
 Gather = Callable[[tf.Tensor], LabelledBatch]  # from positions i64[n] in a split
 
 
-def fit(  # noqa: PLR0913
+def fit(  # noqa: PLR0913 (as `keras.Model.fit`)
     model: keras.Model,
     splits: tuple[Split, Split],
     callbacks: keras.callbacks.CallbackList,

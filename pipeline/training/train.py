@@ -47,7 +47,7 @@ FASTER_WITH_XLA = (
 ENOUGH_STEPS = 5_000  # per training; with fewer, compiling takes longer than it saves
 
 
-def train(  # noqa: PLR0913
+def train(  # noqa: PLR0913 (what a run has decided by then)
     model: keras.Model,
     prepared: Prepared,
     config: Config,

@@ -16,7 +16,7 @@ from pipeline.data.datasets import synthetic
 from pipeline.training import models
 from pipeline.training.build import build_model
 from pipeline.training.train import train
-from tests.commands import CONF, configured, pipeline
+from tests.commands import CONF, ROOT, configured, pipeline
 from tests.pictures import class_folders
 from tests.splits import in_splits
 
@@ -59,6 +59,22 @@ def test_every_experiment_says_what_was_measured_and_how_to_repeat_it(name: str)
     header = text[: text.index("\n\n")]
     for part in (f"experiment={name}", "# accuracy: ", "wall time"):
         assert part in header
+
+
+def measured(header: str) -> str | None:
+    """The test accuracy that the header of a recipe states, with its deviation if it has one."""
+    found = re.search(r"# accuracy: (\d\.\d{3,}(?: ± \d\.\d+)?)", header)
+    return found and found[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_the_tables_of_recipes_have_the_accuracies_of_the_files(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", (ROOT / page).read_text("utf-8"), re.M)
+    tabled = {name: text for name, text in rows if name in NAMES}
+    assert {"fast", "tiny", "best_mlp", "stamps", "emoji"} <= tabled.keys()
+    for name, text in tabled.items():
+        found = measured((CONF / "experiment" / f"{name}.yaml").read_text("utf-8"))
+        assert text.startswith(found or "not measured"), name
 
 
 def test_the_files_that_the_readers_are_promised_are_there() -> None:
