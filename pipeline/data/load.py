@@ -101,10 +101,10 @@ def ingest(
             ) from error
         return _of_pictures(pictures, folder, verify=verify)
     exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
-    place = folder / f"raw-{cache.key(content=content_of(builder, given))}"
+    entry = folder / f"raw-{cache.key(content=content_of(builder, given))}"
     fetched = partial(_fetched, config.dataset, config.choices.dataset)
-    raw = _raw(cache.load_or_build(place, fetched, verify=verify), None)
-    return raw if exclude is None else _without(raw, exclude, place)
+    raw = _raw(cache.load_or_build(entry, fetched, verify=verify), None)
+    return raw if exclude is None else _without(raw, exclude, entry)
 
 
 def _of_run(config: Config, fingerprint: str) -> RawData | None:

@@ -230,11 +230,11 @@ def _draw_study(
     scales: Mapping[str, AxisScale],
 ) -> None:
     """Adds Optuna's plots of two or more finished jobs, given best first."""
-    trials = ranking[::-1]  # the best are drawn last, on top
-    both = [trial for trial in trials if all(map(math.isfinite, trial.values))]
+    outcomes = ranking[::-1]  # the best are drawn last, on top
+    both = [one for one in outcomes if all(map(math.isfinite, one.values))]
     with _silenced():
         with _or_without("parameters"):
-            _draw_over_parameters(figures, trials, objectives[0], searched, scales)
+            _draw_over_parameters(figures, outcomes, objectives[0], searched, scales)
         if len(objectives) == 2 and len(both) > 1:
             with _or_without("pareto"):
                 figures["pareto"] = _pareto(_study(both, objectives, Columns()))
@@ -260,7 +260,7 @@ def _silenced() -> Iterator[None]:
 
 
 def _study(
-    trials: Sequence[Outcome], objectives: Sequence[SweepObjective], columns: Columns
+    outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective], columns: Columns
 ) -> Study:
     """The jobs as trials of an Optuna study, with the parameters in `columns`."""
     space = {key: _distribution(column, columns.scale(key)) for key, column in columns.items()}
@@ -268,12 +268,12 @@ def _study(
     study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(
         optuna.create_trial(
-            values=trial.values[: len(objectives)],
+            values=outcome.values[: len(objectives)],
             params={key: column[row] for key, column in columns.items()},
             distributions=space,
-            user_attrs={"index": trial.index},
+            user_attrs={"index": outcome.index},
         )
-        for row, trial in enumerate(trials)
+        for row, outcome in enumerate(outcomes)
     )
     return study
 
@@ -319,16 +319,16 @@ def scale_of_parameter(values: Sequence[Any]) -> AxisScale:
 
 def _draw_over_parameters(
     figures: dict[str, Figure],
-    trials: Sequence[Outcome],
+    outcomes: Sequence[Outcome],
     objective: SweepObjective,
     searched: Sequence[str],
     scales: Mapping[str, AxisScale],
 ) -> None:
     """Adds plots of the objective over the parameters that differ between the jobs."""
-    every = {key: _column([trial.params[key] for trial in trials]) for key in searched}
+    every = {key: _column([outcome.params[key] for outcome in outcomes]) for key in searched}
     columns = Columns({key: column for key, column in every.items() if len(set(column)) > 1})
     columns.scales = scales
-    study = _study(trials, [objective], columns)
+    study = _study(outcomes, [objective], columns)
     order = list(columns)
     if order:
         with _or_without("parallel_coordinates"):
@@ -340,7 +340,7 @@ def _draw_over_parameters(
         )
         # No variance to attribute: all values are equal.
         with _or_without("importances"), suppress(RuntimeError):
-            figures["importances"], order = _importances(_study(trials, [objective], logs))
+            figures["importances"], order = _importances(_study(outcomes, [objective], logs))
     pair = {key: columns[key] for key in sorted([key for key in order if key != SEED][:2])}
     if pair:
         with _or_without("slice"):

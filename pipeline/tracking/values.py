@@ -46,7 +46,7 @@ FOLDER, OBJECTIVE, BEST_JOB = "sweep.folder", "sweep.objective", "best."
 # Tags of a resumed run: the epochs after which it was interrupted, and what had changed.
 RESUMED_AFTER, RESUMED_CHANGES = "resumed.after_epoch", "resumed.changed"
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.
-REPEATS, VERDICT, REPEAT_CHANGES = "reproduces", "reproduction", "reproduction.changed"
+REPRODUCES, VERDICT, REPEAT_CHANGES = "reproduces", "reproduction", "reproduction.changed"
 # Tags of an experiment: its kind; prefix of the name of a view of its table of runs.
 EXPERIMENT_KIND, VIEW = "mlflow.experimentKind", "mlflow.sharedViewState."
 # Tags of the data that a run logs: what they are for, and where code makes them.

@@ -71,12 +71,7 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
         PipelineError: the loss became NaN or infinite.
     """
     settings = config.train
-    head = head_of(model, prepared, config)
-    trained, splits = model, (prepared.train, prepared.val)
-    untrained: Callable[[], keras.Model] = partial(build_model, config, prepared, checked=True)
-    if head is not None:
-        trained, splits = head.model, (head.of(prepared.train), head.of(prepared.val))
-        untrained = head.untrained()
+    trained, splits, untrained = _trained_part(model, prepared, config)
     history = keras.callbacks.History()
     best = _best_epoch(settings) if len(prepared.val) else None
     started = time.perf_counter()
@@ -111,6 +106,17 @@ def train(  # noqa: PLR0913 (what a run has decided by then)
         untrained=untrained,
         augmented=preview(prepared, config) if settings.plots else None,
     )
+
+
+def _trained_part(
+    model: keras.Model, prepared: Prepared, config: Config
+) -> tuple[keras.Model, tuple[Split, Split], Callable[[], keras.Model]]:
+    """The model to train, its splits, and what builds it anew; the head if the rest is frozen."""
+    head = head_of(model, prepared, config)
+    if head is None:
+        untrained = partial(build_model, config, prepared, checked=True)
+        return model, (prepared.train, prepared.val), untrained
+    return head.model, (head.of(prepared.train), head.of(prepared.val)), head.untrained()
 
 
 def _checkpoints(

@@ -23,7 +23,7 @@ from pipeline.tracking.recording import reopen
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import (
     REPEAT_CHANGES,
-    REPEATS,
+    REPRODUCES,
     VERDICT,
     Query,
     RecordedRun,
@@ -34,7 +34,7 @@ from pipeline.verbs.reproduce import REPRODUCE, Reproduce
 if TYPE_CHECKING:
     from pipeline.run import Result
 
-REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPEATS: False})
+REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPRODUCES: False})
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
 Predicted = Mapping[str, Array]
@@ -174,7 +174,7 @@ def _again(run: RecordedRun, today: Config) -> Config:
         offline=False,
         experiment=run.experiment,
         run_name=f"{name} again",
-        tags={**then.tracking.tags, REPEATS: run.id},
+        tags={**then.tracking.tags, REPRODUCES: run.id},
     )
     alone = replace(then.sweep, job=JobSettings(**dict.fromkeys(vars(then.sweep.job))))
     return replace(then, tracking=tracking, sweep=alone, data_dir=today.data_dir)
