@@ -374,9 +374,8 @@ TOUCHING = {
     "tracking": "client delivery journal lifecycle lineage models recording registry runs ui "
     "values",
     "training": "check saved checkpoint programs pretrained train",
-    "verbs": "__init__ audit.command compare.command drift.command doctor.checks "
-    "doctor.leftovers doctor.store ingest predict.command predict.sheet predict.writers report "
-    "resume.command serve.command",
+    "verbs": "__init__ audit.command compare.command doctor.checks doctor.leftovers doctor.store "
+    "predict.command predict.sheet predict.writers resume.command serve.command",
 }
 
 

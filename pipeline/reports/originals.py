@@ -15,7 +15,7 @@ from pipeline.data.archives import place_at
 from pipeline.data.pictures import Picture, contained, open_picture
 from pipeline.data.values import Array, RawData
 
-ORIGINALS = 12  # originals
+ORIGINALS = 12  # shown at most
 ORIGINAL = 150  # pixels of an original's longer side
 
 

@@ -14,7 +14,7 @@ from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
 from pipeline.sweeps.outcomes import objectives
 from pipeline.system.errors import RequestError
-from pipeline.system.files import replacing
+from pipeline.system.files import replace_text
 from pipeline.system.secrets import hide_value
 
 MANIFEST_FILE = "manifest.json"
@@ -34,8 +34,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`."""
-        with replacing(folder / MANIFEST_FILE) as path:
-            path.write_text(self.text, encoding="utf-8")
+        replace_text(folder / MANIFEST_FILE, self.text)
 
     @property
     def text(self) -> str:

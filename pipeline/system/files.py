@@ -32,6 +32,16 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, its line ends as they are, by `replacing`.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8", newline="")
+
+
 def _flush(path: Path) -> None:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

@@ -64,7 +64,7 @@ def ingested(config: Config, folder: Path) -> Ingested:
     from pipeline.reports.data_page import DATA_PAGE, data_html
     from pipeline.reports.originals import read_originals
     from pipeline.reports.template import template
-    from pipeline.system.files import replacing
+    from pipeline.system.files import replace_text
 
     raw, cache = ingest(config, verify=True), data_folder(config)
     measures = measured(raw, cache)
@@ -74,8 +74,7 @@ def ingested(config: Config, folder: Path) -> Ingested:
     originals = read_originals(raw, cache)
     form = template(DATA_PAGE)
     page = data_html(form, raw, measures, originals, found, name=name, augment=augment)
-    with replacing(folder / DATA_PAGE) as path:
-        path.write_text(page, encoding="utf-8")
+    replace_text(folder / DATA_PAGE, page)
     return Ingested(description=describe(raw, measures), findings=found, page=folder / DATA_PAGE)
 
 

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.system.files import replacing
+from pipeline.system.files import replace_text
 from pipeline.verbs import OF_RUNS, Verb
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
             return explained(model, predictions)
 
     page = page_of(run, reopen(run.id, config.tracking, folder), config.data_dir, explain)
-    with replacing(folder / REPORT_PAGE) as path:
-        path.write_text(page, encoding="utf-8")
+    replace_text(folder / REPORT_PAGE, page)
     return folder / REPORT_PAGE
 
 

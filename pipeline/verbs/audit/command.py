@@ -29,7 +29,7 @@ from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, counted
-from pipeline.system.files import replacing
+from pipeline.system.files import replace_text
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.runs import find_run, with_weights
@@ -100,7 +100,7 @@ def audit_labels(
         kept=_set_aside(exclude, config.dataset.get(EXCLUDE)),
     )
     for path, text in _tables(result, is_files=raw.index is not None).items():
-        _write(path, text)
+        replace_text(path, text)
     shown = verdict.order[: min(request.shown, int(verdict.wrong.sum()))]
     page = audit_html(
         template("audit.html"),
@@ -118,7 +118,7 @@ def audit_labels(
         list_name=str(result.exclude),
         inverted=raw.index is None,
     )
-    _write(result.page, page)
+    replace_text(result.page, page)
     return result
 
 
@@ -224,11 +224,6 @@ def _set_aside(path: Path, in_use: str | None) -> Path | None:
     while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1
     return path.rename(other)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write_text(text, encoding="utf-8", newline="")
 
 
 def _tables(result: Audited, *, is_files: bool) -> dict[Path, str]:

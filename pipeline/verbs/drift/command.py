@@ -42,7 +42,7 @@ from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
 from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
-from pipeline.system.files import replacing
+from pipeline.system.files import replace_text
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.drift import Drift
@@ -168,9 +168,10 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         unreadable=len(packed.unreadable),
         notes=tuple(notes),
     )
-    _write(result.output, _table(result))
+    replace_text(result.output, _table(result))
     unsure = _unsure(packed, result.values.get(_CONFIDENCE))
-    _write(result.page, _page(template("drift.html"), result, unsure, printable(request.path)))
+    page = _page(template("drift.html"), result, unsure, printable(request.path))
+    replace_text(result.page, page)
     return result
 
 
@@ -433,8 +434,3 @@ def _page(form: Template, result: Drifted, unsure: Sequence[Unsure], path: str) 
         values=result.values,
         unsure=unsure,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write_text(text, encoding="utf-8", newline="")
