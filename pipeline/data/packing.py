@@ -526,7 +526,7 @@ def _decode(
             with reading_of(file), listing.opened(number) as source:
                 image, known = _read(source, shape, fit)
             records.append(_Record(file=file, stamp=stamp, row=len(images), **known))
-            images.append(image)
+            images.append(np.ascontiguousarray(image))
         except MemoryError as error:
             raise PipelineError(f"{printable(file)}: too little memory to read it") from error
         except Exception as error:  # a decoder may raise anything for a damaged file
@@ -536,7 +536,14 @@ def _decode(
                     f"{printable(file)}: {reason_of(error)}; what was read so far is kept"
                 ) from error
             records.append(_Record(file=file, stamp=stamp, reason=reason_of(error)))
-    return np.stack(images) if images else np.empty((0, *shape), np.uint8), records
+    # One after another, which is faster than each after a decoding has emptied the caches.
+    hashes = [perceptual_hash(image) for image in images]
+    digests = [hashlib.sha256(image.data).hexdigest() for image in images]
+    described = [
+        replace(one, hash=hashes[one.row], digest=digests[one.row]) if one.row >= 0 else one
+        for one in records
+    ]
+    return np.stack(images) if images else np.empty((0, *shape), np.uint8), described
 
 
 def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]]:
@@ -554,8 +561,6 @@ def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]
     image = fitted(picture, shape, fit=fit)
     return image, {
         "sha256": sha256,
-        "digest": hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(),
-        "hash": perceptual_hash(image),
         "size": picture.info["size"],
         "mode": picture.info["mode"],
         "grey": _may_be_grey(image) and is_grey(picture),
@@ -564,7 +569,8 @@ def _read(file: BinaryIO, shape: Shape, fit: str) -> tuple[Array, dict[str, Any]
 
 def _may_be_grey(image: Array) -> bool:
     """Whether all channels of an image are equal, as those of a grey picture are."""
-    return bool((image == image[..., :1]).all())
+    first = image[..., 0]
+    return all(np.array_equal(first, image[..., other]) for other in range(1, image.shape[2]))
 
 
 def perceptual_hash(image: Array) -> int:
