@@ -71,7 +71,7 @@ def from_idx(
         arrays[split, what] = values
     mapped = _characters(place, chosen) if class_names is None else None
     turned = ", transposed" if transpose else ""
-    return _raw(
+    return _raw_data(
         arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
     )
 
@@ -155,7 +155,7 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     for part, array in arrays.items():
         where = f"{path}: {found[part].removesuffix('.npy')}"
         arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
-    return _raw(arrays, class_names, path, source=path)
+    return _raw_data(arrays, class_names, path, source=path)
 
 
 def npz_parts(path: str) -> tuple[Zip, Names]:
@@ -235,7 +235,7 @@ def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Seque
         )
 
 
-def _raw(
+def _raw_data(
     arrays: Parts,
     class_names: Sequence[str] | None,
     path: str,

@@ -25,7 +25,7 @@ from pipeline.data.exclusion import (
     without,
 )
 from pipeline.data.measures import splits_of
-from pipeline.data.own_pictures import PACKED, Pictures, arranged, restored
+from pipeline.data.own_pictures import PACKED, Pictures, divided, restored
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide
 from pipeline.data.values import Array, Prepared, RawData, Split
@@ -120,7 +120,7 @@ def _listed(config: Config) -> Pictures:
 def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
     packed = pack(pictures.selection, folder, verify=verify)
     key = cache.key(content=[pictures.content, packed.content])
-    entry = cache.load_or_build(folder / f"raw-{key}", lambda: arranged(pictures, packed))
+    entry = cache.load_or_build(folder / f"raw-{key}", lambda: divided(pictures, packed))
     return _raw(entry, packed)
 
 

@@ -91,7 +91,7 @@ class Pictures:
         }
 
 
-def arranged(pictures: Pictures, packed: Packed) -> cache.Content:
+def divided(pictures: Pictures, packed: Packed) -> cache.Content:
     """Groups and divides packed pictures; returns the content of the entry that `restored` reads.
 
     Raises:

@@ -51,9 +51,9 @@ class Compared:
 class Comparison:
     """Rows, best first by `ranking` unless two runs were named, and the traits that differ.
 
-    `pair` exists for exactly two runs; if they cannot be paired, `unpaired` says why. `repeats`
-    counts runs replaced by a newer one of the same setting and seed; `misplaced` counts those whose
-    recorded metrics do not belong to the epoch whose weights they kept.
+    `pair` exists for exactly two runs; if they cannot be paired, `unpaired` says why. `superseded`
+    counts runs replaced by a newer one of the same setting and seed; `misplaced` counts those
+    whose recorded metrics do not belong to the epoch whose weights they kept.
     """
 
     source: str
@@ -63,7 +63,7 @@ class Comparison:
     traits: Sequence[str]
     metrics: Sequence[str]
     runs: int
-    repeats: int
+    superseded: int
     misplaced: int
     pair: PairedRuns | None
     unpaired: str | None
@@ -101,7 +101,11 @@ def compare_runs(
         estimated.sort(key=lambda item: _rank(item[1][metric], ranking.lower_is_better))
     rows = tuple(row for row, _ in estimated)
     traits = differing(rows)
-    gaps = _gaps(rows, metric, values, stored, resampling)
+    differences = _differences(
+        [numbers[metric] for _, numbers in estimated],
+        _gaps(rows, metric, values, stored, resampling),
+        resampling,
+    )
     pair, unpaired = _pair(runs, stored, resampling) if paired else (None, None)
     return Comparison(
         source=source,
@@ -110,16 +114,13 @@ def compare_runs(
         rows=[
             Compared(label=label, row=row, estimates=estimates, difference=difference)
             for label, (row, estimates), difference in zip(
-                labels(rows, traits),
-                estimated,
-                _differences([numbers[metric] for _, numbers in estimated], gaps, resampling),
-                strict=True,
+                labels(rows, traits), estimated, differences, strict=True
             )
         ],
         traits=traits,
         metrics=metrics,
         runs=len(runs),
-        repeats=0 if paired else folded.repeats,
+        superseded=0 if paired else folded.superseded,
         misplaced=sum(run.kept_another_epoch for run in runs if run.id not in stored),
         pair=pair,
         unpaired=unpaired,

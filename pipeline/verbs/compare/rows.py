@@ -43,13 +43,13 @@ class Folded:
     """Rows in the order of their first run, and the number of runs that a newer one replaced."""
 
     rows: tuple[Row, ...]
-    repeats: int
+    superseded: int
 
 
 def fold(runs: Sequence[RecordedRun]) -> Folded:
     """Puts runs that differ only in their seed into one row.
 
-    Of several runs with the same setting and seed, only the newest counts: repeats with the same
+    Of several runs with the same setting and seed, only the newest counts: reruns with the same
     random numbers would make the spread over seeds look smaller than it is.
     """
     alike: dict[frozenset[tuple[str, str]], dict[str, RecordedRun]] = {}
@@ -63,7 +63,7 @@ def fold(runs: Sequence[RecordedRun]) -> Folded:
         Row(runs=tuple(sorted(seeds.values(), key=lambda run: _number(run.traits.get(SEED, "")))))
         for seeds in alike.values()
     )
-    return Folded(rows=rows, repeats=len(runs) - sum(len(row.runs) for row in rows))
+    return Folded(rows=rows, superseded=len(runs) - sum(len(row.runs) for row in rows))
 
 
 def differing(rows: Sequence[Row]) -> list[str]:

@@ -44,10 +44,10 @@ def notes(comparison: Comparison) -> Iterator[str]:
             "Intervals are not corrected for multiple comparisons; the best of "
             f"{len(comparison.rows):,} rows looks better than it is, because it was chosen as such."
         )
-    if comparison.repeats:
+    if comparison.superseded:
         yield (
-            f"Repeats of a setting and seed are left out, {comparison.repeats} here; the newest of "
-            "each counts."
+            "Of each setting and seed only the newest run counts; "
+            f"{counted(comparison.superseded, 'older run is', 'older runs are')} left out."
         )
     if comparison.misplaced:
         yield (

@@ -40,13 +40,13 @@ def test_runs_that_differ_in_seed_alone_are_one_row_in_order_of_their_seeds() ->
     folded = fold([run(10), run(2), run(2, rate="0.2")])
     assert [[r.params["seed"] for r in row.runs] for row in folded.rows] == [["2", "10"], ["2"]]
     assert folded.rows[0].traits["seed"] == "2, 10"
-    assert folded.repeats == 0
+    assert folded.superseded == 0
 
 
 def test_a_repeated_seed_counts_once_by_its_newest_run() -> None:
     folded = fold([run(0, started=5), run(0, started=7, id="new"), run(1)])
     [row] = folded.rows
-    assert (row.runs[0].id, len(row.runs), folded.repeats) == ("new", 2, 1)
+    assert (row.runs[0].id, len(row.runs), folded.superseded) == ("new", 2, 1)
 
 
 @pytest.mark.parametrize(
