@@ -24,9 +24,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from itertools import chain
-from multiprocessing import Pool
+from multiprocessing import Pool, get_context
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,10 @@ def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
     configure_libraries()
     import keras
 
-    from pipeline.data.values import Split
     from pipeline.training import loop
 
     folder = photos(place / "small", chosen.small, PICTURE)
-    raw = ingest(folder, place / "data")
-    everything = Split(images=raw.train.images, labels=np.asarray(raw.index.labels))
+    everything = _everything(folder, place / "data")
     empty = everything.select(np.arange(0))
 
     def ours(*, stream: bool) -> Cost:
@@ -223,16 +222,27 @@ def epochs(place: Path, chosen: argparse.Namespace) -> Figures:
         "epoch, image_dataset_from_directory + fit": lambda: fitted(cached=False),
         "epoch, the same, cached in memory": lambda: fitted(cached=True),
     }
-    try:
-        import torch  # noqa: F401
-    except ImportError:
+    if find_spec("torch") is None:
         print("PyTorch is not installed here; its loader is left out")
     else:
-        contenders |= {
-            "epoch, PyTorch DataLoader": lambda: _torch(everything, whole=False),
-            "epoch, PyTorch DataLoader, by batch": lambda: _torch(everything, whole=True),
-        }
+        for name, whole in (("DataLoader", False), ("DataLoader, by batch", True)):
+            work = partial(_torch, folder, place / "data", whole=whole)
+            contenders[f"epoch, PyTorch {name}"] = partial(_in_new_process, work)
     yield from in_turns(contenders, chosen.turns)
+
+
+def _everything(folder: Path, data: Path) -> Any:
+    """All pictures of a folder, packed, as one split."""
+    from pipeline.data.values import Split
+
+    raw = ingest(folder, data)
+    return Split(images=raw.train.images, labels=np.asarray(raw.index.labels))
+
+
+def _in_new_process(work: Callable[[], Cost]) -> Cost:
+    """Does some work where TensorFlow is not imported, beside which PyTorch crashes."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(work)
 
 
 def _network(steps: int = 1) -> Any:
@@ -270,10 +280,12 @@ class _Clock:
         return seconds, processors
 
 
-def _torch(split: Any, *, whole: bool) -> Cost:
+def _torch(folder: Path, data: Path, *, whole: bool) -> Cost:
     """With `whole`, the data set gives batches, which PyTorch's loader supports too."""
     import torch
     from torch import nn
+
+    split = _everything(folder, data)
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self) -> int:
