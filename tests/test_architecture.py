@@ -88,19 +88,20 @@ def nodes(tree: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
             yield from nodes(child, into_functions=into_functions)
 
 
-def imported(tree: ast.AST, *, into_functions: bool = True) -> set[str]:
+@cache
+def imported(tree: ast.AST, *, into_functions: bool = True) -> frozenset[str]:
     """The modules, and the names in modules, that a tree imports."""
-    found = set()
+    found: set[str] = set()
     for node in nodes(tree, into_functions=into_functions):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
 
 
-def packages(names: set[str]) -> set[str]:
+def packages(names: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
@@ -397,6 +398,13 @@ def names_in(module: str, tree: ast.Module) -> dict[str, str]:
     return names | {name: f"{module}.{name}" for name in own}
 
 
+@cache
+def modules_in(tree: ast.Module) -> frozenset[str]:
+    """The names of modules that are imported as such: `np`."""
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import))
+    return frozenset(alias.asname or alias.name for node in imports for alias in node.names)
+
+
 def lazily_imported(value: ast.expr) -> list[str]:
     """The modules behind `parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")`."""
     calls = value.elts if isinstance(value, ast.Tuple) else [value]
@@ -442,9 +450,7 @@ def parts(module: str) -> Iterator[tuple[str, ast.AST]]:
 
 def used(module: str, part: ast.AST) -> set[str]:
     """The whole names of what a part of a module uses; `.name` for methods that it calls."""
-    names, found = names_in(module, TREES[module]), set()
-    imports = (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Import))
-    modules = {alias.asname or alias.name for node in imports for alias in node.names}
+    names, modules, found = names_in(module, TREES[module]), modules_in(TREES[module]), set()
     for node in executed(part):
         if isinstance(node, ast.Name | ast.Attribute):
             # Of `os.fsencode(path).hex` only `os.fsencode`, which is a node of its own.
@@ -661,8 +667,9 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
             yield from (one.name for one in node.names if re.match("_[A-Za-z]", one.name))
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
-            yield from private_names() & {node.attr}
+        elif isinstance(node, ast.Attribute):
+            if node.attr in private_names() and ast.unparse(node.value) != "self":
+                yield node.attr
         elif isinstance(node, ast.Call):
             texts = (one.value for one in node.args if isinstance(one, ast.Constant))
             yield from (

@@ -122,6 +122,7 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "empty.npy", ""
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_told_with_the_reason_and_the_rest_comes(
     tmp_path: Path,
 ) -> None:

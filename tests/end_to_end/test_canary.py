@@ -184,6 +184,9 @@ def _fail_after(writes: int, code: str) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    from pipeline.tracking import lifecycle
+
+    lifecycle.PATIENCE_S = 1.0
     log_batch, made = SqlAlchemyStore.log_batch, list[int]()
 
     def failing(self: SqlAlchemyStore, *batch: Any, **more: Any) -> Any:

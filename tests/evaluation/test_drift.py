@@ -53,6 +53,7 @@ def features(seed: int, count: int, size: int = 60) -> Array:
     return centres[rng.integers(0, 3, count)] + rng.normal(0, 1, (count, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "new"), [(20, 10), (60, 200), (400, 40)])
 def test_features_of_the_same_kind_are_seldom_called_shifted(count: int, new: int) -> None:
     ps = [of_features("f", features(n, count), features(500 + n, new))[0].p for n in range(20)]

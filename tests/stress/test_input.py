@@ -158,6 +158,7 @@ def test_no_flipped_bit_of_a_packed_array_reaches_a_model(tmp_path: Path) -> Non
     assert wrong == 0
 
 
+@pytest.mark.slow
 def test_the_words_that_are_changed_are_a_configuration_as_they_are() -> None:
     for word in WORDS:
         assert configured(word)

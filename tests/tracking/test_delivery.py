@@ -36,6 +36,7 @@ def points(run_id: str, name: str = "train/loss") -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in history)
 
 
+@pytest.mark.slow
 @matrix(16)
 def test_a_store_that_stays_away_lets_the_run_end_and_gets_all_of_it_from_sync(
     config: Config,

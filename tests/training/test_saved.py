@@ -52,6 +52,7 @@ def copied(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(sound, tmp_path / "model.keras"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float16"])
 def test_a_saved_model_gives_the_same_answers_once_loaded(policy: str, tmp_path: Path) -> None:
     before = keras.config.dtype_policy()

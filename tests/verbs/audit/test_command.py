@@ -103,6 +103,7 @@ def test_pictures_are_listed_by_file_and_a_list_that_was_there_is_kept(folder: P
     assert not wrong & {left.index.files[row] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_model_that_another_has_taught_these_labels_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

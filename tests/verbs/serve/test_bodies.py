@@ -207,6 +207,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "fit"), [((28, 28, 1), "pad"), ((32, 48, 3), "pad"), ((32, 48, 3), "crop")]
 )

@@ -152,6 +152,7 @@ ODD = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(
     st.one_of(
@@ -347,6 +348,7 @@ def test_a_body_that_does_not_arrive_is_given_up_and_its_place_with_it(
     assert b"did not arrive within 0.5 s" in answer
 
 
+@pytest.mark.slow
 def test_large_bodies_wait_for_their_turn_and_small_ones_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -429,6 +431,7 @@ def test_a_head_that_does_not_arrive_is_given_up(
         assert time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 def test_a_kept_connection_outlives_the_time_for_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "HEAD_S", 0.2)
     with running(APP, http=Connection) as address, connected(address) as kept:
