@@ -45,6 +45,8 @@ LONGEST = (
     *("verbs.doctor.test_command", "end_to_end.test_own_pictures", "end_to_end.test_tour"),
     *("tracking.test_recording", "training.test_pretrained", "verbs.test_hostile_models"),
     *("verbs.compare.test_command", "reports.test_write", "end_to_end.test_notebook"),
+    *("config.test_trusted", "verbs.promote.test_served", "verbs.predict.test_command"),
+    *("verbs.reproduce.test_command", "stress.test_kills"),
 )
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.run import run
 from pipeline.system.errors import PipelineError
-from pipeline.tracking import lifecycle
 from pipeline.tracking.client import connect
 from tests.commands import DRAWN, carried_out, configured, free_port, inside, mlflow_server
+from tests.stores import wait_briefly
 from tests.stress.matrix import matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,7 +28,7 @@ NAMES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 def test_a_server_that_dies_at_epoch_20_delays_nothing_and_gets_everything_once_from_sync(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PATIENCE_S", 1.0)
+    wait_briefly(monkeypatch)
     theirs, port = tmp_path / "server", free_port()
     theirs.mkdir()
     options = ("--artifacts-destination", str(theirs / "files"))

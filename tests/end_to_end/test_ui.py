@@ -12,6 +12,7 @@ from PIL import Image
 from docs import screenshots
 from pipeline.tracking.ui import TRAINING, links
 from tests.commands import DRAWN, ROOT, mlflow_server, pipeline, results
+from tests.stress.matrix import only_stressed
 
 pytestmark = [
     pytest.mark.slow,
@@ -99,6 +100,7 @@ def size(picture: Path) -> tuple[int, int]:
         return opened.size
 
 
+@only_stressed  # the picture of a comparison is taken in the same way
 def test_the_pictures_of_a_run_for_the_documentation_can_be_taken(
     shown: Shown, tmp_path: Path
 ) -> None:

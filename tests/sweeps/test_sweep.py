@@ -665,11 +665,19 @@ def to_all(processes: list[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
+def stands_still(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
+    except psutil.NoSuchProcess:
+        return True
+
+
 def hold_still(process: WarmProcess, everybody: list[psutil.Process], cwd: Path) -> None:
     """Stops a sweep's processes at a moment when none of them is writing to the store."""
 
     def stopped_while_not_writing() -> bool:
         to_all(everybody, signal.SIGSTOP)
+        until(lambda: all(map(stands_still, everybody)), process)  # a signal takes its time
         if is_free(cwd / "mlflow.db"):
             return True
         to_all(everybody, signal.SIGCONT)
