@@ -62,7 +62,7 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE", "TF_", "KERAS_"))
+        if not key.startswith(("MLFLOW_", "HYDRA_", "PYTHONDONTWRITE", "TF_", "XLA_", "KERAS_"))
     }
     return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
 
@@ -260,6 +260,12 @@ def compose_once() -> None:
         return itself(hydra, config_name, overrides) if may_be_set else None
 
     Hydra.get_mode = get_mode  # type: ignore[method-assign]
+
+
+def compile_plainly() -> None:
+    """Lets XLA compile without optimising, in this process alone; `make stress` optimises."""
+    if SHARE not in os.environ:
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 
 def trace_plainly() -> None:

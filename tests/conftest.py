@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, settings
 
 from pipeline.libraries import configure_libraries
 from pipeline.system.imports import exempt
-from tests.commands import choose_once, parse_once, trace_plainly
+from tests.commands import choose_once, compile_plainly, parse_once, trace_plainly
 from tests.stores import MADE_ONCE, copy_tables
 from tests.stress.matrix import SHARE
 from tests.warm import share_forks
 
 gc.disable()  # until all tests are collected
+compile_plainly()  # before XLA reads the variable, once
 configure_libraries()  # the tests import modules of ours by themselves
 parse_once()
 choose_once()
