@@ -666,10 +666,7 @@ def to_all(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def stands_still(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
-    except psutil.NoSuchProcess:
-        return True
+    return gone(process) or bool(process.status() == psutil.STATUS_STOPPED)
 
 
 def hold_still(process: WarmProcess, everybody: list[psutil.Process], cwd: Path) -> None:
