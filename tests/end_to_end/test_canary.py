@@ -82,7 +82,11 @@ def test_what_is_made_of_a_run_tells_no_secret(code: int | None, line: str, reco
 # All but ours print each job's words; joblib with one worker stays in this process.
 @pytest.mark.parametrize(
     "launcher",
-    ["local", pytest.param("basic", marks=only_stressed), "joblib hydra.launcher.n_jobs=1"],
+    [
+        "local",
+        pytest.param("basic", marks=only_stressed),
+        pytest.param("joblib hydra.launcher.n_jobs=1", marks=only_stressed),
+    ],
 )
 @matrix(44)
 def test_a_sweep_leaves_no_secret(launcher: str, tmp_path: Path) -> None:
@@ -199,7 +203,9 @@ def _fail_after(writes: int, code: str) -> None:
     SqlAlchemyStore.log_batch = failing  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("before", [fails_in_mid_run, refuses_in_mid_run])
+@pytest.mark.parametrize(
+    "before", [fails_in_mid_run, pytest.param(refuses_in_mid_run, marks=only_stressed)]
+)
 def test_a_store_that_dies_in_mid_run_is_told_without_the_secret(
     before: Callable[[], None], tmp_path: Path
 ) -> None:

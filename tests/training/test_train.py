@@ -166,7 +166,11 @@ SLOW = "optimizer=sgd optimizer.learning_rate=0.5 model.dropout=0"
         # verbs/resume/test_command.py kills a run twice.
         pytest.param("train.xla=false", [2, 5], marks=only_stressed),
         pytest.param("train.xla=true schedule=cosine", [3], marks=only_stressed),
-        ("model=cnn model.filters=[2] augment=flip_and_shift optimizer=adamw", [3]),
+        pytest.param(  # test_teacher.py resumes augmented training
+            "model=cnn model.filters=[2] augment=flip_and_shift optimizer=adamw",
+            [3],
+            marks=only_stressed,
+        ),
         pytest.param(f"{SLOW} train.keep=best", [2, 5], marks=only_stressed),
         (f"{SLOW} train.keep=best train.patience=2 train.xla=true train.ema=0.5", [3]),
         pytest.param(
