@@ -22,6 +22,7 @@ from pipeline.config.compose import known_to_hydra
 from pipeline.config.effects import refuse_without_effect
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
+from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import files_of
 from pipeline.config.words import addressed
@@ -108,7 +109,7 @@ def train(
 
 def _with_weights(config: Config) -> Config:
     """The configuration with a run in `model.weights` replaced by the file of its saved model."""
-    if config.model.get("weights") in (None, "imagenet"):
+    if weights_run(config) is None:
         return config
     named: Config = _imported("pipeline.tracking.runs").with_weights(config)
     return named
@@ -153,12 +154,14 @@ def evaluate(
     Metrics are named after the split, as in `val/accuracy`.
 
     Raises:
-        RequestError: there is no such split.
+        RequestError: there is no such split, or it has no images.
     """
     if split not in ("train", "val", "test"):
         raise RequestError(f"split={split}: choose one of train, val, test")
     evaluating = _imported("pipeline.evaluation.evaluate")
     images: Split = getattr(prepared, split)
+    if not len(images):
+        raise RequestError(f"split={split}: it has no images")
     settings = config.evaluate
     predictor = _imported("pipeline.training.predictor")
     probabilities = predictor.predict(model, images, batch_size=settings.batch_size)

@@ -89,20 +89,20 @@ def run(
 
 def complete(
     config: Config,
-    began: Config,
+    recorded: Config,
     model: keras.Model,
     recording: Recording,
     *,
     uri: str | None = None,
     fingerprint: str | None = None,
 ) -> Result:
-    """Evaluates and reports the run that `began` describes; saves its model if it has no `uri`."""
+    """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model."""
     prepare_keras(config)
     prepared = _load_data(config, recording, fingerprint)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
         predictions = _evaluate(model, prepared, config, recording)
-    describe_and_report(recording, began, report=config.evaluate.report)
+    describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
         uri = recording.log_model(model, prepared)
@@ -138,7 +138,7 @@ def _evaluate(
         of = partial(predict, model, batch_size=settings.batch_size, head=head, views=views)
         return {name: prepared.predictions(split, of(split)) for name, split in splits.items()}
 
-    predictions = predicted(head=head_of(model, prepared, config))
+    predictions = predicted(head=head_of(model, config))
     recording.save_predictions(predictions)
     if settings.test:
         recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))

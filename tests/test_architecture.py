@@ -367,7 +367,7 @@ METHODS = {  # of paths, files, models and processes that reach outside
 # The modules of each room that reach outside themselves; in all others no line does.
 TOUCHING = {
     "__main__": "",
-    "config": "allowed compose search_path trusted",
+    "config": "allowed compose named_runs search_path trusted",
     "data": "archives cache content datasets embedded exclusion files load packing places sources",
     "reports": "template write",
     "sweeps": "launch manifest one_job pool study sweep worker",

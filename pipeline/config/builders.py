@@ -127,6 +127,11 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
         raise RequestError(broken_rules(error, group)) from error
 
 
+def has_backbone(leaf: Leaf) -> bool:
+    """Whether a model has a backbone whose weights may be given and frozen: it has the keys."""
+    return {"weights", "trainable"} <= leaf.keys()
+
+
 def check_keys(group: str, leaf: Leaf, choice: str) -> None:
     """Runs the check of a checked leaf's builder on its keys, if it has one.
 

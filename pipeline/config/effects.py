@@ -20,6 +20,7 @@ from pipeline.config.builders import (
     MODULES,
     builder_of,
 )
+from pipeline.config.named_runs import names_runs
 from pipeline.config.rules import Idle, idle_of, may_have_validation
 from pipeline.config.schema import Checks, Config
 from pipeline.config.trusted import public_functions, trusted
@@ -176,12 +177,7 @@ def _value(config: Any, key: str) -> Any:
     return value
 
 
-def _needs_no_store(config: Config) -> bool:
-    weights = config.model.get("weights")  # a run's, perhaps
-    return config.train.teacher is None and weights in (None, "imagenet")
-
-
-def _has_no_validation(config: Config) -> bool:
+def has_no_validation(config: Config) -> bool:
     """Whether no image is validated."""
     own = may_have_validation(builder_of(config.dataset))
     return config.preprocess.validation_size == 0 and not own
@@ -226,7 +222,7 @@ RULES = (
     ),
     Rule(
         keys=("tracking.uri",),
-        when=lambda config: config.tracking.offline and _needs_no_store(config),
+        when=lambda config: config.tracking.offline and not names_runs(config),
         because="with tracking.offline=true, which contacts no store",
         mend="leave it out, and give it to sync later: python -m pipeline sync tracking.uri=…",
         nothing=(None,),
@@ -309,13 +305,13 @@ RULES = (
     ),
     Rule(
         keys=("train.monitor",),
-        when=_has_no_validation,
+        when=has_no_validation,
         because="with preprocess.validation_size=0: no images are validated",
         mend="leave it out, or set preprocess.validation_size above 0",
     ),
     Rule(
         keys=("evaluate.views", "evaluate.batch_size"),
-        when=lambda config: not config.evaluate.test and _has_no_validation(config),
+        when=lambda config: not config.evaluate.test and has_no_validation(config),
         because="without the test split (train, evaluate.test=false) and with "
         "preprocess.validation_size=0: nothing is evaluated",
         mend="leave it out, or use one of the splits",

@@ -499,7 +499,7 @@ def _require_number(setting: _Setting, one: Override) -> None:
     given = one.value()
     if one.is_sweep_override() or (given is None and may_be_null(setting.hint)):
         return
-    if isinstance(given, str) and re.search(r"\$\{.+:", given):
+    if isinstance(given, str) and re.search(r"\$\{.+\}", given):  # of another key, for example
         return
     number = given.replace("_", "") if isinstance(given, str) else given
     if isinstance(number, str):  # quoted, or with _ between digits

@@ -24,6 +24,7 @@ from pipeline.config.builders import (
     Leaf,
     builder_of,
     check_leaf,
+    has_backbone,
     takes_averaging,
     unknown_keys,
 )
@@ -39,6 +40,7 @@ from pipeline.config.rules import (
     broken_rules,
     function_in,
     listed_in,
+    may_have_validation,
     one_of,
     short_name,
 )
@@ -318,8 +320,8 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
         _refuse_keys_of_another_choice(config)
     for group in GROUPS:
         setattr(config, group, check_leaf(group, getattr(config, group)))
-    if "size" in config.dataset and config.dataset["size"] is None:
-        config.dataset["size"] = config.model.get("size")  # a pretrained model has one
+    if config.dataset.get("size", 0) is None and has_backbone(config.model):
+        config.dataset["size"] = config.model.get("size")
     _check_together(config)
     return config
 
@@ -423,26 +425,37 @@ def _check_together(config: Config) -> None:
     _check_backbone(config)
     _check_teacher(config)
     _check_clipping(config.optimizer)
-    needs_validation = [
-        name
-        for name, needed in (
-            ("train.patience", config.train.patience is not None),
-            ("train.keep=best", config.train.keep == "best"),
-            ("evaluate.temperature", config.evaluate.temperature),
-        )
-        if needed
-    ]
-    if config.preprocess.validation_size == 0 and needs_validation:
-        raise RequestError(
-            f"preprocess.validation_size=0 leaves no validation images for "
-            f"{' and '.join(needs_validation)}; set it above 0 or drop these"
-        )
+    has_own = may_have_validation(builder_of(config.dataset))
+    if config.preprocess.validation_size == 0 and not has_own:
+        require_validation(config)
     if config.train.xla and config.augment.get("rand_augment"):
         raise RequestError(
             "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
             "leave one of the two out"
         )
     _check_averages(config)
+
+
+def require_validation(config: Config) -> None:
+    """Refuses settings that need validation images; called where there are none.
+
+    Raises:
+        RequestError: names these settings.
+    """
+    needing = [
+        name
+        for name, needs in (
+            ("train.patience", config.train.patience is not None),
+            ("train.keep=best", config.train.keep == "best"),
+            ("evaluate.temperature", config.evaluate.temperature),
+        )
+        if needs
+    ]
+    if needing:
+        raise RequestError(
+            f"preprocess.validation_size=0 leaves no validation images for "
+            f"{' and '.join(needing)}; set it above 0 or drop these"
+        )
 
 
 def _check_averages(config: Config) -> None:
@@ -485,7 +498,7 @@ def _check_clipping(leaf: Leaf) -> None:
 def _check_backbone(config: Config) -> None:
     """Refuses settings of a pretrained model that cannot work or would have no effect."""
     leaf = config.model
-    if not {"weights", "trainable", "backbone_rate"} <= leaf.keys():
+    if not has_backbone(leaf):
         return
     if leaf["weights"] is None and leaf["trainable"] != "all":
         raise RequestError(

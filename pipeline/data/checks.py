@@ -1,4 +1,4 @@
-"""The gates of a data set, `ingest.checks`: each finding is refused, warned of or ignored."""
+"""The checks of a data set, `ingest.checks`: a finding is refused, warned of or ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Violation:
+class CheckFinding:
     """A finding beyond the limit of a check; `key` is the check's, `action` as configured."""
 
     key: str
@@ -38,7 +38,7 @@ class Violation:
         return f"{self.key}: {self.text}; {self.key}.limit={self.accepting:g} accepts it"
 
 
-def violations(raw: RawData, measures: Measures, checks: Checks) -> list[Violation]:
+def findings_of(raw: RawData, measures: Measures, checks: Checks) -> list[CheckFinding]:
     """Returns the findings beyond the limits of `checks`, most severe first."""
     found = []
     for one in fields(checks):
@@ -48,11 +48,11 @@ def violations(raw: RawData, measures: Measures, checks: Checks) -> list[Violati
         text, accepting = _CHECKS[one.name](raw, measures, check.limit)
         if text:
             key = f"ingest.checks.{one.name}"
-            found.append(Violation(key=key, action=check.action, text=text, accepting=accepting))
+            found.append(CheckFinding(key=key, action=check.action, text=text, accepting=accepting))
     return sorted(found, key=lambda finding: finding.action != REFUSE)
 
 
-def apply(found: Sequence[Violation]) -> None:
+def apply(found: Sequence[CheckFinding]) -> None:
     """Warns of the findings.
 
     Raises:

@@ -27,7 +27,7 @@ _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
 _PAIRS = 2**12  # compared at once
 
-Images = Callable[[Array], Array]  # from places i64[m] to u8[m,H,W,C]
+Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 
 
 def named_groups(
@@ -85,7 +85,7 @@ def _matched(
 
 
 def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int | None) -> Array:
-    """Pairs of equal and similar pictures, i64[M,3]: two places and EXACT or NEAR.
+    """Pairs of equal and similar pictures, i64[M,3]: two positions and EXACT or NEAR.
 
     `digests` u8[n,32] are equal for equal pixels. Two pictures are similar if their `hashes` u64[n]
     differ in at most `threshold` bits and their pixels correlate; None looks for equal ones only.
@@ -113,7 +113,7 @@ def _pairs(one: Array, other: Array, kind: int) -> Array:
 
 
 def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
-    """Pairs of places whose hashes differ in at most `threshold` bits.
+    """Pairs of positions whose hashes differ in at most `threshold` bits.
 
     If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band.
     """
@@ -138,7 +138,7 @@ def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
 
 
 def _alike(one: Array, other: Array, images: Images) -> Array:
-    """Whether the images of each pair of places look the same, bool[M]."""
+    """Whether the images of each pair of positions look the same, bool[M]."""
     alike = np.zeros(len(one), bool)
     for start in range(0, len(one), _PAIRS):
         part = slice(start, start + _PAIRS)
@@ -162,7 +162,7 @@ def _alike(one: Array, other: Array, images: Images) -> Array:
 
 
 def _looks(images: Images, positions: Array) -> Array:
-    """Small versions of the images at these places, f32[m,pixels,C]."""
+    """Small versions of the images at these positions, f32[m,pixels,C]."""
     looks = []
     for start in range(0, len(positions), 256):
         taken = images(positions[start : start + 256])
@@ -178,7 +178,7 @@ def _looks(images: Images, positions: Array) -> Array:
 
 
 def join_groups(groups: Array, pairs: Array) -> Array:
-    """The groups i64[n] after joining the two of each pair of places.
+    """The groups i64[n] after joining the two of each pair of positions.
 
     They are numbered in the order of their first pictures.
     """
@@ -206,43 +206,54 @@ class HeldOut:
 def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOut:
     """Chooses whole groups that hold about this share of each class, and at least one picture.
 
-    `labels` i32[n], `groups` i64[n]. A class all of whose pictures belong to one group stays
-    whole, and is left out here.
+    `labels` i32[n], `groups` i64[n], whose pictures may be of several classes. No class loses its
+    last group: one all of whose pictures belong to one group stays whole, and is left out here.
     """
     _, groups = np.unique(groups, return_inverse=True)
-    sizes, main = np.bincount(groups), _main_labels(labels, groups)
-    picked = np.zeros(len(sizes), bool)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    own = {label: order[main[order] == label] for label in np.unique(labels).tolist()}
-    for label in sorted(own, key=lambda label: (len(own[label]), label)):
-        of_class = groups[labels == label]
-        target = max(1, round(share * len(of_class))) - int(picked[of_class].sum())
+    classes, numbers = np.unique(labels, return_inverse=True)
+    # A cell is a group with some pictures of a class.
+    cells, counts = np.unique(groups * len(classes) + numbers, return_counts=True)
+    holders, held = np.divmod(cells, len(classes))
+    starts = np.searchsorted(holders, np.arange(holders[-1] + 2))
+    rank = np.argsort(np.random.default_rng(seed).permutation(holders[-1] + 1))
+    main = _main_classes(holders, held, counts)
+    picked, left = np.zeros(len(rank), bool), np.bincount(held)  # groups of each class
+
+    def picks(group: int) -> bool:
+        """Picks a group unless it is the last one left of a class."""
+        inside = held[starts[group] : starts[group + 1]]
+        if (left[inside] < 2).any():
+            return False
+        left[inside] -= 1
+        picked[group] = True
+        return True
+
+    by_class = np.split(np.argsort(held, kind="stable"), np.cumsum(np.bincount(held))[:-1])
+    for number in sorted(range(len(classes)), key=lambda one: (len(by_class[one]), one)):
+        own = by_class[number]
+        is_picked = picked[holders[own]]
+        target = max(1, round(share * counts[own].sum())) - counts[own[is_picked]].sum()
         if target <= 0:
             continue
-        picked[_filling(own[label], sizes, target)] = True
+        free = own[~is_picked]
+        # Groups that are mostly of this class come first: they move fewer pictures of others.
+        free = free[np.lexsort((rank[holders[free]], main[holders[free]] != number))]
+        taken = 0
+        for cell in free[:-1].tolist():
+            if taken + counts[cell] <= target and picks(int(holders[cell])):
+                taken += counts[cell]
+                if taken == target:
+                    break
+        if not taken:  # the smallest that may be taken
+            smallest = free[np.argsort(counts[free], kind="stable")]
+            next((cell for cell in smallest.tolist() if picks(int(holders[cell]))), None)
     mask = picked[groups]
-    return HeldOut(mask=mask, lacking=tuple(sorted({*own} - {*labels[mask].tolist()})))
+    return HeldOut(mask=mask, lacking=tuple(sorted({*labels.tolist()} - {*labels[mask].tolist()})))
 
 
-def _main_labels(labels: Array, groups: Array) -> Array:
-    """The most frequent label of each group, i32[groups]."""
-    pairs, counts = np.unique(np.stack([groups, labels], axis=1), axis=0, return_counts=True)
-    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
-    _, first = np.unique(pairs[order, 0], return_index=True)
-    main: Array = pairs[order[first], 1]
+def _main_classes(holders: Array, held: Array, counts: Array) -> Array:
+    """The most frequent class of each group, i64[groups], from the counts of its cells."""
+    order = np.lexsort((held, -counts, holders))
+    first = np.unique(holders[order], return_index=True)[1]
+    main: Array = held[order[first]]
     return main
-
-
-def _filling(groups: Array, sizes: Array, target: int) -> Array:
-    """Those of the groups, in order, that fit into `target` pictures; never all of them."""
-    if len(groups) < 2:
-        return groups[:0]
-    chosen, taken = [], 0
-    for group in groups[:-1].tolist():
-        if taken + sizes[group] <= target:
-            chosen.append(group)
-            taken += sizes[group]
-            if taken == target:
-                break
-    smallest = groups[sizes[groups].argmin()]
-    return np.array(chosen or [smallest], np.int64)

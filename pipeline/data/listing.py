@@ -68,8 +68,11 @@ OUTSIDE = "outside the folders of the splits"
 UNLISTED = "not in the list"
 TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
-# `train-00000-of-00002.parquet`, `train/0000.parquet`, `train/part-00000-….parquet`
-_PART = re.compile(r"(.*?)(?:-\d+-of-\d+|(?<=/)\d+|(?:(?<=/)|^)part-\d+\b.*)\.(?:parquet|pq)")
+# `train-00000-of-00002.parquet`, also with a hash of 16 digits before the ending;
+# `train/0000.parquet`, `train/part-00000-….parquet`
+_PART = re.compile(
+    r"(.*?)(?:-\d+-of-\d+(?:-[0-9a-f]{16})?|(?<=/)\d+|(?:(?<=/)|^)part-\d+\b.*)\.(?:parquet|pq)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,8 +225,14 @@ def _no_list(path: Path) -> str | None:
     ending = path.suffix.lower()
     if ending in PICTURE_ENDINGS:
         return "is a single picture; name the folder of all"
-    if ending in (".npz", ".npy"):
+    if ending == ".npz":
         return f"holds arrays; type dataset=npz dataset.path={path}"
+    if ending == ".npy":
+        return (
+            "is a single array; save images and labels together, "
+            "numpy.savez('data.npz', x_train=…, y_train=…, x_test=…, y_test=…), and type "
+            "dataset=npz dataset.path=data.npz"
+        )
     if "ubyte" in path.name:
         return f"looks like a file of MNIST's kind; type dataset=idx dataset.path={path.parent}"
     if ending in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"):

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from pipeline.config.builders import build, check_keys
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, require_validation
 from pipeline.data import cache
 from pipeline.data.content import content_of
 from pipeline.data.exclusion import (
@@ -179,7 +179,8 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
     No image is copied: each split refers to rows of the packed array of `raw`.
 
     Raises:
-        RequestError: a key of `preprocess` does not fit the data set.
+        RequestError: a key of `preprocess` does not fit the data set, or settings need validation
+            images and there are none.
         OSError: the cache cannot be written; names the file.
     """
     together = {} if raw.index is None else {"groups": raw.index.grouping}
@@ -190,7 +191,10 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
     )
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
-    return raw.divided(entry.arrays, cached=entry.cached).limited(config.preprocess.limit)
+    prepared = raw.divided(entry.arrays, cached=entry.cached)
+    if not len(prepared.val):
+        require_validation(config)
+    return prepared.limited(config.preprocess.limit)
 
 
 def _fetched(dataset: Mapping[str, Any], name: str) -> cache.Content:
@@ -225,7 +229,7 @@ def _packed(raw: RawData) -> dict[str, Array | cache.Stream]:
 @lru_cache(maxsize=1)  # the next job in this process needs the same one
 def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     if packed is not None:
-        return _told(restored(entry, packed))
+        return _with_exclusions_logged(restored(entry, packed))
     raw = RawData(
         train=_split(entry.arrays, "train"),
         test=_split(entry.arrays, "test"),
@@ -279,10 +283,10 @@ def _excluded(entry: cache.Entry, raw: RawData) -> RawData:
     gone = sum(map(len, splits.values())) - sum(map(len, left.values()))
     made = replace(_with(raw, left), excluded=gone, cached=raw.cached and entry.cached)
     vars(made).update(entry.meta["known"])
-    return _told(made)
+    return _with_exclusions_logged(made)
 
 
-def _told(raw: RawData) -> RawData:
+def _with_exclusions_logged(raw: RawData) -> RawData:
     """The data set itself; logs how many images are excluded from it, if any are."""
     if raw.excluded:
         log.info("dataset.exclude leaves out %s", counted(raw.excluded, "image", "images"))

@@ -10,13 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data import cache
-from pipeline.data.values import Array, RawData, Shape, Split
+from pipeline.data.values import EXACT, Array, RawData, Shape, Split, pixel_digests
 from pipeline.system.errors import RequestError
 
 QUANTITIES = ("brightness", "contrast", "colour")
@@ -86,7 +85,7 @@ def quantities_of(images: Array) -> Array:
 
 
 def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
-    values, blank, digests = [], [], []
+    values, blank, digests = [], [], list[bytes]()
     for split in splits_of(raw).values():
         for images in split.batches():
             of_block = quantities_of(images)
@@ -97,7 +96,7 @@ def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
                 one_colour[position] = (flat[position] == flat[position, 0]).all()
             blank.append(one_colour)
             if raw.index is None:
-                digests += [blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+                digests += pixel_digests(images)
         cache.let_go(split.images)
     return {
         "values": np.concatenate(values),
@@ -120,7 +119,7 @@ def _exact(raw: RawData) -> Array:
     """The pairs of equal pictures that the index of a data set holds, i64[M,2]."""
     assert raw.index is not None
     pairs = raw.index.duplicates
-    exact: Array = pairs[pairs[:, 2] == 0, :2]
+    exact: Array = pairs[pairs[:, 2] == EXACT, :2]
     return exact
 
 
@@ -182,7 +181,12 @@ def quantiles(values: Array) -> list[float]:
     ordered = np.sort(values.astype(np.float64))
     if len(ordered) > _KEPT:
         ordered = np.quantile(ordered, np.linspace(0, 1, _KEPT))
-    return [float(f"{value:.4g}") for value in ordered.tolist()]
+    return rounded(ordered).tolist()
+
+
+def rounded(values: Array) -> Array:
+    """Numbers [n] of any dtype with four significant digits, as summaries have them, f64[n]."""
+    return np.array([float(f"{value:.4g}") for value in values.tolist()], np.float64)
 
 
 def parsed(text: str) -> DataSummary:

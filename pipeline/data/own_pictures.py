@@ -255,8 +255,10 @@ def _assigned(
             notes.append(f"not in the test split, since their pictures are one group: {lacking}")
     elif missing := sorted({*range(len(names))} - {*labels[given == test].tolist()}):
         notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
-    across = sum(len(np.unique(splits[groups == g])) > 1 for g in _large(groups))
-    if across:
+    if unlearnt := sorted({*range(len(names))} - {*labels[splits == 0].tolist()}):
+        shown = ", ".join(names[label] for label in unlearnt)
+        notes.append(f"not in the training split, so a model cannot learn them: {shown}")
+    if across := _across(groups, splits):
         several = counted(across, "group of pictures is", "groups of pictures are")
         notes.append(f"{several} in more than one of the given splits")
     for number, split in enumerate(SPLITS):
@@ -278,10 +280,12 @@ def _untestable(group: str | None) -> str:
     )
 
 
-def _large(groups: Array) -> list[int]:
-    """The groups with more than one picture."""
-    found: list[int] = np.flatnonzero(np.bincount(groups) > 1).tolist()
-    return found
+def _across(groups: Array, splits: Array) -> int:
+    """The number of groups whose pictures are in more than one split."""
+    least, most = np.full((2, groups.max() + 1), [[len(SPLITS)], [0]], np.int8)
+    np.minimum.at(least, groups, splits)
+    np.maximum.at(most, groups, splits)
+    return int((least < most).sum())
 
 
 def _recognised(listing: Listing) -> list[str]:

@@ -37,7 +37,7 @@ from pipeline.data.files import printable
 from pipeline.data.listing import Listing
 from pipeline.data.pictures import fitted, is_grey, open_picture, recognised, upright_size
 from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks_logged
-from pipeline.data.values import BLOCK_BYTES, Array, Shape, Texts
+from pipeline.data.values import Array, Shape, Texts, images_per_block
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove, replacing
 from pipeline.system.terminal import native_messages_to, plain_console, progress_bar
@@ -333,7 +333,7 @@ class _Work:
                 if wanted.get(file) == stamp and not self.has(file, stamp)
             ]
             self.add(np.empty((0, *self.shape), np.uint8), failed)
-            at_once = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
+            at_once = images_per_block(self.shape)
             for start in range(0, len(known), at_once):
                 part = known[start : start + at_once]
                 images = packed.images[[one.row for one in part]]
@@ -409,7 +409,7 @@ class _Work:
             cache.write_header(self.images, shape, dtype, _HEADER)
             return self.images
         array = np.memmap(self.images, np.uint8, "r", _HEADER, (self.rows, *self.shape))
-        at_once = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
+        at_once = images_per_block(self.shape)
         parts = (
             array[rows[start : start + at_once], ..., :channels]
             for start in range(0, len(rows), at_once)
@@ -479,7 +479,7 @@ def _scan(
             )
 
     try:
-        with _told(listing, len(todo), work) as tell, remarks_logged(), _memory_reused():
+        with _progress_shown(listing, len(todo), work) as tell, remarks_logged(), _memory_reused():
             submit(2 * threads)
             while ahead:
                 images, records = ahead.popleft().result()
@@ -591,7 +591,7 @@ _COSINES = np.cos(np.pi / HASHED * np.outer(np.arange(8), np.arange(HASHED) + 0.
 
 
 @contextmanager
-def _told(
+def _progress_shown(
     listing: Listing, count: int, work: _Work
 ) -> Iterator[Callable[[Sequence[_Record]], None]]:
     """Shows a bar on a terminal, elsewhere a line at the start; at the end, says what was done."""

@@ -6,12 +6,8 @@ import numpy as np
 
 from pipeline.data.values import Array, Split
 
-_SAMPLE = (
-    250  # training images: reads little of a large file, gives the share to within a few per cent
-)
-AGREED = (
-    0.9  # share of the training images whose borders must agree before others are judged by them
-)
+_SAMPLE = 250  # training images: little of a large file; gives the share to within a few per cent
+AGREED = 0.9  # share of the training images whose borders agree, before others are judged by them
 MIDDLE = 127
 
 
@@ -46,3 +42,10 @@ def to_invert(images: Array, trained_dark: float | None) -> Array:
     if trained_dark is None or 1 - AGREED < trained_dark < AGREED:
         return np.zeros(len(images), bool)
     return has_bright_border(images) == (trained_dark >= AGREED)
+
+
+def with_inverted(images: Array, inverted: Array) -> Array:
+    """The images u8[N,H,W,C], with 255 minus each pixel where `inverted`, bool[N], is true."""
+    if not inverted.any():
+        return images
+    return np.where(inverted[:, None, None, None], 255 - images, images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import warnings
@@ -34,7 +33,7 @@ from pipeline.data.files import (
 from pipeline.data.label_lists import PARQUET
 from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
-from pipeline.data.values import BLOCK_BYTES, Array, Shape
+from pipeline.data.values import Array, Shape, images_per_block
 from pipeline.system.errors import RequestError, one_line
 
 CHUNK = 16  # files decoded per task: enough to keep the overhead of a task small
@@ -99,7 +98,7 @@ def read_blocks(
     every part as it is read, with its unreadable files, which raise nothing. `opened` opens the
     pictures of an archive.
     """
-    at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(shape)))
+    at_once = min(at_once, images_per_block(shape))
     tasks = _tasks(files, shape, at_once, fit, opened)
     pool = ThreadPoolExecutor(THREADS)
 
@@ -113,7 +112,7 @@ def read_blocks(
 
     try:
         with remarks_logged():
-            yield from _merged(_told(in_order(), listener), at_once)
+            yield from _merged(_reported_to(in_order(), listener), at_once)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -146,7 +145,7 @@ def reading_of(file: Path | str) -> Iterator[None]:
         _reading.file = None
 
 
-def _told(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterator[Block]:
+def _reported_to(blocks: Iterable[Block], listener: Callable[[Block], None]) -> Iterator[Block]:
     for block in blocks:
         listener(block)
         yield block
@@ -220,7 +219,7 @@ def _array_tasks(file: Path, shape: Shape, at_once: int, fit: str) -> Iterator[T
         )
         yield lambda: refused
         return
-    at_once = max(1, min(at_once, BLOCK_BYTES // math.prod(stack.shape[1:])))
+    at_once = min(at_once, images_per_block(stack.shape[1:]))
     for start in range(0, len(stack), at_once):
         rows = range(len(stack))[start : start + at_once]
         yield partial(_slice, file, stack, rows, shape, fit)

@@ -33,6 +33,11 @@ def images_at_once(shape: Sequence[int], most: int) -> int:
     return max(1, min(most, most * _USUAL // max(1, math.prod(shape[:-1]))))
 
 
+def images_per_block(shape: Sequence[int]) -> int:
+    """Images u8[H,W,C] of this shape in a block of about BLOCK_BYTES; at least one."""
+    return max(1, BLOCK_BYTES // max(1, math.prod(shape)))
+
+
 def _require(condition: bool, rule: str) -> None:
     if not condition:
         raise ValueError(rule)
@@ -104,13 +109,25 @@ class Split:
 
     def batches(self, size: int | None = None) -> Iterator[Array]:
         """Yields all images in order as batches u8[m,H,W,C] of `size` images, or of about 32 MB."""
-        size = size or max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
+        size = size or images_per_block(self.images.shape[1:])
         for start in range(0, len(self), size):
             yield self.batch(start, start + size)
 
     def select(self, positions: Array) -> Split:
         """A split of the images at these `positions` i64[m] of this one; copies no image."""
         return Split(images=self.images, rows=self.rows[positions], labels=self.labels[positions])
+
+    @classmethod
+    def joined(cls, splits: Sequence[Split]) -> Split:
+        """One split of the images of several, which must be of the same packed array."""
+        images = splits[0].images
+        lengths = {len(split.images) for split in splits}
+        _require(len(lengths) == 1, f"the splits are of different arrays, of {lengths} images")
+        return cls(
+            images=images,
+            rows=np.concatenate([split.rows for split in splits]),
+            labels=np.concatenate([split.labels for split in splits]),
+        )
 
     def limited(self, most: int) -> Split:
         """At most so many of the images, spread evenly over the classes."""
@@ -272,9 +289,9 @@ class RawData:
     @cached_property
     def duplicates(self) -> int:
         """Number of test images that occur, pixel by pixel, in the training split."""
-        test = [digest for images in self.test.batches() for digest in _digests(images)]
+        test = [digest for images in self.test.batches() for digest in pixel_digests(images)]
         known = set(test)
-        train = (digest for images in self.train.batches() for digest in _digests(images))
+        train = (digest for images in self.train.batches() for digest in pixel_digests(images))
         found = known.intersection(train)
         return sum(digest in found for digest in test)
 
@@ -299,7 +316,8 @@ class RawData:
         )
 
 
-def _digests(images: Array) -> Iterator[bytes]:
+def pixel_digests(images: Array) -> Iterator[bytes]:
+    """Checksums of the pixels of each image of u8[N,H,W,C], 16 bytes each."""
     return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
 
 

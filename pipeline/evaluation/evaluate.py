@@ -36,7 +36,8 @@ def evaluate(
     for name in metric_names:
         value = function_named(metrics.__name__, name)(predictions)
         values = value if isinstance(value, dict) else {short_name(name): value}
-        named = {f"{split}/{key}": number for key, number in values.items()}
+        keys = metrics.metric_keys(list(values))
+        named = {f"{split}/{key}": n for key, n in zip(keys, values.values(), strict=True)}
         if twice := named.keys() & measured.keys():
             raise ValueError(f"evaluate.metrics: two metrics are named {sorted(twice)[0]}")
         measured |= named

@@ -87,7 +87,7 @@ def audited_labels(labels: Array, probabilities: Array, known: Array) -> LabelAu
         quality = cleanlab_rank.get_label_quality_scores(given, among, method="self_confidence")
     wrong, of_all = np.zeros(len(labels), bool), np.ones(len(labels), np.float32)
     # Only where the model prefers another class is there one to propose.
-    wrong[positions] = found & (probabilities[positions].argmax(axis=1) != labels[positions])
+    wrong[positions] = found & (most_probable(probabilities[positions]) != labels[positions])
     of_all[positions] = quality
     return LabelAudit(
         labels=labels, probabilities=probabilities, judged=known, wrong=wrong, quality=of_all

@@ -26,7 +26,9 @@ from pipeline.system.tables import csv_text
 sklearn = lazy_loader.load("sklearn")
 
 ECE_BINS = 15  # as in Guo et al. 2017
+MOST_CLASSES = 50  # in a picture or table that would have a row for each
 _LONGEST = 200  # characters of a class name in a metric's name
+_ACCEPTED = re.compile(r"[/\w.\- :]{1,200}")  # names of metrics, by MLflow
 
 Better = Literal["higher", "lower"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -221,6 +223,17 @@ def class_keys(class_names: Sequence[str]) -> list[str]:
     return keys
 
 
+def metric_keys(names: Sequence[str]) -> list[str]:
+    """Names of metrics in one evaluation as MLflow takes them.
+
+    Those that it would refuse, such as "recall_C++", are changed as `class_keys` does.
+    """
+    keys = class_keys(names)
+    return [
+        name if _ACCEPTED.fullmatch(name) else key for name, key in zip(names, keys, strict=True)
+    ]
+
+
 def as_metric_name(class_name: str) -> str:
     """A class name as part of a metric's name, without slashes, which MLflow's UI makes folders."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in class_name)
@@ -278,6 +291,25 @@ def class_scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:
         zero_division=0.0,
     )
     return scores
+
+
+def most_confused(predictions: Predictions, most: int) -> Array:
+    """The classes with the most mistakes, as true or predicted class: at most so many, i64[m].
+
+    They keep their order; among classes with as many mistakes, those with more images count.
+    """
+    classes, wrong = len(predictions.class_names), ~predictions.correct
+    pairs = np.concatenate([predictions.labels[wrong], predictions.predicted[wrong]])
+    mistakes = np.bincount(pairs, minlength=classes)
+    images = np.bincount(predictions.labels, minlength=classes)
+    return np.sort(np.lexsort((-images, -mistakes))[:most])
+
+
+def confusion_counts(predictions: Predictions) -> Array:
+    """The number of images by true and predicted class, i64[K,K]."""
+    classes = len(predictions.class_names)
+    cells = predictions.labels.astype(np.int64) * classes + predictions.predicted
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 # Names that other tools give their metrics.

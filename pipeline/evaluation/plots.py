@@ -13,7 +13,15 @@ import lazy_loader
 import numpy as np
 
 from pipeline.data.values import Array, Fitted, Predictions
-from pipeline.evaluation.metrics import ECE_BINS, calibration, class_scores, ece
+from pipeline.evaluation.metrics import (
+    ECE_BINS,
+    MOST_CLASSES,
+    calibration,
+    class_scores,
+    confusion_counts,
+    ece,
+    most_confused,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -102,16 +110,15 @@ def augmentation(fitted: Fitted) -> Figure:
 
 
 def confusion_matrix(predictions: Predictions) -> Figure:
-    """Images by true and predicted class; colour is the share of the true class."""
-    side = 2.5 + 0.6 * len(predictions.class_names)
+    """Images by true and predicted class, of the MOST_CLASSES classes with the most mistakes."""
+    names, shown = _names(predictions), most_confused(predictions, MOST_CLASSES)
+    side = 2.5 + 0.6 * len(shown)
     fig = empty_figure(side, side)
     axes = fig.subplots()
-    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
-        predictions.labels,
-        predictions.predicted,
-        labels=np.arange(len(predictions.class_names)),
-        display_labels=_names(predictions),
-        normalize=None,
+    sklearn.metrics.ConfusionMatrixDisplay(
+        confusion_counts(predictions)[np.ix_(shown, shown)],
+        display_labels=[names[label] for label in shown],
+    ).plot(
         xticks_rotation=45,
         cmap="Blues",
         colorbar=False,
@@ -119,18 +126,24 @@ def confusion_matrix(predictions: Predictions) -> Figure:
     )
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
-    axes.set(xlabel="predicted", ylabel="true", title=f"{len(predictions.labels):,} images")
+    title = f"{len(predictions.labels):,} images"
+    if len(shown) < len(names):
+        title += f"; the {len(shown)} of {len(names):,} classes with the most mistakes"
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     return fig
 
 
 def per_class_scores(predictions: Predictions) -> Figure:
-    """Precision, recall and F1 of each class as grouped bars, worst F1 at the top."""
+    """Precision, recall and F1 as grouped bars, of the MOST_CLASSES classes with the worst F1.
+
+    The worst is at the top.
+    """
     names = _names(predictions)
     scores = class_scores(predictions)[:3]
-    order = np.argsort(-scores[2])
-    fig = empty_figure(8, 1.5 + 0.45 * len(names))
+    order = np.argsort(-scores[2])[-MOST_CLASSES:]
+    fig = empty_figure(8, 1.5 + 0.45 * len(order))
     axes = fig.subplots()
-    positions = np.arange(len(names))
+    positions = np.arange(len(order))
     for shift, label, values in zip(
         (0.27, 0.0, -0.27), ("precision", "recall", "F1"), scores, strict=True
     ):
@@ -138,6 +151,8 @@ def per_class_scores(predictions: Predictions) -> Figure:
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
     axes.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), xlabel="score")
     axes.set_yticks(positions, [names[i] for i in order])
+    if len(order) < len(names):
+        axes.set_title(f"The {len(order)} of {len(names):,} classes with the lowest F1")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
     return fig
 

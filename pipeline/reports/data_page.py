@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.checks import Violation, called, conflicts
+from pipeline.data.checks import CheckFinding, called, conflicts
 from pipeline.data.describe import Description, describe
 from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
 from pipeline.data.values import EXACT, Array, RawData
@@ -95,7 +95,7 @@ def data_html(  # noqa: PLR0913 (what there is to show)
     raw: RawData,
     measures: Measures,
     originals: Originals,
-    findings: Sequence[Violation] = (),
+    findings: Sequence[CheckFinding] = (),
     *,
     name: str,
     augment: Augment | None = None,
@@ -197,10 +197,12 @@ def _histograms(raw: RawData, measures: Measures) -> list[Histogram]:
     quantities = QUANTITIES if raw.train.image_shape[2] > 1 else QUANTITIES[:2]
     for name, column in zip(quantities, measures.values.T, strict=False):
         values[name] = (column, "of 255")
-    return [_histogram(name, *found) for name, found in values.items()]
+    return [histogram(name, *found) for name, found in values.items()]
 
 
-def _histogram(name: str, values: Array, unit: str) -> Histogram:
+def histogram(name: str, values: Array, unit: str) -> Histogram:
+    """The histogram of values [n] of any dtype; `unit` is shown beside them."""
+    values = values.astype(np.float64)  # in float32, nearly equal values leave no room for bins
     low, median, high = (float(value) for value in np.quantile(values, (0, 0.5, 1)))
     counts = np.histogram(values, _BINS, (low, high if high > low else low + 1))[0]
     bars = (counts / max(1, counts.max())).round(3).tolist()

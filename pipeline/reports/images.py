@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from pipeline.data.values import Array, Predictions
+from pipeline.evaluation.metrics import MOST_CLASSES, confusion_counts, most_confused
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
@@ -71,8 +72,12 @@ class Sprite:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """The matrix by row (true class), largest off-diagonal entries, most confident mistakes."""
+    """The matrix by row (true class), largest off-diagonal entries, most confident mistakes.
 
+    `names` are the classes of its rows and columns.
+    """
+
+    names: list[str]
     rows: list[list[ConfusionCell]]
     largest: list[ConfusionCell]
     mistakes: list[Mistake]
@@ -81,20 +86,27 @@ class Confusion:
 
 
 def confusion(predictions: Predictions) -> Confusion:
-    """The confusion matrix, with as many thumbnails per cell as the budget allows."""
-    classes = len(predictions.class_names)
-    counts = np.bincount(
-        predictions.labels.astype(np.int64) * classes + predictions.predicted,
-        minlength=classes**2,
-    )
-    side, most = _room(predictions.split.image_shape, counts)
-    kept = np.minimum(counts, most)
+    """The confusion matrix, with as many thumbnails per cell as the budget allows.
+
+    It is that of the MOST_CLASSES classes with the most mistakes.
+    """
+    names = predictions.class_names
+    classes, shown = len(names), most_confused(predictions, MOST_CLASSES)
+    table = confusion_counts(predictions)
+    counts, mistakes = table.ravel(), np.where(np.eye(classes, dtype=bool), 0, table).ravel()
+    largest = np.argsort(-mistakes, kind="stable")[:CONFUSIONS]
+    largest = largest[mistakes[largest] > 0]
+    has_images = np.zeros((classes, classes), bool)
+    has_images[np.ix_(shown, shown)] = True
+    has_images.flat[largest] = True
+    side, most = _room(predictions.split.image_shape, counts[has_images.ravel()])
+    kept = np.where(has_images.ravel(), np.minimum(counts, most), 0)
     surest = surest_mistakes(predictions)
-    rows = _cells(predictions, counts.reshape(classes, classes), kept)
-    off_diagonal = [cell for row in rows for cell in row if cell.count and not cell.right]
+    cell = _cells(predictions, table, kept)
     return Confusion(
-        rows=rows,
-        largest=sorted(off_diagonal, key=lambda cell: -cell.count)[:CONFUSIONS],
+        names=[names[label] for label in shown],
+        rows=[[cell(true, guess) for guess in shown] for true in shown],
+        largest=[cell(*divmod(int(at), classes)) for at in largest],
         mistakes=_mistakes(predictions, surest, first=int(kept.sum())),
         wrong=int((~predictions.correct).sum()),
         sprite=_sprite(
@@ -146,29 +158,30 @@ def _surest_of_each(predictions: Predictions, kept: Array) -> Array:
     return order[rank < kept[cell[order]]]
 
 
-def _cells(predictions: Predictions, counts: Array, kept: Array) -> list[list[ConfusionCell]]:
+def _cells(
+    predictions: Predictions, counts: Array, kept: Array
+) -> Callable[[int, int], ConfusionCell]:
+    """Returns a function that makes the cell of a true and a predicted class."""
     names = predictions.class_names
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     highest = float(shares[~np.eye(len(names), dtype=bool)].max()) or 1.0
-    firsts = (np.cumsum(kept) - kept).reshape(counts.shape).tolist()
-    numbers, many = counts.tolist(), kept.reshape(counts.shape).tolist()
-    return [
-        [
-            ConfusionCell(
-                true=true,
-                guess=guess,
-                count=numbers[i][j],
-                share=(share := float(shares[i, j])),
-                # Mistakes are few, so their colour is the root of their share of the largest.
-                level=round(share if i == j else (share / highest) ** 0.5, 3),
-                right=i == j,
-                first=firsts[i][j],
-                kept=many[i][j],
-            )
-            for j, guess in enumerate(names)
-        ]
-        for i, true in enumerate(names)
-    ]
+    firsts, many = (np.cumsum(kept) - kept).reshape(counts.shape), kept.reshape(counts.shape)
+
+    def cell(true: int, guess: int) -> ConfusionCell:
+        share = float(shares[true, guess])
+        return ConfusionCell(
+            true=names[true],
+            guess=names[guess],
+            count=int(counts[true, guess]),
+            share=share,
+            # Mistakes are few, so their colour is the root of their share of the largest.
+            level=round(share if true == guess else (share / highest) ** 0.5, 3),
+            right=true == guess,
+            first=int(firsts[true, guess]),
+            kept=int(many[true, guess]),
+        )
+
+    return cell
 
 
 def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mistake]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline.config.schema import Config
-from pipeline.data.checks import apply, violations
+from pipeline.data.checks import apply, findings_of
 from pipeline.data.describe import describe, text
 from pipeline.data.load import data_folder, load_data
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
@@ -27,7 +27,7 @@ from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording, reopen
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import Query, RecordedRun, Status
+from pipeline.tracking.values import PREDICTIONS, Query, RecordedRun, Status
 
 REPORTABLE = Query(has_folder=True)  # in any state
 _WEIGHTS, AUGMENTATION = "plots/weights.png", "plots/augmentation.png"
@@ -95,7 +95,7 @@ def check_data(
     """
     name, folder = config.choices.dataset, data_folder(config)
     measures = measured(raw, folder)
-    found = violations(raw, measures, config.ingest.checks)
+    found = findings_of(raw, measures, config.ingest.checks)
     recording.save_text("data.txt", text(describe(raw, measures)))
     recording.save_text(SUMMARY_FILE, summarised(raw, measures).to_json())
     if shown and config.evaluate.report:
@@ -147,14 +147,13 @@ def page_of(
 
 
 def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictions]:
-    if not run.has("predictions.npz"):
+    if not run.has(PREDICTIONS):
         return {}  # it did not get that far
     stored = run.predictions()
     prepared = _data(config, str(run.fingerprint))
+    splits = {"val": prepared.val, "test": prepared.test}
     return {
-        name: prepared.predictions(split, stored[f"{name}_probs"])
-        for name, split in (("val", prepared.val), ("test", prepared.test))
-        if f"{name}_probs" in stored
+        name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
     }
 
 

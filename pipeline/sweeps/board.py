@@ -61,7 +61,7 @@ class Board:
         """Notes that a job ended, whatever its outcome."""
         self.running.pop(outcome.index, None)
         self.outcomes[outcome.index] = outcome
-        if not self.console.is_terminal or outcome.state == FAILED:
+        if not self.console.is_terminal or outcome.status == FAILED:
             self.console.print(self._ended(outcome), soft_wrap=True)
 
     def keeping(self, models: int) -> None:
@@ -71,14 +71,14 @@ class Board:
             self.console.print(f"evaluating and saving the best {models}", soft_wrap=True)
 
     def line(self) -> Text:
-        """Counts by state, the best so far, and the time left."""
+        """Counts by status, the best so far, and the time left."""
         if self.kept_models:
             return Text(f"evaluating and saving the best {self.kept_models}", overflow="ellipsis")
         words = [f"{len(self.outcomes)}/{self.total} done", f"{len(self.running)} running"]
         words += [
-            f"{count} {state}"
-            for state in (PRUNED, FAILED, KILLED)
-            if (count := sum(outcome.state == state for outcome in self.outcomes.values()))
+            f"{count} {status}"
+            for status in (PRUNED, FAILED, KILLED)
+            if (count := sum(outcome.status == status for outcome in self.outcomes.values()))
         ]
         if best := ranked(list(self.outcomes.values()), self.objectives):
             value = _value(best[0].values, self.objectives)
@@ -88,7 +88,7 @@ class Board:
     def _ended(self, outcome: Outcome) -> str:
         result = outcome.error or _value(outcome.values, self.objectives)
         return (
-            f"job {outcome.index} {outcome.state}  {job_name(outcome.params)}  {result}  "
+            f"job {outcome.index} {outcome.status}  {job_name(outcome.params)}  {result}  "
             f"{outcome.seconds:.1f} s  {len(self.outcomes)}/{self.total}  {self._left()}"
         )
 

@@ -235,7 +235,7 @@ class JobSource(Protocol):
     """Whether all jobs are known before the first one runs."""
     total: int
     """Number of jobs in total."""
-    told: Mapping[str, str]
+    job_settings: Mapping[str, str]
     """Settings about the source for each job, by the names of `JobSettings`."""
 
     def jobs(self) -> Iterator[Job]:
@@ -258,7 +258,7 @@ class Grid:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.all, self.total, self.done = jobs, len(jobs), set[int]()
-        self.told: Mapping[str, str] = {}
+        self.job_settings: Mapping[str, str] = {}
 
     def jobs(self) -> Iterator[Job]:
         """Yields the jobs that have not finished yet."""
@@ -273,7 +273,7 @@ class Grid:
 
     def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Leaves out the jobs that have finished."""
-        self.done = {index for index, outcome in ended.items() if outcome.state == FINISHED}
+        self.done = {index for index, outcome in ended.items() if outcome.status == FINISHED}
 
 
 def job_name(params: Mapping[str, str]) -> str:

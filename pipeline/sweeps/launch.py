@@ -147,7 +147,7 @@ def open_workers(launcher: Any, jobs: int) -> Iterator[Workers]:
         return pool.run(
             Call(
                 key=job.index,
-                function=carry_out,
+                function=run_in_worker,
                 arguments=(payload, job.index, words(job)),
                 output=folder / str(job.index) / OUTPUT,
             )
@@ -203,7 +203,7 @@ def launch_batch(
     return [_returned(ended[index], words) for index, words in jobs.items()]
 
 
-def carry_out(payload: bytes, index: int, words: Sequence[str]) -> None:
+def run_in_worker(payload: bytes, index: int, words: Sequence[str]) -> None:
     """Runs one job in a worker: composes its configuration and runs it as Hydra would."""
     hydra_context, task_function, composer, singletons = _unpacked(payload)
     Singleton.set_state(singletons)

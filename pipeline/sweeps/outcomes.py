@@ -61,7 +61,7 @@ class Outcome:
     """
 
     index: int
-    state: str
+    status: str
     params: Mapping[str, str]
     values: tuple[float, ...]
     run_id: str | None = None
@@ -72,7 +72,7 @@ class Outcome:
 
 def ranked(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> list[Outcome]:
     """The finished outcomes, best first by the first objective; ties keep their order."""
-    finished = [outcome for outcome in outcomes if outcome.state == FINISHED]
+    finished = [outcome for outcome in outcomes if outcome.status == FINISHED]
     sign = -1 if objectives[0].maximize else 1
     known = [outcome for outcome in finished if outcome.values[0] == outcome.values[0]]
     return sorted(known, key=lambda outcome: (sign * outcome.values[0], outcome.index))

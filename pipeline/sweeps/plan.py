@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.builders import check_keys
-from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
+from pipeline.config.effects import (
+    has_no_validation,
+    may_lack_effect,
+    refuse_without_effect,
+    untested,
+)
 from pipeline.config.flat import config_sha256
+from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
 from pipeline.data.load import require_data
 from pipeline.sweeps.jobs import Job, Multirun, grid
@@ -21,7 +27,6 @@ from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
 from pipeline.sweeps.outcomes import objectives
 from pipeline.sweeps.space import all_corners, corners, distributions
 from pipeline.system.errors import RequestError
-from pipeline.tracking.values import may_be_run
 from pipeline.training.pretrained import require_weights
 
 MOST_COMBINED = 64  # combinations of bounds and choices that are composed
@@ -66,12 +71,23 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
     jobs = _ends(multirun) if adaptive else grid(multirun.searched)
     composed = [(job, multirun.compose(job)) for job in jobs]
     _require_distinct(composed)
+    _require_objectives(config, [one for _, one in composed])
     if not adaptive:
         _require_effects(multirun, composed)
     elif may_lack_effect(multirun.typed):
         _require_effects(multirun, _combined(multirun))
     _require_possible(composed, here=is_local(launcher), adaptive=adaptive)
     return _plan(multirun, composed, adaptive=adaptive)
+
+
+def _require_objectives(config: Config, jobs: Iterable[Config]) -> None:
+    """Checks that each job will have validation images if it is judged by them."""
+    by_validation = [one for one in config.sweep.objective if one.startswith("val/")]
+    if by_validation and any(map(has_no_validation, jobs)):
+        raise RequestError(
+            f"sweep.objective={','.join(by_validation)}: with preprocess.validation_size=0 no job "
+            "has validation images to be judged by; set it above 0"
+        )
 
 
 def plan_again(multirun: Multirun, folder: Path, *, adaptive: bool) -> Plan:
@@ -172,7 +188,7 @@ def _require_possible(jobs: Composed, *, here: bool, adaptive: bool) -> None:
     for config in _different(configs, "dataset"):
         require_data(config)
     for config in models:
-        if not may_be_run(config.model.get("weights")):
+        if weights_run(config) is None:
             require_weights(config.model)
 
 

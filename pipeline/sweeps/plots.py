@@ -126,9 +126,9 @@ def _or_without(picture: str) -> Iterator[None]:
         log.warning("The sweep's plot %s could not be drawn: %s", picture, one_line(error))
 
 
-def _valued(outcomes: Sequence[Outcome], *states: str, number: int = 0) -> list[Outcome]:
-    """The jobs in these states with a value of objective `number`."""
-    return [t for t in outcomes if t.state in states and math.isfinite(t.values[number])]
+def _valued(outcomes: Sequence[Outcome], *statuses: str, number: int = 0) -> list[Outcome]:
+    """The jobs in these statuses with a value of objective `number`."""
+    return [t for t in outcomes if t.status in statuses and math.isfinite(t.values[number])]
 
 
 def _without_seed(outcome: Outcome) -> dict[str, str]:
@@ -163,17 +163,17 @@ def _history(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) 
 
 
 def _panel(axes: Axes, outcomes: Sequence[Outcome], objective: SweepObjective, number: int) -> None:
-    for state, (mark, colour) in MARKS.items():
+    for status, (mark, colour) in MARKS.items():
         style: dict[str, Any] = {"marker": mark, "color": colour, "markersize": 5, "linestyle": ""}
-        known = [(t.index, t.values[number]) for t in _valued(outcomes, state, number=number)]
+        known = [(t.index, t.values[number]) for t in _valued(outcomes, status, number=number)]
         if known:
-            axes.plot(*zip(*known, strict=True), **style, label=state)
-        lost = {outcome.index for outcome in outcomes if outcome.state == state} - {
+            axes.plot(*zip(*known, strict=True), **style, label=status)
+        lost = {outcome.index for outcome in outcomes if outcome.status == status} - {
             i for i, _ in known
         }
         if lost:  # jobs without a value are drawn at the lower edge
             style |= {"transform": axes.get_xaxis_transform(), "fillstyle": "none"}
-            axes.plot(sorted(lost), [0.03] * len(lost), **style, label=f"{state}, no value")
+            axes.plot(sorted(lost), [0.03] * len(lost), **style, label=f"{status}, no value")
     if finished := _valued(outcomes, FINISHED, number=number):
         values = [outcome.values[number] for outcome in finished]
         so_far = (np.maximum if objective.maximize else np.minimum).accumulate(values)

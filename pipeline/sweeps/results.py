@@ -36,7 +36,7 @@ from pipeline.tracking.values import BEST_JOB, OBJECTIVE
 if TYPE_CHECKING:
     from pipeline.sweeps.plots import Repeats
 
-_STATES = (FINISHED, PRUNED, FAILED, KILLED)
+_STATUSES = (FINISHED, PRUNED, FAILED, KILLED)
 DESCRIBED = 5  # rows of the table in the description
 _SHOWN = 30  # rows of the table at the end; the artefact `trials.csv` has them all
 
@@ -50,13 +50,13 @@ def log_results(
 ) -> None:
     """Logs the best, the spread, the counts, a table, plots and a description."""
     best = ranked(outcomes, objectives)
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in _STATES}
-    metrics = {f"sweep/{state}": float(count) for state, count in counts.items()}
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in _STATUSES}
+    metrics = {f"sweep/{status}": float(count) for status, count in counts.items()}
     if best:
         values = [outcome.values[0] for outcome in best]
         metrics |= {"sweep/best": values[0], "sweep/mean": statistics.fmean(values)}
         metrics |= {"sweep/sd": statistics.stdev(values)} if len(values) > 1 else {}
-        tags = {BEST_JOB + key: value for key, value in best[0].params.items()}
+        tags = {BEST_JOB + key.lstrip("+"): value for key, value in best[0].params.items()}
         parent.log_tags(tags | {f"{BEST_JOB}run_id": str(best[0].run_id)})
     parent.log_tags({OBJECTIVE: ", ".join(objective.metric for objective in objectives)})
     with uncollected():
@@ -80,8 +80,8 @@ def _note(
 ) -> str:
     """The description of a sweep: how its jobs ended, and the best of them, grouped over seeds."""
     names, metric = short_keys(searched), objectives[0].metric
-    states = [(state, sum(one.state == state for one in outcomes)) for state in _STATES]
-    ended = ", ".join(f"{count} {state}" for state, count in states if count)
+    statuses = [(status, sum(one.status == status for one in outcomes)) for status in _STATUSES]
+    ended = ", ".join(f"{count} {status}" for status, count in statuses if count)
     keys = [key for key in names if key != "seed"] or list(names)
     rows = [
         (
@@ -125,10 +125,10 @@ def print_results(
     console.print(" ".join(words), soft_wrap=True)
 
 
-def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
+def show_preview(manifest: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
     """Prints the jobs that a sweep would run, and an estimate of the time from earlier runs."""
     console = standard_output()
-    console.print(_preview(plan, jobs))
+    console.print(_preview(manifest, jobs))
     count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
     parallel = min(count, jobs_at_once(launcher) or count)
@@ -136,15 +136,15 @@ def show_preview(plan: Manifest, jobs: Sequence[Job], config: Config, launcher: 
     console.print(f"{count} jobs{proposed}; {time}; nothing was run", soft_wrap=True)
 
 
-def _preview(plan: Manifest, jobs: Sequence[Job]) -> Table:
+def _preview(manifest: Manifest, jobs: Sequence[Job]) -> Table:
     """The jobs or, of a search, the space of its keys."""
     if jobs:
-        table = Table("job", *plan.searched)
+        table = Table("job", *manifest.searched)
         for job in jobs:
             table.add_row(str(job.index), *job.params.values())
     else:
         table = Table("searched", "space")
-        for key, space in plan.searched.items():
+        for key, space in manifest.searched.items():
             table.add_row(key, space)
     return table
 
@@ -166,15 +166,15 @@ def _table(
     others = [outcome for outcome in outcomes if outcome.index not in finished]
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.params))
     names = [objective.metric for objective in objectives]
-    table = Table("job", *short_keys(keys).values(), *names, "s", "state")
+    table = Table("job", *short_keys(keys).values(), *names, "s", "status")
     for outcome in [*best, *others][:_SHOWN]:
-        state = f"{outcome.state}: {outcome.error}" if outcome.error else outcome.state
+        status = f"{outcome.status}: {outcome.error}" if outcome.error else outcome.status
         table.add_row(
             str(outcome.index),
             *(brief(outcome.params.get(key, "")) for key in keys),
             *(_number(value) for value in outcome.values),
             f"{outcome.seconds:.1f}",
-            f"{state}, model kept" if outcome.kept else state,
+            f"{status}, model kept" if outcome.kept else status,
         )
     if len(outcomes) > _SHOWN:
         table.caption = f"{_SHOWN} of {len(outcomes)} jobs; the artefact trials.csv has all"
@@ -184,11 +184,12 @@ def _table(
 def _csv(
     outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective], searched: Sequence[str]
 ) -> str:
+    # The second column keeps the name that it had from the first version on.
     header = ("job", "state", *searched, *(one.metric for one in objectives))
     rows = [
         (
             outcome.index,
-            outcome.state,
+            outcome.status,
             *(outcome.params.get(key, "") for key in searched),
             *outcome.values,
             round(outcome.seconds, 3),

@@ -42,7 +42,7 @@ class SweepJobs:
         self._require_none_alive()
         known = self.runs.outcomes(self.source.known_jobs())
         self.source.catch_up(known)
-        self.outcomes = {i: o for i, o in known.items() if o.state in (FINISHED, PRUNED)}
+        self.outcomes = {i: o for i, o in known.items() if o.status in (FINISHED, PRUNED)}
         self.with_checkpoints = set(self.outcomes)
 
     def carry_out(self, report: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
@@ -62,7 +62,7 @@ class SweepJobs:
                     self.outcomes[outcome.index] = outcome
                     board.end(outcome)
                     self._drop_checkpoints(outcome)
-                    if sum(one.state == FAILED for one in self.outcomes.values()) >= limit:
+                    if sum(one.status == FAILED for one in self.outcomes.values()) >= limit:
                         raise PipelineError(
                             f"stopped after job {outcome.index} failed ({outcome.error}); "
                             f"continue with sweep.resume={self.runs.parent.id}"
@@ -130,12 +130,12 @@ class SweepJobs:
             time.sleep(0.2)
 
     def _words(self, job: Job) -> list[str]:
-        return self._told(job, **self.source.told)
+        return self._overrides_of(job, **self.source.job_settings)
 
     def _words_to_complete(self, job: Job) -> list[str]:
-        return self._told(job, completes=str(self.outcomes[job.index].run_id))
+        return self._overrides_of(job, completes=str(self.outcomes[job.index].run_id))
 
-    def _told(self, job: Job, **further: str) -> list[str]:
+    def _overrides_of(self, job: Job, **further: str) -> list[str]:
         """The overrides of a job; the last one holds the sweep's settings for it."""
         told = {
             "parent": self.runs.parent.id,

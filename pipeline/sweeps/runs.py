@@ -34,7 +34,7 @@ from pipeline.tracking.values import (
     Status,
 )
 
-_STATES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
+_STATUSES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
 _SAMPLE = 50  # earlier runs used for a preview's estimate
 
 
@@ -58,7 +58,7 @@ class Children:
             if run.index is None or (jobs is not None and run.index not in jobs):
                 continue
             job = jobs[run.index] if jobs else Job(index=run.index, params={})
-            if not (job.index in found and found[job.index].state == FINISHED):
+            if not (job.index in found and found[job.index].status == FINISHED):
                 found[job.index] = self._outcome(run, job)
         return found
 
@@ -111,16 +111,16 @@ class Children:
         return list(search(self.parent.client, asked))
 
     def _outcome(self, run: RecordedRun, job: Job) -> Outcome:
-        state = PRUNED if run.pruned is not None else _STATES.get(run.status, RUNNING)
+        status = PRUNED if run.pruned is not None else _STATUSES.get(run.status, RUNNING)
         values = [run.metrics.get(one.metric, float("nan")) for one in self.objectives]
         return Outcome(
             index=job.index,
-            state=state,
+            status=status,
             params=job.params,
             values=tuple(values),
             run_id=run.id,
             seconds=run.seconds,
-            error=run.error if state in (FAILED, KILLED) else None,
+            error=run.error if status in (FAILED, KILLED) else None,
             kept=run.model_uri is not None,
         )
 
@@ -160,4 +160,4 @@ def _stretch(run: RecordedRun, epochs: int) -> float:
 
 def _without_run(job: Job, objectives: int, error: str) -> Outcome:
     values = (float("nan"),) * objectives
-    return Outcome(index=job.index, state=FAILED, params=job.params, values=values, error=error)
+    return Outcome(index=job.index, status=FAILED, params=job.params, values=values, error=error)

@@ -61,7 +61,9 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings, self.sweep_id = settings, sweep_id
         self.total = settings.n_trials
-        self.told: Mapping[str, str] = _told(settings) if settings.pruner != "none" else {}
+        self.job_settings: Mapping[str, str] = (
+            _of_study(settings) if settings.pruner != "none" else {}
+        )
         self.distributions = distributions(searched)
         self.study = optuna.create_study(
             storage=storage or open_storage(str(settings.storage)),
@@ -91,9 +93,9 @@ class Search:
         """Passes the outcome of a trial on to the study."""
         states = optuna.trial.TrialState
         known = np.isfinite(trial.values).all()
-        if trial.state == FINISHED and known:
+        if trial.status == FINISHED and known:
             self.study.tell(trial.index, list(trial.values))
-        elif trial.state == PRUNED:
+        elif trial.status == PRUNED:
             self.study.tell(trial.index, state=states.PRUNED)
         else:
             self.study.tell(trial.index, state=states.FAIL)
@@ -109,7 +111,7 @@ class Search:
     def catch_up(self, ended: Mapping[int, Outcome]) -> None:
         """Updates the study with the runs of an interrupted sweep.
 
-        A trial left running by a killed process gets its final state; a trial that failed or was
+        A trial left running by a killed process gets its final status; a trial that failed or was
         killed is proposed again, as a new trial with the same parameters.
         """
         states = optuna.trial.TrialState
@@ -188,7 +190,7 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
     return listen
 
 
-def _told(settings: Sweep) -> dict[str, str]:
+def _of_study(settings: Sweep) -> dict[str, str]:
     """The settings that a job needs for pruning; a secret address goes to the environment."""
     address = str(settings.storage)
     if "://" in address and without_password(address) != address:

@@ -62,21 +62,21 @@ def sweep(plan: Plan, launcher: Any) -> None:
                     runs=children(parent, objectives(config.sweep)),
                     folder=folder,
                 )
-                _carry_out(running, plan.manifest, resumed=resumed is not None)
+                _run_and_report(running, plan.manifest, resumed=resumed is not None)
 
 
-def _carry_out(running: SweepJobs, plan: Manifest, *, resumed: bool) -> None:
+def _run_and_report(running: SweepJobs, manifest: Manifest, *, resumed: bool) -> None:
     parent, objectives = running.runs.parent, running.runs.objectives
-    parent.save_text("manifest.json", plan.text)
+    parent.save_text("manifest.json", manifest.text)
     if resumed:
         running.catch_up()
     outcomes = running.carry_out(
         lambda ended: log_results(
-            parent, ended, objectives, list(plan.searched), running.multirun.scales
+            parent, ended, objectives, list(manifest.searched), running.multirun.scales
         )
     )
     print_results(parent.id, outcomes, objectives)
-    if failed := sum(outcome.state == FAILED for outcome in outcomes):
+    if failed := sum(outcome.status == FAILED for outcome in outcomes):
         raise PipelineError(
             f"{failed} of {len(outcomes)} jobs failed; what each printed is in {running.folder}; "
             f"run them again with sweep.resume={parent.id}"
@@ -100,8 +100,8 @@ def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
     return found.id, folder
 
 
-def _named(config: Config, plan: Manifest) -> Config:
-    keys = ", ".join(short_keys(plan.searched).values())
+def _named(config: Config, manifest: Manifest) -> Config:
+    keys = ", ".join(short_keys(manifest.searched).values())
     name = config.tracking.run_name or f"sweep of {keys}"
     return replace(config, tracking=replace(config.tracking, run_name=name))
 

@@ -48,7 +48,7 @@ def serve_jobs(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None
             import_slow(module)
     with suppress(EOFError, OSError):  # the pool has closed its end
         while True:
-            there.send_bytes(_carried_out(there.recv_bytes()))
+            there.send_bytes(_answer(there.recv_bytes()))
 
 
 def _leave_with_parent() -> None:
@@ -57,7 +57,7 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _carried_out(message: bytes) -> bytes:
+def _answer(message: bytes) -> bytes:
     """Runs a call and returns its result or error, whatever it raises."""
     # The call is pickled separately: unpickling may import, print and fail
     output, packed = pickle.loads(message)

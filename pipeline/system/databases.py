@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from pipeline.system.errors import first_line
 from pipeline.system.secrets import hide
 
-# Packages of drivers whose name for pip differs from the one they are imported by.
 _KEPT: set[str | None] = set()  # SQLite files whose connections outlive Ctrl-C
+# Packages of drivers whose name for pip differs from the one they are imported by.
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 

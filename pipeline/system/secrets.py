@@ -30,6 +30,7 @@ LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types b
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
+_CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
 
 known_secrets: set[str] = set()
@@ -46,7 +47,7 @@ def learn(value: Any, key: str = "") -> None:
     """Remembers every secret in a configuration, an environment or a command line."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            learn(inner, str(name) if not is_secret(key) else key)
+            learn(inner, _below(key, name))
     elif isinstance(value, list | tuple):
         for inner in value:
             learn(inner, key)
@@ -129,7 +130,8 @@ def hide_value(key: str, value: Any) -> Any:
 
 
 def _below(key: str, name: Any) -> str:
-    return key if is_secret(key) else str(name)
+    """The key of a value within that of `key`; the names of classes are no keys."""
+    return key if is_secret(key) or key == _CLASSES else str(name)
 
 
 def hide_word(word: str) -> str:

@@ -30,9 +30,8 @@ MetricPoint = tuple[str, float, int, int]  # name of the metric, value, Unix tim
 JOURNAL_FILE, SENT, LOCK = "journal.jsonl", "journal.sent", ".journal.lock"
 # Kinds of records: the run as it was opened, its id in the store, what it logs, its end.
 OPENING, OPENED = "opening", "opened"
-BATCH, DATA, NOTED, MODEL_SAVED, ARTIFACTS, FILES, END = (
-    *("batch", "data", "note", "model", "artifacts", "files", "end"),
-)
+BATCH, DATA, NOTED, END = "batch", "data", "note", "end"
+MODEL_SAVED, ARTIFACTS, FILES = "model", "artifacts", "files"
 SLOW = {MODEL_SAVED, ARTIFACTS, FILES}  # uploads, which may take minutes
 MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
@@ -191,18 +190,18 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
     known = {"id": opening["run_id"] or opening[LOCAL_ID], "artifacts": str(folder / "artifacts")}
     known |= {"name": opening["name"] or "", "status": Status.RUNNING, "ended": None, "sizes": {}}
     for record in records[1:]:
-        match record["kind"]:
-            case "opened":
-                known |= {key: record[key] for key in ("id", "name", "artifacts")}
-            case "batch":
-                params |= record.get("params", {})
-                tags |= record.get("tags", {})
-                for key, value, at, step in record.get("metrics", ()):
-                    latest[key] = max(latest.get(key, (-1, 0, 0.0)), (step, at, value))
-            case "data":
-                known["sizes"] = record["sizes"]
-            case "end":
-                known |= {"status": Status(record["status"]), "ended": record["time"]}
+        kind = record["kind"]
+        if kind == OPENED:
+            known |= {key: record[key] for key in ("id", "name", "artifacts")}
+        elif kind == BATCH:
+            params |= record.get("params", {})
+            tags |= record.get("tags", {})
+            for key, value, at, step in record.get("metrics", ()):
+                latest[key] = max(latest.get(key, (-1, 0, 0.0)), (step, at, value))
+        elif kind == DATA:
+            known["sizes"] = record["sizes"]
+        elif kind == END:
+            known |= {"status": Status(record["status"]), "ended": record["time"]}
     logged = opening["metrics"] | {key: value for key, (_, _, value) in latest.items()}
     return RecordedRun(
         **known,

@@ -62,7 +62,6 @@ from pipeline.tracking.values import (
     COMMIT,
     DIRTY,
     ERROR,
-    FOLDER,
     HARDWARE,
     INDEX,
     LOCAL_ID,
@@ -71,6 +70,7 @@ from pipeline.tracking.values import (
     PRUNED_TAG,
     RUN_FOLDER,
     SHORT,
+    SWEEP_FOLDER,
     TRACEBACK,
     TRUSTED,
     VERSIONS,
@@ -351,7 +351,7 @@ def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) 
 def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:
     """The tags that say where a run is: its folder, and a job's sweep and index; set first."""
     if is_parent:
-        return {FOLDER: str(folder)}
+        return {SWEEP_FOLDER: str(folder)}
     place = {PARENT: str(job.parent), INDEX: str(job.index)} if job else {}
     return {RUN_FOLDER: str(folder.absolute())} | place
 
@@ -374,7 +374,9 @@ def _log_origin(
         | {TRUSTED + name: sha256 for name, sha256 in checksums(config.trusted_modules).items()}
         | config.tracking.tags
     )
-    recording.log_params({**flatten(config), **searched}, tags)
+    # MLflow takes no plus in a name, as in `+model.width=3,5`.
+    spaces = {key.lstrip("+"): space for key, space in searched.items()}
+    recording.log_params({**flatten(config), **spaces}, tags)
     recording.save_text("config.yaml", _as_yaml(config))
     recording.save_text("environment.txt", lineage.environment())
     if code.patch:

@@ -6,6 +6,7 @@ TensorFlow is imported only when a model is loaded.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,8 @@ _PARTS = {"MLmodel", KERAS_FILE, "data/keras_module.txt", "data/save_format.txt"
 PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth")
 KERAS_MODULES, LOADER = ("keras", "tensorflow.keras"), "mlflow.tensorflow"
 _FLAT = ("tensorflow",)  # mappings in MLmodel whose values must be texts and numbers
-_MOST_TEXT, MOST_EXAMPLE = 4_000_000, 64_000_000  # bytes
+_MOST_TEXT, MOST_EXAMPLE = 16_000_000, 64_000_000  # bytes
+_JSON_BYTES = 6  # of a pixel value as JSON, at most
 MOST_BYTES = 8_000_000_000  # of all files of a model
 
 
@@ -108,12 +110,18 @@ def save_model(model: keras.Model, prepared: Prepared, path: Path) -> None:
             path,
             mlflow_model=Model(metadata=about),
             signature=ModelSignature(inputs=Schema([images]), outputs=Schema([probabilities])),
-            input_example=np.asarray(prepared.test.batch(0, 2)),
+            input_example=_example_of(prepared),
             # MLflow would take many seconds to infer these.
             pip_requirements=[
                 f"{name}=={version_of(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")
             ],
         )
+
+
+def _example_of(prepared: Prepared) -> Array | None:
+    """Two test images u8[2,H,W,C], or as many as their file, JSON, may hold; None if none."""
+    most = MOST_EXAMPLE // (_JSON_BYTES * max(1, math.prod(prepared.image_shape)))
+    return np.asarray(prepared.test.batch(0, min(2, most))) if most else None
 
 
 @contextmanager

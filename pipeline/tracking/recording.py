@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from pipeline.config.schema import Tracking
-from pipeline.data.values import Array, Evaluation, Predictions, Prepared
+from pipeline.data.values import Evaluation, Predictions, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
 from pipeline.system.secrets import hide, hide_value
@@ -55,6 +55,7 @@ from pipeline.tracking.values import (
     SOURCE,
     RecordedRun,
     Status,
+    as_arrays,
 )
 
 MARGIN = 1_000  # characters for the links in a description
@@ -275,17 +276,10 @@ class Recording:
         self._put({"kind": FILES, "paths": list(map(str, files)), "below": folder})
 
     def save_predictions(self, predictions: Mapping[str, Predictions]) -> None:
-        """Adds `predictions.npz` to the artefacts, for paired comparisons.
-
-        It has `class_names`, and each split's `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
-        """
+        """Adds `predictions.npz` to the artefacts, for paired comparisons."""
         self.predictions.update(predictions)
-        arrays: dict[str, Array] = {}
-        for split, values in predictions.items():
-            arrays["class_names"] = np.array(values.class_names)
-            arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probabilities}
         with replacing(self._own() / PREDICTIONS) as path:
-            np.savez_compressed(path, allow_pickle=False, **arrays)
+            np.savez_compressed(path, allow_pickle=False, **as_arrays(predictions))
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.

@@ -1,6 +1,7 @@
 """The versions and aliases of a registered model, and the tags that hold its ledger.
 
-Every call is one request to MLflow, which the store executes atomically.
+Each alias, tag or version is set by one request, which the store executes atomically; `mark`,
+`describe` and `attached` make several.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pipeline.tracking.values import (
     Present,
     Version,
     is_written_by_hand,
+    registered_name,
 )
 
 
@@ -148,13 +150,13 @@ class Registry:
             _allow(error, RESOURCE_DOES_NOT_EXIST)
 
 
-def open_registry(tracking: Tracking, name: str) -> Registry:
-    """Opens the registered model `name` of the tracking store.
+def open_registry(tracking: Tracking, dataset: str) -> Registry:
+    """Opens the registered model of a data set in the tracking store.
 
     Raises:
         RequestError: the store cannot be used.
     """
-    return Registry(client=connect(tracking.uri), name=name)
+    return Registry(client=connect(tracking.uri), name=registered_name(dataset))
 
 
 def _version(found: ModelVersion) -> Version:

@@ -19,6 +19,7 @@ from typing import Any
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
+from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, Tracking
 from pipeline.data.values import KEPT, Prepared
 from pipeline.system.databases import without_password
@@ -27,18 +28,17 @@ from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
-    FOLDER,
     INDEX,
     LOCAL_ID,
     MODEL_URI,
     PARENT,
     PRUNED_TAG,
     RUN_FOLDER,
+    SWEEP_FOLDER,
     TEACHER,
     Query,
     RecordedRun,
     Status,
-    may_be_run,
 )
 
 _PAGE = 5_000  # runs per request
@@ -110,8 +110,8 @@ def _teacher_run(config: Config) -> RecordedRun | None:
 
 
 def _weights_run(config: Config) -> RecordedRun | None:
-    source = config.model.get("weights")
-    return _with_model(source, config, key="model.weights") if may_be_run(source) else None
+    source = weights_run(config)
+    return None if source is None else _with_model(source, config, key="model.weights")
 
 
 def _with_model(source: str, config: Config, *, key: str) -> RecordedRun:
@@ -372,7 +372,7 @@ def _condition(query: Query) -> str:
     if query.has_metric is not None:
         parts.append(f"metrics.`{query.has_metric}` > -1.7e308")
     flags = (
-        (FOLDER, query.is_sweep),
+        (SWEEP_FOLDER, query.is_sweep),
         (MODEL_URI, query.has_model),
         (RUN_FOLDER, query.has_folder),
         (PRUNED_TAG, query.is_pruned),

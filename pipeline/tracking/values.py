@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import yaml
 
 from pipeline.config.schema import Config, validate
-from pipeline.data.values import KEPT, Array
+from pipeline.data.values import KEPT, Array, Predictions, most_probable
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 
@@ -33,16 +33,14 @@ CHOSEN_DATASET, CHOSEN_MODEL = "dataset", "model"  # names of files, one per gro
 # package, with its version; a stage, with `hit` or `miss`.
 TRUSTED, HARDWARE, VERSIONS, CACHE = "trusted.", "hardware.", "version.", "cache/"
 # The time of the last heartbeat (UTC), and the process that sent it.
-BEAT, BEAT_HOST, BEAT_PID, BEAT_STARTED = (
-    *("heartbeat", "heartbeat.host"),
-    *("heartbeat.pid", "heartbeat.started"),
-)
+BEAT, BEAT_HOST = "heartbeat", "heartbeat.host"
+BEAT_PID, BEAT_STARTED = "heartbeat.pid", "heartbeat.started"
 LOCAL_ID = "local_id"  # by which a run or model is found before the store has named it
 RUN_FOLDER = "folder"  # folder of its log and checkpoints
 # Tags of a job: its sweep, its index, why it was pruned.
 PARENT, INDEX, PRUNED_TAG = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 # Tags of a sweep's own run: its folder, its metrics; prefix of what its best job is and has.
-FOLDER, OBJECTIVE, BEST_JOB = "sweep.folder", "sweep.objective", "best."
+SWEEP_FOLDER, OBJECTIVE, BEST_JOB = "sweep.folder", "sweep.objective", "best."
 # Tags of a resumed run: the epochs after which it was interrupted, and what had changed.
 RESUMED_AFTER, RESUMED_CHANGES = "resumed.after_epoch", "resumed.changed"
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.
@@ -78,14 +76,14 @@ LONGEST_PARAM, LONGEST_TAG, LONGEST_MODEL_TAG = 6_000, 8_000, 5_000
 SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
 
 
-def may_be_run(source: str | None) -> TypeGuard[str]:
-    """Whether `model.weights` names a run, by the beginning of its id, and not a file."""
-    return bool(source and re.fullmatch(r"[0-9a-f]{4,32}", source) and not Path(source).exists())
+def registered_name(dataset: str) -> str:
+    """The name of the registered model of a data set; MLflow takes no slash, as in `mine/birds`."""
+    return dataset.replace("/", "--")
 
 
-def champion_uri(model_name: str) -> str:
-    """The address of the champion of a registered model, which has the name of its data set."""
-    return f"models:/{model_name}@{CHAMPION}"
+def champion_uri(dataset: str) -> str:
+    """The address of the champion of a data set."""
+    return f"models:/{registered_name(dataset)}@{CHAMPION}"
 
 
 def is_written_by_hand(description: str) -> bool:
@@ -104,7 +102,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RecordedRun:
-    """A run as recorded in the tracking store, whatever its state.
+    """A run as recorded in the tracking store, whatever its status.
 
     `started` and `ended`: Unix time, ms; `logged`: the last value of each metric; `sizes`: images
     by split; `artifacts`: the address of its artefacts, which are read on demand.
@@ -165,12 +163,12 @@ class RecordedRun:
     @property
     def sweep_folder(self) -> Path | None:
         """The folder of the sweep, if it is a sweep's own run."""
-        return Path(self.tags[FOLDER]) if FOLDER in self.tags else None
+        return Path(self.tags[SWEEP_FOLDER]) if SWEEP_FOLDER in self.tags else None
 
     @property
     def is_sweep(self) -> bool:
         """Whether it is a sweep's own run, which trains nothing itself."""
-        return FOLDER in self.tags
+        return SWEEP_FOLDER in self.tags
 
     @property
     def parent(self) -> str | None:
@@ -267,17 +265,17 @@ class RecordedRun:
 
         return name in artifact_names(self.artifacts) or self._left(name) is not None
 
-    def predictions(self) -> dict[str, Array]:
-        """`<split>_labels` i32[N] and `<split>_probs` f32[N,K] of each split it was evaluated on.
+    def predictions(self) -> dict[str, StoredPredictions]:
+        """Its predictions on each split that it was evaluated on: "val", "test".
 
         Raises:
             RequestError: it was not evaluated, or the file is damaged.
         """
         path = self.fetch(PREDICTIONS)
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            with np.load(path, allow_pickle=False) as arrays:
+                return by_split(dict(arrays))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise RequestError(
                 f"run_id={self.id}: its {PREDICTIONS} cannot be read: {one_line(error)}"
             ) from error
@@ -315,6 +313,51 @@ class RecordedRun:
             return None
         path = self.folder / "artifacts" / name
         return path if path.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredPredictions:
+    """What a run predicted on a split: `labels` i32[N] and `probabilities` f32[N,K]."""
+
+    labels: Array
+    probabilities: Array
+    class_names: tuple[str, ...]
+
+    @cached_property
+    def predicted(self) -> Array:
+        """The most probable class of each image, i32[N]."""
+        return most_probable(self.probabilities)
+
+
+def as_arrays(predictions: Mapping[str, Predictions]) -> dict[str, Array]:
+    """The arrays of `predictions.npz`, by name.
+
+    They are `class_names`, and each split's `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
+    """
+    arrays: dict[str, Array] = {}
+    for split, values in predictions.items():
+        arrays["class_names"] = np.array(values.class_names)
+        arrays |= {f"{split}_labels": values.labels, f"{split}_probs": values.probabilities}
+    return arrays
+
+
+def by_split(arrays: Mapping[str, Array]) -> dict[str, StoredPredictions]:
+    """The predictions in the arrays of `predictions.npz`.
+
+    They are `<split>_labels` i32[N] and `<split>_probs` f32[N,K], and `class_names` except in runs
+    of early versions.
+    """
+    found = {}
+    for name, probabilities in arrays.items():
+        split, _, kind = name.rpartition("_")
+        if kind == "probs":
+            numbered = [f"class {number}" for number in range(probabilities.shape[1])]
+            found[split] = StoredPredictions(
+                labels=arrays[f"{split}_labels"],
+                probabilities=probabilities,
+                class_names=tuple(map(str, arrays.get("class_names", numbered))),
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Te
     """Mirrors random images f32[N,H,W,C] and moves each by up to `shift` of height and width."""
     x = images
     if horizontal_flip:
-        x = keras.layers.RandomFlip("horizontal", name="flip")(x)
+        x = keras.layers.RandomFlip("horizontal", name="mirror")(x)
     if shift > 0:
         x = keras.layers.RandomTranslation(shift, shift, fill_mode="nearest", name="shift")(x)
     return x

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.config.builders import build
+from pipeline.config.builders import build, has_backbone
 from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
@@ -25,7 +25,7 @@ from pipeline.training.precision import (
     in_float32,
     require_sensible,
 )
-from pipeline.training.pretrained import WHITENING
+from pipeline.training.pretrained import SCALING, WHITENING
 from pipeline.training.programs import keep_programs
 
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
@@ -64,7 +64,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
             that `model.weights` names are missing or do not fit.
     """
     require_sensible(config.train.precision)
-    if config.model.get("trainable") == "head":
+    if has_backbone(config.model) and config.model["trainable"] == "head":
         model = _with_frozen_backbone(config, prepared)
     else:
         model = _prepared(config, prepared)
@@ -161,7 +161,11 @@ def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimi
 
 
 def _is_keras_own(optimizer: keras.optimizers.Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("keras.")
+    """Whether an optimizer and its schedule, if it has one, can be loaded without this package."""
+    rate = optimizer._learning_rate  # `learning_rate` is what a schedule gives now
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    parts = [optimizer, *([rate] if is_schedule else [])]
+    return all(type(part).__module__.startswith("keras.") for part in parts)
 
 
 def _compile(model: keras.Model, config: Config, *, images: int) -> None:
@@ -188,10 +192,10 @@ def loss_and_metrics() -> dict[str, Any]:
 
 def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
     if kind == "unit":
-        return keras.layers.Rescaling(1 / 255, name="scaling")
+        return keras.layers.Rescaling(1 / 255, name=SCALING)
     std = _deviation(prepared)
     return keras.layers.Rescaling(
-        scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name="scaling"
+        scale=(1 / std).tolist(), offset=(-prepared.mean / std).tolist(), name=SCALING
     )
 
 

@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.config.builders import has_backbone
 from pipeline.config.schema import Config
 from pipeline.data import cache
 from pipeline.data.load import data_folder
@@ -33,21 +34,34 @@ TELL_S = 15.0  # between two lines of progress
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Head:
     """The trained part of a model whose backbone is frozen.
 
-    `model`: features f32[N,F] → probabilities f32[N,K], compiled. `features`: pairs of a packed
-    array of images u8[M,H,W,C] and their features f32[M,F].
+    `model`: features f32[N,F] → probabilities f32[N,K], compiled. `backbone`: images u8[N,H,W,C] →
+    features f32[N,F], which are kept in `folder`. With `limited`, splits have few of the images.
     """
 
     model: keras.Model
-    features: Sequence[tuple[Array, Array]]
+    backbone: keras.Model
+    folder: Path
+    limited: bool = False
+    _known: list[tuple[Array, Array]] = field(default_factory=list, repr=False)
 
     def of(self, split: Split) -> Features:
-        """The features of a split of the packed images."""
-        (features,) = (there for images, there in self.features if images is split.images)
-        return Features(images=features, rows=split.rows, labels=split.labels)
+        """The features of a split, which are computed if the cache does not have them.
+
+        They are computed of all packed images at once, for other splits and runs; with `limited`,
+        only of the split's own.
+        """
+        if self.limited:
+            features = _cached(self.folder, self.backbone, split.take(slice(None)))
+            return Features(images=features, rows=np.arange(len(split)), labels=split.labels)
+        for images, features in self._known:
+            if images is split.images:
+                return Features(images=features, rows=split.rows, labels=split.labels)
+        self._known.append((split.images, _cached(self.folder, self.backbone, split.images)))
+        return self.of(split)
 
     def untrained(self) -> Callable[[], keras.Model]:
         """A function that builds this head with the weights that it has now."""
@@ -61,24 +75,24 @@ class Head:
         return build
 
 
-def head_of(model: keras.Model, prepared: Prepared, config: Config) -> Head | None:
-    """The head of a compiled model with a frozen backbone, and the features to train it on.
+def head_of(model: keras.Model, config: Config) -> Head | None:
+    """The head of a compiled model with a frozen backbone, which trains on features of the images.
 
     None if anything up to `features` is trained or random (as augmentation is), or if a teacher
-    needs the images. The first run computes the features of all packed images and keeps them in
-    the data cache, keyed by the checksums of images and backbone; later runs and the other jobs of
-    a sweep read them.
+    needs the images. The first run that needs features keeps them in the data cache, keyed by the
+    checksums of images and backbone; later runs and the other jobs of a sweep read them.
     """
-    if config.model.get("trainable") != "head" or needs_images(config) or not is_fixed(model):
+    if not has_backbone(config.model) or config.model["trainable"] != "head":
+        return None
+    if needs_images(config) or not is_fixed(model):
         return None
     backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
-    described, folder = _digest(backbone), data_folder(config)
-    splits = (prepared.train, prepared.val, prepared.test)
-    packed = {id(split.images): split.images for split in splits}.values()
     return Head(
         model=_separate(model),
-        features=[(images, _cached(folder, described, backbone, images)) for images in packed],
+        backbone=backbone,
+        folder=data_folder(config),
+        limited=config.preprocess.limit is not None,
     )
 
 
@@ -98,8 +112,8 @@ def whole(model: keras.Model, prepared: Prepared, config: Config) -> keras.Model
     return built
 
 
-def _cached(folder: Path, described: str, backbone: keras.Model, images: Array) -> Array:
-    key = cache.key(images=cache.checksum(images), backbone=described)
+def _cached(folder: Path, backbone: keras.Model, images: Array) -> Array:
+    key = cache.key(images=cache.checksum(images), backbone=_digest(backbone))
     entry = cache.load_or_build(
         folder / f"features-{key}", lambda: ({"features": _stream(backbone, images)}, {})
     )

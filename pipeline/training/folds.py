@@ -45,12 +45,7 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
     Raises:
         RequestError: there are fewer images than folds, or all of them belong together.
     """
-    splits = (prepared.train, prepared.val)
-    everything = Split(
-        images=prepared.train.images,
-        rows=np.concatenate([split.rows for split in splits]),
-        labels=np.concatenate([split.labels for split in splits]),
-    )
+    everything = Split.joined([prepared.train, prepared.val])
     labels, index = everything.labels, prepared.index
     groups = np.arange(len(labels)) if index is None else index.groups[everything.rows]
     fold = into_folds(labels, groups, folds, seed=config.seed)
@@ -69,17 +64,24 @@ def out_of_fold(config: Config, prepared: Prepared, folder: Path, *, folds: int)
             test=everything.select(held),
         )
         log.info("fold %d of %d: training without %s images", number + 1, folds, f"{len(held):,}")
-        fold_folder = folder / f"fold-{number + 1}"
-        try:
-            model = train(
-                build_model(settings, part, checked=True), part, settings, fold_folder, ()
-            ).model
-        finally:
-            remove(fold_folder, ignore_errors=True)
-        head, size = head_of(model, part, settings), config.evaluate.batch_size
-        probabilities[held] = predict(model, part.test, batch_size=size, head=head)
+        probabilities[held] = of_test_images(settings, part, folder / f"fold-{number + 1}")
         known[held] = np.isin(labels[held], part.train.labels)
     return OutOfFold(split=everything, probabilities=probabilities, fold=fold, known=known)
+
+
+def of_test_images(config: Config, prepared: Prepared, folder: Path) -> Array:
+    """Trains the configured model and returns its probabilities f32[N,K] for the test images.
+
+    Working files in `folder` are removed.
+    """
+    try:
+        model = train(
+            build_model(config, prepared, checked=True), prepared, config, folder, ()
+        ).model
+    finally:
+        remove(folder, ignore_errors=True)
+    head, size = head_of(model, config), config.evaluate.batch_size
+    return predict(model, prepared.test, batch_size=size, head=head)
 
 
 def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:

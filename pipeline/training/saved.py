@@ -145,7 +145,10 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     while (part := f"{attribute}{len(parts)}") in group.attrs:
         parts.append(part)
     if not parts:
-        raise ValueError(f"it has no {attribute}: not a file of Keras' weights")
+        raise ValueError(
+            f"it has no {attribute}: Keras 3 writes .weights.h5 files in another format; name a "
+            ".keras file, which model.save writes"
+        )
     names = [name for part in parts for name in group.attrs[part]]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 

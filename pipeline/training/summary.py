@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -91,9 +92,9 @@ def summarise(model: keras.Model, *, batch_size: int) -> ModelSummary:
         Layer(
             name=layer.name,
             kind=type(layer).__name__,
-            shape=tuple(layer.output.shape[1:]),
+            shape=tuple(_outputs(layer)[0].shape[1:]),
             parameters=layer.count_params(),
-            activations=math.prod(layer.output.shape[1:]),
+            activations=sum(math.prod(output.shape[1:]) for output in _outputs(layer)),
         )
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
@@ -120,7 +121,13 @@ def summarise(model: keras.Model, *, batch_size: int) -> ModelSummary:
 
 
 def _output_bytes(layer: keras.layers.Layer) -> int:
-    return math.prod(layer.output.shape[1:]) * _item_size(layer.output.dtype)
+    return sum(math.prod(one.shape[1:]) * _item_size(one.dtype) for one in _outputs(layer))
+
+
+def _outputs(layer: keras.layers.Layer) -> list[Any]:
+    """The symbolic outputs of a layer; some have several, as an LSTM that returns its state."""
+    found: list[Any] = keras.tree.flatten(layer.output)
+    return found
 
 
 def _bytes(variables: Iterable[keras.Variable]) -> int:

@@ -112,7 +112,7 @@ def _trained_part(
     model: keras.Model, prepared: Prepared, config: Config
 ) -> tuple[keras.Model, tuple[Split, Split], Callable[[], keras.Model]]:
     """The model to train, its splits, and what builds it anew; the head if the rest is frozen."""
-    head = head_of(model, prepared, config)
+    head = head_of(model, config)
     if head is None:
         untrained = partial(build_model, config, prepared, checked=True)
         return model, (prepared.train, prepared.val), untrained

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.effects import has_no_validation
 from pipeline.config.schema import Config
+from pipeline.system.errors import RequestError
+from pipeline.tracking.values import PREDICTIONS, RecordedRun
 from pipeline.verbs import DECIDED, Verb
 
 if TYPE_CHECKING:
@@ -28,13 +31,15 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
     The run's configuration names the data set; `evaluate.*` and `data_dir` are the current ones.
 
     Raises:
-        RequestError: `run_id` is missing, or there is no such run with a model.
+        RequestError: `run_id` is missing, there is no such run with a model, or the settings do not
+            fit that run.
     """
     from pipeline.run import complete
     from pipeline.tracking.recording import reopen
     from pipeline.tracking.runs import find_trained
 
     recorded = find_trained(EVALUATE.run_id(config), config)
+    _require_fitting(config, recorded)
     then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
     return complete(
@@ -45,3 +50,17 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
         uri=recorded.model_uri,
         fingerprint=recorded.fingerprint,
     )
+
+
+def _require_fitting(config: Config, run: RecordedRun) -> None:
+    """Checks that an evaluation adds to what the run has, and that it has the images for it."""
+    if config.evaluate.temperature and has_no_validation(run.config):
+        raise RequestError(
+            f"evaluate.temperature=true: run {run.id} has no validation images, on which the "
+            "temperature is found; leave it out"
+        )
+    if not config.evaluate.test and run.has(PREDICTIONS) and "test" in run.predictions():
+        raise RequestError(
+            f"evaluate.test=false: run {run.id} has predictions on the test split, which would be "
+            "lost; leave it out"
+        )

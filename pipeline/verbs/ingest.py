@@ -17,7 +17,7 @@ from pipeline.verbs import Verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.data.checks import Violation
+    from pipeline.data.checks import CheckFinding
     from pipeline.data.describe import Description
     from pipeline.data.values import Array, RawData
 
@@ -51,13 +51,13 @@ class Ingested:
     """A data set: its description, what its checks have found, and the page that shows it."""
 
     description: Description
-    findings: Sequence[Violation]
+    findings: Sequence[CheckFinding]
     page: Path
 
 
 def ingested(config: Config, folder: Path) -> Ingested:
     """Fetches, verifies, caches and checks the data set; writes `data.html`."""
-    from pipeline.data.checks import violations
+    from pipeline.data.checks import findings_of
     from pipeline.data.describe import describe
     from pipeline.data.load import data_folder, ingest
     from pipeline.data.measures import measured
@@ -68,7 +68,7 @@ def ingested(config: Config, folder: Path) -> Ingested:
 
     raw, cache = ingest(config, verify=True), data_folder(config)
     measures = measured(raw, cache)
-    found = violations(raw, measures, config.ingest.checks)
+    found = findings_of(raw, measures, config.ingest.checks)
     augment = _augmenter(config, raw, folder)
     name = config.choices.dataset
     originals = read_originals(raw, cache)

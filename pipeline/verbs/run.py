@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.builders import GROUPS, check_keys
 from pipeline.config.effects import Rule
+from pipeline.config.named_runs import names_runs, weights_run
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id
@@ -43,7 +44,6 @@ def require_possible(config: Config) -> Pictures | None:
             run or file that `train.teacher` or `model.weights` names does not exist.
     """
     from pipeline.data.load import require_data
-    from pipeline.tracking.values import may_be_run
     from pipeline.training.pretrained import require_weights
 
     if adopted_run_id():
@@ -52,9 +52,8 @@ def require_possible(config: Config) -> Pictures | None:
         if group != "dataset":  # which may be cached
             check_keys(group, getattr(config, group), getattr(config.choices, group))
     listed = require_data(config)
-    weights = config.model.get("weights")
-    if not may_be_run(weights):
+    if weights_run(config) is None:
         require_weights(config.model)
-    if config.train.teacher is not None or may_be_run(weights):
+    if names_runs(config):
         import_slow("pipeline.tracking.runs").require_named_runs(config)
     return listed

@@ -27,6 +27,11 @@ IDLE = [
     ("evaluate.metrics=[ece] evaluate.test=false", "the test split is not used", "true"),
     ("evaluate.plots=[mistakes] evaluate.test=false", "the test split is not used", "true"),
     ("tracking.uri=http://a tracking.offline=true", "contacts no store", "false"),
+    (
+        "tracking.uri=http://a model=efficientnet_lite0 model.weights=a.h5 tracking.offline=true",
+        "contacts no store",
+        "false",
+    ),
     (f"dataset.max_bad=0.2 {FOLDER}", "dataset.on_bad=refuse", "skip"),
     ("preprocess.seed=0 preprocess.validation_size=0", "preprocess.validation_size=0", "1"),
     ("augment=combined augment.flip=none", "all of its changes off", "random"),

@@ -268,6 +268,11 @@ def test_so_is_one_within_a_word(
         ("train.patience=null schedule=constant", "train.patience=null schedule=constant"),
         ("train.tensorboard=True train.xla=FALSE", "train.tensorboard=True train.xla=FALSE"),
         ("run --mlproject seed=3 overrides=++seed=3", "seed=3"),
+        (
+            "-m dataset=folder dataset.path=a dataset.seed=0,1 preprocess.seed=${dataset.seed}",
+            "--multirun dataset=folder dataset.path=a dataset.seed=0,1 "
+            "preprocess.seed=${dataset.seed}",
+        ),
     ],
 )
 def test_what_is_no_mistake_is_handed_to_hydra(

@@ -184,6 +184,9 @@ def test_without_validation_images_nothing_can_depend_on_them(override: str) -> 
     )
     assert configured("preprocess.validation_size=1", override).preprocess.validation_size == 1
     assert configured("preprocess.validation_size=0").train.keep == "last"
+    # This data set may have a validation split of its own.
+    own = ("dataset=npz", "dataset.path=a.npz", "preprocess.validation_size=0")
+    assert configured(*own, override).preprocess.validation_size == 0
 
 
 @pytest.mark.parametrize(

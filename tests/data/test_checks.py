@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.schema import Checks
 from pipeline.data import checks
-from pipeline.data.checks import apply, violations
+from pipeline.data.checks import apply, findings_of
 from pipeline.data.measures import Measures, measured
 from pipeline.data.values import RawData
 from pipeline.system.errors import RequestError
@@ -24,7 +24,7 @@ def looked_for(*overrides: str) -> Checks:
 
 
 def keys(raw: RawData, measures: Measures, wanted: Checks) -> set[str]:
-    return {one.key.removeprefix("ingest.checks.") for one in violations(raw, measures, wanted)}
+    return {one.key.removeprefix("ingest.checks.") for one in findings_of(raw, measures, wanted)}
 
 
 @matrix(31, 32)
@@ -40,7 +40,7 @@ def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accept
     put(folder / "dog" / "003.png", noise(1003))
     raw = read(folder, tmp_path / "data", size=12)
     measures = measured(raw, tmp_path / "data")
-    found = violations(raw, measures, looked_for("imbalance.limit=5"))
+    found = findings_of(raw, measures, looked_for("imbalance.limit=5"))
     said = {one.key.removeprefix("ingest.checks."): str(one) for one in found}
     assert said.keys() == {"smallest_class", "imbalance", "bad_files", "conflicts", "blank"}
     assert "dog (" in said["smallest_class"]
@@ -59,7 +59,7 @@ def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path
     raw, measures = of_arrays(noise(1, (4, 4, 4, 1)), [0, 0, 0, 1], tmp_path)
     wanted = looked_for("smallest_class.action=refuse", "smallest_class.limit=2")
     with pytest.raises(RequestError, match=r"fewer than 2 training images: dog \(1\)") as refused:
-        apply(violations(raw, measures, wanted))
+        apply(findings_of(raw, measures, wanted))
     assert "ingest.checks.smallest_class.limit=1 accepts it" in str(refused.value)
     assert keys(raw, measures, looked_for("smallest_class.action=ignore")) == set()
     assert keys(raw, measures, looked_for()) == {"smallest_class"}
@@ -70,6 +70,6 @@ def test_arrays_are_searched_for_equal_and_blank_images_too(tmp_path: Path) -> N
     images[3], images[1] = images[0], 255
     raw, measures = of_arrays(images, [0, 0, 1, 1], tmp_path)
     wanted = looked_for("smallest_class.action=ignore")
-    found = {one.key: one.text for one in violations(raw, measures, wanted)}
+    found = {one.key: one.text for one in findings_of(raw, measures, wanted)}
     assert "train no. 0 = train no. 3" in found["ingest.checks.conflicts"]
     assert found["ingest.checks.blank"].endswith("images are of one colour: train no. 1")

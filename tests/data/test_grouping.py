@@ -114,14 +114,11 @@ def test_no_group_is_divided_and_each_class_is_on_both_sides_if_it_can_be(
         assert len(np.unique(held.mask[groups == group])) == 1
     for label in np.unique(labels).tolist():
         inside = held.mask[labels == label]
-        main = {
-            g
-            for g in np.unique(groups).tolist()
-            if np.bincount(labels[groups == g]).argmax() == label
-        }
-        if len(main) >= 2:
+        alone = [g for g in np.unique(groups) if (labels[groups == g] == label).all()]
+        if len(alone) >= 2:
             assert inside.any()
             assert label not in held.lacking
+        assert not inside.all()  # something is left to train on
 
 
 def test_single_pictures_are_held_out_by_the_share_of_each_class() -> None:
@@ -132,3 +129,25 @@ def test_single_pictures_are_held_out_by_the_share_of_each_class() -> None:
     again, other = (held_out(labels, np.arange(51), 0.2, seed=seed).mask for seed in (0, 1))
     np.testing.assert_array_equal(held.mask, again)
     assert not np.array_equal(held.mask, other)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_groups_with_pictures_of_all_classes_are_held_out_by_the_share_of_each(
+    share: float,
+) -> None:
+    """200 subjects, each with five pictures of each of ten classes."""
+    labels = np.tile(np.repeat(np.arange(10, dtype=np.int32), 5), 200)
+    held = held_out(labels, np.repeat(np.arange(200), 50), share, seed=0)
+    assert np.bincount(labels[held.mask]).tolist() == [round(share * 1000)] * 10
+    assert held.lacking == ()
+
+
+def test_a_group_of_several_classes_that_holds_all_of_one_is_for_training() -> None:
+    """All melanomas are of one patient, who has more nevi."""
+    labels = np.array([0] * 20 + [1] * 3 + [0] * 5, np.int32)
+    groups = np.array([*range(20), *[99] * 8])
+    for seed in range(20):
+        held = held_out(labels, groups, 0.3, seed=seed)
+        assert not held.mask[groups == 99].any()
+        assert held.lacking == (1,)
+        assert held.mask[:20].sum() == round(0.3 * 25)

@@ -5,8 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.measures import Measures, measured, parsed, quantities_of, summarised
+from pipeline.data.measures import (
+    Measures,
+    measured,
+    parsed,
+    quantiles,
+    quantities_of,
+    rounded,
+    summarised,
+)
 from pipeline.data.values import Array, RawData, Split
+from pipeline.evaluation.drift import of_values
 from pipeline.system.errors import RequestError
 from tests.pictures import noise
 
@@ -48,3 +57,9 @@ def test_a_summary_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path)
     for text in (*hostile, '{"shape": [1, 2, 3], "quantities": {"a": [1e999]}}'):
         with pytest.raises(RequestError, match=r"data_summary.json cannot be read"):
             parsed(text)
+
+
+def test_the_values_of_a_summary_are_those_of_the_same_pictures_measured_again() -> None:
+    ratios = np.array([640 / 480, 16 / 9, 4 / 3] * 40)
+    assert set(quantiles(ratios)) == set(rounded(ratios).tolist()) == {1.333, 1.778}
+    assert of_values("aspect ratio", quantiles(ratios), len(ratios), rounded(ratios)).distance == 0

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline.data import pictures, reading
+from pipeline.data import pictures, reading, values
 from pipeline.data.files import DAMAGED
 from pipeline.data.reading import Block, read_blocks
 
@@ -182,7 +182,7 @@ def test_of_a_large_array_only_the_blocks_at_work_are_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "THREADS", 1)
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(values, "BLOCK_BYTES", 2**20)
     np.save(tmp_path / "a.npy", np.ones((40, 1024, 1024), np.uint8))
 
     def in_memory() -> int:
@@ -215,6 +215,6 @@ def test_an_array_of_images_too_large_to_fit_is_refused(
 def test_of_an_array_of_large_images_few_are_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(values, "BLOCK_BYTES", 200)
     _, told = blocks_of([stack(tmp_path / "a.npy", 1, 2, 3, 4, 5, side=9)])  # 81 bytes each
     assert [len(part) for part in told] == [2, 2, 1]

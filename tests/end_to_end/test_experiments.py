@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from pipeline.config.builders import check_keys
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.training import models
@@ -112,6 +115,18 @@ def test_the_command_in_a_sweep_file_is_one_that_can_be_carried_out(
     assert shown.returncode == 0, shown.stderr
     assert "nothing was run" in shown.stdout
     assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_value_that_a_sweep_file_lists_is_possible(name: str) -> None:
+    """An impossible one fails only the trials that try it, after the preview."""
+    file = CONF / "sweep" / f"{name}.yaml"
+    recipe = re.findall(r"experiment=\w+", file.read_text("utf-8"))[:1]
+    for key, values in OmegaConf.load(file).get("params", {}).items():
+        space = OverridesParser.create().parse_override(f"{key}={values}")
+        for value in space.sweep_string_iterator() if space.is_choice_sweep() else ():
+            config = configured(*recipe, f"{key}={value}")
+            check_keys("model", config.model, config.choices.model)
 
 
 @pytest.mark.slow

@@ -87,7 +87,8 @@ def evaluated(trained: tuple[Path, str]) -> Mapping[str, np.ndarray]:
     text = np.load(content).tobytes()
     files = [text[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     rows = np.load(index)
-    return {files[row]: probs for row, probs in zip(rows, stored["test_probs"], strict=True)}
+    probabilities = stored["test"].probabilities
+    return {files[row]: probs for row, probs in zip(rows, probabilities, strict=True)}
 
 
 def test_predict_gives_each_picture_the_probability_that_the_run_recorded(
@@ -150,7 +151,7 @@ def test_a_run_that_was_stopped_is_resumed_and_reproduced_without_its_folder(
             )
             config = configured("dataset=folder")
             runs = [find_run(one, config=config) for one in (run_id, resumed.run_id)]
-            whole, continued = (one.predictions()["test_probs"] for one in runs)
+            whole, continued = (one.predictions()["test"].probabilities for one in runs)
         np.testing.assert_array_equal(whole, continued)
         assert again.verdict is Verdict.IDENTICAL
         for verb in ("evaluate", "promote"):

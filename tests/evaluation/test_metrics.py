@@ -288,3 +288,21 @@ def test_metrics_do_not_depend_on_the_order_of_the_images(made: Predictions, see
     shuffled = predictions(made.probabilities[order], made.labels[order].tolist())
     for metric in (metrics.loss, metrics.accuracy, metrics.macro_f1, metrics.ece):
         assert metric(shuffled) == pytest.approx(metric(made), abs=1e-9)
+
+
+def test_names_that_mlflow_would_refuse_are_changed_and_others_are_not() -> None:
+    names = ["recall_cat", "recall hot/dog", "recall_C++", "recall_C##", "recall_men's", "r" * 300]
+    keys = metrics.metric_keys(names)
+    assert keys[:2] == names[:2]
+    assert keys[4] == "recall_men_s"
+    assert [key[:9] for key in keys[2:4]] == ["recall_C_"] * 2
+    assert len(set(keys)) == len(names)
+    assert all(re.fullmatch(r"[/\w.\- :]{1,240}", key) for key in keys)
+
+
+def test_the_most_confused_classes_are_those_with_mistakes_then_those_with_images() -> None:
+    labels = [3, 3, 3, 2, 2, 1, 0]
+    found = guesses([3, 3, 3, 2, 2, 1, 1], labels, classes=6)
+    assert metrics.most_confused(found, 3).tolist() == [0, 1, 3]
+    assert metrics.most_confused(found, 9).tolist() == [*range(6)]
+    assert metrics.confusion_counts(found)[0].tolist() == [0, 1, 0, 0, 0, 0]

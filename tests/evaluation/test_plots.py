@@ -24,7 +24,8 @@ def predictions(
     channels: int = 1,
     names: tuple[str, ...] = ("cat", "dog"),
 ) -> Predictions:
-    images = np.arange(len(labels) * 4 * channels, dtype=np.uint8).reshape(-1, 2, 2, channels)
+    images = np.arange(len(labels) * 4 * channels).astype(np.uint8)
+    images = images.reshape(-1, 2, 2, channels)
     return Predictions(
         split=Split(images=images, labels=np.array(labels, np.int32)),
         probabilities=np.array(probabilities, np.float32),
@@ -160,6 +161,24 @@ def test_the_confusion_matrix_has_a_row_for_a_class_without_images() -> None:
     names = ("cat", "dog", "eel")
     figure = drawn(plots.confusion_matrix(predictions(np.eye(3)[[0, 1]], [0, 1], names=names)))
     assert [text.get_text() for text in figure.axes[0].texts] == list("100010000")
+
+
+def test_of_many_classes_those_with_the_most_mistakes_are_drawn() -> None:
+    labels = np.arange(1000)
+    guesses = np.where(labels % 20 == 7, labels + 1, labels)  # 7 is taken for 8, 27 for 28, …
+    names = tuple(f"class {label}" for label in labels)
+    made = predictions(np.eye(1000)[guesses], labels.tolist(), names=names)
+    (matrix,) = drawn(plots.confusion_matrix(made)).axes
+    shown = [label.get_text() for label in matrix.get_yticklabels()]
+    assert (shown[:3], len(shown)) == (["class 7", "class 8", "class 27"], 50)
+    expected = "1,000 images; the 50 of 1,000 classes with the most mistakes"
+    assert matrix.get_title() == expected
+    alone = drawn(plots.confusion_matrix(predictions(np.eye(1000)[[700]], [700], names=names)))
+    assert "class 700" in [label.get_text() for label in alone.axes[0].get_yticklabels()]
+    (scores,) = drawn(plots.per_class_scores(made)).axes
+    assert scores.get_title() == "The 50 of 1,000 classes with the lowest F1"
+    worst = {label.get_text() for label in scores.get_yticklabels()}
+    assert worst == {names[label] for label in labels if label % 20 == 7}
 
 
 def test_scores_are_three_bars_a_class_with_the_worst_class_on_top() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.checks import violations
+from pipeline.data.checks import findings_of
 from pipeline.data.measures import measured
 from pipeline.data.values import RawData, Split
 from pipeline.reports import data_page
@@ -27,7 +27,7 @@ HOSTILE = "<script>alert(1)<\u202e\x1b[31m\n&\udcff"
 def page_of(raw: RawData, folder: Path, *words: str) -> str:
     measures = measured(raw, folder)
     config = configured("dataset=synthetic", *words)
-    found = violations(raw, measures, config.ingest.checks)
+    found = findings_of(raw, measures, config.ingest.checks)
     augment = augmenter(config, raw)
     return data_html(
         template("data.html"),
@@ -112,3 +112,9 @@ def test_grey_photos_are_not_inverted_as_scanned_digits_are(tmp_path: Path) -> N
     assert 'body class="grey"' not in page_of(raw, tmp_path / "data")
     arrays = RawData(train=raw.train, test=raw.test, class_names=raw.class_names, source="a test")
     assert 'body class="grey"' in page_of(arrays, tmp_path / "other")
+
+
+def test_values_that_differ_by_rounding_alone_have_a_histogram() -> None:
+    values = np.float32(100) + np.arange(3, dtype=np.float32) * np.spacing(np.float32(100))
+    found = data_page.histogram("contrast", values, "of 255")
+    assert sum(found.bars) >= 1

@@ -20,13 +20,16 @@ from pipeline.reports.images import (
 
 
 def predictions(
-    labels: list[int], guesses: list[int], sure: list[float], images: Array | None = None
+    labels: list[int],
+    guesses: list[int],
+    sure: list[float],
+    images: Array | None = None,
+    names: tuple[str, ...] = ("a", "b", "c"),
 ) -> Predictions:
-    names = ("a", "b", "c")
     probabilities = np.zeros((len(labels), len(names)), np.float32)
     probabilities[np.arange(len(labels)), guesses] = sure
     if images is None:
-        images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+        images = np.arange(len(labels)).astype(np.uint8).reshape(-1, 1, 1, 1)
         images = np.broadcast_to(images, (len(labels), 2, 3, 1)).copy()
     return Predictions(
         split=Split(images=images, labels=np.array(labels, np.int32)),
@@ -115,6 +118,19 @@ def test_the_largest_confusions_come_first() -> None:
     ]
 
 
+def test_of_many_classes_the_matrix_has_those_with_the_most_mistakes() -> None:
+    labels = [*range(200), *[150] * 3]
+    guesses = [label + (label % 4 == 1) for label in range(200)] + [9] * 3
+    names = tuple(map(str, range(200)))
+    found = confusion(predictions(labels, guesses, [0.5] * 203, names=names))
+    assert found.names[:3] == ["1", "2", "5"]
+    assert len(found.names) == len(found.rows) == len(found.rows[0]) == 50
+    most = found.largest[0]
+    assert (most.true, most.guess, most.count) == ("150", "9", 3)
+    shown = found.sprite.captions[most.first : most.first + most.kept]
+    assert sorted(index for index, _ in shown) == [200, 201, 202]
+
+
 def test_a_full_cell_keeps_its_surest() -> None:
     sure = np.linspace(0.5, 1, 100).tolist()
     found = confusion(predictions([0] * 100, [1] * 100, sure))
@@ -145,18 +161,20 @@ def test_large_images_become_thumbnails_that_keep_their_shape() -> None:
 
 
 def test_the_cells_of_many_classes_get_one_small_thumbnail_each() -> None:
-    classes, n = 100, 4000
+    classes, n = 100, 20_000
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, n).astype(np.int32)
     made = Predictions(
-        split=Split(images=np.zeros((n, 64, 64, 3), np.uint8), labels=labels),
+        split=Split(images=np.broadcast_to(np.uint8(0), (n, 64, 64, 3)), labels=labels),
         probabilities=rng.random((n, classes), np.float32),
         class_names=tuple(str(number) for number in range(classes)),
     )
     found = confusion(made)
-    kept = sum(cell.kept for row in found.rows for cell in row)
+    shown = {(cell.true, cell.guess): cell for row in found.rows for cell in row}
+    shown |= {(cell.true, cell.guess): cell for cell in found.largest}
+    kept = sum(cell.kept for cell in shown.values())
     assert kept == len(found.sprite.captions) - MISTAKES
-    assert kept == sum(cell.count > 0 for row in found.rows for cell in row)
+    assert kept == sum(cell.count > 0 for cell in shown.values())
     assert max(found.sprite.width, found.sprite.height) == 16
 
 

@@ -131,6 +131,20 @@ def test_the_head_tells_accuracies_with_intervals_model_data_size_time_and_statu
         assert text in head.replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_figures_over_views_and_at_a_temperature_stand_beside_the_plain_ones(
+    config: Config,
+) -> None:
+    measured = {"test/views/accuracy": 0.875, "val/temperature": 1.5, "test/tempered/ece": 0.03125}
+    text = run_html(REPORT, facts(metrics=measured), config, {"test": predictions()})
+    head = Page(text).text("header").replace("\N{NO-BREAK SPACE}", " ")
+    for said in (
+        "test accuracy 75.00 %",
+        "test accuracy over views87.50 %",
+        "the same at temperature 1.500.0312",
+    ):
+        assert said in head
+
+
 def test_an_accuracy_comes_with_its_wilson_interval() -> None:
     # 3 of 4: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964
     found = score(predictions(), "test")

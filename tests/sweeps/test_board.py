@@ -15,7 +15,7 @@ ACCURACY = SweepObjective(metric="val/accuracy", maximize=True)
 def outcome(index: int, value: float, state: str = FINISHED, error: str | None = None) -> Outcome:
     return Outcome(
         index=index,
-        state=state,
+        status=state,
         params={"optimizer.learning_rate": f"0.{index}"},
         values=(value,),
         seconds=1.25,

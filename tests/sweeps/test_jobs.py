@@ -318,7 +318,7 @@ def test_a_quoted_text_comes_back_from_hydra_as_it_was(text: str) -> None:
 
 
 def trial(index: int, state: str) -> Outcome:
-    return Outcome(index=index, state=state, params={}, values=(0.5,))
+    return Outcome(index=index, status=state, params={}, values=(0.5,))
 
 
 def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> None:

@@ -26,7 +26,7 @@ def settings(*names: str, direction: list[str] | None = None) -> Any:
 
 
 def outcome(index: int, value: float, state: str = FINISHED) -> Outcome:
-    return Outcome(index=index, state=state, params={}, values=(value,))
+    return Outcome(index=index, status=state, params={}, values=(value,))
 
 
 def test_each_metric_knows_its_better_direction() -> None:

@@ -41,7 +41,7 @@ NAN = math.nan
 def trial(index: int, *values: float, state: str = FINISHED, **params: str) -> Outcome:
     full = {"rate": RATE, "dropout": DROPOUT, "width": "model.width"}
     named = {full.get(key, key): text for key, text in params.items()}
-    return Outcome(index=index, state=state, params=named, values=values)
+    return Outcome(index=index, status=state, params=named, values=values)
 
 
 def accuracy(rate: str, dropout: str, *, luck: float = 0.0) -> float:
@@ -89,7 +89,7 @@ def choices() -> list[Outcome]:
 def with_values(trials: Sequence[Outcome], *values: float) -> list[Outcome]:
     """The trials with those values, again from the first when they run out."""
     return [
-        Outcome(index=t.index, state=t.state, params=t.params, values=(value,))
+        Outcome(index=t.index, status=t.status, params=t.params, values=(value,))
         for t, value in zip(trials, itertools.cycle(values), strict=False)
     ]
 

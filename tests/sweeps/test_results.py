@@ -21,7 +21,7 @@ RATE = "optimizer.learning_rate"
 def outcome(index: int, value: float, state: str = FINISHED, **more: Any) -> Outcome:
     params = {RATE: f"0.{index}", "seed": "0"}
     return Outcome(
-        index=index, state=state, params=params, values=(value,), run_id=f"run{index}", **more
+        index=index, status=state, params=params, values=(value,), run_id=f"run{index}", **more
     )
 
 

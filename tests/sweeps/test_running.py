@@ -22,7 +22,7 @@ def sweep_jobs(folder: Path, values: list[float]) -> running.SweepJobs:
     def settle(job: Job, error: str | None) -> Outcome:
         (folder / str(job.index) / "checkpoints").mkdir(parents=True, exist_ok=True)
         value = (values[job.index],)
-        return Outcome(index=job.index, state=FINISHED, params=job.params, values=value)
+        return Outcome(index=job.index, status=FINISHED, params=job.params, values=value)
 
     runs: Any = SimpleNamespace(
         objectives=[SweepObjective(metric="val/accuracy", maximize=True)],

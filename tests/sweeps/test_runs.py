@@ -84,7 +84,7 @@ def test_a_job_has_the_outcome_of_its_last_run_unless_an_earlier_one_finished(
     store += [run("e", 2, Status.KILLED, 0.5, sweep_pruned="after epoch 2")]
     store += [run("f", 3, Status.RUNNING), run("g", 9), run("h", None)]
     found = of_sweep().outcomes(JOBS)
-    assert [(one.run_id, one.state) for one in found.values()] == [
+    assert [(one.run_id, one.status) for one in found.values()] == [
         ("b", FINISHED),
         ("d", KILLED),
         ("e", PRUNED),
@@ -101,9 +101,9 @@ def test_a_job_that_ended_without_closing_its_run_has_it_closed_as_failed(
 ) -> None:
     store += [run("a", 0, Status.RUNNING)]
     settled = of_sweep().settle(JOBS[0], "killed by SIGKILL")
-    assert (settled.state, settled.error, settled.run_id) == (FAILED, "killed by SIGKILL", "a")
+    assert (settled.status, settled.error, settled.run_id) == (FAILED, "killed by SIGKILL", "a")
     again = of_sweep().settle(JOBS[1], None)
-    assert (again.state, again.error, again.run_id) == (FAILED, "opened no run", None)
+    assert (again.status, again.error, again.run_id) == (FAILED, "opened no run", None)
 
 
 def test_runs_of_before_a_resume_count_only_if_they_finished(store: list[RecordedRun]) -> None:
@@ -178,5 +178,5 @@ def test_the_records_of_a_job_that_the_store_lacks_count_as_its_outcome(
             recording.log_metrics({"kept/val/accuracy": 0.75})
         switch.is_away = False
         outcome = children(parent, OBJECTIVES).settle(Job(index=0, params={"seed": "0"}), None)
-    assert (outcome.state, outcome.values) == (FINISHED, (0.75,))
+    assert (outcome.status, outcome.values) == (FINISHED, (0.75,))
     assert not has_journal(tmp_path / "sweep/0")

@@ -41,7 +41,7 @@ def value(params: Any) -> float:
 
 
 def ended(index: int, params: Any, state: str = FINISHED) -> Outcome:
-    return Outcome(index=index, state=state, params=params, values=(value(params),))
+    return Outcome(index=index, status=state, params=params, values=(value(params),))
 
 
 def carry_out(source: Search, most: int = 1000) -> list[Any]:
@@ -99,7 +99,7 @@ def test_a_grid_by_optuna_tries_every_combination_once(tmp_path: Path) -> None:
     proposed = []
     for job in source.jobs():
         proposed.append(tuple(job.params.values()))
-        source.tell(Outcome(index=job.index, state=FINISHED, params=job.params, values=(0.0,)))
+        source.tell(Outcome(index=job.index, status=FINISHED, params=job.params, values=(0.0,)))
     assert sorted(proposed) == [(m, s) for m in ("cnn", "mlp") for s in "012"]
 
 
@@ -216,10 +216,10 @@ def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
     searched = asked(*SPACE).searched
     journal = open_storage(str(tmp_path / "study.journal"))
     source = Search(secret, searched, sweep_id="s", storage=journal)
-    assert source.told == {"study": "s"}
+    assert source.job_settings == {"study": "s"}
     assert os.environ[STORAGE] == address
     plain = Search(settings(tmp_path, "sweep.pruner=median"), searched, sweep_id="s")
-    assert plain.told == {"study": "s", "storage": str(tmp_path / "study.journal")}
+    assert plain.job_settings == {"study": "s", "storage": str(tmp_path / "study.journal")}
 
 
 def test_numbers_of_a_range_are_proposed_as_they_are_written(tmp_path: Path) -> None:

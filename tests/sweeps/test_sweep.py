@@ -82,6 +82,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["-m", "seed=0,1", "tracking.offline=true"],
         ["tracking.offline=true", "tracking.uri="],
     ),
+    "jobs without the images that judge them": (
+        ["-m", "seed=0,1", "preprocess.validation_size=0"],
+        ["sweep.objective=val/accuracy", "preprocess.validation_size=0", "above 0"],
+    ),
     "what has no effect in any job": (
         ["-m", "train.epochs=2,3", "train.patience=5"],
         ["train.patience=5 has no effect where it is not below train.epochs", "leave it out"],
@@ -586,7 +590,7 @@ def test_a_job_that_died_before_it_had_a_run_has_failed_whatever_became_of_an_ea
         known.close_orphans()
         assert parent.client.get_run(earlier.info.run_id).info.status == "KILLED"
         settled = known.settle(Job(index=0, params={"seed": "0"}), "killed by SIGKILL")
-        assert (settled.state, settled.error) == (FAILED, "killed by SIGKILL")
+        assert (settled.status, settled.error) == (FAILED, "killed by SIGKILL")
 
 
 def test_a_run_that_still_lives_is_not_closed_by_its_sweep(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_a_run_writes_is_found_again_and_nothing_lies_elsewhere(
         run = find_run(recording.id, config)
         assert run.experiment == name
         assert run.text("note.txt") == "hello"
-        assert len(run.predictions()["test_labels"]) == 3
+        assert len(run.predictions()["test"].labels) == 3
         [outputs] = folder.glob("mlartifacts/*/*/artifacts/note.txt")
         assert outputs.read_text() == "hello"
     assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -316,3 +316,10 @@ def test_the_command_that_closes_a_run_quotes_what_it_names() -> None:
         'python -c "import mlflow; '
         "mlflow.MlflowClient(\"sqlite:///it's here.db\").set_terminated('abcd', 'KILLED')\""
     )
+
+
+def test_a_sweep_over_a_key_with_a_plus_has_it_without(config: Config, tmp_path: Path) -> None:
+    with record(config, tmp_path, searched={"+model.width": "3,5"}) as recording:
+        pass
+    run = by_id(connect(config.tracking.uri), recording.id)
+    assert (run.status, run.params["model.width"]) == (Status.FINISHED, "3,5")

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from pipeline.tracking.values import code_label, of_kept_weights
+from pipeline.tracking.values import by_split, champion_uri, code_label, of_kept_weights
 from tests.verbs.compare.test_rows import RUN, run
 
 
@@ -66,3 +67,16 @@ def test_a_run_that_kept_an_earlier_epoch_is_known(keep: str, best: float, anoth
 def test_what_the_kept_weights_have_stands_for_what_the_last_epoch_had() -> None:
     metrics = {"val/accuracy": 0.9, "kept/val/accuracy": 0.8, "train/loss": 0.3}
     assert of_kept_weights(metrics) == metrics | {"val/accuracy": 0.8}
+
+
+def test_predictions_of_runs_that_stored_no_class_names_have_numbered_classes() -> None:
+    labels, probabilities = np.zeros(2, np.int32), np.eye(2, dtype=np.float32)
+    arrays = {"val_labels": labels, "val_probs": probabilities}
+    assert by_split(arrays)["val"].class_names == ("class 0", "class 1")
+    named = by_split(arrays | {"class_names": np.array(["cat", "dog"])})["val"]
+    assert (named.class_names, named.predicted.tolist()) == (("cat", "dog"), [0, 1])
+    assert by_split({}) == {}
+
+
+def test_the_registered_model_of_a_data_set_in_a_subfolder_has_a_name_that_mlflow_takes() -> None:
+    assert champion_uri("mine/birds") == "models:/mine--birds@champion"

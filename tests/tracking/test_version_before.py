@@ -89,8 +89,8 @@ def test_the_newest_and_the_best_are_found_and_a_model_is_loaded(store: Path) ->
 def test_predictions_and_texts_are_read_and_what_is_missing_is_named(store: Path) -> None:
     plain, failed = find_run(PLAIN, asked()), _failed()
     stored = plain.predictions()
-    assert {"val_labels", "val_probs", "test_labels", "test_probs"} <= stored.keys()
-    assert stored["test_probs"].shape == (200, 10)
+    assert [*stored] == ["val", "test"]
+    assert stored["test"].probabilities.shape == (200, 10)
     assert plain.has("class_report.txt")  # though its folder is not there any more
     assert not failed.has("predictions.npz")
     with pytest.raises(RequestError, match=f"run_id={failed.id}: the run has no predictions.npz"):

@@ -56,8 +56,8 @@ def test_nothing_changes_when_predicting() -> None:
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"horizontal_flip": True, "shift": 0.1}, ["flip", "shift"]),
-        ({"horizontal_flip": True, "shift": 0}, ["flip"]),
+        ({"horizontal_flip": True, "shift": 0.1}, ["mirror", "shift"]),
+        ({"horizontal_flip": True, "shift": 0}, ["mirror"]),
         ({"horizontal_flip": False, "shift": 0.1}, ["shift"]),
         ({"horizontal_flip": False, "shift": 0}, []),
     ],

@@ -5,6 +5,8 @@ What it computes is tested with the models (test_models.py) and in training (tes
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -76,3 +78,15 @@ def test_a_model_is_kept_without_an_optimizer_that_only_this_package_can_load() 
 def test_a_model_in_float32_is_kept_as_it_is() -> None:
     model = built()
     assert kept(model) is model
+
+
+def test_a_model_is_kept_without_a_schedule_that_only_its_user_can_load() -> None:
+    class Mine(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return 0.1
+
+    model = built()
+    model.optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    assert kept(model).optimizer is model.optimizer
+    model.compile(keras.optimizers.Adam(Mine()), **loss_and_metrics())
+    assert isinstance(kept(model).optimizer, keras.optimizers.SGD)

@@ -59,14 +59,15 @@ def config(folder: Path, **model: Any) -> Any:
     return SimpleNamespace(
         data_dir=str(folder),
         choices=SimpleNamespace(dataset="noise"),
-        model={"trainable": "head", **model},
+        model={"weights": "x", "trainable": "head", **model},
         augment={"_target_": None},
         train=SimpleNamespace(teacher=None),
+        preprocess=SimpleNamespace(limit=None),
     )
 
 
 def head(folder: Path) -> Head:
-    found = head_of(network(), PREPARED, config(folder))
+    found = head_of(network(), config(folder))
     assert found is not None
     return found
 
@@ -75,14 +76,13 @@ def test_features_are_computed_once_and_read_after_that(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    [(images, features)] = head(tmp_path).features
-    assert images is IMAGES
+    features = head(tmp_path).of(PREPARED.train).images
     kernel, bias = network().get_layer(FEATURES).get_weights()
     expected = (IMAGES.reshape(40, 4) / np.float32(255)) @ kernel + bias
     np.testing.assert_allclose(features, expected, atol=1e-6)
     assert "Features of 40 of 40 images" in caplog.text
     caplog.clear()
-    np.testing.assert_array_equal(head(tmp_path).features[0][1], features)
+    np.testing.assert_array_equal(head(tmp_path).of(PREPARED.test).images, features)
     assert "Features of" not in caplog.text
 
 
@@ -91,13 +91,29 @@ def test_a_split_of_the_packed_images_has_its_rows_of_the_features(tmp_path: Pat
     test = found.of(PREPARED.test)
     np.testing.assert_array_equal(test.rows, PREPARED.test.rows)
     np.testing.assert_array_equal(test.labels, PREPARED.test.labels)
-    assert test.images is found.features[0][1]
+    assert test.images is found.of(PREPARED.train).images
+
+
+def test_of_limited_splits_only_their_own_images_have_features(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    limited = config(tmp_path)
+    limited.preprocess.limit = 5
+    found = head_of(network(), limited)
+    assert found is not None
+    few = found.of(PREPARED.train.limited(5))
+    assert "Features of 5 of 5 images" in caplog.text
+    assert few.images.shape == (5, 2)
+    every = head(tmp_path).of(PREPARED.train.limited(5))
+    np.testing.assert_array_equal(few.batch(0, 5), every.batch(0, 5))
+    np.testing.assert_array_equal(few.labels, every.labels)
 
 
 def test_a_head_predicts_what_the_whole_does_and_shares_its_layers(tmp_path: Path) -> None:
     model = network()
     settings = config(tmp_path)
-    found = head_of(model, PREPARED, settings)
+    found = head_of(model, settings)
     assert found is not None
     assert takes_images(model)
     assert not takes_images(found.model)
@@ -120,8 +136,8 @@ def test_the_untrained_head_has_the_weights_that_it_had(tmp_path: Path) -> None:
 
 def test_where_the_features_change_there_is_no_head(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    assert head_of(network(frozen=False), PREPARED, settings) is None
-    assert head_of(network(), PREPARED, config(tmp_path, trainable="all")) is None
+    assert head_of(network(frozen=False), settings) is None
+    assert head_of(network(), config(tmp_path, trainable="all")) is None
     settings.train.teacher = "abcd"
-    assert head_of(network(), PREPARED, settings) is None
+    assert head_of(network(), settings) is None
     assert not list(tmp_path.iterdir())

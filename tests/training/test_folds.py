@@ -39,3 +39,9 @@ def test_a_class_of_one_group_is_in_the_last_fold() -> None:
 def test_too_few_groups_for_so_many_folds_are_refused() -> None:
     with pytest.raises(RequestError, match=r"audit\.folds=5: 6 images in 2 groups are too few"):
         into_folds(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1]), 5, seed=0)
+
+
+def test_folds_of_groups_with_pictures_of_several_classes_are_about_equal() -> None:
+    labels = np.tile(np.arange(10, dtype=np.int32), 200)
+    fold = into_folds(labels, np.repeat(np.arange(200), 10), 5, seed=0)
+    assert np.bincount(fold).tolist() == [400] * 5

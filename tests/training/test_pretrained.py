@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
+from keras.src.utils import file_utils
 
 from pipeline.config.builders import build
 from pipeline.config.schema import Config
@@ -136,12 +138,14 @@ def test_pictures_with_an_unknown_number_of_channels_are_refused() -> None:
         build(configured(*LITE0).model, keras.Input((9, 9, 4)), 3)
 
 
-def small(units: int = 5, *, noise: float = 0.0) -> keras.Model:
-    """A network with a backbone of one layer, compiled."""
+def small(
+    units: int = 5, *, random: keras.layers.Layer | None = None, scale: float = 1 / 255
+) -> keras.Model:
+    """A network with a backbone of one layer, compiled, with `random` before that."""
     keras.utils.set_random_seed(3)
     images = keras.Input((6, 6, 1), dtype="uint8", name="images")
-    x = keras.layers.Rescaling(1 / 255, name="scaling")(images)
-    x = keras.layers.GaussianNoise(noise, name="noise")(x) if noise else x
+    x = keras.layers.Rescaling(scale, name="scaling")(images)
+    x = random(x) if random else x
     x = keras.layers.Dense(units, "relu", name="base")(keras.layers.Flatten(name="flat")(x))
     x = keras.layers.Dropout(0.2, name="dropout")(keras.layers.Identity(name="features")(x))
     outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
@@ -187,7 +191,7 @@ def test_a_head_trains_on_features_that_are_computed_once(
     model, test = first.model, PREPARED.test
     assert model.input_shape == (None, 6, 6, 1)
     np.testing.assert_array_equal(model.get_layer("base").kernel, small().get_layer("base").kernel)
-    head = features.head_of(model, PREPARED, config)
+    head = features.head_of(model, config)
     probs = predict(model, test, batch_size=7, head=head)
     np.testing.assert_allclose(probs, model(test.batch(0, 20), training=False), atol=1e-6)
     kernel = first.untrained().get_layer("probabilities").kernel
@@ -206,12 +210,12 @@ def test_other_pictures_and_another_backbone_have_features_of_their_own(tmp_path
     other = replace(PREPARED, test=replace(PREPARED.test, images=changed))
     for one, data in ((model, PREPARED), (small(), other)):
         one.get_layer("base").trainable = False
-        head = features.head_of(one, data, config)
+        head = features.head_of(one, config)
         assert head is not None
         inner = keras.Model(one.input, one.get_layer("features").output)
         expected = inner(data.test.batch(0, 20), training=False)
         np.testing.assert_allclose(head.of(data.test).batch(0, 20), expected, atol=1e-6)
-    assert len(set((tmp_path / "synthetic").glob("features-*")) - entries) == 3
+    assert len(set((tmp_path / "synthetic").glob("features-*")) - entries) == 2
 
 
 def test_the_training_of_a_head_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -233,11 +237,22 @@ def test_the_training_of_a_head_resumes_to_the_same_bits(tmp_path: Path) -> None
         np.testing.assert_array_equal(one, other)
 
 
-def test_images_are_seen_each_time_where_their_features_change(tmp_path: Path) -> None:
-    noisy = small(noise=0.1)
-    noisy.get_layer("base").trainable = False
-    for model in (small(), noisy):
-        assert features.head_of(model, PREPARED, frozen(tmp_path)) is None
+@pytest.mark.parametrize(
+    "random",
+    [
+        lambda: keras.layers.GaussianNoise(0.1),
+        lambda: keras.layers.RandomFlip("horizontal"),
+        lambda: keras.layers.RandomTranslation(0.1, 0.1),
+        lambda: keras.Sequential([keras.layers.RandomRotation(0.1)]),
+    ],
+)
+def test_images_are_seen_each_time_where_their_features_change(
+    random: Callable[[], keras.layers.Layer], tmp_path: Path
+) -> None:
+    changing = small(random=random())
+    changing.get_layer("base").trainable = False
+    for model in (small(), changing):
+        assert features.head_of(model, frozen(tmp_path)) is None
 
 
 @pytest.mark.parametrize("kind", ["Adam", pytest.param("RMSprop", marks=only_stressed)])
@@ -323,6 +338,33 @@ def test_weights_come_from_the_file_of_a_saved_model(tmp_path: Path) -> None:
         pretrained.prepare_backbone(model, leaf)
 
 
+def test_a_frozen_backbone_drops_nothing_so_its_features_are_computed_once(tmp_path: Path) -> None:
+    file, leaf = tmp_path / "donor.keras", {"trainable": "head"}
+    small(random=keras.layers.Dropout(0.5, name="drop_path")).save(file)
+    model = small(random=keras.layers.Dropout(0.5, name="drop_path"))
+    assert not pretrained.is_fixed(model)
+    pretrained.prepare_backbone(model, leaf | {"weights": str(file)})
+    assert pretrained.is_fixed(model)
+    assert model.get_layer("dropout").rate == 0.2  # the head's
+
+
+def test_keys_of_these_names_in_a_model_of_ones_own_mean_no_backbone(tmp_path: Path) -> None:
+    for leaf in ({"weights": "lecun"}, {"trainable": "head"}):
+        pretrained.require_weights(leaf)
+        pretrained.prepare_backbone(small(), leaf)
+        assert pretrained.rate_shares(small(), leaf) is None
+        config = replace(frozen(tmp_path), model=leaf)
+        assert features.head_of(small(), config) is None
+
+
+def test_weights_of_images_that_were_scaled_in_another_way_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "donor.keras"
+    small(scale=1 / 127).save(file)
+    leaf: dict[str, Any] = {"weights": str(file), "trainable": "head"}
+    with pytest.raises(RequestError, match=r"was trained with another train\.scaling"):
+        pretrained.prepare_backbone(small(), leaf)
+
+
 def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
     donor, file = small(), tmp_path / "donor.h5"
     donor.get_layer("base").bias.assign(np.arange(5, dtype=np.float32))
@@ -332,7 +374,7 @@ def test_weights_come_from_a_file_in_keras_older_format(tmp_path: Path) -> None:
     pretrained.prepare_backbone(model, leaf)
     np.testing.assert_array_equal(model.get_layer("base").bias, np.arange(5))
     assert model.get_layer("base").trainable
-    with pytest.raises(RequestError, match=r"layer base needs .* the file has \[\(36, 5\)"):
+    with pytest.raises(RequestError, match=r"layer base needs .* there are \[\(36, 5\)"):
         pretrained.prepare_backbone(small(units=4), leaf)
     with h5py.File(file, "a") as opened:
         opened["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
@@ -362,8 +404,34 @@ def test_a_network_of_keras_is_built_by_its_name_and_can_be_saved() -> None:
     model = build_model(configured(*words), PREPARED)  # saves and loads it
     assert model.output_shape == (None, 3)
     assert model.get_layer("features").output.shape == (None, 1024)
-    with pytest.raises(RequestError, match=r"there are none here for this model, and none are dow"):
-        pretrained.prepare_backbone(model, configured(*words, "model.weights=imagenet").model)
+
+
+def test_a_network_of_keras_takes_the_weights_that_keras_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("model=keras_application", "model.name=MobileNet", "model.size=32")
+    config = configured(*words, "model.weights=imagenet", "model.trainable=head")
+    pretrained.require_weights(config.model)
+    asked = list[str]()
+
+    def without_network(name: str, origin: str, **_: Any) -> str:
+        asked.append(name)
+        raise Exception(f"URL fetch failure on {origin}")
+
+    monkeypatch.setattr(file_utils, "get_file", without_network)
+    with pytest.raises(RequestError, match=r"cannot load its weights: .*URL fetch failure"):
+        build_model(config, PREPARED)
+    keras.utils.set_random_seed(5)
+    donor = keras.applications.MobileNet(include_top=False, weights=None)
+    donor.save_weights(tmp_path / "kept.weights.h5")
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(tmp_path / "kept.weights.h5"))
+    model = build_model(config, PREPARED)
+    assert asked == ["mobilenet_1_0_224_tf_no_top.h5"]
+    for name in ("conv1", "conv_pw_13"):
+        np.testing.assert_array_equal(
+            model.get_layer(name).get_weights()[0], donor.get_layer(name).get_weights()[0]
+        )
+        assert not model.get_layer(name).trainable
 
 
 def test_the_checkpoint_of_a_head_becomes_a_whole_model_again(
@@ -392,13 +460,14 @@ def test_weights_of_a_run_are_those_of_its_own_saved_model(
     monkeypatch.setattr(runs, "by_id", lambda client, given, key: found)
     monkeypatch.setattr(runs, "require_own_model", lambda client, run: asked.append(run.id))
     monkeypatch.setattr(runs, "fetched", lambda uri, tracking: nullcontext(saved))
-    given = runs.with_weights(replace(config, model={"weights": "abcdabcd"}))
+    named = {"weights": "abcdabcd", "trainable": "head"}
+    given = runs.with_weights(replace(config, model=named))
     file = tmp_path / "weights" / f"{run_id}.keras"
-    assert (given.model, asked) == ({"weights": str(file)}, [run_id])
+    assert (given.model, asked) == (named | {"weights": str(file)}, [run_id])
     assert file.read_bytes() == b"a model"
     for kept in (None, "imagenet", str(file)):
-        same = replace(config, model={"weights": kept})
+        same = replace(config, model=named | {"weights": kept})
         assert runs.with_weights(same) is same
     found.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
-        runs.with_weights(replace(config, model={"weights": "abcdabcd"}))
+        runs.with_weights(replace(config, model=named))

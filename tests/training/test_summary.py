@@ -91,3 +91,13 @@ def test_counting_changes_no_weight() -> None:
     summarise(model, batch_size=5)
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
     assert int(model.optimizer.iterations) == 0
+
+
+def test_a_layer_with_several_outputs_counts_them_all() -> None:
+    images = keras.Input((4, 3), name="images")
+    x, *state = keras.layers.LSTM(5, return_state=True, name="lstm")(images)
+    x = keras.layers.Dense(2, name="probabilities")(keras.layers.Concatenate()([x, *state]))
+    model = keras.Model(images, x)
+    model.compile(optimizer=keras.optimizers.SGD())
+    found = summarise(model, batch_size=1).layers[0]
+    assert (found.name, found.shape, found.activations) == ("lstm", (5,), 15)

@@ -100,7 +100,7 @@ def test_a_teacher_alone_is_imitated_and_resuming_gives_the_same_bits(tmp_path: 
 
 def test_a_head_sees_the_images_if_it_has_a_teacher() -> None:
     settings = replace(config(*TAUGHT), model={"weights": "x", "trainable": "head"})
-    assert head_of(build_model(config(), PREPARED), PREPARED, settings) is None
+    assert head_of(build_model(config(), PREPARED), settings) is None
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_the_model_can_be_built_again_as_it_was_before_training(
 def test_augmentation_sits_between_scaling_and_the_network() -> None:
     model = build_model(config("augment=flip_and_shift"), PREPARED)
     names = [layer.name for layer in model.layers]
-    assert names[:5] == ["images", "scaling", "flip", "shift", "flatten"]
+    assert names[:5] == ["images", "scaling", "mirror", "shift", "flatten"]
 
 
 def test_whitened_images_have_no_correlation_within_patches_and_the_layer_is_not_trained(

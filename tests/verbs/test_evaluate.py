@@ -46,3 +46,28 @@ def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_ev
 def test_without_a_run_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"^run_id: say which run to evaluate"):
         evaluate_recorded(configured("model=linear"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "was", "refused"),
+    [
+        (
+            "evaluate.test=false",
+            "seed=7",
+            r"^evaluate\.test=false: run abcd0000 has predictions on",
+        ),
+        ("evaluate.temperature=true", "preprocess.validation_size=0", "no validation images"),
+    ],
+)
+def test_what_the_run_would_lose_or_has_no_images_for_is_refused(
+    words: str, was: str, refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = SimpleNamespace(
+        id="abcd0000",
+        config=configured("model=mlp", was),
+        has=lambda name: True,
+        predictions=lambda: {"test": None},
+    )
+    monkeypatch.setattr("pipeline.tracking.runs.find_trained", lambda run_id, config: recorded)
+    with pytest.raises(RequestError, match=refused):
+        evaluate_recorded(configured("run_id=abcd", "model=mlp", words), tmp_path)

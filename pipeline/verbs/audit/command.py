@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
 from pipeline.data.exclusion import (
     FILE_COLUMN,
@@ -30,10 +31,10 @@ from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, counted
 from pipeline.system.files import replace_text
+from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.runs import find_run, with_weights
-from pipeline.tracking.values import may_be_run
 from pipeline.training.build import prepare_keras
 from pipeline.training.folds import out_of_fold
 from pipeline.verbs.audit import Audit
@@ -80,6 +81,8 @@ def audit_labels(
             from one that was trained on these labels.
     """
     _require_unbiased(config)
+    for written in (request.page, request.output, request.exclude):
+        require_writable(Path(written).parent, holds="the results of audits")
     prepare_keras(config)
     started = time.monotonic()
     raw = ingest(config, pictures=pictures)
@@ -167,8 +170,8 @@ def _require_unbiased(config: Config) -> None:
     """
     if config.train.teacher is not None:
         raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
-    source = config.model.get("weights")
-    if may_be_run(source):
+    source = weights_run(config)
+    if source is not None:
         dataset = find_run(source, config).config.choices.dataset
         if dataset == config.choices.dataset:
             raise RequestError(

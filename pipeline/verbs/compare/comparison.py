@@ -139,19 +139,12 @@ def _per_image(
     for run in runs:
         for metric in metrics:
             split, _, kind = metric.partition("/")
-            one = stored.get(run.id, {})
-            if kind in ("accuracy", "loss") and f"{split}_probs" in one:
-                probabilities, labels = one[f"{split}_probs"], one[f"{split}_labels"]
-                found[run.id, metric] = (
-                    _right(probabilities, labels)
-                    if kind == "accuracy"
-                    else cross_entropies(probabilities, labels)
-                )
+            one = stored.get(run.id, {}).get(split)
+            if one and kind == "accuracy":
+                found[run.id, metric] = (one.predicted == one.labels).astype(np.float64)
+            elif one and kind == "loss":
+                found[run.id, metric] = cross_entropies(one.probabilities, one.labels)
     return found
-
-
-def _right(probabilities: Array, labels: Array) -> Array:
-    return (probabilities.argmax(axis=1) == labels).astype(np.float64)
 
 
 def _bootstrapped(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:

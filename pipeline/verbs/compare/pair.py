@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.values import JUDGED_SPLITS, Array, most_probable
+from pipeline.data.values import JUDGED_SPLITS
 from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
 from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
-from pipeline.tracking.values import RecordedRun
+from pipeline.tracking.values import RecordedRun, StoredPredictions
 
-Stored = Mapping[str, Array]  # a run's predictions.npz
+Stored = Mapping[str, StoredPredictions]  # a run's, by split
 _PREPROCESS = "preprocess."
 
 
@@ -54,13 +54,11 @@ def pair_up(
         Unpaired: predictions are missing, or belong to different images.
     """
     split = _common_split(runs, stored)
-    first, second = (stored[run.id] for run in runs)
-    labels = first[f"{split}_labels"]
-    before, after = (most_probable(one[f"{split}_probs"]) for one in (first, second))
+    first, second = (stored[run.id][split] for run in runs)
+    labels, before, after = first.labels, first.predicted, second.predicted
     right = np.stack([before == labels, after == labels]).astype(np.float64)
     ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
     share, other = (float(part.mean()) for part in right)
-    names = class_names(first, split)
     return PairedRuns(
         split=JUDGED_SPLITS[split],
         images=len(labels),
@@ -68,17 +66,10 @@ def pair_up(
         second=other,
         change=Estimate(value=other - share, low=float(low), high=float(high), method=PAIRED),
         test=mcnemar(labels, before, after),
-        classes=class_changes(labels, before, after, names, resampling),
-        swaps=swaps(labels, before, after, names),
+        classes=class_changes(labels, before, after, first.class_names, resampling),
+        swaps=swaps(labels, before, after, first.class_names),
         confidence=resampling.confidence,
     )
-
-
-def class_names(stored: Stored, split: str) -> list[str]:
-    """The class names; runs recorded before these were stored only have numbers."""
-    if "class_names" in stored:
-        return [str(name) for name in stored["class_names"]]
-    return [f"class {number}" for number in range(stored[f"{split}_probs"].shape[1])]
 
 
 def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
@@ -89,7 +80,7 @@ def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     """
     settings = {k: v for k, v in run.params.items() if k.startswith(_PREPROCESS)}
     way = sorted(settings.items()) if split == "val" else []
-    labels = hashlib.sha256(np.ascontiguousarray(stored[f"{split}_labels"]).data).hexdigest()
+    labels = hashlib.sha256(np.ascontiguousarray(stored[split].labels).data).hexdigest()
     return f"{run.fingerprint or run.id} {way} {labels}"
 
 
@@ -101,7 +92,7 @@ def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, St
     if data[0] != data[1] or data[0] == "not recorded":
         raise Unpaired(f"the runs' data differ: SHA-256 {data[0][:12]} and {data[1][:12]}")
     for split, name in JUDGED_SPLITS.items():
-        if all(f"{split}_labels" in stored[run.id] for run in runs):
+        if all(split in stored[run.id] for run in runs):
             if images_of(runs[0], stored[runs[0].id], split) != images_of(
                 runs[1], stored[runs[1].id], split
             ):

@@ -64,13 +64,19 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
 
 
 def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
-    """The change of each class's accuracy from the first run to the second, in points."""
-    ordered = sorted(pair.classes, key=lambda one: one.change.value)
+    """The change of each class's accuracy from the first run to the second, in points.
+
+    Of more than MOST_DRAWN classes, those are drawn that changed most.
+    """
+    changed = sorted(pair.classes, key=lambda one: -abs(one.change.value))[:MOST_DRAWN]
+    ordered = sorted(changed, key=lambda one: one.change.value)
     changes = [one.change for one in ordered]
     points = [100 * one.value for one in changes]
+    few = len(ordered) < len(pair.classes)
+    more = f"; {len(ordered)} of {len(pair.classes):,} classes" if few else ""
     figure, axes = _rows_of(
         [_cut(one.name) for one in ordered],
-        f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images",
+        f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images{more}",
         ascending=True,
     )
     positions = range(len(ordered))

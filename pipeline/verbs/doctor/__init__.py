@@ -16,7 +16,7 @@ class Doctor:
     """Settings of `doctor`."""
 
     fix: bool = MISSING
-    """Mark runs whose process is gone as KILLED."""
+    """Close runs whose process is gone, and send records that the store lacks."""
     format: Annotated[str, one_of("table", "json")] = MISSING
     """Format: a table for people or JSON for scripts."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +22,13 @@ from pipeline.data.measures import (
     DataSummary,
     parsed,
     quantities_of,
+    rounded,
     sizes,
 )
 from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
-from pipeline.data.polarity import to_invert
-from pipeline.data.values import BLOCK_BYTES, Array
+from pipeline.data.polarity import to_invert, with_inverted
+from pipeline.data.values import Array, images_per_block, most_probable
 from pipeline.evaluation.drift import (
     FEWEST,
     Shift,
@@ -104,7 +104,7 @@ class Drifted:
                 f"Among so many, a shift shows from a distance of {self.smallest:.2f}."
             )
         far = any(shift.level == 2 for shift in self.found)
-        told = ", ".join(_told(shift) for shift in self.found)
+        told = ", ".join(_in_words(shift) for shift in self.found)
         advice = (
             "Check the model on labelled ones before trusting it there."
             if far
@@ -114,7 +114,7 @@ class Drifted:
         return f"The new pictures differ {how}from the training data: {told}. {advice}"
 
 
-def _told(shift: Shift) -> str:
+def _in_words(shift: Shift) -> str:
     if shift.detail:
         return f"{shift.name} ({clean(shift.detail)})"
     if shift.new == shift.reference:
@@ -245,7 +245,7 @@ def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[s
     from pipeline.tracking.models import load_model, require_own_model
     from pipeline.tracking.values import PREDICTIONS
 
-    if run.model_uri is None or not run.has(PREDICTIONS):
+    if run.model_uri is None or not run.has(PREDICTIONS) or not run.predictions():
         return None, ["the run has no model or no predictions: confidences are not compared"]
     require_own_model(connect(config.tracking.uri), run)
     return load_model(run.model_uri, config.tracking), []
@@ -254,10 +254,9 @@ def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[s
 def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
     """Confidences f32[N] on images not trained on, and how often each class was predicted."""
     stored = run.predictions()
-    probabilities = stored["test_probs" if "test_probs" in stored else "val_probs"]
-    names = [str(name) for name in stored["class_names"]]
-    counts = np.bincount(probabilities.argmax(axis=1), minlength=len(names)).tolist()
-    return probabilities.max(axis=1), dict(zip(names, counts, strict=True))
+    one = stored["test" if "test" in stored else "val"]
+    counts = np.bincount(one.predicted, minlength=len(one.class_names)).tolist()
+    return one.probabilities.max(axis=1), dict(zip(one.class_names, counts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -307,7 +306,11 @@ class _Compared:
 def _compared(known: _Known, new: _Measured, given: Mapping[str, int] | None) -> _Compared:
     """Compares what was measured; `given` counts the new pictures of each class, if known."""
     reference = known.values()
-    values = {name: of for name, of in new.values.items() if name in reference}
+    values = {
+        name: rounded(of) if name in known.summary.quantities else of
+        for name, of in new.values.items()
+        if name in reference
+    }
     shifts = [of_values(name, *reference[name], values[name]) for name in values]
     if known.predictions is not None:
         shifts.append(of_classes(ASSIGNED, known.predictions[1], new.assigned))
@@ -329,7 +332,7 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
     from pipeline.training.predictor import with_features
 
     forward = with_features(model.model) if model else None
-    at_once = _at_once(packed.images.shape[1:], batch_size)
+    at_once = min(batch_size, images_per_block(packed.images.shape[1:]))
     found: list[Array] = []
     sure: list[Array] = []
     seen: list[Array] = []
@@ -337,15 +340,14 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
     for start in range(0, len(packed.images), at_once):
         images = np.asarray(packed.images[start : start + at_once])
         inverted = to_invert(images, model.dark_border if model else None)
-        if inverted.any():
-            images = np.where(inverted[:, None, None, None], 255 - images, images)
+        images = with_inverted(images, inverted)
         found.append(quantities_of(images))
         if model and forward:
             features, probabilities = forward(images)
             seen.append(features)
             sure.append(probabilities.max(axis=1))
             assigned.update(
-                model.class_names[position] for position in probabilities.argmax(axis=1).tolist()
+                model.class_names[position] for position in most_probable(probabilities).tolist()
             )
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
     values |= sizes(np.asarray(packed.sizes))
@@ -369,13 +371,9 @@ def _reference_features(
         return None, [f"the run has {len(raw.test)} test images: features are not compared"]
     forward = with_features(model.model)
     positions = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
-    size = _at_once(raw.train.image_shape, batch_size)
+    size = min(batch_size, images_per_block(raw.train.image_shape))
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
-
-
-def _at_once(shape: Sequence[int], most: int) -> int:
-    return max(1, min(most, BLOCK_BYTES // math.prod(shape)))
 
 
 def _given(listing: Listing, packed: Packed) -> Counter[str]:

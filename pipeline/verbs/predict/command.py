@@ -17,7 +17,7 @@ from rich.text import Text
 from pipeline.config.schema import Config
 from pipeline.data.files import FoundFiles, Unreadable, printable
 from pipeline.data.pictures import MODES
-from pipeline.data.polarity import to_invert
+from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, find_images, read_blocks
 from pipeline.data.values import Array
 from pipeline.system.errors import PipelineError, RequestError
@@ -131,11 +131,11 @@ def show(classified: Classified, request: Predict) -> None:
         print(f"explained={classified.explained}")
     print(f"images={tally.total} skipped={len(skipped)} output={output}", flush=True)
     if skipped:
-        unread = _told(skipped, classified.found)
+        unread = _unread_in_words(skipped, classified.found)
         raise PipelineError(f"{unread} cannot be read; the others are in {output}")
 
 
-def _told(skipped: Sequence[Unreadable], found: FoundFiles) -> str:
+def _unread_in_words(skipped: Sequence[Unreadable], found: FoundFiles) -> str:
     folders = len(found.unreadable)
     files = f"{len(skipped) - folders} of {len(found.files)} files"
     if not folders:
@@ -171,9 +171,7 @@ def classifier(model: LoadedModel, invert: str) -> Classify:
 
     def classify(block: Block) -> PredictedBlock:
         inverted = _to_invert(block.images, invert, model.dark_border)
-        images = block.images
-        if inverted.any():
-            images = np.where(inverted[:, None, None, None], 255 - images, images)
+        images = with_inverted(block.images, inverted)
         return PredictedBlock(
             files=block.files,
             indices=block.indices,

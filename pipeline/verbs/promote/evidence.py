@@ -12,10 +12,10 @@ import tensorflow as tf
 from pipeline.config.schema import Config
 from pipeline.data.load import ingest
 from pipeline.data.values import Array, Predictions, RawData, Split, most_probable
-from pipeline.system.errors import PipelineError, RequestError, one_line
+from pipeline.system.errors import PipelineError, RequestError, one_line, some_of
 from pipeline.tracking.models import load_model
-from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import RecordedRun, Version
+from pipeline.tracking.runs import MOST_NAMES, find_run
+from pipeline.tracking.values import RecordedRun, StoredPredictions, Version
 from pipeline.training.predictor import predict, single_image_ms
 from pipeline.verbs.promote.gates import Champion, Evidence
 
@@ -64,18 +64,20 @@ def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
     stored = _test_predictions(candidate)
     if stored is None:
         return None
-    labels, probabilities = stored
     # The gates use no image, and the data here may differ from the run's.
-    split = Split(images=raw.test.images, rows=np.resize(raw.test.rows, len(labels)), labels=labels)
-    return Predictions(split=split, probabilities=probabilities, class_names=raw.class_names)
+    rows = np.resize(raw.test.rows, len(stored.labels))
+    split = Split(images=raw.test.images, rows=rows, labels=stored.labels)
+    names = stored.class_names  # of other data: a gate says so
+    if len(names) == len(raw.class_names):
+        names = raw.class_names
+    return Predictions(split=split, probabilities=stored.probabilities, class_names=names)
 
 
-def _test_predictions(run: RecordedRun) -> tuple[Array, Array] | None:
-    """Labels i32[N] and probabilities f32[N,K] that a run logged for the test split, or None."""
+def _test_predictions(run: RecordedRun) -> StoredPredictions | None:
+    """What a run logged for the test split, or None."""
     try:
-        stored = run.predictions()
-        return stored["test_labels"], stored["test_probs"]
-    except (RequestError, KeyError):
+        return run.predictions().get("test")
+    except RequestError:
         return None
 
 
@@ -88,10 +90,11 @@ def _tried(uri: str, config: Config, raw: RawData) -> _Tried:
             raise ValueError(
                 f"it takes images of shape {loaded.image_shape}, not {test.image_shape}"
             )
-        if len(loaded.class_names) != len(raw.class_names):
-            raise ValueError(f"it knows {len(loaded.class_names)} classes")
+        if set(loaded.class_names) != set(raw.class_names):
+            raise ValueError(f"its classes are {some_of(loaded.class_names, MOST_NAMES)}")
+        probabilities = predict(loaded.model, test, batch_size=config.evaluate.batch_size)
         return _Tried(
-            probabilities=predict(loaded.model, test, batch_size=config.evaluate.batch_size),
+            probabilities=probabilities[:, [*map(loaded.class_names.index, raw.class_names)]],
             megabytes=loaded.megabytes,
             milliseconds=single_image_ms(loaded.model, test),
         )
@@ -104,8 +107,8 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
     """The champion's predictions on these test images: as logged, or made again."""
     same = version.fingerprint == raw.fingerprint
     stored = _stored(version, config) if same else None
-    if stored and np.array_equal(stored[0], logged.labels):
-        return Champion(version=version.number, predicted=most_probable(stored[1]))
+    if stored and np.array_equal(stored.labels, logged.labels):
+        return Champion(version=version.number, predicted=stored.predicted)
     if not np.array_equal(raw.test.labels, logged.labels):
         problem = "the candidate's test images are no longer there"
         return Champion(version=version.number, predicted=None, problem=problem)
@@ -126,17 +129,16 @@ def _best(
         most = int(np.sum(present.predicted == logged.labels))
     for version in former:
         stored = _stored(version, config)
-        if stored is None or not np.array_equal(stored[0], logged.labels):
+        if stored is None or not np.array_equal(stored.labels, logged.labels):
             continue
-        predicted = most_probable(stored[1])
-        if (right := int(np.sum(predicted == logged.labels))) > most:
-            best = Champion(version=version.number, predicted=predicted, is_former=True)
+        if (right := int(np.sum(stored.predicted == logged.labels))) > most:
+            best = Champion(version=version.number, predicted=stored.predicted, is_former=True)
             most = right
     return best
 
 
-def _stored(version: Version, config: Config) -> tuple[Array, Array] | None:
-    """Labels and probabilities logged by the version's run; None if they or the run are missing."""
+def _stored(version: Version, config: Config) -> StoredPredictions | None:
+    """The test predictions of the version's run; None if they or the run are missing."""
     with suppress(RequestError):
         return _test_predictions(find_run(version.run_id, config))
     return None

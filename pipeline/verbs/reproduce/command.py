@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import ingest
-from pipeline.data.values import SPLITS, Array
+from pipeline.data.values import SPLITS
 from pipeline.libraries import import_slow
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.terminal import native_messages_to, standard_output
@@ -28,6 +28,7 @@ from pipeline.tracking.values import (
     Query,
     RecordedRun,
     Status,
+    StoredPredictions,
 )
 from pipeline.verbs.reproduce import REPRODUCE, Reproduce
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPRODUCES: False})
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
 
-Predicted = Mapping[str, Array]
+Predicted = Mapping[str, StoredPredictions]
 
 
 class Verdict(StrEnum):
@@ -88,9 +89,9 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     """
     run = _repeatable(config)
     predicted, again = run.predictions(), _again(run, config)
-    if not any(key.endswith("_probs") for key in predicted):
+    if not predicted:
         raise RequestError(f"run_id={run.id} has no predictions to compare with")
-    again = replace(again, evaluate=replace(again.evaluate, test="test_probs" in predicted))
+    again = replace(again, evaluate=replace(again.evaluate, test="test" in predicted))
     changed = _changed(run, again)
     _show_changes(run, changed)
     # Imported only now: a refusal need not wait for TensorFlow.
@@ -139,13 +140,20 @@ def verdict_on(
 ) -> Verdict:
     """Compares the predictions bit for bit; if they differ, compares accuracies and losses.
 
-    `then` and `now`: `<split>_labels` i32[N] and `<split>_probs` f32[N,K].
+    `then` and `now`: the predictions of the run and of its rerun, by split.
     """
-    same = then.keys() == now.keys() and all(np.array_equal(then[key], now[key]) for key in then)
-    if same:
+    if then.keys() == now.keys() and all(_are_equal(then[split], now[split]) for split in then):
         return Verdict.IDENTICAL
     within = all(pair.difference <= tolerance for pair in pairs if pair.decides)
     return Verdict.WITHIN if within else Verdict.NOT
+
+
+def _are_equal(then: StoredPredictions, now: StoredPredictions) -> bool:
+    return (
+        np.array_equal(then.labels, now.labels)
+        and np.array_equal(then.probabilities, now.probabilities)
+        and then.class_names == now.class_names
+    )
 
 
 def _repeatable(config: Config) -> RecordedRun:
@@ -182,13 +190,13 @@ def _again(run: RecordedRun, today: Config) -> Config:
 
 def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
     raw = ingest(again, fingerprint=run.fingerprint)
-    began = origin.recorded_origin(
+    at_start = origin.recorded_origin(
         run.tags,
         patch=run.text("code.patch") if run.has_uncommitted_changes else "",
         environment=run.text("environment.txt"),
     )
-    origin.with_threads_of(began)
-    return origin.differences(began, origin.here(raw.fingerprint))
+    origin.with_threads_of(at_start)
+    return origin.differences(at_start, origin.here(raw.fingerprint))
 
 
 def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> None:

@@ -60,7 +60,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         progress = newest_progress(own / "checkpoints")
         then = _config(own, run, config)
         changed = _require_same(own, run, then, force=request.force)
-        reopen(run.id, config.tracking, own).log_tags(_told(run, progress, changed))
+        reopen(run.id, config.tracking, own).log_tags(_interruption_tags(run, progress, changed))
         # Imported only now: a refusal need not wait for TensorFlow.
         _say(run, progress, then)
         with native_messages_to(own / "tensorflow.log"):
@@ -77,7 +77,7 @@ def _say(run: RecordedRun, progress: Progress, then: Config) -> None:
     print(f"resuming {name} ({run.id}) after {done}", file=sys.stderr, flush=True)
 
 
-def _told(run: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
+def _interruption_tags(run: RecordedRun, progress: Progress, changed: str) -> dict[str, str]:
     """The tags that record the interruptions of a run."""
     earlier = [run.tags[RESUMED_AFTER]] if RESUMED_AFTER in run.tags else []
     after = ", ".join([*earlier, str(len(progress.epochs))])
@@ -134,13 +134,13 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
 def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
     raw = ingest(then, fingerprint=run.fingerprint)
-    began = origin.recorded_origin(
+    at_start = origin.recorded_origin(
         run.tags, patch=_kept(folder, "code.patch"), environment=_kept(folder, "environment.txt")
     )
-    origin.with_threads_of(began)
+    origin.with_threads_of(at_start)
     changed = [
         str(difference)
-        for difference in origin.differences(began, origin.here(raw.fingerprint))
+        for difference in origin.differences(at_start, origin.here(raw.fingerprint))
         if difference.kind in ("code", "data") or difference.what in WEIGHTY
     ]
     if changed and not force:

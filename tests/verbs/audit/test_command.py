@@ -104,10 +104,12 @@ def test_pictures_are_listed_by_file_and_a_list_that_was_there_is_kept(folder: P
 
 
 @pytest.mark.slow
-def test_a_model_that_another_has_taught_these_labels_is_refused(
+def test_a_model_that_was_taught_these_labels_and_a_page_that_cannot_be_written_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("audit", "dataset=digits", *BRIEF[1:])
+    with pytest.raises(RequestError, match="/proc: cannot be written"):
+        carried_out(*words, "model=linear", "audit.page=/proc/new/audit.html", folder=tmp_path)
     with pytest.raises(RequestError, match=r"train\.teacher has learnt the labels"):
         carried_out(*words, "model=linear", "train.teacher=abcd1234", folder=tmp_path)
     recorded = SimpleNamespace(config=configured("dataset=digits"))

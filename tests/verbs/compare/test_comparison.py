@@ -18,7 +18,7 @@ from pipeline.evaluation.intervals import (
 )
 from pipeline.evaluation.metrics import scale_of
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.values import RecordedRun, Status
+from pipeline.tracking.values import RecordedRun, Status, StoredPredictions
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
 from pipeline.verbs.compare.render import print_comparison
 from pipeline.verbs.compare.verdicts import (
@@ -49,24 +49,24 @@ def run(
     )
 
 
-def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, np.ndarray]:
+def answers(right: int, *splits: str, labels: np.ndarray = LABELS) -> dict[str, StoredPredictions]:
     """Predictions of which the first `right` are so; those of class 1 are the last."""
     probabilities = np.eye(2, dtype=np.float32)[
         np.where(np.arange(len(labels)) < right, labels, 1 - labels)
     ]
-    arrays = {"class_names": np.array(["bag", "shirt"])}
-    for split in splits or ("val", "test"):
-        arrays |= {f"{split}_labels": labels, f"{split}_probs": probabilities}
-    return arrays
+    one = StoredPredictions(
+        labels=labels, probabilities=probabilities, class_names=("bag", "shirt")
+    )
+    return dict.fromkeys(splits or ("val", "test"), one)
 
 
 def compared(
     runs: Sequence[RecordedRun], metric: str = "val/accuracy", **stored: Any
 ) -> Comparison:
     by_name = {one.name: one.id for one in runs}
-    arrays = {by_name[name]: one for name, one in stored.items()}
+    predictions = {by_name[name]: one for name, one in stored.items()}
     ranking = Ranking(metric=metric, lower_is_better=scale_of(metric).better == "lower")
-    return compare_runs(runs, "runs", ranking, arrays, RESAMPLING)
+    return compare_runs(runs, "runs", ranking, predictions, RESAMPLING)
 
 
 def test_rows_come_best_first_and_those_without_the_metric_last() -> None:

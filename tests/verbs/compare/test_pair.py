@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
+from pipeline.tracking.values import StoredPredictions
 from pipeline.verbs.compare.verdicts import (
     notes,
     verdict,
@@ -33,7 +33,7 @@ def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others(
 
 
 @pytest.mark.parametrize(
-    ("tags", "arrays", "reason"),
+    ("tags", "predictions", "reason"),
     [
         (
             {"data.fingerprint": "e" * 64},
@@ -46,11 +46,11 @@ def test_two_runs_are_compared_on_the_validation_images_where_one_has_no_others(
     ],
 )
 def test_runs_of_other_images_are_refused_a_paired_test_with_the_reason(
-    tags: dict[str, str], arrays: dict[str, np.ndarray], reason: str
+    tags: dict[str, str], predictions: dict[str, StoredPredictions], reason: str
 ) -> None:
     other = run("b", rate="2")
     other = replace(other, tags=dict(other.tags) | tags)
-    found = compared([run("a"), other], a=answers(300), b=arrays)
+    found = compared([run("a"), other], a=answers(300), b=predictions)
     assert found.pair is None
     assert reason in str(found.unpaired)
     assert any(reason in note for note in notes(found))
@@ -59,10 +59,3 @@ def test_runs_of_other_images_are_refused_a_paired_test_with_the_reason(
 def test_a_run_without_stored_predictions_is_named() -> None:
     found = compared([run("a"), run("b", rate="2")], a=answers(300))
     assert found.unpaired == "run b has no stored predictions (predictions.npz)"
-
-
-def test_names_of_classes_that_were_not_stored_are_numbers() -> None:
-    arrays = {key: value for key, value in answers(300).items() if key != "class_names"}
-    found = compared([run("a"), run("b", rate="2")], a=arrays, b=answers(320))
-    assert found.pair is not None
-    assert [one.name for one in found.pair.classes] == ["class 0", "class 1"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.tracking.values import StoredPredictions
 from pipeline.verbs.compare.command import page_template
 from pipeline.verbs.compare.comparison import Comparison
 from pipeline.verbs.compare.plots import MOST_DRAWN, draw_comparison, figures
@@ -32,20 +33,15 @@ def seeds() -> Comparison:
 def pair(one: str, other: str, *classes: str) -> Comparison:
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), 60)
     probabilities = np.eye(len(classes), dtype=np.float32)
-    arrays = []
+    predictions = []
     for wrong in (30, 90):
         said = np.where(np.arange(len(labels)) < wrong, (labels + 1) % len(classes), labels)
-        arrays.append(
-            {
-                "class_names": np.array(classes),
-                "test_labels": labels,
-                "test_probs": probabilities[said],
-                "val_labels": labels,
-                "val_probs": probabilities[said],
-            }
+        found = StoredPredictions(
+            labels=labels, probabilities=probabilities[said], class_names=classes
         )
+        predictions.append({"val": found, "test": found})
     runs = [run(one, rate="1"), run(other, rate="2")]
-    return compared(runs, **dict(zip((one, other), arrays, strict=True)))
+    return compared(runs, **dict(zip((one, other), predictions, strict=True)))
 
 
 CASES = {

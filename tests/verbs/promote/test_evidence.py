@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError
-from pipeline.tracking.values import Version
+from pipeline.tracking.values import StoredPredictions, Version
 from pipeline.verbs.promote import evidence
 from pipeline.verbs.promote.evidence import gather
 from pipeline.verbs.promote.gates import Champion, Evidence
@@ -41,10 +41,14 @@ class Run:
         self.config = configured("dataset=synthetic")
         self.classes, self.labels = classes, labels
 
-    def predictions(self) -> dict[str, Array]:
+    def predictions(self) -> dict[str, StoredPredictions]:
         if not self.classes:
             raise RequestError("the run has no predictions.npz")
-        return {"test_labels": self.labels, "test_probs": probabilities(*self.classes)}
+        found = probabilities(*self.classes)
+        names = RAW.class_names
+        return {
+            "test": StoredPredictions(labels=self.labels, probabilities=found, class_names=names)
+        }
 
 
 def version(number: int, run: str, fingerprint: str = RAW.fingerprint) -> Version:
@@ -138,7 +142,7 @@ def test_a_model_that_does_not_load_is_told_with_the_reason(
     ("known", "said"),
     [
         ({"image_shape": (9, 9, 3)}, "takes images of shape (9, 9, 3), not (2, 2, 1)"),
-        ({"class_names": ("a", "b", "c")}, "it knows 3 classes"),
+        ({"class_names": ("a", "b", "c")}, "its classes are a, b, c"),
     ],
 )
 def test_a_model_of_other_images_or_classes_counts_as_not_loaded(
@@ -200,3 +204,29 @@ def test_the_best_former_champion_counts_if_it_was_right_more_often_than_the_cur
     assert predicted(found.best) == [0, 1, 1]
     found = gathered(Run(0, 1, 1), version(1, "right"), former, monkeypatch, **runs)
     assert found.best is None
+
+
+def test_a_champion_that_has_the_classes_in_another_order_is_compared_by_their_names(
+    loads: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads["models:/pets/1"] = (1, 0, 0)  # dog, cat, cat by number: all wrong
+    load_model = evidence.load_model
+
+    def turned(uri: str, tracking: Any) -> Any:
+        return SimpleNamespace(**vars(load_model(uri, tracking)) | {"class_names": ("dog", "cat")})
+
+    monkeypatch.setattr(evidence, "load_model", turned)
+    champion = version(1, "a", fingerprint="e" * 64)
+    found = gathered(Run(0, 1, 1), champion, monkeypatch=monkeypatch, a=Run(1, 1, 1))
+    assert predicted(found.champion) == [0, 1, 1]
+
+
+def test_a_candidate_of_data_that_had_other_classes_is_judged_by_the_gates(
+    loads: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = RawData(train=split(), test=split(), class_names=("cat", "cow", "dog"), source="now")
+    monkeypatch.setattr(evidence, "ingest", lambda config, **_: now)
+    found = gathered(Run(0, 1, 1))
+    assert found.logged is not None
+    assert found.logged.class_names == ("cat", "dog")
+    assert found.fingerprint != found.fingerprint_now

@@ -17,6 +17,7 @@ from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
+from pipeline.tracking.values import StoredPredictions
 from pipeline.verbs.reproduce.command import MetricPair, Verdict, paired, verdict_on
 from tests.commands import LEAN, carried_out, configured, inside
 
@@ -24,11 +25,11 @@ SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "seed=4", *LEAN)
 NAN = float("nan")
 
 
-def predictions(*probabilities: float) -> dict[str, np.ndarray]:
-    return {
-        "val_labels": np.arange(len(probabilities), dtype=np.int32),
-        "val_probs": np.array([probabilities], np.float32),
-    }
+def predictions(*probabilities: float, split: str = "val") -> dict[str, StoredPredictions]:
+    names = tuple(map(str, range(len(probabilities))))
+    rows = np.array([probabilities], np.float32)
+    labels = np.zeros(1, np.int32)
+    return {split: StoredPredictions(labels=labels, probabilities=rows, class_names=names)}
 
 
 def pair(name: str, then: float, now: float) -> MetricPair:
@@ -42,7 +43,7 @@ def test_equal_bits_are_identical_whatever_the_tolerance() -> None:
 
 
 def test_a_split_that_only_one_of_them_was_evaluated_on_is_no_identity() -> None:
-    more = {**predictions(0.5), "test_probs": np.zeros((1, 1), np.float32)}
+    more = predictions(0.5) | predictions(0.5, split="test")
     assert verdict_on(predictions(0.5), more, [], tolerance=0) is Verdict.WITHIN
 
 

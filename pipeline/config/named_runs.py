@@ -1,0 +1,28 @@
+"""The recorded runs that a configuration names: a teacher, and a run whose weights it takes.
+
+Does not look into the store.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.config.builders import has_backbone
+from pipeline.config.schema import Config
+
+
+def weights_run(config: Config) -> str | None:
+    """The run that `model.weights` names, by its id or the beginning of it.
+
+    None if the model starts from a file, from ImageNet's weights or from random ones.
+    """
+    source = config.model.get("weights") if has_backbone(config.model) else None
+    if not isinstance(source, str) or not re.fullmatch(r"[0-9a-f]{4,32}", source):
+        return None
+    return None if Path(source).exists() else source
+
+
+def names_runs(config: Config) -> bool:
+    """Whether training needs a recorded run, from the store."""
+    return config.train.teacher is not None or weights_run(config) is not None
