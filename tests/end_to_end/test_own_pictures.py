@@ -80,7 +80,7 @@ def evaluated(trained: tuple[Path, str]) -> Mapping[str, np.ndarray]:
     place, run_id = trained
     with inside(place):
         stored = find_run(run_id, config=configured("dataset=folder")).predictions()
-    assert stored["class_names"].tolist() == list(NAMES)
+    assert stored["test"].class_names == tuple(NAMES)
     [index] = place.glob("data/folder/raw-*/test_rows.npy")
     [content] = place.glob("data/folder/pixels-*/files.npy")
     ends = np.load(content.with_name("file_ends.npy"))
