@@ -140,7 +140,7 @@ def per_class_scores(predictions: Predictions) -> Figure:
     """
     names = _names(predictions)
     scores = class_scores(predictions)[:3]
-    order = np.argsort(-scores[2])[-MOST_CLASSES:]
+    order = np.argsort(-scores[2], kind="stable")[-MOST_CLASSES:]
     fig = empty_figure(8, 1.5 + 0.45 * len(order))
     axes = fig.subplots()
     positions = np.arange(len(order))
@@ -150,10 +150,11 @@ def per_class_scores(predictions: Predictions) -> Figure:
         bars = axes.barh(positions + shift, values[order], height=0.25, label=label)
         axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
     axes.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), xlabel="score")
+    axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_yticks(positions, [names[i] for i in order])
     if len(order) < len(names):
         axes.set_title(f"The {len(order)} of {len(names):,} classes with the lowest F1")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False)
     return fig
 
 

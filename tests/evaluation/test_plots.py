@@ -83,7 +83,7 @@ def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def legend(figure: Figure) -> list[str]:
-    box = figure.axes[0].get_legend()
+    [box] = figure.legends or [figure.axes[0].get_legend()]
     assert box is not None
     return [text.get_text() for text in box.get_texts()]
 
