@@ -622,6 +622,7 @@ def test_the_errors_and_the_values_depend_on_no_other_module_of_ours() -> None:
 
 # Tests, or folders of them, whose subject is not one module.
 ACROSS = {
+    "config/test_documented": "the commands in README, docs and files",
     "end_to_end": "the product as a user has it: command lines, notebook, installation",
     "stress": "the rows of the reliability matrix",
     "test_architecture": "all modules",
