@@ -26,6 +26,7 @@ TINTED = 32  # difference of the mean colours of two near-duplicates, at most
 _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
 _PAIRS = 2**12  # compared at once
+RULE = 2  # the number of changes to `held_out`: what an earlier one has divided is divided anew
 
 Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 
@@ -238,17 +239,26 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
         free = own[~is_picked]
         # Groups that are mostly of this class come first: they move fewer pictures of others.
         free = free[np.lexsort((rank[holders[free]], main[holders[free]] != number))]
-        taken = 0
-        for cell in free[:-1].tolist():
-            if taken + counts[cell] <= target and picks(int(holders[cell])):
-                taken += counts[cell]
-                if taken == target:
-                    break
-        if not taken:  # the smallest that may be taken
-            smallest = free[np.argsort(counts[free], kind="stable")]
-            next((cell for cell in smallest.tolist() if picks(int(holders[cell]))), None)
+        _fill(holders[free], counts[free], int(target), picks)
     mask = picked[groups]
     return HeldOut(mask=mask, lacking=tuple(sorted({*labels.tolist()} - {*labels[mask].tolist()})))
+
+
+def _fill(groups: Array, sizes: Array, target: int, picks: Callable[[int], bool]) -> None:
+    """Picks those of the groups, in order, that fit into `target` pictures, or the smallest one.
+
+    `sizes` i64[m] are their pictures of the class; `picks` returns whether a group may be picked.
+    """
+    taken = 0
+    for group, size in zip(groups[:-1].tolist(), sizes[:-1].tolist(), strict=True):
+        if taken + size <= target and picks(group):
+            taken += size
+            if taken == target:
+                return
+    if not taken:
+        for group in groups[np.argsort(sizes, kind="stable")].tolist():
+            if picks(group):
+                return
 
 
 def _main_classes(holders: Array, held: Array, counts: Array) -> Array:

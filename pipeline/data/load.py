@@ -24,6 +24,7 @@ from pipeline.data.exclusion import (
     require_places,
     without,
 )
+from pipeline.data.grouping import RULE
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import PACKED, Pictures, divided, restored
 from pipeline.data.packing import Packed, pack, read_packed
@@ -183,7 +184,7 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
             images and there are none.
         OSError: the cache cannot be written; names the file.
     """
-    together = {} if raw.index is None else {"groups": raw.index.grouping}
+    together = {} if raw.index is None else {"groups": raw.index.grouping, "rule": RULE}
     whole = {key: value for key, value in vars(config.preprocess).items() if key != "limit"}
     key = cache.key(fingerprint=raw.fingerprint, **together, **whole)
     entry = cache.load_or_build(

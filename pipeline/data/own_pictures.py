@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data import cache
 from pipeline.data.exclusion import Exclusion, require_classes
 from pipeline.data.files import printable
-from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
+from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
@@ -81,6 +81,7 @@ class Pictures:
             "columns": list(listing.columns),
             "labels": digest.hexdigest(),
             "division": vars(self.division),
+            "rule": RULE,
             "told": [
                 *_recognised(listing),
                 listing.left_out,
