@@ -138,9 +138,8 @@ def predict(
             f"{given.dtype}[{','.join(map(str, given.shape))}]"
         )
     forward = _imported("pipeline.training.predictor").predictor(keras_model)
-    parts = [
-        forward(given[start : start + batch_size]) for start in range(0, len(given), batch_size)
-    ]
+    size = _imported("pipeline.data.values").images_at_once(wanted, batch_size)
+    parts = [forward(given[start : start + size]) for start in range(0, len(given), size)]
     return (
         np.concatenate(parts) if parts else np.empty((0, keras_model.output_shape[1]), np.float32)
     )

@@ -29,8 +29,7 @@ class Shift:
     `reference` and `new` are the medians (NaN for classes). `distance` is the largest difference of
     the two cumulative distributions (Kolmogorov–Smirnov); for classes, half the sum of the
     differences of their shares. `p` is the p-value of no difference, `psi` the population stability
-    index.
-    `level` is 0 (no shift found), 1 (shift) or 2 (large shift).
+    index. `level` is 0 (no shift found), 1 (shift) or 2 (large shift).
     """
 
     name: str

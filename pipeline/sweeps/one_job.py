@@ -18,7 +18,7 @@ import psutil
 from pipeline.config.schema import Config
 from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
-from pipeline.system.errors import PipelineError, Pruned
+from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.system.processes import interrupt
 from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
@@ -76,6 +76,13 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _require_main_thread() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise RequestError(
+            "sweep.timeout_s and sweep.memory_mb need a launcher that runs jobs in processes"
+        )
+
+
 @contextmanager
 def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochListener]:
     """Ends the block when it takes too long or the process uses too much memory.
@@ -86,10 +93,12 @@ def within(*, seconds: float | None, memory_mb: float | None) -> Iterator[EpochL
 
     Raises:
         PipelineError: a limit was exceeded; the message says which.
+        RequestError: the block does not run in the main thread of its process.
     """
     if seconds is None and memory_mb is None:
         yield lambda epoch, metrics: None
         return
+    _require_main_thread()
     done, passed = threading.Event(), list[str]()
     process, started = psutil.Process(), time.monotonic()
     main = threading.get_ident()

@@ -33,7 +33,7 @@ CHECK_S = (
 )
 THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREAD_VARIABLES += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
-MOST_TASKS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
+MOST_CALLS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model
 EXIT_CODE = "exit code"  # begins the reason of a worker that ended by itself
 LAST_WORDS = 4096  # bytes at the end of an output, which may say why its worker ended
 
@@ -167,7 +167,7 @@ class Pool:
 
     def _free_worker(self) -> Connection[Any, Any]:
         for here in [here for here in self._workers if here not in self._busy]:
-            if self._workers[here].exitcode is None and self._given[here] < MOST_TASKS:
+            if self._workers[here].exitcode is None and self._given[here] < MOST_CALLS:
                 return here
             self._dismiss(here)
         return self._start_worker()

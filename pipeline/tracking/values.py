@@ -140,7 +140,7 @@ class RecordedRun:
 
     @property
     def kept_another_epoch(self) -> bool:
-        """Whether the kept weights are not those of the last epoch, but `metrics` are.
+        """Whether `metrics` are of the last epoch, but the weights of an earlier one were kept.
 
         False for runs that recorded the metrics of the kept weights.
         """

@@ -24,7 +24,7 @@ def leakage_of(
     With the `honest` predictions on the test split, also `leakage/difference` between the two.
     Takes as long as the training. `folder` is the run's.
     """
-    claimed = float(careless(config, prepared, folder / "careless").correct.mean())
+    claimed = float(ignoring_groups(config, prepared, folder / "ignoring-groups").correct.mean())
     metrics = {"leakage/test_accuracy": claimed}
     if honest is not None:
         truth = float(honest.correct.mean())
@@ -33,13 +33,13 @@ def leakage_of(
     return Evaluation(metrics=metrics)
 
 
-def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
+def ignoring_groups(config: Config, prepared: Prepared, folder: Path) -> Predictions:
     """Trains and tests the same model on splits of the same sizes, drawn picture by picture.
 
     Pictures of one group, such as duplicates and frames of one film, may then be in several splits.
     Working files in `folder` are removed afterwards.
     """
-    drawn = carelessly_divided(prepared, seed=config.seed)
+    drawn = divided_ignoring_groups(prepared, seed=config.seed)
     log.info("training once more, on a split without regard to groups")
     probabilities = of_test_images(config, drawn, folder)
     return Predictions(
@@ -47,7 +47,7 @@ def careless(config: Config, prepared: Prepared, folder: Path) -> Predictions:
     )
 
 
-def carelessly_divided(prepared: Prepared, *, seed: int) -> Prepared:
+def divided_ignoring_groups(prepared: Prepared, *, seed: int) -> Prepared:
     """Divides the same pictures into splits of about the same sizes, by class, ignoring groups."""
     everything = Split.joined([prepared.train, prepared.val, prepared.test])
     positions = np.arange(len(everything))

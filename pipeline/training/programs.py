@@ -17,10 +17,9 @@ _FLAGS, _FOLDER = "TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory="
 def keep_programs(folder: Path) -> None:
     """Makes XLA keep compiled programs under `folder` and load them from there next time.
 
-    Loading a program takes a third
-    of the time of compiling it, and 100 MB less memory. A program runs with the rights of the user
-    who loads it, so a folder that others can write to is not used, nor is one that cannot be
-    written.
+    Loading a program takes a third of the time of compiling it, and 100 MB less memory. A program
+    runs with the rights of the user who loads it, so a folder that others can write to is not used,
+    nor is one that cannot be written.
     """
     flags = os.environ.get(_FLAGS, "")
     here = folder.absolute() / _machine()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sweeps.one_job import within
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, RequestError
 from tests.commands import environment
 from tests.stress.matrix import matrix
 from tests.warm import run_warm
@@ -141,3 +141,20 @@ def test_a_limit_that_something_drops_is_raised_again_after_the_epoch() -> None:
             compute(30)
         check(1, {})
         pytest.fail("the limit was dropped")
+
+
+def test_limits_need_the_main_thread_and_say_so() -> None:
+    told = list[str]()
+
+    def job() -> None:
+        with (
+            pytest.raises(RequestError, match="need a launcher that runs jobs in processes") as it,
+            within(seconds=1, memory_mb=None),
+        ):
+            pass
+        told.append(str(it.value))
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+    assert len(told) == 1

@@ -382,7 +382,7 @@ def test_a_pool_is_imported_without_a_slow_library() -> None:
 
 
 def test_a_worker_is_replaced_after_so_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sweeps.pool.MOST_TASKS", 3)
+    monkeypatch.setattr("pipeline.sweeps.pool.MOST_CALLS", 3)
     with Pool(1, threads=1) as pool:
         pids = [
             ended.result for ended in pool.run(Call(key=n, function=os.getpid) for n in range(7))

@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.load import preprocess
 from pipeline.data.values import Predictions, Prepared
 from pipeline.training.build import build_model
-from pipeline.training.leakage import carelessly_divided, leakage_of
+from pipeline.training.leakage import divided_ignoring_groups, leakage_of
 from pipeline.training.predictor import predict
 from pipeline.training.train import train
 from tests.commands import configured, of_data
@@ -29,8 +29,8 @@ def frames(tmp_path: Path) -> Prepared:
     return preprocess(raw, of_data({}, "folder", tmp_path / "data", validation_size=0.2, seed=0))
 
 
-def test_a_careless_split_has_the_sizes_and_classes_but_divides_groups(frames: Prepared) -> None:
-    drawn = carelessly_divided(frames, seed=0)
+def test_a_split_that_ignores_groups_has_the_sizes_and_classes(frames: Prepared) -> None:
+    drawn = divided_ignoring_groups(frames, seed=0)
     for name in ("train", "val", "test"):
         one, other = getattr(frames, name), getattr(drawn, name)
         assert len(one) == pytest.approx(len(other), abs=2)
@@ -40,7 +40,7 @@ def test_a_careless_split_has_the_sizes_and_classes_but_divides_groups(frames: P
 
 
 @pytest.mark.slow
-def test_frames_of_few_subjects_fall_to_chance_and_the_careless_claim_is_told(
+def test_frames_of_few_subjects_fall_to_chance_and_the_claim_without_groups_is_told(
     frames: Prepared, tmp_path: Path
 ) -> None:
     settings = ("model=linear", "train.epochs=30", "train.batch_size=8", "train.tensorboard=false")
@@ -53,4 +53,4 @@ def test_frames_of_few_subjects_fall_to_chance_and_the_careless_claim_is_told(
     evaluation = leakage_of(config, frames, honest, tmp_path)
     assert evaluation.metrics["leakage/test_accuracy"] >= 0.9
     assert evaluation.metrics["leakage/difference"] >= 0.25
-    assert not (tmp_path / "careless").exists()
+    assert not (tmp_path / "ignoring-groups").exists()

@@ -28,7 +28,7 @@ from pipeline.data.measures import (
 from pipeline.data.packing import Packed, Packing, Selection, pack
 from pipeline.data.pictures import MODES, PAD
 from pipeline.data.polarity import to_invert, with_inverted
-from pipeline.data.values import Array, images_per_block, most_probable
+from pipeline.data.values import Array, images_at_once, images_per_block, most_probable
 from pipeline.evaluation.drift import (
     FEWEST,
     Shift,
@@ -332,7 +332,8 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
     from pipeline.training.predictor import with_features
 
     forward = with_features(model.model) if model else None
-    at_once = min(batch_size, images_per_block(packed.images.shape[1:]))
+    shape = packed.images.shape[1:]
+    at_once = min(images_at_once(shape, batch_size), images_per_block(shape))
     found: list[Array] = []
     sure: list[Array] = []
     seen: list[Array] = []
@@ -371,7 +372,8 @@ def _reference_features(
         return None, [f"the run has {len(raw.test)} test images: features are not compared"]
     forward = with_features(model.model)
     positions = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
-    size = min(batch_size, images_per_block(raw.train.image_shape))
+    shape = raw.train.image_shape
+    size = min(images_at_once(shape, batch_size), images_per_block(shape))
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
 

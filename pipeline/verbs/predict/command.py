@@ -19,7 +19,7 @@ from pipeline.data.files import FoundFiles, Unreadable, printable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, find_images, read_blocks
-from pipeline.data.values import Array
+from pipeline.data.values import Array, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing
 from pipeline.system.folders import require_writable
@@ -108,7 +108,7 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
         blocks = read_blocks(
             found.files,
             model.image_shape,
-            at_once=request.batch_size,
+            at_once=images_at_once(model.image_shape, request.batch_size),
             listener=listener,
             fit=model.fit,
             opened=opened,
