@@ -96,7 +96,7 @@ def carry_out(folder: Path, number: int, trials: int, begin: float) -> list[int]
     for job in source.jobs():
         done.append(job.index)
         value = (job.index % 7) / 7
-        source.tell(Outcome(index=job.index, state=FINISHED, params=job.params, values=(value,)))
+        source.tell(Outcome(index=job.index, status=FINISHED, params=job.params, values=(value,)))
     return done
 
 
