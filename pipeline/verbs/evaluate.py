@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from pipeline.config.effects import has_no_validation
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.tracking.values import PREDICTIONS, RecordedRun
 from pipeline.verbs import DECIDED, Verb
 
 if TYPE_CHECKING:
     from pipeline.run import Result
+    from pipeline.tracking.values import RecordedRun
 
 EVALUATE = Verb(
     name="evaluate",
@@ -54,6 +54,8 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
 
 def _require_fitting(config: Config, run: RecordedRun) -> None:
     """Checks that an evaluation adds to what the run has, and that it has the images for it."""
+    from pipeline.tracking.values import PREDICTIONS
+
     if config.evaluate.temperature and has_no_validation(run.config):
         raise RequestError(
             f"evaluate.temperature=true: run {run.id} has no validation images, on which the "

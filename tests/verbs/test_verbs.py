@@ -171,3 +171,13 @@ def test_the_readme_has_a_row_for_every_verb_that_begins_with_its_help() -> None
 def starts_with_help(verb: str, row: str) -> bool:
     plain, said = row.replace("`", ""), VERBS[verb].help
     return plain.startswith(said) and not plain.removeprefix(said)[:1].isalnum()
+
+
+@pytest.mark.slow
+def test_the_verbs_are_known_before_numpy_is_imported() -> None:
+    """Every command imports all of their modules, help and refusals included."""
+    script = "import sys; from pipeline.verbs import verbs; verbs(); print('numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
