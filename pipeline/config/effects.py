@@ -21,8 +21,8 @@ from pipeline.config.builders import (
     builder_of,
 )
 from pipeline.config.named_runs import names_runs
-from pipeline.config.rules import Idle, idle_of, may_have_validation
-from pipeline.config.schema import Checks, Config
+from pipeline.config.rules import Idle, idle_of
+from pipeline.config.schema import Checks, Config, has_no_validation
 from pipeline.config.trusted import public_functions, trusted
 from pipeline.config.words import key_of
 from pipeline.system.errors import RequestError
@@ -175,12 +175,6 @@ def _value(config: Any, key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
     return value
-
-
-def has_no_validation(config: Config) -> bool:
-    """Whether no image is validated."""
-    own = may_have_validation(builder_of(config.dataset))
-    return config.preprocess.validation_size == 0 and not own
 
 
 def _has_no_files(config: Config) -> bool:

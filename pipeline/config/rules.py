@@ -25,7 +25,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Negative = Annotated[float, Field(lt=0, allow_inf_nan=False)]
 NonPositive = Annotated[float, Field(le=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Momentum = Annotated[float, Field(gt=0, lt=1)]  # one that is divided by
+PositiveFraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]

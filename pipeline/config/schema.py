@@ -425,8 +425,7 @@ def _check_together(config: Config) -> None:
     _check_backbone(config)
     _check_teacher(config)
     _check_clipping(config.optimizer)
-    has_own = may_have_validation(builder_of(config.dataset))
-    if config.preprocess.validation_size == 0 and not has_own:
+    if has_no_validation(config):
         require_validation(config)
     if config.train.xla and config.augment.get("rand_augment"):
         raise RequestError(
@@ -434,6 +433,12 @@ def _check_together(config: Config) -> None:
             "leave one of the two out"
         )
     _check_averages(config)
+
+
+def has_no_validation(config: Config) -> bool:
+    """Whether no image is validated; false if the data set may have its own validation split."""
+    own = may_have_validation(builder_of(config.dataset))
+    return config.preprocess.validation_size == 0 and not own
 
 
 def require_validation(config: Config) -> None:

@@ -26,7 +26,7 @@ TINTED = 32  # difference of the mean colours of two near-duplicates, at most
 _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
 _PAIRS = 2**12  # compared at once
-RULE = 2  # the number of changes to `held_out`: what an earlier one has divided is divided anew
+RULE = 2  # the version of `held_out`: pictures that an earlier one has divided are divided anew
 
 Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 

@@ -92,17 +92,17 @@ def confusion(predictions: Predictions) -> Confusion:
     """
     names = predictions.class_names
     classes, shown = len(names), most_confused(predictions, MOST_CLASSES)
-    table = confusion_counts(predictions)
-    counts, mistakes = table.ravel(), np.where(np.eye(classes, dtype=bool), 0, table).ravel()
-    largest = np.argsort(-mistakes, kind="stable")[:CONFUSIONS]
-    largest = largest[mistakes[largest] > 0]
-    has_images = np.zeros((classes, classes), bool)
+    counts = confusion_counts(predictions)
+    mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
+    largest = np.argsort(-mistakes, axis=None, kind="stable")[:CONFUSIONS]
+    largest = largest[mistakes.flat[largest] > 0]
+    has_images = np.zeros(counts.shape, bool)
     has_images[np.ix_(shown, shown)] = True
     has_images.flat[largest] = True
-    side, most = _room(predictions.split.image_shape, counts[has_images.ravel()])
-    kept = np.where(has_images.ravel(), np.minimum(counts, most), 0)
+    side, most = _room(predictions.split.image_shape, counts[has_images])
+    kept = np.where(has_images, np.minimum(counts, most), 0)
     surest = surest_mistakes(predictions)
-    cell = _cells(predictions, table, kept)
+    cell = _cells(predictions, counts, kept)
     return Confusion(
         names=[names[label] for label in shown],
         rows=[[cell(true, guess) for guess in shown] for true in shown],
@@ -110,7 +110,7 @@ def confusion(predictions: Predictions) -> Confusion:
         mistakes=_mistakes(predictions, surest, first=int(kept.sum())),
         wrong=int((~predictions.correct).sum()),
         sprite=_sprite(
-            predictions, np.concatenate([_surest_of_each(predictions, kept), surest]), side
+            predictions, np.concatenate([_surest_of_each(predictions, kept.ravel()), surest]), side
         ),
     )
 
@@ -165,7 +165,7 @@ def _cells(
     names = predictions.class_names
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     highest = float(shares[~np.eye(len(names), dtype=bool)].max()) or 1.0
-    firsts, many = (np.cumsum(kept) - kept).reshape(counts.shape), kept.reshape(counts.shape)
+    firsts = np.cumsum(kept).reshape(kept.shape) - kept
 
     def cell(true: int, guess: int) -> ConfusionCell:
         share = float(shares[true, guess])
@@ -178,7 +178,7 @@ def _cells(
             level=round(share if true == guess else (share / highest) ** 0.5, 3),
             right=true == guess,
             first=int(firsts[true, guess]),
-            kept=int(many[true, guess]),
+            kept=int(kept[true, guess]),
         )
 
     return cell

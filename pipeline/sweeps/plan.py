@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.builders import check_keys
-from pipeline.config.effects import (
-    has_no_validation,
-    may_lack_effect,
-    refuse_without_effect,
-    untested,
-)
+from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
 from pipeline.config.flat import config_sha256
 from pipeline.config.named_runs import weights_run
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, has_no_validation
 from pipeline.data.load import require_data
 from pipeline.sweeps.jobs import Job, Multirun, grid
 from pipeline.sweeps.launch import is_local, require_at_once, workers_and_threads
@@ -85,8 +80,8 @@ def _require_objectives(config: Config, jobs: Iterable[Config]) -> None:
     by_validation = [one for one in config.sweep.objective if one.startswith("val/")]
     if by_validation and any(map(has_no_validation, jobs)):
         raise RequestError(
-            f"sweep.objective={','.join(by_validation)}: with preprocess.validation_size=0 no job "
-            "has validation images to be judged by; set it above 0"
+            f"sweep.objective={','.join(by_validation)}: a job with preprocess.validation_size=0 "
+            "has no validation images to be judged by; set it above 0"
         )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.schema import Config
+from pipeline.config.words import key_of
 from pipeline.data.values import Evaluation
 from pipeline.reports.notes import code_block, escaped, markdown_table
 from pipeline.sweeps.board import rough_duration, short_number
@@ -56,7 +57,7 @@ def log_results(
         values = [outcome.values[0] for outcome in best]
         metrics |= {"sweep/best": values[0], "sweep/mean": statistics.fmean(values)}
         metrics |= {"sweep/sd": statistics.stdev(values)} if len(values) > 1 else {}
-        tags = {BEST_JOB + key.lstrip("+"): value for key, value in best[0].params.items()}
+        tags = {BEST_JOB + key_of(key): value for key, value in best[0].params.items()}
         parent.log_tags(tags | {f"{BEST_JOB}run_id": str(best[0].run_id)})
     parent.log_tags({OBJECTIVE: ", ".join(objective.metric for objective in objectives)})
     with uncollected():

@@ -24,6 +24,7 @@ from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
+from pipeline.config.words import key_of
 from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
@@ -375,7 +376,7 @@ def _log_origin(
         | config.tracking.tags
     )
     # MLflow takes no plus in a name, as in `+model.width=3,5`.
-    spaces = {key.lstrip("+"): space for key, space in searched.items()}
+    spaces = {key_of(key): space for key, space in searched.items()}
     recording.log_params({**flatten(config), **spaces}, tags)
     recording.save_text("config.yaml", _as_yaml(config))
     recording.save_text("environment.txt", lineage.environment())

@@ -50,7 +50,7 @@ PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth")
 KERAS_MODULES, LOADER = ("keras", "tensorflow.keras"), "mlflow.tensorflow"
 _FLAT = ("tensorflow",)  # mappings in MLmodel whose values must be texts and numbers
 _MOST_TEXT, MOST_EXAMPLE = 16_000_000, 64_000_000  # bytes
-_JSON_BYTES = 6  # of a pixel value as JSON, at most
+_JSON_BYTES = 9  # of a pixel value as JSON, at most: `[[255]], ` of a grey image one pixel wide
 MOST_BYTES = 8_000_000_000  # of all files of a model
 
 

@@ -57,11 +57,17 @@ class Head:
         if self.limited:
             features = _cached(self.folder, self.backbone, split.take(slice(None)))
             return Features(images=features, rows=np.arange(len(split)), labels=split.labels)
-        for images, features in self._known:
-            if images is split.images:
-                return Features(images=features, rows=split.rows, labels=split.labels)
-        self._known.append((split.images, _cached(self.folder, self.backbone, split.images)))
-        return self.of(split)
+        features = self._of_packed(split.images)
+        return Features(images=features, rows=split.rows, labels=split.labels)
+
+    def _of_packed(self, images: Array) -> Array:
+        """The features of a packed array; the splits that share it share them, too."""
+        for known, features in self._known:
+            if known is images:
+                return features
+        features = _cached(self.folder, self.backbone, images)
+        self._known.append((images, features))
+        return features
 
     def untrained(self) -> Callable[[], keras.Model]:
         """A function that builds this head with the weights that it has now."""

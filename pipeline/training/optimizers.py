@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.rules import (
     Fraction,
-    Momentum,
     NonNegative,
     Positive,
+    PositiveFraction,
     WholeNumber,
     averages,
 )
@@ -106,7 +106,7 @@ def schedule_free(  # noqa: PLR0913 (the keys of its file)
     *,
     learning_rate: Positive,
     weight_decay: NonNegative,
-    beta_1: Momentum,
+    beta_1: PositiveFraction,
     beta_2: Fraction,
     epsilon: Positive,
     warmup_steps: WholeNumber,

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.effects import has_no_validation
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, has_no_validation
 from pipeline.system.errors import RequestError
 from pipeline.verbs import DECIDED, Verb
 

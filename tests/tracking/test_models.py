@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 
+import keras
 import mlflow
 import pytest
 
+from pipeline.data.datasets import synthetic
 from pipeline.system.errors import RequestError
+from pipeline.tracking import models
 from pipeline.tracking.client import connect
-from pipeline.tracking.models import ModelVersion, find_version, follows_alias
+from pipeline.tracking.models import ModelVersion, find_version, follows_alias, save_model
 from tests.commands import inside
+from tests.splits import in_splits
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +64,25 @@ def test_only_an_alias_may_come_to_stand_for_another_version() -> None:
     assert follows_alias("models:/lamp@champion")
     for uri in ("models:/lamp/1", "models:/m-0123", "/some@folder", "runs:/abc/model"):
         assert not follows_alias(uri), uri
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_example_has_as_many_images_as_its_file_may_hold(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (20, 20, channels)
+    raw = synthetic(train_size=20, test_size=4, classes=2, image_shape=shape, noise=9.0, seed=0)
+    raw.test.images[:] = 255  # the longest in JSON
+    images = keras.Input(shape, dtype="uint8")
+    outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(images))
+    model, prepared = keras.Model(images, outputs), in_splits(raw, validation_size=4, seed=0)
+    one = 9 * math.prod(shape)
+    for most, count in ((10**6, 2), (one, 1), (one - 1, 0)):
+        monkeypatch.setattr(models, "MOST_EXAMPLE", most)
+        save_model(model, prepared, tmp_path / str(most))
+        file = tmp_path / str(most) / "input_example.json"
+        assert file.exists() == (count > 0)
+        if count:
+            assert file.stat().st_size <= most
+            assert len(json.loads(file.read_text())) == count

@@ -147,13 +147,14 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
     packed = pack(Selection(listing=listing, packing=packing), Path(config.data_dir) / "drift")
     with native_messages_to(folder / "tensorflow.log"):
-        model, notes = _model(run, config)
+        predictions = _predictions(run) if run.model_uri else None
+        model = _model(run, config) if predictions else None
     new = _measured(packed, model, request.batch_size)
     known = _Known(summary=summary)
+    notes = ["the run has no model or no predictions: confidences are not compared"]
     if model is not None:
-        features, told = _reference_features(run, config, model, request.batch_size)
-        notes += told
-        known = _Known(summary=summary, predictions=_predictions(run), features=features)
+        features, notes = _reference_features(run, config, model, request.batch_size)
+        known = _Known(summary=summary, predictions=predictions, features=features)
     compared = _compared(known, new, _given(listing, packed) if is_labelled else None)
     result = Drifted(
         run_id=run.id,
@@ -239,21 +240,24 @@ def _summary(run: RecordedRun) -> DataSummary:
     return parsed(run.text(SUMMARY_FILE))
 
 
-def _model(run: RecordedRun, config: Config) -> tuple[LoadedModel | None, list[str]]:
-    """The run's model, None without a model or predictions, and remarks."""
+def _model(run: RecordedRun, config: Config) -> LoadedModel:
     from pipeline.tracking.client import connect
     from pipeline.tracking.models import load_model, require_own_model
+
+    require_own_model(connect(config.tracking.uri), run)
+    return load_model(str(run.model_uri), config.tracking)
+
+
+def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]] | None:
+    """Confidences f32[N] on images not trained on, and how often each class was predicted.
+
+    None if the run was evaluated on no split.
+    """
     from pipeline.tracking.values import PREDICTIONS
 
-    if run.model_uri is None or not run.has(PREDICTIONS) or not run.predictions():
-        return None, ["the run has no model or no predictions: confidences are not compared"]
-    require_own_model(connect(config.tracking.uri), run)
-    return load_model(run.model_uri, config.tracking), []
-
-
-def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]]:
-    """Confidences f32[N] on images not trained on, and how often each class was predicted."""
-    stored = run.predictions()
+    stored = run.predictions() if run.has(PREDICTIONS) else {}
+    if not stored:
+        return None
     one = stored["test" if "test" in stored else "val"]
     counts = np.bincount(one.predicted, minlength=len(one.class_names)).tolist()
     return one.probabilities.max(axis=1), dict(zip(one.class_names, counts, strict=True))

@@ -67,9 +67,9 @@ def _logged(candidate: RecordedRun, raw: RawData) -> Predictions | None:
     # The gates use no image, and the data here may differ from the run's.
     rows = np.resize(raw.test.rows, len(stored.labels))
     split = Split(images=raw.test.images, rows=rows, labels=stored.labels)
-    names = stored.class_names  # of other data: a gate says so
-    if len(names) == len(raw.class_names):
-        names = raw.class_names
+    # If the data have got other classes since, a gate says that they are not the same.
+    is_alike = len(stored.class_names) == len(raw.class_names)
+    names = raw.class_names if is_alike else stored.class_names
     return Predictions(split=split, probabilities=stored.probabilities, class_names=names)
 
 
