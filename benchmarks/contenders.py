@@ -230,6 +230,53 @@ def sgemm(task: Task) -> Iterator[float]:
     return _epochs(task, epoch)
 
 
+def convolutions(task: Task) -> Iterator[float]:
+    """The convolutions and matrix products of an epoch and nothing else, by TensorFlow's kernels.
+
+    The floor of the networks with convolutions.
+    """
+    import keras
+    import tensorflow as tf
+
+    kinds = (keras.layers.Conv2D, keras.layers.Dense)
+    layers = [layer for layer in _keras_model(task).layers if isinstance(layer, kinds)]
+    rng = np.random.default_rng(0)
+
+    def random(shape: tuple[int, ...]) -> Any:
+        return tf.cast(rng.random(shape, dtype=np.float32), task.precision)
+
+    def batch_of(shape: tuple[int, ...]) -> Any:
+        return random((task.batch_size, *shape[1:]))
+
+    given = [
+        (batch_of(one.input.shape), random(one.kernel.shape), batch_of(one.output.shape))
+        for one in layers
+    ]
+
+    @tf.function
+    def step(given: Any) -> list[Any]:
+        results = []  # what is not returned would not be computed
+        for layer, (x, kernel, gradient) in zip(layers, given, strict=True):
+            with tf.GradientTape() as tape:
+                wanted = [kernel] if layer is layers[0] else [kernel, x]
+                tape.watch(wanted)
+                if isinstance(layer, keras.layers.Dense):
+                    y = x @ kernel
+                else:
+                    y = tf.nn.conv2d(x, kernel, layer.strides, layer.padding.upper())
+            results += [y, *tape.gradient(y, wanted, output_gradients=gradient)]
+        return results
+
+    steps = -(-len(task.labels) // task.batch_size)
+
+    def epoch() -> None:
+        for _ in range(steps):
+            results = step(given)
+        results[-1].numpy()  # waits for the last step
+
+    return _epochs(task, epoch)
+
+
 CONTENDERS: dict[str, Callable[[Task], Iterator[float]]] = {
     "ours": ours,
     f"keras fit, {FUSED_STEPS} steps": keras_fit_fused,
@@ -241,8 +288,16 @@ CONTENDERS: dict[str, Callable[[Task], Iterator[float]]] = {
     "jax scan": jax_scan,
     "scikit-learn": sklearn_mlp,
     "sgemm floor": sgemm,
+    "convolution floor": convolutions,
 }
 MLP_ONLY = {"jax scan", "scikit-learn", "sgemm floor"}
+CONVOLUTIONS_ONLY = {"convolution floor"}
+
+
+def contenders_of(model: str) -> list[str]:
+    """The contenders that can train the `model`: mlp, cnn or resnet."""
+    others = CONVOLUTIONS_ONLY if model == "mlp" else MLP_ONLY
+    return [name for name in CONTENDERS if name not in others]
 
 
 def _epochs(task: Task, epoch: Callable[[], Any]) -> Iterator[float]:

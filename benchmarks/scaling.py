@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks import training
-from benchmarks.contenders import CONTENDERS, MLP_ONLY
+from benchmarks.contenders import CONTENDERS, contenders_of
 from benchmarks.report import OURS, REFERENCE, keep, show
 from benchmarks.whole_run import finished
 
@@ -97,7 +97,7 @@ def _points(arguments: argparse.Namespace) -> list[Point]:
         Point(contender=contender, model=model, size=size, batch_size=batch_size)
         for model, size, batch_size in dict.fromkeys(places)
         for contender in arguments.contenders
-        if model == "mlp" or contender not in MLP_ONLY
+        if contender in contenders_of(model)
     ]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.contenders import CONTENDERS, MLP_ONLY, Task
+from benchmarks.contenders import CONTENDERS, Task, contenders_of
 from benchmarks.report import REFERENCE, publish
 
 EPOCHS = {"mlp": 4, "cnn": 2, "resnet": 2}
@@ -38,7 +38,7 @@ def measure(
     failed: dict[str, str] = {}
     for repeat in range(repeats):
         for name in contenders:
-            if name in failed or (model != "mlp" and name in MLP_ONLY):
+            if name in failed:
                 continue
             print(f"{model}, repeat {repeat + 1} of {repeats}: {name}", file=sys.stderr)
             try:
@@ -89,9 +89,10 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(list(CONTENDERS[arguments.one](_task(arguments)))))
         return
+    able = contenders_of(arguments.model)
     seconds, failed = measure(
         arguments.model,
-        arguments.contenders,
+        [name for name in arguments.contenders if name in able],
         size=arguments.size,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,

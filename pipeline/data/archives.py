@@ -36,6 +36,7 @@ from pipeline.data.files import as_line, in_natural_order, is_hidden
 from pipeline.data.places import EMPTY, NO_FILE, Contents, Folder, Place, Stamp, hidden_kind
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.files import user_path
 
 LARGEST = 2**30
 """Most bytes of one member."""
@@ -91,7 +92,7 @@ def is_in_archive(text: str) -> bool:
     Raises:
         RequestError: the archive is damaged, encrypted or hostile.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     for place in (path, *path.parents):
         with suppress(OSError):
             if place.is_file() and archive_at(place):
@@ -124,9 +125,11 @@ def arrays_at(text: str, key: str) -> Zip:
     Raises:
         RequestError: it does not exist, is another file or damaged; the message begins with `key`.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.is_file():
-        located(text, key)
+        place, below = located(text, key)
+        if below:
+            raise RequestError(f"{key}={text} lies in the archive {place.root}; unpack it first")
         raise RequestError(f"{key}={text} is a folder; name a file that numpy.savez wrote")
     with _refusing(path):
         return _zip(path)
@@ -158,7 +161,7 @@ def located(
     Raises:
         RequestError: nothing lies there, or it cannot be opened; the message begins with `key`.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not text.strip():
         raise RequestError(f"{key} is empty; name a folder, an archive or a file")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):

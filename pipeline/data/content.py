@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.rules import Builder
+from pipeline.system.files import user_path
 
 _ATTRIBUTE = "content"
 
@@ -52,7 +53,7 @@ def content_of(builder: Callable[..., Any], given: Mapping[str, Any]) -> Any:
 
 
 def stamped(value: Any) -> Any:
-    """A parameter, with a digest of the file or folder if it names one.
+    """A parameter, with a digest of the file or folder that it names, or the archive it leads into.
 
     The digest covers the name, size, times and inode of each file; links are followed. It changes
     when a picture is added, removed, replaced or changed.
@@ -63,17 +64,24 @@ def stamped(value: Any) -> Any:
         return [stamped(part) for part in value]
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         return value
-    path = Path(value).expanduser()
-    try:
-        there = path.exists()
-    except (OSError, ValueError):  # text that is too long for a path, or has a zero byte
-        there = False
-    if not there:
+    place = _place(os.fspath(value))
+    if place is None:
         return os.fspath(value)
     digest = hashlib.sha256()
-    for file in _files(path):
+    for file in _files(place):
         digest.update(os.fsencode(json.dumps([str(file), *_state(file)]) + "\n"))
-    return [os.fspath(value), str(path.resolve()), digest.hexdigest()]
+    return [os.fspath(value), str(place.resolve()), digest.hexdigest()]
+
+
+def _place(text: str) -> Path | None:
+    """The file or folder of that name, or the file that the path leads into, as into an archive."""
+    try:
+        path = user_path(text)
+        if path.exists():
+            return path
+        return next((parent for parent in path.parents if parent.is_file()), None)
+    except (OSError, ValueError):  # text that is too long for a path, or has a zero byte
+        return None
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from pipeline.data.files import printable
 from pipeline.data.label_lists import Table, plain, read_table
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import RequestError, first_of
+from pipeline.system.files import user_path
 
 Exclude = Annotated[str | None, "a list of what the data set does without"]
 """Annotation of a data set's parameter `exclude`, which `data/load.py` then applies by itself."""
@@ -144,7 +145,7 @@ def without(split: Split, positions: Array) -> Split:
 
 def _read(path: str) -> Table:
     try:
-        return read_table(Path(path).expanduser().read_bytes(), path, may_be_empty=True)
+        return read_table(user_path(path).read_bytes(), path, may_be_empty=True)
     except OSError as error:
         raise RequestError(f"dataset.exclude={path}: {error.strerror or error}") from error
     except RequestError as error:

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
+from pipeline.system.files import user_path
 
 # Not every format of Pillow: it passes EPS to Ghostscript, and only reads the header of some.
 FORMATS = (
@@ -107,7 +108,7 @@ def find_files(images: str) -> FoundFiles:
     """
     if not images.strip():
         raise RequestError("images= is empty; name a file, a folder or a pattern")
-    named = Path(images).expanduser()
+    named = user_path(images)
     search = _Search()
     if os.path.lexists(named):
         search.named(named)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.data import embedded
 from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
-from pipeline.system.errors import RequestError, counted, one_line
+from pipeline.system.errors import RequestError, counted, joined, one_line
 from pipeline.system.imports import Lazy
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for Parquet files
@@ -48,6 +48,8 @@ SPLIT_WORDS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 MISSING = "no such file"
+Find = Callable[[Sequence[str]], Sequence[str]]
+_TRIED = 20  # paths at least, whose endings are looked for
 JSON_LINES = "JSON lines"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[\w.+-]*[/;,]")
 _PLAIN = re.compile(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*")  # a path that needs no further check
@@ -299,35 +301,38 @@ ENDINGS = tuple(ending for ending in KINDS if ending not in (".txt", ".json"))
 def usable(
     given: Table,
     *,
-    path_column: str | None,
-    label_column: str | None,
-    split_column: str | None,
+    columns: Mapping[str, str | None],
     roots: Sequence[str],
-    are_files: Callable[[Sequence[str]], Sequence[bool]],
+    folders: Sequence[str],
+    find: Find,
 ) -> Rows:
     """The rows of a list whose picture exists and that have one label.
 
-    A column that is not named is recognised by the usual names. An absolute path must lie in one of
-    `roots`, the names of the folder of the pictures; `are_files` says which of several paths,
-    relative to that folder, are files.
+    `columns` are the names of the columns `path`, `label` and `split`; one that is not named is
+    recognised by the usual names. An absolute path must lie in one of
+    `roots`, the names of the folder of the pictures, and so must one with `..`, which is relative
+    to one of `folders`, the names of the list's own. `find` gives the real name of each of several
+    paths relative to the folder of the pictures, "" if there is no such file.
 
     Raises:
         RequestError: a column is missing or ambiguous, or a path leaves the folder or is a URL.
     """
-    path_column = _column(given, "path", path_column, _PATHS)
-    label_column = _column(given, "label", label_column, _LABELS)
-    split_column, splits = _splits(given, split_column)
+    path_column = _column(given, "path", columns["path"], _PATHS)
+    label_column = _column(given, "label", columns["label"], _LABELS)
+    split_column, splits = _splits(given, columns["split"])
     notes: list[str] = []
     labels = [_label(value) for value in given.columns[label_column]]
     paths = [
-        _relative(plain(value), roots, given, row)
+        _relative(plain(value), roots, folders, given, row)
         for row, value in enumerate(given.columns[path_column])
     ]
-    paths = _completed(paths, are_files, notes)
+    paths = _completed(paths, find, notes)
+    named = [*dict.fromkeys(filter(None, paths))]
+    real = dict(zip(named, find(named), strict=True))
+    paths = [real.get(path) or path for path in paths]
     there, unusable = _reconciled(given, paths, labels, splits, notes)
-    for path, exists in zip(tuple(there), are_files(tuple(there)), strict=True):
-        if not exists:
-            unusable[there.pop(path)] = (path, MISSING)
+    for path in there.keys() - set(real.values()):
+        unusable[there.pop(path)] = (path, MISSING)
     used = tuple(filter(None, (path_column, label_column, split_column)))
     kept = {name: values for name, values in given.columns.items() if name not in used}
     order = in_natural_order(there)
@@ -434,7 +439,9 @@ def _label(value: Any) -> str:
     return as_line(unicodedata.normalize("NFC", plain(value)))
 
 
-def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
+def _relative(
+    path: str, roots: Sequence[str], folders: Sequence[str], given: Table, row: int
+) -> str:
     """A path of a list relative to the folder of the pictures."""
     if _PLAIN.fullmatch(path):
         return path
@@ -449,22 +456,17 @@ def _relative(path: str, roots: Sequence[str], given: Table, row: int) -> str:
     if re.match(r"[A-Za-z]:/", path):
         raise refuse("is a path of Windows", "write it relative to the folder of the list")
     name = posixpath.normpath(path) if path else ""
-    if name.startswith("/"):
-        name = name.replace("//", "/", 1)
-        inside = [root for root in roots if name.startswith(f"{root.rstrip('/')}/")]
-        if not inside:
-            folder = roots[0] if roots else "the archive"
-            raise refuse(
-                f"lies outside {folder}",
-                "name the folder that all pictures lie in: dataset.root=…",
-            )
-        name = name[len(inside[0].rstrip("/")) + 1 :]
-    if name == ".." or name.startswith("../"):
-        folder = roots[0] if roots else "the archive"
-        raise refuse(
-            f"lies outside {folder}", "name the folder that all pictures lie in: dataset.root=…"
-        )
-    return name
+    climbs = name == ".." or name.startswith("../")
+    if not (climbs or name.startswith("/")):
+        return name
+    absolute = [posixpath.normpath(f"{one}/{name}") for one in folders] if climbs else [name]
+    for root in (f"{one.rstrip('/')}/" for one in roots):
+        for one in absolute:
+            if (plainly := f"/{one.lstrip('/')}").startswith(root):
+                return plainly.removeprefix(root)
+    folder = roots[0] if roots else "the archive"
+    mend = "name the folder that all pictures lie in: dataset.root=…"
+    raise refuse(f"lies outside {folder}", mend)
 
 
 def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
@@ -498,33 +500,39 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
     return name, splits
 
 
-def _completed(
-    paths: list[str], are_files: Callable[[Sequence[str]], Sequence[bool]], notes: list[str]
-) -> list[str]:
+def _completed(paths: list[str], find: Find, notes: list[str]) -> list[str]:
     """The paths with the endings of their files, if none in the list has one."""
-    named = [path for path in paths if path]
+    named = [*dict.fromkeys(path for path in paths if path)]
     if not named or any(PurePosixPath(one).suffix.lower() in PICTURE_ENDINGS for one in named):
         return paths
-    if all(are_files(named[:1])):
+    if all(find(named[:1])):
         return paths
+    completed: dict[str, str] = {}
+    used: list[str] = []
+    while without := [path for path in named if path not in completed]:
+        endings = [one for one in _endings(without, find) if one not in used]
+        if not endings:
+            break
+        used += endings
+        for ending in endings:
+            for path, real in zip(named, find([one + ending for one in named]), strict=True):
+                if real and completed.setdefault(path, real) != real:
+                    raise RequestError(
+                        f"{as_line(path)} stands for {as_line(completed[path])} and "
+                        f"{as_line(real)}; write the endings into the list"
+                    )
+    if used:
+        notes.append(f"its paths have no endings; completed by {joined(sorted(used))}")
+    return [completed.get(path, path) for path in paths]
+
+
+def _endings(paths: Sequence[str], find: Find) -> list[str]:
+    """The endings that make files of some paths without one."""
+    some = paths[:: max(1, len(paths) // _TRIED)]  # lists are often sorted by class
     known = [form for one in sorted(PICTURE_ENDINGS) for form in (one, one.upper())]
-    tried = [(path + ending, ending) for path in named[:20] for ending in known]
-    exist = are_files([path for path, _ in tried])
-    endings = sorted({ending for (_, ending), exists in zip(tried, exist, strict=True) if exists})
-    if not endings:
-        return paths
-    completed = dict.fromkeys(named, "")
-    for ending in endings:
-        for path, exists in zip(named, are_files([one + ending for one in named]), strict=True):
-            if exists and completed[path]:
-                raise RequestError(
-                    f"{as_line(path)} stands for {as_line(completed[path])} and "
-                    f"{as_line(path + ending)}; write the endings into the list"
-                )
-            if exists:
-                completed[path] = path + ending
-    notes.append(f"its paths have no endings; completed by {' and '.join(endings)}")
-    return [completed.get(path) or path for path in paths]
+    tried = [(path + ending, ending) for path in some for ending in known]
+    real = find([path for path, _ in tried])
+    return sorted({ending for (_, ending), name in zip(tried, real, strict=True) if name})
 
 
 def _reconciled(

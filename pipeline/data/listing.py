@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -68,6 +69,7 @@ OUTSIDE = "outside the folders of the splits"
 UNLISTED = "not in the list"
 TOLD, MANY = 3, 10  # examples and names in a message
 SOME = 10  # pictures that may each have a label of their own
+_FREE = ("", "train")  # splits of the pictures that a model learns from
 # `train-00000-of-00002.parquet`, also with a hash of 16 digits before the ending;
 # `train/0000.parquet`, `train/part-00000-….parquet`
 _PART = re.compile(
@@ -527,6 +529,7 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
 def _from_list(place: Place, name: str, wanted: _Wanted, there: Sequence[str] = ()) -> Listing:
     """Lists the pictures that a list names; counts those that are `there` beside them."""
     pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
+    _require_classes(found, str(place.root / name))
     return _listing(pictures, _with_unlisted_counted(found, pictures, there), layout, wanted)
 
 
@@ -583,7 +586,8 @@ def _from_lists(
         ]
         told = [as_line(one) + (f" in {n:,} parts" if n > 1 else "") for one, n in used.items()]
         layout = f"{joined(told)}, one list per split"
-    united = _united_lists(parts, [first for first, _ in of], notes, pictures)
+    united = _united_lists(parts, [first for first, _ in of], notes, pictures, wanted)
+    _require_classes(united, str(place.root / names[0]))
     found = _with_unlisted_counted(united, pictures, there)
     return _listing(pictures, found, layout, wanted)
 
@@ -607,22 +611,34 @@ def _split_of_list(name: str) -> str | None:
 
 
 def _united_lists(
-    parts: Sequence[_Found], names: Sequence[str], notes: Sequence[str], pictures: Place
+    parts: Sequence[_Found],
+    names: Sequence[str],
+    notes: Sequence[str],
+    pictures: Place,
+    wanted: _Wanted,
 ) -> _Found:
     """The pictures of several lists, in natural order; not those of two classes or splits."""
     rows: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by file: list, row
     for number, part in enumerate(parts):
         for row, file in enumerate(part.files):
             rows[file].append((number, row))
-    unreadable = [one for part in parts for one in part.unreadable]
-    kept = []
+    kept, contrary = [], []
     for file in in_natural_order(rows):
-        told = {(parts[n].names[row], parts[n].splits[row]) for n, row in rows[file]}
-        if len(told) == 1:
+        meant = {(parts[n].names[row], parts[n].splits[row]) for n, row in rows[file]}
+        if len(meant) == 1:
             kept.append(rows[file][0])
         else:
             where = joined([as_line(names[n]) for n, _ in rows[file]])
-            unreadable.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
+            contrary.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
+    told = joined([as_line(name) for name in dict.fromkeys(names)])
+    if len(contrary) > wanted.max_bad * len(rows):
+        raise RequestError(_too_many(told, contrary, "pictures", len(rows), wanted.max_bad))
+    named = {split for part in parts for split in part.splits}
+    if emptied := sorted(named - {parts[n].splits[row] for n, row in kept}):
+        raise RequestError(
+            f"{told}: no picture is left for {joined(emptied)}: {_some(contrary)}; list each "
+            "picture in one of them"
+        )
     columns = dict.fromkeys(name for part in parts for name in part.columns)
     return _Found(
         files=[parts[n].files[row] for n, row in kept],
@@ -634,9 +650,20 @@ def _united_lists(
             ]
             for name in columns
         },
-        unreadable=unreadable,
+        unreadable=[*(one for part in parts for one in part.unreadable), *contrary],
         notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
+        label=parts[0].label,
     )
+
+
+def _require_classes(found: _Found, told: str) -> None:
+    """Refuses a list in which each picture to learn from has a label of its own."""
+    learnt = [name for name, split in zip(found.names, found.splits, strict=True) if split in _FREE]
+    if len({*learnt}) == len(learnt) > SOME:
+        raise RequestError(
+            f"{told}: each picture has a {found.label} of its own, from which nothing can be "
+            "learnt; name the column of the classes: dataset.label_column=…"
+        )
 
 
 def _table(place: Place, name: str) -> label_lists.Table:
@@ -664,13 +691,10 @@ def _pictures_of(
     folder = pictures.root / below
     rows = label_lists.usable(
         table,
-        path_column=wanted.columns["path"],
-        label_column=wanted.columns["label"],
-        split_column=wanted.columns["split"],
+        columns=wanted.columns,
         roots=[f"{one}/{below}".rstrip("/") for one in pictures.absolute],
-        are_files=lambda paths: [
-            stamp != NO_FILE for stamp in pictures.stamps([below + path for path in paths])
-        ],
+        folders=[f"{one}/{_folder(name)}".rstrip("/") for one in place.absolute],
+        find=lambda paths: _real_names(pictures, below, paths),
     )
     if rows.used[0] in table.embedded and not isinstance(pictures, Folder):
         raise RequestError(f"{told} holds pictures inside an archive; unpack the archive first")
@@ -681,12 +705,7 @@ def _pictures_of(
     if len(bad) > wanted.max_bad * len(table.lines):
         missing = [path for path, reason in rows.unusable if reason == label_lists.MISSING]
         near = _whereabouts(pictures, below, missing[0]) if missing else ""
-        raise RequestError(_too_many(told, bad, len(table.lines), wanted.max_bad) + near)
-    if len({*rows.labels}) == len(rows.labels) > SOME:
-        raise RequestError(
-            f"{told}: each picture has a {rows.used[1]} of its own, from which nothing can be "
-            "learnt; name the column of the classes: dataset.label_column=…"
-        )
+        raise RequestError(_too_many(told, bad, "rows", len(table.lines), wanted.max_bad) + near)
     found = _Found(
         files=[below + path for path in rows.paths],
         names=rows.labels,
@@ -694,17 +713,52 @@ def _pictures_of(
         columns=rows.columns,
         unreadable=bad,
         notes=rows.notes,
+        label=rows.used[1],
     )
     layout = f"a list ({table.kind}) with the columns {joined([as_line(one) for one in rows.used])}"
     return pictures, found, layout
 
 
-def _too_many(told: str, bad: Sequence[Unreadable], rows: int, max_bad: float) -> str:
-    examples = "; ".join(f"{printable(one.file)}: {one.reason}" for one in bad[:TOLD])
+def _too_many(told: str, bad: Sequence[Unreadable], what: str, number: int, max_bad: float) -> str:
     return (
-        f"{told}: {len(bad):,} of {rows:,} rows cannot be used, more than dataset.max_bad="
-        f"{max_bad:g} allows: {examples}{'; …' if len(bad) > TOLD else ''}"
+        f"{told}: {len(bad):,} of {number:,} {what} cannot be used, more than dataset.max_bad="
+        f"{max_bad:g} allows: {_some(bad)}"
     )
+
+
+def _some(bad: Sequence[Unreadable]) -> str:
+    examples = "; ".join(f"{printable(one.file)}: {one.reason}" for one in bad[:TOLD])
+    return f"{examples}{'; …' if len(bad) > TOLD else ''}"
+
+
+def _real_names(place: Place, below: str, paths: Sequence[str]) -> list[str]:
+    """The name of each path's file relative to the folder `below`, "" if there is no such file.
+
+    A backslash may stand for a slash, and letters with accents have two forms in Unicode.
+    """
+
+    def are_files(names: Sequence[str]) -> list[bool]:
+        return [stamp != NO_FILE for stamp in place.stamps([below + name for name in names])]
+
+    real = [path if is_file else "" for path, is_file in zip(paths, are_files(paths), strict=True)]
+    tried = [
+        (row, form) for row, path in enumerate(paths) if not real[row] for form in _forms(path)
+    ]
+    is_there = are_files([form for _, form in tried])
+    for (row, form), is_file in zip(tried, is_there, strict=True):
+        if is_file:
+            real[row] = form
+    return real
+
+
+def _forms(path: str) -> list[str]:
+    """Other ways to write a path, within the same folder."""
+    if path.isascii() and "\\" not in path:
+        return []
+    slashed = posixpath.normpath(path.replace("\\", "/"))
+    inside = [path] if slashed.startswith(("/", "../")) else [path, slashed]
+    forms = {unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in inside}
+    return sorted(forms - {path})
 
 
 def _whereabouts(place: Place, below: str, path: str) -> str:
@@ -729,6 +783,7 @@ class _Found:
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: Sequence[Unreadable] = ()
     notes: Sequence[str] = ()
+    label: str = ""  # the column that the names come from, if they come from a list
 
 
 def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listing:

@@ -26,7 +26,7 @@ from pipeline.data.exclusion import (
 )
 from pipeline.data.grouping import RULE
 from pipeline.data.measures import splits_of
-from pipeline.data.own_pictures import PACKED, Pictures, divided, restored
+from pipeline.data.own_pictures import DIVISION, PACKED, Pictures, divided, restored
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide
 from pipeline.data.values import Array, Prepared, RawData, Split
@@ -110,7 +110,7 @@ def ingest(
 
 def _of_run(config: Config, fingerprint: str) -> RawData | None:
     name, data_dir = config.choices.dataset, Path(config.data_dir)
-    return cached(name, fingerprint, data_dir=data_dir, arrays=False)
+    return cached(name, fingerprint, data_dir=data_dir, arrays=False, dataset=config.dataset)
 
 
 def _listed(config: Config) -> Pictures:
@@ -151,16 +151,26 @@ def _builder(dataset: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, 
     return getattr(importlib.import_module(module), function), given
 
 
-def cached(name: str, fingerprint: str, *, data_dir: Path, arrays: bool = True) -> RawData | None:
+def cached(
+    name: str,
+    fingerprint: str,
+    *,
+    data_dir: Path,
+    arrays: bool = True,
+    dataset: Mapping[str, Any] | None = None,
+) -> RawData | None:
     """The data with that fingerprint if the cache of the data set has it; reads no other files.
 
-    Without `arrays`, considers only pictures, and data with images excluded.
+    Without `arrays`, considers only pictures, and data with images excluded. The fingerprint does
+    not tell the groups of pictures: with `dataset`, they are those of its settings.
     """
     folder = data_dir / name
     for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
         try:
             meta = json.loads(path.read_text())["meta"]
             if meta["known"]["fingerprint"] != fingerprint:
+                continue
+            if dataset is not None and not meta.get(DIVISION, {}).items() <= dataset.items():
                 continue
             if _WHOLE in meta:
                 whole = _raw(cache.load_stored(folder / meta[_WHOLE]), None)

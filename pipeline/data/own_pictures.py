@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 EXCLUDED = len(SPLITS)  # in place of the number of a picture's split
 _NAMED = 3  # files that a message names
-PACKED = "pixels"  # the key of an entry's description that names its packed copy
+# Keys of an entry's description: its packed copy, and how it is divided.
+PACKED, DIVISION = "pixels", "division"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
         "source": pictures.selection.root,
         "known": known,
         PACKED: packed.folder.name,
+        DIVISION: vars(settings),
         "fit": pictures.packing.fit,
         "excluded": int((splits == EXCLUDED).sum()),
         "columns": list(columns),

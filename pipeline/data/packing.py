@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from pipeline.data import cache
@@ -160,7 +160,10 @@ def pack(files: Selection, folder: Path, *, verify: bool = False) -> Packed:
     build = partial(_build, files, folder)
     entry = cache.load_or_build(folder / files.name, build, verify=verify)
     if not entry.cached:
-        remove(files.workplace(folder), ignore_errors=True)
+        place = files.workplace(folder)
+        # Another process may be at work there already, on other files with the same settings.
+        with suppress(Timeout), _lock_of(place).acquire(timeout=0):
+            remove(place, ignore_errors=True)
     return _packed(entry, folder / files.name)
 
 
@@ -215,7 +218,7 @@ class _Record:
 def _build(files: Selection, folder: Path) -> cache.Content:
     listing, packing = files.listing, files.packing
     place = files.workplace(folder)
-    with FileLock(place.with_name(f"{place.name}.lock")):
+    with _lock_of(place):
         size = packing.size or _size_of(listing)
         work = _Work.opened(place, (*size, packing.channels or 3))
         stamps = [tuple(stamp) for stamp in files.stamps.tolist()]
@@ -229,6 +232,10 @@ def _build(files: Selection, folder: Path) -> cache.Content:
         if todo:
             _scan(listing, stamps, todo, work, packing.fit)
         return work.finished(wanted, files.settings, may_be_grey=packing.channels is None)
+
+
+def _lock_of(place: Path) -> FileLock:
+    return FileLock(place.with_name(f"{place.name}.lock"))
 
 
 def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:

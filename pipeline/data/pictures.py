@@ -277,9 +277,12 @@ def _resized(picture: Picture, size: tuple[int, int], fit: str) -> Picture:
     box: tuple[float, float, float, float] | None = None
     if fit == "crop":
         scale = min(picture.width / size[0], picture.height / size[1])
-        width, height = scale * size[0], scale * size[1]
-        left, top = (picture.width - width) / 2, (picture.height - height) / 2
-        box = (left, top, left + width, top + height)
+        # Rounding must not move a side beyond the picture, which Pillow refuses.
+        left, top = (
+            max(0.0, (whole - scale * part) / 2)
+            for whole, part in zip(picture.size, size, strict=True)
+        )
+        box = (left, top, picture.width - left, picture.height - top)
     return picture.resize(size, Image.Resampling.LANCZOS, box)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
-from pipeline.system.files import replacing
+from pipeline.system.files import replacing, user_path
 
 if TYPE_CHECKING:
     import requests
@@ -105,7 +105,7 @@ def retrieve(dataset: IdxDataset, *, folder: str | None, download: bool) -> Retr
             gives the reason for each.
     """
     if folder is not None:
-        return _from_named_folder(dataset, Path(folder).expanduser())
+        return _from_named_folder(dataset, user_path(folder))
     reasons = []
     for name, source in _candidates(dataset, download=download):
         try:
@@ -136,7 +136,7 @@ def require_source(dataset: IdxDataset, folder: str | None, *, download: bool) -
     """
     if folder is None and download:
         return
-    place = dataset.system_folder if folder is None else Path(folder).expanduser()
+    place = dataset.system_folder if folder is None else user_path(folder)
     if place is None:
         raise RequestError(_no_source(dataset, []))
     try:
@@ -335,11 +335,12 @@ def decompressed(path: Path, opened: BinaryIO | None = None) -> bytes:
     try:
         with nullcontext(opened) if opened else path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
+            size = file.seek(0, os.SEEK_END) if packed else 0
             file.seek(0)
             if not packed:
                 return _whole(file)
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-            return _whole(stream, most=max(_ALWAYS, _RATIO * path.stat().st_size))
+            return _whole(stream, most=max(_ALWAYS, _RATIO * size))
     except EOFError as error:
         raise DamagedFile(path, "its gzip data is truncated") from error
     except (zlib.error, gzip.BadGzipFile) as error:

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def user_path(text: str) -> Path:
+    """A path that a user wrote; `~` is a home folder if there is such a user, as in a shell."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends.

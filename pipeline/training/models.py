@@ -37,6 +37,7 @@ Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", 
 Widths = Annotated[list[Count], Field(min_length=1)]
 
 Trainable = Annotated[str, one_of("head", "top", "all")]
+Stem = Annotated[str, one_of("convolutions", "patches")]
 
 # EfficientNet-Lite by variant: factors of width and depth.
 LITE = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
@@ -349,13 +350,14 @@ def vit(
     patch: Count | None,
     drop_path: Fraction,
     dropout: Fraction,
+    stem: Stem = "convolutions",
 ) -> Tensor:
-    """A small vision transformer whose patches come from a convolutional stem.
+    """A small vision transformer whose tokens come from a convolutional stem.
 
-    Convolutions of stride 2 turn each patch of `patch` × `patch` pixels into one token. With null,
-    a patch is 4×4 pixels, 2×2 below 16 pixels, and larger where more than 14 would fit along a
-    side. Tokens are averaged at the end. Sources: Dosovitskiy et al., 2021; Xiao et al., "Early
-    Convolutions Help Transformers See Better", 2021.
+    Convolutions of stride 2 turn each patch of `patch` × `patch` pixels into one token; with the
+    stem `patches`, a dense layer does. With null, a patch is 4×4 pixels, 2×2 below 16 pixels, and
+    larger where more than 14 would fit along a side. Tokens are averaged at the end. Sources:
+    Dosovitskiy et al., 2021; Xiao et al., "Early Convolutions Help Transformers See Better", 2021.
 
     Raises:
         ValueError: `heads` does not divide `width`, `patch` is no power of two, or it is so small
@@ -367,7 +369,8 @@ def vit(
         y = _layer_norm(x, f"{name}_attention")
         return layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
 
-    x = _mixing(_tokens(images, width, patch), attended, "attended", depth, drop_path)
+    tokens = _tokens(images, width, patch, stem)
+    x = _mixing(tokens, attended, "attended", depth, drop_path)
     return _head(x, classes, dropout)
 
 
@@ -382,10 +385,11 @@ def mixer(
     patch: Count | None,
     drop_path: Fraction,
     dropout: Fraction,
+    stem: Stem = "convolutions",
 ) -> Tensor:
     """An MLP-Mixer: dense layers in turn across the patches and across the channels.
 
-    Patches are made as in `vit`. Source: Tolstikhin et al., "MLP-Mixer", 2021.
+    Tokens are made as in `vit`. Source: Tolstikhin et al., "MLP-Mixer", 2021.
 
     Raises:
         ValueError: as `vit`.
@@ -397,7 +401,8 @@ def mixer(
         y = _perceptron(y, width, f"{name}_tokens")
         return layers.Permute((2, 1), name=f"{name}_return")(y)
 
-    x = _mixing(_tokens(images, width, patch), mixed, "mixed", depth, drop_path)
+    tokens = _tokens(images, width, patch, stem)
+    x = _mixing(tokens, mixed, "mixed", depth, drop_path)
     return _head(x, classes, dropout)
 
 
@@ -603,7 +608,7 @@ def _mixing(
     return layers.GlobalAveragePooling1D(name="pool")(_layer_norm(x, "last"))
 
 
-def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:
+def _tokens(images: Tensor, width: int, patch: int | None, stem: str) -> Tensor:
     """One token per patch with its position added: f32[N,H,W,C] → f32[N,T,width]."""
     layers = keras.layers
     height, side = images.shape[1:3]
@@ -614,11 +619,8 @@ def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:
             f"patch={patch} makes {tokens:,} tokens of {height}×{side} pixels, more than "
             f"{MOST_TOKENS:,}; patch={_patch(max(height, side))} fits"
         )
-    x, steps = images, patch.bit_length() - 1
-    for number in range(1, steps + 1):
-        x = _conv(x, max(8, width >> (steps - number + 1)), 3, 2, f"stem_{number}")
-        x = _normed(x, "gelu", f"stem_{number}")
-    x = layers.Reshape((tokens, x.shape[-1]), name="tokens")(x)
+    x = _patches(images, patch) if stem == "patches" else _convolved(images, width, patch)
+    x = layers.Reshape((tokens, -1), name="tokens")(x)
     return layers.EinsumDense(  # its bias differs from token to token: the position
         "btc,cd->btd",
         output_shape=(tokens, width),
@@ -626,6 +628,30 @@ def _tokens(images: Tensor, width: int, patch: int | None) -> Tensor:
         bias_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
         name="embedding",
     )(x)
+
+
+def _convolved(images: Tensor, width: int, patch: int) -> Tensor:
+    """Features of each patch of `patch` × `patch` pixels, by convolutions of stride 2."""
+    x, steps = images, patch.bit_length() - 1
+    for number in range(1, steps + 1):
+        x = _conv(x, max(8, width >> (steps - number + 1)), 3, 2, f"stem_{number}")
+        x = _normed(x, "gelu", f"stem_{number}")
+    return x
+
+
+def _patches(images: Tensor, patch: int) -> Tensor:
+    """The pixels of each patch, f32[N,rows,columns,patch,patch,C]; black beyond the image."""
+    layers = keras.layers
+    height, side, channels = images.shape[1:]
+    beyond = ((0, -height % patch), (0, -side % patch))
+    x = (
+        layers.ZeroPadding2D(beyond, name="patch_padding")(images)
+        if any(map(sum, beyond))
+        else images
+    )
+    rows, columns = x.shape[1] // patch, x.shape[2] // patch
+    x = layers.Reshape((rows, patch, columns, patch, channels), name="patch_pixels")(x)
+    return layers.Permute((1, 3, 2, 4, 5), name="patches")(x)
 
 
 def _patch(side: int) -> int:

@@ -25,6 +25,7 @@ import numpy as np
 from pipeline.config.builders import Leaf, has_backbone
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.files import user_path
 from pipeline.system.imports import Lazy
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
 
 
 def _weights_file(source: str) -> Path:
-    file = Path(source).expanduser()
+    file = user_path(source)
     if not file.is_file():
         raise RequestError(f"model.weights={file}: there is no such file; null trains from scratch")
     return file

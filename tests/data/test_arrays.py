@@ -71,7 +71,7 @@ def refusal(call: Callable[[], Any], path: Path) -> str:
 def test_idx_files_are_read_whatever_they_begin_with(
     kind: str, pattern: str, tmp_path: Path
 ) -> None:
-    raw = idx(placed(tmp_path, kind, idx_files(pattern, packed=kind == "folder")))
+    raw = idx(placed(tmp_path, kind, idx_files(pattern, packed=kind != "tar.gz")))
     assert np.array_equal(raw.train.images[..., 0], IMAGES)
     assert np.array_equal(raw.test.images[..., 0], IMAGES[:3])
     assert raw.train.labels.tolist() == LABELS.tolist()
@@ -218,6 +218,10 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
     assert "no such file" in refusal(
         lambda: from_npz(str(tmp_path / "b.npz"), class_names=None), tmp_path
     )
+    (tmp_path / "packed").mkdir()
+    inside = placed(tmp_path / "packed", "zip", {"a.npz": path.read_bytes()})
+    told = refusal(lambda: from_npz(str(inside / "a.npz"), class_names=None), inside)
+    assert "lies in the archive" in told
 
 
 @matrix(29)

@@ -149,7 +149,18 @@ def test_a_link_to_the_folder_itself_ends(tmp_path: Path) -> None:
     assert stamped(str(place)) == stamped(str(place))
 
 
-@pytest.mark.parametrize("value", ["", "x" * 5000, "nul\0", "no such place", 3, None, True, 0.5])
+def test_a_path_into_an_archive_changes_with_the_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "data.zip"
+    archive.write_bytes(b"one")
+    before = stamped(str(archive / "sub/folder"))
+    assert before != stamped(str(archive / "sub"))
+    archive.write_bytes(b"other")
+    assert stamped(str(archive / "sub/folder")) != before
+
+
+@pytest.mark.parametrize(
+    "value", ["", "~nobody/x", "x" * 5000, "nul\0", "no such place", 3, None, True, 0.5]
+)
 def test_what_names_no_place_counts_as_it_is(value: Any) -> None:
     assert stamped(value) == value
 

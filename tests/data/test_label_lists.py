@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ TEXTS = {
     "spaces and blank lines": "path,label\n p/1.png , cat\n\np/2.png,dog \n,\np/10.png,cat\n\n",
     "an index without a name": ",label,path\n0,cat,p/1.png\n1,dog,p/2.png\n2,cat,p/10.png\n",
     "paths of Windows": "path,label\np\\1.png,cat\np\\2.png,dog\np\\10.png,cat\n",
+    "slashes of two systems": "path,label\np/x\\..\\1.png,cat\n./p\\2.png,dog\np/10.png,cat\n",
     "detours": "path,label\n./p/1.png,cat\np//2.png,dog\np/x/../10.png,cat\n",
     "no endings": "id,breed\np/1,cat\np/2,dog\np/10,cat\n",
     "numbers beside names": "path,label,label_name\np/1.png,3,cat\np/2.png,5,dog\np/10.png,3,cat\n",
@@ -179,10 +181,54 @@ def test_a_picture_in_the_lists_of_two_splits_is_in_neither(tmp_path: Path) -> N
     rows = "path,label\np/{}.png,cat\np/{}.png,dog\np/4.png,dog\n"
     (tmp_path / "train.csv").write_text(rows.format(0, 1))
     (tmp_path / "test.csv").write_text(rows.format(2, 3))
-    listing = listed(tmp_path)
+    listing = listed(tmp_path, max_bad=0.2)
     assert listing.files == tuple(f"p/{number}.png" for number in range(4))
     [bad] = listing.unreadable
     assert (bad.file, bad.reason) == (tmp_path / "p/4.png", "listed in train.csv and test.csv")
+    message = (
+        "train.csv and test.csv: 1 of 5 pictures cannot be used, more than dataset.max_bad=0.1"
+    )
+    assert message in refusal(tmp_path)
+    (tmp_path / "test.csv").write_text("path,label\np/4.png,dog\n")
+    assert "no picture is left for test: " in refusal(tmp_path, max_bad=0.5)
+
+
+def test_a_list_for_testing_may_have_one_picture_of_each_class(tmp_path: Path) -> None:
+    files = [f"p/{number}.png" for number in range(33)]
+    touched(tmp_path, *files)
+    rows = [f"{file},class {number % 11}\n" for number, file in enumerate(files)]
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows[:22]))
+    (tmp_path / "test.csv").write_text("path,label\n" + "".join(rows[22:]))
+    listing = listed(tmp_path)
+    assert listing.splits.count("test") == len(listing.class_names) == 11
+
+
+def test_paths_beside_the_folder_of_a_list_lie_in_the_root_that_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    path = tmp_path / "lists/deep/list.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("path,label\n../../p/1.png,cat\n../../p/2.png,dog\n../../p/10.png,cat\n")
+    assert classes_of(listed(path, root=str(tmp_path))) == CAT_DOG
+    assert "lies outside" in refusal(path)
+    assert "lies outside" in refusal(path, root=str(tmp_path / "lists"))
+
+
+def test_each_class_may_have_its_ending(tmp_path: Path) -> None:
+    files = [*(f"a/{n}.jpg" for n in range(60)), *(f"b/{n}.png" for n in range(60)), "c/1.PNG"]
+    touched(tmp_path, *files)
+    rows = (f"{file.rpartition('.')[0]},{file[0]}\n" for file in files)
+    (tmp_path / "list.csv").write_text("id,breed\n" + "".join(rows) + "a/gone,a\n")
+    listing = listed(tmp_path / "list.csv")
+    assert sorted(listing.files) == sorted(files)
+    assert "its paths have no endings; completed by .PNG, .jpg and .png" in listing.notes
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_either_form_name_the_same_file(forms: tuple[str, str], tmp_path: Path) -> None:
+    named, there = (unicodedata.normalize(form, "é/ü 1.png") for form in forms)  # type: ignore[arg-type]
+    touched(tmp_path, there, "p/2.png")
+    (tmp_path / "list.csv").write_text(f"path,label\n{named},cat\np/2.png,dog\n")
+    assert set(listed(tmp_path / "list.csv").files) == {there, "p/2.png"}
 
 
 @pytest.mark.parametrize("names", [("train.csv", "train.tsv"), ("val.csv", "test.csv")])

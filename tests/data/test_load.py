@@ -319,6 +319,23 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
         ingest(config, fingerprint="another")
 
 
+def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "photos" / split)
+    path, data_dir = tmp_path / "photos", tmp_path / "data"
+    made = {
+        group: read(path, data_dir, group=group) for group in (None, r"(\d).png", r"(\d\d).png")
+    }
+    assert len({raw.fingerprint for raw in made.values()}) == 1
+    path.rename(tmp_path / "moved")
+    for group, raw in made.items():
+        config = of_data({**PICTURES, "path": str(path), "group": group}, "folder", data_dir)
+        again = ingest(config, fingerprint=raw.fingerprint)
+        assert raw.index is not None
+        assert again.index is not None
+        np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+
+
 def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", 20)
     config = of_data({}, "folder", tmp_path, validation_size=0.2, seed=0)

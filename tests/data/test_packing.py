@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from pipeline.data import packing
@@ -235,6 +236,26 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     before = len(decoded)
     read(folder, tmp_path / "data")
     assert len(decoded) - before <= 20 - before + 2 * packing.THREADS
+
+
+def test_what_another_process_is_packing_is_not_removed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, at_work = packing.cache.load_or_build, []
+
+    def other_begins_then(place: Path, build: Any, **named: Any) -> Any:
+        entry = original(place, build, **named)
+        if place.name.startswith("pixels-"):
+            for there in tmp_path.glob("data/folder/.packing-????????????????"):
+                at_work.append((there, FileLock(there.with_name(f"{there.name}.lock"))))
+                at_work[-1][1].acquire(timeout=0)
+        return entry
+
+    monkeypatch.setattr(packing.cache, "load_or_build", other_begins_then)
+    read(folder, tmp_path / "data")
+    [(place, lock)] = at_work
+    assert (place / "journal").exists()
+    lock.release()
 
 
 def test_a_torn_journal_or_array_costs_what_is_torn(

@@ -82,6 +82,15 @@ def test_shrinking_averages_so_that_a_fine_pattern_turns_grey() -> None:
     assert 120 <= made.min() <= made.max() <= 135
 
 
+# Rounding makes the box of these sides larger than the picture.
+@pytest.mark.parametrize("side", [225, 232, 239, 246, 253, 450])
+@pytest.mark.parametrize("cropped", [224, 240])
+def test_a_picture_of_any_size_is_cropped(side: int, cropped: int) -> None:
+    for size in ((side, side), (side, side + 1), (side + 1, side)):
+        made = fitted(solid("L", size, 9), (cropped, cropped, 1), fit="crop")
+        assert np.unique(made).tolist() == [9]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize(("ink", "paper"), [(0, 255), (255, 0)])
 def test_what_is_drawn_on_transparency_stands_out(mode: str, ink: int, paper: int) -> None:

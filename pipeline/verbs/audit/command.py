@@ -30,7 +30,7 @@ from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, counted
-from pipeline.system.files import replace_text
+from pipeline.system.files import replace_text, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
@@ -221,7 +221,7 @@ def _set_aside(path: Path, in_use: str | None) -> Path | None:
 
     Somebody may have edited it.
     """
-    if not path.is_file() or (in_use and path.resolve() == Path(in_use).expanduser().resolve()):
+    if not path.is_file() or (in_use and path.resolve() == user_path(in_use).resolve()):
         return None
     number = 1
     while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():

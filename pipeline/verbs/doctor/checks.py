@@ -26,6 +26,7 @@ from pipeline.data import cache, datasets
 from pipeline.data.load import raw_folder
 from pipeline.data.sources import IdxDataset
 from pipeline.system.errors import first_line, first_of
+from pipeline.system.files import user_path
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
@@ -197,7 +198,7 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Finding:
     if name not in known:
         return ok("data", f"{name} is not cached; it is built without a download on first use")
     folder = dataset["folder"] or known[name].system_folder
-    if folder and _has_all(Path(folder).expanduser(), known[name]):
+    if folder and _has_all(user_path(str(folder)), known[name]):
         return ok("data", f"{name} is not cached yet; {folder} has it")
     ingest = f"python -m pipeline ingest dataset={name}"
     elsewhere = f"{ingest} dataset.folder=/folder/of/the/four/files"
