@@ -25,6 +25,7 @@ from pipeline.config.mistakes import Command, refuse_mistakes
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, register, validate, validate_request
 from pipeline.config.search_path import files_of
+from pipeline.config.trusted import trust_again, trusted
 from pipeline.config.words import addressed
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
@@ -59,8 +60,18 @@ def compose(*overrides: str) -> Config:
         return config
 
 
+def _default() -> Config:
+    """`compose()`, which leaves the modules that are trusted as they are."""
+    before = trusted()
+    try:
+        return compose()
+    finally:
+        trust_again(before)
+
+
 def load_data(config: Config) -> Prepared:
     """Loads the data set, verified and cached, as splits: images u8[N,H,W,C], labels i32[N]."""
+    trust_again(config.trusted_modules)
     prepared: Prepared = _imported("pipeline.data.load").load_data(config)
     return prepared
 
@@ -71,6 +82,7 @@ def build_model(config: Config, prepared: Prepared) -> keras.Model:
     Raises:
         RequestError: the network does not fit the images, or `model.weights` cannot be used.
     """
+    trust_again(config.trusted_modules)
     built = _imported("pipeline.training.build")
     built.prepare_keras(config)
     return built.build_model(_with_weights(config), prepared)
@@ -92,6 +104,7 @@ def train(
     Raises:
         PipelineError: the loss became NaN or infinite.
     """
+    trust_again(config.trusted_modules)
     training, config = _imported("pipeline.training.train"), _with_weights(config)
     teacher = None
     if config.train.teacher is not None:
@@ -128,7 +141,7 @@ def predict(
     import numpy as np
 
     if isinstance(model, str):
-        model = _imported("pipeline.tracking.models").load_model(model, compose().tracking)
+        model = _imported("pipeline.tracking.models").load_model(model, _default().tracking)
     keras_model: Any = getattr(model, "model", model)
     wanted, given = tuple(keras_model.input_shape[1:]), np.asarray(images)
     if given.dtype != np.uint8 or given.shape[1:] != wanted:
@@ -157,6 +170,7 @@ def evaluate(
     """
     if split not in ("train", "val", "test"):
         raise RequestError(f"split={split}: choose one of train, val, test")
+    trust_again(config.trusted_modules)
     evaluating = _imported("pipeline.evaluation.evaluate")
     images: Split = getattr(prepared, split)
     if not len(images):
@@ -181,6 +195,7 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
         RequestError: the run cannot work: its data, or a run that it names, is not there.
         PipelineError: training failed; the run is recorded as FAILED.
     """
+    trust_again(config.trusted_modules)
     pictures = verbs()["run"].require_possible(config)
     place = folder_of_work(folder)
     result = _imported("pipeline.run").run(config, place, pictures=pictures)
@@ -200,7 +215,7 @@ def find_run(run_id: str = "latest", *, config: Config | None = None) -> Recorde
     Raises:
         RequestError: there is no such run.
     """
-    return _find(run_id, config or compose())
+    return _find(run_id, config or _default())
 
 
 def find_runs(
@@ -214,7 +229,7 @@ def find_runs(
     Raises:
         RequestError: there is no such sweep.
     """
-    config = config or compose()
+    config = config or _default()
     finding, values = _imported("pipeline.tracking.runs"), _imported("pipeline.tracking.values")
     query = values.Query(
         experiment=_imported("pipeline.tracking.client").experiment_name(config),
@@ -277,7 +292,7 @@ def promote(
         PipelineError: another promotion happened in the meantime.
     """
     run_id = run if isinstance(run, str) else run.id
-    return _carried_out("promote", replace(config or compose(), run_id=run_id), folder, settings)
+    return _carried_out("promote", replace(config or _default(), run_id=run_id), folder, settings)
 
 
 def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
@@ -288,7 +303,7 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
     """
     from pipeline.tracking.values import champion_uri
 
-    models, tracking = _imported("pipeline.tracking.models"), (config or compose()).tracking
+    models, tracking = _imported("pipeline.tracking.models"), (config or _default()).tracking
     champion: LoadedModel = models.load_model(champion_uri(dataset), tracking)
     return champion
 
@@ -324,13 +339,14 @@ def _carried_out(
     name: str, config: Config | None, folder: Path | str | None, settings: dict[str, Any]
 ) -> Any:
     """Runs a verb that has keys of its own and returns its result."""
+    config = config or _default()
+    trust_again(config.trusted_modules)
     verb, composed = verbs()[name], _composed((), name)
     assert verb.request is not None
     with _in_our_words():
         for key, value in settings.items():
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
         request = validate_request(composed, name, verb.request)
-    config = config or compose()
     given = [f"{name}.{key}={value}" for key, value in settings.items()]
     verb.require_effects(given, config, request)
     pictures = verb.require_possible(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import pipeline
+from pipeline.config import trusted
 from tests.commands import CONF, LEAN, environment, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", *LEAN)
@@ -143,6 +145,37 @@ def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) 
             pipeline.predict(fitted.model, np.zeros((1, 8, 8, 1), np.float32))
         with pytest.raises(pipeline.RequestError, match="split=tset: choose one of train, val"):
             pipeline.evaluate(fitted.model, config, prepared, split="tset")
+
+
+OWN = """
+from pipeline.data.values import Predictions
+
+def {name}(predictions: Predictions) -> float:
+    return 0.25
+"""
+
+
+def test_a_configuration_keeps_its_own_modules_whatever_is_composed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "recorded"):
+        Path(f"metrics_of_{name}.py").write_text(OWN.format(name=name))
+    words = (*SMALL, "trusted_modules=[metrics_of_mine]")
+    config = pipeline.compose(*words, "evaluate.metrics=[accuracy,metrics_of_mine.mine]")
+    later = pipeline.compose(*SMALL)
+    prepared = pipeline.load_data(config)
+    model = pipeline.build_model(later, prepared)
+    assert pipeline.evaluate(model, config, prepared).metrics["test/mine"] == 0.25
+    with pytest.raises(pipeline.RequestError, match="no such model"):
+        pipeline.predict("models:/nothing@champion", np.zeros((0, 8, 8, 1), np.uint8))
+    assert trusted.trusted() == ["metrics_of_mine"]
+    # As in the configuration of a recorded run, whose modules nobody trusted here.
+    foreign = replace(config, trusted_modules=["metrics_of_recorded"])
+    foreign.evaluate = replace(config.evaluate, metrics=["metrics_of_recorded.recorded"])
+    with pytest.raises(pipeline.RequestError, match=r"add trusted_modules=\[metrics_of_recorded\]"):
+        pipeline.evaluate(model, foreign, prepared)
+    trusted.trust([])
 
 
 def test_the_function_run_keeps_its_name_when_its_module_is_imported() -> None:

@@ -26,6 +26,7 @@ VARIABLE = "PIPELINE_TRUSTED_MODULES"
 SETTING = "trusted_modules"
 
 _trusted: list[str] = []
+_ever: set[str] = set()
 
 
 def trust(modules: Iterable[str]) -> list[str]:
@@ -49,7 +50,16 @@ def trust(modules: Iterable[str]) -> list[str]:
                 f"{'modules here: ' + ', '.join(here) if here else 'there is no module here'}"
             )
     _trusted[:] = named
+    _ever.update(named)
     return named
+
+
+def trust_again(modules: Iterable[str]) -> None:
+    """Trusts those of the modules that this process has trusted before, in place of the others.
+
+    Another configuration may have been composed since; one that was recorded cannot add any.
+    """
+    _trusted[:] = [name for name in modules if name in _ever]
 
 
 def trusted() -> list[str]:

@@ -83,7 +83,7 @@ def _learn_address(address: str) -> None:
         parts = urlsplit(address)
     except ValueError:
         return
-    if parts.password:
+    if parts.password and parts.password != parts.username:  # what a user is called is no secret
         _remember(parts.password)
     if parts.username and _is_token(parts.username, parts.password):
         _remember(parts.username)
@@ -102,12 +102,26 @@ def _remember(value: str) -> None:
 
 def hide(text: str) -> str:
     """Replaces known secrets, and those in addresses, in a text."""
-    if "://" in text:
-        text = _USER.sub(_hide_user, text)
-        text = _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
+    text = _hide_in_addresses(text)
     for secret in sorted(known_secrets, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return text
+
+
+def hide_in_place(place: str) -> str:
+    """Hides the secrets that a path or an address itself names as such.
+
+    Other text of a place is what it is called, even if a known secret has the same letters: who
+    reads it back must find the place.
+    """
+    return _PAIR.sub(_hide_pair, _hide_in_addresses(place))
+
+
+def _hide_in_addresses(text: str) -> str:
+    if "://" not in text:
+        return text
+    text = _USER.sub(_hide_user, text)
+    return _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
 
 
 def _hide_user(found: re.Match[str]) -> str:

@@ -28,7 +28,7 @@ from pipeline.config.words import key_of
 from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
-from pipeline.system.secrets import hide, hide_value, hide_word
+from pipeline.system.secrets import hide, hide_in_place, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
 from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
@@ -55,7 +55,7 @@ from pipeline.tracking.journal import (
     sync_command,
     with_journals,
 )
-from pipeline.tracking.recording import Recording
+from pipeline.tracking.recording import Recording, hide_tag
 from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import (
     BEAT,
@@ -311,11 +311,11 @@ def _opening(config: Config, tags: Mapping[str, str]) -> Record:
         LOCAL_ID: local_id,
         "run_id": None,
         "experiment": experiment_name(config),
-        "artifact_root": (root := config.tracking.artifact_root) and hide(root),
+        "artifact_root": (root := config.tracking.artifact_root) and hide_in_place(root),
         "name": name and hide(name),
         "started": now(),
         "store": without_password(store_address(config.tracking.uri)),
-        "tags": {key: hide_value(key, value) for key, value in every.items()},
+        "tags": {key: hide_tag(key, value) for key, value in every.items()},
         "params": {},
         "metrics": {},
     }

@@ -23,6 +23,9 @@ from pipeline.config.schema import Tracking
 from pipeline.system.secrets import hide
 from pipeline.tracking.client import connect, fetch, made_once
 from pipeline.tracking.values import (
+    ATTEMPT,
+    HOLDER,
+    LEDGER,
     PENDING,
     SAVED_MODEL,
     SIGNED,
@@ -32,6 +35,9 @@ from pipeline.tracking.values import (
     is_written_by_hand,
     registered_name,
 )
+
+# Tags of a ticket that are read back; the texts of users in them are hidden by who writes them.
+_READ_BACK = (ATTEMPT, HOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +93,7 @@ class Registry:
     ) -> Version:
         """Creates a version. Numbers grow and are never reused."""
         logged = SAVED_MODEL.fullmatch(source)
-        tags = {key: hide(text) for key, text in tags.items()}
+        tags = {key: text if key in _READ_BACK else hide(text) for key, text in tags.items()}
 
         def make() -> Version:
             made = self.client.create_model_version(
@@ -116,7 +122,9 @@ class Registry:
 
     def keep(self, key: str, text: str) -> None:
         """Sets a tag of the registered model."""
-        self.client.set_registered_model_tag(self.name, key, hide(text))
+        self.client.set_registered_model_tag(
+            self.name, key, text if key.startswith(LEDGER) else hide(text)
+        )
 
     def describe(self, text: str) -> None:
         """Sets the registered model's description, in Markdown, unless the user has written one."""

@@ -41,6 +41,8 @@ RUN_FOLDER = "folder"  # folder of its log and checkpoints
 PARENT, INDEX, PRUNED_TAG = "mlflow.parentRunId", "sweep.index", "sweep.pruned"
 # Tags of a sweep's own run: its folder, its metrics; prefix of what its best job is and has.
 SWEEP_FOLDER, OBJECTIVE, BEST_JOB = "sweep.folder", "sweep.objective", "best."
+# Tags by which a folder or a process is found again.
+PLACES = frozenset({RUN_FOLDER, SWEEP_FOLDER, BEAT_HOST})
 # Tags of a resumed run: the epochs after which it was interrupted, and what had changed.
 RESUMED_AFTER, RESUMED_CHANGES = "resumed.after_epoch", "resumed.changed"
 # Tags of a rerun: the run that it repeats, the verdict, and what had changed.

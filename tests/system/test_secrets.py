@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from pipeline.system import secrets
-from pipeline.system.secrets import hide, hide_files, hide_value, hide_word, is_secret, learn
+from pipeline.system.secrets import (
+    hide,
+    hide_files,
+    hide_in_place,
+    hide_value,
+    hide_word,
+    is_secret,
+    learn,
+)
 from tests.stress.matrix import matrix
 
 CANARY = "c4n4ry-5ecret"
@@ -103,3 +111,17 @@ def test_the_environment_is_learnt_but_for_paths(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PWD", "/some/where")
     secrets.learn_environment()
     assert hide(f"{CANARY} in /some/where") == "*** in /some/where"
+
+
+def test_a_place_keeps_its_name_though_a_secret_has_the_same_letters() -> None:
+    learn(f"postgresql://me:{CANARY}@db")
+    assert hide_in_place(f"/home/{CANARY}/outputs") == f"/home/{CANARY}/outputs"
+    assert hide_in_place(f"s3://{CANARY}/runs") == f"s3://{CANARY}/runs"
+    assert hide_in_place(f"ftp://me:{CANARY}@host/runs") == "ftp://me:***@host/runs"
+    assert hide_in_place(f"multirun/token={CANARY}") == "multirun/token=***"
+
+
+def test_a_password_that_is_the_name_of_its_user_is_hidden_only_in_the_address() -> None:
+    learn("postgresql://mlflow:mlflow@db/mlflow")
+    assert hide("at mlflow in /home/mlflow") == "at mlflow in /home/mlflow"
+    assert hide("postgresql://mlflow:mlflow@db") == "postgresql://mlflow:***@db"

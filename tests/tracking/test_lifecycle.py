@@ -25,7 +25,7 @@ from pipeline.tracking.journal import read_journal
 from pipeline.tracking.lifecycle import alive, close, closing_by_hand, record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_run
-from pipeline.tracking.values import RecordedRun, Status
+from pipeline.tracking.values import RUN_FOLDER, SWEEP_FOLDER, RecordedRun, Status
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -222,6 +222,17 @@ def test_a_password_in_the_address_is_recorded_nowhere(
     kept = (artefacts(recording) / "config.yaml").read_text()
     assert yaml.safe_load(kept)["tracking"]["uri"] == "postgresql://someone:***@db.example/mlflow"
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+
+
+def test_a_folder_is_recorded_as_it_is_called_though_a_secret_has_the_same_letters(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.system.secrets.known_secrets", {tmp_path.name, "secret"})
+    with record(config, tmp_path) as recording:
+        recording.log_tags({SWEEP_FOLDER: str(tmp_path), "note": f"the secret of {tmp_path.name}"})
+    tags = recorded(recording).data.tags
+    assert (tags[RUN_FOLDER], tags[SWEEP_FOLDER]) == (str(tmp_path), str(tmp_path))
+    assert tags["note"] == "the *** of ***"
 
 
 def test_an_error_of_ours_is_its_message_in_the_tag(config: Config, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.reports.notes import escaped, markdown_table
+from pipeline.system.secrets import hide
 from pipeline.tracking.values import (
     LEDGER,
     LONGEST_MODEL_TAG,
@@ -27,7 +28,7 @@ PROMOTED, FORCED, REFUSED = "promoted", "forced", "refused"
 ROLLED_BACK, ABANDONED = "rolled back", "abandoned"
 UNCHANGED = "unchanged"  # not recorded in the ledger
 MOVES = (PROMOTED, FORCED, ROLLED_BACK)  # decisions that change the champion
-_WORD, _TEXT = r"[\w@.+-]+", r'"(?:[^"\\]|\\.)*"'
+_WORD, _TEXT = r"[\w@.+*-]+", r'"(?:[^"\\]|\\.)*"'
 _TAG = re.compile(
     r"(?P<decision>[a-z ]+?)(?: version (?P<version>\d+))?(?: in place of (?P<replaces>\d+))?"
     rf", run (?P<run_id>\w*), by (?P<who>{_WORD}|{_TEXT})"
@@ -90,9 +91,12 @@ def to_tag(attempt: Attempt) -> str:
     """The attempt as a short text for people, without its gates, which are an artefact of the run.
 
     `promoted version 3 in place of 2, run 1234567890abcdef, by ada@engine: "reason" "note"`
+
+    Known secrets are hidden in who, reason and note alone: the rest is read back.
     """
+    free = [hide(text) for text in (attempt.who, attempt.reason or "", attempt.note)]
     for longest in (LONGEST_MODEL_TAG, 1000, 400):
-        texts = [_cut(text, longest) for text in (attempt.who, attempt.reason or "", attempt.note)]
+        texts = [_cut(text, longest) for text in free]
         who, reason, note = (json.dumps(text, ensure_ascii=False) for text in texts)
         who = texts[0] if re.fullmatch(_WORD, texts[0]) else who
         text = (

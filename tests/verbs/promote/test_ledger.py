@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.system import secrets
 from pipeline.tracking.values import LONGEST_MODEL_TAG
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (
@@ -121,6 +122,20 @@ def test_an_attempt_that_cannot_be_made_to_fit_is_an_error() -> None:
 )
 def test_an_attempt_comes_back_from_its_short_tag_without_its_gates(attempt: Attempt) -> None:
     assert from_tag(attempt.key, to_tag(attempt)) == replace(attempt, gates=[])
+
+
+def test_a_known_secret_is_hidden_in_what_people_write_and_leaves_the_rest_readable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(secrets, "known_secrets", {"engine", "promoted", "90abcd"})
+    attempt = replace(ATTEMPT, reason="promoted by the engine", note="engine")
+    back = from_tag(attempt.key, to_tag(attempt))
+    assert (back.who, back.reason, back.note) == ("ada@***", "*** by the ***", "***")
+    assert replace(back, who="", reason="", note="") == replace(
+        attempt, gates=[], who="", reason="", note=""
+    )
+    # As earlier versions wrote it.
+    assert from_tag(attempt.key, to_tag(ATTEMPT).replace("engine", "***")).who == "ada@***"
 
 
 @given(st.text(), st.text(), st.text(max_size=9000))
