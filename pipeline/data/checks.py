@@ -140,10 +140,20 @@ _CHECKS = {
 
 
 def conflicts(raw: RawData, measures: Measures) -> Array:
-    """Pairs of rows of equal images with different labels, i64[M,2]."""
-    labels = labels_by_row(raw)[measures.equal]
-    pairs: Array = measures.equal[(labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)]
-    return pairs
+    """Pairs of rows of equal images with different labels, i64[M,2]; every such row is in one."""
+    labels = labels_by_row(raw)
+    equal: dict[int, list[int]] = {}  # by the first row of each set
+    for first, row in measures.equal.tolist():
+        equal.setdefault(first, [first]).append(row)
+    pairs: list[tuple[int, int]] = []
+    for rows in equal.values():
+        first, *others = [row for row in rows if labels[row] >= 0] or rows[:1]
+        unlike = [row for row in others if labels[row] != labels[first]]
+        pairs += [(first, row) for row in unlike]
+        if unlike:
+            same = (row for row in others if labels[row] == labels[first])
+            pairs += [(min(row, unlike[0]), max(row, unlike[0])) for row in same]
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
 def called(raw: RawData, row: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.schema import Checks
 from pipeline.data import checks
-from pipeline.data.checks import apply, findings_of
+from pipeline.data.checks import apply, conflicts, findings_of
 from pipeline.data.measures import Measures, measured
 from pipeline.data.values import RawData
 from pipeline.system.errors import RequestError
@@ -53,6 +53,18 @@ def test_each_check_finds_what_is_beyond_its_limit_and_the_limit_it_names_accept
     caplog.set_level(logging.WARNING, checks.__name__)
     apply(found)
     assert {record.message for record in caplog.records} >= set(said.values())
+
+
+def test_every_one_of_several_equal_images_under_two_classes_counts(tmp_path: Path) -> None:
+    images = np.concatenate([np.repeat(noise(1, (1, 4, 4, 1)), 5, axis=0), noise(2, (3, 4, 4, 1))])
+    raw, measures = of_arrays(images, [0, 1, 0, 1, 0, 0, 1, 1], tmp_path)
+    assert conflicts(raw, measures).tolist() == [[0, 1], [0, 3], [1, 2], [1, 4]]
+    [found] = [
+        one
+        for one in findings_of(raw, measures, looked_for("conflicts.limit=0.5"))
+        if one.key == "ingest.checks.conflicts"
+    ]
+    assert "5 of 8 images occur under two classes" in str(found)
 
 
 def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path: Path) -> None:
