@@ -61,10 +61,10 @@ def test_every_one_of_several_equal_images_under_two_classes_counts(tmp_path: Pa
     assert conflicts(raw, measures).tolist() == [[0, 1], [0, 3], [1, 2], [1, 4]]
     [found] = [
         one
-        for one in findings_of(raw, measures, looked_for("conflicts.limit=0.5"))
+        for one in findings_of(raw, measures, looked_for("conflicts.limit=0.4"))
         if one.key == "ingest.checks.conflicts"
     ]
-    assert "5 of 8 images occur under two classes" in str(found)
+    assert "5 of 10 images occur under two classes" in str(found)
 
 
 def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path: Path) -> None:
