@@ -126,18 +126,16 @@ def kept(model: keras.Model) -> keras.Model:
     """The trained `model` as it is evaluated and saved: in float32, of Keras' classes, for labels.
 
     It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights.
-    An optimizer of Keras' own keeps its state.
+    An optimizer of Keras' own keeps its state; a model without an optimizer gets a new one.
     """
-    narrow = not computes_in_float32(model)
-    if model.compiled and not narrow:
-        targets = isinstance(model.loss, keras.losses.CategoricalCrossentropy)
-        if targets or not _is_keras_own(model.optimizer):
-            model.compile(optimizer=_keras_own(model, model), **loss_and_metrics())
-    if not narrow:
-        return model
-    wide = in_float32(model)
-    wide.compile(optimizer=_keras_own(model, wide), **loss_and_metrics())
-    return wide
+    if not computes_in_float32(model):
+        wide = in_float32(model)
+        wide.compile(optimizer=_keras_own(model, wide), **loss_and_metrics())
+        return wide
+    targets = model.compiled and isinstance(model.loss, keras.losses.CategoricalCrossentropy)
+    if targets or not model.compiled or not _is_keras_own(model.optimizer):
+        model.compile(optimizer=_keras_own(model, model), **loss_and_metrics())
+    return model
 
 
 def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimizer:
@@ -178,7 +176,24 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             config.optimizer["learning_rate"],
             config.train.epochs * -(-images // config.train.batch_size),
         )
+    _require_savable(optimizer, config)
     model.compile(optimizer=optimizer, **loss_and_metrics())
+
+
+def _require_savable(optimizer: keras.optimizers.Optimizer, config: Config) -> None:
+    """Checks that checkpoints can describe an optimizer and its schedule.
+
+    Raises:
+        RequestError: one of them has no `get_config`, or one that fails.
+    """
+    try:
+        json.dumps(keras.saving.serialize_keras_object(optimizer))
+    except Exception as error:  # a user's `get_config` may raise anything
+        chosen = f"optimizer={config.choices.optimizer} schedule={config.choices.schedule}"
+        raise RequestError(
+            f"{chosen}: checkpoints cannot describe it: {first_line(str(error))}; return all "
+            "parameters of its __init__ from get_config"
+        ) from error
 
 
 def loss_and_metrics() -> dict[str, Any]:

@@ -235,6 +235,9 @@ def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(
     model = api.build_model(config, api.load_data(config))
     assert type(model.optimizer).__name__ == "Slow"
     assert float(model.optimizer.learning_rate) == pytest.approx(0.005)
+    model.save(tmp_path / "last.keras")
+    completed = kept(load_saved(tmp_path / "last.keras", called="it", compile=True))
+    assert type(completed.optimizer) is keras.optimizers.SGD  # as a sweep completes a job
     saved = kept(model)
     saved.save(tmp_path / "model.keras")
     assert type(saved.optimizer) is keras.optimizers.SGD

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import synthetic
+from pipeline.system.errors import RequestError
 from pipeline.training import build
 from pipeline.training.build import build_model, kept, loss_and_metrics
 from tests.commands import configured
@@ -90,3 +91,32 @@ def test_a_model_is_kept_without_a_schedule_that_only_its_user_can_load() -> Non
     assert kept(model).optimizer is model.optimizer
     model.compile(keras.optimizers.Adam(Mine()), **loss_and_metrics())
     assert isinstance(kept(model).optimizer, keras.optimizers.SGD)
+
+
+def test_a_model_that_was_loaded_without_its_optimizer_is_kept_with_one_of_keras() -> None:
+    model = built()
+    bare = keras.models.clone_model(model)
+    model = keras.Model(bare.inputs, bare.outputs)
+    assert not model.compiled
+    assert kept(model) is model
+    assert type(model.optimizer) is keras.optimizers.SGD
+
+
+@pytest.mark.parametrize("described", [None, {"steps": object()}], ids=["not", "by no JSON"])
+def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
+    described: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mine(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return 0.1
+
+        def get_config(self) -> dict[str, Any]:
+            return described or super().get_config()
+
+    config = configured(*LINEAR, "schedule=cosine")
+    made = build.build
+    monkeypatch.setattr(
+        build, "build", lambda leaf, *more: Mine() if leaf is config.schedule else made(leaf, *more)
+    )
+    with pytest.raises(RequestError, match=r"^optimizer=adam schedule=cosine: checkpoints cannot"):
+        build_model(config, PREPARED)
