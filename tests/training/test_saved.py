@@ -232,7 +232,5 @@ def test_a_trusted_module_that_fails_is_named_when_a_model_needs_it(own_layers: 
     forget("own_layers")
     (own_layers / "own_layers.py").write_text("1 / 0\n")
     trust(["own_layers"])
-    with pytest.raises(
-        RequestError, match="own_layers cannot be imported: ZeroDivisionError"
-    ):
+    with pytest.raises(RequestError, match="own_layers cannot be imported: ZeroDivisionError"):
         load_saved(path, called="it")
