@@ -100,10 +100,14 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
         del _backbones[next(iter(_backbones))]
     # The head starts alike, whether the backbone was built just now or not.
     keras.utils.set_random_seed(config.seed)
-    x = model.get_layer(pretrained.FEATURES).output
-    for layer in model.layers[len(pretrained.backbone_layers(model)) :]:
-        x = type(layer).from_config(layer.get_config())(x)
-    return keras.Model(model.input, x, name=config.choices.model)
+    outputs = pretrained.head_on(
+        model,
+        pretrained.features_tensor(model),
+        copied=lambda layer: type(layer).from_config(layer.get_config()),
+    )
+    return (
+        model if outputs is None else keras.Model(model.input, outputs, name=config.choices.model)
+    )
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:

@@ -5,6 +5,8 @@ What it computes is tested with the models (test_models.py) and in training (tes
 
 from __future__ import annotations
 
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +15,7 @@ import pytest
 
 from pipeline.data.datasets import synthetic
 from pipeline.system.errors import RequestError
-from pipeline.training import build
+from pipeline.training import build, models
 from pipeline.training.build import build_model, kept, loss_and_metrics
 from tests.commands import configured
 from tests.splits import in_splits
@@ -120,3 +122,33 @@ def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
     )
     with pytest.raises(RequestError, match=r"^optimizer=adam schedule=cosine: checkpoints cannot"):
         build_model(config, PREPARED)
+
+
+def backbone(images: Any, classes: int) -> Any:
+    """A small backbone, and a head of operations and branches."""
+    x = keras.layers.Dense(4, name="base")(keras.layers.Flatten(name="flat")(images))
+    x = keras.ops.normalize(keras.layers.Identity(name="features")(x)) * 3.0
+    x = keras.layers.Concatenate(name="joined")([x, x + keras.layers.Dense(4, name="hidden")(x)])
+    return keras.layers.Dense(classes, activation="softmax", name="probabilities")(x)
+
+
+def test_the_head_on_a_shared_backbone_is_built_with_all_its_operations_and_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = wraps(models.efficientnet_lite)(lambda images, classes, **_: backbone(images, classes))
+    monkeypatch.setattr(models, "efficientnet_lite", own)
+    words = ("model=efficientnet_lite0", "train.batch_size=16")
+    donor = configured(*words, "model.weights=null", "model.trainable=all")
+    build_model(donor, PREPARED).save(tmp_path / "donor.keras")
+    config = configured(*words, f"model.weights={tmp_path}/donor.keras", "model.trainable=head")
+    first, second = (build_model(config, PREPARED) for _ in range(2))
+    assert first.get_layer("base") is second.get_layer("base")
+    assert first.get_layer("hidden") is not second.get_layer("hidden")
+    images = keras.Input((6, 6, 1), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 255)(images)
+    expected = keras.Model(images, backbone(scaled, 3))
+    pixels = PREPARED.test.batch(0, 5)
+    for model in (first, second):
+        expected.set_weights(model.get_weights())
+        np.testing.assert_allclose(model(pixels), expected(pixels), atol=1e-6)
+    np.testing.assert_array_equal(first(pixels), second(pixels))
