@@ -1,8 +1,9 @@
 """Loads the weights of pretrained backbones, and decides which layers are trained further.
 
-A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
-and a head. Weights are only read as numbers: those of ImageNet from a file of an installed package
-that has the published SHA-256, others from an inspected file of Keras (`saved.py`).
+A model whose file has the keys `weights` and `trainable` (head, top or all) is a backbone, up to
+its layer `features`, and a head. Weights are only read as numbers: those of ImageNet from a file of
+an installed package that has the published SHA-256, others from an inspected file of Keras
+(`saved.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config.builders import Leaf, has_backbone
+from pipeline.config.rules import TRAINABLE
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import user_path
@@ -157,8 +159,18 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
 
 
 def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model up to and including `features`."""
+    """The layers of a model up to and including `features`.
+
+    Raises:
+        RequestError: there is no layer of that name.
+    """
     names = [layer.name for layer in model.layers]
+    if FEATURES not in names:
+        raise RequestError(
+            f"model={model.name}: the keys weights and trainable ({', '.join(TRAINABLE)}) are for "
+            f"a model with a backbone, whose head takes the output of the layer {FEATURES}; name a "
+            f"layer so, as keras.layers.Identity(name='{FEATURES}'), or give the keys other names"
+        )
     layers: list[keras.layers.Layer] = model.layers[: names.index(FEATURES) + 1]
     return layers
 
