@@ -31,6 +31,7 @@ from pipeline.training.programs import keep_programs
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
 _PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
 PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
+_CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, keras.Model] = {}
 
@@ -219,8 +220,11 @@ def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
 
 
 def _deviation(prepared: Prepared) -> Array:
-    """The standard deviation of each channel, f32[C]; above 0 even for a constant channel."""
-    deviation: Array = np.maximum(prepared.std, 1e-6)
+    """The standard deviation of each channel, f32[C], in levels; 1 for a constant channel.
+
+    An image that differs there by a level, as a later one may, would be scaled beyond all bounds.
+    """
+    deviation: Array = np.where(prepared.std > _CONSTANT, prepared.std, 1).astype(np.float32)
     return deviation
 
 

@@ -5,6 +5,7 @@ What it computes is tested with the models (test_models.py) and in training (tes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,11 @@ def test_the_head_on_a_shared_backbone_is_built_with_all_its_operations_and_bran
         expected.set_weights(model.get_weights())
         np.testing.assert_allclose(model(pixels), expected(pixels), atol=1e-6)
     np.testing.assert_array_equal(first(pixels), second(pixels))
+
+
+def test_a_channel_that_is_constant_in_training_is_scaled_by_levels() -> None:
+    prepared = replace(PREPARED, mean=np.float32([7]), std=np.float32([0]))
+    model = build_model(configured(*LINEAR, "train.scaling=standard"), prepared)
+    pixels = np.array([6, 7, 9], np.uint8).reshape(3, 1, 1, 1)
+    found = model.get_layer("scaling")(np.broadcast_to(pixels, (3, 6, 6, 1)))
+    np.testing.assert_allclose(np.array(found)[:, 0, 0, 0], [-1, 0, 2], atol=1e-5)
