@@ -18,7 +18,7 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, with_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import load_teacher, with_weights
+from pipeline.tracking.runs import load_teacher, require_sound_leakage, with_weights
 from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept, prepare_keras
 from pipeline.training.callbacks import EpochListener
@@ -67,6 +67,7 @@ def run(
     opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=alone):
         prepare_keras(config, keeps_programs=alone)
+        require_sound_leakage(config)
         config = with_weights(config)
         prepared = _load_data(config, recording, fingerprint, pictures, shown=alone)
         with recording.stage("train"):

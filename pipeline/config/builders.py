@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from pipeline.config import trusted
 from pipeline.config.rules import (
+    TRAINABLE,
     Fraction,
     Negative,
     NonNegative,
@@ -128,8 +129,15 @@ def check_leaf(group: str, leaf: Leaf) -> Leaf:
 
 
 def has_backbone(leaf: Leaf) -> bool:
-    """Whether a model has a backbone whose weights may be given and frozen: it has the keys."""
-    return {"weights", "trainable"} <= leaf.keys()
+    """Whether a checked model has a backbone whose weights may be given and frozen.
+
+    It has the keys `weights`, a text or None, and `trainable`, one of `TRAINABLE`. In a model of
+    the user's own, such keys with other values (`trainable=true`) mean what that model makes of
+    them.
+    """
+    if not {"weights", "trainable"} <= leaf.keys():
+        return False
+    return leaf["trainable"] in TRAINABLE and isinstance(leaf["weights"], str | None)
 
 
 def check_keys(group: str, leaf: Leaf, choice: str) -> None:

@@ -31,6 +31,8 @@ Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+TRAINABLE = ("head", "top", "all")  # what may be trained of a model with a backbone
+
 
 def _count_or_share(value: int | float) -> int | float:
     if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):

@@ -153,6 +153,20 @@ def sources(modules: Iterable[str]) -> dict[str, bytes]:
     return files
 
 
+def import_trusted(*, also: str = "") -> None:
+    """Imports the trusted modules, and `also` the named one of a trusted package.
+
+    Modules register classes of Keras when they are imported; only then can these be loaded.
+
+    Raises:
+        RequestError: a module cannot be imported.
+    """
+    for module in _trusted:
+        _imported(module)
+    if is_trusted(f"{also}.") and not also.endswith("__main__"):  # which would run the program
+        _imported(also)
+
+
 def _imported(module: str) -> ModuleType:
     if not is_trusted(f"{module}."):
         raise RequestError(untrusted(f"{module}."))

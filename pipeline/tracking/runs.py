@@ -98,10 +98,37 @@ def require_named_runs(config: Config) -> None:
     """Checks that the runs that `train.teacher` and `model.weights` name have models.
 
     Raises:
-        RequestError: there is no such run, or it has no model of its own.
+        RequestError: there is no such run, it has no model of its own, or `evaluate.leakage` would
+            test the weights on images that they were trained on.
     """
     _teacher_run(config)
     _weights_run(config)
+    require_sound_leakage(config)
+
+
+def require_sound_leakage(config: Config) -> None:
+    """Checks that `evaluate.leakage` would not test weights on images that they were trained on.
+
+    Raises:
+        RequestError: `model.weights` names a run on the same data set.
+    """
+    if config.evaluate.leakage:
+        told = "was trained on images of {dataset} that evaluate.leakage=true tests on; leave one"
+        require_weights_of_other_data(config, f"{told} of the two out")
+
+
+def require_weights_of_other_data(config: Config, told: str) -> None:
+    """Checks that `model.weights` does not name a run on the data set of `config`.
+
+    Raises:
+        RequestError: it does; `told` says why that is wrong, with `{dataset}` for its name.
+    """
+    source, ours = weights_run(config), config.choices.dataset
+    if source is not None and find_run(source, config).config.choices.dataset == ours:
+        raise RequestError(
+            f"model.weights={source}: that run {told.format(dataset=ours)}, or name a run of "
+            "another data set"
+        )
 
 
 def _teacher_run(config: Config) -> RecordedRun | None:

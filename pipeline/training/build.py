@@ -31,6 +31,7 @@ from pipeline.training.programs import keep_programs
 BACKBONES = 4  # frozen backbones kept in memory, about 20 MB each
 _PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
 PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
+_CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, keras.Model] = {}
 
@@ -100,10 +101,14 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
         del _backbones[next(iter(_backbones))]
     # The head starts alike, whether the backbone was built just now or not.
     keras.utils.set_random_seed(config.seed)
-    x = model.get_layer(pretrained.FEATURES).output
-    for layer in model.layers[len(pretrained.backbone_layers(model)) :]:
-        x = type(layer).from_config(layer.get_config())(x)
-    return keras.Model(model.input, x, name=config.choices.model)
+    outputs = pretrained.head_on(
+        model,
+        pretrained.features_tensor(model),
+        copied=lambda layer: type(layer).from_config(layer.get_config()),
+    )
+    return (
+        model if outputs is None else keras.Model(model.input, outputs, name=config.choices.model)
+    )
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
@@ -126,18 +131,16 @@ def kept(model: keras.Model) -> keras.Model:
     """The trained `model` as it is evaluated and saved: in float32, of Keras' classes, for labels.
 
     It is `model` itself unless that computes in 16 bits; then it is a copy with the same weights.
-    An optimizer of Keras' own keeps its state.
+    An optimizer of Keras' own keeps its state; a model without an optimizer gets a new one.
     """
-    narrow = not computes_in_float32(model)
-    if model.compiled and not narrow:
-        targets = isinstance(model.loss, keras.losses.CategoricalCrossentropy)
-        if targets or not _is_keras_own(model.optimizer):
-            model.compile(optimizer=_keras_own(model, model), **loss_and_metrics())
-    if not narrow:
-        return model
-    wide = in_float32(model)
-    wide.compile(optimizer=_keras_own(model, wide), **loss_and_metrics())
-    return wide
+    if not computes_in_float32(model):
+        wide = in_float32(model)
+        wide.compile(optimizer=_keras_own(model, wide), **loss_and_metrics())
+        return wide
+    targets = model.compiled and isinstance(model.loss, keras.losses.CategoricalCrossentropy)
+    if targets or not model.compiled or not _is_keras_own(model.optimizer):
+        model.compile(optimizer=_keras_own(model, model), **loss_and_metrics())
+    return model
 
 
 def _keras_own(model: keras.Model, copy: keras.Model) -> keras.optimizers.Optimizer:
@@ -178,7 +181,24 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             config.optimizer["learning_rate"],
             config.train.epochs * -(-images // config.train.batch_size),
         )
+    _require_savable(optimizer, config)
     model.compile(optimizer=optimizer, **loss_and_metrics())
+
+
+def _require_savable(optimizer: keras.optimizers.Optimizer, config: Config) -> None:
+    """Checks that checkpoints can describe an optimizer and its schedule.
+
+    Raises:
+        RequestError: one of them has no `get_config`, or one that fails.
+    """
+    try:
+        json.dumps(keras.saving.serialize_keras_object(optimizer))
+    except Exception as error:  # a user's `get_config` may raise anything
+        chosen = f"optimizer={config.choices.optimizer} schedule={config.choices.schedule}"
+        raise RequestError(
+            f"{chosen}: checkpoints cannot describe it: {first_line(str(error))}; return all "
+            "parameters of its __init__ from get_config"
+        ) from error
 
 
 def loss_and_metrics() -> dict[str, Any]:
@@ -200,8 +220,11 @@ def _scaling(kind: str, prepared: Prepared) -> keras.layers.Layer:
 
 
 def _deviation(prepared: Prepared) -> Array:
-    """The standard deviation of each channel, f32[C]; above 0 even for a constant channel."""
-    deviation: Array = np.maximum(prepared.std, 1e-6)
+    """The standard deviation of each channel, f32[C], in levels; 1 for a constant channel.
+
+    An image that differs there by a level, as a later one may, would be scaled beyond all bounds.
+    """
+    deviation: Array = np.where(prepared.std > _CONSTANT, prepared.std, 1).astype(np.float32)
     return deviation
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from pipeline.data.pictures import border_colour
 from pipeline.data.values import Array, Split, images_at_once
+from pipeline.training.graph import head_input, plain_calls
 from pipeline.training.pretrained import FEATURES, WHITENING
 
 GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
@@ -40,15 +41,15 @@ class Importance:
 
 def explain(model: keras.Model, images: Array, classes: Array) -> Importance:
     """Maps which parts of each image u8[N,H,W,C] speak for its class in `classes` i64[N]."""
-    layer = _map_layer(model)
+    shown = _maps(model)
     size = images_at_once(images.shape[1:], _AT_ONCE)
-    by = _by_gradient(model, layer) if layer is not None else _by_occlusion(model)
+    by = _by_gradient(model, shown) if shown is not None else _by_occlusion(model)
     parts = [
         by(np.asarray(images[start : start + size]), np.asarray(classes[start : start + size]))
         for start in range(0, len(images), size)
     ]
     maps = np.concatenate(parts) if parts else np.empty(images.shape[:3], np.float32)
-    return Importance(maps=_scaled(maps), method=OCCLUSION if layer is None else GRAD_CAM)
+    return Importance(maps=_scaled(maps), method=OCCLUSION if shown is None else GRAD_CAM)
 
 
 def features_of(model: keras.Model, split: Split, *, batch_size: int) -> Array | None:
@@ -71,42 +72,31 @@ def features_of(model: keras.Model, split: Split, *, batch_size: int) -> Array |
 
 
 def _features(model: keras.Model) -> keras.KerasTensor | None:
-    for layer in reversed(_outputs(model)):
+    for layer, call in plain_calls(model).items():
         if layer.name == FEATURES:
-            return layer.output
-    weighted = [layer for layer in _outputs(model) if layer.weights]
-    if not weighted or isinstance(weighted[-1], keras.Model):
-        return None
-    entering = weighted[-1].input
-    return None if isinstance(entering, list | tuple | dict) else entering
+            return call.outputs[0]
+    return head_input(model)
 
 
-def _outputs(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a graph, in order, that have one output; empty if the model is no graph."""
-    if not getattr(model, "inputs", None):  # a subclass that is no graph of layers
-        return []
-    return [layer for layer in model.layers if _rank(layer) is not None]
-
-
-def _rank(layer: keras.layers.Layer) -> int | None:
-    try:
-        return len(layer.output.shape)
-    except (AttributeError, ValueError):  # used several times, or several outputs
-        return None
-
-
-def _map_layer(model: keras.Model) -> keras.layers.Layer | None:
-    """The layer whose feature maps Grad-CAM uses: the deepest one that still has positions.
+def _maps(model: keras.Model) -> keras.KerasTensor | None:
+    """The feature maps [N,H,W,F] that Grad-CAM uses: the deepest that still have positions.
 
     None without convolutions, and if tokens follow them, since these mix all positions.
     """
-    layers = _outputs(model)
-    if any(_rank(layer) == 3 for layer in layers):
+    outputs = {layer: call.outputs[0] for layer, call in plain_calls(model).items()}
+    if any(len(output.shape) == 3 for output in outputs.values()):
         return None
+    layers = [*outputs]
     first = next((position for position, one in enumerate(layers) if _convolves(one)), len(layers))
-    maps = [one for one in layers[first:] if _rank(one) == 4 and min(one.output.shape[1:3]) > 1]
-    large = [one for one in maps if min(one.output.shape[1:3]) >= _FEWEST]
+    maps = [output for output in [*outputs.values()][first:] if _least(output) > 1]
+    large = [output for output in maps if _least(output) >= _FEWEST]
     return next(reversed(large or maps), None)
+
+
+def _least(output: keras.KerasTensor) -> int:
+    """The least number of rows or columns of maps [N,H,W,F]; 0 if unknown, or of no maps."""
+    sizes = output.shape[1:3] if len(output.shape) == 4 else (0,)
+    return min(size or 0 for size in sizes)
 
 
 def _convolves(layer: keras.layers.Layer) -> bool:
@@ -121,18 +111,18 @@ def _scores(model: keras.Model) -> tuple[keras.KerasTensor | None, Scores]:
     If the last layer cannot be taken apart, scores are logarithms of probabilities; without a
     graph the tensor is None.
     """
-    layers = _outputs(model)
-    if not layers:
+    calls = plain_calls(model)
+    if not calls:
         return None, _logarithms
-    last = layers[-1]
+    last, call = next(reversed(calls.items()))
     softmax = getattr(last, "activation", None) is keras.activations.softmax
-    if last.output is model.output:
+    if call.outputs[0] is model.outputs[0]:
         if softmax and type(last) is keras.layers.Dense:
-            return last.input, lambda x: _dense(last, x)
+            return call.inputs[0], lambda x: _dense(last, x)
         named = softmax and type(last) is keras.layers.Activation
         if named or type(last) is keras.layers.Softmax:
-            return last.input, lambda x: tf.cast(x, tf.float32)
-    return model.output, _logarithms
+            return call.inputs[0], lambda x: tf.cast(x, tf.float32)
+    return model.outputs[0], _logarithms
 
 
 def _logarithms(probabilities: tf.Tensor) -> tf.Tensor:
@@ -144,7 +134,7 @@ def _dense(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:
     return product if layer.bias is None else product + tf.convert_to_tensor(layer.bias)
 
 
-def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Array, Array], Array]:
+def _by_gradient(model: keras.Model, shown: keras.KerasTensor) -> Callable[[Array, Array], Array]:
     """The positive part of features times the gradient of the class's score with respect to them.
 
     This is Grad-CAM if the maps are averaged. If they are flattened, it takes the gradient at each
@@ -152,7 +142,7 @@ def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Arr
     (R. L. Draelos, L. Carin, "HiResCAM", 2020).
     """
     entering, scores = _scores(model)
-    both = keras.Model(model.inputs, [layer.output, entering])
+    both = keras.Model(model.inputs, [shown, entering])
 
     # In a graph, so that gradients of filters, which nobody asks for, are not computed.
     @tf.function(reduce_retracing=True, autograph=False)
@@ -160,8 +150,8 @@ def _by_gradient(model: keras.Model, layer: keras.layers.Layer) -> Callable[[Arr
         maps, x = both(images, training=False)
         chosen = tf.gather(scores(x), classes, batch_dims=1)
         (gradient,) = tf.gradients(chosen, maps)
-        shown = tf.nn.relu(tf.reduce_sum(gradient * maps, axis=-1, keepdims=True))
-        return tf.image.resize(shown, model.input_shape[1:3], "bicubic")[..., 0]
+        positive = tf.nn.relu(tf.reduce_sum(gradient * maps, axis=-1, keepdims=True))
+        return tf.image.resize(positive, model.input_shape[1:3], "bicubic")[..., 0]
 
     return lambda images, classes: found(tf.constant(images), classes).numpy().clip(0)
 

@@ -26,7 +26,7 @@ from pipeline.data.values import Array, Features, Prepared, Split
 from pipeline.training.batches import needs_images
 from pipeline.training.build import build_model, loss_and_metrics
 from pipeline.training.precision import computes_in_float32, in_float32
-from pipeline.training.pretrained import FEATURES, backbone_layers, is_fixed
+from pipeline.training.pretrained import features_tensor, head_on, is_fixed
 
 _BATCH = 32  # images at once: a backbone needs about 20 MB for each
 TELL_S = 15.0  # between two lines of progress
@@ -72,9 +72,11 @@ class Head:
     def untrained(self) -> Callable[[], keras.Model]:
         """A function that builds this head with the weights that it has now."""
         weights = self.model.get_weights()
+        # Not compiled: Keras would build the optimizer anew, and cannot if it is the user's own.
+        plain = keras.Model(self.model.inputs, self.model.outputs, name=self.model.name)
 
         def build() -> keras.Model:
-            copy = keras.models.clone_model(self.model)
+            copy = keras.models.clone_model(plain)
             copy.set_weights(weights)
             return copy
 
@@ -84,18 +86,21 @@ class Head:
 def head_of(model: keras.Model, config: Config) -> Head | None:
     """The head of a compiled model with a frozen backbone, which trains on features of the images.
 
-    None if anything up to `features` is trained or random (as augmentation is), or if a teacher
-    needs the images. The first run that needs features keeps them in the data cache, keyed by the
-    checksums of images and backbone; later runs and the other jobs of a sweep read them.
+    None if anything up to `features` is trained or random (as augmentation is), if a teacher needs
+    the images, or if the head takes anything else than the features. The first run that needs
+    features keeps them in the data cache, keyed by the checksums of images and backbone; later runs
+    and the other jobs of a sweep read them.
     """
     if not has_backbone(config.model) or config.model["trainable"] != "head":
         return None
     if needs_images(config) or not is_fixed(model):
         return None
-    backbone = keras.Model(model.input, model.get_layer(FEATURES).output)
+    if (head := _separate(model)) is None:
+        return None
+    backbone = keras.Model(model.input, features_tensor(model))
     backbone = backbone if computes_in_float32(backbone) else in_float32(backbone)
     return Head(
-        model=_separate(model),
+        model=head,
         backbone=backbone,
         folder=data_folder(config),
         limited=config.preprocess.limit is not None,
@@ -158,12 +163,16 @@ def _computed(backbone: keras.Model, images: Array) -> Iterator[Array]:
     cache.let_go(images)
 
 
-def _separate(model: keras.Model) -> keras.Model:
-    """The layers after `features` as a model, compiled with the optimizer of `model` if that is."""
-    x = features = keras.Input(model.get_layer(FEATURES).output.shape[1:], name="features_input")
-    for layer in model.layers[len(backbone_layers(model)) :]:
-        x = layer(x)
-    head = keras.Model(features, x, name=f"{model.name}_head")
+def _separate(model: keras.Model) -> keras.Model | None:
+    """What follows `features` as a model, compiled with the optimizer of `model` if that is.
+
+    None if the head also takes anything before them.
+    """
+    features = keras.Input(features_tensor(model).shape[1:], name="features_input")
+    outputs = head_on(model, features)
+    if outputs is None:
+        return None
+    head = keras.Model(features, outputs, name=f"{model.name}_head")
     if model.compiled:  # one that was loaded is not, and only predicts
         head.compile(optimizer=model.optimizer, **loss_and_metrics())
     return head

@@ -22,6 +22,7 @@ LEAST_EPSILON = 1.001e-5
 
 Update = Callable[[Any, tf.Tensor, keras.Variable, tf.Tensor], None]
 Decay = Callable[[Any, Sequence[Any]], None]
+Clip = Callable[[Any, Sequence[tf.Tensor]], Sequence[tf.Tensor]]
 DECAYS = ("weight_decay", "adam_weight_decay")  # of Keras' optimizers
 RateShare = Callable[[Any, Any], Any]  # of the learning rate: by optimizer and variable
 
@@ -36,11 +37,12 @@ def fused_updates(
 
     Formulas and state remain those of Keras; other optimizers are not changed. `shares` are factors
     of the learning rate, one per trainable variable, and `since` the steps (from 0) before which a
-    variable is not changed. Both also apply to weight decay.
+    variable is not changed. Both also apply to weight decay. A variable that waits does not count
+    in the norm of all gradients by which the others are clipped.
     """
     update = _update_for(optimizer)
     if shares is None:
-        replaced: dict[str, Callable[..., None]] = {"update_step": update} if update else {}
+        replaced: dict[str, Callable[..., Any]] = {"update_step": update} if update else {}
     else:
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
         share = _share_of(shares, since or [0] * len(shares))
@@ -48,6 +50,9 @@ def fused_updates(
             "update_step": _shared(update or type(optimizer).update_step, share),
             "_apply_weight_decay": _with_shared_decay(type(optimizer)._apply_weight_decay, share),
         }
+        if since and optimizer.global_clipnorm:
+            clip = _clipped_apart(type(optimizer)._clip_gradients, since)
+            replaced["_clip_gradients"] = clip
     for name, method in replaced.items():
         setattr(optimizer, name, MethodType(method, optimizer))
     try:
@@ -141,13 +146,31 @@ def _with_shared_decay(decay: Decay, share: RateShare) -> Decay:
     return slower
 
 
+def _clipped_apart(clip: Clip, since: Sequence[int]) -> Clip:
+    """The same clipping, in which the gradients of variables that wait do not shorten the others.
+
+    Their own are clipped as before, since their moments follow them while they wait.
+    """
+
+    def clipped(optimizer: Any, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        together = clip(optimizer, gradients)
+        if len(gradients) != len(since):  # a variable has no gradient: Keras has left it out
+            return together
+        waits = [tf.cast(optimizer.iterations, tf.int64) < first for first in since]
+        pairs = [*zip(waits, gradients, strict=True)]
+        alone = clip(optimizer, [tf.where(wait, tf.zeros_like(one), one) for wait, one in pairs])
+        return [tf.where(*three) for three in zip(waits, together, alone, strict=True)]
+
+    return clipped
+
+
 def _update_for(optimizer: keras.optimizers.Optimizer) -> Update | None:
     # The exact classes: a subclass may have another formula.
     if type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW):
         return None if optimizer.amsgrad else _adam
     if type(optimizer) is keras.optimizers.SGD and optimizer.momentum != 0:
         return _momentum
-    return None
+    return _ftrl if type(optimizer) is keras.optimizers.Ftrl else None
 
 
 def _adam(
@@ -184,6 +207,18 @@ def _momentum(
         momentum=tf.constant(optimizer.momentum, dtype),
         use_nesterov=optimizer.nesterov,
     )
+
+
+def _ftrl(
+    optimizer: Any, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+) -> None:
+    """Keras' own update, which divides by the learning rate, unless that is 0."""
+
+    def step() -> tf.Tensor:
+        type(optimizer).update_step(optimizer, gradient, variable, learning_rate)
+        return tf.constant(True)
+
+    tf.cond(tf.cast(learning_rate, tf.float32) > 0, step, lambda: tf.constant(False))
 
 
 def _handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from pipeline.config.rules import (
+    TRAINABLE,
     Count,
     Fraction,
     Positive,
@@ -36,7 +37,7 @@ else:
 Activation = Annotated[str, one_of("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid")]
 Widths = Annotated[list[Count], Field(min_length=1)]
 
-Trainable = Annotated[str, one_of("head", "top", "all")]
+Trainable = Annotated[str, one_of(*TRAINABLE)]
 Stem = Annotated[str, one_of("convolutions", "patches")]
 
 # EfficientNet-Lite by variant: factors of width and depth.

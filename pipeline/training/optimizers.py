@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.rules import (
@@ -61,7 +62,8 @@ def muon(  # noqa: PLR0913 (the keys of its file)
 ) -> Optimizer:
     """Orthogonalizes the updates of matrices and filters; AdamW updates all other variables.
 
-    Rates are like AdamW's. Sources: Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982.
+    AdamW also updates the last layer, whose columns are the classes. Rates are like AdamW's.
+    Sources: Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982.
     """
     return _muon()(
         learning_rate=learning_rate,
@@ -70,7 +72,6 @@ def muon(  # noqa: PLR0913 (the keys of its file)
         momentum=momentum,
         clipnorm=clipnorm,
         global_clipnorm=global_clipnorm,
-        exclude_layers=["probabilities"],
         use_ema=use_ema,
         ema_momentum=ema_momentum,
     )
@@ -82,13 +83,20 @@ def _muon() -> Any:
         """Keras' Muon, which also takes filters [H,W,I,O], as matrices [H·W·I, O].
 
         Keras' own leaves filters to AdamW. This one does so only if the matrix has a single column,
-        as for filters of depthwise convolutions.
+        as for filters of depthwise convolutions. It leaves the last layer of a model to AdamW.
         """
+
+        def build(self, variables: Any) -> None:
+            """Creates the slots; the last variables are those of the last layer."""
+            layers = [variable.path.rpartition("/")[0] for variable in variables]
+            last = [*takewhile(lambda layer: layer == layers[-1] != "", reversed(layers))]
+            self._others = len(layers) - len(last)
+            super().build(variables)
 
         def _should_use_adamw(self, variable: Any) -> bool:
             shape = variable.shape
-            excluded = any(name in variable.path for name in self.exclude_layers)
-            return excluded or len(shape) not in (2, 4) or shape[-1] == 1
+            is_last = self._get_variable_index(variable) >= self._others
+            return is_last or len(shape) not in (2, 4) or shape[-1] == 1
 
         def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
             self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))

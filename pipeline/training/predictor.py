@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline.data.values import Array, Shape, Split, flaw_in, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.training.graph import head_input
 
 if TYPE_CHECKING:
     from pipeline.training.features import Head
@@ -40,29 +41,33 @@ def predictor(model: keras.Model) -> PredictFunction:
     return forward
 
 
-def with_features(model: keras.Model) -> Callable[[Array], tuple[Array, Array]]:
+def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, Array]]:
     """Compiles `model` to a function from images to features f32[N,F] and probabilities.
 
     The features are the input of its last layer with weights; of maps, the means over positions.
+    They are None if that layer is a whole network, or the model is not a graph of layers.
     """
-    last = next(layer for layer in reversed(model.layers) if layer.weights)
-    both = keras.Model(model.input, [last.input, model.output])
-    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+    features = head_input(model)
+    if features is None:
+        plain = predictor(model)
+        return lambda images: (None, plain(images))
+    both = keras.Model(model.inputs, [features, model.outputs[0]])
+    spec = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
 
-    @tf.function(input_signature=[images], autograph=False)
+    @tf.function(input_signature=[spec], autograph=False)
     def graph(batch: tf.Tensor) -> list[tf.Tensor]:
-        features, probabilities = both(batch, training=False)
-        axes = list(range(1, len(features.shape) - 1))
+        found, probabilities = both(batch, training=False)
+        axes = list(range(1, len(found.shape) - 1))
         return [
-            tf.cast(tf.reduce_mean(features, axes), tf.float32),
+            tf.cast(tf.reduce_mean(found, axes), tf.float32),
             tf.cast(probabilities, tf.float32),
         ]
 
     def forward(batch: Array) -> tuple[Array, Array]:
-        features, probabilities = (part.numpy() for part in graph(tf.constant(batch)))
+        found, probabilities = (part.numpy() for part in graph(tf.constant(batch)))
         if flaw := flaw_in(probabilities):
             raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
-        return features, probabilities
+        return found, probabilities
 
     return forward
 

@@ -1,8 +1,9 @@
 """Loads the weights of pretrained backbones, and decides which layers are trained further.
 
-A model whose file has the keys `weights` and `trainable` is a backbone, up to its layer `features`,
-and a head. Weights are only read as numbers: those of ImageNet from a file of an installed package
-that has the published SHA-256, others from an inspected file of Keras (`saved.py`).
+A model whose file has the keys `weights` and `trainable` (head, top or all) is a backbone, up to
+its layer `features`, and a head. Weights are only read as numbers: those of ImageNet from a file of
+an installed package that has the published SHA-256, others from an inspected file of Keras
+(`saved.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import logging
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config.builders import Leaf, has_backbone
+from pipeline.config.rules import TRAINABLE
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import user_path
@@ -31,10 +34,11 @@ from pipeline.system.imports import Lazy
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.training import saved
+    from pipeline.training import graph, saved
 else:
     # A run's weights are looked for before TensorFlow is imported.
     keras, saved = Lazy("keras"), Lazy("pipeline.training.saved")
+    graph = Lazy("pipeline.training.graph")
 
 FEATURES = "features"  # the layer whose output the head takes
 SCALING = "scaling"  # the layer that scales images, the first of every model
@@ -155,10 +159,41 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
 
 
 def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model up to and including `features`."""
+    """The layers of a model up to and including `features`.
+
+    Raises:
+        RequestError: there is no layer of that name.
+    """
     names = [layer.name for layer in model.layers]
+    if FEATURES not in names:
+        raise RequestError(
+            f"model={model.name}: the keys weights and trainable ({', '.join(TRAINABLE)}) are for "
+            f"a model with a backbone, whose head takes the output of the layer {FEATURES}; name a "
+            f"layer so, as keras.layers.Identity(name='{FEATURES}'), or give the keys other names"
+        )
     layers: list[keras.layers.Layer] = model.layers[: names.index(FEATURES) + 1]
     return layers
+
+
+def features_tensor(model: keras.Model) -> keras.KerasTensor:
+    """The output of the layer `features`, in the graph of a model."""
+    return graph.calls_of(model)[model.get_layer(FEATURES)][0].outputs[0]
+
+
+def head_on(
+    model: keras.Model, features: keras.KerasTensor, copied: Callable[[Any], Any] | None = None
+) -> keras.KerasTensor | None:
+    """The outputs of a model's head on other `features`: all its layers, operations and branches.
+
+    The layers are those of the model, or what `copied` makes of each. None if the head also takes
+    anything before the features.
+    """
+    try:
+        head = keras.Model(features_tensor(model), model.outputs[0])
+    except ValueError:  # an output that features alone do not determine
+        return None
+    # As keras.models.clone_model, which would give the copy an input of its own.
+    return head._run_through_graph([features], operation_fn=cache(copied or (lambda layer: layer)))
 
 
 def state(weights: str | None) -> list[int]:

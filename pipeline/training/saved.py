@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.trusted import import_trusted
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, first_line
 
@@ -101,7 +102,7 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
     """Loads the Keras model in a `.keras` file, after checking that it runs no code of its own.
 
     `called` names the file in messages, such as `model_uri=…`; `compile` also restores its
-    optimizer, loss and metrics.
+    optimizer, loss and metrics, or none of them if the optimizer is not of Keras' own classes.
 
     Raises:
         RequestError: it is damaged, too large, or holds anything other than a model of Keras' own
@@ -111,7 +112,8 @@ def load_saved(file: Path, *, called: str, compile: bool = False) -> keras.Model
 
     with inspected(file, called=called) as folder, _refused_as(called):
         config = _json(folder / _CONFIG)
-        _check_objects(config)
+        compile = compile and _has_optimizer_of_keras(config)
+        _check_objects(config if compile else _without_optimizer(config))
         _check_sizes(config, stored=_check_weights(folder / WEIGHTS))
         return keras.saving.load_model(folder, compile=compile, safe_mode=True)
 
@@ -227,9 +229,41 @@ def _check_objects(config: Any) -> None:
     Raises:
         ValueError: one is not allowed.
     """
-    waiting, seen = [config], 0
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError(f"its {_CONFIG} describes no model")
+    for described in _objects(config):
+        _check_object(described)
+
+
+def _has_optimizer_of_keras(config: Any) -> bool:
+    """Whether Keras' own classes suffice to build the optimizer that a configuration describes."""
+    described = [*_objects(_compilation(config).get("optimizer"))]
+    try:
+        for one in described:
+            _check_object(one)
+    except ValueError:
+        return False
+    return not any(_has_registered(one.get("registered_name")) for one in described)
+
+
+def _without_optimizer(config: Any) -> Any:
+    """The configuration without the optimizer, of which nothing is built unless it is compiled."""
+    compilation = _compilation(config)
+    return config | {"compile_config": compilation | {"optimizer": None}} if compilation else config
+
+
+def _compilation(config: Any) -> dict[str, Any]:
+    found = config.get("compile_config") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
+    """The descriptions of all objects in a configuration.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    waiting, seen = [config], 0
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
@@ -238,7 +272,7 @@ def _check_objects(config: Any) -> None:
             waiting += value.values()
             if "class_name" in value:
                 seen += 1
-                _check_object(value)
+                yield value
         if seen > MOST_OBJECTS:
             raise ValueError(f"its {_CONFIG} describes more than {MOST_OBJECTS:,} objects")
 
@@ -256,7 +290,7 @@ def _check_object(described: Mapping[str, Any]) -> None:
         allowed, name = allowed and registered in (None, told), str(told)
     else:
         allowed = _is_allowed(module, name) and registered in (None, name)
-    if not allowed and not _is_registered(registered):
+    if not allowed and not _is_registered(registered, module):
         raise ValueError(
             f"it needs {module[:80]}.{name[:80]}, which is not among Keras' own layers and "
             "operations that are allowed in a file"
@@ -288,13 +322,22 @@ def _is_function(module: str, name: str) -> bool:
     )
 
 
-def _is_registered(name: Any) -> bool:
-    """Whether trusted code has registered a class of that name in this process."""
-    import keras
+def _is_registered(name: Any, module: str) -> bool:
+    """Whether trusted code registers a class of that name, which the file says is in `module`.
 
+    Imports the trusted modules if none has been registered in this process.
+    """
     if isinstance(name, str) and name.startswith("pipeline>"):
         own = importlib.import_module("pipeline.training.optimizers")
         getattr(own, name.removeprefix("pipeline>"), None)  # defines and registers it
+    elif not _has_registered(name):
+        import_trusted(also=module)
+    return _has_registered(name)
+
+
+def _has_registered(name: Any) -> bool:
+    import keras
+
     found = keras.saving.get_custom_objects().get(name) if isinstance(name, str) else None
     return found is not None and not found.__module__.startswith("keras.")
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,17 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.values import Evaluation
+from pipeline.training.graph import calls_of
 
 MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One row of the table; `activations` is the number of outputs for one image."""
+    """One row of the table; `activations` is the number of outputs for one image.
+
+    A size in `shape` is None if it depends on the image.
+    """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     parameters: int
     activations: int
 
@@ -87,22 +90,31 @@ class ModelSummary:
 
 
 def summarise(model: keras.Model, *, batch_size: int) -> ModelSummary:
-    """Summarises a compiled `model` that is trained on batches of `batch_size` images."""
+    """Summarises a compiled `model` that is trained on batches of `batch_size` images.
+
+    A network nested in it is one layer, whose outputs count, but not those of the layers inside.
+    """
+    outputs = {
+        layer: [output for call in calls for output in call.outputs]
+        for layer, calls in calls_of(model).items()
+        if not isinstance(layer, keras.layers.InputLayer)
+    }
     layers = tuple(
         Layer(
             name=layer.name,
             kind=type(layer).__name__,
-            shape=tuple(_outputs(layer)[0].shape[1:]),
+            shape=tuple(found[0].shape[1:]),
             parameters=layer.count_params(),
-            activations=sum(math.prod(output.shape[1:]) for output in _outputs(layer)),
+            activations=sum(map(_size, found)),
         )
-        for layer in model.layers
-        if not isinstance(layer, keras.layers.InputLayer)
+        for layer, found in outputs.items()
     )
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     activations = sum(layer.activations for layer in layers)
-    activation_bytes = batch_size * sum(_output_bytes(layer) for layer in model.layers[1:])
+    activation_bytes = batch_size * sum(
+        _size(output) * _item_size(output.dtype) for found in outputs.values() for output in found
+    )
     # The step counter and the learning rate are scalars; the other variables are the slots.
     slots = _bytes([v for v in model.optimizer.variables if v.shape != ()])
     return ModelSummary(
@@ -115,19 +127,14 @@ def summarise(model: keras.Model, *, batch_size: int) -> ModelSummary:
             f"optimizer state ({type(model.optimizer).__name__})": slots,
             f"activations, batch of {batch_size}": activation_bytes,
             "gradients of activations": activation_bytes,
-            "images (uint8)": batch_size * math.prod(model.input_shape[1:]),
+            "images (uint8)": batch_size * sum(map(_size, model.inputs)),
         },
     )
 
 
-def _output_bytes(layer: keras.layers.Layer) -> int:
-    return sum(math.prod(one.shape[1:]) * _item_size(one.dtype) for one in _outputs(layer))
-
-
-def _outputs(layer: keras.layers.Layer) -> list[Any]:
-    """The symbolic outputs of a layer; some have several, as an LSTM that returns its state."""
-    found: list[Any] = keras.tree.flatten(layer.output)
-    return found
+def _size(tensor: keras.KerasTensor) -> int:
+    """The number of values for one image, as far as it is known."""
+    return math.prod(size for size in tensor.shape[1:] if size is not None)
 
 
 def _bytes(variables: Iterable[keras.Variable]) -> int:

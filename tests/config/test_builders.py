@@ -10,6 +10,7 @@ from pipeline.config.builders import (
     build,
     check_leaf,
     first_name,
+    has_backbone,
     leaf_defaults,
     leaf_parameters,
     parameter_of,
@@ -104,3 +105,19 @@ def test_a_leaf_is_built_with_its_parameters_and_refused_those_it_does_not_take(
         build(SYNTHETIC | {"sise": 1})
     with pytest.raises(RequestError, match=r"missing a required argument: 'train_size'"):
         build({"_target_": SYNTHETIC["_target_"]})
+
+
+@pytest.mark.parametrize(
+    ("keys", "has"),
+    [
+        ({"weights": None, "trainable": "all"}, True),
+        ({"weights": "imagenet", "trainable": "head"}, True),
+        ({"weights": None, "trainable": True}, False),
+        ({"weights": True, "trainable": "all"}, False),
+        ({"weights": "x", "trainable": "half"}, False),
+        ({"weights": "x"}, False),
+        ({"trainable": "head"}, False),
+    ],
+)
+def test_a_model_has_a_backbone_by_what_its_keys_say(keys: dict[str, Any], has: bool) -> None:
+    assert has_backbone({"_target_": "my_models.mine", **keys}) is has

@@ -61,6 +61,7 @@ def strange(images, classes, *, width: "NoSuchType"): ...
 def two(predictions: "Predictions", k: int) -> float: ...
 def wrong(predictions: "Predictions") -> str: ...
 def bare(predictions): ...
+def transfer(images, classes, *, weights: str | None, trainable: bool): ...
 class Tiny: ...
 def _hidden(images, classes): ...
 '''
@@ -111,6 +112,12 @@ def test_a_builder_of_ones_own_says_which_of_its_settings_have_no_effect() -> No
         api.compose(*deep, "+model.depth=0")
     assert str(caught.value) == "+model.width=3 has no effect with depth=0; leave it out"
     assert api.compose(*deep, "+model.depth=1").model["width"] == 3
+
+
+def test_keys_that_mean_something_else_in_a_model_of_ones_own_are_left_to_it() -> None:
+    words = ("model=linear", "model._target_=my_models.transfer", "+model.weights=null")
+    config = configured(TRUST, *words, "+model.trainable=true")
+    assert config.model["trainable"] is True
 
 
 def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
@@ -235,6 +242,9 @@ def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(
     model = api.build_model(config, api.load_data(config))
     assert type(model.optimizer).__name__ == "Slow"
     assert float(model.optimizer.learning_rate) == pytest.approx(0.005)
+    model.save(tmp_path / "last.keras")
+    completed = kept(load_saved(tmp_path / "last.keras", called="it", compile=True))
+    assert type(completed.optimizer) is keras.optimizers.SGD  # as a sweep completes a job
     saved = kept(model)
     saved.save(tmp_path / "model.keras")
     assert type(saved.optimizer) is keras.optimizers.SGD

@@ -11,8 +11,10 @@ from mlflow.entities import Run, RunData, RunInfo
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking.runs import best_by_kept, by_id
+from pipeline.tracking import runs
+from pipeline.tracking.runs import best_by_kept, by_id, require_sound_leakage
 from pipeline.tracking.values import RecordedRun, Status
+from tests.commands import configured
 
 IDS = ["abcd" + "0" * 28, "abce" + "0" * 28, "12e4" + "0" * 28]
 IDS += [f"ffff{number}" + "0" * 27 for number in range(5)]
@@ -161,3 +163,19 @@ def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
     store = Store({"test/accuracy": 0.5}, {"test/accuracy": 0.9})
     assert store.best(1, "test/accuracy") == ["1"]
     assert store.searches == 1
+
+
+LITE = ("model=efficientnet_lite0", "model.weights=abcd1234")
+
+
+def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, other = configured("dataset=digits", *LITE), configured("dataset=synthetic", *LITE)
+    monkeypatch.setattr(runs, "find_run", lambda source, config: SimpleNamespace(config=ours))
+    require_sound_leakage(ours)
+    for config in (ours, other):
+        config.evaluate.leakage = True
+    require_sound_leakage(other)
+    with pytest.raises(RequestError, match=r"^model.weights=abcd1234: that run was trained on im"):
+        require_sound_leakage(ours)

@@ -5,6 +5,9 @@ What it computes is tested with the models (test_models.py) and in training (tes
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,7 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import synthetic
-from pipeline.training import build
+from pipeline.system.errors import RequestError
+from pipeline.training import build, models
 from pipeline.training.build import build_model, kept, loss_and_metrics
 from tests.commands import configured
 from tests.splits import in_splits
@@ -90,3 +94,70 @@ def test_a_model_is_kept_without_a_schedule_that_only_its_user_can_load() -> Non
     assert kept(model).optimizer is model.optimizer
     model.compile(keras.optimizers.Adam(Mine()), **loss_and_metrics())
     assert isinstance(kept(model).optimizer, keras.optimizers.SGD)
+
+
+def test_a_model_that_was_loaded_without_its_optimizer_is_kept_with_one_of_keras() -> None:
+    model = built()
+    bare = keras.models.clone_model(model)
+    model = keras.Model(bare.inputs, bare.outputs)
+    assert not model.compiled
+    assert kept(model) is model
+    assert type(model.optimizer) is keras.optimizers.SGD
+
+
+@pytest.mark.parametrize("described", [None, {"steps": object()}], ids=["not", "by no JSON"])
+def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
+    described: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mine(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return 0.1
+
+        def get_config(self) -> dict[str, Any]:
+            return described or super().get_config()
+
+    config = configured(*LINEAR, "schedule=cosine")
+    made = build.build
+    monkeypatch.setattr(
+        build, "build", lambda leaf, *more: Mine() if leaf is config.schedule else made(leaf, *more)
+    )
+    with pytest.raises(RequestError, match=r"^optimizer=adam schedule=cosine: checkpoints cannot"):
+        build_model(config, PREPARED)
+
+
+def backbone(images: Any, classes: int) -> Any:
+    """A small backbone, and a head of operations and branches."""
+    x = keras.layers.Dense(4, name="base")(keras.layers.Flatten(name="flat")(images))
+    x = keras.ops.normalize(keras.layers.Identity(name="features")(x)) * 3.0
+    x = keras.layers.Concatenate(name="joined")([x, x + keras.layers.Dense(4, name="hidden")(x)])
+    return keras.layers.Dense(classes, activation="softmax", name="probabilities")(x)
+
+
+def test_the_head_on_a_shared_backbone_is_built_with_all_its_operations_and_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = wraps(models.efficientnet_lite)(lambda images, classes, **_: backbone(images, classes))
+    monkeypatch.setattr(models, "efficientnet_lite", own)
+    words = ("model=efficientnet_lite0", "train.batch_size=16")
+    donor = configured(*words, "model.weights=null", "model.trainable=all")
+    build_model(donor, PREPARED).save(tmp_path / "donor.keras")
+    config = configured(*words, f"model.weights={tmp_path}/donor.keras", "model.trainable=head")
+    first, second = (build_model(config, PREPARED) for _ in range(2))
+    assert first.get_layer("base") is second.get_layer("base")
+    assert first.get_layer("hidden") is not second.get_layer("hidden")
+    images = keras.Input((6, 6, 1), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 255)(images)
+    expected = keras.Model(images, backbone(scaled, 3))
+    pixels = PREPARED.test.batch(0, 5)
+    for model in (first, second):
+        expected.set_weights(model.get_weights())
+        np.testing.assert_allclose(model(pixels), expected(pixels), atol=1e-6)
+    np.testing.assert_array_equal(first(pixels), second(pixels))
+
+
+def test_a_channel_that_is_constant_in_training_is_scaled_by_levels() -> None:
+    prepared = replace(PREPARED, mean=np.float32([7]), std=np.float32([0]))
+    model = build_model(configured(*LINEAR, "train.scaling=standard"), prepared)
+    pixels = np.array([6, 7, 9], np.uint8).reshape(3, 1, 1, 1)
+    found = model.get_layer("scaling")(np.broadcast_to(pixels, (3, 6, 6, 1)))
+    np.testing.assert_allclose(np.array(found)[:, 0, 0, 0], [-1, 0, 2], atol=1e-5)

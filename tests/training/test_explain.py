@@ -121,6 +121,38 @@ def test_a_nested_network_is_explained() -> None:
     assert np.isfinite(found.maps).all()
 
 
+def nested(*, size: int | None, returned: bool = False) -> keras.Model:
+    """A model around a network that takes images of `size`, or of any."""
+    inner = keras.Input((size, size, 1))
+    x = keras.layers.Conv2D(2, 3, padding="same", activation="relu")(inner)
+    head = (keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, activation="softmax"))
+    for layer in head if returned else ():
+        x = layer(x)
+    return assembled(keras.Model(inner, x), *(() if returned else head))
+
+
+@pytest.mark.parametrize("size", [SIDE, None])
+def test_a_network_that_a_model_calls_is_explained_by_its_maps_and_has_features(
+    size: int | None,
+) -> None:
+    model, images = nested(size=size), spots([(0, 0), (1, 1)])
+    found = explain(model, images, np.zeros(2, int))
+    assert (found.method, found.maps.shape) == (GRAD_CAM, (2, SIDE, SIDE))
+    features = features_of(model, Split(images=images, labels=np.zeros(2, np.int32)), batch_size=2)
+    assert features is not None
+    assert features.shape == (2, 2)
+
+
+@pytest.mark.parametrize("size", [SIDE, None])
+def test_a_model_that_only_returns_a_network_is_explained_without_its_features(
+    size: int | None,
+) -> None:
+    model, images = nested(size=size, returned=True), spots([(0, 0)])
+    assert explain(model, images, np.zeros(1, int)).method == OCCLUSION
+    split = Split(images=images, labels=np.zeros(1, np.int32))
+    assert features_of(model, split, batch_size=2) is None
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "linear": {},
     "mlp": {"hidden": [8], "activation": "relu", "dropout": 0.1},

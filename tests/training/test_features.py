@@ -141,3 +141,49 @@ def test_where_the_features_change_there_is_no_head(tmp_path: Path) -> None:
     settings.train.teacher = "abcd"
     assert head_of(network(), settings) is None
     assert not list(tmp_path.iterdir())
+
+
+def branched(*, early: bool) -> keras.Model:
+    """A model whose head normalises, divides and joins again; `early` takes pixels as well."""
+    images = keras.Input((2, 2, 1), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 255, name="scaling")(images)
+    flat = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(2, name=FEATURES, trainable=False)(flat)
+    x = keras.ops.normalize(x) * 3.0
+    joined = keras.layers.Concatenate(name="joined")(
+        [x + keras.layers.Dense(2, name="hidden")(x), flat if early else x]
+    )
+    outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(joined)
+    model = keras.Model(images, outputs, name="branched")
+    model.compile(optimizer=keras.optimizers.SGD(), **loss_and_metrics())
+    return model
+
+
+def test_a_head_with_operations_and_branches_predicts_what_the_whole_does(tmp_path: Path) -> None:
+    model = branched(early=False)
+    found = head_of(model, config(tmp_path))
+    assert found is not None
+    expected = model.predict(PREPARED.test.batch(0, 10), verbose=0)
+    probabilities = predict(model, PREPARED.test, batch_size=7, head=found)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert found.model.get_layer("hidden") is model.get_layer("hidden")
+    features = found.of(PREPARED.test).batch(0, 10)
+    again = found.untrained()().predict(features, verbose=0)
+    np.testing.assert_allclose(again, expected, atol=1e-6)
+
+
+def test_a_head_that_also_takes_what_is_before_the_features_is_not_trained_alone(
+    tmp_path: Path,
+) -> None:
+    assert head_of(branched(early=True), config(tmp_path)) is None
+
+
+def test_the_untrained_head_needs_no_optimizer(tmp_path: Path) -> None:
+    class Mine(keras.optimizers.SGD):  # type: ignore[misc]
+        """An optimizer that Keras cannot find by its name."""
+
+    model = network()
+    model.compile(optimizer=Mine(), **loss_and_metrics())
+    found = head_of(model, config(tmp_path))
+    assert found is not None
+    np.testing.assert_array_equal(found.untrained()().get_weights()[0], model.get_weights()[2])

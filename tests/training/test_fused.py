@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.data.values import Array
 from pipeline.training.fused import fused_norms, fused_updates
@@ -67,6 +68,42 @@ def test_a_share_slows_a_variable_down_and_a_later_start_holds_it_still() -> Non
     np.testing.assert_array_equal(moved(0.25, 4), START)
     last = (START - START * 0.5 * 0.1) - 0.1 * GRADIENTS[3]
     np.testing.assert_allclose(moved(1.0, 3), last, atol=1e-6)
+
+
+def test_a_variable_that_waits_does_not_count_in_the_norm_of_all_gradients() -> None:
+    def moved(since: list[int]) -> list[float]:
+        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+        variables = [keras.Variable([0.0]), keras.Variable([0.0])]
+        optimizer.build(variables)
+        with fused_updates(optimizer, [1.0, 1.0], since):
+            for _ in range(2):
+                gradients = [keras.ops.convert_to_tensor([value]) for value in (12.0, 5.0)]
+                optimizer.apply(gradients, variables)
+        assert "_clip_gradients" not in vars(optimizer)
+        return [float(variable[0]) for variable in variables]
+
+    assert moved([0, 0]) == pytest.approx([-2 * 12 / 13, -2 * 5 / 13])
+    assert moved([1, 0]) == pytest.approx([-12 / 13, -1 - 5 / 13])
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_ftrl_takes_no_step_where_the_rate_is_0_and_its_own_afterwards(traced: bool) -> None:
+    rates = keras.optimizers.schedules.PolynomialDecay(0.0, 1, end_learning_rate=0.1)
+    ours, own = keras.optimizers.Ftrl(rates), keras.optimizers.Ftrl(0.1)
+    variable, other = keras.Variable(START), keras.Variable(START)
+    for optimizer, one in ((ours, variable), (own, other)):
+        optimizer.build([one])
+
+    def step() -> None:
+        ours.apply([keras.ops.convert_to_tensor(GRADIENTS[0])], [variable])
+
+    with fused_updates(ours):
+        take = tf.function(step, autograph=False) if traced else step
+        take()
+        np.testing.assert_array_equal(variable, START)
+        take()
+    own.apply([keras.ops.convert_to_tensor(GRADIENTS[0])], [other])
+    np.testing.assert_allclose(np.array(variable), np.array(other), atol=1e-6)
 
 
 def test_outputs_and_statistics_of_a_normalisation_are_those_of_keras() -> None:

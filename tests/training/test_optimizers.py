@@ -163,6 +163,19 @@ def test_muon_leaves_biases_and_depthwise_filters_to_adamw(shape: tuple[int, ...
     np.testing.assert_allclose(stepped(muon(), start, *gradients), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["probabilities", "dense_1", "anything"])
+def test_muon_leaves_the_last_layer_to_adamw_whatever_its_name(name: str) -> None:
+    images = keras.Input((4,))
+    x = keras.layers.Dense(4, name="dense")(images)
+    x = keras.layers.Dense(4, name="probabilities_before")(x)
+    x = keras.layers.Dense(3, name=name)(x)
+    model = keras.Model(images, keras.layers.Softmax()(x))
+    optimizer = muon()
+    optimizer.build(model.trainable_variables)
+    with_velocity = [slot is not None for slot in optimizer.adam_velocities]
+    assert with_velocity == [False, True, False, True, True, True]
+
+
 def test_schedule_free_adamw_is_that_of_the_paper() -> None:
     leaf = configured(
         *("optimizer=schedule_free", "optimizer.learning_rate=0.1", "optimizer.warmup_steps=3"),

@@ -8,7 +8,13 @@ import pytest
 
 from pipeline.data.values import Split
 from pipeline.system.errors import RequestError
-from pipeline.training.predictor import predict, single_image_ms, views_of, warm_predictor
+from pipeline.training.predictor import (
+    predict,
+    single_image_ms,
+    views_of,
+    warm_predictor,
+    with_features,
+)
 from tests.stress.matrix import matrix
 
 SHAPE = (4, 3, 1)
@@ -109,3 +115,29 @@ def test_probabilities_of_views_are_their_means() -> None:
     found = predict(model, split, batch_size=2, views="flip")
     np.testing.assert_allclose(found, (np.array(plain) + np.array(mirrored)) / 2, atol=1e-6)
     assert found.dtype == np.float32
+
+
+def around(*, returned: bool) -> keras.Model:
+    """A model around a nested network, which is all of it or what comes before the head."""
+    inner = keras.Input((None, None, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 2)(inner))
+    head = keras.layers.Dense(3, activation="softmax")
+    images = keras.Input(SHAPE, dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 255)(images)
+    network = keras.Model(inner, head(x) if returned else x)
+    return keras.Model(images, network(scaled) if returned else head(network(scaled)))
+
+
+def test_features_are_what_the_head_takes_also_of_a_nested_network() -> None:
+    model = around(returned=False)
+    features, probabilities = with_features(model)(IMAGES[:5])
+    np.testing.assert_allclose(probabilities, model(IMAGES[:5]), atol=1e-6)
+    assert features is not None
+    np.testing.assert_allclose(model.layers[-1](features), probabilities, atol=1e-6)
+
+
+def test_a_model_that_only_returns_a_network_has_probabilities_and_no_features() -> None:
+    model = around(returned=True)
+    features, probabilities = with_features(model)(IMAGES[:5])
+    assert features is None
+    np.testing.assert_allclose(probabilities, model(IMAGES[:5]), atol=1e-6)

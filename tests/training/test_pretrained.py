@@ -471,3 +471,10 @@ def test_weights_of_a_run_are_those_of_its_own_saved_model(
     found.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
         runs.with_weights(replace(config, model=named))
+
+
+def test_a_model_with_the_keys_of_a_backbone_needs_the_layer_that_ends_it() -> None:
+    images = keras.Input((6,))
+    model = keras.Model(images, keras.layers.Dense(3)(images), name="mine")
+    with pytest.raises(RequestError, match="^model=mine: the keys .* takes .* the layer features;"):
+        pretrained.prepare_backbone(model, {"weights": None, "trainable": "all"})

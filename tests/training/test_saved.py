@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import resource
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from pipeline.config.trusted import trust
 from pipeline.system.errors import RequestError
 from pipeline.training.saved import LAYERS, inspected, load_saved
 from tests.hostile import IN_THE_FILE, with_value
@@ -135,4 +139,98 @@ def test_an_ordinary_class_that_the_user_has_registered_is_loaded(tmp_path: Path
     finally:
         del keras.saving.get_custom_objects()["tests>Doubled"]
     with pytest.raises(RequestError, match="Doubled"):
+        load_saved(path, called="it")
+
+
+class Slow(keras.optimizers.SGD):  # type: ignore[misc]
+    """An optimizer that is not registered."""
+
+
+class Steady(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """A schedule that is not registered."""
+
+    def __call__(self, step: int) -> float:
+        return 0.1
+
+    def get_config(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [Slow, lambda: keras.optimizers.SGD(Steady())],
+    ids=["optimizer", "schedule"],
+)
+def test_a_checkpoint_with_an_optimizer_of_ones_own_is_loaded_without_it(
+    optimizer: Callable[[], keras.optimizers.Optimizer], tmp_path: Path
+) -> None:
+    images = keras.Input((2,), dtype="uint8")
+    model = keras.Model(images, keras.layers.Dense(2)(keras.layers.Rescaling(1.0)(images)))
+    model.compile(optimizer=optimizer(), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "last.keras")
+    for compiled in (True, False):
+        loaded = load_saved(tmp_path / "last.keras", called="it", compile=compiled)
+        assert not loaded.compiled
+        np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
+
+
+OWN = """
+import keras
+
+
+@keras.saving.register_keras_serializable("{package}")
+class Doubled(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+@pytest.fixture
+def own_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with modules of one's own that nothing has imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / "own_package" / "layers.py"
+    inner.parent.mkdir()
+    inner.with_name("__init__.py").write_text("")
+    inner.write_text(OWN.format(package="own_package"))
+    (tmp_path / "own_layers.py").write_text(OWN.format(package="own_layers"))
+    yield tmp_path
+    trust([])
+    forget("own_layers", "own_package", "own_package.layers")
+
+
+def forget(*modules: str) -> None:
+    """Makes modules as unknown to Python and Keras as they are to a new process."""
+    for module in modules:
+        sys.modules.pop(module, None)
+        keras.saving.get_custom_objects().pop(f"{module.partition('.')[0]}>Doubled", None)
+
+
+@pytest.mark.parametrize("module", ["own_layers", "own_package.layers"])
+def test_a_layer_that_a_trusted_module_registers_is_loaded_by_a_process_that_never_imported_it(
+    module: str, own_layers: Path
+) -> None:
+    path = own_layers / "model.keras"
+    images = keras.Input((2, 2, 1))
+    layer = importlib.import_module(module).Doubled()
+    keras.Model(images, layer(images)).save(path)
+    forget(module)
+    with pytest.raises(RequestError, match=f"it needs {module}.Doubled, which is not among Keras"):
+        load_saved(path, called="it")
+    assert module not in sys.modules
+    trust([module.partition(".")[0]])
+    assert load_saved(path, called="it")(np.ones((1, 2, 2, 1)))[0, 0, 0, 0] == 2
+
+
+def test_a_trusted_module_that_fails_is_named_when_a_model_needs_it(own_layers: Path) -> None:
+    path = own_layers / "model.keras"
+    images = keras.Input((2, 2, 1))
+    layer = importlib.import_module("own_layers").Doubled()
+    keras.Model(images, layer(images)).save(path)
+    forget("own_layers")
+    (own_layers / "own_layers.py").write_text("1 / 0\n")
+    trust(["own_layers"])
+    with pytest.raises(RequestError, match="own_layers cannot be imported: ZeroDivisionError"):
         load_saved(path, called="it")

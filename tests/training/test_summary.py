@@ -101,3 +101,33 @@ def test_a_layer_with_several_outputs_counts_them_all() -> None:
     model.compile(optimizer=keras.optimizers.SGD())
     found = summarise(model, batch_size=1).layers[0]
     assert (found.name, found.shape, found.activations) == ("lstm", (5,), 15)
+
+
+def test_a_nested_network_of_any_size_counts_its_outputs_at_the_size_of_the_images() -> None:
+    inner = keras.Input((None, None, 1))
+    base = keras.Model(inner, keras.layers.Conv2D(2, 3)(inner), name="base")
+    images = keras.Input((6, 5, 1), name="images")
+    x = keras.layers.GlobalAveragePooling2D(name="pooling")(base(images))
+    model = keras.Model(images, x)
+    model.compile(optimizer=keras.optimizers.SGD())
+    summary = summarise(model, batch_size=1)
+    shapes = {layer.name: (layer.shape, layer.activations) for layer in summary.layers}
+    assert shapes == {"base": ((4, 3, 2), 4 * 3 * 2), "pooling": ((2,), 2)}
+    assert summary.parameters == 9 * 2 + 2
+
+
+def test_a_layer_that_is_called_twice_counts_twice() -> None:
+    images = keras.Input((3,), name="images")
+    shared = keras.layers.Dense(3, name="shared")
+    model = keras.Model(images, shared(shared(images)))
+    model.compile(optimizer=keras.optimizers.SGD())
+    [layer] = summarise(model, batch_size=1).layers
+    assert (layer.parameters, layer.activations) == (12, 6)
+
+
+def test_a_size_that_is_not_known_is_left_out_of_the_count() -> None:
+    images = keras.Input((None, 3), name="images")
+    model = keras.Model(images, keras.layers.Dense(2, name="dense")(images))
+    model.compile(optimizer=keras.optimizers.SGD())
+    summary = summarise(model, batch_size=1)
+    assert (summary.layers[0].shape, summary.activations) == ((None, 2), 2)

@@ -12,7 +12,6 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
 from pipeline.data.exclusion import (
     FILE_COLUMN,
@@ -34,7 +33,7 @@ from pipeline.system.files import replace_text, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import standard_output
-from pipeline.tracking.runs import find_run, with_weights
+from pipeline.tracking.runs import require_weights_of_other_data, with_weights
 from pipeline.training.build import prepare_keras
 from pipeline.training.folds import out_of_fold
 from pipeline.verbs.audit import Audit
@@ -170,14 +169,9 @@ def _require_unbiased(config: Config) -> None:
     """
     if config.train.teacher is not None:
         raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
-    source = weights_run(config)
-    if source is not None:
-        dataset = find_run(source, config).config.choices.dataset
-        if dataset == config.choices.dataset:
-            raise RequestError(
-                f"model.weights={source}: that run has learnt the labels of {dataset} that audit "
-                "judges; leave it out, or name a run of another data set"
-            )
+    require_weights_of_other_data(
+        config, "has learnt the labels of {dataset} that audit judges; leave it out"
+    )
 
 
 def _addresses(

@@ -265,10 +265,13 @@ def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]] | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Measured:
-    """Measurements of new pictures: values by quantity, features f32[N,F], predicted classes."""
+    """Measurements of new pictures: values by quantity, features f32[N,F], predicted classes.
+
+    The features are None without a model, and for one whose features cannot be told.
+    """
 
     values: Mapping[str, Array]
-    features: Array
+    features: Array | None
     assigned: Counter[str]
 
 
@@ -318,7 +321,7 @@ def _compared(known: _Known, new: _Measured, given: Mapping[str, int] | None) ->
     shifts = [of_values(name, *reference[name], values[name]) for name in values]
     if known.predictions is not None:
         shifts.append(of_classes(ASSIGNED, known.predictions[1], new.assigned))
-    if known.features is not None:
+    if known.features is not None and new.features is not None:
         shift, before, values[_FEATURES] = of_features(_FEATURES, known.features, new.features)
         shifts.append(shift)
         reference[_FEATURES] = (np.sort(before).tolist(), len(before))
@@ -349,17 +352,19 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
         found.append(quantities_of(images))
         if model and forward:
             features, probabilities = forward(images)
-            seen.append(features)
+            if features is not None:
+                seen.append(features)
             sure.append(probabilities.max(axis=1))
             assigned.update(
                 model.class_names[position] for position in most_probable(probabilities).tolist()
             )
     values = dict(zip(QUANTITIES, np.concatenate(found).T, strict=True))
     values |= sizes(np.asarray(packed.sizes))
-    if model is None:
-        return _Measured(values=values, features=np.empty((0, 0)), assigned=assigned)
-    values[_CONFIDENCE] = np.concatenate(sure)
-    return _Measured(values=values, features=np.concatenate(seen), assigned=assigned)
+    if model is not None:
+        values[_CONFIDENCE] = np.concatenate(sure)
+    return _Measured(
+        values=values, features=np.concatenate(seen) if seen else None, assigned=assigned
+    )
 
 
 def _reference_features(
@@ -379,7 +384,11 @@ def _reference_features(
     shape = raw.train.image_shape
     size = min(images_at_once(shape, batch_size), images_per_block(shape))
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
-    return np.concatenate([forward(raw.test.take(part))[0] for part in parts]), []
+    found = [forward(raw.test.take(part))[0] for part in parts]
+    known = [features for features in found if features is not None]
+    if not known:
+        return None, ["the model's last layer is a whole network: features are not compared"]
+    return np.concatenate(known), []
 
 
 def _given(listing: Listing, packed: Packed) -> Counter[str]:

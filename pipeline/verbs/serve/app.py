@@ -32,6 +32,7 @@ from pipeline.verbs.serve.bodies import (
     Refused,
     images_in,
     picture_in,
+    require_picture_channels,
     require_picture_type,
 )
 from pipeline.verbs.serve.guard import BODIES, BUSY, WORKERS, Access, Guard, Room, body_of
@@ -113,8 +114,9 @@ async def _invocations(request: Request) -> Response:
 
 
 async def _predict(request: Request) -> Response:
-    require_picture_type(_kind(request))
     state = request.app.state
+    require_picture_channels(state.served.image_shape)
+    require_picture_type(_kind(request))
     reading = body_of(request, state.bodies, state.limits.body_bytes)
     async with reading as body, state.workers.taking(1):
         return await run_in_threadpool(_answer_picture, body, state)

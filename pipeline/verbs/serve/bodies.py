@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.pictures import AT_WORK, BUDGET, PAD, read_picture
+from pipeline.data.pictures import AT_WORK, BUDGET, MODES, PAD, read_picture
 from pipeline.data.polarity import to_invert
 from pipeline.data.values import Array, Shape
 from pipeline.system.errors import first_line
@@ -222,6 +222,20 @@ def _unreadable(why: str) -> Refused:
         f"the body is no picture that can be read ({why}); "
         f"send the bytes of a file in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}",
     )
+
+
+def require_picture_channels(shape: Shape) -> None:
+    """Checks that a model of images of this shape can take pictures, which are grey or RGB.
+
+    Raises:
+        Refused: it takes another number of channels.
+    """
+    if shape[2] not in MODES:
+        raise Refused(
+            BAD_REQUEST,
+            f"the model takes {shape[2]} channels; pictures have 1 or 3; send their values to "
+            "/invocations",
+        )
 
 
 def require_picture_type(kind: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config, Tracking
+from pipeline.data.pictures import MODES
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt
 from pipeline.system.secrets import learn
@@ -181,10 +182,11 @@ def _announce(address: str, served: Served, access: Access) -> None:
             f"try it: {curl} {address}/example | {curl} {address}/invocations "
             "-H 'Content-Type: application/json' --data-binary @-"
         )
-    print(
-        f"or with a picture: {curl} {address}/predict -H 'Content-Type: image/png' "
-        "--data-binary @picture.png"
-    )
+    if served.image_shape[2] in MODES:
+        print(
+            f"or with a picture: {curl} {address}/predict -H 'Content-Type: image/png' "
+            "--data-binary @picture.png"
+        )
     print(end="", flush=True)
 
 

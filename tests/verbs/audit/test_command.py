@@ -10,7 +10,7 @@ import pytest
 from pipeline.api import load_data
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
-from pipeline.verbs.audit import command
+from pipeline.tracking import runs
 from pipeline.verbs.audit.command import Audited
 from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import noise, put
@@ -113,7 +113,7 @@ def test_a_model_that_was_taught_these_labels_and_a_page_that_cannot_be_written_
     with pytest.raises(RequestError, match=r"train\.teacher has learnt the labels"):
         carried_out(*words, "model=linear", "train.teacher=abcd1234", folder=tmp_path)
     recorded = SimpleNamespace(config=configured("dataset=digits"))
-    monkeypatch.setattr(command, "find_run", lambda source, config: recorded)
+    monkeypatch.setattr(runs, "find_run", lambda source, config: recorded)
     with pytest.raises(RequestError, match=r"model\.weights=abcd1234: that run has learnt"):
         weights = ("model=efficientnet_lite0", "model.weights=abcd1234")
         carried_out(*words, *weights, folder=tmp_path)

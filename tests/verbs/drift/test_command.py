@@ -4,13 +4,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
-from tests.commands import carried_out, configured, inside
+from pipeline.training import models
+from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import class_folders, noise, put
 from tests.reports.test_page import Page
 
@@ -117,3 +120,28 @@ def test_a_recorded_run_needs_its_packed_copy_and_never_its_pictures(
         words = (f"run_id={run_id}", f"data_dir={tmp_path}/elsewhere")
         carried_out("evaluate", *words, folder=tmp_path / "again")
     assert "dataset.path=" in str(refused.value)
+
+
+def nested(images: Any, classes: int) -> Any:
+    """A network within the model, of images of any size."""
+    inner = keras.Input((None, None, images.shape[-1]))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(inner))
+    outputs = keras.layers.Dense(classes, activation="softmax", name="probabilities")(x)
+    return keras.Model(inner, outputs, name="network")(images)
+
+
+def test_of_a_model_that_only_returns_a_network_all_but_the_features_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "linear", nested)
+    with inside(tmp_path):
+        photos = class_folders(tmp_path / "photos", count=80)
+        words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=12", "model=linear")
+        run_id = run(configured(*words, "train.epochs=1", *LEAN), tmp_path / "outputs").run_id
+        new = pictures(tmp_path / "new")
+        result = carried_out("drift", f"drift.path={new}", f"run_id={run_id}", folder=tmp_path)
+    assert "confidence" in result.values
+    assert "features" not in {shift.name for shift in result.shifts}
+    assert result.remarks == [
+        "the model's last layer is a whole network: features are not compared"
+    ]

@@ -171,6 +171,18 @@ def test_a_bright_picture_is_inverted_for_a_model_of_dark_ones() -> None:
         assert (prediction["class"], prediction["inverted"]) == ("dark", False)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_model_of_other_channels_than_pictures_have_says_so_of_a_sound_one(channels: int) -> None:
+    app = create_app(replace(served(), image_shape=(2, 3, channels)), LIMITS)
+    with running(app) as address:
+        reason = refused(send(address, picture(255)), 400)
+        assert reason == (
+            f"the model takes {channels} channels; pictures have 1 or 3; send their values to "
+            "/invocations"
+        )
+        assert ask(address, {"inputs": [[[[255] * channels] * 3] * 2]}).status_code == 200
+
+
 @pytest.mark.parametrize("body", [b"", b"GIF89a", picture(1)[:60], b'{"inputs": [[1]]}'])
 def test_a_body_that_is_no_picture_is_refused(body: bytes, address: str) -> None:
     reason = refused(send(address, body), 400)
