@@ -163,7 +163,10 @@ def balanced_accuracy(predictions: Predictions) -> float:
 
 @metric(better="higher", low=0, high=1)
 def macro_f1(predictions: Predictions) -> float:
-    """Mean over classes of the harmonic mean of precision and recall."""
+    """Mean over all classes of the harmonic mean of precision and recall.
+
+    It is 0 for a class without images.
+    """
     return float(class_scores(predictions)[2].mean())
 
 

@@ -14,7 +14,7 @@ import lazy_loader
 import numpy as np
 
 from pipeline.data.values import Array
-from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling
+from pipeline.evaluation.intervals import BONETT, Estimate, bonett_price
 
 scipy = lazy_loader.load("scipy")  # its statistics take half a second to import
 
@@ -52,26 +52,13 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
     return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
 
 
-def accuracy_change(labels: Array, first: Array, second: Array, resampling: Resampling) -> Estimate:
+def accuracy_change(labels: Array, first: Array, second: Array, confidence: float) -> Estimate:
     """The second's accuracy minus the first's, with a paired interval; all arrays i32[N]."""
-    rng = np.random.default_rng(resampling.seed)
-    return _change(first == labels, second == labels, resampling, rng)
-
-
-def _change(
-    right: Array, also: Array, resampling: Resampling, rng: np.random.Generator
-) -> Estimate:
-    """The share of `also` minus that of `right`, bool[N] each, with a paired interval.
-
-    Only three counts matter: images that only the first gets right, only the second, and the rest.
-    So resampling images equals drawing from that multinomial distribution.
-    """
-    images = len(right)
-    counts = np.array([np.sum(right & ~also), np.sum(also & ~right), np.sum(right == also)])
-    drawn = rng.multinomial(images, counts / images, size=resampling.resamples)
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / images, resampling.tails)
+    right, also = first == labels, second == labels
+    only_first, only_second = np.sum(right & ~also), np.sum(also & ~right)
+    low, high = bonett_price(int(only_first), int(only_second), len(labels), confidence)
     value = float(also.mean() - right.mean())
-    return Estimate(value=value, low=float(low), high=float(high), method=PAIRED)
+    return Estimate(value=value, low=low, high=high, method=BONETT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,27 +87,26 @@ def class_changes(
     first: Array,
     second: Array,
     class_names: Sequence[str],
-    resampling: Resampling,
+    confidence: float,
 ) -> list[ClassChange]:
     """The accuracy of two classifiers per class; labels and predictions i32[N].
 
     Classes without images are left out.
     """
-    rng = np.random.default_rng(resampling.seed)
     changes = []
     for number, name in enumerate(class_names):
         of_class = labels == number
         images = int(np.count_nonzero(of_class))
         if not images:
             continue
-        right, also = first[of_class] == number, second[of_class] == number
+        here, one, other = labels[of_class], first[of_class], second[of_class]
         changes.append(
             ClassChange(
                 name=name,
                 images=images,
-                first=float(right.mean()),
-                second=float(also.mean()),
-                change=_change(right, also, resampling, rng),
+                first=float((one == number).mean()),
+                second=float((other == number).mean()),
+                change=accuracy_change(here, one, other, confidence),
             )
         )
     return changes

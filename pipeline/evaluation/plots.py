@@ -115,13 +115,17 @@ def confusion_matrix(predictions: Predictions) -> Figure:
     side = 2.5 + 0.6 * len(shown)
     fig = empty_figure(side, side)
     axes = fig.subplots()
+    counts = confusion_counts(predictions)[np.ix_(shown, shown)]
+    largest = counts.max(initial=0)
     sklearn.metrics.ConfusionMatrixDisplay(
-        confusion_counts(predictions)[np.ix_(shown, shown)],
+        counts,
         display_labels=[names[label] for label in shown],
     ).plot(
         xticks_rotation=45,
         cmap="Blues",
         colorbar=False,
+        values_format="d",
+        text_kw={"fontsize": min(10, 50 / len(str(largest)))},
         ax=axes,
     )
     for label in axes.get_xticklabels():
@@ -136,11 +140,12 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 def per_class_scores(predictions: Predictions) -> Figure:
     """Precision, recall and F1 as grouped bars, of the MOST_CLASSES classes with the worst F1.
 
-    The worst is at the top.
+    The worst is at the top. Classes without images have no scores and are left out.
     """
     names = _names(predictions)
-    scores = class_scores(predictions)[:3]
-    order = np.argsort(-scores[2], kind="stable")[-MOST_CLASSES:]
+    *scores, images = class_scores(predictions)
+    order = np.argsort(-scores[2], kind="stable")
+    order = order[images[order] > 0][-MOST_CLASSES:]
     fig = empty_figure(8, 1.5 + 0.45 * len(order))
     axes = fig.subplots()
     positions = np.arange(len(order))

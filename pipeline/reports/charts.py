@@ -148,8 +148,11 @@ def _curve(
 def _scale(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Axis:
     from matplotlib.ticker import MaxNLocator  # its choice of round numbers
 
-    ticks = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(min(values), max(values))
-    low, high = (min(values), max(values)) if whole else (ticks[0], ticks[-1])
+    least, most = min(values), max(values)
+    margin = (abs(least) / 20 or 0.5) if least == most and not whole else 0.0
+    locator = MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10])
+    ticks = locator.tick_values(least - margin, most + margin)
+    low, high = (least, most) if whole else (ticks[0], ticks[-1])
     return Axis(
         low=float(low),
         high=float(high),

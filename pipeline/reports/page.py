@@ -168,7 +168,7 @@ def _shown(predictions: Predictions, split: str) -> dict[str, Any]:
         "macro_f1": macro_f1(predictions),
         "balanced": balanced_accuracy(predictions),
         "ece": ece(predictions),
-        "classes": sorted(rows, key=lambda row: row[3]),
+        "classes": sorted(rows, key=lambda row: (not row[4], row[3])),  # without images: last
         "matrix": confusion(predictions),
         "slices": _by_column(predictions),
         "reliability": reliability_chart(predictions),

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
+
 from pipeline.config.schema import Config
 from pipeline.data.checks import apply, findings_of
 from pipeline.data.describe import describe, text
@@ -152,6 +154,12 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     stored = run.predictions()
     prepared = _data(config, str(run.fingerprint))
     splits = {"val": prepared.val, "test": prepared.test}
+    for name, one in stored.items():
+        if not np.array_equal(one.labels, splits[name].labels):
+            raise RequestError(
+                f"run {run.label}: its {JUDGED_SPLITS[name]} images were divided in another way, "
+                "by an earlier version"
+            )
     return {
         name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
     }

@@ -13,6 +13,8 @@ from rich.table import Table
 from pipeline.config.schema import Config
 from pipeline.config.words import key_of
 from pipeline.data.values import Evaluation
+from pipeline.evaluation.intervals import Estimate
+from pipeline.evaluation.metrics import scale_of
 from pipeline.reports.notes import code_block, escaped, markdown_table
 from pipeline.sweeps.board import rough_duration, short_number
 from pipeline.sweeps.jobs import AxisScale, Job, brief, short_keys
@@ -83,14 +85,12 @@ def _note(
     names, metric = short_keys(searched), objectives[0].metric
     statuses = [(status, sum(one.status == status for one in outcomes)) for status in _STATUSES]
     ended = ", ".join(f"{count} {status}" for status, count in statuses if count)
-    keys = [key for key in names if key != "seed"] or list(names)
+    keys = [key for key in names if key != "seed"]
     rows = [
         (
             *(escaped(brief(one.params.get(key, ""))) for key in keys),
             f"**{_number(one.mean)}**",
-            f"{_number(one.mean - one.half_width)} to {_number(one.mean + one.half_width)}"
-            if one.n > 1
-            else "",
+            _interval(one, metric),
             str(one.n),
         )
         for one in alike[:DESCRIBED]
@@ -105,6 +105,18 @@ def _note(
         code_block(command),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _interval(repeats: Repeats, metric: str) -> str:
+    if repeats.n < 2:
+        return ""
+    bounds = Estimate(
+        value=repeats.mean,
+        low=repeats.mean - repeats.half_width,
+        high=repeats.mean + repeats.half_width,
+    )
+    within = scale_of(metric).within(bounds)
+    return f"{_number(within.low)} to {_number(within.high)}"
 
 
 def print_results(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.evaluation.intervals import (
     WILSON,
     Estimate,
     Resampling,
+    bonett_price,
     bootstrap,
     newcombe,
     student,
@@ -104,3 +106,25 @@ def test_the_blocks_that_resamples_are_drawn_in_change_nothing_but_memory(
 
 def test_a_constant_has_an_interval_of_no_width() -> None:
     np.testing.assert_allclose(bootstrap(np.full((1, 7), 0.25), RESAMPLING), [[0.25, 0.25]])
+
+
+def test_a_paired_interval_adds_an_image_to_either_side() -> None:
+    # By hand: p = 2/23 and 8/23, so -0.2609 ± 1.96 · √((10/23 - 0.0681) / 23).
+    low, high = bonett_price(7, 1, 21, 0.95)
+    assert (low, high) == pytest.approx((-0.5084, -0.0134), abs=1e-4)
+    assert bonett_price(1, 7, 21, 0.95) == pytest.approx((-high, -low))
+    assert bonett_price(0, 0, 1, 0.99999) == (-1, 1)
+
+
+@pytest.mark.parametrize("images", [60, 400, 10_000])
+def test_a_paired_interval_agrees_with_the_exact_test_except_at_the_border(images: int) -> None:
+    for first, second in itertools.product(range(20), repeat=2):
+        if first + second:
+            p = stats.binomtest(first, first + second).pvalue
+            low, high = bonett_price(first, second, images, 0.95)
+            assert (low <= 0 <= high) == (p >= 0.05) or 0.05 <= p < 0.071
+
+
+def test_equal_predictions_on_few_images_do_not_show_that_two_are_equal() -> None:
+    low, high = bonett_price(0, 0, 100, 0.95)
+    assert (low, high) == pytest.approx((-0.0272, 0.0272), abs=1e-4)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.paired import MOST_SWAPS, McNemar, Swap, class_changes, mcnemar, swaps
 
-RESAMPLING = Resampling(confidence=0.95, resamples=2000)
+CONFIDENCE = 0.95
 CLASSES = ("bag", "shirt")
 
 
@@ -48,7 +47,7 @@ def test_each_class_has_its_share_right_and_the_second_less_the_first() -> None:
         classes(0, 1, 1, 1, 1, 1),
         classes(0, 0, 0, 1, 1, 0),
     )
-    bag, shirt = class_changes(labels, first, second, CLASSES, RESAMPLING)
+    bag, shirt = class_changes(labels, first, second, CLASSES, CONFIDENCE)
     assert (bag.name, bag.images, bag.first, bag.second) == ("bag", 4, 0.25, 0.75)
     assert (shirt.name, shirt.images, shirt.change.value) == ("shirt", 2, -0.5)
     assert bag.change.low <= bag.change.value <= bag.change.high
@@ -59,15 +58,15 @@ def test_the_interval_of_a_class_is_the_same_every_time_and_shrinks_with_its_ima
     widths = []
     for times in (1, 100):
         inputs = (np.tile(part, times) for part in (labels, first, second))
-        [one] = class_changes(*inputs, ("bag",), RESAMPLING)
+        [one] = class_changes(*inputs, ("bag",), CONFIDENCE)
         widths.append(one.change.high - one.change.low)
-    [again] = class_changes(labels, first, second, ("bag",), RESAMPLING)
+    [again] = class_changes(labels, first, second, ("bag",), CONFIDENCE)
     assert widths[0] == again.change.high - again.change.low
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.15)
 
 
 def test_a_class_without_images_is_left_out() -> None:
-    [only] = class_changes(classes(1), classes(1), classes(1), CLASSES, RESAMPLING)
+    [only] = class_changes(classes(1), classes(1), classes(1), CLASSES, CONFIDENCE)
     assert only.name == "shirt"
 
 

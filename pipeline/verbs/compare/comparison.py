@@ -10,10 +10,12 @@ import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.evaluation.intervals import (
+    BONETT,
     BOOTSTRAP,
     PAIRED,
     Estimate,
     Resampling,
+    bonett_price,
     bootstrap,
     newcombe,
     student,
@@ -92,7 +94,7 @@ def compare_runs(
     rows = tuple(Row(runs=(run,)) for run in runs) if paired else folded.rows
     metrics = _metrics(runs, metric)
     values = _per_image(runs, stored, metrics)
-    intervals = _bootstrapped(values, resampling)
+    intervals = _over_images(values, resampling)
     estimated = [
         (row, {name: _estimate(row, name, intervals, resampling) for name in metrics})
         for row in rows
@@ -106,7 +108,7 @@ def compare_runs(
         _gaps(rows, metric, values, stored, resampling),
         resampling,
     )
-    pair, unpaired = _pair(runs, stored, resampling) if paired else (None, None)
+    pair, unpaired = _pair(runs, stored, resampling.confidence) if paired else (None, None)
     return Comparison(
         source=source,
         ranking=ranking,
@@ -147,10 +149,16 @@ def _per_image(
     return found
 
 
-def _bootstrapped(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:
-    found = {}
-    for images in sorted({len(numbers) for numbers in values.values()}):
-        keys = [key for key, numbers in values.items() if len(numbers) == images]
+def _over_images(values: Values, resampling: Resampling) -> dict[tuple[str, str], Estimate]:
+    """Each metric of each run with its interval: of accuracies by their score, else a bootstrap."""
+    found = {
+        key: wilson(float(numbers.mean()), len(numbers), resampling.confidence)
+        for key, numbers in values.items()
+        if _is_accuracy(key[1])
+    }
+    rest = values.keys() - found.keys()
+    for images in sorted({len(values[key]) for key in rest}):
+        keys = sorted(key for key in rest if len(values[key]) == images)
         table = np.stack([values[key] for key in keys])
         for key, mean, (low, high) in zip(
             keys, table.mean(axis=1), bootstrap(table, resampling), strict=True
@@ -179,11 +187,15 @@ def _estimate(
     if len(known) > 1:
         over_seeds = student(np.array([one.value for one in known]), resampling.confidence)
         return scale_of(metric).within(over_seeds)
-    split, _, kind = metric.partition("/")
-    images = row.runs[0].sizes.get(split)
-    if not known[0].method and kind == "accuracy" and images:
+    images = row.runs[0].sizes.get(metric.partition("/")[0])
+    if not known[0].method and _is_accuracy(metric) and images:
         return wilson(known[0].value, images, resampling.confidence)
     return known[0]
+
+
+def _is_accuracy(metric: str) -> bool:
+    """Whether a metric is the share of the images of a split that are right."""
+    return metric.partition("/")[2] == "accuracy"
 
 
 def _gaps(
@@ -192,33 +204,36 @@ def _gaps(
     values: Values,
     stored: Mapping[str, Stored],
     resampling: Resampling,
-) -> dict[int, tuple[float, float]]:
-    """Paired intervals of the differences to the first row, for rows with the same images."""
+) -> dict[int, Estimate]:
+    """The differences to the first row with paired intervals, for rows with the same images."""
     gaps = {
         position: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
         for position, row in enumerate(rows)
         if position and _same_images(rows[0], row, metric, values, stored)
     }
-    # All at once, because the resampling takes the time.
     if not gaps:
         return {}
-    intervals = bootstrap(np.stack(list(gaps.values())), resampling)
+    method = BONETT if _is_accuracy(metric) else PAIRED
+    if method == BONETT:
+        alone = [(int(np.sum(gap < 0)), int(np.sum(gap > 0)), len(gap)) for gap in gaps.values()]
+        intervals = [bonett_price(*counts, resampling.confidence) for counts in alone]
+    else:  # all at once, because the resampling takes the time
+        intervals = bootstrap(np.stack(list(gaps.values())), resampling).tolist()
     return {
-        position: (float(low), float(high))
-        for position, (low, high) in zip(gaps, intervals, strict=True)
+        position: Estimate(value=float(gap.mean()), low=low, high=high, method=method)
+        for (position, gap), (low, high) in zip(gaps.items(), intervals, strict=True)
     }
 
 
 def _differences(
-    estimates: Sequence[Estimate], gaps: Mapping[int, tuple[float, float]], resampling: Resampling
+    estimates: Sequence[Estimate], gaps: Mapping[int, Estimate], resampling: Resampling
 ) -> Iterator[Estimate | None]:
     """The difference of each row's estimate to the first row's; None for the first."""
     first, *others = estimates
     yield None
     for position, other in enumerate(others, start=1):
         if position in gaps:
-            low, high = gaps[position]
-            yield Estimate(value=other.value - first.value, low=low, high=high, method=PAIRED)
+            yield gaps[position]
         elif max(first.n, other.n) > 1 and min(first.n, other.n) > 0:
             yield welch(first, other, resampling.confidence)
         else:  # NaN if one of them has no interval
@@ -236,10 +251,10 @@ def _same_images(
 
 
 def _pair(
-    runs: Sequence[RecordedRun], stored: Mapping[str, Stored], resampling: Resampling
+    runs: Sequence[RecordedRun], stored: Mapping[str, Stored], confidence: float
 ) -> tuple[PairedRuns | None, str | None]:
     try:
-        return pair_up((runs[0], runs[1]), stored, resampling), None
+        return pair_up((runs[0], runs[1]), stored, confidence), None
     except Unpaired as reason:
         return None, str(reason)
 

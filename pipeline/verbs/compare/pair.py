@@ -9,18 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.values import JUDGED_SPLITS
-from pipeline.evaluation.intervals import PAIRED, Estimate, Resampling, bootstrap
-from pipeline.evaluation.paired import ClassChange, McNemar, Swap, class_changes, mcnemar, swaps
+from pipeline.evaluation.intervals import Estimate
+from pipeline.evaluation.paired import (
+    ClassChange,
+    McNemar,
+    Swap,
+    accuracy_change,
+    class_changes,
+    mcnemar,
+    swaps,
+)
 from pipeline.tracking.values import RecordedRun, StoredPredictions
 
 Stored = Mapping[str, StoredPredictions]  # a run's, by split
 _PREPROCESS = "preprocess."
+_GROUPS = {"dataset.group", "dataset.near_duplicates"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRuns:
-    """Two classifiers on the same images; `change` is the second's accuracy minus the first's."""
+    """Two classifiers on the same images; `change` is the second's accuracy minus the first's.
 
+    `metric` is that accuracy's name, `split` the images in words.
+    """
+
+    metric: str
     split: str
     images: int
     first: float
@@ -44,7 +57,7 @@ class Unpaired(Exception):
 def pair_up(
     runs: tuple[RecordedRun, RecordedRun],
     stored: Mapping[str, Stored],
-    resampling: Resampling,
+    confidence: float,
 ) -> PairedRuns:
     """Compares two runs image by image, on the test split if both have it.
 
@@ -56,29 +69,28 @@ def pair_up(
     split = _common_split(runs, stored)
     first, second = (stored[run.id][split] for run in runs)
     labels, before, after = first.labels, first.predicted, second.predicted
-    right = np.stack([before == labels, after == labels]).astype(np.float64)
-    ((low, high),) = bootstrap(right[1:] - right[:1], resampling)
-    share, other = (float(part.mean()) for part in right)
     return PairedRuns(
+        metric=f"{split}/accuracy",
         split=JUDGED_SPLITS[split],
         images=len(labels),
-        first=share,
-        second=other,
-        change=Estimate(value=other - share, low=float(low), high=float(high), method=PAIRED),
+        first=float((before == labels).mean()),
+        second=float((after == labels).mean()),
+        change=accuracy_change(labels, before, after, confidence),
         test=mcnemar(labels, before, after),
-        classes=class_changes(labels, before, after, first.class_names, resampling),
+        classes=class_changes(labels, before, after, first.class_names, confidence),
         swaps=swaps(labels, before, after, first.class_names),
-        confidence=resampling.confidence,
+        confidence=confidence,
     )
 
 
 def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     """A text that is equal for two runs if and only if their images of a split are the same.
 
-    It depends on the data, the labels and, except for the test split, how the data was split. The
-    test split is fixed by the data set, and no setting changes its pixels.
+    It depends on the data, the labels and, except for the test split, how the data was split:
+    by `preprocess`, and by the groups of pictures. The test split is fixed by the data set, and no
+    setting changes its pixels.
     """
-    settings = {k: v for k, v in run.params.items() if k.startswith(_PREPROCESS)}
+    settings = {k: v for k, v in run.params.items() if k.startswith(_PREPROCESS) or k in _GROUPS}
     way = sorted(settings.items()) if split == "val" else []
     labels = hashlib.sha256(np.ascontiguousarray(stored[split].labels).data).hexdigest()
     return f"{run.fingerprint or run.id} {way} {labels}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.evaluation.plots import without_markup
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
+from pipeline.verbs.compare.verdicts import seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     noise = [row.difference.is_noise if row.difference else None for row in rows[1:]]
     colours = [_BEST, *({True: LEVEL, False: WORSE, None: UNKNOWN}[known] for known in noise)]
     figure, axes = _rows_of(
-        [_name(row) for row in rows],
+        [_name(row, comparison.metric) for row in rows],
         f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
     )
     positions = range(len(rows))
@@ -158,10 +159,10 @@ def _png(figure: Figure) -> bytes:
     return image.getvalue()
 
 
-def _name(row: Compared) -> str:
+def _name(row: Compared, metric: str) -> str:
     """The row's name, with the number of its seeds."""
-    seeds = len(row.row.runs)
-    return row.label + (f"  ({seeds} seeds)" if seeds > 1 else "")
+    seeds = f"  ({seeds_of(row, metric)} seeds)" if len(row.row.runs) > 1 else ""
+    return row.label + seeds
 
 
 def _cut(name: str) -> str:

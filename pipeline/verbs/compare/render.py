@@ -22,6 +22,7 @@ from pipeline.verbs.compare.verdicts import (
     interval,
     metric_value,
     notes,
+    seeds_of,
     standing,
     verdict,
 )
@@ -65,7 +66,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cells = [_name(compared)]
         cells += [row.traits.get(name, "") for name in traits]
         cells += [row.traits.get(SEED, "")] * len(seeds)
-        cells += [str(len(row.runs))] * several
+        cells += [seeds_of(compared, first)] * several
         cells += [interval(compared.estimates[first])]
         cells += [change(compared.difference), standing(compared, comparison)] * is_judged
         cells += [interval(compared.estimates[name]) for name in others]

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.evaluation.intervals import PAIRED, WELCH, Estimate
+from pipeline.evaluation.intervals import BOOTSTRAP, PAIRED, WELCH, Estimate
 from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
@@ -44,6 +44,11 @@ def notes(comparison: Comparison) -> Iterator[str]:
             "Intervals are not corrected for multiple comparisons; the best of "
             f"{len(comparison.rows):,} rows looks better than it is, because it was chosen as such."
         )
+    if partly := [name for name in comparison.metrics if _is_partly_known(comparison, name)]:
+        yield (
+            f"Not every run has {', '.join(partly)}: a sweep measures the test split for its best "
+            "jobs only. The mean of some of the seeds is not that of all."
+        )
     if comparison.superseded:
         yield (
             "Of each setting and seed only the newest run counts; "
@@ -58,13 +63,19 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 def standing(compared: Compared, comparison: Comparison) -> str:
     """How a row compares with the first one, in a word or two."""
-    change = compared.difference
+    change, pair = compared.difference, comparison.pair
     if change is None or change.is_noise is None:
         return ""
-    if change.is_noise:
+    if pair.is_noise if pair and pair.metric == comparison.metric else change.is_noise:
         return "within noise"
     better = (change.value < 0) == comparison.ranking.lower_is_better
     return "better" if better else "worse"
+
+
+def seeds_of(compared: Compared, metric: str) -> str:
+    """The number of a row's runs that have a metric: `5`, or `3 of 5`."""
+    runs, known = len(compared.row.runs), compared.estimates[metric].n
+    return f"{runs}" if known == runs else f"{known} of {runs}"
 
 
 def metric_value(value: float) -> str:
@@ -149,9 +160,13 @@ def _of_many(comparison: Comparison) -> str:
 
 
 def _described(compared: Compared, metric: str) -> str:
-    runs = len(compared.row.runs)
-    seeds = f", mean of {runs} seeds" if runs > 1 else ""
+    seeds = f", mean of {seeds_of(compared, metric)} seeds" if len(compared.row.runs) > 1 else ""
     return f"{interval(compared.estimates[metric])} ({compared.label}{seeds})"
+
+
+def _is_partly_known(comparison: Comparison, metric: str) -> bool:
+    """Whether some but not all runs of a row have a metric."""
+    return any(0 < row.estimates[metric].n < len(row.row.runs) for row in comparison.rows)
 
 
 def _better(compared: Compared, comparison: Comparison) -> bool:
@@ -178,9 +193,9 @@ def _how(comparison: Comparison) -> str:
     said = f"{comparison.metric} has {confidence} by " + _counted(main)
     if gaps:
         said += "; differences to the first row by " + _counted(gaps)
-    if {PAIRED, "bootstrap over images"} & {*main, *gaps}:
+    if {PAIRED, BOOTSTRAP} & {*main, *gaps}:
         said += f"; {comparison.resampling.resamples:,} resamples"
-    if WELCH in gaps and any(len(row.row.runs) == 1 for row in comparison.rows):
+    if WELCH in gaps and any(row.estimates[comparison.metric].n == 1 for row in comparison.rows):
         said += "; a single run is assumed to vary as much as the seeds of the other"
     return said + "."
 

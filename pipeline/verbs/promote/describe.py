@@ -58,7 +58,7 @@ def note_of_model(
     """
     version = present.aliases.get(CHAMPION)
     what = f"Classifies images of **{escaped(registry.name)}**. " + (
-        f"Its champion is version {version}, `{champion_uri(escaped(registry.name))}`."
+        f"Its champion is version {version}, `{champion_uri(registry.name)}`."
         if version
         else "It has no champion yet."
     )

@@ -258,7 +258,7 @@ def complaint(gate: Gate) -> str:
     value, limit = gate.value, gate.limit
     beyond = "not"
     if isinstance(value, float) and isinstance(limit, float):
-        beyond = "below" if value < limit else "above"
+        beyond = "below" if value < limit else "above" if value > limit else "not above"
     return f"{gate.name}: {gate_value(value)}, {beyond} {gate_value(limit)} ({gate.says})"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import (
+    BONETT,
     BOOTSTRAP,
     NEWCOMBE,
-    PAIRED,
     STUDENT,
     WELCH,
     WILSON,
@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics import scale_of
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.values import RecordedRun, Status, StoredPredictions
 from pipeline.verbs.compare.comparison import Comparison, Ranking, compare_runs
-from pipeline.verbs.compare.render import print_comparison
+from pipeline.verbs.compare.render import cells, print_comparison
 from pipeline.verbs.compare.verdicts import (
     notes,
     standing,
@@ -96,13 +96,15 @@ def test_without_stored_predictions_the_interval_is_of_the_recorded_share() -> N
     assert any("Wilson score" in note for note in notes(found))
 
 
-def test_stored_predictions_give_bootstrap_intervals_and_paired_differences() -> None:
+def test_stored_predictions_give_score_intervals_and_paired_differences() -> None:
     runs = [run(name, rate=name, accuracy=0.5) for name in "abc"]
+    runs = [replace(one, logged=dict(one.logged) | {"val/loss": 0.5}) for one in runs]
     found = compared(runs, a=answers(200), b=answers(210), c=answers(300))
     first, *others = found.rows
     assert (first.label, first.estimates["val/accuracy"].value) == ("c", 0.75)
-    assert first.estimates["val/accuracy"].method == BOOTSTRAP
-    assert [row.difference.method for row in others if row.difference] == [PAIRED, PAIRED]
+    assert first.estimates["val/accuracy"].method == WILSON
+    assert first.estimates["val/loss"].method == BOOTSTRAP
+    assert [row.difference.method for row in others if row.difference] == [BONETT, BONETT]
     assert [standing(row, found) for row in others] == ["worse", "worse"]
 
 
@@ -122,7 +124,53 @@ def test_runs_split_in_other_ways_are_not_paired() -> None:
     runs = [run(name, rate=name) for name in "abc"]
     runs[1] = replace(runs[1], params=dict(runs[1].params) | {"preprocess.seed": "1"})
     found = compared(runs, a=answers(300), b=answers(200), c=answers(100))
-    assert [row.difference.method for row in found.rows if row.difference] == [NEWCOMBE, PAIRED]
+    assert [row.difference.method for row in found.rows if row.difference] == [NEWCOMBE, BONETT]
+
+
+@pytest.mark.parametrize("key", ["dataset.group", "dataset.near_duplicates"])
+def test_runs_whose_pictures_were_grouped_in_other_ways_are_paired_on_test_images_only(
+    key: str,
+) -> None:
+    runs = [run(name, rate=name) for name in "abc"]
+    runs[1] = replace(runs[1], params=dict(runs[1].params) | {key: "4"})
+    stored = {"a": answers(300), "b": answers(200), "c": answers(100)}
+    methods = [row.difference.method for row in compared(runs, **stored).rows if row.difference]
+    assert methods == [NEWCOMBE, BONETT]
+    pair = compared(runs[:2], a=answers(300), b=answers(200)).pair
+    assert pair is not None
+    assert pair.split == "test"
+    only_val = {name: answers(200, "val") for name in "ab"}
+    assert compared(runs[:2], **only_val).pair is None
+
+
+def test_a_perfect_run_has_an_interval_of_its_own() -> None:
+    runs = [run(name, rate=name) for name in "abc"]
+    labels = LABELS[:20]
+    stored = {name: answers(n, labels=labels) for name, n in (("a", 20), ("b", 16), ("c", 9))}
+    runs[1] = replace(runs[1], params=dict(runs[1].params) | {"preprocess.seed": "1"})
+    first, second, _ = compared(runs, **stored).rows
+    assert 0.8 < first.estimates["val/accuracy"].low < first.estimates["val/accuracy"].high == 1
+    assert second.difference is not None
+    assert second.difference.is_noise
+
+
+def test_the_verdict_of_a_pair_is_that_of_its_exact_test() -> None:
+    runs = [run("a"), run("b", rate="2")]
+    for alone, word in ((5, "within noise"), (6, "better")):
+        found = compared(runs, a=answers(300), b=answers(300 + alone))
+        assert standing(found.rows[1], found) == word
+        assert (word == "better") == ("significant: b is better" in verdict(found))
+
+
+def test_a_metric_that_some_seeds_lack_says_of_how_many_it_is_the_mean() -> None:
+    runs = [run(f"a{i}", seed=i) for i in range(5)]
+    runs[:3] = [replace(one, logged=dict(one.logged) | {"test/accuracy": 0.5}) for one in runs[:3]]
+    runs += [run("b", rate="2")]
+    found = compared(runs, metric="test/accuracy")
+    header, rows = cells(found)
+    assert rows[0][header.index("n")] == "3 of 5"
+    assert "mean of 3 of 5 seeds" in verdict(found)
+    assert any(note.startswith("Not every run has test/accuracy") for note in notes(found))
 
 
 def test_two_groups_of_seeds_are_compared_over_their_seeds() -> None:
