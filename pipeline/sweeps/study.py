@@ -215,7 +215,9 @@ def make_pruner(settings: Sweep) -> Any:
     Raises:
         RequestError: an option is refused.
     """
-    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], settings.pruner_options)
+    # `sweep=tpe sweep.pruner=none` leaves the options of the file's own pruner without a use.
+    options = {} if settings.pruner == "none" else settings.pruner_options
+    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
 
 
 def require_sense(settings: Sweep) -> None:
@@ -265,7 +267,12 @@ def _made(kind: str, module: Any, name: str, options: Mapping[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return getattr(module, name)(**options)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise RequestError(
+            f"sweep.{kind}_options: {name}: {first_line(str(error))}; an option that a file of "
+            f"conf/sweep/ sets is left out with '~sweep.{kind}_options.NAME'"
+        ) from error
+    except ValueError as error:
         raise RequestError(f"sweep.{kind}_options: {name}: {first_line(str(error))}") from error
 
 

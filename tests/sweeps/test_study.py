@@ -185,6 +185,10 @@ def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
             ("sweep.pruner=median", "+sweep.pruner_options={warm: 3}"),
             r"pruner_options: MedianPruner",
         ),
+        (
+            ("sweep=network", "sweep.pruner=median"),
+            r"MedianPruner: .*'min_resource'; .* left out with '~sweep.pruner_options.NAME'",
+        ),
         (("sweep.pruner=median", "sweep.objective=[model/parameters]"), "each epoch has"),
         (
             ("sweep.pruner=median", "sweep.objective=[val/accuracy,model/parameters]"),
@@ -197,6 +201,11 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=complaint):
         require_sense(settings(tmp_path, *words))
+
+
+@pytest.mark.parametrize("file", ["tpe", "network", "network_mlp"])
+def test_a_search_from_a_file_may_do_without_the_files_pruner(file: str, tmp_path: Path) -> None:
+    require_sense(settings(tmp_path, f"sweep={file}", "sweep.pruner=none"))
 
 
 def test_gp_asks_for_pytorch_where_there_is_none(
