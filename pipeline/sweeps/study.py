@@ -39,7 +39,8 @@ _PRUNERS = {
 }
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
 _PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
-_DISREGARDED = "disregarded"  # a user attribute of the study: trials replaced by others
+# User attributes of a study: trials replaced by others, and the names of the metrics
+_DISREGARDED, _METRICS = "disregarded", "metrics"
 
 
 class Search:
@@ -73,6 +74,8 @@ class Search:
             pruner=make_pruner(settings),
             load_if_exists=True,
         )
+        if _METRICS not in self.study.user_attrs:
+            self.study.set_user_attr(_METRICS, settings.objective)
 
     def jobs(self) -> Iterator[Job]:
         """Proposes trials on demand, until there are `n_trials`."""
@@ -165,6 +168,57 @@ def open_storage(address: str) -> Any:
     Path(address).parent.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
     return journal.JournalStorage(journal.JournalFileBackend(address))
+
+
+def require_shareable(storage: Any, settings: Sweep, searched: Sequence[Override]) -> None:
+    """Checks that a sweep can join the study that `sweep.study` names, if that exists.
+
+    Raises:
+        RequestError: the study has other objectives, or has tried other choices of a searched key.
+    """
+    try:
+        study = optuna.load_study(study_name=settings.study, storage=storage)
+    except KeyError:
+        return
+    _require_same_objectives(study, settings)
+    spaces = distributions(searched)
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & spaces.keys():
+            _require_compatible(settings, key, trial.distributions[key], spaces[key])
+
+
+def _require_same_objectives(study: Any, settings: Sweep) -> None:
+    """Checks the objectives: Optuna would go on with the study's, or refuse each trial's result.
+
+    Of a study that no sweep has made, only the directions are known.
+
+    Raises:
+        RequestError: they differ.
+    """
+    metrics = study.user_attrs.get(_METRICS)
+    then = [direction.name.lower() for direction in study.directions]
+    now = [objective.direction for objective in objectives(settings)]
+    if then != now or metrics not in (None, settings.objective):
+        raise RequestError(
+            f"sweep.study={settings.study}: its trials {_aims(then, metrics or [])}, those of this "
+            f"sweep {_aims(now, settings.objective)}; name another study, or the same objectives"
+        )
+
+
+def _require_compatible(settings: Sweep, key: str, then: Any, now: Any) -> None:
+    try:
+        optuna.distributions.check_distribution_compatibility(then, now)
+    except ValueError as error:
+        raise RequestError(
+            f"sweep.study={settings.study}: its trials have other values of {key} to choose from "
+            f"({first_line(str(error))}); name another study, or the same values"
+        ) from error
+
+
+def _aims(directions: Sequence[str], metrics: Sequence[str]) -> str:
+    if metrics:
+        return " and ".join(map(" ".join, zip(directions, metrics, strict=True)))
+    return " and ".join(directions)
 
 
 def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:

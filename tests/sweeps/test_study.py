@@ -13,7 +13,14 @@ import pytest
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
-from pipeline.sweeps.study import STORAGE, Search, open_storage, pruning_listener, require_sense
+from pipeline.sweeps.study import (
+    STORAGE,
+    Search,
+    open_storage,
+    pruning_listener,
+    require_sense,
+    require_shareable,
+)
 from pipeline.system.errors import Pruned, RequestError
 from tests.stress.matrix import matrix
 from tests.sweeps.test_jobs import multirun
@@ -139,6 +146,51 @@ def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> N
     numbers = [next(one).index for _ in range(4)] + [job.index for job in other.jobs()]
     assert numbers == [0, 1, 2, 3, 4, 5]
     assert sorted(other.known_jobs()) == [4, 5]
+
+
+def shared(storage: Any, sweep: Sweep, space: tuple[str, ...] = SPACE) -> None:
+    require_shareable(storage, sweep, asked(*space).searched)
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("[val/loss]", "its trials maximize val/accuracy, those of this sweep minimize val/loss"),
+        ("[time/images_per_s]", "those of this sweep maximize time/images_per_s"),
+        (
+            "[val/accuracy,model/parameters]",
+            "those of this sweep maximize val/accuracy and minimize model/parameters",
+        ),
+    ],
+)
+def test_a_study_of_other_objectives_is_not_shared(
+    objective: str, said: str, tmp_path: Path
+) -> None:
+    search(tmp_path)
+    storage = open_storage(str(tmp_path / "study.journal"))
+    with pytest.raises(RequestError, match=f"^sweep.study=s: .*{said}"):
+        shared(storage, settings(tmp_path, f"sweep.objective={objective}"))
+    shared(storage, settings(tmp_path, "sweep.sampler=random"))
+    shared(storage, replace(settings(tmp_path), study="new"))
+
+
+def test_a_study_of_other_choices_is_not_shared(tmp_path: Path) -> None:
+    source = search(tmp_path, space=("model=mlp,cnn", "model.dropout=interval(0,0.5)"))
+    next(source.jobs())
+    storage = open_storage(str(tmp_path / "study.journal"))
+    shared(storage, settings(tmp_path), ("model=mlp,cnn", "model.dropout=interval(0.1,0.9)"))
+    with pytest.raises(RequestError, match="^sweep.study=s: its trials have other values of model"):
+        shared(storage, settings(tmp_path), ("model=mlp,linear",))
+
+
+def test_of_a_study_that_no_sweep_has_made_the_directions_are_compared(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "study.journal"))
+    optuna.create_study(storage=storage, study_name="s", direction="minimize")
+    shared(storage, settings(tmp_path, "sweep.objective=[val/loss]"))
+    with pytest.raises(
+        RequestError, match="its trials minimize, those of this sweep maximize val/"
+    ):
+        shared(storage, settings(tmp_path))
 
 
 def listener(folder: Path, number: int, *words: str) -> Callable[[int, Any], None]:
