@@ -114,7 +114,7 @@ def _ends(multirun: Multirun) -> list[Job]:
     """
     from pipeline.sweeps.study import require_sense  # imports SQLAlchemy, which a grid needs not
 
-    require_sense(multirun.config.sweep)
+    require_sense(multirun.config.sweep, multirun.searched)
     ends = enumerate(corners(distributions(multirun.searched)))
     return [Job(index=index, params=params) for index, params in ends]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
@@ -41,6 +42,13 @@ def distribution(override: Override) -> Any:
             kind = optuna.distributions.IntDistribution
         return _checked(override, kind, low, high, step=step)
     return optuna.distributions.CategoricalDistribution(swept_values(override))
+
+
+def size(space: Any) -> float:
+    """The number of values of a distribution; infinite for an interval of real numbers."""
+    if isinstance(space, optuna.distributions.CategoricalDistribution):
+        return len(space.choices)
+    return math.inf if space.step is None else round((space.high - space.low) / space.step) + 1
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -19,7 +19,7 @@ from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
-from pipeline.sweeps.study import Search, open_storage, require_shareable
+from pipeline.sweeps.study import Search, open_storage, require_shareable, trial_count
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
@@ -36,12 +36,13 @@ def sweep(plan: Plan, launcher: Any) -> None:
     """
     multirun, adaptive = plan.multirun, plan.adaptive
     config = multirun.config
+    searched = multirun.searched
+    count = trial_count(config.sweep, searched) if adaptive else len(grid(searched))
     if config.sweep.preview:
-        show_preview(plan.manifest, plan.jobs, config, launcher)
+        show_preview(plan.manifest, plan.jobs, count, config, launcher)
         return
     if config.sweep.resume is None:
         require_named_runs(config)
-    count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
     with open_workers(launcher, count) as workers:  # they start while the store is asked
         resumed, folder = _place(config, multirun)
         if resumed:

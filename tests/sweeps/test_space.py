@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import optuna
 import pytest
 
-from pipeline.sweeps.space import all_corners, corners, distributions
+from pipeline.sweeps.space import all_corners, corners, distributions, size
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_study import asked
 
@@ -42,6 +44,21 @@ def test_hydras_grammar_becomes_optunas_distributions() -> None:
 def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         distributions(asked(word).searched)
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("model=mlp,cnn,linear", 3),
+        ("seed=range(0,7,3)", 3),
+        ("train.epochs=int(interval(1,5))", 5),
+        ("model.dropout=range(0.1,0.5,0.1)", 4),
+        ("model.dropout=interval(0,0.5)", math.inf),
+    ],
+)
+def test_the_size_of_a_space_is_the_number_of_its_values(word: str, values: float) -> None:
+    [space] = distributions(asked(word).searched).values()
+    assert size(space) == values
 
 
 def test_the_corners_have_every_bound_and_choice_once() -> None:

@@ -51,6 +51,10 @@ def ended(index: int, params: Any, state: str = FINISHED) -> Outcome:
     return Outcome(index=index, status=state, params=params, values=(value(params),))
 
 
+def sensible(sweep: Sweep, *space: str) -> None:
+    require_sense(sweep, asked(*(space or SPACE)).searched)
+
+
 def carry_out(source: Search, most: int = 1000) -> list[Any]:
     proposed = []
     for job in source.jobs():
@@ -108,6 +112,42 @@ def test_a_grid_by_optuna_tries_every_combination_once(tmp_path: Path) -> None:
         proposed.append(tuple(job.params.values()))
         source.tell(Outcome(index=job.index, status=FINISHED, params=job.params, values=(0.0,)))
     assert sorted(proposed) == [(m, s) for m in ("cnn", "mlp") for s in "012"]
+
+
+def test_a_grid_by_optuna_ends_when_every_combination_was_tried(tmp_path: Path) -> None:
+    space = ("model=mlp,cnn", "seed=range(0,3)", "model.dropout=0.1")
+    source = search(tmp_path, "sweep.sampler=grid", space=space)
+    assert source.total == 6
+    first = [next(source.jobs()) for _ in range(4)]
+    source.tell(Outcome(index=0, status=FAILED, params=first[0].params, values=(0.0,)))
+    again = search(tmp_path, "sweep.sampler=grid", space=space)  # of the others, nothing is known
+    again.catch_up({1: Outcome(index=1, status=FINISHED, params=first[1].params, values=(0.0,))})
+    params = [job.params for job in again.jobs()]
+    assert params[:3] == [first[0].params, first[2].params, first[3].params]
+    tried = [first[1].params, *params]
+    assert len(tried) == len({tuple(one.values()) for one in tried}) == 6
+
+
+@pytest.mark.parametrize("space", [("seed=0,1",), ("seed=range(0,3)", "model=mlp,cnn")])
+def test_a_grid_by_optuna_shares_no_study_of_another_space(
+    space: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = ("sweep.sampler=grid",)
+    mine = ("model=mlp,cnn", "seed=range(0,3)")
+    next(search(tmp_path, *words, space=mine).jobs())
+    storage = open_storage(str(tmp_path / "study.journal"))
+    shared(storage, settings(tmp_path, *words), mine)
+    with pytest.raises(RequestError, match="^sweep.study=s: "):
+        shared(storage, settings(tmp_path, *words), space)
+
+
+@pytest.mark.parametrize(
+    "space", ["model.dropout=interval(0,0.5)", "seed=int(interval(0,1000000))"]
+)
+def test_a_grid_by_optuna_needs_values_that_can_be_counted(space: str, tmp_path: Path) -> None:
+    key = space.partition("=")[0]
+    with pytest.raises(RequestError, match=f"grid: {key} may have at most 100,000 values; list"):
+        sensible(settings(tmp_path, "sweep.sampler=grid"), space)
 
 
 def test_trials_that_were_killed_or_failed_are_proposed_again(tmp_path: Path) -> None:
@@ -252,12 +292,12 @@ def test_settings_that_make_no_sense_are_refused(
     words: tuple[str, ...], complaint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=complaint):
-        require_sense(settings(tmp_path, *words))
+        sensible(settings(tmp_path, *words))
 
 
 @pytest.mark.parametrize("file", ["tpe", "network", "network_mlp"])
 def test_a_search_from_a_file_may_do_without_the_files_pruner(file: str, tmp_path: Path) -> None:
-    require_sense(settings(tmp_path, f"sweep={file}", "sweep.pruner=none"))
+    sensible(settings(tmp_path, f"sweep={file}", "sweep.pruner=none"))
 
 
 def test_gp_asks_for_pytorch_where_there_is_none(
@@ -265,7 +305,7 @@ def test_gp_asks_for_pytorch_where_there_is_none(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="pip install torch"):
-        require_sense(settings(tmp_path, "sweep.sampler=gp"))
+        sensible(settings(tmp_path, "sweep.sampler=gp"))
 
 
 def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
@@ -295,4 +335,4 @@ def test_an_optuna_that_another_package_has_put_back_is_named(
 ) -> None:
     monkeypatch.setattr(optuna, "__version__", "2.10.1")
     with pytest.raises(RequestError, match=r"Optuna 2.10.1 .*pip uninstall hydra-optuna-sweeper"):
-        require_sense(settings(tmp_path))
+        sensible(settings(tmp_path))
