@@ -52,8 +52,11 @@ def size(space: Any) -> float:
 
 
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Parameters at the ends of the space, in which each choice and each bound occurs."""
-    ends = _ends(spaces)
+    """Parameters at the ends of the space, in which each choice and each bound occurs.
+
+    A number that is not whole occurs too if there is one: keys of whole numbers take 64.0.
+    """
+    ends = {key: [*values, *_broken(spaces[key])] for key, values in _ends(spaces).items()}
     first = {key: values[0] for key, values in ends.items()}
     yield first
     for key, values in ends.items():
@@ -74,6 +77,26 @@ def _ends(spaces: Mapping[str, Any]) -> dict[str, list[str]]:
         ]
         for key, space in spaces.items()
     }
+
+
+def _broken(space: Any) -> list[str]:
+    """A number between whole bounds that is not whole, if the space has one."""
+    if not isinstance(space, optuna.distributions.FloatDistribution) or space.single():
+        return []
+    if not (space.low.is_integer() and space.high.is_integer()):
+        return []
+    middle = (space.low + space.high) / 2
+    between = middle + 0.5 * middle.is_integer() if space.step is None else space.low + space.step
+    return [] if between.is_integer() else [text_of(between, space)]
+
+
+def whole_numbers(override: Override) -> str | None:
+    """An interval of real numbers as one of whole numbers, as on a command line; else None."""
+    space = override.value()
+    if not isinstance(space, IntervalSweep) or isinstance(space.start, int):
+        return None
+    key, _, text = str(override.input_line).partition("=")
+    return f"{key}=int({text})"
 
 
 def text_of(value: Any, space: Any = None) -> str:

@@ -72,3 +72,27 @@ def test_the_corners_have_every_bound_and_choice_once() -> None:
     together = list(all_corners(spaces))
     assert len(together) == 6
     assert {"model": "linear", "model.dropout": "0.5"} in together
+
+
+@pytest.mark.parametrize(
+    ("space", "tried"),
+    [
+        ("interval(64,256)", ["64.0", "256.0", "160.5"]),
+        ("interval(1,2)", ["1.0", "2.0", "1.5"]),
+        ("interval(0.5,2)", ["0.5", "2.0"]),
+        ("int(interval(64,256))", ["64", "256"]),
+        ("range(1.0,3.0,0.5)", ["1.0", "2.5"]),
+        ("range(1.0,3.5,0.5)", ["1.0", "3.0", "1.5"]),
+        ("range(1.0,4.0,1.0)", ["1.0", "3.0"]),
+    ],
+)
+def test_between_whole_bounds_a_number_that_is_not_whole_is_tried_too(
+    space: str, tried: list[str]
+) -> None:
+    spaces = distributions(asked(f"optimizer.learning_rate={space}").searched)
+    assert [corner["optimizer.learning_rate"] for corner in corners(spaces)] == tried
+
+
+def test_a_logarithmic_interval_of_whole_numbers_stays_logarithmic() -> None:
+    [space] = distributions(asked("seed=int(tag(log,interval(64,256)))").searched).values()
+    assert space == optuna.distributions.IntDistribution(64, 256, log=True)
