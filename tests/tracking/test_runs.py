@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,11 @@ from mlflow.entities import Run, RunData, RunInfo
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking.runs import best_by_kept, by_id
+from pipeline.tracking.client import connect
+from pipeline.tracking.client import experiment as experiment_of
+from pipeline.tracking.runs import best_by_kept, best_trained, by_id
 from pipeline.tracking.values import RecordedRun, Status
+from tests.commands import configured
 
 IDS = ["abcd" + "0" * 28, "abce" + "0" * 28, "12e4" + "0" * 28]
 IDS += [f"ffff{number}" + "0" * 27 for number in range(5)]
@@ -161,3 +165,35 @@ def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
     store = Store({"test/accuracy": 0.5}, {"test/accuracy": 0.9})
     assert store.best(1, "test/accuracy") == ["1"]
     assert store.searches == 1
+
+
+# --- the best of an experiment in a store ---
+
+
+def trained_on(dataset: str, accuracy: float, *, experiment: str) -> str:
+    client = connect(None)
+    run_id = str(client.create_run(experiment_of(client, experiment)).info.run_id)
+    client.set_tag(run_id, "dataset", dataset)
+    client.set_tag(run_id, "model_uri", f"models:/m-{run_id}")
+    client.log_metric(run_id, KEPT, accuracy)
+    client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.mark.slow
+def test_the_best_of_an_experiment_is_a_run_on_the_data_set_of_the_command(folder: Path) -> None:
+    trained_on("mnist", 0.99, experiment="both")
+    ours = trained_on("digits", 0.8, experiment="both")
+    trained_on("digits", 0.7, experiment="both")
+    config = configured("dataset=digits", "tracking.experiment=both")
+    assert best_trained(config, ACCURACY).id == ours
+
+
+@pytest.mark.slow
+def test_the_best_on_another_data_set_is_taken_where_there_is_only_that(folder: Path) -> None:
+    ours = trained_on("mnist", 0.9, experiment="one")
+    config = configured("dataset=digits", "tracking.experiment=one")
+    assert best_trained(config, ACCURACY).id == ours
+    trained_on("synthetic", 0.8, experiment="one")
+    with pytest.raises(RequestError, match="experiment one has runs on mnist, synthetic; say on"):
+        best_trained(config, ACCURACY)
