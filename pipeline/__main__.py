@@ -267,7 +267,7 @@ def _checked(verb: Verb, composed: DictConfig) -> tuple[Config, Any]:
         RequestError: a value is refused, or a setting has no effect.
     """
     config = validate(composed)
-    if config.tracking.offline and not verb.records:
+    if config.tracking.offline and (verb.of_record or not verb.records):
         raise RequestError(
             f"tracking.offline=true: only a new run can do without a store, not {verb.name}"
         )

@@ -99,6 +99,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["tracking.offline=true", "tracking.uri=sqlite:///a.db"],
         ["tracking.uri=", "has no effect with tracking.offline=true", "sync"],
     ),
+    "a repetition without a store": (
+        ["reproduce", "run_id=abcd", "tracking.offline=true"],
+        ["tracking.offline=true: only a new run can do without a store, not reproduce"],
+    ),
+    "a place for the artefacts of a repetition": (
+        ["reproduce", "run_id=abcd", "tracking.artifact_root=there"],
+        ["tracking.artifact_root=there has no effect on reproduce"],
+    ),
     "a run folder under a file": (["hydra.run.dir=file/run"], ["file", "Not a directory"]),
     "a run folder that cannot be": (["hydra.run.dir=/proc/nowhere"], ["/proc/nowhere"]),
     "pictures without a path": (["dataset=folder"], ["dataset.path is missing: a folder, an arch"]),

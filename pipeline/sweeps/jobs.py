@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.effects import may_lack_effect, with_effect
-from pipeline.config.flat import NOT_PARAMS
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
 from pipeline.config.words import LEFT_TO_JOBS, as_typed
@@ -354,8 +353,7 @@ def _is_in(key: str, group: str) -> bool:
 
 def _of_a_verb(key: str, composed: DictConfig) -> str | None:
     first = key.replace("/", ".").partition(".")[0]
-    heeded = {one.name for one in fields(Config)} - NOT_PARAMS
-    heeded |= {"hydra", "sweep", "tracking", "data_dir", "experiment"}
+    heeded = {one.name for one in fields(Config)} | {"hydra", "experiment"}
     return f"{first} belongs to another verb" if first in composed and first not in heeded else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import sys
@@ -160,8 +161,11 @@ def open_workers(launcher: Any, jobs: int) -> Iterator[Workers]:
 
 
 def settle_in(launcher: Any, folder: Path) -> None:
-    """Makes a launcher give each job its own folder, named by index, in the sweep's folder."""
-    config = launcher.config
+    """Makes a launcher give each job its own folder, named by index, in the sweep's folder.
+
+    The launcher gets a configuration of its own: the jobs are still compared with the sweep's.
+    """
+    config = launcher.config = copy.deepcopy(launcher.config)
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra = [

@@ -21,6 +21,7 @@ MANIFEST_FILE = "manifest.json"
 MAY_CHANGE = ("n_trials",)  # a resumed search may get more trials
 # Settings of conf/sweep/ that define a sweep; the others only control how it is run.
 _SETTINGS = ("objective", "direction", "sampler", "sampler_options", "pruner", "pruner_options")
+_PLACE = ("storage", "study")  # of a search; earlier versions did not record it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
     """The manifest of a grid, whose `jobs` are known in advance, or of a search."""
     settings = multirun.config.sweep
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
-    names = (*_SETTINGS, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
+    names = (*_SETTINGS, *_PLACE, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
     searched = _searched(multirun)
     base = {**flatten(multirun.config), **multirun.unplaced}
     return Manifest(
@@ -107,6 +108,8 @@ def _unsaid(key: str) -> str:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    place = {name: now["settings"][name] for name in _PLACE if name in now["settings"]}
+    then = {**then, "settings": place | then["settings"]}
     for part in ("searched", "settings", "base"):
         for key in then[part] | now[part]:
             before, after = (made[part].get(key, _unsaid(key)) for made in (then, now))

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from hydra.core.override_parser.types import Override
 
 from pipeline.config.builders import check_keys
 from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
 from pipeline.config.flat import config_sha256
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, has_no_validation
+from pipeline.config.words import quoted_word
 from pipeline.data.load import require_data
 from pipeline.sweeps.jobs import Job, Multirun, grid
 from pipeline.sweeps.launch import is_local, require_at_once, workers_and_threads
 from pipeline.sweeps.manifest import Manifest, jobs_of, manifest
 from pipeline.sweeps.outcomes import objectives
-from pipeline.sweeps.space import all_corners, corners, distributions
+from pipeline.sweeps.space import all_corners, corners, distributions, whole_numbers
 from pipeline.system.errors import RequestError
 from pipeline.training.pretrained import require_weights
 
@@ -64,7 +67,7 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
     if config.sweep.resume is not None:
         return _plan(multirun, [], adaptive=adaptive)
     jobs = _ends(multirun) if adaptive else grid(multirun.searched)
-    composed = [(job, multirun.compose(job)) for job in jobs]
+    composed = [(job, _composed(multirun, job)) for job in jobs]
     _require_distinct(composed)
     _require_objectives(config, [one for _, one in composed])
     if not adaptive:
@@ -114,9 +117,34 @@ def _ends(multirun: Multirun) -> list[Job]:
     """
     from pipeline.sweeps.study import require_sense  # imports SQLAlchemy, which a grid needs not
 
-    require_sense(multirun.config.sweep)
+    require_sense(multirun.config.sweep, multirun.searched)
     ends = enumerate(corners(distributions(multirun.searched)))
     return [Job(index=index, params=params) for index, params in ends]
+
+
+def _composed(multirun: Multirun, job: Job) -> Config:
+    """The configuration of a job.
+
+    Raises:
+        RequestError: it cannot be composed; says so if whole numbers of an interval could.
+    """
+    try:
+        return multirun.compose(job)
+    except RequestError as error:
+        for override in multirun.searched:
+            if (meant := whole_numbers(override)) and _takes_whole(multirun, job, override):
+                told = f"{error}; an interval of whole numbers is written {quoted_word(meant)}"
+                raise RequestError(told) from error
+        raise
+
+
+def _takes_whole(multirun: Multirun, job: Job, override: Override) -> bool:
+    key = override.get_key_element()
+    whole = str(round(float(job.params[key])))
+    with suppress(RequestError):
+        multirun.compose(replace(job, params={**job.params, key: whole}))
+        return True
+    return False
 
 
 def _require_effects(multirun: Multirun, jobs: Composed) -> None:

@@ -138,11 +138,15 @@ def print_results(
     console.print(" ".join(words), soft_wrap=True)
 
 
-def show_preview(manifest: Manifest, jobs: Sequence[Job], config: Config, launcher: Any) -> None:
-    """Prints the jobs that a sweep would run, and an estimate of the time from earlier runs."""
+def show_preview(
+    manifest: Manifest, jobs: Sequence[Job], count: int, config: Config, launcher: Any
+) -> None:
+    """Prints the jobs that a sweep would run, and an estimate of the time from earlier runs.
+
+    `jobs` are those that are known before the first one runs; `count` is the number of all.
+    """
     console = standard_output()
     console.print(_preview(manifest, jobs))
-    count = len(jobs) or config.sweep.n_trials
     proposed = "" if jobs else f" proposed by {config.sweep.sampler}, pruner {config.sweep.pruner}"
     parallel = min(count, jobs_at_once(launcher) or count)
     time = _estimate(count, parallel, typical_seconds(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
@@ -43,9 +44,19 @@ def distribution(override: Override) -> Any:
     return optuna.distributions.CategoricalDistribution(swept_values(override))
 
 
+def size(space: Any) -> float:
+    """The number of values of a distribution; infinite for an interval of real numbers."""
+    if isinstance(space, optuna.distributions.CategoricalDistribution):
+        return len(space.choices)
+    return math.inf if space.step is None else round((space.high - space.low) / space.step) + 1
+
+
 def corners(spaces: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Parameters at the ends of the space, in which each choice and each bound occurs."""
-    ends = _ends(spaces)
+    """Parameters at the ends of the space, in which each choice and each bound occurs.
+
+    A number that is not whole occurs too if there is one: keys of whole numbers take 64.0.
+    """
+    ends = {key: [*values, *_broken(spaces[key])] for key, values in _ends(spaces).items()}
     first = {key: values[0] for key, values in ends.items()}
     yield first
     for key, values in ends.items():
@@ -66,6 +77,26 @@ def _ends(spaces: Mapping[str, Any]) -> dict[str, list[str]]:
         ]
         for key, space in spaces.items()
     }
+
+
+def _broken(space: Any) -> list[str]:
+    """A number between whole bounds that is not whole, if the space has one."""
+    if not isinstance(space, optuna.distributions.FloatDistribution) or space.single():
+        return []
+    if not (space.low.is_integer() and space.high.is_integer()):
+        return []
+    middle = (space.low + space.high) / 2
+    between = middle + 0.5 * middle.is_integer() if space.step is None else space.low + space.step
+    return [] if between.is_integer() else [text_of(between, space)]
+
+
+def whole_numbers(override: Override) -> str | None:
+    """An interval of real numbers as one of whole numbers, as on a command line; else None."""
+    space = override.value()
+    if not isinstance(space, IntervalSweep) or isinstance(space.start, int):
+        return None
+    key, _, text = str(override.input_line).partition("=")
+    return f"{key}=int({text})"
 
 
 def text_of(value: Any, space: Any = None) -> str:

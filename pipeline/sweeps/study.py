@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ import sqlalchemy as sa
 from hydra.core.override_parser.types import Override
 
 from pipeline.config.sweep import JobSettings, Sweep
-from pipeline.sweeps.jobs import Job
+from pipeline.sweeps.jobs import MOST_JOBS, Job
 from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome, objectives
-from pipeline.sweeps.space import distributions, text_of
+from pipeline.sweeps.space import distributions, size, text_of
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import Pruned, RequestError, first_line
 
@@ -39,13 +40,15 @@ _PRUNERS = {
 }
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
 _PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
-_DISREGARDED = "disregarded"  # a user attribute of the study: trials replaced by others
+# User attributes of a study: trials replaced by others, and the names of the metrics
+_DISREGARDED, _METRICS = "disregarded", "metrics"
 
 
 class Search:
     """A sweep's view of a study: each proposed trial becomes a job with the same number.
 
-    Several sweeps may share a study; `n_trials` counts the trials of all of them.
+    Several sweeps may share a study; `n_trials` counts the trials of all of them. A grid ends
+    earlier if every combination has been tried.
     """
 
     known = False
@@ -60,7 +63,7 @@ class Search:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings, self.sweep_id = settings, sweep_id
-        self.total = settings.n_trials
+        self.total = trial_count(settings, searched)
         self.job_settings: Mapping[str, str] = (
             _of_study(settings) if settings.pruner != "none" else {}
         )
@@ -73,17 +76,19 @@ class Search:
             pruner=make_pruner(settings),
             load_if_exists=True,
         )
+        if _METRICS not in self.study.user_attrs:
+            self.study.set_user_attr(_METRICS, settings.objective)
 
     def jobs(self) -> Iterator[Job]:
-        """Proposes trials on demand, until there are `n_trials`."""
-        while len(self._regarded()) < self.settings.n_trials:
+        """Proposes trials on demand, until there are enough."""
+        while not self._has_enough():
             trial = self.study.ask(self.distributions)
             params = {
                 key: text_of(value, self.distributions[key]) for key, value in trial.params.items()
             }
             trial.set_user_attr(_SWEEP, self.sweep_id)
             trial.set_user_attr(_PARAMS, params)
-            if len(self._regarded(before=trial.number)) >= self.settings.n_trials:
+            if self._has_enough(before=trial.number):
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 self._disregard(trial.number)  # another process proposed the last trial
                 return
@@ -126,6 +131,15 @@ class Search:
                 if trial.params:
                     self.study.enqueue_trial(trial.params)
 
+    def _has_enough(self, before: int | None = None) -> bool:
+        """Whether there are `n_trials`, or those of a grid have every combination."""
+        trials = self._regarded(before)
+        if len(trials) >= self.settings.n_trials:
+            return True
+        alike = [one.params for one in trials if one.distributions == self.distributions]
+        different = {tuple(params[key] for key in self.distributions) for params in alike}
+        return len(different) >= _combinations(self.settings, self.distributions)
+
     def _mine(self) -> list[Any]:
         alone = self.settings.study == self.sweep_id
         return [
@@ -149,6 +163,16 @@ class Search:
         self.study.set_user_attr(_DISREGARDED, [*disregarded, number])
 
 
+def trial_count(settings: Sweep, searched: Sequence[Override]) -> int:
+    """Number of trials: `n_trials`, or the number of combinations of a smaller grid."""
+    return int(min(settings.n_trials, _combinations(settings, distributions(searched))))
+
+
+def _combinations(settings: Sweep, spaces: Mapping[str, Any]) -> float:
+    """The number of combinations that a grid tries; infinite for other samplers."""
+    return math.prod(map(size, spaces.values())) if settings.sampler == "grid" else math.inf
+
+
 def open_storage(address: str) -> Any:
     """Opens Optuna's storage at a database URL or, for any other text, in a journal file.
 
@@ -165,6 +189,64 @@ def open_storage(address: str) -> Any:
     Path(address).parent.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
     return journal.JournalStorage(journal.JournalFileBackend(address))
+
+
+def require_shareable(storage: Any, settings: Sweep, searched: Sequence[Override]) -> None:
+    """Checks that a sweep can join the study that `sweep.study` names, if that exists.
+
+    Raises:
+        RequestError: the study has other objectives, has tried other choices of a searched key or,
+            for a grid, other keys.
+    """
+    try:
+        study = optuna.load_study(study_name=settings.study, storage=storage)
+    except KeyError:
+        return
+    _require_same_objectives(study, settings)
+    spaces = distributions(searched)
+    for trial in study.get_trials(deepcopy=False):
+        tried = trial.distributions
+        for key in tried.keys() & spaces.keys():
+            _require_compatible(settings, key, tried[key], spaces[key])
+        if settings.sampler == "grid" and [*tried.items()] != [*spaces.items()][: len(tried)]:
+            raise RequestError(
+                f"sweep.study={settings.study}: sweep.sampler=grid can only share a study of the "
+                f"same keys with the same values, in this order: {', '.join(tried)}"
+            )
+
+
+def _require_same_objectives(study: Any, settings: Sweep) -> None:
+    """Checks the objectives: Optuna would go on with the study's, or refuse each trial's result.
+
+    Of a study that no sweep has made, only the directions are known.
+
+    Raises:
+        RequestError: they differ.
+    """
+    metrics = study.user_attrs.get(_METRICS)
+    then = [direction.name.lower() for direction in study.directions]
+    now = [objective.direction for objective in objectives(settings)]
+    if then != now or metrics not in (None, settings.objective):
+        raise RequestError(
+            f"sweep.study={settings.study}: its trials {_aims(then, metrics or [])}, those of this "
+            f"sweep {_aims(now, settings.objective)}; name another study, or the same objectives"
+        )
+
+
+def _require_compatible(settings: Sweep, key: str, then: Any, now: Any) -> None:
+    try:
+        optuna.distributions.check_distribution_compatibility(then, now)
+    except ValueError as error:
+        raise RequestError(
+            f"sweep.study={settings.study}: its trials have other values of {key} to choose from "
+            f"({first_line(str(error))}); name another study, or the same values"
+        ) from error
+
+
+def _aims(directions: Sequence[str], metrics: Sequence[str]) -> str:
+    if metrics:
+        return " and ".join(map(" ".join, zip(directions, metrics, strict=True)))
+    return " and ".join(directions)
 
 
 def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:
@@ -215,11 +297,13 @@ def make_pruner(settings: Sweep) -> Any:
     Raises:
         RequestError: an option is refused.
     """
-    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], settings.pruner_options)
+    # `sweep=tpe sweep.pruner=none` leaves the options of the file's own pruner without a use.
+    options = {} if settings.pruner == "none" else settings.pruner_options
+    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
 
 
-def require_sense(settings: Sweep) -> None:
-    """Refuses incompatible settings of an adaptive search.
+def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
+    """Refuses incompatible settings of an adaptive search, and a grid without end.
 
     Raises:
         RequestError: names them.
@@ -234,6 +318,12 @@ def require_sense(settings: Sweep) -> None:
         raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
     make_pruner(settings)
     _sampler(settings, 0)
+    for key, space in distributions(searched).items():
+        if settings.sampler == "grid" and size(space) > MOST_JOBS:
+            raise RequestError(
+                f"sweep.sampler=grid: {key} may have at most {MOST_JOBS:,} values; list them or "
+                f"give {key}=range(start,stop,step), or choose another sampler"
+            )
 
 
 def _require_prunable(settings: Sweep) -> None:
@@ -265,7 +355,12 @@ def _made(kind: str, module: Any, name: str, options: Mapping[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return getattr(module, name)(**options)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise RequestError(
+            f"sweep.{kind}_options: {name}: {first_line(str(error))}; an option that a file of "
+            f"conf/sweep/ sets is left out with '~sweep.{kind}_options.NAME'"
+        ) from error
+    except ValueError as error:
         raise RequestError(f"sweep.{kind}_options: {name}: {first_line(str(error))}") from error
 
 

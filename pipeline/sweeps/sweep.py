@@ -19,7 +19,7 @@ from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
-from pipeline.sweeps.study import Search, open_storage
+from pipeline.sweeps.study import Search, open_storage, require_shareable, trial_count
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
@@ -36,20 +36,21 @@ def sweep(plan: Plan, launcher: Any) -> None:
     """
     multirun, adaptive = plan.multirun, plan.adaptive
     config = multirun.config
+    searched = multirun.searched
+    count = trial_count(config.sweep, searched) if adaptive else len(grid(searched))
     if config.sweep.preview:
-        show_preview(plan.manifest, plan.jobs, config, launcher)
+        show_preview(plan.manifest, plan.jobs, count, config, launcher)
         return
     if config.sweep.resume is None:
         require_named_runs(config)
-    count = config.sweep.n_trials if adaptive else len(grid(multirun.searched))
     with open_workers(launcher, count) as workers:  # they start while the store is asked
         resumed, folder = _place(config, multirun)
         if resumed:
             plan = plan_again(multirun, folder, adaptive=adaptive)
-        storage = open_storage(_storage(config, folder)) if adaptive else None
+            plan.manifest.require_same(folder)
+        storage = _opened_storage(config, multirun, folder) if adaptive else None
         with _alone(folder):
             if resumed:
-                plan.manifest.require_same(folder)
                 _require_checkpoints(resumed, folder, config)
             plan.manifest.save(folder)
             settle_in(launcher, folder)
@@ -130,6 +131,13 @@ def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
 
 def _storage(config: Config, folder: Path) -> str:
     return config.sweep.storage or str(folder / "study.journal")
+
+
+def _opened_storage(config: Config, multirun: Multirun, folder: Path) -> Any:
+    storage = open_storage(_storage(config, folder))
+    if config.sweep.study is not None:
+        require_shareable(storage, config.sweep, multirun.searched)
+    return storage
 
 
 def _source(

@@ -124,7 +124,8 @@ def record(
             vacate(folder)  # may refuse, so do it before a run exists
         elif has_journal(folder):
             send_journal(client, folder, close=False)
-        recording, outbox = _open(client, config, folder, run_id, tags)
+        adopted = _taken_from_environment(job)
+        recording, outbox = _open(client, config, folder, tags, run_id=run_id, adopted=adopted)
         offline = config.tracking.offline
         with outbox, nullcontext() if offline else alive(client, recording.id):
             if start:
@@ -262,13 +263,27 @@ def _tell_unless(arrived: bool, outbox: Journaled) -> None:
         print(f"{outbox.trouble}: send it with `{command}`", file=sys.stderr, flush=True)
 
 
-def _open(
-    client: Client, config: Config, folder: Path, run_id: str | None, tags: dict[str, str]
-) -> tuple[Recording, Journaled]:
-    """Opens a run's journal and, unless the run is offline, the run in the store."""
-    # Removed from the environment, so that later runs of this process and its workers ignore it.
+def _taken_from_environment(job: JobSettings | None) -> str | None:
+    """The run that `mlflow run` opened, if any, which is the sweep's own and no job's.
+
+    It is removed from the environment, so that later runs of this process and its workers ignore
+    it. Workers that were started before have inherited it.
+    """
     adopted = adopted_run_id()
     os.environ.pop(ADOPTED_RUN, None)
+    return None if job else adopted
+
+
+def _open(
+    client: Client,
+    config: Config,
+    folder: Path,
+    tags: dict[str, str],
+    *,
+    run_id: str | None,
+    adopted: str | None,
+) -> tuple[Recording, Journaled]:
+    """Opens a run's journal and, unless the run is offline, the run in the store."""
     if existing := run_id or adopted:
         if config.tracking.offline:
             raise RequestError("tracking.offline=true: only a new run can do without its store")

@@ -28,6 +28,7 @@ from pipeline.system.files import replacing
 from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
+    CHOSEN_DATASET,
     INDEX,
     LOCAL_ID,
     MODEL_URI,
@@ -188,7 +189,7 @@ def find_trained(run_id: str, config: Config, *, metric: str | None = None) -> R
         RequestError: there is no such run, or it has no model or configuration.
     """
     if run_id == "best" and metric:
-        run = _best(config, metric)
+        run = best_trained(config, metric)
     else:
         run = find_run(run_id, config, latest=MODELS, called="finished run")
     if run.model_uri is None:
@@ -339,15 +340,42 @@ def _rank(run: RecordedRun, metric: str, lower_is_better: bool) -> tuple[bool, f
     return math.isnan(value), value if lower_is_better else -value, run.started
 
 
-def _best(config: Config, metric: str) -> RecordedRun:
+def best_trained(config: Config, metric: str) -> RecordedRun:
+    """The best finished run with a model in the experiment of the configuration.
+
+    If the experiment has runs on several data sets (`-m dataset=mnist,digits`), whose metrics
+    cannot be compared, it is the best on that of the configuration.
+
+    Raises:
+        RequestError: there is none, or the experiment has runs on several other data sets only.
+    """
     name, client = experiment_name(config), connect(config.tracking.uri)
-    runs = find_best(client, replace(MODELS, experiment=name), metric, most=1)
-    if not runs or metric not in runs[0].metrics:
+    query, dataset = replace(MODELS, experiment=name), config.choices.dataset
+    best = find_best(client, query, metric, most=1)
+    if best and best[0].tags.get(CHOSEN_DATASET) != dataset:
+        alike = replace(query, tags={CHOSEN_DATASET: dataset})
+        best = find_best(client, alike, metric, most=1) or [_only_kind(client, query, best[0])]
+    if not best or metric not in best[0].metrics:
         raise RequestError(
             f"run_id=best: experiment {name} has no finished run with a model and {metric}; "
             "train one, or choose another with dataset=… or tracking.experiment=…"
         )
-    return runs[0]
+    return best[0]
+
+
+def _only_kind(client: Client, query: Query, best: RecordedRun) -> RecordedRun:
+    """The best run, if all runs of the query are on one data set.
+
+    Raises:
+        RequestError: they are on several; names these.
+    """
+    found = {run.tags.get(CHOSEN_DATASET, "") for run in search(client, query)}
+    if len(found) > 1:
+        raise RequestError(
+            f"run_id=best: experiment {query.experiment} has runs on {', '.join(sorted(found))}; "
+            "say on which, with dataset=…"
+        )
+    return best
 
 
 def metric_history(

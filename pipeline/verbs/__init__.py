@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What only a training uses; what a recorded run has decided; what only a run uses. A name stands
 # for a group with its keys, or for one key; `dataset.` for the keys of a group without its choice.
 OF_TRAINING = frozenset({"model", "optimizer", "schedule", "augment", "train", "seed"})
-NAMING = frozenset({"tracking.run_name", "tracking.tags", "tracking.log_model"})
+NAMING = frozenset(f"tracking.{key}" for key in ("run_name", "tags", "log_model", "artifact_root"))
 DECIDED = OF_TRAINING | NAMING | {"preprocess", "ingest", "dataset."}
 OF_RUNS = DECIDED | {"evaluate"}
 

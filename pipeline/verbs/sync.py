@@ -30,7 +30,7 @@ class Sync:
 
 SYNC = Verb(
     name="sync",
-    ignores=OF_RUNS | {"run_id", "dataset", "data_dir"},
+    ignores=(OF_RUNS | {"run_id", "dataset", "data_dir"}) - {"tracking.artifact_root"},
     first="folder",
     help="send runs that were recorded while their store was away, or with tracking.offline=true",
     entry="pipeline.verbs.sync:sync",

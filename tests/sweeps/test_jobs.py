@@ -133,6 +133,15 @@ def test_what_a_sweep_heeds_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "word",
+    ["trusted_modules=[my_models]", "ingest.checks.conflicts.action=refuse", "data_dir=there"],
+)
+def test_what_each_job_heeds_is_passed_on_though_no_result_depends_on_it(word: str) -> None:
+    asked = multirun("seed=0,1", word, adaptive=False)
+    assert asked.words(grid(asked.searched)[1]) == [word, "seed=1"]
+
+
+@pytest.mark.parametrize(
     ("said", "key"),
     [
         ("hydra: {launcher: {n_jobs: 4}}", "hydra.launcher.n_jobs"),

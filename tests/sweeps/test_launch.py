@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from pipeline.sweeps.jobs import Job
-from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once
+from pipeline.sweeps.jobs import Job, grid
+from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once, settle_in
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
+from tests.sweeps.test_jobs import multirun
 
 JOBS = [Job(index=index, params={"seed": str(index)}) for index in (1, 2, 4, 7)]
 
@@ -66,6 +68,23 @@ def test_a_search_is_refused_a_launcher_that_cannot_say() -> None:
     require_at_once(JOBLIB, "joblib")
     with pytest.raises(RequestError, match="launcher=ray does not say how many jobs it runs at"):
         require_at_once(ray(), "ray")
+
+
+@pytest.mark.slow
+def test_a_job_is_repeated_by_the_same_command_after_its_launcher_has_got_the_sweeps_folder(
+    tmp_path: Path,
+) -> None:
+    asked = multirun("model=mlp,cnn", "train.epochs=5,20", "train.patience=3,10")
+    launcher = SimpleNamespace(config=asked.composed)
+    jobs = [job for job in grid(asked.searched) if job.params["train.epochs"] == "5"]
+    settle_in(launcher, tmp_path)
+    assert launcher.config.hydra.sweep.dir == str(tmp_path)
+    assert [asked.command(job).removeprefix("python -m pipeline ") for job in jobs] == [
+        "model=mlp train.epochs=5 train.patience=3",
+        "model=mlp train.epochs=5",
+        "model=cnn train.epochs=5 train.patience=3",
+        "model=cnn train.epochs=5",
+    ]
 
 
 def carried_out(launcher: Any, *, known: bool) -> list[int]:

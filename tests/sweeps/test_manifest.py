@@ -77,6 +77,46 @@ def test_a_search_may_be_given_more_trials_but_no_other_sampler(tmp_path: Path) 
         of_search(space, "sweep.sampler=random").require_same(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("word", "difference"),
+    [
+        ("sweep.storage=sqlite:///other.db", "storage was sqlite:///s.db, is sqlite:///other.db"),
+        ("sweep.study=other", "study was x, is other"),
+    ],
+)
+def test_a_search_is_resumed_with_its_own_study_only(
+    word: str, difference: str, tmp_path: Path
+) -> None:
+    space, place = (
+        "model.dropout=interval(0,0.5)",
+        ("sweep.storage=sqlite:///s.db", "sweep.study=x"),
+    )
+    of_search(space, *place).save(tmp_path)
+    of_search(space, *place, "sweep.n_trials=9").require_same(tmp_path)
+    with pytest.raises(RequestError, match="storage was sqlite:///s.db, is None"):
+        of_search(space).require_same(tmp_path)
+    key = word.partition("=")[0]
+    others = [one for one in place if not one.startswith(key)]
+    with pytest.raises(RequestError, match=difference):
+        of_search(space, word, *others).require_same(tmp_path)
+
+
+def test_a_search_of_an_earlier_version_did_not_record_its_study(tmp_path: Path) -> None:
+    words = ("model.dropout=interval(0,0.5)", "sweep.storage=sqlite:///s.db", "sweep.study=x")
+    then = json.loads(of_search(*words).text)
+    del then["settings"]["storage"], then["settings"]["study"]
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(then))
+    of_search(*words).require_same(tmp_path)
+
+
+def test_a_password_of_the_studys_storage_is_not_in_the_manifest(tmp_path: Path) -> None:
+    storage = "postgresql://me:canary@host/studies"
+    made = of_search("model.dropout=interval(0,0.5)", f"sweep.storage={storage}")
+    assert "canary" not in made.text
+    made.save(tmp_path)
+    made.require_same(tmp_path)
+
+
 def test_a_folder_without_a_manifest_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"manifest.json cannot be read"):
         of_grid("seed=0,1").require_same(tmp_path)

@@ -47,6 +47,33 @@ def test_a_sweep_without_its_data_or_a_model_that_can_be_built_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (
+            "model=cnn model.dense=interval(64,256)",
+            r"^job 2 \(dense=160.5\): model.dense: must be a whole number .*; an interval of whole "
+            r"numbers is written \"model.dense=int\(interval\(64,256\)\)\"$",
+        ),
+        (
+            "model=cnn model.dense=tag(log,interval(64,256)) model.dropout=interval(0,0.9)",
+            r"whole numbers is written \"model.dense=int\(tag\(log,interval\(64,256\)\)\)\"$",
+        ),
+        (
+            "train.epochs=interval(1,5)",
+            r"train.epochs: .*whole numbers is written \"train.epochs=int\(interval\(1,5\)\)\"$",
+        ),
+        ("model=cnn model.dense=range(64.0,256.5,0.5)", r"must be a whole number \(got 64.5\)$"),
+        ("model.dropout=interval(0.5,1.5)", r"model.dropout: must be below 1 \(got 1.5\)$"),
+    ],
+)
+def test_an_interval_of_real_numbers_is_refused_where_only_whole_ones_work(
+    space: str, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        planned(f"{SEARCH} dataset=digits {space}")
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "dataset=digits model.residual=true,false",

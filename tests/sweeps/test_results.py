@@ -126,7 +126,7 @@ def test_a_preview_shows_the_jobs_and_how_long_they_would_take(
     monkeypatch.setattr(results, "jobs_at_once", lambda launcher: 4)
     plan: Any = SimpleNamespace(searched={"seed": "0,1"})
     jobs = [Job(index=index, params={"seed": str(index)}) for index in range(2)]
-    show_preview(plan, jobs, None, None)  # type: ignore[arg-type]
+    show_preview(plan, jobs, 2, None, None)  # type: ignore[arg-type]
     assert capsys.readouterr().out.splitlines()[-1] == time
 
 
@@ -136,9 +136,9 @@ def test_a_preview_of_a_search_shows_its_space(
     monkeypatch.setattr(results, "typical_seconds", lambda config: None)
     monkeypatch.setattr(results, "jobs_at_once", lambda launcher: None)
     plan: Any = SimpleNamespace(searched={"model.dropout": "interval(0,0.5)"})
-    settings = SimpleNamespace(n_trials=7, sampler="tpe", pruner="median")
+    settings = SimpleNamespace(sampler="tpe", pruner="median")
     config: Any = SimpleNamespace(sweep=settings)
-    show_preview(plan, [], config, None)
+    show_preview(plan, [], 7, config, None)
     shown = capsys.readouterr().out
     assert "interval(0,0.5)" in shown
     assert "7 jobs proposed by tpe, pruner median; time unknown" in shown

@@ -13,7 +13,14 @@ import pytest
 
 from pipeline.config.sweep import Sweep
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome
-from pipeline.sweeps.study import STORAGE, Search, open_storage, pruning_listener, require_sense
+from pipeline.sweeps.study import (
+    STORAGE,
+    Search,
+    open_storage,
+    pruning_listener,
+    require_sense,
+    require_shareable,
+)
 from pipeline.system.errors import Pruned, RequestError
 from tests.stress.matrix import matrix
 from tests.sweeps.test_jobs import multirun
@@ -42,6 +49,10 @@ def value(params: Any) -> float:
 
 def ended(index: int, params: Any, state: str = FINISHED) -> Outcome:
     return Outcome(index=index, status=state, params=params, values=(value(params),))
+
+
+def sensible(sweep: Sweep, *space: str) -> None:
+    require_sense(sweep, asked(*(space or SPACE)).searched)
 
 
 def carry_out(source: Search, most: int = 1000) -> list[Any]:
@@ -103,6 +114,42 @@ def test_a_grid_by_optuna_tries_every_combination_once(tmp_path: Path) -> None:
     assert sorted(proposed) == [(m, s) for m in ("cnn", "mlp") for s in "012"]
 
 
+def test_a_grid_by_optuna_ends_when_every_combination_was_tried(tmp_path: Path) -> None:
+    space = ("model=mlp,cnn", "seed=range(0,3)", "model.dropout=0.1")
+    source = search(tmp_path, "sweep.sampler=grid", space=space)
+    assert source.total == 6
+    first = [next(source.jobs()) for _ in range(4)]
+    source.tell(Outcome(index=0, status=FAILED, params=first[0].params, values=(0.0,)))
+    again = search(tmp_path, "sweep.sampler=grid", space=space)  # of the others, nothing is known
+    again.catch_up({1: Outcome(index=1, status=FINISHED, params=first[1].params, values=(0.0,))})
+    params = [job.params for job in again.jobs()]
+    assert params[:3] == [first[0].params, first[2].params, first[3].params]
+    tried = [first[1].params, *params]
+    assert len(tried) == len({tuple(one.values()) for one in tried}) == 6
+
+
+@pytest.mark.parametrize("space", [("seed=0,1",), ("seed=range(0,3)", "model=mlp,cnn")])
+def test_a_grid_by_optuna_shares_no_study_of_another_space(
+    space: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = ("sweep.sampler=grid",)
+    mine = ("model=mlp,cnn", "seed=range(0,3)")
+    next(search(tmp_path, *words, space=mine).jobs())
+    storage = open_storage(str(tmp_path / "study.journal"))
+    shared(storage, settings(tmp_path, *words), mine)
+    with pytest.raises(RequestError, match="^sweep.study=s: "):
+        shared(storage, settings(tmp_path, *words), space)
+
+
+@pytest.mark.parametrize(
+    "space", ["model.dropout=interval(0,0.5)", "seed=int(interval(0,1000000))"]
+)
+def test_a_grid_by_optuna_needs_values_that_can_be_counted(space: str, tmp_path: Path) -> None:
+    key = space.partition("=")[0]
+    with pytest.raises(RequestError, match=f"grid: {key} may have at most 100,000 values; list"):
+        sensible(settings(tmp_path, "sweep.sampler=grid"), space)
+
+
 def test_trials_that_were_killed_or_failed_are_proposed_again(tmp_path: Path) -> None:
     source = search(tmp_path, "sweep.n_trials=5")
     jobs = list(islice(source.jobs(), 3))
@@ -139,6 +186,51 @@ def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> N
     numbers = [next(one).index for _ in range(4)] + [job.index for job in other.jobs()]
     assert numbers == [0, 1, 2, 3, 4, 5]
     assert sorted(other.known_jobs()) == [4, 5]
+
+
+def shared(storage: Any, sweep: Sweep, space: tuple[str, ...] = SPACE) -> None:
+    require_shareable(storage, sweep, asked(*space).searched)
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("[val/loss]", "its trials maximize val/accuracy, those of this sweep minimize val/loss"),
+        ("[time/images_per_s]", "those of this sweep maximize time/images_per_s"),
+        (
+            "[val/accuracy,model/parameters]",
+            "those of this sweep maximize val/accuracy and minimize model/parameters",
+        ),
+    ],
+)
+def test_a_study_of_other_objectives_is_not_shared(
+    objective: str, said: str, tmp_path: Path
+) -> None:
+    search(tmp_path)
+    storage = open_storage(str(tmp_path / "study.journal"))
+    with pytest.raises(RequestError, match=f"^sweep.study=s: .*{said}"):
+        shared(storage, settings(tmp_path, f"sweep.objective={objective}"))
+    shared(storage, settings(tmp_path, "sweep.sampler=random"))
+    shared(storage, replace(settings(tmp_path), study="new"))
+
+
+def test_a_study_of_other_choices_is_not_shared(tmp_path: Path) -> None:
+    source = search(tmp_path, space=("model=mlp,cnn", "model.dropout=interval(0,0.5)"))
+    next(source.jobs())
+    storage = open_storage(str(tmp_path / "study.journal"))
+    shared(storage, settings(tmp_path), ("model=mlp,cnn", "model.dropout=interval(0.1,0.9)"))
+    with pytest.raises(RequestError, match="^sweep.study=s: its trials have other values of model"):
+        shared(storage, settings(tmp_path), ("model=mlp,linear",))
+
+
+def test_of_a_study_that_no_sweep_has_made_the_directions_are_compared(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "study.journal"))
+    optuna.create_study(storage=storage, study_name="s", direction="minimize")
+    shared(storage, settings(tmp_path, "sweep.objective=[val/loss]"))
+    with pytest.raises(
+        RequestError, match="its trials minimize, those of this sweep maximize val/"
+    ):
+        shared(storage, settings(tmp_path))
 
 
 def listener(folder: Path, number: int, *words: str) -> Callable[[int, Any], None]:
@@ -185,6 +277,10 @@ def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
             ("sweep.pruner=median", "+sweep.pruner_options={warm: 3}"),
             r"pruner_options: MedianPruner",
         ),
+        (
+            ("sweep=network", "sweep.pruner=median"),
+            r"MedianPruner: .*'min_resource'; .* left out with '~sweep.pruner_options.NAME'",
+        ),
         (("sweep.pruner=median", "sweep.objective=[model/parameters]"), "each epoch has"),
         (
             ("sweep.pruner=median", "sweep.objective=[val/accuracy,model/parameters]"),
@@ -196,7 +292,12 @@ def test_settings_that_make_no_sense_are_refused(
     words: tuple[str, ...], complaint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=complaint):
-        require_sense(settings(tmp_path, *words))
+        sensible(settings(tmp_path, *words))
+
+
+@pytest.mark.parametrize("file", ["tpe", "network", "network_mlp"])
+def test_a_search_from_a_file_may_do_without_the_files_pruner(file: str, tmp_path: Path) -> None:
+    sensible(settings(tmp_path, f"sweep={file}", "sweep.pruner=none"))
 
 
 def test_gp_asks_for_pytorch_where_there_is_none(
@@ -204,7 +305,7 @@ def test_gp_asks_for_pytorch_where_there_is_none(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="pip install torch"):
-        require_sense(settings(tmp_path, "sweep.sampler=gp"))
+        sensible(settings(tmp_path, "sweep.sampler=gp"))
 
 
 def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
@@ -234,4 +335,4 @@ def test_an_optuna_that_another_package_has_put_back_is_named(
 ) -> None:
     monkeypatch.setattr(optuna, "__version__", "2.10.1")
     with pytest.raises(RequestError, match=r"Optuna 2.10.1 .*pip uninstall hydra-optuna-sweeper"):
-        require_sense(settings(tmp_path))
+        sensible(settings(tmp_path))

@@ -195,6 +195,21 @@ def test_the_run_that_mlflow_run_opened_is_adopted_with_its_parameters(
     assert (params["train.epochs"], params["config.train.epochs"]) == ("20.0", "20")
 
 
+def test_the_run_that_mlflow_run_opened_is_no_jobs_of_a_sweep(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(None)
+    opened = client.create_run(experiment(client, "digits")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    job = replace(config.sweep.job, parent=opened, index=0, experiment="digits")
+    with record(config, tmp_path, job=job) as recording:
+        assert "MLFLOW_RUN_ID" not in os.environ
+    run = recorded(recording)
+    assert run.info.run_id != opened
+    assert run.data.tags["mlflow.parentRunId"] == opened
+    assert "seed" not in client.get_run(opened).data.params
+
+
 def test_a_run_id_in_the_environment_that_nobody_knows_is_refused(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

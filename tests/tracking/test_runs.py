@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,14 @@ from mlflow.entities import Run, RunData, RunInfo
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
+<<<<<<< HEAD
 from pipeline.tracking import runs
 from pipeline.tracking.runs import best_by_kept, by_id, require_sound_leakage
+=======
+from pipeline.tracking.client import connect
+from pipeline.tracking.client import experiment as experiment_of
+from pipeline.tracking.runs import best_by_kept, best_trained, by_id
+>>>>>>> sweeps
 from pipeline.tracking.values import RecordedRun, Status
 from tests.commands import configured
 
@@ -165,6 +172,7 @@ def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
     assert store.searches == 1
 
 
+<<<<<<< HEAD
 LITE = ("model=efficientnet_lite0", "model.weights=abcd1234")
 
 
@@ -179,3 +187,35 @@ def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data_set(
     require_sound_leakage(other)
     with pytest.raises(RequestError, match=r"^model.weights=abcd1234: that run was trained on im"):
         require_sound_leakage(ours)
+=======
+# --- the best of an experiment in a store ---
+
+
+def trained_on(dataset: str, accuracy: float, *, experiment: str) -> str:
+    client = connect(None)
+    run_id = str(client.create_run(experiment_of(client, experiment)).info.run_id)
+    client.set_tag(run_id, "dataset", dataset)
+    client.set_tag(run_id, "model_uri", f"models:/m-{run_id}")
+    client.log_metric(run_id, KEPT, accuracy)
+    client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.mark.slow
+def test_the_best_of_an_experiment_is_a_run_on_the_data_set_of_the_command(folder: Path) -> None:
+    trained_on("mnist", 0.99, experiment="both")
+    ours = trained_on("digits", 0.8, experiment="both")
+    trained_on("digits", 0.7, experiment="both")
+    config = configured("dataset=digits", "tracking.experiment=both")
+    assert best_trained(config, ACCURACY).id == ours
+
+
+@pytest.mark.slow
+def test_the_best_on_another_data_set_is_taken_where_there_is_only_that(folder: Path) -> None:
+    ours = trained_on("mnist", 0.9, experiment="one")
+    config = configured("dataset=digits", "tracking.experiment=one")
+    assert best_trained(config, ACCURACY).id == ours
+    trained_on("synthetic", 0.8, experiment="one")
+    with pytest.raises(RequestError, match="experiment one has runs on mnist, synthetic; say on"):
+        best_trained(config, ACCURACY)
+>>>>>>> sweeps

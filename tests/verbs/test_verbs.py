@@ -86,12 +86,14 @@ IDLE = {
     "serve follow=true model_uri=models:/digits/3": "names no alias",
     "ingest seed=3 augment=none": "without an augmentation to show",
     "ingest model=cnn": "whose images have one size",
+    "reproduce tracking.experiment=x run_id=abcd": "repeated in its own experiment",
 }
 USED = (
     *("compare runs=[ab,cd]", "compare top=3", "promote margin=0.1", "promote challenger=true"),
     *("predict dataset=mnist", "serve follow=true model_uri=models:/digits@champion"),
     *("serve follow=true", "ingest seed=3 augment=flip_crop", "ingest model=cnn dataset=folder"),
     *("run tracking.run_name=x", "train tracking.experiment=x"),
+    "reproduce tracking.experiment=x run_id=latest",
 )
 
 
@@ -131,6 +133,12 @@ def test_a_run_that_mlflow_has_opened_keeps_its_name_and_experiment(
     require_effects("run tracking.log_model=false seed=3")
 
 
+def test_only_verbs_that_may_open_an_experiment_take_a_place_for_its_artefacts() -> None:
+    key = "tracking.artifact_root"
+    takes = {verb.name for verb in VERBS.values() if not {key, "tracking"} & verb.ignores}
+    assert takes == {"run", "train", "sync"}
+
+
 def test_each_rule_of_a_verb_has_a_case() -> None:
     ruled = {
         (verb.name, key) for verb in verbs().values() for one in verb.rules for key in one.keys
@@ -139,7 +147,7 @@ def test_each_rule_of_a_verb_has_a_case() -> None:
         (name, full_word(first, name, verbs()[name].request).partition("=")[0])
         for name, first in (line.split()[:2] for line in IDLE)
     }
-    assert {pair for pair in ruled if not pair[1].startswith("tracking.")} == tried
+    assert {pair for pair in ruled if pair[0] not in ("run", "train")} == tried
 
 
 def test_the_keys_of_a_verb_are_a_group_of_the_configuration_with_one_file() -> None:

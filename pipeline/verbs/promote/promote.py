@@ -127,7 +127,8 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
             description=note_of_version(candidate, attempt),
         ),
     )
-    return concluded(registry, attempt.decision, gates)
+    says = f"run {candidate.id} is now the champion of {registry.name}"
+    return concluded(registry, attempt.decision, gates, says)
 
 
 def lineage(run: RecordedRun) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from omegaconf import MISSING
 from pydantic import Field
 
+from pipeline.config.effects import Rule
 from pipeline.verbs import NAMING, Verb
 
 
@@ -19,6 +20,13 @@ class Reproduce:
     """Largest difference of a metric that still counts as reproduced."""
 
 
+OF_NAMED_RUN = Rule(
+    keys=("tracking.experiment",),
+    when=lambda config: config.run_id != "latest",
+    because="beside run_id=<id>: the run is repeated in its own experiment",
+    mend="leave it out",
+    nothing=(None,),
+)
 REPRODUCE = Verb(
     name="reproduce",
     help="repeat run_id=<id> or latest and compare the results",
@@ -27,6 +35,7 @@ REPRODUCE = Verb(
     request=Reproduce,
     ignores=NAMING,
     of_record=True,
+    rules=(OF_NAMED_RUN,),
     needs="run_id=latest",
     records=True,
 )

@@ -130,6 +130,7 @@ def test_a_run_that_passes_is_champion_with_its_lineage_and_loads_by_alias(
         "previous": "None",
         "run_id": runs.good,
     }
+    assert f"\nrun {runs.good} is now the champion of synthetic\n" in out
     for shown in ("reproduces predictions", "test accuracy", "latency, ms", "passed"):
         assert shown in out
     version = registry().find(1)
