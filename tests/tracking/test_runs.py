@@ -12,14 +12,10 @@ from mlflow.entities import Run, RunData, RunInfo
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
-<<<<<<< HEAD
 from pipeline.tracking import runs
-from pipeline.tracking.runs import best_by_kept, by_id, require_sound_leakage
-=======
 from pipeline.tracking.client import connect
 from pipeline.tracking.client import experiment as experiment_of
-from pipeline.tracking.runs import best_by_kept, best_trained, by_id
->>>>>>> sweeps
+from pipeline.tracking.runs import best_by_kept, best_trained, by_id, require_sound_leakage
 from pipeline.tracking.values import RecordedRun, Status
 from tests.commands import configured
 
@@ -172,7 +168,6 @@ def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
     assert store.searches == 1
 
 
-<<<<<<< HEAD
 LITE = ("model=efficientnet_lite0", "model.weights=abcd1234")
 
 
@@ -187,7 +182,8 @@ def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data_set(
     require_sound_leakage(other)
     with pytest.raises(RequestError, match=r"^model.weights=abcd1234: that run was trained on im"):
         require_sound_leakage(ours)
-=======
+
+
 # --- the best of an experiment in a store ---
 
 
@@ -218,4 +214,3 @@ def test_the_best_on_another_data_set_is_taken_where_there_is_only_that(folder: 
     trained_on("synthetic", 0.8, experiment="one")
     with pytest.raises(RequestError, match="experiment one has runs on mnist, synthetic; say on"):
         best_trained(config, ACCURACY)
->>>>>>> sweeps
