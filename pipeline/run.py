@@ -10,7 +10,7 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import ingest, preprocess
+from pipeline.data.load import ingest, preprocess, require_recorded
 from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Predictions, Prepared
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
@@ -96,9 +96,13 @@ def complete(
     uri: str | None = None,
     fingerprint: str | None = None,
 ) -> Result:
-    """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model."""
+    """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model.
+
+    Raises:
+        RequestError: the data is not that of the run, which `fingerprint` identifies.
+    """
     prepare_keras(config)
-    prepared = _load_data(config, recording, fingerprint)
+    prepared = _load_data(config, recording, fingerprint, exact=fingerprint is not None)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
         predictions = _evaluate(model, prepared, config, recording)
@@ -116,9 +120,13 @@ def _load_data(
     pictures: Pictures | None = None,
     *,
     shown: bool = True,
+    exact: bool = False,
 ) -> Prepared:
+    """Loads and logs the data set; with `exact`, it has to be the one of that `fingerprint`."""
     with recording.stage("ingest"):
         raw = ingest(config, fingerprint=fingerprint, pictures=pictures)
+        if exact:  # before the new data replaces anything that the run has recorded
+            require_recorded(raw, config, str(fingerprint))
         check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
         prepared = preprocess(raw, config)

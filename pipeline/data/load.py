@@ -63,6 +63,20 @@ def require_data(config: Config) -> Pictures | None:
     return None
 
 
+def require_recorded(data: RawData | Prepared, config: Config, fingerprint: str) -> None:
+    """Refuses data of another content than a recorded run used, which `fingerprint` identifies.
+
+    Raises:
+        RequestError: the data set has changed since the run.
+    """
+    if data.fingerprint != fingerprint:
+        raise RequestError(
+            f"dataset={config.choices.dataset}: the data here ({data.fingerprint[:12]}…) is "
+            f"not what the run used ({fingerprint[:12]}…); restore that data, or choose its "
+            "folder with data_dir=…"
+        )
+
+
 def data_folder(config: Config) -> Path:
     """The folder in which everything about the data set of a configuration is cached."""
     return Path(config.data_dir) / config.choices.dataset
