@@ -219,7 +219,7 @@ class RecordedRun:
 
     @property
     def model_uri(self) -> str | None:
-        """MLflow's address of the model it saved, or None."""
+        """MLflow's address of the model it saved, or its folder until a store has it, or None."""
         return self.tags.get(MODEL_URI) or None
 
     @cached_property
