@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,9 +80,7 @@ def run(
             recording.log(draw_training(fitted, config.train.plots))
         with recording.stage("evaluate"):
             predictions = _evaluate(fitted.model, prepared, config, recording)
-        if config.evaluate.leakage:
-            with recording.stage("leakage"):
-                recording.log(leakage_of(config, prepared, predictions.get("test"), folder))
+        _measure_leakage(config, prepared, predictions, recording)
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, predictions, uri)
@@ -106,6 +105,7 @@ def complete(
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     with recording.stage("evaluate"):
         predictions = _evaluate(model, prepared, config, recording)
+    _measure_leakage(config, prepared, predictions, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
@@ -153,6 +153,18 @@ def _evaluate(
     views = predicted(views=settings.views) if settings.views else {}
     recording.log(alternative_metrics(predictions, views, settings))
     return predictions
+
+
+def _measure_leakage(
+    config: Config,
+    prepared: Prepared,
+    predictions: Mapping[str, Predictions],
+    recording: Recording,
+) -> None:
+    if config.evaluate.leakage:
+        with recording.stage("leakage"):
+            honest = predictions.get("test")
+            recording.log(leakage_of(with_weights(config), prepared, honest, recording.folder))
 
 
 def _result(run_id: str, predictions: dict[str, Predictions], model_uri: str | None) -> Result:
