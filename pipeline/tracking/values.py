@@ -218,6 +218,11 @@ class RecordedRun:
         return self.tags.get(FINGERPRINT)
 
     @property
+    def source(self) -> str | None:
+        """Where its data came from: an address, a place, or what made it."""
+        return self.tags.get(SOURCE)
+
+    @property
     def model_uri(self) -> str | None:
         """MLflow's address of the model it saved, or its folder until a store has it, or None."""
         return self.tags.get(MODEL_URI) or None
