@@ -116,13 +116,16 @@ def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
     """The model of that version, compiled and warm."""
     from pipeline.tracking.models import load_model
     from pipeline.training.predictor import warm_predictor
-    from pipeline.verbs.serve.app import Served
+    from pipeline.verbs.serve.app import Served, images_per_part
 
     loaded = load_model(version.uri, tracking)
+    shape = loaded.image_shape
     return Served(
-        predict=warm_predictor(loaded.model, loaded.image_shape, len(loaded.class_names)),
+        predict=warm_predictor(
+            loaded.model, shape, len(loaded.class_names), most=images_per_part(shape)
+        ),
         class_names=loaded.class_names,
-        image_shape=loaded.image_shape,
+        image_shape=shape,
         about={
             "model_uri": uri,
             "serving": version.uri,
