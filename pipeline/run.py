@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import ingest, preprocess, require_recorded
+from pipeline.data.load import ingest, ingest_recorded, preprocess
 from pipeline.data.own_pictures import Pictures
-from pipeline.data.values import Predictions, Prepared
+from pipeline.data.values import Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, with_report
@@ -69,7 +69,8 @@ def run(
     with opened as recording, with_report(recording, config, wanted=alone):
         prepare_keras(config, keeps_programs=alone)
         config = with_weights(config)
-        prepared = _load_data(config, recording, fingerprint, pictures, shown=alone)
+        find = partial(ingest, config, fingerprint=fingerprint, pictures=pictures)
+        prepared = _load_data(config, recording, find, shown=alone)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
@@ -78,9 +79,7 @@ def run(
             listeners = (recording.log_epoch, *listeners)
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
             recording.log(draw_training(fitted, config.train.plots))
-        with recording.stage("evaluate"):
-            predictions = _evaluate(fitted.model, prepared, config, recording)
-        _measure_leakage(config, prepared, predictions, recording)
+        predictions = _evaluate(fitted.model, prepared, config, recording)
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, predictions, uri)
@@ -101,11 +100,10 @@ def complete(
         RequestError: the data is not that of the run, which `fingerprint` identifies.
     """
     prepare_keras(config)
-    prepared = _load_data(config, recording, fingerprint, exact=fingerprint is not None)
+    find = partial(ingest_recorded, config, fingerprint)
+    prepared = _load_data(config, recording, find)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
-    with recording.stage("evaluate"):
-        predictions = _evaluate(model, prepared, config, recording)
-    _measure_leakage(config, prepared, predictions, recording)
+    predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
@@ -114,19 +112,10 @@ def complete(
 
 
 def _load_data(
-    config: Config,
-    recording: Recording,
-    fingerprint: str | None,
-    pictures: Pictures | None = None,
-    *,
-    shown: bool = True,
-    exact: bool = False,
+    config: Config, recording: Recording, find: Callable[[], RawData], *, shown: bool = True
 ) -> Prepared:
-    """Loads and logs the data set; with `exact`, it has to be the one of that `fingerprint`."""
     with recording.stage("ingest"):
-        raw = ingest(config, fingerprint=fingerprint, pictures=pictures)
-        if exact:  # before the new data replaces anything that the run has recorded
-            require_recorded(raw, config, str(fingerprint))
+        raw = find()
         check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
         prepared = preprocess(raw, config)
@@ -146,25 +135,18 @@ def _evaluate(
         of = partial(predict, model, batch_size=settings.batch_size, head=head, views=views)
         return {name: prepared.predictions(split, of(split)) for name, split in splits.items()}
 
-    predictions = predicted(head=head_of(model, config))
-    recording.save_predictions(predictions)
-    if settings.test:
-        recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))
-    views = predicted(views=settings.views) if settings.views else {}
-    recording.log(alternative_metrics(predictions, views, settings))
-    return predictions
-
-
-def _measure_leakage(
-    config: Config,
-    prepared: Prepared,
-    predictions: Mapping[str, Predictions],
-    recording: Recording,
-) -> None:
-    if config.evaluate.leakage:
+    with recording.stage("evaluate"):
+        predictions = predicted(head=head_of(model, config))
+        recording.save_predictions(predictions)
+        if settings.test:
+            recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))
+        views = predicted(views=settings.views) if settings.views else {}
+        recording.log(alternative_metrics(predictions, views, settings))
+    if settings.leakage:
         with recording.stage("leakage"):
             honest = predictions.get("test")
             recording.log(leakage_of(with_weights(config), prepared, honest, recording.folder))
+    return predictions
 
 
 def _result(run_id: str, predictions: dict[str, Predictions], model_uri: str | None) -> Result:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pipeline.config.schema import Config
 from pipeline.data.checks import apply, findings_of
 from pipeline.data.describe import describe, text
-from pipeline.data.load import data_folder, load_data, require_recorded
+from pipeline.data.load import data_folder, ingest_recorded, preprocess
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
 from pipeline.data.values import JUDGED_SPLITS, Predictions, RawData
 from pipeline.reports import data_page
@@ -150,8 +150,7 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     if not run.has(PREDICTIONS):
         return {}  # it did not get that far
     stored = run.predictions()
-    prepared = load_data(config, fingerprint=run.fingerprint)
-    require_recorded(prepared, config, str(run.fingerprint))
+    prepared = preprocess(ingest_recorded(config, str(run.fingerprint)), config)
     splits = {"val": prepared.val, "test": prepared.test}
     return {
         name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
