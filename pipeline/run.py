@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,9 @@ import keras
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
-from pipeline.data.load import ingest, preprocess
+from pipeline.data.load import ingest, ingest_recorded, preprocess
 from pipeline.data.own_pictures import Pictures
-from pipeline.data.values import Predictions, Prepared
+from pipeline.data.values import Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, with_report
@@ -67,9 +68,9 @@ def run(
     opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=alone):
         prepare_keras(config, keeps_programs=alone)
-        require_sound_leakage(config)
+        find = partial(ingest, config, fingerprint=fingerprint, pictures=pictures)
+        prepared = _load_data(config, recording, find, shown=alone)
         config = with_weights(config)
-        prepared = _load_data(config, recording, fingerprint, pictures, shown=alone)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
@@ -78,11 +79,7 @@ def run(
             listeners = (recording.log_epoch, *listeners)
             fitted = train(model, prepared, config, folder, listeners, progress, teacher)
             recording.log(draw_training(fitted, config.train.plots))
-        with recording.stage("evaluate"):
-            predictions = _evaluate(fitted.model, prepared, config, recording)
-        if config.evaluate.leakage:
-            with recording.stage("leakage"):
-                recording.log(leakage_of(config, prepared, predictions.get("test"), folder))
+        predictions = _evaluate(fitted.model, prepared, config, recording)
         with recording.stage("save"):
             uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
     return _result(recording.id, predictions, uri)
@@ -97,12 +94,16 @@ def complete(
     uri: str | None = None,
     fingerprint: str | None = None,
 ) -> Result:
-    """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model."""
+    """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model.
+
+    Raises:
+        RequestError: the data is not that of the run, which `fingerprint` identifies.
+    """
     prepare_keras(config)
-    prepared = _load_data(config, recording, fingerprint)
+    find = partial(ingest_recorded, config, fingerprint)
+    prepared = _load_data(config, recording, find)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
-    with recording.stage("evaluate"):
-        predictions = _evaluate(model, prepared, config, recording)
+    predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
     if uri is None:  # last: a run with a model counts as complete
@@ -111,20 +112,16 @@ def complete(
 
 
 def _load_data(
-    config: Config,
-    recording: Recording,
-    fingerprint: str | None,
-    pictures: Pictures | None = None,
-    *,
-    shown: bool = True,
+    config: Config, recording: Recording, find: Callable[[], RawData], *, shown: bool = True
 ) -> Prepared:
     with recording.stage("ingest"):
-        raw = ingest(config, fingerprint=fingerprint, pictures=pictures)
+        raw = find()
         check_data(raw, config, recording, shown=shown, augment=augmenter(config, raw))
     with recording.stage("preprocess"):
         prepared = preprocess(raw, config)
         recording.log_data(prepared, config.choices.dataset)
         recording.log_cache(ingest=raw.cached, preprocess=prepared.cached)
+    require_sound_leakage(config, prepared)
     return prepared
 
 
@@ -139,12 +136,17 @@ def _evaluate(
         of = partial(predict, model, batch_size=settings.batch_size, head=head, views=views)
         return {name: prepared.predictions(split, of(split)) for name, split in splits.items()}
 
-    predictions = predicted(head=head_of(model, config))
-    recording.save_predictions(predictions)
-    if settings.test:
-        recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))
-    views = predicted(views=settings.views) if settings.views else {}
-    recording.log(alternative_metrics(predictions, views, settings))
+    with recording.stage("evaluate"):
+        predictions = predicted(head=head_of(model, config))
+        recording.save_predictions(predictions)
+        if settings.test:
+            recording.log(evaluate(predictions["test"], settings.metrics, settings.plots))
+        views = predicted(views=settings.views) if settings.views else {}
+        recording.log(alternative_metrics(predictions, views, settings))
+    if settings.leakage:
+        with recording.stage("leakage"):
+            honest = predictions.get("test")
+            recording.log(leakage_of(with_weights(config), prepared, honest, recording.folder))
     return predictions
 
 

@@ -188,6 +188,19 @@ def test_the_function_run_keeps_its_name_when_its_module_is_imported() -> None:
 
 
 @pytest.mark.slow
+def test_a_run_without_a_store_has_its_model_predictions_and_configuration(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        alone = pipeline.compose(*SMALL, "tracking.offline=true")
+        run = pipeline.run(alone, folder=tmp_path / "alone")
+        assert run.model_uri == str(tmp_path / "alone" / "model")
+        probs = pipeline.predict(run.load_model(), pipeline.load_data(alone).test.batch(0, 5))
+        stored = run.predictions()["test"].probabilities[:5]
+        np.testing.assert_allclose(probs, stored, atol=1e-6)
+        assert run.config.choices.model == "linear"
+        assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.slow
 def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
     with inside(tmp_path):
         runs = [pipeline.run(pipeline.compose(*SMALL, f"seed={seed}")) for seed in (1, 2)]

@@ -350,6 +350,35 @@ def test_evaluate_refuses_a_run_without_a_model(
         evaluate_recorded(configured("dataset=digits", "run_id=latest"), tmp_path / "outputs")
 
 
+def write_arrays(path: Path, *, seed: int) -> None:
+    """Saves an npz file of a few random images of two classes."""
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 40), ("test", 10)):
+        arrays[f"x_{split}"] = random.integers(0, 256, (count, 4, 4, 1), np.uint8)
+        arrays[f"y_{split}"] = np.arange(count) % 2
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def test_evaluate_refuses_data_that_has_changed_since_the_run_and_leaves_the_run_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_arrays(tmp_path / "data.npz", seed=1)
+    words = ("dataset=npz", f"dataset.path={tmp_path / 'data.npz'}", "model=linear")
+    made = finished(tmp_path, capsys, *words, "train.epochs=1", *LEAN)
+    before, predictions = made.run.data, made.artifact("predictions.npz").read_bytes()
+
+    write_arrays(tmp_path / "data.npz", seed=2)
+    with pytest.raises(RequestError, match=r"^dataset=npz: the data here \(\w+…\) is not what the"):
+        finished(tmp_path, capsys, *words[:2], "run_id=latest", story=evaluate_recorded)
+    assert (made.run.data.tags, made.run.data.metrics) == (before.tags, before.metrics)
+    assert made.artifact("predictions.npz").read_bytes() == predictions
+
+    write_arrays(tmp_path / "data.npz", seed=1)
+    again = finished(tmp_path, capsys, *words[:2], "run_id=latest", story=evaluate_recorded)
+    assert again.said == made.said
+
+
 @matrix(39)
 def test_a_class_registered_with_keras_leaves_no_pickle_beside_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import PurePosixPath
 from typing import Any
@@ -48,6 +48,7 @@ SPLIT_WORDS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 MISSING = "no such file"
+UNNAMED = "\0"  # the name of a column that no list has
 Find = Callable[[Sequence[str]], Sequence[str]]
 _TRIED = 20  # paths at least, whose endings are looked for
 JSON_LINES = "JSON lines"
@@ -390,6 +391,24 @@ def _column(given: Table, what: str, name: str | None, usual: Sequence[str]) -> 
     raise RequestError(
         f"{given.name} has no column that is usual for {what}s ({', '.join(usual[:4])}, …); "
         f"{there}; name one: dataset.{what}_column=…"
+    )
+
+
+def without_labels(given: Table, path_column: str | None) -> Table:
+    """The column of paths alone, beside a column `UNNAMED` with the same label in each row.
+
+    The column is recognised by the usual names unless it is named.
+
+    Raises:
+        RequestError: it is missing or ambiguous.
+    """
+    paths = _column(given, "path", path_column, _PATHS)
+    return replace(
+        given,
+        columns={paths: given.columns[paths], UNNAMED: ["picture"] * len(given.lines)},
+        others={},
+        embedded=[name for name in given.embedded if name == paths],
+        classes=(),
     )
 
 

@@ -150,6 +150,7 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
     label_column: str | None = None,
     split_column: str | None = None,
     max_bad: float = 0.1,
+    compared: bool = False,
 ) -> Listing:
     """Lists the pictures of a folder, an archive or a list, as they are laid out.
 
@@ -158,6 +159,9 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
     labels; linked folders that it names are entered. The other keys are for lists: `root` is the
     folder or archive that the paths are relative to, by default that of the list; `max_bad` is the
     share of rows without a file or a label above which a list is refused.
+
+    Pictures that are only `compared` with others need no second class, nor every class to train
+    with; chosen classes may be missing or merged already, and keys for lists may be of no use.
 
     Raises:
         RequestError: there is no data set; the message says what was found and what to type.
@@ -169,6 +173,7 @@ def listed(  # noqa: PLR0913 (the keys of `dataset=folder`)
         root=root,
         columns=columns,
         max_bad=max_bad,
+        compared=compared,
     )
     place, below = located(wanted.path, "dataset.path", refused=_no_list)
     if below and not below.endswith("/"):
@@ -185,6 +190,7 @@ class _Wanted:
     root: str | None
     columns: Mapping[str, str | None]
     max_bad: float
+    compared: bool = False
 
     @property
     def for_lists(self) -> list[str]:
@@ -382,7 +388,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
         return _from_lists(place, found, wanted, pictures)
     if layout is None:
         raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
-    if wanted.for_lists:
+    if wanted.for_lists and not wanted.compared:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *_without_pictures(files, tree, layout), *_united_by_form(tree, layout)]
     notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
@@ -413,15 +419,45 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
         left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
     if not files:
         return None
+    layout = "pictures without classes"
+    return replace(_of_no_class(place, files, layout), left_out=tuple(left_out.most_common()))
+
+
+def unlabelled_list(
+    path: str,
+    *,
+    key: str,
+    root: str | None = None,
+    path_column: str | None = None,
+    max_bad: float = 0.1,
+) -> Listing:
+    """The pictures that a list names, without classes; the keys are those of `listed`.
+
+    Raises:
+        RequestError: nothing lies there, it is no list, or its paths cannot be used.
+    """
+    place, below = located(path, key, refused=_no_list)
+    if not below or below.endswith("/"):
+        raise RequestError(f"{key}={path} is no list")
+    table = label_lists.without_labels(_table(place, below), path_column)
+    columns = {"path": path_column, "label": label_lists.UNNAMED, "split": None}
+    wanted = _Wanted(path=path, classes=None, root=root, columns=columns, max_bad=max_bad)
+    pictures, found, _ = _pictures_of(place, below, table, wanted)
+    if not found.files:
+        raise RequestError(f"{key}={path} names no picture")
+    listing = _of_no_class(pictures, tuple(found.files), f"a list ({table.kind}) without classes")
+    return replace(listing, unreadable=tuple(found.unreadable), notes=tuple(found.notes))
+
+
+def _of_no_class(place: Place, files: tuple[str, ...], layout: str) -> Listing:
     return Listing(
         root=place.root,
         files=files,
         labels=np.zeros(len(files), np.int32),
         class_names=("",),
         splits=("",) * len(files),
-        layout="pictures without classes",
+        layout=layout,
         place=place,
-        left_out=tuple(left_out.most_common()),
     )
 
 
@@ -788,23 +824,18 @@ class _Found:
 
 def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listing:
     """The listing of the pictures whose class is chosen; checks the classes of each split."""
-    there = sorted({*found.names}, key=natural)
-    classes = wanted.classes or {name: name for name in there}
-    if lacking := [name for name in classes if name not in there]:
-        near = difflib.get_close_matches(lacking[0], there, n=1)
-        raise RequestError(
-            f"dataset.classes: there are no pictures of {lacking[0]!r}; there are those of "
-            f"{some_of(there, MANY)}{f'; did you mean {near[0]!r}?' if near else ''}"
-        )
+    classes = _chosen(sorted({*found.names}, key=natural), wanted)
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
     class_names = tuple(dict.fromkeys(classes.values()))
-    if len(class_names) < 2:
+    if len(class_names) < 2 and not wanted.compared:
         raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
     index = {name: class_names.index(united) for name, united in classes.items()}
     labels = np.array([index[found.names[row]] for row in rows], np.int32)
     splits = tuple(found.splits[row] for row in rows)
-    notes = [*found.notes, *_checked(labels, splits, class_names, wanted)]
+    notes = [*found.notes]
+    if not wanted.compared:
+        notes += _checked(labels, splits, class_names, wanted)
     return Listing(
         root=place.root,
         files=tuple(found.files[row] for row in rows),
@@ -820,6 +851,23 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
         unreadable=tuple(found.unreadable),
         notes=tuple(notes),
     )
+
+
+def _chosen(there: Sequence[str], wanted: _Wanted) -> Mapping[str, str]:
+    """The class of each folder or label to use, of those that are `there`."""
+    if wanted.classes is None:
+        return {name: name for name in there}
+    if wanted.compared:
+        known = {name: name for name in wanted.classes.values()} | {**wanted.classes}
+        if chosen := {name: known[name] for name in known if name in there}:
+            return chosen
+    if lacking := [name for name in wanted.classes if name not in there]:
+        near = difflib.get_close_matches(lacking[0], there, n=1)
+        raise RequestError(
+            f"dataset.classes: there are no pictures of {lacking[0]!r}; there are those of "
+            f"{some_of(there, MANY)}{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
+    return wanted.classes
 
 
 def _checked(

@@ -39,9 +39,9 @@ _SHOWN = 5  # classes named in a warning
 log = logging.getLogger(__name__)
 
 
-def load_data(config: Config, *, fingerprint: str | None = None) -> Prepared:
-    """The data set of a configuration in its splits; `fingerprint` as in `ingest`."""
-    return preprocess(ingest(config, fingerprint=fingerprint), config)
+def load_data(config: Config) -> Prepared:
+    """The data set of a configuration in its splits."""
+    return preprocess(ingest(config), config)
 
 
 def require_data(config: Config) -> Pictures | None:
@@ -106,6 +106,22 @@ def ingest(
     fetched = partial(_fetched, config.dataset, config.choices.dataset)
     raw = _raw(cache.load_or_build(entry, fetched, verify=verify), None)
     return raw if exclude is None else _without(raw, exclude, entry)
+
+
+def ingest_recorded(config: Config, fingerprint: str | None) -> RawData:
+    """The data that a recorded run used, as `ingest` loads it; any, if that is not known.
+
+    Raises:
+        RequestError: the data set has changed since the run.
+    """
+    raw = ingest(config, fingerprint=fingerprint)
+    if fingerprint and raw.fingerprint != fingerprint:
+        raise RequestError(
+            f"dataset={config.choices.dataset}: the data here ({raw.fingerprint[:12]}…) is "
+            f"not what the run used ({fingerprint[:12]}…); restore that data, or choose its "
+            "folder with data_dir=…"
+        )
+    return raw
 
 
 def _of_run(config: Config, fingerprint: str) -> RawData | None:

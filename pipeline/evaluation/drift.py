@@ -58,7 +58,7 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
     distance = float(np.abs(below[0] - below[1]).max())
     root = math.sqrt(count * len(now) / (count + len(now)))
     p = float(scipy.special.kolmogorov((root + 0.12 + 0.11 / root) * distance))
-    edges = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    edges = _edges(before)
     shares = [
         np.bincount(np.searchsorted(edges, values, "left"), minlength=len(edges) + 1) / len(values)
         for values in (before, now)
@@ -71,6 +71,18 @@ def of_values(name: str, reference: Sequence[float], count: int, new: Array) -> 
         p=p,
         psi=_psi(shares[0], shares[1], len(now)),
     )
+
+
+def _edges(before: Array) -> Array:
+    """The upper edges f64[b] of all bins but the last: deciles of sorted values f64[n].
+
+    A value that fills a bin by itself, as the only height of all images does, gets one of its own:
+    otherwise smaller values would share it.
+    """
+    deciles = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    counts = [np.searchsorted(before, deciles, side) for side in ("right", "left")]
+    tied = deciles[(counts[0] - counts[1]) * _BINS >= len(before)]
+    return np.union1d(deciles, np.nextafter(tied, -np.inf))
 
 
 def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, Array]:

@@ -14,9 +14,9 @@ import numpy as np
 from pipeline.config.schema import Config
 from pipeline.data.checks import apply, findings_of
 from pipeline.data.describe import describe, text
-from pipeline.data.load import data_folder, load_data
+from pipeline.data.load import data_folder, ingest_recorded, preprocess
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
-from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
+from pipeline.data.values import JUDGED_SPLITS, Predictions, RawData
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
@@ -152,7 +152,7 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     if not run.has(PREDICTIONS):
         return {}  # it did not get that far
     stored = run.predictions()
-    prepared = _data(config, str(run.fingerprint))
+    prepared = preprocess(ingest_recorded(config, str(run.fingerprint)), config)
     splits = {"val": prepared.val, "test": prepared.test}
     for name, one in stored.items():
         if not np.array_equal(one.labels, splits[name].labels):
@@ -163,17 +163,6 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     return {
         name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
     }
-
-
-def _data(config: Config, fingerprint: str) -> Prepared:
-    prepared = load_data(config, fingerprint=fingerprint)
-    if prepared.fingerprint != fingerprint:
-        raise RequestError(
-            f"dataset={config.choices.dataset}: the data here ({prepared.fingerprint[:12]}…) is "
-            f"not what the run used ({fingerprint[:12]}…); restore that data, or choose its "
-            "folder with data_dir=…"
-        )
-    return prepared
 
 
 def _at_least_try(recording: Recording, config: Config, error: BaseException) -> None:

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 def run_one(config: Config, folder: Path) -> Result | None:
     """Runs one job of a sweep within its limits; returns None for a pruned one.
 
-    It does not use the test split and saves no model; only the best jobs do, after all have ended.
+    It does not use the test split, measures no leakage and saves no model; only the best jobs do,
+    after all have ended.
 
     Raises:
         PipelineError: it exceeded its limit of time or memory.
@@ -50,7 +51,7 @@ def run_one(config: Config, folder: Path) -> Result | None:
         alone = replace(
             config,
             tracking=replace(tracking, log_model=False),
-            evaluate=replace(config.evaluate, test=False),
+            evaluate=replace(config.evaluate, test=False, leakage=False),
         )
         listeners = [pruning_listener(sweep)] if job.study is not None else []
         try:

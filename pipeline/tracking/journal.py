@@ -22,7 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.system.errors import RequestError, one_line
-from pipeline.tracking.values import LOCAL_ID, RecordedRun, Status
+from pipeline.system.folders import MODEL
+from pipeline.tracking.values import LOCAL_ID, MODEL_URI, RecordedRun, Status
 
 Record = dict[str, Any]
 MetricPoint = tuple[str, float, int, int]  # name of the metric, value, Unix time in ms, step
@@ -183,7 +184,10 @@ _TEXTS = ("params", "tags")
 
 
 def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
-    """The run as the records of its journal describe it so far."""
+    """The run as the records of its journal describe it so far.
+
+    The address of its model is the folder in which it was saved, as long as that is there.
+    """
     opening = records[0]
     params, tags = dict(opening["params"]), dict(opening["tags"])
     latest: dict[str, tuple[int, int, float]] = {}
@@ -200,6 +204,8 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
                 latest[key] = max(latest.get(key, (-1, 0, 0.0)), (step, at, value))
         elif kind == DATA:
             known["sizes"] = record["sizes"]
+        elif kind == MODEL_SAVED and (saved := folder.absolute() / MODEL).is_dir():
+            tags[MODEL_URI] = str(saved)
         elif kind == END:
             known |= {"status": Status(record["status"]), "ended": record["time"]}
     logged = opening["metrics"] | {key: value for key, (_, _, value) in latest.items()}

@@ -55,7 +55,7 @@ from pipeline.tracking.journal import (
     sync_command,
     with_journals,
 )
-from pipeline.tracking.recording import Recording, hide_tag
+from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, metric_history
 from pipeline.tracking.values import (
     BEAT,
@@ -77,6 +77,7 @@ from pipeline.tracking.values import (
     VERSIONS,
     RecordedRun,
     Status,
+    hide_tag,
 )
 from pipeline.training.checkpoint import Start
 

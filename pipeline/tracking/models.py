@@ -9,9 +9,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
+from pipeline.system.folders import MODEL, owner
 from pipeline.tracking.client import connect
 from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun
 
@@ -168,15 +170,36 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
     return ModelVersion(uri=uri)
 
 
+def finder(uri: str, tracking: Tracking) -> Callable[[], ModelVersion]:
+    """A function that looks an address up as `find_version` does; asks no store about a folder.
+
+    Raises:
+        RequestError: the store cannot be used.
+    """
+    client = _store_of(uri, tracking)
+    return partial(find_version, client, uri) if client else partial(ModelVersion, uri=uri)
+
+
 def model_of_run(run: RecordedRun) -> keras.Model:
     """Loads the model that a run has saved, not compiled, from the last connected store.
+
+    One that is still in the folder of the run needs no store.
 
     Raises:
         RequestError: as `load_model` and `require_own_model`.
     """
-    client = mlflow.MlflowClient()
-    require_own_model(client, run)
+    client = None if _is_at_home(run) else mlflow.MlflowClient()
+    if client:
+        require_own_model(client, run)
     return _load(client, str(run.model_uri)).model
+
+
+def _is_at_home(run: RecordedRun) -> bool:
+    """Whether the run's model is the one in its own folder on this machine."""
+    folder = run.folder
+    if folder is None or run.model_uri != str(folder.absolute() / MODEL):
+        return False
+    return owner(folder) == run.id
 
 
 def load_model(uri: str, tracking: Tracking) -> LoadedModel:

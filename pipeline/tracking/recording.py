@@ -22,7 +22,7 @@ from pipeline.config.schema import Tracking
 from pipeline.data.values import Evaluation, Predictions, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
-from pipeline.system.secrets import hide, hide_in_place, hide_value
+from pipeline.system.secrets import hide, hide_value
 from pipeline.tracking.client import Client, awaited, connect
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import (
@@ -50,13 +50,13 @@ from pipeline.tracking.values import (
     LONGEST_PARAM,
     LONGEST_TAG,
     MODEL_URI,
-    PLACES,
     PREDICTIONS,
     SIGNED,
     SOURCE,
     RecordedRun,
     Status,
     as_arrays,
+    hide_tag,
 )
 
 MARGIN = 1_000  # characters for the links in a description
@@ -337,12 +337,6 @@ def _contradicts(before: str, text: str) -> bool:
 
 def _as_tags(texts: Mapping[str, str]) -> dict[str, str]:
     return {key: _shortened(hide_tag(key, value), LONGEST_TAG) for key, value in texts.items()}
-
-
-def hide_tag(key: str, value: str) -> str:
-    """Hides the secrets in a tag."""
-    hidden: str = hide_in_place(value) if key in PLACES else hide_value(key, value)
-    return hidden
 
 
 def _source(prepared: Prepared) -> tuple[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, Tracking
-from pipeline.data.values import KEPT, Prepared
+from pipeline.data.values import KEPT, Prepared, RawData
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, some_of
 from pipeline.system.files import replacing
@@ -35,11 +35,13 @@ from pipeline.tracking.values import (
     PARENT,
     PRUNED_TAG,
     RUN_FOLDER,
+    SOURCE,
     SWEEP_FOLDER,
     TEACHER,
     Query,
     RecordedRun,
     Status,
+    hide_tag,
 )
 
 _PAGE = 5_000  # runs per request
@@ -99,36 +101,40 @@ def require_named_runs(config: Config) -> None:
     """Checks that the runs that `train.teacher` and `model.weights` name have models.
 
     Raises:
-        RequestError: there is no such run, it has no model of its own, or `evaluate.leakage` would
-            test the weights on images that they were trained on.
+        RequestError: there is no such run, or it has no model of its own.
     """
     _teacher_run(config)
     _weights_run(config)
-    require_sound_leakage(config)
 
 
-def require_sound_leakage(config: Config) -> None:
+def require_sound_leakage(config: Config, data: RawData | Prepared) -> None:
     """Checks that `evaluate.leakage` would not test weights on images that they were trained on.
 
     Raises:
-        RequestError: `model.weights` names a run on the same data set.
+        RequestError: `model.weights` names a run on the same data.
     """
     if config.evaluate.leakage:
-        told = "was trained on images of {dataset} that evaluate.leakage=true tests on; leave one"
-        require_weights_of_other_data(config, f"{told} of the two out")
+        told = "was trained on images that evaluate.leakage=true tests on"
+        require_weights_of_other_data(config, data, told)
 
 
-def require_weights_of_other_data(config: Config, told: str) -> None:
-    """Checks that `model.weights` does not name a run on the data set of `config`.
+def require_weights_of_other_data(config: Config, data: RawData | Prepared, told: str) -> None:
+    """Checks that `model.weights` does not name a run on this data; `told` says why that is wrong.
+
+    It is the same data if it has the same content or, since pictures may have been excluded or
+    changed meanwhile, comes from the same place, whatever the data sets are called.
 
     Raises:
-        RequestError: it does; `told` says why that is wrong, with `{dataset}` for its name.
+        RequestError: names the key.
     """
-    source, ours = weights_run(config), config.choices.dataset
-    if source is not None and find_run(source, config).config.choices.dataset == ours:
+    source = weights_run(config)
+    if source is None:
+        return
+    run = find_run(source, config)
+    if run.fingerprint == data.fingerprint or run.source == hide_tag(SOURCE, data.source):
         raise RequestError(
-            f"model.weights={source}: that run {told.format(dataset=ours)}, or name a run of "
-            "another data set"
+            f"model.weights={source}: that run {told}, of "
+            f"{run.source or run.config.choices.dataset}; leave it out, or name a run on other data"
         )
 
 

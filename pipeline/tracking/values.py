@@ -22,6 +22,7 @@ from pipeline.config.schema import Config, validate
 from pipeline.data.values import KEPT, Array, Predictions, most_probable
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
+from pipeline.system.secrets import hide_in_place, hide_value
 
 # Tags of every run: its command, commit, uncommitted changes, data, model, and how it ended.
 COMMAND, COMMIT = "command", "mlflow.source.git.commit"
@@ -218,8 +219,13 @@ class RecordedRun:
         return self.tags.get(FINGERPRINT)
 
     @property
+    def source(self) -> str | None:
+        """Where its data came from: an address, a place, or what made it."""
+        return self.tags.get(SOURCE)
+
+    @property
     def model_uri(self) -> str | None:
-        """MLflow's address of the model it saved, or None."""
+        """MLflow's address of the model it saved, or its folder until a store has it, or None."""
         return self.tags.get(MODEL_URI) or None
 
     @cached_property
@@ -432,3 +438,9 @@ def code_label(tags: Mapping[str, str]) -> str:
         return commit
     patch = tags.get(PATCH, "")[:SHORT]
     return f"{commit} + patch {patch}" if patch else f"{commit} + uncommitted changes"
+
+
+def hide_tag(key: str, value: str) -> str:
+    """Hides the secrets in a tag."""
+    hidden: str = hide_in_place(value) if key in PLACES else hide_value(key, value)
+    return hidden

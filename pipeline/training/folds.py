@@ -87,11 +87,23 @@ def of_test_images(config: Config, prepared: Prepared, folder: Path) -> Array:
 def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
     """The fold of each image, i64[n] from 0: groups stay whole, classes are spread about evenly.
 
-    `labels` i32[n], `groups` i64[n]. Images of a class that is one group are in the last fold.
+    `labels` i32[n], `groups` i64[n]. Images of a class that is one group are in the last fold,
+    unless a fold would be empty since all classes have fewer groups than there are folds.
 
     Raises:
-        RequestError: a fold would be empty.
+        RequestError: there are fewer groups than folds.
     """
+    if (count := len(np.unique(groups))) < folds:
+        raise RequestError(
+            f"audit.folds={folds}: {len(labels):,} images in {count:,} groups are too few for so "
+            "many folds"
+        )
+    fold = _drawn(labels, groups, folds, seed=seed)
+    return fold if len(np.unique(fold)) == folds else _dealt(labels, groups, folds, seed=seed)
+
+
+def _drawn(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
+    """Draws one fold after the other like a test split; no class gives its last group away."""
     fold = np.full(len(labels), folds - 1, np.int64)
     left = np.arange(len(labels))
     for number in range(folds - 1):
@@ -99,9 +111,17 @@ def into_folds(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
         mask = held_out(labels[left], groups[left], share, seed=seed + number).mask
         fold[left[mask]] = number
         left = left[~mask]
-    if len(np.unique(fold)) < folds:
-        raise RequestError(
-            f"audit.folds={folds}: {len(labels):,} images in {len(np.unique(groups)):,} groups are "
-            "too few for so many folds"
-        )
     return fold
+
+
+def _dealt(labels: Array, groups: Array, folds: int, *, seed: int) -> Array:
+    """Deals the groups to the folds, class by class; a group counts as of its first image's class.
+
+    Each class begins where the one before has ended, so that the folds have equally many groups.
+    """
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    drawn = np.random.default_rng(seed).permutation(len(first))
+    order = drawn[np.argsort(labels[first][drawn], kind="stable")]
+    fold = np.empty(len(first), np.int64)
+    fold[order] = np.arange(len(first)) % folds
+    return fold[group]

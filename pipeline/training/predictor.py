@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PredictFunction = Callable[[Array], Array]  # u8[N,H,W,C] → f32[N,K]
 
-WARM_UP = (1, 1, 2, 64)  # batch sizes: first uses choose kernels and allocate memory
+WARM_UP = (1, 2, 64)  # batch sizes: first uses choose kernels and allocate memory
 UNTIMED, TIMED = 10, 100  # predictions of a single image
 
 
@@ -111,8 +111,12 @@ def views_of(images: Array, views: str) -> list[Array]:
     return [*moved, *(view[:, :, ::-1] for view in moved)]
 
 
-def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> PredictFunction:
+def warm_predictor(
+    model: keras.Model, image_shape: Shape, classes: int, *, most: int = max(WARM_UP)
+) -> PredictFunction:
     """Makes a checked and warmed-up predictor for a server; safe to call from many threads.
+
+    It is warmed up with at most as many images as the server ever gives it, `most`.
 
     Raises:
         RequestError: the model does not take images u8[N, *image_shape], or does not give `classes`
@@ -126,7 +130,7 @@ def warm_predictor(model: keras.Model, image_shape: Shape, classes: int) -> Pred
     def forward(batch: Array) -> Array:
         return graph(tf.constant(batch)).numpy()
 
-    for size in WARM_UP:
+    for size in (1, *sorted({min(size, most) for size in WARM_UP})):
         probabilities = forward(np.zeros((size, *image_shape), np.uint8))
         if probabilities.shape != (size, classes):
             raise RequestError(

@@ -30,8 +30,8 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
     The run's configuration names the data set; `evaluate.*` and `data_dir` are the current ones.
 
     Raises:
-        RequestError: `run_id` is missing, there is no such run with a model, or the settings do not
-            fit that run.
+        RequestError: `run_id` is missing, there is no such run with a model, or the settings or the
+            data here do not fit that run.
     """
     from pipeline.run import complete
     from pipeline.tracking.recording import reopen

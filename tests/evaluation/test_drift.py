@@ -83,6 +83,15 @@ def test_what_so_many_images_can_tell_is_the_distance_at_the_level_of_the_test()
 def test_constant_values_are_compared_too() -> None:
     same = of_values("height", [28.0] * 50, 50, np.full(40, 28))
     assert (same.distance, same.psi) == (0, 0)
-    other = of_values("height", [28.0] * 50, 50, np.full(40, 64))
-    assert other.distance == 1
-    assert judged([other])[0].verdict == "large shift"
+    for height in (14, 64):
+        other = of_values("height", [28.0] * 50, 50, np.full(40, height))
+        assert (other.distance, other.psi > 5) == (1, True)
+        assert judged([other])[0].verdict == "large shift"
+
+
+def test_values_below_one_that_many_images_share_change_the_stability_index() -> None:
+    reference = [28.0] * 60 + [*np.linspace(30, 40, 40)]
+    same = of_values("height", reference, 100, np.array(reference))
+    below = of_values("height", reference, 100, np.array([14.0] * 60 + reference[60:]))
+    assert same.psi == 0
+    assert below.psi > 1

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.sweeps.one_job import within
+from pipeline.sweeps.one_job import run_one, within
 from pipeline.system.errors import PipelineError, RequestError
-from tests.commands import environment
+from pipeline.tracking.runs import find_run
+from tests.commands import LEAN, configured, environment, inside
+from tests.pictures import class_folders
 from tests.stress.matrix import matrix
 from tests.warm import run_warm
 
@@ -141,6 +144,25 @@ def test_a_limit_that_something_drops_is_raised_again_after_the_epoch() -> None:
             compute(30)
         check(1, {})
         pytest.fail("the limit was dropped")
+
+
+def test_leakage_is_measured_for_a_job_that_is_kept_and_not_while_others_compete(
+    tmp_path: Path,
+) -> None:
+    photos = class_folders(tmp_path / "photos", count=12)
+    words = (f"dataset.path={photos}", "dataset.size=8", "evaluate.leakage=true")
+    config = configured("dataset=folder", *words, "model=linear", "train.epochs=1", *LEAN)
+    with inside(tmp_path):
+        result = run_one(config, tmp_path / "job")
+        assert result is not None
+        competing = find_run(result.run_id, config)
+        assert not [name for name in competing.logged if name.startswith("leakage/")]
+        job = replace(config.sweep.job, completes=result.run_id)
+        kept = replace(config, sweep=replace(config.sweep, job=job))
+        assert run_one(kept, tmp_path / "job") is not None
+        logged = find_run(result.run_id, config).logged
+    claimed, honest = logged["leakage/test_accuracy"], logged["test/accuracy"]
+    assert logged["leakage/difference"] == pytest.approx(claimed - honest)
 
 
 def test_limits_need_the_main_thread_and_say_so() -> None:

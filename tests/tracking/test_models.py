@@ -13,8 +13,8 @@ from pipeline.data.datasets import synthetic
 from pipeline.system.errors import RequestError
 from pipeline.tracking import models
 from pipeline.tracking.client import connect
-from pipeline.tracking.models import ModelVersion, find_version, follows_alias, save_model
-from tests.commands import inside
+from pipeline.tracking.models import ModelVersion, find_version, finder, follows_alias, save_model
+from tests.commands import configured, inside
 from tests.splits import in_splits
 
 
@@ -42,6 +42,17 @@ def test_a_version_stands_for_itself_and_names_its_run(client: mlflow.MlflowClie
 
 def test_an_address_outside_the_registry_stays_as_it_is(client: mlflow.MlflowClient) -> None:
     assert find_version(client, "/some/folder") == ModelVersion(uri="/some/folder")
+
+
+def test_a_folder_is_found_without_a_store_and_the_rest_in_the_store(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    champion = finder("models:/lamp@champion", configured().tracking)
+    assert champion() == ModelVersion(uri="models:/lamp/2", version="2")
+    with inside(tmp_path):
+        (tmp_path / "model").mkdir()
+        assert finder("model", configured().tracking)() == ModelVersion(uri="model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

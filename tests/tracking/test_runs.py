@@ -171,17 +171,19 @@ def test_another_split_is_never_of_a_kept_epoch_and_takes_one_search() -> None:
 LITE = ("model=efficientnet_lite0", "model.weights=abcd1234")
 
 
-def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data_set(
+def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours, other = configured("dataset=digits", *LITE), configured("dataset=synthetic", *LITE)
-    monkeypatch.setattr(runs, "find_run", lambda source, config: SimpleNamespace(config=ours))
-    require_sound_leakage(ours)
-    for config in (ours, other):
-        config.evaluate.leakage = True
-    require_sound_leakage(other)
+    run = SimpleNamespace(fingerprint="f" * 64, source="photos")
+    monkeypatch.setattr(runs, "find_run", lambda source, config: run)
+    same = SimpleNamespace(fingerprint="f" * 64, source="moved")
+    other = SimpleNamespace(fingerprint="e" * 64, source="others")
+    config = configured("dataset=digits", *LITE)
+    require_sound_leakage(config, same)  # type: ignore[arg-type]
+    config.evaluate.leakage = True
+    require_sound_leakage(config, other)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"^model.weights=abcd1234: that run was trained on im"):
-        require_sound_leakage(ours)
+        require_sound_leakage(config, same)  # type: ignore[arg-type]
 
 
 # --- the best of an experiment in a store ---

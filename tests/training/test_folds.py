@@ -41,6 +41,16 @@ def test_too_few_groups_for_so_many_folds_are_refused() -> None:
         into_folds(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1]), 5, seed=0)
 
 
+def test_many_classes_of_fewer_pictures_than_folds_are_spread_over_all_of_them() -> None:
+    labels = np.repeat(np.arange(100), 4)
+    fold = into_folds(labels, np.arange(400), 5, seed=0)
+    assert np.bincount(fold).tolist() == [80] * 5
+    assert all(len(np.unique(fold[labels == label])) == 4 for label in range(100))
+    frames = into_folds(labels, np.arange(400) // 2, 5, seed=0)  # two pictures per group
+    assert np.bincount(frames).tolist() == [80] * 5
+    assert np.array_equal(frames[::2], frames[1::2])
+
+
 def test_folds_of_groups_with_pictures_of_several_classes_are_about_equal() -> None:
     labels = np.tile(np.arange(10, dtype=np.int32), 200)
     fold = into_folds(labels, np.repeat(np.arange(200), 10), 5, seed=0)

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from pipeline.data.values import Split
+from pipeline.data.values import Array, Split
 from pipeline.system.errors import RequestError
 from pipeline.training.predictor import (
     predict,
@@ -46,6 +47,23 @@ def test_probabilities_are_those_of_the_model_at_inference(model: keras.Model, n
     expected = model(IMAGES[:number], training=False).numpy()
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(334, [1, 1, 2, 64]), (9, [1, 1, 2, 9]), (1, [1, 1])])
+def test_it_is_warmed_up_with_no_more_images_than_it_will_be_given(
+    most: int, sizes: list[int], model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    constant = tf.constant
+
+    def noted(batch: Array) -> tf.Tensor:
+        given.append(len(batch))
+        return constant(batch)
+
+    monkeypatch.setattr(tf, "constant", noted)
+    forward = warm_predictor(model, SHAPE, 3, most=most)
+    assert given == sizes
+    assert len(forward(IMAGES)) == len(IMAGES)
 
 
 def test_many_threads_get_each_its_own_answer(model: keras.Model) -> None:

@@ -17,11 +17,10 @@ from pipeline.data.exclusion import (
     FILE_COLUMN,
     INDEX_COLUMN,
     SPLIT_COLUMN,
-    excluded_files,
     excluded_positions,
 )
 from pipeline.data.files import printable
-from pipeline.data.load import EXCLUDE, ingest, preprocess
+from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Array, Prepared, RawData
@@ -79,14 +78,17 @@ def audit_labels(
         RequestError: the data set cannot be divided into so many folds, or the model would learn
             from one that was trained on these labels.
     """
-    _require_unbiased(config)
+    if config.train.teacher is not None:
+        raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
     for written in (request.page, request.output, request.exclude):
         require_writable(Path(written).parent, holds="the results of audits")
     prepare_keras(config)
     started = time.monotonic()
+    pictures = pictures or require_data(config)
     raw = ingest(config, pictures=pictures)
+    require_weights_of_other_data(config, raw, "has learnt the labels that audit judges")
     prepared = preprocess(raw, config)
-    addresses, before = _addresses(raw, prepared, config)
+    addresses, before = _addresses(raw, prepared, config, pictures)
     found = out_of_fold(with_weights(config), prepared, folder, folds=request.folds)
     verdict = audited_labels(found.split.labels, found.probabilities, found.known)
     exclude = Path(request.exclude)
@@ -161,28 +163,15 @@ def show(result: Audited, request: Audit) -> None:
     )
 
 
-def _require_unbiased(config: Config) -> None:
-    """Refuses to train with a teacher or weights that were trained on the labels to be judged.
-
-    Raises:
-        RequestError: names the key.
-    """
-    if config.train.teacher is not None:
-        raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
-    require_weights_of_other_data(
-        config, "has learnt the labels of {dataset} that audit judges; leave it out"
-    )
-
-
 def _addresses(
-    raw: RawData, prepared: Prepared, config: Config
+    raw: RawData, prepared: Prepared, config: Config, pictures: Pictures | None
 ) -> tuple[Mapping[int, Address], list[Address]]:
     """The address of each row of the packed array, and those that are excluded already."""
     exclude = config.dataset.get(EXCLUDE)
     if raw.index is not None:
-        files, root = raw.index.files, raw.index.root
+        files = raw.index.files
         rows = np.concatenate([prepared.train.rows, prepared.val.rows]).tolist()
-        out = excluded_files(exclude, files, root).files if exclude is not None else ()
+        out = pictures.excluded if pictures else ()  # with those that cannot be read
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
     whole = raw
     if exclude is not None:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
+from pipeline.data.archives import located
 from pipeline.data.files import printable
-from pipeline.data.listing import Listing, listed, unlabelled
 from pipeline.data.load import cached
 from pipeline.data.measures import (
     QUANTITIES,
@@ -46,6 +46,7 @@ from pipeline.system.files import replace_text
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.drift import Drift
+from pipeline.verbs.drift.pictures import KEY, NewPictures, new_pictures, of_drift
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -136,8 +137,9 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         raise RequestError(
             "path: say which pictures to compare, path=<folder, archive or list of new pictures>"
         )
-    listing, is_labelled = _listing(request.path)
+    located(request.path, KEY)  # a path that is not there is told before the run is looked for
     run = _reference(config)
+    pictures = new_pictures(request.path, run.config.dataset)
     summary = _summary(run)
     height, width, channels = summary.shape
     if channels not in MODES:
@@ -145,7 +147,9 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
             f"run_id={run.id}: its images have {channels} channels; pictures have 1 or 3"
         )
     packing = Packing(size=(height, width), channels=channels, fit=summary.fit or PAD)
-    packed = pack(Selection(listing=listing, packing=packing), Path(config.data_dir) / "drift")
+    selection = Selection(listing=pictures.listing, packing=packing)
+    with of_drift():
+        packed = pack(selection, Path(config.data_dir) / "drift")
     with native_messages_to(folder / "tensorflow.log"):
         predictions = _predictions(run) if run.model_uri else None
         model = _model(run, config) if predictions else None
@@ -155,7 +159,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     if model is not None:
         features, notes = _reference_features(run, config, model, request.batch_size)
         known = _Known(summary=summary, predictions=predictions, features=features)
-    compared = _compared(known, new, _given(listing, packed) if is_labelled else None)
+    compared = _compared(known, new, _given(pictures, packed))
     result = Drifted(
         run_id=run.id,
         pictures=len(packed.images),
@@ -165,9 +169,9 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         page=Path(request.page),
         reference=compared.reference,
         values=compared.values,
-        unknown=_unknown(listing, summary) if is_labelled else (),
+        unknown=_unknown(pictures, summary),
         unreadable=len(packed.unreadable),
-        notes=tuple(notes),
+        notes=(*pictures.remarks, *notes),
     )
     replace_text(result.output, _table(result))
     unsure = _unsure(packed, result.values.get(_CONFIDENCE))
@@ -199,16 +203,6 @@ def show(result: Drifted, request: Drift) -> None:
     print(f"drift={found} run_id={result.run_id} page={result.page}", flush=True)
     if request.fail and result.found:
         raise PipelineError("drift.fail=true: the new pictures differ from the training data")
-
-
-def _listing(path: str) -> tuple[Listing, bool]:
-    """The pictures there, and whether they have classes."""
-    try:
-        return listed(path), True
-    except RequestError as error:
-        if listing := unlabelled(path, key="drift.path"):
-            return listing, False
-        raise RequestError(str(error).replace("dataset.path", "drift.path")) from error
 
 
 def _reference(config: Config) -> RecordedRun:
@@ -391,8 +385,11 @@ def _reference_features(
     return np.concatenate(known), []
 
 
-def _given(listing: Listing, packed: Packed) -> Counter[str]:
-    """The number of readable pictures of each class of the listing."""
+def _given(pictures: NewPictures, packed: Packed) -> Counter[str] | None:
+    """The number of readable pictures of each class, None without classes."""
+    if not pictures.has_classes:
+        return None
+    listing = pictures.listing
     return Counter(
         listing.class_names[label]
         for file, label in zip(listing.files, listing.labels.tolist(), strict=True)
@@ -400,8 +397,9 @@ def _given(listing: Listing, packed: Packed) -> Counter[str]:
     )
 
 
-def _unknown(listing: Listing, summary: DataSummary) -> tuple[str, ...]:
-    return tuple(clean(name) for name in listing.class_names if name not in summary.classes)
+def _unknown(pictures: NewPictures, summary: DataSummary) -> tuple[str, ...]:
+    names = pictures.listing.class_names if pictures.has_classes else ()
+    return tuple(clean(name) for name in names if name not in summary.classes)
 
 
 def _table(result: Drifted) -> str:

@@ -72,6 +72,11 @@ class Limits:
     body_bytes: int
 
 
+def images_per_part(shape: Shape) -> int:
+    """Images of shape [H,W,C] that go through the model together, one part of a request."""
+    return max(1, AT_ONCE // math.prod(shape))
+
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -143,7 +148,7 @@ def _answer_picture(body: bytes, state: State) -> Response:
 
 def _predictions(served: Served, images: Array) -> list[dict[str, Any]]:
     try:
-        step = max(1, AT_ONCE // math.prod(served.image_shape))
+        step = images_per_part(served.image_shape)
         parts = [served.predict(images[n : n + step]) for n in range(0, len(images), step)]
         probabilities = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if not np.isfinite(probabilities).all():

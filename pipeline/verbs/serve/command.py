@@ -94,12 +94,11 @@ def _access(settings: Serve, address: str, token: str | None) -> Access:
 def _application(
     uri: str, settings: Serve, tracking: Tracking, folder: Path, access: Access
 ) -> FastAPI:
-    from pipeline.tracking.client import connect
-    from pipeline.tracking.models import find_version, follows_alias
+    from pipeline.tracking.models import finder, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
     from pipeline.verbs.serve.follow import Watch, watching
 
-    find = partial(find_version, connect(tracking.uri), uri)
+    find = finder(uri, tracking)
     found = find()
     load = partial(_load, uri, tracking)
     with native_messages_to(folder / "tensorflow.log"):
@@ -118,13 +117,16 @@ def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
     """The model of that version, compiled and warm."""
     from pipeline.tracking.models import load_model
     from pipeline.training.predictor import warm_predictor
-    from pipeline.verbs.serve.app import Served
+    from pipeline.verbs.serve.app import Served, images_per_part
 
     loaded = load_model(version.uri, tracking)
+    shape = loaded.image_shape
     return Served(
-        predict=warm_predictor(loaded.model, loaded.image_shape, len(loaded.class_names)),
+        predict=warm_predictor(
+            loaded.model, shape, len(loaded.class_names), most=images_per_part(shape)
+        ),
         class_names=loaded.class_names,
-        image_shape=loaded.image_shape,
+        image_shape=shape,
         about={
             "model_uri": uri,
             "serving": version.uri,
@@ -176,7 +178,8 @@ def _announce(address: str, served: Served, access: Access) -> None:
     about = served.about
     curl = "curl -s" if access.token is None else f'curl -sH "Authorization: Bearer ${TOKEN}"'
     known = ", ".join(f"{key} {about[key]}" for key in ("version", "run_id") if about[key])
-    print(f"serving {about['model_uri']} ({known}) at {address} (stop with Ctrl-C)")
+    served_model = f"{about['model_uri']} ({known})" if known else about["model_uri"]
+    print(f"serving {served_model} at {address} (stop with Ctrl-C)")
     if served.example is not None:
         print(
             f"try it: {curl} {address}/example | {curl} {address}/invocations "

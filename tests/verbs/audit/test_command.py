@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,16 +105,60 @@ def test_pictures_are_listed_by_file_and_a_list_that_was_there_is_kept(folder: P
 
 
 @pytest.mark.slow
-def test_a_model_that_was_taught_these_labels_and_a_page_that_cannot_be_written_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_with_a_teacher_and_a_page_that_cannot_be_written_are_refused(
+    tmp_path: Path,
 ) -> None:
     words = ("audit", "dataset=digits", *BRIEF[1:])
     with pytest.raises(RequestError, match="/proc: cannot be written"):
         carried_out(*words, "model=linear", "audit.page=/proc/new/audit.html", folder=tmp_path)
     with pytest.raises(RequestError, match=r"train\.teacher has learnt the labels"):
         carried_out(*words, "model=linear", "train.teacher=abcd1234", folder=tmp_path)
-    recorded = SimpleNamespace(config=configured("dataset=digits"))
+
+
+class Unjudged(Exception):
+    """The trainings would begin."""
+
+
+@pytest.mark.parametrize(
+    ("of_run", "refused"),
+    [
+        ({"source": "another place"}, True),  # the same content
+        ({"fingerprint": "f" * 64}, True),  # some images excluded since
+        ({"fingerprint": "f" * 64, "source": "another place"}, False),  # also called npz
+    ],
+)
+def test_weights_that_have_learnt_these_labels_are_refused_whatever_the_data_is_called(
+    of_run: dict[str, str], refused: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("dataset=npz", "dataset.path=stripes.npz", "audit.folds=2")
+    with inside(folder):
+        data = load_data(configured(*words[:2]))
+    same = {"fingerprint": data.fingerprint, "source": data.source}
+    recorded = SimpleNamespace(**{**same, **of_run})
+
+    def begin(*_: object, **__: object) -> None:
+        raise Unjudged
+
     monkeypatch.setattr(runs, "find_run", lambda source, config: recorded)
-    with pytest.raises(RequestError, match=r"model\.weights=abcd1234: that run has learnt"):
-        weights = ("model=efficientnet_lite0", "model.weights=abcd1234")
-        carried_out(*words, *weights, folder=tmp_path)
+    monkeypatch.setattr(command, "with_weights", begin)
+    weights = ("model=efficientnet_lite0", "model.weights=abcd1234")
+    said = r"model\.weights=abcd1234: that run has learnt the labels"
+    error, match = (RequestError, said) if refused else (Unjudged, None)
+    with pytest.raises(error, match=match), inside(folder):
+        carried_out("audit", *words, *BRIEF[1:], *weights, folder=folder / "work")
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_read_stays_on_the_list_that_excludes_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "across" / "bad.png").write_bytes(b"torn")
+    (tmp_path / "exclude.csv").write_text("file\nacross/bad.png\n")
+    words = ("dataset=folder", "dataset.path=photos", "dataset.on_bad=refuse")
+    words += ("dataset.exclude=exclude.csv", "audit.folds=2", "train.epochs=1")
+    result = audited(tmp_path, *words)
+    assert [*result.before] == [("across/bad.png",)]
+    assert "\nacross/bad.png," in (tmp_path / "exclude.csv").read_text()
+    with inside(tmp_path):
+        load_data(configured(*words[:4]))

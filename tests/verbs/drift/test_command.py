@@ -81,8 +81,26 @@ def test_what_has_shifted_is_named_and_fails_where_that_is_asked_for(
     assert page.text("h1").endswith("<i>new")
     assert "classes that the run does not have: cow" in page.text("header")
     assert "left out, as they cannot be read: 1 file" in page.text("header")
+    assert "read as 2 class folders" in page.text("header")
     assert page.all("i") == []
     assert page.all("script") == []
+
+
+def test_where_no_picture_can_be_read_the_path_is_named(run_id: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "new", count=1)
+    (tmp_path / "new" / "0.png").write_bytes(b"torn")
+    with pytest.raises(RequestError, match=r"^drift\.path: none of the 1 files can be read"):
+        carried_out("drift", f"drift.path={tmp_path}/new", f"run_id={run_id}", folder=tmp_path)
+
+
+def test_the_pictures_of_the_run_itself_do_not_differ_whatever_its_classes(tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", count=30, classes=("cat", "dog", "car"))
+    words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=12", "model=linear")
+    united = "dataset.classes={pet: [cat, dog], car: car}"
+    with inside(tmp_path):
+        made = run(configured(*words, united, "train.epochs=1", *LEAN), tmp_path / "outputs")
+        new = (f"drift.path={photos}", f"run_id={made.run_id}", "drift.fail=true")
+        assert carried_out("drift", *new, folder=tmp_path / "drift").unknown == ()
 
 
 def test_what_cannot_be_compared_is_refused_with_what_to_type(

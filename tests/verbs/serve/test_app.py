@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from pipeline.data.values import Array
-from pipeline.verbs.serve.app import SMALL, Limits, Served, create_app
+from pipeline.verbs.serve.app import SMALL, Limits, Served, create_app, images_per_part
 from tests.commands import free_port
 from tests.stress.matrix import matrix
 
@@ -90,6 +90,11 @@ def refused(answer: requests.Response, status: int) -> str:
     assert answer.json().keys() == {"error"}
     assert "Traceback" not in answer.text
     return str(answer.json()["error"])
+
+
+def test_the_larger_the_images_the_fewer_go_through_the_model_together() -> None:
+    shapes = [(28, 28, 1), (96, 96, 3), (224, 224, 3), (4000, 4000, 3)]
+    assert [*map(images_per_part, shapes)] == [334, 9, 1, 1]
 
 
 def test_an_image_is_answered_with_its_class_and_all_probabilities(address: str) -> None:

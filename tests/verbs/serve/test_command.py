@@ -119,6 +119,17 @@ def test_a_model_of_a_run_is_served_by_its_address_through_mlproject(
         assert requests.get(f"{address}/version", timeout=30).json()["version"] is None
 
 
+def test_a_folder_is_served_without_a_store(
+    trained: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    saved = mlflow.artifacts.download_artifacts(trained[1]["model_uri"])
+    with serving("serve", f"model_uri={saved}", "port=0", cwd=tmp_path) as (_, lines, address):
+        assert lines.startswith(f"serving {saved} at http://127.0.0.1:")
+        about = requests.get(f"{address}/version", timeout=30).json()
+    assert (about["serving"], about["version"], about["run_id"]) == (saved, None, None)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 @pytest.mark.parametrize(
     ("uri", "advice"),
     [
