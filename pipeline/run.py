@@ -100,8 +100,7 @@ def complete(
         RequestError: the data is not that of the run, which `fingerprint` identifies.
     """
     prepare_keras(config)
-    find = partial(ingest_recorded, config, fingerprint)
-    prepared = _load_data(config, recording, find)
+    prepared = _load_data(config, recording, partial(ingest_recorded, config, fingerprint))
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)

@@ -12,6 +12,7 @@ from pipeline.api import load_data
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
+from pipeline.verbs.audit import command
 from pipeline.verbs.audit.command import Audited
 from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import noise, put
