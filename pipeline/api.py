@@ -61,7 +61,7 @@ def compose(*overrides: str) -> Config:
 
 
 def _default() -> Config:
-    """`compose()`, which leaves the modules that are trusted as they are."""
+    """`compose()`; the modules that were trusted before remain so."""
     before = trusted()
     try:
         return compose()
@@ -230,6 +230,7 @@ def find_runs(
         RequestError: there is no such sweep.
     """
     config = config or _default()
+    trust_again(config.trusted_modules)
     finding, values = _imported("pipeline.tracking.runs"), _imported("pipeline.tracking.values")
     query = values.Query(
         experiment=_imported("pipeline.tracking.client").experiment_name(config),
@@ -303,8 +304,10 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
     """
     from pipeline.tracking.values import champion_uri
 
-    models, tracking = _imported("pipeline.tracking.models"), (config or _default()).tracking
-    champion: LoadedModel = models.load_model(champion_uri(dataset), tracking)
+    config = config or _default()
+    trust_again(config.trusted_modules)
+    models = _imported("pipeline.tracking.models")
+    champion: LoadedModel = models.load_model(champion_uri(dataset), config.tracking)
     return champion
 
 
@@ -361,5 +364,6 @@ def _imported(module: str) -> Any:
 
 
 def _find(run_id: str, config: Config) -> RecordedRun:
+    trust_again(config.trusted_modules)
     found: RecordedRun = _imported("pipeline.tracking.runs").find_run(run_id, config)
     return found

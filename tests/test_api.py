@@ -156,26 +156,27 @@ def {name}(predictions: Predictions) -> float:
 
 
 def test_a_configuration_keeps_its_own_modules_whatever_is_composed_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("mine", "recorded"):
-        Path(f"metrics_of_{name}.py").write_text(OWN.format(name=name))
-    words = (*SMALL, "trusted_modules=[metrics_of_mine]")
-    config = pipeline.compose(*words, "evaluate.metrics=[accuracy,metrics_of_mine.mine]")
-    later = pipeline.compose(*SMALL)
-    prepared = pipeline.load_data(config)
-    model = pipeline.build_model(later, prepared)
-    assert pipeline.evaluate(model, config, prepared).metrics["test/mine"] == 0.25
-    with pytest.raises(pipeline.RequestError, match="no such model"):
-        pipeline.predict("models:/nothing@champion", np.zeros((0, 8, 8, 1), np.uint8))
-    assert trusted.trusted() == ["metrics_of_mine"]
-    # As in the configuration of a recorded run, whose modules nobody trusted here.
-    foreign = replace(config, trusted_modules=["metrics_of_recorded"])
-    foreign.evaluate = replace(config.evaluate, metrics=["metrics_of_recorded.recorded"])
-    with pytest.raises(pipeline.RequestError, match=r"add trusted_modules=\[metrics_of_recorded\]"):
-        pipeline.evaluate(model, foreign, prepared)
-    trusted.trust([])
+    with inside(tmp_path):
+        for name in ("mine", "recorded"):
+            Path(f"metrics_of_{name}.py").write_text(OWN.format(name=name))
+        words = (*SMALL, "trusted_modules=[metrics_of_mine]")
+        config = pipeline.compose(*words, "evaluate.metrics=[accuracy,metrics_of_mine.mine]")
+        later = pipeline.compose(*SMALL)
+        prepared = pipeline.load_data(config)
+        model = pipeline.build_model(later, prepared)
+        assert pipeline.evaluate(model, config, prepared).metrics["test/mine"] == 0.25
+        with pytest.raises(pipeline.RequestError, match="no such model"):
+            pipeline.predict("models:/nothing@champion", np.zeros((0, 8, 8, 1), np.uint8))
+        assert trusted.trusted() == ["metrics_of_mine"]
+        # As in the configuration of a recorded run, whose modules nobody trusted here.
+        foreign = replace(config, trusted_modules=["metrics_of_recorded"])
+        foreign.evaluate = replace(config.evaluate, metrics=["metrics_of_recorded.recorded"])
+        said = r"add trusted_modules=\[metrics_of_recorded\]"
+        with pytest.raises(pipeline.RequestError, match=said):
+            pipeline.evaluate(model, foreign, prepared)
+        trusted.trust([])
 
 
 def test_the_function_run_keeps_its_name_when_its_module_is_imported() -> None:

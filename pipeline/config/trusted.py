@@ -2,7 +2,8 @@
 
 `trusted_modules=[my_models]` allows `model._target_=my_models.tiny`. Trust belongs to this process:
 it comes from the command line, the `conf/` of the current folder or PIPELINE_TRUSTED_MODULES, never
-from a recorded run. A module is imported only when it is trusted and used.
+from a recorded run. A module is imported only when it is trusted and used, or when a saved model
+needs a class that trusted modules may define.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ def trust(modules: Iterable[str]) -> list[str]:
 
 
 def trust_again(modules: Iterable[str]) -> None:
-    """Trusts those of the modules that this process has trusted before, in place of the others.
+    """Trusts, beside those that are trusted now, the modules that this process has trusted before.
 
     Another configuration may have been composed since; one that was recorded cannot add any.
     """
-    _trusted[:] = [name for name in modules if name in _ever]
+    known = (name for name in modules if any(f"{name}.".startswith(f"{one}.") for one in _ever))
+    _trusted[:] = dict.fromkeys([*_trusted, *known])
 
 
 def trusted() -> list[str]:
@@ -153,18 +155,20 @@ def sources(modules: Iterable[str]) -> dict[str, bytes]:
     return files
 
 
-def import_trusted(*, also: str = "") -> None:
-    """Imports the trusted modules, and `also` the named one of a trusted package.
+def import_trusted(module: str, *, until: Callable[[], bool]) -> None:
+    """Imports trusted modules, first that of the name `module`, until a condition is met.
 
     Modules register classes of Keras when they are imported; only then can these be loaded.
 
     Raises:
         RequestError: a module cannot be imported.
     """
-    for module in _trusted:
-        _imported(module)
-    if is_trusted(f"{also}.") and not also.endswith("__main__"):  # which would run the program
-        _imported(also)
+    runs = module.endswith("__main__")  # the program, when it is imported
+    named = [module] if is_trusted(f"{module}.") and not runs else []
+    for one in dict.fromkeys([*named, *_trusted]):
+        if until():
+            return
+        _imported(one)
 
 
 def _imported(module: str) -> ModuleType:

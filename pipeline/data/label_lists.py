@@ -470,8 +470,9 @@ def _relative(
 
     if _ADDRESS.match(path):
         raise refuse("is an address", "download the pictures, and list their files")
-    if "/" not in path:
-        path = path.replace("\\", "/")  # of Windows
+    slashed = path.replace("\\", "/")  # of Windows
+    if "/" not in path or re.match(r"[A-Za-z]:/|/|(.*/)?\.\./", slashed):
+        path = slashed
     if re.match(r"[A-Za-z]:/", path):
         raise refuse("is a path of Windows", "write it relative to the folder of the list")
     name = posixpath.normpath(path) if path else ""

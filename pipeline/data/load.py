@@ -181,23 +181,35 @@ def cached(
     not tell the groups of pictures: with `dataset`, they are those of its settings.
     """
     folder = data_dir / name
-    for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
+    for path, meta in _entries(folder, fingerprint, dataset):
         try:
-            meta = json.loads(path.read_text())["meta"]
-            if meta["known"]["fingerprint"] != fingerprint:
-                continue
-            if dataset is not None and not meta.get(DIVISION, {}).items() <= dataset.items():
-                continue
             if _WHOLE in meta:
                 whole = _raw(cache.load_stored(folder / meta[_WHOLE]), None)
-                return _excluded(cache.load_stored(path.parent), whole)
+                return _excluded(cache.load_stored(path), whole)
             if PACKED in meta:
-                return _raw(cache.load_stored(path.parent), read_packed(folder / meta[PACKED]))
+                return _raw(cache.load_stored(path), read_packed(folder / meta[PACKED]))
             if arrays:
-                return _raw(cache.load_stored(path.parent), None)
+                return _raw(cache.load_stored(path), None)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
+
+
+def _entries(
+    folder: Path, fingerprint: str, dataset: Mapping[str, Any] | None
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The entries of that content with their descriptions; those that say their groups first."""
+    found = []
+    for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
+        try:
+            meta = json.loads(path.read_text())["meta"]
+            division = meta.get(DIVISION, {})
+            fits = dataset is None or division.items() <= dataset.items()
+            if fits and meta["known"]["fingerprint"] == fingerprint:
+                found.append((path.parent, meta))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return sorted(found, key=lambda entry: DIVISION not in entry[1])
 
 
 def preprocess(raw: RawData, config: Config) -> Prepared:

@@ -157,8 +157,8 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     for name, one in stored.items():
         if not np.array_equal(one.labels, splits[name].labels):
             raise RequestError(
-                f"run {run.label}: its {JUDGED_SPLITS[name]} images were divided in another way, "
-                "by an earlier version"
+                f"run {run.label}: its {JUDGED_SPLITS[name]} images were divided in another way "
+                "than here"
             )
     return {
         name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()

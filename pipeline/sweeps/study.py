@@ -134,8 +134,8 @@ class Search:
     def _has_enough(self, before: int | None = None) -> bool:
         """Whether there are `n_trials`, or those of a grid have every combination."""
         trials = self._regarded(before)
-        if len(trials) >= self.settings.n_trials:
-            return True
+        if len(trials) >= self.settings.n_trials or self.settings.sampler != "grid":
+            return len(trials) >= self.settings.n_trials
         alike = [one.params for one in trials if one.distributions == self.distributions]
         different = {tuple(params[key] for key in self.distributions) for params in alike}
         return len(different) >= _combinations(self.settings, self.distributions)

@@ -46,6 +46,7 @@ from pipeline.tracking.values import (
     CHOSEN_MODEL,
     DATA_CODE,
     FINGERPRINT,
+    GROUPING,
     LOCAL_ID,
     LONGEST_PARAM,
     LONGEST_TAG,
@@ -236,7 +237,8 @@ class Recording:
 
     def log_data(self, prepared: Prepared, name: str) -> None:
         """Logs the data that the run uses, with the SHA-256 of its whole content."""
-        self.log_tags({FINGERPRINT: prepared.fingerprint, SOURCE: prepared.source})
+        groups = {} if prepared.index is None else {GROUPING: prepared.index.grouping}
+        self.log_tags({FINGERPRINT: prepared.fingerprint, SOURCE: prepared.source, **groups})
         splits = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
         kind, source = _source(prepared)
         about = {

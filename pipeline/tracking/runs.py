@@ -122,7 +122,7 @@ def require_weights_of_other_data(config: Config, data: RawData | Prepared, told
     """Checks that `model.weights` does not name a run on this data; `told` says why that is wrong.
 
     It is the same data if it has the same content or, since pictures may have been excluded or
-    changed meanwhile, comes from the same place, whatever the data sets are called.
+    changed meanwhile, comes from the same place.
 
     Raises:
         RequestError: names the key.
@@ -131,10 +131,13 @@ def require_weights_of_other_data(config: Config, data: RawData | Prepared, told
     if source is None:
         return
     run = find_run(source, config)
-    if run.fingerprint == data.fingerprint or run.source == hide_tag(SOURCE, data.source):
+    # Several lists may lie in one place.
+    lists = {Path(str(one.dataset.get("path"))).name for one in (run.config, config)}
+    same_place = run.source == hide_tag(SOURCE, data.source) and len(lists) == 1
+    if same_place or run.fingerprint == data.fingerprint:
         raise RequestError(
-            f"model.weights={source}: that run {told}, of "
-            f"{run.source or run.config.choices.dataset}; leave it out, or name a run on other data"
+            f"model.weights={source}: that run ({run.source}) {told}; leave the weights out, or "
+            "name a run on other data"
         )
 
 

@@ -28,6 +28,7 @@ from pipeline.system.secrets import hide_in_place, hide_value
 COMMAND, COMMIT = "command", "mlflow.source.git.commit"
 DIRTY, PATCH = "code.dirty", "code.patch_sha256"
 FINGERPRINT, SOURCE = "data.fingerprint", "data.source"
+GROUPING = "data.groups"  # SHA-256 of the groups of pictures, which the fingerprint leaves out
 MODEL_URI, ERROR, TRACEBACK = "model_uri", "error", "traceback"
 CHOSEN_DATASET, CHOSEN_MODEL = "dataset", "model"  # names of files, one per group of `conf/`
 # Prefixes: a trusted module's name, with the SHA-256 of its source; a property of the machine; a

@@ -96,9 +96,6 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     model = _backbones.get(key) or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
         return model  # random numbers of one job would depend on those of another
-    _backbones[key] = model
-    while len(_backbones) > BACKBONES:
-        del _backbones[next(iter(_backbones))]
     # The head starts alike, whether the backbone was built just now or not.
     keras.utils.set_random_seed(config.seed)
     outputs = pretrained.head_on(
@@ -106,9 +103,12 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
         pretrained.features_tensor(model),
         copied=lambda layer: type(layer).from_config(layer.get_config()),
     )
-    return (
-        model if outputs is None else keras.Model(model.input, outputs, name=config.choices.model)
-    )
+    if outputs is None:
+        return model  # its head is part of it, and would be trained further by a later job
+    _backbones[key] = model
+    while len(_backbones) > BACKBONES:
+        del _backbones[next(iter(_backbones))]
+    return keras.Model(model.input, outputs, name=config.choices.model)
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:

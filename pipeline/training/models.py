@@ -641,7 +641,7 @@ def _convolved(images: Tensor, width: int, patch: int) -> Tensor:
 
 
 def _patches(images: Tensor, patch: int) -> Tensor:
-    """The pixels of each patch, f32[N,rows,columns,patch,patch,C]; black beyond the image."""
+    """The pixels of each patch, f32[N,rows,columns,patch,patch,C]; zeros beyond the image."""
     layers = keras.layers
     height, side, channels = images.shape[1:]
     beyond = ((0, -height % patch), (0, -side % patch))

@@ -45,7 +45,7 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, A
     """Compiles `model` to a function from images to features f32[N,F] and probabilities.
 
     The features are the input of its last layer with weights; of maps, the means over positions.
-    They are None if that layer is a whole network, or the model is not a graph of layers.
+    They are None if the model has no single such input (`graph.head_input`).
     """
     features = head_input(model)
     if features is None:

@@ -331,7 +331,7 @@ def _is_registered(name: Any, module: str) -> bool:
         own = importlib.import_module("pipeline.training.optimizers")
         getattr(own, name.removeprefix("pipeline>"), None)  # defines and registers it
     elif not _has_registered(name):
-        import_trusted(also=module)
+        import_trusted(module, until=lambda: _has_registered(name))
     return _has_registered(name)
 
 

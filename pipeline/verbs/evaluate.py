@@ -39,7 +39,8 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
 
     recorded = find_trained(EVALUATE.run_id(config), config)
     _require_fitting(config, recorded)
-    then = replace(recorded.config, evaluate=config.evaluate, data_dir=config.data_dir)
+    evaluate = replace(config.evaluate, leakage=False)  # that needs another training
+    then = replace(recorded.config, evaluate=evaluate, data_dir=config.data_dir)
     recording = reopen(recorded.id, config.tracking, folder)
     return complete(
         then,

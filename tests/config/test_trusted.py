@@ -20,7 +20,7 @@ from pipeline.config.trusted import public_functions
 from pipeline.system.errors import RequestError
 from pipeline.training.build import kept
 from pipeline.training.saved import load_saved
-from tests.commands import QUICK, configured, fresh_pipeline, pipeline
+from tests.commands import QUICK, configured, fresh_pipeline, inside, pipeline
 from tests.stress.matrix import matrix
 
 pytestmark = pytest.mark.slow
@@ -249,6 +249,32 @@ def test_a_model_trained_by_an_optimizer_of_ones_own_is_saved_with_one_of_keras(
     saved.save(tmp_path / "model.keras")
     assert type(saved.optimizer) is keras.optimizers.SGD
     load_saved(tmp_path / "model.keras", called="it")
+
+
+def test_what_was_trusted_once_is_trusted_again_with_its_modules_and_nothing_else() -> None:
+    configured("trusted_modules=[my_package]")
+    configured(TRUST)
+    assert trusted.trusted() == ["my_models"]
+    trusted.trust_again(["my_package.inner", "broken"])
+    assert trusted.trusted() == ["my_models", "my_package.inner"]
+
+
+def test_what_the_environment_trusts_is_trusted_by_functions_that_are_given_no_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configured(TRUST)
+    monkeypatch.setenv(trusted.VARIABLE, "my_package")
+    with inside(Path.cwd()), pytest.raises(RequestError, match="no such model"):
+        api.load_champion("nothing")
+    assert set(trusted.trusted()) == {"my_models", "my_package"}
+
+
+def test_a_module_is_imported_no_earlier_than_the_one_that_a_model_names(tmp_path: Path) -> None:
+    configured("trusted_modules=[broken,my_models]")
+    trusted.import_trusted("my_models", until=lambda: "my_models" in sys.modules)
+    assert (tmp_path / "imported").exists()
+    with pytest.raises(RequestError, match="broken cannot be imported"):
+        trusted.import_trusted("elsewhere", until=lambda: False)
 
 
 @pytest.mark.parametrize("name", ["two", "wrong", "bare", "tiny", "nothing"])

@@ -209,7 +209,12 @@ def test_paths_beside_the_folder_of_a_list_lie_in_the_root_that_is_named(tmp_pat
     path.parent.mkdir(parents=True)
     path.write_text("path,label\n../../p/1.png,cat\n../../p/2.png,dog\n../../p/10.png,cat\n")
     assert classes_of(listed(path, root=str(tmp_path))) == CAT_DOG
+    path.write_text(path.read_text().replace("../../p", "..\\..\\p"))
+    assert classes_of(listed(path, root=str(tmp_path))) == CAT_DOG
     assert "lies outside" in refusal(path)
+    path.write_text("path,label\nC:\\p/1.png,cat\n")
+    assert "is a path of Windows" in refusal(path)
+    path.write_text("path,label\n../../p/1.png,cat\n")
     assert "lies outside" in refusal(path, root=str(tmp_path / "lists"))
 
 

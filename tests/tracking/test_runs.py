@@ -174,15 +174,17 @@ LITE = ("model=efficientnet_lite0", "model.weights=abcd1234")
 def test_leakage_is_not_measured_with_weights_of_a_run_on_the_same_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = SimpleNamespace(fingerprint="f" * 64, source="photos")
+    config = configured("dataset=digits", *LITE)
+    run = SimpleNamespace(fingerprint="f" * 64, source="photos", config=config)
     monkeypatch.setattr(runs, "find_run", lambda source, config: run)
     same = SimpleNamespace(fingerprint="f" * 64, source="moved")
     other = SimpleNamespace(fingerprint="e" * 64, source="others")
-    config = configured("dataset=digits", *LITE)
     require_sound_leakage(config, same)  # type: ignore[arg-type]
     config.evaluate.leakage = True
     require_sound_leakage(config, other)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match=r"^model.weights=abcd1234: that run was trained on im"):
+    with pytest.raises(
+        RequestError, match=r"^model.weights=abcd1234: that run \(photos\) was trained"
+    ):
         require_sound_leakage(config, same)  # type: ignore[arg-type]
 
 

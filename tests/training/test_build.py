@@ -155,6 +155,28 @@ def test_the_head_on_a_shared_backbone_is_built_with_all_its_operations_and_bran
     np.testing.assert_array_equal(first(pixels), second(pixels))
 
 
+def test_a_head_that_takes_more_than_the_features_begins_anew_with_each_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def early(images: Any, classes: int, **_: Any) -> Any:
+        flat = keras.layers.Flatten(name="flat")(images)
+        x = keras.layers.Dense(4, name="features")(flat)
+        x = keras.layers.Concatenate(name="joined")([x, flat])
+        return keras.layers.Dense(classes, activation="softmax", name="probabilities")(x)
+
+    monkeypatch.setattr(models, "efficientnet_lite", wraps(models.efficientnet_lite)(early))
+    words = ("model=efficientnet_lite0", "train.batch_size=16")
+    donor = configured(*words, "model.weights=null", "model.trainable=all")
+    build_model(donor, PREPARED).save(tmp_path / "donor.keras")
+    config = configured(*words, f"model.weights={tmp_path}/donor.keras", "model.trainable=head")
+    first = build_model(config, PREPARED)
+    before = first.get_layer("probabilities").get_weights()
+    first.get_layer("probabilities").set_weights([weights + 1 for weights in before])
+    second = build_model(config, PREPARED)
+    for now, then in zip(second.get_layer("probabilities").get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_a_channel_that_is_constant_in_training_is_scaled_by_levels() -> None:
     prepared = replace(PREPARED, mean=np.float32([7]), std=np.float32([0]))
     model = build_model(configured(*LINEAR, "train.scaling=standard"), prepared)

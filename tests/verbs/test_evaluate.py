@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_ev
         *("run_id=abcd", "model=linear", "seed=1", f"data_dir={tmp_path}"),
         "evaluate.metrics=[accuracy]",
     )
+    now.evaluate.leakage = True  # as from a file of the user's; it needs another training
     then = configured("model=mlp", "seed=7")
     recorded = SimpleNamespace(
         id="abcd0000",
@@ -37,7 +39,8 @@ def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_ev
     evaluate_recorded(now, tmp_path)
     [((config, began, model, recording), more)] = called
     assert (config.choices.model, config.seed) == ("mlp", 7)
-    assert (config.evaluate, config.data_dir) == (now.evaluate, str(tmp_path))
+    assert config.evaluate == replace(now.evaluate, leakage=False)
+    assert config.data_dir == str(tmp_path)
     assert began is then
     assert (model, recording) == ("the model", ("abcd0000", tmp_path))
     assert more == {"uri": "models:/m-1", "fingerprint": "f" * 64}

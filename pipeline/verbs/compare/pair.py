@@ -19,7 +19,7 @@ from pipeline.evaluation.paired import (
     mcnemar,
     swaps,
 )
-from pipeline.tracking.values import RecordedRun, StoredPredictions
+from pipeline.tracking.values import GROUPING, RecordedRun, StoredPredictions
 
 Stored = Mapping[str, StoredPredictions]  # a run's, by split
 _PREPROCESS = "preprocess."
@@ -90,8 +90,11 @@ def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
     by `preprocess`, and by the groups of pictures. The test split is fixed by the data set, and no
     setting changes its pixels.
     """
-    settings = {k: v for k, v in run.params.items() if k.startswith(_PREPROCESS) or k in _GROUPS}
-    way = sorted(settings.items()) if split == "val" else []
+    groups = run.tags.get(GROUPING)
+    ways = {key: text for key, text in run.params.items() if key.startswith(_PREPROCESS)}
+    if groups is None:  # an earlier version recorded it
+        ways |= {key: text for key, text in run.params.items() if key in _GROUPS}
+    way = [*sorted(ways.items()), groups] if split == "val" else []
     labels = hashlib.sha256(np.ascontiguousarray(stored[split].labels).data).hexdigest()
     return f"{run.fingerprint or run.id} {way} {labels}"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.evaluation.plots import without_markup
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
-from pipeline.verbs.compare.verdicts import seeds_of
+from pipeline.verbs.compare.verdicts import seeds_of, standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +50,8 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     """The ranking metric of some rows, best first, with its intervals: a line each."""
     estimates = [row.estimates[comparison.metric] for row in rows]
-    noise = [row.difference.is_noise if row.difference else None for row in rows[1:]]
-    colours = [_BEST, *({True: LEVEL, False: WORSE, None: UNKNOWN}[known] for known in noise)]
+    tones = {"within noise": LEVEL, "": UNKNOWN}
+    colours = [_BEST, *(tones.get(standing(row, comparison), WORSE) for row in rows[1:])]
     figure, axes = _rows_of(
         [_name(row, comparison.metric) for row in rows],
         f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",

@@ -365,6 +365,7 @@ def _reference_features(
     run: RecordedRun, config: Config, model: LoadedModel, batch_size: int
 ) -> tuple[Array | None, list[str]]:
     """The features f32[N,F] of up to _MOST of the run's test images, if available, and remarks."""
+    from pipeline.training.graph import head_input
     from pipeline.training.predictor import with_features
 
     name = run.config.choices.dataset
@@ -373,16 +374,15 @@ def _reference_features(
         return None, [f"the run's images are not in {config.data_dir}: features are not compared"]
     if len(raw.test) < FEWEST:
         return None, [f"the run has {len(raw.test)} test images: features are not compared"]
+    if head_input(model.model) is None:
+        return None, ["the model's last layer takes no features: they are not compared"]
     forward = with_features(model.model)
     positions = np.unique(np.linspace(0, len(raw.test) - 1, _MOST).astype(np.int64))
     shape = raw.train.image_shape
     size = min(images_at_once(shape, batch_size), images_per_block(shape))
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     found = [forward(raw.test.take(part))[0] for part in parts]
-    known = [features for features in found if features is not None]
-    if not known:
-        return None, ["the model's last layer is a whole network: features are not compared"]
-    return np.concatenate(known), []
+    return np.concatenate([features for features in found if features is not None]), []
 
 
 def _given(pictures: NewPictures, packed: Packed) -> Counter[str] | None:

@@ -135,7 +135,7 @@ def test_weights_that_have_learnt_these_labels_are_refused_whatever_the_data_is_
     with inside(folder):
         data = load_data(configured(*words[:2]))
     same = {"fingerprint": data.fingerprint, "source": data.source}
-    recorded = SimpleNamespace(**{**same, **of_run})
+    recorded = SimpleNamespace(**{**same, **of_run}, config=configured(*words[:2]))
 
     def begin(*_: object, **__: object) -> None:
         raise Unjudged
@@ -143,7 +143,7 @@ def test_weights_that_have_learnt_these_labels_are_refused_whatever_the_data_is_
     monkeypatch.setattr(runs, "find_run", lambda source, config: recorded)
     monkeypatch.setattr(command, "with_weights", begin)
     weights = ("model=efficientnet_lite0", "model.weights=abcd1234")
-    said = r"model\.weights=abcd1234: that run has learnt the labels"
+    said = r"model\.weights=abcd1234: that run \(.*\) has learnt the labels"
     error, match = (RequestError, said) if refused else (Unjudged, None)
     with pytest.raises(error, match=match), inside(folder):
         carried_out("audit", *words, *BRIEF[1:], *weights, folder=folder / "work")

@@ -161,5 +161,5 @@ def test_of_a_model_that_only_returns_a_network_all_but_the_features_is_compared
         result = carried_out("drift", f"drift.path={new}", f"run_id={run_id}", folder=tmp_path)
     assert "confidence" in result.values
     assert "features" not in {shift.name for shift in result.shifts}
-    told = "the model's last layer is a whole network: features are not compared"
+    told = "the model's last layer takes no features: they are not compared"
     assert told in result.remarks
