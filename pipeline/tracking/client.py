@@ -41,6 +41,7 @@ from pipeline.tracking.addresses import (
     EXPERIMENT,
     EXPERIMENT_ID,
     RETRIES,
+    TRACKING_URI,
     artifact_location,
     artifact_root,
     require_address,
@@ -102,7 +103,7 @@ def store_of(tracking: Tracking) -> Client:
 
 
 def connect(uri: str | None) -> Client:
-    """Connects to the tracking server or store at `uri`, and makes it the process' default.
+    """Connects to the tracking server or store at `uri`, which MLflow itself uses from then on.
 
     None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
 
@@ -114,7 +115,8 @@ def connect(uri: str | None) -> Client:
     _quieten()
     _require_answer(address)
     keep_through_interrupts(address)
-    mlflow.set_tracking_uri(address)
+    with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
+        mlflow.set_tracking_uri(address)
     try:
         # The client creates a new store's tables; several processes at once would corrupt them.
         with _alone(address):
@@ -183,16 +185,22 @@ def made_once(make: Callable[[], Made], find: Callable[[], Made | None]) -> Made
 
 @contextmanager
 def _sent_once() -> Iterator[None]:
-    with _once:
-        before = os.environ.get(RETRIES)
+    with _once, _environment_kept(RETRIES):
         os.environ[RETRIES] = "0"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[RETRIES]
-            else:
-                os.environ[RETRIES] = before
+        yield
+
+
+@contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Gives a variable of the environment its former value at the end."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def is_passing(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import mlflow
 import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
@@ -262,6 +263,21 @@ def test_the_address_in_the_environment_is_the_default(
         connect(None)
     chosen = f"sqlite:///{folder}/mlflow.db"
     assert connect(chosen).tracking_uri == chosen
+
+
+def test_a_store_that_is_named_once_is_not_the_default_of_what_follows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"sqlite:///{tmp_path}/mlflow.db"
+    for default in (None, f"sqlite:///{folder}/mlflow.db"):
+        if default is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", default)
+        connect(other)
+        assert mlflow.get_tracking_uri() == other
+        assert os.environ.get("MLFLOW_TRACKING_URI") == default
+        connect(f"sqlite:///{folder}/mlflow.db")
 
 
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
