@@ -45,6 +45,7 @@ from pipeline.tracking.addresses import (
     artifact_location,
     artifact_root,
     require_address,
+    require_driver,
     sqlite_file,
     store_address,
 )
@@ -276,15 +277,18 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
     A new one keeps its artefacts below `root`, if given (`artifact_location`).
 
     Raises:
-        RequestError: the experiment was deleted, the store refuses the name, or the experiment
-            keeps its artefacts elsewhere than below `root`, or on another machine.
+        RequestError: the experiment was deleted, the store refuses the name, the driver of its
+            artefacts is not installed, or the experiment keeps them elsewhere than below `root`,
+            or on another machine.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
+        location = artifact_location(str(client.tracking_uri), name, root)
+        require_driver(location or "")
         try:
             return client.create_experiment(
                 name,
-                artifact_location=artifact_location(str(client.tracking_uri), name, root),
+                artifact_location=location,
                 # Makes the UI open its view for training runs rather than for language models.
                 tags={EXPERIMENT_KIND: "custom_model_development"},
             )
@@ -298,6 +302,7 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     _require_place(client, name, str(found.artifact_location), root)
+    require_driver(str(found.artifact_location))
     return str(found.experiment_id)
 
 

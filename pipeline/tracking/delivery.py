@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -118,12 +119,17 @@ def opened_as(run: Run) -> Record:
 
 @dataclass(kw_only=True)
 class Delivery:
-    """Delivers records of one run; `model_uri` is the address of its model once it is stored."""
+    """Delivers records of one run.
+
+    `model_uri` is the address of its model once it is stored, and `owes_model` whether the store
+    has not taken a model that it was sent.
+    """
 
     client: Client
     run_id: str
     folder: Path
     model_uri: str | None = None
+    owes_model: bool = False
     _begun: set[str] = field(init=False, default_factory=set)  # local ids of models
     _kinds: dict[str, Callable[[Record], None]] = field(init=False)
 
@@ -145,6 +151,7 @@ class Delivery:
 
         Raises:
             MlflowException: the store refuses it, or is away.
+            ConnectionError: the place of its artefacts, S3 or the like, does not take a file.
             OSError: a file cannot be read, or not be written to a local store.
         """
         self._kinds[record["kind"]](record)
@@ -183,6 +190,7 @@ class Delivery:
 
     def _model(self, record: Record) -> None:
         """Logs a saved model as mlflow.tensorflow.log_model would, but for any run."""
+        self.owes_model = True
         experiment_id = self.client.get_run(self.run_id).info.experiment_id
         entry = self._entry(record, experiment_id)
         outputs = [LoggedModelOutput(entry.model_id, step=0)]
@@ -194,10 +202,11 @@ class Delivery:
         self.client.log_batch(self.run_id, metrics=points)
         path = self.folder / MODEL
         _name(path / "MLmodel", entry, self.run_id)
-        self.client.log_model_artifacts(entry.model_id, str(path))
+        with _uploading():
+            self.client.log_model_artifacts(entry.model_id, str(path))
         self.client.finalize_logged_model(entry.model_id, "READY")
         self.client.set_tag(self.run_id, MODEL_URI, entry.model_uri)
-        self.model_uri = str(entry.model_uri)
+        self.model_uri, self.owes_model = str(entry.model_uri), False
 
     def _entry(self, record: Record, experiment_id: str) -> LoggedModel:
         """Creates the logged model; deletes those that earlier attempts left half-saved."""
@@ -229,11 +238,13 @@ class Delivery:
 
     def _artifacts(self, record: Record) -> None:
         if owner(self.folder) == self.run_id and (self.folder / "artifacts").exists():
-            self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
+            with _uploading():
+                self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
 
     def _files(self, record: Record) -> None:
         for path in record["paths"]:
-            self.client.log_artifact(self.run_id, path, record["below"])
+            with _uploading():
+                self.client.log_artifact(self.run_id, path, record["below"])
 
     def _end(self, record: Record) -> None:
         """Closes the run; removes the error that others set because they heard no heartbeat."""
@@ -247,7 +258,7 @@ class Journaled:
     """Writes the records of a run to its journal; a thread sends them from there to the store.
 
     Without a `delivery` nothing is sent. On leaving a `with` block the journal is closed, and
-    deleted if the store has everything.
+    deleted if the store has everything, as is the saved model unless the store refused it.
     """
 
     def __init__(self, journal: Journal, delivery: Delivery | None) -> None:
@@ -296,10 +307,28 @@ class Journaled:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._courier is None:
+        if self._courier is None or self._delivery is None:
             self.journal.close()
-        elif self._courier.stop():
+        elif self._courier.stop() and not self._delivery.owes_model:
             remove(self.journal.folder / MODEL)
+
+
+@contextmanager
+def _uploading() -> Iterator[None]:
+    """Tells errors of a place of artefacts as those of a connection, which may pass.
+
+    Each kind of place (S3, Google's, Azure's) raises errors of its own driver, for a network that
+    is down as for credentials that have expired.
+
+    Raises:
+        ConnectionError: such an error.
+    """
+    try:
+        yield
+    except (*STORE_ERRORS, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"the place of the artefacts: {one_line(error)}") from error
 
 
 def _drop_tag(client: Client, run_id: str, key: str) -> None:
@@ -348,6 +377,7 @@ def send_journal(
     Raises:
         RequestError: another process has the journal open, or the store does not have the run.
         MlflowException: the store is away; what has arrived by then need not be sent again.
+        ConnectionError: the place of its artefacts does not take them.
     """
     journal = Journal(folder)
     try:

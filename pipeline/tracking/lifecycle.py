@@ -31,7 +31,7 @@ from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_in_place, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
-from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
+from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
 from pipeline.tracking.delivery import (
     Delivery,
     Journaled,
@@ -167,7 +167,7 @@ def send_waiting(
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
                 continue
-        except (*STORE_ERRORS, RequestError, OSError) as error:
+        except Exception as error:  # whatever is wrong with an earlier run, this one can begin
             log.info("%s cannot be sent yet: %s", folder, error)
         left.append(folder)
     return sent, left

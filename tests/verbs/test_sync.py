@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking.lifecycle import record
+from pipeline.tracking.client import connect
+from pipeline.tracking.lifecycle import record, send_waiting
 from pipeline.verbs.doctor.leftovers import unsent
 from pipeline.verbs.sync import Sync, Unsent, show, sync
 from tests.commands import configured, inside
@@ -37,6 +38,19 @@ def test_doctor_tells_of_what_is_not_sent(config: Config, tmp_path: Path) -> Non
     assert "1 run has records that no store has yet: outputs/today/now" in found.says
     assert len(sync(config, Sync(folder=None), tmp_path)) == 1
     assert list(unsent()) == []
+
+
+def test_a_run_whose_records_are_damaged_keeps_no_other_from_being_sent(
+    config: Config, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        with record(config, tmp_path / "outputs" / "today" / name):
+            pass
+    (tmp_path / "outputs/today/a/journal.jsonl").write_text('{"kind": "opening"}\n')
+    damaged, sent = sync(config, Sync(folder=None), tmp_path)
+    assert isinstance(damaged, Unsent)
+    assert str(sent).startswith("outputs/today/b: run_id=")
+    assert send_waiting(connect(None)) == ([], [Path("outputs/today/a")])
 
 
 def test_without_a_folder_nothing_is_sent_where_there_is_nothing(
