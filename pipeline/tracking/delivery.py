@@ -152,6 +152,7 @@ class Delivery:
         Raises:
             MlflowException: the store refuses it, or is away.
             ConnectionError: the place of its artefacts, S3 or the like, does not take a file.
+            RequestError: the artefacts in the folder are those of another run.
             OSError: a file cannot be read, or not be written to a local store.
         """
         self._kinds[record["kind"]](record)
@@ -237,9 +238,13 @@ class Delivery:
         )
 
     def _artifacts(self, record: Record) -> None:
-        if owner(self.folder) == self.run_id and (self.folder / "artifacts").exists():
-            with _uploading():
-                self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
+        path = self.folder / "artifacts"
+        if not path.exists():
+            return
+        if (found := owner(self.folder)) != self.run_id:
+            raise RequestError(f"{path} belongs to the run {found}, not to {self.run_id}")
+        with _uploading():
+            self.client.log_artifacts(self.run_id, str(path))
 
     def _files(self, record: Record) -> None:
         for path in record["paths"]:
@@ -437,13 +442,13 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
                 f"{folder}: the run {run_id} was recorded at {opening['store']} and is not in this "
                 "store; name that one with tracking.uri=…"
             ) from error
-        return str(run_id)
-    run = open_run(client, opening, again=True)
-    info = run.info
-    journal.append(opened_as(run))
-    if owner(folder) in (opening[LOCAL_ID], None):
-        hand_over(folder, info.run_id)
-    return str(info.run_id)
+    else:
+        run = open_run(client, opening, again=True)
+        run_id = run.info.run_id
+        journal.append(opened_as(run))
+    if owner(folder) in (opening[LOCAL_ID], None):  # still: an earlier try may have ended here
+        hand_over(folder, run_id)
+    return str(run_id)
 
 
 def _last_words(records: list[Record]) -> list[Record]:

@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.tracking import journal, lifecycle
+from pipeline.tracking import delivery, journal, lifecycle
 from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import Delivery, Journaled, may_pass, send_journal
 from pipeline.tracking.journal import Journal, as_run, has_journal, read_journal
@@ -254,6 +254,36 @@ def test_a_run_of_another_store_is_not_sent_to_this_one(
     assert has_journal(tmp_path)
 
 
+def test_artefacts_are_sent_though_a_first_sync_could_not_hand_the_folder_over(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, run_id: str) -> None:
+        raise OSError("No space left on device")
+
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.save_text("note.txt", "so it was")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(delivery, "hand_over", full)
+        send_journal(connect(None), tmp_path)
+    sent = send_journal(connect(None), tmp_path)
+    run = run_in_store(str(sent.run_id))
+    assert (run.info.status, (tmp_path / "run_id").read_text()) == ("FINISHED", sent.run_id)
+    assert Path(run.info.artifact_uri.removeprefix("file://"), "note.txt").exists()
+
+
+def test_artefacts_of_another_run_are_refused_and_the_journal_is_kept(
+    config: Config, tmp_path: Path
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.save_text("note.txt", "so it was")
+    (tmp_path / "run_id").write_text("another")
+    with pytest.raises(RequestError, match="artifacts belongs to the run another, not to "):
+        send_journal(connect(None), tmp_path)
+    assert has_journal(tmp_path)
+
+
 class NoCredentialsError(Exception):
     """An error of a driver, which neither MLflow nor requests know."""
 
@@ -268,14 +298,14 @@ def test_a_place_of_artefacts_that_takes_none_is_away_and_a_full_disk_is_not(
         raise told[0]
 
     client: Any = SimpleNamespace(log_artifact=refuse)
-    delivery = Delivery(client=client, run_id="run", folder=tmp_path)
+    way = Delivery(client=client, run_id="run", folder=tmp_path)
     files = {"kind": "files", "paths": ["a.txt"], "below": "x"}
     with pytest.raises(ConnectionError, match=f"place of the artefacts: .*{error}") as away:
-        delivery.send(files)
+        way.send(files)
     assert may_pass(away.value)
     del told[0]
     with pytest.raises(OSError, match="disk full") as full:
-        delivery.send(files)
+        way.send(files)
     assert not may_pass(full.value)
 
 
@@ -290,8 +320,8 @@ def test_a_saved_model_that_the_store_refuses_stays_in_the_folder(tmp_path: Path
     )
     (tmp_path / "model").mkdir()
     saved = {"kind": "model", "local_id": "a", "name": "m", "params": {}, "again": False}
-    delivery = Delivery(client=client, run_id="run", folder=tmp_path)
-    with Journaled(Journal(tmp_path), delivery) as out:
+    way = Delivery(client=client, run_id="run", folder=tmp_path)
+    with Journaled(Journal(tmp_path), way) as out:
         out.put(saved | {"metrics": []})
         with pytest.raises(MlflowException, match="no such experiment"):
             out.arrive(10)
