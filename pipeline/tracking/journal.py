@@ -133,7 +133,11 @@ def journals_of_jobs(sweep: Path) -> list[Path]:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a process has the folder's journal open."""
+    """Whether a process has the folder's journal open.
+
+    Raises:
+        OSError: this user cannot write there, and so cannot tell.
+    """
     lock = FileLock((folder / LOCK).absolute(), timeout=0, thread_local=False)
     try:
         with lock:

@@ -155,14 +155,15 @@ def send_waiting(
     """Sends the journals of ended runs of this store, below `outputs/` and `multirun/`.
 
     Returns what was sent, and the folders of the rest: runs recorded without a store or for another
-    one, and those that the store did not take within `within_s` seconds.
+    one, those in folders that this user cannot write to, and those that the store did not take
+    within `within_s` seconds.
     """
     until = time.monotonic() + within_s
     sent, left = list[Sent](), list[Path]()
     for folder in with_journals(Path()):
-        if is_open(folder) or (but is not None and folder.samefile(but)):
-            continue
         try:
+            if is_open(folder) or (but is not None and folder.samefile(but)):
+                continue
             if _is_of(client, folder) and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))

@@ -53,6 +53,22 @@ def test_a_run_whose_records_are_damaged_keeps_no_other_from_being_sent(
     assert send_waiting(connect(None)) == ([], [Path("outputs/today/a")])
 
 
+def test_an_unsent_run_of_another_user_stops_neither_a_new_run_nor_doctor(
+    config: Config, tmp_path: Path
+) -> None:
+    folder = Path("outputs/today/now")
+    with record(config, tmp_path / folder):
+        pass
+    (folder / ".journal.lock").unlink(missing_ok=True)
+    (folder / ".journal.lock").mkdir()  # root may write to any file, but not to this
+    assert send_waiting(connect(None)) == ([], [folder])
+    [found] = unsent()
+    assert found.mend == "let their owner send them"
+    assert "1 run has records that no store has yet in folders that you cannot write" in found.says
+    [left] = sync(config, Sync(folder=None), tmp_path)
+    assert isinstance(left, Unsent)
+
+
 def test_without_a_folder_nothing_is_sent_where_there_is_nothing(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,11 +45,21 @@ def leftovers(data_dir: Path, made: Mapping[str, Owner] | None) -> Iterator[Find
 
 def unsent() -> Iterator[Finding]:
     """Finds runs with records that their store lacks and that no process is sending."""
-    waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
-    if waiting:
-        many = counted(len(waiting), "run has", "runs have")
-        says = f"{many} records that no store has yet: {first_of(waiting, _SHOWN)}"
-        yield warning("unsent", says, "python -m pipeline sync")
+    waiting, closed = list[Path](), list[Path]()
+    for folder in with_journals(Path()):
+        try:
+            if not is_open(folder):
+                waiting.append(folder)
+        except OSError:
+            closed.append(folder)
+    for folders, where, mend in (
+        (waiting, "", "python -m pipeline sync"),
+        (closed, " in folders that you cannot write to", "let their owner send them"),
+    ):
+        if folders:
+            many = counted(len(folders), "run has", "runs have")
+            says = f"{many} records that no store has yet{where}: {first_of(folders, _SHOWN)}"
+            yield warning("unsent", says, mend)
 
 
 def _caches(data_dir: Path) -> Iterator[Finding]:
