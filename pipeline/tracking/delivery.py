@@ -391,19 +391,35 @@ def send_journal(
             journal.delete()
             return Sent(folder=folder, run_id=None, status=Status.KILLED, records=0)
         records[0]["artifact_root"] = records[0]["artifact_root"] or artifact_root
-        run_id = _run_of(client, journal, records)
-        ends = [record for record in records if record["kind"] == END]
-        if close and not ends:
+        run = _run_of(client, journal, records)
+        status = _status(records, run)
+        if close and status == Status.KILLED and not _ends(records):
             for record in _last_words(records):
                 journal.append(record)
         waiting = journal.unsent()
-        delivery = Delivery(client=client, run_id=run_id, folder=folder)
+        delivery = Delivery(client=client, run_id=run.info.run_id, folder=folder)
         refused = list(_resent(delivery, journal, waiting))
-        status = Status(ends[-1]["status"]) if ends else Status.KILLED
         journal.delete()
     finally:
         journal.close()
-    return Sent(folder=folder, run_id=run_id, status=status, records=len(waiting), refused=refused)
+    return Sent(
+        folder=folder,
+        run_id=run.info.run_id,
+        status=status,
+        records=len(waiting),
+        refused=refused,
+    )
+
+
+def _ends(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record["kind"] == END]
+
+
+def _status(records: Sequence[Record], run: Run) -> Status:
+    """How a run ended: as its journal says, or the store if the end of the journal is lost."""
+    if ends := _ends(records):
+        return Status(ends[-1]["status"])
+    return Status.FINISHED if run.info.status == Status.FINISHED else Status.KILLED
 
 
 def _resent(
@@ -428,13 +444,13 @@ def _resent(
         del rest[:count]
 
 
-def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
-    """The store's id of the run in a journal; creates the run if the store does not have it."""
+def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
+    """The store's run of a journal; creates it if the store does not have it."""
     opening, folder = records[0], journal.folder
     known = [record["id"] for record in records if record["kind"] == OPENED]
     if run_id := opening["run_id"] or (known[0] if known else None):
         try:
-            client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if is_passing(error):
                 raise
@@ -444,11 +460,10 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
             ) from error
     else:
         run = open_run(client, opening, again=True)
-        run_id = run.info.run_id
         journal.append(opened_as(run))
     if owner(folder) in (opening[LOCAL_ID], None):  # still: an earlier try may have ended here
-        hand_over(folder, run_id)
-    return str(run_id)
+        hand_over(folder, run.info.run_id)
+    return run
 
 
 def _last_words(records: list[Record]) -> list[Record]:

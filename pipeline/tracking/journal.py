@@ -65,6 +65,8 @@ class Journal:
         self._sent = os.open(folder / SENT, os.O_RDWR | os.O_CREAT, 0o666)
         self._end = _whole(folder / JOURNAL_FILE)
         os.ftruncate(self._file, self._end)
+        if self._arrived() > self._end:  # after a power cut, which may shorten a file
+            self.mark(self._end)
 
     def append(self, record: Record) -> int:
         """Writes a record; returns the position after it."""
@@ -82,9 +84,12 @@ class Journal:
 
     def unsent(self) -> list[tuple[int, Record]]:
         """The records that have not arrived, each with the position after it."""
-        told = os.pread(self._sent, 20, 0)
-        sent = int(told) if told.isdigit() else 0
+        sent = self._arrived()
         return [(end, record) for end, record in _lines(self.folder / JOURNAL_FILE) if end > sent]
+
+    def _arrived(self) -> int:
+        told = os.pread(self._sent, 20, 0)
+        return int(told) if told.isdigit() else 0
 
     def records(self) -> list[Record]:
         """All records."""
@@ -215,6 +220,12 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
         tags=tags,
         logged=logged,
     )
+
+
+def run_in_journal(folder: Path) -> RecordedRun | None:
+    """The run as the journal in a folder describes it; None if there is none, or no beginning."""
+    records = read_journal(folder)
+    return as_run(records, folder) if records and records[0]["kind"] == OPENING else None
 
 
 class Courier:

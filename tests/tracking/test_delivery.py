@@ -19,7 +19,14 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
 from pipeline.tracking import delivery, journal, lifecycle
 from pipeline.tracking.client import connect
-from pipeline.tracking.delivery import Delivery, Journaled, may_pass, send_journal
+from pipeline.tracking.delivery import (
+    Delivery,
+    Journaled,
+    may_pass,
+    open_run,
+    opened_as,
+    send_journal,
+)
 from pipeline.tracking.journal import Journal, as_run, has_journal, read_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run
@@ -252,6 +259,27 @@ def test_a_run_of_another_store_is_not_sent_to_this_one(
     with pytest.raises(RequestError, match="was recorded at sqlite.* and is not in this store"):
         send_journal(connect(None), tmp_path)
     assert has_journal(tmp_path)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_journal_that_a_power_cut_has_shortened_still_closes_its_run(
+    ended: bool, config: Config, tmp_path: Path
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+    path = tmp_path / journal.JOURNAL_FILE
+    whole = path.read_bytes().splitlines(keepends=True)
+    begun = open_run(connect(None), json.loads(whole[0]))
+    if ended:
+        connect(None).set_terminated(begun.info.run_id, "FINISHED")
+    path.write_bytes(whole[0] + json.dumps(opened_as(begun)).encode() + b"\n" + bytes(50))
+    (tmp_path / journal.SENT).write_text(f"{10_000:020d}")  # what has arrived, of the whole file
+    sent = send_journal(connect(None), tmp_path)
+    status = run_in_store(begun.info.run_id).info.status
+    assert (sent.run_id, sent.status, status) == (
+        (begun.info.run_id, *["FINISHED" if ended else "KILLED"] * 2)
+    )
 
 
 def test_artefacts_are_sent_though_a_first_sync_could_not_hand_the_folder_over(
