@@ -156,6 +156,16 @@ def read_journal(folder: Path) -> list[Record]:
     return [record for _, record in _lines(folder / JOURNAL_FILE)]
 
 
+def opened_at(folder: Path) -> str | None:
+    """The address, without its password, of the store in which a journal's run was opened.
+
+    None if no store has the run yet.
+    """
+    records = read_journal(folder)
+    is_opened = any(record["kind"] == OPENED for record in records)
+    return records[0].get("store") if is_opened else None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
     end = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():

@@ -51,7 +51,7 @@ from pipeline.tracking.journal import (
     has_journal,
     is_open,
     now,
-    read_journal,
+    opened_at,
     sync_command,
     with_journals,
 )
@@ -164,7 +164,8 @@ def send_waiting(
         try:
             if is_open(folder) or (but is not None and folder.samefile(but)):
                 continue
-            if _is_of(client, folder) and time.monotonic() < until:
+            is_of_it = opened_at(folder) == without_password(client.tracking_uri)
+            if is_of_it and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
                 continue
@@ -172,13 +173,6 @@ def send_waiting(
             log.info("%s cannot be sent yet: %s", folder, error)
         left.append(folder)
     return sent, left
-
-
-def _is_of(client: Client, folder: Path) -> bool:
-    """Whether a journal belongs to a run that was opened in this store."""
-    records = read_journal(folder)
-    opened = any(record["kind"] == OPENED for record in records)
-    return opened and records[0].get("store") == without_password(client.tracking_uri)
 
 
 def _sweep_of(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from pipeline.tracking.lifecycle import record, send_waiting
 from pipeline.verbs.doctor.leftovers import unsent
 from pipeline.verbs.sync import Sync, Unsent, show, sync
 from tests.commands import configured, inside
+from tests.stores import Switch, wait_briefly
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +68,41 @@ def test_an_unsent_run_of_another_user_stops_neither_a_new_run_nor_doctor(
     assert "1 run has records that no store has yet in folders that you cannot write" in found.says
     [left] = sync(config, Sync(folder=None), tmp_path)
     assert isinstance(left, Unsent)
+
+
+def test_a_run_goes_to_the_store_in_which_it_was_opened_unless_another_is_named(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"sqlite:///{tmp_path}/other.db"
+    wait_briefly(monkeypatch)
+    switch = Switch(monkeypatch)
+    opened = configured("dataset=digits", "model=linear", f"tracking.uri={other}")
+    with record(opened, tmp_path / "outputs" / "today" / "opened") as recording:
+        switch.is_away = True
+    switch.is_away = False
+    with record(config, tmp_path / "outputs" / "today" / "offline"):
+        pass
+    default = configured("dataset=digits", "model=linear")
+    sent = {str(one.folder): one for one in sync(default, Sync(folder=None), tmp_path)}
+    found = sent["outputs/today/opened"], sent["outputs/today/offline"]
+    assert connect(other).get_run(found[0].run_id).info.status == "FINISHED"  # type: ignore[union-attr]
+    assert found[0].run_id == recording.id  # type: ignore[union-attr]
+    assert connect(None).get_run(found[1].run_id).info.status == "FINISHED"  # type: ignore[union-attr]
+
+
+def test_a_store_that_cannot_be_used_keeps_no_other_from_getting_its_runs(
+    config: Config, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        with record(config, folder := tmp_path / "outputs" / "today" / name):
+            pass
+    lost = f"sqlite:///{tmp_path}/missing/mlflow.db"
+    path = folder / "journal.jsonl"
+    opened = '{"kind": "opened", "id": "x", "name": "", "artifacts": ""}\n'
+    path.write_text(path.read_text().replace(f"sqlite:///{tmp_path}/mlflow.db", lost) + opened)
+    a, b = sync(configured("dataset=digits"), Sync(folder=None), tmp_path)
+    assert str(a).startswith("outputs/today/a: run_id=")
+    assert f"not sent: tracking store {lost} cannot be used" in str(b)
 
 
 def test_without_a_folder_nothing_is_sent_where_there_is_nothing(
