@@ -37,8 +37,11 @@ MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
 STUCK_S = 30.0  # after which the store will probably not answer a request, unless that is `SLOW`
 MULTIRUN = "multirun"  # the folder of sweeps
-# The folders of runs, sweeps and jobs.
-RUN_FOLDERS = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")
+# The folders of runs, sweeps and jobs: by day and time, or as hydra.run.dir=outputs/mine says.
+RUN_FOLDERS = (
+    *("outputs", "outputs/*", "outputs/*/*"),
+    *(f"{MULTIRUN}/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*"),
+)
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,6 @@ from pipeline.tracking.delivery import (
 )
 from pipeline.tracking.heartbeat import GONE, beating, fell_silent, signs
 from pipeline.tracking.journal import (
-    MULTIRUN,
     OPENED,
     OPENING,
     Journal,
@@ -52,6 +51,7 @@ from pipeline.tracking.journal import (
     is_open,
     now,
     opened_at,
+    read_journal,
     sync_command,
     with_journals,
 )
@@ -177,7 +177,7 @@ def send_waiting(
 
 def _sweep_of(folder: Path) -> Path:
     """The folder of the sweep that the run in this folder is a job of, else the folder itself."""
-    return folder.parent if folder.parent.parent.parent.name == MULTIRUN else folder
+    return folder.parent if INDEX in read_journal(folder)[0]["tags"] else folder
 
 
 def _require_sent(folder: Path) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import pytest
 
 from pipeline.config.schema import Config
+from pipeline.config.sweep import JobSettings
 from pipeline.system.errors import PipelineError, RequestError
+from pipeline.tracking import lifecycle
 from pipeline.tracking.client import connect
 from pipeline.tracking.lifecycle import record, send_waiting
 from pipeline.verbs.doctor.leftovers import unsent
@@ -39,6 +42,28 @@ def test_doctor_tells_of_what_is_not_sent(config: Config, tmp_path: Path) -> Non
     assert "1 run has records that no store has yet: outputs/today/now" in found.says
     assert len(sync(config, Sync(folder=None), tmp_path)) == 1
     assert list(unsent()) == []
+
+
+def test_a_job_is_sent_while_neither_it_nor_its_sweep_is_at_work_wherever_that_is(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = dict.fromkeys(("name", "experiment", "command", "completes", "study", "storage"))
+    job = JobSettings(index=0, parent="sweep", **nothing)  # type: ignore[arg-type]
+    folder, opened = Path("multirun/mine/0"), '{"kind": "opened", "id": "x", "name": "x"}\n'
+    with record(config, folder, job=job):
+        pass
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(opened)
+    locked: list[Path] = []
+
+    def at_work_in(folder: Path) -> AbstractContextManager[None]:
+        locked.append(folder)
+        return nullcontext()
+
+    monkeypatch.setattr(lifecycle, "at_work_in", at_work_in)
+    monkeypatch.setattr(lifecycle, "send_journal", lambda client, folder: folder)
+    assert send_waiting(connect(None)) == ([folder], [])
+    assert locked == [folder, folder.parent]
 
 
 def test_a_run_whose_records_are_damaged_keeps_no_other_from_being_sent(

@@ -15,7 +15,7 @@ import psutil
 from rich.filesize import decimal
 
 from pipeline.system.errors import counted, first_of
-from pipeline.tracking.journal import is_open, with_journals
+from pipeline.tracking.journal import RUN_FOLDERS, is_open, with_journals
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
 
@@ -110,7 +110,7 @@ def _by_kind(entries: Iterable[Path]) -> list[Path]:
 
 
 def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *_MULTIRUN.glob("*/*/*/checkpoints")])
+    found = sorted(path for place in RUN_FOLDERS for path in Path().glob(f"{place}/checkpoints"))
     if not found:
         return
     known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
@@ -129,7 +129,10 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 
 def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted(path for path in _MULTIRUN.glob("*/*") if path.is_dir())
+    # A sweep in multirun/mine, as hydra.sweep.dir says, has its jobs where others are.
+    named = [path for path in _MULTIRUN.glob("*") if str(path.absolute()) in (made or {})]
+    by_time = [path for path in _MULTIRUN.glob("*/*") if path.is_dir() and path.parent not in named]
+    found = sorted(named + by_time)
     if not found:
         return
     known = {path: (made or {}).get(str(path.absolute())) for path in found}

@@ -61,6 +61,14 @@ def test_of_a_day_on_which_all_may_go_one_pattern_is_enough_and_the_shell_finds_
     ]
 
 
+def test_checkpoints_in_folders_that_the_user_has_named_are_found_too() -> None:
+    made = {checkpoint("outputs/baseline"): MODEL, checkpoint("multirun/mine/0"): MODEL}
+    made[str(Path("multirun/mine").absolute())] = Owner(status="FINISHED")
+    spare, sweep = found(made)
+    assert spare.mend == "rm -r -- multirun/mine/0/checkpoints outputs/baseline/checkpoints"
+    assert sweep.mend == "rm -r -- multirun/mine"
+
+
 def test_without_a_store_to_ask_no_checkpoint_may_go() -> None:
     checkpoint("outputs/day/1")
     [kept] = found(None)
