@@ -6,7 +6,6 @@ MLflow's environment variables name stores, experiments and runs.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -43,13 +42,6 @@ MLFLOW_ALWAYS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would show the store's password
 }
 _ARTIFACTS = "mlartifacts"
-# What MLflow needs to reach artefacts, by the scheme of their address: a module and its package.
-_DRIVERS = {
-    "s3": ("boto3", "boto3"),
-    "gs": ("google.cloud.storage", "google-cloud-storage"),
-    "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
-    "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
-}
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
@@ -156,23 +148,6 @@ def require_artifacts_writable(config: Config) -> None:
         return
     if folder := local_artifacts(config.tracking, named or config.choices.dataset):
         require_writable(folder, holds="the artefacts of runs")
-
-
-def require_driver(location: str) -> None:
-    """Checks that the package by which MLflow reaches a place of artefacts is installed.
-
-    Raises:
-        RequestError: with the command that installs it.
-    """
-    module, package = _DRIVERS.get(urlsplit(location).scheme, ("", ""))
-    try:
-        is_there = not module or importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that the module is in
-        is_there = False
-    if not is_there:
-        raise RequestError(
-            f"artefacts in {hide(location)}: their driver is not installed: pip install {package}"
-        )
 
 
 def artifact_root(address: str) -> Path:

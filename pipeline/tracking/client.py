@@ -5,6 +5,7 @@ This module knows MLflow's environment variables, tables and addresses of artefa
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import queue
@@ -36,6 +37,7 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
+from pipeline.system.secrets import hide
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
     EXPERIMENT,
@@ -45,7 +47,6 @@ from pipeline.tracking.addresses import (
     artifact_location,
     artifact_root,
     require_address,
-    require_driver,
     sqlite_file,
     store_address,
 )
@@ -70,6 +71,13 @@ _LASTING = {
 }
 DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 _CREDENTIALS = (*("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),)
+# What MLflow needs to reach artefacts, by the scheme of their address: a module and its package.
+_DRIVERS = {
+    "s3": ("boto3", "boto3"),
+    "gs": ("google.cloud.storage", "google-cloud-storage"),
+    "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
+    "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
+}
 _REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
 _FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
 
@@ -304,6 +312,23 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
     _require_place(client, name, str(found.artifact_location), root)
     require_driver(str(found.artifact_location))
     return str(found.experiment_id)
+
+
+def require_driver(location: str) -> None:
+    """Checks that the package by which MLflow reaches a place of artefacts is installed.
+
+    Raises:
+        RequestError: with the command that installs it.
+    """
+    module, package = _DRIVERS.get(urlsplit(location).scheme, ("", ""))
+    try:
+        is_there = not module or importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that the module is in
+        is_there = False
+    if not is_there:
+        raise RequestError(
+            f"artefacts in {hide(location)}: their driver is not installed: pip install {package}"
+        )
 
 
 def _require_place(client: Client, name: str, location: str, root: str | None) -> None:

@@ -18,7 +18,6 @@ from pipeline.tracking.addresses import (
     local_artifacts,
     require_address,
     require_artifacts_writable,
-    require_driver,
     store_address,
 )
 from pipeline.tracking.client import connect, experiment, experiment_name
@@ -291,24 +290,6 @@ def test_a_database_asks_where_artefacts_are_to_be_kept(scheme: str) -> None:
     assert "hunter2" not in str(refused.value)
     assert artifact_location(address, "a b", "s3://bucket/x/") == "s3://bucket/x/a%20b"
     assert artifact_location(address, "digits", "/shared") == "file:///shared/digits"
-
-
-def test_a_place_of_artefacts_whose_driver_is_not_installed_is_refused_with_its_package(
-    folder: Path,
-) -> None:
-    for place, package in (
-        ("s3://me:hunter2@bucket/x", "boto3"),
-        ("gs://bucket/x", "google-cloud-storage"),
-        ("wasbs://box@me.blob.core.windows.net/x", "azure-storage-blob azure-identity"),
-    ):
-        with pytest.raises(RequestError, match=f"not installed: pip install {package}$") as refused:
-            require_driver(place)
-        assert "hunter2" not in str(refused.value)
-    for place in ("file:///x", "/x", "mlflow-artifacts:/x", ""):
-        require_driver(place)
-    with pytest.raises(RequestError, match="pip install boto3"):
-        experiment(connect(None), "distant", "s3://bucket/x")
-    assert connect(None).get_experiment_by_name("distant") is None
 
 
 def test_an_experiment_whose_artefacts_are_elsewhere_than_asked_or_not_here_is_refused(
