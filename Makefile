@@ -2,8 +2,9 @@
 
 PYTHON ?=
 ARGS ?=
-PORT ?=
-HOST ?=
+# From the command line only: many shells export a HOST or PORT of their own.
+PORT :=
+HOST :=
 
 export PYTHON
 # Python's bytecode cache is what makes the second start fast; some machines turn it off.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
 from pipeline.sweeps.runs import Children
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove
+from pipeline.tracking.client import awaited
 
 _LEAVE_S = 10.0  # for jobs of a killed sweep to end
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -55,26 +60,42 @@ class SweepJobs:
         """
         settings = self.multirun.config.sweep
         limit = 1 if settings.on_failure == "stop" else settings.max_failures or math.inf
-        try:
-            board = Board(self.runs.objectives, self.source.total, self.outcomes)
-            with board:
-                for outcome in self._ended(board):
-                    self.outcomes[outcome.index] = outcome
-                    board.end(outcome)
-                    self._drop_checkpoints(outcome)
-                    if sum(one.status == FAILED for one in self.outcomes.values()) >= limit:
-                        raise PipelineError(
-                            f"stopped after job {outcome.index} failed ({outcome.error}); "
-                            f"continue with sweep.resume={self.runs.parent.id}"
-                        )
-                with ThreadPoolExecutor(1) as beside:
-                    reported = beside.submit(report, self._by_index())
-                    self._keep_best(board)
-                reported.result()
-        finally:
-            self.workers.stop()
-            self.runs.close_orphans()
+        with (
+            self._workers_ended(),
+            Board(self.runs.objectives, self.source.total, self.outcomes) as board,
+        ):
+            for outcome in self._ended(board):
+                self.outcomes[outcome.index] = outcome
+                board.end(outcome)
+                self._drop_checkpoints(outcome)
+                if sum(one.status == FAILED for one in self.outcomes.values()) >= limit:
+                    raise PipelineError(
+                        f"stopped after job {outcome.index} failed ({outcome.error}); "
+                        f"continue with sweep.resume={self.runs.parent.id}"
+                    )
+            with ThreadPoolExecutor(1) as beside:
+                reported = beside.submit(report, self._by_index())
+                self._keep_best(board)
+            reported.result()
         return self._by_index()
+
+    @contextmanager
+    def _workers_ended(self) -> Iterator[None]:
+        """Stops the workers at the end and closes the runs that they left open.
+
+        Waits for a store that is away, unless the sweep was stopped or failed, which it then shows.
+        """
+        try:
+            yield
+        except BaseException:
+            self.workers.stop()
+            try:
+                self.runs.close_orphans()
+            except Exception as error:
+                log.warning("Runs that the sweep left open could not be closed: %s", error)
+            raise
+        self.workers.stop()
+        awaited(self.runs.close_orphans)
 
     def _by_index(self) -> list[Outcome]:
         return [self.outcomes[index] for index in sorted(self.outcomes)]

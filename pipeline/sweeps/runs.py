@@ -22,7 +22,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking.client import awaited, does_not_exist_yet, experiment_name
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
-from pipeline.tracking.journal import journals_of_jobs
+from pipeline.tracking.journal import journals_of_jobs, run_in_journal
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_runs, search
@@ -65,7 +65,8 @@ class Children:
     def settle(self, job: Job, error: str | None) -> Outcome:
         """The outcome of a job that has just ended; closes its run if its process could not.
 
-        Waits for a store that is away; first sends records of the job that it lacks.
+        Waits for a store that is away; first sends records of the job that it lacks. If the job's
+        process still holds them, waiting for an answer of the store, the outcome is what they say.
         """
         awaited(lambda: self._send_what_is_missing(job.index))
         runs = awaited(lambda: self._runs(job.index))
@@ -74,7 +75,9 @@ class Children:
         if not tries:
             return _without_run(job, len(self.objectives), error or "opened no run")
         run = tries[-1]
-        if run.status == Status.RUNNING:
+        if run.status == Status.RUNNING and (ended := self._unsent_end(run)):
+            run = ended
+        elif run.status == Status.RUNNING:
             close(self.parent.client, run, Status.FAILED, error or "ended without closing its run")
             run = by_id(self.parent.client, run.id)
         return self._outcome(run, job)
@@ -92,7 +95,7 @@ class Children:
                 continue
             if pulse(run.tags) is Pulse.ALIVE:
                 alive.add(-1 if run.index is None else run.index)
-            else:
+            elif not self._unsent_end(run):
                 close(self.parent.client, run, Status.KILLED, GONE)
         return alive
 
@@ -102,6 +105,11 @@ class Children:
             if folder.name == str(index) or index is None:
                 with suppress(RequestError):  # it is at work
                     send_journal(self.parent.client, folder, close=False)
+
+    def _unsent_end(self, run: RecordedRun) -> RecordedRun | None:
+        """The ended run of a job in a journal that could not be sent; None if there is none."""
+        here = run_in_journal(self.parent.folder / str(run.index))
+        return here if here and here.id == run.id and here.status != Status.RUNNING else None
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first."""

@@ -108,6 +108,11 @@ def hide(text: str) -> str:
     return text
 
 
+def has_hidden(text: str) -> bool:
+    """Whether secrets in a text have been replaced."""
+    return _HIDDEN in text
+
+
 def hide_in_place(place: str) -> str:
     """Hides the secrets that a path or an address itself names as such.
 

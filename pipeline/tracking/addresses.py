@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.config.schema import Config, Tracking  # a pool's process needs neither
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT, EXPERIMENT_ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 ADOPTED_RUN = "MLFLOW_RUN_ID"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow reads it before each request
@@ -48,7 +49,7 @@ _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 
 def store_address(uri: str | None) -> str:
     """The address of the tracking store: `tracking.uri`, MLFLOW_TRACKING_URI, or the default."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return uri or os.environ.get(TRACKING_URI) or DEFAULT_URI
 
 
 def adopted_run_id() -> str | None:

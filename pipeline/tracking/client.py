@@ -5,6 +5,7 @@ This module knows MLflow's environment variables, tables and addresses of artefa
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import queue
@@ -36,11 +37,13 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
+from pipeline.system.secrets import hide
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
     EXPERIMENT,
     EXPERIMENT_ID,
     RETRIES,
+    TRACKING_URI,
     artifact_location,
     artifact_root,
     require_address,
@@ -68,6 +71,13 @@ _LASTING = {
 }
 DENIED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 _CREDENTIALS = (*("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),)
+# What MLflow needs to reach artefacts, by the scheme of their address: a module and its package.
+_DRIVERS = {
+    "s3": ("boto3", "boto3"),
+    "gs": ("google.cloud.storage", "google-cloud-storage"),
+    "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
+    "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
+}
 _REPEATED = ("unique constraint", "duplicate key", "duplicate entry", "integrityerror")
 _FOREIGN_HOST = ("invalid host", "dns rebinding")  # as MLflow's server says it
 
@@ -102,7 +112,7 @@ def store_of(tracking: Tracking) -> Client:
 
 
 def connect(uri: str | None) -> Client:
-    """Connects to the tracking server or store at `uri`, and makes it the process' default.
+    """Connects to the tracking server or store at `uri`, which MLflow itself uses from then on.
 
     None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
 
@@ -114,7 +124,8 @@ def connect(uri: str | None) -> Client:
     _quieten()
     _require_answer(address)
     keep_through_interrupts(address)
-    mlflow.set_tracking_uri(address)
+    with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
+        mlflow.set_tracking_uri(address)
     try:
         # The client creates a new store's tables; several processes at once would corrupt them.
         with _alone(address):
@@ -183,16 +194,22 @@ def made_once(make: Callable[[], Made], find: Callable[[], Made | None]) -> Made
 
 @contextmanager
 def _sent_once() -> Iterator[None]:
-    with _once:
-        before = os.environ.get(RETRIES)
+    with _once, _environment_kept(RETRIES):
         os.environ[RETRIES] = "0"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[RETRIES]
-            else:
-                os.environ[RETRIES] = before
+        yield
+
+
+@contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Gives a variable of the environment its former value at the end."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def is_passing(error: BaseException) -> bool:
@@ -268,15 +285,18 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
     A new one keeps its artefacts below `root`, if given (`artifact_location`).
 
     Raises:
-        RequestError: the experiment was deleted, the store refuses the name, or the experiment
-            keeps its artefacts elsewhere than below `root`, or on another machine.
+        RequestError: the experiment was deleted, the store refuses the name, the driver of its
+            artefacts is not installed, or the experiment keeps them elsewhere than below `root`,
+            or on another machine.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
+        location = artifact_location(str(client.tracking_uri), name, root)
+        require_driver(location or "")
         try:
             return client.create_experiment(
                 name,
-                artifact_location=artifact_location(str(client.tracking_uri), name, root),
+                artifact_location=location,
                 # Makes the UI open its view for training runs rather than for language models.
                 tags={EXPERIMENT_KIND: "custom_model_development"},
             )
@@ -290,7 +310,25 @@ def experiment(client: Client, name: str, root: str | None = None) -> str:
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     _require_place(client, name, str(found.artifact_location), root)
+    require_driver(str(found.artifact_location))
     return str(found.experiment_id)
+
+
+def require_driver(location: str) -> None:
+    """Checks that the package by which MLflow reaches a place of artefacts is installed.
+
+    Raises:
+        RequestError: with the command that installs it.
+    """
+    module, package = _DRIVERS.get(urlsplit(location).scheme, ("", ""))
+    try:
+        is_there = not module or importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that the module is in
+        is_there = False
+    if not is_there:
+        raise RequestError(
+            f"artefacts in {hide(location)}: their driver is not installed: pip install {package}"
+        )
 
 
 def _require_place(client: Client, name: str, location: str, root: str | None) -> None:

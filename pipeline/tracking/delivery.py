@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -118,12 +119,17 @@ def opened_as(run: Run) -> Record:
 
 @dataclass(kw_only=True)
 class Delivery:
-    """Delivers records of one run; `model_uri` is the address of its model once it is stored."""
+    """Delivers records of one run.
+
+    `model_uri` is the address of its model once it is stored, and `owes_model` whether the store
+    has not taken a model that it was sent.
+    """
 
     client: Client
     run_id: str
     folder: Path
     model_uri: str | None = None
+    owes_model: bool = False
     _begun: set[str] = field(init=False, default_factory=set)  # local ids of models
     _kinds: dict[str, Callable[[Record], None]] = field(init=False)
 
@@ -145,6 +151,8 @@ class Delivery:
 
         Raises:
             MlflowException: the store refuses it, or is away.
+            ConnectionError: the place of its artefacts, S3 or the like, does not take a file.
+            RequestError: the artefacts in the folder are those of another run.
             OSError: a file cannot be read, or not be written to a local store.
         """
         self._kinds[record["kind"]](record)
@@ -183,6 +191,7 @@ class Delivery:
 
     def _model(self, record: Record) -> None:
         """Logs a saved model as mlflow.tensorflow.log_model would, but for any run."""
+        self.owes_model = True
         experiment_id = self.client.get_run(self.run_id).info.experiment_id
         entry = self._entry(record, experiment_id)
         outputs = [LoggedModelOutput(entry.model_id, step=0)]
@@ -194,10 +203,11 @@ class Delivery:
         self.client.log_batch(self.run_id, metrics=points)
         path = self.folder / MODEL
         _name(path / "MLmodel", entry, self.run_id)
-        self.client.log_model_artifacts(entry.model_id, str(path))
+        with _uploading():
+            self.client.log_model_artifacts(entry.model_id, str(path))
         self.client.finalize_logged_model(entry.model_id, "READY")
         self.client.set_tag(self.run_id, MODEL_URI, entry.model_uri)
-        self.model_uri = str(entry.model_uri)
+        self.model_uri, self.owes_model = str(entry.model_uri), False
 
     def _entry(self, record: Record, experiment_id: str) -> LoggedModel:
         """Creates the logged model; deletes those that earlier attempts left half-saved."""
@@ -228,12 +238,18 @@ class Delivery:
         )
 
     def _artifacts(self, record: Record) -> None:
-        if owner(self.folder) == self.run_id and (self.folder / "artifacts").exists():
-            self.client.log_artifacts(self.run_id, str(self.folder / "artifacts"))
+        path = self.folder / "artifacts"
+        if not path.exists():
+            return
+        if (found := owner(self.folder)) != self.run_id:
+            raise RequestError(f"{path} belongs to the run {found}, not to {self.run_id}")
+        with _uploading():
+            self.client.log_artifacts(self.run_id, str(path))
 
     def _files(self, record: Record) -> None:
         for path in record["paths"]:
-            self.client.log_artifact(self.run_id, path, record["below"])
+            with _uploading():
+                self.client.log_artifact(self.run_id, path, record["below"])
 
     def _end(self, record: Record) -> None:
         """Closes the run; removes the error that others set because they heard no heartbeat."""
@@ -247,7 +263,7 @@ class Journaled:
     """Writes the records of a run to its journal; a thread sends them from there to the store.
 
     Without a `delivery` nothing is sent. On leaving a `with` block the journal is closed, and
-    deleted if the store has everything.
+    deleted if the store has everything, as is the saved model unless the store refused it.
     """
 
     def __init__(self, journal: Journal, delivery: Delivery | None) -> None:
@@ -296,10 +312,28 @@ class Journaled:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._courier is None:
+        if self._courier is None or self._delivery is None:
             self.journal.close()
-        elif self._courier.stop():
+        elif self._courier.stop() and not self._delivery.owes_model:
             remove(self.journal.folder / MODEL)
+
+
+@contextmanager
+def _uploading() -> Iterator[None]:
+    """Tells errors of a place of artefacts as those of a connection, which may pass.
+
+    Each kind of place (S3, Google's, Azure's) raises errors of its own driver, for a network that
+    is down as for credentials that have expired.
+
+    Raises:
+        ConnectionError: such an error.
+    """
+    try:
+        yield
+    except (*STORE_ERRORS, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"the place of the artefacts: {one_line(error)}") from error
 
 
 def _drop_tag(client: Client, run_id: str, key: str) -> None:
@@ -348,6 +382,7 @@ def send_journal(
     Raises:
         RequestError: another process has the journal open, or the store does not have the run.
         MlflowException: the store is away; what has arrived by then need not be sent again.
+        ConnectionError: the place of its artefacts does not take them.
     """
     journal = Journal(folder)
     try:
@@ -356,19 +391,35 @@ def send_journal(
             journal.delete()
             return Sent(folder=folder, run_id=None, status=Status.KILLED, records=0)
         records[0]["artifact_root"] = records[0]["artifact_root"] or artifact_root
-        run_id = _run_of(client, journal, records)
-        ends = [record for record in records if record["kind"] == END]
-        if close and not ends:
+        run = _run_of(client, journal, records)
+        status = _status(records, run)
+        if close and status == Status.KILLED and not _ends(records):
             for record in _last_words(records):
                 journal.append(record)
         waiting = journal.unsent()
-        delivery = Delivery(client=client, run_id=run_id, folder=folder)
+        delivery = Delivery(client=client, run_id=run.info.run_id, folder=folder)
         refused = list(_resent(delivery, journal, waiting))
-        status = Status(ends[-1]["status"]) if ends else Status.KILLED
         journal.delete()
     finally:
         journal.close()
-    return Sent(folder=folder, run_id=run_id, status=status, records=len(waiting), refused=refused)
+    return Sent(
+        folder=folder,
+        run_id=run.info.run_id,
+        status=status,
+        records=len(waiting),
+        refused=refused,
+    )
+
+
+def _ends(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record["kind"] == END]
+
+
+def _status(records: Sequence[Record], run: Run) -> Status:
+    """How a run ended: as its journal says, or the store if the end of the journal is lost."""
+    if ends := _ends(records):
+        return Status(ends[-1]["status"])
+    return Status.FINISHED if run.info.status == Status.FINISHED else Status.KILLED
 
 
 def _resent(
@@ -393,13 +444,13 @@ def _resent(
         del rest[:count]
 
 
-def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
-    """The store's id of the run in a journal; creates the run if the store does not have it."""
+def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
+    """The store's run of a journal; creates it if the store does not have it."""
     opening, folder = records[0], journal.folder
     known = [record["id"] for record in records if record["kind"] == OPENED]
     if run_id := opening["run_id"] or (known[0] if known else None):
         try:
-            client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if is_passing(error):
                 raise
@@ -407,13 +458,12 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> str:
                 f"{folder}: the run {run_id} was recorded at {opening['store']} and is not in this "
                 "store; name that one with tracking.uri=…"
             ) from error
-        return str(run_id)
-    run = open_run(client, opening, again=True)
-    info = run.info
-    journal.append(opened_as(run))
-    if owner(folder) in (opening[LOCAL_ID], None):
-        hand_over(folder, info.run_id)
-    return str(info.run_id)
+    else:
+        run = open_run(client, opening, again=True)
+        journal.append(opened_as(run))
+    if owner(folder) in (opening[LOCAL_ID], None):  # still: an earlier try may have ended here
+        hand_over(folder, run.info.run_id)
+    return run
 
 
 def _last_words(records: list[Record]) -> list[Record]:

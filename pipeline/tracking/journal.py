@@ -38,8 +38,11 @@ MOST_POINTS = 1_000  # in one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between attempts to reach a store that is away
 STUCK_S = 30.0  # after which the store will probably not answer a request, unless that is `SLOW`
 MULTIRUN = "multirun"  # the folder of sweeps
-# The folders of runs, sweeps and jobs.
-RUN_FOLDERS = ("outputs/*/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*")
+# The folders of runs, sweeps and jobs: by day and time, or as hydra.run.dir=outputs/mine says.
+RUN_FOLDERS = (
+    *("outputs", "outputs/*", "outputs/*/*"),
+    *(f"{MULTIRUN}/*", f"{MULTIRUN}/*/*", f"{MULTIRUN}/*/*/*"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class Journal:
         self._sent = os.open(folder / SENT, os.O_RDWR | os.O_CREAT, 0o666)
         self._end = _whole(folder / JOURNAL_FILE)
         os.ftruncate(self._file, self._end)
+        if self._arrived() > self._end:  # after a power cut, which may shorten a file
+            self.mark(self._end)
 
     def append(self, record: Record) -> int:
         """Writes a record; returns the position after it."""
@@ -83,9 +88,12 @@ class Journal:
 
     def unsent(self) -> list[tuple[int, Record]]:
         """The records that have not arrived, each with the position after it."""
-        told = os.pread(self._sent, 20, 0)
-        sent = int(told) if told.isdigit() else 0
+        sent = self._arrived()
         return [(end, record) for end, record in _lines(self.folder / JOURNAL_FILE) if end > sent]
+
+    def _arrived(self) -> int:
+        told = os.pread(self._sent, 20, 0)
+        return int(told) if told.isdigit() else 0
 
     def records(self) -> list[Record]:
         """All records."""
@@ -134,7 +142,11 @@ def journals_of_jobs(sweep: Path) -> list[Path]:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a process has the folder's journal open."""
+    """Whether a process has the folder's journal open.
+
+    Raises:
+        OSError: this user cannot write there, and so cannot tell.
+    """
     lock = FileLock((folder / LOCK).absolute(), timeout=0, thread_local=False)
     try:
         with lock:
@@ -146,6 +158,16 @@ def is_open(folder: Path) -> bool:
 def read_journal(folder: Path) -> list[Record]:
     """The records of a folder's journal, even while a process has it open."""
     return [record for _, record in _lines(folder / JOURNAL_FILE)]
+
+
+def opened_at(folder: Path) -> str | None:
+    """The address, without its password, of the store in which a journal's run was opened.
+
+    None if no store has the run yet.
+    """
+    records = read_journal(folder)
+    is_opened = any(record["kind"] == OPENED for record in records)
+    return records[0].get("store") if is_opened else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
@@ -217,6 +239,12 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
         tags=tags,
         logged=logged,
     )
+
+
+def run_in_journal(folder: Path) -> RecordedRun | None:
+    """The run as the journal in a folder describes it; None if there is none, or no beginning."""
+    records = read_journal(folder)
+    return as_run(records, folder) if records and records[0]["kind"] == OPENING else None
 
 
 class Courier:

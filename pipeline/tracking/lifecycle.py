@@ -31,7 +31,7 @@ from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_in_place, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
-from pipeline.tracking.client import STORE_ERRORS, Client, experiment_name, is_passing, store_of
+from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
 from pipeline.tracking.delivery import (
     Delivery,
     Journaled,
@@ -42,7 +42,6 @@ from pipeline.tracking.delivery import (
 )
 from pipeline.tracking.heartbeat import GONE, beating, fell_silent, signs
 from pipeline.tracking.journal import (
-    MULTIRUN,
     OPENED,
     OPENING,
     Journal,
@@ -51,6 +50,7 @@ from pipeline.tracking.journal import (
     has_journal,
     is_open,
     now,
+    opened_at,
     read_journal,
     sync_command,
     with_journals,
@@ -157,34 +157,29 @@ def send_waiting(
     """Sends the journals of ended runs of this store, below `outputs/` and `multirun/`.
 
     Returns what was sent, and the folders of the rest: runs recorded without a store or for another
-    one, and those that the store did not take within `within_s` seconds.
+    one, those in folders that this user cannot write to, and those that the store did not take
+    within `within_s` seconds.
     """
     until = time.monotonic() + within_s
     sent, left = list[Sent](), list[Path]()
     for folder in with_journals(Path()):
-        if is_open(folder) or (but is not None and folder.samefile(but)):
-            continue
         try:
-            if _is_of(client, folder) and time.monotonic() < until:
+            if is_open(folder) or (but is not None and folder.samefile(but)):
+                continue
+            is_of_it = opened_at(folder) == without_password(client.tracking_uri)
+            if is_of_it and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
                 continue
-        except (*STORE_ERRORS, RequestError, OSError) as error:
+        except Exception as error:  # whatever is wrong with an earlier run, this one can begin
             log.info("%s cannot be sent yet: %s", folder, error)
         left.append(folder)
     return sent, left
 
 
-def _is_of(client: Client, folder: Path) -> bool:
-    """Whether a journal belongs to a run that was opened in this store."""
-    records = read_journal(folder)
-    opened = any(record["kind"] == OPENED for record in records)
-    return opened and records[0].get("store") == without_password(client.tracking_uri)
-
-
 def _sweep_of(folder: Path) -> Path:
     """The folder of the sweep that the run in this folder is a job of, else the folder itself."""
-    return folder.parent if folder.parent.parent.parent.name == MULTIRUN else folder
+    return folder.parent if INDEX in read_journal(folder)[0]["tags"] else folder
 
 
 def _require_sent(folder: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pipeline.tracking.client import Client
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
-from pipeline.tracking.journal import as_run, has_journal, read_journal
+from pipeline.tracking.journal import run_in_journal
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
 from pipeline.tracking.values import (
@@ -75,7 +75,8 @@ def close_orphan(client: Client, run: RecordedRun) -> RecordedRun | None:
     if now.status != Status.RUNNING or _beat(now) != _beat(run):
         return None
     folder = now.folder
-    if folder and has_journal(folder) and as_run(read_journal(folder), folder).id == now.id:
+    here = folder and run_in_journal(folder)
+    if folder and here and here.id == now.id:
         send_journal(client, folder)
     else:
         close(client, now, Status.KILLED, GONE)

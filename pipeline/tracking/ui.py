@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -91,12 +93,31 @@ def wait_for(address: str, process: subprocess.Popen[Any]) -> bool:
     """Waits until the server answers; False if it ends or does not answer in time."""
     until = time.monotonic() + _PATIENCE_S
     while process.poll() is None and time.monotonic() < until:
-        try:
+        with suppress(requests.RequestException):
             if requests.get(f"{address}/health", timeout=5).ok:
                 return True
-        except requests.RequestException:
-            time.sleep(0.1)
+        time.sleep(0.1)
     return False
+
+
+def occupied(host: str, port: int) -> str | None:
+    """Why a server cannot listen at an address, in lower case; None if it can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    return None
+
+
+def _past_proxies(host: str) -> None:
+    """Lets this process reach the server directly where the environment names a proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
 
 
 def main() -> int:
@@ -108,15 +129,14 @@ def main() -> int:
     if not DATABASE.exists():
         print(f"No run is recorded here yet (no {DATABASE}): make run", file=sys.stderr)
         return 2
-    if asked.host not in ("127.0.0.1", "localhost", "::1"):
-        print(
-            f"warning: everybody who reaches {asked.host}:{asked.port} can read and change the "
-            "runs and models of this store; there is no password. MLflow only answers those that "
-            "call it by a name in MLFLOW_SERVER_ALLOWED_HOSTS",
-            file=sys.stderr,
-        )
+    if why := occupied(asked.host, asked.port):
+        at = f"{asked.host}, port {asked.port}"
+        print(f"{at}: {why}; choose another with make ui PORT=… or HOST=…", file=sys.stderr)
+        return 2
+    _warn_of_others(asked.host, asked.port)
     host = asked.host if asked.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    address = f"http://{host}:{asked.port}"
+    address = f"http://[{host}]:{asked.port}" if ":" in host else f"http://{host}:{asked.port}"
+    _past_proxies(host)
     command = server_command(DATABASE, host=asked.host, port=asked.port)
     print(f"starting MLflow on port {asked.port} …", file=sys.stderr)
     server = subprocess.Popen(command, env=server_environment(), stdout=subprocess.DEVNULL)
@@ -138,6 +158,16 @@ def main() -> int:
         server.terminate()
         server.wait()
     return 0
+
+
+def _warn_of_others(host: str, port: int) -> None:
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(
+            f"warning: everybody who reaches {host}:{port} can read and change the runs and models "
+            "of this store; there is no password. MLflow only answers those that call it by a name "
+            "in MLFLOW_SERVER_ALLOWED_HOSTS",
+            file=sys.stderr,
+        )
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """The files that set the project up say the same thing."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -171,6 +172,20 @@ def test_every_make_command_in_the_readme_exists() -> None:
 def test_make_alone_lists_every_target() -> None:
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+)", listed, flags=re.MULTILINE)) == targets()
+
+
+def test_make_ui_listens_where_its_command_line_says_and_not_where_the_shell_does() -> None:
+    shell = os.environ | {"HOST": "build-machine", "PORT": "80"}
+    for words, options in (([], []), (["PORT=5005"], ["--port", "5005"])):
+        recipe = subprocess.run(
+            ["make", "--dry-run", "ui", *words],
+            cwd=ROOT,
+            env=shell,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert recipe.splitlines()[-1].split()[2:] == ["-m", "pipeline.tracking.ui", *options]
 
 
 @pytest.fixture

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline.sweeps import running
 from pipeline.sweeps.jobs import Grid, Job
 from pipeline.sweeps.outcomes import FINISHED, Outcome, SweepObjective
 from pipeline.sweeps.pool import Ended
+from tests.stores import AWAY
 
 KEPT = 3
 
@@ -81,3 +84,37 @@ def test_a_job_is_told_all_that_it_has_to_know_by_one_value(tmp_path: Path) -> N
     assert [len(words) for words in told] == [3, 3]
     assert first[2].startswith("sweep.job={index:0,parent:'abcd',name:'seed=0',")
     assert completing[2].endswith(",completes:'None'}")
+
+
+def test_a_store_that_is_away_as_a_sweep_is_stopped_does_not_hide_that_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away() -> set[int]:
+        raise MlflowException(AWAY)
+
+    def stop(outcomes: Sequence[Outcome]) -> None:
+        raise KeyboardInterrupt
+
+    jobs = sweep_jobs(tmp_path, [0.5])
+    object.__setattr__(jobs.runs, "close_orphans", away)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.carry_out(stop)
+    assert "could not be closed: API request to http://store failed" in caplog.text
+
+
+def test_a_store_that_is_away_for_a_moment_as_all_jobs_are_done_fails_no_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [MlflowException(AWAY), set()]
+
+    def close_orphans() -> set[int]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return set(answer)
+
+    monkeypatch.setattr("pipeline.tracking.client.time.sleep", lambda seconds: None)
+    jobs = sweep_jobs(tmp_path, [0.5])
+    object.__setattr__(jobs.runs, "close_orphans", close_orphans)
+    [outcome] = jobs.carry_out(lambda outcomes: None)
+    assert (outcome.status, answers) == (FINISHED, [])

@@ -17,7 +17,7 @@ from pipeline.sweeps.runs import Children, children, typical_seconds
 from pipeline.tracking.heartbeat import (
     signs,
 )
-from pipeline.tracking.journal import has_journal
+from pipeline.tracking.journal import Journal, has_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.values import (
     BEAT_STARTED,
@@ -71,8 +71,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[RecordedRun]:
     return known
 
 
-def of_sweep() -> Children:
-    parent: Any = SimpleNamespace(id="sweep", client=None, folder=Path())
+def of_sweep(folder: Path = Path()) -> Children:
+    parent: Any = SimpleNamespace(id="sweep", client=None, folder=folder)
     return Children(parent=parent, experiment="digits", objectives=OBJECTIVES)
 
 
@@ -104,6 +104,27 @@ def test_a_job_that_ended_without_closing_its_run_has_it_closed_as_failed(
     assert (settled.status, settled.error, settled.run_id) == (FAILED, "killed by SIGKILL", "a")
     again = of_sweep().settle(JOBS[1], None)
     assert (again.status, again.error, again.run_id) == (FAILED, "opened no run", None)
+
+
+def test_a_job_whose_end_has_not_arrived_yet_has_the_outcome_of_its_journal(
+    store: list[RecordedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"sweep.index": "0"}
+    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
+    opening |= {"experiment": "digits", "tags": place, "params": {}, "metrics": {}}
+    (tmp_path / "0").mkdir()
+    held = Journal(tmp_path / "0")  # by a thread of the job's process that waits for the store
+    held.append(opening)
+    held.append({"kind": "batch", "metrics": [("val/accuracy", 0.75, 1, 0)]})
+    store += [run("a", 0, Status.RUNNING)]
+    sweep = of_sweep(tmp_path)
+    monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
+    held.append({"kind": "end", "status": "FINISHED", "time": 3000})
+    settled = sweep.settle(JOBS[0], None)
+    assert (settled.status, settled.values, settled.seconds) == (FINISHED, (0.75,), 2.0)
+    assert sweep.close_orphans() == set()
+    assert store[0].status == Status.RUNNING  # what the journal says will arrive
+    held.close()
 
 
 def test_runs_of_before_a_resume_count_only_if_they_finished(store: list[RecordedRun]) -> None:

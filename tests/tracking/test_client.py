@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
+import mlflow
 import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
@@ -22,7 +23,7 @@ from pipeline.config.schema import Tracking
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
-from pipeline.tracking.client import connect, experiment, is_passing
+from pipeline.tracking.client import connect, experiment, is_passing, require_driver
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, free_port, inside
@@ -262,6 +263,39 @@ def test_the_address_in_the_environment_is_the_default(
         connect(None)
     chosen = f"sqlite:///{folder}/mlflow.db"
     assert connect(chosen).tracking_uri == chosen
+
+
+def test_a_place_of_artefacts_whose_driver_is_not_installed_is_refused_with_its_package(
+    folder: Path,
+) -> None:
+    for place, package in (
+        ("s3://me:hunter2@bucket/x", "boto3"),
+        ("gs://bucket/x", "google-cloud-storage"),
+        ("wasbs://box@me.blob.core.windows.net/x", "azure-storage-blob azure-identity"),
+    ):
+        with pytest.raises(RequestError, match=f"not installed: pip install {package}$") as refused:
+            require_driver(place)
+        assert "hunter2" not in str(refused.value)
+    for place in ("file:///x", "/x", "mlflow-artifacts:/x", ""):
+        require_driver(place)
+    with pytest.raises(RequestError, match="pip install boto3"):
+        experiment(connect(None), "distant", "s3://bucket/x")
+    assert connect(None).get_experiment_by_name("distant") is None
+
+
+def test_a_store_that_is_named_once_is_not_the_default_of_what_follows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"sqlite:///{tmp_path}/mlflow.db"
+    for default in (None, f"sqlite:///{folder}/mlflow.db"):
+        if default is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", default)
+        connect(other)
+        assert mlflow.get_tracking_uri() == other
+        assert os.environ.get("MLFLOW_TRACKING_URI") == default
+        connect(f"sqlite:///{folder}/mlflow.db")
 
 
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
@@ -12,13 +13,21 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.tracking import journal, lifecycle
+from pipeline.tracking import delivery, journal, lifecycle
 from pipeline.tracking.client import connect
-from pipeline.tracking.delivery import send_journal
-from pipeline.tracking.journal import as_run, has_journal, read_journal
+from pipeline.tracking.delivery import (
+    Delivery,
+    Journaled,
+    may_pass,
+    open_run,
+    opened_as,
+    send_journal,
+)
+from pipeline.tracking.journal import Journal, as_run, has_journal, read_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Status
@@ -250,3 +259,101 @@ def test_a_run_of_another_store_is_not_sent_to_this_one(
     with pytest.raises(RequestError, match="was recorded at sqlite.* and is not in this store"):
         send_journal(connect(None), tmp_path)
     assert has_journal(tmp_path)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_journal_that_a_power_cut_has_shortened_still_closes_its_run(
+    ended: bool, config: Config, tmp_path: Path
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.log_epoch(1, {"train/loss": 0.5})
+    path = tmp_path / journal.JOURNAL_FILE
+    whole = path.read_bytes().splitlines(keepends=True)
+    begun = open_run(connect(None), json.loads(whole[0]))
+    if ended:
+        connect(None).set_terminated(begun.info.run_id, "FINISHED")
+    path.write_bytes(whole[0] + json.dumps(opened_as(begun)).encode() + b"\n" + bytes(50))
+    (tmp_path / journal.SENT).write_text(f"{10_000:020d}")  # what has arrived, of the whole file
+    sent = send_journal(connect(None), tmp_path)
+    status = run_in_store(begun.info.run_id).info.status
+    assert (sent.run_id, sent.status, status) == (
+        (begun.info.run_id, *["FINISHED" if ended else "KILLED"] * 2)
+    )
+
+
+def test_artefacts_are_sent_though_a_first_sync_could_not_hand_the_folder_over(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, run_id: str) -> None:
+        raise OSError("No space left on device")
+
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.save_text("note.txt", "so it was")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(delivery, "hand_over", full)
+        send_journal(connect(None), tmp_path)
+    sent = send_journal(connect(None), tmp_path)
+    run = run_in_store(str(sent.run_id))
+    assert (run.info.status, (tmp_path / "run_id").read_text()) == ("FINISHED", sent.run_id)
+    assert Path(run.info.artifact_uri.removeprefix("file://"), "note.txt").exists()
+
+
+def test_artefacts_of_another_run_are_refused_and_the_journal_is_kept(
+    config: Config, tmp_path: Path
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path) as recording:
+        recording.save_text("note.txt", "so it was")
+    (tmp_path / "run_id").write_text("another")
+    with pytest.raises(RequestError, match="artifacts belongs to the run another, not to "):
+        send_journal(connect(None), tmp_path)
+    assert has_journal(tmp_path)
+
+
+class NoCredentialsError(Exception):
+    """An error of a driver, which neither MLflow nor requests know."""
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError("expired"), ModuleNotFoundError("no boto3")])
+def test_a_place_of_artefacts_that_takes_none_is_away_and_a_full_disk_is_not(
+    error: Exception, tmp_path: Path
+) -> None:
+    told: list[Exception] = [error, OSError("disk full")]
+
+    def refuse(*_: object) -> None:
+        raise told[0]
+
+    client: Any = SimpleNamespace(log_artifact=refuse)
+    way = Delivery(client=client, run_id="run", folder=tmp_path)
+    files = {"kind": "files", "paths": ["a.txt"], "below": "x"}
+    with pytest.raises(ConnectionError, match=f"place of the artefacts: .*{error}") as away:
+        way.send(files)
+    assert may_pass(away.value)
+    del told[0]
+    with pytest.raises(OSError, match="disk full") as full:
+        way.send(files)
+    assert not may_pass(full.value)
+
+
+def test_a_saved_model_that_the_store_refuses_stays_in_the_folder(tmp_path: Path) -> None:
+    run = SimpleNamespace(data=SimpleNamespace(tags={}), info=SimpleNamespace(experiment_id="1"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such experiment", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    client: Any = SimpleNamespace(
+        get_run=lambda _: run, create_logged_model=refuse, set_terminated=lambda *_: None
+    )
+    (tmp_path / "model").mkdir()
+    saved = {"kind": "model", "local_id": "a", "name": "m", "params": {}, "again": False}
+    way = Delivery(client=client, run_id="run", folder=tmp_path)
+    with Journaled(Journal(tmp_path), way) as out:
+        out.put(saved | {"metrics": []})
+        with pytest.raises(MlflowException, match="no such experiment"):
+            out.arrive(10)
+        out.put({"kind": "end", "status": "FAILED", "time": 1})
+        assert out.arrive(10)
+    assert not has_journal(tmp_path)
+    assert (tmp_path / "model").exists()

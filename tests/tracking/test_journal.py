@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config.schema import Config
 from pipeline.tracking import delivery, journal
-from pipeline.tracking.journal import Courier, Journal, has_journal
+from pipeline.tracking.journal import Courier, Journal, has_journal, with_journals
 from pipeline.tracking.lifecycle import record
 from tests.stores import AWAY, Switch
 from tests.stress.matrix import matrix
@@ -90,3 +90,19 @@ def test_no_secret_reaches_a_journal(config: Config, tmp_path: Path) -> None:
     with record(replace(config, tracking=alone), tmp_path):
         pass
     assert canary.encode() not in (tmp_path / journal.JOURNAL_FILE).read_bytes()
+
+
+def test_journals_are_found_in_the_folders_of_runs_and_in_those_that_users_name(
+    tmp_path: Path,
+) -> None:
+    folders = [
+        tmp_path / name
+        for name in (
+            *("multirun/day/now", "multirun/day/now/0", "multirun/mine", "multirun/mine/0"),
+            *("outputs", "outputs/baseline", "outputs/day/now"),
+        )
+    ]
+    for folder in [*folders, tmp_path / "elsewhere" / "day"]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "journal.jsonl").touch()
+    assert with_journals(tmp_path) == sorted(folders)

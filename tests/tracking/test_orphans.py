@@ -95,15 +95,23 @@ def test_an_orphan_with_a_journal_here_is_closed_by_what_that_says(
         sent.append(folder)
         store["mine"] = run("mine", status="FINISHED")
 
-    monkeypatch.setattr(orphans, "has_journal", lambda folder: True)
-    monkeypatch.setattr(orphans, "read_journal", lambda folder: [])
-    monkeypatch.setattr(orphans, "as_run", lambda records, folder: orphan)
+    monkeypatch.setattr(orphans, "run_in_journal", lambda folder: orphan)
     monkeypatch.setattr(orphans, "send_journal", send_journal)
     closed = close_orphan(CLIENT, orphan)
     assert closed is not None
     assert (closed.status, sent) == (Status.FINISHED, [tmp_path / "mine"])
     assert close_orphan(CLIENT, other) == run("other", status="KILLED")  # not its journal
     assert len(sent) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(200), b'{"kind": "end"}\n'])
+def test_an_orphan_whose_journal_has_lost_its_beginning_is_closed_as_killed(
+    content: bytes | None, store: dict[str, RecordedRun], tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "journal.jsonl").write_bytes(content)
+    store["mine"] = run("mine", folder=str(tmp_path))
+    assert close_orphan(CLIENT, store["mine"]) == run("mine", status="KILLED")
 
 
 def test_when_a_run_began_is_known_and_a_day_is_long_ago() -> None:

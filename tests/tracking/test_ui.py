@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +18,13 @@ from pipeline.tracking.ui import (
     Links,
     links,
     main,
+    occupied,
     server_command,
     server_environment,
     wait_for,
 )
 from pipeline.tracking.values import VIEW
+from tests.commands import free_port
 
 
 def test_the_server_keeps_runs_and_artefacts_where_runs_without_it_write_them(
@@ -56,7 +59,8 @@ def test_links_lead_to_the_experiments_that_have_runs_the_newest_first(folder: P
 
 
 def test_a_server_is_waited_for_until_it_answers_or_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: list[Any] = [requests.ConnectionError(), SimpleNamespace(ok=True)]
+    unready, pauses = SimpleNamespace(ok=False), list[float]()
+    answers: list[Any] = [requests.ConnectionError(), unready, SimpleNamespace(ok=True)]
 
     def get(url: str, timeout: float) -> Any:
         assert url == "http://host/health"
@@ -66,11 +70,11 @@ def test_a_server_is_waited_for_until_it_answers_or_ends(monkeypatch: pytest.Mon
         return answer
 
     monkeypatch.setattr(requests, "get", get)
-    monkeypatch.setattr(ui.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ui.time, "sleep", pauses.append)
     running, ended = (SimpleNamespace(poll=lambda code=code: code) for code in (None, 1))
     assert wait_for("http://host", ended) is False  # type: ignore[arg-type]
     assert wait_for("http://host", running) is True  # type: ignore[arg-type]
-    assert answers == []
+    assert (answers, len(pauses)) == ([], 2)
 
 
 def test_without_a_store_no_server_starts(
@@ -81,3 +85,45 @@ def test_without_a_store_no_server_starts(
     monkeypatch.setattr(ui.subprocess, "Popen", None)
     assert main() == 2
     assert capsys.readouterr().err == "No run is recorded here yet (no mlflow.db): make run\n"
+
+
+def test_an_occupied_port_is_refused_before_another_server_is_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr(ui.subprocess, "Popen", None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["make ui", "--port", str(port)])
+        assert main() == 2
+    assert capsys.readouterr().err == (
+        f"127.0.0.1, port {port}: address already in use; choose another with make ui PORT=… or "
+        "HOST=…\n"
+    )
+    assert occupied("127.0.0.1", port) is None
+
+
+def test_the_server_of_this_machine_is_not_looked_for_behind_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "intranet")
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    asked: list[str] = []
+
+    def look(address: str, process: Any) -> bool:
+        asked.append(address)
+        assert requests.utils.should_bypass_proxies(address, None)
+        assert not requests.utils.should_bypass_proxies("http://example.org", None)
+        return False
+
+    ended = SimpleNamespace(terminate=lambda: None, wait=lambda: 0)
+    monkeypatch.setattr(ui.subprocess, "Popen", lambda *_, **__: ended)
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(ui, "wait_for", look)
+    monkeypatch.setattr(sys, "argv", ["make ui", "--port", str(free_port())])
+    assert main() == 1
+    assert len(asked) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,29 @@ import psutil
 from rich.filesize import decimal
 
 from pipeline.system.errors import counted, first_of
-from pipeline.tracking.journal import is_open, with_journals
+from pipeline.tracking.journal import RUN_FOLDERS, is_open, with_journals
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
 
 OUTPUTS, _MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
 _SHOWN = 3  # folders in a finding
-_PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$")  # named by system.files.replacing
+_OLD_S = 86_400.0  # since a half-written file changed: processes of other hosts are not seen here
+_ENTRY = re.compile(r"[a-z]+-[0-9a-f]{16}$")  # named by data.cache.key
+# Kinds of the cache's entries, what they are, and what it costs to delete them.
+_CACHES = (
+    (
+        ("split", "measures", "features", "prepared"),
+        "what the data cache has derived",
+        "rebuilt when needed",
+    ),
+    (
+        ("raw", "excluded", "pixels"),
+        "the data cache's copies of the data",
+        "rebuilt when needed, but recorded runs need them if the files have changed since",
+    ),
+)
+# Named by system.files.replacing, with the id of the process, and by data.packing.
+_PARTIAL = re.compile(r"^\..+\.(\d+)\.partial(\.\w+)?$|^\.packing-[0-9a-f]{16}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +62,55 @@ def leftovers(data_dir: Path, made: Mapping[str, Owner] | None) -> Iterator[Find
 
 def unsent() -> Iterator[Finding]:
     """Finds runs with records that their store lacks and that no process is sending."""
-    waiting = [folder for folder in with_journals(Path()) if not is_open(folder)]
-    if waiting:
-        many = counted(len(waiting), "run has", "runs have")
-        says = f"{many} records that no store has yet: {first_of(waiting, _SHOWN)}"
-        yield warning("unsent", says, "python -m pipeline sync")
+    waiting, closed = list[Path](), list[Path]()
+    for folder in with_journals(Path()):
+        try:
+            if not is_open(folder):
+                waiting.append(folder)
+        except OSError:
+            closed.append(folder)
+    for folders, where, mend in (
+        (waiting, "", "python -m pipeline sync"),
+        (closed, " in folders that you cannot write to", "let their owner send them"),
+    ):
+        if folders:
+            many = counted(len(folders), "run has", "runs have")
+            says = f"{many} records that no store has yet{where}: {first_of(folders, _SHOWN)}"
+            yield warning("unsent", says, mend)
 
 
 def _caches(data_dir: Path) -> Iterator[Finding]:
-    folders = {entry.parent for entry in data_dir.glob("*/raw-*")}
-    if folders:
-        says = f"the data cache, {_size(folders)}; rebuilt when needed"
-        yield ok("leftovers", says, _delete(folders))
+    entries = [path for path in data_dir.rglob("*-*") if _ENTRY.match(path.name) and path.is_dir()]
+    for kinds, called, says in _CACHES:
+        if chosen := [path for path in entries if _kind(path) in kinds]:
+            yield ok("leftovers", f"{called}, {_size(chosen)}; {says}", _delete(_by_kind(chosen)))
     programs = data_dir / "xla"
     if programs.is_dir():
         says = f"programs compiled by XLA, {_size([programs])}; rebuilt when needed"
         yield ok("leftovers", says, _delete([programs]))
 
 
+def _kind(entry: Path) -> str:
+    return entry.name.partition("-")[0]
+
+
+def _by_kind(entries: Iterable[Path]) -> list[Path]:
+    """Replaces several entries of a kind by one pattern, as `data/digits/split-*`.
+
+    Files of the user that such a pattern would match may lie beside them; then each is named.
+    """
+    alike: dict[Path, list[Path]] = defaultdict(list)
+    for path in entries:
+        alike[path.with_name(f"{_kind(path)}-*")].append(path)
+    short: list[Path] = []
+    for pattern, chosen in alike.items():
+        several = len(chosen) > 1 and len(list(pattern.parent.glob(pattern.name))) == len(chosen)
+        short += [pattern] if several else chosen
+    return short
+
+
 def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted([*OUTPUTS.glob("*/*/checkpoints"), *_MULTIRUN.glob("*/*/*/checkpoints")])
+    found = sorted(path for place in RUN_FOLDERS for path in Path().glob(f"{place}/checkpoints"))
     if not found:
         return
     known = {path: (made or {}).get(str(path.parent.absolute())) for path in found}
@@ -83,7 +129,10 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 
 def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
-    found = sorted(path for path in _MULTIRUN.glob("*/*") if path.is_dir())
+    # A sweep in multirun/mine, as hydra.sweep.dir says, has its jobs where others are.
+    named = [path for path in _MULTIRUN.glob("*") if str(path.absolute()) in (made or {})]
+    by_time = [path for path in _MULTIRUN.glob("*/*") if path.is_dir() and path.parent not in named]
+    found = sorted(named + by_time)
     if not found:
         return
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
@@ -99,13 +148,18 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
 
 
 def _partial(data_dir: Path) -> Iterator[Finding]:
-    """Finds files left half-written by killed processes; ignores those of live ones."""
+    """Finds files left half-written by killed processes; ignores those of live ones.
+
+    A process of another host may be writing one that changed lately.
+    """
     paths = [*Path().glob(".*"), *data_dir.rglob(".*"), *OUTPUTS.rglob(".*")]
     paths += _MULTIRUN.rglob(".*")
     dead = [
         path
         for path in paths
-        if (name := _PARTIAL.match(path.name)) and not psutil.pid_exists(int(name[1]))
+        if (name := _PARTIAL.match(path.name))
+        and not (name[1] and psutil.pid_exists(int(name[1])))
+        and time.time() - _changed(path) > _OLD_S
     ]
     if dead:
         yield ok(
@@ -129,9 +183,21 @@ def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
 
 
 def _delete(paths: Iterable[Path]) -> str:
-    # Everything but the star is quoted, so that the shell still expands the pattern.
-    words = ("*".join(shlex.quote(part) for part in str(p).split("*")) for p in sorted(paths))
+    words = map(_quoted_but_stars, sorted(paths))
     return f"rm -r -- {' '.join(words)}"
+
+
+def _quoted_but_stars(path: Path) -> str:
+    """A word for a shell that still expands the path as a pattern."""
+    return "*".join(part and shlex.quote(part) for part in str(path).split("*"))
+
+
+def _changed(path: Path) -> float:
+    """When a file, or anything in a folder, last changed (Unix time)."""
+    try:
+        return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+    except OSError:  # some of it has just been renamed or removed
+        return time.time()
 
 
 def _size(paths: Iterable[Path]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.system.errors import RequestError, first_of, one_line
-from pipeline.tracking.client import STORE_ERRORS, Client
+from pipeline.system.errors import first_of, one_line
+from pipeline.tracking.client import Client
 from pipeline.tracking.heartbeat import GONE, LISTEN_S
 from pipeline.tracking.lifecycle import closing_by_hand
 from pipeline.tracking.orphans import began, began_long_ago, close_orphan, running_runs, unheard
@@ -89,9 +89,9 @@ def _fixed(
     for run in orphans:
         try:
             done = close_orphan(client, run)
-        except (*STORE_ERRORS, RequestError, OSError) as error:
+        except Exception as error:  # continues with the others
             says = f"{run.id} cannot be closed: {one_line(error)}"
-            yield problem("runs", says, "check that you may write to the store")
+            yield problem("runs", says, "check that you may write to the store and to its folder")
         else:
             if done is not None and done.status != Status.KILLED:
                 yield ok("runs", f"{done.id} had ended as {done.status}; its records were sent")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def test_of_a_day_on_which_all_may_go_one_pattern_is_enough_and_the_shell_finds_
     ]
 
 
+def test_checkpoints_in_folders_that_the_user_has_named_are_found_too() -> None:
+    made = {checkpoint("outputs/baseline"): MODEL, checkpoint("multirun/mine/0"): MODEL}
+    made[str(Path("multirun/mine").absolute())] = Owner(status="FINISHED")
+    spare, sweep = found(made)
+    assert spare.mend == "rm -r -- multirun/mine/0/checkpoints outputs/baseline/checkpoints"
+    assert sweep.mend == "rm -r -- multirun/mine"
+
+
 def test_without_a_store_to_ask_no_checkpoint_may_go() -> None:
     checkpoint("outputs/day/1")
     [kept] = found(None)
@@ -82,23 +91,45 @@ def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
     )
 
 
+def entries(*folders: str) -> None:
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+        Path(folder, "file").write_bytes(b"x" * 1_000_000)
+
+
 def test_caches_are_named_with_their_size_and_nothing_else_of_the_data_folder() -> None:
-    for name in ("data/digits/raw-1", "data/xla/machine", "data/mine"):
-        Path(name).mkdir(parents=True)
-        Path(name, "file").write_bytes(b"x" * 2_000_000)
-    data, programs = found({})
-    assert (data.mend, programs.mend) == ("rm -r -- data/digits", "rm -r -- data/xla")
-    assert "2.0 MB" in data.says
-    assert "2.0 MB" in programs.says
+    first, second = "0123456789abcdef", "f" * 16
+    entries(f"data/digits/split-{first}", f"data/digits/split-{second}")
+    entries(f"data/digits/raw-{first}", f"data/mine/birds/pixels-{first}", "data/xla/machine")
+    entries("data/digits/raw-mine", f"data/digits/raw-{second}")
+    derived, copies, programs = found({})
+    assert (derived.mend, programs.mend) == ("rm -r -- data/digits/split-*", "rm -r -- data/xla")
+    assert copies.mend == (
+        f"rm -r -- data/digits/raw-{first} data/digits/raw-{second} data/mine/birds/pixels-{first}"
+    )
+    assert "2.0 MB; rebuilt when needed" in derived.says
+    assert "3.0 MB; " in copies.says
+    assert "recorded runs need them if the files have changed" in copies.says
+    assert "1.0 MB" in programs.says
 
 
 def test_what_a_dead_process_was_writing_may_go_and_what_a_living_one_writes_stays() -> None:
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE, text=True
     ).stdout.strip()
+    days_ago = time.time() - 2 * 86_400
     Path("data").mkdir()
-    for name in (f"data/.raw-1.{gone}.partial", f".mlflow.{os.getpid()}.partial.db"):
+    for name in (
+        *(f"data/.raw-1.{gone}.partial", f".mlflow.{gone}.partial.db"),
+        *(f".mlflow.{os.getpid()}.partial.db", "data/.packing-0123456789abcdef"),
+    ):
         Path(name).write_text("half")
-    Path(f".mlflow.{gone}.partial.db").write_text("half")
+        os.utime(name, (days_ago, days_ago))
+    Path(f"data/.raw-2.{gone}.partial").mkdir()
+    Path(f"data/.raw-2.{gone}.partial", "images.npy").write_text("a process of another host, say")
+    os.utime(f"data/.raw-2.{gone}.partial", (days_ago, days_ago))
     [half] = found({})
-    assert half.mend == f"rm -r -- .mlflow.{gone}.partial.db data/.raw-1.{gone}.partial"
+    assert half.mend == (
+        f"rm -r -- .mlflow.{gone}.partial.db data/.packing-0123456789abcdef "
+        f"data/.raw-1.{gone}.partial"
+    )

@@ -20,6 +20,7 @@ from pipeline.tracking.values import (
     BEAT_HOST,
     BEAT_STARTED,
     Query,
+    RecordedRun,
     Status,
 )
 from pipeline.verbs.doctor.leftovers import Owner
@@ -142,6 +143,26 @@ def test_of_each_that_is_closed_what_it_left_is_saved_and_a_failure_in_that_is_n
     assert [each.state for each in found] == ["warning", "ok", "ok"]
     assert found[1].mend == f"python -m pipeline resume run_id={brought[0]} resumes it"
     assert [status(client, run) for run in runs] == ["KILLED"] * 2
+
+
+def test_a_run_that_cannot_be_closed_for_whatever_reason_keeps_no_other_from_it(
+    client: mlflow.MlflowClient, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [opened(client, number, signs() | GONE) for _ in range(2)]
+    tried: list[str] = []
+
+    def send(client: mlflow.MlflowClient, run: RecordedRun) -> RecordedRun:
+        tried.append(run.id)
+        if len(tried) == 1:
+            raise KeyError("kind")
+        close(client, run, Status.KILLED, "its process is gone")
+        return by_id(client, run.id)
+
+    monkeypatch.setattr("pipeline.verbs.doctor.orphans.close_orphan", send)
+    failed, closed, _ = said(client, fix=True)
+    assert failed == f"problem: {tried[0]} cannot be closed: KeyError: 'kind'"
+    assert closed.startswith("ok: 1 marked KILLED")
+    assert sorted(status(client, run) for run in runs) == ["KILLED", "RUNNING"]
 
 
 def test_runs_of_all_experiments_are_looked_at(client: mlflow.MlflowClient, number: str) -> None:
