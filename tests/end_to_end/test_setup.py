@@ -178,7 +178,7 @@ def test_make_ui_listens_where_its_command_line_says_and_not_where_the_shell_doe
     shell = os.environ | {"HOST": "build-machine", "PORT": "80"}
     for words, options in (([], []), (["PORT=5005"], ["--port", "5005"])):
         recipe = subprocess.run(
-            ["make", "--dry-run", "ui", *words],
+            ["make", "--dry-run", "--no-print-directory", "ui", *words],
             cwd=ROOT,
             env=shell,
             capture_output=True,
