@@ -199,11 +199,9 @@ def run(config: Config, *, folder: Path | str | None = None) -> RecordedRun:
     pictures = verbs()["run"].require_possible(config)
     place = folder_of_work(folder)
     result = _imported("pipeline.run").run(config, place, pictures=pictures)
-    journal = _imported("pipeline.tracking.journal")
-    if journal.has_journal(place):  # the store does not have all of it
-        here: RecordedRun = journal.as_run(journal.read_journal(place), place)
-        return here
-    return _find(result.run_id, config)
+    # There is a journal if the store does not have all of the run.
+    here: RecordedRun | None = _imported("pipeline.tracking.journal").run_in_journal(place)
+    return here or _find(result.run_id, config)
 
 
 def find_run(run_id: str = "latest", *, config: Config | None = None) -> RecordedRun:

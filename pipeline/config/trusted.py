@@ -161,14 +161,20 @@ def import_trusted(module: str, *, until: Callable[[], bool]) -> None:
     Modules register classes of Keras when they are imported; only then can these be loaded.
 
     Raises:
-        RequestError: a module cannot be imported.
+        RequestError: `module` cannot be imported, and the condition is not met.
     """
     runs = module.endswith("__main__")  # the program, when it is imported
     named = [module] if is_trusted(f"{module}.") and not runs else []
+    failed: dict[str, RequestError] = {}
     for one in dict.fromkeys([*named, *_trusted]):
         if until():
             return
-        _imported(one)
+        try:
+            _imported(one)
+        except RequestError as error:  # another may define it
+            failed[one] = error
+    if not until() and module in failed:
+        raise failed[module]
 
 
 def _imported(module: str) -> ModuleType:

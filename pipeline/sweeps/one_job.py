@@ -15,16 +15,14 @@ from pathlib import Path
 import keras
 import psutil
 
-from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
-from pipeline.data.load import ingest
 from pipeline.run import Result, complete, run
 from pipeline.sweeps.study import pruning_listener
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.system.processes import interrupt
 from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
-from pipeline.tracking.runs import find_run, require_sound_leakage
+from pipeline.tracking.runs import find_run
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.saved import load_saved
 
@@ -50,8 +48,6 @@ def run_one(config: Config, folder: Path) -> Result | None:
     with stoppable(), limits as check_limits:
         if job.completes is not None:
             return _complete(replace(config, tracking=tracking), job.completes, folder)
-        if config.evaluate.leakage and weights_run(config) is not None:
-            require_sound_leakage(config, ingest(config))  # before all jobs have trained
         alone = replace(
             config,
             tracking=replace(tracking, log_model=False),

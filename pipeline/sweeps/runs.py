@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
@@ -19,7 +21,13 @@ from pipeline.sweeps.outcomes import (
     SweepObjective,
 )
 from pipeline.system.errors import RequestError
-from pipeline.tracking.client import awaited, does_not_exist_yet, experiment_name
+from pipeline.tracking.client import (
+    awaited,
+    does_not_exist_yet,
+    experiment_name,
+    is_passing,
+    why_away,
+)
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
 from pipeline.tracking.journal import journals_of_jobs, run_in_journal
@@ -34,6 +42,7 @@ from pipeline.tracking.values import (
     Status,
 )
 
+log = logging.getLogger(__name__)
 _STATUSES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
 _SAMPLE = 50  # earlier runs used for a preview's estimate
 
@@ -65,18 +74,21 @@ class Children:
     def settle(self, job: Job, error: str | None) -> Outcome:
         """The outcome of a job that has just ended; closes its run if its process could not.
 
-        Waits for a store that is away; first sends records of the job that it lacks. If the job's
-        process still holds them, waiting for an answer of the store, the outcome is what they say.
+        Waits for a store that is away; then sends records of the job that it lacks. If these cannot
+        be sent yet, or the job's process still holds them, waiting for an answer of the store, the
+        outcome is what they say.
         """
-        awaited(lambda: self._send_what_is_missing(job.index))
+        awaited(lambda: self._runs(job.index))
+        here = run_in_journal(self.parent.folder / str(job.index))  # may be sent any moment
+        self._send_what_is_missing(job.index)
         runs = awaited(lambda: self._runs(job.index))
         finished = [run for run in runs if run.status == Status.FINISHED]
         tries = finished or [run for run in runs if run.id not in self.earlier]
         if not tries:
             return _without_run(job, len(self.objectives), error or "opened no run")
         run = tries[-1]
-        if run.status == Status.RUNNING and (ended := self._unsent_end(run)):
-            run = ended
+        if run.status == Status.RUNNING and _has_ended(here, run):
+            run = here
         elif run.status == Status.RUNNING:
             close(self.parent.client, run, Status.FAILED, error or "ended without closing its run")
             run = by_id(self.parent.client, run.id)
@@ -95,21 +107,24 @@ class Children:
                 continue
             if pulse(run.tags) is Pulse.ALIVE:
                 alive.add(-1 if run.index is None else run.index)
-            elif not self._unsent_end(run):
+            elif not _has_ended(run_in_journal(self.parent.folder / str(run.index)), run):
                 close(self.parent.client, run, Status.KILLED, GONE)
         return alive
 
     def _send_what_is_missing(self, index: int | None = None) -> None:
-        """Sends the unsent journals of jobs that have ended, of all jobs or of one."""
+        """Sends the unsent journals of ended jobs, of all or of one, as far as possible.
+
+        `sync` sends what is left, as when the place of artefacts is away.
+        """
         for folder in journals_of_jobs(self.parent.folder):
             if folder.name == str(index) or index is None:
-                with suppress(RequestError):  # it is at work
-                    send_journal(self.parent.client, folder, close=False)
-
-    def _unsent_end(self, run: RecordedRun) -> RecordedRun | None:
-        """The ended run of a job in a journal that could not be sent; None if there is none."""
-        here = run_in_journal(self.parent.folder / str(run.index))
-        return here if here and here.id == run.id and here.status != Status.RUNNING else None
+                try:
+                    with suppress(RequestError):  # it is at work
+                        send_journal(self.parent.client, folder, close=False)
+                except Exception as error:
+                    if not is_passing(error):
+                        raise
+                    log.warning("job %s is not sent yet: %s", folder.name, why_away(error))
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first."""
@@ -164,6 +179,11 @@ def typical_seconds(config: Config) -> float | None:
 
 def _stretch(run: RecordedRun, epochs: int) -> float:
     return epochs / int(run.params.get("train.epochs", epochs))
+
+
+def _has_ended(here: RecordedRun | None, run: RecordedRun) -> TypeGuard[RecordedRun]:
+    """Whether the journal's run `here` is `run` and says how it ended."""
+    return here is not None and here.id == run.id and here.status != Status.RUNNING
 
 
 def _without_run(job: Job, objectives: int, error: str) -> Outcome:

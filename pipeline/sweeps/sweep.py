@@ -10,7 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
+from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
 from pipeline.sweeps.launch import open_workers, settle_in
 from pipeline.sweeps.manifest import Manifest
@@ -24,7 +26,7 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import reopen
-from pipeline.tracking.runs import find_sweep, require_named_runs
+from pipeline.tracking.runs import find_sweep, require_named_runs, require_sound_leakage
 
 
 def sweep(plan: Plan, launcher: Any) -> None:
@@ -43,6 +45,8 @@ def sweep(plan: Plan, launcher: Any) -> None:
         return
     if config.sweep.resume is None:
         require_named_runs(config)
+        if config.evaluate.leakage and weights_run(config) is not None:
+            require_sound_leakage(config, ingest(config))  # it is measured after all have trained
     with open_workers(launcher, count) as workers:  # they start while the store is asked
         resumed, folder = _place(config, multirun)
         if resumed:

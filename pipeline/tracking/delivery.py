@@ -393,7 +393,7 @@ def send_journal(
         records[0]["artifact_root"] = records[0]["artifact_root"] or artifact_root
         run = _run_of(client, journal, records)
         status = _status(records, run)
-        if close and status == Status.KILLED and not _ends(records):
+        if close and run.info.status == Status.RUNNING and not _ends(records):
             for record in _last_words(records):
                 journal.append(record)
         waiting = journal.unsent()
@@ -419,7 +419,8 @@ def _status(records: Sequence[Record], run: Run) -> Status:
     """How a run ended: as its journal says, or the store if the end of the journal is lost."""
     if ends := _ends(records):
         return Status(ends[-1]["status"])
-    return Status.FINISHED if run.info.status == Status.FINISHED else Status.KILLED
+    has_ended = run.info.status in (Status.FINISHED, Status.FAILED, Status.KILLED)
+    return Status(run.info.status) if has_ended else Status.KILLED
 
 
 def _resent(

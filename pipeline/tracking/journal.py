@@ -171,8 +171,10 @@ def opened_at(folder: Path) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    end = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    end, content = 0, b""
+    with suppress(FileNotFoundError):  # once all of it is sent
+        content = path.read_bytes()
+    for line in content.splitlines(keepends=True):
         end += len(line)
         with suppress(ValueError):
             record = json.loads(line.decode("utf-8", "surrogateescape"))

@@ -31,7 +31,13 @@ from pipeline.system.folders import at_work_in, move_in, vacate
 from pipeline.system.secrets import hide, hide_in_place, hide_value, hide_word
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
-from pipeline.tracking.client import Client, experiment_name, is_passing, store_of
+from pipeline.tracking.client import (
+    Client,
+    experiment_name,
+    is_passing,
+    require_driver,
+    store_of,
+)
 from pipeline.tracking.delivery import (
     Delivery,
     Journaled,
@@ -157,8 +163,8 @@ def send_waiting(
     """Sends the journals of ended runs of this store, below `outputs/` and `multirun/`.
 
     Returns what was sent, and the folders of the rest: runs recorded without a store or for another
-    one, those in folders that this user cannot write to, and those that the store did not take
-    within `within_s` seconds.
+    one, and those that the store did not take within `within_s` seconds. Folders that this user
+    cannot write to are their owner's to send.
     """
     until = time.monotonic() + within_s
     sent, left = list[Sent](), list[Path]()
@@ -171,6 +177,9 @@ def send_waiting(
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
                 continue
+        except PermissionError as error:
+            log.info("%s cannot be sent by this user: %s", folder, error)
+            continue
         except Exception as error:  # whatever is wrong with an earlier run, this one can begin
             log.info("%s cannot be sent yet: %s", folder, error)
         left.append(folder)
@@ -335,6 +344,7 @@ def _opening(config: Config, tags: Mapping[str, str]) -> Record:
 def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) -> list[Record]:
     """Makes a recorded run RUNNING again; returns the records that its journal begins with."""
     found = by_id(client, run_id, key=key)
+    require_driver(found.artifacts)
     try:
         client.update_run(found.id, status=str(Status.RUNNING))
     except MlflowException as error:

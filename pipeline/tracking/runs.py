@@ -121,8 +121,8 @@ def require_sound_leakage(config: Config, data: RawData | Prepared) -> None:
 def require_weights_of_other_data(config: Config, data: RawData | Prepared, told: str) -> None:
     """Checks that `model.weights` does not name a run on this data; `told` says why that is wrong.
 
-    It is the same data if it has the same content or, since pictures may have been excluded or
-    changed meanwhile, comes from the same place.
+    It is the same data if it has the same content or, since images may have been excluded or
+    changed meanwhile, comes from the same place and shares pictures, as far as can be told.
 
     Raises:
         RequestError: names the key.
@@ -131,14 +131,27 @@ def require_weights_of_other_data(config: Config, data: RawData | Prepared, told
     if source is None:
         return
     run = find_run(source, config)
-    # Several lists may lie in one place.
-    lists = {Path(str(one.dataset.get("path"))).name for one in (run.config, config)}
-    same_place = run.source == hide_tag(SOURCE, data.source) and len(lists) == 1
-    if same_place or run.fingerprint == data.fingerprint:
+    same_place = run.source == hide_tag(SOURCE, data.source)
+    if run.fingerprint == data.fingerprint or (same_place and _may_share(run, config, data)):
         raise RequestError(
             f"model.weights={source}: that run ({run.source}) {told}; leave the weights out, or "
             "name a run on other data"
         )
+
+
+def _may_share(run: RecordedRun, config: Config, data: RawData | Prepared) -> bool:
+    """Whether a run's pictures may be among those of `data`; several lists may lie in one place."""
+    import numpy as np
+
+    from pipeline.data.load import cached
+
+    name, fingerprint = run.config.choices.dataset, run.fingerprint or ""
+    known = cached(name, fingerprint, data_dir=Path(config.data_dir))
+    if known is None or known.index is None or data.index is None:
+        return True
+    indices = (known.index, data.index)
+    theirs, ours = (np.ascontiguousarray(one.digests).view("V32").ravel() for one in indices)
+    return bool(np.isin(ours, theirs).any())
 
 
 def _teacher_run(config: Config) -> RecordedRun | None:

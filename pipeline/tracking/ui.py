@@ -116,8 +116,9 @@ def occupied(host: str, port: int) -> str | None:
 
 def _past_proxies(host: str) -> None:
     """Lets this process reach the server directly where the environment names a proxy."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
+        os.environ[name] = ",".join(filter(None, [excepted, host]))
 
 
 def main() -> int:
@@ -136,10 +137,10 @@ def main() -> int:
     _warn_of_others(asked.host, asked.port)
     host = asked.host if asked.host not in ("0.0.0.0", "::") else "127.0.0.1"
     address = f"http://[{host}]:{asked.port}" if ":" in host else f"http://{host}:{asked.port}"
-    _past_proxies(host)
     command = server_command(DATABASE, host=asked.host, port=asked.port)
     print(f"starting MLflow on port {asked.port} …", file=sys.stderr)
     server = subprocess.Popen(command, env=server_environment(), stdout=subprocess.DEVNULL)
+    _past_proxies(host)  # after the server has taken its environment
     signal.signal(signal.SIGTERM, _stop)
     try:
         if not wait_for(address, server):

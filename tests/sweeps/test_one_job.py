@@ -8,15 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from pipeline.data.load import ingest
-from pipeline.sweeps import one_job
 from pipeline.sweeps.one_job import run_one, within
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking import runs
 from pipeline.tracking.runs import find_run
 from tests.commands import LEAN, configured, environment, inside
 from tests.pictures import class_folders
@@ -167,21 +163,6 @@ def test_leakage_is_measured_for_a_job_that_is_kept_and_not_while_others_compete
         logged = find_run(result.run_id, config).logged
     claimed, honest = logged["leakage/test_accuracy"], logged["test/accuracy"]
     assert logged["leakage/difference"] == pytest.approx(claimed - honest)
-
-
-def test_leakage_beside_weights_that_have_seen_the_data_is_refused_before_the_first_job_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = class_folders(tmp_path / "photos", count=12)
-    words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=8", "evaluate.leakage=true")
-    config = configured(*words, "model=efficientnet_lite0", "model.weights=abcd1234", *LEAN)
-    with inside(tmp_path):
-        seen = ingest(config)
-        recorded = SimpleNamespace(fingerprint=seen.fingerprint, source="", config=config)
-        monkeypatch.setattr(runs, "find_run", lambda source, config: recorded)
-        monkeypatch.setattr(one_job, "run", lambda *_, **__: pytest.fail("it trains"))
-        with pytest.raises(RequestError, match="abcd1234: that run .* leave the weights out"):
-            run_one(config, tmp_path / "job")
 
 
 def test_limits_need_the_main_thread_and_say_so() -> None:

@@ -127,6 +127,57 @@ def test_a_job_whose_end_has_not_arrived_yet_has_the_outcome_of_its_journal(
     held.close()
 
 
+def test_a_job_whose_place_of_artefacts_is_away_has_the_outcome_of_its_journal_at_once(
+    store: list[RecordedRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
+    opening |= {"experiment": "digits", "tags": {"sweep.index": "0"}, "params": {}, "metrics": {}}
+    (tmp_path / "0").mkdir()
+    written = Journal(tmp_path / "0")
+    for one in (opening, {"kind": "end", "status": "FINISHED", "time": 3000}):
+        written.append(one)
+    written.close()
+    store += [run("a", 0, Status.RUNNING)]
+    monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the place of the artefacts: expired")
+
+    monkeypatch.setattr(runs, "send_journal", away)
+    assert of_sweep(tmp_path).settle(JOBS[0], None).status == FINISHED
+    assert of_sweep(tmp_path).close_orphans() == set()
+    assert store[0].status == Status.RUNNING
+    assert "job 0 is not sent yet: ConnectionError: the place of the artefacts" in caplog.text
+
+
+def test_a_job_that_is_sent_while_its_runs_are_looked_for_is_not_closed(
+    store: list[RecordedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
+    opening |= {"experiment": "digits", "tags": {"sweep.index": "0"}, "params": {}, "metrics": {}}
+    (tmp_path / "0").mkdir()
+    held = Journal(tmp_path / "0")
+    for one in (opening, {"kind": "end", "status": "FINISHED", "time": 3000}):
+        held.append(one)
+    found = runs.search
+
+    def search(client: Any, query: Any) -> Iterator[RecordedRun]:
+        asked.append(query)
+        if len(asked) == 2:  # this answer was on its way when the end arrived
+            held.delete()
+        return found(client, query)
+
+    asked: list[Any] = []
+    monkeypatch.setattr(runs, "search", search)
+    store += [run("a", 0, Status.RUNNING)]
+    assert of_sweep(tmp_path).settle(JOBS[0], None).status == FINISHED
+    assert store[0].status == Status.RUNNING
+    held.close()
+
+
 def test_runs_of_before_a_resume_count_only_if_they_finished(store: list[RecordedRun]) -> None:
     store += [run("a", 0, Status.FAILED), run("b", 1, accuracy=0.5)]
     resumed = of_sweep()

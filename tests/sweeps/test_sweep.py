@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,9 +22,11 @@ import psutil
 import pytest
 from mlflow.entities import Run
 
+from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
 from pipeline.sweeps.runs import children
+from pipeline.sweeps.sweep import sweep as carry_out
 from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import (
     signs,
@@ -43,6 +47,7 @@ from tests.commands import (
     results,
     undrawn,
 )
+from tests.pictures import class_folders
 from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
 from tests.test_main import DRIVER, Answer, assert_helpful
@@ -289,6 +294,25 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
         )
         for number, name in enumerate(cases)
     }
+
+
+def test_leakage_beside_weights_that_have_seen_the_data_is_refused_before_a_job_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = class_folders(tmp_path / "photos", count=12)
+    words = ("dataset=folder", f"dataset.path={photos}", "dataset.size=8", "evaluate.leakage=true")
+    config = configured(*words, "model=efficientnet_lite0", "model.weights=abcd1234")
+    config.sweep.preview, config.sweep.resume = False, None
+    monkeypatch.setattr("pipeline.sweeps.sweep.require_named_runs", lambda config: None)
+    monkeypatch.setattr("pipeline.sweeps.sweep.open_workers", lambda *_: pytest.fail("it trains"))
+    plan: Any = SimpleNamespace(
+        multirun=SimpleNamespace(config=config, searched=()), adaptive=False
+    )
+    with inside(tmp_path):
+        seen = SimpleNamespace(fingerprint=ingest(config).fingerprint, source="", config=config)
+        monkeypatch.setattr("pipeline.tracking.runs.find_run", lambda source, config: seen)
+        with pytest.raises(RequestError, match="abcd1234: that run .* leave the weights out"):
+            carry_out(plan, None)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -261,9 +261,9 @@ def test_a_run_of_another_store_is_not_sent_to_this_one(
     assert has_journal(tmp_path)
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("ended", [None, "FINISHED", "FAILED"])
 def test_a_journal_that_a_power_cut_has_shortened_still_closes_its_run(
-    ended: bool, config: Config, tmp_path: Path
+    ended: str | None, config: Config, tmp_path: Path
 ) -> None:
     alone = replace(config, tracking=replace(config.tracking, offline=True))
     with record(alone, tmp_path) as recording:
@@ -272,14 +272,12 @@ def test_a_journal_that_a_power_cut_has_shortened_still_closes_its_run(
     whole = path.read_bytes().splitlines(keepends=True)
     begun = open_run(connect(None), json.loads(whole[0]))
     if ended:
-        connect(None).set_terminated(begun.info.run_id, "FINISHED")
+        connect(None).set_terminated(begun.info.run_id, ended)
     path.write_bytes(whole[0] + json.dumps(opened_as(begun)).encode() + b"\n" + bytes(50))
     (tmp_path / journal.SENT).write_text(f"{10_000:020d}")  # what has arrived, of the whole file
     sent = send_journal(connect(None), tmp_path)
     status = run_in_store(begun.info.run_id).info.status
-    assert (sent.run_id, sent.status, status) == (
-        (begun.info.run_id, *["FINISHED" if ended else "KILLED"] * 2)
-    )
+    assert (sent.run_id, sent.status, status) == ((begun.info.run_id, *[ended or "KILLED"] * 2))
 
 
 def test_artefacts_are_sent_though_a_first_sync_could_not_hand_the_folder_over(

@@ -109,19 +109,26 @@ def test_the_server_of_this_machine_is_not_looked_for_behind_a_proxy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlflow.db").touch()
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "intranet")
+    monkeypatch.setenv("no_proxy", "")  # in lower case, which counts more; restored afterwards
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("NO_PROXY", ".corp")
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     asked: list[str] = []
 
     def look(address: str, process: Any) -> bool:
         asked.append(address)
         assert requests.utils.should_bypass_proxies(address, None)
+        assert requests.utils.should_bypass_proxies("http://s3.corp", None)
         assert not requests.utils.should_bypass_proxies("http://example.org", None)
         return False
 
     ended = SimpleNamespace(terminate=lambda: None, wait=lambda: 0)
-    monkeypatch.setattr(ui.subprocess, "Popen", lambda *_, **__: ended)
+
+    def start(*_: Any, env: dict[str, str], **__: Any) -> Any:
+        assert ("no_proxy" in env, env["NO_PROXY"]) == (False, ".corp")  # the server's own are kept
+        return ended
+
+    monkeypatch.setattr(ui.subprocess, "Popen", start)
     monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
     monkeypatch.setattr(ui, "wait_for", look)
     monkeypatch.setattr(sys, "argv", ["make ui", "--port", str(free_port())])

@@ -88,6 +88,13 @@ def test_an_unsent_run_of_another_user_stops_neither_a_new_run_nor_doctor(
     (folder / ".journal.lock").unlink(missing_ok=True)
     (folder / ".journal.lock").mkdir()  # root may write to any file, but not to this
     assert send_waiting(connect(None)) == ([], [folder])
+
+    def refused(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.tracking.lifecycle.is_open", refused)
+        assert send_waiting(connect(None)) == ([], [])  # theirs to send
     [found] = unsent()
     assert found.mend == "let their owner send them"
     assert "1 run has records that no store has yet in folders that you cannot write" in found.says

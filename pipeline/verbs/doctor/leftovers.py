@@ -23,10 +23,12 @@ OUTPUTS, _MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydr
 _SHOWN = 3  # folders in a finding
 _OLD_S = 86_400.0  # since a half-written file changed: processes of other hosts are not seen here
 _ENTRY = re.compile(r"[a-z]+-[0-9a-f]{16}$")  # named by data.cache.key
+_NEW = "drift"  # the folder of packed copies of new pictures
 # Kinds of the cache's entries, what they are, and what it costs to delete them.
 _CACHES = (
     (
-        ("split", "measures", "features", "prepared"),
+        # The last by earlier versions.
+        ("split", "measures", "features", "originals", _NEW, "prepared"),
         "what the data cache has derived",
         "rebuilt when needed",
     ),
@@ -91,7 +93,7 @@ def _caches(data_dir: Path) -> Iterator[Finding]:
 
 
 def _kind(entry: Path) -> str:
-    return entry.name.partition("-")[0]
+    return _NEW if entry.parent.name == _NEW else entry.name.partition("-")[0]
 
 
 def _by_kind(entries: Iterable[Path]) -> list[Path]:
@@ -101,7 +103,7 @@ def _by_kind(entries: Iterable[Path]) -> list[Path]:
     """
     alike: dict[Path, list[Path]] = defaultdict(list)
     for path in entries:
-        alike[path.with_name(f"{_kind(path)}-*")].append(path)
+        alike[path.with_name(f"{path.name.partition('-')[0]}-*")].append(path)
     short: list[Path] = []
     for pattern, chosen in alike.items():
         several = len(chosen) > 1 and len(list(pattern.parent.glob(pattern.name))) == len(chosen)

@@ -101,13 +101,14 @@ def test_caches_are_named_with_their_size_and_nothing_else_of_the_data_folder() 
     first, second = "0123456789abcdef", "f" * 16
     entries(f"data/digits/split-{first}", f"data/digits/split-{second}")
     entries(f"data/digits/raw-{first}", f"data/mine/birds/pixels-{first}", "data/xla/machine")
-    entries("data/digits/raw-mine", f"data/digits/raw-{second}")
+    entries("data/digits/raw-mine", f"data/digits/raw-{second}", f"data/drift/pixels-{first}")
     derived, copies, programs = found({})
-    assert (derived.mend, programs.mend) == ("rm -r -- data/digits/split-*", "rm -r -- data/xla")
+    assert derived.mend == f"rm -r -- data/digits/split-* data/drift/pixels-{first}"
+    assert programs.mend == "rm -r -- data/xla"
     assert copies.mend == (
         f"rm -r -- data/digits/raw-{first} data/digits/raw-{second} data/mine/birds/pixels-{first}"
     )
-    assert "2.0 MB; rebuilt when needed" in derived.says
+    assert "3.0 MB; rebuilt when needed" in derived.says
     assert "3.0 MB; " in copies.says
     assert "recorded runs need them if the files have changed" in copies.says
     assert "1.0 MB" in programs.says
