@@ -37,7 +37,7 @@ SLOW_S = 20.0
 NAMED_AT_MOST = 8  # differing libraries
 LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes 0.03
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
-SET_UP = "make setup"
+SET_UP = "rm -f .venv/.ready && make setup"  # which has nothing to do where that file is valid
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 CACHED = ("raw", "split", "features")  # kinds of entries of the data cache
 
@@ -57,7 +57,7 @@ def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     if platform.python_version() in SpecifierSet(asked):
         yield ok("python", running)
     else:
-        yield problem("python", f"{running}; {asked} is required", f"{SET_UP} PYTHON=python3.12")
+        yield problem("python", f"{running}; {asked} is required", "make setup PYTHON=python3.12")
     yield from libraries(wanted, named, mend)
 
 
