@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
-_OWNER, _LOCK = "run_id", ".run.lock"
+OWNER, _LOCK = "run_id", ".run.lock"  # of them, the first names the run that owns the folder
 MODEL = "model"  # what a run saves there until its store has it
 _ELSEWHERE = "choose another folder with hydra.run.dir=…"
 
@@ -75,7 +75,7 @@ def move_in(folder: Path, run_id: str) -> None:
 
 def hand_over(folder: Path, run_id: str) -> None:
     """Records the new id of the run that owns the folder."""
-    with replacing(folder / _OWNER) as path:
+    with replacing(folder / OWNER) as path:
         path.write_text(run_id)
 
 
@@ -95,7 +95,7 @@ def claim(folder: Path, run_id: str) -> None:
 
 def owner(folder: Path) -> str | None:
     """The id of the run that owns the folder; None if there is no such folder here."""
-    path = folder / _OWNER
+    path = folder / OWNER
     return path.read_text() if path.exists() else None
 
 

@@ -8,12 +8,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import psutil
+
+from pipeline.system.folders import OWNER
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the packages' folder if installed
 PACKAGE = "image-classification-pipeline"
@@ -28,6 +31,9 @@ _AS_PATCH = (
 )
 # New files that a result may depend on; photos, for example, are not code.
 NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
+_AT_ONCE = 1_000  # files named to git; a command line is limited
+# Folders that Hydra and MLflow fill.
+_MADE = {".hydra", "outputs", "multirun", "mlartifacts", "mlruns"}
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -120,9 +126,26 @@ def _patch(root: Path) -> str:
             shutil.copy(source, index)
         scratch = {"GIT_INDEX_FILE": str(index)}
         unknown = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *NEW_CODE)
-        if names := unknown.split("\0")[:-1]:
-            _git(root, "add", "--intent-to-add", "--", *names, **scratch)
+        names = _written_by_hand(root, unknown.split("\0")[:-1])
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            _git(root, "add", "--intent-to-add", "--", *some, **scratch)
         return _git(root, "diff", *_AS_PATCH, "HEAD", **scratch)
+
+
+def _written_by_hand(root: Path, names: Sequence[str]) -> list[str]:
+    """The files that lie neither in the folder of a run or store nor in a virtual environment."""
+    made: dict[Path, bool] = {Path(): False}
+
+    def is_made(folder: Path) -> bool:
+        if folder not in made:
+            marks = (root / folder / mark for mark in (OWNER, "pyvenv.cfg"))
+            made[folder] = (
+                is_made(folder.parent) or folder.name in _MADE or any(one.exists() for one in marks)
+            )
+        return made[folder]
+
+    return [name for name in names if not is_made(Path(name).parent)]
 
 
 def _git(root: Path, *arguments: str, **environment: str) -> str:

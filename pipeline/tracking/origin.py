@@ -13,6 +13,7 @@ from pipeline.tracking.values import (
     COMMIT,
     FINGERPRINT,
     HARDWARE,
+    PATCH,
     TRUSTED,
 )
 
@@ -24,11 +25,13 @@ TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 class Origin:
     """Commit and uncommitted changes, libraries by version, hardware, and the data's SHA-256.
 
-    `modules`: SHA-256 of the source of each trusted module of the user's own.
+    `patch_sha256` (hex) is that of the patch as it was; a recorded text hides secrets. `modules`:
+    SHA-256 of the source of each trusted module of the user's own.
     """
 
     commit: str | None
     patch: str
+    patch_sha256: str | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str]
     hardware: Mapping[str, str]
@@ -54,6 +57,7 @@ def here(data: str) -> Origin:
     return Origin(
         commit=code.commit,
         patch=code.patch,
+        patch_sha256=code.patch_sha256,
         modules=checksums(trusted()),
         packages=packages(lineage.environment()),
         hardware=lineage.hardware(),
@@ -66,6 +70,7 @@ def recorded_origin(tags: Mapping[str, str], *, patch: str, environment: str) ->
     return Origin(
         commit=tags.get(COMMIT),
         patch=patch,
+        patch_sha256=tags.get(PATCH),
         modules=_below(TRUSTED, tags),
         packages=packages(environment),
         hardware=_below(HARDWARE, tags),
@@ -114,7 +119,11 @@ def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
     yield from _in(
         "code", {"commit": _short(then.commit)}, {"commit": _short(now.commit)}, ["commit"]
     )
-    if then.patch != now.patch:
+    digests = [
+        one.patch_sha256 or lineage.Code(commit=None, patch=one.patch).patch_sha256
+        for one in (then, now)
+    ]
+    if digests[0] != digests[1]:
         texts = [_changes(then.patch), _changes(now.patch)]
         if texts[0] == texts[1]:
             texts = [f"{text} ({name})" for text, name in zip(texts, ("A", "B"), strict=True)]

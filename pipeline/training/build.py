@@ -182,6 +182,8 @@ def _compile(model: keras.Model, config: Config, *, images: int) -> None:
             config.train.epochs * -(-images // config.train.batch_size),
         )
     _require_savable(optimizer, config)
+    if config.train.precision == "float16":  # Keras looks only at the policy of the whole model
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer=optimizer, **loss_and_metrics())
 
 
@@ -189,8 +191,14 @@ def _require_savable(optimizer: keras.optimizers.Optimizer, config: Config) -> N
     """Checks that checkpoints can describe an optimizer and its schedule.
 
     Raises:
-        RequestError: one of them has no `get_config`, or one that fails.
+        RequestError: one of them has no `get_config`, or one that fails; gradients are accumulated,
+            so that the optimizer does not count steps.
     """
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        raise RequestError(
+            f"optimizer={config.choices.optimizer}: gradient_accumulation_steps is not supported; "
+            "leave it out, and lower train.batch_size if memory is short"
+        )
     try:
         json.dumps(keras.saving.serialize_keras_object(optimizer))
     except Exception as error:  # a user's `get_config` may raise anything

@@ -13,9 +13,9 @@ from rich.console import Console
 from pipeline.evaluation.metrics import scale_of
 from pipeline.system.terminal import plain_console, progress_bar
 from pipeline.training.checkpoint import (
-    BEST,
     LAST,
     Progress,
+    best_checkpoint,
     load_state,
     restore_seeds,
     save_checkpoint,
@@ -104,10 +104,7 @@ class Restore(keras.callbacks.Callback):
         load_state(self.model, last)
         self._tell_followers()
         if self.best is not None and self.best.restore_best_weights:
-            # The process may have been killed after writing the last checkpoint and before the
-            # best.
-            is_last = self.best.best_epoch == len(self.progress.epochs) - 1
-            load_state(self.model, last if is_last else self.folder / BEST)
+            load_state(self.model, best_checkpoint(self.folder, self.best.best_epoch))
             self.best.best_weights = self.model.get_weights()
         load_state(self.model, last)
         restore_seeds(self.model, self.progress)

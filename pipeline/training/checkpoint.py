@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,28 @@ def save_checkpoint(
     if best:
         with replacing(folder / BEST) as path:
             shutil.copyfile(folder / LAST, path)
+
+
+def best_checkpoint(folder: Path, epoch: int) -> Path:
+    """The checkpoint in `folder` with the weights after the best `epoch` (from 0).
+
+    It is `best.keras`, unless the process was ended after writing the last checkpoint and before
+    the best: then it is made of that one.
+
+    Raises:
+        RequestError: there is none of that epoch.
+    """
+    for name in (BEST, LAST, _PREVIOUS):
+        with suppress(RequestError):  # another may be whole
+            if len(progress_of(folder / name).epochs) == epoch + 1:
+                if name != BEST:
+                    with replacing(folder / BEST) as path:
+                        shutil.copyfile(folder / name, path)
+                return folder / BEST
+    raise RequestError(
+        f"{folder}: the weights of the best epoch, {epoch + 1}, are in none of the checkpoints; "
+        "start the run again"
+    )
 
 
 def load_state(model: keras.Model, path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.tracking import origin
+from pipeline.tracking.lineage import Code
 from pipeline.tracking.origin import Origin, differences
 
 THEN = Origin(
@@ -71,7 +72,14 @@ def test_a_recorded_origin_is_read_from_tags_and_texts() -> None:
         "version.numpy": "1",
     }
     text = "# Python 3.11.7 on Linux-6.1\nkeras==3.15.1\nnumpy==2.4.6\n"
-    assert origin.recorded_origin(tags, patch="p", environment=text) == Origin(
+    recorded = origin.recorded_origin(tags, patch="p", environment=text)
+    hidden = origin.recorded_origin(
+        tags | {"code.patch_sha256": Code(commit=None, patch="q").patch_sha256},
+        patch="***",
+        environment=text,
+    )
+    assert origin.differences(hidden, replace(recorded, patch="q")) == []
+    assert recorded == Origin(
         commit="abc",
         patch="p",
         packages={"Python": "3.11.7", "keras": "3.15.1", "numpy": "2.4.6"},

@@ -125,6 +125,19 @@ def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
         build_model(config, PREPARED)
 
 
+def test_an_optimizer_that_accumulates_gradients_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configured(*LINEAR)
+    made = build.build
+    slow = keras.optimizers.Adam(gradient_accumulation_steps=4)
+    monkeypatch.setattr(
+        build, "build", lambda leaf, *more: slow if leaf is config.optimizer else made(leaf, *more)
+    )
+    with pytest.raises(RequestError, match="gradient_accumulation_steps is not supported"):
+        build_model(config, PREPARED)
+
+
 def backbone(images: Any, classes: int) -> Any:
     """A small backbone, and a head of operations and branches."""
     x = keras.layers.Dense(4, name="base")(keras.layers.Flatten(name="flat")(images))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.data.values import Fitted, Prepared
 from pipeline.evaluation.plots import first_kernel
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.build import build_model
-from pipeline.training.checkpoint import Progress, progress_of
+from pipeline.training.checkpoint import Progress, best_checkpoint, progress_of
 from pipeline.training.train import ENOUGH_STEPS, train, xla_is_faster
 from tests.commands import configured
 from tests.splits import in_splits
@@ -226,6 +227,18 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_loses_nothing(tmp_path:
     start = progress_of(tmp_path / "checkpoints" / "last.keras")
     fitted = trained(tmp_path, *overrides, start=start)
     np.testing.assert_array_equal(flat(fitted.model), flat(whole.model))
+
+
+def test_the_best_checkpoint_is_made_again_before_the_next_interruption(tmp_path: Path) -> None:
+    trained(tmp_path, "train.epochs=2", "train.keep=best")
+    folder = tmp_path / "checkpoints"
+    shutil.copyfile(folder / "previous.keras", folder / "best.keras")
+    assert best_checkpoint(folder, 1) == folder / "best.keras"
+    assert len(progress_of(folder / "best.keras").epochs) == 2
+    (folder / "best.keras").unlink()
+    assert len(progress_of(best_checkpoint(folder, 0)).epochs) == 1
+    with pytest.raises(RequestError, match="the best epoch, 4, are in none of the checkpoints"):
+        best_checkpoint(folder, 3)
 
 
 def test_without_validation_images_there_is_no_best_epoch_nor_its_checkpoint(
