@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
@@ -79,7 +78,6 @@ class Children:
         outcome is what they say.
         """
         awaited(lambda: self._runs(job.index))
-        here = run_in_journal(self.parent.folder / str(job.index))  # may be sent any moment
         self._send_what_is_missing(job.index)
         runs = awaited(lambda: self._runs(job.index))
         finished = [run for run in runs if run.status == Status.FINISHED]
@@ -87,9 +85,7 @@ class Children:
         if not tries:
             return _without_run(job, len(self.objectives), error or "opened no run")
         run = tries[-1]
-        if run.status == Status.RUNNING and _has_ended(here, run):
-            run = here
-        elif run.status == Status.RUNNING:
+        if run.status == Status.RUNNING:
             close(self.parent.client, run, Status.FAILED, error or "ended without closing its run")
             run = by_id(self.parent.client, run.id)
         return self._outcome(run, job)
@@ -107,7 +103,7 @@ class Children:
                 continue
             if pulse(run.tags) is Pulse.ALIVE:
                 alive.add(-1 if run.index is None else run.index)
-            elif not _has_ended(run_in_journal(self.parent.folder / str(run.index)), run):
+            else:
                 close(self.parent.client, run, Status.KILLED, GONE)
         return alive
 
@@ -127,11 +123,20 @@ class Children:
                     log.warning("job %s is not sent yet: %s", folder.name, why_away(error))
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
-        """The runs of all jobs or of one, oldest first."""
+        """The runs of all jobs or of one, oldest first.
+
+        One whose end the store does not know yet is as its journal says.
+        """
+        # Before the store is asked, since they may be sent any moment.
+        here = [run_in_journal(folder) for folder in journals_of_jobs(self.parent.folder)]
+        ended = {one.id: one for one in here if one and one.status != Status.RUNNING}
         asked = Query(
             experiment=self.experiment, parent=self.parent.id, index=index, order=("started",)
         )
-        return list(search(self.parent.client, asked))
+        return [
+            ended.get(run.id, run) if run.status == Status.RUNNING else run
+            for run in search(self.parent.client, asked)
+        ]
 
     def _outcome(self, run: RecordedRun, job: Job) -> Outcome:
         status = PRUNED if run.pruned is not None else _STATUSES.get(run.status, RUNNING)
@@ -179,11 +184,6 @@ def typical_seconds(config: Config) -> float | None:
 
 def _stretch(run: RecordedRun, epochs: int) -> float:
     return epochs / int(run.params.get("train.epochs", epochs))
-
-
-def _has_ended(here: RecordedRun | None, run: RecordedRun) -> TypeGuard[RecordedRun]:
-    """Whether the journal's run `here` is `run` and says how it ended."""
-    return here is not None and here.id == run.id and here.status != Status.RUNNING
 
 
 def _without_run(job: Job, objectives: int, error: str) -> Outcome:

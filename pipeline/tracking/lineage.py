@@ -32,8 +32,8 @@ _AS_PATCH = (
 # New files that a result may depend on; photos, for example, are not code.
 NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
 _AT_ONCE = 1_000  # files named to git; a command line is limited
-# Folders that Hydra and MLflow fill.
-_MADE = {".hydra", "outputs", "multirun", "mlartifacts", "mlruns"}
+# Folders that Hydra and MLflow fill, in the folder of the project.
+_MADE = {"outputs", "multirun", "mlartifacts", "mlruns"}
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -139,9 +139,9 @@ def _written_by_hand(root: Path, names: Sequence[str]) -> list[str]:
 
     def is_made(folder: Path) -> bool:
         if folder not in made:
-            marks = (root / folder / mark for mark in (OWNER, "pyvenv.cfg"))
+            marks = (root / folder / mark for mark in (OWNER, ".hydra", "pyvenv.cfg"))
             made[folder] = (
-                is_made(folder.parent) or folder.name in _MADE or any(one.exists() for one in marks)
+                is_made(folder.parent) or str(folder) in _MADE or any(one.exists() for one in marks)
             )
         return made[folder]
 

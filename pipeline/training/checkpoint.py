@@ -3,8 +3,9 @@
 `previous.keras` is the checkpoint of the epoch before, in case `last.keras` is damaged.
 
 Each is one `.keras` file with the model, its optimizer and the `Progress` of the run. It is
-replaced in one step, so that the three always match, even after a kill. The order of images and the
-state of callbacks are not saved, but derived from the seed and from the metrics of the epochs.
+replaced in one step, so that the three always match; after a kill the best may be an older one, and
+`best_checkpoint` makes it again. The order of images and the state of callbacks are not saved, but
+derived from the seed and from the metrics of the epochs.
 """
 
 from __future__ import annotations
@@ -93,6 +94,13 @@ def newest_progress(folder: Path) -> Progress:
         if not previous.exists():
             raise
         found, damage = progress_of(previous), str(error).rpartition(";")[0]
+        with suppress(RequestError):
+            best = progress_of(folder / BEST)
+            if len(best.epochs) > len(found.epochs):  # a copy of what is damaged now
+                log.warning("%s; its copy, the best checkpoint, takes its place", damage)
+                with replacing(last) as path:
+                    shutil.copyfile(folder / BEST, path)
+                return best
         log.warning("%s; the one of the epoch before takes its place", damage)
         previous.replace(last)
         return found

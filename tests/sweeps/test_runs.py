@@ -149,6 +149,7 @@ def test_a_job_whose_place_of_artefacts_is_away_has_the_outcome_of_its_journal_a
     monkeypatch.setattr(runs, "send_journal", away)
     assert of_sweep(tmp_path).settle(JOBS[0], None).status == FINISHED
     assert of_sweep(tmp_path).close_orphans() == set()
+    assert of_sweep(tmp_path).outcomes()[0].status == FINISHED  # as a resumed sweep sees it
     assert store[0].status == Status.RUNNING
     assert "job 0 is not sent yet: ConnectionError: the place of the artefacts" in caplog.text
 
@@ -162,6 +163,7 @@ def test_a_job_that_is_sent_while_its_runs_are_looked_for_is_not_closed(
     held = Journal(tmp_path / "0")
     for one in (opening, {"kind": "end", "status": "FINISHED", "time": 3000}):
         held.append(one)
+    monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
     found = runs.search
 
     def search(client: Any, query: Any) -> Iterator[RecordedRun]:

@@ -102,14 +102,16 @@ def test_new_files_that_are_not_code_stay_out_of_the_patch(checkout: Path) -> No
 def test_what_runs_and_virtual_environments_consist_of_is_no_change(checkout: Path) -> None:
     for name in (
         *("outputs/2026/run/.hydra/config.yaml", "runs/base/artifacts/config.yaml"),
-        *("runs/base/run_id", "deep/.hydra/config.yaml", "multirun/a/0/artifacts/config.yaml"),
+        *("runs/base/run_id", "mine/1/.hydra/config.yaml", "multirun/a/0/artifacts/config.yaml"),
         *("venv/pyvenv.cfg", "venv/lib/site-packages/numpy/core.py", "mlartifacts/1/a.yaml"),
     ):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("made: true")
     assert code_state(checkout).patch == ""
-    (checkout / "deep/mine.py").write_text("x = 1\n")
-    assert "deep/mine.py" in code_state(checkout).patch
+    (checkout / "package/outputs").mkdir(parents=True)
+    for name in ("mine/code.py", "package/outputs/heads.py"):
+        (checkout / name).write_text("x = 1\n")
+        assert name in code_state(checkout).patch
 
 
 def test_staged_changes_count_like_unstaged_ones(checkout: Path, tmp_path: Path) -> None:

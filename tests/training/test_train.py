@@ -15,7 +15,12 @@ from pipeline.data.values import Fitted, Prepared
 from pipeline.evaluation.plots import first_kernel
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training.build import build_model
-from pipeline.training.checkpoint import Progress, best_checkpoint, progress_of
+from pipeline.training.checkpoint import (
+    Progress,
+    best_checkpoint,
+    newest_progress,
+    progress_of,
+)
 from pipeline.training.train import ENOUGH_STEPS, train, xla_is_faster
 from tests.commands import configured
 from tests.splits import in_splits
@@ -230,15 +235,28 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_loses_nothing(tmp_path:
 
 
 def test_the_best_checkpoint_is_made_again_before_the_next_interruption(tmp_path: Path) -> None:
-    trained(tmp_path, "train.epochs=2", "train.keep=best")
+    overrides = ("train.epochs=2", "train.keep=best", "optimizer.learning_rate=1e-4")
+    whole = trained(tmp_path, *overrides)
+    assert whole.best_epoch == 2
     folder = tmp_path / "checkpoints"
-    shutil.copyfile(folder / "previous.keras", folder / "best.keras")
-    assert best_checkpoint(folder, 1) == folder / "best.keras"
+    shutil.copyfile(folder / "previous.keras", folder / "best.keras")  # killed before the copy
+    resumed = trained(tmp_path, *overrides, start=progress_of(folder / "last.keras"))
+    np.testing.assert_array_equal(flat(resumed.model), flat(whole.model))
     assert len(progress_of(folder / "best.keras").epochs) == 2
     (folder / "best.keras").unlink()
-    assert len(progress_of(best_checkpoint(folder, 0)).epochs) == 1
+    assert len(progress_of(best_checkpoint(folder, 0)).epochs) == 1  # the one before the last
     with pytest.raises(RequestError, match="the best epoch, 4, are in none of the checkpoints"):
         best_checkpoint(folder, 3)
+
+
+def test_the_best_checkpoint_takes_the_place_of_the_damaged_one_that_it_is_a_copy_of(
+    tmp_path: Path,
+) -> None:
+    trained(tmp_path, "train.epochs=2", "train.keep=best", "optimizer.learning_rate=1e-4")
+    folder = tmp_path / "checkpoints"
+    (folder / "last.keras").write_bytes(b"torn")
+    assert len(newest_progress(folder).epochs) == 2
+    assert len(progress_of(folder / "last.keras").epochs) == 2
 
 
 def test_without_validation_images_there_is_no_best_epoch_nor_its_checkpoint(

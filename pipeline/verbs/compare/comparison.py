@@ -24,7 +24,7 @@ from pipeline.evaluation.intervals import (
 )
 from pipeline.evaluation.metrics import cross_entropies, scale_of
 from pipeline.tracking.values import RecordedRun
-from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, images_of, pair_up
+from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, pair_up, same_images
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
 
 _SHOWN = ("test/accuracy", "val/accuracy", "val/loss", "time/total_s")  # beside the ranking metric
@@ -247,7 +247,7 @@ def _same_images(
     if len(pair) < 2 or any((run.id, metric) not in values for run in pair):
         return False
     split = metric.partition("/")[0]
-    return len({images_of(run, stored[run.id], split) for run in pair}) == 1
+    return same_images(pair, stored, split)
 
 
 def _pair(

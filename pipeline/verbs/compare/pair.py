@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,18 +83,25 @@ def pair_up(
     )
 
 
-def images_of(run: RecordedRun, stored: Stored, split: str) -> str:
-    """A text that is equal for two runs if and only if their images of a split are the same.
+def same_images(runs: Sequence[RecordedRun], stored: Mapping[str, Stored], split: str) -> bool:
+    """Whether runs have the same images of a split.
 
-    It depends on the data, the labels and, except for the test split, how the data was split:
+    That depends on the data, the labels and, except for the test split, how the data was split:
     by `preprocess`, and by the groups of pictures. The test split is fixed by the data set, and no
     setting changes its pixels.
     """
-    groups = run.tags.get(GROUPING)
-    ways = {key: text for key, text in run.params.items() if key.startswith(_PREPROCESS)}
-    if groups is None:  # an earlier version recorded it
-        ways |= {key: text for key, text in run.params.items() if key in _GROUPS}
-    way = [*sorted(ways.items()), groups] if split == "val" else []
+    grouped = all(GROUPING in run.tags for run in runs)  # an earlier version recorded settings only
+    return len({_images_of(run, stored[run.id], split, grouped=grouped) for run in runs}) == 1
+
+
+def _images_of(run: RecordedRun, stored: Stored, split: str, *, grouped: bool) -> str:
+    settings = {
+        key: text
+        for key, text in run.params.items()
+        if key.startswith(_PREPROCESS) or (key in _GROUPS and not grouped)
+    }
+    groups = run.tags[GROUPING] if grouped else ""
+    way = [*sorted(settings.items()), groups] if split == "val" else []
     labels = hashlib.sha256(np.ascontiguousarray(stored[split].labels).data).hexdigest()
     return f"{run.fingerprint or run.id} {way} {labels}"
 
@@ -108,9 +115,7 @@ def _common_split(runs: tuple[RecordedRun, RecordedRun], stored: Mapping[str, St
         raise Unpaired(f"the runs' data differ: SHA-256 {data[0][:12]} and {data[1][:12]}")
     for split, name in JUDGED_SPLITS.items():
         if all(split in stored[run.id] for run in runs):
-            if images_of(runs[0], stored[runs[0].id], split) != images_of(
-                runs[1], stored[runs[1].id], split
-            ):
+            if not same_images(runs, stored, split):
                 raise Unpaired(f"the runs' {name} images differ: they were split differently")
             return split
     raise Unpaired("the runs have no predictions on a common split")

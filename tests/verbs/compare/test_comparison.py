@@ -143,6 +143,20 @@ def test_runs_whose_pictures_were_grouped_in_other_ways_are_paired_on_test_image
     assert compared(runs[:2], **only_val).pair is None
 
 
+def test_runs_that_name_their_groups_are_paired_by_these_and_with_earlier_ones_by_settings() -> (
+    None
+):
+    def paired(one: dict[str, str], other: dict[str, str]) -> bool:
+        runs = [run(name, rate=name) for name in "ab"]
+        tags = zip(runs, (one, other), strict=True)
+        runs = [replace(run, tags=dict(run.tags) | more) for run, more in tags]
+        return compared(runs, **{name: answers(200, "val") for name in "ab"}).pair is not None
+
+    assert paired({"data.groups": "1"}, {"data.groups": "1"})
+    assert not paired({"data.groups": "1"}, {"data.groups": "2"})
+    assert paired({"data.groups": "1"}, {})
+
+
 def test_a_perfect_run_has_an_interval_of_its_own() -> None:
     runs = [run(name, rate=name) for name in "abc"]
     labels = LABELS[:20]
