@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import statistics
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.config.schema import Config
@@ -43,6 +43,7 @@ from pipeline.tracking.values import (
 
 log = logging.getLogger(__name__)
 _STATUSES = {Status.FINISHED: FINISHED, Status.FAILED: FAILED, Status.KILLED: KILLED}
+LAST_WORDS_S = 5.0  # for a job that has ended to send how
 _SAMPLE = 50  # earlier runs used for a preview's estimate
 
 
@@ -96,7 +97,9 @@ class Children:
         Returns the indices of the jobs that are still running according to their heartbeats.
         """
         alive = set()
-        self._send_what_is_missing()
+        until = time.monotonic() + LAST_WORDS_S
+        while self._send_what_is_missing() and time.monotonic() < until:
+            time.sleep(0.2)
         for run in self._runs():
             self.earlier.add(run.id)
             if run.status != Status.RUNNING:
@@ -107,20 +110,26 @@ class Children:
                 close(self.parent.client, run, Status.KILLED, GONE)
         return alive
 
-    def _send_what_is_missing(self, index: int | None = None) -> None:
+    def _send_what_is_missing(self, index: int | None = None) -> bool:
         """Sends the unsent journals of ended jobs, of all or of one, as far as possible.
 
-        `sync` sends what is left, as when the place of artefacts is away.
+        Returns whether a process still holds one of these, which it is sending itself. `sync` sends
+        what is left, as when the place of artefacts is away.
         """
+        held = False
         for folder in journals_of_jobs(self.parent.folder):
-            if folder.name == str(index) or index is None:
-                try:
-                    with suppress(RequestError):  # it is at work
-                        send_journal(self.parent.client, folder, close=False)
-                except Exception as error:
-                    if not is_passing(error):
-                        raise
-                    log.warning("job %s is not sent yet: %s", folder.name, why_away(error))
+            if index is not None and folder.name != str(index):
+                continue
+            try:
+                send_journal(self.parent.client, folder, close=False)
+            except RequestError:  # it is at work
+                here = run_in_journal(folder)
+                held |= here is not None and here.status != Status.RUNNING
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                log.warning("job %s is not sent yet: %s", folder.name, why_away(error))
+        return held
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first.

@@ -120,6 +120,7 @@ def test_a_job_whose_end_has_not_arrived_yet_has_the_outcome_of_its_journal(
     sweep = of_sweep(tmp_path)
     monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
     held.append({"kind": "end", "status": "FINISHED", "time": 3000})
+    monkeypatch.setattr(runs, "LAST_WORDS_S", 0.1)
     settled = sweep.settle(JOBS[0], None)
     assert (settled.status, settled.values, settled.seconds) == (FINISHED, (0.75,), 2.0)
     assert sweep.close_orphans() == set()

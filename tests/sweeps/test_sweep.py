@@ -675,7 +675,10 @@ def met_at_work(process: WarmProcess, cwd: Path) -> list[psutil.Process]:
         jobs = {
             index_of(run): int(run.data.tags[BEAT_PID]) for run in runs if INDEX in run.data.tags
         }
-        everybody[:] = [psutil.Process(pid) for pid in (process.pid, *jobs.values())]
+        try:
+            everybody[:] = [psutil.Process(pid) for pid in (process.pid, *jobs.values())]
+        except psutil.NoSuchProcess:  # its run is about to be closed
+            return False
         return jobs.keys() == {1, 2} and all(
             "epoch" in path.read_text()
             for path in cwd.glob("multirun/*/*/*/output.txt")
