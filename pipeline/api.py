@@ -60,15 +60,6 @@ def compose(*overrides: str) -> Config:
         return config
 
 
-def _default() -> Config:
-    """`compose()`; the modules that were trusted before remain so."""
-    before = trusted()
-    try:
-        return compose()
-    finally:
-        trust_again(before)
-
-
 def load_data(config: Config) -> Prepared:
     """Loads the data set, verified and cached, as splits: images u8[N,H,W,C], labels i32[N]."""
     trust_again(config.trusted_modules)
@@ -141,7 +132,9 @@ def predict(
     import numpy as np
 
     if isinstance(model, str):
-        model = _imported("pipeline.tracking.models").load_model(model, _default().tracking)
+        model = _imported("pipeline.tracking.models").load_model(
+            model, _with_its_modules(None).tracking
+        )
     keras_model: Any = getattr(model, "model", model)
     wanted, given = tuple(keras_model.input_shape[1:]), np.asarray(images)
     if given.dtype != np.uint8 or given.shape[1:] != wanted:
@@ -213,7 +206,7 @@ def find_run(run_id: str = "latest", *, config: Config | None = None) -> Recorde
     Raises:
         RequestError: there is no such run.
     """
-    return _find(run_id, config or _default())
+    return _find(run_id, _with_its_modules(config))
 
 
 def find_runs(
@@ -227,8 +220,7 @@ def find_runs(
     Raises:
         RequestError: there is no such sweep.
     """
-    config = config or _default()
-    trust_again(config.trusted_modules)
+    config = _with_its_modules(config)
     finding, values = _imported("pipeline.tracking.runs"), _imported("pipeline.tracking.values")
     query = values.Query(
         experiment=_imported("pipeline.tracking.client").experiment_name(config),
@@ -291,7 +283,9 @@ def promote(
         PipelineError: another promotion happened in the meantime.
     """
     run_id = run if isinstance(run, str) else run.id
-    return _carried_out("promote", replace(config or _default(), run_id=run_id), folder, settings)
+    return _carried_out(
+        "promote", replace(_with_its_modules(config), run_id=run_id), folder, settings
+    )
 
 
 def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
@@ -302,11 +296,21 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
     """
     from pipeline.tracking.values import champion_uri
 
-    config = config or _default()
-    trust_again(config.trusted_modules)
+    config = _with_its_modules(config)
     models = _imported("pipeline.tracking.models")
     champion: LoadedModel = models.load_model(champion_uri(dataset), config.tracking)
     return champion
+
+
+def _with_its_modules(config: Config | None) -> Config:
+    """The configuration, by default `compose()`, whose modules are trusted beside the others."""
+    before = trusted()
+    try:
+        config = config or compose()
+    finally:
+        trust_again(before)
+    trust_again(config.trusted_modules)
+    return config
 
 
 def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
@@ -340,8 +344,7 @@ def _carried_out(
     name: str, config: Config | None, folder: Path | str | None, settings: dict[str, Any]
 ) -> Any:
     """Runs a verb that has keys of its own and returns its result."""
-    config = config or _default()
-    trust_again(config.trusted_modules)
+    config = _with_its_modules(config)
     verb, composed = verbs()[name], _composed((), name)
     assert verb.request is not None
     with _in_our_words():
@@ -362,6 +365,5 @@ def _imported(module: str) -> Any:
 
 
 def _find(run_id: str, config: Config) -> RecordedRun:
-    trust_again(config.trusted_modules)
     found: RecordedRun = _imported("pipeline.tracking.runs").find_run(run_id, config)
     return found

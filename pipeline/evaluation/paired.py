@@ -44,9 +44,7 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
     """
     if not labels.shape == first.shape == second.shape:
         raise ValueError(f"not the same images: {labels.shape}, {first.shape}, {second.shape}")
-    right, also = first == labels, second == labels
-    only_first = int(np.count_nonzero(right & ~also))
-    only_second = int(np.count_nonzero(also & ~right))
+    only_first, only_second = _alone(first == labels, second == labels)
     decided = only_first + only_second
     p_value = float(scipy.stats.binomtest(only_first, decided).pvalue) if decided else 1.0
     return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
@@ -54,11 +52,20 @@ def mcnemar(labels: Array, first: Array, second: Array) -> McNemar:
 
 def accuracy_change(labels: Array, first: Array, second: Array, confidence: float) -> Estimate:
     """The second's accuracy minus the first's, with a paired interval; all arrays i32[N]."""
-    right, also = first == labels, second == labels
-    only_first, only_second = np.sum(right & ~also), np.sum(also & ~right)
-    low, high = bonett_price(int(only_first), int(only_second), len(labels), confidence)
+    return paired_change(first == labels, second == labels, confidence)
+
+
+def paired_change(right: Array, also: Array, confidence: float) -> Estimate:
+    """The share of `also` minus that of `right`, bool[N] each, with a paired interval."""
+    only_first, only_second = _alone(right, also)
+    low, high = bonett_price(only_first, only_second, len(right), confidence)
     value = float(also.mean() - right.mean())
     return Estimate(value=value, low=low, high=high, method=BONETT)
+
+
+def _alone(right: Array, also: Array) -> tuple[int, int]:
+    """The numbers of images that the first or the second alone gets right."""
+    return int(np.count_nonzero(right & ~also)), int(np.count_nonzero(also & ~right))
 
 
 @dataclass(frozen=True, kw_only=True)

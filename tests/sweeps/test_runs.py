@@ -106,20 +106,25 @@ def test_a_job_that_ended_without_closing_its_run_has_it_closed_as_failed(
     assert (again.status, again.error, again.run_id) == (FAILED, "opened no run", None)
 
 
+def ended_job(sweep: Path, *records: dict[str, Any]) -> Journal:
+    """The open journal of job 0, whose run `a` has ended with these records."""
+    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
+    opening |= {"experiment": "digits", "tags": {"sweep.index": "0"}, "params": {}, "metrics": {}}
+    (sweep / "0").mkdir()
+    journal = Journal(sweep / "0")
+    for one in (opening, *records, {"kind": "end", "status": "FINISHED", "time": 3000}):
+        journal.append(one)
+    return journal
+
+
 def test_a_job_whose_end_has_not_arrived_yet_has_the_outcome_of_its_journal(
     store: list[RecordedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {"sweep.index": "0"}
-    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
-    opening |= {"experiment": "digits", "tags": place, "params": {}, "metrics": {}}
-    (tmp_path / "0").mkdir()
-    held = Journal(tmp_path / "0")  # by a thread of the job's process that waits for the store
-    held.append(opening)
-    held.append({"kind": "batch", "metrics": [("val/accuracy", 0.75, 1, 0)]})
+    # By a thread of the job's process that waits for the store.
+    held = ended_job(tmp_path, {"kind": "batch", "metrics": [("val/accuracy", 0.75, 1, 0)]})
     store += [run("a", 0, Status.RUNNING)]
     sweep = of_sweep(tmp_path)
     monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
-    held.append({"kind": "end", "status": "FINISHED", "time": 3000})
     monkeypatch.setattr(runs, "LAST_WORDS_S", 0.1)
     settled = sweep.settle(JOBS[0], None)
     assert (settled.status, settled.values, settled.seconds) == (FINISHED, (0.75,), 2.0)
@@ -134,13 +139,7 @@ def test_a_job_whose_place_of_artefacts_is_away_has_the_outcome_of_its_journal_a
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
-    opening |= {"experiment": "digits", "tags": {"sweep.index": "0"}, "params": {}, "metrics": {}}
-    (tmp_path / "0").mkdir()
-    written = Journal(tmp_path / "0")
-    for one in (opening, {"kind": "end", "status": "FINISHED", "time": 3000}):
-        written.append(one)
-    written.close()
+    ended_job(tmp_path).close()
     store += [run("a", 0, Status.RUNNING)]
     monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
 
@@ -158,12 +157,7 @@ def test_a_job_whose_place_of_artefacts_is_away_has_the_outcome_of_its_journal_a
 def test_a_job_that_is_sent_while_its_runs_are_looked_for_is_not_closed(
     store: list[RecordedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opening = {"kind": "opening", "run_id": "a", "local_id": "l", "name": "", "started": 1000}
-    opening |= {"experiment": "digits", "tags": {"sweep.index": "0"}, "params": {}, "metrics": {}}
-    (tmp_path / "0").mkdir()
-    held = Journal(tmp_path / "0")
-    for one in (opening, {"kind": "end", "status": "FINISHED", "time": 3000}):
-        held.append(one)
+    held = ended_job(tmp_path)
     monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
     found = runs.search
 

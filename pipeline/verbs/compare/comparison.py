@@ -10,12 +10,10 @@ import numpy as np
 
 from pipeline.data.values import Array
 from pipeline.evaluation.intervals import (
-    BONETT,
     BOOTSTRAP,
     PAIRED,
     Estimate,
     Resampling,
-    bonett_price,
     bootstrap,
     newcombe,
     student,
@@ -23,6 +21,7 @@ from pipeline.evaluation.intervals import (
     wilson,
 )
 from pipeline.evaluation.metrics import cross_entropies, scale_of
+from pipeline.evaluation.paired import paired_change
 from pipeline.tracking.values import RecordedRun
 from pipeline.verbs.compare.pair import PairedRuns, Stored, Unpaired, pair_up, same_images
 from pipeline.verbs.compare.rows import Row, differing, fold, labels
@@ -206,22 +205,25 @@ def _gaps(
     resampling: Resampling,
 ) -> dict[int, Estimate]:
     """The differences to the first row with paired intervals, for rows with the same images."""
-    gaps = {
-        position: values[row.runs[0].id, metric] - values[rows[0].runs[0].id, metric]
+    first = values.get((rows[0].runs[0].id, metric))
+    others = {
+        position: values[row.runs[0].id, metric]
         for position, row in enumerate(rows)
         if position and _same_images(rows[0], row, metric, values, stored)
     }
-    if not gaps:
+    if first is None or not others:
         return {}
-    method = BONETT if _is_accuracy(metric) else PAIRED
-    if method == BONETT:
-        alone = [(int(np.sum(gap < 0)), int(np.sum(gap > 0)), len(gap)) for gap in gaps.values()]
-        intervals = [bonett_price(*counts, resampling.confidence) for counts in alone]
-    else:  # all at once, because the resampling takes the time
-        intervals = bootstrap(np.stack(list(gaps.values())), resampling).tolist()
+    if _is_accuracy(metric):
+        confidence = resampling.confidence
+        return {
+            position: paired_change(first > 0, other > 0, confidence)
+            for position, other in others.items()
+        }
+    gaps = np.stack([other - first for other in others.values()])
+    intervals = bootstrap(gaps, resampling).tolist()  # all at once: the resampling takes the time
     return {
-        position: Estimate(value=float(gap.mean()), low=low, high=high, method=method)
-        for (position, gap), (low, high) in zip(gaps.items(), intervals, strict=True)
+        position: Estimate(value=float(gap.mean()), low=low, high=high, method=PAIRED)
+        for position, gap, (low, high) in zip(others, gaps, intervals, strict=True)
     }
 
 

@@ -157,7 +157,8 @@ def test_two_named_runs_are_paired_on_their_test_images(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = ids(store, "0.1-0", "0.2-0")
-    found = as_json(capsys, tmp_path, f"runs=[{one[:12]},{other}]")
+    # In quotes: an id of digits and one e would be a number.
+    found = as_json(capsys, tmp_path, f"runs=['{one[:12]}','{other}']")
     assert [row["run_ids"] for row in found["rows"]] == [[one], [other]]
     assert found["pair"]["test"]["only_first"] == 0
     assert found["pair"]["test"]["only_second"] == 50
