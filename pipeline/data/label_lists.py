@@ -14,7 +14,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import PurePosixPath
@@ -99,6 +99,26 @@ class Rows:
 def split_of(name: str) -> str | None:
     """The split that a word stands for: "train", "val" or "test"; None if it stands for none."""
     return SPLIT_WORDS.get(name.strip().casefold())
+
+
+def splits_among(names: Collection[str]) -> dict[str, str]:
+    """The splits that folders beside one another stand for, by name; none without train.
+
+    A second split is needed, too. Names that only contain a word for a split, such as `seg_train`
+    or `val2017`, count if all are of this kind.
+    """
+    words = {name: split_in(name) for name in names}
+    if not all(words.values()):
+        words = {name: split_of(name) for name in names}
+    splits = {name: split for name, split in words.items() if split}
+    return splits if "train" in splits.values() and len({*splits.values()}) > 1 else {}
+
+
+def split_in(name: str) -> str | None:
+    """The split whose word a name contains, as in `seg_train` or `val2017`; None without one."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    found = {split for word in words if (split := split_of(word))}
+    return found.pop() if len(found) == 1 else None
 
 
 def read_table(content: bytes | mmap, name: str, *, may_be_empty: bool = False) -> Table:

@@ -391,6 +391,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     if wanted.for_lists and not wanted.compared:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *_without_pictures(files, tree, layout), *_united_by_form(tree, layout)]
+    notes += _not_the_users(contents)
     notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
@@ -405,6 +406,7 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
     """
     place, below = located(path, key)
     left_out: Counter[str] = Counter()
+    notes: list[str] = []
     if _ending(below) in label_lists.PARQUET:
         table = _table(place, below)
         names = [table.columns[column] for column in table.embedded[:1]]
@@ -415,12 +417,14 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
         contents = place.contents(())
         inside = [name for name in contents.files if name.startswith(below)]
         files = tuple(name for name in inside if _ending(name) in PICTURE_ENDINGS)
+        notes += _not_the_users(contents)
         left_out += contents.left_out
         left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
     if not files:
         return None
     layout = "pictures without classes"
-    return replace(_of_no_class(place, files, layout), left_out=tuple(left_out.most_common()))
+    listing = _of_no_class(place, files, layout)
+    return replace(listing, left_out=tuple(left_out.most_common()), notes=tuple(notes))
 
 
 def unlabelled_list(
@@ -486,6 +490,14 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
                 yield f"{folder}/ is no class: none of its {count:,} files is a picture"
 
 
+def _not_the_users(contents: Contents) -> Iterator[str]:
+    """Says which folders are left out since runs or programs made them."""
+    # Without their number, which grows from run to run: a data set with other notes is built anew.
+    told = [f"{maker} ({as_line(first)}, …)" for maker, first in contents.made.items()]
+    if told:
+        yield f"left out: folders made by {joined(told)}"
+
+
 def _united_by_form(tree: _Tree, layout: _Layout) -> Iterator[str]:
     """Notes which classes consist of several folders whose names look alike."""
     for side, _ in layout.sides:
@@ -505,10 +517,13 @@ def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: C
         found = f"{joined(folders)} hold pictures, but no class folders"
     else:
         found = f"{len(tree.pictures):,} pictures lie there without class folders"
-    told = [found, rest(tuple(left_out.most_common()))]
+    told = [found, rest(tuple(left_out.most_common())), *_not_the_users(contents)]
     if contents.linked:
         names = ", ".join(map(as_line, contents.linked[:TOLD]))
-        told.append(f"a linked folder ({names}) is entered only if dataset.classes names it")
+        told.append(
+            f"a linked folder ({names}) is entered only if dataset.path or dataset.classes names "
+            "it, or if it is a split beside another, as train is beside test"
+        )
     folder = Path(path).name or path
     ways = f"{folder}/CLASS/1.png, {folder}/train/CLASS/1.png and {folder}/test/CLASS/2.png"
     return (
