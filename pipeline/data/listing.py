@@ -657,10 +657,12 @@ def _from_lists(
     for first in sorted(series, key=lambda name: SPLITS.index(splits[name] or "test")):
         split = "" if whole else splits[first]
         for name in series[first]:
-            table = _table(place, name)
             if split is None:
                 notes.append(f"{as_line(name)} stands for no split: it is not used")
-            elif split != "train" and not label_lists.has_labels(table, wanted.columns["label"]):
+                continue
+            table = _table(place, name)
+            labels = split in _FREE or label_lists.has_labels(table, wanted.columns["label"])
+            if not labels:
                 notes.append(f"{as_line(name)} has no labels: it is not used")
             else:
                 pictures, found, layout = _pictures_of(place, name, table, wanted)
@@ -785,6 +787,7 @@ def _pictures_of(
         roots=[f"{one}/{below}".rstrip("/") for one in pictures.absolute],
         folders=[f"{one}/{_folder(name)}".rstrip("/") for one in place.absolute],
         find=lambda paths: _real_names(pictures, below, paths),
+        same=lambda one, other: len({*pictures.stamps([below + one, below + other])}) == 1,
     )
     if rows.used[0] in table.embedded and not isinstance(pictures, Folder):
         raise RequestError(f"{told} holds pictures inside an archive; unpack the archive first")
@@ -882,6 +885,8 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
     class_names = tuple(dict.fromkeys(classes.values()))
+    if not rows:
+        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     if len(class_names) < 2 and not wanted.compared:
         raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
     index = {name: class_names.index(united) for name, united in classes.items()}
