@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase, getbase
+from packaging.version import Version
 
 import pipeline
 from pipeline.config import trusted
@@ -84,6 +89,36 @@ def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
         assert pipeline.compose("seed=4").seed == 4
         assert GlobalHydra.instance().hydra is theirs
         assert hydra_compose("adam").learning_rate == 0.001
+
+
+@dataclass
+class Theirs:
+    width: int = 3
+
+
+@pytest.mark.parametrize("words", [(), ("hydra.searchpath=[]",)])
+def test_compose_takes_nothing_from_another_applications_store_and_leaves_it_as_it_was(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", {**store.repo})
+    monkeypatch.setattr(VersionBase.instance(), "version_base", getbase())
+    store.store(name="config", node=Theirs)
+    store.store(group="model", name="cnn", node=Theirs)
+    store.store(group="project", name="default", node={"train": {"epochs": 7}}, package="_global_")
+    with initialize_config_dir(str(CONF / "optimizer"), job_name="theirs", version_base="1.2"):
+        config = pipeline.compose("model=cnn", "optimizer=lion", "schedule=cosine", *words)
+        assert (config.choices.model, config.train.epochs) == ("cnn", 20)
+        assert (JobRuntime.instance().get("name"), getbase()) == ("theirs", Version("1.2"))
+        assert {"config.yaml", "model", "project"} <= {*store.repo}
+
+
+def test_threads_compose_each_its_own_configuration() -> None:
+    models = ["cnn", "mlp", "linear", "resnet"]
+    with ThreadPoolExecutor(len(models)) as threads:
+        configs = [*threads.map(lambda model: pipeline.compose(f"model={model}"), models)]
+    assert [config.choices.model for config in configs] == models
+    assert not GlobalHydra.instance().is_initialized()
 
 
 @pytest.mark.parametrize(
