@@ -129,7 +129,7 @@ def test_threads_compose_each_its_own_configuration() -> None:
         ("model=cnnn", "model=cnnn: no such choice; did you mean cnn?"),
         ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
         ("--multirun", "--multirun: settings are written key=value"),
-        ("+hydra.callbacks.x._target_=shutil.copyfile", "is not allowed"),
+        ("hydra.searchpath=[pkg://shutil]", "pkg://shutil would be imported"),
         ("seed=${oc.env:HOME}", "could not be converted to Integer; write a whole number"),
     ],
 )

@@ -94,6 +94,8 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     if not command.helps:
         for word in words:
             _require_effect(word, words, command)
+            if command.python:
+                _require_effect_in_python(word)
     if not command.multirun:
         _require_once(words, command)
     parser = OverridesParser.create()
@@ -243,6 +245,24 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
             raise RequestError(f"{word} is not a setting of a run; it belongs to {how}")
         example = f"python -m pipeline {group} {setting}" if "." in bare else group
         raise RequestError(f"{word} has no effect on {command.verb}; it belongs to {example}")
+
+
+def _require_effect_in_python(word: str) -> None:
+    """Refuses settings that only a command heeds, for a call of `pipeline.compose`.
+
+    Raises:
+        RequestError: says what to do instead.
+    """
+    key = word.lstrip("+~").partition("=")[0]
+    if key == "run_id":
+        how = "give the run to the function, as in pipeline.find_run(…) or pipeline.promote(…)"
+    elif key in ("hydra.run.dir", "hydra.output_subdir"):
+        how = "give the folder to the function, as in pipeline.run(config, folder=…)"
+    elif re.match(r"hydra[./]", key) and key != "hydra.searchpath":
+        how = "leave it out: it is about a command of Hydra"
+    else:
+        return
+    raise RequestError(f"{word} has no effect on pipeline.compose; {how}")
 
 
 def _require_use(word: str, command: Command) -> None:

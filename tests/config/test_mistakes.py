@@ -327,6 +327,10 @@ def test_a_file_of_ones_own_is_among_the_choices(
         ("promote.force=True", r"it belongs to pipeline.promote\(…, force=True\)"),
         ("train.patience=None", "write null"),
         ("augment=null", "write augment=none"),
+        ("hydra.run.dir=runs/a", r"as in pipeline.run\(config, folder=…\)"),
+        ("hydra.verbose=true", "hydra.verbose=true has no effect on pipeline.compose; leave it"),
+        ("hydra/job_logging=none", "no effect on pipeline.compose; leave it out"),
+        ("run_id=latest", r"run_id=latest has no effect on pipeline.compose; .*find_run\(…\)"),
     ],
 )
 def test_python_is_told_in_its_own_terms(word: str, told: str) -> None:
