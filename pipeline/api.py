@@ -347,6 +347,7 @@ def _carried_out(
 ) -> Any:
     """Runs a verb that has keys of its own and returns its result."""
     config = _with_its_modules(config)
+    settings = {key: _without_numpy(value) for key, value in settings.items()}
     verb = verbs()[name]
     assert verb.request is not None
     with one_at_a_time, _in_our_words():
@@ -359,6 +360,13 @@ def _carried_out(
     pictures = verb.require_possible(config)
     _imported(verb.entry.partition(":")[0])
     return verb.carry_out(config, request, folder_of_work(folder), pictures)
+
+
+def _without_numpy(value: Any) -> Any:
+    """Numbers and arrays of NumPy as numbers and lists of Python, which OmegaConf takes."""
+    if isinstance(value, list | tuple):
+        return [_without_numpy(one) for one in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _imported(module: str) -> Any:

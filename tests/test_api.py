@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from packaging.version import Version
 
 import pipeline
 from pipeline.config import trusted
-from tests.commands import CONF, LEAN, environment, inside
+from pipeline.verbs import Verb
+from tests.commands import CONF, LEAN, configured, environment, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", *LEAN)
 LENIENT = {"min_test_accuracy": 0.1, "min_class_recall": 0.0, "max_ece": 1.0}
@@ -111,6 +113,27 @@ def test_compose_takes_nothing_from_another_applications_store_and_leaves_it_as_
         assert (config.choices.model, config.train.epochs) == ("cnn", 20)
         assert (JobRuntime.instance().get("name"), getbase()) == ("theirs", Version("1.2"))
         assert {"config.yaml", "model", "project"} <= {*store.repo}
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "asked"),
+    [
+        ("promote", {"margin": np.float32(0.5), "challenger": np.bool_(True)}, (0.5, True)),
+        ("compare", {"top": np.int64(3), "metric": np.str_("val/loss")}, (3, "val/loss")),
+    ],
+)
+def test_settings_of_verbs_may_be_numbers_and_arrays_of_numpy(
+    verb: str, settings: dict[str, Any], asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(Verb, "require_effects", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(Verb, "require_possible", lambda *given: None)
+    monkeypatch.setattr(Verb, "carry_out", lambda *given: None)
+    argument = ["ab12"] if verb == "promote" else []
+    getattr(pipeline, verb)(*argument, config=configured("dataset=digits"), **settings)
+    found = tuple(getattr(seen[0], key) for key in settings)
+    assert found == asked
+    assert [type(one) for one in found] == [type(one) for one in asked]
 
 
 def test_threads_compose_each_its_own_configuration() -> None:
