@@ -48,8 +48,9 @@ def error_line(error: BaseException) -> str:
         return _taken(*taken.groups())
     if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
         return _of_system(error)
-    if file := _IN_FILE.match(str(error)):
-        return _in_file(file[1], error.__context__)
+    reason = error.__context__
+    if (file := _IN_FILE.match(str(error))) and isinstance(reason, OmegaConfBaseException):
+        return _in_file(file[1], reason)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if there := re.search(r"An item is already at '([^']+)'", str(error)):
         return f"+{there[1]}=…: the key is there already; leave out the +"
@@ -76,14 +77,12 @@ def _of_system(error: OSError) -> str:
     return f"writing failed: {error.strerror}; free some space or choose another place"
 
 
-def _in_file(name: str, why: BaseException | None) -> str:
+def _in_file(name: str, error: OmegaConfBaseException) -> str:
     """The message if a configuration file sets what the configuration does not have."""
-    if not isinstance(why, OmegaConfBaseException):
-        return f"{name}.yaml: {one_line(why) if why else 'it cannot be read'}"
-    group = name.partition("/")[0]
-    if isinstance(why, ConfigKeyError) and why.full_key == group:  # its own keys are below this one
+    group = name.partition("/")[0]  # below which the file's keys are, unless it says otherwise
+    if isinstance(error, ConfigKeyError) and error.full_key == group:
         return f"{name}.yaml: begin the file with # @package _global_, as it sets keys of any group"
-    return f"{name}.yaml: {_bad_key(why)}"
+    return f"{name}.yaml: {_bad_key(error)}"
 
 
 def _taken(group: str, name: str) -> str:
