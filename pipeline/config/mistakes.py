@@ -186,14 +186,15 @@ def _apart(words: Sequence[str], position: int) -> str:
 
 def _continued(setting: str, following: Sequence[str], command: Command) -> str | None:
     """The setting meant by one whose value the shell has divided at its spaces."""
-    rest = [*takewhile(lambda word: "=" not in word and not word.startswith("~"), following)]
+    first, *others = following
+    rest = [first, *takewhile(lambda word: "=" not in word and word[:1] != "~", others)]
     whole = " ".join([setting, *rest])
     if any(setting.count(one) > setting.count(other) for one, other in ("[]", "{}", "()")):
         return f"the shell divides words at spaces; write it in quotes: {quoted_word(whole)}"
     if _may_be_text(setting, command):
         name, _, value = whole.partition("=")
         return f"did you mean to quote {name}={_in_quotes(value)}?"
-    if setting.endswith(",") or re.fullmatch(r"[-+]?\d[\d.e+-]*,?", following[0]):
+    if setting.endswith(",") or re.fullmatch(r"[-+]?\d[\d.e+-]*,?", first):
         several = ",".join(word.strip(",") for word in (setting, *rest))
         needs = "" if command.multirun else ", and need -m"
         return f"did you mean {several}? several values have no spaces between{needs}"
