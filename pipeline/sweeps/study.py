@@ -272,13 +272,24 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
     return listen
 
 
+def pass_on_secret_address(settings: Sweep) -> None:
+    """Puts an address with a password, which jobs need for pruning, into the environment.
+
+    Processes inherit it when they start, so this comes before the workers.
+    """
+    if settings.pruner != "none" and _is_secret(settings.storage):
+        os.environ[STORAGE] = str(settings.storage)
+
+
 def _of_study(settings: Sweep) -> dict[str, str]:
-    """The settings that a job needs for pruning; a secret address goes to the environment."""
-    address = str(settings.storage)
-    if "://" in address and without_password(address) != address:
-        os.environ[STORAGE] = address  # inherited by the jobs' processes
+    """The settings that a job needs for pruning, without a secret address."""
+    if _is_secret(settings.storage):
         return {"study": str(settings.study)}
-    return {"study": str(settings.study), "storage": address}
+    return {"study": str(settings.study), "storage": str(settings.storage)}
+
+
+def _is_secret(address: str | None) -> bool:
+    return address is not None and "://" in address and without_password(address) != address
 
 
 def _address(job: JobSettings) -> str:

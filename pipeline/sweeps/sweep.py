@@ -21,7 +21,13 @@ from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
-from pipeline.sweeps.study import Search, open_storage, require_shareable, trial_count
+from pipeline.sweeps.study import (
+    Search,
+    open_storage,
+    pass_on_secret_address,
+    require_shareable,
+    trial_count,
+)
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
@@ -47,6 +53,8 @@ def sweep(plan: Plan, launcher: Any) -> None:
         require_named_runs(config)
         if config.evaluate.leakage and weights_run(config) is not None:
             require_sound_leakage(config, ingest(config))  # it is measured after all have trained
+    if adaptive:
+        pass_on_secret_address(config.sweep)
     with open_workers(launcher, count) as workers:  # they start while the store is asked
         resumed, folder = _place(config, multirun)
         if resumed:

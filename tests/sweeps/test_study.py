@@ -17,6 +17,7 @@ from pipeline.sweeps.study import (
     STORAGE,
     Search,
     open_storage,
+    pass_on_secret_address,
     pruning_listener,
     require_sense,
     require_shareable,
@@ -311,14 +312,18 @@ def test_gp_asks_for_pytorch_where_there_is_none(
 def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(STORAGE, raising=False)
+    monkeypatch.setenv(STORAGE, "")  # so that it is as before afterwards
+    monkeypatch.delenv(STORAGE)
     address = "postgresql+psycopg://me:canary@host/studies"
     secret = replace(settings(tmp_path, "sweep.pruner=median"), storage=address)
     searched = asked(*SPACE).searched
     journal = open_storage(str(tmp_path / "study.journal"))
+    pass_on_secret_address(replace(secret, pruner="none"))
+    assert STORAGE not in os.environ
+    pass_on_secret_address(secret)
+    assert os.environ[STORAGE] == address
     source = Search(secret, searched, sweep_id="s", storage=journal)
     assert source.job_settings == {"study": "s"}
-    assert os.environ[STORAGE] == address
     plain = Search(settings(tmp_path, "sweep.pruner=median"), searched, sweep_id="s")
     assert plain.job_settings == {"study": "s", "storage": str(tmp_path / "study.journal")}
 

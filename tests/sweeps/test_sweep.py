@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 import signal
 import statistics
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
 from pipeline.sweeps.runs import children
+from pipeline.sweeps.study import STORAGE
 from pipeline.sweeps.sweep import sweep as carry_out
 from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import (
@@ -313,6 +315,25 @@ def test_leakage_beside_weights_that_have_seen_the_data_is_refused_before_a_job_
         monkeypatch.setattr("pipeline.tracking.runs.find_run", lambda source, config: seen)
         with pytest.raises(RequestError, match="abcd1234: that run .* leave the weights out"):
             carry_out(plan, None)
+
+
+def test_workers_start_with_the_password_of_the_study_in_their_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, address = configured("dataset=synthetic"), "postgresql://me:canary@host/studies"
+    config.sweep = replace(config.sweep, pruner="median", storage=address)
+    plan: Any = SimpleNamespace(multirun=SimpleNamespace(config=config, searched=()), adaptive=True)
+    inherited: list[str] = []
+
+    def open_workers(launcher: Any, jobs: int) -> Any:
+        inherited.append(os.environ[STORAGE])
+        raise InterruptedError
+
+    monkeypatch.setenv(STORAGE, "that of another sweep")
+    monkeypatch.setattr("pipeline.sweeps.sweep.open_workers", open_workers)
+    with pytest.raises(InterruptedError):
+        carry_out(plan, None)
+    assert inherited == [address]
 
 
 @pytest.mark.parametrize("case", REFUSED)
