@@ -58,6 +58,11 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
             "tracking.offline=true: a sweep ranks its jobs by what the store has of them; choose a "
             "store with tracking.uri=…"
         )
+    if multirun.composed.hydra.job.chdir:
+        raise RequestError(
+            "hydra.job.chdir=true: jobs in folders of their own would not find the sweep's store "
+            "and data; leave it out, a job's files are in its folder anyway"
+        )
     if is_local(launcher):
         workers_and_threads(launcher)
     if adaptive:

@@ -102,6 +102,8 @@ def test_the_jobs_of_a_sweep_to_resume_are_those_of_its_folder(tmp_path: Path) -
 
 
 def test_settings_of_the_sweep_itself_are_checked_first() -> None:
+    with pytest.raises(RequestError, match=r"^hydra.job.chdir=true: .* leave it out"):
+        planned("seed=0,1 dataset=digits hydra.job.chdir=true")
     with pytest.raises(RequestError, match=r"^hydra.launcher.n_jobs and hydra.launcher.threads: 1"):
         planned("seed=0,1 dataset=digits", LocalLauncher(n_jobs=0, threads=1))
     with pytest.raises(RequestError, match=r"does not say how many jobs it runs at once"):
