@@ -21,6 +21,7 @@ from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.effects import may_lack_effect, with_effect
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
+from pipeline.config.trusted import trust_again, trusted
 from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word
 from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
@@ -112,6 +113,7 @@ class Multirun:
             RequestError: Hydra cannot compose it, a value is refused, or a file that it chooses
                 sets what the sweep decides; the message names the job.
         """
+        others = trusted()  # the modules of other jobs, which are checked further
         try:
             composed = self._composer.compose([*self.fixed, *job.overrides])
             if self._tries_files:
@@ -119,6 +121,8 @@ class Multirun:
             return _checked(composed)
         except Exception as error:
             raise RequestError(f"job {job.index} ({job}): {error_line(error)}") from error
+        finally:
+            trust_again(others)
 
     @property
     def scales(self) -> dict[str, AxisScale]:

@@ -38,6 +38,12 @@ _PRUNERS = {
     "asha": "SuccessiveHalvingPruner",
     "hyperband": "HyperbandPruner",
 }
+# The option of a pruner that says after which epoch it first ends a trial, and its default.
+_FIRST_EPOCH = {
+    "median": ("n_warmup_steps", 0),
+    "asha": ("min_resource", 1),
+    "hyperband": ("min_resource", 1),
+}
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
 _PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
 # User attributes of a study: trials replaced by others, and the names of the metrics
@@ -310,7 +316,26 @@ def make_pruner(settings: Sweep) -> Any:
     """
     # `sweep=tpe sweep.pruner=none` leaves the options of the file's own pruner without a use.
     options = {} if settings.pruner == "none" else settings.pruner_options
-    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
+    made = _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
+    if settings.pruner == "hyperband":
+        _check_hyperband(options)
+    return made
+
+
+def _check_hyperband(options: Mapping[str, Any]) -> None:
+    """Checks what Optuna checks only when a second trial may be pruned.
+
+    Raises:
+        RequestError: an option is refused.
+    """
+    halving = {key: value for key, value in options.items() if key != "max_resource"}
+    _made("pruner", optuna.pruners, _PRUNERS["asha"], halving)
+    least, most = options.get("min_resource", 1), options.get("max_resource", "auto")
+    told = f"sweep.pruner_options: HyperbandPruner: min_resource={least}"
+    if not isinstance(least, int):
+        raise RequestError(f"{told} must be a whole number")
+    if isinstance(most, int) and most < least:
+        raise RequestError(f"{told} must not be above max_resource={most}")
 
 
 def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
@@ -328,6 +353,11 @@ def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
     if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
         raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
     make_pruner(settings)
+    if "seed" in settings.sampler_options:
+        raise RequestError(
+            "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
+            f" write sweep.seed={settings.sampler_options['seed']}"
+        )
     _sampler(settings, 0)
     for key, space in distributions(searched).items():
         if settings.sampler == "grid" and size(space) > MOST_JOBS:
@@ -349,6 +379,21 @@ def _require_prunable(settings: Sweep) -> None:
         raise RequestError(
             f"sweep.pruner={settings.pruner} needs an objective that each epoch has, such as "
             f"val/accuracy, not {settings.objective[0]}"
+        )
+
+
+def require_time_to_prune(settings: Sweep, epochs: int) -> None:
+    """Checks that the pruner may end a trial of this many epochs; hyperband would fail otherwise.
+
+    Raises:
+        RequestError: an option sets the first epoch beyond them.
+    """
+    option, least = _FIRST_EPOCH.get(settings.pruner, ("", 0))
+    first = settings.pruner_options.get(option, least)
+    if isinstance(first, int) and first > epochs:
+        raise RequestError(
+            f"sweep.pruner_options.{option}={first} leaves sweep.pruner={settings.pruner} without "
+            f"effect in {epochs} epochs; set it to {epochs} or less"
         )
 
 

@@ -28,6 +28,7 @@ from tests.sweeps.test_jobs import multirun
 
 pytestmark = pytest.mark.slow  # importing Optuna takes a second
 asked = cache(multirun)  # composing takes longer than searching
+HYPERBAND = ("sweep.pruner=hyperband",)
 SPACE = ("optimizer.learning_rate=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)")
 
 
@@ -273,6 +274,15 @@ def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (("+sweep.sampler_options.seed=5",), "sampler_options.seed has .* write sweep.seed=5"),
+        ((*HYPERBAND, "+sweep.pruner_options.reduction_factor=1"), "`reduction_factor` is 1"),
+        ((*HYPERBAND, "+sweep.pruner_options.min_resource=0"), "`min_resource` is 0"),
+        ((*HYPERBAND, "+sweep.pruner_options.min_resource=auto"), "must be a whole number"),
+        (
+            (*HYPERBAND, "+sweep.pruner_options={min_resource: 4, max_resource: 3}"),
+            "min_resource=4 must not be above max_resource=3",
+        ),
+        ((*HYPERBAND, "+sweep.pruner_options.warm=3"), "HyperbandPruner: .*'warm'"),
         (("+sweep.sampler_options={startup: 3}",), r"sampler_options: TPESampler: .*'startup'"),
         (
             ("sweep.pruner=median", "+sweep.pruner_options={warm: 3}"),
