@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,29 @@ def require_shareable(storage: Any, settings: Sweep, searched: Sequence[Override
                 f"sweep.study={settings.study}: sweep.sampler=grid can only share a study of the "
                 f"same keys with the same values, in this order: {', '.join(tried)}"
             )
+
+
+def require_trials(storage: Any, settings: Sweep, *, sweep_id: str, jobs: Collection[int]) -> None:
+    """Checks that the study of a sweep to resume has the trials of its `jobs`, which have runs.
+
+    Otherwise a new study would give their numbers to other trials.
+
+    Raises:
+        RequestError: it is not in the storage, or is another one.
+    """
+    try:
+        study = optuna.load_study(study_name=settings.study, storage=storage)
+        trials = study.get_trials(deepcopy=False)
+    except KeyError:
+        trials = []
+    mine = {one.number for one in trials if one.user_attrs.get(_SWEEP, sweep_id) == sweep_id}
+    if not mine.issuperset(jobs):
+        address = str(settings.storage)
+        place = without_password(address) if "://" in address else Path(address).absolute()
+        raise RequestError(
+            f"sweep.resume={sweep_id}: the study with the trials of its jobs is not in "
+            f"sweep.storage={place}; restore it there, or start a new sweep"
+        )
 
 
 def _require_same_objectives(study: Any, settings: Sweep) -> None:

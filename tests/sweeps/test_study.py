@@ -21,6 +21,7 @@ from pipeline.sweeps.study import (
     pruning_listener,
     require_sense,
     require_shareable,
+    require_trials,
 )
 from pipeline.system.errors import Pruned, RequestError
 from tests.stress.matrix import matrix
@@ -214,6 +215,20 @@ def test_a_study_of_other_objectives_is_not_shared(
         shared(storage, settings(tmp_path, f"sweep.objective={objective}"))
     shared(storage, settings(tmp_path, "sweep.sampler=random"))
     shared(storage, replace(settings(tmp_path), study="new"))
+
+
+def test_the_study_of_a_sweep_to_resume_has_the_trials_of_its_jobs(tmp_path: Path) -> None:
+    source = search(tmp_path, sweep_id="mine")
+    mine = [next(source.jobs()).index for _ in range(2)]
+    other = next(search(tmp_path, sweep_id="other").jobs()).index
+    storage, named = open_storage(str(tmp_path / "study.journal")), settings(tmp_path)
+    require_trials(storage, named, sweep_id="mine", jobs=mine)
+    for study, jobs in (("s", [*mine, other]), ("s", [7]), ("another", mine)):
+        with pytest.raises(
+            RequestError, match=f"^sweep.resume=mine: .*sweep.storage={tmp_path}/study.journal; "
+        ):
+            require_trials(storage, replace(named, study=study), sweep_id="mine", jobs=jobs)
+    require_trials(storage, replace(named, study="another"), sweep_id="mine", jobs=[])
 
 
 def test_a_study_of_other_choices_is_not_shared(tmp_path: Path) -> None:

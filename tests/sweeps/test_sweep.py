@@ -21,11 +21,13 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from mlflow.entities import Run
 
 from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
+from pipeline.sweeps.plan import plan_sweep
 from pipeline.sweeps.runs import children
 from pipeline.sweeps.study import STORAGE
 from pipeline.sweeps.sweep import sweep as carry_out
@@ -52,6 +54,7 @@ from tests.commands import (
 from tests.pictures import class_folders
 from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
+from tests.sweeps.test_jobs import multirun
 from tests.test_main import DRIVER, Answer, assert_helpful
 from tests.warm import WarmProcess
 
@@ -334,6 +337,33 @@ def test_workers_start_with_the_password_of_the_study_in_their_environment(
     with pytest.raises(InterruptedError):
         carry_out(plan, None)
     assert inherited == [address]
+
+
+ELSEWHERE = SimpleNamespace(n_jobs=1)
+
+
+def test_a_search_whose_study_is_gone_is_not_resumed(tmp_path: Path) -> None:
+    words = ("hydra/sweeper=search", "dataset=synthetic", "model.dropout=interval(0,0.5)")
+    with inside(tmp_path):
+        first = plan_sweep(multirun(*words), ELSEWHERE, adaptive=True)
+        first.manifest.save(tmp_path)
+        searched = first.manifest.searched
+        with record(first.multirun.config, tmp_path, searched=searched) as parent:
+            here = parent.client.get_run(parent.id).info.experiment_id
+            parent.client.create_run(here, tags={PARENT: parent.id, INDEX: "0"})
+        resume = f"sweep.resume={parent.id}"
+        again = plan_sweep(multirun(*words, resume), ELSEWHERE, adaptive=True)
+        with pytest.raises(RequestError, match=f"^{resume}: the study .*{tmp_path}/study.journal"):
+            carry_out(again, ELSEWHERE)
+        assert parent.client.get_run(parent.id).info.status == "FINISHED"
+
+
+def test_two_new_sweeps_are_not_in_one_folder(tmp_path: Path) -> None:
+    with inside(tmp_path), FileLock(tmp_path / ".lock"):
+        asked = multirun("dataset=synthetic", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+        plan = plan_sweep(asked, ELSEWHERE, adaptive=False)
+        with pytest.raises(RequestError, match=f"^hydra.sweep.dir={tmp_path}: another sweep is at"):
+            carry_out(plan, ELSEWHERE)
 
 
 @pytest.mark.parametrize("case", REFUSED)
