@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from pipeline.data import datasets
 from pipeline.data.content import determined_by
 from pipeline.data.load import (
+    cached,
     data_folder,
     ingest,
     load_data,
@@ -317,6 +319,32 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
     np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
     with pytest.raises(RequestError, match="no such file or folder"):
         ingest(config, fingerprint="another")
+
+
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+def test_pictures_of_a_recorded_run_are_packed_again_if_the_packed_copy_is_lost(
+    lost: str, tmp_path: Path
+) -> None:
+    folder, data_dir = class_folders(tmp_path / "photos"), tmp_path / "data"
+    before = read(folder, data_dir)
+    config = of_data({**PICTURES, "path": str(folder)}, "folder", data_dir)
+    expected = pixels(before.test)
+
+    def lose() -> None:
+        [place] = data_dir.glob("folder/pixels-*/")
+        if lost == "removed":
+            shutil.rmtree(place)
+        else:
+            (place / "images.npy").write_bytes(b"")
+
+    lose()
+    again = ingest(config, fingerprint=before.fingerprint)
+    np.testing.assert_array_equal(pixels(again.test), expected)
+    lose()
+    assert cached("folder", before.fingerprint, data_dir=data_dir) is None
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(RequestError, match="nor is there a packed copy"):
+        ingest(config, fingerprint=before.fingerprint)
 
 
 def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_path: Path) -> None:
