@@ -105,7 +105,7 @@ def ingest(
     entry = folder / f"raw-{cache.key(content=content_of(builder, given))}"
     fetched = partial(_fetched, config.dataset, config.choices.dataset)
     raw = _raw(cache.load_or_build(entry, fetched, verify=verify), None)
-    return raw if exclude is None else _without(raw, exclude, entry)
+    return raw if exclude is None else _without(raw, exclude, entry, verify=verify)
 
 
 def ingest_recorded(config: Config, fingerprint: str | None) -> RawData:
@@ -137,8 +137,8 @@ def _listed(config: Config) -> Pictures:
 def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
     packed = pack(pictures.selection, folder, verify=verify)
     key = cache.key(content=[pictures.content, packed.content])
-    entry = cache.load_or_build(folder / f"raw-{key}", lambda: divided(pictures, packed))
-    return _raw(entry, packed)
+    build = partial(divided, pictures, packed)
+    return _raw(cache.load_or_build(folder / f"raw-{key}", build, verify=verify), packed)
 
 
 def raw_folder(config: Config) -> Path:
@@ -282,7 +282,7 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     return raw
 
 
-def _without(raw: RawData, exclude: str, place: Path) -> RawData:
+def _without(raw: RawData, exclude: str, place: Path, *, verify: bool) -> RawData:
     """A data set without the images that a list names; `place` is the cache entry of the whole.
 
     Raises:
@@ -308,7 +308,8 @@ def _without(raw: RawData, exclude: str, place: Path) -> RawData:
         labels = {f"{name}_labels": split.labels for name, split in left.items()}
         return rows | labels, {"known": known, _WHOLE: place.name}
 
-    return _excluded(cache.load_or_build(place.with_name(f"excluded-{key}"), content), raw)
+    entry = place.with_name(f"excluded-{key}")
+    return _excluded(cache.load_or_build(entry, content, verify=verify), raw)
 
 
 def _with(raw: RawData, splits: Mapping[str, Split]) -> RawData:

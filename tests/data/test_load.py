@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import shutil
 import sys
@@ -188,6 +189,32 @@ def test_a_tampered_cache_is_reported_and_fetched_again(
     assert "images.npy was changed" in caplog.text
     assert not again.cached
     assert again.fingerprint == original
+
+
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_whoever_asks_for_it_has_every_cached_byte_looked_at(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = class_folders(tmp_path / "photos"), tmp_path / "exclude.csv"
+    out.write_text("split,index\ntrain,0\n")
+    config = {
+        "folder": of_data({**PICTURES, "path": str(photos)}, "folder", tmp_path / "data"),
+        "digits": configured(
+            "dataset=digits", f"dataset.exclude={out}", f"data_dir={tmp_path}/data"
+        ),
+    }[kind]
+    ingest(config)
+    looked_at = set()
+    real = hashlib.file_digest
+
+    def digest(file: Any, kind: str) -> Any:
+        looked_at.add(Path(file.name))
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    ingest(config, verify=True)
+    assert looked_at == {*(tmp_path / "data").rglob("*.npy")}
+    assert len({path.parent for path in looked_at}) == 2
 
 
 @matrix(31)
