@@ -19,13 +19,14 @@ from pipeline.data.load import (
     cached,
     data_folder,
     ingest,
+    ingest_recorded,
     load_data,
     preprocess,
     raw_folder,
     require_data,
 )
 from pipeline.data.own_pictures import Pictures
-from pipeline.data.values import Array, RawData, Split
+from pipeline.data.values import Array, Identity, RawData, Split
 from pipeline.system.errors import RequestError
 from pipeline.verbs import verbs
 from tests.commands import configured, of_data
@@ -342,10 +343,10 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
     config = of_data({**PICTURES, "path": str(folder)}, "folder", data_dir)
     with pytest.raises(RequestError, match="no such file or folder"):
         ingest(config)
-    again = ingest(config, fingerprint=before.fingerprint)
+    again = ingest(config, identity=Identity(fingerprint=before.fingerprint))
     np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
     with pytest.raises(RequestError, match="no such file or folder"):
-        ingest(config, fingerprint="another")
+        ingest(config, identity=Identity(fingerprint="another"))
 
 
 @pytest.mark.parametrize("lost", ["removed", "damaged"])
@@ -365,13 +366,13 @@ def test_pictures_of_a_recorded_run_are_packed_again_if_the_packed_copy_is_lost(
             (place / "images.npy").write_bytes(b"")
 
     lose()
-    again = ingest(config, fingerprint=before.fingerprint)
+    again = ingest(config, identity=Identity(fingerprint=before.fingerprint))
     np.testing.assert_array_equal(pixels(again.test), expected)
     lose()
     assert cached("folder", before.fingerprint, data_dir=data_dir) is None
     folder.rename(tmp_path / "moved")
     with pytest.raises(RequestError, match="nor is there a packed copy"):
-        ingest(config, fingerprint=before.fingerprint)
+        ingest(config, identity=Identity(fingerprint=before.fingerprint))
 
 
 def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_path: Path) -> None:
@@ -385,10 +386,35 @@ def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_
     path.rename(tmp_path / "moved")
     for group, raw in made.items():
         config = of_data({**PICTURES, "path": str(path), "group": group}, "folder", data_dir)
-        again = ingest(config, fingerprint=raw.fingerprint)
+        again = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
         assert raw.index is not None
         assert again.index is not None
         np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+
+
+def test_a_recorded_run_has_its_own_groups_though_their_column_was_edited(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "photos" / split)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    path, data_dir = tmp_path / "list.csv", tmp_path / "data"
+    config = of_data({**PICTURES, "path": str(path), "group": "patient"}, "folder", data_dir)
+    made = []
+    for several in (2, 3, 4):
+        rows = [
+            f"{file},{file.parts[2]},{file.parts[1]},{number % several}"
+            for number, file in enumerate(files)
+        ]
+        path.write_text("\n".join(["path,label,split,patient", *rows]))
+        made.append(ingest(config))
+    assert len({raw.fingerprint for raw in made}) == 1
+    for raw in made:
+        assert raw.index is not None
+        identity = Identity(fingerprint=raw.fingerprint, grouping=raw.index.grouping)
+        again = ingest_recorded(config, identity)
+        assert again.index is not None
+        np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+    with pytest.raises(RequestError, match="in other groups, so other ones would be for valid"):
+        ingest_recorded(config, Identity(fingerprint=made[0].fingerprint, grouping="f" * 64))
 
 
 def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Path) -> None:
@@ -454,4 +480,5 @@ def test_the_data_of_a_configuration_is_loaded_and_split_in_its_own_folder(tmp_p
         "raw",
         "split",
     }
-    assert ingest(config, fingerprint=raw.fingerprint).fingerprint == raw.fingerprint
+    again = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
+    assert again.fingerprint == raw.fingerprint

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.data import packing
 from pipeline.data.load import ingest
 from pipeline.data.pictures import FITS, load_picture
-from pipeline.data.values import RawData
+from pipeline.data.values import Identity, RawData
 from pipeline.system.errors import PipelineError, RequestError
 from tests.commands import of_data
 from tests.pictures import LEAF, class_folders, noise, put, read
@@ -213,7 +213,7 @@ def test_files_that_can_be_read_now_are_taken_and_a_recorded_run_keeps_its_pictu
     assert len(decoded) == 2 + 1 + 2 + 20  # tried, taken, tried again; those in the new folder
     config = of_data({**LEAF, "path": str(folder)}, "folder", tmp_path / "data")
     for raw in (before, between, after):
-        recorded = ingest(config, fingerprint=raw.fingerprint)
+        recorded = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
         np.testing.assert_array_equal(recorded.train.images, raw.train.images)
 
 
