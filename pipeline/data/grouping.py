@@ -26,7 +26,7 @@ TINTED = 32  # difference of the mean colours of two near-duplicates, at most
 _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
 _PAIRS = 2**12  # compared at once
-RULE = 2  # the version of `held_out`: pictures that an earlier one has divided are divided anew
+RULE = 3  # the version of `held_out`: pictures that an earlier one has divided are divided anew
 
 Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 
@@ -204,9 +204,10 @@ class HeldOut:
     lacking: tuple[int, ...]
 
 
-def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOut:
-    """Chooses whole groups that hold about this share of each class, and at least one picture.
+def held_out(labels: Array, groups: Array, size: float, *, seed: int) -> HeldOut:
+    """Chooses whole groups that hold about `size` pictures, and at least one of each class.
 
+    A `size` below 1 is a share of each class, else a number of pictures of all classes together.
     `labels` i32[n], `groups` i64[n], whose pictures may be of several classes. No class loses its
     last group: one all of whose pictures belong to one group stays whole, and is left out here.
     """
@@ -219,6 +220,8 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
     rank = np.argsort(np.random.default_rng(seed).permutation(holders[-1] + 1))
     main = _main_classes(holders, held, counts)
     picked, left = np.zeros(len(rank), bool), np.bincount(held)  # groups of each class
+    divisible, targets = left > 1, np.zeros(len(classes), np.int64)
+    targets[divisible] = _targets(np.bincount(numbers)[divisible], size)
 
     def picks(group: int) -> bool:
         """Picks a group unless it is the last one left of a class."""
@@ -233,7 +236,7 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
     for number in sorted(range(len(classes)), key=lambda one: (len(by_class[one]), one)):
         own = by_class[number]
         is_picked = picked[holders[own]]
-        target = max(1, round(share * counts[own].sum())) - counts[own[is_picked]].sum()
+        target = targets[number] - counts[own[is_picked]].sum()
         if target <= 0:
             continue
         free = own[~is_picked]
@@ -242,6 +245,21 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
         _fill(holders[free], counts[free], int(target), picks)
     mask = picked[groups]
     return HeldOut(mask=mask, lacking=tuple(sorted({*labels.tolist()} - {*labels[mask].tolist()})))
+
+
+def _targets(counts: Array, size: float) -> Array:
+    """How many pictures of each class are to be held out, i64[classes], of `counts` i64[classes].
+
+    A number of all is met by the method of largest remainders, with at least one for each class.
+    """
+    if size < 1:
+        return np.maximum(1, np.round(size * counts)).astype(np.int64)
+    wanted, most = size * counts / counts.sum(), np.maximum(1, counts - 1)
+    targets = np.clip(np.floor(wanted), 1, most)
+    while lacking := np.sign(size - targets.sum()):
+        may_change = targets < most if lacking > 0 else targets > 1
+        targets[np.argmax(np.where(may_change, lacking * (wanted - targets), -np.inf))] += lacking
+    return targets.astype(np.int64)
 
 
 def _fill(groups: Array, sizes: Array, target: int, picks: Callable[[int], bool]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from pipeline.config.builders import build, check_keys
+from pipeline.config.rules import CountOrShare
 from pipeline.config.schema import Config, require_validation
 from pipeline.data import cache
 from pipeline.data.content import content_of
@@ -248,6 +249,7 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
     prepared = raw.divided(entry.arrays, cached=entry.cached)
+    _tell_size(raw, prepared, config.preprocess.validation_size)
     if not len(prepared.val):
         require_validation(config)
     return prepared.limited(config.preprocess.limit)
@@ -361,6 +363,18 @@ def _tell_missing(raw: RawData) -> None:
         if missing:
             told = first_of(missing, _SHOWN, repr)
             log.warning("the %s split has no images of %s: %s", split, told, means)
+
+
+def _tell_size(raw: RawData, prepared: Prepared, asked: CountOrShare) -> None:
+    """Warns of a number of validation pictures that their groups do not allow."""
+    if raw.index is not None and raw.val is None and 1 <= asked != len(prepared.val):
+        told = counted(len(prepared.val), "picture is", "pictures are")
+        log.warning(
+            "preprocess.validation_size=%s: %s for validation, since those of one group stay "
+            "together",
+            asked,
+            told,
+        )
 
 
 def _split(arrays: Mapping[str, Array], name: str) -> Split:

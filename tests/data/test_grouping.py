@@ -131,6 +131,24 @@ def test_single_pictures_are_held_out_by_the_share_of_each_class() -> None:
     assert not np.array_equal(held.mask, other)
 
 
+@pytest.mark.parametrize(
+    ("counts", "size", "expected"),
+    [
+        ([17, 17, 17, 17], 10, [3, 3, 2, 2]),
+        ([30, 10, 3], 8, [5, 2, 1]),
+        ([1000, 2, 2, 2], 5, [2, 1, 1, 1]),
+        ([1000, 2, 2, 2], 1002, [999, 1, 1, 1]),
+        ([20, 20, 1], 11, [6, 5, 0]),
+    ],
+)
+def test_a_number_of_single_pictures_is_met_in_the_proportion_of_the_classes(
+    counts: list[int], size: int, expected: list[int]
+) -> None:
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    held = held_out(labels, np.arange(len(labels)), size, seed=0)
+    assert np.bincount(labels[held.mask], minlength=len(counts)).tolist() == expected
+
+
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_groups_with_pictures_of_all_classes_are_held_out_by_the_share_of_each(
     share: float,

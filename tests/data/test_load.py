@@ -434,6 +434,25 @@ def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Pat
         assert made.fit == "pad"
 
 
+def test_a_number_of_validation_pictures_is_kept_as_far_as_groups_allow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = class_folders(tmp_path / "photos", 20)
+
+    def validation(size: int, group: str | None) -> int:
+        config = of_data({}, "folder", tmp_path, validation_size=size, seed=0)
+        return len(preprocess(read(folder, tmp_path / "data", group=group), config).val)
+
+    assert [validation(size, None) for size in (2, 7, 30)] == [2, 7, 30]
+    assert caplog.text == ""
+    with pytest.raises(RequestError, match="validation_size=1 is out of range: .* 0 or 2–30"):
+        validation(1, None)
+    for _ in ("made", "cached"):
+        caplog.clear()
+        assert validation(5, r"(\d)\.png") == 4
+        assert "validation_size=5: 4 pictures are for validation, since" in caplog.text
+
+
 def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"{split}_images": rng.integers(0, 256, (8, 4, 5), np.uint8) for split in SPLITS}
