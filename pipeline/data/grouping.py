@@ -7,7 +7,7 @@ tested on another, looks better than it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,6 +25,7 @@ or made lighter has 0.995 and more; two frames of a film have it where nothing m
 TINTED = 32  # difference of the mean colours of two near-duplicates, at most
 _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
+MOST_PAIRS = 2**19  # of images with similar hashes that are held at once
 _PAIRS = 2**12  # compared at once
 RULE = 3  # the version of `held_out`: pictures that an earlier one has divided are divided anew
 
@@ -90,6 +91,8 @@ def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int 
 
     `digests` u8[n,32] are equal for equal pixels. Two pictures are similar if their `hashes` u64[n]
     differ in at most `threshold` bits and their pixels correlate; None looks for equal ones only.
+    If similar hashes are more than MOST_PAIRS, as of a camera that stands still, some pairs of
+    pictures that others connect are left out.
     """
     _, first, inverse = np.unique(
         np.ascontiguousarray(digests).view("V32").ravel(), return_index=True, return_inverse=True
@@ -99,11 +102,26 @@ def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int 
     pairs = [_pairs(firsts[equal], equal, EXACT)]
     if threshold is not None and len(first) > 1:
         distinct = np.sort(first)
-        one, other = _close(hashes[distinct], threshold)
-        one, other = distinct[one], distinct[other]
-        alike = _alike(one, other, images)
-        pairs.append(_pairs(one[alike], other[alike], NEAR))
+        near = _similar(hashes[distinct], lambda places: images(distinct[places]), threshold)
+        pairs.append(_pairs(distinct[near[:, 0]], distinct[near[:, 1]], NEAR))
     return np.concatenate(pairs)
+
+
+def _similar(hashes: Array, images: Images, threshold: int) -> Array:
+    """Pairs of positions i64[m,2] whose hashes are close and whose images look the same.
+
+    A pair of a later block of `_close` counts only if it joins two groups, and once for these two.
+    """
+    similar, groups = np.empty((0, 2), np.int64), np.arange(len(hashes))
+    for close in _close(hashes, threshold):
+        apart = close[groups[close[:, 0]] != groups[close[:, 1]]]
+        alike = apart[_alike(apart[:, 0], apart[:, 1], images)]
+        if len(alike):
+            joined = np.sort(groups[alike], axis=1)
+            alike = alike[np.unique(joined, axis=0, return_index=True)[1]]
+            groups = join_groups(groups, alike)
+            similar = np.concatenate([similar, alike])
+    return similar
 
 
 def _pairs(one: Array, other: Array, kind: int) -> Array:
@@ -113,13 +131,14 @@ def _pairs(one: Array, other: Array, kind: int) -> Array:
     return ordered
 
 
-def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
-    """Pairs of positions whose hashes differ in at most `threshold` bits.
+def _close(hashes: Array, threshold: int) -> Iterator[Array]:
+    """Pairs of positions i64[m,2] whose hashes differ in at most `threshold` bits, in blocks.
 
-    If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band.
+    If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band. A block is
+    of about MOST_PAIRS, each of them once; another one may have it again.
     """
     edges = np.linspace(0, 64, threshold + 2).astype(int)
-    found: list[Array] = []
+    found, held = list[Array](), 0
     for start, stop in pairwise(edges):
         band = (hashes >> np.uint64(start)) & np.uint64(2 ** int(stop - start) - 1)
         order = np.lexsort((hashes, band))
@@ -132,10 +151,17 @@ def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
             one, other = order[positions], order[positions + step]
             near = np.bitwise_count(hashes[one] ^ hashes[other]) <= threshold
             found.append(np.stack([one[near], other[near]], axis=1))
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    return pairs[:, 0], pairs[:, 1]
+            held += len(found[-1])
+            if held >= MOST_PAIRS:
+                yield _each_once(found)
+                found, held = [], 0
+    if found:
+        yield _each_once(found)
+
+
+def _each_once(pairs: Sequence[Array]) -> Array:
+    once: Array = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+    return once
 
 
 def _alike(one: Array, other: Array, images: Images) -> Array:
