@@ -29,6 +29,11 @@ _OF_CACHE = re.compile(rf"\.[a-z]+{_KEY}(\..+)?")  # a lock or a part, beside su
 _PROGRAMS = re.compile(r"[0-9a-f]{16}")  # of one machine, in the cache's folder `xla`
 
 
+def in_63_bits(number: int) -> int:
+    """A number that fits into a stamp (i64); inodes have 64 bits, times in ns may have more."""
+    return number % 2**63
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """The contents of a place: `files` in natural order, as POSIX paths relative to its root.
@@ -207,8 +212,10 @@ def _maker(prefix: str, inside: Collection[str]) -> str | None:
 
 def _stamp(path: str) -> Stamp:
     at = os.stat(path)  # noqa: PTH116 (Path takes twice as long)
-    known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
-    return known if stat.S_ISREG(at.st_mode) else NO_FILE
+    if not stat.S_ISREG(at.st_mode):
+        return NO_FILE
+    times = in_63_bits(at.st_mtime_ns), in_63_bits(at.st_ctime_ns)
+    return at.st_size, *times, in_63_bits(at.st_ino)
 
 
 def hidden_kind(name: str) -> str:

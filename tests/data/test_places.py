@@ -4,6 +4,7 @@ import os
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,26 @@ def test_stamps_change_with_the_content_of_a_file(tmp_path: Path) -> None:
     assert before.shape == (3, 4)
     assert (before != after).any(axis=1).tolist() == [True, False, True]
     assert np.array_equal(after[2], [-1, -1, -1, -1])
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_stamps_hold_inodes_and_times_of_any_size(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(*given: Any, **named: Any) -> Any:
+        """As of a file system that hashes inodes to 64 bits, and of a file from the year 2446."""
+        at = real(*given, **named)
+        known = {name: getattr(at, name) for name in dir(at) if name.startswith("st_")}
+        large = {"st_ino": 2**63 + at.st_ino, "st_mtime_ns": 15 * 10**18}
+        return SimpleNamespace(**known | large)
+
+    listing = listed(placed(tmp_path, kind, {"a/1.png": b"", "b/1.png": b""}))
+    monkeypatch.setattr(os, "stat", stat)
+    stamps = listing.stamps()
+    assert (stamps >= 0).all()
+    assert np.array_equal(stamps, listing.stamps())
 
 
 def test_hidden_files_and_those_of_systems_are_no_classes_and_counted(tmp_path: Path) -> None:
