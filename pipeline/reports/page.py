@@ -21,6 +21,7 @@ from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
+from pipeline.reports.notes import groups_of
 from pipeline.tracking.values import (
     COMMAND,
     COMMIT,
@@ -84,13 +85,17 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """An accuracy with its Wilson interval; `split` is a readable name."""
+    """An accuracy with its Wilson interval; `split` is a readable name.
+
+    `groups` is the number of groups that the images belong to, None if these are independent.
+    """
 
     split: str
     value: float
     low: float
     high: float
     images: int
+    groups: int | None = None
 
 
 def run_html(
@@ -132,7 +137,14 @@ def score(predictions: Predictions, split: str) -> Score:
     """Accuracy with its 95 % interval."""
     images = len(predictions.labels)
     found = wilson(accuracy(predictions), images, CONFIDENCE)
-    return Score(split=split, value=found.value, low=found.low, high=found.high, images=images)
+    return Score(
+        split=split,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        images=images,
+        groups=groups_of(predictions),
+    )
 
 
 def duration(seconds: float) -> str:

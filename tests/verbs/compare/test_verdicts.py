@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.evaluation.intervals import (
     Estimate,
 )
@@ -27,6 +29,15 @@ def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
         compared(runs)
     )
     assert any("looks better than it is" in note for note in notes(compared(runs)))
+
+
+def test_it_is_said_when_pictures_belong_together() -> None:
+    runs = [run("a"), run("b", rate="2"), run("c", rate="3")]
+    assert not any("belong together" in note for note in notes(compared(runs)))
+    for group, told in (("null", False), ("film", True)):
+        of_films = [replace(one, params={**one.params, "dataset.group": group}) for one in runs]
+        said = [note for note in notes(compared(of_films)) if "(dataset.group=film)" in note]
+        assert bool(said) == told
 
 
 def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
