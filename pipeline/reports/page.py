@@ -158,8 +158,16 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """`0.8665` → `86.65 %`, with a non-breaking space."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    """`0.8665` → `86.65 %`, with a non-breaking space.
+
+    What is neither all nor nothing is never shown as such: `0.99999` → `>99.99 %`.
+    """
+    value = 100 * round(share, 12)  # intervals that end at 0 or 1 may miss it by less
+    text = f"{value:.{digits}f}"
+    if 0 < value < 100 and float(text) in (0, 100):
+        step = 10.0**-digits
+        text = f"<{step:.{digits}f}" if value < 50 else f">{100 - step:.{digits}f}"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def _reason(tags: Mapping[str, str]) -> str | None:

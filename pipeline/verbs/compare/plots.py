@@ -53,7 +53,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     colours = [_BEST, *(tones.get(standing(row, comparison), WORSE) for row in rows[1:])]
     figure, axes = _rows_of(
         [_name(row, comparison.metric) for row in rows],
-        f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
+        f"{comparison.metric} with {100 * comparison.resampling.confidence:g}% intervals",
     )
     positions = range(len(rows))
     low, high = [one.low for one in estimates], [one.high for one in estimates]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.evaluation.intervals import (
-    Estimate,
-)
+import pytest
+
+from pipeline.evaluation.intervals import Estimate, Resampling
+from pipeline.verbs.compare.plots import figures
 from pipeline.verbs.compare.verdicts import (
     change,
     interval,
@@ -43,6 +44,17 @@ def test_it_is_said_when_pictures_belong_together() -> None:
 def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
     runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
     assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
+
+
+@pytest.mark.parametrize("confidence", ["99.9%", "97.5%", "95%"])
+def test_the_coverage_of_intervals_is_not_rounded(confidence: str) -> None:
+    of = Resampling(confidence=float(confidence[:-1]) / 100, resamples=100)
+    found = replace(compared([run("a"), run("b", rate="2")]), resampling=of)
+    assert any(f"has {confidence} intervals" in note for note in notes(found))
+    paired = compared([run("a"), run("b", rate="2")], a=answers(300), b=answers(290))
+    assert f"({confidence} interval" in verdict(replace(paired, resampling=of))
+    labels = [text.get_text() for text in figures(found)["compare"].texts]
+    assert f"val/accuracy with {confidence} intervals" in labels
 
 
 def test_numbers_are_told_for_people() -> None:
