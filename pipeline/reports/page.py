@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
+from pipeline.data.files import as_line
 from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import CONFIDENCE, wilson
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _LONGEST = 300  # characters of a name
-JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": COMMAND, "commit": COMMIT}),
@@ -224,10 +224,7 @@ def _by_column(predictions: Predictions) -> dict[str, list[Slice]]:
 
 def clean(text: str) -> str:
     """A name as printable text of bounded length; control and formatting characters are escaped."""
-    safe = "".join(
-        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
-        for one in text[: _LONGEST + 1]
-    )
+    safe = as_line(text[: _LONGEST + 1])
     return safe if len(text) <= _LONGEST else f"{safe[:_LONGEST]}…"
 
 
