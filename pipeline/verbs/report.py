@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from omegaconf import MISSING
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import RequestError
-from pipeline.system.files import replace_text, replacing
+from pipeline.system.files import replace_text
 from pipeline.verbs import OF_RUNS, Verb
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     page = page_of(run, reopen(run.id, config.tracking, folder), config.data_dir, explain)
     replace_text(folder / REPORT_PAGE, page)
     if run.has(DATA_PAGE):  # which the report links to
-        with replacing(folder / DATA_PAGE) as path:
-            shutil.copyfile(run.fetch(DATA_PAGE), path)
+        replace_text(folder / DATA_PAGE, run.text(DATA_PAGE))
     return folder / REPORT_PAGE
 
 

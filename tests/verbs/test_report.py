@@ -19,17 +19,13 @@ def of_run() -> Config:
 
 
 @pytest.fixture
-def recorded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The run that is found, and a page of it that only says whether it is explained."""
-    stored = tmp_path_factory.mktemp("stored")
-    (stored / "data.html").write_text("its data")
     run = SimpleNamespace(
         id="abcd0000",
         is_sweep=False,
         has=lambda name: True,
-        fetch=stored.joinpath,
+        text={"data.html": "its data"}.__getitem__,
         predictions=lambda: {"test": None},
         load_model=object,
     )
