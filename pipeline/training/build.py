@@ -16,7 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
-from pipeline.training.batches import augments_batches
+from pipeline.training.batches import augmented_by_layers
 from pipeline.training.check import check_model
 from pipeline.training.precision import (
     best_for,
@@ -116,8 +116,7 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
     images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
     try:
         x = _scaling(config.train.scaling, prepared)(images)
-        if config.augment["_target_"] is not None and not augments_batches(config):
-            x = build(config.augment, x)
+        x = augmented_by_layers(x, config)
         if config.train.scaling == "whitened":
             x = _whitening(prepared)(x)
         with computing_in(precision):
