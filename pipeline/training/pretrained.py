@@ -232,10 +232,19 @@ def head_on(
 
 def state(weights: str | None) -> list[int]:
     """Size, time and inode of the file that `model.weights` names; empty if it names no file."""
-    if weights is None or not (file := Path(weights)).is_file():
+    if weights is None or not (file := user_path(weights)).is_file():
         return []
     at = file.stat()
     return [at.st_size, at.st_mtime_ns, at.st_ino]
+
+
+def backbone_checksum(model: keras.Model) -> str:
+    """SHA-256 (hex) of the weights of a model's backbone."""
+    digest = hashlib.sha256()
+    for layer in backbone_layers(model):
+        for weight in layer.get_weights():
+            digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 def is_fixed(model: keras.Model) -> bool:
