@@ -82,7 +82,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
         model = _prepared(config, prepared)
     if not checked:
         check_model(model, len(prepared.class_names))
-    _compile(model, config, images=len(prepared.train))
+    compile_model(model, config, images=len(prepared.train))
     return model
 
 
@@ -195,7 +195,14 @@ def _is_keras_own(optimizer: keras.optimizers.Optimizer) -> bool:
     return all(type(part).__module__.startswith("keras.") for part in parts)
 
 
-def _compile(model: keras.Model, config: Config, *, images: int) -> None:
+def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
+    """Compiles `model` with the optimizer, schedule and precision of a configuration.
+
+    `images` is the number of training images, on which the length of a schedule depends.
+
+    Raises:
+        RequestError: checkpoints cannot describe the optimizer or its schedule.
+    """
     ema = config.train.ema
     averaging = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
     optimizer = build(config.optimizer, **averaging)
