@@ -90,8 +90,10 @@ def train(
 ) -> Fitted:
     """Fits a model, by default a new one, and returns it in the result; records nothing.
 
-    `folder` receives checkpoints and the TensorBoard log (default: a new one under `outputs/`).
-    After each epoch `listeners` are called with its number (from 1) and its metrics.
+    A given `model` is compiled anew, with the optimizer and schedule of the configuration, and goes
+    on from the weights that it has. `folder` receives checkpoints and the TensorBoard log (default:
+    a new one under `outputs/`). After each epoch `listeners` are called with its number (from 1)
+    and its metrics.
 
     Raises:
         PipelineError: the loss became NaN or infinite.
@@ -101,8 +103,14 @@ def train(
     teacher = None
     if config.train.teacher is not None:
         teacher = _imported("pipeline.tracking.runs").load_teacher(config, prepared)
+    if model is None:
+        model = build_model(config, prepared)
+    else:
+        built = _imported("pipeline.training.build")
+        built.prepare_keras(config)
+        built.compile_model(model, config, images=len(prepared.train))
     fitted: Fitted = training.train(
-        build_model(config, prepared) if model is None else model,
+        model,
         prepared,
         config,
         folder_of_work(folder),

@@ -205,6 +205,24 @@ def test_the_steps_pass_values_to_each_other_and_record_nothing(tmp_path: Path) 
             pipeline.evaluate(fitted.model, config, prepared, split="tset")
 
 
+@pytest.mark.slow
+def test_a_given_model_is_compiled_as_configured_each_time_it_is_trained(tmp_path: Path) -> None:
+    import keras
+
+    with inside(tmp_path):
+        config = pipeline.compose(*SMALL, "optimizer=adam", "schedule=cosine")
+        prepared = pipeline.load_data(config)
+        images = keras.Input(prepared.image_shape)  # not compiled, and of floats
+        x = keras.layers.Flatten()(images / 255)
+        model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(x))
+        for _ in range(2):
+            fitted = pipeline.train(config, prepared, model=model)
+            optimizer = fitted.model.optimizer
+            assert type(optimizer) is keras.optimizers.Adam
+            assert int(optimizer.iterations) == optimizer._learning_rate.decay_steps
+        assert 0 <= pipeline.evaluate(model, config, prepared).metrics["test/accuracy"] <= 1
+
+
 OWN = """
 from pipeline.data.values import Predictions
 

@@ -82,8 +82,9 @@ def weights(fitted: Fitted) -> Figure:
 def first_kernel(model: keras.Model) -> tuple[str, Array] | None:
     """Name of the first trained layer with a kernel, and that as a matrix f32[inputs, units]."""
     for layer in model.layers:
-        if layer.trainable and getattr(layer, "kernel", None) is not None:
-            kernel = np.array(layer.kernel)
+        found = getattr(layer, "kernel", None)  # of a layer of the user's own, perhaps a size
+        trained = any(found is weight for weight in layer.trainable_variables)
+        if trained and (kernel := np.array(found)).ndim > 1:
             return layer.name, kernel.reshape(-1, kernel.shape[-1])
     return None
 

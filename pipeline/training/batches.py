@@ -110,10 +110,35 @@ def augmented(
         ]
         return np.stack([images, *(batch.images.numpy() for batch in changed)], axis=1)
     scaled = keras.Input(images.shape[1:], name="images")
-    layers = keras.Model(scaled, build(config.augment, scaled), name="augmentation")
+    layers = keras.Model(scaled, augmented_by_layers(scaled, config), name="augmentation")
     shown = [layers(images / np.float32(255), training=True) for _ in range(versions)]
     pixels = [np.clip(np.round(255 * np.array(x)), 0, 255).astype(np.uint8) for x in shown]
     return np.stack([images, *pixels], axis=1)
+
+
+def augmented_by_layers(images: keras.KerasTensor, config: Config) -> keras.KerasTensor:
+    """Scaled images f32[N,H,W,C] as the layers of an augmentation change them.
+
+    They are the images themselves if no augmentation is chosen, or one of batches. Those of another
+    size are scaled and padded to the size of the images: `RandomCrop` crops in training only.
+
+    Raises:
+        RequestError: it gives anything other than images of as many channels.
+    """
+    if config.augment["_target_"] is None or augments_batches(config):
+        return images
+    changed = build(config.augment, images)
+    given = images.shape
+    found: tuple[int | None, ...] = getattr(changed, "shape", ())
+    if len(found) != len(given) or found[-1] != given[-1]:
+        told = [*found] if found else type(changed).__name__
+        raise RequestError(
+            f"augment._target_: {config.augment['_target_']} makes {told} of images {[*given]}; "
+            f"return images with {given[-1]} channels"
+        )
+    if found == given:
+        return changed
+    return keras.layers.Resizing(*given[1:3], pad_to_aspect_ratio=True, name="resized")(changed)
 
 
 def class_weights(labels: Array, classes: int) -> Array:
@@ -135,7 +160,7 @@ def training_batch(
 ) -> Batch:
     """A batch u8[n,H,W,C] with targets f32[n,K] as step `step` of training sees it, augmented."""
     seed = tf.stack([tf.constant(config.seed, tf.int64), tf.cast(step, tf.int64)])
-    batch = Batch(images=images, targets=targets, seed=seed, epoch=epoch)
+    batch = Batch(images=images, targets=targets, seed=seed, epoch=tf.cast(epoch, tf.int64))
     if not augments_batches(config):
         return batch
     changed = build(config.augment, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.config.schema import Config
 from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
-from pipeline.training.batches import augments_batches
+from pipeline.training.batches import augmented_by_layers
 from pipeline.training.check import check_model
 from pipeline.training.precision import (
     best_for,
@@ -33,7 +34,7 @@ _PATCH = 3  # side of the patches that `whitened` decorrelates, in pixels
 PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covariance is estimated
 _CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
-_backbones: dict[str, keras.Model] = {}
+_backbones: dict[str, tuple[keras.Model, str]] = {}  # and the checksum of the weights
 
 
 def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
@@ -48,8 +49,18 @@ def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
     keras.config.set_image_data_format("channels_last")
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
+    else:
+        _end_determinism()
     if keeps_programs:
         keep_programs(Path(config.data_dir) / "xla")
+
+
+def _end_determinism() -> None:
+    """Undoes what an earlier job of the process asked for; TensorFlow has no public way."""
+    from tensorflow.python.framework import config
+
+    if hasattr(config, "disable_op_determinism"):
+        config.disable_op_determinism()
 
 
 def build_model(config: Config, prepared: Prepared, *, checked: bool = False) -> keras.Model:
@@ -71,7 +82,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
         model = _prepared(config, prepared)
     if not checked:
         check_model(model, len(prepared.class_names))
-    _compile(model, config, images=len(prepared.train))
+    compile_model(model, config, images=len(prepared.train))
     return model
 
 
@@ -93,7 +104,7 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
     settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
     key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
-    model = _backbones.get(key) or _prepared(config, prepared)
+    model = _kept_backbone(key) or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
         return model  # random numbers of one job would depend on those of another
     # The head starts alike, whether the backbone was built just now or not.
@@ -105,10 +116,18 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     )
     if outputs is None:
         return model  # its head is part of it, and would be trained further by a later job
-    _backbones[key] = model
+    _backbones[key] = model, pretrained.backbone_checksum(model)
     while len(_backbones) > BACKBONES:
         del _backbones[next(iter(_backbones))]
-    return keras.Model(model.input, outputs, name=config.choices.model)
+    return keras.Model(model.input, outputs, name=_keras_name(config))
+
+
+def _kept_backbone(key: str) -> keras.Model | None:
+    """The model with that frozen backbone; None if a model that shares it was trained further."""
+    model, checksum = _backbones.get(key, (None, ""))
+    if model is None or not pretrained.is_fixed(model):
+        return None
+    return model if pretrained.backbone_checksum(model) == checksum else None
 
 
 def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
@@ -116,15 +135,20 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
     images = keras.Input(prepared.image_shape, dtype="uint8", name="images")
     try:
         x = _scaling(config.train.scaling, prepared)(images)
-        if config.augment["_target_"] is not None and not augments_batches(config):
-            x = build(config.augment, x)
+        x = augmented_by_layers(x, config)
         if config.train.scaling == "whitened":
             x = _whitening(prepared)(x)
         with computing_in(precision):
             outputs = build(config.model, x, len(prepared.class_names))
-            return keras.Model(images, outputs, name=config.choices.model)
+            return keras.Model(images, outputs, name=_keras_name(config))
     except ValueError as error:
         raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
+
+
+def _keras_name(config: Config) -> str:
+    """The name of the chosen model, as in `model=mine/net`, in letters that Keras takes."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", config.choices.model)
+    return plain if re.match(r"[A-Za-z0-9.]", plain) else f"model{plain}"
 
 
 def kept(model: keras.Model) -> keras.Model:
@@ -171,7 +195,14 @@ def _is_keras_own(optimizer: keras.optimizers.Optimizer) -> bool:
     return all(type(part).__module__.startswith("keras.") for part in parts)
 
 
-def _compile(model: keras.Model, config: Config, *, images: int) -> None:
+def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
+    """Compiles `model` with the optimizer, schedule and precision of a configuration.
+
+    `images` is the number of training images, on which the length of a schedule depends.
+
+    Raises:
+        RequestError: checkpoints cannot describe the optimizer or its schedule.
+    """
     ema = config.train.ema
     averaging = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
     optimizer = build(config.optimizer, **averaging)

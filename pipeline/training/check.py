@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data.values import Array, flaw_in
 from pipeline.system.errors import RequestError, first_line
-from pipeline.training.saved import load_saved
+from pipeline.training.saved import MOST_VALUES, largest_output, load_saved
 
 _IMAGES = 4
 _SOFTMAX = "end it in keras.layers.Dense(classes, activation='softmax')"
@@ -32,11 +32,12 @@ def check_model(model: keras.Model, classes: int) -> None:
 
     Raises:
         RequestError: it does not take images u8[N,H,W,C], does not give probabilities
-            f32[N, classes], cannot be saved, or cannot be loaded again by `training/saved.py`.
+            f32[N, classes], is too large, cannot be saved, or cannot be loaded again by
+            `training/saved.py`.
     """
     state = random.getstate(), np.random.get_state()
     try:
-        _check_shape(model, classes)
+        _check_shapes(model, classes)
         key = _structure(model)
         if key is None or key not in _checked:
             copy = _saved_and_loaded(model)
@@ -48,11 +49,17 @@ def check_model(model: keras.Model, classes: int) -> None:
         np.random.set_state(state[1])
 
 
-def _check_shape(model: keras.Model, classes: int) -> None:
+def _check_shapes(model: keras.Model, classes: int) -> None:
     if (shape := model.output_shape) != (None, classes):
         raise RequestError(
             f"model={model.name}: gives {shape}, but the data set's {classes} classes need "
             f"(None, {classes}); {_SOFTMAX}"
+        )
+    if (largest := largest_output(model)) > MOST_VALUES:
+        raise RequestError(
+            f"model={model.name}: one of its layers gives {largest:,} numbers for one image; a "
+            f"model with more than {MOST_VALUES:,} is not loaded again; use smaller images "
+            "(dataset.size) or fewer filters"
         )
 
 

@@ -17,7 +17,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -39,7 +39,8 @@ class Progress:
     """The progress of a training.
 
     `epochs`: Keras' metrics of each finished epoch. `seconds`: the time spent on them. `seeds`: the
-    states of the model's random number generators, in the order of its variables.
+    states of the model's random number generators, in the order of its variables, and after them
+    the state of Keras' own, from which layers without a generator draw, if there is one.
     """
 
     epochs: list[dict[str, float]]
@@ -116,7 +117,8 @@ def save_checkpoint(
     Raises:
         OSError: the folder cannot be written; earlier checkpoints remain unchanged.
     """
-    seeds = [np.asarray(state.value).tolist() for state in _seed_states(model)]
+    states = _seed_states(model, shared=_shared_generator() is not None)
+    seeds = [np.asarray(state.value).tolist() for state in states]
     with replacing(folder / LAST) as path:
         model.save(path)
         Progress(epochs=epochs, seconds=seconds, seeds=seeds).add_to(path)
@@ -162,12 +164,24 @@ def load_state(model: keras.Model, path: Path) -> None:
 
 
 def restore_seeds(model: keras.Model, progress: Progress) -> None:
-    """Restores the states of the model's random number generators."""
-    for state, value in zip(_seed_states(model), progress.seeds, strict=True):
+    """Restores the states of the model's random number generators, and of Keras' own."""
+    shared = len(progress.seeds) > len(_seed_states(model, shared=False))
+    for state, value in zip(_seed_states(model, shared=shared), progress.seeds, strict=True):
         state.assign(value)
 
 
-def _seed_states(model: keras.Model) -> list[keras.Variable]:
+def _seed_states(model: keras.Model, *, shared: bool) -> list[keras.Variable]:
     """The states of the random number generators, which Keras does not save: u32[2] each."""
     saved = {id(weight) for weight in model.weights}
-    return [variable for variable in model.variables if id(variable) not in saved]
+    own = [variable for variable in model.variables if id(variable) not in saved]
+    return [*own, _shared_generator(made=True).state] if shared else own
+
+
+def _shared_generator(*, made: bool = False) -> Any:
+    """Keras' own generator; None if nothing has drawn from it yet, unless it shall be `made`."""
+    from keras.src.backend.common import global_state  # nothing public leads to it
+    from keras.src.random import seed_generator
+
+    if made:
+        return seed_generator.global_seed_generator()
+    return global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)

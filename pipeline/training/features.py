@@ -86,14 +86,17 @@ class Head:
 def head_of(model: keras.Model, config: Config) -> Head | None:
     """The head of a compiled model with a frozen backbone, which trains on features of the images.
 
-    None if anything up to `features` is trained or random (as augmentation is), if a teacher needs
-    the images, or if the head takes anything else than the features. The first run that needs
+    None if anything up to `features` is trained or random, if there is augmentation, if a teacher
+    needs the images, if the features are no vectors (maps, tokens), or if the head takes anything
+    else than them. The first run that needs
     features keeps them in the data cache, keyed by the checksums of images and backbone; later runs
     and the other jobs of a sweep read them.
     """
     if not has_backbone(config.model) or config.model["trainable"] != "head":
         return None
-    if needs_images(config) or not is_fixed(model):
+    if config.augment["_target_"] is not None or needs_images(config) or not is_fixed(model):
+        return None
+    if len(features_tensor(model).shape) != 2:
         return None
     if (head := _separate(model)) is None:
         return None

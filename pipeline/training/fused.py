@@ -32,19 +32,23 @@ def fused_updates(
     optimizer: keras.optimizers.Optimizer,
     shares: Sequence[float] | None = None,
     since: Sequence[int] | None = None,
+    *,
+    kernels: bool = True,
 ) -> Iterator[None]:
     """Makes `optimizer` update each variable with one kernel, if TensorFlow has one for it.
 
     Formulas and state remain those of Keras; other optimizers are not changed. `shares` are factors
     of the learning rate, one per trainable variable, and `since` the steps (from 0) before which a
     variable is not changed. Both also apply to weight decay. A variable that waits does not count
-    in the norm of all gradients by which the others are clipped.
+    in the norm of all gradients by which the others are clipped. Without `kernels`, which XLA does
+    not need, the operations are Keras' own. Steps must be traced within this context.
     """
-    update = _update_for(optimizer)
+    kernels = kernels and not hasattr(optimizer, "inner_optimizer")
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+    update = _update_for(optimizer, kernels=kernels)
     if shares is None:
         replaced: dict[str, Callable[..., Any]] = {"update_step": update} if update else {}
     else:
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
         share = _share_of(shares, since or [0] * len(shares))
         replaced = {
             "update_step": _shared(update or type(optimizer).update_step, share),
@@ -81,8 +85,8 @@ def fused_norms(model: keras.Model) -> Iterator[None]:
 
 
 def _is_fusible(layer: keras.Layer) -> bool:
-    # The exact class: a subclass may have another formula.
-    if type(layer) is not keras.layers.BatchNormalization:
+    # The exact class: a subclass may have another formula. The kernel computes in float32.
+    if type(layer) is not keras.layers.BatchNormalization or layer.compute_dtype == "float64":
         return False
     plain = layer.scale and layer.center and not layer.renorm and not layer.synchronized
     last = layer.axis in (-1, layer.input_spec.ndim - 1)
@@ -164,13 +168,17 @@ def _clipped_apart(clip: Clip, since: Sequence[int]) -> Clip:
     return clipped
 
 
-def _update_for(optimizer: keras.optimizers.Optimizer) -> Update | None:
+def _update_for(optimizer: keras.optimizers.Optimizer, *, kernels: bool) -> Update | None:
     # The exact classes: a subclass may have another formula.
+    if type(optimizer) is keras.optimizers.Ftrl:
+        return _ftrl
+    if not kernels:
+        return None
     if type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW):
         return None if optimizer.amsgrad else _adam
     if type(optimizer) is keras.optimizers.SGD and optimizer.momentum != 0:
         return _momentum
-    return _ftrl if type(optimizer) is keras.optimizers.Ftrl else None
+    return None
 
 
 def _adam(

@@ -8,7 +8,8 @@ too large for memory, threads read parts of an epoch ahead, in the order of the 
 buffers: one is trained on while the other is filled. Either way every epoch is a permutation of
 all images and gives the same weights.
 
-If XLA is requested, it compiles the loop over the full batches of a part.
+If XLA is requested, it compiles the loop over the full batches of a part, without the kernels of
+`fused.py`, in whose place it has its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -86,12 +87,14 @@ def fit(  # noqa: PLR0913 (as `keras.Model.fit`)
     """
     train, val = splits
     _create_state(model, train)
-    passes = _passes(model, train, val, batch_size=batch_size, xla=xla, stream=stream)
     logs: dict[str, float] = {}
     model.stop_training = False
-    callbacks.on_train_begin()
     since = [join * -(-len(train) // batch_size) for join in joins or ()] or None
-    with fused_updates(model.optimizer, shares, since), fused_norms(model):
+    # XLA fuses by itself. It traces at once, so the passes are made with what the updates have.
+    updates = fused_updates(model.optimizer, shares, since, kernels=not xla)
+    with updates, nullcontext() if xla else fused_norms(model):
+        passes = _passes(model, train, val, batch_size=batch_size, xla=xla, stream=stream)
+        callbacks.on_train_begin()
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
                 break

@@ -29,11 +29,11 @@ def predictor(model: keras.Model) -> PredictFunction:
 
     The returned function raises PipelineError if the model's outputs are not probabilities.
     """
-    images = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
-    graph = _graph(model, images)
+    dtype = model.inputs[0].dtype  # not uint8 if it takes features, or is the user's own
+    graph = _graph(model, tf.TensorSpec([None, *model.input_shape[1:]], dtype))
 
     def forward(batch: Array) -> Array:
-        probabilities: Array = graph(tf.constant(batch)).numpy()
+        probabilities: Array = graph(tf.constant(batch.astype(dtype, copy=False))).numpy()
         if flaw := flaw_in(probabilities):
             raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
         return probabilities
@@ -52,7 +52,8 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, A
         plain = predictor(model)
         return lambda images: (None, plain(images))
     both = keras.Model(model.inputs, [features, model.outputs[0]])
-    spec = tf.TensorSpec([None, *model.input_shape[1:]], model.inputs[0].dtype)
+    dtype = model.inputs[0].dtype
+    spec = tf.TensorSpec([None, *model.input_shape[1:]], dtype)
 
     @tf.function(input_signature=[spec], autograph=False)
     def graph(batch: tf.Tensor) -> list[tf.Tensor]:
@@ -64,7 +65,8 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, A
         ]
 
     def forward(batch: Array) -> tuple[Array, Array]:
-        found, probabilities = (part.numpy() for part in graph(tf.constant(batch)))
+        given = tf.constant(batch.astype(dtype, copy=False))
+        found, probabilities = (part.numpy() for part in graph(given))
         if flaw := flaw_in(probabilities):
             raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
         return found, probabilities

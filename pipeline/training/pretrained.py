@@ -82,7 +82,8 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     """Loads the weights that a checked leaf names, and freezes the layers that it does not train.
 
     Does nothing to a model without a backbone. In a backbone with given weights, batch
-    normalisation stays frozen; one that is frozen as a whole drops nothing.
+    normalisation stays frozen; one that is frozen as a whole drops nothing. Networks and blocks
+    that are nested in it are treated layer by layer.
 
     Raises:
         RequestError: the weights are not installed, or not those of this backbone.
@@ -97,15 +98,28 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
         _set_imagenet(layers, leaf)
     elif source is not None:
         _copy(layers, _weights_file(source))
-    weighted = [layer for layer in layers if layer.weights]
-    frozen = {"head": len(weighted), "top": round(len(weighted) * (1 - _TOP)), "all": 0}[trainable]
-    for number, layer in enumerate(weighted):
-        statistics = isinstance(layer, keras.layers.BatchNormalization) and source is not None
-        layer.trainable = number >= frozen and not statistics
+    norms = keras.layers.BatchNormalization if source is not None else ()
+    _freeze(layers, trainable, norms)
     if trainable == "head":
-        for layer in layers:
-            if isinstance(layer, keras.layers.Dropout):
-                layer.rate = 0.0
+        for part in _nested(*layers):
+            if isinstance(part, keras.layers.Dropout):
+                part.rate = 0.0
+
+
+def _freeze(layers: list[keras.layers.Layer], trainable: str, norms: Any) -> None:
+    """Freezes those `layers` of a backbone that are not trained, and all of the classes `norms`."""
+    weighted = _weighted(layers)
+    for layer in layers:
+        if layer.weights and layer.name not in (SCALING, WHITENING):
+            layer.trainable = True  # else nothing in it could be trained
+    last = max((n for n, layer in enumerate(weighted) if not isinstance(layer, norms)), default=0)
+    top = min(round(len(weighted) * (1 - _TOP)), last)
+    frozen = {"head": len(weighted), "top": top, "all": 0}[trainable]
+    for number, layer in enumerate(weighted):
+        layer.trainable = number >= frozen
+    for part in _nested(*layers):
+        if isinstance(part, norms):
+            part.trainable = False
 
 
 def require_weights(leaf: Leaf) -> None:
@@ -147,9 +161,9 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
     2018).
     """
     wait = leaf.get("unfreeze_epochs", 0)
-    if not wait:
+    if not has_backbone(leaf) or not wait:
         return None
-    weighted = [layer for layer in backbone_layers(model) if layer.weights]
+    weighted = _weighted(backbone_layers(model))
     quarters = {
         id(weight): 1 + int((len(weighted) - 1 - position) / len(weighted) / _TOP)
         for position, layer in enumerate(weighted)
@@ -175,6 +189,26 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return layers
 
 
+def _weighted(layers: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """The layers of a backbone that have weights, in order, with those of nested ones for these.
+
+    Without what `train.scaling` made. A nested layer with weights of its own counts as one.
+    """
+    found = []
+    for layer in layers:
+        inner = layer._flatten_layers(include_self=False, recursive=False)
+        within = {id(weight) for one in inner for weight in one.weights}
+        if layer.name in (SCALING, WHITENING) or not layer.weights:
+            continue
+        found += _weighted(inner) if within == {id(one) for one in layer.weights} else [layer]
+    return found
+
+
+def _nested(*layers: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """These layers and all that are nested in them, of which Keras shows only those of networks."""
+    return [part for layer in layers for part in layer._flatten_layers()]
+
+
 def features_tensor(model: keras.Model) -> keras.KerasTensor:
     """The output of the layer `features`, in the graph of a model."""
     return graph.calls_of(model)[model.get_layer(FEATURES)][0].outputs[0]
@@ -198,10 +232,19 @@ def head_on(
 
 def state(weights: str | None) -> list[int]:
     """Size, time and inode of the file that `model.weights` names; empty if it names no file."""
-    if weights is None or not (file := Path(weights)).is_file():
+    if weights is None or not (file := user_path(weights)).is_file():
         return []
     at = file.stat()
     return [at.st_size, at.st_mtime_ns, at.st_ino]
+
+
+def backbone_checksum(model: keras.Model) -> str:
+    """SHA-256 (hex) of the weights of a model's backbone."""
+    digest = hashlib.sha256()
+    for layer in backbone_layers(model):
+        for weight in layer.get_weights():
+            digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 def is_fixed(model: keras.Model) -> bool:
@@ -214,10 +257,11 @@ def is_fixed(model: keras.Model) -> bool:
 
 def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
     """Whether a layer, or one inside it, has a generator, whose state is not among its weights."""
-    if isinstance(layer, keras.layers.Dropout) and not layer.rate:
-        return False
-    weights = {id(variable) for variable in layer.weights}
-    return any(id(variable) not in weights for variable in layer.variables)
+    known = {id(weight) for weight in layer.weights}
+    for part in _nested(layer):
+        if isinstance(part, keras.layers.Dropout) and not part.rate:
+            known |= {id(variable) for variable in part.variables}
+    return any(id(variable) not in known for variable in layer.variables)
 
 
 def _weights_file(source: str) -> Path:

@@ -411,9 +411,16 @@ def _check_sizes(config: dict[str, Any], *, stored: int) -> None:
     parameters = sum(math.prod(weight.shape) for weight in model.weights)
     if parameters > stored:
         raise ValueError(f"it describes {parameters:,} parameters but holds {stored:,}")
-    largest = max((math.prod(shape) for shape in _shapes(model)), default=0)
-    if largest > MOST_VALUES:
-        raise ValueError(f"one of its layers gives {largest:,} numbers for one image")
+    if (largest := largest_output(model)) > MOST_VALUES:
+        raise ValueError(
+            f"one of its layers gives {largest:,} numbers for one image; at most {MOST_VALUES:,} "
+            "are allowed"
+        )
+
+
+def largest_output(model: keras.Model) -> int:
+    """The most numbers that any layer of a model gives for one image."""
+    return max((math.prod(shape) for shape in _shapes(model)), default=0)
 
 
 def _shapes(model: keras.Model) -> Iterator[tuple[int, ...]]:

@@ -44,11 +44,11 @@ TRAINED = np.array([[2, -2], [2, -2], [2, -2]], np.float32)
 def network(*kernels: Array) -> Any:
     """What plots see of a model: a layer without a kernel, then dense ones."""
     layers = [
-        SimpleNamespace(name=f"dense_{n}", kernel=k, trainable=True)
+        SimpleNamespace(name=f"dense_{n}", kernel=k, trainable_variables=[k])
         for n, k in enumerate(kernels, 1)
     ]
     return SimpleNamespace(
-        name="net", layers=[SimpleNamespace(name="flatten", trainable=True), *layers]
+        name="net", layers=[SimpleNamespace(name="flatten", trainable_variables=[]), *layers]
     )
 
 
@@ -138,6 +138,17 @@ def test_the_kernel_of_a_convolution_is_one_row_per_input() -> None:
     name, kernel = plots.first_kernel(network(filters)) or ("", TRAINED)
     assert name == "dense_1"
     np.testing.assert_array_equal(kernel, filters.reshape(9, 4))
+
+
+def test_the_size_or_the_vector_that_a_layer_calls_its_kernel_is_passed_over() -> None:
+    model, scale = network(TRAINED), np.ones(3, np.float32)
+    model.layers[:0] = [
+        SimpleNamespace(name="block", kernel=3, trainable_variables=[TRAINED]),
+        SimpleNamespace(name="scale", kernel=scale, trainable_variables=[scale]),
+        SimpleNamespace(name="frozen", kernel=TRAINED, trainable_variables=[]),
+    ]
+    name, _ = plots.first_kernel(model) or ("", TRAINED)
+    assert name == "dense_1"
 
 
 def test_a_model_without_a_kernel_costs_the_picture_of_weights_and_not_the_run() -> None:

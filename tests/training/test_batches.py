@@ -134,6 +134,7 @@ def test_the_model_never_sees_the_augmentation() -> None:
 Words = Callable[..., tuple[str, ...]]
 OWN = """
 from dataclasses import replace
+import keras
 import tensorflow as tf
 from pipeline.config.rules import Share
 from pipeline.training.pieces import Batch
@@ -160,6 +161,23 @@ def images_alone(batch: Batch) -> Batch:
 
 def dimmed(images, *, share: Share):
     return images * (1 - share)
+
+
+def cropped(images):
+    return keras.layers.RandomCrop(4, 3)(images)
+
+
+def coloured(images):
+    return keras.layers.Concatenate()([images] * 3)
+
+
+def two(images):
+    return [images, images]
+
+
+def by_epoch(batch: Batch) -> Batch:
+    assert batch.epoch.dtype == tf.int64
+    return batch
 """
 
 
@@ -205,6 +223,35 @@ def test_an_augmentation_of_ones_own_that_takes_images_is_a_layer(
     rows = preview(PREPARED, config(*own("dimmed", "+augment.share=0.5")), rows=3, versions=1)
     assert rows is not None
     np.testing.assert_allclose(rows[:, 1], rows[:, 0] / 2, atol=1)
+
+
+def test_after_a_layer_that_changes_the_size_images_have_their_size_again(own: Words) -> None:
+    model = build_model(config(*own("cropped")), PREPARED)
+    names = [layer.name for layer in model.layers]
+    assert names[3] == "resized"
+    shown = keras.Model(model.input, model.get_layer("resized").output)
+    images = PREPARED.train.batch(0, 3)
+    np.testing.assert_allclose(shown(images, training=False), images / 255, atol=1e-6)
+    assert shown(images, training=True).shape == (3, 6, 6, 1)
+    rows = preview(PREPARED, config(*own("cropped")), rows=3, versions=2)
+    assert rows is not None
+    assert rows.shape == (3, 3, 6, 6, 1)
+
+
+@pytest.mark.parametrize(("name", "made"), [("coloured", r"\[None, 6, 6, 3\]"), ("two", "list")])
+def test_a_layer_that_returns_other_than_images_is_refused_before_training(
+    name: str, made: str, own: Words
+) -> None:
+    with pytest.raises(
+        RequestError, match=rf"^augment._target_: my_augment.{name} makes {made} of .* 1 channels$"
+    ):
+        build_model(config(*own(name)), PREPARED)
+
+
+def test_the_number_of_an_epoch_has_one_type(own: Words) -> None:
+    words = own("by_epoch")
+    taken(*words)
+    preview(PREPARED, config(*words))
 
 
 @pytest.mark.parametrize(

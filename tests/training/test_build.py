@@ -13,11 +13,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.framework import config as tf_config
 
 from pipeline.data.datasets import synthetic
 from pipeline.system.errors import RequestError
 from pipeline.training import build, models
-from pipeline.training.build import build_model, kept, loss_and_metrics
+from pipeline.training.build import build_model, kept, loss_and_metrics, prepare_keras
 from tests.commands import configured
 from tests.splits import in_splits
 
@@ -57,6 +58,39 @@ def test_a_model_is_checked_unless_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     assert classes == [3]
     build_model(configured(*LINEAR), PREPARED, checked=True)
     assert classes == [3]
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        ("mine/net", "mine_net"),
+        ("größe", "gr__e"),
+        ("a+b", "a_b"),
+        ("_x", "model_x"),
+        ("ü", "model_"),
+    ],
+)
+def test_a_model_may_have_any_name_that_a_file_of_its_group_may_have(
+    choice: str, name: str
+) -> None:
+    config = configured(*LINEAR)
+    named = replace(config, choices=replace(config.choices, model=choice))
+    assert build_model(named, PREPARED).name == name
+
+
+def test_what_a_job_before_asked_of_tensorflow_holds_for_that_job_alone() -> None:
+    found = []
+    for wanted in ("true", "false"):
+        prepare_keras(configured(*LINEAR, f"train.deterministic={wanted}"))
+        found.append(tf_config.is_op_determinism_enabled())
+    assert found == [True, False]
+
+
+def test_patches_are_no_pictures_to_a_network_for_these() -> None:
+    words = ("model=efficientnet_lite0", "model.weights=null", "model.trainable=all")
+    config = configured(*words, "train.scaling=whitened")
+    with pytest.raises(RequestError, match="not 9 channels; train.scaling=whitened .*: set unit$"):
+        build_model(config, PREPARED)
 
 
 def test_a_models_weights_follow_the_seed_alone() -> None:
@@ -166,6 +200,34 @@ def test_the_head_on_a_shared_backbone_is_built_with_all_its_operations_and_bran
         expected.set_weights(model.get_weights())
         np.testing.assert_allclose(model(pixels), expected(pixels), atol=1e-6)
     np.testing.assert_array_equal(first(pixels), second(pixels))
+
+
+def test_a_backbone_that_was_trained_further_or_replaced_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = wraps(models.efficientnet_lite)(lambda images, classes, **_: backbone(images, classes))
+    monkeypatch.setattr(models, "efficientnet_lite", own)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("model=efficientnet_lite0", "train.batch_size=16")
+    donor = build_model(configured(*words, "model.weights=null", "model.trainable=all"), PREPARED)
+    donor.save(tmp_path / "donor.keras")
+    config = configured(*words, "model.weights=~/donor.keras", "model.trainable=head")
+
+    def base() -> Any:
+        return build_model(config, PREPARED).get_layer("base")
+
+    first, kernel = base(), donor.get_layer("base").get_weights()[0]
+    assert base() is first
+    first.bias.assign_add(np.ones(4))
+    second = base()
+    np.testing.assert_array_equal(second.get_weights()[0], kernel)
+    np.testing.assert_array_equal(second.get_weights()[1], np.zeros(4))
+    second.trainable = True
+    assert base() is not second
+    assert not base().trainable
+    donor.get_layer("base").set_weights([2 * kernel, np.ones(4)])
+    donor.save(tmp_path / "donor.keras")
+    np.testing.assert_array_equal(base().get_weights()[0], 2 * kernel)
 
 
 def test_a_head_that_takes_more_than_the_features_begins_anew_with_each_model(

@@ -106,6 +106,17 @@ def test_a_model_that_cannot_be_loaded_again_is_refused_with_what_to_use(layer: 
         check_model(model(lambda x: layers.Dense(3, activation="softmax")(layer()(x))), 3)
 
 
+def test_a_model_that_is_too_large_to_be_loaded_again_is_refused_with_its_size() -> None:
+    images = keras.Input((2100, 2100, 1), dtype="uint8")
+    maps = layers.Conv2D(32, 3, padding="same")(images)
+    outputs = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(maps))
+    with pytest.raises(
+        RequestError,
+        match=r"^model=large: .* gives 141,120,000 numbers .*134,217,728.*dataset.size",
+    ):
+        check_model(keras.Model(images, outputs, name="large"), 3)
+
+
 @pytest.mark.parametrize(
     "head",
     [

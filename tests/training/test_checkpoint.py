@@ -3,10 +3,18 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.training.checkpoint import Progress, newest_progress, progress_of
+from pipeline.training.checkpoint import (
+    Progress,
+    newest_progress,
+    progress_of,
+    restore_seeds,
+    save_checkpoint,
+)
 from tests.stress.matrix import matrix
 
 PROGRESS = Progress(epochs=[{"loss": 0.1 + 0.2, "val_loss": 1 / 3}], seconds=1.5, seeds=[[7, 360]])
@@ -79,3 +87,22 @@ def test_an_intact_checkpoint_is_preferred_and_two_damaged_ones_are_refused(tmp_
     previous.unlink()
     with pytest.raises(RequestError, match="last.keras: not a usable checkpoint"):
         newest_progress(tmp_path)
+
+
+def test_layers_without_a_generator_draw_the_same_numbers_after_an_interruption(
+    tmp_path: Path,
+) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5, seed=1)])
+    model.compile()
+    keras.utils.set_random_seed(0)
+    for drawn in (False, True):  # Keras makes its own generator when it is first used
+        if drawn:
+            keras.random.uniform((3,))
+        save_checkpoint(model, tmp_path, epochs=[{"loss": 1.0}], seconds=1.0, best=False)
+        expected = keras.random.uniform((3,))
+        keras.utils.set_random_seed(7)
+        progress = progress_of(tmp_path / "last.keras")
+        assert len(progress.seeds) == 1 + drawn
+        restore_seeds(model, progress)
+        if drawn:
+            np.testing.assert_array_equal(keras.random.uniform((3,)), expected)

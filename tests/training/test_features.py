@@ -137,6 +137,9 @@ def test_the_untrained_head_has_the_weights_that_it_had(tmp_path: Path) -> None:
 def test_where_the_features_change_there_is_no_head(tmp_path: Path) -> None:
     settings = config(tmp_path)
     assert head_of(network(frozen=False), settings) is None
+    settings.augment["_target_"] = "my.layer"  # which may draw from a generator that nobody sees
+    assert head_of(network(), settings) is None
+    settings.augment["_target_"] = None
     assert head_of(network(), config(tmp_path, trainable="all")) is None
     settings.train.teacher = "abcd"
     assert head_of(network(), settings) is None
@@ -176,6 +179,13 @@ def test_a_head_that_also_takes_what_is_before_the_features_is_not_trained_alone
     tmp_path: Path,
 ) -> None:
     assert head_of(branched(early=True), config(tmp_path)) is None
+
+
+def test_features_that_are_maps_are_not_kept(tmp_path: Path) -> None:
+    images = keras.Input((2, 2, 1), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255, name=FEATURES)(images)
+    x = keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(x))
+    assert head_of(keras.Model(images, x), config(tmp_path)) is None
 
 
 def test_the_untrained_head_needs_no_optimizer(tmp_path: Path) -> None:

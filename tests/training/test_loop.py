@@ -87,15 +87,12 @@ def fit(
     epochs: int = 2,
     batch_size: int = 8,
     seed: int = 0,
-    xla: bool = False,
-    stream: bool = False,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
+    **more: Any,
 ) -> keras.callbacks.History:
     history = keras.callbacks.History()
     followers = keras.callbacks.CallbackList([history, *callbacks], model=model, epochs=epochs)
-    loop.fit(
-        model, (train, val), followers, batch_size=batch_size, seed=seed, xla=xla, stream=stream
-    )
+    loop.fit(model, (train, val), followers, batch_size=batch_size, seed=seed, **more)
     return history
 
 
@@ -314,6 +311,7 @@ def test_only_ordinary_normalisations_are_fused_and_only_while_training() -> Non
         "of rows": keras.layers.BatchNormalization(axis=1),
         "without a scale": keras.layers.BatchNormalization(scale=False),
         "too small an epsilon for a GPU": keras.layers.BatchNormalization(epsilon=1e-7),
+        "of 64 bits": keras.layers.BatchNormalization(dtype="float64"),
         "another class": Own(),
     }
     images = keras.Input((4, 5, 3))
@@ -515,11 +513,16 @@ def with_hidden(hidden: Callable[[], Layers], optimizer: Any = "adam") -> keras.
 
 
 def both(
-    hidden: Callable[[], Layers], data: Split, optimizer: Callable[[], Any] = lambda: "adam"
+    hidden: Callable[[], Layers],
+    data: Split,
+    optimizer: Callable[[], Any] = lambda: "adam",
+    **more: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """A network fitted with XLA and its twin fitted without."""
     with_xla, without = with_hidden(hidden, optimizer()), with_hidden(hidden, optimizer())
-    histories = fit(with_xla, data, split(9), xla=True), fit(without, data, split(9))
+    histories = [
+        fit(one, data, split(9), xla=one is with_xla, **more) for one in (with_xla, without)
+    ]
     for name, values in histories[0].history.items():
         assert values == pytest.approx(histories[1].history[name], rel=1e-4), name
     return with_xla, without
@@ -582,6 +585,25 @@ def test_every_layer_that_is_known_to_be_faster_is_tested() -> None:
 )
 def test_every_optimizer_ends_in_the_same_state_as_without_xla(optimizer: Any) -> None:
     assert_alike(*both(dense, split(53), optimizer))
+
+
+def test_with_xla_too_variables_have_their_shares_of_the_rate_and_wait_for_their_epochs() -> None:
+    def decaying() -> keras.optimizers.Optimizer:
+        return keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1, global_clipnorm=0.5)
+
+    shares, joins = [0.0, 0.1, 1.0, 1.0], [0, 1, 0, 0]  # kernel and bias of two layers
+    with_xla, without = both(dense, split(53), decaying, shares=shares, joins=joins)
+    assert_alike(with_xla, without)
+    weights = zip(with_xla.get_weights(), with_hidden(dense).get_weights(), strict=True)
+    assert [np.array_equal(*pair) for pair in weights] == [True, False, False, False]
+
+
+def test_with_xla_too_ftrl_takes_no_step_where_the_rate_is_0() -> None:
+    def warming() -> keras.optimizers.Optimizer:
+        rates = keras.optimizers.schedules.PolynomialDecay(0.0, 3, end_learning_rate=0.1)
+        return keras.optimizers.Ftrl(rates)
+
+    assert_alike(*both(dense, split(53), warming))
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,13 @@ def test_a_model_that_only_returns_a_network_has_probabilities_and_no_features()
     features, probabilities = with_features(model)(IMAGES[:5])
     assert features is None
     np.testing.assert_allclose(probabilities, model(IMAGES[:5]), atol=1e-6)
+
+
+def test_a_model_that_takes_floats_is_given_them() -> None:
+    images = keras.Input(SHAPE)
+    x = keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(images / 255))
+    model = keras.Model(images, x)
+    expected = model(IMAGES[:5].astype(np.float32))
+    np.testing.assert_allclose(predict(model, split(5), batch_size=4), expected, atol=1e-6)
+    _, probabilities = with_features(model)(IMAGES[:5])
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)

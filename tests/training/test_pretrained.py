@@ -299,7 +299,7 @@ def test_a_backbone_joins_from_its_last_layers_after_its_epochs(tmp_path: Path) 
     train(model, PREPARED, config, tmp_path, [note])
     joined = [sorted({name.partition("/")[0] for name in epoch}) for epoch in moved]
     assert joined == [["head"]] * 2 + [["base_3", "head"]] * 2 + [["base_2", "base_3", "head"]]
-    leaf = {"trainable": "all", "unfreeze_epochs": 2}
+    leaf = {"weights": "x", "trainable": "all", "unfreeze_epochs": 2}
     assert pretrained.joins(model, leaf) == [8, 8, 6, 6, 4, 4, 2, 2, 0, 0]
     assert pretrained.joins(model, leaf | {"unfreeze_epochs": 0}) is None
 
@@ -348,11 +348,80 @@ def test_a_frozen_backbone_drops_nothing_so_its_features_are_computed_once(tmp_p
     assert model.get_layer("dropout").rate == 0.2  # the head's
 
 
+@keras.saving.register_keras_serializable()
+class Block(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of layers, as backbones of one's own have."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.dense, self.norm = keras.layers.Dense(4), keras.layers.BatchNormalization()
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def build(self, shape: Any) -> None:
+        self.dense.build(shape)
+        self.norm.build((None, 4))
+
+    def call(self, x: Any, training: Any = None) -> Any:
+        return self.dropout(self.norm(self.dense(x), training=training), training=training)
+
+
+def nested() -> keras.Model:
+    """A backbone of a block and a network in it, and a head."""
+    images = keras.Input((6, 6, 1), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255, name="scaling")(images))
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), Block(name="last")])
+    x = keras.layers.Identity(name="features")(inner(Block(name="first")(x)))
+    return keras.Model(images, keras.layers.Dense(3, activation="softmax", name="head")(x))
+
+
+@pytest.mark.parametrize(("trainable", "trained"), [("head", 0), ("top", 1), ("all", 3)])
+def test_layers_within_blocks_and_networks_are_frozen_one_by_one(
+    trainable: str, trained: int, tmp_path: Path
+) -> None:
+    nested().save(tmp_path / "donor.keras")
+    model = nested()
+    leaf = {"weights": str(tmp_path / "donor.keras"), "trainable": trainable}
+    pretrained.prepare_backbone(model, leaf)
+    assert len(model.trainable_variables) == 2 * trained + 2  # kernels and biases, and the head's
+    before = [np.array(weight) for weight in model.non_trainable_weights]
+    features_of = keras.Model(model.input, model.get_layer("features").output)
+    images = PREPARED.train.batch(0, 9)
+    once, again = (np.array(features_of(images, training=True)) for _ in range(2))
+    for weight, then in zip(model.non_trainable_weights, before, strict=True):
+        np.testing.assert_array_equal(weight, then)  # statistics, too
+    assert np.array_equal(once, again) == (trainable == "head")
+    assert pretrained.is_fixed(model) == (trainable == "head")
+    pretrained.prepare_backbone(model, leaf | {"trainable": "all"})
+    assert len(model.trainable_variables) == 2 * 3 + 2
+    joins = pretrained.joins(model, leaf | {"trainable": "all", "unfreeze_epochs": 1})
+    assert joins == [4, 4, 2, 2, 1, 1, 0, 0]  # five layers: normalisation counts
+
+
+def test_of_a_backbone_of_one_layer_the_top_is_this_layer(tmp_path: Path) -> None:
+    small().save(tmp_path / "donor.keras")
+    model = small()
+    leaf = {"weights": str(tmp_path / "donor.keras"), "trainable": "top"}
+    pretrained.prepare_backbone(model, leaf)
+    assert model.get_layer("base").trainable
+
+
+def test_the_convolution_that_whitens_is_no_part_of_a_backbone() -> None:
+    whitening = keras.layers.Conv2D(9, 3, trainable=False, name="whitening")
+    model = small(random=whitening)
+    leaf = {"weights": None, "trainable": "all"}
+    pretrained.prepare_backbone(model, leaf)
+    assert (whitening.trainable, model.get_layer("base").trainable) == (False, True)
+    joins = pretrained.joins(model, leaf | {"unfreeze_epochs": 2})
+    assert joins == [2, 2, 0, 0]
+
+
 def test_keys_of_these_names_in_a_model_of_ones_own_mean_no_backbone(tmp_path: Path) -> None:
+    plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])  # has no layer features
     for leaf in ({"weights": "lecun"}, {"trainable": "head"}):
         pretrained.require_weights(leaf)
         pretrained.prepare_backbone(small(), leaf)
         assert pretrained.rate_shares(small(), leaf) is None
+        assert pretrained.joins(plain, leaf | {"unfreeze_epochs": 2}) is None
         config = replace(frozen(tmp_path), model=leaf)
         assert features.head_of(small(), config) is None
 
