@@ -393,15 +393,18 @@ def _log_origin(
 ) -> None:
     """Logs the origin of the run: parameters, choices, code, environment, hardware."""
     code = lineage.code_state()
+    if code.unreadable:
+        log.warning(
+            "the run is recorded without its commit and uncommitted changes, as git cannot read "
+            "the checkout: %s",
+            code.unreadable,
+        )
     tags = (
         {HARDWARE + key: value for key, value in lineage.hardware().items()}
         | {VERSIONS + key: value for key, value in lineage.versions().items()}
         | asdict(config.choices)
-        | {
-            COMMAND: (job and job.command) or _command(),
-            DIRTY: str(bool(code.patch)).lower(),
-        }
-        | ({COMMIT: code.commit} if code.commit else {})
+        | {COMMAND: (job and job.command) or _command()}
+        | ({COMMIT: code.commit, DIRTY: str(bool(code.patch)).lower()} if code.commit else {})
         | ({PATCH: code.patch_sha256} if code.patch else {})
         | {TRUSTED + name: sha256 for name, sha256 in checksums(config.trusted_modules).items()}
         | config.tracking.tags

@@ -288,6 +288,21 @@ def test_what_is_read_back_is_whole_though_a_secret_is_a_word_of_it(
     assert run.text("environment.txt") == lineage.environment()
 
 
+def test_a_checkout_that_git_cannot_read_is_told_and_not_recorded_as_clean(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    code = lineage.Code(commit=None, patch="", unreadable="fatal: no")
+    monkeypatch.setattr(lineage, "code_state", lambda: code)
+    with record(config, tmp_path) as recording:
+        pass
+    tags = recorded(recording).data.tags
+    assert not {"code.dirty", "code.patch_sha256"} & tags.keys()
+    assert [line.getMessage()[-9:] for line in caplog.records if "git" in line.msg] == ["fatal: no"]
+
+
 def test_an_error_of_ours_is_its_message_in_the_tag(config: Config, tmp_path: Path) -> None:
     with pytest.raises(PipelineError), record(config, tmp_path) as recording:
         raise PipelineError("first\nsecond")
