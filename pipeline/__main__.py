@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 from dataclasses import fields
 from functools import partial
@@ -43,10 +44,10 @@ from pipeline.config.words import (
     refuse_settings_of_a_run,
     require_our_sweeper,
 )
-from pipeline.libraries import configure_libraries
+from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
-from pipeline.system.terminal import native_messages_to, tell_unwritable_logs
+from pipeline.system.terminal import native_messages_to, prepare_streams, tell_unwritable_logs
 from pipeline.tracking.addresses import require_artifacts_writable
 from pipeline.verbs import Verb, requests, verbs
 
@@ -80,11 +81,20 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which is handled as tidily as Ctrl-C."""
 
 
+class HungUp(KeyboardInterrupt):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    prepare_streams()
+    if sys.platform == "win32":  # which lacks a part of what follows
+        print(UNSUPPORTED, file=sys.stderr)
+        return RequestError.exit_code
     signal.signal(signal.SIGTERM, _stop)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _stop)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     tell_unwritable_logs()
     learn_environment()
     learn(sys.argv[1:])
@@ -350,7 +360,19 @@ def _end_unread() -> int:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     stopped_by.append(signal.Signals(signum))
+    if signum == signal.SIGHUP:
+        _leave_terminal()
+        raise HungUp
     raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+
+def _leave_terminal() -> None:
+    """Drops what would be written to a terminal that is gone, which would be an error."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
 
 
 if __name__ == "__main__":

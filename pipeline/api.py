@@ -6,8 +6,10 @@ Functions take and return values; only the progress of a training is printed. A 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -379,7 +381,7 @@ def _without_numpy(value: Any) -> Any:
 
 def _imported(module: str) -> Any:
     """Imports a module of the pipeline; keeps TensorFlow's native messages off the terminal."""
-    with native_messages_to(Path("/dev/null")):
+    with nullcontext() if module in sys.modules else native_messages_to(Path(os.devnull)):
         return import_slow(module)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import sys
 import warnings
 from types import ModuleType
 
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt, uncollected
+from pipeline.system.processes import user_name
 from pipeline.tracking.addresses import MLFLOW_ALWAYS, MLFLOW_DEFAULTS
 
+UNSUPPORTED = "Windows itself is not supported: run this in WSL, Windows' subsystem for Linux"
 BACKEND = "KERAS_BACKEND"
 # Libraries read these when they are imported. Values that the user has set stay.
 DEFAULTS = {
@@ -20,6 +23,8 @@ DEFAULTS = {
     BACKEND: "tensorflow",  # a user's keras.json may name another
     # Each thread keeps smaller blocks of decoded pictures: eight threads kept 1.5 GB.
     "PILLOW_BLOCK_SIZE": "64m",
+    # MLflow records no origin of a run without it, as of a container's user that has no name.
+    "LOGNAME": user_name(),
     **MLFLOW_DEFAULTS,
 }
 # These override the environment: another library, such as JAX, may have set them.
@@ -30,12 +35,15 @@ def import_slow(module: str) -> ModuleType:
     """Imports a module that imports slow libraries; every entry point of the program uses this.
 
     The objects that the import creates are exempt from garbage collection: TensorFlow creates
-    850,000 that stay, and each collection would take 0.4 s.
+    850,000 that stay, and each collection would take 0.4 s. Where the module is imported already,
+    nothing is exempt, as that would keep the models that a process has trained.
 
     Raises:
-        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.
     """
     configure_libraries()
+    if module in sys.modules:
+        return importlib.import_module(module)  # waits if another thread is importing it
     atexit.unregister(exempt)
     atexit.register(exempt)  # otherwise the collection at exit would take two seconds
     with uncollected():
@@ -50,8 +58,10 @@ def configure_libraries() -> None:
     A plot shows boxes in place of characters that its font lacks; Matplotlib warns of each.
 
     Raises:
-        RequestError: KERAS_BACKEND names a backend other than TensorFlow.
+        RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.
     """
+    if sys.platform == "win32":
+        raise RequestError(UNSUPPORTED)
     backend = os.environ.get(BACKEND) or DEFAULTS[BACKEND]
     if backend != DEFAULTS[BACKEND]:
         raise RequestError(

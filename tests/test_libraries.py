@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
+import getpass
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +13,35 @@ from matplotlib.figure import Figure
 
 from pipeline.libraries import ALWAYS, DEFAULTS, configure_libraries, import_slow
 from pipeline.system.errors import RequestError
+from pipeline.system.processes import user_name
 from tests.commands import QUICK, fresh_pipeline
+
+
+def test_objects_are_exempt_from_collection_by_a_first_import_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_once.py").write_text("made = [[]]\n")
+    import_slow("imported_once")
+    frozen = gc.get_freeze_count()
+    made = [[number] for number in range(1000)]
+    assert import_slow("imported_once") is sys.modules.pop("imported_once")
+    assert gc.get_freeze_count() <= frozen
+    assert import_slow("imported_once").made == [[]]
+    assert gc.get_freeze_count() >= frozen + len(made)
+
+
+def test_windows_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(RequestError, match=r"WSL"):
+        import_slow("pipeline.run")
+
+
+def test_a_user_without_a_name_has_one_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*DEFAULTS, *ALWAYS, "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+    configure_libraries()
+    assert getpass.getuser() == DEFAULTS["LOGNAME"] == user_name()
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

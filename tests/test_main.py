@@ -332,6 +332,47 @@ def test_the_version_is_the_pipelines_own_beside_those_of_its_libraries(
         assert f"{library} {version(library)}" in said
 
 
+@pytest.mark.parametrize(
+    ("before", "code"), [(signal.SIG_DFL, 128 + signal.SIGHUP), (signal.SIG_IGN, 0)]
+)
+@matrix(13)
+def test_a_command_whose_terminal_is_closed_ends_tidily_except_under_nohup(
+    before: signal.Handlers,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from pipeline import __main__ as module
+
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(module, "stopped_by", [])
+    monkeypatch.setattr("hydra.main", lambda **_: lambda task: partial(hang_up, os.getpid()))
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    try:
+        signal.signal(signal.SIGHUP, before)
+        assert module.main() == code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = "stopped by SIGHUP; what was recorded so far is kept\n"
+    assert capfd.readouterr().err == (said if code else "")
+
+
+def hang_up(process: int) -> None:
+    os.kill(process, signal.SIGHUP)
+
+
+def test_windows_is_refused_with_what_to_use_instead(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import __main__ as module
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert module.main() == 2
+    assert "WSL" in capfd.readouterr().err
+
+
 def test_a_broken_pipe_that_is_not_the_output_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

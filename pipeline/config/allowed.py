@@ -30,6 +30,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from pipeline.config import search_path
 from pipeline.config.builders import GROUPS
+from pipeline.config.schema import TRUNK
 from pipeline.system.errors import RequestError, one_line
 
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
@@ -63,7 +64,8 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
     only on the package's own files.
 
     Raises:
-        RequestError: Hydra would import or call something not allowed; names each key.
+        RequestError: Hydra would import or call something not allowed; names each key. Or the
+            user's `conf/` is that of another application.
         HydraException: it cannot be composed.
     """
     name, folder, overrides = _flags_and_overrides(words)
@@ -78,6 +80,7 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             parsed = parser.parse_overrides(overrides)
             _check_search_path(_searched_by_file(name, [*own, search_path.CONF]), parsed)
+            _require_ours()
             fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
             composed = _composed(name, fixed)
             check_composed(composed)
@@ -189,6 +192,22 @@ def _chooses_files(override: Override) -> bool:
     loader = GlobalHydra.instance().config_loader()
     known = loader.get_group_options(override.key_or_group) or override.package is not None
     return bool(known) and override.is_discrete_sweep()
+
+
+def _require_ours() -> None:
+    """Refuses a `conf/config.yaml` that would be read in place of ours, but lacks its keys."""
+    own = search_path.project_folder()
+    if own is not None and (file := own / "config.yaml").is_file():
+        _require_trunk(file, OmegaConf.select(OmegaConf.load(file), "defaults") or ())
+
+
+def _require_trunk(file: Path, defaults: Iterable[Any]) -> None:
+    if not {TRUNK, f"/{TRUNK}"} & {one for one in defaults if isinstance(one, str)}:
+        raise RequestError(
+            f"{file}: it is another application's, and would be read in place of the pipeline's; "
+            "rename it, or work in another folder. Your own defaults are read from "
+            f"{file.parent / 'project' / 'default.yaml'}"
+        )
 
 
 def _searched_by_file(name: str, folders: Iterable[Path]) -> Any:

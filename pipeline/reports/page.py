@@ -56,7 +56,11 @@ ORIGINS = (
     ),
     ("Sweep", {"its run": PARENT, "job": INDEX}),
 )
-_STOPS = {"KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)", "Terminated": "stopped by SIGTERM"}
+_STOPS = {
+    "KeyboardInterrupt": "stopped by Ctrl-C (SIGINT)",
+    "Terminated": "stopped by SIGTERM",
+    "HungUp": "stopped by SIGHUP, as its terminal was closed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

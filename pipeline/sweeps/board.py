@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipeline.sweeps.jobs import Job, job_name
 from pipeline.sweeps.outcomes import FAILED, KILLED, PRUNED, Outcome, SweepObjective, ranked
+from pipeline.system.terminal import on_terminal, plain_console
 
 REFRESHES = 4  # per second
 
@@ -30,7 +31,7 @@ class Board:
         self.outcomes, self.running = dict(outcomes), dict[int, float]()
         self.before, self.started = len(outcomes), time.monotonic()
         self.busiest, self.kept_models = 1, 0
-        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.console = console or plain_console()
         self.live = Live(
             get_renderable=self.line,
             console=self.console,
@@ -40,7 +41,7 @@ class Board:
         )
 
     def __enter__(self) -> Board:
-        if self.console.is_terminal:
+        if on_terminal(self.console):
             self.live.start()
         return self
 
@@ -61,13 +62,13 @@ class Board:
         """Notes that a job ended, whatever its outcome."""
         self.running.pop(outcome.index, None)
         self.outcomes[outcome.index] = outcome
-        if not self.console.is_terminal or outcome.status == FAILED:
+        if not on_terminal(self.console) or outcome.status == FAILED:
             self.console.print(self._ended(outcome), soft_wrap=True)
 
     def keeping(self, models: int) -> None:
         """Notes that all jobs are done and that the best `models` of them are being completed."""
         self.kept_models = models
-        if models and not self.console.is_terminal:
+        if models and not on_terminal(self.console):
             self.console.print(f"evaluating and saving the best {models}", soft_wrap=True)
 
     def line(self) -> Text:

@@ -24,7 +24,7 @@ from pipeline.system.errors import one_line
 from pipeline.system.processes import interrupt
 from pipeline.system.terminal import tell_unwritable_logs
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve_jobs(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None:
@@ -33,8 +33,9 @@ def serve_jobs(there: Connection[Any, Any], modules: Sequence[str] = ()) -> None
     The modules are imported before the first call; a failing import shows when a call needs it.
     """
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    # Ctrl-C reaches the whole process group; the pool decides
+    # Ctrl-C and the loss of the terminal reach the whole process group; the pool decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     faulthandler.enable(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from pipeline.system.errors import first_line
-from pipeline.system.secrets import hide
+from pipeline.system.secrets import hide_in_place
 
 _KEPT: set[str | None] = set()  # SQLite files whose connections outlive Ctrl-C
 # Packages of drivers whose name for pip differs from the one they are imported by.
@@ -14,7 +14,7 @@ _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 def without_password(uri: str) -> str:
     """The address without its password, safe to show."""
-    return hide(uri)
+    return hide_in_place(uri)
 
 
 def keep_through_interrupts(uri: str) -> None:

@@ -117,11 +117,15 @@ def process_name(holder: str) -> str:
 
 def user() -> str:
     """The user of this process, as user@host."""
+    return f"{user_name()}@{platform.node()}"
+
+
+def user_name() -> str:
+    """The name of this process' user, or the number where it has no name, as in a container."""
     try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
-        name = str(os.getuid())
-    return f"{name}@{platform.node()}"
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # ImportError: Windows
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def interrupt(*_: object) -> None:

@@ -26,6 +26,15 @@ SECRET_WORDS = frozenset(
         *("credential", "credentials", "apikey", "authorization", "auth", "signature", "sig"),
     }
 )
+# Values that a name such as AUTH_ENABLED, SECRET_NAME or POSTGRES_PASSWORD may have and that occur
+# everywhere: replacing them would damage what is written, and tell them by what surrounds them.
+_COMMON = frozenset(
+    {
+        *("false", "default", "enabled", "disabled", "required", "optional", "always", "never"),
+        *("basic", "bearer", "mlflow"),
+    }
+)
+_NUMBER = re.compile(r"[+-]?[\d.]{1,9}(e[+-]?\d{1,2})?", re.IGNORECASE)
 _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
@@ -97,7 +106,9 @@ def _is_token(user: str, password: str | None) -> bool:
 def _remember(value: str) -> None:
     value = value.strip("'\" ")
     for text in (value, unquote(value)):
-        if len(text) >= _SHORTEST and text != _HIDDEN and not text.startswith("${"):
+        if len(text) < _SHORTEST or text.lower() in _COMMON or _NUMBER.fullmatch(text):
+            continue
+        if text != _HIDDEN and not text.startswith("${"):
             known_secrets.add(text)
 
 
@@ -214,7 +225,9 @@ def _guard() -> None:
     def record(*args: Any, **more: Any) -> logging.LogRecord:
         line = made(*args, **more)
         with suppress(Exception):  # a malformed call, which logging reports itself
-            line.msg, line.args = hide(line.getMessage()), None
+            told = line.getMessage()
+            if (shown := hide(told)) != told:  # some handlers read the arguments of a line
+                line.msg, line.args = shown, None
         if line.exc_info:
             line.exc_text = hide(logging.Formatter().formatException(line.exc_info))
         return line

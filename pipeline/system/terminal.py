@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,33 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
+
+_led = threading.Lock()  # held while stderr is led elsewhere, or back
+_places: list[int] = []  # the terminal, and where stderr is led in its place, the latest last
+
+
+def prepare_streams() -> None:
+    """Makes the standard streams take every text, whatever the shell has made of them.
+
+    A closed one (`2>&-`) loses what is written to it. One that is not in UTF-8 gets a character
+    that its encoding lacks as an escape.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115, as a stream
+            os.set_inheritable(nothing.fileno(), True)  # it has the number of the closed one
+            setattr(sys, name, nothing)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def on_terminal(console: Console) -> bool:
+    """Whether a console writes to a terminal.
+
+    FORCE_COLOR and TTY_COMPATIBLE, which CI sets, make rich take a file for one.
+    """
+    return console.is_terminal and console.file.isatty()
 
 
 def plain_console(stream: TextIO | None = None) -> Console:
@@ -37,7 +66,7 @@ def progress_bar(console: Console, *, before: str = "", after: str) -> Progress:
         TextColumn("left"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not on_terminal(console),
     )
 
 
@@ -73,7 +102,7 @@ def standard_output() -> Console:
             raise  # noqa: PLE0704, called where rich has caught it
 
     console = Output(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not on_terminal(console) and "COLUMNS" not in os.environ:
         console.width = FILE_COLUMNS
     return console
 
@@ -83,18 +112,35 @@ def native_messages_to(path: Path) -> Iterator[TextIO]:
     """Redirects stderr to the end of a file; yields a stream that still writes to the terminal.
 
     TensorFlow's native library prints when it is imported, whatever its settings, and so do
-    picture decoders when a file is damaged.
+    picture decoders when a file is damaged. Blocks may be nested, and overlap in several threads:
+    stderr goes where the latest one leads it, and back to the terminal after the last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with path.open("ab") as file:
-            os.dup2(file.fileno(), 2)
+    with path.open("ab") as file:
+        terminal = _lead_to(file.fileno())
+        try:
             yield os.fdopen(terminal, "w", closefd=False) if _is_native(sys.stderr) else sys.stderr
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
+        finally:
+            _lead_back(file.fileno())
+
+
+def _lead_to(place: int) -> int:
+    """Makes `place` what descriptor 2 writes to; returns a descriptor of the terminal."""
+    with _led:
+        if not _places:
+            _places.append(os.dup(2))
+        _places.append(place)
+        os.dup2(place, 2)
+        return _places[0]
+
+
+def _lead_back(place: int) -> None:
+    with _led:
+        _places.remove(place)
+        os.dup2(_places[-1], 2)
+        if len(_places) == 1:
+            os.close(_places.pop())
 
 
 def _is_native(stream: TextIO) -> bool:

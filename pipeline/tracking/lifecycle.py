@@ -28,7 +28,14 @@ from pipeline.config.words import key_of
 from pipeline.system.databases import reason, without_password
 from pipeline.system.errors import PipelineError, Pruned, RequestError, counted
 from pipeline.system.folders import at_work_in, move_in, vacate
-from pipeline.system.secrets import hide, hide_in_place, hide_value, hide_word
+from pipeline.system.secrets import (
+    hide,
+    hide_in_place,
+    hide_value,
+    hide_word,
+    learn,
+    learn_environment,
+)
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
 from pipeline.tracking.client import (
@@ -112,14 +119,17 @@ def record(
     twice; or `run_id`; else the run that `mlflow run` opened, if any. `searched` are the swept
     parameters, which have more than one value; `job` holds the settings of a sweep's job.
 
-    The status is FINISHED when the block ends normally, KILLED on Ctrl-C, SIGTERM or `Pruned`, and
-    FAILED on any other exception. Exceptions are passed on; their last line becomes the tag
-    `error`, or `sweep.pruned` for a pruned job. Everything logged so far stays.
+    The status is FINISHED when the block ends normally, KILLED on Ctrl-C, SIGTERM, SIGHUP or
+    `Pruned`, and FAILED on any other exception. Exceptions are passed on; their last line becomes
+    the tag `error`, or `sweep.pruned` for a pruned job. Everything logged so far stays. None of the
+    secrets in `config` and in the environment is logged.
 
     Raises:
         RequestError: the tracking store cannot be used, or another process is using `folder`.
     """
     started = time.perf_counter()
+    learn_environment()
+    learn(asdict(config))
     client = store_of(config.tracking)
     tags = _place_in_sweep(job, folder, is_parent=searched is not None) | signs()
     run_id = start.run_id if start else run_id
@@ -383,15 +393,18 @@ def _log_origin(
 ) -> None:
     """Logs the origin of the run: parameters, choices, code, environment, hardware."""
     code = lineage.code_state()
+    if code.unreadable:
+        log.warning(
+            "the run is recorded without its commit and uncommitted changes, as git cannot read "
+            "the checkout: %s",
+            code.unreadable,
+        )
     tags = (
         {HARDWARE + key: value for key, value in lineage.hardware().items()}
         | {VERSIONS + key: value for key, value in lineage.versions().items()}
         | asdict(config.choices)
-        | {
-            COMMAND: (job and job.command) or _command(),
-            DIRTY: str(bool(code.patch)).lower(),
-        }
-        | ({COMMIT: code.commit} if code.commit else {})
+        | {COMMAND: (job and job.command) or _command()}
+        | ({COMMIT: code.commit, DIRTY: str(bool(code.patch)).lower()} if code.commit else {})
         | ({PATCH: code.patch_sha256} if code.patch else {})
         | {TRUSTED + name: sha256 for name, sha256 in checksums(config.trusted_modules).items()}
         | config.tracking.tags
@@ -399,8 +412,8 @@ def _log_origin(
     # MLflow takes no plus in a name, as in `+model.width=3,5`.
     spaces = {key_of(key): space for key, space in searched.items()}
     recording.log_params({**flatten(config), **spaces}, tags)
-    recording.save_text("config.yaml", _as_yaml(config))
-    recording.save_text("environment.txt", lineage.environment())
+    recording.save_text("config.yaml", _as_yaml(config), as_it_is=True)
+    recording.save_text("environment.txt", lineage.environment(), as_it_is=True)
     if code.patch:
         recording.save_text("code.patch", code.patch)
     for name, content in sources(config.trusted_modules).items():

@@ -39,10 +39,14 @@ NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """The commit of the code, and the uncommitted changes as a git patch."""
+    """The commit of the code, and the uncommitted changes as a git patch.
+
+    `unreadable` says why git could not tell them, although there is a checkout.
+    """
 
     commit: str | None
     patch: str
+    unreadable: str | None = None
 
     @property
     def patch_sha256(self) -> str:
@@ -57,12 +61,21 @@ def code_state(root: Path | None = None) -> Code:
     repository of the current folder, which is the user's project.
     """
     root = root or (ROOT if (ROOT / ".git").exists() else _repository(Path.cwd()))
-    if shutil.which("git") is None or not (root / ".git").exists():
+    if not (root / ".git").exists():
         return Code(commit=None, patch="")
+    if shutil.which("git") is None:
+        return Code(commit=None, patch="", unreadable="git is not installed")
     try:
-        return Code(commit=_git(root, "rev-parse", "HEAD").strip(), patch=_patch(root))
-    except subprocess.CalledProcessError:  # no commit yet, or git refuses to read the checkout
-        return Code(commit=None, patch="")
+        commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+        return Code(commit=commit, patch=_patch(root))
+    except subprocess.CalledProcessError as error:
+        return Code(commit=None, patch="", unreadable=_last_line(error.stderr))
+
+
+def _last_line(said: bytes) -> str | None:
+    """What git said last, which is often what to do; None if it said nothing: no commit yet."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), None)
 
 
 @cache  # used by every job of a worker

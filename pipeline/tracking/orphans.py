@@ -21,7 +21,7 @@ from pipeline.tracking.values import (
 )
 
 LONG_AGO = timedelta(days=1)
-OURS = DIRTY  # a tag of all runs of this pipeline, even of those from before heartbeats
+OURS = DIRTY  # a tag of all runs of this pipeline from before heartbeats
 
 
 @dataclass(frozen=True, kw_only=True)

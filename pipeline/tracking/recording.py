@@ -269,10 +269,15 @@ class Recording:
         for name, text in found.texts.items():
             self.save_text(name, text)
 
-    def save_text(self, name: str, text: str) -> None:
-        """Adds a text to the artefacts under that file name."""
+    def save_text(self, name: str, text: str, *, as_it_is: bool = False) -> None:
+        """Adds a text to the artefacts under that file name.
+
+        Known secrets are hidden in it, except `as_it_is`: in a file that is read back, they must be
+        hidden by value.
+        """
         with replacing(self._own() / name) as path:
-            path.write_text(hide(text), encoding="utf-8", errors="surrogateescape")
+            shown = text if as_it_is else hide(text)
+            path.write_text(shown, encoding="utf-8", errors="surrogateescape")
 
     def log_files(self, files: Sequence[Path], folder: str) -> None:
         """Logs files immediately, under a folder of the artefacts."""

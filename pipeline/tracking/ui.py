@@ -20,6 +20,7 @@ from typing import Any
 
 import requests
 
+from pipeline.system.terminal import prepare_streams
 from pipeline.tracking.values import VIEW, Query
 
 DATABASE = Path("mlflow.db")
@@ -32,17 +33,18 @@ _COLUMNS = tuple(f"metrics.`{name}`" for name in ("val/accuracy", "test/accuracy
 
 
 def server_command(database: Path, *, host: str, port: int) -> list[str]:
-    """The command of an MLflow server for the store in a SQLite file.
+    """The command of an MLflow server for the store in a SQLite file, to be run in its folder.
 
+    The address names the file alone: one with the folder would end at a question mark in its name.
     One worker takes a fifth of the memory and half of the time. Artefacts are not passed through
     the server, so that runs without it can write to experiments that were made with it.
     """
-    folder = database.resolve().parent
+    file = database.resolve()
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
         *("--uvicorn-opts", "--log-level warning", "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{database.resolve()}"),
-        *("--no-serve-artifacts", "--default-artifact-root", str(folder / "mlartifacts")),
+        *("--backend-store-uri", f"sqlite:///{file.name}"),
+        *("--no-serve-artifacts", "--default-artifact-root", str(file.parent / "mlartifacts")),
     ]
 
 
@@ -127,6 +129,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     asked = parser.parse_args()
+    prepare_streams()
     if not DATABASE.exists():
         print(f"No run is recorded here yet (no {DATABASE}): make run", file=sys.stderr)
         return 2
@@ -139,7 +142,12 @@ def main() -> int:
     address = f"http://[{host}]:{asked.port}" if ":" in host else f"http://{host}:{asked.port}"
     command = server_command(DATABASE, host=asked.host, port=asked.port)
     print(f"starting MLflow on port {asked.port} …", file=sys.stderr)
-    server = subprocess.Popen(command, env=server_environment(), stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command,
+        cwd=DATABASE.resolve().parent,
+        env=server_environment(),
+        stdout=subprocess.DEVNULL,
+    )
     _past_proxies(host)  # after the server has taken its environment
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pipeline.config.effects import Rule, refuse_without_effect, untested, with_
 from pipeline.config.schema import Config
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
+from pipeline.system.secrets import learn, learn_environment
 
 if TYPE_CHECKING:
     from pipeline.data.own_pictures import Pictures
@@ -123,8 +124,13 @@ class Verb:
     def carry_out(
         self, config: Config, request: Any, folder: Path, pictures: Pictures | None = None
     ) -> Any:
-        """Does the work and returns its result; `pictures` are what `require_possible` returned."""
+        """Does the work and returns its result; `pictures` are what `require_possible` returned.
+
+        What it records, from the command line or from Python, has none of the secrets given to it.
+        """
         given = (config,) if self.request is None else (config, request)
+        learn_environment()
+        learn([asdict(one) for one in given])
         listed = {} if pictures is None else {"pictures": pictures}
         return imported(self.entry)(*given, folder, **listed)
 

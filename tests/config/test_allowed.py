@@ -141,6 +141,18 @@ def test_nor_is_one_that_the_primary_file_names(
     assert "evil" not in sys.modules
 
 
+def test_the_primary_file_of_another_application_is_refused_with_where_ours_would_be(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path, "conf/config.yaml", "defaults: [_self_, db: mysql]\nport: 80\n")
+    write(tmp_path, "conf/db/mysql.yaml", "user: me\n")
+    said = refusal("model=cnn")
+    assert said.startswith(f"{file}: it is another application's")
+    assert said.endswith(str(tmp_path / "conf/project/default.yaml"))
+    file.write_text((CONF / "config.yaml").read_text())
+    check_words(["model=cnn"], multirun=False)
+
+
 @pytest.mark.parametrize("flag", ["--experimental-rerun", "--config-path", "-cp"])
 @pytest.mark.parametrize("joined", [True, False])
 @matrix(39)

@@ -103,3 +103,8 @@ def test_defaults_of_a_project_may_set_keys_of_any_verb(tmp_path: Path) -> None:
             whole = composing.compose([])
             assert (whole.serve.port, whole.promote.force) == (80, True)
             assert OmegaConf.is_missing(whole.promote, "max_ece") == (verb != "promote")
+
+
+def test_a_log_is_in_utf8_whatever_the_locale() -> None:
+    register(requests(), of=())
+    assert composing.compose([]).hydra.job_logging.handlers.file.encoding == "utf-8"

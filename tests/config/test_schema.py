@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipeline.config.builders import BUILDERS, KERAS_PARAMETERS, build, leaf_parameters
 from pipeline.config.rules import public_functions
@@ -267,3 +268,10 @@ def test_what_xla_cannot_compile_is_refused_with_it() -> None:
     with pytest.raises(RequestError, match=r"train.xla=true: .*augment.rand_augment"):
         configured(*operations, "train.xla=true")
     assert configured(*operations).train.xla is None
+
+
+def test_a_composed_configuration_without_our_keys_is_refused_with_those_that_are_missing() -> None:
+    with pytest.raises(RequestError) as refused:
+        validate(OmegaConf.create({"db": {"user": "me"}, "seed": 0}))
+    lines = str(refused.value).splitlines()
+    assert {"dataset: needs a value", "trusted_modules: needs a value"} <= set(lines)

@@ -224,6 +224,56 @@ def test_set_up_refuses_exactly_the_pythons_that_the_project_does(
     assert not (tmp_path / ".venv").exists()
 
 
+# A Python that makes environments of itself, whose uv notes what it installs, unless it is broken.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-c "*) printf '%s\\n' "$PWD/fake-python" "is 3.11.7, for $PWD" ;;
+"-m venv")
+    mkdir -p "$3/bin"
+    cp fake-python "$3/bin/python"
+    printf '#!/bin/sh\\n[ ! -e broken ] && echo "$*" >> installed\\n' > "$3/bin/uv"
+    chmod +x "$3/bin/uv"
+    ;;
+"-m pip") [ ! -e broken ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Runs the set-up for a lock, and returns the locks that it installed."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "fake-python").write_text(FAKE_PYTHON)
+    (tmp_path / "fake-python").chmod(0o755)
+    for lock in LOCKS[:3]:
+        (tmp_path / lock).write_text("uv==1\n")
+
+    def run(lock: str) -> list[str]:
+        notes = tmp_path / "installed"
+        notes.write_text("")
+        env = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "fake-python")}
+        subprocess.run(["sh", ".ci/setup", lock], cwd=tmp_path, env=env, capture_output=True)
+        return [line.split()[-1] for line in notes.read_text().splitlines()]
+
+    return run
+
+
+def test_an_environment_that_is_made_anew_has_what_it_had(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, gpu = LOCKS[:3]
+    assert [install(lock) for lock in (first, gpu, first, gpu)] == [[first], [gpu], [], []]
+    (tmp_path / first).write_text("uv==2\n")  # as another version of the project has it
+    assert [install(first), install(gpu)] == [[first, gpu], []]
+    shutil.rmtree(tmp_path / ".venv/bin")  # as doctor says
+    (tmp_path / "broken").touch()
+    assert install(dev) == []
+    (tmp_path / "broken").unlink()
+    assert install(first) == [first, gpu, dev]
+    (tmp_path / gpu).unlink()
+    assert install(first) == [first, dev]
+
+
 def imported(folder: str) -> dict[str, Path]:
     """The top-level packages that the files of a folder import, each with one of these files."""
     found: dict[str, Path] = {}

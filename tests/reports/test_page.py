@@ -280,6 +280,7 @@ def test_without_predictions_history_and_weights_their_sections_are_left_out(
         ("ValueError: <b>no</b> good", "FAILED", "Failed", "ValueError: <b>no</b> good"),
         ("KeyboardInterrupt", "KILLED", "Stopped", "stopped by Ctrl-C (SIGINT)"),
         ("__main__.Terminated", "KILLED", "Stopped", "stopped by SIGTERM"),
+        ("__main__.HungUp", "KILLED", "Stopped", "stopped by SIGHUP, as its terminal was closed"),
     ],
 )
 def test_the_page_of_a_run_that_did_not_end_well_says_why_and_how_far_it_got(

@@ -23,9 +23,17 @@ def outcome(index: int, value: float, state: str = FINISHED, error: str | None =
     )
 
 
+class Terminal(io.StringIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def board(*known: Outcome, terminal: bool = False) -> tuple[Board, io.StringIO]:
-    printed = io.StringIO()
-    console = Console(file=printed, force_terminal=terminal, width=200)
+    printed = Terminal() if terminal else io.StringIO()
+    # FORCE_COLOR, as in CI, makes rich take everything for a terminal
+    console = Console(file=printed, force_terminal=True, color_system=None, width=200)
     return Board([ACCURACY], 6, {one.index: one for one in known}, console), printed
 
 

@@ -54,9 +54,10 @@ def test_an_output_that_cannot_be_written_is_the_tasks_error(tmp_path: Path) -> 
         assert results(pool, int) == [0]
 
 
-def test_a_worker_ignores_ctrl_c() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_worker_ignores_what_reaches_the_whole_process_group(number: signal.Signals) -> None:
     with Pool(1, threads=1) as pool:
-        assert results(pool, lambda: os.kill(os.getpid(), signal.SIGINT) or "here") == ["here"]
+        assert results(pool, lambda: os.kill(os.getpid(), number) or "here") == ["here"]
 
 
 def spawned() -> list[psutil.Process]:

@@ -23,6 +23,13 @@ def test_an_address_is_shown_without_its_password(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
 
 
+def test_an_address_keeps_its_name_though_a_secret_has_the_same_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.system.secrets.known_secrets", {"experiments"})
+    assert without_password("sqlite:///experiments.db") == "sqlite:///experiments.db"
+
+
 @pytest.mark.parametrize(
     ("uri", "said"),
     [

@@ -131,6 +131,37 @@ def test_the_environment_is_learnt_but_for_paths(monkeypatch: pytest.MonkeyPatch
     assert hide(f"{CANARY} in /some/where") == "*** in /some/where"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("AUTH_ENABLED", "false"), ("SECRET_NAME", "Default"), ("AUTH_TYPE", "Bearer")),
+        *(("POSTGRES_PASSWORD", "mlflow"), ("TOKEN_LIFETIME", "86400"), ("AUTH_SCALE", "0.0001")),
+    ],
+)
+def test_a_setting_under_the_name_of_a_secret_is_not_replaced_wherever_it_occurs(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    secrets.learn_environment()
+    assert hide(f"a: {value}, b: 2") == f"a: {value}, b: 2"
+    assert hide_value("", {name: value}) == {name: "***"}
+
+
+@pytest.mark.parametrize("value", ["hunter", "changeme", "1234567890", "3.14-pie"])
+def test_a_weak_password_is_hidden_wherever_it_occurs(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", value)
+    secrets.learn_environment()
+    assert hide(f"login with {value}!") == "login with ***!"
+
+
+def test_a_log_line_without_a_secret_keeps_its_arguments() -> None:
+    learn(f"token={CANARY}")
+    line = logging.getLogRecordFactory()("x", 20, "", 1, "%s of %s", ("GET", "/"), None)
+    assert line.args == ("GET", "/")
+
+
 def test_a_place_keeps_its_name_though_a_secret_has_the_same_letters() -> None:
     learn(f"postgresql://me:{CANARY}@db")
     assert hide_in_place(f"/home/{CANARY}/outputs") == f"/home/{CANARY}/outputs"

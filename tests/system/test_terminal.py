@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
+import sys
+from contextlib import ExitStack
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
-from pipeline.system.terminal import tell_unwritable_logs
+from pipeline.system.terminal import (
+    FILE_COLUMNS,
+    native_messages_to,
+    on_terminal,
+    plain_console,
+    prepare_streams,
+    standard_output,
+    tell_unwritable_logs,
+)
 from tests.stress.matrix import matrix
 
 
@@ -42,3 +54,62 @@ def test_a_record_that_is_wrong_itself_still_shows_where(
 ) -> None:
     log.warning("%d", "no number")
     assert "Traceback" in capsys.readouterr().err
+
+
+class Terminal(StringIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_file_is_no_terminal_whatever_colours_ci_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    assert on_terminal(plain_console(Terminal()))
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.setenv(name, "1")
+        assert not on_terminal(plain_console(StringIO()))
+    monkeypatch.setattr(sys, "stdout", StringIO())
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert standard_output().width == FILE_COLUMNS
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_stderr_comes_back_when_the_last_of_several_redirections_ends(
+    first: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    blocks, files = [ExitStack(), ExitStack()], [tmp_path / "0.log", tmp_path / "1.log"]
+    for block, file in zip(blocks, files, strict=True):
+        block.enter_context(native_messages_to(file))
+    os.write(2, b"both ")
+    blocks[first].close()  # as two threads would end them
+    os.write(2, b"one ")
+    blocks[1 - first].close()
+    os.write(2, b"none")
+    assert capfd.readouterr().err == "none"
+    assert [file.read_text() for file in files] == [["", "both one "], ["one ", "both "]][first]
+
+
+def test_a_stream_that_the_shell_has_closed_takes_what_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    prepare_streams()
+    print("lost", flush=True)
+    print("lost", file=sys.stderr, flush=True)
+    assert sys.stdin.read() == ""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
+
+
+def test_a_character_that_the_terminals_encoding_lacks_is_an_escape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="iso-8859-1"))
+    prepare_streams()
+    print("Δ in Köln", flush=True)
+    assert printed.getvalue() == b"\\u0394 in K\xf6ln\n"

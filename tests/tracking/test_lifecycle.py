@@ -18,7 +18,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.tracking import heartbeat
+from pipeline.tracking import heartbeat, lineage
 from pipeline.tracking.client import artifact_names, connect, experiment
 from pipeline.tracking.heartbeat import GONE, signs
 from pipeline.tracking.journal import read_journal
@@ -248,6 +248,59 @@ def test_a_folder_is_recorded_as_it_is_called_though_a_secret_has_the_same_lette
     tags = recorded(recording).data.tags
     assert (tags[RUN_FOLDER], tags[SWEEP_FOLDER]) == (str(tmp_path), str(tmp_path))
     assert tags["note"] == "the *** of ***"
+
+
+@pytest.fixture
+def _nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.system.secrets.known_secrets", set())
+
+
+@matrix(44)
+@pytest.mark.usefixtures("_nothing_learnt")
+def test_a_password_in_the_environment_is_recorded_nowhere(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, token = secrets.token_hex(), secrets.token_hex()
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
+    tags = {**config.tracking.tags, "api_token": token}
+    secretive = replace(config, tracking=replace(config.tracking, tags=tags))
+    with pytest.raises(RuntimeError), record(secretive, tmp_path) as recording:
+        recording.save_text("code.patch", f"+PASSWORD = {secret!r}, {token!r}")
+        raise RuntimeError(f"login failed: {secret}, {token}")
+    run = recorded(recording)
+    assert run.data.tags["error"] == "RuntimeError: login failed: ***, ***"
+    assert (artefacts(recording) / "code.patch").read_text() == "+PASSWORD = '***', '***'"
+    for place in (tmp_path, artefacts(recording)):
+        kept = [path.read_bytes() for path in place.rglob("*") if path.is_file()]
+        assert not [one for one in kept if secret.encode() in one or token.encode() in one]
+
+
+def test_what_is_read_back_is_whole_though_a_secret_is_a_word_of_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = {"deterministic", "numpy", "tracking", "vision"}
+    monkeypatch.setattr("pipeline.system.secrets.known_secrets", weak)
+    with record(config, tmp_path) as recording:
+        pass
+    run = find_run(recording.id, config)
+    assert run.config.train == config.train
+    assert run.config.tracking.tags == {"team": "***"}
+    assert run.text("environment.txt") == lineage.environment()
+
+
+def test_a_checkout_that_git_cannot_read_is_told_and_not_recorded_as_clean(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    code = lineage.Code(commit=None, patch="", unreadable="fatal: no")
+    monkeypatch.setattr(lineage, "code_state", lambda: code)
+    with record(config, tmp_path) as recording:
+        pass
+    tags = recorded(recording).data.tags
+    assert not {"code.dirty", "code.patch_sha256"} & tags.keys()
+    assert [line.getMessage()[-9:] for line in caplog.records if "git" in line.msg] == ["fatal: no"]
 
 
 def test_an_error_of_ours_is_its_message_in_the_tag(config: Config, tmp_path: Path) -> None:

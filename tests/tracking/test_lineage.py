@@ -191,11 +191,23 @@ def test_a_folder_inside_someone_elses_repository_is_not_taken_for_it(checkout: 
     assert code_state(inside) == Code(commit=None, patch="")
 
 
-def test_a_machine_without_git_has_neither_commit_nor_patch(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_without_git_has_neither_commit_nor_patch_and_says_so(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert code_state(checkout) == Code(commit=None, patch="")
+    unreadable = "git is not installed"
+    assert code_state(checkout) == Code(commit=None, patch="", unreadable=unreadable)
+    assert code_state(tmp_path) == Code(commit=None, patch="")
+
+
+def test_a_checkout_that_git_refuses_to_read_says_so_in_its_words(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container
+    monkeypatch.setenv("LC_ALL", "C")
+    state = code_state(checkout)
+    assert (state.commit, state.patch) == (None, "")
+    assert state.unreadable == f"git config --global --add safe.directory {checkout}"
 
 
 def test_the_environment_lists_every_distribution_as_pip_would() -> None:

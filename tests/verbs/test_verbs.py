@@ -5,7 +5,8 @@ import pkgutil
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,8 +14,11 @@ import yaml
 from pipeline import verbs as package
 from pipeline.config.schema import Config, validate, validate_request
 from pipeline.config.words import full_word
+from pipeline.system import secrets
 from pipeline.system.errors import RequestError
+from pipeline.system.secrets import hide
 from pipeline.verbs import Verb, imported, requests, verbs
+from pipeline.verbs.promote import Promote
 from tests.commands import CONF, ROOT, composed, configured, environment
 
 VERBS = verbs()
@@ -189,3 +193,19 @@ def test_the_verbs_are_known_before_numpy_is_imported() -> None:
         [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_a_verb_hides_what_its_environment_its_configuration_and_its_request_keep_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(secrets, "known_secrets", set())
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "from-outside")
+    config = configured("dataset=digits", "+tracking.tags.token=from-words")
+    request = Promote(reason="see https://me:from-reason@host")
+    verb = replace(VERBS["promote"], entry=f"{__name__}:shown")
+    assert verb.carry_out(config, request, tmp_path) == "***, ***, ***"
+
+
+def shown(config: Config, request: Promote, folder: Path) -> str:
+    """What a verb shows that tells all its secrets."""
+    return hide("from-outside, from-words, from-reason")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,10 @@ SLOW_S = 20.0
 NAMED_AT_MOST = 8  # differing libraries
 LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes 0.03
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
-SET_UP = "rm -f .venv/.ready && make setup"  # which has nothing to do where that file is valid
+# Without a Python, .venv is made anew, with all that was installed by `make gpu` and the like.
+SET_UP = "rm -rf .venv/bin && make setup"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_SHOWN_GPUS = "CUDA_VISIBLE_DEVICES"  # CUDA shows those that it lists, up to the first wrong one
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
@@ -167,12 +171,19 @@ def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterat
 def _gpus(seen: list[str]) -> Iterator[Finding]:
     if seen:
         yield ok("gpu", ", ".join(seen))
-    elif Path("/proc/driver/nvidia/version").exists():
-        yield warning(
-            "gpu", "an NVIDIA driver is installed, but TensorFlow sees no GPU", "make gpu"
-        )
+    elif NVIDIA_DRIVER.exists():
+        yield _unseen(os.environ.get(_SHOWN_GPUS))
     else:
         yield ok("gpu", "none")
+
+
+def _unseen(shown: str | None) -> Finding:
+    """Why TensorFlow sees no GPU despite a driver, if CUDA was told to show these."""
+    says = "an NVIDIA driver is installed, but TensorFlow sees no GPU"
+    if shown is None or re.match(r"\s*(\d|GPU-|MIG-)", shown):
+        return warning("gpu", says, "make gpu")
+    hides = f"{_SHOWN_GPUS}={shown!r} hides all"
+    return warning("gpu", f"{says}: {hides}", f"unset {_SHOWN_GPUS}")
 
 
 def data(config: Config) -> Iterator[Finding]:

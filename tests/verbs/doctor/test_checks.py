@@ -119,6 +119,27 @@ def test_what_tensorflow_says_of_itself_is_shown(
     assert f"imported in {seconds} s" in found[0].says
 
 
+@pytest.mark.parametrize(
+    ("shown", "mend"),
+    [
+        *((None, "make gpu"), ("0,1", "make gpu"), ("GPU-1a2b", "make gpu")),
+        *(("", "unset CUDA_VISIBLE_DEVICES"), ("-1", "unset CUDA_VISIBLE_DEVICES")),
+    ],
+)
+def test_a_gpu_that_a_variable_hides_is_told_with_the_variable(
+    shown: str | None, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    code = "import json; print(json.dumps(dict(version='2', import_s=1, gpus=[])))"
+    with checks.probing(("-c", code)) as probe:
+        found = {finding.area: finding for finding in checks.tensorflow(probe)}["gpu"]
+    assert (found.state, found.mend) == ("warning", mend)
+    assert ("CUDA_VISIBLE_DEVICES" in found.says) == (mend != "make gpu")
+
+
 @pytest.fixture
 def digits(tmp_path: Path) -> Config:
     return configured("dataset=digits", f"data_dir={tmp_path}/data")
