@@ -32,6 +32,7 @@ import numpy as np
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing, user_path
+from pipeline.system.terminal import on_terminal
 
 if TYPE_CHECKING:
     import requests
@@ -317,7 +318,7 @@ def _bar() -> progress.Progress:
         progress.TransferSpeedColumn(),
     )
     return progress.Progress(
-        *columns, console=terminal, disable=not terminal.is_terminal, transient=True
+        *columns, console=terminal, disable=not on_terminal(terminal), transient=True
     )
 
 
