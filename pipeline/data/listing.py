@@ -35,7 +35,7 @@ from pipeline.data.files import (
     rest,
 )
 from pipeline.data.places import NO_FILE, Contents, Folder, Place
-from pipeline.data.values import SPLITS, Array
+from pipeline.data.values import SPLITS, Array, exceeds
 from pipeline.system.errors import RequestError, counted, joined, some_of
 
 
@@ -667,7 +667,7 @@ def _united_lists(
             where = joined([as_line(names[n]) for n, _ in rows[file]])
             contrary.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
     told = joined([as_line(name) for name in dict.fromkeys(names)])
-    if len(contrary) > wanted.max_bad * len(rows):
+    if exceeds(len(contrary), len(rows), wanted.max_bad):
         raise RequestError(_too_many(told, contrary, "pictures", len(rows), wanted.max_bad))
     named = {split for part in parts for split in part.splits}
     if emptied := sorted(named - {parts[n].splits[row] for n, row in kept}):
@@ -738,7 +738,7 @@ def _pictures_of(
         Unreadable(file=folder / path if path else place.root / name, reason=reason)
         for path, reason in rows.unusable
     ]
-    if len(bad) > wanted.max_bad * len(table.lines):
+    if exceeds(len(bad), len(table.lines), wanted.max_bad):
         missing = [path for path, reason in rows.unusable if reason == label_lists.MISSING]
         near = _whereabouts(pictures, below, missing[0]) if missing else ""
         raise RequestError(_too_many(told, bad, "rows", len(table.lines), wanted.max_bad) + near)

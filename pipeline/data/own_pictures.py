@@ -18,7 +18,7 @@ from pipeline.data.files import printable
 from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
-from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
+from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts, exceeds
 from pipeline.system.errors import RequestError, counted, first_of
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
     told = f"{len(bad)} of {count:,} files cannot be read: {some}"
     if pictures.on_bad == "refuse":
         raise RequestError(f"dataset.on_bad=refuse: {told}; fix or remove them, or skip them")
-    if len(bad) > pictures.max_bad * count:
+    if exceeds(len(bad), count, pictures.max_bad):
         raise RequestError(
             f"dataset.max_bad={pictures.max_bad:g}: {told}; fix or remove them, or allow more"
         )

@@ -38,6 +38,14 @@ def images_per_block(shape: Sequence[int]) -> int:
     return max(1, BLOCK_BYTES // max(1, math.prod(shape)))
 
 
+def exceeds(count: int, total: int, limit: float) -> bool:
+    """Whether `count` of `total` are a larger share than `limit`; no part of nothing is.
+
+    As a quotient: 0.29 × 100 is less than 29, but 29 / 100 is 0.29.
+    """
+    return count > 0 and (not total or count / total > limit)
+
+
 def _require(condition: bool, rule: str) -> None:
     if not condition:
         raise ValueError(rule)
@@ -236,7 +244,8 @@ class RawData:
     it was read from the local cache this time; neither is part of the content. `val` is a
     validation split that the source itself has. Sets of picture files have an `index` of them and
     `fit`, how these were fitted to the size of the images (`data/pictures.py`). `excluded` is the
-    number of images that `dataset.exclude` left out.
+    number of images that `dataset.exclude` left out; `whole` is the data set with them, unless it
+    has an `index`: the list names images by their positions in its splits.
 
     Raises:
         ValueError: a label lies outside the class names, two of these are equal, or the shapes of
@@ -252,6 +261,7 @@ class RawData:
     index: Index | None = None
     fit: str | None = None
     excluded: int = 0
+    whole: RawData | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) >= 2, "a data set needs at least two classes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +173,7 @@ def _addresses(
         rows = np.concatenate([prepared.train.rows, prepared.val.rows]).tolist()
         out = pictures.excluded if pictures else ()  # with those that cannot be read
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
-    whole = raw
-    if exclude is not None:
-        whole = ingest(replace(config, dataset={**config.dataset, EXCLUDE: None}))
-    splits = splits_of(whole)
+    splits = splits_of(raw.whole or raw)
     addresses: dict[int, Address] = {
         row: (split, position)
         for split, images in splits.items()
