@@ -395,20 +395,20 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
 
-def unlabelled(path: str, *, key: str) -> Listing | None:
+def unlabelled(path: str, *, key: str, path_column: str | None = None) -> Listing | None:
     """All pictures of a folder, archive or Parquet file, without classes; None without pictures.
 
-    Also None for another list.
+    Also None for another list. The column of a Parquet file is chosen as for training, with the
+    `path_column` that was named there, if the file has it.
 
     Raises:
-        RequestError: nothing lies there; the message begins with `key`.
+        RequestError: nothing lies there, or several columns hold pictures; the message begins with
+            `key`.
     """
     place, below = located(path, key)
     left_out: Counter[str] = Counter()
     if _ending(below) in label_lists.PARQUET:
-        table = _table(place, below)
-        names = [table.columns[column] for column in table.embedded[:1]]
-        files = tuple(name for column in names for name in column if name)
+        files = _inside(_table(place, below), path_column, f"{key}={path}")
     elif below and not below.endswith("/"):
         return None
     else:
@@ -421,6 +421,21 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
         return None
     layout = "pictures without classes"
     return replace(_of_no_class(place, files, layout), left_out=tuple(left_out.most_common()))
+
+
+def _inside(table: label_lists.Table, path_column: str | None, told: str) -> tuple[str, ...]:
+    """The pictures that lie in a list itself, in the column that training would take."""
+    if not table.embedded:
+        return ()
+    named = path_column if path_column in table.columns else None
+    try:
+        chosen = label_lists.without_labels(table, named)
+    except RequestError as error:
+        raise RequestError(
+            f"{told} holds pictures in several columns ({joined(table.embedded)}); remove all but "
+            "the one to be read"
+        ) from error
+    return tuple(name for column in chosen.embedded for name in chosen.columns[column] if name)
 
 
 def unlabelled_list(

@@ -221,3 +221,20 @@ def test_predict_refuses_a_parquet_file_without_pictures(tmp_path: Path) -> None
     parquet.write_table(pyarrow.Table.from_pylist([{"label": 1}]), tmp_path / "plain.parquet")
     with pytest.raises(RequestError, match="no pictures there"):
         find_images(str(tmp_path / "plain.parquet"))
+
+
+def test_predict_takes_the_column_that_training_took(tmp_path: Path) -> None:
+    def found(name: str, path_column: str | None = None) -> list[str]:
+        files = find_images(str(tmp_path / name), path_column=path_column)[0].files
+        return [file.parent.name for file in files]
+
+    content = [{"mask": png(n + 50), "image": png(n), "scan": png(n + 90)} for n in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "usual.parquet")
+    assert found("usual.parquet") == ["image", "image"]
+    assert found("usual.parquet", "scan") == ["scan", "scan"]
+    assert found("usual.parquet", "photo") == ["image", "image"]  # of a list of another kind
+    content = [{"mask": png(n + 50), "scan": png(n)} for n in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "two.parquet")
+    assert found("two.parquet", "scan") == ["scan", "scan"]
+    with pytest.raises(RequestError, match=r"in several columns \(mask and scan\); remove all but"):
+        found("two.parquet")
