@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pictures import contained, picture_of
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions
 
 HEAT = np.array([(255, 214, 102), (245, 130, 32), (190, 20, 40)], np.float32)  # weak to strong
@@ -117,7 +118,8 @@ def principal(values: Array) -> tuple[Array, tuple[float, float]]:
 
 def tiles(explained: Explained, predictions: Predictions) -> Array:
     """Each mistake as its image and its two maps, one after another, RGB u8[3·m,h,w,3]."""
-    inverted = predictions.index is None and predictions.split.image_shape[2] == 1
+    split = predictions.split
+    inverted = split.image_shape[2] == 1 and is_shown_inverted(split, predictions.index)
     found = []
     for position, index in enumerate(explained.images.tolist()):
         image = predictions.split.take(index)

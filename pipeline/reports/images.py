@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions
 from pipeline.evaluation.metrics import MOST_CLASSES, confusion_counts, most_confused
 
@@ -199,7 +200,7 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
 
 
 def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
-    inverted = predictions.index is None
+    inverted = is_shown_inverted(predictions.split, predictions.index)
     tiles = thumbnails(predictions.split.take(chosen), side, inverted=inverted)
     confidence = predictions.confidence[chosen].tolist()
     return sprite(

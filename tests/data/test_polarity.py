@@ -1,9 +1,17 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.polarity import dark_border_share, has_bright_border, to_invert
+from pipeline.data.polarity import (
+    dark_border_share,
+    has_bright_border,
+    is_shown_inverted,
+    to_invert,
+)
+from pipeline.data.values import Array, Split
 
 DARK = np.zeros((1, 4, 4, 1), np.uint8)
 DARK[:, 1:3, 1:3] = 255
@@ -51,3 +59,15 @@ def test_an_image_and_its_negative_are_never_both_left_alone(
 ) -> None:
     image = np.full((1, height, width, channels), value, np.uint8)
     assert to_invert(image, 1.0)[0] != to_invert(255 - image, 1.0)[0]
+
+
+def test_only_arrays_of_images_that_agree_on_a_dark_border_are_shown_inverted() -> None:
+    def shown(images: Array, index: Any = None) -> bool:
+        split = Split(images=images, labels=np.zeros(len(images), np.int32))
+        return is_shown_inverted(split, index)
+
+    assert shown(DARK)
+    assert not shown(255 - DARK)
+    assert not shown(BOTH)
+    assert not shown(DARK, index=object())
+    assert not shown(DARK[:0])

@@ -83,6 +83,15 @@ def test_a_thumbnail_is_the_image_as_ink_on_paper() -> None:
         np.testing.assert_array_equal(tile(sprite, place), 255 - MADE.split.images[index, :, :, 0])
 
 
+def test_grey_images_without_a_dark_border_are_shown_as_they_are() -> None:
+    images = 255 - MADE.split.images
+    sprite = confusion(
+        predictions(MADE.labels.tolist(), MADE.predicted.tolist(), [0.5] * 6, images)
+    ).sprite
+    assert not sprite.grey
+    assert tile(sprite, 0).min() > 240
+
+
 def test_colours_are_kept() -> None:
     images = np.zeros((6, 32, 32, 3), np.uint8)
     images[:] = [200, 40, 20]

@@ -23,6 +23,7 @@ from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
@@ -120,7 +121,7 @@ def audit_labels(
         },
         name=config.choices.dataset,
         list_name=str(result.exclude),
-        inverted=raw.index is None,
+        inverted=is_shown_inverted(raw.train, raw.index),
     )
     replace_text(result.page, page)
     return result
