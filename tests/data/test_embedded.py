@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from pipeline.data import embedded
 from pipeline.data.listing import listed
 from pipeline.data.reading import find_images
 from pipeline.system.errors import RequestError
@@ -173,6 +174,41 @@ def test_many_threads_read_the_same_bytes(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 5)).tolist()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(found.read, order)) == [png(n) for n in order]
+
+
+@pytest.fixture
+def groups_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the row groups that are read, in order."""
+    read: list[int] = []
+    real = parquet.ParquetFile.read_row_group
+
+    def noted(file: Any, number: int, **given: Any) -> Any:
+        read.append(number)
+        return real(file, number, **given)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", noted)
+    return read
+
+
+def test_a_row_group_is_read_once_by_threads_that_are_far_apart(
+    tmp_path: Path, groups_read: list[int]
+) -> None:
+    found = listed(written(tmp_path / "pets.parquet", rows(range(192)), groups=4))
+    for start in range(0, 192, 64):  # four chunks at once, as on one core
+        for row in range(start, start + 16):
+            for chunk in range(4):
+                assert found.read(row + 16 * chunk) == png(row + 16 * chunk)
+    assert sorted(groups_read) == [*range(48)]
+
+
+def test_row_groups_that_take_much_memory_are_let_go(
+    tmp_path: Path, groups_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = listed(written(tmp_path / "pets.parquet", rows(range(20)), groups=2))
+    monkeypatch.setattr(embedded, "MOST_BYTES", 0)
+    for row in (*range(20), 0):
+        found.read(row)
+    assert groups_read == [*range(10), 0]
 
 
 def test_a_file_in_an_archive_is_refused(tmp_path: Path) -> None:
