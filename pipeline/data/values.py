@@ -323,6 +323,7 @@ class RawData:
             cached=cached,
             fit=self.fit,
             index=self.index,
+            whole=self.whole,
         )
 
 
@@ -336,7 +337,8 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit`, `index` and `whole` are those of the
+    `RawData`.
     """
 
     train: Split
@@ -350,6 +352,7 @@ class Prepared:
     cached: bool = False
     fit: str | None = None
     index: Index | None = None
+    whole: RawData | None = None
 
     def __post_init__(self) -> None:
         channels = self.train.image_shape[2]
@@ -383,7 +386,16 @@ class Prepared:
             probabilities=probabilities,
             class_names=self.class_names,
             index=self.index,
+            numbers=self._numbers(split),
         )
+
+    def _numbers(self, split: Split) -> Array:
+        """The places of the images of a split in that of the source, or in one that was drawn."""
+        given = (self.whole.test, self.whole.val) if self.whole else ()
+        for whole in filter(None, given):
+            if np.isin(split.rows, whole.rows).all():
+                return np.flatnonzero(np.isin(whole.rows, split.rows))
+        return np.arange(len(split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,14 +426,19 @@ class Predictions:
     """A model's predictions on a split: `probabilities` f32[N,K], one column per class name.
 
     `index` describes the files behind the split's images, if they are a user's own pictures.
+    `numbers` i64[N] are those that reports give the images: the indices that `dataset.exclude`
+    takes, which count the images that it leaves out; by default those in the split.
     """
 
     split: Split
     probabilities: Array
     class_names: tuple[str, ...]
     index: Index | None = None
+    numbers: Array = None  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", np.arange(len(self.split)))
         expected = (len(self.split), len(self.class_names))
         _require(
             self.probabilities.dtype == np.float32,

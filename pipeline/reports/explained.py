@@ -87,10 +87,11 @@ def scatter(features: Array, chosen: Array, predictions: Predictions) -> Scatter
     low, span = coordinates.min(axis=0), np.ptp(coordinates, axis=0)
     coordinates = (coordinates - low) / np.where(span > 0, span, 1) * SPAN
     labels, guesses = predictions.labels[chosen], predictions.predicted[chosen]
+    numbers = predictions.numbers[chosen]
     points = tuple(
         FeaturePoint(x=round(x, 1), y=round(SPAN - y, 1), true=true, guess=guess, image=image)
         for (x, y), true, guess, image in zip(
-            coordinates.tolist(), labels.tolist(), guesses.tolist(), chosen.tolist(), strict=True
+            coordinates.tolist(), labels.tolist(), guesses.tolist(), numbers.tolist(), strict=True
         )
     )
     centres = {}

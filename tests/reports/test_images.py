@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,12 @@ def test_images_of_any_number_of_channels_have_thumbnails(channels: int, grey: b
     images = np.full((6, 5, 4, channels), 9, np.uint8)
     made = predictions(MADE.labels.tolist(), MADE.predicted.tolist(), [0.5] * 6, images)
     assert confusion(made).sprite.grey is grey
+
+
+def test_images_are_called_by_their_numbers() -> None:
+    found = confusion(replace(MADE, numbers=np.arange(10, 16)))
+    assert [one.image for one in found.mistakes] == [15, 11, 14]
+    assert found.sprite.captions[0] == (12, 0.9)
 
 
 def test_the_mistakes_are_the_surest_of_all_with_their_own_thumbnails() -> None:
