@@ -1,6 +1,6 @@
 """Reads files in zip and tar archives where they are.
 
-Only a compressed tar archive and arrays are unpacked, once, to unnamed temporary files.
+Only compressed tar archives, once, and arrays are unpacked, to unnamed temporary files.
 
 Archives are not trusted: what they declare is checked before memory is taken for it, and an archive
 with a member outside itself is refused as a whole.
@@ -133,15 +133,15 @@ def arrays_at(text: str, key: str) -> Zip:
         if below:
             raise RequestError(f"{key}={text} lies in the archive {place.root}; unpack it first")
         raise RequestError(f"{key}={text} is a folder; name a file that numpy.savez wrote")
-    with path.open("rb") as file:
-        start = file.read(max(map(len, (*_ZIP, _ARRAY))))
-    if not start.startswith(_ZIP):
-        what = "is a single array" if start.startswith(_ARRAY) else "is no file of numpy.savez"
-        raise RequestError(
-            f"{key}={text} {what}; save images and labels together, "
-            "numpy.savez('data.npz', x_train=…, y_train=…, x_test=…, y_test=…)"
-        )
     with _refusing(path):
+        with path.open("rb") as file:
+            start = file.read(max(map(len, (*_ZIP, _ARRAY))))
+        if not start.startswith(_ZIP):
+            what = "a single array" if start.startswith(_ARRAY) else "no file of numpy.savez"
+            raise _Refused(
+                f"this is {what}; save images and labels together, "
+                "numpy.savez('data.npz', x_train=…, y_train=…, x_test=…, y_test=…)"
+            )
         return _zip(path)
 
 

@@ -30,8 +30,8 @@ _NAME = re.compile(r"(.+\.(?:parquet|pq))/([^/]+)/(\d+)(?:\.\w+)?", re.IGNORECAS
 _GROUPS = 3  # row groups in memory at least
 _ROWS = 64 * (os.cpu_count() or 1)
 """Rows that are being decoded: at most four chunks of 16 per core (`packing.py`)."""
-MOST_BYTES = 2**28
-"""Of row groups in memory, if these are more than _GROUPS."""
+GROUP_BYTES = 2**28
+"""Most bytes of the row groups in memory, if these are more than _GROUPS."""
 
 
 def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
@@ -140,7 +140,7 @@ class _Column:
         """
         rows = [len(group) for group in self.groups.values()]
         size = sum(group.nbytes for group in self.groups.values())
-        return size > MOST_BYTES or sum(rows) - 2 * rows[0] >= _ROWS
+        return size > GROUP_BYTES or sum(rows) - 2 * rows[0] >= _ROWS
 
 
 @lru_cache(maxsize=2)

@@ -239,9 +239,9 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"\x93NUMPY\1\0", "is a single array; save images and labels together, numpy.savez("),
-        (b"MATLAB 5.0 MAT-file", "is no file of numpy.savez; save images and labels together"),
-        (b"", "is no file of numpy.savez"),
+        (b"\x93NUMPY\1\0", "this is a single array; save images and labels together, numpy.savez("),
+        (b"MATLAB 5.0 MAT-file", "this is no file of numpy.savez; save images and labels together"),
+        (b"", "this is no file of numpy.savez"),
         (b"PK\3\4", "the zip archive is cut off"),
     ],
 )

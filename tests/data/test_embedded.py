@@ -205,7 +205,7 @@ def test_row_groups_that_take_much_memory_are_let_go(
     tmp_path: Path, groups_read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = listed(written(tmp_path / "pets.parquet", rows(range(20)), groups=2))
-    monkeypatch.setattr(embedded, "MOST_BYTES", 0)
+    monkeypatch.setattr(embedded, "GROUP_BYTES", 0)
     for row in (*range(20), 0):
         found.read(row)
     assert groups_read == [*range(10), 0]
