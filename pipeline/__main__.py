@@ -10,7 +10,9 @@ import signal
 import sys
 from dataclasses import fields
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version
 from traceback import format_exception
 from types import FrameType
 from typing import Any
@@ -93,6 +95,9 @@ def main() -> int:
             return _complete(sys.argv[2:])
         verb, words = _split_verb(sys.argv[1:])
         given, multirun = _understood(verb, words)
+        if "--version" in given:
+            print(_versions(), flush=True)
+            return 0
         all_words = given if verb.keeps_log else [*NO_FOLDER, *given]
         sys.argv[1:] = sorted(all_words, key=lambda word: not word.startswith("-"))
         register(requests(), of=None if _shown(given) else {verb.name})
@@ -171,6 +176,27 @@ def _is_dry(words: list[str]) -> bool:
     flags = dict(word.partition("=")[::2] for word in words if word.startswith("-"))
     others = {"--multirun", "--config-name", "--config-path", "--package"}
     return flags.get("--cfg") in ("job", "all") and not others & flags.keys()
+
+
+def _versions() -> str:
+    """The versions of the pipeline, of Python and of the libraries that results depend on most."""
+    import tomllib
+
+    from pipeline.tracking.lineage import NAMED, PACKAGE, ROOT, own_version
+
+    project = ROOT / "pyproject.toml"
+    own = own_version()
+    if own is None and project.exists():  # a checkout
+        own = tomllib.loads(project.read_text())["project"]["version"]
+    libraries = ", ".join(f"{name} {_version_of(name)}" for name in NAMED)
+    return f"{PACKAGE} {own or '?'} (Python {python_version()}, {libraries})"
+
+
+def _version_of(library: str) -> str:
+    try:
+        return version(library)
+    except (PackageNotFoundError, KeyError):  # KeyError: its metadata is damaged
+        return "?"
 
 
 def _complete(asked: list[str]) -> int:

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.allowed import check_words
+from pipeline.config.compose import apart, known_to_hydra, one_at_a_time
 from pipeline.config.compose import compose as compose_words
-from pipeline.config.compose import known_to_hydra
 from pipeline.config.effects import refuse_without_effect
 from pipeline.config.messages import error_line
 from pipeline.config.mistakes import Command, refuse_mistakes
@@ -53,11 +53,12 @@ def compose(*overrides: str) -> Config:
     Raises:
         RequestError: a value is refused; the message names its key and the rule.
     """
-    composed = _composed(overrides)
-    with known_to_hydra(composed), _in_our_words():
-        config = validate(composed)
-        refuse_without_effect(composed.hydra.overrides.task, [config], python=True)
-        return config
+    with one_at_a_time:
+        composed = _composed(overrides)
+        with known_to_hydra(composed), _in_our_words():
+            config = validate(composed)
+            refuse_without_effect(composed.hydra.overrides.task, [config], python=True)
+            return config
 
 
 def load_data(config: Config) -> Prepared:
@@ -304,13 +305,14 @@ def load_champion(dataset: str, *, config: Config | None = None) -> LoadedModel:
 
 def _with_its_modules(config: Config | None) -> Config:
     """The configuration, by default `compose()`, whose modules are trusted beside the others."""
-    before = trusted()
-    try:
-        config = config or compose()
-    finally:
-        trust_again(before)
-    trust_again(config.trusted_modules)
-    return config
+    with one_at_a_time:
+        before = trusted()
+        try:
+            config = config or compose()
+        finally:
+            trust_again(before)
+        trust_again(config.trusted_modules)
+        return config
 
 
 def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
@@ -325,7 +327,7 @@ def _composed(overrides: Sequence[str], verb: str = "run") -> DictConfig:
     asked = Command(verb="run", requests=requests(), files=files_of, python=WITH_KEYS)
     refuse_mistakes(overrides, asked)
     words = addressed(overrides, "run", None)
-    with _in_our_words(ValueError):  # as Hydra calls a header that it cannot read
+    with apart(), _in_our_words(ValueError):  # as Hydra calls a header that it cannot read
         check_words(words, multirun=False)
         return compose_words(words)
 
@@ -345,9 +347,11 @@ def _carried_out(
 ) -> Any:
     """Runs a verb that has keys of its own and returns its result."""
     config = _with_its_modules(config)
-    verb, composed = verbs()[name], _composed((), name)
+    settings = {key: _without_numpy(value) for key, value in settings.items()}
+    verb = verbs()[name]
     assert verb.request is not None
-    with _in_our_words():
+    with one_at_a_time, _in_our_words():
+        composed = _composed((), name)
         for key, value in settings.items():
             OmegaConf.update(composed, f"{name}.{key}", value, merge=False)
         request = validate_request(composed, name, verb.request)
@@ -356,6 +360,13 @@ def _carried_out(
     pictures = verb.require_possible(config)
     _imported(verb.entry.partition(":")[0])
     return verb.carry_out(config, request, folder_of_work(folder), pictures)
+
+
+def _without_numpy(value: Any) -> Any:
+    """Numbers and arrays of NumPy as numbers and lists of Python, which OmegaConf takes."""
+    if isinstance(value, list | tuple):
+        return [_without_numpy(one) for one in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _imported(module: str) -> Any:

@@ -13,7 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.data.load import ingest, ingest_recorded, preprocess
 from pipeline.data.own_pictures import Pictures
-from pipeline.data.values import Predictions, Prepared, RawData
+from pipeline.data.values import Identity, Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, with_report
@@ -54,21 +54,21 @@ def run(
     *listeners: EpochListener,
     start: Start | None = None,
     job: JobSettings | None = None,
-    fingerprint: str | None = None,
+    identity: Identity | None = None,
     pictures: Pictures | None = None,
 ) -> Result:
     """Trains, evaluates and records one model, or resumes the run of `start`.
 
     `folder` keeps its log and checkpoints; `listeners` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
-    `fingerprint` identifies the data to use, if the cache has it, and `pictures` are listed
+    `identity` is that of the data to use, if the cache has it, and `pictures` are listed
     already, as in `ingest`.
     """
     alone = job is None
     opened = record(config, folder, start=start, job=job)
     with opened as recording, with_report(recording, config, wanted=alone):
         prepare_keras(config, keeps_programs=alone)
-        find = partial(ingest, config, fingerprint=fingerprint, pictures=pictures)
+        find = partial(ingest, config, identity=identity, pictures=pictures)
         prepared = _load_data(config, recording, find, shown=alone)
         config = with_weights(config)
         with recording.stage("train"):
@@ -92,15 +92,15 @@ def complete(
     recording: Recording,
     *,
     uri: str | None = None,
-    fingerprint: str | None = None,
+    identity: Identity | None = None,
 ) -> Result:
     """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model.
 
     Raises:
-        RequestError: the data is not that of the run, which `fingerprint` identifies.
+        RequestError: the data here has another `identity` than that of the run.
     """
     prepare_keras(config)
-    prepared = _load_data(config, recording, partial(ingest_recorded, config, fingerprint))
+    prepared = _load_data(config, recording, partial(ingest_recorded, config, identity))
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)

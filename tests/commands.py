@@ -392,8 +392,9 @@ def _without_defaults(joined: Any) -> None:
 
 
 def configured(*overrides: str) -> Config:
-    """The checked configuration for these overrides."""
-    words = merged(overrides)
+    """The checked configuration for these overrides, `run_id=…` of a verb among them."""
+    run_id = [word.partition("=")[2] for word in overrides if key_of(word) == "run_id"]
+    words = [word for word in merged(overrides) if key_of(word) != "run_id"]
 
     def make() -> tuple[Config, None]:
         before = api.compose_words
@@ -403,7 +404,8 @@ def configured(*overrides: str) -> Config:
         finally:
             api.compose_words = before
 
-    return _once(make, "configured", *words)[0]
+    config = _once(make, "configured", *words)[0]
+    return dataclasses.replace(config, run_id=run_id[-1]) if run_id else config
 
 
 def of_data(leaf: Mapping[str, Any], name: str, data_dir: Path, **split: Any) -> Config:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase, getbase
+from packaging.version import Version
 
 import pipeline
 from pipeline.config import trusted
-from tests.commands import CONF, LEAN, environment, inside
+from pipeline.verbs import Verb
+from tests.commands import CONF, LEAN, configured, environment, inside
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", *LEAN)
 LENIENT = {"min_test_accuracy": 0.1, "min_class_recall": 0.0, "max_ece": 1.0}
@@ -86,6 +93,57 @@ def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
         assert hydra_compose("adam").learning_rate == 0.001
 
 
+@dataclass
+class Theirs:
+    width: int = 3
+
+
+@pytest.mark.parametrize("words", [(), ("hydra.searchpath=[]",)])
+def test_compose_takes_nothing_from_another_applications_store_and_leaves_it_as_it_was(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", {**store.repo})
+    monkeypatch.setattr(VersionBase.instance(), "version_base", getbase())
+    store.store(name="config", node=Theirs)
+    store.store(group="model", name="cnn", node=Theirs)
+    store.store(group="project", name="default", node={"train": {"epochs": 7}}, package="_global_")
+    with initialize_config_dir(str(CONF / "optimizer"), job_name="theirs", version_base="1.2"):
+        config = pipeline.compose("model=cnn", "optimizer=lion", "schedule=cosine", *words)
+        assert (config.choices.model, config.train.epochs) == ("cnn", 20)
+        assert (JobRuntime.instance().get("name"), getbase()) == ("theirs", Version("1.2"))
+        assert {"config.yaml", "model", "project"} <= {*store.repo}
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "asked"),
+    [
+        ("promote", {"margin": np.float32(0.5), "challenger": np.bool_(True)}, (0.5, True)),
+        ("compare", {"top": np.int64(3), "metric": np.str_("val/loss")}, (3, "val/loss")),
+    ],
+)
+def test_settings_of_verbs_may_be_numbers_and_arrays_of_numpy(
+    verb: str, settings: dict[str, Any], asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(Verb, "require_effects", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(Verb, "require_possible", lambda *given: None)
+    monkeypatch.setattr(Verb, "carry_out", lambda *given: None)
+    argument = ["ab12"] if verb == "promote" else []
+    getattr(pipeline, verb)(*argument, config=configured("dataset=digits"), **settings)
+    found = tuple(getattr(seen[0], key) for key in settings)
+    assert found == asked
+    assert [type(one) for one in found] == [type(one) for one in asked]
+
+
+def test_threads_compose_each_its_own_configuration() -> None:
+    models = ["cnn", "mlp", "linear", "resnet"]
+    with ThreadPoolExecutor(len(models)) as threads:
+        configs = [*threads.map(lambda model: pipeline.compose(f"model={model}"), models)]
+    assert [config.choices.model for config in configs] == models
+    assert not GlobalHydra.instance().is_initialized()
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
@@ -94,7 +152,7 @@ def test_compose_leaves_a_running_application_of_hydra_as_it_was() -> None:
         ("model=cnnn", "model=cnnn: no such choice; did you mean cnn?"),
         ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
         ("--multirun", "--multirun: settings are written key=value"),
-        ("+hydra.callbacks.x._target_=shutil.copyfile", "is not allowed"),
+        ("hydra.searchpath=[pkg://shutil]", "pkg://shutil would be imported"),
         ("seed=${oc.env:HOME}", "could not be converted to Integer; write a whole number"),
     ],
 )

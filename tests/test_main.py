@@ -8,15 +8,19 @@ import resource
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 import pytest
 
 from pipeline.verbs import verbs
 from tests.commands import (
+    CONF,
     DRAWN,
     QUICK,
     environment,
@@ -311,6 +315,21 @@ def test_a_command_that_is_stopped_says_what_has_become_of_its_work(
     monkeypatch.setattr(sys, "argv", ["pipeline"])
     assert module.main() == 130
     assert capfd.readouterr().err == f"stopped by SIGINT; {told}\n"
+
+
+@pytest.mark.parametrize("words", [["--version"], ["predict", "--version"]])
+def test_the_version_is_the_pipelines_own_beside_those_of_its_libraries(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import __main__ as module
+
+    own = tomllib.loads((CONF.parent / "pyproject.toml").read_text())["project"]["version"]
+    monkeypatch.setattr(sys, "argv", ["pipeline", *words])
+    assert module.main() == 0
+    said = capfd.readouterr().out
+    assert said.startswith(f"image-classification-pipeline {own} (Python {python_version()}, ")
+    for library in ("tensorflow", "mlflow", "hydra-core"):
+        assert f"{library} {version(library)}" in said
 
 
 def test_a_broken_pipe_that_is_not_the_output_is_a_failure(

@@ -23,6 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
@@ -80,6 +81,8 @@ def check_words(words: Sequence[str], *, multirun: bool) -> None:
             fixed = [one for one in parsed if not (multirun and one.is_sweep_override())]
             composed = _composed(name, fixed)
             check_composed(composed)
+            if not multirun and composed.hydra.mode is RunMode.MULTIRUN:
+                raise RequestError("hydra.mode in a file: leave it out; -m asks for a sweep")
             if multirun:
                 kept = OmegaConf.select(composed, "sweep.params") or {}
                 tried = parser.parse_overrides([f"{key}={value}" for key, value in kept.items()])

@@ -6,47 +6,80 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase, getbase
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config.schema import PROVIDER
 from pipeline.config.search_path import CONF, VERSION_BASE
 from pipeline.system.secrets import hide_files, learn, learn_environment
+
+# Hydra keeps its state per process, and so does the trust in modules.
+one_at_a_time = RLock()
 
 
 def compose(words: Sequence[str]) -> DictConfig:
     """Composes the whole configuration for these words, including Hydra's own part.
 
-    This works in any folder, repeatedly, and inside another Hydra application.
+    This works in any folder, in any thread, repeatedly, and inside another Hydra application.
 
     Raises:
         HydraException: Hydra cannot compose it.
     """
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(CONF), **VERSION_BASE, job_name="pipeline"):
-            return hydra_compose("config", list(words), return_hydra_config=True)
-    finally:
-        GlobalHydra.instance().hydra = running
+    with (
+        apart(),
+        initialize_config_dir(config_dir=str(CONF), **VERSION_BASE, job_name="pipeline"),
+    ):
+        return hydra_compose("config", list(words), return_hydra_config=True)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Sets aside what another application has told Hydra, which keeps it per process.
+
+    Its application, the names of its job and version, and the configurations in its store: Hydra
+    would take one of the same name (`config`, `model/mlp`) for the schema of ours.
+    """
+    with one_at_a_time:
+        running, store = GlobalHydra.instance().hydra, ConfigStore.instance()
+        stored, job, version = store.repo, JobRuntime.instance().get("name"), getbase()
+        store.repo = {name: part for name, part in stored.items() if _is_needed(name, part)}
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = running  # Hydra has replaced the instance
+            store.repo, VersionBase.instance().version_base = stored, version
+            JobRuntime.instance().set("name", job)
+
+
+def _is_needed(name: str, stored: Any) -> bool:
+    """Whether an entry of Hydra's store is Hydra's own, of its plugins, or the trunk."""
+    return name == "hydra" or getattr(stored, "provider", None) in ("hydra", PROVIDER)
 
 
 @contextmanager
 def known_to_hydra(composed: DictConfig) -> Iterator[None]:
-    """Makes `${hydra:…}` refer to this configuration."""
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(composed)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = before
+    """Makes `${hydra:…}` refer to this configuration, for this thread alone."""
+    with one_at_a_time:
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(composed)
+        try:
+            yield
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 class Composer:

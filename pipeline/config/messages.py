@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -23,13 +23,15 @@ from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import annotation_of, quoted, quoted_word
 from pipeline.system.errors import PipelineError, first_line, one_line
 
-NOT_OFFERED = ("hydra", "choices", "run_id", "_target_")  # never meant by a mistyped key
+# Never meant by a mistyped key.
+NOT_OFFERED = ("hydra", "choices", "defaults", "run_id", "_target_")
 _WAYS = {  # OmegaConf's description of a value: how such values are written
     "is not a valid bool": "; write true or false",
     "could not be converted to Integer": "; write a whole number, as in 5",
     "could not be converted to Float": "; write a number, as in 0.001",
 }
 _TAKEN = re.compile(r"'([\w/]+)/(\w+)' is validated against ConfigStore schema with the same name")
+_IN_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:")
 _ASKED = re.compile(r"Could not (?:override|append to|delete from) .*?'([^']+)'")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,10 +46,11 @@ def error_line(error: BaseException) -> str:
         return unreadable(error)
     if taken := _TAKEN.search(str(error)):
         return _taken(*taken.groups())
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; free it or choose another place"
-    if isinstance(error, OSError) and error.errno in FULL:  # such an error names no file
-        return f"writing failed: {error.strerror}; free some space or choose another place"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
+        return _of_system(error)
+    reason = error.__context__
+    if (file := _IN_FILE.match(str(error))) and isinstance(reason, OmegaConfBaseException):
+        return _in_file(file[1], reason)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if there := re.search(r"An item is already at '([^']+)'", str(error)):
         return f"+{there[1]}=…: the key is there already; leave out the +"
@@ -66,6 +69,20 @@ def _other(error: BaseException) -> str:
         line = "a line of a configuration file that begins with # @ names its package"
         return f"# {header[1]}: {line}, as in # @package _global_"
     return first_line(str(error)) if isinstance(error, HydraException) else one_line(error)
+
+
+def _of_system(error: OSError) -> str:
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}; free it or choose another place"
+    return f"writing failed: {error.strerror}; free some space or choose another place"
+
+
+def _in_file(name: str, error: OmegaConfBaseException) -> str:
+    """The message if a configuration file sets what the configuration does not have."""
+    group = name.partition("/")[0]  # below which the file's keys are, unless it says otherwise
+    if isinstance(error, ConfigKeyError) and error.full_key == group:
+        return f"{name}.yaml: begin the file with # @package _global_, as it sets keys of any group"
+    return f"{name}.yaml: {_bad_key(error)}"
 
 
 def _taken(group: str, name: str) -> str:
@@ -132,7 +149,7 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
     key = error.full_key or str(error.key or "")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         parent = error.parent_node
-        known = [name for name in _keys(parent) if name not in NOT_OFFERED]
+        known = [name for name in _plain(parent) if name not in NOT_OFFERED]
         prefix, _, last = key.rpartition(".")
         if isinstance(parent, DictConfig) and not known:
             if "_target_" in parent:
@@ -154,18 +171,21 @@ def _bad_key(error: OmegaConfBaseException, asked: str = "") -> str:
     null = ", or null for none" if how and may_be_null(annotation_of(key)) else ""
     if isinstance(error, InterpolationKeyError):
         how = "; a variable of the environment is written ${oc.env:NAME}"
-    return f"{key}: {first_line(error.msg or str(error))}{how}{null}"
+    said = f"{first_line(error.msg or str(error))}{how}{null}"
+    return f"{key}: {said}" if key else said
 
 
 def _key_meant(key: str, node: Any) -> str | None:
     """The key of the whole configuration that a nonexistent one probably means."""
-    root = node._get_root() if isinstance(node, DictConfig) else None
-    known = {"": [name for name in _keys(root) if name not in NOT_OFFERED]}
+    whole = _plain(node._get_root()) if isinstance(node, DictConfig) else {}
+    known = {"": [name for name in whole if name not in NOT_OFFERED]}
     ours = [one.name for one in fields(Config) if one.name not in NOT_OFFERED]
     order = sorted(ours, key=lambda name: name not in CHOSEN_GROUPS)
-    known |= {name: _keys(root[name]) for name in order if root is not None}
+    known |= {name: [*map(str, whole[name])] for name in order if isinstance(whole.get(name), dict)}
     return key_among(key, {name: keys for name, keys in known.items() if keys})
 
 
-def _keys(node: Any) -> list[str]:
-    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+def _plain(node: Any) -> dict[str, Any]:
+    """A mapping as Python's own; empty for anything else, such as null or a reference."""
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else None
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}

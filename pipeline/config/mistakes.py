@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -33,7 +34,6 @@ from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
     SWEEPERS,
     annotation_for,
-    annotation_of,
     full_key,
     is_free,
     is_text,
@@ -94,6 +94,8 @@ def refuse_mistakes(words: Sequence[str], command: Command, verbs: Collection[st
     if not command.helps:
         for word in words:
             _require_effect(word, words, command)
+            if command.python:
+                _require_effect_in_python(word)
     if not command.multirun:
         _require_once(words, command)
     parser = OverridesParser.create()
@@ -117,7 +119,7 @@ def _require_settings(words: Sequence[str], command: Command, verbs: Collection[
         ):
             if position == 0 and (meant := _for_the_verb(word, words, command)):
                 raise RequestError(f"cannot read the override {word!r}: did you mean {meant}?")
-            raise RequestError(_no_setting(position, words, verbs))
+            raise RequestError(_no_setting(position, words, verbs, command))
 
 
 def _require_key(word: str, command: Command) -> None:
@@ -147,7 +149,9 @@ def _for_the_verb(word: str, words: Sequence[str], command: Command) -> str | No
     return _written(key, ",".join(several))
 
 
-def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> str:
+def _no_setting(
+    position: int, words: Sequence[str], verbs: Collection[str], command: Command
+) -> str:
     word, before = words[position], words[position - 1] if position else ""
     following = words[position + 1] if position + 1 < len(words) else ""
     line = f"cannot read the override {word!r}"
@@ -165,17 +169,8 @@ def _no_setting(position: int, words: Sequence[str], verbs: Collection[str]) -> 
         return f"{line}: settings are written key=value: {_written(name, value or '…')}"
     if before.endswith("="):
         return f"{line}: no spaces around =, as in {before}{word}"
-    if "=" in before and _may_be_text(before):
-        rest = [word]
-        for one in words[position + 1 :]:
-            if "=" in one or one.startswith("~"):
-                break
-            rest.append(one)
-        name, _, value = before.partition("=")
-        return f"{line}: did you mean to quote {name}={_in_quotes(' '.join([value, *rest]))}?"
-    if "=" in before and (before.endswith(",") or re.fullmatch(r"[-+]?\d[\d.e+-]*,?", word)):
-        several = f"{before.rstrip(',')},{word}"
-        return f"{line}: did you mean {several}? several values have no spaces between, and need -m"
+    if "=" in before and (meant := _continued(before, words[position:], command)):
+        return f"{line}: {meant}"
     return f"{line}: settings are written key=value, as in train.epochs=5"
 
 
@@ -189,10 +184,28 @@ def _apart(words: Sequence[str], position: int) -> str:
     return f"no spaces around =, as in {name.rstrip('=')}={value}"
 
 
-def _may_be_text(word: str) -> bool:
-    """Whether the value may be a text, as far as is known."""
-    hint = annotation_of(key_of(word))
-    return hint is None or is_text(hint)
+def _continued(setting: str, following: Sequence[str], command: Command) -> str | None:
+    """The setting meant by one whose value the shell has divided at its spaces."""
+    first, *others = following
+    rest = [first, *takewhile(lambda word: "=" not in word and word[:1] != "~", others)]
+    whole = " ".join([setting, *rest])
+    if any(setting.count(one) > setting.count(other) for one, other in ("[]", "{}", "()")):
+        return f"the shell divides words at spaces; write it in quotes: {quoted_word(whole)}"
+    if _may_be_text(setting, command):
+        name, _, value = whole.partition("=")
+        return f"did you mean to quote {name}={_in_quotes(value)}?"
+    if setting.endswith(",") or re.fullmatch(r"[-+]?\d[\d.e+-]*,?", first):
+        several = ",".join(word.strip(",") for word in (setting, *rest))
+        needs = "" if command.multirun else ", and need -m"
+        return f"did you mean {several}? several values have no spaces between{needs}"
+    return None
+
+
+def _may_be_text(word: str, command: Command) -> bool:
+    """Whether the value may be a text, as far as is known; that of a group names a file."""
+    key = full_key(word, command.verb, command.request)
+    hint = annotation_for(key, command.verb, command.request)
+    return "." in key if hint is None else is_text(hint)
 
 
 def _written(key: str, value: str) -> str:
@@ -243,6 +256,24 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
             raise RequestError(f"{word} is not a setting of a run; it belongs to {how}")
         example = f"python -m pipeline {group} {setting}" if "." in bare else group
         raise RequestError(f"{word} has no effect on {command.verb}; it belongs to {example}")
+
+
+def _require_effect_in_python(word: str) -> None:
+    """Refuses settings that only a command heeds, for a call of `pipeline.compose`.
+
+    Raises:
+        RequestError: says what to do instead.
+    """
+    key = word.lstrip("+~").partition("=")[0]
+    if key == "run_id":
+        how = "give the run to the function, as in pipeline.find_run(…) or pipeline.promote(…)"
+    elif key in ("hydra.run.dir", "hydra.output_subdir"):
+        how = "give the folder to the function, as in pipeline.run(config, folder=…)"
+    elif re.match(r"hydra[./]", key) and key != "hydra.searchpath":
+        how = "leave it out: it is about a command of Hydra"
+    else:
+        return
+    raise RequestError(f"{word} has no effect on pipeline.compose; {how}")
 
 
 def _require_use(word: str, command: Command) -> None:

@@ -266,6 +266,7 @@ REMOVED = (  # requests of verbs are not part of a run
 )
 
 
+PROVIDER = "pipeline"  # the trunk's, in Hydra's store
 _registered: dict[str, type] = {}
 
 
@@ -293,7 +294,7 @@ def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -
         ],
         bases=(Config,),
     )
-    store.store(name="trunk", node=trunk)
+    store.store(name="trunk", node=trunk, provider=PROVIDER)
 
 
 def validate(composed: DictConfig | Mapping[str, Any]) -> Config:

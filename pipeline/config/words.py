@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from pipeline.config.builders import GROUPS, parameter_of
 from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Choices, Config
+from pipeline.config.search_path import files_of
 from pipeline.system.errors import RequestError
 
 LAUNCHED_BY_MLPROJECT = "--mlproject"
@@ -93,6 +94,7 @@ ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"
 SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
 _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice(", "))"
+_WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
 
@@ -126,11 +128,15 @@ def left_to_jobs(words: Sequence[str]) -> list[str]:
 
 
 def _tries_files(words: Sequence[str], parser: OverridesParser) -> bool:
-    """Whether groups are swept, on the command line or possibly in a file of `conf/sweep`."""
+    """Whether groups are swept, on the command line or possibly by `params` of a file."""
+    if files_of("project"):
+        return True
     chosen = [word for word in words if "=" in word and "." not in _key(word)]
     chosen = [word for word in chosen if _key(word).lstrip("+") not in _NO_GROUPS]
     parsed = [_parsed(word, parser) for word in chosen]
-    return any(one and (one.is_sweep_override() or one.key_or_group == "sweep") for one in parsed)
+    return any(
+        one and (one.is_sweep_override() or one.key_or_group in _WITH_PARAMS) for one in parsed
+    )
 
 
 def _left_to_jobs(word: str, parser: OverridesParser) -> str:

@@ -33,7 +33,16 @@ from typing import IO, BinaryIO, TypeVar, cast
 import numpy as np
 
 from pipeline.data.files import as_line, in_natural_order, is_hidden
-from pipeline.data.places import EMPTY, NO_FILE, Contents, Folder, Place, Stamp, hidden_kind
+from pipeline.data.places import (
+    EMPTY,
+    NO_FILE,
+    Contents,
+    Folder,
+    Place,
+    Stamp,
+    hidden_kind,
+    in_63_bits,
+)
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import user_path
@@ -465,10 +474,12 @@ class _Tar:
     def stamps(self, names: Sequence[str]) -> Iterator[Stamp]:
         """Size and time of each file, times and inode of the archive: tar has no checksums."""
         at = self.root.stat()
+        # Their sum, since writing sets both to the same time.
+        times, inode = in_63_bits(at.st_mtime_ns + at.st_ctime_ns), in_63_bits(at.st_ino)
         for name in names:
             if name in self.members:
                 _, size, time = self.members[name]
-                yield size, time, at.st_mtime_ns ^ at.st_ctime_ns, at.st_ino
+                yield size, time, times, inode
             else:
                 yield NO_FILE
 
@@ -488,7 +499,7 @@ def _tar(path: Path) -> _Tar:
         with tarfile.TarFile(fileobj=cast(BinaryIO, stream)) as archive:
             for info in _infos(archive):
                 name = _inside(info.name)
-                content = (info.offset_data, info.size, int(info.mtime))
+                content = (info.offset_data, info.size, in_63_bits(int(info.mtime)))
                 if info.islnk():  # another name of a member before it
                     content = members.get(_inside(info.linkname), (-1, -1, -1))
                 if info.isdir():

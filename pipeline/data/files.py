@@ -34,6 +34,7 @@ PICTURE_ENDINGS = frozenset(
 )
 ARRAY_SUFFIX = ".npy"
 DAMAGED = "its header is damaged, or of a version of .npy that numpy cannot read"
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 LINKED, NO_ENDING = "linked folder", "without an ending"  # as counted in what is left out
 # What systems and programs put beside a user's files, in lower case.
 SYSTEM = frozenset(
@@ -262,11 +263,15 @@ def printable(file: Path | str) -> str:
 
 
 def as_line(text: str) -> str:
-    r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, …."""
+    r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, ….
+
+    Letters and emoji may need joiners between them, which stay.
+    """
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode("ascii")
+        for one in text
     )
 
 

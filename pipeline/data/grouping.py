@@ -7,7 +7,7 @@ tested on another, looks better than it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,8 +25,9 @@ or made lighter has 0.995 and more; two frames of a film have it where nothing m
 TINTED = 32  # difference of the mean colours of two near-duplicates, at most
 _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
+MOST_PAIRS = 2**19  # of images with similar hashes that are held at once
 _PAIRS = 2**12  # compared at once
-RULE = 2  # the version of `held_out`: pictures that an earlier one has divided are divided anew
+RULE = 3  # the version of `held_out`: pictures that an earlier one has divided are divided anew
 
 Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 
@@ -90,6 +91,8 @@ def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int 
 
     `digests` u8[n,32] are equal for equal pixels. Two pictures are similar if their `hashes` u64[n]
     differ in at most `threshold` bits and their pixels correlate; None looks for equal ones only.
+    If similar hashes are more than MOST_PAIRS, as of a camera that stands still, some pairs of
+    pictures that others connect are left out.
     """
     _, first, inverse = np.unique(
         np.ascontiguousarray(digests).view("V32").ravel(), return_index=True, return_inverse=True
@@ -99,11 +102,26 @@ def duplicates(digests: Array, hashes: Array, images: Images, *, threshold: int 
     pairs = [_pairs(firsts[equal], equal, EXACT)]
     if threshold is not None and len(first) > 1:
         distinct = np.sort(first)
-        one, other = _close(hashes[distinct], threshold)
-        one, other = distinct[one], distinct[other]
-        alike = _alike(one, other, images)
-        pairs.append(_pairs(one[alike], other[alike], NEAR))
+        near = _similar(hashes[distinct], lambda places: images(distinct[places]), threshold)
+        pairs.append(_pairs(distinct[near[:, 0]], distinct[near[:, 1]], NEAR))
     return np.concatenate(pairs)
+
+
+def _similar(hashes: Array, images: Images, threshold: int) -> Array:
+    """Pairs of positions i64[m,2] whose hashes are close and whose images look the same.
+
+    A pair of a later block of `_close` counts only if it joins two groups, and once for these two.
+    """
+    similar, groups = np.empty((0, 2), np.int64), np.arange(len(hashes))
+    for close in _close(hashes, threshold):
+        apart = close[groups[close[:, 0]] != groups[close[:, 1]]]
+        alike = apart[_alike(apart[:, 0], apart[:, 1], images)]
+        if len(alike):
+            joined = np.sort(groups[alike], axis=1)
+            alike = alike[np.unique(joined, axis=0, return_index=True)[1]]
+            groups = join_groups(groups, alike)
+            similar = np.concatenate([similar, alike])
+    return similar
 
 
 def _pairs(one: Array, other: Array, kind: int) -> Array:
@@ -113,13 +131,14 @@ def _pairs(one: Array, other: Array, kind: int) -> Array:
     return ordered
 
 
-def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
-    """Pairs of positions whose hashes differ in at most `threshold` bits.
+def _close(hashes: Array, threshold: int) -> Iterator[Array]:
+    """Pairs of positions i64[m,2] whose hashes differ in at most `threshold` bits, in blocks.
 
-    If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band.
+    If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band. A block is
+    of about MOST_PAIRS, each of them once; another one may have it again.
     """
     edges = np.linspace(0, 64, threshold + 2).astype(int)
-    found: list[Array] = []
+    found, held = list[Array](), 0
     for start, stop in pairwise(edges):
         band = (hashes >> np.uint64(start)) & np.uint64(2 ** int(stop - start) - 1)
         order = np.lexsort((hashes, band))
@@ -132,10 +151,17 @@ def _close(hashes: Array, threshold: int) -> tuple[Array, Array]:
             one, other = order[positions], order[positions + step]
             near = np.bitwise_count(hashes[one] ^ hashes[other]) <= threshold
             found.append(np.stack([one[near], other[near]], axis=1))
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    return pairs[:, 0], pairs[:, 1]
+            held += len(found[-1])
+            if held >= MOST_PAIRS:
+                yield _each_once(found)
+                found, held = [], 0
+    if found:
+        yield _each_once(found)
+
+
+def _each_once(pairs: Sequence[Array]) -> Array:
+    once: Array = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+    return once
 
 
 def _alike(one: Array, other: Array, images: Images) -> Array:
@@ -204,9 +230,10 @@ class HeldOut:
     lacking: tuple[int, ...]
 
 
-def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOut:
-    """Chooses whole groups that hold about this share of each class, and at least one picture.
+def held_out(labels: Array, groups: Array, size: float, *, seed: int) -> HeldOut:
+    """Chooses whole groups that hold about `size` pictures, and at least one of each class.
 
+    A `size` below 1 is a share of each class, else a number of pictures of all classes together.
     `labels` i32[n], `groups` i64[n], whose pictures may be of several classes. No class loses its
     last group: one all of whose pictures belong to one group stays whole, and is left out here.
     """
@@ -219,6 +246,8 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
     rank = np.argsort(np.random.default_rng(seed).permutation(holders[-1] + 1))
     main = _main_classes(holders, held, counts)
     picked, left = np.zeros(len(rank), bool), np.bincount(held)  # groups of each class
+    divisible, targets = left > 1, np.zeros(len(classes), np.int64)
+    targets[divisible] = _targets(np.bincount(numbers)[divisible], size)
 
     def picks(group: int) -> bool:
         """Picks a group unless it is the last one left of a class."""
@@ -233,7 +262,7 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
     for number in sorted(range(len(classes)), key=lambda one: (len(by_class[one]), one)):
         own = by_class[number]
         is_picked = picked[holders[own]]
-        target = max(1, round(share * counts[own].sum())) - counts[own[is_picked]].sum()
+        target = targets[number] - counts[own[is_picked]].sum()
         if target <= 0:
             continue
         free = own[~is_picked]
@@ -242,6 +271,21 @@ def held_out(labels: Array, groups: Array, share: float, *, seed: int) -> HeldOu
         _fill(holders[free], counts[free], int(target), picks)
     mask = picked[groups]
     return HeldOut(mask=mask, lacking=tuple(sorted({*labels.tolist()} - {*labels[mask].tolist()})))
+
+
+def _targets(counts: Array, size: float) -> Array:
+    """How many pictures of each class are to be held out, i64[classes], of `counts` i64[classes].
+
+    A number of all is met by the method of largest remainders, with at least one for each class.
+    """
+    if size < 1:
+        return np.maximum(1, np.round(size * counts)).astype(np.int64)
+    wanted, most = size * counts / counts.sum(), np.maximum(1, counts - 1)
+    targets = np.clip(np.floor(wanted), 1, most)
+    while lacking := np.sign(size - targets.sum()):
+        may_change = targets < most if lacking > 0 else targets > 1
+        targets[np.argmax(np.where(may_change, lacking * (wanted - targets), -np.inf))] += lacking
+    return targets.astype(np.int64)
 
 
 def _fill(groups: Array, sizes: Array, target: int, picks: Callable[[int], bool]) -> None:

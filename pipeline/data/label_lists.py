@@ -14,7 +14,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import PurePosixPath
@@ -101,6 +101,26 @@ def split_of(name: str) -> str | None:
     return SPLIT_WORDS.get(name.strip().casefold())
 
 
+def splits_among(names: Collection[str]) -> dict[str, str]:
+    """The splits that folders beside one another stand for, by name; none without train.
+
+    A second split is needed, too. Names that only contain a word for a split, such as `seg_train`
+    or `val2017`, count if all are of this kind.
+    """
+    words = {name: split_in(name) for name in names}
+    if not all(words.values()):
+        words = {name: split_of(name) for name in names}
+    splits = {name: split for name, split in words.items() if split}
+    return splits if "train" in splits.values() and len({*splits.values()}) > 1 else {}
+
+
+def split_in(name: str) -> str | None:
+    """The split whose word a name contains, as in `seg_train` or `val2017`; None without one."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    found = {split for word in words if (split := split_of(word))}
+    return found.pop() if len(found) == 1 else None
+
+
 def read_table(content: bytes | mmap, name: str, *, may_be_empty: bool = False) -> Table:
     """Reads a list; the ending of its name tells its format.
 
@@ -129,6 +149,8 @@ def _csv(content: bytes, name: str) -> Table:
         text = text[told.end() :]
     start = re.sub(r'"[^"]*"', "", re.match(r"\s*([^\r\n]*)", text)[1])  # type: ignore[index]
     separator = told[1] if told else max(SEPARATORS, key=start.count)
+    # For this process, since csv knows no other; its own limit is that of short texts.
+    csv.field_size_limit(_LARGEST)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
     )
@@ -306,6 +328,7 @@ def usable(
     roots: Sequence[str],
     folders: Sequence[str],
     find: Find,
+    same: Callable[[str, str], bool],
 ) -> Rows:
     """The rows of a list whose picture exists and that have one label.
 
@@ -313,7 +336,8 @@ def usable(
     recognised by the usual names. An absolute path must lie in one of
     `roots`, the names of the folder of the pictures, and so must one with `..`, which is relative
     to one of `folders`, the names of the list's own. `find` gives the real name of each of several
-    paths relative to the folder of the pictures, "" if there is no such file.
+    paths relative to the folder of the pictures, "" if there is no such file; `same` tells whether
+    two of these names are one file.
 
     Raises:
         RequestError: a column is missing or ambiguous, or a path leaves the folder or is a URL.
@@ -327,7 +351,7 @@ def usable(
         _relative(plain(value), roots, folders, given, row)
         for row, value in enumerate(given.columns[path_column])
     ]
-    paths = _completed(paths, find, notes)
+    paths = _completed(paths, find, same, notes)
     named = [*dict.fromkeys(filter(None, paths))]
     real = dict(zip(named, find(named), strict=True))
     paths = [real.get(path) or path for path in paths]
@@ -520,8 +544,13 @@ def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
     return name, splits
 
 
-def _completed(paths: list[str], find: Find, notes: list[str]) -> list[str]:
-    """The paths with the endings of their files, if none in the list has one."""
+def _completed(
+    paths: list[str], find: Find, same: Callable[[str, str], bool], notes: list[str]
+) -> list[str]:
+    """The paths with the endings of their files, if none in the list has one.
+
+    On a file system that ignores case, `1.jpg` and `1.JPG` are one file; it keeps the first name.
+    """
     named = [*dict.fromkeys(path for path in paths if path)]
     if not named or any(PurePosixPath(one).suffix.lower() in PICTURE_ENDINGS for one in named):
         return paths
@@ -536,13 +565,15 @@ def _completed(paths: list[str], find: Find, notes: list[str]) -> list[str]:
         used += endings
         for ending in endings:
             for path, real in zip(named, find([one + ending for one in named]), strict=True):
-                if real and completed.setdefault(path, real) != real:
+                known = completed.setdefault(path, real) if real else real
+                if known != real and not same(known, real):
                     raise RequestError(
                         f"{as_line(path)} stands for {as_line(completed[path])} and "
                         f"{as_line(real)}; write the endings into the list"
                     )
-    if used:
-        notes.append(f"its paths have no endings; completed by {joined(sorted(used))}")
+    if completed:
+        added = {PurePosixPath(name).suffix for name in completed.values()}
+        notes.append(f"its paths have no endings; completed by {joined(sorted(added))}")
     return [completed.get(path, path) for path in paths]
 
 
@@ -552,7 +583,8 @@ def _endings(paths: Sequence[str], find: Find) -> list[str]:
     known = [form for one in sorted(PICTURE_ENDINGS) for form in (one, one.upper())]
     tried = [(path + ending, ending) for path in some for ending in known]
     real = find([path for path, _ in tried])
-    return sorted({ending for (_, ending), name in zip(tried, real, strict=True) if name})
+    found = {ending for (_, ending), name in zip(tried, real, strict=True) if name}
+    return sorted(found, key=str.swapcase)  # lower case first
 
 
 def _reconciled(

@@ -311,11 +311,7 @@ class _Layout:
 def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
     """The layout of class folders below `top`; None if there are fewer than two."""
     folders = tree.below[top]
-    words = {name: _split_in(name) for name in folders}
-    if not all(words.values()):  # names such as `seg_train` count only if all are of this kind
-        words = {name: label_lists.split_of(name) for name in folders}
-    splits = {name: split for name, split in words.items() if split}
-    if "train" in splits.values() and len({*splits.values()}) > 1:
+    if splits := label_lists.splits_among(folders):
         above = {name: one for name, one in splits.items() if tree.below[f"{top}{name}/"]}
         if "train" in above.values():
             return _divided(tree, top, splits, keep)
@@ -324,16 +320,64 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
     if len(folders) < 2:
         return None
     within = f" in {as_line(top)}" if top else ""
-    inner = [{label_lists.split_of(one) for one in tree.below[f"{top}{name}/"]} for name in folders]
-    found = set().union(*inner)
-    loose = any(tree.loose[f"{top}{name}/"] for name in folders)
-    if all(inner) and not loose and None not in found and "train" in found and len(found) > 1:
-        sides = [split for split in SPLITS if split in found]
-        told = f"{len(folders)} class folders{within} above {joined(sides)}"
+    deep = any("/" in one for one in keep)  # a class may be a folder beside the splits within
+    chosen = folders if deep else [name for name in folders if _text(name) in keep] or folders
+    words = {name: {*map(label_lists.split_of, tree.below[f"{top}{name}/"])} for name in chosen}
+    loose = any(tree.loose[f"{top}{name}/"] for name in chosen)
+    if inner := _splits_within(words, loose=loose, others=not deep):
+        told = f"{len(chosen)} class folders{within} above {joined(inner)}"
         return _Layout(told=told, sides=((top, ""),), inverted=True)
     deeper = any(tree.below[f"{top}{name}/"] for name in folders)
     told = f"{len(folders)} class folders{within}{', with folders in them' if deeper else ''}"
-    return _Layout(told=told, sides=((top, ""),))
+    notes = (*_unused_splits(words), *(() if keep else _like_splits(tree, top)))
+    return _Layout(told=told, sides=((top, ""),), notes=notes)
+
+
+def _splits_within(
+    words: Mapping[str, Collection[str | None]], *, loose: bool, others: bool
+) -> list[str]:
+    """The splits that the folders within each class folder stand for; None stands for another.
+
+    Others, and pictures that lie `loose`, may be there if each class has `train`, unless `others`
+    is false; else what looks like splits may be something else.
+    """
+    found = set().union(*words.values())
+    alone = all(words.values()) and None not in found and not loose
+    clear = others and all("train" in one for one in words.values())
+    if "train" not in found or not (alone or clear):
+        return []
+    splits = [split for split in SPLITS if split in found]
+    return splits if len(splits) > 1 else []
+
+
+def _unused_splits(words: Mapping[str, Collection[str | None]]) -> Iterator[str]:
+    """Warns of splits within some of the class folders only: their pictures are divided anew."""
+    above = [name for name, found in words.items() if {"train"} < {*found} - {None}]
+    others = [as_line(name) for name, found in words.items() if "train" not in found]
+    if above:
+        why = f"{some_of(others, MANY)} none of train" if others else "dataset.classes names others"
+        select = f", or select those: dataset.classes=[{', '.join(above)}]" if above[1:] else ""
+        yield (
+            f"{some_of([*map(as_line, above)], MANY)} have folders of splits, but {why}: these "
+            "splits are not used, and the test split is drawn from all pictures; arrange all "
+            f"classes alike{select}"
+        )
+
+
+def _like_splits(tree: _Tree, top: str) -> Iterator[str]:
+    """Warns of class folders that look like splits: a word for one, and the same folders within."""
+    inner = {name: {*tree.below[tree.unwrapped(f"{top}{name}/", ())]} for name in tree.below[top]}
+    for name in (one for one in inner if label_lists.split_in(one) and len(inner[one]) > 1):
+        alike = [one for one in inner if one != name and len(inner[one] & inner[name]) > 1]
+        if alike:
+            shared = sorted(inner[name] & inner[alike[0]], key=natural)
+            both = [as_line(f"{one}/") for one in (name, *alike)]
+            yield (
+                f"{joined(both)} are classes here, though each holds "
+                f"{some_of([*map(as_line, shared)], TOLD)}; if they are splits, call them train, "
+                "val and test"
+            )
+            return
 
 
 def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[str]) -> _Layout:
@@ -354,13 +398,6 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
     folders = f"{count} class folder{'s' * (count > 1)}"
     told = f"{joined([as_line(folder) for folder, _ in sides])} above {folders}"
     return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
-
-
-def _split_in(name: str) -> str | None:
-    """The split whose word a folder's name contains, as in `seg_train` or `val2017`."""
-    words = re.findall(r"[^\W\d_]+", name.casefold())
-    found = {split for word in words if (split := label_lists.split_of(word))}
-    return found.pop() if len(found) == 1 else None
 
 
 def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
@@ -391,6 +428,7 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     if wanted.for_lists and not wanted.compared:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *_without_pictures(files, tree, layout), *_united_by_form(tree, layout)]
+    notes += _not_the_users(contents)
     notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
@@ -407,6 +445,7 @@ def unlabelled(path: str, *, key: str, path_column: str | None = None) -> Listin
     """
     place, below = located(path, key)
     left_out: Counter[str] = Counter()
+    notes: list[str] = []
     if _ending(below) in label_lists.PARQUET:
         files = _inside(_table(place, below), path_column, f"{key}={path}")
     elif below and not below.endswith("/"):
@@ -415,12 +454,14 @@ def unlabelled(path: str, *, key: str, path_column: str | None = None) -> Listin
         contents = place.contents(())
         inside = [name for name in contents.files if name.startswith(below)]
         files = tuple(name for name in inside if _ending(name) in PICTURE_ENDINGS)
+        notes += _not_the_users(contents)
         left_out += contents.left_out
         left_out.update(_ending(name) or NO_ENDING for name in {*inside} - {*files})
     if not files:
         return None
     layout = "pictures without classes"
-    return replace(_of_no_class(place, files, layout), left_out=tuple(left_out.most_common()))
+    listing = _of_no_class(place, files, layout)
+    return replace(listing, left_out=tuple(left_out.most_common()), notes=tuple(notes))
 
 
 def _inside(table: label_lists.Table, path_column: str | None, told: str) -> tuple[str, ...]:
@@ -501,6 +542,14 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
                 yield f"{folder}/ is no class: none of its {count:,} files is a picture"
 
 
+def _not_the_users(contents: Contents) -> Iterator[str]:
+    """Says which folders are left out since runs or programs made them."""
+    # Without their number, which grows from run to run: a data set with other notes is built anew.
+    told = [f"{maker} ({as_line(first)}, …)" for maker, first in contents.made.items()]
+    if told:
+        yield f"left out: folders made by {joined(told)}"
+
+
 def _united_by_form(tree: _Tree, layout: _Layout) -> Iterator[str]:
     """Notes which classes consist of several folders whose names look alike."""
     for side, _ in layout.sides:
@@ -520,10 +569,13 @@ def _unclassed(tree: _Tree, top: str, path: str, contents: Contents, left_out: C
         found = f"{joined(folders)} hold pictures, but no class folders"
     else:
         found = f"{len(tree.pictures):,} pictures lie there without class folders"
-    told = [found, rest(tuple(left_out.most_common()))]
+    told = [found, rest(tuple(left_out.most_common())), *_not_the_users(contents)]
     if contents.linked:
         names = ", ".join(map(as_line, contents.linked[:TOLD]))
-        told.append(f"a linked folder ({names}) is entered only if dataset.classes names it")
+        told.append(
+            f"a linked folder ({names}) is entered only if dataset.path or dataset.classes names "
+            "it, or if it is a split beside another, as train is beside test"
+        )
     folder = Path(path).name or path
     ways = f"{folder}/CLASS/1.png, {folder}/train/CLASS/1.png and {folder}/test/CLASS/2.png"
     return (
@@ -570,7 +622,9 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
     if not first:
         return LOOSE, ""
     if layout.inverted:
-        split, more = label_lists.split_of(more[0]) or "", more[1:]
+        if not (more and (found := label_lists.split_of(more[0]))):
+            return (OUTSIDE if more else LOOSE), ""
+        split, more = found, more[1:]
     parts = [_text(one) for one in (first, *more)]
     prefixes = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
     chosen = (prefix for prefix in prefixes if prefix in (wanted.classes or ()))
@@ -618,10 +672,12 @@ def _from_lists(
     for first in sorted(series, key=lambda name: SPLITS.index(splits[name] or "test")):
         split = "" if whole else splits[first]
         for name in series[first]:
-            table = _table(place, name)
             if split is None:
                 notes.append(f"{as_line(name)} stands for no split: it is not used")
-            elif split != "train" and not label_lists.has_labels(table, wanted.columns["label"]):
+                continue
+            table = _table(place, name)
+            labels = split in _FREE or label_lists.has_labels(table, wanted.columns["label"])
+            if not labels:
                 notes.append(f"{as_line(name)} has no labels: it is not used")
             else:
                 pictures, found, layout = _pictures_of(place, name, table, wanted)
@@ -657,7 +713,7 @@ def _series(names: Sequence[str]) -> Mapping[str, list[str]]:
 def _split_of_list(name: str) -> str | None:
     path = PurePosixPath(name)
     words = (path.stem, path.parent.name)
-    found = (label_lists.split_of(word) or _split_in(word) for word in words)
+    found = (label_lists.split_of(word) or label_lists.split_in(word) for word in words)
     return next(filter(None, found), None)
 
 
@@ -746,6 +802,7 @@ def _pictures_of(
         roots=[f"{one}/{below}".rstrip("/") for one in pictures.absolute],
         folders=[f"{one}/{_folder(name)}".rstrip("/") for one in place.absolute],
         find=lambda paths: _real_names(pictures, below, paths),
+        same=lambda one, other: len({*pictures.stamps([below + one, below + other])}) == 1,
     )
     if rows.used[0] in table.embedded and not isinstance(pictures, Folder):
         raise RequestError(f"{told} holds pictures inside an archive; unpack the archive first")
@@ -843,6 +900,8 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
     class_names = tuple(dict.fromkeys(classes.values()))
+    if not rows:
+        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     if len(class_names) < 2 and not wanted.compared:
         raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
     index = {name: class_names.index(united) for name, united in classes.items()}

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from pipeline.config.builders import build, check_keys
+from pipeline.config.rules import CountOrShare
 from pipeline.config.schema import Config, require_validation
 from pipeline.data import cache
 from pipeline.data.content import content_of
@@ -29,7 +30,7 @@ from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import DIVISION, PACKED, Pictures, divided, restored
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide
-from pipeline.data.values import Array, Prepared, RawData, Split
+from pipeline.data.values import Array, Identity, Prepared, RawData, Split
 from pipeline.system.errors import RequestError, counted, first_of
 
 EXCLUDE = "exclude"  # the key of a data set's leaf
@@ -72,14 +73,14 @@ def ingest(
     config: Config,
     *,
     verify: bool = False,
-    fingerprint: str | None = None,
+    identity: Identity | None = None,
     pictures: Pictures | None = None,
 ) -> RawData:
     """Loads the data set of a configuration as its source divides it, from the cache if possible.
 
     The cache is `<data_folder>/raw-<key>`, one packed array of all images with the rows and labels
-    of each split. With `verify`, every byte of it is compared with its checksum. `fingerprint`
-    identifies the data that a recorded run used: if the cache has it, picture files and the list of
+    of each split. With `verify`, every byte of it is compared with its checksum. `identity`
+    is that of the data that a recorded run used: if the cache has it, picture files and the list of
     `dataset.exclude` are not read. `pictures` are those that `require_data` has listed just before.
 
     Raises:
@@ -87,46 +88,59 @@ def ingest(
         OSError: the cache cannot be written; names the file.
     """
     folder = data_folder(config)
-    if fingerprint and (found := _of_run(config, fingerprint)):
+    if identity and (found := _of_run(config, identity)):
         return found
     builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
         try:
             pictures = pictures or _listed(config)
         except RequestError as error:
-            if fingerprint is None:
+            if identity is None:
                 raise
             raise RequestError(
                 f"{error}; nor is there a packed copy in {folder} with what the run used "
-                f"({fingerprint[:12]}…): restore one of them, or choose its place with data_dir=…"
+                f"({identity.fingerprint[:12]}…): restore one of them, or choose its place with "
+                "data_dir=…"
             ) from error
         return _of_pictures(pictures, folder, verify=verify)
     exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
     entry = folder / f"raw-{cache.key(content=content_of(builder, given))}"
     fetched = partial(_fetched, config.dataset, config.choices.dataset)
     raw = _raw(cache.load_or_build(entry, fetched, verify=verify), None)
-    return raw if exclude is None else _without(raw, exclude, entry)
+    return raw if exclude is None else _without(raw, exclude, entry, verify=verify)
 
 
-def ingest_recorded(config: Config, fingerprint: str | None) -> RawData:
+def ingest_recorded(config: Config, identity: Identity | None) -> RawData:
     """The data that a recorded run used, as `ingest` loads it; any, if that is not known.
 
     Raises:
-        RequestError: the data set has changed since the run.
+        RequestError: the data set, or the groups of its pictures, have changed since the run.
     """
-    raw = ingest(config, fingerprint=fingerprint)
-    if fingerprint and raw.fingerprint != fingerprint:
+    raw = ingest(config, identity=identity)
+    if identity and raw.fingerprint != identity.fingerprint:
         raise RequestError(
             f"dataset={config.choices.dataset}: the data here ({raw.fingerprint[:12]}…) is "
-            f"not what the run used ({fingerprint[:12]}…); restore that data, or choose its "
-            "folder with data_dir=…"
+            f"not what the run used ({identity.fingerprint[:12]}…); restore that data, or choose "
+            "its folder with data_dir=…"
+        )
+    if identity and raw.index and identity.grouping not in (None, raw.index.grouping):
+        raise RequestError(
+            f"dataset={config.choices.dataset}: the pictures here are those that the run used, but "
+            "in other groups, so other ones would be for validation; restore what groups them (the "
+            "column that dataset.group names), or choose their folder with data_dir=…"
         )
     return raw
 
 
-def _of_run(config: Config, fingerprint: str) -> RawData | None:
-    name, data_dir = config.choices.dataset, Path(config.data_dir)
-    return cached(name, fingerprint, data_dir=data_dir, arrays=False, dataset=config.dataset)
+def _of_run(config: Config, identity: Identity) -> RawData | None:
+    return cached(
+        config.choices.dataset,
+        identity.fingerprint,
+        data_dir=Path(config.data_dir),
+        arrays=False,
+        dataset=config.dataset,
+        grouping=identity.grouping,
+    )
 
 
 def _listed(config: Config) -> Pictures:
@@ -137,8 +151,8 @@ def _listed(config: Config) -> Pictures:
 def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
     packed = pack(pictures.selection, folder, verify=verify)
     key = cache.key(content=[pictures.content, packed.content])
-    entry = cache.load_or_build(folder / f"raw-{key}", lambda: divided(pictures, packed))
-    return _raw(entry, packed)
+    build = partial(divided, pictures, packed)
+    return _raw(cache.load_or_build(folder / f"raw-{key}", build, verify=verify), packed)
 
 
 def raw_folder(config: Config) -> Path:
@@ -174,11 +188,13 @@ def cached(
     data_dir: Path,
     arrays: bool = True,
     dataset: Mapping[str, Any] | None = None,
+    grouping: str | None = None,
 ) -> RawData | None:
     """The data with that fingerprint if the cache of the data set has it; reads no other files.
 
     Without `arrays`, considers only pictures, and data with images excluded. The fingerprint does
-    not tell the groups of pictures: with `dataset`, they are those of its settings.
+    not tell the groups of pictures: with `dataset`, they are those of its settings, with `grouping`
+    those of that checksum.
     """
     folder = data_dir / name
     for path, meta in _entries(folder, fingerprint, dataset):
@@ -187,8 +203,10 @@ def cached(
                 whole = _raw(cache.load_stored(folder / meta[_WHOLE]), None)
                 return _excluded(cache.load_stored(path), whole)
             if PACKED in meta:
-                return _raw(cache.load_stored(path), read_packed(folder / meta[PACKED]))
-            if arrays:
+                raw = _raw(cache.load_stored(path), read_packed(folder / meta[PACKED]))
+                if raw.index is None or grouping in (None, raw.index.grouping):
+                    return raw
+            elif arrays:
                 return _raw(cache.load_stored(path), None)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
@@ -231,6 +249,7 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
     prepared = raw.divided(entry.arrays, cached=entry.cached)
+    _tell_size(raw, prepared, config.preprocess.validation_size)
     if not len(prepared.val):
         require_validation(config)
     return prepared.limited(config.preprocess.limit)
@@ -282,7 +301,7 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     return raw
 
 
-def _without(raw: RawData, exclude: str, place: Path) -> RawData:
+def _without(raw: RawData, exclude: str, place: Path, *, verify: bool) -> RawData:
     """A data set without the images that a list names; `place` is the cache entry of the whole.
 
     Raises:
@@ -308,7 +327,8 @@ def _without(raw: RawData, exclude: str, place: Path) -> RawData:
         labels = {f"{name}_labels": split.labels for name, split in left.items()}
         return rows | labels, {"known": known, _WHOLE: place.name}
 
-    return _excluded(cache.load_or_build(place.with_name(f"excluded-{key}"), content), raw)
+    entry = place.with_name(f"excluded-{key}")
+    return _excluded(cache.load_or_build(entry, content, verify=verify), raw)
 
 
 def _with(raw: RawData, splits: Mapping[str, Split]) -> RawData:
@@ -344,6 +364,18 @@ def _tell_missing(raw: RawData) -> None:
         if missing:
             told = first_of(missing, _SHOWN, repr)
             log.warning("the %s split has no images of %s: %s", split, told, means)
+
+
+def _tell_size(raw: RawData, prepared: Prepared, asked: CountOrShare) -> None:
+    """Warns of a number of validation pictures that their groups do not allow."""
+    if raw.index is not None and raw.val is None and 1 <= asked != len(prepared.val):
+        told = counted(len(prepared.val), "picture is", "pictures are")
+        log.warning(
+            "preprocess.validation_size=%s: %s for validation, since those of one group stay "
+            "together",
+            asked,
+            told,
+        )
 
 
 def _split(arrays: Mapping[str, Array], name: str) -> Split:

@@ -247,7 +247,7 @@ def _assigned(
     """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division."""
     settings, names = pictures.division, pictures.listing.class_names
     splits = np.where(given < 0, 0, given).astype(np.int8)
-    notes = []
+    notes = [*_without_effect(given)]
     test = SPLITS.index("test")
     if not (given == test).any():
         free = np.flatnonzero(splits == 0)
@@ -270,6 +270,16 @@ def _assigned(
         if split != "val" and not (splits == number).any():
             raise RequestError(f"dataset.path: the {split} split has no pictures")
     return splits, notes
+
+
+def _without_effect(given: Array) -> Iterator[str]:
+    """Says of which settings the splits that the data defines take no notice."""
+    for split, told, keys in (
+        ("test", "test", "dataset.test_fraction and dataset.seed"),
+        ("val", "validation", "preprocess.validation_size and preprocess.seed"),
+    ):
+        if (given == SPLITS.index(split)).any():
+            yield f"{keys} have no effect: the data has a {told} split of its own, which is used"
 
 
 def _untestable(group: str | None) -> str:

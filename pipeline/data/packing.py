@@ -3,7 +3,7 @@
 A packed copy is an entry of the cache, keyed by the files (size, times, inode) and the settings
 that decide its pixels. While it is made, rows are appended to an array in a working folder, and a
 journal records the file of each row. So nothing is decoded again after a kill, nor any file that an
-earlier copy holds unchanged.
+earlier copy holds unchanged. Files that could not be read are tried again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from PIL import Image
 
 from pipeline.data import cache
@@ -52,7 +52,7 @@ CHUNK_BYTES = 2**22  # of images that a thread decodes before they are written
 _LARGE = 500_000  # bytes of a file that takes long to decode
 _AT_ONCE = 2**25  # bytes; a larger file is read twice, for its checksum and to decode it
 _HEADER = 128  # bytes before the rows of an array's file
-# Errors of the system that are due to the file and would occur again.
+# Errors of the system that are due to the file: packing goes on without it.
 _LASTING = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
     errno.ENXIO,
@@ -140,7 +140,11 @@ class Selection:
     @property
     def name(self) -> str:
         """The name of the packed copy in the cache."""
-        return f"pixels-{cache.key(files=self.content, **self.settings)}"
+        return self.name_with()
+
+    def name_with(self, **more: Any) -> str:
+        """The name of a copy that `more` JSON-able values determine, too."""
+        return f"pixels-{cache.key(files=self.content, **self.settings, **more)}"
 
     def workplace(self, folder: Path) -> Path:
         """The working folder, which is the same for all states of the files."""
@@ -150,33 +154,59 @@ class Selection:
 def pack(files: Selection, folder: Path, *, verify: bool = False) -> Packed:
     """Returns the packed copy of these files from the cache in `folder`, or makes it.
 
-    With `verify`, every byte of it is compared with its checksum.
+    With `verify`, every byte of it is compared with its checksum. Files that could not be read are
+    tried again: a permission or a decoder may have been missing. If some can be read now, another
+    copy is made with them, since recorded runs know the pictures of the first by their rows.
 
     Raises:
         RequestError: none of the files can be read.
         PipelineError: the disk or the network failed while reading a file.
         OSError: the cache cannot be written; names the file.
     """
-    build = partial(_build, files, folder)
-    entry = cache.load_or_build(folder / files.name, build, verify=verify)
-    if not entry.cached:
-        place = files.workplace(folder)
-        # Another process may be at work there already, on other files with the same settings.
-        with suppress(Timeout), _lock_of(place).acquire(timeout=0):
-            remove(place, ignore_errors=True)
-    return _packed(entry, folder / files.name)
+    entry = _entry(files.name, files, folder, verify=verify)
+    packed = _packed(entry, folder / files.name)
+    if entry.cached and (mended := _readable_now(files, packed)):
+        name = files.name_with(mended=mended)
+        packed = _packed(_entry(name, files, folder, verify=verify), folder / name)
+    return packed
+
+
+def _entry(name: str, files: Selection, folder: Path, *, verify: bool) -> cache.Entry:
+    with ExitStack() as held:  # the working folder, until the entry has its rows
+        build = partial(_build, files, folder, held)
+        entry = cache.load_or_build(folder / name, build, verify=verify)
+        if not entry.cached:
+            remove(files.workplace(folder), ignore_errors=True)
+    return entry
+
+
+def _readable_now(files: Selection, packed: Packed) -> list[str]:
+    """Those of the files without an image in a packed copy that would have one now."""
+    if not packed.unreadable:
+        return []
+    listing, shape = files.listing, packed.images.shape[1:]
+
+    def is_readable(number: int) -> bool:
+        try:
+            with reading_of(listing.files[number]), listing.opened(number) as source:
+                _read(source, shape, files.packing.fit)
+        except Exception:  # a decoder may raise anything for a damaged file
+            return False
+        return True
+
+    failed = [number for number, file in enumerate(listing.files) if file in packed.unreadable]
+    with ThreadPoolExecutor(THREADS) as pool, remarks_logged():
+        readable = list(pool.map(is_readable, failed))
+    return [listing.files[number] for number in compress(failed, readable)]
 
 
 def read_packed(folder: Path) -> Packed:
     """Reads a packed copy from its folder in the cache.
 
     Raises:
-        PipelineError: it is not there any more, or damaged.
+        FileNotFoundError: it is not there any more, or damaged.
     """
-    try:
-        return _packed(cache.load_stored(folder), folder)
-    except FileNotFoundError as error:
-        raise PipelineError(f"{folder}: the packed pictures are gone or damaged") from error
+    return _packed(cache.load_stored(folder), folder)
 
 
 @lru_cache(maxsize=2)
@@ -215,27 +245,27 @@ class _Record:
     grey: bool = False
 
 
-def _build(files: Selection, folder: Path) -> cache.Content:
+def _build(files: Selection, folder: Path, held: ExitStack) -> cache.Content:
+    """The content of a packed copy; `held` keeps the working folder locked, whose file it may be.
+
+    Another process that waits for the folder, with other files, goes on writing to that file.
+    """
     listing, packing = files.listing, files.packing
     place = files.workplace(folder)
-    with _lock_of(place):
-        size = packing.size or _size_of(listing)
-        work = _Work.opened(place, (*size, packing.channels or 3))
-        stamps = [tuple(stamp) for stamp in files.stamps.tolist()]
-        wanted = dict(zip(listing.files, stamps, strict=True))
-        work.adopt(_earlier(folder, files.settings), wanted)
-        todo = [
-            number
-            for number in listing.order.tolist()
-            if not work.has(listing.files[number], stamps[number])
-        ]
-        if todo:
-            _scan(listing, stamps, todo, work, packing.fit)
-        return work.finished(wanted, files.settings, may_be_grey=packing.channels is None)
-
-
-def _lock_of(place: Path) -> FileLock:
-    return FileLock(place.with_name(f"{place.name}.lock"))
+    held.enter_context(FileLock(place.with_name(f"{place.name}.lock")))
+    size = packing.size or _size_of(listing)
+    work = _Work.opened(place, (*size, packing.channels or 3))
+    stamps = [tuple(stamp) for stamp in files.stamps.tolist()]
+    wanted = dict(zip(listing.files, stamps, strict=True))
+    work.adopt(_earlier(folder, files.settings), wanted)
+    todo = [
+        number
+        for number in listing.order.tolist()
+        if not work.has(listing.files[number], stamps[number])
+    ]
+    if todo:
+        _scan(listing, stamps, todo, work, packing.fit)
+    return work.finished(wanted, files.settings, may_be_grey=packing.channels is None)
 
 
 def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
@@ -245,7 +275,7 @@ def _earlier(folder: Path, settings: Mapping[str, Any]) -> list[Packed]:
         try:
             if json.loads(place.read_text())["meta"]["settings"] == settings:
                 found.append((place.stat().st_mtime_ns, read_packed(place.parent)))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, PipelineError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return [packed for _, packed in sorted(found, key=lambda one: -one[0])]
 
@@ -309,9 +339,9 @@ class _Work:
         return work
 
     def has(self, file: str, stamp: FileStamp) -> bool:
-        """Whether this state of a file has been read."""
+        """Whether there is an image of this state of a file."""
         known = self.records.get(file)
-        return known is not None and known.stamp == stamp
+        return known is not None and known.row >= 0 and known.stamp == stamp
 
     def add(self, images: Array, records: Sequence[_Record]) -> None:
         """Appends images u8[m,H,W,C] with their records, whose rows count from 0."""
@@ -324,22 +354,16 @@ class _Work:
         self.records |= {one.file: one for one in placed}
 
     def adopt(self, earlier: Iterable[Packed], wanted: Mapping[str, FileStamp]) -> None:
-        """Copies what earlier packed copies hold of the wanted files."""
+        """Copies the images that earlier packed copies have of the wanted files."""
         for packed in earlier:
             if not self._fits(packed.images):
                 continue
-            failed = [
-                _Record(file=file, stamp=stamp, reason=reason)
-                for file, (stamp, reason) in packed.unreadable.items()
-                if wanted.get(file) == stamp and not self.has(file, stamp)
-            ]
             stamps = map(tuple, packed.stamps.tolist())
             known = [
                 _record_of(packed, row, file, stamp)
                 for row, (file, stamp) in enumerate(zip(packed.files, stamps, strict=True))
                 if wanted.get(file) == stamp and not self.has(file, stamp)
             ]
-            self.add(np.empty((0, *self.shape), np.uint8), failed)
             at_once = images_per_block(self.shape)
             for start in range(0, len(known), at_once):
                 part = known[start : start + at_once]

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from pipeline.data import embedded
+from pipeline.data import embedded, label_lists
 from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
+from pipeline.system.folders import MADE_BY, STORES
 
 _HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
 Stamp = tuple[int, int, int, int]
 NO_FILE: Stamp = (-1, -1, -1, -1)
+_KEY = r"-[0-9a-f]{16}"  # as `cache.key` makes it
+_ENTRY = re.compile(rf"[a-z]+{_KEY}")  # a folder in the data cache
+_OF_CACHE = re.compile(rf"\.[a-z]+{_KEY}(\..+)?")  # a lock or a part, beside such a folder
+_PROGRAMS = re.compile(r"[0-9a-f]{16}")  # of one machine, in the cache's folder `xla`
+
+
+def in_63_bits(number: int) -> int:
+    """A number that fits into a stamp (i64); inodes have 64 bits, times in ns may have more."""
+    return number % 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +39,14 @@ class Contents:
     """The contents of a place: `files` in natural order, as POSIX paths relative to its root.
 
     `linked` are the linked folders that were not entered. `left_out` counts these and whatever else
-    holds no file of the user's: hidden files, empty folders, links in an archive.
+    holds no file of the user's: hidden files, empty folders, links in an archive. `made` has the
+    first of the folders that runs and programs made, which are not entered, by who made them.
     """
 
     files: tuple[str, ...]
     linked: tuple[str, ...] = ()
     left_out: Counter[str]
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 class Place(Protocol):
@@ -82,48 +95,26 @@ class Folder:
         return str(self.root.absolute()), os.path.realpath(self.root)
 
     def contents(self, enter: Collection[str] = ()) -> Contents:
-        """Lists all files; of the linked folders, enters those with a name in `enter`.
+        """Lists all files; of the linked folders, enters those with a name in `enter`, and splits.
 
-        A name in `enter` may be of several parts: `right` or `train/right`. A link that leads back
-        to a folder above it is never entered.
+        A name in `enter` may be of several parts: `right` or `train/right`. Splits are `train` and
+        `test`, for example, beside one another. A link that leads back to a folder above it is
+        never entered, nor is a folder that a run or program has made (its results, a cache).
 
         Raises:
             RequestError: a folder cannot be opened, or folders are nested too deeply.
         """
-        files: list[str] = []
-        linked: list[str] = []
-        left_out: Counter[str] = Counter()
-        visited: set[str] = set()  # through links
-
-        def may_enter(link: os.DirEntry[str], folder: str, name: str) -> bool:
-            target, above = os.path.realpath(link.path), os.path.realpath(folder)
-            named = any(f"/{name}".endswith(f"/{wanted}") for wanted in enter)
-            if not named or target in visited or f"{above}/".startswith(f"{target}/"):
-                return False
-            visited.add(target)
-            return True
-
-        def search(folder: str, prefix: str) -> None:
-            entries = _entries(folder)
-            if not entries and prefix:
-                left_out[EMPTY] += 1
-            for entry in sorted(entries, key=lambda entry: natural(entry.name)):
-                name = prefix + entry.name
-                if is_hidden(entry.name):
-                    left_out[hidden_kind(entry.name)] += 1
-                elif not is_folder(entry):
-                    files.append(name)
-                elif not entry.is_symlink() or may_enter(entry, folder, name):
-                    search(entry.path, f"{name}/")
-                else:
-                    linked.append(name)
-                    left_out[LINKED] += 1
-
+        found = _Search(enter)
         try:
-            search(os.fspath(self.root), "")
+            found.folder(os.fspath(self.root), "")
         except RecursionError as error:
             raise RequestError(f"{self.root}: its folders lie too deep in one another") from error
-        return Contents(files=tuple(files), linked=tuple(linked), left_out=left_out)
+        return Contents(
+            files=tuple(found.files),
+            linked=tuple(found.linked),
+            left_out=found.left_out,
+            made=found.made,
+        )
 
     def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
         """The open file of that name.
@@ -158,10 +149,73 @@ class Folder:
         return np.arange(len(names))
 
 
+class _Search:
+    """The contents of a folder so far."""
+
+    def __init__(self, enter: Collection[str]) -> None:
+        self.enter = enter
+        self.files: list[str] = []
+        self.linked: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        self.made: dict[str, str] = {}
+        self.visited: set[str] = set()  # through links
+
+    def folder(self, folder: str, prefix: str) -> None:
+        """Takes the files below a folder; `prefix` begins their names."""
+        entries = sorted(_entries(folder), key=lambda entry: natural(entry.name))
+        if not entries and prefix:
+            self.left_out[EMPTY] += 1
+        if prefix and (maker := _maker(prefix, {entry.name for entry in entries})):
+            self.made.setdefault(maker, prefix)
+            return
+        folders = {
+            entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry)
+        }
+        splits = label_lists.splits_among(folders)
+        for entry in entries:
+            name = prefix + entry.name
+            if is_hidden(entry.name):
+                if not _OF_CACHE.fullmatch(entry.name):
+                    self.left_out[hidden_kind(entry.name)] += 1
+            elif entry.name not in folders:
+                self.files.append(name)
+            elif not entry.is_symlink() or self.may_enter(entry, name, splits):
+                self.folder(entry.path, f"{name}/")
+            else:
+                self.linked.append(name)
+                self.left_out[LINKED] += 1
+
+    def may_enter(self, link: os.DirEntry[str], name: str, splits: Collection[str]) -> bool:
+        """Whether to enter a linked folder that has `splits` beside it; it is entered once."""
+        target = os.path.realpath(link.path)
+        above = os.path.realpath(Path(link.path).parent)
+        named = any(f"/{name}".endswith(f"/{wanted}") for wanted in self.enter)
+        if not (named or link.name in splits):
+            return False
+        if target in self.visited or f"{above}/".startswith(f"{target}/"):
+            return False
+        self.visited.add(target)
+        return True
+
+
+def _maker(prefix: str, inside: Collection[str]) -> str | None:
+    """Who made the folder of that prefix with these names in it; None if the user did."""
+    name = prefix[:-1].rpartition("/")[2]
+    if name in STORES:
+        return "MLflow"
+    if _ENTRY.fullmatch(name) and "entry.json" in inside:
+        return "the data cache"
+    if name == "xla" and inside and all(map(_PROGRAMS.fullmatch, inside)):
+        return "the data cache"
+    return next((maker for mark, maker in MADE_BY.items() if mark in inside), None)
+
+
 def _stamp(path: str) -> Stamp:
     at = os.stat(path)  # noqa: PTH116 (Path takes twice as long)
-    known = at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
-    return known if stat.S_ISREG(at.st_mode) else NO_FILE
+    if not stat.S_ISREG(at.st_mode):
+        return NO_FILE
+    times = in_63_bits(at.st_mtime_ns), in_63_bits(at.st_ctime_ns)
+    return at.st_size, *times, in_63_bits(at.st_ino)
 
 
 def hidden_kind(name: str) -> str:

@@ -22,8 +22,8 @@ def divide(raw: RawData, *, validation_size: CountOrShare, seed: int) -> dict[st
     `std`, f32[C], of the pixels at `train`: what `RawData.divided` takes.
 
     A share is rounded to whole images, at least one of each class. 0 leaves the validation split
-    empty. The images of a split keep their order. Pictures of one group stay together; a
-    validation split of the source's own is used as it is.
+    empty. The images of a split keep their order. Pictures of one group stay together, even if
+    their number becomes another; a validation split of the source's own is used as it is.
 
     Raises:
         RequestError: one of the two splits would be too small to hold every class.
@@ -54,11 +54,10 @@ def _stratified(raw: RawData, validation_size: CountOrShare, seed: int) -> tuple
     if validation_size == 0 or raw.val is not None:
         return indices, indices[:0]
     if raw.index is not None:
-        share = validation_size if validation_size < 1 else validation_size / len(labels)
-        if share >= 1:
-            _check_size(labels, int(validation_size))
+        if validation_size >= 1:
+            _check_range(labels, int(validation_size))
         groups = raw.index.groups[raw.train.rows]
-        val = held_out(labels, groups, share, seed=seed).mask
+        val = held_out(labels, groups, validation_size, seed=seed).mask
         _require_some(val, validation_size)
         return indices[~val], indices[val]
     if validation_size < 1:
@@ -81,14 +80,19 @@ def _require_some(chosen: Array, validation_size: CountOrShare) -> None:
 
 def _check_size(labels: Array, validation_size: int) -> None:
     present, counts = np.unique(labels, return_counts=True)
-    low, high = len(present), len(labels) - len(present)
     if counts.min() < 2:
         raise RequestError(
             f"preprocess.validation_size={validation_size} is impossible: class "
             f"{present[counts.argmin()]} has only one training image; set it to 0"
         )
+    _check_range(labels, validation_size)
+
+
+def _check_range(labels: Array, validation_size: int) -> None:
+    classes = len(np.unique(labels))
+    low, high = classes, len(labels) - classes
     if not low <= validation_size <= high:
         raise RequestError(
             f"preprocess.validation_size={validation_size} is out of range: with "
-            f"{len(labels):,} training images of {len(present)} classes it is 0 or {low}–{high}"
+            f"{len(labels):,} training images of {classes} classes it is 0 or {low}–{high}"
         )

@@ -327,6 +327,18 @@ class RawData:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What identifies the data of a recorded run.
+
+    `fingerprint` is that of `RawData`. `grouping` is that of its `Index`, which the fingerprint
+    leaves out; None if it has none, or if an earlier version recorded the run.
+    """
+
+    fingerprint: str
+    grouping: str | None = None
+
+
 def pixel_digests(images: Array) -> Iterator[bytes]:
     """Checksums of the pixels of each image of u8[N,H,W,C], 16 bytes each."""
     return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)

@@ -20,6 +20,9 @@ ALPHA = 0.05  # of all tests together (Bonferroni)
 SHIFTED, FAR = 0.1, 0.25  # of a distance between 0 and 1
 DIRECTIONS, FEWEST = 16, 20  # in which features are compared; features to compare with
 _BINS = 10  # of the population stability index: deciles of the reference
+_EXPECTED = 5  # images of a class from which the χ² distribution holds (Cochran's rule)
+_DEALT = 1999  # permutations where it does not
+_AT_ONCE = 2_000_000  # numbers of them in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,9 @@ def _along(features: Array, directions: Array) -> Array:
 def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) -> Shift:
     """Compares how often classes occur (χ² test of homogeneity); `detail` names the largest change.
 
+    Where fewer than five images of a class are expected, the p-value is that of permutations: the
+    χ² distribution would call chance a shift many times as often as it claims to. They are seeded.
+
     Raises:
         ValueError: one of the two has no images.
     """
@@ -137,18 +143,38 @@ def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) 
     if not counts.sum(axis=1).all():
         raise ValueError(f"{name}: there are no images to compare")
     shares = counts / counts.sum(axis=1, keepdims=True)
-    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
-    statistic = float(((counts - expected) ** 2 / expected).sum())
     most = int(np.abs(shares[1] - shares[0]).argmax())
     return Shift(
         name=name,
         reference=math.nan,
         new=math.nan,
         distance=float(np.abs(shares[1] - shares[0]).sum() / 2),
-        p=float(scipy.special.chdtrc(max(1, len(names) - 1), statistic)) if len(names) > 1 else 1.0,
+        p=_p_of_homogeneity(counts) if len(names) > 1 else 1.0,
         psi=_psi(shares[0], shares[1], int(counts[1].sum())),
         detail=f"{names[most]}: {shares[0, most]:.1%} → {shares[1, most]:.1%}",
     )
+
+
+def _p_of_homogeneity(counts: Array) -> float:
+    """The p-value of equal shares, for counts f64[2,K] without empty columns."""
+    images, classes = counts.sum(axis=1), counts.sum(axis=0)
+    expected = np.outer(images, classes) / counts.sum()
+    per_square = (1 / expected).sum(axis=0)  # both rows deviate by as much
+    statistic = float((counts[1] - expected[1]) ** 2 @ per_square)
+    if expected.min() >= _EXPECTED:
+        return float(scipy.special.chdtrc(len(classes) - 1, statistic))
+    rng, as_far = np.random.default_rng(0), 0
+    for size in _parts(_DEALT, len(classes)):
+        dealt = rng.multivariate_hypergeometric(classes.astype(np.int64), int(images[1]), size)
+        found = (dealt - expected[1]) ** 2 @ per_square
+        as_far += int(np.count_nonzero(found >= statistic * (1 - 1e-9)))
+    return (1 + as_far) / (1 + _DEALT)
+
+
+def _parts(count: int, width: int) -> list[int]:
+    """`count` rows of `width` numbers in parts that take little memory."""
+    at_once = max(1, _AT_ONCE // width)
+    return [min(at_once, count - start) for start in range(0, count, at_once)]
 
 
 def judged(shifts: Sequence[Shift]) -> list[Shift]:
@@ -167,9 +193,13 @@ def judged(shifts: Sequence[Shift]) -> list[Shift]:
 
 
 def smallest_seen(count: int, new: int, tests: int) -> float:
-    """The distance above which a shift of values would be significant, for so many images."""
+    """The distance from which a shift of values counts, for so many images.
+
+    It is above 1, which no distance is, for too few.
+    """
     root = math.sqrt(count * new / (count + new))
-    return float(scipy.special.kolmogi(ALPHA / tests) / (root + 0.12 + 0.11 / root))
+    significant = float(scipy.special.kolmogi(ALPHA / tests) / (root + 0.12 + 0.11 / root))
+    return max(SHIFTED, significant)
 
 
 def _psi(before: Array, now: Array, count: int) -> float:

@@ -74,8 +74,13 @@ def wilson(share: float, images: int, confidence: float) -> Estimate:
 
 
 def student(values: Array, confidence: float) -> Estimate:
-    """The mean of values f64[n], n ≥ 2, with its Student's t interval."""
+    """The mean of values f64[n], n ≥ 2, with its Student's t interval.
+
+    There is none if all values are equal: a few equal values do not show how much others vary.
+    """
     n, sd = len(values), float(np.std(values, ddof=1))
+    if not np.ptp(values):  # the rounded mean may differ from each of them
+        return Estimate(value=float(values[0]), n=n, sd=0.0)
     mean, half = float(np.mean(values)), _t(n - 1, confidence) * sd / math.sqrt(n)
     return Estimate(value=mean, low=mean - half, high=mean + half, method=STUDENT, n=n, sd=sd)
 
@@ -99,9 +104,12 @@ def welch(first: Estimate, second: Estimate, confidence: float) -> Estimate:
     """`second` - `first`, two means over seeds with unequal variances.
 
     Degrees of freedom by Welch–Satterthwaite (Welch, Biometrika 34, 1947). If one of them is a
-    single run, its variance is assumed to be that of the other.
+    single run, its variance is assumed to be that of the other. There is no interval if the values
+    of neither vary.
     """
     difference = second.value - first.value
+    if not (first.sd > 0 or second.sd > 0):
+        return Estimate(value=difference)
     spread = [e.sd**2 / e.n for e in (first, second) if e.n > 1]
     if len(spread) == 2:
         total = sum(spread)

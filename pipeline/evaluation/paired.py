@@ -125,21 +125,19 @@ def swaps(labels: Array, first: Array, second: Array, class_names: Sequence[str]
     `labels` and the predictions `first` and `second` are i32[N].
     """
     classes = len(class_names)
-    counts = [
-        np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-        for predicted in (first, second)
-    ]
-    changed = np.abs(counts[1] - counts[0])
-    np.fill_diagonal(changed, 0)
-    order = np.argsort(-changed, axis=None, kind="stable")[:MOST_SWAPS]
-    positions = zip(*np.unravel_index(order, changed.shape), strict=True)
+    cells = [labels.astype(np.int64) * classes + predicted for predicted in (first, second)]
+    found, places = np.unique(np.concatenate(cells), return_inverse=True)  # of all, few have images
+    counts = [np.bincount(part, minlength=len(found)) for part in np.split(places, 2)]
+    trues, guesses = np.divmod(found, classes)
+    changed = np.where(trues == guesses, 0, np.abs(counts[1] - counts[0]))
+    order = np.argsort(-changed, kind="stable")[:MOST_SWAPS]
     return [
         Swap(
-            true=class_names[true],
-            predicted=class_names[predicted],
-            first=int(counts[0][true, predicted]),
-            second=int(counts[1][true, predicted]),
+            true=class_names[trues[position]],
+            predicted=class_names[guesses[position]],
+            first=int(counts[0][position]),
+            second=int(counts[1][position]),
         )
-        for true, predicted in positions
-        if changed[true, predicted]
+        for position in order.tolist()
+        if changed[position]
     ]

@@ -34,6 +34,11 @@ sklearn = lazy_loader.load("sklearn")
 
 _TRAIN, VALIDATION = "#1f77b4", "#d95f02"
 _MISTAKES = 5  # rows, and columns, of the grid
+_LONGEST = 36  # characters of a class's name; longer ones are cut
+_SHORT, _LETTER = (
+    10,
+    0.09,
+)  # characters for which a matrix has room, and inches for each further one
 
 
 def accuracy(fitted: Fitted) -> Figure:
@@ -113,10 +118,11 @@ def augmentation(fitted: Fitted) -> Figure:
 def confusion_matrix(predictions: Predictions) -> Figure:
     """Images by true and predicted class, of the MOST_CLASSES classes with the most mistakes."""
     names, shown = _names(predictions), most_confused(predictions, MOST_CLASSES)
-    side = 2.5 + 0.6 * len(shown)
+    longest = max(len(names[label]) for label in shown)
+    side = 2.5 + 0.6 * len(shown) + max(0.0, _LETTER * (longest - _SHORT))
     fig = empty_figure(side, side)
     axes = fig.subplots()
-    counts = confusion_counts(predictions)[np.ix_(shown, shown)]
+    counts = confusion_counts(predictions, shown)
     largest = counts.max(initial=0)
     sklearn.metrics.ConfusionMatrixDisplay(
         counts,
@@ -235,14 +241,19 @@ def empty_figure(width: float, height: float, margins: Mapping[str, float] | Non
     return fig
 
 
+def cut(name: str) -> str:
+    """A name with its end cut off if it is too long to stand beside a plot."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
 def without_markup(text: str) -> str:
     """A text with its dollar signs escaped, which would mark formulas for matplotlib."""
     return text.replace("$", r"\$")
 
 
 def _names(predictions: Predictions) -> list[str]:
-    """The class names as texts for matplotlib."""
-    return list(map(without_markup, predictions.class_names))
+    """The class names as texts for matplotlib, none too long."""
+    return [without_markup(cut(name)) for name in predictions.class_names]
 
 
 def _picture(

@@ -110,14 +110,14 @@ def data_html(  # noqa: PLR0913 (what there is to show)
     pairs = [one for one in _pairs(raw, measures, rows) if one.total]
     seen = _seen(raw, rows, originals, always=augment is not None)
     inverted = is_shown_inverted(raw.train, raw.index)
-    images = raw.train.images[np.array(rows, np.int64)]
-    sprites = {"image": sprite(thumbnails(images, _SIDE, inverted=inverted), inverted=inverted)}
+    images, places = raw.train.images, np.array(rows, np.int64)
+    tiles = thumbnails(images, _SIDE, rows=places, inverted=inverted)
+    sprites = {"image": sprite(tiles, inverted=inverted)}
     if len(originals.rows):
         sprites["original"] = sprite(originals.tiles, inverted=False, shown=ORIGINAL)
     if augment is not None and seen:
-        chosen = [one.image for one in seen]
-        labels = labels_by_row(raw)[np.array(rows, np.int64)[chosen]]
-        versions = augment(images[chosen], labels)
+        chosen = places[[one.image for one in seen]]
+        versions = augment(images[chosen], labels_by_row(raw)[chosen])
         flat = versions.reshape(-1, *versions.shape[2:])
         sprites["version"] = sprite(thumbnails(flat, _SIDE, inverted=inverted), inverted=inverted)
         seen = _with_versions(seen, versions.shape[1])

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.polarity import is_shown_inverted
-from pipeline.data.values import Array, Predictions
-from pipeline.evaluation.metrics import MOST_CLASSES, confusion_counts, most_confused
+from pipeline.data.values import Array, Predictions, images_per_block
+from pipeline.evaluation.metrics import MOST_CLASSES, most_confused
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
@@ -93,25 +93,26 @@ def confusion(predictions: Predictions) -> Confusion:
     """
     names = predictions.class_names
     classes, shown = len(names), most_confused(predictions, MOST_CLASSES)
-    counts = confusion_counts(predictions)
-    mistakes = np.where(np.eye(classes, dtype=bool), 0, counts)
-    largest = np.argsort(-mistakes, axis=None, kind="stable")[:CONFUSIONS]
-    largest = largest[mistakes.flat[largest] > 0]
-    has_images = np.zeros(counts.shape, bool)
-    has_images[np.ix_(shown, shown)] = True
-    has_images.flat[largest] = True
+    # Of the cells that have images: all would take gigabytes for ten thousand classes.
+    numbers, counts = np.unique(_cell_numbers(predictions), return_counts=True)
+    trues, guesses = np.divmod(numbers, classes)
+    mistakes = np.where(trues == guesses, 0, counts)
+    largest = np.argsort(-mistakes, kind="stable")[:CONFUSIONS]
+    largest = largest[mistakes[largest] > 0]
+    has_images = np.isin(trues, shown) & np.isin(guesses, shown)
+    has_images[largest] = True
     side, most = _room(predictions.split.image_shape, counts[has_images])
     kept = np.where(has_images, np.minimum(counts, most), 0)
     surest = surest_mistakes(predictions)
-    cell = _cells(predictions, counts, kept)
+    cell = _cells(predictions, numbers, counts, kept)
     return Confusion(
         names=[names[label] for label in shown],
         rows=[[cell(true, guess) for guess in shown] for true in shown],
-        largest=[cell(*divmod(int(at), classes)) for at in largest],
+        largest=[cell(*divmod(number, classes)) for number in numbers[largest].tolist()],
         mistakes=_mistakes(predictions, surest, first=int(kept.sum())),
         wrong=int((~predictions.correct).sum()),
         sprite=_sprite(
-            predictions, np.concatenate([_surest_of_each(predictions, kept.ravel()), surest]), side
+            predictions, np.concatenate([_surest_of_each(predictions, kept), surest]), side
         ),
     )
 
@@ -149,37 +150,47 @@ def _room(shape: tuple[int, int, int], counts: Array) -> tuple[int, int]:
     return side, max(fitting, default=1)
 
 
+def _cell_numbers(predictions: Predictions) -> Array:
+    """The number of each image's cell in the matrix, row by row, i64[N]."""
+    numbers: Array = predictions.labels.astype(np.int64) * len(predictions.class_names)
+    return numbers + predictions.predicted
+
+
 def _surest_of_each(predictions: Predictions, kept: Array) -> Array:
-    """Indices of the images to show, cell by cell, i64[sum of kept]."""
-    cell = predictions.labels.astype(np.int64) * len(predictions.class_names)
-    cell += predictions.predicted
+    """Indices of the images to show, i64[sum of kept], for `kept` i64[m] of each cell with some."""
+    _, cell, counts = np.unique(_cell_numbers(predictions), return_inverse=True, return_counts=True)
     order = np.lexsort((-predictions.confidence, cell))
-    counts = np.bincount(cell, minlength=len(kept))
     rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[cell[order]]
     return order[rank < kept[cell[order]]]
 
 
 def _cells(
-    predictions: Predictions, counts: Array, kept: Array
+    predictions: Predictions, numbers: Array, counts: Array, kept: Array
 ) -> Callable[[int, int], ConfusionCell]:
-    """Returns a function that makes the cell of a true and a predicted class."""
+    """Returns a function that makes the cell of a true and a predicted class.
+
+    `numbers`, `counts` and `kept`, i64[m] each, are those of the cells with images.
+    """
     names = predictions.class_names
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    highest = float(shares[~np.eye(len(names), dtype=bool)].max()) or 1.0
-    firsts = np.cumsum(kept).reshape(kept.shape) - kept
+    trues, guesses = np.divmod(numbers, len(names))
+    shares = counts / np.bincount(predictions.labels, minlength=len(names))[trues]
+    highest = float(shares[trues != guesses].max(initial=0)) or 1.0
+    firsts = np.cumsum(kept) - kept
+    position = {number: at for at, number in enumerate(numbers.tolist())}
 
     def cell(true: int, guess: int) -> ConfusionCell:
-        share = float(shares[true, guess])
+        at = position.get(int(true) * len(names) + int(guess))
+        share = 0.0 if at is None else float(shares[at])
         return ConfusionCell(
             true=names[true],
             guess=names[guess],
-            count=int(counts[true, guess]),
+            count=0 if at is None else int(counts[at]),
             share=share,
             # Mistakes are few, so their colour is the root of their share of the largest.
             level=round(share if true == guess else (share / highest) ** 0.5, 3),
-            right=true == guess,
-            first=int(firsts[true, guess]),
-            kept=int(kept[true, guess]),
+            right=bool(true == guess),
+            first=0 if at is None else int(firsts[at]),
+            kept=0 if at is None else int(kept[at]),
         )
 
     return cell
@@ -200,8 +211,9 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
 
 
 def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
-    inverted = is_shown_inverted(predictions.split, predictions.index)
-    tiles = thumbnails(predictions.split.take(chosen), side, inverted=inverted)
+    split = predictions.split
+    inverted = is_shown_inverted(split, predictions.index)
+    tiles = thumbnails(split.images, side, rows=split.rows[chosen], inverted=inverted)
     confidence = predictions.confidence[chosen].tolist()
     return sprite(
         tiles,
@@ -241,20 +253,32 @@ def sprite(
     )
 
 
-def thumbnails(images: Array, side: int, *, inverted: bool) -> Array:
-    """Thumbnails u8[N,h,w,C] of images, of at most `side` pixels; of channels, the first 3.
+def thumbnails(images: Array, side: int, *, rows: Array | None = None, inverted: bool) -> Array:
+    """Thumbnails u8[M,h,w,C] of images, of at most `side` pixels; of channels, the first 3.
 
+    They are those of all images u8[N,H,W,C], or of some `rows` i64[M], which are read in parts.
     `inverted` turns grey ones from light on dark, as digits are stored, to dark on light.
     """
+    rows = np.arange(len(images)) if rows is None else rows
     channels = 3 if images.shape[3] >= 3 else 1
-    tiles: Array = np.asarray(images)[..., :channels]
-    height, width = tiles.shape[1:3]
-    if (shrink := side / max(height, width)) < 1:
-        size = max(1, int(width * shrink)), max(1, int(height * shrink))
-        pictures = [Image.fromarray(t[:, :, 0] if channels == 1 else t) for t in tiles]
-        small = [np.asarray(p.resize(size, Image.Resampling.BOX)) for p in pictures]
-        tiles = np.stack(small).reshape(len(small), size[1], size[0], channels)
+    height, width = images.shape[1:3]
+    shrink = min(1.0, side / max(height, width))
+    size = max(1, int(height * shrink)), max(1, int(width * shrink))
+    tiles = np.empty((len(rows), *size, channels), np.uint8)
+    at_once = images_per_block(images.shape[1:])
+    for start in range(0, len(rows), at_once):
+        part = np.asarray(images[rows[start : start + at_once]])[..., :channels]
+        for number, image in enumerate(part, start):
+            tiles[number] = _smaller(image, size) if shrink < 1 else image
     return 255 - tiles if channels == 1 and inverted else tiles
+
+
+def _smaller(image: Array, size: tuple[int, int]) -> Array:
+    """An image u8[H,W,C] of one or three channels at a smaller height and width."""
+    height, width = size
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    small = picture.resize((width, height), Image.Resampling.BOX)
+    return np.asarray(small).reshape(height, width, image.shape[2])
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:

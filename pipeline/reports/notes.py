@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from pipeline.config.schema import Config
 from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import CONFIDENCE, wilson
 
 REPORT_PAGE = "report.html"
 _MOST_TEXT = 300  # characters of one text in a description
+_GROUPED = 0.9  # groups per image below which it matters that images belong together
 
 
 def note_of_run(
@@ -33,6 +36,7 @@ def note_of_run(
     parts = [
         summary(config, parameters),
         accuracy_table(measured) or "Not evaluated.",
+        *(_note_of_groups(JUDGED_SPLITS[split], predictions[split]) for split in measured),
         code_block(command),
         f"Report: [{report}](artifacts:{report})" if report else "",
     ]
@@ -58,6 +62,25 @@ def accuracy_table(measured: Mapping[str, tuple[float, int]]) -> str:
         interval = f"{found.low:.4f} to {found.high:.4f}"
         rows.append((JUDGED_SPLITS[split], f"**{share:.4f}**", interval, f"{images:,}"))
     return markdown_table(("split", "accuracy", "95 % interval", "images"), rows) if rows else ""
+
+
+def groups_of(predictions: Predictions) -> int | None:
+    """The number of groups that the images belong to; None if almost every image is its own."""
+    if predictions.index is None:
+        return None
+    rows = predictions.split.rows
+    groups = len(np.unique(predictions.index.groups[rows]))
+    return groups if groups < _GROUPED * len(rows) else None
+
+
+def _note_of_groups(split: str, predictions: Predictions) -> str:
+    groups = groups_of(predictions)
+    if groups is None:
+        return ""
+    return (
+        f"The {len(predictions.labels):,} {split} images are in {groups:,} groups. The interval "
+        "treats the images as independent and is too narrow."
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

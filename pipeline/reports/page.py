@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.flat import flatten
 from pipeline.config.schema import Config
+from pipeline.data.files import as_line
 from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import CONFIDENCE, wilson
 from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
@@ -21,6 +22,7 @@ from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
+from pipeline.reports.notes import groups_of
 from pipeline.tracking.values import (
     COMMAND,
     COMMIT,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _LONGEST = 300  # characters of a name
-JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 # Tags about the origin of a run, by heading: {label: tag}.
 ORIGINS = (
     ("Code", {"command": COMMAND, "commit": COMMIT}),
@@ -84,13 +85,17 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """An accuracy with its Wilson interval; `split` is a readable name."""
+    """An accuracy with its Wilson interval; `split` is a readable name.
+
+    `groups` is the number of groups that the images belong to, None if these are independent.
+    """
 
     split: str
     value: float
     low: float
     high: float
     images: int
+    groups: int | None = None
 
 
 def run_html(
@@ -132,7 +137,14 @@ def score(predictions: Predictions, split: str) -> Score:
     """Accuracy with its 95 % interval."""
     images = len(predictions.labels)
     found = wilson(accuracy(predictions), images, CONFIDENCE)
-    return Score(split=split, value=found.value, low=found.low, high=found.high, images=images)
+    return Score(
+        split=split,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        images=images,
+        groups=groups_of(predictions),
+    )
 
 
 def duration(seconds: float) -> str:
@@ -146,8 +158,16 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """`0.8665` → `86.65 %`, with a non-breaking space."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    """`0.8665` → `86.65 %`, with a non-breaking space.
+
+    What is neither all nor nothing is never shown as such: `0.99999` → `>99.99 %`.
+    """
+    value = 100 * round(share, 12)  # intervals that end at 0 or 1 may miss it by less
+    text = f"{value:.{digits}f}"
+    if 0 < value < 100 and float(text) in (0, 100):
+        step = 10.0**-digits
+        text = f"<{step:.{digits}f}" if value < 50 else f">{100 - step:.{digits}f}"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def _reason(tags: Mapping[str, str]) -> str | None:
@@ -204,10 +224,7 @@ def _by_column(predictions: Predictions) -> dict[str, list[Slice]]:
 
 def clean(text: str) -> str:
     """A name as printable text of bounded length; control and formatting characters are escaped."""
-    safe = "".join(
-        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode()
-        for one in text[: _LONGEST + 1]
-    )
+    safe = as_line(text[: _LONGEST + 1])
     return safe if len(text) <= _LONGEST else f"{safe[:_LONGEST]}…"
 
 

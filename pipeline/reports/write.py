@@ -152,7 +152,7 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     if not run.has(PREDICTIONS):
         return {}  # it did not get that far
     stored = run.predictions()
-    prepared = preprocess(ingest_recorded(config, run.fingerprint), config)
+    prepared = preprocess(ingest_recorded(config, run.identity), config)
     splits = {"val": prepared.val, "test": prepared.test}
     for name, one in stored.items():
         if not np.array_equal(one.labels, splits[name].labels):

@@ -21,7 +21,8 @@ from pipeline.config.compose import Composer, known_to_hydra
 from pipeline.config.effects import may_lack_effect, with_effect
 from pipeline.config.messages import error_line
 from pipeline.config.schema import Config, validate
-from pipeline.config.words import LEFT_TO_JOBS, as_typed
+from pipeline.config.trusted import trust_again, trusted
+from pipeline.config.words import LEFT_TO_JOBS, as_typed, quoted, quoted_word
 from pipeline.sweeps.outcomes import FINISHED, Outcome
 from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
@@ -47,6 +48,8 @@ SWEEPS_OWN = {
     "evaluate.test": "the best sweep.keep_models are evaluated on the test split",
     "data_dir": "all jobs of a sweep share one cache",
 }
+# Those of Hydra that a file of a job could set.
+_HYDRAS = ("hydra.launcher", "hydra.sweeper", "hydra.sweep", "hydra.job.chdir")
 # Keys that have no effect in a sweep, even with a single value.
 NO_EFFECT = {
     "sweep.job": "the sweep fills it in",
@@ -110,6 +113,7 @@ class Multirun:
             RequestError: Hydra cannot compose it, a value is refused, or a file that it chooses
                 sets what the sweep decides; the message names the job.
         """
+        others = trusted()  # the modules of other jobs, which are checked further
         try:
             composed = self._composer.compose([*self.fixed, *job.overrides])
             if self._tries_files:
@@ -117,6 +121,8 @@ class Multirun:
             return _checked(composed)
         except Exception as error:
             raise RequestError(f"job {job.index} ({job}): {error_line(error)}") from error
+        finally:
+            trust_again(others)
 
     @property
     def scales(self) -> dict[str, AxisScale]:
@@ -140,7 +146,18 @@ class Multirun:
         if may_lack_effect(words):  # in this job: it would be refused
             with suppress(RequestError):  # the job fails, and says why
                 words = with_effect(words, self.compose(job))
-        return shlex.join(["python", "-m", "pipeline", *map(hide_word, words)])
+        return shlex.join(["python", "-m", "pipeline", *self._places, *map(hide_word, words)])
+
+    @property
+    def _places(self) -> Iterator[str]:
+        """The flags and words that say where configuration files are."""
+        hydra = self.composed.hydra
+        for source in hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                yield f"--config-dir={source.path}"
+        if hydra.job.config_name != "config":
+            yield f"--config-name={hydra.job.config_name}"
+        yield from (one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath="))
 
 
 def asked_for(
@@ -170,21 +187,47 @@ def asked_for(
             "nothing to sweep over: give a key several values, as in\n"
             f"{_EXAMPLE}\nor choose a sweep from conf/sweep/, as in sweep=lr_grid"
         )
-    fixed = [_fixed(one) for one in every if one not in searched]
-    left = {one.get_key_element(): _fixed(one) for one in every if _is_left_to_jobs(one)}
-    if left:
-        try:
-            composed, left = Composer(loader, composed).compose(fixed), {}
-        except Exception:  # a key that only jobs have; each job is checked
-            left = {key: word.partition("=")[2] for key, word in left.items()}
+    fixed = [word for one in every if one not in searched and (word := _fixed(one))]
+    unplaced: list[str] = []
+    if left := [_fixed(one) for one in every if _is_left_to_jobs(one)]:
+        composed, unplaced = _placed(Composer(loader, composed), fixed, left, searched)
     return Multirun(
-        fixed=[word for word in fixed if word],
+        fixed=fixed,
         searched=searched,
         composed=composed,
         loader=loader,
-        unplaced=left,
+        unplaced=dict(word.partition("=")[::2] for word in unplaced),
         typed=[as_typed(word) for word in words],
     )
+
+
+def _placed(
+    composer: Composer, fixed: Sequence[str], left: Sequence[str], searched: Sequence[Override]
+) -> tuple[DictConfig, list[str]]:
+    """The sweep's own configuration with its `fixed` words, and those that do not fit it.
+
+    Of the words that were `left` to the jobs, some may be for keys that only the files have that
+    jobs try; each job is checked.
+
+    Raises:
+        HydraException: no files are tried, and a word does not fit.
+    """
+    try:
+        return composer.compose(fixed), []
+    except Exception:
+        if not any(map(composer.chooses_a_file, searched)):
+            raise
+    own = [word for word in fixed if word not in left]
+    unplaced = [word for word in left if not _fits(composer, [*own, word])]
+    return composer.compose([word for word in fixed if word not in unplaced]), unplaced
+
+
+def _fits(composer: Composer, words: Sequence[str]) -> bool:
+    try:
+        composer.compose(words)
+    except Exception:
+        return False
+    return True
 
 
 def grid(searched: Sequence[Override]) -> list[Job]:
@@ -314,15 +357,15 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
     """
     count = Counter(one.get_key_element().lstrip("+") for one in given)
     for one in given:
-        key, line = one.key_or_group, one.input_line
+        key, line = one.key_or_group, as_typed(str(one.input_line))
         if count[one.get_key_element().lstrip("+")] > 1:
-            lines = [o.input_line for o in given if o.key_or_group == key]
-            raise RequestError(f"{' and '.join(map(str, lines))}: give {key} once")
+            lines = [as_typed(str(o.input_line)) for o in given if o.key_or_group == key]
+            raise RequestError(f"{' and '.join(lines)}: give {key} once")
         if reason := _reason(key, NO_EFFECT) or _of_a_verb(key, composed):
             raise RequestError(f"{line} has no effect in a sweep: {reason}")
         searched = one.is_sweep_override() and not _is_left_to_jobs(one)
         if searched and (reason := _reason(key, SWEEPS_OWN)):
-            raise RequestError(f"{line} cannot be searched: {reason}; give it one value")
+            raise RequestError(f"{line} cannot be searched: {reason}; {_one_value(one, composed)}")
         if not adaptive and key.startswith(tuple(f"sweep.{name}" for name in SEARCHS_OWN)):
             raise RequestError(
                 f"{line} has no effect on a grid: only an adaptive search uses it, "
@@ -341,6 +384,17 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
         )
     if "sweep.resume" in names and (other := names & {"sweep.preview", "hydra.sweep.dir"}):
         raise RequestError(f"{min(other)} has no effect with sweep.resume; leave one of them out")
+
+
+def _one_value(searched: Override, composed: DictConfig) -> str:
+    """How to give one value to a key of the sweep's own."""
+    key, values = searched.key_or_group, str(searched.input_line).partition("=")[2]
+    swept = key.removeprefix("sweep.params.")
+    if swept == key:
+        return "give it one value"
+    plus = "" if swept in composed.sweep.params else "+"
+    word = quoted_word(f"{plus}{key}={quoted(values)}")
+    return f"write {swept}={values}, or quote the values: {word}"
 
 
 def _reason(key: str, table: Mapping[str, str]) -> str | None:
@@ -363,7 +417,7 @@ def _require_the_sweeps_own(composed: DictConfig, master: DictConfig) -> None:
     Raises:
         RequestError: names the first such key.
     """
-    for key in (*SWEEPS_OWN, "hydra.launcher", "hydra.sweeper", "hydra.sweep"):
+    for key in (*SWEEPS_OWN, *_HYDRAS):
         if key != "hydra" and _plain(composed, key) != _plain(master, key):
             why = _reason(key, SWEEPS_OWN)
             raise RequestError(f"its file sets {_differing(key, composed, master)}: {why}")

@@ -99,14 +99,20 @@ def workers_and_threads(launcher: Any) -> tuple[int, int]:
     """Number of worker processes of the local launcher, and of threads per worker.
 
     Raises:
-        RequestError: `hydra.launcher.n_jobs` or `threads` is less than 1.
+        RequestError: `hydra.launcher.n_jobs` or `threads` is no whole number of at least 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = launcher.n_jobs
-    threads = launcher.threads or max(1, (cores or 1) // max(1, workers))
-    if workers < 1 or threads < 1:
-        raise RequestError("hydra.launcher.n_jobs and hydra.launcher.threads: 1 or more")
-    return workers, threads
+    workers = _at_least_1("n_jobs", launcher.n_jobs)
+    if launcher.threads is None:
+        return workers, max(1, (cores or 1) // workers)
+    return workers, _at_least_1("threads", launcher.threads)
+
+
+def _at_least_1(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:  # True is an int as well
+        shown = "null" if value is None else value
+        raise RequestError(f"hydra.launcher.{name}={shown}: must be a whole number, 1 or more")
+    return value
 
 
 class JobRunner(Protocol):

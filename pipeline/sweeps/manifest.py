@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.builders import value_before
+from pipeline.config.builders import GROUPS, first_name, value_before
 from pipeline.config.flat import as_param, config_sha256, flatten
 from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
@@ -81,7 +81,7 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, *_PLACE, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
     searched = _searched(multirun)
-    base = {**flatten(multirun.config), **multirun.unplaced}
+    base = {**flatten(multirun.config), **_builders(multirun.config), **multirun.unplaced}
     return Manifest(
         searched=searched,
         settings={"adaptive": adaptive} | {name: sweep[name] for name in names},
@@ -91,6 +91,15 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
             for job, config in jobs
         ],
     )
+
+
+def _builders(config: Config) -> dict[str, str]:
+    """The builder of each group, by its first name as in checksums."""
+    leaves = {group: getattr(config, group) for group in GROUPS}
+    return {
+        f"{group}._target_": as_param(first_name(leaf["_target_"]))
+        for group, leaf in leaves.items()
+    }
 
 
 def _searched(multirun: Multirun) -> dict[str, str]:
@@ -109,7 +118,9 @@ def _unsaid(key: str) -> str:
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     place = {name: now["settings"][name] for name in _PLACE if name in now["settings"]}
-    then = {**then, "settings": place | then["settings"]}
+    builders = {key: value for key, value in now["base"].items() if key.endswith("._target_")}
+    # Earlier versions recorded neither.
+    then = {**then, "settings": place | then["settings"], "base": builders | then["base"]}
     for part in ("searched", "settings", "base"):
         for key in then[part] | now[part]:
             before, after = (made[part].get(key, _unsaid(key)) for made in (then, now))

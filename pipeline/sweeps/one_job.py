@@ -141,4 +141,4 @@ def _complete(config: Config, run_id: str, folder: Path) -> Result:
     # Keras cannot load an optimizer that scales the loss.
     with_optimizer = config.train.precision != "float16"
     model = load_saved(checkpoint, called=str(checkpoint), compile=with_optimizer)
-    return complete(config, recorded.config, model, recording, fingerprint=recorded.fingerprint)
+    return complete(config, recorded.config, model, recording, identity=recorded.identity)

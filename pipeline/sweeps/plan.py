@@ -17,7 +17,7 @@ from pipeline.config.effects import may_lack_effect, refuse_without_effect, unte
 from pipeline.config.flat import config_sha256
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, has_no_validation
-from pipeline.config.words import quoted_word
+from pipeline.config.words import key_of, quoted_word
 from pipeline.data.load import require_data
 from pipeline.sweeps.jobs import Job, Multirun, grid
 from pipeline.sweeps.launch import is_local, require_at_once, workers_and_threads
@@ -51,6 +51,27 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
         RequestError: a job cannot be composed, two are the same, a setting has no effect in any of
             them, or the data of one is not there.
     """
+    _require_settings(multirun, launcher, adaptive=adaptive)
+    if multirun.config.sweep.resume is not None:
+        return _plan(multirun, [], adaptive=adaptive)
+    jobs = _ends(multirun) if adaptive else grid(multirun.searched)
+    composed = [(job, _composed(multirun, job)) for job in jobs]
+    _require_distinct(composed)
+    _require_objectives(multirun.config, [one for _, one in composed])
+    if adaptive:
+        _require_effects_of_search(multirun, composed)
+    else:
+        _require_effects(multirun, composed)
+    _require_possible(composed, here=is_local(launcher), adaptive=adaptive)
+    return _plan(multirun, composed, adaptive=adaptive)
+
+
+def _require_settings(multirun: Multirun, launcher: Any, *, adaptive: bool) -> None:
+    """Refuses settings of the sweep itself that cannot work.
+
+    Raises:
+        RequestError: names the first.
+    """
     config = multirun.config
     objectives(config.sweep)
     if config.tracking.offline:
@@ -58,24 +79,17 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
             "tracking.offline=true: a sweep ranks its jobs by what the store has of them; choose a "
             "store with tracking.uri=…"
         )
+    if multirun.composed.hydra.job.chdir:
+        raise RequestError(
+            "hydra.job.chdir=true: jobs in folders of their own would not find the sweep's store "
+            "and data; leave it out, a job's files are in its folder anyway"
+        )
     if is_local(launcher):
         workers_and_threads(launcher)
     if adaptive:
         require_at_once(launcher, multirun.composed.hydra.runtime.choices["hydra/launcher"])
     elif config.sweep.pruner != "none":
         raise RequestError("sweep.pruner: only an adaptive search prunes, hydra/sweeper=search")
-    if config.sweep.resume is not None:
-        return _plan(multirun, [], adaptive=adaptive)
-    jobs = _ends(multirun) if adaptive else grid(multirun.searched)
-    composed = [(job, _composed(multirun, job)) for job in jobs]
-    _require_distinct(composed)
-    _require_objectives(config, [one for _, one in composed])
-    if not adaptive:
-        _require_effects(multirun, composed)
-    elif may_lack_effect(multirun.typed):
-        _require_effects(multirun, _combined(multirun))
-    _require_possible(composed, here=is_local(launcher), adaptive=adaptive)
-    return _plan(multirun, composed, adaptive=adaptive)
 
 
 def _require_objectives(config: Config, jobs: Iterable[Config]) -> None:
@@ -157,6 +171,22 @@ def _require_effects(multirun: Multirun, jobs: Composed) -> None:
     if not multirun.config.sweep.keep_models:
         configs = [untested(config) for config in configs]
     refuse_without_effect(multirun.typed, configs)
+
+
+def _require_effects_of_search(multirun: Multirun, ends: Composed) -> None:
+    """Refuses a typed setting, also of the pruner, that has no effect in any trial.
+
+    Raises:
+        RequestError: names it.
+    """
+    from pipeline.sweeps.study import require_time_to_prune  # imports SQLAlchemy
+
+    if may_lack_effect(multirun.typed):
+        _require_effects(multirun, _combined(multirun))
+    settings = multirun.config.sweep
+    typed = any(key_of(word).startswith("sweep.pruner") for word in multirun.typed)
+    if typed or settings.pruner == "hyperband":  # which fails; a file may set more than is needed
+        require_time_to_prune(settings, max(config.train.epochs for _, config in ends))
 
 
 def _combined(multirun: Multirun) -> Composed:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 import lazy_loader
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from pipeline.sweeps.jobs import swept_values
 from pipeline.sweeps.ranges import low_high_step
@@ -41,6 +41,8 @@ def distribution(override: Override) -> Any:
         if isinstance(low, int):
             kind = optuna.distributions.IntDistribution
         return _checked(override, kind, low, high, step=step)
+    if isinstance(space, ChoiceSweep):
+        space.shuffle = False  # a study has its choices in one order, also when it is resumed
     return optuna.distributions.CategoricalDistribution(swept_values(override))
 
 

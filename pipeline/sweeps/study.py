@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ _PRUNERS = {
     "median": "MedianPruner",
     "asha": "SuccessiveHalvingPruner",
     "hyperband": "HyperbandPruner",
+}
+# The option of a pruner that says after which epoch it first ends a trial, and its default.
+_FIRST_EPOCH = {
+    "median": ("n_warmup_steps", 0),
+    "asha": ("min_resource", 1),
+    "hyperband": ("min_resource", 1),
 }
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
 _PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
@@ -215,6 +221,29 @@ def require_shareable(storage: Any, settings: Sweep, searched: Sequence[Override
             )
 
 
+def require_trials(storage: Any, settings: Sweep, *, sweep_id: str, jobs: Collection[int]) -> None:
+    """Checks that the study of a sweep to resume has the trials of its `jobs`, which have runs.
+
+    Otherwise a new study would give their numbers to other trials.
+
+    Raises:
+        RequestError: it is not in the storage, or is another one.
+    """
+    try:
+        study = optuna.load_study(study_name=settings.study, storage=storage)
+        trials = study.get_trials(deepcopy=False)
+    except KeyError:
+        trials = []
+    mine = {one.number for one in trials if one.user_attrs.get(_SWEEP, sweep_id) == sweep_id}
+    if not mine.issuperset(jobs):
+        address = str(settings.storage)
+        place = without_password(address) if "://" in address else Path(address).absolute()
+        raise RequestError(
+            f"sweep.resume={sweep_id}: the study with the trials of its jobs is not in "
+            f"sweep.storage={place}; restore it there, or start a new sweep"
+        )
+
+
 def _require_same_objectives(study: Any, settings: Sweep) -> None:
     """Checks the objectives: Optuna would go on with the study's, or refuse each trial's result.
 
@@ -272,13 +301,24 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
     return listen
 
 
+def pass_on_secret_address(settings: Sweep) -> None:
+    """Puts an address with a password, which jobs need for pruning, into the environment.
+
+    Processes inherit it when they start, so this comes before the workers.
+    """
+    if settings.pruner != "none" and _is_secret(settings.storage):
+        os.environ[STORAGE] = str(settings.storage)
+
+
 def _of_study(settings: Sweep) -> dict[str, str]:
-    """The settings that a job needs for pruning; a secret address goes to the environment."""
-    address = str(settings.storage)
-    if "://" in address and without_password(address) != address:
-        os.environ[STORAGE] = address  # inherited by the jobs' processes
+    """The settings that a job needs for pruning, without a secret address."""
+    if _is_secret(settings.storage):
         return {"study": str(settings.study)}
-    return {"study": str(settings.study), "storage": address}
+    return {"study": str(settings.study), "storage": str(settings.storage)}
+
+
+def _is_secret(address: str | None) -> bool:
+    return address is not None and "://" in address and without_password(address) != address
 
 
 def _address(job: JobSettings) -> str:
@@ -299,7 +339,26 @@ def make_pruner(settings: Sweep) -> Any:
     """
     # `sweep=tpe sweep.pruner=none` leaves the options of the file's own pruner without a use.
     options = {} if settings.pruner == "none" else settings.pruner_options
-    return _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
+    made = _made("pruner", optuna.pruners, _PRUNERS[settings.pruner], options)
+    if settings.pruner == "hyperband":
+        _check_hyperband(options)
+    return made
+
+
+def _check_hyperband(options: Mapping[str, Any]) -> None:
+    """Checks what Optuna checks only when a second trial may be pruned.
+
+    Raises:
+        RequestError: an option is refused.
+    """
+    halving = {key: value for key, value in options.items() if key != "max_resource"}
+    _made("pruner", optuna.pruners, _PRUNERS["asha"], halving)
+    least, most = options.get("min_resource", 1), options.get("max_resource", "auto")
+    told = f"sweep.pruner_options: HyperbandPruner: min_resource={least}"
+    if not isinstance(least, int):
+        raise RequestError(f"{told} must be a whole number")
+    if isinstance(most, int) and most < least:
+        raise RequestError(f"{told} must not be above max_resource={most}")
 
 
 def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
@@ -317,6 +376,11 @@ def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
     if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
         raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
     make_pruner(settings)
+    if "seed" in settings.sampler_options:
+        raise RequestError(
+            "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
+            f" write sweep.seed={settings.sampler_options['seed']}"
+        )
     _sampler(settings, 0)
     for key, space in distributions(searched).items():
         if settings.sampler == "grid" and size(space) > MOST_JOBS:
@@ -338,6 +402,21 @@ def _require_prunable(settings: Sweep) -> None:
         raise RequestError(
             f"sweep.pruner={settings.pruner} needs an objective that each epoch has, such as "
             f"val/accuracy, not {settings.objective[0]}"
+        )
+
+
+def require_time_to_prune(settings: Sweep, epochs: int) -> None:
+    """Checks that the pruner may end a trial of this many epochs; hyperband would fail otherwise.
+
+    Raises:
+        RequestError: an option sets the first epoch beyond them.
+    """
+    option, least = _FIRST_EPOCH.get(settings.pruner, ("", 0))
+    first = settings.pruner_options.get(option, least)
+    if isinstance(first, int) and first > epochs:
+        raise RequestError(
+            f"sweep.pruner_options.{option}={first} leaves sweep.pruner={settings.pruner} without "
+            f"effect in {epochs} epochs; set it to {epochs} or less"
         )
 
 

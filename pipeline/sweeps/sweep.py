@@ -12,16 +12,24 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
+from pipeline.config.sweep import Sweep
 from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
 from pipeline.sweeps.launch import open_workers, settle_in
 from pipeline.sweeps.manifest import Manifest
-from pipeline.sweeps.outcomes import FAILED, objectives, ranked
+from pipeline.sweeps.outcomes import FAILED, Outcome, objectives, ranked
 from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
 from pipeline.sweeps.runs import children
-from pipeline.sweeps.study import Search, open_storage, require_shareable, trial_count
+from pipeline.sweeps.study import (
+    Search,
+    open_storage,
+    pass_on_secret_address,
+    require_shareable,
+    require_trials,
+    trial_count,
+)
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
@@ -47,15 +55,17 @@ def sweep(plan: Plan, launcher: Any) -> None:
         require_named_runs(config)
         if config.evaluate.leakage and weights_run(config) is not None:
             require_sound_leakage(config, ingest(config))  # it is measured after all have trained
+    if adaptive:
+        pass_on_secret_address(config.sweep)
     with open_workers(launcher, count) as workers:  # they start while the store is asked
         resumed, folder = _place(config, multirun)
         if resumed:
             plan = plan_again(multirun, folder, adaptive=adaptive)
             plan.manifest.require_same(folder)
         storage = _opened_storage(config, multirun, folder) if adaptive else None
-        with _alone(folder):
+        with _alone(folder, resumed=resumed is not None):
             if resumed:
-                _require_checkpoints(resumed, folder, config)
+                _require_what_it_has_left(resumed, folder, config, storage)
             plan.manifest.save(folder)
             settle_in(launcher, folder)
             named = _named(config, plan.manifest)
@@ -111,14 +121,27 @@ def _named(config: Config, manifest: Manifest) -> Config:
     return replace(config, tracking=replace(config.tracking, run_name=name))
 
 
-def _require_checkpoints(sweep_id: str, folder: Path, config: Config) -> None:
+def _require_what_it_has_left(sweep_id: str, folder: Path, config: Config, storage: Any) -> None:
+    """Checks that a sweep to resume still has the trials of its jobs, and the best checkpoints.
+
+    Raises:
+        RequestError: they are gone.
+    """
+    runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
+    outcomes = runs.outcomes()
+    if storage is not None:
+        settings = _of_study(config, sweep_id, folder)
+        require_trials(storage, settings, sweep_id=sweep_id, jobs=outcomes)
+    _require_checkpoints(ranked(list(outcomes.values()), runs.objectives), folder, config)
+
+
+def _require_checkpoints(ranking: Sequence[Outcome], folder: Path, config: Config) -> None:
     """Checks that the best jobs so far still have their checkpoints.
 
     Raises:
         RequestError: `sweep.keep_models` exceeds the number of kept checkpoints.
     """
-    runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
-    best = ranked(list(runs.outcomes().values()), runs.objectives)[: config.sweep.keep_models]
+    best = ranking[: config.sweep.keep_models]
     gone = [
         position
         for position, outcome in enumerate(best)
@@ -149,21 +172,29 @@ def _source(
 ) -> JobSource:
     if storage is None:
         return Grid(jobs)
-    config = multirun.config
-    settings = replace(
-        config.sweep, storage=_storage(config, folder), study=config.sweep.study or sweep_id
-    )
+    settings = _of_study(multirun.config, sweep_id, folder)
     return Search(settings, multirun.searched, sweep_id=sweep_id, storage=storage)
 
 
+def _of_study(config: Config, sweep_id: str, folder: Path) -> Sweep:
+    """The settings of a search with the place and the name of its study."""
+    study = config.sweep.study or sweep_id
+    return replace(config.sweep, storage=_storage(config, folder), study=study)
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, *, resumed: bool) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RequestError(f"sweep.resume: another process is at work on {folder}") from None
+        if resumed:
+            at_work = f"sweep.resume: another process is at work on {folder}"
+            raise RequestError(f"{at_work}; wait until it has ended") from None
+        raise RequestError(
+            f"hydra.sweep.dir={folder}: another sweep is at work in this folder; choose another one"
+        ) from None
     try:
         yield
     finally:

@@ -14,6 +14,9 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
 OWNER, _LOCK = "run_id", ".run.lock"  # of them, the first names the run that owns the folder
+# What lies in a folder that a program has made, and who that is.
+MADE_BY = {OWNER: "runs", ".hydra": "runs", "pyvenv.cfg": "a virtual environment"}
+STORES = frozenset(("mlartifacts", "mlruns"))  # folders that MLflow fills
 MODEL = "model"  # what a run saves there until its store has it
 _ELSEWHERE = "choose another folder with hydra.run.dir=…"
 

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
@@ -212,7 +213,8 @@ def _guard() -> None:
 
     def record(*args: Any, **more: Any) -> logging.LogRecord:
         line = made(*args, **more)
-        line.msg, line.args = hide(line.getMessage()), None
+        with suppress(Exception):  # a malformed call, which logging reports itself
+            line.msg, line.args = hide(line.getMessage()), None
         if line.exc_info:
             line.exc_text = hide(logging.Formatter().formatException(line.exc_info))
         return line

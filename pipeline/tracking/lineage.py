@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.system.folders import OWNER
+from pipeline.system.folders import MADE_BY, STORES
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the packages' folder if installed
 PACKAGE = "image-classification-pipeline"
@@ -33,7 +33,7 @@ _AS_PATCH = (
 NEW_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.lock", "MLproject", "Makefile")
 _AT_ONCE = 1_000  # files named to git; a command line is limited
 # Folders that Hydra and MLflow fill, in the folder of the project.
-_MADE = {"outputs", "multirun", "mlartifacts", "mlruns"}
+_MADE = {"outputs", "multirun", *STORES}
 NAMED = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -139,7 +139,7 @@ def _written_by_hand(root: Path, names: Sequence[str]) -> list[str]:
 
     def is_made(folder: Path) -> bool:
         if folder not in made:
-            marks = (root / folder / mark for mark in (OWNER, ".hydra", "pyvenv.cfg"))
+            marks = (root / folder / mark for mark in MADE_BY)
             made[folder] = (
                 is_made(folder.parent) or str(folder) in _MADE or any(one.exists() for one in marks)
             )

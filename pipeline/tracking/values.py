@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from pipeline.config.schema import Config, validate
-from pipeline.data.values import KEPT, Array, Predictions, most_probable
+from pipeline.data.values import KEPT, Array, Identity, Predictions, most_probable
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import owner
 from pipeline.system.secrets import hide_in_place, hide_value
@@ -218,6 +218,13 @@ class RecordedRun:
     def fingerprint(self) -> str | None:
         """SHA-256 (hex) of the whole content of its data."""
         return self.tags.get(FINGERPRINT)
+
+    @property
+    def identity(self) -> Identity | None:
+        """What identifies its data; None if that is not recorded."""
+        if self.fingerprint is None:
+            return None
+        return Identity(fingerprint=self.fingerprint, grouping=self.tags.get(GROUPING))
 
     @property
     def source(self) -> str | None:

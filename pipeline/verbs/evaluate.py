@@ -48,7 +48,7 @@ def evaluate_recorded(config: Config, folder: Path) -> Result:
         recorded.load_model(),
         recording,
         uri=recorded.model_uri,
-        fingerprint=recorded.fingerprint,
+        identity=recorded.identity,
     )
 
 

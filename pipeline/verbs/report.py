@@ -42,6 +42,8 @@ REPORT = Verb(
 def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     """Builds the report of a recorded run from what it stored; returns its path.
 
+    The page of the run's data, `data.html`, is put beside it, if the run has one.
+
     This works for any run, even an unfinished one or one without a model; only `explain` needs a
     model.
 
@@ -50,6 +52,7 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
             differs from that of the run's predictions, or `explain` is set for a run without model
             or predictions.
     """
+    from pipeline.reports.data_page import DATA_PAGE
     from pipeline.reports.notes import REPORT_PAGE
     from pipeline.reports.write import REPORTABLE, page_of
     from pipeline.tracking.recording import reopen
@@ -64,7 +67,7 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
         )
     explain = None
     if request.explain:
-        if not run.has(PREDICTIONS):
+        if not run.has(PREDICTIONS) or not run.predictions():  # evaluated on no split
             raise RequestError(f"report.explain=true: run {run.id} has no predictions")
         model = run.load_model()
 
@@ -73,6 +76,8 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
 
     page = page_of(run, reopen(run.id, config.tracking, folder), config.data_dir, explain)
     replace_text(folder / REPORT_PAGE, page)
+    if run.has(DATA_PAGE):  # which the report links to
+        replace_text(folder / DATA_PAGE, run.text(DATA_PAGE))
     return folder / REPORT_PAGE
 
 

@@ -151,6 +151,14 @@ def test_a_flag_that_would_open_a_pickle_or_drop_our_files_is_refused(
     assert refusal(*words) == f"{flag}: not here; --config-dir=… adds configuration files"
 
 
+@pytest.mark.parametrize("name", ["project/default", "experiment/mine"])
+def test_a_file_cannot_make_a_sweep_of_every_command(tmp_path: Path, name: str) -> None:
+    write(tmp_path, f"conf/{name}.yaml", "# @package _global_\nhydra: {mode: MULTIRUN}\n")
+    words = ["experiment=mine"] if "mine" in name else []
+    assert refusal(*words).startswith("hydra.mode in a file: leave it out")
+    check_words([*words, "seed=0,1"], multirun=True)
+
+
 def test_a_folder_of_files_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert refusal("--config-dir=nowhere") == f"--config-dir={tmp_path}/nowhere: no such folder"
 

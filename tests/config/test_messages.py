@@ -165,6 +165,51 @@ def test_a_key_or_name_that_is_spelt_otherwise_is_met_with_ours(word: str, told:
     assert told in error_line(caught.value)
 
 
+@pytest.mark.parametrize("theirs", ["null", "???", "${nowhere}", "[1]", "{1: 2}", "{x: '${y}'}"])
+def test_keys_are_named_in_a_configuration_of_another_application_too(
+    theirs: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"db: {{driver: x}}\nmodel: {theirs}\n")
+    with (
+        initialize_config_dir(str(tmp_path), version_base="1.3"),
+        pytest.raises(ConfigCompositionException) as caught,
+    ):
+        compose("config", ["train.epochs=3"])
+    assert error_line(caught.value) == "train: no such key; choose one of db, model"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("experiment/mine", "train: {epochs: 3}", "begin the file with # @package _global_"),
+        ("experiment/of/mine", "", "begin the file with # @package _global_"),
+        (
+            "experiment/mine",
+            "# @package _global_\ntrain: {epoch: 3}",
+            "train.epoch: no such key; did you mean epochs? choose one of batch_size",
+        ),
+        ("train/mine", "epochs: many", "train.epochs: Value 'many' of type 'str' could not be"),
+        (
+            "experiment/mine",
+            "# @package _global_\nmodle: 3",
+            "modle: no such key; did you mean model? choose one of audit",
+        ),
+        ("experiment/mine", "# @package _global_\ntrain: [1]", "Merge error: list is not"),
+    ],
+)
+def test_what_a_file_of_ones_own_sets_wrongly_is_told_with_its_name(
+    name: str, text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "conf" / f"{name}.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text(text + "\n")
+    message = complaint(name.replace("/", "=", 1))
+    assert message.startswith(f"{name}.yaml: {told}")
+    assert "Trunk" not in message
+    assert "defaults" not in message
+
+
 def test_a_heading_of_a_library_is_followed_by_its_reason() -> None:
     assert error_line(
         ValueError("Exception encountered when calling Dense.call().\n\n\x1b[1mbad\n")

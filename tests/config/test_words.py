@@ -1,5 +1,6 @@
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,6 +336,7 @@ def test_settings_of_a_sweep_are_refused_with_a_sweeper_that_makes_ordinary_runs
         (["optimizer=sgd,adam", "optimizer.momentum=0.9"], ["optimizer.momentum=0.9"]),
         (["+experiment=a,b", "model.hidden=[8, 4]"], ["model.hidden=[8, 4]"]),
         (["sweep=lr_grid", "model.dropout='0.1'"], ["model.dropout='0.1'"]),
+        (["experiment=fast", "seed=0,1", "model.dropout=0.1"], ["model.dropout=0.1"]),
         (["seed=0,1", "optimizer.momentum=0.9"], []),
         (["optimizer=sgd,adam", "tracking.run_name=a,b", "hydra.sweep.dir=x", "sweep.seed=1"], []),
         (["optimizer=sgd,adam", "-m", "~model.dropout", "model.dropout=", "seed=3"], []),
@@ -346,3 +348,14 @@ def test_fixed_keys_of_what_a_sweep_tries_are_left_to_its_jobs(
     left = left_to_jobs(words)
     assert [word for word in words if word not in left] == marked
     assert [as_typed(word) for word in left] == words
+
+
+def test_the_defaults_of_a_project_may_sweep_groups_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["seed=0,1", "model.dropout=0.1"]
+    monkeypatch.chdir(tmp_path)
+    assert left_to_jobs(words) == words
+    (tmp_path / "conf/project").mkdir(parents=True)
+    (tmp_path / "conf/project/default.yaml").touch()
+    assert [word for word in words if word not in left_to_jobs(words)] == words[1:]

@@ -8,6 +8,7 @@ import random
 import re
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from pipeline.data import archives
 from pipeline.data.archives import place_at
+from pipeline.data.cache import TICK_S
 from pipeline.data.listing import listed
 from pipeline.system.errors import RequestError
 from tests.data.test_listing import placed, refusal
@@ -291,3 +293,18 @@ def test_stamps_of_members_stay_when_others_are_added_to_a_zip(tmp_path: Path) -
     after = listed(path).stamps()
     assert (after[: len(before)] == before).all()
     assert len({*map(tuple, after.tolist())}) == 2
+
+
+def test_stamps_of_members_change_when_a_tar_is_written_again(tmp_path: Path) -> None:
+    path = placed(tmp_path, "tar", FILES)
+    before = listed(path).stamps()
+    assert (listed(path).stamps() == before).all()
+    time.sleep(TICK_S)
+    placed(tmp_path, "tar", {name: content[::-1] for name, content in FILES.items()})
+    assert (listed(path).stamps() != before).any(axis=1).all()
+
+
+def test_members_of_a_tar_may_be_of_any_time(tmp_path: Path) -> None:
+    late = info("a/late.png")
+    late.mtime = 2**70
+    assert (listed(tarred(tmp_path / "photos.tar", late)).stamps() >= 0).all()

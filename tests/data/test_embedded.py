@@ -110,6 +110,14 @@ def test_parts_of_one_list_are_united_without_a_split(tmp_path: Path, name: str)
     assert found.layout == "2 parts of a list (Parquet) with the columns image and label"
 
 
+@pytest.mark.parametrize("name", ["train", "test", "pets"])
+def test_a_label_that_no_part_has_is_told_as_of_a_single_file(name: str, tmp_path: Path) -> None:
+    for number in range(2):
+        written(tmp_path / f"pets/{name}-{number:05}-of-00002.parquet", rows(range(4)))
+    with pytest.raises(RequestError, match="=lable: .*does not exist; its columns are "):
+        listed(tmp_path / "pets", label_column="lable")
+
+
 def test_lists_of_other_names_are_not_united(tmp_path: Path) -> None:
     for name in ("cifar10", "cifar100"):
         written(tmp_path / f"pets/{name}.parquet", rows(range(4)))

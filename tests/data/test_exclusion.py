@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.data.describe import describe, lines
 from pipeline.data.load import ingest, preprocess
-from pipeline.data.values import RawData
+from pipeline.data.values import Identity, RawData
 from pipeline.system.errors import RequestError
 from tests.commands import of_data
 from tests.data.test_load import LEAF, SPLIT, synthetic
@@ -109,7 +109,7 @@ def test_a_runs_data_is_found_again_when_its_list_is_gone(tmp_path: Path) -> Non
     config = of_data(leaf, "synthetic", tmp_path)
     left = ingest(config)
     Path(leaf["exclude"]).unlink()
-    again = ingest(config, fingerprint=left.fingerprint)
+    again = ingest(config, identity=Identity(fingerprint=left.fingerprint))
     assert again.train.rows.tolist() == left.train.rows.tolist()
     with pytest.raises(RequestError, match=r"exclude\.csv: No such file"):
         ingest(config)

@@ -12,6 +12,7 @@ from pipeline.data.files import (
     FORMATS,
     PICTURE_ENDINGS,
     Unreadable,
+    as_line,
     find_files,
     open_array,
     opened,
@@ -189,6 +190,18 @@ def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_utf8_can_be_shown() -> None:
     assert printable(Path(os.fsdecode(b"a\xff.png"))) == "a\\xff.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("می\N{ZERO WIDTH NON-JOINER}خواهم", "می\N{ZERO WIDTH NON-JOINER}خواهم"),
+        ("👨\N{ZERO WIDTH JOINER}👩", "👨\N{ZERO WIDTH JOINER}👩"),
+        ("a\nb\N{RIGHT-TO-LEFT OVERRIDE}", "a\\nb\\u202e"),
+    ],
+)
+def test_a_name_becomes_one_line_that_keeps_its_joiners(name: str, line: str) -> None:
+    assert as_line(name) == line
 
 
 def test_what_is_left_out_of_a_folder_is_counted_by_its_ending(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data import grouping
 from pipeline.data.grouping import duplicates, held_out, join_groups, named_groups
 from pipeline.data.packing import perceptual_hash
 from pipeline.data.values import EXACT, NEAR, Array
@@ -93,6 +94,55 @@ def test_hashes_of_few_different_bits_are_all_found() -> None:
     assert len(expected) >= 100
 
 
+def near_hashes(count: int, centres: int, seed: int) -> Array:
+    """Hashes u64[count] of up to three bits next to one of some centres."""
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**63, centres).astype(np.uint64)[rng.integers(0, centres, count)]
+    for _ in range(3):
+        hashes ^= np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64)
+    return hashes
+
+
+@pytest.mark.parametrize("most", [1, 50, grouping.MOST_PAIRS])
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_those_of_all_pairs_however_few_are_held_at_once(
+    most: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "MOST_PAIRS", most)
+    hashes = near_hashes(200, 20, seed)
+    kinds = np.random.default_rng(seed).integers(0, 3, 200)
+    looks = np.stack([noise(kind, (8, 8, 1)) for kind in range(3)])
+    digests = np.arange(200 * 32).astype(np.uint16).view(np.uint8).reshape(200, -1)[:, :32]
+    pairs = duplicates(digests, hashes, lambda places: looks[kinds[places]], threshold=4)
+    one, other = np.triu_indices(200, 1)
+    near = np.bitwise_count(hashes[one] ^ hashes[other]) <= 4
+    near &= kinds[one] == kinds[other]
+    everyone = np.arange(200)
+    expected = join_groups(everyone, np.stack([one[near], other[near]], axis=1))
+    np.testing.assert_array_equal(join_groups(everyone, pairs), expected)
+    assert 20 < len(np.unique(expected)) < 200
+    assert (len(pairs) == near.sum()) == (most > 50)
+
+
+def test_frames_of_a_camera_that_stands_still_do_not_become_all_their_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grouping, "MOST_PAIRS", 1000)
+    hashes = near_hashes(500, 1, 0)
+    look = noise(4, (8, 8, 1))
+    digests = np.arange(500 * 32).astype(np.uint16).view(np.uint8).reshape(500, -1)[:, :32]
+    compared: list[int] = []
+
+    def images(places: Array) -> Array:
+        compared.append(len(places))
+        return np.stack([look] * len(places))
+
+    pairs = duplicates(digests, hashes, images, threshold=6)
+    assert len(pairs) < 1000 + 2 * 500
+    assert sum(compared) < 20 * 500
+    assert not join_groups(np.arange(500), pairs).any()
+
+
 def test_pairs_join_the_groups_of_both() -> None:
     pairs = np.array([[1, 4, EXACT], [4, 5, NEAR]])
     assert join_groups(np.array([0, 0, 1, 1, 2, 3]), pairs).tolist() == [0, 0, 1, 1, 0, 0]
@@ -129,6 +179,24 @@ def test_single_pictures_are_held_out_by_the_share_of_each_class() -> None:
     again, other = (held_out(labels, np.arange(51), 0.2, seed=seed).mask for seed in (0, 1))
     np.testing.assert_array_equal(held.mask, again)
     assert not np.array_equal(held.mask, other)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "expected"),
+    [
+        ([17, 17, 17, 17], 10, [3, 3, 2, 2]),
+        ([30, 10, 3], 8, [5, 2, 1]),
+        ([1000, 2, 2, 2], 5, [2, 1, 1, 1]),
+        ([1000, 2, 2, 2], 1002, [999, 1, 1, 1]),
+        ([20, 20, 1], 11, [6, 5, 0]),
+    ],
+)
+def test_a_number_of_single_pictures_is_met_in_the_proportion_of_the_classes(
+    counts: list[int], size: int, expected: list[int]
+) -> None:
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    held = held_out(labels, np.arange(len(labels)), size, seed=0)
+    assert np.bincount(labels[held.mask], minlength=len(counts)).tolist() == expected
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])

@@ -61,6 +61,14 @@ def test_a_list_of_text_is_read(text: str, tmp_path: Path) -> None:
     assert listing.root == tmp_path
 
 
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path, mask = pictures(tmp_path) / "list.csv", "1 2 " * 50_000
+    path.write_text(f"path,label,mask\np/1.png,cat,{mask}\np/2.png,dog,\np/10.png,cat,\n")
+    listing = listed(path)
+    assert classes_of(listing) == CAT_DOG
+    assert listing.columns["mask"] == (mask.strip(), "", "")
+
+
 def test_a_list_in_utf_16_is_read(tmp_path: Path) -> None:
     (pictures(tmp_path) / "list.txt").write_text(TEXTS["tabs"], encoding="utf-16")
     assert classes_of(listed(tmp_path / "list.txt")) == CAT_DOG
@@ -167,6 +175,28 @@ def test_lists_of_the_splits_are_read_together(kind: str, tmp_path: Path) -> Non
     assert "1 row repeats another, and counts once" in listing.notes
 
 
+@pytest.mark.parametrize("content", [b"", b"text\n", "é\n".encode("latin-1"), b"a,b\n1\n"])
+def test_a_list_that_is_not_used_need_not_be_readable(content: bytes, tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "train.csv").write_text("path,label\np/1.png,cat\np/2.png,dog\n")
+    (tmp_path / "test.csv").write_text("path,label\np/10.png,cat\n")
+    (tmp_path / "notes.csv").write_bytes(content)
+    listing = listed(tmp_path)
+    assert classes_of(listing) == CAT_DOG
+    assert "notes.csv stands for no split: it is not used" in listing.notes
+
+
+def test_a_list_of_missing_files_is_refused_whatever_share_may_be_missing(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "photos") / "list.csv"
+    path.write_text(TEXTS["commas"])
+    (tmp_path / "empty").mkdir()
+    told = refusal(path, root=str(tmp_path / "empty"), max_bad=1)
+    assert told == (
+        f"dataset.path={path}: no picture can be used; "
+        + "; ".join(f"{tmp_path}/empty/{name}: no such file" for name in PICTURES)
+    )
+
+
 def test_a_test_list_without_labels_is_left_out_and_said(tmp_path: Path) -> None:
     touched(tmp_path, "p/1.png", "p/2.png", "p/3.png")
     (tmp_path / "train.csv").write_text("path,label\np/1.png,cat\np/2.png,dog\n")
@@ -226,6 +256,21 @@ def test_each_class_may_have_its_ending(tmp_path: Path) -> None:
     listing = listed(tmp_path / "list.csv")
     assert sorted(listing.files) == sorted(files)
     assert "its paths have no endings; completed by .PNG, .jpg and .png" in listing.notes
+
+
+def test_endings_that_differ_by_case_are_of_one_file_where_the_disk_ignores_case(
+    tmp_path: Path,
+) -> None:
+    touched(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "1.JPG").hardlink_to(tmp_path / "1.jpg")  # both names are found, as on such a disk
+    (tmp_path / "list.csv").write_text("id,breed\n1,cat\n2,dog\n")
+    listing = listed(tmp_path / "list.csv")
+    assert classes_of(listing) == {"1.jpg": "cat", "2.jpg": "dog"}
+    assert "its paths have no endings; completed by .jpg" in listing.notes
+    (tmp_path / "1.JPG").unlink()
+    touched(tmp_path, "1.JPG")
+    told = refusal(tmp_path / "list.csv")
+    assert "1 stands for 1.jpg and 1.JPG; write the endings into the list" in told
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -107,6 +107,58 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
         },
         "2 class folders above train, val and test",
     ),
+    "splits within classes beside others": (
+        [
+            *("a/train/1.png", "a/test/2.png", "a/backup/3.png", "a/cover.png"),
+            *("b/train/4.png", "b/test/5.png"),
+        ],
+        {
+            "a/test/2.png": ("a", "test"),
+            "a/train/1.png": ("a", "train"),
+            "b/test/5.png": ("b", "test"),
+            "b/train/4.png": ("b", "train"),
+        },
+        "2 class folders above train and test",
+    ),
+    "splits within some classes": (
+        [*("a/train/1.png", "a/test/2.png", "b/train/3.png", "b/test/4.png"), "c/5.png"],
+        {
+            "a/test/2.png": ("a", ""),
+            "a/train/1.png": ("a", ""),
+            "b/test/4.png": ("b", ""),
+            "b/train/3.png": ("b", ""),
+            "c/5.png": ("c", ""),
+        },
+        "a, b have folders of splits, but c none of train: these splits are not used, and the test "
+        "split is drawn from all pictures; arrange all classes alike, or select those: "
+        "dataset.classes=[a, b]",
+    ),
+    "folders of splits beside one that is none": (
+        [
+            *("seg_train/seg_train/a/1.png", "seg_train/seg_train/b/2.png"),
+            *("seg_test/seg_test/a/3.png", "seg_test/seg_test/b/4.png", "seg_pred/seg_pred/5.png"),
+        ],
+        {
+            "seg_pred/seg_pred/5.png": ("seg_pred", ""),
+            "seg_test/seg_test/a/3.png": ("seg_test", ""),
+            "seg_test/seg_test/b/4.png": ("seg_test", ""),
+            "seg_train/seg_train/a/1.png": ("seg_train", ""),
+            "seg_train/seg_train/b/2.png": ("seg_train", ""),
+        },
+        "seg_test/ and seg_train/ are classes here, though each holds a, b; if they are splits, "
+        "call them train, val and test",
+    ),
+    "train beside a split of another name": (
+        ["train/a/1.png", "train/b/2.png", "holdout/a/3.png", "holdout/b/4.png"],
+        {
+            "holdout/a/3.png": ("holdout", ""),
+            "holdout/b/4.png": ("holdout", ""),
+            "train/a/1.png": ("train", ""),
+            "train/b/2.png": ("train", ""),
+        },
+        "train/ and holdout/ are classes here, though each holds a, b; if they are splits, call "
+        "them train, val and test",
+    ),
     "a test folder without labels": (
         ["train/a/1.png", "train/b/1.png", "test/1.png"],
         {"train/a/1.png": ("a", ""), "train/b/1.png": ("b", "")},
@@ -195,6 +247,29 @@ def test_a_layout_is_recognised_and_said(
     assert shape_of(listing) == expected
     assert said in (listing.layout, *listing.notes)
     assert [listing.read(index).decode() for index in range(len(listing))] == list(listing.files)
+
+
+def test_what_lies_beside_splits_within_classes_is_counted(tmp_path: Path) -> None:
+    files = ["a/train/1.png", "a/test/2.png", "b/train/3.png", "b/test/4.png"]
+    listing = listed(touched(tmp_path, *files, "a/backup/5.png", "a/backup/6.png", "b/cover.png"))
+    assert listing.files == tuple(sorted(files))
+    assert dict(listing.left_out) == {"outside the folders of the splits": 2, "loose picture": 1}
+    # As the message about other classes says, those with splits can be selected.
+    touched(tmp_path, "c/7.png")
+    assert {*listed(tmp_path).splits} == {""}
+    assert {*listed(tmp_path, classes=["a", "b"]).splits} == {"train", "test"}
+    # Other folders of these classes can be classes, too.
+    (tmp_path / "b/cover.png").unlink()
+    deep = listed(tmp_path, classes=["a/backup", "b"])
+    assert deep.class_names == ("a/backup", "b")
+    assert any("these splits are not used" in note for note in deep.notes)
+
+
+def test_classes_with_similar_folders_are_no_splits(tmp_path: Path) -> None:
+    listing = listed(
+        touched(tmp_path, *LAYOUTS["classes with the words of splits in their names"][0])
+    )
+    assert listing.notes == ()
 
 
 def test_a_link_that_leads_in_a_circle_is_named_when_it_is_read(tmp_path: Path) -> None:

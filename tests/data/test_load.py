@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,17 @@ import pytest
 from pipeline.data import datasets
 from pipeline.data.content import determined_by
 from pipeline.data.load import (
+    cached,
     data_folder,
     ingest,
+    ingest_recorded,
     load_data,
     preprocess,
     raw_folder,
     require_data,
 )
 from pipeline.data.own_pictures import Pictures
-from pipeline.data.values import Array, RawData, Split
+from pipeline.data.values import Array, Identity, RawData, Split
 from pipeline.system.errors import RequestError
 from pipeline.verbs import verbs
 from tests.commands import configured, of_data
@@ -188,6 +192,32 @@ def test_a_tampered_cache_is_reported_and_fetched_again(
     assert again.fingerprint == original
 
 
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_whoever_asks_for_it_has_every_cached_byte_looked_at(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = class_folders(tmp_path / "photos"), tmp_path / "exclude.csv"
+    out.write_text("split,index\ntrain,0\n")
+    config = {
+        "folder": of_data({**PICTURES, "path": str(photos)}, "folder", tmp_path / "data"),
+        "digits": configured(
+            "dataset=digits", f"dataset.exclude={out}", f"data_dir={tmp_path}/data"
+        ),
+    }[kind]
+    ingest(config)
+    looked_at = set()
+    real = hashlib.file_digest
+
+    def digest(file: Any, kind: str) -> Any:
+        looked_at.add(Path(file.name))
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    ingest(config, verify=True)
+    assert looked_at == {*(tmp_path / "data").rglob("*.npy")}
+    assert len({path.parent for path in looked_at}) == 2
+
+
 @matrix(31)
 def test_content_that_is_no_data_set_is_refused_with_the_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -313,10 +343,36 @@ def test_pictures_of_a_recorded_run_come_from_the_cache_when_their_folder_is_gon
     config = of_data({**PICTURES, "path": str(folder)}, "folder", data_dir)
     with pytest.raises(RequestError, match="no such file or folder"):
         ingest(config)
-    again = ingest(config, fingerprint=before.fingerprint)
+    again = ingest(config, identity=Identity(fingerprint=before.fingerprint))
     np.testing.assert_array_equal(pixels(again.test), pixels(before.test))
     with pytest.raises(RequestError, match="no such file or folder"):
-        ingest(config, fingerprint="another")
+        ingest(config, identity=Identity(fingerprint="another"))
+
+
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+def test_pictures_of_a_recorded_run_are_packed_again_if_the_packed_copy_is_lost(
+    lost: str, tmp_path: Path
+) -> None:
+    folder, data_dir = class_folders(tmp_path / "photos"), tmp_path / "data"
+    before = read(folder, data_dir)
+    config = of_data({**PICTURES, "path": str(folder)}, "folder", data_dir)
+    expected = pixels(before.test)
+
+    def lose() -> None:
+        [place] = data_dir.glob("folder/pixels-*/")
+        if lost == "removed":
+            shutil.rmtree(place)
+        else:
+            (place / "images.npy").write_bytes(b"")
+
+    lose()
+    again = ingest(config, identity=Identity(fingerprint=before.fingerprint))
+    np.testing.assert_array_equal(pixels(again.test), expected)
+    lose()
+    assert cached("folder", before.fingerprint, data_dir=data_dir) is None
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(RequestError, match="nor is there a packed copy"):
+        ingest(config, identity=Identity(fingerprint=before.fingerprint))
 
 
 def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_path: Path) -> None:
@@ -330,10 +386,35 @@ def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_
     path.rename(tmp_path / "moved")
     for group, raw in made.items():
         config = of_data({**PICTURES, "path": str(path), "group": group}, "folder", data_dir)
-        again = ingest(config, fingerprint=raw.fingerprint)
+        again = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
         assert raw.index is not None
         assert again.index is not None
         np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+
+
+def test_a_recorded_run_has_its_own_groups_though_their_column_was_edited(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "photos" / split)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    path, data_dir = tmp_path / "list.csv", tmp_path / "data"
+    config = of_data({**PICTURES, "path": str(path), "group": "patient"}, "folder", data_dir)
+    made = []
+    for several in (2, 3, 4):
+        rows = [
+            f"{file},{file.parts[2]},{file.parts[1]},{number % several}"
+            for number, file in enumerate(files)
+        ]
+        path.write_text("\n".join(["path,label,split,patient", *rows]))
+        made.append(ingest(config))
+    assert len({raw.fingerprint for raw in made}) == 1
+    for raw in made:
+        assert raw.index is not None
+        identity = Identity(fingerprint=raw.fingerprint, grouping=raw.index.grouping)
+        again = ingest_recorded(config, identity)
+        assert again.index is not None
+        np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+    with pytest.raises(RequestError, match="in other groups, so other ones would be for valid"):
+        ingest_recorded(config, Identity(fingerprint=made[0].fingerprint, grouping="f" * 64))
 
 
 def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Path) -> None:
@@ -351,6 +432,25 @@ def test_validation_pictures_share_no_group_with_training_pictures(tmp_path: Pat
         assert not (groups[0] | groups[1]) & groups[2]
         np.testing.assert_array_equal(made.val.rows, cached.val.rows)
         assert made.fit == "pad"
+
+
+def test_a_number_of_validation_pictures_is_kept_as_far_as_groups_allow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = class_folders(tmp_path / "photos", 20)
+
+    def validation(size: int, group: str | None) -> int:
+        config = of_data({}, "folder", tmp_path, validation_size=size, seed=0)
+        return len(preprocess(read(folder, tmp_path / "data", group=group), config).val)
+
+    assert [validation(size, None) for size in (2, 7, 30)] == [2, 7, 30]
+    assert caplog.text == ""
+    with pytest.raises(RequestError, match="validation_size=1 is out of range: .* 0 or 2–30"):
+        validation(1, None)
+    for _ in ("made", "cached"):
+        caplog.clear()
+        assert validation(5, r"(\d)\.png") == 4
+        assert "validation_size=5: 4 pictures are for validation, since" in caplog.text
 
 
 def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
@@ -399,4 +499,5 @@ def test_the_data_of_a_configuration_is_loaded_and_split_in_its_own_folder(tmp_p
         "raw",
         "split",
     }
-    assert ingest(config, fingerprint=raw.fingerprint).fingerprint == raw.fingerprint
+    again = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
+    assert again.fingerprint == raw.fingerprint

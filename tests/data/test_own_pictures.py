@@ -122,6 +122,20 @@ def test_frames_of_a_subject_are_found_to_belong_together(tmp_path: Path) -> Non
     np.testing.assert_array_equal(index_of(found).groups, index_of(named).groups)
 
 
+def test_settings_without_effect_beside_given_splits_are_named(tmp_path: Path) -> None:
+    folders = [f"{split}/{side}" for split in ("train", "test", "val") for side in SIDES]
+    for number in range(18):
+        put(tmp_path / f"photos/{folders[number % 6]}/{number}.png", noise(number))
+    told = "have no effect: the data has a {} split of its own, which is used"
+    test = f"dataset.test_fraction and dataset.seed {told.format('test')}"
+    val = f"preprocess.validation_size and preprocess.seed {told.format('validation')}"
+    found = notes(read(tmp_path / "photos", tmp_path / "data"))
+    assert (test in found, val in found) == (True, True)
+    shutil.rmtree(tmp_path / "photos/test")
+    found = notes(read(tmp_path / "photos", tmp_path / "data"))
+    assert (test in found, val in found) == (False, True)
+
+
 @matrix(32)
 def test_duplicates_between_given_splits_and_classes_are_named(tmp_path: Path) -> None:
     for split in ("train", "test"):

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from pipeline.data import packing
+from pipeline.data.load import ingest
 from pipeline.data.pictures import FITS, load_picture
-from pipeline.data.values import RawData
+from pipeline.data.values import Identity, RawData
 from pipeline.system.errors import PipelineError, RequestError
-from tests.pictures import class_folders, noise, put, read
+from tests.commands import of_data
+from tests.pictures import LEAF, class_folders, noise, put, read
 from tests.stress.matrix import matrix, stressed, tally
 
 
@@ -183,8 +185,36 @@ def test_files_that_cannot_be_read_are_named_and_never_replaced(
     assert "3 of 23 files cannot be read: cat/empty.jpg: not an image" in caplog.text
     assert len(raw.train) + len(raw.test) == 20
     put(folder / "dog/new.png", noise(44))
+    assert len(decoded) == 23
     read(folder, tmp_path / "data")
-    assert len(decoded) == 24  # the unreadable ones are not tried again
+    assert len(decoded) == 24 + 3  # the unreadable ones are tried again
+
+
+def test_files_that_can_be_read_now_are_taken_and_a_recorded_run_keeps_its_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Any]
+) -> None:
+    original = packing.open_picture
+
+    def refused(source: Any, **named: Any) -> Any:
+        if source.getvalue() in closed:
+            raise PermissionError(13, "Permission denied")
+        return original(source, **named)
+
+    closed = {(folder / name).read_bytes() for name in ("cat/003.png", "dog/004.png")}
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "open_picture", refused)
+        before = read(folder, tmp_path / "data")
+        closed.remove((folder / "cat/003.png").read_bytes())
+        between = read(folder, tmp_path / "data")
+    assert [len(raw.train.images) for raw in (before, between)] == [18, 19]
+    decoded.clear()
+    after, again = (read(folder, tmp_path / "data") for _ in range(2))
+    assert after.fingerprint == again.fingerprint == read(folder, tmp_path / "new").fingerprint
+    assert len(decoded) == 2 + 1 + 2 + 20  # tried, taken, tried again; those in the new folder
+    config = of_data({**LEAF, "path": str(folder)}, "folder", tmp_path / "data")
+    for raw in (before, between, after):
+        recorded = ingest(config, identity=Identity(fingerprint=raw.fingerprint))
+        np.testing.assert_array_equal(recorded.train.images, raw.train.images)
 
 
 def test_pointers_of_git_lfs_are_told_from_damaged_files(tmp_path: Path) -> None:
@@ -238,24 +268,23 @@ def test_a_failing_disk_is_no_bad_file_and_nothing_is_read_twice_afterwards(
     assert len(decoded) - before <= 20 - before + 2 * packing.THREADS
 
 
-def test_what_another_process_is_packing_is_not_removed(
+def test_other_processes_wait_until_the_copy_is_in_place_and_the_working_folder_removed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, at_work = packing.cache.load_or_build, []
+    original, refused = packing.cache.load_or_build, []
 
-    def other_begins_then(place: Path, build: Any, **named: Any) -> Any:
+    def other_wants_then(place: Path, build: Any, **named: Any) -> Any:
         entry = original(place, build, **named)
-        if place.name.startswith("pixels-"):
-            for there in tmp_path.glob("data/folder/.packing-????????????????"):
-                at_work.append((there, FileLock(there.with_name(f"{there.name}.lock"))))
-                at_work[-1][1].acquire(timeout=0)
+        for there in tmp_path.glob("data/folder/.packing-????????????????"):
+            with pytest.raises(Timeout):
+                FileLock(there.with_name(f"{there.name}.lock")).acquire(timeout=0)
+            refused.append(there)
         return entry
 
-    monkeypatch.setattr(packing.cache, "load_or_build", other_begins_then)
+    monkeypatch.setattr(packing.cache, "load_or_build", other_wants_then)
     read(folder, tmp_path / "data")
-    [(place, lock)] = at_work
-    assert (place / "journal").exists()
-    lock.release()
+    assert len(refused) == 1
+    assert not refused[0].exists()
 
 
 def test_a_torn_journal_or_array_costs_what_is_torn(
@@ -284,6 +313,7 @@ PACK = """
 import sys
 from pathlib import Path
 from pipeline.data import packing
+from pipeline.data.load import ingest
 from tests.pictures import read
 original = packing.open_picture
 def opened(*given, **named):

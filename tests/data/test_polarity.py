@@ -1,3 +1,4 @@
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.data.polarity import (
     is_shown_inverted,
     to_invert,
 )
-from pipeline.data.values import Array, Split
+from pipeline.data.values import BLOCK_BYTES, Array, Split
 
 DARK = np.zeros((1, 4, 4, 1), np.uint8)
 DARK[:, 1:3, 1:3] = 255
@@ -71,3 +72,13 @@ def test_only_arrays_of_images_that_agree_on_a_dark_border_are_shown_inverted() 
     assert not shown(BOTH)
     assert not shown(DARK, index=object())
     assert not shown(DARK[:0])
+
+
+def test_large_images_are_not_all_in_memory_to_see_their_borders() -> None:
+    images = np.broadcast_to(np.uint8(0), (250, 1000, 1000, 1))
+    split = Split(images=images, labels=np.zeros(250, np.int32))
+    tracemalloc.start()
+    assert is_shown_inverted(split, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * BLOCK_BYTES

@@ -31,6 +31,28 @@ def test_class_shares_are_compared_by_the_test_of_scipy_whatever_the_names() -> 
         of_classes("classes", {"cat": 1}, {"cat": 0})
 
 
+def test_rare_classes_raise_no_more_false_alarms_than_the_level_of_the_test() -> None:
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 31) ** 2  # most classes have less than one new image
+    drawn = [
+        [
+            dict(zip(map(str, range(30)), rng.multinomial(n, shares / shares.sum()), strict=True))
+            for n in (1000, 20)
+        ]
+        for _ in range(100)
+    ]
+    ps = np.array([of_classes("classes", before, now).p for before, now in drawn])
+    assert (ps < 0.05).sum() <= 10  # the χ² distribution: 18 or so, and 15 of them below 0.005
+    assert (ps < 0.005).sum() <= 3
+    before, now = drawn[0]
+    assert of_classes("classes", before, now).p == ps[0]
+    assert of_classes("classes", before, {"7": 20}).p == 1 / 2000
+
+
+def test_a_class_of_its_own_is_found_among_few_images() -> None:
+    assert of_classes("classes", {"cat": 100, "dog": 100}, {"cow": 4}).p < 0.005
+
+
 def test_a_shift_must_be_significant_among_all_tests_and_large_enough() -> None:
     rng = np.random.default_rng(1)
     reference = np.sort(rng.normal(0, 1, 20_000)).tolist()
@@ -75,9 +97,11 @@ def test_features_that_shift_are_found_in_or_outside_the_directions_of_the_refer
         of_features("f", reference[:19], off)
 
 
-def test_what_so_many_images_can_tell_is_the_distance_at_the_level_of_the_test() -> None:
-    assert smallest_seen(10**9, 1000, 1) == pytest.approx(1.358 / 1000**0.5, rel=0.01)
+def test_what_so_many_images_can_tell_is_the_distance_from_which_a_shift_counts() -> None:
+    assert smallest_seen(10**9, 100, 1) == pytest.approx(1.358 / 100**0.5, rel=0.02)
     assert smallest_seen(1000, 20, 8) > smallest_seen(1000, 200, 8)
+    assert smallest_seen(10**9, 10**6, 1) == 0.1  # smaller ones are significant, and do not count
+    assert smallest_seen(1000, 1, 8) > 1
 
 
 def test_constant_values_are_compared_too() -> None:

@@ -57,9 +57,15 @@ def test_a_single_run_is_taken_to_spread_as_the_seeds_it_is_compared_with() -> N
         assert gap.high - gap.value == pytest.approx(half)
 
 
-def test_seeds_that_all_agree_leave_no_room_for_noise() -> None:
-    gap = welch(student(np.full(3, 0.5), 0.95), student(np.full(3, 0.75), 0.95), 0.95)
-    assert (gap.low, gap.high, gap.is_noise) == (0.25, 0.25, False)
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_that_all_agree_do_not_tell_how_much_others_vary(seeds: int) -> None:
+    same, others = (student(np.full(seeds, share), 0.95) for share in (0.1, 0.7))
+    assert (same.value, same.n, same.sd, same.method) == (0.1, seeds, 0, "")
+    assert math.isnan(same.low)
+    assert welch(same, others, 0.95).is_noise is None
+    assert welch(same, Estimate(value=0.5), 0.95).is_noise is None
+    varying = student(np.array([0.5, 0.7]), 0.95)
+    assert welch(same, varying, 0.95).is_noise is not None
 
 
 def test_newcombes_example_of_two_shares_is_met() -> None:

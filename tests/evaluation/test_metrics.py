@@ -305,4 +305,5 @@ def test_the_most_confused_classes_are_those_with_mistakes_then_those_with_image
     found = guesses([3, 3, 3, 2, 2, 1, 1], labels, classes=6)
     assert metrics.most_confused(found, 3).tolist() == [0, 1, 3]
     assert metrics.most_confused(found, 9).tolist() == [*range(6)]
-    assert metrics.confusion_counts(found)[0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert metrics.confusion_counts(found, np.arange(6))[0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert metrics.confusion_counts(found, np.array([1, 3])).tolist() == [[1, 0], [0, 3]]

@@ -163,6 +163,18 @@ def test_the_confusion_matrix_has_a_row_for_a_class_without_images() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == list("100010000")
 
 
+def test_long_names_are_cut_and_leave_room_for_the_matrix() -> None:
+    names = tuple(f"Tomato___{word} Yellow_Leaf_Curl_Virus_of_1960" for word in ("One", "Two"))
+    figure = drawn(plots.confusion_matrix(predictions(np.eye(2), [0, 1], names=names)))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "Tomato___One Yellow_Leaf_Curl_Virus…",
+        "Tomato___Two Yellow_Leaf_Curl_Virus…",
+    ]
+    short = drawn(plots.confusion_matrix(PERFECT)).axes[0]
+    assert axes.get_window_extent().width > 0.9 * short.get_window_extent().width
+
+
 def test_of_many_classes_those_with_the_most_mistakes_are_drawn() -> None:
     labels = np.arange(1000)
     guesses = np.where(labels % 20 == 7, labels + 1, labels)  # 7 is taken for 8, 27 for 28, …

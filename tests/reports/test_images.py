@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.values import Array, Predictions, Split
+from pipeline.data.values import BLOCK_BYTES, Array, Predictions, Split
 from pipeline.reports.images import (
     MISTAKES,
     MOST_A_CELL,
@@ -174,6 +175,30 @@ def test_large_images_become_thumbnails_that_keep_their_shape() -> None:
     sprite = confusion(made).sprite
     assert (sprite.width, sprite.height, sprite.zoom) == (32, 64, 1)
     np.testing.assert_allclose(tile(sprite, 0), 77, atol=2)
+
+
+def peak_bytes(made: Predictions) -> int:
+    """The memory that a confusion matrix takes beside its predictions."""
+    tracemalloc.start()
+    try:
+        confusion(made)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_images_are_not_all_in_memory_to_become_thumbnails() -> None:
+    count, shape = 220, (512, 512, 3)
+    labels = [*range(count // 20)] * 20
+    images = np.broadcast_to(np.uint8(0), (count, *shape))
+    names = tuple(map(str, range(count)))
+    assert peak_bytes(predictions(labels, labels, [0.5] * count, images, names)) < 3 * BLOCK_BYTES
+
+
+def test_the_cells_without_images_take_no_memory() -> None:
+    names = tuple(map(str, range(3000)))
+    made = predictions([0, 1, 2999], [0, 2, 5], [0.5] * 3, names=names)
+    assert peak_bytes(made) < 8 * 3000**2 / 4
 
 
 def test_the_cells_of_many_classes_get_one_small_thumbnail_each() -> None:

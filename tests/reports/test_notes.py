@@ -12,11 +12,16 @@ from pipeline.reports.notes import (
     accuracy_table,
     code_block,
     escaped,
+    groups_of,
     markdown_table,
     note_of_run,
     summary,
 )
+from pipeline.reports.page import run_html
+from pipeline.reports.template import template
 from tests.commands import configured
+from tests.evaluation.test_slices import predictions as of_files
+from tests.reports.test_page import Page, facts
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,28 @@ def test_a_run_is_described_by_what_it_trained_its_accuracies_its_command_and_it
     ]
     assert command == "```sh\npython -m pipeline seed=7\n```"
     assert report == "Report: [report.html](artifacts:report.html)"
+
+
+def grouped(images: int, size: int) -> Predictions:
+    """Predictions on images of which each `size` belong together."""
+    found = of_files({}, [True] * images)
+    assert found.index is not None
+    groups = np.arange(2 * images) // (2 * size)
+    return replace(found, index=replace(found.index, groups=groups))
+
+
+def test_images_that_belong_together_are_said_not_to_be_independent(config: Config) -> None:
+    assert groups_of(grouped(2000, 100)) == 20
+    assert groups_of(grouped(2000, 1)) is None
+    assert groups_of(predictions(1, 2)) is None
+    found = {"test": grouped(2000, 100), "val": predictions(1, 2)}
+    note = note_of_run(config, found, parameters=None, command="x", report=None)
+    assert "The 2,000 test images are in 20 groups." in note
+    assert note.count("independent") == 1
+    text = run_html(template("report.html"), facts(), config, found)
+    head = Page(text).text("header")
+    assert "2,000 images in 20 groups; the interval treats the images as independent" in head
+    assert head.count("independent") == 1
 
 
 def test_what_a_run_lacks_is_left_out(config: Config) -> None:

@@ -348,6 +348,25 @@ def test_a_percentage_does_not_break_from_its_sign() -> None:
     assert percent(1, 1) == "100.0\N{NO-BREAK SPACE}%"
 
 
+@pytest.mark.parametrize(
+    ("share", "digits", "said"),
+    [
+        (0.9996, 0, ">99"),
+        (0.995, 0, ">99"),
+        (0.99999, 2, ">99.99"),
+        (0.001, 0, "<1"),
+        (0.00001, 1, "<0.1"),
+        (1 - 1e-15, 2, "100.00"),
+        (1e-18, 2, "0.00"),
+        (0, 0, "0"),
+    ],
+)
+def test_what_is_neither_all_nor_nothing_is_not_rounded_to_it(
+    share: float, digits: int, said: str
+) -> None:
+    assert percent(share, digits) == f"{said}\N{NO-BREAK SPACE}%"
+
+
 @pytest.mark.parametrize("shape", [(224, 224, 3), (224, 300, 1), (224, 224, 4)])
 def test_a_report_of_large_images_stays_small(shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(0)

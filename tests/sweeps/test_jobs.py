@@ -10,9 +10,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 
 from pipeline.config.schema import register
+from pipeline.config.search_path import searching
 from pipeline.config.words import left_to_jobs, quoted
 from pipeline.sweeps.jobs import (
     Grid,
@@ -32,15 +34,20 @@ from tests.commands import CONF
 pytestmark = pytest.mark.slow
 
 
-def multirun(*words: str, adaptive: bool = True) -> Multirun:
-    """What Hydra would hand to the sweeper for these words."""
+def multirun(*words: str, adaptive: bool = True, name: str = "config") -> Multirun:
+    """What Hydra would hand to the sweeper for these words and the primary file of this name."""
     register(requests())
     setup_globals()
     loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONF)))
     words = tuple(left_to_jobs(words))
-    composed = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)
+    composed = loader.load_configuration(name, list(words), run_mode=RunMode.MULTIRUN)
     handed = [word for word in words if not word.startswith("hydra")]  # Hydra keeps its own
     return asked_for(handed, composed, loader, adaptive=adaptive)
+
+
+def written(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def params(jobs: Sequence[Job]) -> list[list[str]]:
@@ -85,6 +92,10 @@ WITHOUT_EFFECT = {
     "data_dir=a,b": "cannot be searched: all jobs of a sweep share one cache",
     "sweep.keep_models=1,2": "cannot be searched: it is about the sweep as a whole",
     "sweep.timeout_s=range(1,3)": "cannot be searched: it is about the sweep as a whole",
+    "sweep.params.model=mlp,cnn": (
+        "cannot be searched: it is about the sweep as a whole; write model=mlp,cnn, or quote the "
+        """values: "+sweep.params.model='mlp,cnn'\""""
+    ),
     "sweep=lr_grid,tpe": "cannot be searched: it is about the sweep as a whole",
     "tracking.log_model=false": "has no effect in a sweep: sweep.keep_models says how many",
     "hydra.sweep.subdir=x": "has no effect in a sweep: a job's folder has its number",
@@ -147,6 +158,7 @@ def test_what_each_job_heeds_is_passed_on_though_no_result_depends_on_it(word: s
         ("hydra: {launcher: {n_jobs: 4}}", "hydra.launcher.n_jobs"),
         ("sweep: {keep_models: 9}", "sweep.keep_models"),
         ("tracking: {experiment: other}", "tracking.experiment"),
+        ("hydra: {job: {chdir: true}}", "hydra.job.chdir"),
     ],
 )
 def test_a_file_that_jobs_try_may_not_set_what_the_sweep_decides(
@@ -174,6 +186,28 @@ def test_a_fixed_key_that_only_the_swept_files_have_is_checked_in_each_job() -> 
         RequestError, match=r"job 1 \(optimizer=adam\): optimizer.momentum: no such"
     ):
         wrong.compose(second)
+
+
+def test_the_sweep_itself_has_the_other_fixed_values_beside_one_that_only_jobs_have() -> None:
+    others = ("train.epochs=5", "evaluate.test=false", "optimizer.learning_rate=1e-2")
+    asked = multirun("optimizer=sgd,rmsprop", "optimizer.momentum=0.9", *others)
+    assert asked.unplaced == {"optimizer.momentum": "0.9"}
+    assert (asked.config.train.epochs, asked.config.evaluate.test) == (5, False)
+    assert asked.config.optimizer["learning_rate"] == 0.01
+    configs = [asked.compose(job) for job in grid(asked.searched)]
+    assert [config.evaluate.test for config in configs] == [False, False]
+
+
+def test_a_fixed_key_of_what_an_experiment_sweeps_is_checked_in_each_job(tmp_path: Path) -> None:
+    swept = "# @package _global_\nsweep: {params: {model: 'resnet,depthwise'}}\n"
+    written(tmp_path / "experiment/mine.yaml", swept)
+    with searching(tmp_path):
+        asked = multirun("experiment=mine", "model.blocks=1", "train.epochs=2")
+        assert asked.config.train.epochs == 2
+        configs = [asked.compose(job) for job in grid(asked.searched)]
+        assert [config.model["blocks"] for config in configs] == [1, 1]
+        with pytest.raises(ConfigCompositionException, match="model.blocks"):
+            multirun("experiment=mine", "model=mlp", "model.blocks=1", "seed=0,1")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +330,19 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
     assert asked.command(grid(asked.searched)[1]) == (
         "python -m pipeline train.epochs=2 optimizer.learning_rate=0.0003 model.dropout=0.3"
     )
+
+
+def test_the_command_of_a_job_says_where_its_files_are(tmp_path: Path) -> None:
+    own, more = tmp_path / "own config", tmp_path / "more"
+    written(own / "primary.yaml", "defaults: [config, _self_]\n")
+    written(more / "model/mine.yaml", (CONF / "model/mlp.yaml").read_text())
+    with searching(own):
+        path = f"hydra.searchpath=[file://{more}]"
+        asked = multirun("model=mine", "seed=0,1", path, name="primary")
+        assert asked.command(grid(asked.searched)[1]) == (
+            f"python -m pipeline '--config-dir={own}' --config-name=primary '{path}' "
+            "model=mine seed=1"
+        )
 
 
 def test_the_command_of_a_job_leaves_out_what_has_an_effect_in_other_jobs_only() -> None:

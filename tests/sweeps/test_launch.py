@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
+from hydra_plugins.pipeline_sweeps import LocalLauncher
 from pipeline.sweeps.jobs import Job, grid
-from pipeline.sweeps.launch import jobs_at_once, open_workers, require_at_once, settle_in
+from pipeline.sweeps.launch import (
+    jobs_at_once,
+    open_workers,
+    require_at_once,
+    settle_in,
+    workers_and_threads,
+)
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
 from tests.sweeps.test_jobs import multirun
@@ -62,6 +69,18 @@ def test_a_launcher_says_how_many_jobs_it_runs_at_once_or_nothing(
     launcher: Any, jobs: int | None
 ) -> None:
     assert jobs_at_once(launcher) == jobs
+
+
+@pytest.mark.parametrize("value", ["auto", "all", 2.5, 0, -1, True])
+def test_what_is_no_number_of_workers_or_threads_is_refused(value: Any) -> None:
+    for key in ("n_jobs", "threads"):
+        launcher = LocalLauncher(**{"n_jobs": 1, "threads": None} | {key: value})
+        with pytest.raises(RequestError, match=rf"^hydra.launcher.{key}={value}: must be a whole"):
+            workers_and_threads(launcher)
+    nothing: Any = None
+    with pytest.raises(RequestError, match=r"^hydra.launcher.n_jobs=null: must be a whole number"):
+        workers_and_threads(LocalLauncher(n_jobs=nothing, threads=1))
+    assert workers_and_threads(LocalLauncher(n_jobs=10_000, threads=None)) == (10_000, 1)
 
 
 def test_a_search_is_refused_a_launcher_that_cannot_say() -> None:

@@ -78,6 +78,40 @@ def test_a_search_may_be_given_more_trials_but_no_other_sampler(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("then", "now", "difference"),
+    [
+        (
+            "dataset=mnist",
+            "dataset=fashion_mnist",
+            "dataset._target_ was .*mnist, is .*fashion_mnist",
+        ),
+        (
+            "optimizer=adam",
+            "optimizer._target_=keras.optimizers.Nadam",
+            "optimizer._target_ was keras.optimizers.Adam, is keras.optimizers.Nadam",
+        ),
+    ],
+)
+def test_a_search_is_resumed_with_its_own_builders_only(
+    then: str, now: str, difference: str, tmp_path: Path
+) -> None:
+    space = "model.dropout=interval(0,0.5)"
+    made = of_search(space, then)
+    made.save(tmp_path)
+    made.require_same(tmp_path)
+    with pytest.raises(RequestError, match=difference):
+        of_search(space, now).require_same(tmp_path)
+
+
+def test_a_search_of_an_earlier_version_did_not_record_its_builders(tmp_path: Path) -> None:
+    now = of_search("model.dropout=interval(0,0.5)")
+    then = json.loads(now.text)
+    then["base"] = {key: value for key, value in then["base"].items() if "_target_" not in key}
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(then))
+    now.require_same(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("word", "difference"),
     [
         ("sweep.storage=sqlite:///other.db", "storage was sqlite:///s.db, is sqlite:///other.db"),

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from hydra_plugins.pipeline_sweeps import LocalLauncher
+from pipeline.config.search_path import searching
+from pipeline.config.trusted import trust
 from pipeline.sweeps.plan import Plan, plan_again, plan_sweep
 from pipeline.system.errors import RequestError
 from tests.sweeps.test_jobs import multirun
@@ -15,6 +17,8 @@ pytestmark = pytest.mark.slow
 
 ELSEWHERE = SimpleNamespace(n_jobs=2)
 SEARCH = "hydra/sweeper=search"
+UNTRUSTED = "model: {_target_: models_of_one_job.tiny}"
+MINE = f"trusted_modules: [models_of_one_job]\n{UNTRUSTED}"
 
 
 def planned(line: str, launcher: Any = None) -> Plan:
@@ -85,6 +89,21 @@ def test_a_single_job_that_cannot_work_may_fail(line: str) -> None:
     assert len(planned(line).jobs) == (0 if SEARCH in line else 2)
 
 
+def test_jobs_may_trust_different_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models_of_one_job.py").write_text("def tiny(images, classes): ...\n")
+    for name, lines in (("plain", ""), ("mine", MINE)):
+        path = tmp_path / f"conf/experiment/{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# @package _global_\n{lines}\n")
+    line = "experiment=mine,plain dataset=digits model=linear"
+    assert len(planned(line).jobs) == 2
+    (tmp_path / "conf/experiment/plain.yaml").write_text(f"# @package _global_\n{UNTRUSTED}\n")
+    with pytest.raises(RequestError, match=r"job 1 .* if you trust the module models_of_one_job"):
+        planned(line)
+    trust([])
+
+
 def test_what_runs_elsewhere_may_find_its_files_there() -> None:
     line = "dataset=folder dataset.path=/data/of/the/cluster seed=0,1"
     assert len(planned(line, ELSEWHERE).jobs) == 2
@@ -101,8 +120,37 @@ def test_the_jobs_of_a_sweep_to_resume_are_those_of_its_folder(tmp_path: Path) -
     again.manifest.require_same(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pruner", "option"),
+    [("median", "n_warmup_steps"), ("asha", "min_resource"), ("hyperband", "min_resource")],
+)
+def test_a_pruner_that_no_epoch_lets_prune_is_refused(pruner: str, option: str) -> None:
+    line = f"{SEARCH} dataset=digits sweep.pruner={pruner} +sweep.pruner_options.{option}=6"
+    said = rf"^sweep.pruner_options.{option}=6 leaves sweep.pruner={pruner} without effect in 5 ep"
+    with pytest.raises(RequestError, match=said):
+        planned(f"{line} seed=0,1 train.epochs=5")
+    planned(f"{line} train.epochs=5,6")
+
+
+def test_the_pruner_of_a_file_may_be_left_without_effect_unless_it_would_fail(
+    tmp_path: Path,
+) -> None:
+    planned(f"{SEARCH} sweep=network dataset=digits optimizer=adamw train.epochs=1")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/mine.yaml").write_text(
+        "defaults: [default]\npruner: hyperband\npruner_options: {min_resource: 3}\n"
+    )
+    with (
+        searching(tmp_path),
+        pytest.raises(RequestError, match=r"min_resource=3 leaves .* in 2 ep"),
+    ):
+        planned(f"{SEARCH} sweep=mine dataset=digits train.epochs=2 seed=0,1")
+
+
 def test_settings_of_the_sweep_itself_are_checked_first() -> None:
-    with pytest.raises(RequestError, match=r"^hydra.launcher.n_jobs and hydra.launcher.threads: 1"):
+    with pytest.raises(RequestError, match=r"^hydra.job.chdir=true: .* leave it out"):
+        planned("seed=0,1 dataset=digits hydra.job.chdir=true")
+    with pytest.raises(RequestError, match=r"^hydra.launcher.n_jobs=0: must be a whole number, 1"):
         planned("seed=0,1 dataset=digits", LocalLauncher(n_jobs=0, threads=1))
     with pytest.raises(RequestError, match=r"does not say how many jobs it runs at once"):
         planned(f"{SEARCH} seed=0,1 dataset=digits", SimpleNamespace())

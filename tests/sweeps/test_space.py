@@ -34,6 +34,11 @@ def test_hydras_grammar_becomes_optunas_distributions() -> None:
     }
 
 
+def test_shuffled_choices_are_those_of_a_resumed_study() -> None:
+    [space] = distributions(asked("seed=shuffle(choice(5,3,8,1,9,7))").searched).values()
+    assert space.choices == ("5", "3", "8", "1", "9", "7")
+
+
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [

@@ -17,9 +17,11 @@ from pipeline.sweeps.study import (
     STORAGE,
     Search,
     open_storage,
+    pass_on_secret_address,
     pruning_listener,
     require_sense,
     require_shareable,
+    require_trials,
 )
 from pipeline.system.errors import Pruned, RequestError
 from tests.stress.matrix import matrix
@@ -27,6 +29,7 @@ from tests.sweeps.test_jobs import multirun
 
 pytestmark = pytest.mark.slow  # importing Optuna takes a second
 asked = cache(multirun)  # composing takes longer than searching
+HYPERBAND = ("sweep.pruner=hyperband",)
 SPACE = ("optimizer.learning_rate=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)")
 
 
@@ -214,6 +217,20 @@ def test_a_study_of_other_objectives_is_not_shared(
     shared(storage, replace(settings(tmp_path), study="new"))
 
 
+def test_the_study_of_a_sweep_to_resume_has_the_trials_of_its_jobs(tmp_path: Path) -> None:
+    source = search(tmp_path, sweep_id="mine")
+    mine = [next(source.jobs()).index for _ in range(2)]
+    other = next(search(tmp_path, sweep_id="other").jobs()).index
+    storage, named = open_storage(str(tmp_path / "study.journal")), settings(tmp_path)
+    require_trials(storage, named, sweep_id="mine", jobs=mine)
+    for study, jobs in (("s", [*mine, other]), ("s", [7]), ("another", mine)):
+        with pytest.raises(
+            RequestError, match=f"^sweep.resume=mine: .*sweep.storage={tmp_path}/study.journal; "
+        ):
+            require_trials(storage, replace(named, study=study), sweep_id="mine", jobs=jobs)
+    require_trials(storage, replace(named, study="another"), sweep_id="mine", jobs=[])
+
+
 def test_a_study_of_other_choices_is_not_shared(tmp_path: Path) -> None:
     source = search(tmp_path, space=("model=mlp,cnn", "model.dropout=interval(0,0.5)"))
     next(source.jobs())
@@ -272,6 +289,15 @@ def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (("+sweep.sampler_options.seed=5",), "sampler_options.seed has .* write sweep.seed=5"),
+        ((*HYPERBAND, "+sweep.pruner_options.reduction_factor=1"), "`reduction_factor` is 1"),
+        ((*HYPERBAND, "+sweep.pruner_options.min_resource=0"), "`min_resource` is 0"),
+        ((*HYPERBAND, "+sweep.pruner_options.min_resource=auto"), "must be a whole number"),
+        (
+            (*HYPERBAND, "+sweep.pruner_options={min_resource: 4, max_resource: 3}"),
+            "min_resource=4 must not be above max_resource=3",
+        ),
+        ((*HYPERBAND, "+sweep.pruner_options.warm=3"), "HyperbandPruner: .*'warm'"),
         (("+sweep.sampler_options={startup: 3}",), r"sampler_options: TPESampler: .*'startup'"),
         (
             ("sweep.pruner=median", "+sweep.pruner_options={warm: 3}"),
@@ -311,14 +337,18 @@ def test_gp_asks_for_pytorch_where_there_is_none(
 def test_an_address_with_a_password_reaches_jobs_by_their_environment_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(STORAGE, raising=False)
+    monkeypatch.setenv(STORAGE, "")  # so that it is as before afterwards
+    monkeypatch.delenv(STORAGE)
     address = "postgresql+psycopg://me:canary@host/studies"
     secret = replace(settings(tmp_path, "sweep.pruner=median"), storage=address)
     searched = asked(*SPACE).searched
     journal = open_storage(str(tmp_path / "study.journal"))
+    pass_on_secret_address(replace(secret, pruner="none"))
+    assert STORAGE not in os.environ
+    pass_on_secret_address(secret)
+    assert os.environ[STORAGE] == address
     source = Search(secret, searched, sweep_id="s", storage=journal)
     assert source.job_settings == {"study": "s"}
-    assert os.environ[STORAGE] == address
     plain = Search(settings(tmp_path, "sweep.pruner=median"), searched, sweep_id="s")
     assert plain.job_settings == {"study": "s", "storage": str(tmp_path / "study.journal")}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 import signal
 import statistics
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,15 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from mlflow.entities import Run
 
 from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, SweepObjective
+from pipeline.sweeps.plan import plan_sweep
 from pipeline.sweeps.runs import children
+from pipeline.sweeps.study import STORAGE
 from pipeline.sweeps.sweep import sweep as carry_out
 from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import (
@@ -50,6 +54,7 @@ from tests.commands import (
 from tests.pictures import class_folders
 from tests.stores import is_free
 from tests.stress.matrix import matrix, only_stressed
+from tests.sweeps.test_jobs import multirun
 from tests.test_main import DRIVER, Answer, assert_helpful
 from tests.warm import WarmProcess
 
@@ -313,6 +318,52 @@ def test_leakage_beside_weights_that_have_seen_the_data_is_refused_before_a_job_
         monkeypatch.setattr("pipeline.tracking.runs.find_run", lambda source, config: seen)
         with pytest.raises(RequestError, match="abcd1234: that run .* leave the weights out"):
             carry_out(plan, None)
+
+
+def test_workers_start_with_the_password_of_the_study_in_their_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, address = configured("dataset=synthetic"), "postgresql://me:canary@host/studies"
+    config.sweep = replace(config.sweep, pruner="median", storage=address)
+    plan: Any = SimpleNamespace(multirun=SimpleNamespace(config=config, searched=()), adaptive=True)
+    inherited: list[str] = []
+
+    def open_workers(launcher: Any, jobs: int) -> Any:
+        inherited.append(os.environ[STORAGE])
+        raise InterruptedError
+
+    monkeypatch.setenv(STORAGE, "that of another sweep")
+    monkeypatch.setattr("pipeline.sweeps.sweep.open_workers", open_workers)
+    with pytest.raises(InterruptedError):
+        carry_out(plan, None)
+    assert inherited == [address]
+
+
+ELSEWHERE = SimpleNamespace(n_jobs=1)
+
+
+def test_a_search_whose_study_is_gone_is_not_resumed(tmp_path: Path) -> None:
+    words = ("hydra/sweeper=search", "dataset=synthetic", "model.dropout=interval(0,0.5)")
+    with inside(tmp_path):
+        first = plan_sweep(multirun(*words), ELSEWHERE, adaptive=True)
+        first.manifest.save(tmp_path)
+        searched = first.manifest.searched
+        with record(first.multirun.config, tmp_path, searched=searched) as parent:
+            here = parent.client.get_run(parent.id).info.experiment_id
+            parent.client.create_run(here, tags={PARENT: parent.id, INDEX: "0"})
+        resume = f"sweep.resume={parent.id}"
+        again = plan_sweep(multirun(*words, resume), ELSEWHERE, adaptive=True)
+        with pytest.raises(RequestError, match=f"^{resume}: the study .*{tmp_path}/study.journal"):
+            carry_out(again, ELSEWHERE)
+        assert parent.client.get_run(parent.id).info.status == "FINISHED"
+
+
+def test_two_new_sweeps_are_not_in_one_folder(tmp_path: Path) -> None:
+    with inside(tmp_path), FileLock(tmp_path / ".lock"):
+        asked = multirun("dataset=synthetic", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+        plan = plan_sweep(asked, ELSEWHERE, adaptive=False)
+        with pytest.raises(RequestError, match=f"^hydra.sweep.dir={tmp_path}: another sweep is at"):
+            carry_out(plan, ELSEWHERE)
 
 
 @pytest.mark.parametrize("case", REFUSED)

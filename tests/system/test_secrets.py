@@ -80,6 +80,24 @@ def test_a_secret_is_hidden_in_words_and_wherever_its_text_occurs_afterwards(
     assert line.getMessage() == "to ***"
 
 
+def test_a_malformed_call_of_the_log_ends_nothing_and_shows_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    learn([f"--password={CANARY}"])
+    handler = logging.StreamHandler(io.StringIO())
+    log = logging.Logger("theirs")
+    log.addHandler(handler)
+    for malformed in (("accuracy", 0.9), (f"at {CANARY}", CANARY)):
+        log.info(*malformed)
+    said = printed.getvalue()
+    assert "Logging error" in said
+    assert "Message: 'at ***'" in said
+    assert CANARY not in said
+
+
 def test_what_is_not_secret_stays() -> None:
     words = ["train.epochs=3", "model.hidden=[64,32]", "tracking.run_name=a key: to it"]
     assert [hide_word(word) for word in words[:2]] == words[:2]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.data.values import Identity
 from pipeline.tracking.values import by_split, champion_uri, code_label, of_kept_weights
 from tests.verbs.compare.test_rows import RUN, run
 
@@ -51,6 +52,14 @@ def test_the_code_is_its_commit_and_what_was_not_committed(
     tags: dict[str, str], state: str
 ) -> None:
     assert code_label(tags) == state
+
+
+def test_the_data_of_a_run_is_identified_by_its_content_and_by_its_groups_if_recorded() -> None:
+    content = {"data.fingerprint": "f" * 64}
+    assert replace(RUN, tags=content).identity == Identity(fingerprint="f" * 64)
+    grouped = replace(RUN, tags=content | {"data.groups": "a" * 64})
+    assert grouped.identity == Identity(fingerprint="f" * 64, grouping="a" * 64)
+    assert replace(RUN, tags={}).identity is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.data.values import Identity
 from pipeline.system.errors import RequestError
 from pipeline.verbs.evaluate import evaluate_recorded
 from tests.commands import configured
@@ -25,7 +26,7 @@ def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_ev
     recorded = SimpleNamespace(
         id="abcd0000",
         config=then,
-        fingerprint="f" * 64,
+        identity=Identity(fingerprint="f" * 64),
         model_uri="models:/m-1",
         load_model=lambda: "the model",
     )
@@ -43,7 +44,7 @@ def test_a_run_is_completed_with_its_own_settings_and_the_current_ones_of_the_ev
     assert config.data_dir == str(tmp_path)
     assert began is then
     assert (model, recording) == ("the model", ("abcd0000", tmp_path))
-    assert more == {"uri": "models:/m-1", "fingerprint": "f" * 64}
+    assert more == {"uri": "models:/m-1", "identity": recorded.identity}
 
 
 def test_without_a_run_it_is_asked_for(tmp_path: Path) -> None:

@@ -21,7 +21,14 @@ def of_run() -> Config:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The run that is found, and a page of it that only says whether it is explained."""
-    run = SimpleNamespace(id="abcd0000", is_sweep=False, has=lambda name: True, load_model=object)
+    run = SimpleNamespace(
+        id="abcd0000",
+        is_sweep=False,
+        has=lambda name: True,
+        text={"data.html": "its data"}.__getitem__,
+        predictions=lambda: {"test": None},
+        load_model=object,
+    )
     monkeypatch.setattr("pipeline.tracking.runs.find_run", lambda *given, **more: run)
     monkeypatch.setattr("pipeline.tracking.recording.reopen", lambda *given: None)
     monkeypatch.setattr(
@@ -38,6 +45,14 @@ def test_the_page_of_a_run_is_written_into_the_folder(
     path = report(of_run(), RebuiltReport(explain=explain), tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text() == f"abcd0000: {explain}"
+    assert (tmp_path / "data.html").read_text() == "its data"
+
+
+def test_a_report_without_a_page_of_the_data_stands_alone(
+    recorded: SimpleNamespace, tmp_path: Path
+) -> None:
+    recorded.has = lambda name: name != "data.html"
+    assert [report(of_run(), RebuiltReport(explain=False), tmp_path)] == [*tmp_path.iterdir()]
 
 
 def test_what_has_no_report_or_cannot_be_explained_is_refused(
@@ -46,6 +61,9 @@ def test_what_has_no_report_or_cannot_be_explained_is_refused(
     with pytest.raises(RequestError, match=r"^run_id: say which run to report"):
         report(configured(*QUICK), RebuiltReport(explain=False), tmp_path)
     recorded.has = lambda name: name != "predictions.npz"
+    with pytest.raises(RequestError, match=r"^report.explain=true: run abcd0000 has no predic"):
+        report(of_run(), RebuiltReport(explain=True), tmp_path)
+    recorded.has, recorded.predictions = lambda name: True, dict  # evaluated on no split
     with pytest.raises(RequestError, match=r"^report.explain=true: run abcd0000 has no predic"):
         report(of_run(), RebuiltReport(explain=True), tmp_path)
     recorded.is_sweep = True

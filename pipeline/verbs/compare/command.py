@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.evaluation.intervals import Resampling
 from pipeline.evaluation.metrics import scale_of
 from pipeline.libraries import import_slow
 from pipeline.reports.template import read_template
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
 from pipeline.system.imports import uncollected
 from pipeline.system.terminal import standard_output
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     from pipeline.verbs.compare.choice import ChosenRuns
 
 MOST_READ = 20  # runs whose stored predictions are read
+LOGGED_S = 30.0  # within which the sweep's own run takes the page
+
+log = logging.getLogger(__name__)
 
 
 def compare(config: Config, request: Compare, folder: Path) -> Comparison:
     """Compares the requested runs; writes the page and the plots to `folder`.
 
-    For the jobs of a sweep, these are also logged to the sweep's own run, under `compare/`.
+    For the jobs of a sweep, these are also logged to the sweep's own run, under `compare/`; if it
+    does not take them, the log says so.
 
     Raises:
         RequestError: the runs cannot be found, or none of them has the metric.
@@ -155,6 +160,16 @@ def _json(comparison: Comparison) -> str:
 
 
 def _log(sweep: str, files: list[Path], config: Config) -> None:
+    from pipeline.tracking.client import STORE_ERRORS, answered
     from pipeline.tracking.recording import reopen
 
-    reopen(sweep, config.tracking, files[0].parent).log_files(files, "compare")
+    recording = reopen(sweep, config.tracking, files[0].parent)
+    try:
+        answered(lambda: recording.log_files(files, "compare"), LOGGED_S)
+        return
+    except TimeoutError:
+        reason = f"no answer within {LOGGED_S:g} s"
+    except (*STORE_ERRORS, OSError, PipelineError) as error:
+        reason = one_line(error)
+    where = files[0].parent
+    log.warning("The page is in %s only, not in the sweep's own run %s: %s", where, sweep, reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -174,7 +174,10 @@ def _estimate(
     intervals: Mapping[tuple[str, str], Estimate],
     resampling: Resampling,
 ) -> Estimate:
-    """A metric with its interval over seeds; of one run, over images if that is known."""
+    """A metric with its interval over seeds; of one run, over images if that is known.
+
+    Seeds that all agree have the interval of one run: they do not show how much seeds vary.
+    """
     known = [
         intervals.get((run.id, metric)) or Estimate(value=run.metrics[metric])
         for run in row.runs
@@ -183,13 +186,17 @@ def _estimate(
     known = [one for one in known if math.isfinite(one.value)]
     if not known:
         return Estimate(value=math.nan, n=0)
-    if len(known) > 1:
-        over_seeds = student(np.array([one.value for one in known]), resampling.confidence)
+    over_seeds = None if len(known) == 1 else student(_values(known), resampling.confidence)
+    if over_seeds and over_seeds.sd:
         return scale_of(metric).within(over_seeds)
-    images = row.runs[0].sizes.get(metric.partition("/")[0])
-    if not known[0].method and _is_accuracy(metric) and images:
-        return wilson(known[0].value, images, resampling.confidence)
-    return known[0]
+    one, images = known[0], row.runs[0].sizes.get(metric.partition("/")[0])
+    if not one.method and _is_accuracy(metric) and images:
+        one = wilson(one.value, images, resampling.confidence)
+    return replace(one, n=over_seeds.n, sd=over_seeds.sd) if over_seeds else one
+
+
+def _values(estimates: Sequence[Estimate]) -> Array:
+    return np.array([one.value for one in estimates])
 
 
 def _is_accuracy(metric: str) -> bool:
@@ -236,7 +243,7 @@ def _differences(
     for position, other in enumerate(others, start=1):
         if position in gaps:
             yield gaps[position]
-        elif max(first.n, other.n) > 1 and min(first.n, other.n) > 0:
+        elif (first.sd > 0 or other.sd > 0) and min(first.n, other.n) > 0:
             yield welch(first, other, resampling.confidence)
         else:  # NaN if one of them has no interval
             yield newcombe(first, other)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.plots import without_markup
+from pipeline.evaluation.plots import cut, without_markup
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
 from pipeline.verbs.compare.verdicts import seeds_of, standing
@@ -25,7 +25,6 @@ DPI = 120
 _WIDTH, ROW, ABOVE, BELOW, _ASIDE, _PAD = 6.5, 0.36, 0.05, 0.55, 0.3, 0.08
 NAMES = 3.8  # inches that the rows' names may take
 _LONG = 28  # characters of a row's name; longer ones are written smaller
-_LONGEST = 36  # characters of a class's name; longer ones are cut
 _SMALL, NORMAL = 8.0, 10.0  # points
 _BEST, LEVEL, WORSE, UNKNOWN = "#1b6ca8", "#6baed6", "#b0b7bf", "#6b7785"
 BETTER, LOST = "#2a9d62", "#c8553d"
@@ -54,7 +53,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     colours = [_BEST, *(tones.get(standing(row, comparison), WORSE) for row in rows[1:])]
     figure, axes = _rows_of(
         [_name(row, comparison.metric) for row in rows],
-        f"{comparison.metric} with {comparison.resampling.confidence:.0%} intervals",
+        f"{comparison.metric} with {100 * comparison.resampling.confidence:g}% intervals",
     )
     positions = range(len(rows))
     low, high = [one.low for one in estimates], [one.high for one in estimates]
@@ -76,7 +75,7 @@ def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
     few = len(ordered) < len(pair.classes)
     more = f"; {len(ordered)} of {len(pair.classes):,} classes" if few else ""
     figure, axes = _rows_of(
-        [_cut(one.name) for one in ordered],
+        [cut(one.name) for one in ordered],
         f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images{more}",
         ascending=True,
     )
@@ -163,10 +162,6 @@ def _name(row: Compared, metric: str) -> str:
     """The row's name, with the number of its seeds."""
     seeds = f"  ({seeds_of(row, metric)} seeds)" if len(row.row.runs) > 1 else ""
     return row.label + seeds
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _value(compared: Compared, comparison: Comparison) -> float:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
+from pipeline.config.flat import as_param
 from pipeline.evaluation.intervals import BOOTSTRAP, PAIRED, WELCH, Estimate
 from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED
@@ -37,6 +38,11 @@ def notes(comparison: Comparison) -> Iterator[str]:
         )
         if list(comparison.traits) == [SEED]:
             yield "The runs differ only in their seed: their differences are chance in training."
+    if group := next(filter(None, map(_group, comparison.rows)), None):
+        yield (
+            f"Pictures belong together (dataset.group={group}), but intervals and tests over "
+            "images treat them as independent: they claim more certainty than there is."
+        )
     if comparison.packages:
         yield f"Installed packages also differ: {'; '.join(comparison.packages)}."
     if len(comparison.rows) > 2:
@@ -116,7 +122,7 @@ def _of_pair(comparison: Comparison, pair: PairedRuns) -> str:
     test = pair.test
     seen = (
         f"On {pair.images:,} {pair.split} images {one} is right on {pair.first:.2%}, {other} on "
-        f"{pair.second:.2%}: {points[0]:+.2f} points ({comparison.resampling.confidence:.0%} "
+        f"{pair.second:.2%}: {points[0]:+.2f} points ({100 * comparison.resampling.confidence:g}% "
         f"interval {points[1]:+.2f} to {points[2]:+.2f}). {one} alone is right on "
         f"{test.only_first:,} images, {other} alone on {test.only_second:,} (McNemar's exact test, "
         f"{p_value(test.p_value)}). "
@@ -164,6 +170,12 @@ def _described(compared: Compared, metric: str) -> str:
     return f"{interval(compared.estimates[metric])} ({compared.label}{seeds})"
 
 
+def _group(compared: Compared) -> str | None:
+    """What the runs' pictures were grouped by, if they were."""
+    group = compared.row.runs[0].params.get("dataset.group", "")
+    return None if group in ("", as_param(None)) else group
+
+
 def _is_partly_known(comparison: Comparison, metric: str) -> bool:
     """Whether some but not all runs of a row have a metric."""
     return any(0 < row.estimates[metric].n < len(row.row.runs) for row in comparison.rows)
@@ -187,9 +199,9 @@ def _how(comparison: Comparison) -> str:
         return (
             f"{comparison.metric} comes without intervals: a single run has them only for "
             "accuracies and losses of a split whose predictions were read, several seeds for every "
-            "metric."
+            "metric in which they differ."
         )
-    confidence = f"{comparison.resampling.confidence:.0%} intervals"
+    confidence = f"{100 * comparison.resampling.confidence:g}% intervals"
     said = f"{comparison.metric} has {confidence} by " + _counted(main)
     if gaps:
         said += "; differences to the first row by " + _counted(gaps)

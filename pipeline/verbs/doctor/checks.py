@@ -29,6 +29,7 @@ from pipeline.system.errors import first_line, first_of
 from pipeline.system.files import user_path
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
+from pipeline.verbs.doctor.leftovers import deletion, entries_in
 
 PROBE_S = (
     90.0  # limit for importing TensorFlow: it takes 5 s, or 25 s cold and without compiled bytecode
@@ -39,7 +40,6 @@ LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
 SET_UP = "rm -f .venv/.ready && make setup"  # which has nothing to do where that file is valid
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-CACHED = ("raw", "split", "features")  # kinds of entries of the data cache
 
 
 def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
@@ -177,19 +177,21 @@ def _gpus(seen: list[str]) -> Iterator[Finding]:
 
 def data(config: Config) -> Iterator[Finding]:
     """Checks each cached data set against its checksums, and that the chosen one is available."""
-    for folder in sorted({entry.parent for entry in Path(config.data_dir).glob("*/raw-*")}):
-        yield _cached(folder)
+    data_dir = Path(config.data_dir)
+    entries = entries_in(data_dir)
+    for folder in sorted({entry.parent for entry in entries if entry.name.startswith("raw-")}):
+        name = folder.relative_to(data_dir).as_posix()
+        yield _cached(name, folder, [entry for entry in entries if entry.parent == folder])
     if not raw_folder(config).is_dir():
         yield _source(config.choices.dataset, config.dataset)
 
 
-def _cached(folder: Path) -> Finding:
-    entries = sorted(entry for kind in CACHED for entry in folder.glob(f"{kind}-*"))
+def _cached(name: str, folder: Path, entries: Iterable[Path]) -> Finding:
     damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
     if not damaged:
-        return ok("data", f"{folder.name} is cached and intact ({folder})")
+        return ok("data", f"{name} is cached and intact ({folder})")
     told = "; ".join(f"{entry}: {reason}" for entry, reason in damaged.items())
-    mend = f"python -m pipeline preprocess dataset={folder.name} (the next run does this too)"
+    mend = f"{deletion(damaged)} (a run that needs them makes them again)"
     return warning("data", f"damaged: {told}", mend)
 
 

@@ -81,15 +81,25 @@ def unsent() -> Iterator[Finding]:
             yield warning("unsent", says, mend)
 
 
+def entries_in(data_dir: Path) -> list[Path]:
+    """The entries of the data cache, of all data sets and kinds."""
+    known = {kind for kinds, *_ in _CACHES for kind in kinds}
+    return [
+        path
+        for path in sorted(data_dir.rglob("*-*"))
+        if _ENTRY.match(path.name) and _kind(path) in known and path.is_dir()
+    ]
+
+
 def _caches(data_dir: Path) -> Iterator[Finding]:
-    entries = [path for path in data_dir.rglob("*-*") if _ENTRY.match(path.name) and path.is_dir()]
+    entries = entries_in(data_dir)
     for kinds, called, says in _CACHES:
         if chosen := [path for path in entries if _kind(path) in kinds]:
-            yield ok("leftovers", f"{called}, {_size(chosen)}; {says}", _delete(_by_kind(chosen)))
+            yield ok("leftovers", f"{called}, {_size(chosen)}; {says}", deletion(_by_kind(chosen)))
     programs = data_dir / "xla"
     if programs.is_dir():
         says = f"programs compiled by XLA, {_size([programs])}; rebuilt when needed"
-        yield ok("leftovers", says, _delete([programs]))
+        yield ok("leftovers", says, deletion([programs]))
 
 
 def _kind(entry: Path) -> str:
@@ -121,7 +131,7 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
     ]
     if spare:
         says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
-        yield ok("leftovers", says, _delete(_by_day(spare, found)))
+        yield ok("leftovers", says, deletion(_by_day(spare, found)))
     if kept := [path for path in found if path not in spare]:
         why = "of resumable or unrecorded runs"
         if made is None:
@@ -143,7 +153,7 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
         says = (
             f"folders of {len(ended)} finished sweeps, {_size(ended)}; needed only to extend them"
         )
-        yield ok("leftovers", says, _delete(ended))
+        yield ok("leftovers", says, deletion(ended))
     if kept := [path for path in found if path not in ended]:
         says = f"folders of {len(kept)} unfinished or unrecorded sweeps"
         yield ok("leftovers", f"{says}, {_size(kept)}")
@@ -165,7 +175,7 @@ def _partial(data_dir: Path) -> Iterator[Finding]:
     ]
     if dead:
         yield ok(
-            "leftovers", f"half-written files of killed processes, {_size(dead)}", _delete(dead)
+            "leftovers", f"half-written files of killed processes, {_size(dead)}", deletion(dead)
         )
 
 
@@ -184,7 +194,8 @@ def _by_day(paths: Iterable[Path], all_of_them: Iterable[Path]) -> list[Path]:
     return short
 
 
-def _delete(paths: Iterable[Path]) -> str:
+def deletion(paths: Iterable[Path]) -> str:
+    """The command that deletes these files and folders, which may be patterns."""
     words = map(_quoted_but_stars, sorted(paths))
     return f"rm -r -- {' '.join(words)}"
 

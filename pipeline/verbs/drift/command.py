@@ -64,8 +64,9 @@ _UNSURE = 24  # pictures on the page
 class Drifted:
     """The comparison of new pictures with the data of run `run_id`.
 
-    `values` are those of the new pictures, by quantity; `smallest` is the smallest distance that is
-    significant for so many pictures; `unknown` are classes that the run does not have.
+    `values` are those of the new pictures, by quantity; `smallest` is the smallest distance that
+    counts for so many pictures, above 1 for too few; `unknown` are classes that the run does not
+    have.
     """
 
     run_id: str
@@ -100,10 +101,7 @@ class Drifted:
     def verdict(self) -> str:
         """The conclusion of the comparison, in a sentence or two."""
         if not self.found:
-            return (
-                f"No drift found: {self.pictures:,} new pictures look like the training data. "
-                f"Among so many, a shift shows from a distance of {self.smallest:.2f}."
-            )
+            return self._none_found()
         far = any(shift.level == 2 for shift in self.found)
         told = ", ".join(_in_words(shift) for shift in self.found)
         advice = (
@@ -113,6 +111,16 @@ class Drifted:
         )
         how = "far " if far else ""
         return f"The new pictures differ {how}from the training data: {told}. {advice}"
+
+    def _none_found(self) -> str:
+        if self.smallest > 1:
+            few = counted(self.pictures, "new picture is", "new pictures are")
+            return f"No drift found, but {few} too few to find a shift of values; compare more."
+        alike = counted(self.pictures, "new picture looks", "new pictures look")
+        return (
+            f"No drift found: {alike} like the training data. "
+            f"Among so many, a shift shows from a distance of {self.smallest:.2f}."
+        )
 
 
 def _in_words(shift: Shift) -> str:
@@ -139,8 +147,8 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
         )
     located(request.path, KEY)  # a path that is not there is told before the run is looked for
     run = _reference(config)
-    pictures = new_pictures(request.path, run.config.dataset)
     summary = _summary(run)
+    pictures = new_pictures(request.path, run.config.dataset, summary.classes)
     height, width, channels = summary.shape
     if channels not in MODES:
         raise RequestError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +22,14 @@ _ADVICE = re.compile(r"; name [^;\n]*: dataset\.\w+=\S+")  # on keys that `drift
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NewPictures:
-    """The new pictures; without `has_classes`, the labels of the listing mean nothing."""
+    """The new pictures; without `has_classes`, the labels of the listing mean nothing.
+
+    `foreign` are the names that would be their classes, if none of these is a class of the run.
+    """
 
     listing: Listing
     has_classes: bool
+    foreign: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -38,21 +42,25 @@ class NewPictures:
                 rows, _NAMED, lambda row: f"{printable(row.file)}: {row.reason}", separator="; "
             )
             said.append(f"left out: {counted(len(rows), 'row', 'rows')} of the list: {told}")
+        if self.foreign:
+            names = first_of(self.foreign, _NAMED, printable)
+            said.append(f"classes are not compared, as the run has none of these: {names}")
         return [*filter(None, said)]
 
 
-def new_pictures(path: str, dataset: Mapping[str, Any]) -> NewPictures:
+def new_pictures(path: str, dataset: Mapping[str, Any], known: Collection[str]) -> NewPictures:
     """The pictures at a path, with their classes if they have any.
 
-    `dataset` are the keys of the run's data set. If that was one of the user's own pictures, its
-    classes, columns and root are used where they fit. If more pictures lie loose than in class
-    folders, all are taken, without classes.
+    `dataset` are the keys of the run's data set, `known` the names of its classes. If it was one of
+    the user's own pictures, its classes, columns and root are used where they fit. If more pictures
+    lie loose than in class folders, or no class is a known one (folders per month or camera), all
+    are taken, without classes.
 
     Raises:
         RequestError: there are no pictures; the message names `drift.path`.
     """
     with of_drift():
-        return _found(path, _keys(dataset))
+        return _found(path, _keys(dataset), known)
 
 
 @contextmanager
@@ -74,7 +82,7 @@ def _keys(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dataset[key] for key in keys if dataset[key] is not None}
 
 
-def _found(path: str, keys: Mapping[str, Any]) -> NewPictures:
+def _found(path: str, keys: Mapping[str, Any], known: Collection[str]) -> NewPictures:
     # The list's own folder comes before the run's root, which may hold files of the same names.
     ways = _without(keys, ("root",), (), ("classes", "root"), ("classes",))
     try:
@@ -85,6 +93,11 @@ def _found(path: str, keys: Mapping[str, Any]) -> NewPictures:
         raise
     if _is_mostly_loose(found):
         return NewPictures(listing=_all_pictures(path, keys), has_classes=False)
+    if {*found.class_names}.isdisjoint(known):
+        names = found.class_names
+        with suppress(RequestError):  # a list in a folder that holds no picture itself
+            found = _all_pictures(path, keys)
+        return NewPictures(listing=found, has_classes=False, foreign=names)
     return NewPictures(listing=found, has_classes=True)
 
 

@@ -25,6 +25,7 @@ from pipeline.data.pictures import (
 )
 from pipeline.data.values import Array, Shape
 from pipeline.reports.explained import overlay
+from pipeline.reports.page import percent
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
 from pipeline.verbs.predict.writers import PredictedBlock
@@ -170,7 +171,7 @@ def _caption(
     filled = max(1, round(TILE * cell.probability))
     pen.rectangle((left, top, left + TILE - 1, top + 4), TRACK)
     pen.rectangle((left, top, left + filled - 1, top + 4), colour)
-    share = f"{cell.probability:.0%}"
+    share = percent(cell.probability, 0)
     width = pen.textlength(share, fonts.share)
     pen.text((left + TILE - width, top + 10), share, colour, fonts.share)
     label = _short(pen, cell.label, TILE - width - 8, fonts.label)

@@ -42,7 +42,7 @@ def gather(
         RequestError: the data set of the run is unavailable.
     """
     then = replace(candidate.config, data_dir=config.data_dir)
-    raw = ingest(then, fingerprint=candidate.fingerprint)
+    raw = ingest(then, identity=candidate.identity)
     logged = _logged(candidate, raw)
     tried = _tried(str(candidate.model_uri), config, raw)
     present = _champion(champion, logged, config, raw) if champion and logged else None

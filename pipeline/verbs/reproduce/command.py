@@ -97,7 +97,7 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     # Imported only now: a refusal need not wait for TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
         story = import_slow("pipeline.run")
-    result: Result = story.run(again, folder, fingerprint=run.fingerprint)
+    result: Result = story.run(again, folder, identity=run.identity)
     rerun = _recorded(result.run_id, config)
     pairs = paired(run.logged, rerun.logged)
     verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
@@ -189,7 +189,7 @@ def _again(run: RecordedRun, today: Config) -> Config:
 
 
 def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
-    raw = ingest(again, fingerprint=run.fingerprint)
+    raw = ingest(again, identity=run.identity)
     at_start = origin.recorded_origin(
         run.tags,
         patch=run.text("code.patch") if run.has_uncommitted_changes else "",

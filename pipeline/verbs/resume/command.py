@@ -66,7 +66,7 @@ def resume(config: Config, request: Resume, folder: Path) -> Result:
         with native_messages_to(own / "tensorflow.log"):
             story = import_slow("pipeline.run")
         start = Start(run_id=run.id, progress=progress)
-        result: Result = story.run(then, own, start=start, fingerprint=run.fingerprint)
+        result: Result = story.run(then, own, start=start, identity=run.identity)
     return result
 
 
@@ -133,7 +133,7 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
 
 def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
     """Describes what has changed since the run began; refuses changes unless `force` is set."""
-    raw = ingest(then, fingerprint=run.fingerprint)
+    raw = ingest(then, identity=run.identity)
     at_start = origin.recorded_origin(
         run.tags, patch=_kept(folder, "code.patch"), environment=_kept(folder, "environment.txt")
     )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -53,7 +54,7 @@ async def _watch(watch: Watch, app: FastAPI) -> None:
     while True:
         await asyncio.sleep(watch.every_s)
         try:
-            newest = await asyncio.to_thread(watch.find)
+            newest = await _found(watch.find)
             if newest.uri != known:
                 await _moved(watch, app, newest)
                 known = newest.uri
@@ -63,6 +64,34 @@ async def _watch(watch: Watch, app: FastAPI) -> None:
             if one_line(error) != complaint:
                 complaint = one_line(error)
                 log.warning("%s is not followed for now: %s", watch.alias, complaint)
+
+
+async def _found(find: Callable[[], ModelVersion]) -> ModelVersion:
+    """What `find` returns or raises, in a thread that the end of the server does not wait for.
+
+    A store that hangs answers after minutes.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[ModelVersion] = loop.create_future()
+
+    def settle(result: ModelVersion | BaseException) -> None:
+        if answer.done():  # cancelled
+            return
+        if isinstance(result, BaseException):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    def work() -> None:
+        try:
+            result: ModelVersion | BaseException = find()
+        except BaseException as error:
+            result = error
+        with suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(settle, result)
+
+    Thread(target=work, daemon=True).start()
+    return await answer
 
 
 async def _moved(watch: Watch, app: FastAPI, newest: ModelVersion) -> None:

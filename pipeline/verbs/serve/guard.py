@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,8 @@ class Guard:
             name = _host(origin.decode("latin-1").partition("://")[2])
             if not self._knows(name, scope):
                 return FORBIDDEN, (
-                    "pages of other sites may not ask; allow theirs with serve.allowed_hosts=[…]"
+                    "pages of other sites may not ask; let one proxy serve the page and pass its "
+                    "requests on, and allow the proxy's name with serve.allowed_hosts=[…]"
                 )
         if self._token is not None and scope["path"] not in OPEN:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -203,35 +205,41 @@ class Room:
 async def body_of(request: Request, room: Room, most: int) -> AsyncIterator[bytes]:
     """A request's body of at most `most` bytes, which takes its size of `room` during the block.
 
-    Small bodies take nothing.
+    Small bodies take nothing. One that does not tell its size takes `most` once it is no longer
+    small.
 
     Raises:
         Refused: it is larger, does not arrive in time, or finds too little room.
     """
-    declared = request.headers.get("content-length", "0")
-    size = most if "transfer-encoding" in request.headers else int(declared)
+    body, parts = bytearray(), request.stream()
+    if "transfer-encoding" in request.headers:
+        await _read(parts, body, most, enough=SMALL)
+        size = most if len(body) > SMALL else 0
+    else:
+        size = int(request.headers.get("content-length", "0"))
     if size > most:
         raise _too_large(most)
-    if size <= SMALL:
-        yield await _read(request, most)
-    else:
-        async with room.taking(size):
-            yield await _read(request, most)
+    async with room.taking(size) if size > SMALL else nullcontext():
+        await _read(parts, body, most)
+        yield bytes(body)
 
 
-async def _read(request: Request, most: int) -> bytes:
-    body = bytearray()
+async def _read(
+    parts: AsyncIterator[bytes], body: bytearray, most: int, *, enough: float = math.inf
+) -> None:
+    """Adds the rest of a body of at most `most` bytes; stops at more than `enough` bytes."""
     try:
         async with asyncio.timeout(BODY_S):
-            async for part in request.stream():
+            async for part in parts:
                 body += part
                 if len(body) > most:
                     raise _too_large(most)
+                if len(body) > enough:
+                    return
     except TimeoutError:
         raise Refused(TIMED_OUT, f"the body did not arrive within {BODY_S:g} s") from None
     except ClientDisconnect:
         raise Refused(BAD_REQUEST, "the connection ended before the body did") from None
-    return bytes(body)
 
 
 def _too_large(most: int) -> Refused:

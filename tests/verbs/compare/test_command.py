@@ -12,10 +12,14 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from sqlalchemy.orm import Session
 
 from pipeline.system.errors import RequestError
+from pipeline.tracking import client
 from pipeline.tracking.client import connect, experiment
+from pipeline.verbs.compare import command
 from pipeline.verbs.compare.command import MOST_READ
 from tests.commands import carried_out, inside, pipeline, unread
 
@@ -180,6 +184,40 @@ def test_a_sweep_gets_page_and_picture_into_its_own_run(
     assert "The difference is significant: the first is better." in printed
     logged = [file.path for file in store.client.list_artifacts(store.sweep, "compare")]
     assert logged == ["compare/compare.html", "compare/compare.png"]
+
+
+def away(*_: Any, **__: Any) -> None:
+    raise ConnectionError("the place of the artefacts: credentials have expired")
+
+
+def denied(*_: Any, **__: Any) -> None:
+    raise MlflowException("only READ", error_code=PERMISSION_DENIED)
+
+
+def read_only(*_: Any, **__: Any) -> None:
+    raise PermissionError(13, "Permission denied", "mlartifacts")
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [(away, "no answer within 0.2 s"), (denied, "only READ"), (read_only, "Permission denied")],
+)
+def test_a_sweep_that_cannot_be_written_to_is_compared_all_the_same(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    refused: Any,
+    said: str,
+) -> None:
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refused)
+    monkeypatch.setattr(command, "LOGGED_S", 0.2)
+    monkeypatch.setattr(client, "AWAY_S", 1.0)  # for which a thread goes on trying
+    compared(tmp_path, "sweep=latest")
+    assert f"6 jobs of sweep {store.sweep}" in capsys.readouterr().out
+    assert f"not in the sweep's own run {store.sweep}" in caplog.text
+    assert said in caplog.text
 
 
 def test_the_page_asks_nothing_of_the_network(

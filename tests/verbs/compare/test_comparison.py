@@ -83,6 +83,29 @@ def test_a_row_over_seeds_has_mean_sd_n_and_students_interval() -> None:
     assert folded.sd == pytest.approx(0.25 / np.sqrt(2))
 
 
+def test_seeds_that_all_agree_have_the_interval_of_their_images() -> None:
+    accuracies = {"1": 0.95, "2": 0.90}
+    runs = [
+        replace(run(f"{rate}{seed}", seed=seed, rate=rate, accuracy=share), sizes={"val": 20})
+        for rate, share in accuracies.items()
+        for seed in range(2)
+    ]
+    found = compared(runs)
+    first, second = found.rows
+    best = first.estimates["val/accuracy"]
+    assert (best.value, best.n, best.sd, best.method) == (0.95, 2, 0, WILSON)
+    assert (best.low, best.high) == pytest.approx((0.7639, 0.9911), abs=1e-4)
+    assert second.difference is not None
+    assert second.difference.method == NEWCOMBE
+    assert second.difference.is_noise
+    assert "within noise" in verdict(found)
+    single = compared([*runs[:2], replace(runs[2], params={"seed": "0"})])
+    assert [row.difference.method for row in single.rows[1:] if row.difference] == [NEWCOMBE]
+    unknown = compared([replace(one, sizes={}) for one in runs])
+    assert [row.estimates["val/accuracy"].method for row in unknown.rows] == ["", ""]
+    assert "cannot be told" in verdict(unknown)
+
+
 def test_two_runs_stay_two_rows_in_their_order_even_if_their_seeds_alone_differ() -> None:
     found = compared([run("a", seed=0, accuracy=0.5), run("b", seed=1, accuracy=0.75)])
     assert [row.label for row in found.rows] == ["a", "b"]

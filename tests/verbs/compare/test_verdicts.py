@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-from pipeline.evaluation.intervals import (
-    Estimate,
-)
+from dataclasses import replace
+
+import pytest
+
+from pipeline.evaluation.intervals import Estimate, Resampling
+from pipeline.verbs.compare.plots import figures
 from pipeline.verbs.compare.verdicts import (
     change,
     interval,
@@ -29,9 +32,29 @@ def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
     assert any("looks better than it is" in note for note in notes(compared(runs)))
 
 
+def test_it_is_said_when_pictures_belong_together() -> None:
+    runs = [run("a"), run("b", rate="2"), run("c", rate="3")]
+    assert not any("belong together" in note for note in notes(compared(runs)))
+    for group, told in (("null", False), ("film", True)):
+        of_films = [replace(one, params={**one.params, "dataset.group": group}) for one in runs]
+        said = [note for note in notes(compared(of_films)) if "(dataset.group=film)" in note]
+        assert bool(said) == told
+
+
 def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> None:
     runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate((0.9, 0.89, 0.88))]
     assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
+
+
+@pytest.mark.parametrize("confidence", ["99.9%", "97.5%", "95%"])
+def test_the_coverage_of_intervals_is_not_rounded(confidence: str) -> None:
+    of = Resampling(confidence=float(confidence[:-1]) / 100, resamples=100)
+    found = replace(compared([run("a"), run("b", rate="2")]), resampling=of)
+    assert any(f"has {confidence} intervals" in note for note in notes(found))
+    paired = compared([run("a"), run("b", rate="2")], a=answers(300), b=answers(290))
+    assert f"({confidence} interval" in verdict(replace(paired, resampling=of))
+    labels = [text.get_text() for text in figures(found)["compare"].texts]
+    assert f"val/accuracy with {confidence} intervals" in labels
 
 
 def test_numbers_are_told_for_people() -> None:

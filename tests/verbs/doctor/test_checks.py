@@ -10,11 +10,13 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.data import datasets
-from pipeline.data.load import ingest
+from pipeline.data.load import data_folder, ingest
+from pipeline.data.measures import measured
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor import checks
 from pipeline.verbs.doctor.findings import Finding
-from tests.commands import configured
+from tests.commands import configured, of_data
+from tests.pictures import LEAF, class_folders
 
 Usage = namedtuple("Usage", "total used free")
 NUMPY = version("numpy")
@@ -136,7 +138,21 @@ def test_a_cached_data_set_is_verified_and_a_changed_one_told(digits: Config) ->
     assert found.state == "warning"
     assert "test_labels.npy was changed" in found.says
     assert found.mend is not None
-    assert "preprocess dataset=digits" in found.mend
+    assert found.mend == f"rm -r -- {labels.parent} (a run that needs them makes them again)"
+
+
+def test_packed_pictures_are_verified_too_and_data_sets_in_subfolders(tmp_path: Path) -> None:
+    leaf = {**LEAF, "path": str(class_folders(tmp_path / "photos"))}
+    config = of_data(leaf, "mine/birds", tmp_path / "data")
+    raw = ingest(config)
+    measured(raw, data_folder(config))
+    assert one(checks.data(config)).says.startswith("mine/birds is cached and intact")
+    for kind in ("pixels", "raw", "measures"):
+        [array, *_] = sorted((tmp_path / "data").rglob(f"{kind}-*/*.npy"))
+        content = array.read_bytes()
+        array.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert f"{array.parent}: {array.name} was changed" in one(checks.data(config)).says
+        array.write_bytes(content)
 
 
 def fashion(tmp_path: Path, *overrides: str) -> Finding:

@@ -13,6 +13,7 @@ import pytest
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.training import models
+from pipeline.verbs.drift.command import Drifted
 from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import class_folders, noise, put
 from tests.reports.test_page import Page
@@ -84,6 +85,28 @@ def test_what_has_shifted_is_named_and_fails_where_that_is_asked_for(
     assert "read as 2 class folders" in page.text("header")
     assert page.all("i") == []
     assert page.all("script") == []
+
+
+@pytest.mark.parametrize(
+    ("count", "smallest", "said"),
+    [
+        (1, 1.7, "No drift found, but 1 new picture is too few to find a shift of values"),
+        (3, 1.01, "No drift found, but 3 new pictures are too few to find a shift of values"),
+        (900, 0.1, "No drift found: 900 new pictures look like .* from a distance of 0.10"),
+    ],
+)
+def test_too_few_pictures_are_not_said_to_look_like_the_training_data(
+    count: int, smallest: float, said: str
+) -> None:
+    result = Drifted(
+        run_id="1",
+        pictures=count,
+        shifts=(),
+        smallest=smallest,
+        output=Path("drift.csv"),
+        page=Path("drift.html"),
+    )
+    assert re.match(said, result.verdict)
 
 
 def test_where_no_picture_can_be_read_the_path_is_named(run_id: str, tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from tests.pictures import LEAF
 ARRAYS = {"_target_": "pipeline.data.datasets.npz", "path": "a.npz", "class_names": None}
 
 
+KNOWN = ("cat", "dog", "car", "pet", "cow")
+
+
 def found(path: Path, **keys: Any) -> NewPictures:
-    return new_pictures(str(path), {**LEAF, **keys})
+    return new_pictures(str(path), {**LEAF, **keys}, KNOWN)
 
 
 def classes(new: NewPictures) -> dict[str, str]:
@@ -67,7 +70,7 @@ def test_the_root_of_the_run_counts_where_the_list_has_no_pictures_beside_it(
 
 def test_the_keys_of_another_kind_of_data_set_are_not_used(tmp_path: Path) -> None:
     folder = touched(tmp_path, "cat/1.png", "dog/1.png")
-    new = new_pictures(str(folder), ARRAYS)
+    new = new_pictures(str(folder), ARRAYS, KNOWN)
     assert classes(new) == {"cat/1.png": "cat", "dog/1.png": "dog"}
 
 
@@ -79,6 +82,27 @@ def test_pictures_that_mostly_lie_loose_are_all_taken_without_classes(tmp_path: 
     new = found(touched(folder, "3.png"))
     assert (len(new.listing), new.has_classes) == (5, False)
     assert new.remarks == ["read as pictures without classes"]
+
+
+def test_folders_and_labels_that_the_run_does_not_have_are_no_classes(tmp_path: Path) -> None:
+    names = ("2026-01/1.png", "2026-01/3/2.png", "2026-02/1.png", "loose.png")
+    new = found(touched(tmp_path / "new", *names))
+    assert (new.listing.files, new.has_classes) == (names, False)
+    assert new.remarks == [
+        "read as pictures without classes",
+        "classes are not compared, as the run has none of these: 2026-01, 2026-02",
+    ]
+    new = found(touched(tmp_path / "new", "cat/1.png"))
+    assert (new.has_classes, new.foreign) == (True, ())
+    touched(tmp_path, "1.png", "2.png")
+    (tmp_path / "new.csv").write_text("path,label\n1.png,left\n2.png,right\n")
+    new = found(tmp_path / "new.csv")
+    assert (new.listing.files, new.has_classes) == (("1.png", "2.png"), False)
+    assert new.foreign == ("left", "right")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "new.csv").write_text("path,label\n1.png,left\n2.png,right\n")
+    new = found(tmp_path / "lists", root=str(tmp_path))
+    assert (new.listing.files, new.has_classes) == (("1.png", "2.png"), False)
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,13 @@ def test_a_sheet_is_drawn_from_pictures_in_memory() -> None:
     left, top = GAP + 20, HEADER + GAP + 20
     assert page.getpixel((left, top)) == (255, 0, 0)
     assert page.getpixel((left + TILE + GAP, top)) == (0, 0, 255)
+
+
+def test_a_class_that_is_not_certain_does_not_look_so() -> None:
+    original = Image.new("RGB", (TILE, TILE), "red")
+    pages = []
+    for probability in (1.0, 0.9996):
+        sheet = sheet_of(np.zeros((1, *SHAPE), np.uint8), Path("a.npy"), inverted=False)
+        sheet.cells[0] = replace(sheet.cells[0], probability=probability)
+        pages.append(sheet.draw([original], read_fonts()))
+    assert pages[0].tobytes() != pages[1].tobytes()

@@ -180,6 +180,8 @@ def test_a_run_that_too_few_images_show_to_be_as_good_is_refused_and_says_so(
 ) -> None:
     [gate] = failed(judge(beside_champion(candidate, champion), LENIENT))
     assert gate.says.endswith("; too few images to rule out such a loss")
+    surer = replace(LENIENT, alpha=0.001)
+    assert ", 99.9% interval " in failed(judge(beside_champion(candidate, champion), surer))[0].says
     assert failing(beside_champion(candidate, champion), replace(LENIENT, margin=0.9)) == []
 
 

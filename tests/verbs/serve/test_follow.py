@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from threading import Event
 from typing import Any
 
 import pytest
@@ -62,6 +63,21 @@ def test_the_version_that_the_alias_moves_to_is_served() -> None:
     find, _ = answers(FIRST, SECOND)
     app = watched(find, served, lambda app: app.state.served.about["serving"] == SECOND.uri)
     assert app.state.served.about == {"serving": SECOND.uri}
+
+
+def test_a_server_ends_while_the_store_hangs() -> None:
+    asked, ended, answered = Event(), Event(), Event()
+
+    def find() -> ModelVersion:
+        asked.set()
+        ended.wait(20)
+        answered.set()
+        return SECOND
+
+    app = watched(find, served, lambda app: asked.is_set())
+    assert not answered.is_set()
+    ended.set()
+    assert app.state.served.about == {"serving": FIRST.uri}
 
 
 def test_a_version_is_loaded_once() -> None:

@@ -8,8 +8,8 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from pipeline.data.values import Array
 from pipeline.verbs.serve import app as application
 from pipeline.verbs.serve import guard
 from pipeline.verbs.serve.app import Limits, create_app
-from pipeline.verbs.serve.bodies import SMALL, images_in, memory_to_read
+from pipeline.verbs.serve.bodies import SMALL, Refused, images_in, memory_to_read
 from pipeline.verbs.serve.guard import LOOPBACK, Access, Connection, Room
 from tests.stress.matrix import matrix
 from tests.verbs.serve.test_app import LIMITS, ask, brightness, image, running, served
@@ -104,7 +104,10 @@ def test_a_server_at_every_address_goes_by_the_one_a_connection_arrives_at() -> 
 @matrix(41)
 def test_a_page_of_another_site_may_not_post(origin: str) -> None:
     status, said = asked(APP, host="localhost", origin=origin)
-    assert (status, "pages of other sites" in said["error"]) == (403, True)
+    assert (status, "pages of other sites may not ask; let one proxy" in said["error"]) == (
+        403,
+        True,
+    )
     assert over_asgi(APP, "GET", "/ping", b"", {"origin": origin})[0] == 200
 
 
@@ -371,6 +374,24 @@ def test_large_bodies_wait_for_their_turn_and_small_ones_do_not(
         late.sendall(LARGE[-1:])
         assert answered(late)
         assert ask(address, LARGE).status_code == 200
+
+
+class Full(Room):
+    """Room that other requests hold."""
+
+    @asynccontextmanager
+    async def taking(self, wanted: int) -> AsyncIterator[None]:
+        raise Refused(guard.BUSY, f"no {wanted} bytes")
+        yield
+
+
+def test_a_body_of_unknown_size_takes_room_once_it_is_large() -> None:
+    app = create_app(served(), LIMITS)
+    app.state.bodies = Full(1)
+    chunked = {"transfer-encoding": "chunked"}
+    assert asked(app, GOOD, **chunked)[0] == 200
+    status, said = asked(app, LARGE, **chunked)
+    assert (status, said["error"]) == (503, f"no {LIMITS.body_bytes} bytes")
 
 
 def test_no_more_requests_are_worked_on_in_threads_than_there_are_places(
