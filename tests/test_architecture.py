@@ -23,6 +23,7 @@ SLOW = {"keras", "tensorflow", "sklearn", "matplotlib", "mlflow"}
 PURE = (
     "data.values",
     "data.grouping",
+    "data.polarity",
     "data.split",
     "training.augment",
     "training.models",

@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a folder without pictures": (["dataset=folder", "dataset.path=."], ["no pictures there"]),
     "arrays in a file that is no archive": (
         ["train", "dataset=npz", "dataset.path=file"],
-        ["file: the zip archive is cut off"],
+        ["file: this is no file of numpy.savez"],
     ),
     "a data set that may not be fetched": (
         ["dataset=cifar10", "dataset.download=false"],

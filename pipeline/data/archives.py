@@ -1,6 +1,6 @@
 """Reads files in zip and tar archives where they are.
 
-Only a compressed tar archive is unpacked, once, to an unnamed temporary file.
+Only compressed tar archives, once, and arrays are unpacked, to unnamed temporary files.
 
 Archives are not trusted: what they declare is checked before memory is taken for it, and an archive
 with a member outside itself is refused as a whole.
@@ -16,9 +16,9 @@ import lzma
 import math
 import os
 import re
-import shutil
 import stat
 import struct
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -64,6 +64,8 @@ _PACKED: Mapping[bytes, Callable[[Path], io.BufferedIOBase]] = {
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"BZh": bz2.BZ2File,
 }
+_ZIP = (b"PK\3\4", b"PK\5\6")  # how a zip archive begins
+_ARRAY = b"\x93NUMPY"  # how a `.npy` file begins
 _OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 Member = TypeVar("Member")
 
@@ -113,7 +115,7 @@ def is_in_archive(text: str) -> bool:
 def _archive_at(path: Path, state: tuple[int, ...]) -> Place | None:
     with path.open("rb") as file:
         start = file.read(512)
-    if start.startswith((b"PK\3\4", b"PK\5\6")):
+    if start.startswith(_ZIP):
         with _refusing(path):
             return _zip(path)
     empty = len(start) == tarfile.BLOCKSIZE and not start.strip(b"\0")
@@ -132,7 +134,7 @@ def arrays_at(text: str, key: str) -> Zip:
     """The `.npz` file of that name, which is a zip archive.
 
     Raises:
-        RequestError: it does not exist, is another file or damaged; the message begins with `key`.
+        RequestError: it does not exist, is another file or damaged; names `key` or the file.
     """
     path = user_path(text)
     if not path.is_file():
@@ -141,6 +143,14 @@ def arrays_at(text: str, key: str) -> Zip:
             raise RequestError(f"{key}={text} lies in the archive {place.root}; unpack it first")
         raise RequestError(f"{key}={text} is a folder; name a file that numpy.savez wrote")
     with _refusing(path):
+        with path.open("rb") as file:
+            start = file.read(max(map(len, (*_ZIP, _ARRAY))))
+        if not start.startswith(_ZIP):
+            what = "a single array" if start.startswith(_ARRAY) else "no file of numpy.savez"
+            raise _Refused(
+                f"this is {what}; save images and labels together, "
+                "numpy.savez('data.npz', x_train=…, y_train=…, x_test=…, y_test=…)"
+            )
         return _zip(path)
 
 
@@ -235,12 +245,14 @@ class Zip:
             RequestError: it is damaged, not an array, or holds Python objects.
         """
         try:
-            with tempfile.TemporaryFile() as file:
-                with self.archive.open(_member(self.members, name)) as member:
-                    shutil.copyfileobj(member, file, _CHUNK)
-                size = file.tell()
-                file.seek(0)
-                return _mapped(file, size)
+            with self.archive.open(_member(self.members, name)) as member:
+                unpacked = _Unpacked(member)
+                size = unpacked.seek(sys.maxsize)
+            unpacked.end()
+            unpacked.file.seek(0)
+            return _mapped(unpacked.file, size)
+        except _Refused as error:
+            raise RequestError(f"{self.root}: {error}") from error
         except Exception as error:  # each method of compression raises its own
             reason = str(error) if isinstance(error, ValueError) else one_line(error)
             raise RequestError(
@@ -361,13 +373,13 @@ def _check_directory(path: Path) -> int:
 
 
 class _Unpacked:
-    """A compressed archive as a stream that is unpacked to an unnamed file.
+    """A compressed archive or member as a stream that is unpacked to an unnamed file.
 
-    It is unpacked once; then several threads can read its members in any order. The file is gone
-    when the process ends.
+    An archive is unpacked once; then several threads can read its members in any order. The file is
+    gone when the process ends.
     """
 
-    def __init__(self, packed: io.BufferedIOBase) -> None:
+    def __init__(self, packed: io.BufferedIOBase | IO[bytes]) -> None:
         self.packed = packed
         self.file = tempfile.TemporaryFile(dir=_large_temporary())  # noqa: SIM115 (it stays open)
         self.place = 0
@@ -417,7 +429,7 @@ def _writing() -> Iterator[None]:
     except OSError as error:
         raise _Refused(
             f"it cannot be unpacked to {_large_temporary()} ({error.strerror}); set TMPDIR to a "
-            "folder with more space, or unpack it yourself, and name the folder"
+            "folder with more space"
         ) from error
 
 

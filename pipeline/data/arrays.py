@@ -82,12 +82,21 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
     Raises:
         RequestError: a file is missing, or it is unclear which set is meant.
     """
-    place, below = located(path, "dataset.path")
+    place, below = located(path, "dataset.path", refused=_part_of_set)
+    if below and not below.endswith("/") and (why := _part_of_set(place.root / below)):
+        raise RequestError(f"dataset.path={path} {why}")
     sets = _idx_sets(name for name in place.contents().files if name.startswith(below))
     chosen = _set_of(sets, prefix, path)
     found = sets[chosen]
     _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
     return place, chosen, found
+
+
+def _part_of_set(file: Path) -> str | None:
+    """Why a file is not a whole set, going by its name."""
+    if _IDX.fullmatch(file.name):
+        return f"is one file of a set; name the folder of all: dataset.path={file.parent}"
+    return None
 
 
 def _idx_sets(files: Iterable[str]) -> dict[str, Names]:

@@ -93,7 +93,19 @@ def load_or_build(folder: Path, build: Callable[[], Content], *, verify: bool = 
         arrays, meta = build()
         with _naming(folder), replacing(folder) as part:
             _write(part, arrays, meta)
+        _take_over(arrays, folder)
         return _load(folder, cached=False)
+
+
+def _take_over(arrays: Mapping[str, Array | Stream | Path], folder: Path) -> None:
+    """Removes the other names of files that became arrays of an entry.
+
+    If that came after the check of the entry, it would change their times, as new content does.
+    """
+    for name, array in arrays.items():
+        with suppress(OSError):  # another process may have a file of that name by now
+            if isinstance(array, Path) and array.samefile(folder / f"{name}.npy"):
+                array.unlink()
 
 
 def load_stored(folder: Path) -> Entry:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config.schema import Check, Checks
 from pipeline.data.files import printable
 from pipeline.data.measures import Measures, labels_by_row, splits_of
-from pipeline.data.values import Array, RawData
+from pipeline.data.values import Array, RawData, exceeds
 from pipeline.system.errors import RequestError, counted, first_of
 
 _NAMED = 3  # classes or files that a message names
@@ -78,7 +78,7 @@ def _smallest_class(raw: RawData, measures: Measures, limit: float) -> Told:
 def _imbalance(raw: RawData, measures: Measures, limit: float) -> Told:
     counts = _counts(raw)
     least, most = int(counts.argmin()), int(counts.argmax())
-    if not counts[least] or counts[most] <= limit * counts[least]:
+    if not counts[least] or not exceeds(counts[most], counts[least], limit):
         return FINE
     names = [printable(raw.class_names[one]) for one in (most, least)]
     ratio = counts[most] / counts[least]
@@ -94,7 +94,7 @@ def _bad_files(raw: RawData, measures: Measures, limit: float) -> Told:
         return FINE
     bad = raw.index.unreadable
     count = len(bad) + len(raw.index.files)
-    if len(bad) <= limit * count:
+    if not exceeds(len(bad), count, limit):
         return FINE
     told = first_of(bad, _NAMED, lambda one: f"{one[0]} ({one[1]})")
     above = _above(len(bad), count, limit)
@@ -105,7 +105,7 @@ def _conflicts(raw: RawData, measures: Measures, limit: float) -> Told:
     pairs = conflicts(raw, measures)
     count = len(np.unique(pairs))
     total = len(measures.rows)
-    if count <= limit * total:
+    if not exceeds(count, total, limit):
         return FINE
     told = first_of(
         pairs.tolist(), _NAMED, lambda pair: " = ".join(called(raw, row) for row in pair)
@@ -120,7 +120,7 @@ def _conflicts(raw: RawData, measures: Measures, limit: float) -> Told:
 def _blank(raw: RawData, measures: Measures, limit: float) -> Told:
     rows = measures.rows[measures.blank]
     total = len(measures.rows)
-    if len(rows) <= limit * total:
+    if not exceeds(len(rows), total, limit):
         return FINE
     told = first_of(rows.tolist(), _NAMED, lambda row: called(raw, row))
     above = _above(len(rows), total, limit)
@@ -157,10 +157,13 @@ def conflicts(raw: RawData, measures: Measures) -> Array:
 
 
 def called(raw: RawData, row: int) -> str:
-    """The name of a row of the packed array: its file, or its split and index in that."""
+    """The name of a row of the packed array: its file, or its split and index in that.
+
+    The index is that of `dataset.exclude`: it also counts the images which that leaves out.
+    """
     if raw.index is not None:
         return printable(raw.index.files[row])
-    for name, split in splits_of(raw).items():
+    for name, split in splits_of(raw.whole or raw).items():
         if len(positions := np.flatnonzero(split.rows == row)):
             return f"{name} no. {positions[0]}"
     return f"row {row}"

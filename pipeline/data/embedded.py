@@ -27,7 +27,11 @@ from pipeline.system.imports import Lazy
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")
 
 _NAME = re.compile(r"(.+\.(?:parquet|pq))/([^/]+)/(\d+)(?:\.\w+)?", re.IGNORECASE)
-_GROUPS = 3  # row groups in memory: threads that decode pictures in order need one or two
+_GROUPS = 3  # row groups in memory at least
+_ROWS = 64 * (os.cpu_count() or 1)
+"""Rows that are being decoded: at most four chunks of 16 per core (`packing.py`)."""
+GROUP_BYTES = 2**28
+"""Most bytes of the row groups in memory, if these are more than _GROUPS."""
 
 
 def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
@@ -124,10 +128,19 @@ class _Column:
     def _group(self, number: int) -> Any:
         if number not in self.groups:
             self.groups[number] = self.file.read_row_group(number, columns=[self.name]).column(0)
-            if len(self.groups) > _GROUPS:
+            while len(self.groups) > _GROUPS and self._has_more_than_needed():
                 self.groups.popitem(last=False)
         self.groups.move_to_end(number)
         return self.groups[number]
+
+    def _has_more_than_needed(self) -> bool:
+        """Whether all rows that are being decoded would be in memory without the oldest group.
+
+        These rows may begin in the middle of a group, and end in the middle of another.
+        """
+        rows = [len(group) for group in self.groups.values()]
+        size = sum(group.nbytes for group in self.groups.values())
+        return size > GROUP_BYTES or sum(rows) - 2 * rows[0] >= _ROWS
 
 
 @lru_cache(maxsize=2)

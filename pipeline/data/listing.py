@@ -35,7 +35,7 @@ from pipeline.data.files import (
     rest,
 )
 from pipeline.data.places import NO_FILE, Contents, Folder, Place
-from pipeline.data.values import SPLITS, Array
+from pipeline.data.values import SPLITS, Array, exceeds
 from pipeline.system.errors import RequestError, counted, joined, some_of
 
 
@@ -433,21 +433,21 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
     return _from_folders(place, tree, layout, wanted, left_out, notes)
 
 
-def unlabelled(path: str, *, key: str) -> Listing | None:
+def unlabelled(path: str, *, key: str, path_column: str | None = None) -> Listing | None:
     """All pictures of a folder, archive or Parquet file, without classes; None without pictures.
 
-    Also None for another list.
+    Also None for another list. The column of a Parquet file is chosen as for training, with the
+    `path_column` that was named there, if the file has it.
 
     Raises:
-        RequestError: nothing lies there; the message begins with `key`.
+        RequestError: nothing lies there, or several columns hold pictures; the message begins with
+            `key`.
     """
     place, below = located(path, key)
     left_out: Counter[str] = Counter()
     notes: list[str] = []
     if _ending(below) in label_lists.PARQUET:
-        table = _table(place, below)
-        names = [table.columns[column] for column in table.embedded[:1]]
-        files = tuple(name for column in names for name in column if name)
+        files = _inside(_table(place, below), path_column, f"{key}={path}")
     elif below and not below.endswith("/"):
         return None
     else:
@@ -462,6 +462,21 @@ def unlabelled(path: str, *, key: str) -> Listing | None:
     layout = "pictures without classes"
     listing = _of_no_class(place, files, layout)
     return replace(listing, left_out=tuple(left_out.most_common()), notes=tuple(notes))
+
+
+def _inside(table: label_lists.Table, path_column: str | None, told: str) -> tuple[str, ...]:
+    """The pictures that lie in a list itself, in the column that training would take."""
+    if not table.embedded:
+        return ()
+    named = path_column if path_column in table.columns else None
+    try:
+        chosen = label_lists.without_labels(table, named)
+    except RequestError as error:
+        raise RequestError(
+            f"{told} holds pictures in several columns ({joined(table.embedded)}); remove all but "
+            "the one to be read"
+        ) from error
+    return tuple(name for column in chosen.embedded for name in chosen.columns[column] if name)
 
 
 def unlabelled_list(
@@ -723,7 +738,7 @@ def _united_lists(
             where = joined([as_line(names[n]) for n, _ in rows[file]])
             contrary.append(Unreadable(file=pictures.root / file, reason=f"listed in {where}"))
     told = joined([as_line(name) for name in dict.fromkeys(names)])
-    if len(contrary) > wanted.max_bad * len(rows):
+    if exceeds(len(contrary), len(rows), wanted.max_bad):
         raise RequestError(_too_many(told, contrary, "pictures", len(rows), wanted.max_bad))
     named = {split for part in parts for split in part.splits}
     if emptied := sorted(named - {parts[n].splits[row] for n, row in kept}):
@@ -795,7 +810,7 @@ def _pictures_of(
         Unreadable(file=folder / path if path else place.root / name, reason=reason)
         for path, reason in rows.unusable
     ]
-    if len(bad) > wanted.max_bad * len(table.lines):
+    if exceeds(len(bad), len(table.lines), wanted.max_bad):
         missing = [path for path, reason in rows.unusable if reason == label_lists.MISSING]
         near = _whereabouts(pictures, below, missing[0]) if missing else ""
         raise RequestError(_too_many(told, bad, "rows", len(table.lines), wanted.max_bad) + near)

@@ -340,7 +340,8 @@ def _excluded(entry: cache.Entry, raw: RawData) -> RawData:
     splits = splits_of(raw)
     left = {name: _split({"images": raw.train.images, **entry.arrays}, name) for name in splits}
     gone = sum(map(len, splits.values())) - sum(map(len, left.values()))
-    made = replace(_with(raw, left), excluded=gone, cached=raw.cached and entry.cached)
+    cached = raw.cached and entry.cached
+    made = replace(_with(raw, left), excluded=gone, whole=raw, cached=cached)
     vars(made).update(entry.meta["known"])
     return _with_exclusions_logged(made)
 

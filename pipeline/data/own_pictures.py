@@ -18,7 +18,7 @@ from pipeline.data.files import printable
 from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
-from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts
+from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts, exceeds
 from pipeline.system.errors import RequestError, counted, first_of
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
     groups = join_groups(named, pairs)
     given = np.array([SPLITS.index(split) if split else -1 for split in listing.splits], np.int8)
     splits, notes = _assigned(labels, groups, given[rows], pictures)
+    is_free = (given[rows] <= 0) & (not {"val", "test"} <= {*listing.splits})
     if pictures.exclusion and pictures.excluded:
         out = np.array([file in pictures.excluded for file in packed.files], bool)
         pairs = _between(np.flatnonzero(~out), packed, settings)
@@ -144,7 +145,8 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
         "notes": [
             *_recognised(listing),
             *_said(pictures, packed),
-            *_joined(pairs, packed, named, groups, labels),
+            *_joined(named, groups, pairs[splits[pairs[:, 0]] == splits[pairs[:, 1]]], is_free),
+            *_contradicting(pairs, packed, labels),
             *notes,
         ],
     }
@@ -205,7 +207,7 @@ def _require_readable(pictures: Pictures, packed: Packed) -> None:
     told = f"{len(bad)} of {count:,} files cannot be read: {some}"
     if pictures.on_bad == "refuse":
         raise RequestError(f"dataset.on_bad=refuse: {told}; fix or remove them, or skip them")
-    if len(bad) > pictures.max_bad * count:
+    if exceeds(len(bad), count, pictures.max_bad):
         raise RequestError(
             f"dataset.max_bad={pictures.max_bad:g}: {told}; fix or remove them, or allow more"
         )
@@ -317,8 +319,11 @@ def _said(pictures: Pictures, packed: Packed) -> list[str]:
     return [f"images of {height}×{width}{chosen}{grey}"]
 
 
-def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: Array) -> list[str]:
-    """Lines about the pictures that were joined into groups."""
+def _joined(named: Array, groups: Array, pairs: Array, is_free: Array) -> list[str]:
+    """Lines about the pictures that were joined into groups.
+
+    `pairs` are those within one split. `is_free` bool[n] marks the pictures whose split is drawn.
+    """
     notes = []
     sizes = np.bincount(named)
     if (sizes > 1).any():
@@ -329,15 +334,19 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
         notes.append(f"equal to another picture, and kept in its split: {len(exact):,}")
     if len(near):
         count = len(np.unique(near[:, :2]))
-        notes.append(
-            f"near-duplicates, kept in one split: {count:,} pictures; "
-            "dataset.near_duplicates=null divides them"
-        )
+        advice = "; dataset.near_duplicates=null divides them" if is_free[near[:, 0]].any() else ""
+        notes.append(f"near-duplicates, kept in one split: {count:,} pictures{advice}")
     if len(pairs) or (sizes > 1).any():
         largest = np.bincount(groups).max()
         notes.append(
             f"{len(groups):,} pictures are {groups.max() + 1:,} groups, the largest of {largest:,}"
         )
+    return notes
+
+
+def _contradicting(pairs: Array, packed: Packed, labels: Array) -> Iterator[str]:
+    """A line about equal pictures of different classes, if there are any."""
+    exact = pairs[pairs[:, 2] == EXACT]
     crossing = exact[labels[exact[:, 0]] != labels[exact[:, 1]]]
     if len(crossing):
         told = first_of(
@@ -346,8 +355,7 @@ def _joined(pairs: Array, packed: Packed, named: Array, groups: Array, labels: A
             lambda pair: " = ".join(printable(packed.files[one]) for one in pair),
             separator="; ",
         )
-        notes.append(f"the same picture under two classes: {told}")
-    return notes
+        yield f"the same picture under two classes: {told}"
 
 
 def _fingerprint(arrays: Mapping[str, Any], packed: Packed, class_names: Sequence[str]) -> str:

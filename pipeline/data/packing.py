@@ -44,7 +44,7 @@ from pipeline.system.terminal import native_messages_to, plain_console, progress
 
 log = logging.getLogger(__name__)
 
-DECODING = 1  # increased when the same file and settings give other pixels than before
+DECODING = 2  # increased when the same file and settings give other pixels than before
 _SAMPLE = 500  # pictures whose sizes decide that of the images if none is set
 _SIDES = (96, 64, 48, 32, 24, 16, 8)  # the sizes to choose from
 HASHED = 32  # side of the grey picture behind a perceptual hash
@@ -306,7 +306,7 @@ def _upright_size(listing: Listing, number: int) -> tuple[int, int] | None:
     try:
         name = listing.files[number]
         with reading_of(name), listing.opened(number) as file, recognised(file) as picture:
-            return upright_size(picture, *picture.size)
+            return upright_size(picture)
     except Exception:  # a decoder may raise anything for a damaged file
         return None
 

@@ -18,7 +18,7 @@ from threading import Condition
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from pipeline.data.files import FORMATS, opened
 from pipeline.data.values import Array, Shape
@@ -48,7 +48,17 @@ _MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # TIFF tags
 _PHOTOMETRIC, _TILE_WIDTH, _TILE_HEIGHT = 262, 322, 323  # TIFF tags
 _WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
 _ORIENTATION = 0x0112  # Exif tag
-_TURNED = (5, 6, 7, 8)  # its values that exchange height and width
+_UPRIGHT = 1
+_TURNS = {  # what makes a picture upright, by its other values
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # those that exchange height and width
 _LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins
 _ICONS = b"\0\0\1\0"  # how a file of icons begins
 _LARGEST_ICON = 2**20  # pixels
@@ -115,16 +125,32 @@ def open_picture(
             picture.load()
             if deep and picture.mode not in _DEEP:
                 _require_deep(picture)
-            size = upright_size(picture, width, height)
+            # Only now, since the Exif data of a PNG may follow its pixels.
+            is_sideways = _orientation(picture) in _SIDEWAYS
             made = made_plain(picture, side=side, fit=fit)
-            made.info |= {"size": size, "mode": mode}
+            made.info |= {"size": (width, height) if is_sideways else (height, width), "mode": mode}
             return made
 
 
-def upright_size(picture: Picture, width: int, height: int) -> tuple[int, int]:
-    """Height and width of the upright picture, from those in its file and its Exif data."""
-    is_turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
-    return (width, height) if is_turned else (height, width)
+def upright_size(picture: Picture) -> tuple[int, int]:
+    """Height and width that a picture which is not decoded yet will have upright."""
+    width, height = picture.size
+    return (width, height) if _orientation(picture) in _SIDEWAYS else (height, width)
+
+
+def _orientation(picture: Picture) -> int:
+    """The orientation in the Exif data that were read so far, _UPRIGHT or a key of _TURNS.
+
+    Damaged data say nothing. A TIFF has its upright size, and Pillow turns it as it decodes it.
+    """
+    if picture.format == "TIFF":
+        return _UPRIGHT
+    try:
+        # The method of a PNG would decode it first.
+        value = Image.Image.getexif(picture).get(_ORIENTATION)
+    except Exception:  # of many kinds
+        return _UPRIGHT
+    return value if value in _TURNS else _UPRIGHT
 
 
 def recognised(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Picture:
@@ -306,8 +332,11 @@ def made_plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:
     decisive = max(picture.size) if fit == PAD else min(picture.size)
     factor = max(1, decisive // (REDUCED * side))
     plain = opaque(_reduced(picture, factor))
-    is_upright = plain.getexif().get(_ORIENTATION, 1) == 1
-    return plain if is_upright else ImageOps.exif_transpose(plain)  # which copies in any case
+    if (orientation := _orientation(plain)) == _UPRIGHT:
+        return plain
+    turned = plain.transpose(_TURNS[orientation])
+    turned.info = {}  # it must not be turned again
+    return turned
 
 
 def is_grey(picture: Picture) -> bool:
@@ -344,13 +373,17 @@ def _reduced(picture: Picture, factor: int) -> Picture:
             tile = _eight_bit(tile, highest) if highest else tile.convert(mode)
             tile = ImageChops.invert(tile) if negative else tile
             made.paste(tile.reduce(factor), (left // factor, top // factor))
-    made.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+    made.getexif()[_ORIENTATION] = _orientation(picture)
     return made
 
 
 def _eight_bit(tile: Picture, highest: int) -> Picture:
-    values = np.asarray(tile).astype(np.float64)
-    return Image.fromarray(np.round(values * (255 / highest)).astype(np.uint8))
+    values = np.asarray(tile)
+    grey = Image.fromarray(np.round(values.astype(np.float64) * (255 / highest)).astype(np.uint8))
+    if tile.has_transparency_data:  # of a PNG, which names the transparent value
+        visible = (values != tile.info["transparency"]).astype(np.uint8)
+        grey.putalpha(Image.fromarray(255 * visible))
+    return grey
 
 
 def _highest(picture: Picture) -> int | None:
@@ -401,13 +434,19 @@ def _tag(picture: Picture, number: int) -> int | None:
 
 
 def _require_deep(picture: Picture) -> None:
-    """Refuses 16-bit colours (Pillow keeps their upper 8 bits) if all of them are too low."""
-    bands = [band for band in picture.getbands() if band != "A"]
+    """Refuses 16-bit colours (Pillow keeps their upper 8 bits) that have fewer bits.
+
+    Black ink is accepted where the opacity has all bits. Without it, values of 8 bits look black.
+    """
     extrema = picture.getextrema()
     pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    high = max(int(pair[1]) for pair in pairs[: len(bands)])
-    if high < _DARKEST >> 8 and _declared(picture) is None:
-        raise ValueError(_too_dark(256 * high + 255))
+    high = max(int(pair[1]) for pair in pairs)
+    declared = _declared(picture)
+    if declared is None or high > declared >> 8:
+        if high < _DARKEST >> 8:
+            raise ValueError(_too_dark(256 * high + 255))
+    elif declared <= _DEEPEST // 2:
+        raise ValueError(_too_dark(declared))
 
 
 def _too_dark(high: int) -> str:
@@ -426,7 +465,7 @@ def opaque(picture: Picture) -> Picture:
     brightness = np.einsum("ij,ij->", alpha, grey, dtype=np.float64) / (alpha.sum() + 1e-9)
     background = Image.new("RGBA", layers.size, "white" if brightness < 127.5 else "black")
     flat = Image.alpha_composite(background, layers).convert("RGB")
-    flat.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+    flat.getexif()[_ORIENTATION] = _orientation(picture)
     return flat
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.values import Array, Split
+from pipeline.data.values import Array, Index, Split
 
-_SAMPLE = 250  # training images: little of a large file; gives the share to within a few per cent
+_SAMPLE = 250  # images of a split: little of a large file; gives the share to within a few per cent
 AGREED = 0.9  # share of the training images whose borders agree, before others are judged by them
 MIDDLE = 127
 
@@ -30,7 +30,24 @@ def dark_border_share(images: Array) -> float:
 
 def sample(split: Split) -> Array:
     """Takes about SAMPLE evenly spaced images of a split, u8[N,H,W,C]."""
-    return split.take(slice(None, None, max(1, len(split) // _SAMPLE)))
+    return split.take(slice(None, None, _step(split)))
+
+
+def _step(split: Split) -> int:
+    return max(1, len(split) // _SAMPLE)
+
+
+def is_shown_inverted(split: Split, index: Index | None) -> bool:
+    """Whether pages and plots show grey images dark on light, as negatives.
+
+    So they show images that agree on a dark border, as digits do, but not a user's own pictures,
+    which have an `index`.
+    """
+    if index is not None or split.image_shape[2] >= 3 or not len(split):
+        return False
+    some = split.select(np.arange(0, len(split), _step(split)))
+    bright = np.concatenate([has_bright_border(images) for images in some.batches()])
+    return bool(1 - bright.mean() >= AGREED)
 
 
 def to_invert(images: Array, trained_dark: float | None) -> Array:

@@ -64,16 +64,21 @@ log = logging.getLogger(__name__)
 _reading = threading.local()  # `file`: the one that this thread is decoding
 
 
-def find_images(images: str) -> tuple[FoundFiles, Opener]:
+def find_images(images: str, *, path_column: str | None = None) -> tuple[FoundFiles, Opener]:
     """Finds the pictures of a folder, a pattern, an archive or a Parquet file; and what opens one.
+
+    `path_column` is that of the data set that the model was trained on, if it is known.
 
     Raises:
         RequestError: there are none, or the archive is refused.
     """
     if not (images.lower().endswith(PARQUET) or is_in_archive(images)):
         return find_files(images), nullcontext
-    listing = unlabelled(images, key="images")
+    listing = unlabelled(images, key="images", path_column=path_column)
     if listing is None:
+        if images.lower().endswith(".npz"):
+            one = "numpy.save('images.npy', numpy.load(…)['x_test'])"
+            raise RequestError(f"images={images} holds several arrays; save one of them: {one}")
         raise RequestError(f"images={images}: no pictures there; name the folder or archive of all")
     indices = {listing.root / name: index for index, name in enumerate(listing.files)}
 

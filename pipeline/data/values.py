@@ -38,6 +38,14 @@ def images_per_block(shape: Sequence[int]) -> int:
     return max(1, BLOCK_BYTES // max(1, math.prod(shape)))
 
 
+def exceeds(count: int, total: int, limit: float) -> bool:
+    """Whether `count` of `total` are a larger share than `limit`; no part of nothing is.
+
+    As a quotient: 0.29 × 100 is less than 29, but 29 / 100 is 0.29.
+    """
+    return count > 0 and (not total or count / total > limit)
+
+
 def _require(condition: bool, rule: str) -> None:
     if not condition:
         raise ValueError(rule)
@@ -236,7 +244,8 @@ class RawData:
     it was read from the local cache this time; neither is part of the content. `val` is a
     validation split that the source itself has. Sets of picture files have an `index` of them and
     `fit`, how these were fitted to the size of the images (`data/pictures.py`). `excluded` is the
-    number of images that `dataset.exclude` left out.
+    number of images that `dataset.exclude` left out; `whole` is the data set with them, unless it
+    has an `index`: the list names images by their positions in its splits.
 
     Raises:
         ValueError: a label lies outside the class names, two of these are equal, or the shapes of
@@ -252,6 +261,7 @@ class RawData:
     index: Index | None = None
     fit: str | None = None
     excluded: int = 0
+    whole: RawData | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) >= 2, "a data set needs at least two classes")
@@ -313,6 +323,7 @@ class RawData:
             cached=cached,
             fit=self.fit,
             index=self.index,
+            whole=self.whole,
         )
 
 
@@ -338,7 +349,8 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit`, `index` and `whole` are those of the
+    `RawData`.
     """
 
     train: Split
@@ -352,6 +364,7 @@ class Prepared:
     cached: bool = False
     fit: str | None = None
     index: Index | None = None
+    whole: RawData | None = None
 
     def __post_init__(self) -> None:
         channels = self.train.image_shape[2]
@@ -385,7 +398,16 @@ class Prepared:
             probabilities=probabilities,
             class_names=self.class_names,
             index=self.index,
+            numbers=self._numbers(split),
         )
+
+    def _numbers(self, split: Split) -> Array:
+        """The places of the images of a split in that of the source, or in one that was drawn."""
+        given = (self.whole.test, self.whole.val) if self.whole else ()
+        for whole in filter(None, given):
+            if np.isin(split.rows, whole.rows).all():
+                return np.flatnonzero(np.isin(whole.rows, split.rows))
+        return np.arange(len(split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,14 +438,19 @@ class Predictions:
     """A model's predictions on a split: `probabilities` f32[N,K], one column per class name.
 
     `index` describes the files behind the split's images, if they are a user's own pictures.
+    `numbers` i64[N] are those that reports give the images: the indices that `dataset.exclude`
+    takes, which count the images that it leaves out; by default those in the split.
     """
 
     split: Split
     probabilities: Array
     class_names: tuple[str, ...]
     index: Index | None = None
+    numbers: Array = None  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", np.arange(len(self.split)))
         expected = (len(self.split), len(self.class_names))
         _require(
             self.probabilities.dtype == np.float32,

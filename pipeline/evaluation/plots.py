@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 import numpy as np
 
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Fitted, Predictions
 from pipeline.evaluation.metrics import (
     ECE_BINS,
@@ -194,10 +195,11 @@ def mistakes(predictions: Predictions) -> Figure:
     axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
     axes.set_axis_off()
     names = _names(predictions)
+    inverted = is_shown_inverted(predictions.split, predictions.index)
+    grey = "gray_r" if inverted else "gray"
     for position, index in enumerate(chosen):
         row, column = divmod(position, _MISTAKES)
         image = predictions.split.take(index)
-        grey = "gray_r" if predictions.index is None else "gray"  # photos are not inverted
         _picture(axes, image, left=column + 0.14, top=row + 0.25, grey=grey)
         true = names[predictions.labels[index]]
         guess = names[predictions.predicted[index]]

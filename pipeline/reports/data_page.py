@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.data.checks import CheckFinding, called, conflicts
 from pipeline.data.describe import Description, describe
 from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import sprite, thumbnails
 from pipeline.reports.originals import ORIGINAL, ORIGINALS, Originals, rows_to_show
@@ -108,7 +109,7 @@ def data_html(  # noqa: PLR0913 (what there is to show)
     classes = list(_classes(raw, rows))
     pairs = [one for one in _pairs(raw, measures, rows) if one.total]
     seen = _seen(raw, rows, originals, always=augment is not None)
-    inverted = raw.index is None
+    inverted = is_shown_inverted(raw.train, raw.index)
     images, places = raw.train.images, np.array(rows, np.int64)
     tiles = thumbnails(images, _SIDE, rows=places, inverted=inverted)
     sprites = {"image": sprite(tiles, inverted=inverted)}

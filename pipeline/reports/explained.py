@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pictures import contained, picture_of
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions
 
 HEAT = np.array([(255, 214, 102), (245, 130, 32), (190, 20, 40)], np.float32)  # weak to strong
@@ -86,10 +87,11 @@ def scatter(features: Array, chosen: Array, predictions: Predictions) -> Scatter
     low, span = coordinates.min(axis=0), np.ptp(coordinates, axis=0)
     coordinates = (coordinates - low) / np.where(span > 0, span, 1) * SPAN
     labels, guesses = predictions.labels[chosen], predictions.predicted[chosen]
+    numbers = predictions.numbers[chosen]
     points = tuple(
         FeaturePoint(x=round(x, 1), y=round(SPAN - y, 1), true=true, guess=guess, image=image)
         for (x, y), true, guess, image in zip(
-            coordinates.tolist(), labels.tolist(), guesses.tolist(), chosen.tolist(), strict=True
+            coordinates.tolist(), labels.tolist(), guesses.tolist(), numbers.tolist(), strict=True
         )
     )
     centres = {}
@@ -117,7 +119,8 @@ def principal(values: Array) -> tuple[Array, tuple[float, float]]:
 
 def tiles(explained: Explained, predictions: Predictions) -> Array:
     """Each mistake as its image and its two maps, one after another, RGB u8[3·m,h,w,3]."""
-    inverted = predictions.index is None and predictions.split.image_shape[2] == 1
+    split = predictions.split
+    inverted = split.image_shape[2] == 1 and is_shown_inverted(split, predictions.index)
     found = []
     for position, index in enumerate(explained.images.tolist()):
         image = predictions.split.take(index)

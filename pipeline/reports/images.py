@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions, images_per_block
 from pipeline.evaluation.metrics import MOST_CLASSES, most_confused
 
@@ -43,7 +44,7 @@ class ConfusionCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A wrong prediction: thumbnail, index of the image in its split, classes, confidence."""
+    """A wrong prediction: thumbnail, number of the image, classes, confidence."""
 
     thumbnail: int
     image: int
@@ -67,7 +68,7 @@ class Sprite:
     zoom: float
     grey: bool
     captions: list[tuple[int, float]]
-    """For each thumbnail, the image's index and the prediction's confidence, rounded."""
+    """For each thumbnail, the image's number and the prediction's confidence, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,7 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
     return [
         Mistake(
             thumbnail=first + position,
-            image=index,
+            image=int(predictions.numbers[index]),
             true=names[predictions.labels[index]],
             guess=names[predictions.predicted[index]],
             confidence=float(predictions.confidence[index]),
@@ -210,15 +211,16 @@ def _mistakes(predictions: Predictions, chosen: Array, *, first: int) -> list[Mi
 
 
 def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
-    inverted = predictions.index is None
     split = predictions.split
+    inverted = is_shown_inverted(split, predictions.index)
     tiles = thumbnails(split.images, side, rows=split.rows[chosen], inverted=inverted)
     confidence = predictions.confidence[chosen].tolist()
     return sprite(
         tiles,
         inverted=inverted,
         captions=[
-            (index, round(sure, 4)) for index, sure in zip(chosen.tolist(), confidence, strict=True)
+            (number, round(sure, 4))
+            for number, sure in zip(predictions.numbers[chosen].tolist(), confidence, strict=True)
         ],
     )
 

@@ -205,8 +205,8 @@ def _explained(explained: Explained, predictions: Predictions) -> dict[str, Any]
     return {
         "method": explained.method,
         "mistakes": [
-            (int(index), names[predictions.labels[index]], names[predictions.predicted[index]])
-            for index in chosen
+            (number, names[predictions.labels[index]], names[predictions.predicted[index]])
+            for number, index in zip(predictions.numbers[chosen].tolist(), chosen, strict=True)
         ],
         "confidences": predictions.confidence[chosen].tolist(),
         "sprite": sprite(tiles(explained, predictions), inverted=False, shown=TILE)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import re
 import tarfile
 import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.data import archives
 from pipeline.data.archives import place_at
 from pipeline.data.cache import TICK_S
 from pipeline.data.listing import listed
+from pipeline.system.errors import RequestError
 from tests.data.test_listing import placed, refusal
 from tests.stress.matrix import matrix
 
@@ -253,7 +257,32 @@ def test_an_archive_that_cannot_be_unpacked_for_lack_of_space_is_not_called_dama
     path = placed(tmp_path, "tar.gz", FILES)
     full = Path("/dev/full")
     monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda **_: full.open("wb"))
-    assert "No space left on device); set TMPDIR to a folder with more space" in refusal(path)
+    told = "No space left on device); set TMPDIR to a folder with more space"
+    assert told in refusal(path)
+    np.savez(tmp_path / "a.npz", x=np.zeros(9))
+    with pytest.raises(RequestError, match=re.escape(told)) as refused:
+        archives.arrays_at(str(tmp_path / "a.npz"), "dataset.path").array("x.npy")
+    assert "savez" not in str(refused.value)
+
+
+def test_arrays_are_unpacked_to_the_folder_for_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(9))
+    folders = []
+    real = archives.tempfile.TemporaryFile
+
+    def noted(**given: Any) -> Any:
+        folders.append(given["dir"])
+        return real()
+
+    for variable in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", noted)
+    monkeypatch.setattr(archives.os, "access", lambda *_: True)
+    array = archives.arrays_at(str(tmp_path / "a.npz"), "dataset.path").array("x.npy")
+    assert array.tolist() == [*range(9)]
+    assert folders == ["/var/tmp"]
 
 
 def test_stamps_of_members_stay_when_others_are_added_to_a_zip(tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def test_idx_files_that_do_not_fit_are_refused(
     assert reason in refusal(lambda: idx(path), path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_file_of_a_set_is_refused_with_the_folder_to_name(
+    kind: str, packed: bool, tmp_path: Path
+) -> None:
+    place = placed(tmp_path, kind, idx_files("{split}-{what}-ubyte", packed=packed))
+    path = place / f"train-images-idx3-ubyte{'.gz' if packed else ''}"
+    told = refusal(lambda: idx(path), path)
+    assert f"is one file of a set; name the folder of all: dataset.path={place}" in told
+    assert idx(place).class_names == ("0", "1", "2")
+
+
 def test_a_folder_without_idx_files_is_refused(tmp_path: Path) -> None:
     assert (
         "no IDX files there; they are called train-images-idx3-ubyte, train-labels-idx1"
@@ -222,6 +234,23 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
     inside = placed(tmp_path / "packed", "zip", {"a.npz": path.read_bytes()})
     told = refusal(lambda: from_npz(str(inside / "a.npz"), class_names=None), inside)
     assert "lies in the archive" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x93NUMPY\1\0", "this is a single array; save images and labels together, numpy.savez("),
+        (b"MATLAB 5.0 MAT-file", "this is no file of numpy.savez; save images and labels together"),
+        (b"", "this is no file of numpy.savez"),
+        (b"PK\3\4", "the zip archive is cut off"),
+    ],
+)
+def test_another_file_is_not_called_a_damaged_npz(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    path = tmp_path / "a.npz"
+    assert told in refusal(lambda: from_npz(str(path), class_names=None), path)
 
 
 @matrix(29)

@@ -8,11 +8,13 @@ import pytest
 
 from pipeline.config.schema import Checks
 from pipeline.data import checks
-from pipeline.data.checks import apply, conflicts, findings_of
+from pipeline.data.checks import apply, called, conflicts, findings_of
 from pipeline.data.measures import Measures, measured
 from pipeline.data.values import RawData
 from pipeline.system.errors import RequestError
 from tests.commands import configured
+from tests.data.test_exclusion import listed
+from tests.data.test_load import synthetic
 from tests.data.test_measures import of_arrays
 from tests.pictures import class_folders, noise, put, read
 from tests.stress.matrix import matrix
@@ -85,3 +87,21 @@ def test_arrays_are_searched_for_equal_and_blank_images_too(tmp_path: Path) -> N
     found = {one.key: one.text for one in findings_of(raw, measures, wanted)}
     assert "train no. 0 = train no. 3" in found["ingest.checks.conflicts"]
     assert found["ingest.checks.blank"].endswith("images are of one colour: train no. 1")
+
+
+def test_an_image_of_an_array_is_called_as_the_list_that_excludes_it_names_it(
+    tmp_path: Path,
+) -> None:
+    left = synthetic(tmp_path, exclude=listed(tmp_path, "train,3", head="split,index"))
+    row = int(left.train.rows[5])
+    assert called(left, row) == "train no. 6"
+    again = synthetic(tmp_path, exclude=listed(tmp_path, "train,6", head="split,index"))
+    assert row not in again.train.rows
+
+
+def test_the_very_share_of_a_limit_is_accepted(tmp_path: Path) -> None:
+    images = noise(1, (98, 4, 4, 1))
+    images[:29] = np.arange(29, dtype=np.uint8).reshape(29, 1, 1, 1)  # each of one colour
+    raw, measures = of_arrays(images, [0, 1] * 49, tmp_path)
+    assert "blank" not in keys(raw, measures, looked_for("blank.limit=0.29"))
+    assert "blank" in keys(raw, measures, looked_for("blank.limit=0.28"))

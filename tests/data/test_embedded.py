@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from pipeline.data import embedded
 from pipeline.data.listing import listed
 from pipeline.data.reading import find_images
 from pipeline.system.errors import RequestError
@@ -183,6 +184,41 @@ def test_many_threads_read_the_same_bytes(tmp_path: Path) -> None:
         assert list(pool.map(found.read, order)) == [png(n) for n in order]
 
 
+@pytest.fixture
+def groups_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the row groups that are read, in order."""
+    read: list[int] = []
+    real = parquet.ParquetFile.read_row_group
+
+    def noted(file: Any, number: int, **given: Any) -> Any:
+        read.append(number)
+        return real(file, number, **given)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", noted)
+    return read
+
+
+def test_a_row_group_is_read_once_by_threads_that_are_far_apart(
+    tmp_path: Path, groups_read: list[int]
+) -> None:
+    found = listed(written(tmp_path / "pets.parquet", rows(range(192)), groups=4))
+    for start in range(0, 192, 64):  # four chunks at once, as on one core
+        for row in range(start, start + 16):
+            for chunk in range(4):
+                assert found.read(row + 16 * chunk) == png(row + 16 * chunk)
+    assert sorted(groups_read) == [*range(48)]
+
+
+def test_row_groups_that_take_much_memory_are_let_go(
+    tmp_path: Path, groups_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = listed(written(tmp_path / "pets.parquet", rows(range(20)), groups=2))
+    monkeypatch.setattr(embedded, "GROUP_BYTES", 0)
+    for row in (*range(20), 0):
+        found.read(row)
+    assert groups_read == [*range(10), 0]
+
+
 def test_a_file_in_an_archive_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "pets.parquet", rows(range(4)))
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
@@ -229,3 +265,20 @@ def test_predict_refuses_a_parquet_file_without_pictures(tmp_path: Path) -> None
     parquet.write_table(pyarrow.Table.from_pylist([{"label": 1}]), tmp_path / "plain.parquet")
     with pytest.raises(RequestError, match="no pictures there"):
         find_images(str(tmp_path / "plain.parquet"))
+
+
+def test_predict_takes_the_column_that_training_took(tmp_path: Path) -> None:
+    def found(name: str, path_column: str | None = None) -> list[str]:
+        files = find_images(str(tmp_path / name), path_column=path_column)[0].files
+        return [file.parent.name for file in files]
+
+    content = [{"mask": png(n + 50), "image": png(n), "scan": png(n + 90)} for n in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "usual.parquet")
+    assert found("usual.parquet") == ["image", "image"]
+    assert found("usual.parquet", "scan") == ["scan", "scan"]
+    assert found("usual.parquet", "photo") == ["image", "image"]  # of a list of another kind
+    content = [{"mask": png(n + 50), "scan": png(n)} for n in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "two.parquet")
+    assert found("two.parquet", "scan") == ["scan", "scan"]
+    with pytest.raises(RequestError, match=r"in several columns \(mask and scan\); remove all but"):
+        found("two.parquet")

@@ -527,3 +527,11 @@ def test_a_link_in_the_folder_is_the_users_own(tmp_path: Path) -> None:
     path = tmp_path / "photos/list.csv"
     path.write_text("path,label\np/1.png,a\np/2.png,b\n")
     assert listed(path).files == ("p/1.png", "p/2.png")
+
+
+def test_the_very_share_of_rows_that_may_be_bad_is_accepted(tmp_path: Path) -> None:
+    touched(tmp_path, *(f"{number}.png" for number in range(71)))
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(100)]
+    (tmp_path / "pets.csv").write_text("\n".join(["path,label", *rows]))
+    assert len(listed(tmp_path / "pets.csv", max_bad=0.29).unreadable) == 29
+    assert "29 of 100 rows cannot be used" in refusal(tmp_path / "pets.csv", max_bad=0.28)

@@ -75,7 +75,7 @@ def known() -> RawData:
         ("dataset=folder dataset.path=empty", "no pictures there"),
         ("dataset=folder dataset.path=nowhere", "no such file or folder"),
         ("dataset=npz", r"dataset.path is missing: a .npz file"),
-        ("dataset=npz dataset.path=text", "the zip archive is cut off"),
+        ("dataset=npz dataset.path=text", "this is no file of numpy.savez"),
         ("dataset=npz dataset.path=empty", "is a folder; name a file that numpy.savez wrote"),
         ("dataset=npz dataset.path=half.npz", "the test images are missing; there are x_train"),
         ("dataset=idx dataset.path=empty", "no IDX files there"),

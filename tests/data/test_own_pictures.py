@@ -151,7 +151,25 @@ def test_duplicates_between_given_splits_and_classes_are_named(tmp_path: Path) -
     assert "the same picture under two classes: " in notes(raw)
     assert "test/left/same.bmp = train/right/same.png" in notes(raw)
     assert "1 group of pictures is in more than one of the given splits" in notes(raw)
+    assert "kept in its split" not in notes(raw)
     assert len(index_of(raw).conflicts) == 1
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test"), ("train", "val", "test")])
+def test_undivided_near_duplicates_are_advised_of_where_a_split_is_drawn(
+    splits: tuple[str, ...], tmp_path: Path
+) -> None:
+    for number, split in enumerate(splits):
+        for side in SIDES:
+            for seed in range(5):
+                pixels = noise(100 * number + 10 * SIDES.index(side) + seed)
+                put(tmp_path / "photos" / split / side / f"{seed}.png", pixels)
+    photo = np.asarray(Image.fromarray(noise(7, (6, 6))).resize((24, 24)))
+    put(tmp_path / "photos" / splits[0] / "left/photo.png", photo)
+    put(tmp_path / "photos" / splits[0] / "left/lighter.png", (photo * 0.9 + 20).astype(np.uint8))
+    said = notes(read(tmp_path / "photos", tmp_path / "data"))
+    advice = "" if "val" in splits else "; dataset.near_duplicates=null divides them"
+    assert f"near-duplicates, kept in one split: 2 pictures{advice}\n" in said
 
 
 @matrix(31)

@@ -410,3 +410,12 @@ def test_pillow_keeps_memory_only_while_pictures_are_packed(
     monkeypatch.setattr(packing, "fitted", fitted)
     read(folder, tmp_path / "data")
     assert min(kept) > before == count()
+
+
+def test_a_new_copy_is_not_checked_again_by_the_next_command(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos", colour=True)
+    read(folder, tmp_path / "data", size=12)
+    [checked] = tmp_path.glob("data/folder/pixels-*/.checked.json")
+    before = checked.stat().st_mtime_ns
+    assert read(folder, tmp_path / "data", size=12).cached
+    assert checked.stat().st_mtime_ns == before

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pipeline.data import pictures
 from pipeline.data.files import opened
@@ -26,6 +26,7 @@ from pipeline.data.pictures import (
     load_picture,
     open_picture,
     picture_of,
+    upright_size,
 )
 from pipeline.data.values import Array
 from tests.pictures import blank_png
@@ -258,26 +259,76 @@ def test_dark_pictures_of_a_format_that_says_its_range_are_read(tmp_path: Path) 
     assert load_picture(tmp_path / "b.pgm", (1, 2, 1)).ravel().tolist() == [0, 255]
 
 
-def rgb16(values: Array) -> bytes:
+def png16(values: Array, *, transparent: int | None = None) -> bytes:
     """A PNG of 16 bits per channel, which Pillow reads but does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + crc
 
-    height, width, _ = values.shape
+    height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    if transparent is not None:
+        body += chunk(b"tRNS", struct.pack(">H", transparent))
+    body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def test_colours_of_fewer_than_sixteen_bits_are_refused_too() -> None:
     colours = np.stack([DISC, DISC, DISC], axis=-1)
     with pytest.raises(ValueError, match="16-bit values end at"):
-        load_picture(io.BytesIO(rgb16(colours * 16)), (28, 28, 3))
-    right = load_picture(io.BytesIO(rgb16(colours * 257)), (48, 48, 3))
+        load_picture(io.BytesIO(png16(colours * 16)), (28, 28, 3))
+    right = load_picture(io.BytesIO(png16(colours * 257)), (48, 48, 3))
     assert (right.min(), right.max()) == (30, 230)
+
+
+def test_colours_of_fewer_bits_than_a_tiff_can_hold_are_refused_where_it_declares_them(
+    tmp_path: Path,
+) -> None:
+    def tiff(values: Array, highest: int) -> Path:
+        height, width, _ = values.shape
+        entries = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 281: highest}
+        body = values.astype("<u2").tobytes()
+        start = 8 + 2 + 12 * (len(entries) + 3) + 4
+        entries |= {258: start, 273: start + 6, 279: len(body)}
+        rows = b"".join(
+            struct.pack("<HHII", tag, 3, 3, value)
+            if tag == 258
+            else struct.pack("<HHII", tag, 4, 1, value)
+            for tag, value in sorted(entries.items())
+        )
+        head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4)
+        path = tmp_path / f"{highest}.tif"
+        path.write_bytes(head + struct.pack("<3H", 16, 16, 16) + body)
+        return path
+
+    colours = np.stack([DISC, DISC, DISC], axis=-1)
+    with pytest.raises(ValueError, match="16-bit values end at 4,095 of 65,535"):
+        load_picture(tiff(colours * 16, 4095), (48, 48, 3))
+    dark = load_picture(tiff(colours * 16, 65_535), (48, 48, 3))
+    assert (dark.min(), dark.max()) == (30 // 16, 230 // 16)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_black_ink_on_transparency_may_have_sixteen_bits(colours: int) -> None:
+    values = np.zeros((4, 4, colours + 1))
+    values[1:3, 1:3, -1] = 65_535
+    made = load_picture(io.BytesIO(png16(values)), GREY)[..., 0]
+    assert (made[0, 0], made[1, 1]) == (255, 0)
+
+
+def test_the_transparent_value_of_sixteen_bits_is_transparent() -> None:
+    values = np.full((4, 4, 1), 65_535)
+    values[1:3, 1:3] = 0
+    values[1, 1] = 40_000
+    shown = load_picture(io.BytesIO(png16(values, transparent=0)), GREY)[..., 0]
+    assert shown[0, 0] == 255
+    assert shown[2, 2] == 0, "the visible parts are bright, so the others become black"
+    values[values == 65_535] = 20_000
+    values[1, 1] = 0
+    assert load_picture(io.BytesIO(png16(values, transparent=0)), GREY)[1, 1, 0] == 255
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -296,6 +347,32 @@ def test_a_reduced_picture_is_turned_as_a_small_one_is(
     top, left = (28 - whole.height) // 2, (28 - whole.width) // 2
     shown = made[top : top + whole.height, left : left + whole.width]
     assert np.abs(shown - expected).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg", "webp"])
+def test_the_upright_size_is_known_without_decoding(
+    tmp_path: Path, orientation: int, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    solid("RGB", (40, 30)).save(tmp_path / f"a.{ending}", exif=exif)
+    solid("RGB", (40, 30)).save(tmp_path / f"plain.{ending}")
+    with opened(tmp_path / f"a.{ending}") as file:
+        size = open_picture(file, side=8).info["size"]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("was decoded"))
+    assert size == ((40, 30) if orientation > 4 else (30, 40))
+    with Image.open(tmp_path / f"a.{ending}") as picture:
+        assert upright_size(picture) == size
+    with Image.open(tmp_path / f"plain.{ending}") as picture:
+        assert upright_size(picture) == (30, 40)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_with_damaged_exif_data_is_taken_for_upright(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    solid("RGB", (4, 4), (9, 9, 9)).save(path, exif=b"Exif\0\0" + bytes(40), lossless=True)
+    assert load_picture(path, GREY).shape == GREY
 
 
 @matrix(29)

@@ -1,9 +1,18 @@
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.polarity import dark_border_share, has_bright_border, to_invert
+from pipeline.data.polarity import (
+    dark_border_share,
+    has_bright_border,
+    is_shown_inverted,
+    to_invert,
+)
+from pipeline.data.values import BLOCK_BYTES, Array, Split
 
 DARK = np.zeros((1, 4, 4, 1), np.uint8)
 DARK[:, 1:3, 1:3] = 255
@@ -51,3 +60,25 @@ def test_an_image_and_its_negative_are_never_both_left_alone(
 ) -> None:
     image = np.full((1, height, width, channels), value, np.uint8)
     assert to_invert(image, 1.0)[0] != to_invert(255 - image, 1.0)[0]
+
+
+def test_only_arrays_of_images_that_agree_on_a_dark_border_are_shown_inverted() -> None:
+    def shown(images: Array, index: Any = None) -> bool:
+        split = Split(images=images, labels=np.zeros(len(images), np.int32))
+        return is_shown_inverted(split, index)
+
+    assert shown(DARK)
+    assert not shown(255 - DARK)
+    assert not shown(BOTH)
+    assert not shown(DARK, index=object())
+    assert not shown(DARK[:0])
+
+
+def test_large_images_are_not_all_in_memory_to_see_their_borders() -> None:
+    images = np.broadcast_to(np.uint8(0), (250, 1000, 1000, 1))
+    split = Split(images=images, labels=np.zeros(250, np.int32))
+    tracemalloc.start()
+    assert is_shown_inverted(split, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * BLOCK_BYTES

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.data import pictures, reading, values
 from pipeline.data.files import DAMAGED
-from pipeline.data.reading import Block, read_blocks
+from pipeline.data.reading import Block, find_images, read_blocks
+from pipeline.system.errors import RequestError
 
 SHAPE = (3, 3, 1)
 
@@ -218,3 +219,9 @@ def test_of_an_array_of_large_images_few_are_read_at_once(
     monkeypatch.setattr(values, "BLOCK_BYTES", 200)
     _, told = blocks_of([stack(tmp_path / "a.npy", 1, 2, 3, 4, 5, side=9)])  # 81 bytes each
     assert [len(part) for part in told] == [2, 2, 1]
+
+
+def test_a_file_of_several_arrays_is_refused_with_the_way_to_save_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x_test=np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(RequestError, match=r"holds several arrays; save one of them: numpy\.save"):
+        find_images(str(tmp_path / "data.npz"))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.values import Evaluation, Predictions, Prepared, RawData, Split
+from pipeline.data.values import Evaluation, Predictions, Prepared, RawData, Split, exceeds
 
 
 def split(labels: list[int], **changes: Any) -> Split:
@@ -212,3 +212,30 @@ def test_values_show_themselves_in_a_line_without_their_arrays() -> None:
     assert shown == "Predictions(3 images, 2 classes, 0.6667 of them right)"
     found = Evaluation(metrics={"test/accuracy": 0.5}, texts={"class_report.txt": "…"})
     assert repr(found) == "Evaluation(test/accuracy=0.5000; class_report.txt)"
+
+
+def test_a_limit_accepts_just_the_share_that_it_names() -> None:
+    for count in range(101):
+        limit = float(f"{count / 100:.2f}")
+        assert not exceeds(count, 100, limit)
+        assert count == 100 or exceeds(count + 1, 100, limit)
+    assert not exceeds(0, 0, 0.0)
+
+
+def test_images_have_the_numbers_that_exclude_takes() -> None:
+    images = np.zeros((6, 2, 3, 1), np.uint8)
+    labels = np.array([0, 1, 0], np.int32)
+    whole = RawData(
+        train=Split(images=images, labels=labels, rows=np.arange(3)),
+        test=Split(images=images, labels=labels, rows=np.arange(3, 6)),
+        class_names=("cat", "dog"),
+        source="test",
+    )
+    left = replace(whole, test=whole.test.select(np.array([0, 2])), whole=whole)
+    mean = np.zeros(1, np.float32)
+    division = {"train": np.array([0]), "val": np.array([2]), "mean": mean, "std": mean + 1}
+    prepared = left.divided(division)
+    shown = prepared.predictions(prepared.test, np.zeros((2, 2), np.float32))
+    assert shown.numbers.tolist() == [0, 2]
+    drawn = prepared.predictions(prepared.val, np.zeros((1, 2), np.float32))
+    assert drawn.numbers.tolist() == [0]

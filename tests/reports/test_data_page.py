@@ -111,7 +111,11 @@ def test_grey_photos_are_not_inverted_as_scanned_digits_are(tmp_path: Path) -> N
     raw = read(class_folders(tmp_path / "photos"), tmp_path / "data")
     assert 'body class="grey"' not in page_of(raw, tmp_path / "data")
     arrays = RawData(train=raw.train, test=raw.test, class_names=raw.class_names, source="a test")
-    assert 'body class="grey"' in page_of(arrays, tmp_path / "other")
+    assert 'body class="grey"' not in page_of(arrays, tmp_path / "other")
+    framed = np.pad(noise(1, (4, 6, 6, 1)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    digits = Split(images=framed, labels=np.array([0, 0, 1, 1], np.int32))
+    drawn = RawData(train=digits, test=digits, class_names=raw.class_names, source="a test")
+    assert 'body class="grey"' in page_of(drawn, tmp_path / "digits")
 
 
 def test_values_that_differ_by_rounding_alone_have_a_histogram() -> None:

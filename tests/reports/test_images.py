@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_a_thumbnail_is_the_image_as_ink_on_paper() -> None:
         np.testing.assert_array_equal(tile(sprite, place), 255 - MADE.split.images[index, :, :, 0])
 
 
+def test_grey_images_without_a_dark_border_are_shown_as_they_are() -> None:
+    images = 255 - MADE.split.images
+    sprite = confusion(
+        predictions(MADE.labels.tolist(), MADE.predicted.tolist(), [0.5] * 6, images)
+    ).sprite
+    assert not sprite.grey
+    assert tile(sprite, 0).min() > 240
+
+
 def test_colours_are_kept() -> None:
     images = np.zeros((6, 32, 32, 3), np.uint8)
     images[:] = [200, 40, 20]
@@ -98,6 +108,12 @@ def test_images_of_any_number_of_channels_have_thumbnails(channels: int, grey: b
     images = np.full((6, 5, 4, channels), 9, np.uint8)
     made = predictions(MADE.labels.tolist(), MADE.predicted.tolist(), [0.5] * 6, images)
     assert confusion(made).sprite.grey is grey
+
+
+def test_images_are_called_by_their_numbers() -> None:
+    found = confusion(replace(MADE, numbers=np.arange(10, 16)))
+    assert [one.image for one in found.mistakes] == [15, 11, 14]
+    assert found.sprite.captions[0] == (12, 0.9)
 
 
 def test_the_mistakes_are_the_surest_of_all_with_their_own_thumbnails() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
+from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
@@ -120,7 +121,7 @@ def audit_labels(
         },
         name=config.choices.dataset,
         list_name=str(result.exclude),
-        inverted=raw.index is None,
+        inverted=is_shown_inverted(raw.train, raw.index),
     )
     replace_text(result.page, page)
     return result
@@ -173,10 +174,7 @@ def _addresses(
         rows = np.concatenate([prepared.train.rows, prepared.val.rows]).tolist()
         out = pictures.excluded if pictures else ()  # with those that cannot be read
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
-    whole = raw
-    if exclude is not None:
-        whole = ingest(replace(config, dataset={**config.dataset, EXCLUDE: None}))
-    splits = splits_of(whole)
+    splits = splits_of(raw.whole or raw)
     addresses: dict[int, Address] = {
         row: (split, position)
         for split, images in splits.items()

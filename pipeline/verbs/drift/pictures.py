@@ -125,7 +125,7 @@ def _first(attempts: Iterable[Callable[[], Listing]]) -> Listing:
 
 def _all_pictures(path: str, keys: Mapping[str, Any]) -> Listing:
     """All pictures of a folder or archive, or those that a list names, without classes."""
-    if found := unlabelled(path, key=KEY):
+    if found := unlabelled(path, key=KEY, path_column=keys.get("path_column")):
         return found
     given = {key: keys[key] for key in ("root", "path_column", "max_bad") if key in keys}
     ways = _without(given, ("root",), (), ("path_column", "root"), ("path_column",))

@@ -34,6 +34,7 @@ from pipeline.verbs.predict.writers import WRITERS, PredictedBlock
 
 if TYPE_CHECKING:
     from pipeline.tracking.models import LoadedModel
+    from pipeline.tracking.values import RecordedRun
     from pipeline.verbs.predict.sheet import Sheet
 
 Classify = Callable[[Block], PredictedBlock]
@@ -95,12 +96,15 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     if request.model_uri and config.run_id:
         one = f"model_uri={request.model_uri} and run_id={config.run_id}"
         raise RequestError(f"{one}: give one of them")
-    (found, opened), output = find_images(request.images), Path(request.output)
+    run = None if config.run_id is None else _trained(config.run_id, config)
+    path_column = None if run is None else run.config.dataset.get("path_column")
+    found, opened = find_images(request.images, path_column=path_column)
+    output = Path(request.output)
     explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:
         require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
     with native_messages_to(folder / "tensorflow.log"):
-        model = _load(config, request)
+        model = _load(config, request.model_uri if run is None else run.model_uri)
     sheets = _sheets(model, request, explained)
     skipped: list[Unreadable] = []
     decoders = native_messages_to(folder / "decoders.log")
@@ -189,14 +193,16 @@ def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
     return np.full(len(images), invert == "yes")
 
 
-def _load(config: Config, request: Predict) -> LoadedModel:
-    from pipeline.tracking.models import load_model
+def _trained(run_id: str, config: Config) -> RecordedRun:
     from pipeline.tracking.runs import find_trained
+
+    return find_trained(run_id, config)
+
+
+def _load(config: Config, uri: str | None) -> LoadedModel:
+    from pipeline.tracking.models import load_model
     from pipeline.tracking.values import champion_uri
 
-    uri = request.model_uri
-    if uri is None and config.run_id is not None:
-        uri = find_trained(config.run_id, config).model_uri
     model = load_model(uri or champion_uri(config.choices.dataset), config.tracking)
     if model.image_shape[2] not in MODES:
         raise RequestError(

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
 import pytest
+from pyarrow import parquet
 
 from pipeline.system.errors import RequestError
 from pipeline.verbs.drift.pictures import NewPictures, new_pictures
@@ -147,3 +149,11 @@ def test_what_cannot_be_read_is_refused_without_advice_on_other_keys(
     with pytest.raises(RequestError, match=said) as refused:
         found(path)
     assert not re.search(r"dataset\.(path|root|\w+_column)", str(refused.value))
+
+
+def test_the_column_of_pictures_is_the_one_of_the_run(tmp_path: Path) -> None:
+    content = [{"mask": b"m", "scan": b"s"} for _ in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "new.parquet")
+    new = found(tmp_path / "new.parquet", path_column="scan")
+    assert new.listing.files == ("new.parquet/scan/0.png", "new.parquet/scan/1.png")
+    assert not new.has_classes

@@ -8,11 +8,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from pipeline.data.files import FoundFiles, Unreadable
 from pipeline.data.reading import Block
@@ -183,13 +186,29 @@ def test_a_folder_that_cannot_be_looked_into_is_listed_and_the_rest_is_written(
     drawn(folder / "photos/a.png", border=0, inside=0)
     closed = Unreadable(file=Path("photos/closed"), reason="Permission denied")
     found = FoundFiles(files=(Path("photos/a.png"),), unreadable=(closed,))
-    monkeypatch.setattr(module, "find_images", lambda images: (found, nullcontext))
+    monkeypatch.setattr(module, "find_images", lambda images, **_: (found, nullcontext))
     with pytest.raises(PipelineError, match=r"^0 of 1 files and 1 folder cannot be read; the"):
         asked(folder)
     assert len(rows(folder / "predictions.csv")) == 1
     out, err = capsys.readouterr()
     assert err == "skipped photos/closed: Permission denied\n"
     assert out.splitlines()[-1] == "images=1 skipped=1 output=predictions.csv"
+
+
+def test_the_column_of_a_parquet_file_is_the_one_that_the_run_was_trained_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SimpleNamespace(
+        model_uri="models:/m-1", config=SimpleNamespace(dataset={"path_column": "scan"})
+    )
+    monkeypatch.setattr("pipeline.tracking.runs.find_trained", lambda *_: run)
+    dark = drawn(folder / "dark.png", border=0, inside=0).read_bytes()
+    bright = drawn(folder / "bright.png", border=0, inside=255).read_bytes()
+    table = pyarrow.table({"mask": [dark] * 2, "scan": [dark, bright]})
+    parquet.write_table(table, folder / "new.parquet")
+    carried_out("predict", "predict.images=new.parquet", "run_id=abc", folder=folder)
+    found = rows(folder / "predictions.csv")
+    assert [Path(row["file"]).parent.name for row in found] == ["scan", "scan"]
 
 
 def test_nothing_readable_writes_nothing(folder: Path) -> None:
