@@ -57,6 +57,13 @@ QUICK = ("dataset=synthetic", "model=linear", "train.epochs=1", *LEAN)
 DRAWN = ("dataset=synthetic", "model=linear", "train.epochs=1")
 
 
+class Terminal(io.StringIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def environment(**changes: str) -> dict[str, str]:
     """This process' environment without variables that redirect a run or are set for tests."""
     kept = {

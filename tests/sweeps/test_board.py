@@ -8,6 +8,7 @@ from rich.console import Console
 from pipeline.sweeps.board import Board, rough_duration
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, SweepObjective
+from tests.commands import Terminal
 
 ACCURACY = SweepObjective(metric="val/accuracy", maximize=True)
 
@@ -21,13 +22,6 @@ def outcome(index: int, value: float, state: str = FINISHED, error: str | None =
         seconds=1.25,
         error=error,
     )
-
-
-class Terminal(io.StringIO):
-    """A file that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def board(*known: Outcome, terminal: bool = False) -> tuple[Board, io.StringIO]:

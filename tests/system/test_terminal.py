@@ -20,6 +20,7 @@ from pipeline.system.terminal import (
     standard_output,
     tell_unwritable_logs,
 )
+from tests.commands import Terminal
 from tests.stress.matrix import matrix
 
 
@@ -54,13 +55,6 @@ def test_a_record_that_is_wrong_itself_still_shows_where(
 ) -> None:
     log.warning("%d", "no number")
     assert "Traceback" in capsys.readouterr().err
-
-
-class Terminal(StringIO):
-    """A file that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_file_is_no_terminal_whatever_colours_ci_asks_for(

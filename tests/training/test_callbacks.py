@@ -16,6 +16,7 @@ from pipeline.training.callbacks import (
     run_metric_name,
     stopper,
 )
+from tests.commands import Terminal
 from tests.stress.matrix import matrix
 
 
@@ -136,7 +137,7 @@ def test_a_listener_hears_epochs_from_1_and_plain_numbers_by_the_runs_names() ->
 
 
 def shown(epochs: int, *, terminal: bool = False) -> str:
-    page = io.StringIO()
+    page = Terminal() if terminal else io.StringIO()
     display = ProgressDisplay(
         10, Console(file=page, force_terminal=terminal, width=200, highlight=False)
     )
@@ -168,7 +169,7 @@ def test_on_a_terminal_the_lines_stay_and_the_bar_goes() -> None:
 
 
 def test_the_terminal_is_given_back_after_a_failure_also_before_training_began() -> None:
-    page = io.StringIO()
+    page = Terminal()
     display = ProgressDisplay(10, Console(file=page, force_terminal=True))
     display.close()
     assert page.getvalue() == ""
