@@ -7,7 +7,6 @@ import os
 import re
 import select
 import signal
-import stat
 import sys
 from dataclasses import fields
 from functools import partial
@@ -47,7 +46,12 @@ from pipeline.config.words import (
 from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
-from pipeline.system.terminal import native_messages_to, prepare_streams, tell_unwritable_logs
+from pipeline.system.terminal import (
+    leave_terminal,
+    native_messages_to,
+    prepare_streams,
+    tell_unwritable_logs,
+)
 from pipeline.tracking.addresses import require_artifacts_writable
 from pipeline.verbs import Verb, requests, verbs
 
@@ -359,20 +363,14 @@ def _end_unread() -> int:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    is_again = signum in stopped_by
     stopped_by.append(signal.Signals(signum))
     if signum == signal.SIGHUP:
-        _leave_terminal()
+        leave_terminal()
+        if is_again:  # the terminal and the shell may both tell that it was closed
+            return
         raise HungUp
     raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
-
-
-def _leave_terminal() -> None:
-    """Drops what would be written to a terminal that is gone, which would be an error."""
-    for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream)
-            os.close(nowhere)
 
 
 if __name__ == "__main__":

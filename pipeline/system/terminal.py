@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ _places: list[int] = []  # the terminal, and where stderr is led in its place, t
 def prepare_streams() -> None:
     """Makes the standard streams take every text, whatever the shell has made of them.
 
-    A closed one (`2>&-`) loses what is written to it. One that is not in UTF-8 gets a character
-    that its encoding lacks as an escape.
+    A closed one (`2>&-`) loses what is written to it. The others get as an escape what their
+    encoding lacks: a character, or a byte of a file's name that is not in UTF-8.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -34,8 +35,17 @@ def prepare_streams() -> None:
             os.set_inheritable(nothing.fileno(), True)  # it has the number of the closed one
             setattr(sys, name, nothing)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def leave_terminal() -> None:
+    """Drops what would be written to a terminal that is gone, which would be an error."""
+    for stream in (1, 2, *_places[:1]):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
 
 
 def on_terminal(console: Console) -> bool:

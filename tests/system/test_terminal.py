@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import pty
 import sys
 from contextlib import ExitStack
 from io import StringIO
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.system.terminal import (
     FILE_COLUMNS,
+    leave_terminal,
     native_messages_to,
     on_terminal,
     plain_console,
@@ -86,6 +88,25 @@ def test_stderr_comes_back_when_the_last_of_several_redirections_ends(
     assert [file.read_text() for file in files] == [["", "both one "], ["one ", "both "]][first]
 
 
+def test_what_is_written_to_a_terminal_that_is_gone_is_dropped_also_after_a_redirection(
+    tmp_path: Path,
+) -> None:
+    before = os.dup(2)
+    ours, theirs = pty.openpty()
+    try:
+        os.dup2(theirs, 2)
+        os.close(theirs)
+        with native_messages_to(tmp_path / "native.log"):
+            os.close(ours)
+            leave_terminal()
+            os.write(2, b"native")
+        os.write(2, b"lost")
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+    assert (tmp_path / "native.log").read_text() == "native"
+
+
 def test_a_stream_that_the_shell_has_closed_takes_what_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -99,11 +120,18 @@ def test_a_stream_that_the_shell_has_closed_takes_what_is_written(
         stream.close()
 
 
-def test_a_character_that_the_terminals_encoding_lacks_is_an_escape(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("encoding", "text", "shown"),
+    [
+        ("iso-8859-1", "Δ in Köln", b"\\u0394 in K\xf6ln"),
+        ("utf-8", os.fsdecode(b"caf\xff.png"), b"caf\\udcff.png"),
+    ],
+)
+def test_what_the_terminals_encoding_lacks_is_an_escape(
+    encoding: str, text: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="iso-8859-1"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
     prepare_streams()
-    print("Δ in Köln", flush=True)
-    assert printed.getvalue() == b"\\u0394 in K\xf6ln\n"
+    print(text, end="", flush=True)
+    assert printed.getvalue() == shown
