@@ -252,7 +252,7 @@ def install(tmp_path: Path) -> Callable[[str], list[str]]:
         notes = tmp_path / "installed"
         notes.write_text("")
         env = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "fake-python")}
-        subprocess.run(["sh", ".ci/setup", lock], cwd=tmp_path, env=env, capture_output=True)
+        subprocess.run(["sh", ".ci/setup", lock], cwd=tmp_path, env=env, capture_output=True, timeout=60)
         return [line.split()[-1] for line in notes.read_text().splitlines()]
 
     return run
@@ -266,12 +266,33 @@ def test_an_environment_that_is_made_anew_has_what_it_had(
     (tmp_path / first).write_text("uv==2\n")  # as another version of the project has it
     assert [install(first), install(gpu)] == [[first, gpu], []]
     shutil.rmtree(tmp_path / ".venv/bin")  # as doctor says
-    (tmp_path / "broken").touch()
-    assert install(dev) == []
-    (tmp_path / "broken").unlink()
-    assert install(first) == [first, gpu, dev]
+    assert install(dev) == [first, gpu, dev]
     (tmp_path / gpu).unlink()
     assert install(first) == [first, dev]
+
+
+def test_a_lock_that_cannot_be_installed_leaves_the_environment_to_others(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, gpu = LOCKS[:3]
+    assert install(first) == [first]
+    (tmp_path / "broken").touch()  # as without a network, or on a full disk
+    assert install(gpu) == []
+    assert install(first) == []
+    assert (tmp_path / ".venv/bin/uv").exists()
+    (tmp_path / "broken").unlink()
+    assert install(dev) == [first, dev]  # anew: what is left of the other lock may be damaged
+    assert [install(first), install(dev), install(gpu)] == [[], [], [gpu]]
+
+
+@pytest.mark.parametrize("lock", LOCKS[:2])
+def test_an_environment_of_which_nothing_was_installed_is_made_anew(
+    install: Callable[[str], list[str]], tmp_path: Path, lock: str
+) -> None:
+    (tmp_path / "broken").touch()
+    assert install(LOCKS[2]) == []
+    (tmp_path / "broken").unlink()
+    assert install(lock) == [lock]
 
 
 def imported(folder: str) -> dict[str, Path]:
