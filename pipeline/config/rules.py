@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from pipeline.config import trusted
 from pipeline.config.guesses import letters_of
@@ -43,8 +43,11 @@ def _count_or_share(value: int | float) -> int | float:
 CountOrShare = Annotated[int | float, AfterValidator(_count_or_share)]
 
 
-def _as_typed(value: str) -> str:
-    if value.startswith("~/"):
+RECORDED = "recorded"  # the context in which what an earlier version has recorded is checked
+
+
+def _as_typed(value: str, info: ValidationInfo) -> str:
+    if value.startswith("~/") and info.context != RECORDED:
         raise ValueError(f"the shell leaves ~ as it is there; write $HOME{value[1:]}")
     return value
 

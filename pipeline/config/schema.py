@@ -29,6 +29,7 @@ from pipeline.config.builders import (
     unknown_keys,
 )
 from pipeline.config.rules import (
+    RECORDED,
     Count,
     CountOrShare,
     Fraction,
@@ -318,11 +319,10 @@ def validate(composed: DictConfig | Mapping[str, Any]) -> Config:
         plain = {key: _plain(composed[key]) for key in own}
         _require_whole(plain)
         plain["trusted_modules"] = trust(plain["trusted_modules"])
-    else:
-        plain = _of_this_version(composed)
-    config: Config = checked(Config, plain)
-    if isinstance(composed, DictConfig):
+        config: Config = checked(Config, plain)
         _refuse_keys_of_another_choice(config)
+    else:
+        config = checked(Config, _of_this_version(composed), context=RECORDED)
     for group in GROUPS:
         setattr(config, group, check_leaf(group, getattr(config, group)))
     if config.dataset.get("size", 0) is None and has_backbone(config.model):
@@ -340,14 +340,16 @@ def validate_request(composed: DictConfig, name: str, kind: type) -> Any:
     return checked(kind, _plain(composed[name]), name)
 
 
-def checked(kind: type, values: Any, prefix: str = "") -> Any:
+def checked(kind: type, values: Any, prefix: str = "", *, context: str | None = None) -> Any:
     """Checks each value by its rule and returns an instance of the dataclass `kind`.
+
+    In the context RECORDED, paths are taken that earlier versions took.
 
     Raises:
         RequestError: naming each key whose value is refused, with the rule.
     """
     try:
-        return _adapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values, context=context)
     except ValidationError as error:
         raise RequestError(broken_rules(error, prefix)) from error
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.config.rules import Count, Positive, Seed, TypedPath, listed_in, one_of
+from pipeline.config.rules import Count, Positive, Seed, listed_in, one_of
 
 Objective = Annotated[str, listed_in("pipeline.evaluation.metrics", "OBJECTIVES")]
 
@@ -58,7 +58,7 @@ class Sweep:
     """Arguments of the pruner's class in Optuna."""
     seed: Seed = MISSING
     """Seed of the sampler."""
-    storage: TypedPath | None = MISSING
+    storage: str | None = MISSING
     """Optuna's storage: a database URL, or a journal file; null keeps one in the sweep's folder."""
     study: str | None = MISSING
     """Name of the study in the storage, which sweeps may share; null takes the sweep's."""

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from pipeline.config.builders import GROUPS, first_name, value_before
 from pipeline.config.flat import as_param, config_sha256, flatten
 from pipeline.config.schema import ADDED, Config
@@ -81,7 +84,8 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, *_PLACE, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
     searched = _searched(multirun)
-    base = {**flatten(multirun.config), **_builders(multirun.config), **multirun.unplaced}
+    base = {**flatten(multirun.config), **_builders(multirun.config)}
+    base |= {key.lstrip("+"): text for key, text in multirun.unplaced.items()}
     return Manifest(
         searched=searched,
         settings={"adaptive": adaptive} | {name: sweep[name] for name in names},
@@ -116,15 +120,25 @@ def _unsaid(key: str) -> str:
         return "nothing"
 
 
+def _value(text: str) -> Any:
+    """What a text stands for: earlier versions kept some as typed, `1e-2` or `[8,4]`."""
+    try:
+        return OverridesParser.create().parse_overrides([f"value={text}"])[0].value()
+    except HydraException:
+        return text
+
+
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     place = {name: now["settings"][name] for name in _PLACE if name in now["settings"]}
     builders = {key: value for key, value in now["base"].items() if key.endswith("._target_")}
-    # Earlier versions recorded neither.
-    then = {**then, "settings": place | then["settings"], "base": builders | then["base"]}
+    # Earlier versions recorded neither, and kept the plus of a key.
+    base = builders | {key.lstrip("+"): text for key, text in then["base"].items()}
+    then = {**then, "settings": place | then["settings"], "base": base}
     for part in ("searched", "settings", "base"):
         for key in then[part] | now[part]:
             before, after = (made[part].get(key, _unsaid(key)) for made in (then, now))
-            if before != after and key not in MAY_CHANGE:
+            same = before == after or (part == "base" and _value(before) == _value(after))
+            if not same and key not in MAY_CHANGE:
                 yield f"  {key} was {before}, is {after}"
     changed = [
         job["index"] for job, other in zip(now["jobs"], then["jobs"], strict=False) if job != other

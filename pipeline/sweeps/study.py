@@ -376,11 +376,8 @@ def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
     if settings.sampler == "gp" and importlib.util.find_spec("torch") is None:
         raise RequestError("sweep.sampler=gp: Optuna's GP needs PyTorch; pip install torch")
     make_pruner(settings)
-    if "seed" in settings.sampler_options:
-        raise RequestError(
-            "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
-            f" write sweep.seed={settings.sampler_options['seed']}"
-        )
+    if settings.resume is None:  # one that was begun with them goes on with them
+        _require_effect_and_place(settings)
     _sampler(settings, 0)
     for key, space in distributions(searched).items():
         if settings.sampler == "grid" and size(space) > MOST_JOBS:
@@ -388,6 +385,19 @@ def require_sense(settings: Sweep, searched: Sequence[Override]) -> None:
                 f"sweep.sampler=grid: {key} may have at most {MOST_JOBS:,} values; list them or "
                 f"give {key}=range(start,stop,step), or choose another sampler"
             )
+
+
+def _require_effect_and_place(settings: Sweep) -> None:
+    if "seed" in settings.sampler_options:
+        raise RequestError(
+            "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
+            f" write sweep.seed={settings.sampler_options['seed']}"
+        )
+    if settings.storage is not None and settings.storage.startswith("~/"):
+        raise RequestError(
+            "sweep.storage: the shell leaves ~ as it is there; write "
+            f"sweep.storage=$HOME{settings.storage[1:]}"
+        )
 
 
 def _require_prunable(settings: Sweep) -> None:

@@ -213,6 +213,17 @@ def test_a_recorded_configuration_is_valid_again_and_the_same() -> None:
     assert validate(asdict(config)) == config
 
 
+def test_a_recorded_path_is_read_as_it_was_though_a_new_run_is_refused_it() -> None:
+    from dataclasses import asdict
+
+    recorded = asdict(configured("dataset=synthetic")) | {"data_dir": "~/data"}
+    recorded["tracking"] |= {"artifact_root": "~/kept"}
+    recorded["sweep"] |= {"storage": "~/a.journal"}
+    found = validate(recorded)
+    places = found.data_dir, found.tracking.artifact_root, found.sweep.storage
+    assert places == ("~/data", "~/kept", "~/a.journal")
+
+
 def test_the_keys_of_a_leaf_are_the_keyword_only_parameters_of_its_builder() -> None:
     def builder(images: Any, classes: int, *, width: int, name: str) -> None: ...
 

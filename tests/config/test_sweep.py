@@ -53,7 +53,6 @@ def test_settings_of_a_sweep_are_taken_as_they_are() -> None:
         ("timeout_s", 0),
         ("memory_mb", -1),
         ("seed", -1),
-        ("storage", "~/studies/a.journal"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(key: str, value: Any) -> None:

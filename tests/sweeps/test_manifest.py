@@ -111,6 +111,22 @@ def test_a_search_of_an_earlier_version_did_not_record_its_builders(tmp_path: Pa
     now.require_same(tmp_path)
 
 
+def test_values_that_an_earlier_version_kept_as_typed_are_the_same(tmp_path: Path) -> None:
+    words = ("optimizer=sgd,rmsprop", "optimizer.momentum=0.9", "model.hidden=[8,4]")
+    now = of_grid(*words, "+optimizer.global_clipnorm=1", "model.dropout=1e-1")
+    then = json.loads(now.text)
+    assert (then["base"]["model.dropout"], then["base"]["model.hidden"]) == ("0.1", "[8, 4]")
+    then["base"]["optimizer.global_clipnorm"] = "null"
+    typed = {"model.hidden": "[8,4]", "+optimizer.global_clipnorm": "1", "model.dropout": "1e-1"}
+    then["base"] |= typed
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(then))
+    now.require_same(tmp_path)
+    then["base"]["model.dropout"] = "2e-1"
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(then))
+    with pytest.raises(RequestError, match=r"one to resume:\n  model.dropout was 2e-1, is 0.1$"):
+        now.require_same(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("word", "difference"),
     [

@@ -289,7 +289,6 @@ def test_other_pruners_are_there_by_name(pruner: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("+sweep.sampler_options.seed=5",), "sampler_options.seed has .* write sweep.seed=5"),
         ((*HYPERBAND, "+sweep.pruner_options.reduction_factor=1"), "`reduction_factor` is 1"),
         ((*HYPERBAND, "+sweep.pruner_options.min_resource=0"), "`min_resource` is 0"),
         ((*HYPERBAND, "+sweep.pruner_options.min_resource=auto"), "must be a whole number"),
@@ -319,6 +318,22 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=complaint):
         sensible(settings(tmp_path, *words))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sampler_options": {"seed": 5}}, "write sweep.seed=5"),
+        ({"storage": "~/a.journal"}, r"write sweep.storage=\$HOME/a.journal"),
+    ],
+)
+def test_what_a_new_search_is_refused_stays_that_of_an_earlier_one(
+    changes: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    begun = replace(settings(tmp_path), **changes)
+    with pytest.raises(RequestError, match=complaint):
+        sensible(begun)
+    sensible(replace(begun, resume="latest"))
 
 
 @pytest.mark.parametrize("file", ["tpe", "network", "network_mlp"])
