@@ -39,6 +39,8 @@ _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not where
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+# A password with a slash, which SQLAlchemy takes, rather than a port and what follows it.
+_SLASHED = re.compile(r"(://[^:/@\s'\"<>]*:)(?!\d{2,5}/)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)")
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
 _CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
@@ -89,6 +91,8 @@ def _learn_address(address: str) -> None:
     for _, name, value in _QUERY.findall(address):
         if is_secret(name):
             _remember(value)
+    for _, password in _SLASHED.findall(address):
+        _remember(password)
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -137,7 +141,7 @@ def hide_in_place(place: str) -> str:
 def _hide_in_addresses(text: str) -> str:
     if "://" not in text:
         return text
-    text = _USER.sub(_hide_user, text)
+    text = _USER.sub(_hide_user, _SLASHED.sub(rf"\1{_HIDDEN}", text))
     return _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
 
 

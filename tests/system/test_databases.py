@@ -14,6 +14,10 @@ from pipeline.system.databases import keep_through_interrupts, reason, without_p
     ("uri", "shown"),
     [
         ("http://a:b@host:5000", "http://a:***@host:5000"),
+        ("postgresql://me:pa/ss@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me:pa@ss@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:pa%2Fss%@host/db", "postgresql://me:***@host/db"),
+        ("http://host:5000/team@work", "http://host:5000/team@work"),
         ("https://host", "https://host"),
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
         ("a folder", "a folder"),

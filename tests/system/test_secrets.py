@@ -170,6 +170,12 @@ def test_a_place_keeps_its_name_though_a_secret_has_the_same_letters() -> None:
     assert hide_in_place(f"multirun/token={CANARY}") == "multirun/token=***"
 
 
+def test_a_password_with_a_slash_is_hidden_in_its_address_and_elsewhere() -> None:
+    learn("store at postgresql://me:pass/word@db/runs")
+    assert hide("postgresql://you:s/ame@db") == "postgresql://you:***@db"
+    assert hide("no login with pass/word") == "no login with ***"
+
+
 def test_a_password_that_is_the_name_of_its_user_is_hidden_only_in_the_address() -> None:
     learn("postgresql://mlflow:mlflow@db/mlflow")
     assert hide("at mlflow in /home/mlflow") == "at mlflow in /home/mlflow"
