@@ -365,7 +365,7 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
             raise RequestError(f"{line} has no effect in a sweep: {reason}")
         searched = one.is_sweep_override() and not _is_left_to_jobs(one)
         if searched and (reason := _reason(key, SWEEPS_OWN)):
-            raise RequestError(f"{line} cannot be searched: {reason}; {_one_value(one, composed)}")
+            raise RequestError(f"{line} cannot be searched: {reason}; {_one_value(one)}")
         if not adaptive and key.startswith(tuple(f"sweep.{name}" for name in SEARCHS_OWN)):
             raise RequestError(
                 f"{line} has no effect on a grid: only an adaptive search uses it, "
@@ -386,14 +386,13 @@ def _require_effect(given: Sequence[Override], composed: DictConfig, *, adaptive
         raise RequestError(f"{min(other)} has no effect with sweep.resume; leave one of them out")
 
 
-def _one_value(searched: Override, composed: DictConfig) -> str:
+def _one_value(searched: Override) -> str:
     """How to give one value to a key of the sweep's own."""
     key, values = searched.key_or_group, str(searched.input_line).partition("=")[2]
     swept = key.removeprefix("sweep.params.")
     if swept == key:
         return "give it one value"
-    plus = "" if swept in composed.sweep.params else "+"
-    word = quoted_word(f"{plus}{key}={quoted(values)}")
+    word = quoted_word(f"+sweep.params={{{swept}: {quoted(values)}}}")  # a key may have dots
     return f"write {swept}={values}, or quote the values: {word}"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -94,7 +95,7 @@ WITHOUT_EFFECT = {
     "sweep.timeout_s=range(1,3)": "cannot be searched: it is about the sweep as a whole",
     "sweep.params.model=mlp,cnn": (
         "cannot be searched: it is about the sweep as a whole; write model=mlp,cnn, or quote the "
-        """values: "+sweep.params.model='mlp,cnn'\""""
+        """values: "+sweep.params={model: 'mlp,cnn'}\""""
     ),
     "sweep=lr_grid,tpe": "cannot be searched: it is about the sweep as a whole",
     "tracking.log_model=false": "has no effect in a sweep: sweep.keep_models says how many",
@@ -117,6 +118,18 @@ def test_a_word_without_effect_in_a_sweep_is_refused_with_the_reason(word: str) 
     with pytest.raises(RequestError) as refused:
         multirun("seed=0,1", word, adaptive=False)
     assert str(refused.value).startswith(f"{word} {WITHOUT_EFFECT[word]}")
+
+
+@pytest.mark.parametrize("key", ["seed", "model.dropout", "optimizer.learning_rate"])
+def test_the_word_that_is_said_to_set_a_key_of_the_parameters_works(key: str) -> None:
+    with pytest.raises(RequestError, match="quote the values: ") as refused:
+        multirun("sweep=lr_grid", f"sweep.params.{key}=1,2")
+    [word] = shlex.split(str(refused.value).partition("quote the values: ")[2])
+    asked = multirun("sweep=lr_grid", word)
+    assert {one.get_key_element(): swept_values(one) for one in asked.searched} == {
+        "optimizer.learning_rate": ["0.0003", "0.001", "0.003"],
+        "model.dropout": ["0.1", "0.3"],
+    } | {key: ["1", "2"]}
 
 
 def test_a_number_of_failures_without_effect_is_refused() -> None:
