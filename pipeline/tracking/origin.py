@@ -119,6 +119,8 @@ def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
     yield from _in(
         "code", {"commit": _short(then.commit)}, {"commit": _short(now.commit)}, ["commit"]
     )
+    if then.commit is None or now.commit is None:
+        return  # git could not tell the changes
     digests = [
         one.patch_sha256 or lineage.Code(commit=None, patch=one.patch).patch_sha256
         for one in (then, now)

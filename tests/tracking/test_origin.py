@@ -51,6 +51,15 @@ def test_two_patches_of_one_length_are_told_apart() -> None:
     assert line == "code: uncommitted changes was 1 lines (A) and is 1 lines (B)"
 
 
+@pytest.mark.parametrize("is_now", [True, False])
+def test_a_checkout_that_git_could_not_read_is_not_said_to_have_no_changes(is_now: bool) -> None:
+    changed, unread = replace(THEN, patch="+one\n"), replace(THEN, commit=None)
+    told = ("0123456789ab", "unknown") if is_now else ("unknown", "0123456789ab")
+    assert said(*((unread, changed) if is_now else (changed, unread))) == [
+        "code: commit was {} and is {}".format(*told)
+    ]
+
+
 def test_however_many_packages_differ_each_is_named() -> None:
     now = replace(THEN, packages={**THEN.packages, **{f"p{n:02}": "1" for n in range(20)}})
     assert said(now) == [f"environment: p{n:02} was none and is 1" for n in range(20)]
