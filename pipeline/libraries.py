@@ -10,7 +10,7 @@ import warnings
 from types import ModuleType
 
 from pipeline.system.errors import RequestError
-from pipeline.system.imports import exempt, uncollected
+from pipeline.system.imports import exempt, exempting
 from pipeline.system.processes import user_name
 from pipeline.tracking.addresses import MLFLOW_ALWAYS, MLFLOW_DEFAULTS
 
@@ -34,10 +34,6 @@ ALWAYS = {"TF_CPP_MIN_LOG_LEVEL": "3", **MLFLOW_ALWAYS}
 def import_slow(module: str) -> ModuleType:
     """Imports a module that imports slow libraries; every entry point of the program uses this.
 
-    The objects that the import creates are exempt from garbage collection: TensorFlow creates
-    850,000 that stay, and each collection would take 0.4 s. Where the module is imported already,
-    nothing is exempt, as that would keep the models that a process has trained.
-
     Raises:
         RequestError: KERAS_BACKEND names a backend other than TensorFlow, or this is Windows.
     """
@@ -46,10 +42,8 @@ def import_slow(module: str) -> ModuleType:
         return importlib.import_module(module)  # waits if another thread is importing it
     atexit.unregister(exempt)
     atexit.register(exempt)  # otherwise the collection at exit would take two seconds
-    with uncollected():
-        loaded = importlib.import_module(module)
-        exempt()
-    return loaded
+    with exempting():
+        return importlib.import_module(module)
 
 
 def configure_libraries() -> None:

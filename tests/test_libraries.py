@@ -17,16 +17,21 @@ from pipeline.system.processes import user_name
 from tests.commands import QUICK, fresh_pipeline
 
 
-def test_objects_are_exempt_from_collection_by_a_first_import_alone(
+def test_objects_are_exempt_from_collection_before_there_can_be_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     (tmp_path / "imported_once.py").write_text("made = [[]]\n")
     import_slow("imported_once")
     frozen = gc.get_freeze_count()
     made = [[number] for number in range(1000)]
     assert import_slow("imported_once") is sys.modules.pop("imported_once")
     assert gc.get_freeze_count() <= frozen
+    monkeypatch.setitem(sys.modules, "tensorflow", sys)
+    assert import_slow("imported_once") is sys.modules.pop("imported_once")
+    assert gc.get_freeze_count() <= frozen
+    monkeypatch.delitem(sys.modules, "tensorflow")
     assert import_slow("imported_once").made == [[]]
     assert gc.get_freeze_count() >= frozen + len(made)
 

@@ -21,6 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.imports import exempting
 from pipeline.system.terminal import native_messages_to
 
 VARIABLE = "PIPELINE_TRUSTED_MODULES"
@@ -181,7 +182,7 @@ def _imported(module: str) -> ModuleType:
     if not is_trusted(f"{module}."):
         raise RequestError(untrusted(f"{module}."))
     try:
-        with _current_folder_on_path():
+        with _current_folder_on_path(), nullcontext() if module in sys.modules else exempting():
             return importlib.import_module(module)
     except Exception as error:
         raise RequestError(f"{SETTING}: {module} cannot be imported: {one_line(error)}") from error
