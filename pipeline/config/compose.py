@@ -26,7 +26,7 @@ from pipeline.config.schema import PROVIDER
 from pipeline.config.search_path import CONF, VERSION_BASE
 from pipeline.system.secrets import hide_files, learn, learn_environment
 
-# Hydra keeps its state per process, and so does the trust in modules.
+# Hydra keeps its state per process.
 one_at_a_time = RLock()
 
 
@@ -72,7 +72,7 @@ def _is_needed(name: str, stored: Any) -> bool:
 
 @contextmanager
 def known_to_hydra(composed: DictConfig) -> Iterator[None]:
-    """Makes `${hydra:…}` refer to this configuration, for this thread alone."""
+    """Makes `${hydra:…}` refer to this configuration, one thread at a time."""
     with one_at_a_time:
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(composed)

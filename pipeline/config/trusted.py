@@ -1,9 +1,9 @@
 """The user's own modules, whose builders, metrics and plots a configuration may name.
 
-`trusted_modules=[my_models]` allows `model._target_=my_models.tiny`. Trust belongs to this process:
-it comes from the command line, the `conf/` of the current folder or PIPELINE_TRUSTED_MODULES, never
-from a recorded run. A module is imported only when it is trusted and used, or when a saved model
-needs a class that trusted modules may define.
+`trusted_modules=[my_models]` allows `model._target_=my_models.tiny`. Trust belongs to this process,
+and each of its threads has its own: it comes from the command line, the `conf/` of the current
+folder or PIPELINE_TRUSTED_MODULES, never from a recorded run. A module is imported only when it is
+trusted and used, or when a saved model needs a class that trusted modules may define.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +28,8 @@ from pipeline.system.terminal import native_messages_to
 VARIABLE = "PIPELINE_TRUSTED_MODULES"
 SETTING = "trusted_modules"
 
-_trusted: list[str] = []
+_own = threading.local()  # `modules` that the thread trusts
+_latest: list[str] = []  # those of the thread that said so last, for threads that have not
 _ever: set[str] = set()
 
 
@@ -51,7 +53,7 @@ def trust(modules: Iterable[str]) -> list[str]:
                 f"{SETTING}: no module {name} in {Path.cwd()} or installed; "
                 f"{'modules here: ' + ', '.join(here) if here else 'there is no module here'}"
             )
-    _trusted[:] = named
+    _trust_now(named)
     _ever.update(named)
     return named
 
@@ -62,17 +64,21 @@ def trust_again(modules: Iterable[str]) -> None:
     Another configuration may have been composed since; one that was recorded cannot add any.
     """
     known = (name for name in modules if any(f"{name}.".startswith(f"{one}.") for one in _ever))
-    _trusted[:] = dict.fromkeys([*_trusted, *known])
+    _trust_now(dict.fromkeys([*trusted(), *known]))
+
+
+def _trust_now(modules: Iterable[str]) -> None:
+    _own.modules = _latest[:] = [*modules]
 
 
 def trusted() -> list[str]:
-    """The modules that are trusted now."""
-    return [*_trusted]
+    """The modules that are trusted now, by this thread or, if it has not said, by the latest."""
+    return [*getattr(_own, "modules", _latest)]
 
 
 def is_trusted(target: str) -> bool:
     """Whether a dotted name belongs to a trusted module."""
-    return any(target.startswith(f"{module}.") for module in _trusted)
+    return any(target.startswith(f"{module}.") for module in trusted())
 
 
 def checked_function(target: str) -> Callable[..., Any]:
@@ -167,7 +173,7 @@ def import_trusted(module: str, *, until: Callable[[], bool]) -> None:
     runs = module.endswith("__main__")  # the program, when it is imported
     named = [module] if is_trusted(f"{module}.") and not runs else []
     failed: dict[str, RequestError] = {}
-    for one in dict.fromkeys([*named, *_trusted]):
+    for one in dict.fromkeys([*named, *trusted()]):
         if until():
             return
         try:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -118,6 +119,17 @@ def test_keys_that_mean_something_else_in_a_model_of_ones_own_are_left_to_it() -
     words = ("model=linear", "model._target_=my_models.transfer", "+model.weights=null")
     config = configured(TRUST, *words, "+model.trainable=true")
     assert config.model["trainable"] is True
+
+
+def test_a_configuration_that_another_thread_composes_withdraws_no_trust() -> None:
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(trusted.trusted).result() == []
+        config = api.compose(TRUST, *TINY)
+        assert other.submit(trusted.trusted).result() == ["my_models"]
+        assert other.submit(api.compose, "model=linear").result().trusted_modules == []
+        assert other.submit(trusted.trusted).result() == []
+        assert trusted.trusted() == ["my_models"]
+        assert build(config.model, "images", 10) == ("tiny", "images", 10, 3)
 
 
 def test_every_kind_of_builder_metric_and_plot_may_be_ones_own() -> None:
