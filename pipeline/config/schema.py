@@ -267,11 +267,9 @@ REMOVED = (  # requests of verbs are not part of a run
 )
 
 
+TRUNK = "trunk"  # what `conf/config.yaml` begins with: the types and ranges of all keys
 PROVIDER = "pipeline"  # the trunk's, in Hydra's store
 _registered: dict[str, type] = {}
-
-
-TRUNK = "trunk"  # what `conf/config.yaml` begins with: the types and ranges of all keys
 
 
 def register(groups: Mapping[str, type], *, of: Collection[str] | None = None) -> None:

@@ -130,7 +130,7 @@ def _require_what_it_has_left(sweep_id: str, folder: Path, config: Config, stora
     runs = children(reopen(sweep_id, config.tracking, folder), objectives(config.sweep))
     outcomes = runs.outcomes()
     if storage is not None:
-        settings = _of_study(config, sweep_id, folder)
+        settings = _with_its_study(config, sweep_id, folder)
         require_trials(storage, settings, sweep_id=sweep_id, jobs=outcomes)
     _require_checkpoints(ranked(list(outcomes.values()), runs.objectives), folder, config)
 
@@ -172,11 +172,11 @@ def _source(
 ) -> JobSource:
     if storage is None:
         return Grid(jobs)
-    settings = _of_study(multirun.config, sweep_id, folder)
+    settings = _with_its_study(multirun.config, sweep_id, folder)
     return Search(settings, multirun.searched, sweep_id=sweep_id, storage=storage)
 
 
-def _of_study(config: Config, sweep_id: str, folder: Path) -> Sweep:
+def _with_its_study(config: Config, sweep_id: str, folder: Path) -> Sweep:
     """The settings of a search with the place and the name of its study."""
     study = config.sweep.study or sweep_id
     return replace(config.sweep, storage=_storage(config, folder), study=study)
