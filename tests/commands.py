@@ -507,6 +507,7 @@ def _leave_unread() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, as a new process has
 
 
 def fresh_unread(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
