@@ -6,6 +6,7 @@ reopened logs to the store directly.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -208,7 +209,7 @@ class Recording:
         """
         present = self.known().params
         texts = {
-            key: _shortened(hide_value(key, value), LONGEST_PARAM) for key, value in params.items()
+            key: _shortened(_hidden(key, value), LONGEST_PARAM) for key, value in params.items()
         }
         for key in texts.keys() & present.keys():
             if _contradicts(present[key], texts[key]):  # `mlflow run -P overrides="seed=3"`
@@ -340,6 +341,17 @@ def _contradicts(before: str, text: str) -> bool:
     with suppress(ValueError):
         return float(before) != float(text)
     return bool(before) and before != text
+
+
+def _hidden(key: str, param: str) -> str:
+    """The parameter without secrets; a number, `null` or truth value is hidden as such a value."""
+    value: Any = param
+    with suppress(ValueError):
+        value = json.loads(param)
+    is_setting = value is None or isinstance(value, int | float)
+    stays = is_setting and hide_value(key, value) is value
+    hidden: str = hide(param) if stays else hide_value(key, param)
+    return hidden
 
 
 def _as_tags(texts: Mapping[str, str]) -> dict[str, str]:
