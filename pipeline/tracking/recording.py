@@ -74,7 +74,7 @@ class Outbox(Protocol):
 
     @property
     def model_uri(self) -> str | None:
-        """The address of the run's model, once the store has it; waits a moment for that."""
+        """The address of the run's model, if the store has it; waits a moment, unless closed."""
 
     def put(self, record: Record) -> None:
         """Takes a record."""
@@ -289,6 +289,14 @@ class Recording:
         self.predictions.update(predictions)
         with replacing(self._own() / PREDICTIONS) as path:
             np.savez_compressed(path, allow_pickle=False, **as_arrays(predictions))
+
+    @property
+    def model_uri(self) -> str | None:
+        """The address of the model that the run has saved: its folder until the store has it.
+
+        A store that was away may take the model as the run is closed.
+        """
+        return self._out.model_uri or self.known().model_uri
 
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.
