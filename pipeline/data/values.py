@@ -323,7 +323,7 @@ class RawData:
             cached=cached,
             fit=self.fit,
             index=self.index,
-            whole=self.whole,
+            whole=self.whole or self,
         )
 
 
@@ -402,11 +402,12 @@ class Prepared:
         )
 
     def _numbers(self, split: Split) -> Array:
-        """The places of the images of a split in that of the source, or in one that was drawn."""
-        given = (self.whole.test, self.whole.val) if self.whole else ()
-        for whole in filter(None, given):
-            if np.isin(split.rows, whole.rows).all():
-                return np.flatnonzero(np.isin(whole.rows, split.rows))
+        """The places of the images of a split in the one of the source that has them."""
+        whole = self.whole
+        for given in filter(None, (whole.test, whole.val, whole.train) if whole else ()):
+            if np.isin(split.rows, given.rows).all():
+                order = np.argsort(given.rows)
+                return order[np.searchsorted(given.rows, split.rows, sorter=order)]
         return np.arange(len(split))
 
 
@@ -439,7 +440,8 @@ class Predictions:
 
     `index` describes the files behind the split's images, if they are a user's own pictures.
     `numbers` i64[N] are those that reports give the images: the indices that `dataset.exclude`
-    takes, which count the images that it leaves out; by default those in the split.
+    takes, which count the images that it leaves out; for validation images that were drawn from
+    training, those in the training split. By default they are those in `split`.
     """
 
     split: Split

@@ -238,4 +238,4 @@ def test_images_have_the_numbers_that_exclude_takes() -> None:
     shown = prepared.predictions(prepared.test, np.zeros((2, 2), np.float32))
     assert shown.numbers.tolist() == [0, 2]
     drawn = prepared.predictions(prepared.val, np.zeros((1, 2), np.float32))
-    assert drawn.numbers.tolist() == [0]
+    assert drawn.numbers.tolist() == [2]  # of the training split
