@@ -453,6 +453,18 @@ def test_a_number_of_validation_pictures_is_kept_as_far_as_groups_allow(
         assert "validation_size=5: 4 pictures are for validation, since" in caplog.text
 
 
+@pytest.mark.parametrize("size", [0.2, 5])
+def test_classes_that_are_one_group_each_have_no_validation_pictures(
+    size: float, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "photos" / split)
+    raw = read(tmp_path / "photos", tmp_path / "data", group="parent", near_duplicates=None)
+    config = of_data({}, "folder", tmp_path, validation_size=size, seed=0)
+    with pytest.raises(RequestError, match="of each class are one group; set it to 0"):
+        preprocess(raw, config)
+
+
 def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"{split}_images": rng.integers(0, 256, (8, 4, 5), np.uint8) for split in SPLITS}
