@@ -355,10 +355,11 @@ def _unused_splits(words: Mapping[str, Collection[str | None]]) -> Iterator[str]
     above = [name for name, found in words.items() if {"train"} < {*found} - {None}]
     others = [as_line(name) for name, found in words.items() if "train" not in found]
     if above:
+        shown = [as_line(name) for name in above]
         why = f"{some_of(others, MANY)} none of train" if others else "dataset.classes names others"
-        select = f", or select those: dataset.classes=[{', '.join(above)}]" if above[1:] else ""
+        select = f", or select those: dataset.classes=[{', '.join(shown)}]" if above[1:] else ""
         yield (
-            f"{some_of([*map(as_line, above)], MANY)} have folders of splits, but {why}: these "
+            f"{some_of(shown, MANY)} have folders of splits, but {why}: these "
             "splits are not used, and the test split is drawn from all pictures; arrange all "
             f"classes alike{select}"
         )
@@ -468,7 +469,7 @@ def _inside(table: label_lists.Table, path_column: str | None, told: str) -> tup
     """The pictures that lie in a list itself, in the column that training would take."""
     if not table.embedded:
         return ()
-    named = path_column if path_column in table.columns else None
+    named = path_column if path_column in table.embedded else None
     try:
         chosen = label_lists.without_labels(table, named)
     except RequestError as error:
@@ -896,12 +897,12 @@ class _Found:
 
 def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listing:
     """The listing of the pictures whose class is chosen; checks the classes of each split."""
+    if not found.names:
+        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     classes = _chosen(sorted({*found.names}, key=natural), wanted)
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
     class_names = tuple(dict.fromkeys(classes.values()))
-    if not rows:
-        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     if len(class_names) < 2 and not wanted.compared:
         raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
     index = {name: class_names.index(united) for name, united in classes.items()}

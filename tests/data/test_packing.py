@@ -313,7 +313,6 @@ PACK = """
 import sys
 from pathlib import Path
 from pipeline.data import packing
-from pipeline.data.load import ingest
 from tests.pictures import read
 original = packing.open_picture
 def opened(*given, **named):
