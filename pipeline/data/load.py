@@ -123,7 +123,7 @@ def ingest_recorded(config: Config, identity: Identity | None) -> RawData:
             f"not what the run used ({identity.fingerprint[:12]}…); restore that data, or choose "
             "its folder with data_dir=…"
         )
-    if identity and raw.index and identity.grouping not in (None, raw.index.grouping):
+    if identity and identity.has_other_groups(raw.identity):
         raise RequestError(
             f"dataset={config.choices.dataset}: the pictures here are those that the run used, but "
             "in other groups, so other ones would be for validation; restore what groups them (the "

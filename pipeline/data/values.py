@@ -296,6 +296,14 @@ class RawData:
             digest.update(np.ascontiguousarray(split.labels).data)
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> Identity:
+        """What a recorded run knows this data by."""
+        return Identity(
+            fingerprint=self.fingerprint,
+            grouping=None if self.index is None else self.index.grouping,
+        )
+
     @cached_property
     def duplicates(self) -> int:
         """Number of test images that occur, pixel by pixel, in the training split."""
@@ -337,6 +345,10 @@ class Identity:
 
     fingerprint: str
     grouping: str | None = None
+
+    def has_other_groups(self, other: Identity) -> bool:
+        """Whether the groups of both are known and differ: then validation images do, too."""
+        return None not in (self.grouping, other.grouping) and self.grouping != other.grouping
 
 
 def pixel_digests(images: Array) -> Iterator[bytes]:

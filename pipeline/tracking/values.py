@@ -90,6 +90,13 @@ def champion_uri(dataset: str) -> str:
     return f"models:/{registered_name(dataset)}@{CHAMPION}"
 
 
+def identity_in(tags: Mapping[str, str]) -> Identity | None:
+    """What identifies the data of a run with these tags; None if that is not recorded."""
+    if FINGERPRINT not in tags:
+        return None
+    return Identity(fingerprint=tags[FINGERPRINT], grouping=tags.get(GROUPING))
+
+
 def is_written_by_hand(description: str) -> bool:
     """Whether the user has written a description, which the pipeline then keeps."""
     return bool(description) and not description.endswith(SIGNED)
@@ -222,9 +229,7 @@ class RecordedRun:
     @property
     def identity(self) -> Identity | None:
         """What identifies its data; None if that is not recorded."""
-        if self.fingerprint is None:
-            return None
-        return Identity(fingerprint=self.fingerprint, grouping=self.tags.get(GROUPING))
+        return identity_in(self.tags)
 
     @property
     def source(self) -> str | None:

@@ -408,10 +408,10 @@ def test_a_recorded_run_has_its_own_groups_though_their_column_was_edited(tmp_pa
         made.append(ingest(config))
     assert len({raw.fingerprint for raw in made}) == 1
     for raw in made:
+        again = ingest_recorded(config, raw.identity)
         assert raw.index is not None
-        identity = Identity(fingerprint=raw.fingerprint, grouping=raw.index.grouping)
-        again = ingest_recorded(config, identity)
         assert again.index is not None
+        assert raw.identity.grouping == raw.index.grouping
         np.testing.assert_array_equal(again.index.groups, raw.index.groups)
     with pytest.raises(RequestError, match="in other groups, so other ones would be for valid"):
         ingest_recorded(config, Identity(fingerprint=made[0].fingerprint, grouping="f" * 64))
