@@ -331,7 +331,7 @@ class RawData:
             cached=cached,
             fit=self.fit,
             index=self.index,
-            whole=self.whole,
+            whole=self.whole or self,
         )
 
 
@@ -361,8 +361,8 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint`, `fit`, `index` and `whole` are those of the
-    `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`;
+    `whole` is this data set without anything left out.
     """
 
     train: Split
