@@ -68,6 +68,7 @@ MADE = (
     *("multirun/2026-11-30/09-00-00/run_id", "multirun/2026-11-30/09-00-00/0/.hydra/config.yaml"),
     "multirun/2026-11-30/09-00-00/0/artifacts/plots/curves.png",
     *("runs/a/run_id", "runs/a/artifacts/plots/curves.png"),
+    *("outputs/2026-11-30/09-00-00-1/.pixpipe", "outputs/2026-11-30/09-00-00-1/comparison.png"),
     *("mlartifacts/1/0a1b/artifacts/plots/curves.png", "mlruns/1/0a1b/artifacts/curves.png"),
     *("data/folder/pixels-0123456789abcdef/entry.json", "data/xla/0123456789abcdef/program.pb"),
     *("data/folder/.pixels-0123456789abcdef.lock", "data/folder/.packing-0123456789abcdef/x"),
