@@ -465,7 +465,10 @@ def test_classes_that_are_one_group_each_have_no_validation_pictures(
         preprocess(raw, config)
 
 
-def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
+def test_a_validation_split_of_the_source_is_kept_and_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     rng = np.random.default_rng(0)
     arrays = {f"{split}_images": rng.integers(0, 256, (8, 4, 5), np.uint8) for split in SPLITS}
     arrays |= {f"{split}_labels": np.arange(8) % 2 for split in SPLITS}
@@ -480,7 +483,12 @@ def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> No
             raw = ingest(config)
             assert raw.val is not None
             assert np.array_equal(pixels(raw.val)[..., 0], arrays["val_images"])
+            caplog.clear()
             prepared = preprocess(raw, config)
+            assert caplog.messages == [
+                "preprocess.validation_size and preprocess.seed have no effect: the data has a "
+                "validation split of its own, which is used"
+            ]
             assert np.array_equal(pixels(prepared.val)[..., 0], arrays["val_images"])
             assert len(prepared.train) == 8
         fingerprints.add(raw.fingerprint)
