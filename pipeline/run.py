@@ -80,8 +80,9 @@ def run(
             recording.log(draw_training(fitted, config.train.plots))
         predictions = _evaluate(fitted.model, prepared, config, recording)
         with recording.stage("save"):
-            uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
-    return _result(recording.id, predictions, uri)
+            if config.tracking.log_model:
+                recording.log_model(fitted.model, prepared)
+    return _result(recording.id, predictions, recording.model_uri)
 
 
 def complete(
@@ -105,8 +106,7 @@ def complete(
     predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
-    if uri is None:  # last: a run with a model counts as complete
-        uri = recording.log_model(model, prepared)
+    uri = uri or recording.log_model(model, prepared)  # last: a run with a model is complete
     return _result(recording.id, predictions, uri)
 
 

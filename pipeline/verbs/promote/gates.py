@@ -48,8 +48,8 @@ class Evidence:
     `fingerprint` identifies the data that the run recorded, `fingerprint_now` the current data.
     `logged`: the run's own test predictions, None if it was not evaluated. `reproduced`: the saved
     model's probabilities for the same images, f32[N,K]; None if it does not load, and `load_error`
-    says why. `champion` is None if there is none yet; `best` is a former champion of the same line
-    that was right more often than the current one, if there is one.
+    says why. `champion` is None if there is none; `best` is a former champion of the same line that
+    was right more often than the current one, if there is one, or the best of all without one.
     """
 
     status: str

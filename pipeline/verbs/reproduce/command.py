@@ -181,6 +181,7 @@ def _again(run: RecordedRun, today: Config) -> Config:
         uri=today.tracking.uri,
         offline=False,
         experiment=run.experiment,
+        artifact_root=None,  # the experiment has its own, also if it has got another name
         run_name=f"{name} again",
         tags={**then.tracking.tags, REPRODUCES: run.id},
     )
