@@ -296,6 +296,14 @@ class RawData:
             digest.update(np.ascontiguousarray(split.labels).data)
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> Identity:
+        """What a recorded run knows this data by."""
+        return Identity(
+            fingerprint=self.fingerprint,
+            grouping=None if self.index is None else self.index.grouping,
+        )
+
     @cached_property
     def duplicates(self) -> int:
         """Number of test images that occur, pixel by pixel, in the training split."""
@@ -338,6 +346,10 @@ class Identity:
     fingerprint: str
     grouping: str | None = None
 
+    def has_other_groups(self, other: Identity) -> bool:
+        """Whether the groups of both are known and differ: then validation images do, too."""
+        return None not in (self.grouping, other.grouping) and self.grouping != other.grouping
+
 
 def pixel_digests(images: Array) -> Iterator[bytes]:
     """Checksums of the pixels of each image of u8[N,H,W,C], 16 bytes each."""
@@ -349,8 +361,8 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint`, `fit`, `index` and `whole` are those of the
-    `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`;
+    `whole` is this data set without anything left out.
     """
 
     train: Split

@@ -92,6 +92,13 @@ def champion_uri(dataset: str) -> str:
     return f"models:/{registered_name(dataset)}@{CHAMPION}"
 
 
+def identity_in(tags: Mapping[str, str]) -> Identity | None:
+    """What identifies the data of a run with these tags; None if that is not recorded."""
+    if FINGERPRINT not in tags:
+        return None
+    return Identity(fingerprint=tags[FINGERPRINT], grouping=tags.get(GROUPING))
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, shortened to that many characters: `a long na…`."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
@@ -229,9 +236,7 @@ class RecordedRun:
     @property
     def identity(self) -> Identity | None:
         """What identifies its data; None if that is not recorded."""
-        if self.fingerprint is None:
-            return None
-        return Identity(fingerprint=self.fingerprint, grouping=self.tags.get(GROUPING))
+        return identity_in(self.tags)
 
     @property
     def source(self) -> str | None:

@@ -197,7 +197,7 @@ def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
         environment=run.text("environment.txt"),
     )
     origin.with_threads_of(at_start)
-    return origin.differences(at_start, origin.here(raw.fingerprint))
+    return origin.differences(at_start, origin.here(raw.identity))
 
 
 def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> None:

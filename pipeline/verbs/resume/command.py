@@ -142,7 +142,7 @@ def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) 
     origin.with_threads_of(at_start)
     changed = [
         str(difference)
-        for difference in origin.differences(at_start, origin.here(raw.fingerprint))
+        for difference in origin.differences(at_start, origin.here(raw.identity))
         if difference.kind in ("code", "data") or difference.what in WEIGHTY
     ]
     if changed and not force:

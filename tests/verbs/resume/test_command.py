@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -240,6 +241,11 @@ def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -
     other = replace(raw, class_names=tuple("ABCDEFGHIJ"))
     monkeypatch.setattr(module, "ingest", lambda *_, **__: other)
     refused(stopped, "longer be the same run: data was")
+    # Pictures may be the same, but in other groups.
+    known, now = (replace(raw.identity, grouping=one * 64) for one in "ab")
+    monkeypatch.setattr("pipeline.tracking.origin.identity_in", lambda _: known)
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(identity=now))
+    refused(stopped, "longer be the same run: the grouping of the pictures was a")
 
 
 def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
