@@ -16,7 +16,7 @@ from pipeline.data.own_pictures import Pictures
 from pipeline.data.values import Identity, Predictions, Prepared, RawData
 from pipeline.evaluation.evaluate import alternative_metrics, draw_training, evaluate
 from pipeline.evaluation.metrics import accuracy
-from pipeline.reports.write import check_data, describe_and_report, with_report
+from pipeline.reports.write import check_data, describe_and_report, require_division, with_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import load_teacher, require_sound_leakage, with_weights
@@ -61,8 +61,7 @@ def run(
 
     `folder` keeps its log and checkpoints; `listeners` receive each epoch's metrics once recorded.
     A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
-    `identity` is that of the data to use, if the cache has it, and `pictures` are listed
-    already, as in `ingest`.
+    `identity`, that of the data to use, and `pictures`, listed already, are as in `ingest`.
     """
     alone = job is None
     opened = record(config, folder, start=start, job=job)
@@ -81,8 +80,9 @@ def run(
             recording.log(draw_training(fitted, config.train.plots))
         predictions = _evaluate(fitted.model, prepared, config, recording)
         with recording.stage("save"):
-            uri = recording.log_model(fitted.model, prepared) if config.tracking.log_model else None
-    return _result(recording.id, predictions, uri)
+            if config.tracking.log_model:
+                recording.log_model(fitted.model, prepared)
+    return _result(recording.id, predictions, recording.model_uri)
 
 
 def complete(
@@ -97,16 +97,16 @@ def complete(
     """Evaluates and reports a run of configuration `recorded`; without a `uri`, saves its model.
 
     Raises:
-        RequestError: the data here has another `identity` than that of the run.
+        RequestError: the data here has another `identity` or division than that of the run.
     """
     prepare_keras(config)
     prepared = _load_data(config, recording, partial(ingest_recorded, config, identity))
+    require_division(recording.known(), prepared)
     model = kept(model if takes_images(model) else whole(model, prepared, with_weights(config)))
     predictions = _evaluate(model, prepared, config, recording)
     describe_and_report(recording, recorded, report=config.evaluate.report)
     recording.upload()
-    if uri is None:  # last: a run with a model counts as complete
-        uri = recording.log_model(model, prepared)
+    uri = uri or recording.log_model(model, prepared)  # last: a run with a model is complete
     return _result(recording.id, predictions, uri)
 
 

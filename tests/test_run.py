@@ -420,6 +420,9 @@ def test_a_completion_that_is_killed_as_it_ends_has_all_but_the_model_and_is_don
         monkeypatch.undo()
         recording = reopen(bare.said["run_id"], bare.config.tracking, folder)
         complete(bare.config, bare.config, model, recording)
+        other = replace(bare.config, preprocess=replace(bare.config.preprocess, seed=99))
+        with pytest.raises(RequestError, match="its validation images were divided in another way"):
+            complete(other, bare.config, model, recording)
     [saved] = bare.client.search_logged_models([bare.run.info.experiment_id])
     assert saved.model_uri == bare.run.data.tags["model_uri"]
 

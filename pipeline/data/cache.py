@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.02
 """Seconds within which two changes of a file may have the same time (a kernel tick is 0.01 s)."""
 _CHECKED = ".checked.json"  # not part of the entry: hidden files never are
+# Errors that tell of an entry that lacks a file, not of one that cannot be read.
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 # Per file: name, size, modification and change times, inode
 EntryStamp = tuple[tuple[str | int, ...], ...]
@@ -125,10 +127,14 @@ def damage(folder: Path) -> str | None:
 
     Raises:
         FileNotFoundError: there is no entry.
+        OSError: it cannot be read: whether it is damaged is not known.
     """
     try:
         _load(folder, cached=True, verify=True)
     except _Damaged as reason:
+        cause = reason.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, _ABSENT):
+            raise cause from None
         return str(reason)
     return None
 

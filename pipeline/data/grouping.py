@@ -115,6 +115,7 @@ def _similar(hashes: Array, images: Images, threshold: int) -> Array:
     similar, groups = np.empty((0, 2), np.int64), np.arange(len(hashes))
     for close in _close(hashes, threshold):
         apart = close[groups[close[:, 0]] != groups[close[:, 1]]]
+        apart = np.unique(np.sort(apart, axis=1), axis=0)
         alike = apart[_alike(apart[:, 0], apart[:, 1], images)]
         if len(alike):
             joined = np.sort(groups[alike], axis=1)
@@ -135,7 +136,7 @@ def _close(hashes: Array, threshold: int) -> Iterator[Array]:
     """Pairs of positions i64[m,2] whose hashes differ in at most `threshold` bits, in blocks.
 
     If the 64 bits are cut into threshold + 1 bands, such hashes share at least one band. A block is
-    of about MOST_PAIRS, each of them once; another one may have it again.
+    of about MOST_PAIRS; a pair that shares several bands occurs as often.
     """
     edges = np.linspace(0, 64, threshold + 2).astype(int)
     found, held = list[Array](), 0
@@ -153,15 +154,10 @@ def _close(hashes: Array, threshold: int) -> Iterator[Array]:
             found.append(np.stack([one[near], other[near]], axis=1))
             held += len(found[-1])
             if held >= MOST_PAIRS:
-                yield _each_once(found)
+                yield np.concatenate(found)
                 found, held = [], 0
     if found:
-        yield _each_once(found)
-
-
-def _each_once(pairs: Sequence[Array]) -> Array:
-    once: Array = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
-    return once
+        yield np.concatenate(found)
 
 
 def _alike(one: Array, other: Array, images: Images) -> Array:
@@ -278,7 +274,7 @@ def _targets(counts: Array, size: float) -> Array:
 
     A number of all is met by the method of largest remainders, with at least one for each class.
     """
-    if size < 1:
+    if size < 1 or not len(counts):
         return np.maximum(1, np.round(size * counts)).astype(np.int64)
     wanted, most = size * counts / counts.sum(), np.maximum(1, counts - 1)
     targets = np.clip(np.floor(wanted), 1, most)

@@ -87,7 +87,8 @@ class Listing:
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
     counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,
-    with the reason, and `notes` say what else a user should know.
+    with the reason, and `notes` say what else a user should know; `warnings` are those of them that
+    each run says, too.
     """
 
     root: Path
@@ -101,6 +102,7 @@ class Listing:
     left_out: tuple[tuple[str, int], ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -299,13 +301,15 @@ class _Tree:
 class _Layout:
     """The layout of class folders: they are in the folders of `sides`, each of which has a split.
 
-    With `inverted`, the folders within the class folders stand for splits. `told` is one line.
+    With `inverted`, the folders within the class folders stand for splits. `told` is one line;
+    `warnings` name what looks like splits and is none.
     """
 
     told: str
     sides: tuple[tuple[str, str], ...]
     inverted: bool = False
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
@@ -329,8 +333,8 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
         return _Layout(told=told, sides=((top, ""),), inverted=True)
     deeper = any(tree.below[f"{top}{name}/"] for name in folders)
     told = f"{len(folders)} class folders{within}{', with folders in them' if deeper else ''}"
-    notes = (*_unused_splits(words), *(() if keep else _like_splits(tree, top)))
-    return _Layout(told=told, sides=((top, ""),), notes=notes)
+    warnings = (*_unused_splits(words), *(() if keep else _like_splits(tree, top)))
+    return _Layout(told=told, sides=((top, ""),), warnings=warnings)
 
 
 def _splits_within(
@@ -355,10 +359,11 @@ def _unused_splits(words: Mapping[str, Collection[str | None]]) -> Iterator[str]
     above = [name for name, found in words.items() if {"train"} < {*found} - {None}]
     others = [as_line(name) for name, found in words.items() if "train" not in found]
     if above:
+        shown = [as_line(name) for name in above]
         why = f"{some_of(others, MANY)} none of train" if others else "dataset.classes names others"
-        select = f", or select those: dataset.classes=[{', '.join(above)}]" if above[1:] else ""
+        select = f", or select those: dataset.classes=[{', '.join(shown)}]" if above[1:] else ""
         yield (
-            f"{some_of([*map(as_line, above)], MANY)} have folders of splits, but {why}: these "
+            f"{some_of(shown, MANY)} have folders of splits, but {why}: these "
             "splits are not used, and the test split is drawn from all pictures; arrange all "
             f"classes alike{select}"
         )
@@ -427,10 +432,11 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
         raise wanted.refuse(_unclassed(tree, top, wanted.path, contents, left_out))
     if wanted.for_lists and not wanted.compared:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
-    notes = [*layout.notes, *_without_pictures(files, tree, layout), *_united_by_form(tree, layout)]
-    notes += _not_the_users(contents)
+    notes = [*layout.notes, *layout.warnings, *_without_pictures(files, tree, layout)]
+    notes += [*_united_by_form(tree, layout), *_not_the_users(contents)]
     notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
-    return _from_folders(place, tree, layout, wanted, left_out, notes)
+    made = _from_folders(place, tree, layout, wanted, left_out, notes)
+    return replace(made, warnings=layout.warnings)
 
 
 def unlabelled(path: str, *, key: str, path_column: str | None = None) -> Listing | None:
@@ -468,7 +474,7 @@ def _inside(table: label_lists.Table, path_column: str | None, told: str) -> tup
     """The pictures that lie in a list itself, in the column that training would take."""
     if not table.embedded:
         return ()
-    named = path_column if path_column in table.columns else None
+    named = path_column if path_column in table.embedded else None
     try:
         chosen = label_lists.without_labels(table, named)
     except RequestError as error:
@@ -544,7 +550,7 @@ def _without_pictures(files: Sequence[str], tree: _Tree, layout: _Layout) -> Ite
 
 def _not_the_users(contents: Contents) -> Iterator[str]:
     """Says which folders are left out since runs or programs made them."""
-    # Without their number, which grows from run to run: a data set with other notes is built anew.
+    # Without their number, which grows from run to run.
     told = [f"{maker} ({as_line(first)}, …)" for maker, first in contents.made.items()]
     if told:
         yield f"left out: folders made by {joined(told)}"
@@ -896,12 +902,12 @@ class _Found:
 
 def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listing:
     """The listing of the pictures whose class is chosen; checks the classes of each split."""
+    if not found.names:
+        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     classes = _chosen(sorted({*found.names}, key=natural), wanted)
     rows = [row for row, name in enumerate(found.names) if name in classes]
     found.left_out[UNCHOSEN] += len(found.names) - len(rows)
     class_names = tuple(dict.fromkeys(classes.values()))
-    if not rows:
-        raise wanted.refuse(f"no picture can be used; {_some(found.unreadable)}")
     if len(class_names) < 2 and not wanted.compared:
         raise wanted.refuse(f"the only class is {class_names[0]!r}, but two are needed; {layout}")
     index = {name: class_names.index(united) for name, united in classes.items()}

@@ -27,7 +27,15 @@ from pipeline.data.exclusion import (
 )
 from pipeline.data.grouping import RULE
 from pipeline.data.measures import splits_of
-from pipeline.data.own_pictures import DIVISION, PACKED, Pictures, divided, restored
+from pipeline.data.own_pictures import (
+    DIVISION,
+    PACKED,
+    TEST_IS_GIVEN,
+    Pictures,
+    Remarks,
+    divided,
+    restored,
+)
 from pipeline.data.packing import Packed, pack, read_packed
 from pipeline.data.split import divide
 from pipeline.data.values import Array, Identity, Prepared, RawData, Split
@@ -123,7 +131,7 @@ def ingest_recorded(config: Config, identity: Identity | None) -> RawData:
             f"not what the run used ({identity.fingerprint[:12]}…); restore that data, or choose "
             "its folder with data_dir=…"
         )
-    if identity and raw.index and identity.grouping not in (None, raw.index.grouping):
+    if identity and identity.has_other_groups(raw.identity):
         raise RequestError(
             f"dataset={config.choices.dataset}: the pictures here are those that the run used, but "
             "in other groups, so other ones would be for validation; restore what groups them (the "
@@ -152,7 +160,8 @@ def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
     packed = pack(pictures.selection, folder, verify=verify)
     key = cache.key(content=[pictures.content, packed.content])
     build = partial(divided, pictures, packed)
-    return _raw(cache.load_or_build(folder / f"raw-{key}", build, verify=verify), packed)
+    entry = cache.load_or_build(folder / f"raw-{key}", build, verify=verify)
+    return _found(entry, packed, pictures.remarks)
 
 
 def raw_folder(config: Config) -> Path:
@@ -249,7 +258,7 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
     if not entry.cached:
         cache.let_go(raw.train.images)  # they were read for the statistics
     prepared = raw.divided(entry.arrays, cached=entry.cached)
-    _tell_size(raw, prepared, config.preprocess.validation_size)
+    _tell_validation(raw, prepared, config.preprocess.validation_size)
     if not len(prepared.val):
         require_validation(config)
     return prepared.limited(config.preprocess.limit)
@@ -299,6 +308,17 @@ def _raw(entry: cache.Entry, packed: Packed | None) -> RawData:
     vars(raw).update(entry.meta["known"])  # saves reading every image to work it out
     _tell_missing(raw)
     return raw
+
+
+@lru_cache(maxsize=1)
+def _found(entry: cache.Entry, packed: Packed, remarks: Remarks) -> RawData:
+    """The pictures as they lie now; says what a user should know before training on them."""
+    raw = restored(entry, packed, remarks)
+    for warning in remarks.warnings:
+        log.warning(warning)
+    if raw.index and TEST_IS_GIVEN in raw.index.notes:
+        log.info(TEST_IS_GIVEN)
+    return _with_exclusions_logged(raw)
 
 
 def _without(raw: RawData, exclude: str, place: Path, *, verify: bool) -> RawData:
@@ -366,9 +386,17 @@ def _tell_missing(raw: RawData) -> None:
             log.warning("the %s split has no images of %s: %s", split, told, means)
 
 
-def _tell_size(raw: RawData, prepared: Prepared, asked: CountOrShare) -> None:
-    """Warns of a number of validation pictures that their groups do not allow."""
-    if raw.index is not None and raw.val is None and 1 <= asked != len(prepared.val):
+def _tell_validation(raw: RawData, prepared: Prepared, asked: CountOrShare) -> None:
+    """Says where the validation images are not as many as `asked` for.
+
+    They are a split of the data's own, or their groups do not allow that number.
+    """
+    if raw.val is not None:
+        log.info(
+            "preprocess.validation_size and preprocess.seed have no effect: the data has a "
+            "validation split of its own, which is used"
+        )
+    elif raw.index is not None and 1 <= asked != len(prepared.val):
         told = counted(len(prepared.val), "picture is", "pictures are")
         log.warning(
             "preprocess.validation_size=%s: %s for validation, since those of one group stay "

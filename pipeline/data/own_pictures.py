@@ -27,6 +27,10 @@ EXCLUDED = len(SPLITS)  # in place of the number of a picture's split
 _NAMED = 3  # files that a message names
 # Keys of an entry's description: its packed copy, and how it is divided.
 PACKED, DIVISION = "pixels", "division"
+TEST_IS_GIVEN = (
+    "dataset.test_fraction and dataset.seed have no effect: the data has a test split of its own, "
+    "which is used"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,18 @@ class Division:
     near_duplicates: int | None
     test_fraction: float
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remarks:
+    """What was found where pictures lie; other remarks make no other data set.
+
+    `notes`, `left_out` and `warnings` are those of the `Listing`, the layout before the notes.
+    """
+
+    notes: tuple[str, ...]
+    left_out: tuple[tuple[str, int], ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +85,16 @@ class Pictures:
         return Selection(listing=self.listing, packing=self.packing)
 
     @property
+    def remarks(self) -> Remarks:
+        """What was found where the pictures lie."""
+        listing = self.listing
+        return Remarks(
+            notes=(listing.layout, *listing.notes),
+            left_out=listing.left_out,
+            warnings=listing.warnings,
+        )
+
+    @property
     def content(self) -> dict[str, Any]:
         """The JSON-able values that determine the data set."""
         listing = self.listing
@@ -83,11 +109,7 @@ class Pictures:
             "labels": digest.hexdigest(),
             "division": vars(self.division),
             "rule": RULE,
-            "told": [
-                *_recognised(listing),
-                listing.left_out,
-                *((str(one.file), one.reason) for one in listing.unreadable),
-            ],
+            "unreadable": [(str(one.file), one.reason) for one in listing.unreadable],
             "bad": [self.on_bad, self.max_bad],
             **excluded,
         }
@@ -141,9 +163,9 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
             *([printable(one.file), one.reason] for one in listing.unreadable),
             *([printable(file), reason] for file, (_, reason) in _unreadable(pictures, packed)),
         ],
+        "recognised": list(pictures.remarks.notes),
         "left_out": [list(one) for one in listing.left_out],
         "notes": [
-            *_recognised(listing),
             *_said(pictures, packed),
             *_joined(named, groups, pairs[splits[pairs[:, 0]] == splits[pairs[:, 1]]], is_free),
             *_contradicting(pairs, packed, labels),
@@ -152,9 +174,18 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
     }
 
 
-def restored(entry: cache.Entry, packed: Packed) -> RawData:
-    """The data set of an entry and its packed copy."""
+def restored(entry: cache.Entry, packed: Packed, remarks: Remarks | None = None) -> RawData:
+    """The data set of an entry and its packed copy.
+
+    The `remarks` are those on the pictures as they lie now or, without any, as they lay when the
+    entry was made.
+    """
     arrays, meta = entry.arrays, entry.meta
+    if remarks is None:
+        # Earlier versions kept what was recognised among the notes.
+        recognised, left_out = meta.get("recognised", ()), meta["left_out"]
+    else:
+        recognised, left_out = remarks.notes, remarks.left_out
     splits = {
         name: Split(
             images=packed.images, rows=arrays[f"{name}_rows"], labels=arrays[f"{name}_labels"]
@@ -185,8 +216,8 @@ def restored(entry: cache.Entry, packed: Packed) -> RawData:
                 for number, name in enumerate(meta["columns"])
             },
             unreadable=tuple((file, reason) for file, reason in meta["unreadable"]),
-            left_out=tuple((what, count) for what, count in meta["left_out"]),
-            notes=tuple(meta["notes"]),
+            left_out=tuple((what, count) for what, count in left_out),
+            notes=(*recognised, *meta["notes"]),
         ),
     )
     vars(raw).update(meta["known"])  # saves reading every image to work it out
@@ -247,9 +278,13 @@ def _assigned(
     """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division."""
     settings, names = pictures.division, pictures.listing.class_names
     splits = np.where(given < 0, 0, given).astype(np.int8)
-    notes = [*_without_effect(given)]
+    notes = []
     test = SPLITS.index("test")
-    if not (given == test).any():
+    if (given == test).any():
+        notes.append(TEST_IS_GIVEN)
+        if missing := sorted({*range(len(names))} - {*labels[given == test].tolist()}):
+            notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
+    else:
         free = np.flatnonzero(splits == 0)
         held = held_out(labels[free], groups[free], settings.test_fraction, seed=settings.seed)
         splits[free[held.mask]] = test
@@ -258,8 +293,6 @@ def _assigned(
         if held.lacking:
             lacking = ", ".join(names[label] for label in held.lacking)
             notes.append(f"not in the test split, since their pictures are one group: {lacking}")
-    elif missing := sorted({*range(len(names))} - {*labels[given == test].tolist()}):
-        notes.append(f"not in the test split: {', '.join(names[label] for label in missing)}")
     if unlearnt := sorted({*range(len(names))} - {*labels[splits == 0].tolist()}):
         shown = ", ".join(names[label] for label in unlearnt)
         notes.append(f"not in the training split, so a model cannot learn them: {shown}")
@@ -270,16 +303,6 @@ def _assigned(
         if split != "val" and not (splits == number).any():
             raise RequestError(f"dataset.path: the {split} split has no pictures")
     return splits, notes
-
-
-def _without_effect(given: Array) -> Iterator[str]:
-    """Says of which settings the splits that the data defines take no notice."""
-    for split, told, keys in (
-        ("test", "test", "dataset.test_fraction and dataset.seed"),
-        ("val", "validation", "preprocess.validation_size and preprocess.seed"),
-    ):
-        if (given == SPLITS.index(split)).any():
-            yield f"{keys} have no effect: the data has a {told} split of its own, which is used"
 
 
 def _untestable(group: str | None) -> str:
@@ -301,11 +324,6 @@ def _across(groups: Array, splits: Array) -> int:
     np.minimum.at(least, groups, splits)
     np.maximum.at(most, groups, splits)
     return int((least < most).sum())
-
-
-def _recognised(listing: Listing) -> list[str]:
-    """Lines about what was recognised where the pictures lie."""
-    return [listing.layout, *listing.notes]
 
 
 def _said(pictures: Pictures, packed: Packed) -> list[str]:

@@ -165,7 +165,7 @@ def pack(files: Selection, folder: Path, *, verify: bool = False) -> Packed:
     """
     entry = _entry(files.name, files, folder, verify=verify)
     packed = _packed(entry, folder / files.name)
-    if entry.cached and (mended := _readable_now(files, packed)):
+    if entry.cached and (mended := _readable_now(files, packed, folder)):
         name = files.name_with(mended=mended)
         packed = _packed(_entry(name, files, folder, verify=verify), folder / name)
     return packed
@@ -180,10 +180,14 @@ def _entry(name: str, files: Selection, folder: Path, *, verify: bool) -> cache.
     return entry
 
 
-def _readable_now(files: Selection, packed: Packed) -> list[str]:
-    """Those of the files without an image in a packed copy that would have one now."""
+def _readable_now(files: Selection, packed: Packed, folder: Path) -> list[str]:
+    """Those of the files without an image in a packed copy that would have one now.
+
+    Only those are read that no other copy in `folder` has an image of.
+    """
     if not packed.unreadable:
         return []
+    found = _in_other_copies(files, packed, folder)
     listing, shape = files.listing, packed.images.shape[1:]
 
     def is_readable(number: int) -> bool:
@@ -194,10 +198,23 @@ def _readable_now(files: Selection, packed: Packed) -> list[str]:
             return False
         return True
 
-    failed = [number for number, file in enumerate(listing.files) if file in packed.unreadable]
+    failed = packed.unreadable.keys() - found
+    tried = [number for number, file in enumerate(listing.files) if file in failed]
     with ThreadPoolExecutor(THREADS) as pool, remarks_logged():
-        readable = list(pool.map(is_readable, failed))
-    return [listing.files[number] for number in compress(failed, readable)]
+        readable = list(pool.map(is_readable, tried))
+    found |= {listing.files[number] for number in compress(tried, readable)}
+    return [file for file in listing.files if file in found]
+
+
+def _in_other_copies(files: Selection, packed: Packed, folder: Path) -> set[str]:
+    """The unreadable files of a packed copy that another one has images of, in the same state."""
+    states = {file: stamp for file, (stamp, _) in packed.unreadable.items()}
+    found = set[str]()
+    for other in _earlier(folder, files.settings):
+        stamps = map(tuple, other.stamps.tolist())
+        both = zip(other.files, stamps, strict=True)
+        found |= {file for file, stamp in both if states.get(file) == stamp}
+    return found
 
 
 def read_packed(folder: Path) -> Packed:

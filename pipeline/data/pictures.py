@@ -436,11 +436,13 @@ def _tag(picture: Picture, number: int) -> int | None:
 def _require_deep(picture: Picture) -> None:
     """Refuses 16-bit colours (Pillow keeps their upper 8 bits) that have fewer bits.
 
-    Black ink is accepted where the opacity has all bits. Without it, values of 8 bits look black.
+    Black ink is accepted where an opacity that varies has all bits. Without it, values of 8 bits
+    look black.
     """
     extrema = picture.getextrema()
     pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    high = max(int(pair[1]) for pair in pairs)
+    bands = zip(picture.getbands(), pairs, strict=True)
+    high = max(int(most) for band, (least, most) in bands if band != "A" or least < most)
     declared = _declared(picture)
     if declared is None or high > declared >> 8:
         if high < _DARKEST >> 8:

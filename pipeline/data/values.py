@@ -296,6 +296,14 @@ class RawData:
             digest.update(np.ascontiguousarray(split.labels).data)
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> Identity:
+        """What a recorded run knows this data by."""
+        return Identity(
+            fingerprint=self.fingerprint,
+            grouping=None if self.index is None else self.index.grouping,
+        )
+
     @cached_property
     def duplicates(self) -> int:
         """Number of test images that occur, pixel by pixel, in the training split."""
@@ -323,7 +331,7 @@ class RawData:
             cached=cached,
             fit=self.fit,
             index=self.index,
-            whole=self.whole,
+            whole=self.whole or self,
         )
 
 
@@ -338,6 +346,10 @@ class Identity:
     fingerprint: str
     grouping: str | None = None
 
+    def has_other_groups(self, other: Identity) -> bool:
+        """Whether the groups of both are known and differ: then validation images do, too."""
+        return None not in (self.grouping, other.grouping) and self.grouping != other.grouping
+
 
 def pixel_digests(images: Array) -> Iterator[bytes]:
     """Checksums of the pixels of each image of u8[N,H,W,C], 16 bytes each."""
@@ -349,8 +361,8 @@ class Prepared:
     """The input of training: three splits and the pixel statistics of the training split.
 
     `val` may be empty (`preprocess.validation_size=0`). `mean`, `std`: f32[C], in pixel values
-    (0–255), over the training images. `fingerprint`, `fit`, `index` and `whole` are those of the
-    `RawData`.
+    (0–255), over the training images. `fingerprint`, `fit` and `index` are those of the `RawData`;
+    `whole` is this data set without anything left out.
     """
 
     train: Split
@@ -402,11 +414,12 @@ class Prepared:
         )
 
     def _numbers(self, split: Split) -> Array:
-        """The places of the images of a split in that of the source, or in one that was drawn."""
-        given = (self.whole.test, self.whole.val) if self.whole else ()
-        for whole in filter(None, given):
-            if np.isin(split.rows, whole.rows).all():
-                return np.flatnonzero(np.isin(whole.rows, split.rows))
+        """The places of the images of a split in the one of the source that has them."""
+        whole = self.whole
+        for given in filter(None, (whole.test, whole.val, whole.train) if whole else ()):
+            if np.isin(split.rows, given.rows).all():
+                order = np.argsort(given.rows)
+                return order[np.searchsorted(given.rows, split.rows, sorter=order)]
         return np.arange(len(split))
 
 
@@ -439,7 +452,8 @@ class Predictions:
 
     `index` describes the files behind the split's images, if they are a user's own pictures.
     `numbers` i64[N] are those that reports give the images: the indices that `dataset.exclude`
-    takes, which count the images that it leaves out; by default those in the split.
+    takes, which count the images that it leaves out; for validation images that were drawn from
+    training, those in the training split. By default they are those in `split`.
     """
 
     split: Split

@@ -13,6 +13,7 @@ import lazy_loader
 import numpy as np
 
 from pipeline.data.values import Array
+from pipeline.evaluation.metrics import in_percent
 
 scipy = lazy_loader.load("scipy")
 
@@ -144,6 +145,7 @@ def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) 
         raise ValueError(f"{name}: there are no images to compare")
     shares = counts / counts.sum(axis=1, keepdims=True)
     most = int(np.abs(shares[1] - shares[0]).argmax())
+    before, now = shares[:, most].tolist()
     return Shift(
         name=name,
         reference=math.nan,
@@ -151,7 +153,7 @@ def of_classes(name: str, reference: Mapping[str, int], new: Mapping[str, int]) 
         distance=float(np.abs(shares[1] - shares[0]).sum() / 2),
         p=_p_of_homogeneity(counts) if len(names) > 1 else 1.0,
         psi=_psi(shares[0], shares[1], int(counts[1].sum())),
-        detail=f"{names[most]}: {shares[0, most]:.1%} → {shares[1, most]:.1%}",
+        detail=f"{names[most]}: {in_percent(before, 1)}% → {in_percent(now, 1)}%",
     )
 
 

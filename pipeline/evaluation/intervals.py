@@ -43,6 +43,11 @@ class Resampling:
         return tail, 1 - tail
 
 
+def coverage(confidence: float) -> str:
+    """The coverage of intervals in words such as `95% intervals`: `95%`, `99.9%`."""
+    return f"{100 * confidence:g}%"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A value with its interval from `low` to `high` and the `method`; NaN and "" if there is none.

@@ -21,6 +21,7 @@ from pipeline.evaluation.metrics import (
     class_scores,
     confusion_counts,
     ece,
+    in_percent,
     most_confused,
 )
 
@@ -206,7 +207,7 @@ def mistakes(predictions: Predictions) -> Figure:
         axes.text(
             column + 0.5,
             row + 0.22,
-            f"{guess} {predictions.confidence[index]:.1%}\nis {true}",
+            f"{guess} {in_percent(float(predictions.confidence[index]), 1)}%\nis {true}",
             fontsize=8,
             color="#8b0000",
             horizontalalignment="center",

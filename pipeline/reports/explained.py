@@ -19,7 +19,7 @@ SPAN = 1000  # width and height of that plot
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePoint:
-    """An image among the features: place, true and predicted class, index in its split."""
+    """An image among the features: place, true and predicted class, number in reports."""
 
     x: float
     y: float

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions, images_per_block
-from pipeline.evaluation.metrics import MOST_CLASSES, most_confused
+from pipeline.evaluation.metrics import MOST_CLASSES, in_percent, most_confused
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
@@ -67,8 +67,8 @@ class Sprite:
     rows: int
     zoom: float
     grey: bool
-    captions: list[tuple[int, float]]
-    """For each thumbnail, the image's number and the prediction's confidence, rounded."""
+    captions: list[tuple[int, str]]
+    """For each thumbnail, the image's number and the prediction's confidence in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,14 +219,14 @@ def _sprite(predictions: Predictions, chosen: Array, side: int) -> Sprite:
         tiles,
         inverted=inverted,
         captions=[
-            (number, round(sure, 4))
+            (number, in_percent(sure, 1))
             for number, sure in zip(predictions.numbers[chosen].tolist(), confidence, strict=True)
         ],
     )
 
 
 def sprite(
-    tiles: Array, *, inverted: bool, captions: Sequence[tuple[int, float]] = (), shown: int = _SHOWN
+    tiles: Array, *, inverted: bool, captions: Sequence[tuple[int, str]] = (), shown: int = _SHOWN
 ) -> Sprite:
     """Packs thumbnails u8[N,h,w,C] into one picture; each is `shown` pixels long, if it is smaller.
 

@@ -16,7 +16,14 @@ from pipeline.config.schema import Config
 from pipeline.data.files import as_line
 from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import CONFIDENCE, wilson
-from pipeline.evaluation.metrics import accuracy, balanced_accuracy, class_scores, ece, macro_f1
+from pipeline.evaluation.metrics import (
+    accuracy,
+    balanced_accuracy,
+    class_scores,
+    ece,
+    in_percent,
+    macro_f1,
+)
 from pipeline.evaluation.slices import Slice, slices
 from pipeline.reports.charts import curve_charts, reliability_chart
 from pipeline.reports.explained import SIDE as TILE
@@ -162,16 +169,8 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """`0.8665` → `86.65 %`, with a non-breaking space.
-
-    What is neither all nor nothing is never shown as such: `0.99999` → `>99.99 %`.
-    """
-    value = 100 * round(share, 12)  # intervals that end at 0 or 1 may miss it by less
-    text = f"{value:.{digits}f}"
-    if 0 < value < 100 and float(text) in (0, 100):
-        step = 10.0**-digits
-        text = f"<{step:.{digits}f}" if value < 50 else f">{100 - step:.{digits}f}"
-    return f"{text}\N{NO-BREAK SPACE}%"
+    """`0.8665` → `86.65 %`, with a non-breaking space, as `in_percent`."""
+    return f"{in_percent(share, digits)}\N{NO-BREAK SPACE}%"
 
 
 def _reason(tags: Mapping[str, str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from pipeline.data.checks import apply, findings_of
 from pipeline.data.describe import describe, text
 from pipeline.data.load import data_folder, ingest_recorded, preprocess
 from pipeline.data.measures import SUMMARY_FILE, measured, summarised
-from pipeline.data.values import JUDGED_SPLITS, Predictions, RawData
+from pipeline.data.values import JUDGED_SPLITS, Predictions, Prepared, RawData
 from pipeline.reports import data_page
 from pipeline.reports.explained import Explained
 from pipeline.reports.notes import REPORT_PAGE, note_of_run
@@ -29,7 +29,13 @@ from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.lifecycle import ending, status_of
 from pipeline.tracking.recording import Recording, reopen
 from pipeline.tracking.runs import find_run
-from pipeline.tracking.values import PREDICTIONS, Query, RecordedRun, Status
+from pipeline.tracking.values import (
+    PREDICTIONS,
+    Query,
+    RecordedRun,
+    Status,
+    StoredPredictions,
+)
 
 REPORTABLE = Query(has_folder=True)  # in any state
 _WEIGHTS, AUGMENTATION = "plots/weights.png", "plots/augmentation.png"
@@ -153,16 +159,36 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
         return {}  # it did not get that far
     stored = run.predictions()
     prepared = preprocess(ingest_recorded(config, run.identity), config)
+    _require_same(run, stored, prepared)
+    splits = {"val": prepared.val, "test": prepared.test}
+    return {
+        name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
+    }
+
+
+def require_division(run: RecordedRun, prepared: Prepared) -> None:
+    """Checks that what a run has predicted so far is of the images here.
+
+    Raises:
+        RequestError: an earlier version has divided the same data in another way.
+    """
+    try:
+        stored = run.predictions() if run.has(PREDICTIONS) else {}
+    except RequestError:  # a kill has cut them off
+        return
+    _require_same(run, stored, prepared)
+
+
+def _require_same(
+    run: RecordedRun, stored: Mapping[str, StoredPredictions], prepared: Prepared
+) -> None:
     splits = {"val": prepared.val, "test": prepared.test}
     for name, one in stored.items():
         if not np.array_equal(one.labels, splits[name].labels):
             raise RequestError(
                 f"run {run.label}: its {JUDGED_SPLITS[name]} images were divided in another way "
-                "than here"
+                "than here, as by an earlier version; use that version, or train it again"
             )
-    return {
-        name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
-    }
 
 
 def _at_least_try(recording: Recording, config: Config, error: BaseException) -> None:

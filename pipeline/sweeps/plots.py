@@ -70,7 +70,8 @@ class Repeats:
     """Finished jobs that differ only in their seed, with their values of the first objective.
 
     `params` is without the seed, `sd` is the sample's (n - 1), and mean ± `half_width` the 95 %
-    confidence interval of Student's t; both are NaN for a single job.
+    confidence interval of Student's t. Both are NaN for a single job, and `half_width` where all
+    values are equal.
     """
 
     params: Mapping[str, str]

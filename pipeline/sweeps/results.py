@@ -108,7 +108,7 @@ def _note(
 
 
 def _interval(repeats: Repeats, metric: str) -> str:
-    if repeats.n < 2:
+    if math.isnan(repeats.half_width):
         return ""
     bounds = Estimate(
         value=repeats.mean,

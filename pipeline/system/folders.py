@@ -14,8 +14,9 @@ from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing
 
 OWNER, _LOCK = "run_id", ".run.lock"  # of them, the first names the run that owns the folder
+_WORK = ".pixpipe"  # in a folder that a call from Python has made
 # What lies in a folder that a program has made, and who that is.
-MADE_BY = {OWNER: "runs", ".hydra": "runs", "pyvenv.cfg": "a virtual environment"}
+MADE_BY = {OWNER: "runs", ".hydra": "runs", _WORK: "runs", "pyvenv.cfg": "a virtual environment"}
 STORES = frozenset(("mlartifacts", "mlruns"))  # folders that MLflow fills
 MODEL = "model"  # what a run saves there until its store has it
 _ELSEWHERE = "choose another folder with hydra.run.dir=…"
@@ -107,9 +108,11 @@ def folder_of_work(given: Path | str | None) -> Path:
     if given is None:
         now = datetime.now()
         folder = Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _WORK).touch()
     else:
         folder = Path(given)
-    folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     return folder.absolute()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 import yaml
 
@@ -26,6 +26,8 @@ SECRET_WORDS = frozenset(
         *("credential", "credentials", "apikey", "authorization", "auth", "signature", "sig"),
     }
 )
+# How a part of a key ends that joins several words, as PGPASSWORD and sslpassword do.
+_PASSWORDS = ("password", "passwd", "pwd", "passphrase", "secret")
 # Values that a name such as AUTH_ENABLED, SECRET_NAME or POSTGRES_PASSWORD may have and that occur
 # everywhere: replacing them would damage what is written, and tell them by what surrounds them.
 _COMMON = frozenset(
@@ -42,6 +44,7 @@ _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
 # A password with a slash, which SQLAlchemy takes, rather than a port and what follows it.
 _SLASHED = re.compile(r"(://[^:/@\s'\"<>]*:)(?!\d{2,5}/)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)")
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
+_ODBC = "odbc_connect"  # in a query: settings of a connection, among them its password
 _CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
 
@@ -51,8 +54,24 @@ known_secrets: set[str] = set()
 
 def is_secret(key: str) -> bool:
     """Whether the value of a key is secret: `api_key`, `tracking.tags.apiToken`."""
-    parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-    return bool(SECRET_WORDS & set(parts)) or parts[-1] == "key"
+    parts = _parts(key)
+    known = SECRET_WORDS.intersection(parts) or any(part.endswith(_PASSWORDS) for part in parts)
+    return bool(known) or parts[-1] == "key"
+
+
+def _parts(key: str) -> list[str]:
+    """The words of a key, in lower case."""
+    return re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    """Whether a value that is no text is a setting, though its key sounds secret: `token_dim: 64`.
+
+    Whole numbers are, unless the key is that of a password, or they are as long as a token.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        return True
+    return not _parts(key)[-1].endswith(_PASSWORDS) and bool(_NUMBER.fullmatch(str(value)))
 
 
 def learn(value: Any, key: str = "") -> None:
@@ -91,6 +110,9 @@ def _learn_address(address: str) -> None:
     for _, name, value in _QUERY.findall(address):
         if is_secret(name):
             _remember(value)
+        elif name.lower() == _ODBC:
+            for setting in unquote_plus(value).split(";"):
+                _learn_text(setting, "")
     for _, password in _SLASHED.findall(address):
         _remember(password)
     try:
@@ -99,12 +121,19 @@ def _learn_address(address: str) -> None:
         return
     if parts.password and parts.password != parts.username:  # what a user is called is no secret
         _remember(parts.password)
-    if parts.username and _is_token(parts.username, parts.password):
+    if parts.username and _is_token(parts.scheme, parts.username, parts.password):
         _remember(parts.username)
 
 
-def _is_token(user: str, password: str | None) -> bool:
-    return not password or password == "x-oauth-basic" or len(user) >= LIKE_A_TOKEN
+def _is_token(scheme: str, user: str, password: str | None) -> bool:
+    """Whether what stands for a user in an address is a token.
+
+    Without a password, it is one on the web; elsewhere it is a user (`sftp://me@host`) or a
+    container (`wasbs://pictures@account`).
+    """
+    if not password:
+        return scheme.lower().endswith(("http", "https"))
+    return password == "x-oauth-basic" or len(user) >= LIKE_A_TOKEN
 
 
 def _remember(value: str) -> None:
@@ -142,26 +171,33 @@ def _hide_in_addresses(text: str) -> str:
     if "://" not in text:
         return text
     text = _USER.sub(_hide_user, _SLASHED.sub(rf"\1{_HIDDEN}", text))
-    return _QUERY.sub(lambda m: f"{m[1]}{m[2]}={_HIDDEN}" if is_secret(m[2]) else m[0], text)
+    return _QUERY.sub(_hide_query, text)
 
 
 def _hide_user(found: re.Match[str]) -> str:
     user, colon, password = found[0][:-1].partition(":")
-    shown = _HIDDEN if _is_token(user, password) else user
+    scheme = found.string[max(0, found.start() - len("https://")) : found.start() - len("://")]
+    shown = _HIDDEN if _is_token(scheme, user, password) else user
     return f"{shown}{colon and ':' + _HIDDEN}@"
 
 
+def _hide_query(found: re.Match[str]) -> str:
+    is_hidden = is_secret(found[2]) or found[2].lower() == _ODBC
+    return f"{found[1]}{found[2]}={_HIDDEN}" if is_hidden else found[0]
+
+
 def hide_value(key: str, value: Any) -> Any:
-    """Hides the secrets in the value of a key, also within mappings and lists."""
+    """Hides the secrets in the value of a key, also within mappings and lists.
+
+    Short numbers and other values that are no text are settings and stay, but not in passwords.
+    """
     if isinstance(value, Mapping):
         return {name: hide_value(_below(key, name), inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [hide_value(key, inner) for inner in value]
     if isinstance(value, str):
         return _HIDDEN if value and is_secret(key) else hide_word(value)
-    return (
-        _HIDDEN if is_secret(key) and isinstance(value, int) and type(value) is not bool else value
-    )
+    return _HIDDEN if is_secret(key) and not _is_setting(key, value) else value
 
 
 def _below(key: str, name: Any) -> str:

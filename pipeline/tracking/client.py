@@ -37,7 +37,7 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
-from pipeline.system.secrets import hide
+from pipeline.system.secrets import hide, hide_in_place
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
     EXPERIMENT,
@@ -62,6 +62,7 @@ STORE_ANSWER_S = 10.0  # for the store to answer when a command begins
 AWAY_S = 300.0  # for a store to come back if work cannot continue without it
 # Loggers of errors, with tracebacks, that MLflow raises as well.
 NOISY = ("mlflow.store.db.utils", "urllib3.connectionpool")
+_ONE_EXPERIMENT = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PAGE = 5_000  # experiments per request
 TRY_AGAIN = (429, 502, 503, 504)  # a server that starts or is overloaded answers these
 # Errors of MLflow that would be the same however often a request is repeated.
@@ -338,7 +339,8 @@ def _require_place(client: Client, name: str, location: str, root: str | None) -
         return  # whoever makes the experiment makes its folder later
     if root is not None:
         raise RequestError(
-            f"tracking.artifact_root={root}: experiment {name} has its artefacts in {location}; "
+            f"tracking.artifact_root={hide_in_place(root)}: experiment {name} has its artefacts in "
+            f"{hide_in_place(location)}; "
             "leave the key out, or choose another experiment with tracking.experiment=…"
         )
     parts = urlsplit(location)
@@ -464,18 +466,11 @@ def _require_answer(uri: str) -> None:
         look = partial(_ask_database, uri)
     if look is None:
         return
+    ways = (requests.RequestException, sa.exc.SQLAlchemyError, *STORE_ERRORS, ImportError)
     try:
         refused = answered(look, STORE_ANSWER_S)
-    except TimeoutError:
-        refused = Refusal(f"no answer within {STORE_ANSWER_S:g} s")
-    except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
-        refused = Refusal(reason(error), "correct that")
-    except requests.Timeout:
-        refused = Refusal(f"no answer within {STORE_ANSWER_S:g} s")
-    except requests.ConnectionError:
-        refused = Refusal("nothing answers there")
-    except (requests.RequestException, sa.exc.SQLAlchemyError, *STORE_ERRORS, ImportError) as error:
-        refused = Refusal(reason(error))
+    except (TimeoutError, *ways) as error:
+        refused = no_answer(error, uri, within_s=STORE_ANSWER_S)
     if refused:
         raise RequestError(
             f"tracking store {without_password(uri)} cannot be used: {refused.says}; "
@@ -531,8 +526,8 @@ def answered(look: Callable[[], Made], within_s: float) -> Made:
     return answer
 
 
-def ask(address: str, *, within_s: float) -> requests.Response:
-    """Asks a server for one experiment, once, with the credentials that MLflow would use.
+def ask(address: str, *, within_s: float, path: str = _ONE_EXPERIMENT) -> requests.Response:
+    """Asks a server once, with the credentials and certificates that MLflow would use.
 
     Raises:
         requests.RequestException: it did not answer.
@@ -540,17 +535,26 @@ def ask(address: str, *, within_s: float) -> requests.Response:
     try:
         return http_request(  # type: ignore[no-untyped-call]
             get_default_host_creds(address),  # type: ignore[no-untyped-call]
-            "/api/2.0/mlflow/experiments/search",
+            path,
             "GET",
             max_retries=0,
             timeout=within_s,
             retry_codes=(),
             raise_on_status=False,
-            params={"max_results": 1},
         )
     except MlflowException as error:
         cause = error.__cause__ or error.__context__
         raise cause if isinstance(cause, requests.RequestException) else error from None
+
+
+def server_version(address: str, *, within_s: float) -> str | None:
+    """The version of MLflow at a server; None if it does not say, as behind some proxies."""
+    try:
+        answer = ask(address, within_s=within_s, path="/version")
+    except (requests.RequestException, MlflowException):
+        return None
+    told = answer.text.strip()
+    return told if answer.ok and re.fullmatch(r"\d+\.[\w.+-]+", told) else None
 
 
 @dataclass(frozen=True)
@@ -559,6 +563,22 @@ class Refusal:
 
     says: str
     mend: str = "start it"
+
+
+def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
+    """Why a store did not answer, or cannot be opened, in words."""
+    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
+        return Refusal(reason(error), "correct that")
+    if isinstance(error, TimeoutError | requests.Timeout):
+        return Refusal(f"no answer within {within_s:g} s")
+    if isinstance(error, requests.ConnectionError):
+        return Refusal("nothing answers there")
+    if not address.startswith("sqlite"):
+        return Refusal(reason(error))
+    if "locked" in str(error):
+        return Refusal(reason(error), "try again when the process that writes to it has ended")
+    mend = "check that it is a database, and that you may write to it and to its folder"
+    return Refusal(reason(error), mend)
 
 
 def refusal(answer: requests.Response, address: str) -> Refusal | None:

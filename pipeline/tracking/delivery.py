@@ -33,9 +33,11 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 
+from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, hand_over, owner
+from pipeline.system.secrets import has_hidden, hide_in_place
 from pipeline.tracking.client import (
     DENIED,
     STORE_ERRORS,
@@ -53,6 +55,7 @@ from pipeline.tracking.journal import (
     DATA,
     END,
     FILES,
+    JOURNAL_FILE,
     MODEL_SAVED,
     MOST_POINTS,
     NOTED,
@@ -62,6 +65,7 @@ from pipeline.tracking.journal import (
     Journal,
     Record,
     join_records,
+    sync_command,
 )
 from pipeline.tracking.runs import search
 from pipeline.tracking.values import (
@@ -110,11 +114,15 @@ def open_run(client: Client, opening: Mapping[str, Any], *, again: bool = False)
     return (find() if again else None) or made_once(make, find)
 
 
-def opened_as(run: Run) -> Record:
-    """The record of the id, name and artefact address that the store gave a run."""
+def opened_as(client: Client, run: Run) -> Record:
+    """The record of a run that a store has created: that store, and what it calls the run.
+
+    That is its id, its name, and the address of its artefacts; addresses are without passwords.
+    """
     info = run.info
-    known = {"id": info.run_id, "name": info.run_name, "artifacts": info.artifact_uri}
-    return {"kind": OPENED, **known}
+    known = {"id": info.run_id, "name": info.run_name}
+    known |= {"artifacts": hide_in_place(info.artifact_uri)}
+    return {"kind": OPENED, **known, "store": without_password(str(client.tracking_uri))}
 
 
 @dataclass(kw_only=True)
@@ -269,6 +277,7 @@ class Journaled:
     def __init__(self, journal: Journal, delivery: Delivery | None) -> None:
         self.journal, self._delivery = journal, delivery
         self._courier = Courier(journal, delivery.send, may_pass, why_away) if delivery else None
+        self._is_open = True
 
     def put(self, record: Record) -> None:
         """Writes a record to the journal; the store gets it later.
@@ -284,9 +293,10 @@ class Journaled:
 
     @property
     def model_uri(self) -> str | None:
-        """The address of the run's model, once the store has it; waits a moment for that."""
+        """The address of the run's model, if the store has it; waits a moment, unless closed."""
         if self._courier and self._delivery:
-            self._courier.wait(MODEL_PATIENCE_S, at_once=False)
+            if self._is_open:
+                self._courier.wait(MODEL_PATIENCE_S, at_once=False)
             return self._delivery.model_uri
         return None
 
@@ -312,6 +322,7 @@ class Journaled:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_open = False
         if self._courier is None or self._delivery is None:
             self.journal.close()
         elif self._courier.stop() and not self._delivery.owes_model:
@@ -375,12 +386,13 @@ def send_journal(
 ) -> Sent:
     """Sends the unsent records of the journal in a folder, and deletes it.
 
-    `artifact_root` is where a new experiment keeps its artefacts if the run did not say. A run
-    whose process died is closed as KILLED at the time of its last record, unless `close` is
-    false because it is about to be resumed.
+    `artifact_root` is where a new experiment keeps its artefacts if the run did not say, or if that
+    had a password, which a journal does not keep. A run whose process died is closed as KILLED at
+    the time of its last record, unless `close` is false because it is about to be resumed.
 
     Raises:
-        RequestError: another process has the journal open, or the store does not have the run.
+        RequestError: another process has the journal open, the store does not have the run, or the
+            run was deleted there.
         MlflowException: the store is away; what has arrived by then need not be sent again.
         ConnectionError: the place of its artefacts does not take them.
     """
@@ -390,7 +402,9 @@ def send_journal(
         if not records or records[0]["kind"] != OPENING:  # killed while it wrote its first line
             journal.delete()
             return Sent(folder=folder, run_id=None, status=Status.KILLED, records=0)
-        records[0]["artifact_root"] = records[0]["artifact_root"] or artifact_root
+        recorded = records[0]["artifact_root"]
+        if recorded is None or has_hidden(recorded):
+            records[0]["artifact_root"] = artifact_root or recorded
         run = _run_of(client, journal, records)
         status = _status(records, run)
         if close and run.info.status == Status.RUNNING and not _ends(records):
@@ -448,20 +462,31 @@ def _resent(
 def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
     """The store's run of a journal; creates it if the store does not have it."""
     opening, folder = records[0], journal.folder
-    known = [record["id"] for record in records if record["kind"] == OPENED]
-    if run_id := opening["run_id"] or (known[0] if known else None):
+    opened: Record = next((record for record in records if record["kind"] == OPENED), {})
+    if run_id := opening["run_id"] or opened.get("id"):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
             if is_passing(error):
                 raise
             raise RequestError(
-                f"{folder}: the run {run_id} was recorded at {opening['store']} and is not in this "
-                "store; name that one with tracking.uri=…"
+                f"{folder}: the run {run_id} was recorded at "
+                f"{opened.get('store', opening['store'])} and is not in this store; name that one "
+                "with tracking.uri=…"
             ) from error
+        if run.info.lifecycle_stage != "active":
+            raise RequestError(
+                f"{folder}: the run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` "
+                f"brings it back, deleting {folder / JOURNAL_FILE} gives up what it lacks"
+            )
     else:
+        if has_hidden(root := opening["artifact_root"] or ""):
+            raise RequestError(
+                f"{folder}: the password in its tracking.artifact_root={root} is not recorded; "
+                f"name that place again: {sync_command(folder)} tracking.artifact_root=…"
+            )
         run = open_run(client, opening, again=True)
-        journal.append(opened_as(run))
+        journal.append(opened_as(client, run))
     if owner(folder) in (opening[LOCAL_ID], None):  # still: an earlier try may have ended here
         hand_over(folder, run.info.run_id)
     return run

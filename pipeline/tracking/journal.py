@@ -166,8 +166,11 @@ def opened_at(folder: Path) -> str | None:
     None if no store has the run yet.
     """
     records = read_journal(folder)
-    is_opened = any(record["kind"] == OPENED for record in records)
-    return records[0].get("store") if is_opened else None
+    for record in records:
+        if record["kind"] == OPENED:  # journals of earlier versions name the store at the beginning
+            store: str | None = record.get("store", records[0].get("store"))
+            return store
+    return None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:

@@ -79,6 +79,7 @@ from pipeline.tracking.values import (
     HARDWARE,
     INDEX,
     LOCAL_ID,
+    LONGEST_NAME,
     PARENT,
     PATCH,
     PRUNED_TAG,
@@ -91,6 +92,7 @@ from pipeline.tracking.values import (
     RecordedRun,
     Status,
     hide_tag,
+    shortened,
 )
 from pipeline.training.checkpoint import Start
 
@@ -246,8 +248,9 @@ def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
 
 
 def closing_by_hand(client: Client, run: RecordedRun) -> str:
-    """The command that marks a run as KILLED, whoever made it."""
-    call = f"mlflow.MlflowClient({client.tracking_uri!r}).set_terminated({run.id!r}, 'KILLED')"
+    """The command that marks a run as KILLED, whoever made it; without the store's password."""
+    store = without_password(str(client.tracking_uri))
+    call = f"mlflow.MlflowClient({store!r}).set_terminated({run.id!r}, 'KILLED')"
     return f'python -c "import mlflow; {call}"'
 
 
@@ -310,7 +313,8 @@ def _open(
         for record in records:
             journal.append(record)
         if not existing and not config.tracking.offline:
-            opened = opened_as(open_run(client, records[0]))
+            true_root = {"artifact_root": config.tracking.artifact_root}
+            opened = opened_as(client, open_run(client, records[0] | true_root))
             records.append(opened)
             journal.append(opened)
     except BaseException as error:
@@ -342,7 +346,7 @@ def _opening(config: Config, tags: Mapping[str, str]) -> Record:
         "run_id": None,
         "experiment": experiment_name(config),
         "artifact_root": (root := config.tracking.artifact_root) and hide_in_place(root),
-        "name": name and hide(name),
+        "name": name and shortened(hide(name), LONGEST_NAME),
         "started": now(),
         "store": without_password(store_address(config.tracking.uri)),
         "tags": {key: hide_tag(key, value) for key, value in every.items()},
@@ -376,8 +380,8 @@ def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) 
         "params": dict(found.params),
         "metrics": dict(found.logged),
     }
-    opened = {"kind": OPENED, "id": found.id, "name": found.name, "artifacts": found.artifacts}
-    return [opening, opened]
+    opened = {"kind": OPENED, "id": found.id, "name": found.name}
+    return [opening, opened | {"artifacts": hide_in_place(found.artifacts)}]
 
 
 def _place_in_sweep(job: JobSettings | None, folder: Path, *, is_parent: bool) -> dict[str, str]:

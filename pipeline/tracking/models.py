@@ -221,29 +221,38 @@ def _store_of(uri: str, tracking: Tracking) -> mlflow.MlflowClient | None:
 
 
 def _load(client: mlflow.MlflowClient | None, uri: str) -> LoadedModel:
+    with _fetched(client, uri) as saved:
+        return load_fetched(saved, uri)
+
+
+def load_fetched(saved: SavedModel, uri: str) -> LoadedModel:
+    """Loads a model that was fetched from that address; asks no store.
+
+    Raises:
+        RequestError: this pipeline has not saved it.
+    """
     from pipeline.training.saved import load_saved
 
-    with _fetched(client, uri) as saved:
-        called = f"model_uri={uri}"
-        model = load_saved(saved.folder / KERAS_FILE, called=called)
-        shape = _image_shape(model, uri)
-        if model.output_shape != (None, len(saved.class_names)):
-            raise RequestError(
-                f"{called}: gives {model.output_shape}, not a probability of each of its "
-                f"{len(saved.class_names)} classes"
-            )
-        example = saved.example(shape)
-        return LoadedModel(
-            model=model,
-            uri=uri,
-            logged_uri=f"models:/{saved.model_id}" if saved.model_id else uri,
-            class_names=saved.class_names,
-            image_shape=shape,
-            example=example,
-            dark_border=saved.dark_border if saved.says_border else _share(example),
-            fit=saved.fit,
-            megabytes=saved.megabytes,
+    called = f"model_uri={uri}"
+    model = load_saved(saved.folder / KERAS_FILE, called=called)
+    shape = _image_shape(model, uri)
+    if model.output_shape != (None, len(saved.class_names)):
+        raise RequestError(
+            f"{called}: gives {model.output_shape}, not a probability of each of its "
+            f"{len(saved.class_names)} classes"
         )
+    example = saved.example(shape)
+    return LoadedModel(
+        model=model,
+        uri=uri,
+        logged_uri=f"models:/{saved.model_id}" if saved.model_id else uri,
+        class_names=saved.class_names,
+        image_shape=shape,
+        example=example,
+        dark_border=saved.dark_border if saved.says_border else _share(example),
+        fit=saved.fit,
+        megabytes=saved.megabytes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.config.trusted import checksums, trusted
+from pipeline.data.values import Identity
 from pipeline.tracking import lineage
 from pipeline.tracking.values import (
     COMMIT,
-    FINGERPRINT,
     HARDWARE,
     PATCH,
     TRUSTED,
+    identity_in,
 )
 
 OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
@@ -23,7 +24,7 @@ TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Commit and uncommitted changes, libraries by version, hardware, and the data's SHA-256.
+    """Commit and uncommitted changes, libraries by version, hardware, and what identifies the data.
 
     `patch_sha256` (hex) is that of the patch as it was; a recorded text hides secrets. `modules`:
     SHA-256 of the source of each trusted module of the user's own.
@@ -35,7 +36,7 @@ class Origin:
     modules: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str]
     hardware: Mapping[str, str]
-    data: str | None
+    data: Identity | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class Difference:
         return f"{self.what} was {self.then} and is {self.now}"
 
 
-def here(data: str) -> Origin:
-    """The origin of a run that would begin now."""
+def here(data: Identity) -> Origin:
+    """The origin of a run that would begin now, with this data."""
     code = lineage.code_state()
     return Origin(
         commit=code.commit,
@@ -74,7 +75,7 @@ def recorded_origin(tags: Mapping[str, str], *, patch: str, environment: str) ->
         modules=_below(TRUSTED, tags),
         packages=packages(environment),
         hardware=_below(HARDWARE, tags),
-        data=tags.get(FINGERPRINT),
+        data=identity_in(tags),
     )
 
 
@@ -98,7 +99,7 @@ def differences(then: Origin, now: Origin) -> list[Difference]:
     return [
         *_in_code(then, now),
         *in_packages(then.packages, now.packages),
-        *_in("data", {"data": _short(then.data)}, {"data": _short(now.data)}, ["data"]),
+        *_in_data(then.data, now.data),
         *_in("hardware", then.hardware, now.hardware, OF_HARDWARE),
     ]
 
@@ -137,6 +138,16 @@ def in_packages(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Dif
     first = [name for name in ("Python", *lineage.NAMED) if name in then or name in now]
     rest = sorted((then.keys() | now.keys()) - set(first), key=str.lower)
     yield from _in("environment", then, now, [*first, *rest])
+
+
+def _in_data(then: Identity | None, now: Identity | None) -> Iterator[Difference]:
+    """Other content or, if that is the same, other groups of its pictures."""
+    before, after = (_short(one.fingerprint if one else None) for one in (then, now))
+    yield from _in("data", {"data": before}, {"data": after}, ["data"])
+    if then and now and before == after and then.has_other_groups(now):
+        groups = _short(then.grouping), _short(now.grouping)
+        what = "the grouping of the pictures"
+        yield Difference(kind="data", what=what, then=groups[0], now=groups[1])
 
 
 def _in(

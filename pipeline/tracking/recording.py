@@ -6,6 +6,7 @@ reopened logs to the store directly.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -73,7 +74,7 @@ class Outbox(Protocol):
 
     @property
     def model_uri(self) -> str | None:
-        """The address of the run's model, once the store has it; waits a moment for that."""
+        """The address of the run's model, if the store has it; waits a moment, unless closed."""
 
     def put(self, record: Record) -> None:
         """Takes a record."""
@@ -208,7 +209,7 @@ class Recording:
         """
         present = self.known().params
         texts = {
-            key: _shortened(hide_value(key, value), LONGEST_PARAM) for key, value in params.items()
+            key: _shortened(_hidden(key, value), LONGEST_PARAM) for key, value in params.items()
         }
         for key in texts.keys() & present.keys():
             if _contradicts(present[key], texts[key]):  # `mlflow run -P overrides="seed=3"`
@@ -289,6 +290,14 @@ class Recording:
         with replacing(self._own() / PREDICTIONS) as path:
             np.savez_compressed(path, allow_pickle=False, **as_arrays(predictions))
 
+    @property
+    def model_uri(self) -> str | None:
+        """The address of the model that the run has saved: its folder until the store has it.
+
+        A store that was away may take the model as the run is closed.
+        """
+        return self._out.model_uri or self.known().model_uri
+
     def log_model(self, model: Any, prepared: Prepared) -> str:
         """Saves a Keras model that takes images u8[N,H,W,C]; returns its MLflow URI.
 
@@ -340,6 +349,17 @@ def _contradicts(before: str, text: str) -> bool:
     with suppress(ValueError):
         return float(before) != float(text)
     return bool(before) and before != text
+
+
+def _hidden(key: str, param: str) -> str:
+    """The parameter without secrets; a number, `null` or truth value is hidden as such a value."""
+    value: Any = param
+    with suppress(ValueError):
+        value = json.loads(param)
+    is_setting = value is None or isinstance(value, int | float)
+    stays = is_setting and hide_value(key, value) is value
+    hidden: str = hide(param) if stays else hide_value(key, param)
+    return hidden
 
 
 def _as_tags(texts: Mapping[str, str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pipeline.tracking.values import (
     ATTEMPT,
     HOLDER,
     LEDGER,
+    LONGEST_DESCRIPTION,
     PENDING,
     SAVED_MODEL,
     SIGNED,
@@ -34,6 +35,7 @@ from pipeline.tracking.values import (
     Version,
     is_written_by_hand,
     registered_name,
+    shortened,
 )
 
 # Tags of a ticket that are read back; the texts of users in them are hidden by who writes them.
@@ -91,7 +93,7 @@ class Registry:
     def add(
         self, source: str, run_id: str, tags: Mapping[str, str], description: str = ""
     ) -> Version:
-        """Creates a version. Numbers grow and are never reused."""
+        """Creates a version. Numbers grow and are never reused; a long description is shortened."""
         logged = SAVED_MODEL.fullmatch(source)
         tags = {key: text if key in _READ_BACK else hide(text) for key, text in tags.items()}
 
@@ -101,7 +103,7 @@ class Registry:
                 source,
                 run_id=run_id,
                 tags=dict(tags),
-                description=hide(description) + SIGNED if description else None,
+                description=_signed(description) if description else None,
                 await_creation_for=0,
                 model_id=logged["model_id"] if logged else None,  # required by servers
             )
@@ -127,8 +129,11 @@ class Registry:
         )
 
     def describe(self, text: str) -> None:
-        """Sets the registered model's description, in Markdown, unless the user has written one."""
-        text, present = hide(text) + SIGNED, self.present().description
+        """Sets the registered model's description, in Markdown, unless the user has written one.
+
+        A text that is too long for a database is shortened.
+        """
+        text, present = _signed(text), self.present().description
         if present != text and not is_written_by_hand(present):
             self.client.update_registered_model(self.name, text)
 
@@ -165,6 +170,10 @@ def open_registry(tracking: Tracking, dataset: str) -> Registry:
         RequestError: the store cannot be used.
     """
     return Registry(client=connect(tracking.uri), name=registered_name(dataset))
+
+
+def _signed(text: str) -> str:
+    return shortened(hide(text), LONGEST_DESCRIPTION - len(SIGNED)) + SIGNED
 
 
 def _version(found: ModelVersion) -> Version:

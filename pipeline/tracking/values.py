@@ -76,6 +76,8 @@ CHOICES = (CHOSEN_DATASET, "augment", CHOSEN_MODEL, "optimizer", "schedule")
 SHORT = 8  # characters of a checksum or an id shown to people
 # Characters that MLflow keeps of a parameter and of a tag, of a run and of a registered model.
 LONGEST_PARAM, LONGEST_TAG, LONGEST_MODEL_TAG = 6_000, 8_000, 5_000
+# Those of the name of a run, and of the description of a registered model or a version.
+LONGEST_NAME, LONGEST_DESCRIPTION = 250, 5_000
 
 SIGNED = "\n\n<!-- written by the pipeline -->"  # the end of our descriptions, which is not shown
 
@@ -88,6 +90,18 @@ def registered_name(dataset: str) -> str:
 def champion_uri(dataset: str) -> str:
     """The address of the champion of a data set."""
     return f"models:/{registered_name(dataset)}@{CHAMPION}"
+
+
+def identity_in(tags: Mapping[str, str]) -> Identity | None:
+    """What identifies the data of a run with these tags; None if that is not recorded."""
+    if FINGERPRINT not in tags:
+        return None
+    return Identity(fingerprint=tags[FINGERPRINT], grouping=tags.get(GROUPING))
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, shortened to that many characters: `a long na…`."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def is_written_by_hand(description: str) -> bool:
@@ -222,9 +236,7 @@ class RecordedRun:
     @property
     def identity(self) -> Identity | None:
         """What identifies its data; None if that is not recorded."""
-        if self.fingerprint is None:
-            return None
-        return Identity(fingerprint=self.fingerprint, grouping=self.tags.get(GROUPING))
+        return identity_in(self.tags)
 
     @property
     def source(self) -> str | None:

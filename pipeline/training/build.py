@@ -35,6 +35,8 @@ PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covarian
 _CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, tuple[keras.Model, str]] = {}  # and the checksum of the weights
+_DETERMINISM = "determinism"
+_begun: set[str] = set()  # what this module has switched on for the process
 
 
 def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
@@ -48,19 +50,29 @@ def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")
     if config.train.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        _begin_determinism()
     else:
         _end_determinism()
     if keeps_programs:
         keep_programs(Path(config.data_dir) / "xla")
 
 
+def _begin_determinism() -> None:
+    from tensorflow.python.framework import config
+
+    # `TF_DETERMINISTIC_OPS=1` or a notebook may have asked for it, too.
+    if not config.is_op_determinism_enabled():
+        tf.config.experimental.enable_op_determinism()
+        _begun.add(_DETERMINISM)
+
+
 def _end_determinism() -> None:
     """Undoes what an earlier job of the process asked for; TensorFlow has no public way."""
     from tensorflow.python.framework import config
 
-    if hasattr(config, "disable_op_determinism"):
+    if _DETERMINISM in _begun:
         config.disable_op_determinism()
+        _begun.discard(_DETERMINISM)
 
 
 def build_model(config: Config, prepared: Prepared, *, checked: bool = False) -> keras.Model:
@@ -81,7 +93,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
     else:
         model = _prepared(config, prepared)
     if not checked:
-        check_model(model, len(prepared.class_names))
+        check_model(model, len(prepared.class_names), called=_called(config))
     compile_model(model, config, images=len(prepared.train))
     return model
 
@@ -92,7 +104,7 @@ def _prepared(config: Config, prepared: Prepared) -> keras.Model:
     model = _network(config, prepared, "float32" if precision == "auto" else precision)
     if precision == "auto" and (best := best_for(model)) != "float32":
         model = _network(config, prepared, best)
-    pretrained.prepare_backbone(model, config.model)
+    pretrained.prepare_backbone(model, config.model, called=_called(config))
     return model
 
 
@@ -104,7 +116,8 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
     settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
     key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
-    model = _kept_backbone(key) or _prepared(config, prepared)
+    shared = _kept_backbone(key)
+    model = shared or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
         return model  # random numbers of one job would depend on those of another
     # The head starts alike, whether the backbone was built just now or not.
@@ -116,9 +129,10 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     )
     if outputs is None:
         return model  # its head is part of it, and would be trained further by a later job
-    _backbones[key] = model, pretrained.backbone_checksum(model)
-    while len(_backbones) > BACKBONES:
-        del _backbones[next(iter(_backbones))]
+    if shared is None:
+        _backbones[key] = model, pretrained.backbone_checksum(model)
+        while len(_backbones) > BACKBONES:
+            del _backbones[next(iter(_backbones))]
     return keras.Model(model.input, outputs, name=_keras_name(config))
 
 
@@ -142,7 +156,15 @@ def _network(config: Config, prepared: Prepared, precision: str) -> keras.Model:
             outputs = build(config.model, x, len(prepared.class_names))
             return keras.Model(images, outputs, name=_keras_name(config))
     except ValueError as error:
-        raise RequestError(f"model={config.choices.model}: {first_line(str(error))}") from error
+        said = f"{_called(config)}: {first_line(str(error))}"
+        if config.train.scaling == "whitened" and "channels" in said:
+            said += "; train.scaling=whitened makes 9 of each: set unit"
+        raise RequestError(said) from error
+
+
+def _called(config: Config) -> str:
+    """The chosen model in messages."""
+    return f"model={config.choices.model}"
 
 
 def _keras_name(config: Config) -> str:

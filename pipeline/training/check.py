@@ -25,10 +25,11 @@ _SAVABLE = (
 _checked: set[str] = set()  # structures checked in this process: most jobs of a sweep share one
 
 
-def check_model(model: keras.Model, classes: int) -> None:
+def check_model(model: keras.Model, classes: int, *, called: str) -> None:
     """Checks the untrained `model`, and a copy that was saved and loaded again.
 
-    The check does not change the random numbers that are drawn afterwards.
+    `called` names it in messages, such as `model=mlp`. The check does not change the random numbers
+    that are drawn afterwards.
 
     Raises:
         RequestError: it does not take images u8[N,H,W,C], does not give probabilities
@@ -37,11 +38,11 @@ def check_model(model: keras.Model, classes: int) -> None:
     """
     state = random.getstate(), np.random.get_state()
     try:
-        _check_shapes(model, classes)
+        _check_shapes(model, classes, called)
         key = _structure(model)
         if key is None or key not in _checked:
-            copy = _saved_and_loaded(model)
-            _check_probabilities(copy)
+            copy = _saved_and_loaded(model, called)
+            _check_probabilities(copy, called)
             if key is not None:
                 _checked.add(key)
     finally:
@@ -49,15 +50,15 @@ def check_model(model: keras.Model, classes: int) -> None:
         np.random.set_state(state[1])
 
 
-def _check_shapes(model: keras.Model, classes: int) -> None:
+def _check_shapes(model: keras.Model, classes: int, called: str) -> None:
     if (shape := model.output_shape) != (None, classes):
         raise RequestError(
-            f"model={model.name}: gives {shape}, but the data set's {classes} classes need "
+            f"{called}: gives {shape}, but the data set's {classes} classes need "
             f"(None, {classes}); {_SOFTMAX}"
         )
     if (largest := largest_output(model)) > MOST_VALUES:
         raise RequestError(
-            f"model={model.name}: one of its layers gives {largest:,} numbers for one image; a "
+            f"{called}: one of its layers gives {largest:,} numbers for one image; a "
             f"model with more than {MOST_VALUES:,} is not loaded again; use smaller images "
             "(dataset.size) or fewer filters"
         )
@@ -71,7 +72,7 @@ def _structure(model: keras.Model) -> str | None:
         return None
 
 
-def _saved_and_loaded(model: keras.Model) -> keras.Model:
+def _saved_and_loaded(model: keras.Model, called: str) -> keras.Model:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         try:
@@ -79,28 +80,28 @@ def _saved_and_loaded(model: keras.Model) -> keras.Model:
             return load_saved(path, called="the saved model")
         except Exception as error:  # the code of a user's layer may raise anything
             raise RequestError(
-                f"model={model.name}: cannot be loaded again after saving: "
+                f"{called}: cannot be loaded again after saving: "
                 f"{first_line(str(error))}; {_SAVABLE}"
             ) from error
 
 
-def _check_probabilities(model: keras.Model) -> None:
+def _check_probabilities(model: keras.Model, called: str) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_IMAGES, *model.input_shape[1:]), np.uint8)
     tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
-    _require_probabilities(model, images, tolerance)
+    _require_probabilities(model, images, tolerance, called)
     # With a last layer of zeros, outputs such as two sigmoids would happen to sum to one.
     for weight in model.trainable_variables[-2:]:
         spread = 0.5 / math.sqrt(math.prod(weight.shape[:-1]))
         weight.assign_add(rng.normal(0, spread, weight.shape))
-    _require_probabilities(model, images, tolerance)
+    _require_probabilities(model, images, tolerance, called)
 
 
-def _require_probabilities(model: keras.Model, images: Array, tolerance: float) -> None:
+def _require_probabilities(
+    model: keras.Model, images: Array, tolerance: float, called: str
+) -> None:
     probabilities = keras.ops.convert_to_numpy(
         keras.ops.cast(model(images, training=False), "float32")
     )
     if flaw := flaw_in(probabilities, tolerance):
-        raise RequestError(
-            f"model={model.name}: its outputs are not probabilities: {flaw}; {_SOFTMAX}"
-        )
+        raise RequestError(f"{called}: its outputs are not probabilities: {flaw}; {_SOFTMAX}")

@@ -495,8 +495,7 @@ def _photos(images: Tensor, size: int | None) -> Tensor:
     """RGB images f32[N,size,size,3] of images of any size, grey or RGB; null leaves the size."""
     layers, channels = keras.layers, images.shape[-1]
     if channels not in (1, 3):
-        made = "; train.scaling=whitened makes 9 of each: set unit" if channels in (9, 27) else ""
-        raise ValueError(f"takes grey or RGB images, not {channels} channels{made}")
+        raise ValueError(f"takes grey or RGB images, not {channels} channels")
     x = images
     if size is not None and x.shape[1:3] != (size, size):
         x = layers.Resizing(size, size, antialias=True, name="resizing")(x)

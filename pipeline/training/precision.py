@@ -72,11 +72,17 @@ def computes_in_float32(model: keras.Model) -> bool:
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """A copy of `model` with the same weights that computes in float32; it is not compiled."""
+    """A copy of `model` with the same weights that computes in float32; it is not compiled.
+
+    The same layers of it are trained.
+    """
     described = _widened(keras.saving.serialize_keras_object(model))
     described["compile_config"] = None
     copy: keras.Model = keras.saving.deserialize_keras_object(described)
     copy.set_weights(model.get_weights())
+    # Descriptions of blocks do not tell which of their layers are frozen.
+    for layer, same in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
+        same.trainable = layer.trainable  # and all within it, which follow
     return copy
 
 

@@ -78,12 +78,13 @@ IMAGENET = {
 }
 
 
-def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
+def prepare_backbone(model: keras.Model, leaf: Leaf, called: str | None = None) -> None:
     """Loads the weights that a checked leaf names, and freezes the layers that it does not train.
 
     Does nothing to a model without a backbone. In a backbone with given weights, batch
     normalisation stays frozen; one that is frozen as a whole drops nothing. Networks and blocks
-    that are nested in it are treated layer by layer.
+    that are nested in it are treated layer by layer. `called` names the model in messages, in place
+    of its own name.
 
     Raises:
         RequestError: the weights are not installed, or not those of this backbone.
@@ -91,7 +92,7 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     if not has_backbone(leaf):
         return
     source, trainable = leaf["weights"], leaf["trainable"]
-    layers = backbone_layers(model)
+    layers = backbone_layers(model, called)
     if source == "imagenet" and "name" in leaf:
         _set_keras_weights(layers, leaf["name"])
     elif source == "imagenet":
@@ -101,7 +102,7 @@ def prepare_backbone(model: keras.Model, leaf: Leaf) -> None:
     norms = keras.layers.BatchNormalization if source is not None else ()
     _freeze(layers, trainable, norms)
     if trainable == "head":
-        for part in _nested(*layers):
+        for part in _parts_of(*layers):
             if isinstance(part, keras.layers.Dropout):
                 part.rate = 0.0
 
@@ -117,7 +118,7 @@ def _freeze(layers: list[keras.layers.Layer], trainable: str, norms: Any) -> Non
     frozen = {"head": len(weighted), "top": top, "all": 0}[trainable]
     for number, layer in enumerate(weighted):
         layer.trainable = number >= frozen
-    for part in _nested(*layers):
+    for part in _parts_of(*layers):
         if isinstance(part, norms):
             part.trainable = False
 
@@ -172,16 +173,19 @@ def joins(model: keras.Model, leaf: Leaf) -> list[int] | None:
     return [wait * quarters.get(id(weight), 0) for weight in model.trainable_variables]
 
 
-def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
+def backbone_layers(model: keras.Model, called: str | None = None) -> list[keras.layers.Layer]:
     """The layers of a model up to and including `features`.
+
+    `called` names it in messages, in place of its own name.
 
     Raises:
         RequestError: there is no layer of that name.
     """
     names = [layer.name for layer in model.layers]
     if FEATURES not in names:
+        named = called or f"model={model.name}"
         raise RequestError(
-            f"model={model.name}: the keys weights and trainable ({', '.join(TRAINABLE)}) are for "
+            f"{named}: the keys weights and trainable ({', '.join(TRAINABLE)}) are for "
             f"a model with a backbone, whose head takes the output of the layer {FEATURES}; name a "
             f"layer so, as keras.layers.Identity(name='{FEATURES}'), or give the keys other names"
         )
@@ -204,7 +208,7 @@ def _weighted(layers: list[keras.layers.Layer]) -> list[keras.layers.Layer]:
     return found
 
 
-def _nested(*layers: keras.layers.Layer) -> list[keras.layers.Layer]:
+def _parts_of(*layers: keras.layers.Layer) -> list[keras.layers.Layer]:
     """These layers and all that are nested in them, of which Keras shows only those of networks."""
     return [part for layer in layers for part in layer._flatten_layers()]
 
@@ -258,7 +262,7 @@ def is_fixed(model: keras.Model) -> bool:
 def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
     """Whether a layer, or one inside it, has a generator, whose state is not among its weights."""
     known = {id(weight) for weight in layer.weights}
-    for part in _nested(layer):
+    for part in _parts_of(layer):
         if isinstance(part, keras.layers.Dropout) and not part.rate:
             known |= {id(variable) for variable in part.variables}
     return any(id(variable) not in known for variable in layer.variables)

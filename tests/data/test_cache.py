@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -286,10 +287,25 @@ def test_processes_that_ask_at_once_get_one_build(tmp_path: Path) -> None:
     assert reports.empty()
 
 
+def test_an_entry_that_cannot_be_read_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.load_or_build(tmp_path / "entry", build)
+
+    def failing(file: Any, kind: str) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        cache.damage(tmp_path / "entry")
+
+
 def test_what_is_wrong_with_an_entry_is_said(tmp_path: Path) -> None:
     cache.load_or_build(tmp_path / "entry", build)
     assert cache.damage(tmp_path / "entry") is None
     (tmp_path / "entry" / "a.npy").write_bytes(b"something else")
     assert cache.damage(tmp_path / "entry") == "a.npy was changed"
+    (tmp_path / "entry" / "a.npy").unlink()
+    assert "No such file" in str(cache.damage(tmp_path / "entry"))
     with pytest.raises(FileNotFoundError):
         cache.damage(tmp_path / "nothing")

@@ -277,6 +277,9 @@ def test_predict_takes_the_column_that_training_took(tmp_path: Path) -> None:
     assert found("usual.parquet") == ["image", "image"]
     assert found("usual.parquet", "scan") == ["scan", "scan"]
     assert found("usual.parquet", "photo") == ["image", "image"]  # of a list of another kind
+    content = [{"id": str(n), "image": png(n)} for n in range(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "plain.parquet")
+    assert found("plain.parquet", "id") == ["image", "image"]  # no pictures there
     content = [{"mask": png(n + 50), "scan": png(n)} for n in range(2)]
     parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "two.parquet")
     assert found("two.parquet", "scan") == ["scan", "scan"]

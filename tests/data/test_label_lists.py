@@ -190,11 +190,12 @@ def test_a_list_of_missing_files_is_refused_whatever_share_may_be_missing(tmp_pa
     path = pictures(tmp_path / "photos") / "list.csv"
     path.write_text(TEXTS["commas"])
     (tmp_path / "empty").mkdir()
-    told = refusal(path, root=str(tmp_path / "empty"), max_bad=1)
-    assert told == (
-        f"dataset.path={path}: no picture can be used; "
-        + "; ".join(f"{tmp_path}/empty/{name}: no such file" for name in PICTURES)
-    )
+    for classes in (None, ["cat", "dog"]):
+        told = refusal(path, root=str(tmp_path / "empty"), classes=classes, max_bad=1)
+        assert told == (
+            f"dataset.path={path}: no picture can be used; "
+            + "; ".join(f"{tmp_path}/empty/{name}: no such file" for name in PICTURES)
+        )
 
 
 def test_a_test_list_without_labels_is_left_out_and_said(tmp_path: Path) -> None:

@@ -133,6 +133,19 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
         "split is drawn from all pictures; arrange all classes alike, or select those: "
         "dataset.classes=[a, b]",
     ),
+    "splits within some classes whose names are no plain text": (
+        ["a\n/train/1.png", "a\n/test/2.png", "b/train/3.png", "b/test/4.png", "c/5.png"],
+        {
+            "a\n/test/2.png": ("a\\n", ""),
+            "a\n/train/1.png": ("a\\n", ""),
+            "b/test/4.png": ("b", ""),
+            "b/train/3.png": ("b", ""),
+            "c/5.png": ("c", ""),
+        },
+        "a\\n, b have folders of splits, but c none of train: these splits are not used, and the "
+        "test split is drawn from all pictures; arrange all classes alike, or select those: "
+        "dataset.classes=[a\\n, b]",
+    ),
     "folders of splits beside one that is none": (
         [
             *("seg_train/seg_train/a/1.png", "seg_train/seg_train/b/2.png"),

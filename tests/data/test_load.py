@@ -408,10 +408,10 @@ def test_a_recorded_run_has_its_own_groups_though_their_column_was_edited(tmp_pa
         made.append(ingest(config))
     assert len({raw.fingerprint for raw in made}) == 1
     for raw in made:
+        again = ingest_recorded(config, raw.identity)
         assert raw.index is not None
-        identity = Identity(fingerprint=raw.fingerprint, grouping=raw.index.grouping)
-        again = ingest_recorded(config, identity)
         assert again.index is not None
+        assert raw.identity.grouping == raw.index.grouping
         np.testing.assert_array_equal(again.index.groups, raw.index.groups)
     with pytest.raises(RequestError, match="in other groups, so other ones would be for valid"):
         ingest_recorded(config, Identity(fingerprint=made[0].fingerprint, grouping="f" * 64))
@@ -453,7 +453,22 @@ def test_a_number_of_validation_pictures_is_kept_as_far_as_groups_allow(
         assert "validation_size=5: 4 pictures are for validation, since" in caplog.text
 
 
-def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0.2, 5])
+def test_classes_that_are_one_group_each_have_no_validation_pictures(
+    size: float, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        class_folders(tmp_path / "photos" / split)
+    raw = read(tmp_path / "photos", tmp_path / "data", group="parent", near_duplicates=None)
+    config = of_data({}, "folder", tmp_path, validation_size=size, seed=0)
+    with pytest.raises(RequestError, match="of each class are one group; set it to 0"):
+        preprocess(raw, config)
+
+
+def test_a_validation_split_of_the_source_is_kept_and_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     rng = np.random.default_rng(0)
     arrays = {f"{split}_images": rng.integers(0, 256, (8, 4, 5), np.uint8) for split in SPLITS}
     arrays |= {f"{split}_labels": np.arange(8) % 2 for split in SPLITS}
@@ -468,7 +483,12 @@ def test_a_validation_split_of_the_source_is_kept_and_used(tmp_path: Path) -> No
             raw = ingest(config)
             assert raw.val is not None
             assert np.array_equal(pixels(raw.val)[..., 0], arrays["val_images"])
+            caplog.clear()
             prepared = preprocess(raw, config)
+            assert caplog.messages == [
+                "preprocess.validation_size and preprocess.seed have no effect: the data has a "
+                "validation split of its own, which is used"
+            ]
             assert np.array_equal(pixels(prepared.val)[..., 0], arrays["val_images"])
             assert len(prepared.train) == 8
         fingerprints.add(raw.fingerprint)

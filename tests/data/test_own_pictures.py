@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.load import ingest
 from pipeline.data.pictures import load_picture
 from pipeline.data.reading import reason_of
 from pipeline.data.values import Array, Index, RawData
 from pipeline.system.errors import RequestError
-from tests.pictures import class_folders, noise, put, read
+from tests.commands import of_data
+from tests.pictures import LEAF, class_folders, noise, put, read
 from tests.stress.matrix import matrix, stressed, tally
 
 SIDES = ("left", "right")
@@ -122,18 +124,56 @@ def test_frames_of_a_subject_are_found_to_belong_together(tmp_path: Path) -> Non
     np.testing.assert_array_equal(index_of(found).groups, index_of(named).groups)
 
 
-def test_settings_without_effect_beside_given_splits_are_named(tmp_path: Path) -> None:
+def test_settings_without_effect_beside_given_splits_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     folders = [f"{split}/{side}" for split in ("train", "test", "val") for side in SIDES]
     for number in range(18):
         put(tmp_path / f"photos/{folders[number % 6]}/{number}.png", noise(number))
-    told = "have no effect: the data has a {} split of its own, which is used"
-    test = f"dataset.test_fraction and dataset.seed {told.format('test')}"
-    val = f"preprocess.validation_size and preprocess.seed {told.format('validation')}"
-    found = notes(read(tmp_path / "photos", tmp_path / "data"))
-    assert (test in found, val in found) == (True, True)
+    told = "dataset.test_fraction and dataset.seed have no effect: the data has a test split of its"
+    for times in (
+        1,
+        1,
+        0,
+    ):  # by a run, too, which makes or loads the data; then this process has it
+        caplog.clear()
+        assert told in notes(read(tmp_path / "photos", tmp_path / "data"))
+        assert caplog.text.count(told) == times
     shutil.rmtree(tmp_path / "photos/test")
-    found = notes(read(tmp_path / "photos", tmp_path / "data"))
-    assert (test in found, val in found) == (False, True)
+    assert told not in notes(read(tmp_path / "photos", tmp_path / "data"))
+
+
+def test_folders_that_look_like_splits_are_warned_of_by_a_run_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(18):
+        folder = ("left/train", "left/test", "right")[number % 3]
+        put(tmp_path / f"photos/{folder}/{number}.png", noise(number))
+    told = "left have folders of splits, but right none of train: these splits are not used"
+    for _ in ("made", "loaded"):
+        caplog.clear()
+        assert told in notes(read(tmp_path / "photos", tmp_path / "data"))
+        assert [one.levelname for one in caplog.records if told in one.message] == ["WARNING"]
+
+
+def test_other_files_beside_the_pictures_make_no_other_data_set(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos")
+    before = read(folder, tmp_path / "data")
+    for name in ("mlflow.db", "mlflow.db-journal", "predictions.csv", "mlruns/1/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    after = read(folder, tmp_path / "data")
+    assert len(list(tmp_path.glob("data/folder/raw-*/"))) == 1
+    assert dict(index_of(before).left_out) == {}
+    assert dict(index_of(after).left_out) == {".db": 1, ".db-journal": 1, ".csv": 1}
+    assert "left out: folders made by MLflow" not in notes(before)
+    assert "left out: folders made by MLflow" in notes(after)
+    # A recorded run has the remarks of the time when the data set was made.
+    config = of_data({**LEAF, "path": str(folder)}, "folder", tmp_path / "data")
+    recorded = ingest(config, identity=before.identity)
+    assert index_of(recorded).notes == index_of(before).notes
+    assert index_of(recorded).left_out == index_of(before).left_out
 
 
 @matrix(32)

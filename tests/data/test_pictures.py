@@ -280,6 +280,9 @@ def test_colours_of_fewer_than_sixteen_bits_are_refused_too() -> None:
     colours = np.stack([DISC, DISC, DISC], axis=-1)
     with pytest.raises(ValueError, match="16-bit values end at"):
         load_picture(io.BytesIO(png16(colours * 16)), (28, 28, 3))
+    opaque = np.full((*DISC.shape, 1), 65_535)
+    with pytest.raises(ValueError, match="16-bit values end at"):
+        load_picture(io.BytesIO(png16(np.concatenate([colours * 16, opaque], -1))), (28, 28, 3))
     right = load_picture(io.BytesIO(png16(colours * 257)), (48, 48, 3))
     assert (right.min(), right.max()) == (30, 230)
 
@@ -288,25 +291,29 @@ def test_colours_of_fewer_bits_than_a_tiff_can_hold_are_refused_where_it_declare
     tmp_path: Path,
 ) -> None:
     def tiff(values: Array, highest: int) -> Path:
-        height, width, _ = values.shape
-        entries = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 281: highest}
+        height, width, channels = values.shape
+        entries = {256: width, 257: height, 259: 1, 262: 2, 277: channels, 281: highest}
+        entries |= {338: 2} if channels == 4 else {}  # the fourth is opacity
         body = values.astype("<u2").tobytes()
         start = 8 + 2 + 12 * (len(entries) + 3) + 4
-        entries |= {258: start, 273: start + 6, 279: len(body)}
+        entries |= {258: start, 273: start + 2 * channels, 279: len(body)}
         rows = b"".join(
-            struct.pack("<HHII", tag, 3, 3, value)
+            struct.pack("<HHII", tag, 3, channels, value)
             if tag == 258
             else struct.pack("<HHII", tag, 4, 1, value)
             for tag, value in sorted(entries.items())
         )
         head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4)
         path = tmp_path / f"{highest}.tif"
-        path.write_bytes(head + struct.pack("<3H", 16, 16, 16) + body)
+        path.write_bytes(head + struct.pack("<H", 16) * channels + body)
         return path
 
     colours = np.stack([DISC, DISC, DISC], axis=-1)
     with pytest.raises(ValueError, match="16-bit values end at 4,095 of 65,535"):
         load_picture(tiff(colours * 16, 4095), (48, 48, 3))
+    opaque = np.concatenate([colours * 16, np.full((*DISC.shape, 1), 65_535)], axis=-1)
+    with pytest.raises(ValueError, match="16-bit values end at 4,095 of 65,535"):
+        load_picture(tiff(opaque, 4095), (48, 48, 3))
     dark = load_picture(tiff(colours * 16, 65_535), (48, 48, 3))
     assert (dark.min(), dark.max()) == (30 // 16, 230 // 16)
 

@@ -68,10 +68,12 @@ MADE = (
     *("multirun/2026-11-30/09-00-00/run_id", "multirun/2026-11-30/09-00-00/0/.hydra/config.yaml"),
     "multirun/2026-11-30/09-00-00/0/artifacts/plots/curves.png",
     *("runs/a/run_id", "runs/a/artifacts/plots/curves.png"),
+    *("outputs/2026-11-30/09-00-00-1/.pixpipe", "outputs/2026-11-30/09-00-00-1/comparison.png"),
     *("mlartifacts/1/0a1b/artifacts/plots/curves.png", "mlruns/1/0a1b/artifacts/curves.png"),
     *("data/folder/pixels-0123456789abcdef/entry.json", "data/xla/0123456789abcdef/program.pb"),
     *("data/folder/.pixels-0123456789abcdef.lock", "data/folder/.packing-0123456789abcdef/x"),
     *("venv/pyvenv.cfg", "venv/lib/matplotlib/home.png"),
+    "mlflow.db",
 )
 
 
@@ -80,13 +82,13 @@ def test_what_runs_and_programs_made_is_no_class_and_said_once(tmp_path: Path) -
     before = listed(tmp_path)
     assert before.class_names == ("cat", "dog", "outputs")  # a class of that name is still one
     assert before.files == ("cat/1.png", "dog/1.png", "outputs/mine.png")
-    assert before.left_out == ()
+    assert before.left_out == ((".db", 1),)
     assert before.notes == (
         "left out: folders made by the data cache (data/folder/pixels-0123456789abcdef/, …), "
         "MLflow (mlartifacts/, …), runs (multirun/2026-11-30/09-00-00/, …) and a virtual "
         "environment (venv/, …)",
     )
-    # The next run and its entries change nothing: else each would divide the pictures anew.
+    # The next run and its entries change nothing.
     later = [name.replace("09-00", "10-00").replace("0123", "9876") for name in MADE]
     touched(tmp_path, *later, "mlartifacts/1/9c8d/artifacts/plots/curves.png")
     after = listed(tmp_path)

@@ -238,4 +238,11 @@ def test_images_have_the_numbers_that_exclude_takes() -> None:
     shown = prepared.predictions(prepared.test, np.zeros((2, 2), np.float32))
     assert shown.numbers.tolist() == [0, 2]
     drawn = prepared.predictions(prepared.val, np.zeros((1, 2), np.float32))
-    assert drawn.numbers.tolist() == [0]
+    assert drawn.numbers.tolist() == [2]  # of the training split
+    # Of a validation split of the source, also those that a limit leaves.
+    own = replace(
+        whole, val=Split(images=images, labels=np.array([0, 0, 1], np.int32), rows=np.arange(3))
+    )
+    few = own.divided(division).limited(2)
+    shown = few.predictions(few.val, np.zeros((2, 2), np.float32))
+    assert shown.numbers.tolist() == [0, 2]

@@ -29,7 +29,15 @@ PREPARED = in_splits(
     validation_size=20,
     seed=0,
 )
-NARROW = {"widths": [3, 4], "widen": 1, "depth": 10, "blocks": 1, "hidden": [4, 4], "filters": [2]}
+NARROW = {
+    "widths": [3, 4],
+    "width": 8,
+    "widen": 1,
+    "depth": 10,
+    "blocks": 1,
+    "hidden": [4, 4],
+    "filters": [2],
+}
 
 
 def small(config: Config) -> Config:

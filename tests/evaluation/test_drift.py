@@ -26,6 +26,8 @@ def test_class_shares_are_compared_by_the_test_of_scipy_whatever_the_names() -> 
     assert shift.p == pytest.approx(expected.pvalue)
     assert shift.distance == pytest.approx(0.3)
     assert shift.detail == "cat: 60.0% → 30.0%"
+    rare = of_classes("classes", {"cat": 9_997, "dog": 3}, {"cat": 50, "dog": 50})
+    assert rare.detail == "cat: >99.9% → 50.0%"
     assert of_classes("classes", {"cat": 3}, {"cat": 5}).p == 1
     with pytest.raises(ValueError, match="no images to compare"):
         of_classes("classes", {"cat": 1}, {"cat": 0})

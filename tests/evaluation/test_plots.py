@@ -246,6 +246,11 @@ def test_mistakes_are_shown_surest_first_with_what_they_are() -> None:
     assert len(figure.axes[0].images) == 2
 
 
+def test_a_mistake_of_nearly_full_confidence_is_not_shown_as_one_of_full() -> None:
+    figure = plots.mistakes(predictions([[0.9996, 0.0004]], [1]))
+    assert titles(figure) == ["cat >99.9%\nis dog"]
+
+
 def test_no_more_than_25_mistakes_are_shown() -> None:
     figure = plots.mistakes(predictions([[1, 0]] * 30, [1] * 30))
     assert figure.get_suptitle() == "The 25 most confident of 30 mistakes"

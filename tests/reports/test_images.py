@@ -75,7 +75,7 @@ def test_the_thumbnails_of_a_cell_lie_together_the_surest_first() -> None:
     assert cells["b", "a"] == [5, 4]
     assert cells["b", "b"] == [3]
     assert cells["c", "a"] == []
-    assert found.sprite.captions[0] == (2, 0.9)
+    assert found.sprite.captions[0] == (2, "90.0")
 
 
 def test_a_thumbnail_is_the_image_as_ink_on_paper() -> None:
@@ -113,7 +113,12 @@ def test_images_of_any_number_of_channels_have_thumbnails(channels: int, grey: b
 def test_images_are_called_by_their_numbers() -> None:
     found = confusion(replace(MADE, numbers=np.arange(10, 16)))
     assert [one.image for one in found.mistakes] == [15, 11, 14]
-    assert found.sprite.captions[0] == (12, 0.9)
+    assert found.sprite.captions[0][0] == 12
+
+
+def test_a_confidence_that_is_not_full_is_not_shown_as_such() -> None:
+    sure = confusion(predictions([0, 0], [0, 1], [0.9996, 1.0]))
+    assert [said for _, said in sure.sprite.captions[:2]] == [">99.9", "100.0"]
 
 
 def test_the_mistakes_are_the_surest_of_all_with_their_own_thumbnails() -> None:

@@ -126,7 +126,8 @@ def test_a_thumbnail_shows_the_pixels_of_its_image(page: Page) -> None:
             return Array.from(paper.getImageData(x, y, 8, 8).data).filter((v, i) => i % 4 === 0);
         }"""
     )
-    assert at == (255 - made.split.images[number, :, :, 0]).ravel().tolist()
+    pixels = made.split.images[number, :, :, 0].ravel().astype(int)
+    assert np.abs(pixels - at).mean() < 10  # of noise, which is packed as a photo is
 
 
 def test_the_keyboard_alone_opens_a_cell_and_arrows_lead_to_its_neighbour(page: Page) -> None:

@@ -5,6 +5,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pipeline.data.values import Predictions, Split
-from pipeline.reports.write import bring_home, with_report
+from pipeline.reports.write import bring_home, require_division, with_report
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking.lifecycle import record
@@ -130,6 +132,22 @@ def test_the_verb_explains_mistakes_and_shows_the_features_on_demand(trained: Tr
 def test_the_verb_refuses_a_run_that_is_not_there(run_id: str, trained: Trained) -> None:
     with inside(trained.folder), pytest.raises(RequestError, match="run_id"):
         carried_out("report", "dataset=digits", f"run_id={run_id}", folder=trained.folder / "none")
+
+
+def test_a_run_whose_images_were_divided_in_another_way_is_refused() -> None:
+    def labels(*values: int) -> Any:
+        return SimpleNamespace(labels=np.array(values, np.int32))
+
+    def asked(**stored: Any) -> None:
+        run: Any = SimpleNamespace(label="mlp", has=lambda _: True, predictions=lambda: stored)
+        require_division(run, here)
+
+    here: Any = SimpleNamespace(val=labels(0, 1), test=labels(1, 1, 0))
+    asked(val=labels(0, 1), test=labels(1, 1, 0))
+    asked(test=labels(1, 1, 0))
+    asked()
+    with pytest.raises(RequestError, match="^run mlp: its validation images were divided in anoth"):
+        asked(val=labels(0, 1, 1), test=labels(1, 1, 0))
 
 
 def test_the_verb_refuses_other_data_than_the_run_had(trained: Trained) -> None:

@@ -110,6 +110,29 @@ def test_the_sweeps_run_gets_counts_the_best_the_spread_a_table_and_a_descriptio
 
 
 @pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ((0.75,), ""),
+        ((0.75, 0.75, 0.75), ""),  # as many alike do not show how much others vary
+        ((0.5, 0.5, 0.8), "0.1697 to 1.0000"),
+    ],
+)
+def test_the_description_has_the_interval_of_seeds_that_differ(
+    values: tuple[float, ...], cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sweeps.plots.draw_sweep", lambda *_: {})
+    parent: Any = Parent()
+    jobs = [
+        Outcome(index=n, status=FINISHED, params={"seed": str(n)}, values=(value,))
+        for n, value in enumerate(values)
+    ]
+    log_results(parent, jobs, [ACCURACY], ["seed"], {})
+    [row] = [line for line in parent.note.splitlines() if "**0." in line]
+    cells = [part.replace("&ensp;", "").strip() for part in row.strip("|").split("|")]
+    assert cells[1:] == [cell, str(len(values))]
+
+
+@pytest.mark.parametrize(
     ("seconds", "time"),
     [
         (None, "2 jobs; time unknown: there is no earlier run; nothing was run"),

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.system.folders import at_work_in, claim, move_in, owner, require_writable
+from pipeline.system.folders import (
+    MADE_BY,
+    at_work_in,
+    claim,
+    folder_of_work,
+    move_in,
+    owner,
+    require_writable,
+)
 from tests.commands import environment
 from tests.stress.matrix import matrix
 
@@ -21,6 +29,17 @@ with at_work_in(Path(sys.argv[1])):
     print("at work", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_new_folder_of_work_shows_who_made_it_and_a_given_one_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made, given = folder_of_work(None), folder_of_work("mine")
+    assert made.is_relative_to(tmp_path / "outputs")
+    assert [MADE_BY[path.name] for path in made.iterdir()] == ["runs"]
+    assert given == tmp_path / "mine"
+    assert list(given.iterdir()) == []
 
 
 def test_a_folder_in_which_another_process_works_is_refused_until_that_one_is_killed(

@@ -38,6 +38,7 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         *("password", "tracking.tags.api_key", "apiToken", "+hydra.launcher.auth.secret"),
         *("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "pwd", "client-secret", "key"),
+        *("PGPASSWORD", "sslpassword", "dbpasswd", "clientsecret.value"),
     ],
 )
 def test_a_key_that_says_so_is_secret(key: str) -> None:
@@ -56,6 +57,7 @@ def test_other_keys_are_not(key: str) -> None:
     [
         f"tracking.uri=http://me:{CANARY}@host:5000/x",
         f"tracking.uri=https://{CANARY}@host/x",
+        f"git+HTTPS://{CANARY}@host/x",
         f"tracking.uri=https://{CANARY}:x-oauth-basic@host/x",
         f"sweep.storage=postgresql+psycopg2://me:{CANARY}@db/x",
         f"+dataset.url=https://host/x?token={CANARY}&size=3",
@@ -63,6 +65,8 @@ def test_other_keys_are_not(key: str) -> None:
         f"++tracking.tags={{password:{CANARY},a:b}}",
         f"tracking.tags={{'api_key': '{CANARY}'}}",
         f"--password={CANARY}",
+        f"sweep.storage=postgresql://db/x?user=me&sslpassword={CANARY}",
+        f"tracking.uri=mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D{CANARY}%3BEncrypt%3Dyes",
     ],
 )
 @matrix(44)
@@ -109,6 +113,16 @@ def test_what_is_not_secret_stays() -> None:
 def test_a_configuration_is_hidden_by_its_keys_at_any_depth() -> None:
     shown = hide_value("", {"tags": {"token": "abc", "pin": 3}, "secrets": {"a": ["b"]}, "n": 1})
     assert shown == {"tags": {"token": "***", "pin": 3}, "secrets": {"a": ["***"]}, "n": 1}
+
+
+@pytest.mark.parametrize("value", [64, 0.5, None, True, -3])
+def test_a_number_under_a_key_that_only_sounds_secret_is_a_setting(value: object) -> None:
+    assert hide_value("", {"model": {"token_dim": value}}) == {"model": {"token_dim": value}}
+
+
+def test_a_number_is_hidden_as_a_password_and_a_long_one_as_a_token() -> None:
+    assert hide_value("", {"db": {"password": 1234}}) == {"db": {"password": "***"}}
+    assert hide_value("dataset.token", 1234567890) == "***"
 
 
 @matrix(44)
@@ -174,6 +188,21 @@ def test_a_password_with_a_slash_is_hidden_in_its_address_and_elsewhere() -> Non
     learn("store at postgresql://me:pass/word@db/runs")
     assert hide("postgresql://you:s/ame@db") == "postgresql://you:***@db"
     assert hide("no login with pass/word") == "no login with ***"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "wasbs://a-container-of-many-pictures@account.blob.core.windows.net/runs",
+        "abfss://pictures@account.dfs.core.windows.net/runs",
+        "sftp://someone@host/runs",
+        "postgresql://someone@db/mlflow",
+    ],
+)
+def test_a_container_or_a_user_without_a_password_is_no_secret(place: str) -> None:
+    learn(place)
+    assert hide_in_place(place) == hide(place) == place
+    assert hide("someone keeps pictures") == "someone keeps pictures"
 
 
 def test_a_password_that_is_the_name_of_its_user_is_hidden_only_in_the_address() -> None:

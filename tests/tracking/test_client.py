@@ -172,7 +172,6 @@ def test_a_run_whose_answers_get_lost_is_recorded_once(
         [found] = client.search_runs([number])
         assert (found.info.run_id, found.info.status) == (made.run_id, "FINISHED")
         [model] = client.search_logged_models([number])
-        # `made` has the folder of the model if the store took longer than a moment for it.
         assert (model.model_uri, str(model.status)) == (found.data.tags["model_uri"], "READY")
         for name in found.data.metrics:
             steps = [point.step for point in client.get_metric_history(made.run_id, name)]
@@ -299,7 +298,7 @@ def test_a_store_that_is_named_once_is_not_the_default_of_what_follows(
 
 
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="unable to open database file.*tracking.uri="):
+    with pytest.raises(RequestError, match="unable to open database file; check.*folder, or ch"):
         connect(f"sqlite:///{tmp_path}/missing/mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -308,8 +307,16 @@ def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> 
 def test_a_database_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     sqlite3.connect(path).execute("create table experiments (mine text)").connection.close()
-    with pytest.raises(RequestError, match="readonly database"):
+    with pytest.raises(RequestError, match="readonly database; check that .* you may write to it"):
         connect(f"sqlite:///file:{path}?mode=ro&uri=true")  # root may write to any file
+
+
+def test_of_a_database_that_another_process_holds_it_is_said_to_wait(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    with closing(other), pytest.raises(RequestError, match="locked; try again when the process"):
+        other.execute("BEGIN EXCLUSIVE")
+        connect(f"sqlite:///file:{path}?timeout=0.01&uri=true")
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.tracking.delivery import (
     opened_as,
     send_journal,
 )
-from pipeline.tracking.journal import Journal, as_run, has_journal, read_journal
+from pipeline.tracking.journal import Journal, as_run, has_journal, opened_at, read_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import Status
@@ -248,6 +248,65 @@ def test_a_refused_record_hides_neither_the_error_of_the_run_nor_what_follows(
     assert Path(run.info.artifact_uri.removeprefix("file://"), "note.txt").exists()
 
 
+def test_the_records_of_a_run_that_was_deleted_are_kept_until_it_is_restored(
+    config: Config, switch: Switch, tmp_path: Path
+) -> None:
+    with record(config, tmp_path) as recording:
+        switch.is_away = True
+        recording.log_epoch(1, {"train/loss": 0.5})
+    switch.is_away = False
+    client = connect(None)
+    client.delete_run(recording.id)
+    restore = f"was deleted; `mlflow runs restore --run-id {recording.id}` brings it back"
+    with pytest.raises(RequestError, match=restore):
+        send_journal(client, tmp_path)
+    client.restore_run(recording.id)
+    assert send_journal(client, tmp_path).refused == []
+    assert points(recording.id) == [(1, 0.5)]
+
+
+def test_a_run_without_a_store_that_was_sent_in_part_belongs_to_the_store_that_has_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = replace(config, tracking=replace(config.tracking, offline=True))
+    with record(alone, tmp_path):
+        pass
+    client, other = connect(None), "http://me:secret-of-mine@server"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MlflowClient, "tracking_uri", other)
+        patched.setattr("pipeline.tracking.client.artifact_location", lambda *_: None)
+        patched.setattr(delivery, "hand_over", interrupt)
+        send_journal(client, tmp_path)
+    assert opened_at(tmp_path) == "http://me:***@server"
+    path = tmp_path / journal.JOURNAL_FILE
+    path.write_text(path.read_text().replace(as_run(read_journal(tmp_path), tmp_path).id, "f" * 32))
+    with pytest.raises(RequestError, match=r"was recorded at http://me:\*\*\*@server and is not"):
+        send_journal(client, tmp_path)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_model_of_a_run_is_in_the_store_that_came_back_as_the_run_was_closed(
+    config: Config, switch: Switch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(model: None, prepared: None, path: Path) -> None:
+        path.mkdir()
+        (path / "MLmodel").write_text("flavors: {}\n")
+
+    monkeypatch.setattr("pipeline.tracking.recording.save_model", save)
+    monkeypatch.setattr(delivery, "MODEL_PATIENCE_S", 0.05)
+    monkeypatch.setattr(lifecycle, "PATIENCE_S", 10.0)
+    with record(config, tmp_path) as recording:
+        switch.is_away = True
+        told = recording.log_model(None, None)  # type: ignore[arg-type]
+        assert told == recording.model_uri == str(tmp_path / "model")
+        switch.is_away = False
+    assert recording.model_uri == run_in_store(recording.id).data.tags["model_uri"]
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_run_of_another_store_is_not_sent_to_this_one(
     config: Config, switch: Switch, tmp_path: Path
 ) -> None:
@@ -273,7 +332,9 @@ def test_a_journal_that_a_power_cut_has_shortened_still_closes_its_run(
     begun = open_run(connect(None), json.loads(whole[0]))
     if ended:
         connect(None).set_terminated(begun.info.run_id, ended)
-    path.write_bytes(whole[0] + json.dumps(opened_as(begun)).encode() + b"\n" + bytes(50))
+    path.write_bytes(
+        whole[0] + json.dumps(opened_as(connect(None), begun)).encode() + b"\n" + bytes(50)
+    )
     (tmp_path / journal.SENT).write_text(f"{10_000:020d}")  # what has arrived, of the whole file
     sent = send_journal(connect(None), tmp_path)
     status = run_in_store(begun.info.run_id).info.status

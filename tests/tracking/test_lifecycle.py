@@ -20,6 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import heartbeat, lineage
 from pipeline.tracking.client import artifact_names, connect, experiment
+from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, signs
 from pipeline.tracking.journal import read_journal
 from pipeline.tracking.lifecycle import alive, close, closing_by_hand, record
@@ -303,6 +304,57 @@ def test_a_checkout_that_git_cannot_read_is_told_and_not_recorded_as_clean(
     assert [line.getMessage()[-9:] for line in caplog.records if "git" in line.msg] == ["fatal: no"]
 
 
+@pytest.mark.parametrize(
+    ("root", "shown"),
+    [
+        ("wasbs://pictures@account/runs", "wasbs://pictures@account/runs"),
+        ("ftp://me:secret-of-mine@host/runs", "ftp://me:***@host/runs"),
+    ],
+)
+def test_a_new_experiment_has_the_true_address_of_its_artefacts_and_the_journal_no_password(
+    root: str, shown: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.client.require_driver", lambda location: None)
+    name = f"in {root.partition(':')[0]}"
+    place = replace(config.tracking, artifact_root=root, experiment=name)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: None)
+    with record(replace(config, tracking=place), tmp_path):
+        opening, known, *_ = read_journal(tmp_path)
+    made = connect(None).get_experiment_by_name(name)
+    assert made is not None
+    assert made.artifact_location == f"{root}/{name.replace(' ', '%20')}"
+    assert opening["artifact_root"] == shown
+    assert known["artifacts"].startswith(f"{shown}/")
+
+
+def test_a_run_without_a_store_whose_place_has_a_password_is_sent_once_that_is_named_again(
+    config: Config, tmp_path: Path
+) -> None:
+    place = {"artifact_root": "ftp://me:secret-of-mine@host/runs", "experiment": "far away"}
+    alone = replace(config, tracking=replace(config.tracking, offline=True, **place))  # type: ignore[arg-type]
+    with record(alone, tmp_path):
+        pass
+    client = connect(None)
+    named = r"the password in its tracking.artifact_root=ftp://me:\*\*\*@host/runs is not recorded"
+    with pytest.raises(RequestError, match=named):
+        send_journal(client, tmp_path)
+    assert client.get_experiment_by_name("far away") is None
+    send_journal(client, tmp_path, artifact_root=str(tmp_path / "near"))
+    made = client.get_experiment_by_name("far away")
+    assert made is not None
+    assert made.artifact_location == f"{(tmp_path / 'near').as_uri()}/far%20away"
+
+
+def test_a_name_of_a_run_that_no_database_takes_is_shortened(
+    config: Config, tmp_path: Path
+) -> None:
+    named = replace(config, tracking=replace(config.tracking, run_name="a long name " * 30))
+    with record(named, tmp_path) as recording:
+        pass
+    name = recorded(recording).info.run_name
+    assert (len(name), name[-1]) == (250, "…")
+
+
 def test_an_error_of_ours_is_its_message_in_the_tag(config: Config, tmp_path: Path) -> None:
     with pytest.raises(PipelineError), record(config, tmp_path) as recording:
         raise PipelineError("first\nsecond")
@@ -386,6 +438,12 @@ def test_a_run_that_was_truly_stopped_stays_so(
         killed_by_another(client, run_id, error="KeyboardInterrupt")
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+
+
+def test_the_command_that_closes_a_run_shows_no_password() -> None:
+    client: Any = SimpleNamespace(tracking_uri="postgresql://me:secret-of-mine@db/mlflow")
+    run = RecordedRun(id="abcd", name="", experiment="", status=Status.RUNNING, started=0)
+    assert "('postgresql://me:***@db/mlflow')" in closing_by_hand(client, run)
 
 
 def test_the_command_that_closes_a_run_quotes_what_it_names() -> None:

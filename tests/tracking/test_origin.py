@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.data.values import Identity
 from pipeline.tracking import origin
 from pipeline.tracking.lineage import Code
 from pipeline.tracking.origin import Origin, differences
@@ -14,7 +15,7 @@ THEN = Origin(
     patch="",
     packages={"Python": "3.11.7", "numpy": "2.4.6", "zstd": "1.0"},
     hardware={"host": "a", "cpu": "x", "cores": "2", "threads": "1", "memory_gb": "8.0"},
-    data="f" * 64,
+    data=Identity(fingerprint="f" * 64),
 )
 
 
@@ -32,7 +33,7 @@ def test_every_kind_of_difference_is_told_with_both_sides() -> None:
         patch="--- a/x\n+++ b/x\n-one\n+two\n+three\n",
         packages={"Python": "3.12.1", "numpy": "2.4.6", "attrs": "25"},
         hardware={**THEN.hardware, "cores": "4"},
-        data="e" * 64,
+        data=Identity(fingerprint="e" * 64),
     )
     assert said(now) == [
         "code: commit was 0123456789ab and is fedcba",
@@ -43,6 +44,17 @@ def test_every_kind_of_difference_is_told_with_both_sides() -> None:
         "data: data was ffffffffffff and is eeeeeeeeeeee",
         "hardware: cores was 2 and is 4",
     ]
+
+
+def test_other_groups_of_the_same_pictures_are_a_difference_if_both_are_known() -> None:
+    groups = [
+        replace(THEN, data=Identity(fingerprint="f" * 64, grouping=one and one * 64))
+        for one in ("a", "b", None)
+    ]
+    assert said(groups[1], groups[0]) == [
+        "data: the grouping of the pictures was aaaaaaaaaaaa and is bbbbbbbbbbbb"
+    ]
+    assert said(groups[0], groups[0]) == said(groups[0], groups[2]) == []
 
 
 def test_two_patches_of_one_length_are_told_apart() -> None:
@@ -78,6 +90,7 @@ def test_a_recorded_origin_is_read_from_tags_and_texts() -> None:
         "mlflow.source.git.commit": "abc",
         "hardware.cpu": "x",
         "data.fingerprint": "f",
+        "data.groups": "g",
         "version.numpy": "1",
     }
     text = "# Python 3.11.7 on Linux-6.1\nkeras==3.15.1\nnumpy==2.4.6\n"
@@ -93,12 +106,12 @@ def test_a_recorded_origin_is_read_from_tags_and_texts() -> None:
         patch="p",
         packages={"Python": "3.11.7", "keras": "3.15.1", "numpy": "2.4.6"},
         hardware={"cpu": "x"},
-        data="f",
+        data=Identity(fingerprint="f", grouping="g"),
     )
 
 
 def test_what_begins_here_differs_in_nothing_from_itself() -> None:
-    now = origin.here("f")
+    now = origin.here(Identity(fingerprint="f"))
     assert differences(now, now) == []
     assert "tensorflow" in now.packages
 

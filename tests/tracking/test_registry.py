@@ -95,6 +95,17 @@ def test_a_description_of_the_users_own_is_kept(registry: Registry) -> None:
     assert registry.present().description == "by hand"
 
 
+def test_descriptions_are_as_long_as_every_database_takes(registry: Registry, run_id: str) -> None:
+    registry.ensure()
+    registry.describe("long " * 2_000)
+    assert len(registry.present().description) == 5_000
+    assert registry.present().description.endswith(f"…{SIGNED}")
+    made = registry.add("file:///model", run_id, {}, "long " * 2_000)
+    found = registry.client.get_model_version(registry.name, str(made.number))
+    assert len(found.description) == 5_000
+    assert found.description.endswith(f"…{SIGNED}")
+
+
 def test_tags_and_attached_texts_come_back_without_secrets(registry: Registry, run_id: str) -> None:
     registry.ensure()
     registry.keep("ledger", "https://me:canary@host")

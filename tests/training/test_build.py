@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
 from pipeline.data.datasets import synthetic
@@ -53,7 +54,7 @@ def test_a_schedule_ends_with_the_last_step_of_the_last_epoch() -> None:
 
 def test_a_model_is_checked_unless_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     classes: list[int] = []
-    monkeypatch.setattr(build, "check_model", lambda model, count: classes.append(count))
+    monkeypatch.setattr(build, "check_model", lambda model, count, called: classes.append(count))
     built()
     assert classes == [3]
     build_model(configured(*LINEAR), PREPARED, checked=True)
@@ -86,11 +87,36 @@ def test_what_a_job_before_asked_of_tensorflow_holds_for_that_job_alone() -> Non
     assert found == [True, False]
 
 
-def test_patches_are_no_pictures_to_a_network_for_these() -> None:
+def test_what_others_asked_of_tensorflow_stays() -> None:
+    """As the variable TF_DETERMINISTIC_OPS does."""
+    tf.config.experimental.enable_op_determinism()
+    try:
+        for wanted in ("true", "false"):
+            prepare_keras(configured(*LINEAR, f"train.deterministic={wanted}"))
+            assert tf_config.is_op_determinism_enabled()
+    finally:
+        tf_config.disable_op_determinism()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "channels", "said"),
+    [
+        ("whitened", 1, "not 9 channels; train.scaling=whitened makes 9 of each: set unit"),
+        ("unit", 9, "not 9 channels"),  # of the images themselves
+    ],
+)
+def test_a_network_for_pictures_says_what_it_does_not_take(
+    scaling: str, channels: int, said: str
+) -> None:
     words = ("model=efficientnet_lite0", "model.weights=null", "model.trainable=all")
-    config = configured(*words, "train.scaling=whitened")
-    with pytest.raises(RequestError, match="not 9 channels; train.scaling=whitened .*: set unit$"):
-        build_model(config, PREPARED)
+    shape = (6, 6, channels)
+    raw = synthetic(train_size=60, test_size=20, classes=3, image_shape=shape, noise=32.0, seed=0)
+    with pytest.raises(RequestError) as refused:
+        build_model(
+            configured(*words, f"train.scaling={scaling}"),
+            in_splits(raw, validation_size=20, seed=0),
+        )
+    assert str(refused.value) == f"model=efficientnet_lite0: takes grey or RGB images, {said}"
 
 
 def test_a_models_weights_follow_the_seed_alone() -> None:

@@ -87,8 +87,8 @@ def nan(x: Any) -> Any:
 def test_a_model_that_gives_no_probabilities_is_refused(
     head: Head, classes: int, said: str
 ) -> None:
-    with pytest.raises(RequestError, match=rf"model=mine: .*{said}.*softmax"):
-        check_model(model(head), classes)
+    with pytest.raises(RequestError, match=rf"model=my/net: .*{said}.*softmax"):
+        check_model(model(head), classes, called="model=my/net")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,14 @@ def test_a_model_that_gives_no_probabilities_is_refused(
 )
 def test_a_model_that_cannot_be_loaded_again_is_refused_with_what_to_use(layer: Any) -> None:
     with pytest.raises(
-        RequestError, match=r"mine: cannot be loaded again after saving: .* keras\.ops .* register"
+        RequestError,
+        match=r"=my/net: cannot be loaded again after saving: .* keras\.ops .* register",
     ):
-        check_model(model(lambda x: layers.Dense(3, activation="softmax")(layer()(x))), 3)
+        check_model(
+            model(lambda x: layers.Dense(3, activation="softmax")(layer()(x))),
+            3,
+            called="model=my/net",
+        )
 
 
 def test_a_model_that_is_too_large_to_be_loaded_again_is_refused_with_its_size() -> None:
@@ -112,9 +117,9 @@ def test_a_model_that_is_too_large_to_be_loaded_again_is_refused_with_its_size()
     outputs = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(maps))
     with pytest.raises(
         RequestError,
-        match=r"^model=large: .* gives 141,120,000 numbers .*134,217,728.*dataset.size",
+        match=r"^model=my/net: .* gives 141,120,000 numbers .*134,217,728.*dataset.size",
     ):
-        check_model(keras.Model(images, outputs, name="large"), 3)
+        check_model(keras.Model(images, outputs, name="large"), 3, called="model=my/net")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_model_that_is_too_large_to_be_loaded_again_is_refused_with_its_size()
 def test_a_model_that_gives_probabilities_passes_and_keeps_its_weights(head: Head) -> None:
     made = model(head)
     before = [weight.copy() for weight in made.get_weights()]
-    check_model(made, 3)
+    check_model(made, 3, called="model=my/net")
     for weight, then in zip(made.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, then)
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
@@ -170,7 +175,7 @@ def test_the_check_changes_no_random_number_of_a_training(
         return list(made.get_weights())
 
     checked = weights("checked")
-    monkeypatch.setattr(build, "check_model", lambda model, classes: None)
+    monkeypatch.setattr(build, "check_model", lambda model, classes, called: None)
     for one, other in zip(checked, weights("unchecked"), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -26,9 +26,10 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
 from pipeline.tracking.models import KERAS_FILE
 from pipeline.training import features, models, pretrained
-from pipeline.training.build import build_model, loss_and_metrics
+from pipeline.training.build import build_model, kept, loss_and_metrics
 from pipeline.training.checkpoint import Progress, progress_of
 from pipeline.training.fused import fused_updates
+from pipeline.training.precision import computing_in
 from pipeline.training.predictor import predict
 from pipeline.training.saved import load_saved
 from pipeline.training.train import train
@@ -397,6 +398,25 @@ def test_layers_within_blocks_and_networks_are_frozen_one_by_one(
     assert joins == [4, 4, 2, 2, 1, 1, 0, 0]  # five layers: normalisation counts
 
 
+@pytest.mark.parametrize("trainable", ["head", "top", "all"])
+def test_frozen_layers_within_blocks_stay_frozen_in_the_model_that_is_kept(
+    trainable: str, tmp_path: Path
+) -> None:
+    nested().save(tmp_path / "donor.keras")
+    with computing_in("bfloat16"):
+        model = nested()
+    leaf = {"weights": str(tmp_path / "donor.keras"), "trainable": trainable}
+    pretrained.prepare_backbone(model, leaf)
+    model.compile(optimizer=keras.optimizers.Adam(), **loss_and_metrics())
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
+    wide = kept(model)
+    assert wide is not model
+    trained, of_wide = ([weight.trainable for weight in one.weights] for one in (model, wide))
+    assert trained == of_wide
+    assert int(wide.optimizer.iterations) == 7
+
+
 def test_of_a_backbone_of_one_layer_the_top_is_this_layer(tmp_path: Path) -> None:
     small().save(tmp_path / "donor.keras")
     model = small()
@@ -534,8 +554,8 @@ def test_weights_of_a_run_are_those_of_its_own_saved_model(
     file = tmp_path / "weights" / f"{run_id}.keras"
     assert (given.model, asked) == (named | {"weights": str(file)}, [run_id])
     assert file.read_bytes() == b"a model"
-    for kept in (None, "imagenet", str(file)):
-        same = replace(config, model=named | {"weights": kept})
+    for unchanged in (None, "imagenet", str(file)):
+        same = replace(config, model=named | {"weights": unchanged})
         assert runs.with_weights(same) is same
     found.model_uri = None
     with pytest.raises(RequestError, match="has no saved model"):
@@ -545,5 +565,8 @@ def test_weights_of_a_run_are_those_of_its_own_saved_model(
 def test_a_model_with_the_keys_of_a_backbone_needs_the_layer_that_ends_it() -> None:
     images = keras.Input((6,))
     model = keras.Model(images, keras.layers.Dense(3)(images), name="mine")
+    leaf = {"weights": None, "trainable": "all"}
     with pytest.raises(RequestError, match="^model=mine: the keys .* takes .* the layer features;"):
-        pretrained.prepare_backbone(model, {"weights": None, "trainable": "all"})
+        pretrained.prepare_backbone(model, leaf)
+    with pytest.raises(RequestError, match="^model=my/net: the keys "):
+        pretrained.prepare_backbone(model, leaf, called="model=my/net")

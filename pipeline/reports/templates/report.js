@@ -16,7 +16,7 @@
     picture.style.setProperty("--x", place % columns);
     picture.style.setProperty("--y", Math.floor(place / columns));
     const text = document.createElement("span");
-    text.textContent = `${(100 * confidence).toFixed(1)} %`;
+    text.textContent = `${confidence}\u00a0%`;
     const number = document.createElement("span");
     number.className = "muted";
     number.textContent = `no. ${image}`;

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.evaluation.intervals import coverage
 from pipeline.evaluation.plots import cut, without_markup
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
@@ -53,7 +54,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
     colours = [_BEST, *(tones.get(standing(row, comparison), WORSE) for row in rows[1:])]
     figure, axes = _rows_of(
         [_name(row, comparison.metric) for row in rows],
-        f"{comparison.metric} with {100 * comparison.resampling.confidence:g}% intervals",
+        f"{comparison.metric} with {coverage(comparison.resampling.confidence)} intervals",
     )
     positions = range(len(rows))
     low, high = [one.low for one in estimates], [one.high for one in estimates]

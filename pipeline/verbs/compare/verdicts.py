@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.config.flat import as_param
-from pipeline.evaluation.intervals import BOOTSTRAP, PAIRED, WELCH, Estimate
+from pipeline.evaluation.intervals import BOOTSTRAP, PAIRED, WELCH, Estimate, coverage
 from pipeline.system.errors import counted
 from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
@@ -122,7 +122,7 @@ def _of_pair(comparison: Comparison, pair: PairedRuns) -> str:
     test = pair.test
     seen = (
         f"On {pair.images:,} {pair.split} images {one} is right on {pair.first:.2%}, {other} on "
-        f"{pair.second:.2%}: {points[0]:+.2f} points ({100 * comparison.resampling.confidence:g}% "
+        f"{pair.second:.2%}: {points[0]:+.2f} points ({coverage(comparison.resampling.confidence)} "
         f"interval {points[1]:+.2f} to {points[2]:+.2f}). {one} alone is right on "
         f"{test.only_first:,} images, {other} alone on {test.only_second:,} (McNemar's exact test, "
         f"{p_value(test.p_value)}). "
@@ -201,8 +201,8 @@ def _how(comparison: Comparison) -> str:
             "accuracies and losses of a split whose predictions were read, several seeds for every "
             "metric in which they differ."
         )
-    confidence = f"{100 * comparison.resampling.confidence:g}% intervals"
-    said = f"{comparison.metric} has {confidence} by " + _counted(main)
+    confidence = coverage(comparison.resampling.confidence)
+    said = f"{comparison.metric} has {confidence} intervals by " + _counted(main)
     if gaps:
         said += "; differences to the first row by " + _counted(gaps)
     if {PAIRED, BOOTSTRAP} & {*main, *gaps}:

@@ -190,20 +190,33 @@ def data(config: Config) -> Iterator[Finding]:
     """Checks each cached data set against its checksums, and that the chosen one is available."""
     data_dir = Path(config.data_dir)
     entries = entries_in(data_dir)
-    for folder in sorted({entry.parent for entry in entries if entry.name.startswith("raw-")}):
+    for folder in sorted({entry.parent for entry in entries}):
         name = folder.relative_to(data_dir).as_posix()
-        yield _cached(name, folder, [entry for entry in entries if entry.parent == folder])
+        yield from _cached(name, folder, [entry for entry in entries if entry.parent == folder])
     if not raw_folder(config).is_dir():
         yield _source(config.choices.dataset, config.dataset)
 
 
-def _cached(name: str, folder: Path, entries: Iterable[Path]) -> Finding:
-    damaged = {entry: reason for entry in entries if (reason := cache.damage(entry))}
-    if not damaged:
-        return ok("data", f"{name} is cached and intact ({folder})")
-    told = "; ".join(f"{entry}: {reason}" for entry, reason in damaged.items())
-    mend = f"{deletion(damaged)} (a run that needs them makes them again)"
-    return warning("data", f"damaged: {told}", mend)
+def _cached(name: str, folder: Path, entries: Iterable[Path]) -> Iterator[Finding]:
+    damaged, closed = dict[Path, str](), dict[Path, str]()
+    for entry in entries:
+        try:
+            if reason := cache.damage(entry):
+                damaged[entry] = reason
+        except OSError as error:
+            closed[entry] = error.strerror or str(error)
+    if not damaged and not closed:
+        yield ok("data", f"{name} is cached and intact ({folder})")
+    if damaged:
+        mend = f"{deletion(damaged)} (a run that needs them makes them again)"
+        yield warning("data", f"damaged: {_told(damaged)}", mend)
+    if closed:
+        mend = "see who may read them and whether the disk is sound, or choose another data_dir=…"
+        yield warning("data", f"cannot be read: {_told(closed)}", mend)
+
+
+def _told(reasons: Mapping[Path, str]) -> str:
+    return "; ".join(f"{entry}: {reason}" for entry, reason in reasons.items())
 
 
 def _source(name: str, dataset: Mapping[str, Any]) -> Finding:

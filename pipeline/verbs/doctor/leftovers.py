@@ -15,7 +15,13 @@ import psutil
 from rich.filesize import decimal
 
 from pipeline.system.errors import counted, first_of
-from pipeline.tracking.journal import RUN_FOLDERS, is_open, with_journals
+from pipeline.tracking.journal import (
+    RUN_FOLDERS,
+    has_journal,
+    is_open,
+    journals_of_jobs,
+    with_journals,
+)
 from pipeline.tracking.values import Status
 from pipeline.verbs.doctor.findings import Finding, ok, warning
 
@@ -148,15 +154,23 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
     if not found:
         return
     known = {path: (made or {}).get(str(path.absolute())) for path in found}
-    ended = [path for path, sweep in known.items() if sweep and sweep.status == Status.FINISHED]
+    ended = [
+        path
+        for path, sweep in known.items()
+        if sweep and sweep.status == Status.FINISHED and not _has_unsent(path)
+    ]
     if ended:
         says = (
             f"folders of {len(ended)} finished sweeps, {_size(ended)}; needed only to extend them"
         )
         yield ok("leftovers", says, deletion(ended))
     if kept := [path for path in found if path not in ended]:
-        says = f"folders of {len(kept)} unfinished or unrecorded sweeps"
+        says = f"folders of {len(kept)} sweeps that are unfinished, unrecorded or not sent yet"
         yield ok("leftovers", f"{says}, {_size(kept)}")
+
+
+def _has_unsent(sweep: Path) -> bool:
+    return has_journal(sweep) or bool(journals_of_jobs(sweep))
 
 
 def _partial(data_dir: Path) -> Iterator[Finding]:

@@ -1,4 +1,7 @@
-"""Checks that the tracking store is reachable, current and writable; never changes it."""
+"""Checks that the tracking store is reachable, current and writable; never changes it.
+
+Only of an SQLite file it can tell whether it is writable without changing it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ from pipeline.tracking.client import (
     answered,
     artifact_folders,
     ask,
+    no_answer,
     quiet_client,
     refusal,
+    server_version,
     tables_in,
     try_to_write,
 )
@@ -76,8 +81,9 @@ def _kind(address: str) -> Callable[[str], Store] | None:
 def _guarded(look: Callable[[str], Store], address: str) -> Store:
     try:
         return look(address)
-    except requests.ConnectionError:
-        return _broken(address, "nothing answers there", f"start it, {_ELSEWHERE}")
+    except requests.RequestException as error:
+        found = no_answer(error, address, within_s=ANSWER_S)
+        return _broken(address, found.says, f"{found.mend}, {_ELSEWHERE}")
     except Exception as error:
         said = first_line(str(getattr(error, "orig", None) or one_line(error)))
         return _broken(address, said, f"fix it, {_ELSEWHERE}")
@@ -93,12 +99,11 @@ def _server(address: str) -> Store:
     if refused := refusal(answer, address):
         return _broken(address, refused.says, f"{refused.mend}, {_ELSEWHERE}")
     client = quiet_client(address)
-    with requests.Session() as session:
-        version = session.get(f"{address.rstrip('/')}/version", timeout=ANSWER_S)
-    if not version.ok:  # behind a proxy that passes on only the API
+    version = server_version(address, within_s=ANSWER_S)
+    if version is None:
         return Store(finding=ok("store", f"{shown} answers"), client=client)
-    says = f"{shown} answers: MLflow {version.text}"
-    if version.text.split(".")[:2] == VERSION.split(".")[:2]:
+    says = f"{shown} answers: MLflow {version}"
+    if version.split(".")[:2] == VERSION.split(".")[:2]:
         return Store(finding=ok("store", says), client=client)
     mend = "use the same version for server and client: see requirements.lock"
     return Store(finding=warning("store", f"{says}, here {VERSION}", mend), client=client)
@@ -124,7 +129,7 @@ def _sqlite(address: str) -> Store:
     if damage != "ok":
         mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {_ELSEWHERE}"
         return _broken(address, f"damaged: {first_line(damage)}", mend)
-    return _unwritable(engine, path, address) or _current(engine, address)
+    return _unwritable(engine, path, address) or _current(engine, address, "is writable")
 
 
 def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
@@ -143,11 +148,15 @@ def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
 def _database(address: str) -> Store:
     named = sa.make_url(address).get_backend_name() in CONNECT_TIMEOUT
     limits = {"connect_timeout": round(ANSWER_S)} if named else {}
-    return _current(sa.create_engine(address, poolclass=sa.NullPool, connect_args=limits), address)
+    engine = sa.create_engine(address, poolclass=sa.NullPool, connect_args=limits)
+    return _current(engine, address, "answers")
 
 
-def _current(engine: sa.Engine, address: str) -> Store:
-    """Compares the revision of the tables with the one that the installed MLflow needs."""
+def _current(engine: sa.Engine, address: str, found: str) -> Store:
+    """Compares the revision of the tables with the one that the installed MLflow needs.
+
+    `found` is what is known of the database already.
+    """
     shown = without_password(address)
     with engine.connect() as connection:
         tables = tables_in(connection)
@@ -162,7 +171,7 @@ def _current(engine: sa.Engine, address: str) -> Store:
         return _broken(address, says, older if tables.is_older else newer)
     if not tables.are_complete:
         return _broken(address, "half of its tables are missing", f"restore a backup, {_ELSEWHERE}")
-    says = f"{shown} is writable; its tables are those of MLflow {VERSION} ({tables.revision})"
+    says = f"{shown} {found}; its tables are those of MLflow {VERSION} ({tables.revision})"
     return Store(finding=ok("store", says), client=quiet_client(address))
 
 

@@ -14,7 +14,14 @@ from pipeline.reports.notes import (
     summary,
 )
 from pipeline.tracking.registry import Registry
-from pipeline.tracking.values import CHAMPION, Present, RecordedRun, champion_uri
+from pipeline.tracking.values import (
+    CHAMPION,
+    LONGEST_DESCRIPTION,
+    SIGNED,
+    Present,
+    RecordedRun,
+    champion_uri,
+)
 from pipeline.verbs.promote.ledger import (
     FORCED,
     Attempt,
@@ -24,6 +31,8 @@ from pipeline.verbs.promote.ledger import (
     gate_rows,
     history_markdown,
 )
+
+SHOWN_ATTEMPTS = 20  # of the ledger, in the description of the registered model
 
 
 def note_of_version(run: RecordedRun, attempt: Attempt) -> str:
@@ -54,7 +63,8 @@ def note_of_model(
 ) -> str:
     """Describes a registered model: its champion with accuracies, and the ledger's newest attempts.
 
-    `attempts` is the ledger with its gates, `champion` the run of the current champion.
+    `attempts` is the ledger with its gates, `champion` the run of the current champion. It has as
+    many of the attempts as fit into what a database keeps.
     """
     version = present.aliases.get(CHAMPION)
     what = f"Classifies images of **{escaped(registry.name)}**. " + (
@@ -62,13 +72,16 @@ def note_of_model(
         if version
         else "It has no champion yet."
     )
-    parts = [
-        what,
-        _accuracies(champion) if champion else "",
-        "**Ledger**, the newest first (`python -m pipeline history` shows all of it):",
-        history_markdown(attempts),
-    ]
-    return "\n\n".join(filter(None, parts))
+    accuracies = _accuracies(champion) if champion else ""
+    ledger = "**Ledger**, the newest first (`python -m pipeline history` shows all of it):"
+
+    def note(most: int) -> str:
+        parts = [what, accuracies, ledger, history_markdown(attempts, most)]
+        return "\n\n".join(filter(None, parts))
+
+    longest = LONGEST_DESCRIPTION - len(SIGNED)
+    fitting = (most for most in range(SHOWN_ATTEMPTS, 1, -1) if len(note(most)) <= longest)
+    return note(next(fitting, 1))
 
 
 def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Attempt]:

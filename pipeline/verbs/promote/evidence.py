@@ -35,8 +35,8 @@ def gather(
 ) -> Evidence:
     """Gathers the evidence on a candidate, including the current champion if there is one.
 
-    `former` are the earlier champions of its line. `config` is the current configuration, which
-    names the data cache and the tracking store.
+    `former` are the earlier champions of its line, or all of the last line if there is no champion
+    now. `config` is the current configuration, which names the data cache and the tracking store.
 
     Raises:
         RequestError: the data set of the run is unavailable.
@@ -56,7 +56,7 @@ def gather(
         model_mb=tried.megabytes,
         latency_ms=tried.milliseconds,
         champion=present,
-        best=_best(former, present, logged, config) if present and logged else None,
+        best=_best(former, present, logged, config) if logged else None,
     )
 
 
@@ -118,14 +118,15 @@ def _champion(version: Version, logged: Predictions, config: Config, raw: RawDat
 
 
 def _best(
-    former: Sequence[Version], present: Champion, logged: Predictions, config: Config
+    former: Sequence[Version], present: Champion | None, logged: Predictions, config: Config
 ) -> Champion | None:
     """The former champion that was right on more of these test images than the current one.
 
-    Champions without logged predictions on exactly these images are ignored.
+    If there is no current one, it is the best of them. Champions without logged predictions on
+    exactly these images are ignored.
     """
     best, most = None, -1
-    if present.predicted is not None:
+    if present and present.predicted is not None:
         most = int(np.sum(present.predicted == logged.labels))
     for version in former:
         stored = _stored(version, config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.data.values import Array, Predictions
 from pipeline.evaluation import metrics
+from pipeline.evaluation.intervals import coverage
 from pipeline.evaluation.paired import accuracy_change, mcnemar
 from pipeline.tracking.values import Status
 from pipeline.verbs.promote import Promote
@@ -48,8 +49,8 @@ class Evidence:
     `fingerprint` identifies the data that the run recorded, `fingerprint_now` the current data.
     `logged`: the run's own test predictions, None if it was not evaluated. `reproduced`: the saved
     model's probabilities for the same images, f32[N,K]; None if it does not load, and `load_error`
-    says why. `champion` is None if there is none yet; `best` is a former champion of the same line
-    that was right more often than the current one, if there is one.
+    says why. `champion` is None if there is none; `best` is a former champion of the same line that
+    was right more often than the current one, if there is one, or the best of all without one.
     """
 
     status: str
@@ -180,7 +181,7 @@ def _not_worse(logged: Predictions, champion: Champion, rules: Promote, alpha: f
         value=change.low,
         limit=-rules.margin,
         passed=passed,
-        says=f"{points[0]} points, {100 * (1 - alpha):g}% interval {points[1]} to {points[2]}: "
+        says=f"{points[0]} points, {coverage(1 - alpha)} interval {points[1]} to {points[2]}: "
         f"alone right on {test.only_first} of {len(logged.labels):,} images, {whose} on "
         f"{test.only_second} (McNemar's exact p = {test.p_value:.2g})"
         + "; too few images to rule out such a loss"

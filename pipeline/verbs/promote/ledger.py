@@ -173,8 +173,8 @@ def decided(attempt: Attempt, decision: str, note: str) -> Attempt:
     return replace(attempt, decision=decision, note=note)
 
 
-def history_markdown(attempts: Sequence[Attempt], most: int = 20) -> str:
-    """The newest attempts as a table for a description, newest first."""
+def history_markdown(attempts: Sequence[Attempt], most: int) -> str:
+    """The newest attempts, at most that many, as a table for a description, newest first."""
     rows = [
         (
             f"{attempt.when:%Y-%m-%d %H:%M}",

@@ -33,7 +33,12 @@ from pipeline.tracking.values import (
     Version,
 )
 from pipeline.verbs.promote import PROMOTE, Promote
-from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
+from pipeline.verbs.promote.describe import (
+    SHOWN_ATTEMPTS,
+    note_of_model,
+    note_of_version,
+    whole_ledger,
+)
 from pipeline.verbs.promote.gates import LOADS, Gate, failed, judge
 from pipeline.verbs.promote.ledger import (
     FORCED,
@@ -55,7 +60,6 @@ from pipeline.verbs.promote.switch import Change, settle, switch
 if TYPE_CHECKING:
     from pipeline.verbs.rollback import Rollback
 
-SHOWN_ATTEMPTS = 20  # of the ledger, in the description of the registered model
 METRIC = "val/accuracy"  # selects the best run; the test split is reserved for judging it
 _SHOWN = ("val/accuracy", "test/accuracy")
 
@@ -173,9 +177,14 @@ def _describe(registry: Registry, present: Present, champion: Version | None) ->
 
 
 def _former(registry: Registry, registered: Present, fingerprint: str | None) -> list[Version]:
-    """The champion's predecessors that still exist and were trained on the same data."""
-    numbers = line_of_champions(attempts_in(registered.tags))[:-1]
-    found = (registry.find(number) for number in numbers)
+    """The champion's predecessors that still exist and were trained on the same data.
+
+    If there is no champion, as when its version was deleted, those are all of the last line.
+    """
+    line = line_of_champions(attempts_in(registered.tags))
+    champion = registered.aliases.get(CHAMPION)
+    before = line[: line.index(champion)] if champion in line else line
+    found = (registry.find(number) for number in before)
     return [one for one in found if one and one.fingerprint == fingerprint]
 
 

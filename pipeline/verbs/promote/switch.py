@@ -195,8 +195,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
     target = _target(ticket)
     present = registry.present().aliases
     champion = ticket if target == ticket.number else registry.find(target)
-    before = _as_number(champion.tags.get(REPLACES, NONE)) if champion else None
-    before = before if before and registry.find(before) else None
+    before = replaced_by(registry, champion) if champion else None
     if present.get(PREVIOUS) != before and present.get(CHAMPION) == target:
         registry.point(PREVIOUS, before)
     challenger = present.get(CHALLENGER)
@@ -208,6 +207,12 @@ def _complete(registry: Registry, ticket: Version) -> None:
         registry.mark(ticket.number, DONE, without=spent)
     else:
         registry.drop(ticket.number)
+
+
+def replaced_by(registry: Registry, champion: Version) -> int | None:
+    """The version that a champion replaced; None if there was none, or it no longer exists."""
+    before = _as_number(champion.tags.get(REPLACES, NONE))
+    return before if before and registry.find(before) else None
 
 
 def _record(registry: Registry, attempt: Attempt) -> None:

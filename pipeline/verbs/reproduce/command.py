@@ -181,6 +181,7 @@ def _again(run: RecordedRun, today: Config) -> Config:
         uri=today.tracking.uri,
         offline=False,
         experiment=run.experiment,
+        artifact_root=None,  # the experiment has its own, also if it has got another name
         run_name=f"{name} again",
         tags={**then.tracking.tags, REPRODUCES: run.id},
     )
@@ -196,7 +197,7 @@ def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
         environment=run.text("environment.txt"),
     )
     origin.with_threads_of(at_start)
-    return origin.differences(at_start, origin.here(raw.fingerprint))
+    return origin.differences(at_start, origin.here(raw.identity))
 
 
 def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> None:

@@ -15,6 +15,7 @@ from pipeline.data.load import ingest
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
+from pipeline.system.secrets import hide_value
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
 from pipeline.tracking.client import connect
@@ -122,7 +123,8 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
     for name, value in flatten(recorded).items():
         # `mlflow run` may already have logged another value under the plain name.
         known = [run.params[key] for key in (f"config.{name}", name) if key in run.params]
-        if known and known[0] != value and len(value) <= LONGEST_PARAM:
+        shown = (value, hide_value(name, value))  # the file may keep what the parameter hides
+        if known and known[0] not in shown and len(value) <= LONGEST_PARAM:
             raise RequestError(
                 f"{folder}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
                 f"{known[0]}"
@@ -140,7 +142,7 @@ def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) 
     origin.with_threads_of(at_start)
     changed = [
         str(difference)
-        for difference in origin.differences(at_start, origin.here(raw.fingerprint))
+        for difference in origin.differences(at_start, origin.here(raw.identity))
         if difference.kind in ("code", "data") or difference.what in WEIGHTY
     ]
     if changed and not force:

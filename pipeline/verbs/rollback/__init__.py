@@ -16,7 +16,7 @@ class Rollback:
     """Which version to go back to."""
 
     to: Count | None = MISSING
-    """Version of the registered model; null takes the one with the alias `previous`."""
+    """Version of the registered model; null takes the one that the champion replaced."""
     reason: Reason | None = MISSING
     """Why, for the ledger."""
 

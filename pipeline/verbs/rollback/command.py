@@ -11,7 +11,7 @@ from pipeline.system.errors import RequestError
 from pipeline.system.processes import user
 from pipeline.tracking.models import fetched
 from pipeline.tracking.registry import Registry, open_registry
-from pipeline.tracking.values import CHAMPION, DONE, PREVIOUS, STATE, Version
+from pipeline.tracking.values import CHAMPION, DONE, STATE, Version
 from pipeline.verbs.promote.ledger import (
     ROLLED_BACK,
     UNCHANGED,
@@ -19,7 +19,7 @@ from pipeline.verbs.promote.ledger import (
     new_key,
 )
 from pipeline.verbs.promote.promote import Decision, concluded
-from pipeline.verbs.promote.switch import Change, settle, switch
+from pipeline.verbs.promote.switch import Change, replaced_by, settle, switch
 from pipeline.verbs.rollback import Rollback
 
 
@@ -35,11 +35,8 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     """
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
-    aliases = registry.present().aliases
-    champion = aliases.get(CHAMPION)
-    if champion is None:
-        raise RequestError(f"{registry.name} has no champion to go back from; promote a run first")
-    target = _target(registry, request.to, aliases.get(PREVIOUS), config.tracking)
+    champion = registry.present().aliases.get(CHAMPION)
+    target = _target(registry, request.to or _previous(registry, champion), config.tracking)
     if target.number == champion:
         says = f"version {champion} is the champion already; nothing was changed"
         return concluded(registry, UNCHANGED, says=says)
@@ -59,15 +56,27 @@ def rollback(config: Config, request: Rollback, folder: Path) -> Decision:
     return concluded(registry, ROLLED_BACK)
 
 
-def _target(
-    registry: Registry, wanted: int | None, previous: int | None, tracking: Tracking
-) -> Version:
-    number = wanted or previous
+def _previous(registry: Registry, champion: int | None) -> int:
+    """The version that the champion replaced.
+
+    The alias `previous` is not asked: it is stale if somebody has moved the alias of the champion.
+    """
+    if champion is None:
+        raise RequestError(
+            f"{registry.name} has no champion to go back from; promote a run first, or choose a "
+            "version with to=<version> (`history` lists them)"
+        )
+    version = registry.find(champion)
+    number = replaced_by(registry, version) if version else None
     if number is None:
         raise RequestError(
             "there is nothing to go back to: no version that the champion replaced still exists; "
             "choose a version with to=<version> (`history` lists them)"
         )
+    return number
+
+
+def _target(registry: Registry, number: int, tracking: Tracking) -> Version:
     version = registry.find(number)
     if version is None:
         raise RequestError(f"to={number}: {registry.name} has no such version; see `history`")

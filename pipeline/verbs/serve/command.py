@@ -26,7 +26,7 @@ from pipeline.verbs.serve import Serve
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from pipeline.tracking.models import ModelVersion
+    from pipeline.tracking.models import ModelVersion, SavedModel
     from pipeline.verbs.serve.app import Served
     from pipeline.verbs.serve.guard import Access
 
@@ -94,17 +94,24 @@ def _access(settings: Serve, address: str, token: str | None) -> Access:
 def _application(
     uri: str, settings: Serve, tracking: Tracking, folder: Path, access: Access
 ) -> FastAPI:
-    from pipeline.tracking.models import finder, follows_alias
+    from pipeline.tracking.models import fetched, finder, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
     from pipeline.verbs.serve.follow import Watch, watching
 
     find = finder(uri, tracking)
     found = find()
-    load = partial(_load, uri, tracking)
+    watch = Watch(
+        alias=uri,
+        known=found.uri,
+        find=find,
+        fetch=lambda version: fetched(version.uri, tracking),
+        load=partial(_load, uri),
+        follows=settings.follow,
+    )
     with native_messages_to(folder / "tensorflow.log"):
         from pipeline.training import predictor  # noqa: F401
-    served = load(found)
-    watch = Watch(alias=uri, known=found.uri, find=find, load=load if settings.follow else None)
+    with watch.fetch(found) as saved:
+        served = watch.load(found, saved)
     return create_app(
         served,
         Limits(images=settings.max_images, body_bytes=int(settings.max_body_mb * 1e6)),
@@ -113,13 +120,13 @@ def _application(
     )
 
 
-def _load(uri: str, tracking: Tracking, version: ModelVersion) -> Served:
-    """The model of that version, compiled and warm."""
-    from pipeline.tracking.models import load_model
+def _load(uri: str, version: ModelVersion, saved: SavedModel) -> Served:
+    """The fetched model of that version, compiled and warm."""
+    from pipeline.tracking.models import load_fetched
     from pipeline.training.predictor import warm_predictor
     from pipeline.verbs.serve.app import Served, images_per_part
 
-    loaded = load_model(version.uri, tracking)
+    loaded = load_fetched(saved, version.uri)
     shape = loaded.image_shape
     return Served(
         predict=warm_predictor(

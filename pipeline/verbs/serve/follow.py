@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
 
@@ -16,24 +17,28 @@ from pipeline.system.errors import one_line
 from pipeline.verbs.serve.app import Served
 
 if TYPE_CHECKING:
-    from pipeline.tracking.models import ModelVersion
+    from pipeline.tracking.models import ModelVersion, SavedModel
 
 LOOK_EVERY_S = 10.0
+Answer = TypeVar("Answer")
 
 log = logging.getLogger("pipeline.verbs.serve.app")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """How to look up the version that an alias refers to, and to load it.
+    """How to look up the version that an alias refers to, to fetch and to load it.
 
-    `known` is the version that the server started with; `load` is None if it keeps that version.
+    `known` is the version that the server started with, and keeps unless it `follows`. Only `find`
+    and `fetch` ask the store.
     """
 
     alias: str
     known: str
     find: Callable[[], ModelVersion]
-    load: Callable[[ModelVersion], Served] | None
+    fetch: Callable[[ModelVersion], AbstractContextManager[SavedModel]]
+    load: Callable[[ModelVersion, SavedModel], Served]
+    follows: bool
     every_s: float = LOOK_EVERY_S
 
 
@@ -54,7 +59,7 @@ async def _watch(watch: Watch, app: FastAPI) -> None:
     while True:
         await asyncio.sleep(watch.every_s)
         try:
-            newest = await _found(watch.find)
+            newest = await _answer_of(watch.find)
             if newest.uri != known:
                 await _moved(watch, app, newest)
                 known = newest.uri
@@ -66,15 +71,15 @@ async def _watch(watch: Watch, app: FastAPI) -> None:
                 log.warning("%s is not followed for now: %s", watch.alias, complaint)
 
 
-async def _found(find: Callable[[], ModelVersion]) -> ModelVersion:
-    """What `find` returns or raises, in a thread that the end of the server does not wait for.
+async def _answer_of(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns or raises, in a thread that the end of the server does not wait for.
 
     A store that hangs answers after minutes.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[ModelVersion] = loop.create_future()
+    answer: asyncio.Future[Answer] = loop.create_future()
 
-    def settle(result: ModelVersion | BaseException) -> None:
+    def settle(result: Answer | BaseException) -> None:
         if answer.done():  # cancelled
             return
         if isinstance(result, BaseException):
@@ -84,7 +89,7 @@ async def _found(find: Callable[[], ModelVersion]) -> ModelVersion:
 
     def work() -> None:
         try:
-            result: ModelVersion | BaseException = find()
+            result: Answer | BaseException = ask()
         except BaseException as error:
             result = error
         with suppress(RuntimeError):  # the server has ended
@@ -95,11 +100,14 @@ async def _found(find: Callable[[], ModelVersion]) -> ModelVersion:
 
 
 async def _moved(watch: Watch, app: FastAPI, newest: ModelVersion) -> None:
-    if watch.load is None:
+    if not watch.follows:
         kept = app.state.served.about["serving"]
         text = "%s is %s now; this server keeps %s (restart it, or start it with follow=true)"
         log.warning(text, watch.alias, newest.uri, kept)
         return
-    # In a thread, warm-up included; requests under way end with the model they began with.
-    app.state.served = await asyncio.to_thread(watch.load, newest)
+    with ExitStack() as stack:
+        saved = await _answer_of(partial(stack.enter_context, watch.fetch(newest)))
+        # Warm-up included, and awaited at the end: TensorFlow must not be at work when the process
+        # ends. Requests under way end with the model they began with.
+        app.state.served = await asyncio.to_thread(watch.load, newest, saved)
     log.info("%s moved: serving %s", watch.alias, newest.uri)

@@ -212,24 +212,38 @@ async def body_of(request: Request, room: Room, most: int) -> AsyncIterator[byte
         Refused: it is larger, does not arrive in time, or finds too little room.
     """
     body, parts = bytearray(), request.stream()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + BODY_S
     if "transfer-encoding" in request.headers:
-        await _read(parts, body, most, enough=SMALL)
+        await _read(parts, body, until, most, enough=SMALL)
         size = most if len(body) > SMALL else 0
     else:
         size = int(request.headers.get("content-length", "0"))
     if size > most:
         raise _too_large(most)
+    asked = loop.time()
     async with room.taking(size) if size > SMALL else nullcontext():
-        await _read(parts, body, most)
-        yield bytes(body)
+        until += loop.time() - asked  # a request that waits for its turn is not late
+        await _read(parts, body, until, most)
+        content = bytes(body)
+        del body  # else a large one would be held twice
+        yield content
 
 
 async def _read(
-    parts: AsyncIterator[bytes], body: bytearray, most: int, *, enough: float = math.inf
+    parts: AsyncIterator[bytes],
+    body: bytearray,
+    until: float,
+    most: int,
+    *,
+    enough: float = math.inf,
 ) -> None:
-    """Adds the rest of a body of at most `most` bytes; stops at more than `enough` bytes."""
+    """Adds the rest of a body of at most `most` bytes; stops at more than `enough` bytes.
+
+    It must have arrived by the loop's time `until`.
+    """
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout_at(until):
             async for part in parts:
                 body += part
                 if len(body) > most:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.data import datasets
-from pipeline.data.load import data_folder, ingest
+from pipeline.data.load import data_folder, ingest, preprocess
 from pipeline.data.measures import measured
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor import checks
@@ -174,6 +174,23 @@ def test_packed_pictures_are_verified_too_and_data_sets_in_subfolders(tmp_path: 
         array.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         assert f"{array.parent}: {array.name} was changed" in one(checks.data(config)).says
         array.write_bytes(content)
+
+
+def test_entries_that_cannot_be_read_are_told_without_deleting_them(
+    digits: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(ingest(digits), digits)
+    [raw] = Path(digits.data_dir).rglob("raw-*")
+    shutil.rmtree(raw)  # what is derived from it is checked without it
+    [entry] = Path(digits.data_dir).rglob("split-*")
+
+    def closed(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(checks.cache, "damage", closed)
+    found, _ = checks.data(digits)
+    assert (found.state, found.says) == ("warning", f"cannot be read: {entry}: Permission denied")
+    assert "rm " not in str(found.mend)
 
 
 def fashion(tmp_path: Path, *overrides: str) -> Finding:

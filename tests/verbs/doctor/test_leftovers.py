@@ -77,17 +77,20 @@ def test_without_a_store_to_ask_no_checkpoint_may_go() -> None:
 
 
 def test_folders_of_finished_sweeps_may_go_and_others_stay() -> None:
-    for name in ("done", "broken"):
+    for name in ("done", "broken", "unsent", "owing/0"):
         Path("multirun/day", name).mkdir(parents=True)
+    for name in ("unsent", "owing/0"):
+        Path("multirun/day", name, "journal.jsonl").touch()
+    ended = Owner(status="FINISHED")
     made = {
-        str(Path("multirun/day/done").absolute()): Owner(status="FINISHED"),
-        str(Path("multirun/day/broken").absolute()): RESUMABLE,
-    }
+        str(Path("multirun/day", name).absolute()): owner
+        for name, owner in (("done", ended), ("broken", RESUMABLE), ("unsent", ended))
+    } | {str(Path("multirun/day/owing").absolute()): ended}
     done, broken = found(made)
     assert done.mend == "rm -r -- multirun/day/done"
     assert (broken.mend, broken.says.split(",")[0]) == (
         None,
-        "folders of 1 unfinished or unrecorded sweeps",
+        "folders of 3 sweeps that are unfinished",
     )
 
 

@@ -16,6 +16,8 @@ from pipeline.tracking.client import connect, experiment, experiment_names
 from pipeline.verbs.doctor import store as health
 from tests.commands import free_port, inside, mlflow_server
 
+LOGIN = b"<html>who are you?</html>"
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -56,6 +58,17 @@ def test_a_current_store_is_ok_and_left_as_it_is(database: Path) -> None:
     assert [*experiment_names(store.client).values()] == ["Default"]
     assert database.read_bytes() == before
     assert [p.name for p in database.parent.iterdir()] == [database.name]
+
+
+def test_a_database_on_a_server_answers_and_nothing_is_said_of_writing(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = health.sa.create_engine
+    local = f"sqlite:///{database}"
+    monkeypatch.setattr(health.sa, "create_engine", lambda url, **_: original(local))
+    found = health.check_store("postgresql://me@db/mlflow").finding
+    assert found.says.startswith("postgresql://me@db/mlflow answers; its tables are those of")
+    assert " is writable; its tables" in looked(database).finding.says
 
 
 def test_no_store_is_no_problem_and_none_is_made(tmp_path: Path) -> None:
@@ -162,12 +175,16 @@ def test_a_server_or_database_that_never_answers_is_given_up(
 
 
 @contextmanager
-def web(status: int, body: bytes) -> Iterator[str]:
+def web(status: int, body: bytes, version: bytes = b"") -> Iterator[str]:
+    """A server that answers with this body; `version` is for a user who has logged in."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(body)
+            asks_version = self.path == "/version"
+            known = self.headers.get("Authorization") == "Bearer a-token-of-mine"
+            self.wfile.write((version if known else LOGIN) if asks_version else body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -175,10 +192,29 @@ def web(status: int, body: bytes) -> Iterator[str]:
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_version_of_a_server_is_asked_for_as_mlflow_asks_and_a_page_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with web(200, b"{}", b"1.2.3") as address:
+        assert health.check_store(address).finding.says == f"{address} answers"
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token-of-mine")
+        found = health.check_store(address).finding
+    assert (found.state, "answers: MLflow 1.2.3, here " in found.says) == ("warning", True)
+
+
+def test_a_server_whose_certificate_is_not_accepted_is_there() -> None:
+    with web(200, b"{}") as address:
+        store = health.check_store(address.replace("http://", "https://"))
+    assert_broken(store, "SSL", "correct that")
+    assert "nothing answers" not in store.finding.says
 
 
 def test_a_server_of_something_else_is_a_problem() -> None:

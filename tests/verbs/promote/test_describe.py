@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.values import Present, RecordedRun, Status
+from pipeline.tracking.values import SIGNED, Present, RecordedRun, Status
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (
@@ -91,6 +91,20 @@ def test_a_model_is_described_by_its_champion_and_its_ledger(run: RecordedRun) -
     none = note_of_model(registry({}), Present(), [], None)
     assert "It has no champion yet." in none
     assert "| accuracy |" not in none
+
+
+def test_of_a_long_ledger_the_newest_attempts_that_fit_are_in_the_description() -> None:
+    long = [attempt(REFUSED, reason=f"number {n} " + "long " * 100) for n in range(30)]
+    note = note_of_model(registry({}), Present(), long, None)
+    assert 4_000 < len(note) <= 5_000 - len(SIGNED)
+    assert "number 29" in note
+    assert note.endswith(" |")
+    assert "number 0 " not in note
+    short = [attempt(REFUSED, reason=f"number {n}") for n in range(30)]
+    note = note_of_model(registry({}), Present(), short, None)
+    assert ("number 10" in note, "number 9" in note) == (True, False)
+    huge = attempt(REFUSED, reason="long " * 2_000)
+    assert "long long" in note_of_model(registry({}), Present(), [huge, huge], None)
 
 
 def test_the_ledger_has_the_gates_that_are_artefacts_of_its_runs() -> None:

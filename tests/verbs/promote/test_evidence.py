@@ -38,6 +38,7 @@ class Run:
 
     def __init__(self, *classes: int, labels: Array = LABELS) -> None:
         self.status, self.fingerprint, self.model_uri = "FINISHED", RAW.fingerprint, "models:/m-1"
+        self.identity = None  # of no use without a cache
         self.config = configured("dataset=synthetic")
         self.classes, self.labels = classes, labels
 
@@ -204,6 +205,17 @@ def test_the_best_former_champion_counts_if_it_was_right_more_often_than_the_cur
     assert predicted(found.best) == [0, 1, 1]
     found = gathered(Run(0, 1, 1), version(1, "right"), former, monkeypatch, **runs)
     assert found.best is None
+
+
+def test_without_a_champion_the_best_former_one_counts(
+    loads: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {"right": Run(0, 1, 1), "wrong": Run(1, 0, 0)}
+    former = (version(1, "wrong"), version(2, "right"))
+    found = gathered(Run(0, 1, 1), None, former, monkeypatch, **runs)
+    assert found.champion is None
+    assert found.best is not None
+    assert (found.best.version, found.best.is_former) == (2, True)
 
 
 def test_a_champion_that_has_the_classes_in_another_order_is_compared_by_their_names(

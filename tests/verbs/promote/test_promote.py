@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -22,8 +23,9 @@ from pipeline.run import run
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import Registry, open_registry
-from pipeline.tracking.values import CHALLENGER, CHAMPION, DONE, PREVIOUS, STATE
+from pipeline.tracking.values import CHALLENGER, CHAMPION, DONE, PREVIOUS, STATE, Present
 from pipeline.verbs.promote import Promote
+from pipeline.verbs.promote import promote as module
 from pipeline.verbs.promote.describe import whole_ledger
 from pipeline.verbs.promote.ledger import (
     ABANDONED,
@@ -32,6 +34,7 @@ from pipeline.verbs.promote.ledger import (
     REFUSED,
     ROLLED_BACK,
     Attempt,
+    to_tag,
 )
 from pipeline.verbs.train import train_without_test
 from tests.commands import (
@@ -44,6 +47,7 @@ from tests.commands import (
     results,
 )
 from tests.stress.matrix import matrix
+from tests.verbs.promote.test_describe import ATTEMPT
 
 pytestmark = pytest.mark.slow
 
@@ -430,6 +434,38 @@ def test_rollback_to_a_model_that_is_gone_is_refused(runs: Runs, saved: Path) ->
     finally:
         hidden.rename(folder)
     assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
+
+
+class Gathered(Exception):
+    """Ends a promotion as soon as it has the evidence."""
+
+
+@pytest.mark.parametrize(
+    ("champion", "former"), [(3, [1, 2]), (None, [1, 2, 3]), (2, [1]), (9, [1, 2, 3])]
+)
+def test_a_candidate_is_compared_with_the_line_of_the_champion_or_the_last_one(
+    champion: int | None, former: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    moves = [replace(ATTEMPT, key=f"{ATTEMPT.key}{n}", version=n, replaces=None) for n in (1, 2, 3)]
+    tags = {move.key: to_tag(move) for move in moves}
+    versions = {n: SimpleNamespace(number=n, run_id="", fingerprint="f") for n in (1, 2, 3)}
+    registered = Present(aliases={CHAMPION: champion} if champion else {}, tags=tags)
+    known = SimpleNamespace(present=lambda: registered, find=versions.get, name="pets")
+    candidate = SimpleNamespace(id="a", fingerprint="f", config=configured(*DATA))
+    compared: list[int] = []
+
+    def gather(*given: Any) -> None:
+        compared.extend(version.number for version in given[3])
+        raise Gathered
+
+    monkeypatch.setattr(module, "find_trained", lambda *_, **__: candidate)
+    monkeypatch.setattr(module, "open_registry", lambda *_: known)
+    monkeypatch.setattr(module, "settle", lambda registry: None)
+    monkeypatch.setattr("pipeline.verbs.promote.evidence.gather", gather)
+    with pytest.raises(Gathered):
+        promoted("a" * 32)
+    assert compared == former
 
 
 def test_history_of_nothing_says_how_it_begins(

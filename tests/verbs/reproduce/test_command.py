@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import mlflow
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 
+from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
@@ -150,6 +152,32 @@ def test_a_rerun_that_comes_out_otherwise_is_judged_by_the_tolerance(
     assert "commit was" in tags["reproduction.changed"]
     assert "fedcba" in out
     assert "git checkout" in out
+
+
+@pytest.mark.slow
+def test_a_rerun_goes_where_the_experiment_keeps_its_artefacts_whatever_that_is_called_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.verbs.reproduce import command as module
+
+    repeated: list[Config] = []
+    monkeypatch.setattr(module.RecordedRun, "predictions", lambda self: predictions(0.5))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(fingerprint="f"))
+    monkeypatch.setattr(
+        module,
+        "import_slow",
+        lambda name: SimpleNamespace(run=lambda config, *_, **__: repeated.append(config) or 1 / 0),
+    )
+    words = (f"tracking.artifact_root={tmp_path}/kept", "tracking.experiment=first")
+    with inside(tmp_path):
+        with record(configured(*SMALL, *words), tmp_path / "run") as recording:
+            pass
+        run_id, store = recording.id, client(tmp_path)
+        store.rename_experiment(store.get_experiment_by_name("first").experiment_id, "second")
+        with pytest.raises(ZeroDivisionError):
+            carried_out("reproduce", "dataset=digits", f"run_id={run_id}", folder=tmp_path)
+    [again] = repeated
+    assert (again.tracking.experiment, again.tracking.artifact_root) == ("second", None)
 
 
 @pytest.mark.slow

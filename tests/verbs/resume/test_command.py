@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 
+from pipeline.config import trusted
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
@@ -239,6 +241,11 @@ def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -
     other = replace(raw, class_names=tuple("ABCDEFGHIJ"))
     monkeypatch.setattr(module, "ingest", lambda *_, **__: other)
     refused(stopped, "longer be the same run: data was")
+    # Pictures may be the same, but in other groups.
+    known, now = (replace(raw.identity, grouping=one * 64) for one in "ab")
+    monkeypatch.setattr("pipeline.tracking.origin.identity_in", lambda _: known)
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(identity=now))
+    refused(stopped, "longer be the same run: the grouping of the pictures was a")
 
 
 def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
@@ -247,6 +254,33 @@ def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
     path.write_text(text.replace(f"epochs: {EPOCHS}", "epochs: 9"))
     refused(stopped, f"train.epochs is 9, but the run had {EPOCHS}")
     path.write_text(text)
+
+
+def test_a_configuration_with_hidden_and_unset_secrets_is_the_one_that_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.verbs.resume import command as module
+
+    values = {"api_token": None, "token_dim": 64, "password": 1234, "api_key": "not for others"}
+    keys = ", ".join(f"{key}: object" for key in values)
+    (tmp_path / "nets.py").write_text(f"def net(images, classes, *, {keys}): ...\n")
+    monkeypatch.chdir(tmp_path)
+    trust = "trusted_modules=[nets]"
+    config = configured("dataset=digits", "model=linear", trust)
+    config = replace(config, model={"_target_": "nets.net", **values})
+    with inside(tmp_path), pytest.raises(PipelineError), record(config, tmp_path / "outputs"):
+        raise PipelineError("no")
+    monkeypatch.setattr(module, "newest_progress", lambda folder: None)
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: 1 / 0)  # the configuration was accepted
+    params = the_run(tmp_path).data.params
+    assert [params[f"model.{key}"] for key in values] == ["null", "64", "***", "***"]
+    path = tmp_path / "outputs/artifacts/config.yaml"
+    for password in ("'***'", "1234"):  # as recorded, and as in the user's own copy
+        path.write_text(path.read_text().replace("password: '***'", f"password: {password}"))
+        with pytest.raises(ZeroDivisionError):
+            resumed(tmp_path, trust)
+    trusted.trust([])
+    del sys.modules["nets"]
 
 
 def test_a_run_at_which_a_process_is_at_work_is_refused(stopped: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking.values import DONE, PENDING, STATE, Present, Version
+from pipeline.tracking.values import DONE, PENDING, REPLACES, STATE, Present, Version
 from pipeline.verbs.promote.ledger import ROLLED_BACK, UNCHANGED, to_tag
 from pipeline.verbs.promote.switch import Change
 from pipeline.verbs.rollback import Rollback
@@ -19,25 +19,26 @@ from tests.verbs.promote.test_describe import ATTEMPT
 CONFIG: Any = SimpleNamespace(tracking=None, choices=SimpleNamespace(dataset="digits"))
 
 
-def version(number: int, state: str = DONE) -> Version:
+def version(number: int, state: str = DONE, replaces: int | None = None) -> Version:
     return Version(
         number=number,
         uri=f"models:/digits/{number}",
         source=f"file:///{number}",
         run_id=f"run{number}",
-        tags={STATE: state},
+        tags={STATE: state} | ({REPLACES: str(replaces)} if replaces else {}),
         age_s=1.0,
     )
 
 
 class Registry:
-    """A registered model of versions 1 to 3, the last of which is pending."""
+    """A registered model: version 3 is pending, 4 has replaced 2, and 5 one that was deleted."""
 
     name = "digits"
 
     def __init__(self, **aliases: int) -> None:
         self.aliases = aliases
-        self.versions = {1: version(1), 2: version(2), 3: version(3, PENDING)}
+        self.versions = {1: version(1), 2: version(2, replaces=1), 3: version(3, PENDING)}
+        self.versions |= {4: version(4, replaces=2), 5: version(5, replaces=9)}
 
     def present(self) -> Present:
         return Present(aliases=self.aliases, tags={ATTEMPT.key: to_tag(ATTEMPT)})
@@ -76,6 +77,20 @@ def test_the_version_that_the_champion_replaced_takes_its_place(
     assert (attempt.run_id, attempt.reason) == ("run1", "it drifts")
 
 
+def test_the_version_that_the_champion_replaced_is_known_though_somebody_moved_its_alias(
+    moves: list[Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled_back(monkeypatch, champion=4, previous=1)  # as 2 had it, before 4 was made champion
+    assert [(move.target, move.attempt.replaces) for move in moves] == [(2, 4)]
+
+
+def test_a_former_champion_can_be_gone_back_to_when_there_is_none(
+    moves: list[Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rolled_back(monkeypatch, 1) == (ROLLED_BACK, "")
+    assert [(move.target, move.attempt.replaces) for move in moves] == [(1, None)]
+
+
 def test_a_champion_stays_what_it_is(moves: list[Change], monkeypatch: pytest.MonkeyPatch) -> None:
     decision, says = rolled_back(monkeypatch, 2, champion=2)
     assert (decision, says) == (
@@ -89,7 +104,8 @@ def test_a_champion_stays_what_it_is(moves: list[Change], monkeypatch: pytest.Mo
     ("to", "aliases", "said"),
     [
         (None, {}, "digits has no champion to go back from; promote a run first"),
-        (None, {"champion": 2}, "there is nothing to go back to"),
+        (None, {"champion": 1}, "there is nothing to go back to"),
+        (None, {"champion": 5}, "there is nothing to go back to"),
         (9, {"champion": 2}, "to=9: digits has no such version"),
         (3, {"champion": 2}, "to=3: that version was never champion; promote run_id=run3"),
     ],

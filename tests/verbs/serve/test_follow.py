@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -26,14 +27,23 @@ def served(version: ModelVersion) -> Served:
     )
 
 
+@contextmanager
+def fetched(version: ModelVersion) -> Iterator[Any]:
+    """Nothing is fetched."""
+    yield version.uri
+
+
 def watched(
-    find: Callable[[], ModelVersion],
-    load: Callable[[ModelVersion], Served] | None,
-    until: Callable[[FastAPI], bool],
+    find: Callable[[], ModelVersion], until: Callable[[FastAPI], bool], **given: Any
 ) -> FastAPI:
     """The application after it was watched until that is so."""
     app = create_app(served(FIRST), Limits(images=1, body_bytes=1))
-    watch = Watch(alias=ALIAS, known=FIRST.uri, find=find, load=load, every_s=0.001)
+    usual = {
+        "fetch": fetched,
+        "load": lambda version, saved: served(version),
+        "follows": True,
+    }
+    watch = Watch(alias=ALIAS, known=FIRST.uri, find=find, every_s=0.001, **usual | given)
 
     async def run() -> None:
         async with asyncio.timeout(20), watching(watch, app):
@@ -61,34 +71,64 @@ def answers(*given: ModelVersion | Exception) -> tuple[Callable[[], ModelVersion
 
 def test_the_version_that_the_alias_moves_to_is_served() -> None:
     find, _ = answers(FIRST, SECOND)
-    app = watched(find, served, lambda app: app.state.served.about["serving"] == SECOND.uri)
+    app = watched(find, lambda app: app.state.served.about["serving"] == SECOND.uri)
     assert app.state.served.about == {"serving": SECOND.uri}
 
 
-def test_a_server_ends_while_the_store_hangs() -> None:
+@pytest.mark.parametrize("hangs", ["find", "fetch"])
+def test_a_server_ends_while_the_store_hangs(hangs: str) -> None:
     asked, ended, answered = Event(), Event(), Event()
 
+    def ask(what: str) -> None:
+        if what == hangs:
+            asked.set()
+            ended.wait(20)
+            answered.set()
+
     def find() -> ModelVersion:
-        asked.set()
-        ended.wait(20)
-        answered.set()
+        ask("find")
         return SECOND
 
-    app = watched(find, served, lambda app: asked.is_set())
+    @contextmanager
+    def fetch(version: ModelVersion) -> Iterator[Any]:
+        ask("fetch")
+        yield version.uri
+
+    app = watched(find, lambda app: asked.is_set(), fetch=fetch)
     assert not answered.is_set()
     ended.set()
     assert app.state.served.about == {"serving": FIRST.uri}
+
+
+def test_what_was_fetched_is_there_until_it_is_loaded() -> None:
+    find, _ = answers(SECOND)
+    there: list[str] = []
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def fetch(version: ModelVersion) -> Iterator[Any]:
+        there.append(version.uri)
+        yield "its folder"
+        there.remove(version.uri)
+
+    def load(version: ModelVersion, saved: Any) -> Served:
+        seen.append([saved, *there])
+        return served(version)
+
+    app = watched(find, lambda app: bool(seen) and not there, fetch=fetch, load=load)
+    assert seen == [["its folder", SECOND.uri]]
+    assert app.state.served.about == {"serving": SECOND.uri}
 
 
 def test_a_version_is_loaded_once() -> None:
     find, said = answers(FIRST, SECOND)
     loaded: list[ModelVersion] = []
 
-    def load(version: ModelVersion) -> Served:
+    def load(version: ModelVersion, saved: Any) -> Served:
         loaded.append(version)
         return served(version)
 
-    watched(find, load, lambda app: len(said) >= 5)
+    watched(find, lambda app: len(said) >= 5, load=load)
     assert loaded == [SECOND]
 
 
@@ -96,7 +136,7 @@ def test_a_server_that_does_not_follow_says_once_that_the_alias_moved(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     find, said = answers(FIRST, SECOND)
-    app = watched(find, None, lambda app: len(said) >= 5)
+    app = watched(find, lambda app: len(said) >= 5, follows=False)
     assert app.state.served.about == {"serving": FIRST.uri}
     [message] = caplog.messages
     assert message == (
@@ -110,7 +150,7 @@ def test_a_store_that_is_away_is_told_once_and_followed_again_when_it_is_back(
 ) -> None:
     find, _ = answers(OSError("away"), OSError("away"), SECOND)
     with caplog.at_level(logging.WARNING, "pipeline.verbs.serve.app"):
-        watched(find, served, lambda app: app.state.served.about["serving"] == SECOND.uri)
+        watched(find, lambda app: app.state.served.about["serving"] == SECOND.uri)
     assert caplog.messages == [f"{ALIAS} is not followed for now: OSError: away"]
 
 
@@ -118,7 +158,7 @@ def test_a_version_that_does_not_load_is_tried_again_and_the_old_one_serves_on()
     find, _ = answers(SECOND)
     tries: list[str] = []
 
-    def load(version: ModelVersion) -> Served:
+    def load(version: ModelVersion, saved: Any) -> Served:
         tries.append(app_serves())
         if len(tries) < 3:
             raise OSError("half written")
@@ -133,5 +173,5 @@ def test_a_version_that_does_not_load_is_tried_again_and_the_old_one_serves_on()
         serving.append(app.state.served.about["serving"])
         return serving[-1] == SECOND.uri
 
-    watched(find, load, until)
+    watched(find, until, load=load)
     assert tries == [FIRST.uri] * 3

@@ -18,6 +18,7 @@ import requests
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from pipeline.data.values import Array
 from pipeline.verbs.serve import app as application
@@ -32,6 +33,7 @@ TOKEN = "0123456789abcdef-token"
 GOOD = json.dumps({"inputs": [image(255)]}).encode()
 LARGE = json.dumps({"inputs": [image(1)] * 3000}).encode()
 MIB = 2**20
+CHUNKED = {"transfer-encoding": "chunked"}
 
 APP = create_app(served(), LIMITS)
 
@@ -385,12 +387,53 @@ class Full(Room):
         yield
 
 
+def sending(*parts: bytes, pause: float = 0.0, **headers: str) -> Request:
+    """A request whose body arrives in these parts, each after a pause in seconds."""
+    remaining = iter(parts)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause)
+        part = next(remaining, None)
+        return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": pairs}, receive)
+
+
+@pytest.mark.parametrize("headers", [{"content-length": "8000000"}, CHUNKED])
+def test_a_large_body_is_held_once(headers: dict[str, str]) -> None:
+    parts = [bytes(1_000_000)] * 8
+
+    async def held() -> int:
+        async with guard.body_of(sending(*parts, **headers), Room(8_000_000), 8_000_000) as body:
+            assert len(body) == 8_000_000
+            return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(held()) < 9_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_body_of_unknown_size_has_the_time_of_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first part, and then the rest, would each arrive in time."""
+    monkeypatch.setattr(guard, "BODY_S", 0.4)
+    first = bytes(SMALL + 1)
+
+    async def read() -> None:
+        async with guard.body_of(sending(first, pause=0.25, **CHUNKED), Room(MIB), MIB):
+            pass
+
+    with pytest.raises(Refused, match="did not arrive within 0.4 s"):
+        asyncio.run(read())
+
+
 def test_a_body_of_unknown_size_takes_room_once_it_is_large() -> None:
     app = create_app(served(), LIMITS)
     app.state.bodies = Full(1)
-    chunked = {"transfer-encoding": "chunked"}
-    assert asked(app, GOOD, **chunked)[0] == 200
-    status, said = asked(app, LARGE, **chunked)
+    assert asked(app, GOOD, **CHUNKED)[0] == 200
+    status, said = asked(app, LARGE, **CHUNKED)
     assert (status, said["error"]) == (503, f"no {LIMITS.body_bytes} bytes")
 
 
