@@ -224,18 +224,24 @@ def test_set_up_refuses_exactly_the_pythons_that_the_project_does(
     assert not (tmp_path / ".venv").exists()
 
 
-# A Python that makes environments of itself, whose uv notes what it installs, unless it is broken.
+# A Python that makes environments of itself, whose uv notes what it installs and keeps the last
+# file that it was given, unless it is broken.
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-c "*) printf '%s\\n' "$PWD/fake-python" "is 3.11.7, for $PWD" ;;
 "-m venv")
     mkdir -p "$3/bin"
     cp fake-python "$3/bin/python"
-    printf '#!/bin/sh\\n[ ! -e broken ] && echo "$*" >> installed\\n' > "$3/bin/uv"
-    chmod +x "$3/bin/uv"
+    cp fake-uv "$3/bin/uv"
     ;;
 "-m pip") [ ! -e broken ] ;;
 esac
+"""
+FAKE_UV = """#!/bin/sh
+[ ! -e broken ] || exit 1
+echo "$*" >> installed
+for last; do :; done
+cp "$last" given
 """
 
 
@@ -243,8 +249,9 @@ esac
 def install(tmp_path: Path) -> Callable[[str], list[str]]:
     """Runs the set-up for a lock, and returns the locks that it installed."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
-    (tmp_path / "fake-python").write_text(FAKE_PYTHON)
-    (tmp_path / "fake-python").chmod(0o755)
+    for name, text in (("fake-python", FAKE_PYTHON), ("fake-uv", FAKE_UV)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
     for lock in LOCKS[:3]:
         (tmp_path / lock).write_text("uv==1\n")
 
@@ -258,7 +265,7 @@ def install(tmp_path: Path) -> Callable[[str], list[str]]:
             subprocess.run(
                 words, cwd=tmp_path, env=env, stdin=silent, capture_output=True, timeout=60
             )
-        return [line.split()[-1] for line in notes.read_text().splitlines()]
+        return [Path(line.split()[-1]).name for line in notes.read_text().splitlines()]
 
     return run
 
@@ -282,12 +289,37 @@ def test_a_lock_that_cannot_be_installed_leaves_the_environment_to_others(
     first, dev, gpu = LOCKS[:3]
     assert install(first) == [first]
     (tmp_path / "broken").touch()  # as without a network, or on a full disk
-    assert install(gpu) == []
-    assert install(first) == []
-    assert (tmp_path / ".venv/bin/uv").exists()
+    for _ in range(2):
+        assert install(gpu) == []
+        assert install(first) == []
+        assert (tmp_path / ".venv/bin/uv").exists()
     (tmp_path / "broken").unlink()
-    assert install(dev) == [first, dev]  # anew: what is left of the other lock may be damaged
-    assert [install(first), install(dev), install(gpu)] == [[], [], [gpu]]
+    assert [install(dev), install(first), install(dev), install(gpu)] == [[dev], [], [], [gpu]]
+
+
+def test_a_lock_that_another_may_have_damaged_is_added_again(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, gpu = LOCKS[:3]
+    assert install(dev) == [dev]
+    (tmp_path / "broken").touch()
+    assert install(gpu) == []
+    (tmp_path / "broken").unlink()
+    assert [install(first), install(gpu), install(dev)] == [[], [dev, gpu], []]
+
+
+def test_what_requirements_lock_holds_stays_as_it_is_where_another_lock_is_added(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, _, gpu = LOCKS[:3]
+    held, added = "uv==1 \\\n    --hash=sha256:1\n", "zlib==2 ; x \\\n    --hash=sha256:2\n"
+    (tmp_path / first).write_text(held)
+    (tmp_path / gpu).write_text("# made by uv\n" + held + added)
+    install(first)
+    assert (tmp_path / "given").read_text() == held
+    install(gpu)
+    assert (tmp_path / "given").read_text() == added
+    assert "--force-reinstall --no-deps" in (tmp_path / "installed").read_text()
 
 
 @pytest.mark.parametrize("lock", LOCKS[:2])
