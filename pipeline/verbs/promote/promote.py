@@ -26,7 +26,6 @@ from pipeline.tracking.values import (
     OF_COMMIT,
     OF_CONFIG,
     OF_RUN,
-    PREVIOUS,
     STATE,
     Present,
     RecordedRun,
@@ -55,7 +54,7 @@ from pipeline.verbs.promote.ledger import (
     to_tag,
     to_text,
 )
-from pipeline.verbs.promote.switch import Change, settle, switch
+from pipeline.verbs.promote.switch import Change, replaced_by, settle, switch
 
 if TYPE_CHECKING:
     from pipeline.verbs.rollback import Rollback
@@ -151,8 +150,7 @@ def concluded(
 ) -> Decision:
     """The decision, with the current state of the registry."""
     present = registry.present()
-    aliases = present.aliases
-    version = aliases.get(CHAMPION)
+    version = present.aliases.get(CHAMPION)
     champion = registry.find(version) if version else None
     if decision != UNCHANGED:
         _describe(registry, present, champion)
@@ -161,7 +159,7 @@ def concluded(
         gates=gates,
         says=says,
         version=version,
-        previous=aliases.get(PREVIOUS),
+        previous=replaced_by(registry, champion) if champion else None,
         run_id=champion.run_id if champion else None,
     )
 

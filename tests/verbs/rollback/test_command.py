@@ -10,6 +10,7 @@ import pytest
 from pipeline.system.errors import RequestError
 from pipeline.tracking.values import DONE, PENDING, REPLACES, STATE, Present, Version
 from pipeline.verbs.promote.ledger import ROLLED_BACK, UNCHANGED, to_tag
+from pipeline.verbs.promote.promote import concluded
 from pipeline.verbs.promote.switch import Change
 from pipeline.verbs.rollback import Rollback
 from pipeline.verbs.rollback import command as module
@@ -82,6 +83,14 @@ def test_the_version_that_the_champion_replaced_is_known_though_somebody_moved_i
 ) -> None:
     rolled_back(monkeypatch, champion=4, previous=1)  # as 2 had it, before 4 was made champion
     assert [(move.target, move.attempt.replaces) for move in moves] == [(2, 4)]
+
+
+@pytest.mark.parametrize(("champion", "previous"), [(4, 2), (1, None), (5, None)])
+def test_the_version_that_a_rollback_goes_to_is_shown_though_somebody_moved_its_alias(
+    champion: int, previous: int | None
+) -> None:
+    registry: Any = Registry(champion=champion, previous=3)
+    assert concluded(registry, UNCHANGED).previous == previous
 
 
 def test_a_former_champion_can_be_gone_back_to_when_there_is_none(
