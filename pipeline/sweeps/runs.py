@@ -29,7 +29,7 @@ from pipeline.tracking.client import (
 )
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, Pulse, pulse
-from pipeline.tracking.journal import journals_of_jobs, run_in_journal
+from pipeline.tracking.journal import is_open, journals_of_jobs, run_in_journal
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_runs, search
@@ -122,9 +122,12 @@ class Children:
                 continue
             try:
                 send_journal(self.parent.client, folder, close=False)
-            except RequestError:  # it is at work
-                here = run_in_journal(folder)
-                held |= here is not None and here.status != Status.RUNNING
+            except RequestError as error:
+                if is_open(folder):
+                    here = run_in_journal(folder)
+                    held |= here is not None and here.status != Status.RUNNING
+                else:  # its run was deleted, or the like, which no waiting mends
+                    log.warning("job %s is not sent yet: %s", folder.name, error)
             except Exception as error:
                 if not is_passing(error):
                     raise

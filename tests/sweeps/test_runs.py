@@ -14,6 +14,7 @@ from pipeline.sweeps import runs
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, RUNNING, SweepObjective
 from pipeline.sweeps.runs import Children, children, typical_seconds
+from pipeline.system.errors import RequestError
 from pipeline.tracking.heartbeat import (
     signs,
 )
@@ -152,6 +153,27 @@ def test_a_job_whose_place_of_artefacts_is_away_has_the_outcome_of_its_journal_a
     assert of_sweep(tmp_path).outcomes()[0].status == FINISHED  # as a resumed sweep sees it
     assert store[0].status == Status.RUNNING
     assert "job 0 is not sent yet: ConnectionError: the place of the artefacts" in caplog.text
+
+
+def test_a_job_whose_records_the_store_cannot_take_is_named_and_not_waited_for(
+    store: list[RecordedRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended_job(tmp_path).close()
+    monkeypatch.setattr(runs, "journals_of_jobs", lambda folder: [tmp_path / "0"])
+    tried: list[Path] = []
+
+    def deleted(client: Any, folder: Path, *, close: bool) -> None:
+        tried.append(folder)
+        raise RequestError(f"{folder}: the run a was deleted")
+
+    monkeypatch.setattr(runs, "send_journal", deleted)
+    monkeypatch.setattr(runs, "LAST_WORDS_S", 0.1)
+    assert of_sweep(tmp_path).close_orphans() == set()
+    assert tried == [tmp_path / "0"]
+    assert f"job 0 is not sent yet: {tmp_path / '0'}: the run a was deleted" in caplog.text
 
 
 def test_a_job_that_is_sent_while_its_runs_are_looked_for_is_not_closed(
