@@ -567,14 +567,14 @@ class Refusal:
 
 def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
     """Why a store did not answer, or cannot be opened, in words."""
-    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
-        return Refusal(reason(error), "correct that")
     if isinstance(error, TimeoutError | requests.Timeout):
         return Refusal(f"no answer within {within_s:g} s")
-    if isinstance(error, requests.ConnectionError):
+    is_met = isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError)
+    if isinstance(error, requests.ConnectionError) and not is_met:
         return Refusal("nothing answers there")
     if not address.startswith("sqlite"):
-        return Refusal(reason(error))
+        is_away = isinstance(error, DATABASE_LOST)
+        return Refusal(reason(error), "start it" if is_away else "correct that")
     if "locked" in str(error):
         return Refusal(reason(error), "try again when the process that writes to it has ended")
     mend = "check that it is a database, and that you may write to it and to its folder"

@@ -343,9 +343,17 @@ def test_a_server_that_is_not_there_is_refused_without_showing_the_password() ->
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("uri", ["http://", "nosuch://host/db", "sqlite://///nowhere/x/y.db"])
-def test_an_address_that_is_none_is_refused(uri: str) -> None:
-    with pytest.raises(RequestError, match="tracking store"):
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("http://", "tracking store"),
+        ("http://127.0.0.1:999999", "not a valid host or port; correct that, or choose"),
+        ("nosuch://host/db", "nosuch; correct that, or choose"),
+        ("sqlite://///nowhere/x/y.db", "tracking store"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(uri: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
         connect(uri)
 
 
