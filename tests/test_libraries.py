@@ -25,7 +25,7 @@ def test_objects_are_exempt_from_collection_before_there_can_be_a_model(
     (tmp_path / "imported_once.py").write_text("made = [[]]\n")
     import_slow("imported_once")
     frozen = gc.get_freeze_count()
-    made = [[number] for number in range(1000)]
+    made = [[number] for number in range(100_000)]
     assert import_slow("imported_once") is sys.modules.pop("imported_once")
     assert gc.get_freeze_count() <= frozen
     monkeypatch.setitem(sys.modules, "tensorflow", sys)
@@ -33,7 +33,8 @@ def test_objects_are_exempt_from_collection_before_there_can_be_a_model(
     assert gc.get_freeze_count() <= frozen
     monkeypatch.delitem(sys.modules, "tensorflow")
     assert import_slow("imported_once").made == [[]]
-    assert gc.get_freeze_count() >= frozen + len(made)
+    # Other objects that were exempt may have gone since.
+    assert gc.get_freeze_count() >= frozen + len(made) // 2
 
 
 def test_windows_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +43,9 @@ def test_windows_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyP
         import_slow("pipeline.run")
 
 
-def test_a_user_without_a_name_has_one_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_a_name_of_the_user_where_no_variable_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in (*DEFAULTS, *ALWAYS, "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "")
     configure_libraries()

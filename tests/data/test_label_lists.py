@@ -263,15 +263,19 @@ def test_endings_that_differ_by_case_are_of_one_file_where_the_disk_ignores_case
     tmp_path: Path,
 ) -> None:
     touched(tmp_path, "1.jpg", "2.jpg")
-    (tmp_path / "1.JPG").hardlink_to(tmp_path / "1.jpg")  # both names are found, as on such a disk
+    both = tmp_path / "1.JPG"
+    ignores_case = both.exists()
+    if not ignores_case:
+        both.hardlink_to(tmp_path / "1.jpg")  # both names are found, as on such a disk
     (tmp_path / "list.csv").write_text("id,breed\n1,cat\n2,dog\n")
     listing = listed(tmp_path / "list.csv")
     assert classes_of(listing) == {"1.jpg": "cat", "2.jpg": "dog"}
     assert "its paths have no endings; completed by .jpg" in listing.notes
-    (tmp_path / "1.JPG").unlink()
-    touched(tmp_path, "1.JPG")
-    told = refusal(tmp_path / "list.csv")
-    assert "1 stands for 1.jpg and 1.JPG; write the endings into the list" in told
+    if not ignores_case:
+        both.unlink()
+        touched(tmp_path, "1.JPG")
+        told = refusal(tmp_path / "list.csv")
+        assert "1 stands for 1.jpg and 1.JPG; write the endings into the list" in told
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,19 +91,26 @@ def test_a_single_job_that_cannot_work_may_fail(line: str) -> None:
     assert len(planned(line).jobs) == (0 if SEARCH in line else 2)
 
 
-def test_jobs_may_trust_different_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a module of the user's own, which is forgotten after the test."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models_of_one_job.py").write_text("def tiny(images, classes): ...\n")
+    yield tmp_path
+    trust([])
+    sys.modules.pop("models_of_one_job", None)
+
+
+def test_jobs_may_trust_different_modules(here: Path) -> None:
     for name, lines in (("plain", ""), ("mine", MINE)):
-        path = tmp_path / f"conf/experiment/{name}.yaml"
+        path = here / f"conf/experiment/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# @package _global_\n{lines}\n")
     line = "experiment=mine,plain dataset=digits model=linear"
     assert len(planned(line).jobs) == 2
-    (tmp_path / "conf/experiment/plain.yaml").write_text(f"# @package _global_\n{UNTRUSTED}\n")
+    (here / "conf/experiment/plain.yaml").write_text(f"# @package _global_\n{UNTRUSTED}\n")
     with pytest.raises(RequestError, match=r"job 1 .* if you trust the module models_of_one_job"):
         planned(line)
-    trust([])
 
 
 def test_what_runs_elsewhere_may_find_its_files_there() -> None:

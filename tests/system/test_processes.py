@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipeline.system.processes import (
     started,
     this_process,
     user,
+    user_name,
 )
 
 OLD = 10 * STALE_AFTER_S
@@ -72,10 +74,13 @@ def test_a_process_is_shown_by_number_and_host() -> None:
 
 
 def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nameless() -> str:
-        raise KeyError("getpwuid(): uid not found")
+    def nameless(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
 
-    monkeypatch.setattr(holders.getpass, "getuser", nameless)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    assert user_name() == str(os.getuid())
     assert user().startswith(f"{os.getuid()}@")
 
 

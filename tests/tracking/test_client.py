@@ -15,6 +15,7 @@ from typing import Any
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import mlflow
 import pytest
+import requests
 import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -23,7 +24,14 @@ from pipeline.config.schema import Tracking
 from pipeline.run import run
 from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
-from pipeline.tracking.client import connect, experiment, is_passing, require_driver
+from pipeline.tracking.client import (
+    Refusal,
+    connect,
+    experiment,
+    is_passing,
+    no_answer,
+    require_driver,
+)
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
 from tests.commands import QUICK, configured, free_port, inside
@@ -118,6 +126,12 @@ def test_a_store_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.Mo
             with pytest.raises(RequestError, match="no answer within 0.5 s|driver"):
                 connect(address)
             assert time.monotonic() - began < 5
+
+
+def test_a_server_whose_certificate_is_not_accepted_is_there() -> None:
+    error = requests.exceptions.SSLError("certificate verify failed: self-signed certificate")
+    refused = no_answer(error, "https://tracking.example.org", within_s=8)
+    assert refused == Refusal(str(error), "correct that")
 
 
 # What a run writes; most of the first make something new each time they are called.

@@ -205,6 +205,8 @@ def test_a_checkout_that_git_refuses_to_read_says_so_in_its_words(
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container
     monkeypatch.setenv("LC_ALL", "C")
+    if not subprocess.run(["git", "-C", str(checkout), "status"], capture_output=True).returncode:
+        pytest.skip("this git does not know that variable of its own tests")
     state = code_state(checkout)
     assert (state.commit, state.patch) == (None, "")
     assert state.unreadable == f"git config --global --add safe.directory {checkout}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,6 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from sqlalchemy.orm import Session
 
 from pipeline.system.errors import RequestError
-from pipeline.tracking import client
 from pipeline.tracking.client import connect, experiment
 from pipeline.verbs.compare import command
 from pipeline.verbs.compare.command import MOST_READ
@@ -186,10 +187,6 @@ def test_a_sweep_gets_page_and_picture_into_its_own_run(
     assert logged == ["compare/compare.html", "compare/compare.png"]
 
 
-def away(*_: Any, **__: Any) -> None:
-    raise ConnectionError("the place of the artefacts: credentials have expired")
-
-
 def denied(*_: Any, **__: Any) -> None:
     raise MlflowException("only READ", error_code=PERMISSION_DENIED)
 
@@ -199,8 +196,7 @@ def read_only(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "said"),
-    [(away, "no answer within 0.2 s"), (denied, "only READ"), (read_only, "Permission denied")],
+    ("refused", "said"), [(denied, "only READ"), (read_only, "Permission denied")]
 )
 def test_a_sweep_that_cannot_be_written_to_is_compared_all_the_same(
     store: Store,
@@ -212,12 +208,35 @@ def test_a_sweep_that_cannot_be_written_to_is_compared_all_the_same(
     said: str,
 ) -> None:
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refused)
-    monkeypatch.setattr(command, "LOGGED_S", 0.2)
-    monkeypatch.setattr(client, "AWAY_S", 1.0)  # for which a thread goes on trying
     compared(tmp_path, "sweep=latest")
     assert f"6 jobs of sweep {store.sweep}" in capsys.readouterr().out
-    assert f"not in the sweep's own run {store.sweep}" in caplog.text
+    assert f"not in the sweep's own run {store.sweep}: " in caplog.text
     assert said in caplog.text
+
+
+def test_a_sweep_whose_artefacts_get_no_answer_is_compared_all_the_same(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    waiting, ended = queue.SimpleQueue[threading.Thread](), threading.Event()
+
+    def silent(*_: Any, **__: Any) -> None:
+        waiting.put(threading.current_thread())
+        ended.wait()
+        denied()  # so that the thread does not try again
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", silent)
+    monkeypatch.setattr(command, "LOGGED_S", 0.2)
+    try:
+        compared(tmp_path, "sweep=latest")
+    finally:
+        ended.set()
+    waiting.get(timeout=60).join()
+    assert f"6 jobs of sweep {store.sweep}" in capsys.readouterr().out
+    assert f"not in the sweep's own run {store.sweep}: no answer within 0.2 s" in caplog.text
 
 
 def test_the_page_asks_nothing_of_the_network(

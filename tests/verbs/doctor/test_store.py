@@ -210,7 +210,7 @@ def test_the_version_of_a_server_is_asked_for_as_mlflow_asks_and_a_page_is_none(
     assert (found.state, "answers: MLflow 1.2.3, here " in found.says) == ("warning", True)
 
 
-def test_a_server_whose_certificate_is_not_accepted_is_there() -> None:
+def test_a_server_that_speaks_no_tls_is_there() -> None:
     with web(200, b"{}") as address:
         store = health.check_store(address.replace("http://", "https://"))
     assert_broken(store, "SSL", "correct that")

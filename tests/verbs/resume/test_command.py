@@ -256,18 +256,26 @@ def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
     path.write_text(text)
 
 
+@pytest.fixture
+def own_model() -> Iterator[str]:
+    """The name of a module that a test makes and trusts, which is forgotten after it."""
+    yield "nets"
+    trusted.trust([])
+    sys.modules.pop("nets", None)
+
+
 def test_a_configuration_with_hidden_and_unset_secrets_is_the_one_that_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.verbs.resume import command as module
 
     values = {"api_token": None, "token_dim": 64, "password": 1234, "api_key": "not for others"}
     keys = ", ".join(f"{key}: object" for key in values)
-    (tmp_path / "nets.py").write_text(f"def net(images, classes, *, {keys}): ...\n")
+    (tmp_path / f"{own_model}.py").write_text(f"def net(images, classes, *, {keys}): ...\n")
     monkeypatch.chdir(tmp_path)
-    trust = "trusted_modules=[nets]"
+    trust = f"trusted_modules=[{own_model}]"
     config = configured("dataset=digits", "model=linear", trust)
-    config = replace(config, model={"_target_": "nets.net", **values})
+    config = replace(config, model={"_target_": f"{own_model}.net", **values})
     with inside(tmp_path), pytest.raises(PipelineError), record(config, tmp_path / "outputs"):
         raise PipelineError("no")
     monkeypatch.setattr(module, "newest_progress", lambda folder: None)
@@ -279,8 +287,6 @@ def test_a_configuration_with_hidden_and_unset_secrets_is_the_one_that_was_recor
         path.write_text(path.read_text().replace("password: '***'", f"password: {password}"))
         with pytest.raises(ZeroDivisionError):
             resumed(tmp_path, trust)
-    trusted.trust([])
-    del sys.modules["nets"]
 
 
 def test_a_run_at_which_a_process_is_at_work_is_refused(stopped: Path) -> None:
