@@ -20,7 +20,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from pipeline.config.flat import flatten
+from pipeline.config.flat import shown_params
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
@@ -415,7 +415,7 @@ def _log_origin(
     )
     # MLflow takes no plus in a name, as in `+model.width=3,5`.
     spaces = {key_of(key): space for key, space in searched.items()}
-    recording.log_params({**flatten(config), **spaces}, tags)
+    recording.log_params({**shown_params(config), **spaces}, tags)
     recording.save_text("config.yaml", _as_yaml(config), as_it_is=True)
     recording.save_text("environment.txt", lineage.environment(), as_it_is=True)
     if code.patch:
