@@ -35,6 +35,7 @@ from pipeline.system.secrets import (
     hide_word,
     learn,
     learn_environment,
+    may_stand_for,
 )
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
@@ -184,7 +185,8 @@ def send_waiting(
         try:
             if is_open(folder) or (but is not None and folder.samefile(but)):
                 continue
-            is_of_it = opened_at(folder) == without_password(client.tracking_uri)
+            opened, here = opened_at(folder), without_password(client.tracking_uri)
+            is_of_it = opened is not None and may_stand_for(opened, here)
             if is_of_it and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
