@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
 from pipeline.config.builders import GROUPS, added_to, first_name
 from pipeline.config.schema import ADDED, Config
+from pipeline.system.secrets import hide_value
 
 # No result depends on these.
 NOT_PARAMS = {"trusted_modules", "ingest", "tracking", "sweep", "choices", "data_dir", "run_id"}
@@ -17,8 +19,17 @@ NOT_PARAMS = {"trusted_modules", "ingest", "tracking", "sweep", "choices", "data
 
 def flatten(config: Config) -> dict[str, str]:
     """The configuration as MLflow parameters, `optimizer.learning_rate` → `0.001`."""
+    return _flat(asdict(config))
+
+
+def shown_params(config: Config) -> dict[str, str]:
+    """The parameters as `flatten` makes them, without secrets."""
+    return _flat(hide_value("", asdict(config)))
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     params: dict[str, str] = {}
-    for group, values in asdict(config).items():
+    for group, values in settings.items():
         if group not in NOT_PARAMS:
             named = values if isinstance(values, dict) else {"": values}
             for key, value in named.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.flat import flatten
+from pipeline.config.flat import shown_params
 from pipeline.config.schema import Config
 from pipeline.data.files import as_line
 from pipeline.data.values import JUDGED_SPLITS, Predictions
@@ -234,7 +234,7 @@ def clean(text: str) -> str:
 def _groups(config: Config) -> dict[str, dict[str, str]]:
     """The settings that the result depends on, by group; keys without a group come first."""
     groups: dict[str, dict[str, str]] = {group: {} for group in ("", *vars(config.choices))}
-    for key, value in flatten(config).items():
+    for key, value in shown_params(config).items():
         group, _, name = key.rpartition(".")
         groups[group][name] = value
     return groups

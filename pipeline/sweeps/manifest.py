@@ -12,13 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from pipeline.config.builders import GROUPS, first_name, value_before
-from pipeline.config.flat import as_param, config_sha256, flatten
+from pipeline.config.flat import as_param, config_sha256, shown_params
 from pipeline.config.schema import ADDED, Config
 from pipeline.sweeps.jobs import Job, Multirun
 from pipeline.sweeps.outcomes import objectives
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replace_text
-from pipeline.system.secrets import hide_value
+from pipeline.system.secrets import has_hidden, hide_param, hide_value, may_stand_for
 
 MANIFEST_FILE = "manifest.json"
 MAY_CHANGE = ("n_trials",)  # a resumed search may get more trials
@@ -43,7 +43,13 @@ class Manifest:
     @property
     def text(self) -> str:
         """The manifest as JSON."""
-        return json.dumps(hide_value("", asdict(self)), indent=2) + "\n"
+        shown = {
+            "searched": _shown(self.searched),
+            "settings": hide_value("", self.settings),
+            "base": _shown(self.base),
+            "jobs": [{**job, "params": _shown(job["params"])} for job in self.jobs],
+        }
+        return json.dumps(shown, indent=2) + "\n"
 
     def require_same(self, folder: Path) -> None:
         """Compares with the manifest saved in `folder`.
@@ -71,7 +77,7 @@ def jobs_of(folder: Path, multirun: Multirun) -> list[Job]:
     """
     try:
         then = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        if then["searched"] != _searched(multirun):
+        if then["searched"] != _shown(_searched(multirun)) or has_hidden(json.dumps(then["jobs"])):
             return []
         return [Job(index=job["index"], params=job["params"]) for job in then["jobs"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,7 +90,7 @@ def manifest(multirun: Multirun, jobs: Sequence[tuple[Job, Config]], *, adaptive
     sweep = asdict(settings) | {"direction": [one.direction for one in objectives(settings)]}
     names = (*_SETTINGS, *_PLACE, "seed", *MAY_CHANGE) if adaptive else _SETTINGS[:2]
     searched = _searched(multirun)
-    base = {**flatten(multirun.config), **_builders(multirun.config)}
+    base = {**shown_params(multirun.config), **_builders(multirun.config)}
     base |= {key.lstrip("+"): text for key, text in multirun.unplaced.items()}
     return Manifest(
         searched=searched,
@@ -110,6 +116,11 @@ def _searched(multirun: Multirun) -> dict[str, str]:
     return {o.get_key_element(): str(o.input_line).partition("=")[2] for o in multirun.searched}
 
 
+def _shown(params: Mapping[str, str]) -> dict[str, str]:
+    """Parameters, as texts, without secrets."""
+    return {key: hide_param(key, text) for key, text in params.items()}
+
+
 def _unsaid(key: str) -> str:
     """The value of a missing key, which earlier versions did not record because it was fixed."""
     if key in ADDED:
@@ -128,6 +139,14 @@ def _value(text: str) -> Any:
         return text
 
 
+def _is_same(before: Any, after: Any) -> bool:
+    """Whether a recorded value may be that of today: what either hides is unknown."""
+    if before == after:
+        return True
+    then, now = json.dumps(before), json.dumps(after)
+    return may_stand_for(then, now) or may_stand_for(now, then)
+
+
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     place = {name: now["settings"][name] for name in _PLACE if name in now["settings"]}
     builders = {key: value for key, value in now["base"].items() if key.endswith("._target_")}
@@ -137,11 +156,13 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
     for part in ("searched", "settings", "base"):
         for key in then[part] | now[part]:
             before, after = (made[part].get(key, _unsaid(key)) for made in (then, now))
-            same = before == after or (part == "base" and _value(before) == _value(after))
+            same = _is_same(before, after) or (part == "base" and _value(before) == _value(after))
             if not same and key not in MAY_CHANGE:
                 yield f"  {key} was {before}, is {after}"
     changed = [
-        job["index"] for job, other in zip(now["jobs"], then["jobs"], strict=False) if job != other
+        job["index"]
+        for job, other in zip(now["jobs"], then["jobs"], strict=False)
+        if not _is_same(other, job)
     ]
     if changed or len(now["jobs"]) != len(then["jobs"]):
         yield f"  {len(then['jobs'])} jobs then, {len(now['jobs'])} now; different: {changed[:5]}"

@@ -6,12 +6,15 @@ would be written or shown: in files, tags, log lines, errors and on the terminal
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import unquote, unquote_plus, urlsplit
@@ -28,6 +31,8 @@ SECRET_WORDS = frozenset(
 )
 # How a part of a key ends that joins several words, as PGPASSWORD and sslpassword do.
 _PASSWORDS = ("password", "passwd", "pwd", "passphrase", "secret")
+# Last words of keys whose values are secret even if they are numbers.
+_OF_PASSWORDS = frozenset({"pass", "secrets", "credential", "credentials"})
 # Values that a name such as AUTH_ENABLED, SECRET_NAME or POSTGRES_PASSWORD may have and that occur
 # everywhere: replacing them would damage what is written, and tell them by what surrounds them.
 _COMMON = frozenset(
@@ -41,10 +46,16 @@ _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not where
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
-# A password with a slash, which SQLAlchemy takes, rather than a port and what follows it.
-_SLASHED = re.compile(r"(://[^:/@\s'\"<>]*:)(?!\d{2,5}/)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)")
+# A port and what follows it, where no password may have a slash: `http://host:5000/team@work`.
+_PORT = r"(?:(?<=http|hdfs)|(?<=https)|(?<=ftp))://[^:/@\s'\"<>]*:\d{2,5}/"
+# A password with a slash, which SQLAlchemy takes.
+_SLASHED = re.compile(
+    rf"(?!{_PORT})(://[^:/@\[\s'\"<>]*:)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)", re.IGNORECASE
+)
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
 _ODBC = "odbc_connect"  # in a query: settings of a connection, among them its password
+# What surrounds the values in the text of a list, or of those that a sweep tries.
+_AROUND = re.compile(r"(?:\btag\(log,|\b(?:choice|range|interval|shuffle|sort)\(|[\s,()\[\]])+")
 _CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
 
@@ -64,14 +75,35 @@ def _parts(key: str) -> list[str]:
     return re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
 
 
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether a value that is no text is a setting, though its key sounds secret: `token_dim: 64`.
+def _is_password(key: str) -> bool:
+    """Whether a key, or one that it is within, is that of a password, which may be a number."""
+    last = [_parts(name)[-1] for name in key.split(".")]
+    return any(word in _OF_PASSWORDS or word.endswith(_PASSWORDS) for word in last)
 
-    Whole numbers are, unless the key is that of a password, or they are as long as a token.
+
+def _is_setting(key: str, value: Any) -> bool:
+    """Whether a value is a setting, though its key sounds secret: `token_dim: 64`.
+
+    Numbers are, unless the key is that of a password, or they are as long as a token.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return True
-    return not _parts(key)[-1].endswith(_PASSWORDS) and bool(_NUMBER.fullmatch(str(value)))
+    if _is_password(key):
+        return False
+    is_short = isinstance(value, int) and bool(_NUMBER.fullmatch(str(value)))
+    return isinstance(value, float) or is_short
+
+
+def _are_settings(key: str, text: str) -> bool:
+    """Whether a text, as on a command line, is a setting or a list of settings: `32,64`."""
+    return all(_is_setting(key, _read(word)) for word in _AROUND.split(text) if word)
+
+
+def _read(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 def learn(value: Any, key: str = "") -> None:
@@ -96,12 +128,14 @@ def learn_environment() -> None:
 def _learn_text(text: str, key: str) -> None:
     if is_secret(key):
         _remember(text)
+    name, equals, value = text.partition("=")
+    if equals and is_secret(name):
+        if _are_settings(name, value):
+            return
+        _remember(value)
     for name, value in _PAIR.findall(text):
         if is_secret(name):
             _remember(value)
-    name, equals, value = text.partition("=")
-    if equals and is_secret(name):
-        _remember(value)
     for address in _ADDRESS.findall(text):
         _learn_address(address)
 
@@ -158,6 +192,11 @@ def has_hidden(text: str) -> bool:
     return _HIDDEN in text
 
 
+def may_stand_for(shown: str, text: str) -> bool:
+    """Whether a text may be the one of which `shown` hides the secrets."""
+    return fnmatchcase(text, "*".join(map(escape, shown.split(_HIDDEN))))
+
+
 def hide_in_place(place: str) -> str:
     """Hides the secrets that a path or an address itself names as such.
 
@@ -189,7 +228,7 @@ def _hide_query(found: re.Match[str]) -> str:
 def hide_value(key: str, value: Any) -> Any:
     """Hides the secrets in the value of a key, also within mappings and lists.
 
-    Short numbers and other values that are no text are settings and stay, but not in passwords.
+    Short numbers, `null` and truth values are settings and stay; numbers as passwords do not.
     """
     if isinstance(value, Mapping):
         return {name: hide_value(_below(key, name), inner) for name, inner in value.items()}
@@ -202,14 +241,27 @@ def hide_value(key: str, value: Any) -> Any:
 
 def _below(key: str, name: Any) -> str:
     """The key of a value within that of `key`; the names of classes are no keys."""
-    return key if is_secret(key) or key == _CLASSES else str(name)
+    if key == _CLASSES:
+        return key
+    return key if is_secret(key) and not _is_password(str(name)) else str(name)
+
+
+def hide_param(key: str, text: str) -> str:
+    """Hides the secrets in the text of a parameter, as it is on a command line or in MLflow.
+
+    Numbers, `null` and truth values are settings, as in `hide_value`, also in a list or in those
+    that a sweep tries: `32,64`.
+    """
+    if not is_secret(key):
+        return hide_word(text)
+    return text if _are_settings(key, text) else _HIDDEN
 
 
 def hide_word(word: str) -> str:
     """Hides the secrets in one word of a command line, such as `+key=value`."""
     key, equals, value = word.partition("=")
     if equals and value and re.fullmatch(r"[\w.+~/@-]+", key) and is_secret(key):
-        return f"{key}={_HIDDEN}"
+        return f"{key}={hide_param(key, value)}"
     return hide(_PAIR.sub(_hide_pair, word))
 
 

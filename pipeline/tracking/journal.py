@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import MODEL
+from pipeline.system.secrets import has_hidden
 from pipeline.tracking.values import LOCAL_ID, MODEL_URI, RecordedRun, Status
 
 Record = dict[str, Any]
@@ -223,7 +224,9 @@ def as_run(records: Sequence[Mapping[str, Any]], folder: Path) -> RecordedRun:
     for record in records[1:]:
         kind = record["kind"]
         if kind == OPENED:
-            known |= {key: record[key] for key in ("id", "name", "artifacts")}
+            known |= {"id": record["id"], "name": record["name"]}
+            if not has_hidden(record["artifacts"]):  # else no one could read from that address
+                known["artifacts"] = record["artifacts"]
         elif kind == BATCH:
             params |= record.get("params", {})
             tags |= record.get("tags", {})

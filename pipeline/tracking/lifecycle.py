@@ -20,7 +20,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from pipeline.config.flat import flatten
+from pipeline.config.flat import shown_params
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
 from pipeline.config.trusted import checksums, sources
@@ -35,6 +35,7 @@ from pipeline.system.secrets import (
     hide_word,
     learn,
     learn_environment,
+    may_stand_for,
 )
 from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
@@ -184,7 +185,8 @@ def send_waiting(
         try:
             if is_open(folder) or (but is not None and folder.samefile(but)):
                 continue
-            is_of_it = opened_at(folder) == without_password(client.tracking_uri)
+            opened, here = opened_at(folder), without_password(client.tracking_uri)
+            is_of_it = opened is not None and may_stand_for(opened, here)
             if is_of_it and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
                     sent.append(send_journal(client, folder))
@@ -415,7 +417,7 @@ def _log_origin(
     )
     # MLflow takes no plus in a name, as in `+model.width=3,5`.
     spaces = {key_of(key): space for key, space in searched.items()}
-    recording.log_params({**flatten(config), **spaces}, tags)
+    recording.log_params({**shown_params(config), **spaces}, tags)
     recording.save_text("config.yaml", _as_yaml(config), as_it_is=True)
     recording.save_text("environment.txt", lineage.environment(), as_it_is=True)
     if code.patch:

@@ -6,7 +6,6 @@ reopened logs to the store directly.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -23,7 +22,7 @@ from pipeline.config.schema import Tracking
 from pipeline.data.values import Evaluation, Predictions, Prepared
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, claim, owner
-from pipeline.system.secrets import hide, hide_value
+from pipeline.system.secrets import hide, hide_param, hide_value
 from pipeline.tracking.client import Client, awaited, connect
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import (
@@ -209,7 +208,7 @@ class Recording:
         """
         present = self.known().params
         texts = {
-            key: _shortened(_hidden(key, value), LONGEST_PARAM) for key, value in params.items()
+            key: _shortened(hide_param(key, value), LONGEST_PARAM) for key, value in params.items()
         }
         for key in texts.keys() & present.keys():
             if _contradicts(present[key], texts[key]):  # `mlflow run -P overrides="seed=3"`
@@ -349,17 +348,6 @@ def _contradicts(before: str, text: str) -> bool:
     with suppress(ValueError):
         return float(before) != float(text)
     return bool(before) and before != text
-
-
-def _hidden(key: str, param: str) -> str:
-    """The parameter without secrets; a number, `null` or truth value is hidden as such a value."""
-    value: Any = param
-    with suppress(ValueError):
-        value = json.loads(param)
-    is_setting = value is None or isinstance(value, int | float)
-    stays = is_setting and hide_value(key, value) is value
-    hidden: str = hide(param) if stays else hide_value(key, param)
-    return hidden
 
 
 def _as_tags(texts: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import schema
 from pipeline.config.builders import FORMER_MODULES
-from pipeline.config.flat import NOT_PARAMS, config_sha256
+from pipeline.config.flat import NOT_PARAMS, config_sha256, flatten, shown_params
 from pipeline.config.schema import Config, validate
 from pipeline.system.errors import RequestError
 from tests.commands import configured
@@ -133,3 +133,18 @@ def test_what_another_verb_was_asked_for_need_not_be_recorded() -> None:
     then = recorded()
     del then["compare"], then["serve"]["port"]
     assert isinstance(validate(then), Config)
+
+
+def test_parameters_are_shown_without_secrets_by_their_values_and_not_by_their_texts() -> None:
+    secret = {
+        "api_key": "12345678",
+        "password": "2024.1",
+        "db_pass": 1234,
+        "options": {"key": "a,b"},
+    }
+    plain = {"api_token": None, "token_dim": 64, "classes": {"key": ["x"]}}
+    config = replace(configured(), dataset={"_target_": "mine.pictures", **secret, **plain})
+    shown, true = shown_params(config), flatten(config)
+    assert [shown[f"dataset.{key}"] for key in secret] == ["***"] * 3 + ['{"key": "***"}']
+    differing = {key for key in true if true[key] != shown[key]}
+    assert differing == {f"dataset.{key}" for key in secret}

@@ -329,6 +329,14 @@ def test_no_password_of_a_store_reaches_the_page() -> None:
     assert "secret" not in run_html(REPORT, facts(), config, {})
 
 
+def test_a_number_as_a_password_does_not_reach_the_page() -> None:
+    config = configured("model=linear")
+    secretive = replace(config, dataset={**config.dataset, "password": 48151, "token_dim": 62342})
+    page = run_html(REPORT, facts(), secretive, {})
+    assert "48151" not in page
+    assert "62342" in page
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -197,3 +198,65 @@ def test_a_shuffled_grid_is_resumed_in_the_order_that_it_had(tmp_path: Path) -> 
     resumed.require_same(tmp_path)
     assert jobs_of(tmp_path, multirun("seed=shuffle(range(0,9))", "train.epochs=1,2")) == []
     assert jobs_of(tmp_path / "nowhere", asked) == []
+
+
+def test_a_setting_whose_name_only_sounds_secret_tells_sweeps_apart(tmp_path: Path) -> None:
+    def made(dim: str, key: str = "one-token-of-many") -> Manifest:
+        base = {"model.token_dim": dim, "dataset.api_key": key}
+        job = {"index": 0, "params": {"model.token_rate": "0.5"}, "config_sha256": "a"}
+        searched = {"model.token_rate": "0.5,0.7"}
+        return Manifest(searched=searched, settings={}, base=base, jobs=[job])
+
+    made("64").save(tmp_path)
+    kept = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    assert kept["base"] == {"model.token_dim": "64", "dataset.api_key": "***"}
+    assert kept["searched"] == {"model.token_rate": "0.5,0.7"}
+    assert kept["jobs"][0]["params"] == {"model.token_rate": "0.5"}
+    made("64", "another-token").require_same(tmp_path)
+    with pytest.raises(RequestError, match="model.token_dim was 64, is 128"):
+        made("128").require_same(tmp_path)
+
+
+def test_a_token_of_digits_is_hidden_in_a_manifest_as_in_the_configuration() -> None:
+    asked = multirun("seed=0,1")
+    dataset = {**asked.config.dataset, "api_key": "12345678"}
+    vars(asked)["config"] = replace(asked.config, dataset=dataset)  # as with a module of one's own
+    assert manifest(asked, [], adaptive=False).base["dataset.api_key"] == "***"
+
+
+def test_a_shuffled_grid_over_a_name_that_sounds_secret_is_resumed(tmp_path: Path) -> None:
+    word = "+tracking.tags.token_dim=shuffle(range(0,8))"
+    asked = multirun(word)
+    first = Manifest(
+        searched={"+tracking.tags.token_dim": word.partition("=")[2]},
+        settings={},
+        base={},
+        jobs=[{"index": job.index, "params": job.params} for job in grid(asked.searched)],
+    )
+    first.save(tmp_path)
+    assert [job.params for job in jobs_of(tmp_path, asked)] == [one["params"] for one in first.jobs]
+    for one in first.jobs:
+        one["params"]["+tracking.tags.token_dim"] = "***"
+    first.save(tmp_path)
+    assert jobs_of(tmp_path, asked) == []  # jobs with hidden values cannot be run
+
+
+def test_what_an_earlier_version_hid_is_unknown_and_the_rest_must_be_the_same(
+    tmp_path: Path,
+) -> None:
+    storage = "postgresql://me@db/optuna"
+    now = Manifest(
+        searched={"model.token_dim": "32,64"},
+        settings={"storage": storage},
+        base={"model.tokens": "8"},
+        jobs=[{"index": 0, "params": {"model.token_dim": "32"}, "config_sha256": "a"}],
+    )
+    text = now.text.replace("me@db", "***@db").replace('"32,64"', '"***"')
+    text = text.replace('"32"', '"***"').replace('"8"', '"***"')
+    (tmp_path / MANIFEST_FILE).write_text(text)
+    now.require_same(tmp_path)
+    other = replace(now, settings={"storage": storage.replace("db", "other")})
+    with pytest.raises(RequestError, match=r"storage was postgresql://\*\*\*@db/optuna, is "):
+        other.require_same(tmp_path)
+    with pytest.raises(RequestError, match=r"1 jobs then, 1 now; different: \[0\]"):
+        replace(now, jobs=[{**now.jobs[0], "config_sha256": "b"}]).require_same(tmp_path)

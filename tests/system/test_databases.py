@@ -15,6 +15,10 @@ from pipeline.system.databases import keep_through_interrupts, reason, without_p
     [
         ("http://a:b@host:5000", "http://a:***@host:5000"),
         ("postgresql://me:pa/ss@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me:2024/secret@db/runs", "postgresql://me:***@db/runs"),
+        ("http://[::1]:5000/team@work", "http://[::1]:5000/team@work"),
+        ("hdfs://host:8020/user/me@work", "hdfs://host:8020/user/me@work"),
+        ("http://me:pa/ss@host", "http://me:***@host"),
         ("postgresql://me:pa@ss@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:pa%2Fss%@host/db", "postgresql://me:***@host/db"),
         ("http://host:5000/team@work", "http://host:5000/team@work"),

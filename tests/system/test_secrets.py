@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from pipeline.system.secrets import (
     hide,
     hide_files,
     hide_in_place,
+    hide_param,
     hide_value,
     hide_word,
     is_secret,
     learn,
+    may_stand_for,
 )
 from tests.stress.matrix import matrix
 
@@ -125,6 +129,61 @@ def test_a_number_is_hidden_as_a_password_and_a_long_one_as_a_token() -> None:
     assert hide_value("dataset.token", 1234567890) == "***"
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        *({"db": {"password": 12.5}}, {"db_pass": 123456}, {"credentials": {"pin": 1234}}),
+        *({"secrets": [12, 0.5]}, {"auth": {"user_id": 7, "password": 1234}}),
+        *({"password": date(2024, 1, 1)}, {"password": {"token": 64}}),
+    ],
+)
+def test_a_number_is_hidden_under_every_name_of_a_password(document: dict[str, object]) -> None:
+    shown = str(hide_value("", document))
+    assert "***" in shown
+    assert not re.search(r"12|0\.5|2024|64", shown)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown"),
+    [
+        *(("model.token_dim", "64", "64"), ("model.token_dims", "[32, 64]", "[32, 64]")),
+        *(("model.token_dim", "32,64", "32,64"), ("api_token", "null", "null")),
+        ("+model.token_rate", "tag(log,interval(1e-4,0.1))", "tag(log,interval(1e-4,0.1))"),
+        *(("token_dim", "shuffle(range(8,64,8))", "shuffle(range(8,64,8))"), ("seed", "3", "3")),
+        *(("dataset.db_pass", "123456", "***"), ("dataset.credentials.port", "5432", "***")),
+        *(("dataset.password", "12.5", "***"), ("dataset.password", "1,2", "***")),
+        *(("dataset.api_key", '"12345678"', "***"), ("dataset.api_key", "1234567890", "***")),
+        *(("dataset.api_key", f"1,{CANARY}", "***"), ("dataset.api_key", "hunter(2)", "***")),
+        ("dataset.url", f"https://me:{CANARY}@host", "https://me:***@host"),
+    ],
+)
+def test_a_parameter_is_hidden_in_a_command_as_in_a_record(key: str, text: str, shown: str) -> None:
+    assert hide_param(key, text) == shown
+    assert hide_word(f"{key}={text}") == f"{key}={shown}"
+
+
+def test_the_settings_of_a_command_are_not_learnt() -> None:
+    learn(
+        ["model.token_dim=shuffle(32,64)", "model.token_dims=[32,64]", "token_dim=interval(8,64)"]
+    )
+    for text in ("model.width=shuffle(32,64)", "model.hidden=[32,64]", "width=interval(8,64)"):
+        assert hide(text) == text
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "may"),
+    [
+        *(("***", "any\nthing", True), ("a(b", "a(b", True), ("a.b", "acb", False)),
+        ("postgresql://***@db/x", "postgresql://me@db/x", True),
+        ("postgresql://***@db/x", "postgresql://me@other/x", False),
+    ],
+)
+def test_what_is_hidden_may_stand_for_any_text_in_its_place(
+    shown: str, text: str, may: bool
+) -> None:
+    assert may_stand_for(shown, text) is may
+
+
 @matrix(44)
 def test_files_of_hydra_are_rewritten_only_where_they_hold_a_secret(tmp_path: Path) -> None:
     plain, secret = tmp_path / "a.yaml", tmp_path / "b.yaml"
@@ -188,6 +247,12 @@ def test_a_password_with_a_slash_is_hidden_in_its_address_and_elsewhere() -> Non
     learn("store at postgresql://me:pass/word@db/runs")
     assert hide("postgresql://you:s/ame@db") == "postgresql://you:***@db"
     assert hide("no login with pass/word") == "no login with ***"
+
+
+def test_a_password_may_begin_like_a_port_but_an_address_in_brackets_holds_none() -> None:
+    learn("postgresql://me:2024/secret@db/runs")
+    learn("http://[::1]:5000/team@work")
+    assert secrets.known_secrets == {"2024/secret"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pipeline.tracking import heartbeat, lineage
 from pipeline.tracking.client import artifact_names, connect, experiment
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.heartbeat import GONE, signs
-from pipeline.tracking.journal import read_journal
+from pipeline.tracking.journal import as_run, read_journal
 from pipeline.tracking.lifecycle import alive, close, closing_by_hand, record
 from pipeline.tracking.recording import Recording
 from pipeline.tracking.runs import by_id, find_run
@@ -325,6 +325,8 @@ def test_a_new_experiment_has_the_true_address_of_its_artefacts_and_the_journal_
     assert made.artifact_location == f"{root}/{name.replace(' ', '%20')}"
     assert opening["artifact_root"] == shown
     assert known["artifacts"].startswith(f"{shown}/")
+    here = as_run([opening, known], tmp_path).artifacts
+    assert here == (known["artifacts"] if root == shown else f"{tmp_path}/artifacts")
 
 
 def test_a_run_without_a_store_whose_place_has_a_password_is_sent_once_that_is_named_again(

@@ -44,6 +44,17 @@ def test_a_parameter_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_
     assert "model._target_" not in params
 
 
+def test_a_parameter_is_as_hidden_as_the_configuration(config: Config, tmp_path: Path) -> None:
+    values = {"api_key": "12345678", "password": 12.5, "token_dim": 64}
+    own = replace(config, model={"_target_": "mine.net", **values})
+    with record(own, tmp_path, searched={"+model.token_rate": "0.5,0.7"}) as recording:
+        recording.log_params({"config.password": "12.5", "config.token_dim": "64"})
+    params = recorded(recording).data.params
+    assert [params[f"model.{key}"] for key in values] == ["***", "***", "64"]
+    assert params["model.token_rate"] == "0.5,0.7"
+    assert (params["config.password"], params["config.token_dim"]) == ("***", "64")
+
+
 def test_a_tag_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_path: Path) -> None:
     with record(config, tmp_path) as recording:
         recording.log_tags({"long": "x" * (LONGEST_TAG + 1), "fits": "y" * LONGEST_TAG})

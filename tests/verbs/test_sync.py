@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras  # noqa: F401  (before mlflow.tensorflow asks for it half way through its own import)
 import pytest
@@ -64,6 +65,22 @@ def test_a_job_is_sent_while_neither_it_nor_its_sweep_is_at_work_wherever_that_i
     monkeypatch.setattr(lifecycle, "send_journal", lambda client, folder: folder)
     assert send_waiting(connect(None)) == ([folder], [])
     assert locked == [folder, folder.parent]
+
+
+def test_a_run_whose_store_an_earlier_version_named_without_its_user_is_sent_there(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = '{"kind": "opened", "store": "postgresql://***@db/x"}\n'
+    for name in ("a", "b"):
+        with record(config, Path("outputs/today") / name):
+            pass
+    with Path("outputs/today/a/journal.jsonl").open("a") as journal:
+        journal.write(opened)
+    monkeypatch.setattr(lifecycle, "send_journal", lambda client, folder: folder)
+    a, b = Path("outputs/today/a"), Path("outputs/today/b")
+    for store, sent in (("me@db/x", [a]), ("me:password@db/x", [a]), ("me@other/x", [])):
+        client = SimpleNamespace(tracking_uri=f"postgresql://{store}")
+        assert send_waiting(client) == (sent, [b] if sent else [a, b])  # type: ignore[arg-type]
 
 
 def test_a_run_whose_records_are_damaged_keeps_no_other_from_being_sent(

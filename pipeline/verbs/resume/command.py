@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.config.flat import flatten
+from pipeline.config.flat import flatten, shown_params
 from pipeline.config.schema import Config, validate
 from pipeline.data.load import ingest
 from pipeline.libraries import import_slow
@@ -120,10 +120,12 @@ def _folder_of(run: RecordedRun) -> Path:
 def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
     """The run's own configuration, with the current store and cache."""
     recorded = validate(yaml.safe_load(_kept(folder, "config.yaml")))
+    hidden = shown_params(recorded)
     for name, value in flatten(recorded).items():
         # `mlflow run` may already have logged another value under the plain name.
         known = [run.params[key] for key in (f"config.{name}", name) if key in run.params]
-        shown = (value, hide_value(name, value))  # the file may keep what the parameter hides
+        # The file may keep what the parameter hides; earlier versions hid it in the text.
+        shown = (value, hidden[name], hide_value(name, value))
         if known and known[0] not in shown and len(value) <= LONGEST_PARAM:
             raise RequestError(
                 f"{folder}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
