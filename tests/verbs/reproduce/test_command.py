@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from pipeline.config.schema import Config
 from pipeline.config.sweep import JobSettings
+from pipeline.data.values import Identity
 from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
@@ -162,7 +163,8 @@ def test_a_rerun_goes_where_the_experiment_keeps_its_artefacts_whatever_that_is_
 
     repeated: list[Config] = []
     monkeypatch.setattr(module.RecordedRun, "predictions", lambda self: predictions(0.5))
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(fingerprint="f"))
+    data = SimpleNamespace(identity=Identity(fingerprint="f"))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: data)
     monkeypatch.setattr(
         module,
         "import_slow",
