@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.config.schema import Config
 from pipeline.sweeps.jobs import Job
@@ -56,6 +57,7 @@ class Children:
     objectives: Sequence[SweepObjective]
     earlier: set[str] = field(default_factory=set)
     """Ids of the runs from before this sweep was resumed."""
+    _told: set[tuple[Path, str]] = field(default_factory=set)  # what is not sent, and why
 
     def outcomes(self, jobs: Mapping[int, Job] | None = None) -> dict[int, Outcome]:
         """The outcomes of the started jobs, by index; a finished outcome is never replaced.
@@ -127,12 +129,17 @@ class Children:
                     here = run_in_journal(folder)
                     held |= here is not None and here.status != Status.RUNNING
                 else:  # its run was deleted, or the like, which no waiting mends
-                    log.warning("job %s is not sent yet: %s", folder.name, error)
+                    self._tell_unsent(folder, str(error))
             except Exception as error:
                 if not is_passing(error):
                     raise
-                log.warning("job %s is not sent yet: %s", folder.name, why_away(error))
+                self._tell_unsent(folder, why_away(error))
         return held
+
+    def _tell_unsent(self, folder: Path, why: str) -> None:
+        if (folder, why) not in self._told:
+            log.warning("job %s is not sent yet: %s", folder.name, why)
+        self._told.add((folder, why))
 
     def _runs(self, index: int | None = None) -> list[RecordedRun]:
         """The runs of all jobs or of one, oldest first.

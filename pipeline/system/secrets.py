@@ -46,17 +46,19 @@ _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not where
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
-# A port and what follows it, where no password may have a slash: `http://host:5000/team@work`.
-_PORT = r"(?:(?<=http|hdfs)|(?<=https)|(?<=ftp))://[^:/@\s'\"<>]*:\d{2,5}/"
-# A password with a slash, which SQLAlchemy takes.
-_SLASHED = re.compile(
-    rf"(?!{_PORT})(://[^:/@\[\s'\"<>]*:)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)", re.IGNORECASE
-)
+# A password with a slash, or a port and what follows it: `http://host:5000/team@work`.
+_SLASHED = re.compile(r"([\w+.-]*)(://[^:/@\[\s'\"<>]*:)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)")
+_PORT = re.compile(r"\d{2,5}/")
+# Before `+driver`, schemes of SQLAlchemy, for which there is no port before an `@`.
+_DATABASES = frozenset({"postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite"})
 _QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
 _ODBC = "odbc_connect"  # in a query: settings of a connection, among them its password
 # What surrounds the values in the text of a list, or of those that a sweep tries.
-_AROUND = re.compile(r"(?:\btag\(log,|\b(?:choice|range|interval|shuffle|sort)\(|[\s,()\[\]])+")
+_AROUND = re.compile(
+    r"(?:\btag\(log,|\b(?:choice|range|interval|shuffle|sort)\(|\b(?:start|stop|step)=|[\s,()\[\]])+"
+)
 _CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
+_WORD = re.compile(r"([\w.+~/@-]+)=(.+)", re.DOTALL)  # of a command line
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
 
 known_secrets: set[str] = set()
@@ -94,14 +96,18 @@ def _is_setting(key: str, value: Any) -> bool:
     return isinstance(value, float) or is_short
 
 
-def _are_settings(key: str, text: str) -> bool:
-    """Whether a text, as on a command line, is a setting or a list of settings: `32,64`."""
-    return all(_is_setting(key, _read(word)) for word in _AROUND.split(text) if word)
+def _is_hidden(key: str, text: str) -> bool:
+    """Whether the text of a key is secret, rather than a setting or a list of these: `32,64`."""
+    return is_secret(key) and not all(
+        _is_setting(key, _read(word)) for word in _AROUND.split(text) if word
+    )
 
 
 def _read(word: str) -> Any:
+    """A number, null or truth value as Hydra reads it: `True`, `1_000`, `.5`; else the word."""
+    plain = re.sub(r"(?<=\d)_(?=\d)", "", word.lower())
     try:
-        return json.loads(word)
+        return json.loads(re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", plain).removeprefix("+"))
     except ValueError:
         return word
 
@@ -126,15 +132,12 @@ def learn_environment() -> None:
 
 
 def _learn_text(text: str, key: str) -> None:
-    if is_secret(key):
+    if _is_hidden(key, text):
         _remember(text)
-    name, equals, value = text.partition("=")
-    if equals and is_secret(name):
-        if _are_settings(name, value):
-            return
-        _remember(value)
-    for name, value in _PAIR.findall(text):
-        if is_secret(name):
+    word = _WORD.fullmatch(text)
+    pairs = [*([word.groups()] if word else []), *_PAIR.findall(text)]
+    for name, value in pairs:
+        if _is_hidden(name, value):
             _remember(value)
     for address in _ADDRESS.findall(text):
         _learn_address(address)
@@ -147,8 +150,8 @@ def _learn_address(address: str) -> None:
         elif name.lower() == _ODBC:
             for setting in unquote_plus(value).split(";"):
                 _learn_text(setting, "")
-    for _, password in _SLASHED.findall(address):
-        _remember(password)
+    for found in filter(_has_password, _SLASHED.finditer(address)):
+        _remember(found[3])
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -157,6 +160,12 @@ def _learn_address(address: str) -> None:
         _remember(parts.password)
     if parts.username and _is_token(parts.scheme, parts.username, parts.password):
         _remember(parts.username)
+
+
+def _has_password(slashed: re.Match[str]) -> bool:
+    """Whether what matches _SLASHED is a password."""
+    scheme = slashed[1].partition("+")[0].lower()
+    return scheme in _DATABASES or not _PORT.match(slashed[3])
 
 
 def _is_token(scheme: str, user: str, password: str | None) -> bool:
@@ -209,8 +218,12 @@ def hide_in_place(place: str) -> str:
 def _hide_in_addresses(text: str) -> str:
     if "://" not in text:
         return text
-    text = _USER.sub(_hide_user, _SLASHED.sub(rf"\1{_HIDDEN}", text))
+    text = _USER.sub(_hide_user, _SLASHED.sub(_hide_slashed, text))
     return _QUERY.sub(_hide_query, text)
+
+
+def _hide_slashed(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}{_HIDDEN}" if _has_password(found) else found[0]
 
 
 def _hide_user(found: re.Match[str]) -> str:
@@ -254,19 +267,20 @@ def hide_param(key: str, text: str) -> str:
     """
     if not is_secret(key):
         return hide_word(text)
-    return text if _are_settings(key, text) else _HIDDEN
+    return _HIDDEN if _is_hidden(key, text) else text
 
 
 def hide_word(word: str) -> str:
     """Hides the secrets in one word of a command line, such as `+key=value`."""
-    key, equals, value = word.partition("=")
-    if equals and value and re.fullmatch(r"[\w.+~/@-]+", key) and is_secret(key):
-        return f"{key}={hide_param(key, value)}"
+    found = _WORD.fullmatch(word)
+    if found and is_secret(found[1]):
+        return f"{found[1]}={hide_param(found[1], found[2])}"
     return hide(_PAIR.sub(_hide_pair, word))
 
 
 def _hide_pair(found: re.Match[str]) -> str:
-    if not is_secret(found[1]):
+    is_quoted = found.string[found.start(2) - 1] in "'\""  # text, also if it has only digits
+    if not (is_secret(found[1]) if is_quoted else _is_hidden(found[1], found[2])):
         return found[0]
     return found[0][: found.start(2) - found.start()] + _HIDDEN
 

@@ -562,7 +562,7 @@ class Refusal:
     """Why a store cannot be used, and what to do about it."""
 
     says: str
-    mend: str = "start it"
+    mend: str = "start it, correct its address"
 
 
 def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
@@ -573,8 +573,9 @@ def no_answer(error: Exception, address: str, *, within_s: float) -> Refusal:
     if isinstance(error, requests.ConnectionError) and not is_met:
         return Refusal("nothing answers there")
     if not address.startswith("sqlite"):
-        is_away = isinstance(error, DATABASE_LOST)
-        return Refusal(reason(error), "start it" if is_away else "correct that")
+        if isinstance(error, DATABASE_LOST):
+            return Refusal(reason(error))
+        return Refusal(reason(error), "correct that")
     if "locked" in str(error):
         return Refusal(reason(error), "try again when the process that writes to it has ended")
     mend = "check that it is a database, and that you may write to it and to its folder"

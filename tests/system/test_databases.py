@@ -18,6 +18,8 @@ from pipeline.system.databases import keep_through_interrupts, reason, without_p
         ("postgresql://me:2024/secret@db/runs", "postgresql://me:***@db/runs"),
         ("http://[::1]:5000/team@work", "http://[::1]:5000/team@work"),
         ("hdfs://host:8020/user/me@work", "hdfs://host:8020/user/me@work"),
+        ("mlflow-artifacts://host:5000/team@work", "mlflow-artifacts://host:5000/team@work"),
+        ("mysql+pymysql://me:2024/secret@db/runs", "mysql+pymysql://me:***@db/runs"),
         ("http://me:pa/ss@host", "http://me:***@host"),
         ("postgresql://me:pa@ss@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:pa%2Fss%@host/db", "postgresql://me:***@host/db"),

@@ -148,6 +148,13 @@ def test_a_number_is_hidden_under_every_name_of_a_password(document: dict[str, o
     [
         *(("model.token_dim", "64", "64"), ("model.token_dims", "[32, 64]", "[32, 64]")),
         *(("model.token_dim", "32,64", "32,64"), ("api_token", "null", "null")),
+        *(("model.token", "True", "True"), ("token_dim", "1_000", "1_000"), ("token", ".5", ".5")),
+        ("model.token", "shuffle(True,False)", "shuffle(True,False)"),
+        ("token_dim", "range(start=8,stop=64)", "range(start=8,stop=64)"),
+        ("+model.options", "{token_dim: 64}", "{token_dim: 64}"),
+        ("+model.options", '{"token_dim": 64}', '{"token_dim": 64}'),
+        ("+model.options", '{api_key: "12345678"}', '{api_key: "***"}'),
+        ("+model.options", "{db_password: 64}", "{db_password: ***}"),
         ("+model.token_rate", "tag(log,interval(1e-4,0.1))", "tag(log,interval(1e-4,0.1))"),
         *(("token_dim", "shuffle(range(8,64,8))", "shuffle(range(8,64,8))"), ("seed", "3", "3")),
         *(("dataset.db_pass", "123456", "***"), ("dataset.credentials.port", "5432", "***")),
@@ -168,6 +175,16 @@ def test_the_settings_of_a_command_are_not_learnt() -> None:
     )
     for text in ("model.width=shuffle(32,64)", "model.hidden=[32,64]", "width=interval(8,64)"):
         assert hide(text) == text
+
+
+def test_nor_are_those_of_a_file() -> None:
+    learn({"params": {"model.token_dim": "32,64", "optimizer.token_rate": "0.001,0.01"}})
+    assert secrets.known_secrets == set()
+
+
+def test_an_address_whose_parts_sound_secret_is_no_key() -> None:
+    learn(f"postgresql://mlflow:{CANARY}_password@auth-db/mlflow?connect_timeout=10")
+    assert hide(f"password {CANARY}_password refused") == "password *** refused"
 
 
 @pytest.mark.parametrize(

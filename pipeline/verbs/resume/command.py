@@ -15,7 +15,7 @@ from pipeline.data.load import ingest
 from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import at_work_in, owner
-from pipeline.system.secrets import hide_value
+from pipeline.system.secrets import hide_param, hide_value
 from pipeline.system.terminal import native_messages_to
 from pipeline.tracking import lineage, origin
 from pipeline.tracking.client import connect
@@ -124,8 +124,8 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
     for name, value in flatten(recorded).items():
         # `mlflow run` may already have logged another value under the plain name.
         known = [run.params[key] for key in (f"config.{name}", name) if key in run.params]
-        # The file may keep what the parameter hides; earlier versions hid it in the text.
-        shown = (value, hidden[name], hide_value(name, value))
+        # The file may keep what the parameter hides; earlier versions hid more of it.
+        shown = (value, hide_param(name, hidden[name]), hide_value(name, value))
         if known and known[0] not in shown and len(value) <= LONGEST_PARAM:
             raise RequestError(
                 f"{folder}/artifacts/config.yaml was changed: {name} is {value}, but the run had "
