@@ -19,7 +19,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -90,11 +90,12 @@ def fit(  # noqa: PLR0913 (as `keras.Model.fit`)
     logs: dict[str, float] = {}
     model.stop_training = False
     since = [join * -(-len(train) // batch_size) for join in joins or ()] or None
-    # XLA fuses by itself. It traces at once, so the passes are made with what the updates have.
-    updates = fused_updates(model.optimizer, shares, since, kernels=not xla)
-    with updates, nullcontext() if xla else fused_norms(model):
+    # XLA traces the full batches at once and fuses by itself. What is left of an epoch is traced
+    # as it is first run.
+    with fused_updates(model.optimizer, shares, since, kernels=False):
         passes = _passes(model, train, val, batch_size=batch_size, xla=xla, stream=stream)
-        callbacks.on_train_begin()
+    callbacks.on_train_begin()
+    with fused_updates(model.optimizer, shares, since), fused_norms(model):
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
                 break
