@@ -14,6 +14,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.02
 """Seconds within which two changes of a file may have the same time (a kernel tick is 0.01 s)."""
 _CHECKED = ".checked.json"  # not part of the entry: hidden files never are
+ENTRY_FILE = "entry.json"
+_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}")
+_BESIDE = re.compile(rf"\.{_NAME.pattern}(\..+)?")
 # Errors that tell of an entry that lacks a file, not of one that cannot be read.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -144,6 +148,16 @@ def key(**parts: Any) -> str:
     return _digest(parts)[:16]
 
 
+def is_entry_name(name: str) -> bool:
+    """Whether a folder is called as entries are: a kind and a `key`."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_beside_entries(name: str) -> bool:
+    """Whether a file or folder is called as the lock of an entry or an unfinished part of it."""
+    return _BESIDE.fullmatch(name) is not None
+
+
 def checksum(array: Array) -> str:
     """SHA-256 (hex) that identifies an array of any shape and dtype.
 
@@ -243,7 +257,7 @@ def _read_once(folder: Path, stamp: EntryStamp, *, cached: bool) -> Entry:
 
 
 def _described(folder: Path) -> Mapping[str, Any]:
-    entry: Mapping[str, Any] = json.loads((folder / "entry.json").read_text())
+    entry: Mapping[str, Any] = json.loads((folder / ENTRY_FILE).read_text())
     if _digest(entry["meta"]) != entry["meta_sha256"]:
         raise _Damaged("entry.json was changed")
     return entry
@@ -270,7 +284,7 @@ def _write(
     folder.mkdir()
     checksums = {name: _save(folder / f"{name}.npy", array) for name, array in arrays.items()}
     entry = {"meta": meta, "meta_sha256": _digest(meta), "sha256": checksums}
-    (folder / "entry.json").write_text(json.dumps(entry, indent=2))
+    (folder / ENTRY_FILE).write_text(json.dumps(entry, indent=2))
 
 
 def write_header(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from pipeline.data import embedded, label_lists
+from pipeline.data import cache, embedded, label_lists
 from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
@@ -23,9 +23,6 @@ from pipeline.system.folders import MADE_BY, STORES
 _HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
 Stamp = tuple[int, int, int, int]
 NO_FILE: Stamp = (-1, -1, -1, -1)
-_KEY = r"-[0-9a-f]{16}"  # as `cache.key` makes it
-_ENTRY = re.compile(rf"[a-z]+{_KEY}")  # a folder in the data cache
-_OF_CACHE = re.compile(rf"\.[a-z]+{_KEY}(\..+)?")  # a lock or a part, beside such a folder
 _PROGRAMS = re.compile(r"[0-9a-f]{16}")  # of one machine, in the cache's folder `xla`
 
 
@@ -175,7 +172,7 @@ class _Search:
         for entry in entries:
             name = prefix + entry.name
             if is_hidden(entry.name):
-                if not _OF_CACHE.fullmatch(entry.name):
+                if not cache.is_beside_entries(entry.name):
                     self.left_out[hidden_kind(entry.name)] += 1
             elif entry.name not in folders:
                 self.files.append(name)
@@ -203,7 +200,7 @@ def _maker(prefix: str, inside: Collection[str]) -> str | None:
     name = prefix[:-1].rpartition("/")[2]
     if name in STORES:
         return "MLflow"
-    if _ENTRY.fullmatch(name) and "entry.json" in inside:
+    if cache.is_entry_name(name) and cache.ENTRY_FILE in inside:
         return "the data cache"
     if name == "xla" and inside and all(map(_PROGRAMS.fullmatch, inside)):
         return "the data cache"

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 from rich.filesize import decimal
 
+from pipeline.data.cache import is_entry_name
 from pipeline.system.errors import counted, first_of
 from pipeline.tracking.journal import (
     RUN_FOLDERS,
@@ -28,7 +29,6 @@ from pipeline.verbs.doctor.findings import Finding, ok, warning
 OUTPUTS, _MULTIRUN = Path("outputs"), Path("multirun")  # hydra.run.dir and hydra.sweep.dir
 _SHOWN = 3  # folders in a finding
 _OLD_S = 86_400.0  # since a half-written file changed: processes of other hosts are not seen here
-_ENTRY = re.compile(r"[a-z]+-[0-9a-f]{16}$")  # named by data.cache.key
 _NEW = "drift"  # the folder of packed copies of new pictures
 # Kinds of the cache's entries, what they are, and what it costs to delete them.
 _CACHES = (
@@ -93,7 +93,7 @@ def entries_in(data_dir: Path) -> list[Path]:
     return [
         path
         for path in sorted(data_dir.rglob("*-*"))
-        if _ENTRY.match(path.name) and _kind(path) in known and path.is_dir()
+        if is_entry_name(path.name) and _kind(path) in known and path.is_dir()
     ]
 
 
