@@ -41,6 +41,8 @@ LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes
 LOW_MEMORY_GB = 1.5  # available memory; a run of the default model needs 1.2
 # Without a Python, .venv is made anew, with all that was installed by `make gpu` and the like.
 SET_UP = "rm -rf .venv/bin && make setup"
+# What an installed package says: there is no Makefile, and another project's .venv must stay.
+INSTALL = f"pip install {lineage.PACKAGE}"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _SHOWN_GPUS = "CUDA_VISIBLE_DEVICES"  # CUDA shows those that it lists, up to the first wrong one
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
@@ -48,21 +50,26 @@ _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS
 
 def check_versions(root: Path = lineage.ROOT) -> Iterator[Finding]:
     """Compares Python and the installed libraries with what the project and its lock require."""
-    if (root / "requirements.lock").exists():
+    if is_checkout(root):
         asked = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
         wanted, named = (root / "requirements.lock").read_text(), "requirements.lock pins them"
-        mend = SET_UP
-    else:  # installed
+        mend, other_python = SET_UP, "make setup PYTHON=python3.12"
+    else:
         asked = metadata(lineage.PACKAGE)["Requires-Python"]
         wanted = "\n".join(requires(lineage.PACKAGE) or ())
         named = f"{lineage.PACKAGE} {lineage.own_version()} asks for"
-        mend = f"pip install {lineage.PACKAGE}"
+        mend, other_python = INSTALL, "install it with another Python, such as python3.12"
     running = f"Python {platform.python_version()} ({sys.executable})"
     if platform.python_version() in SpecifierSet(asked):
         yield ok("python", running)
     else:
-        yield problem("python", f"{running}; {asked} is required", "make setup PYTHON=python3.12")
+        yield problem("python", f"{running}; {asked} is required", other_python)
     yield from libraries(wanted, named, mend)
+
+
+def is_checkout(root: Path) -> bool:
+    """Whether `make` can set up the environment; else the package is installed."""
+    return (root / "requirements.lock").exists()
 
 
 def libraries(
@@ -146,17 +153,20 @@ def probing(
         process.communicate()
 
 
-def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterator[Finding]:
+def tensorflow(
+    probe: subprocess.Popen[str], seconds: float = PROBE_S, root: Path = lineage.ROOT
+) -> Iterator[Finding]:
     """Reports whether TensorFlow could be imported, and the GPUs that it sees."""
+    anew = SET_UP if is_checkout(root) else _tensorflow_anew()
     try:
         out, err = probe.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        yield problem("tensorflow", f"its import took more than {seconds:g} s", SET_UP)
+        yield problem("tensorflow", f"its import took more than {seconds:g} s", anew)
         return
     if probe.returncode:
         told = [line for line in err.splitlines() if line.strip()] or [""]
         died = f"killed by signal {-probe.returncode}" if probe.returncode < 0 else told[-1].strip()
-        yield problem("tensorflow", f"cannot be imported: {died or 'no reason given'}", SET_UP)
+        yield problem("tensorflow", f"cannot be imported: {died or 'no reason given'}", anew)
         return
     facts = json.loads(first_line(out.splitlines()[-1]))
     says = f"{facts['version']} works; imported in {facts['import_s']} s"
@@ -165,23 +175,30 @@ def tensorflow(probe: subprocess.Popen[str], seconds: float = PROBE_S) -> Iterat
         yield warning("tensorflow", f"{says}, which is slow", f"{compile_all} (if it stays slow)")
     else:
         yield ok("tensorflow", says)
-    yield from _gpus(facts["gpus"])
+    add = "make gpu" if is_checkout(root) else f"pip install '{lineage.PACKAGE}[gpu]'"
+    yield from _gpus(facts["gpus"], add)
 
 
-def _gpus(seen: list[str]) -> Iterator[Finding]:
+def _tensorflow_anew() -> str:
+    here = _installed("tensorflow")
+    return f"pip install --force-reinstall tensorflow=={here}" if here else INSTALL
+
+
+def _gpus(seen: list[str], add: str) -> Iterator[Finding]:
+    """The GPUs that TensorFlow has `seen`; the command `add` installs what it may lack."""
     if seen:
         yield ok("gpu", ", ".join(seen))
     elif NVIDIA_DRIVER.exists():
-        yield _unseen(os.environ.get(_SHOWN_GPUS))
+        yield _unseen(os.environ.get(_SHOWN_GPUS), add)
     else:
         yield ok("gpu", "none")
 
 
-def _unseen(shown: str | None) -> Finding:
+def _unseen(shown: str | None, add: str) -> Finding:
     """Why TensorFlow sees no GPU despite a driver, if CUDA was told to show these."""
     says = "an NVIDIA driver is installed, but TensorFlow sees no GPU"
     if shown is None or re.match(r"\s*(\d|GPU-|MIG-)", shown):
-        return warning("gpu", says, "make gpu")
+        return warning("gpu", says, add)
     hides = f"{_SHOWN_GPUS}={shown!r} hides all"
     return warning("gpu", f"{says}: {hides}", f"unset {_SHOWN_GPUS}")
 

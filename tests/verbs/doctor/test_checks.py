@@ -19,7 +19,8 @@ from tests.commands import configured, of_data
 from tests.pictures import LEAF, class_folders
 
 Usage = namedtuple("Usage", "total used free")
-NUMPY = version("numpy")
+NUMPY, TF = version("numpy"), version("tensorflow")
+SEES_NO_GPU = "import json; print(json.dumps(dict(version='2', import_s=1, gpus=[])))"
 
 
 def one(findings: Iterator[Finding]) -> Finding:
@@ -103,6 +104,23 @@ def test_a_tensorflow_that_never_comes_back_is_a_problem_and_leaves_no_process()
 
 
 @pytest.mark.parametrize(
+    ("code", "area", "mend"),
+    [
+        ("raise ImportError", "tensorflow", f"pip install --force-reinstall tensorflow=={TF}"),
+        (SEES_NO_GPU, "gpu", "pip install 'image-classification-pipeline[gpu]'"),
+    ],
+)
+def test_an_installed_package_is_mended_by_pip_and_never_by_deleting_a_project_s_environment(
+    code: str, area: str, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with checks.probing(("-c", code)) as probe:
+        found = {finding.area: finding for finding in checks.tensorflow(probe, root=tmp_path)}
+    assert found[area].mend == mend
+
+
+@pytest.mark.parametrize(
     ("seconds", "gpus", "expected"),
     [
         (4.0, "[]", {"tensorflow": "ok", "gpu": "ok"}),
@@ -133,8 +151,7 @@ def test_a_gpu_that_a_variable_hides_is_told_with_the_variable(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    code = "import json; print(json.dumps(dict(version='2', import_s=1, gpus=[])))"
-    with checks.probing(("-c", code)) as probe:
+    with checks.probing(("-c", SEES_NO_GPU)) as probe:
         found = {finding.area: finding for finding in checks.tensorflow(probe)}["gpu"]
     assert (found.state, found.mend) == ("warning", mend)
     assert ("CUDA_VISIBLE_DEVICES" in found.says) == (mend != "make gpu")
