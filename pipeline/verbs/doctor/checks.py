@@ -24,10 +24,9 @@ from rich.filesize import decimal
 
 from pipeline.config.schema import Config
 from pipeline.data import cache, datasets
-from pipeline.data.load import raw_folder
+from pipeline.data.load import data_folder, raw_folder, require_data
 from pipeline.data.sources import IdxDataset
-from pipeline.system.errors import first_line, first_of
-from pipeline.system.files import user_path
+from pipeline.system.errors import RequestError, first_line, first_of
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import deletion, entries_in
@@ -210,8 +209,23 @@ def data(config: Config) -> Iterator[Finding]:
     for folder in sorted({entry.parent for entry in entries}):
         name = folder.relative_to(data_dir).as_posix()
         yield from _cached(name, folder, [entry for entry in entries if entry.parent == folder])
-    if not raw_folder(config).is_dir():
-        yield _source(config.choices.dataset, config.dataset)
+    yield from _chosen(config)
+
+
+def _chosen(config: Config) -> Iterator[Finding]:
+    """Tells where the chosen data set comes from, if it is not cached."""
+    name = config.choices.dataset
+    ingest = f"python -m pipeline ingest dataset={name}"
+    own = "folder=/folder/of/the/four/files" if "folder" in config.dataset else "path=…"
+    elsewhere = f"{ingest} dataset.{own}"
+    try:
+        listed = require_data(config)
+    except RequestError as error:
+        yield problem("data", str(error), elsewhere)
+        return
+    known = data_folder(config) / str(listed.selection.name) if listed else raw_folder(config)
+    if not known.is_dir():
+        yield _source(name, config.dataset, f"{ingest} (or, without a network, {elsewhere})")
 
 
 def _cached(name: str, folder: Path, entries: Iterable[Path]) -> Iterator[Finding]:
@@ -236,22 +250,18 @@ def _told(reasons: Mapping[Path, str]) -> str:
     return "; ".join(f"{entry}: {reason}" for entry, reason in reasons.items())
 
 
-def _source(name: str, dataset: Mapping[str, Any]) -> Finding:
+def _source(name: str, dataset: Mapping[str, Any], fetch: str) -> Finding:
+    """Where a data set that is available comes from; the command `fetch` downloads it."""
     known = {key.lower(): v for key, v in vars(datasets).items() if isinstance(v, IdxDataset)}
-    if name not in known:
-        return ok("data", f"{name} is not cached; it is built without a download on first use")
-    folder = dataset["folder"] or known[name].system_folder
-    if folder and _has_all(user_path(str(folder)), known[name]):
-        return ok("data", f"{name} is not cached yet; {folder} has it")
-    ingest = f"python -m pipeline ingest dataset={name}"
-    elsewhere = f"{ingest} dataset.folder=/folder/of/the/four/files"
-    if dataset["folder"]:
-        return problem("data", f"{folder} lacks some of the four files of {name}", elsewhere)
-    if not dataset["download"]:
-        says = f"{name} is neither cached nor installed, and dataset.download=false"
-        return problem("data", says, elsewhere)
-    says = f"{name} is neither cached nor installed; it is downloaded on first use"
-    return warning("data", says, f"{ingest} (or, without a network, {elsewhere})")
+    system = known[name].system_folder if name in known else None
+    if system and not _has_all(system, known[name]):
+        system = None
+    if there := dataset.get("folder") or dataset.get("path") or system:
+        return ok("data", f"{name} is not cached yet; {there} has it")
+    if dataset.get("download"):
+        says = f"{name} is neither cached nor installed; it is downloaded on first use"
+        return warning("data", says, fetch)
+    return ok("data", f"{name} is not cached; it is built without a download on first use")
 
 
 def _has_all(folder: Path, dataset: IdxDataset) -> bool:

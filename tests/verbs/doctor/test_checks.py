@@ -234,6 +234,23 @@ def test_where_a_data_set_that_is_not_cached_would_come_from(
     assert fashion(tmp_path, f"dataset.folder={files}").state == "ok"
 
 
+def test_what_is_said_of_a_data_set_is_what_a_run_would_do(tmp_path: Path) -> None:
+    found = fashion(tmp_path, "dataset=cifar10")
+    assert found.says == "cifar10 is neither cached nor installed; it is downloaded on first use"
+    photos = class_folders(tmp_path / "photos")
+    of_photos = fashion(tmp_path, "dataset=folder", f"dataset.path={photos}")
+    assert (of_photos.state, of_photos.says) == ("ok", f"folder is not cached yet; {photos} has it")
+    for words in (
+        ("dataset=cifar10", "dataset.download=false"),
+        ("dataset=npz", f"dataset.path={tmp_path}/none.npz"),
+        ("dataset=folder", f"dataset.path={tmp_path}/none"),
+        ("dataset=folder",),
+    ):
+        found = fashion(tmp_path, *words)
+        assert (found.state, found.says.startswith("dataset.")) == ("problem", True)
+        assert found.mend == f"python -m pipeline ingest {words[0]} dataset.path=…"
+
+
 @pytest.mark.parametrize(("free_gb", "state"), [(100, "ok"), (2, "warning"), (0.1, "problem")])
 def test_free_space_is_judged(
     free_gb: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
