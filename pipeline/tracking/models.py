@@ -36,7 +36,7 @@ from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
 from pipeline.tracking.client import connect
-from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun
+from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, dataset_of
 
 if TYPE_CHECKING:
     import keras
@@ -549,6 +549,7 @@ def _registered(found: Any) -> ModelVersion:
 
 
 def _way_out(uri: str) -> str:
-    if uri.endswith(f"@{CHAMPION}"):
-        return "promote a run first, `python -m pipeline promote run_id=best`, or name a model"
+    if (alias := ALIAS.fullmatch(uri)) and alias["alias"] == CHAMPION:
+        command = f"python -m pipeline promote dataset={dataset_of(alias['name'])} run_id=best"
+        return f"promote a run first, `{command}`; or choose another data set or model"
     return "the models of runs are their model_uri, registered ones models:/<name>/<version>"

@@ -87,6 +87,11 @@ def registered_name(dataset: str) -> str:
     return dataset.replace("/", "--")
 
 
+def dataset_of(name: str) -> str:
+    """The data set that a registered model is named after."""
+    return name.replace("--", "/")
+
+
 def champion_uri(dataset: str) -> str:
     """The address of the champion of a data set."""
     return f"models:/{registered_name(dataset)}@{CHAMPION}"

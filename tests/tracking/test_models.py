@@ -58,7 +58,7 @@ def test_a_folder_is_found_without_a_store_and_the_rest_in_the_store(
 @pytest.mark.parametrize(
     ("uri", "advice"),
     [
-        ("models:/nothing@champion", "promote a run first"),
+        ("models:/no--thing@champion", "promote a run first, `python .* dataset=no/thing run_id="),
         ("models:/lamp@challenger", "models:/<name>/<version>"),
         ("models:/lamp/3", "models:/<name>/<version>"),
         ("models:/m-0123", "their model_uri"),
