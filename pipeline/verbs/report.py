@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from pipeline.config.schema import Config
+from pipeline.libraries import import_slow
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replace_text
+from pipeline.system.terminal import native_messages_to
 from pipeline.verbs import OF_RUNS, Verb
 
 if TYPE_CHECKING:
@@ -62,13 +64,15 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
     run = find_run(REPORT.run_id(config), config, latest=REPORTABLE, called="run of its own")
     if run.is_sweep:
         raise RequestError(
-            f"run_id={run.id} is a sweep; `compare sweep={run.id}` shows its jobs, and each of "
-            "these has a report"
+            f"run_id={run.id} is a sweep; `compare sweep={run.id}` shows its jobs, and a report "
+            "can be built of each of these"
         )
     explain = None
     if request.explain:
         if not run.has(PREDICTIONS) or not run.predictions():  # evaluated on no split
             raise RequestError(f"report.explain=true: run {run.id} has no predictions")
+        with native_messages_to(folder / "tensorflow.log"):  # TensorFlow's
+            import_slow("pipeline.training.explain")
         model = run.load_model()
 
         def explain(predictions: Predictions) -> Explained:

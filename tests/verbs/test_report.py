@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,10 +39,36 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return run
 
 
+def imported_by(messages: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modules that `report` imports from now on; each prints as TensorFlow does."""
+    found: list[str] = []
+
+    def import_slow(name: str) -> None:
+        found.append(name)
+        os.write(2, messages)
+
+    monkeypatch.setattr("pipeline.verbs.report.import_slow", import_slow)
+    return found
+
+
+def test_what_tensorflow_prints_where_a_report_explains_stays_off_the_terminal(
+    recorded: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    imported = imported_by(b"cudart_stub", monkeypatch)
+    report(of_run(), RebuiltReport(explain=True), tmp_path)
+    assert imported == ["pipeline.training.explain"]
+    assert (tmp_path / "tensorflow.log").read_text() == "cudart_stub"
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("explain", [False, True])
 def test_the_page_of_a_run_is_written_into_the_folder(
-    explain: bool, recorded: SimpleNamespace, tmp_path: Path
+    explain: bool, recorded: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    imported_by(b"", monkeypatch)
     path = report(of_run(), RebuiltReport(explain=explain), tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text() == f"abcd0000: {explain}"
@@ -67,7 +94,7 @@ def test_what_has_no_report_or_cannot_be_explained_is_refused(
     with pytest.raises(RequestError, match=r"^report.explain=true: run abcd0000 has no predic"):
         report(of_run(), RebuiltReport(explain=True), tmp_path)
     recorded.is_sweep = True
-    with pytest.raises(RequestError, match=r"^run_id=abcd0000 is a sweep; `compare sweep=abcd0000"):
+    with pytest.raises(RequestError, match=r"is a sweep; `compare .* can be built of each"):
         report(of_run(), RebuiltReport(explain=False), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
