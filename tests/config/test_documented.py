@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.config.builders import KERAS_CLASSES
 from tests.commands import CONF, ROOT, configured
 from tests.config.test_mistakes import answer
 
@@ -48,3 +49,23 @@ def test_a_documented_command_is_no_mistake(
     assert (code, said) == (0, "")
     if all("=" in word for word in words):  # a run
         configured(*words)
+
+
+@pytest.mark.slow
+def test_the_classes_of_keras_that_cannot_be_chosen_are_named() -> None:
+    import keras
+
+    footnote = re.search(r"^¹ .*?\n\n", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    assert footnote
+    bases = {
+        "optimizer": (keras.optimizers, keras.optimizers.Optimizer),
+        "schedule": (keras.optimizers.schedules, keras.optimizers.schedules.LearningRateSchedule),
+    }
+    others = {
+        name
+        for group, (module, base) in bases.items()
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+        if name not in KERAS_CLASSES[group][1]
+    }
+    assert {*re.findall(r"`([A-Z]\w+)`", footnote[0])} == others
