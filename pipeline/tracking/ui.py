@@ -1,4 +1,7 @@
-"""`make ui`: serves the store in the current folder and prints links that open on the runs."""
+"""`make ui`: serves the store in the current folder and prints links that open on the runs.
+
+An installed package has no Makefile: there, `python -m pipeline.tracking.ui` is the command.
+"""
 
 from __future__ import annotations
 
@@ -125,17 +128,19 @@ def _past_proxies(host: str) -> None:
 
 def main() -> int:
     """Serves until Ctrl-C; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="make ui")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking.ui")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     asked = parser.parse_args()
     prepare_streams()
     if not DATABASE.exists():
-        print(f"No run is recorded here yet (no {DATABASE}): make run", file=sys.stderr)
+        first = "make run, or python -m pipeline"
+        print(f"No run is recorded here yet (no {DATABASE}): {first}", file=sys.stderr)
         return 2
     if why := occupied(asked.host, asked.port):
         at = f"{asked.host}, port {asked.port}"
-        print(f"{at}: {why}; choose another with make ui PORT=… or HOST=…", file=sys.stderr)
+        how = "make ui PORT=… or HOST=…, or with --port and --host of this command"
+        print(f"{at}: {why}; choose another with {how}", file=sys.stderr)
         return 2
     _warn_of_others(asked.host, asked.port)
     host = asked.host if asked.host not in ("0.0.0.0", "::") else "127.0.0.1"

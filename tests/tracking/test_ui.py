@@ -84,7 +84,9 @@ def test_without_a_store_no_server_starts(
     monkeypatch.setattr(sys, "argv", ["make ui"])
     monkeypatch.setattr(ui.subprocess, "Popen", None)
     assert main() == 2
-    assert capsys.readouterr().err == "No run is recorded here yet (no mlflow.db): make run\n"
+    assert capsys.readouterr().err == (
+        "No run is recorded here yet (no mlflow.db): make run, or python -m pipeline\n"
+    )
 
 
 def test_an_occupied_port_is_refused_before_another_server_is_taken_for_this_one(
@@ -99,7 +101,7 @@ def test_an_occupied_port_is_refused_before_another_server_is_taken_for_this_one
         assert main() == 2
     assert capsys.readouterr().err == (
         f"127.0.0.1, port {port}: address already in use; choose another with make ui PORT=… or "
-        "HOST=…\n"
+        "HOST=…, or with --port and --host of this command\n"
     )
     assert occupied("127.0.0.1", port) is None
 
