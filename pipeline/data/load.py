@@ -250,9 +250,9 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
             images and there are none.
         OSError: the cache cannot be written; names the file.
     """
-    together = {} if raw.index is None else {"groups": raw.index.grouping, "rule": RULE}
+    together = {} if raw.index is None else {"groups": raw.index.grouping}
     whole = {key: value for key, value in vars(config.preprocess).items() if key != "limit"}
-    key = cache.key(fingerprint=raw.fingerprint, **together, **whole)
+    key = cache.key(fingerprint=raw.fingerprint, rule=RULE, **together, **whole)
     entry = cache.load_or_build(
         data_folder(config) / f"split-{key}", lambda: (divide(raw, **whole), {})
     )
