@@ -19,7 +19,7 @@ from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, name
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts, exceeds
-from pipeline.system.errors import RequestError, counted, first_of
+from pipeline.system.errors import RequestError, counted, first_of, joined
 
 log = logging.getLogger(__name__)
 
@@ -267,8 +267,10 @@ def _exclude(out: Array, splits: Array, labels: Array, pictures: Pictures) -> No
     path, names = pictures.exclusion.path, pictures.listing.class_names
     trained = splits == SPLITS.index("train")
     require_classes(path, labels[trained], labels[trained & ~out], names)
-    if out[splits == SPLITS.index("test")].all():
-        raise RequestError(f"dataset.exclude={path}: leaves no picture to test on")
+    for split, use in (("val", "validate"), ("test", "test")):
+        inside = splits == SPLITS.index(split)
+        if inside.any() and out[inside].all():
+            raise RequestError(f"dataset.exclude={path}: leaves no picture to {use} on")
     splits[out] = EXCLUDED
 
 
@@ -277,6 +279,10 @@ def _assigned(
 ) -> tuple[Array, list[str]]:
     """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division."""
     settings, names = pictures.division, pictures.listing.class_names
+    found = {SPLITS[number] for number in {*given[given >= 0].tolist()}}
+    if lost := {*pictures.listing.splits} - found - {""}:
+        told = joined(sorted(lost, key=SPLITS.index))
+        raise RequestError(f"dataset.path: no picture for {told} can be read; fix or remove them")
     splits = np.where(given < 0, 0, given).astype(np.int8)
     notes = []
     test = SPLITS.index("test")
@@ -299,9 +305,6 @@ def _assigned(
     if across := _across(groups, splits):
         several = counted(across, "group of pictures is", "groups of pictures are")
         notes.append(f"{several} in more than one of the given splits")
-    for number, split in enumerate(SPLITS):
-        if split != "val" and not (splits == number).any():
-            raise RequestError(f"dataset.path: the {split} split has no pictures")
     return splits, notes
 
 
