@@ -233,6 +233,20 @@ def test_classes_of_one_picture_each_cannot_be_tested(tmp_path: Path) -> None:
         read(folder, tmp_path / "data")
 
 
+def test_classes_of_similar_pictures_cannot_be_tested_unless_these_are_divided(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for index in range(6):
+            pixels = np.kron(noise(number, (6, 6)), np.ones((4, 4))) // 2 + index
+            put(tmp_path / f"photos/{name}/{index}.png", pixels.astype(np.uint8))
+    mend = "and pictures like it; .*; dataset.near_duplicates=null divides similar ones"
+    with pytest.raises(RequestError, match=mend):
+        read(tmp_path / "photos", tmp_path / "data")
+    divided = read(tmp_path / "photos", tmp_path / "data", near_duplicates=None)
+    assert sorted(divided.test.labels.tolist()) == [0, 1]
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_given_split_that_loses_all_pictures_is_not_drawn_anew(
     split: str, tmp_path: Path
