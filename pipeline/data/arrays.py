@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
 from pipeline.data.places import Place
 from pipeline.data.sources import decoded, decompressed
 from pipeline.data.values import Array, RawData, Split
-from pipeline.system.errors import RequestError, one_line
+from pipeline.system.errors import RequestError, joined, one_line
 
 _IMAGES, _LABELS = "images", "labels"
 _SIDE, COLOURS = 32, 3  # of CIFAR's images
@@ -87,7 +88,7 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
         raise RequestError(f"dataset.path={path} {why}")
     sets = _idx_sets(name for name in place.contents().files if name.startswith(below))
     chosen = _set_of(sets, prefix, path)
-    found = sets[chosen]
+    found = _of_one_folder(sets[chosen], place, below.rstrip("/"), path)
     _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
     return place, chosen, found
 
@@ -99,15 +100,38 @@ def _part_of_set(file: Path) -> str | None:
     return None
 
 
-def _idx_sets(files: Iterable[str]) -> dict[str, Names]:
-    """The IDX files among these, by the set that they belong to."""
-    sets: dict[str, dict[tuple[str, str], str]] = {}
+def _idx_sets(files: Iterable[str]) -> Mapping[str, Mapping[str, Names]]:
+    """The IDX files among these, by the set that they belong to and by their folder."""
+    sets: dict[str, dict[str, dict[tuple[str, str], str]]] = {}
     for name in files:
-        if match := _IDX.fullmatch(PurePosixPath(name).name):
+        folder, _, base = name.rpartition("/")
+        if match := _IDX.fullmatch(base):
             split = split_of(match["split"]) or "test"  # t10k
-            known = sets.setdefault(match["set"], {})
+            known = sets.setdefault(match["set"], {}).setdefault(folder, {})
             known.setdefault((split, match["what"].lower()), name)
-    return {**sets}
+    return sets
+
+
+def _of_one_folder(folders: Mapping[str, Names], place: Place, top: str, path: str) -> Names:
+    """The files of the folder that has a whole set, else of all folders together.
+
+    Different sets have files of the same names: MNIST, Fashion-MNIST and KMNIST, for example. Of
+    several folders with a whole set, it is `top`, which the `path` names.
+
+    Raises:
+        RequestError: several folders have a whole set, or the same part of one.
+    """
+    whole = [folder for folder, names in folders.items() if not _lacking(names)]
+    if top in whole or len(whole) == 1:
+        return folders[top if top in whole else whole[0]]
+    counts = Counter(part for names in folders.values() for part in names)
+    if whole or max(counts.values()) > 1:
+        told = joined([as_line(folder or ".") for folder in whole or folders])
+        raise RequestError(
+            f"dataset.path={path}: {told} have files of the same names, which may be different "
+            f"sets; name the folder of one: dataset.path={place.root / (whole or [*folders])[0]}"
+        )
+    return {part: name for names in folders.values() for part, name in names.items()}
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
@@ -233,15 +257,19 @@ def _labels(array: Array, where: str) -> Array:
 
 
 def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Sequence[str]) -> None:
-    needed = [(split, what) for split in ("train", "test") for what in (_IMAGES, _LABELS)]
-    if any(split == "val" for split, _ in found):
-        needed += [("val", _IMAGES), ("val", _LABELS)]
-    if lacking := [part for part in needed if part not in found]:
+    if lacking := _lacking(found):
         told = ", ".join(map(as_line, there[:12]))
         raise RequestError(
             f"dataset.path={path}: the {' '.join(lacking[0])} are missing; there "
             f"{f'are {told}' if told else 'is nothing'}"
         )
+
+
+def _lacking(found: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The parts that a data set needs besides those found."""
+    splits = ("train", "test", *(["val"] if any(split == "val" for split, _ in found) else []))
+    needed = [(split, what) for split in splits for what in (_IMAGES, _LABELS)]
+    return [part for part in needed if part not in found]
 
 
 def _raw_data(

@@ -208,10 +208,19 @@ def synthetic(  # noqa: PLR0913 (the keys of its file)
 ClassNames = Annotated[list[str], Field(min_length=2)]
 
 
+def _of_files(given: Mapping[str, Any]) -> Any:
+    """The key of the content: the parameters, and the states of the files that `path` names.
+
+    The other texts name classes and files within: what is called like them elsewhere is no part.
+    """
+    return {**given, "path": stamped(given["path"])}
+
+
 def _check_idx(*, path: str | None, prefix: str | None, **_: Any) -> None:
     idx_parts(_required(path, "the folder or archive of the IDX files"), prefix=prefix)
 
 
+@determined_by(_of_files)
 @checked_by(_check_idx)
 def idx(
     *,
@@ -230,6 +239,7 @@ def idx(
     return from_idx(path, prefix=prefix, transpose=transpose, class_names=class_names)
 
 
+@determined_by(_of_files)
 @checked_by(lambda path, **_: npz_parts(_required(path, "a .npz file")))
 def npz(*, path: str | None, class_names: ClassNames | None, exclude: Exclude = None) -> RawData:
     """A data set in a `.npz` file, with arrays named as Keras or MedMNIST do: u8[N,H,W,C].
@@ -361,7 +371,7 @@ def _of_archive(given: Mapping[str, Any], published: tuple[str, str]) -> Any:
     """The key of the content: checksum of the published archive, or states of the user's files."""
     if given["path"] is None:
         return [published[1], given.get("labels")]
-    return stamped({name: value for name, value in given.items() if name != "download"})
+    return _of_files({name: value for name, value in given.items() if name != "download"})
 
 
 def _check_cifar(

@@ -296,6 +296,22 @@ class _Tree:
             above, folder = folder, f"{folder}{self.below[folder][0]}/"
         return folder if self.below[folder] else above
 
+    def wrapper(self, folders: Sequence[str], keep: Collection[str]) -> str:
+        """The same single subfolders of each of these, above the first that differ; "" without any.
+
+        As `unwrapped`, leaves a class and enters no folder whose name or path is in `keep`.
+        """
+        wrapper = ""
+        while True:
+            inner = {name for folder in folders for name in self.below[f"{folder}{wrapper}"]}
+            if len(inner) != 1 or inner & {*keep}:
+                return wrapper
+            deeper = f"{wrapper}{inner.pop()}/"
+            is_class = not any(self.below[f"{folder}{deeper}"] for folder in folders)
+            if is_class or any(one.startswith(deeper) for one in keep):
+                return wrapper
+            wrapper = deeper
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
@@ -390,7 +406,10 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
     above = {name: split for name, split in splits.items() if tree.below[f"{top}{name}/"]}
     classes = Counter(one for name in above for one in tree.below[f"{top}{name}/"])
     shared = {one for one, count in classes.items() if count > 1} | {*keep}
-    sides = [(tree.unwrapped(f"{top}{name}/", shared), split) for name, split in above.items()]
+    wrapper = tree.wrapper([f"{top}{name}/" for name in above], keep)
+    sides = [
+        (tree.unwrapped(f"{top}{name}/{wrapper}", shared), split) for name, split in above.items()
+    ]
     sides.sort(key=lambda side: SPLITS.index(side[1]))
     notes = [
         f"{as_line(top + name)}/ has no class folders: its pictures are left out"

@@ -202,8 +202,8 @@ def cached(
     """The data with that fingerprint if the cache of the data set has it; reads no other files.
 
     Without `arrays`, considers only pictures, and data with images excluded. The fingerprint does
-    not tell the groups of pictures: with `dataset`, they are those of its settings, with `grouping`
-    those of that checksum.
+    not tell the groups of pictures, nor how others would be fitted: with `dataset`, they are those
+    of its settings, with `grouping` the groups of that checksum.
     """
     folder = data_dir / name
     for path, meta in _entries(folder, fingerprint, dataset):
@@ -230,9 +230,10 @@ def _entries(
     for path in (*folder.glob("raw-*/entry.json"), *folder.glob("excluded-*/entry.json")):
         try:
             meta = json.loads(path.read_text())["meta"]
-            division = meta.get(DIVISION, {})
-            fits = dataset is None or division.items() <= dataset.items()
-            if fits and meta["known"]["fingerprint"] == fingerprint:
+            # Pictures of the images' shape have the same pixels, however others would be fitted.
+            own = meta.get(DIVISION, {}) | ({"fit": meta["fit"]} if PACKED in meta else {})
+            is_meant = dataset is None or own.items() <= dataset.items()
+            if is_meant and meta["known"]["fingerprint"] == fingerprint:
                 found.append((path.parent, meta))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
@@ -249,9 +250,9 @@ def preprocess(raw: RawData, config: Config) -> Prepared:
             images and there are none.
         OSError: the cache cannot be written; names the file.
     """
-    together = {} if raw.index is None else {"groups": raw.index.grouping, "rule": RULE}
+    together = {} if raw.index is None else {"groups": raw.index.grouping}
     whole = {key: value for key, value in vars(config.preprocess).items() if key != "limit"}
-    key = cache.key(fingerprint=raw.fingerprint, **together, **whole)
+    key = cache.key(fingerprint=raw.fingerprint, rule=RULE, **together, **whole)
     entry = cache.load_or_build(
         data_folder(config) / f"split-{key}", lambda: (divide(raw, **whole), {})
     )

@@ -18,8 +18,8 @@ from pipeline.data.files import printable
 from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
-from pipeline.data.values import EXACT, SPLITS, Array, Index, RawData, Split, Texts, exceeds
-from pipeline.system.errors import RequestError, counted, first_of
+from pipeline.data.values import EXACT, NEAR, SPLITS, Array, Index, RawData, Split, Texts, exceeds
+from pipeline.system.errors import RequestError, counted, first_of, joined
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,8 @@ def divided(pictures: Pictures, packed: Packed) -> cache.Content:
     pairs = _between(np.arange(len(rows)), packed, settings)
     groups = join_groups(named, pairs)
     given = np.array([SPLITS.index(split) if split else -1 for split in listing.splits], np.int8)
-    splits, notes = _assigned(labels, groups, given[rows], pictures)
+    has_similar = bool((pairs[:, 2] == NEAR).any())
+    splits, notes = _assigned(labels, groups, given[rows], pictures, has_similar=has_similar)
     is_free = (given[rows] <= 0) & (not {"val", "test"} <= {*listing.splits})
     if pictures.exclusion and pictures.excluded:
         out = np.array([file in pictures.excluded for file in packed.files], bool)
@@ -267,16 +268,25 @@ def _exclude(out: Array, splits: Array, labels: Array, pictures: Pictures) -> No
     path, names = pictures.exclusion.path, pictures.listing.class_names
     trained = splits == SPLITS.index("train")
     require_classes(path, labels[trained], labels[trained & ~out], names)
-    if out[splits == SPLITS.index("test")].all():
-        raise RequestError(f"dataset.exclude={path}: leaves no picture to test on")
+    for split, use in (("val", "validate"), ("test", "test")):
+        inside = splits == SPLITS.index(split)
+        if inside.any() and out[inside].all():
+            raise RequestError(f"dataset.exclude={path}: leaves no picture to {use} on")
     splits[out] = EXCLUDED
 
 
 def _assigned(
-    labels: Array, groups: Array, given: Array, pictures: Pictures
+    labels: Array, groups: Array, given: Array, pictures: Pictures, *, has_similar: bool
 ) -> tuple[Array, list[str]]:
-    """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division."""
+    """The split of each picture, i8[n] in the order of SPLITS, and remarks about the division.
+
+    `has_similar` says whether some pictures are in one group since they are near-duplicates.
+    """
     settings, names = pictures.division, pictures.listing.class_names
+    found = {SPLITS[number] for number in {*given[given >= 0].tolist()}}
+    if lost := {*pictures.listing.splits} - found - {""}:
+        told = joined(sorted(lost, key=SPLITS.index))
+        raise RequestError(f"dataset.path: no picture for {told} can be read; fix or remove them")
     splits = np.where(given < 0, 0, given).astype(np.int8)
     notes = []
     test = SPLITS.index("test")
@@ -289,7 +299,7 @@ def _assigned(
         held = held_out(labels[free], groups[free], settings.test_fraction, seed=settings.seed)
         splits[free[held.mask]] = test
         if not held.mask.any():
-            raise RequestError(_untestable(settings.group))
+            raise RequestError(_untestable(settings.group, has_similar=has_similar))
         if held.lacking:
             lacking = ", ".join(names[label] for label in held.lacking)
             notes.append(f"not in the test split, since their pictures are one group: {lacking}")
@@ -299,23 +309,18 @@ def _assigned(
     if across := _across(groups, splits):
         several = counted(across, "group of pictures is", "groups of pictures are")
         notes.append(f"{several} in more than one of the given splits")
-    for number, split in enumerate(SPLITS):
-        if split != "val" and not (splits == number).any():
-            raise RequestError(f"dataset.path: the {split} split has no pictures")
     return splits, notes
 
 
-def _untestable(group: str | None) -> str:
+def _untestable(group: str | None, *, has_similar: bool) -> str:
     """Says why there is no picture to test on."""
+    key = "dataset.path" if group is None else f"dataset.group={group}"
+    why = "those of each class are one group"
     if group is None:
-        return (
-            "dataset.path: no picture is left to test on, since each class has only one, or copies "
-            "of one; there must be two at least"
-        )
-    return (
-        f"dataset.group={group}: no picture is left to test on, since those of each class are one "
-        "group; there must be two at least"
-    )
+        alike = ", or copies of one and pictures like it" if has_similar else ", or copies of one"
+        why = f"each class has only one{alike}"
+    mend = "; dataset.near_duplicates=null divides similar ones" if has_similar else ""
+    return f"{key}: no picture is left to test on, since {why}; there must be two at least{mend}"
 
 
 def _across(groups: Array, splits: Array) -> int:

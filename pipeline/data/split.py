@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lazy_loader as lazy
 import numpy as np
 
@@ -63,10 +65,14 @@ def _stratified(raw: RawData, validation_size: CountOrShare, seed: int) -> tuple
     if validation_size < 1:
         validation_size = max(len(np.unique(labels)), round(validation_size * len(labels)))
     size = int(validation_size)
-    _check_size(labels, size)
+    _check_size(labels, size, raw.class_names)
     train, chosen = sklearn.model_selection.train_test_split(
         indices, test_size=size, stratify=labels, random_state=seed
     )
+    if len({len(np.unique(labels[part])) for part in (indices, train, chosen)}) > 1:
+        # scikit-learn gives a part nothing of a class that is too rare for it.
+        val = held_out(labels, indices, size, seed=seed).mask
+        train, chosen = indices[~val], indices[val]
     return np.sort(train), np.sort(chosen)
 
 
@@ -78,12 +84,13 @@ def _require_some(chosen: Array, validation_size: CountOrShare) -> None:
         )
 
 
-def _check_size(labels: Array, validation_size: int) -> None:
+def _check_size(labels: Array, validation_size: int, class_names: Sequence[str]) -> None:
     present, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
+        name = class_names[present[counts.argmin()]]
         raise RequestError(
-            f"preprocess.validation_size={validation_size} is impossible: class "
-            f"{present[counts.argmin()]} has only one training image; set it to 0"
+            f"preprocess.validation_size={validation_size} is impossible: class {name!r} has only "
+            "one training image; set it to 0"
         )
     _check_range(labels, validation_size)
 

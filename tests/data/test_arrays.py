@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import datasets
-from pipeline.data.arrays import from_cifar, from_idx, from_npz, plain_pickle
+from pipeline.data.arrays import from_cifar, from_idx, from_npz, idx_parts, plain_pickle
 from pipeline.data.content import content_of
 from pipeline.data.values import Array, RawData
 from pipeline.system.errors import RequestError
@@ -125,6 +125,38 @@ def test_idx_files_that_do_not_fit_are_refused(
         {name: content for name, content in files.items() if content is not None},
     )
     assert reason in refusal(lambda: idx(path), path)
+
+
+def kept(folder: Path, kind: str, files: Mapping[str, bytes]) -> Path:
+    folder.mkdir()
+    return placed(folder, kind, files)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_idx_sets_of_two_folders_are_not_mixed(kind: str, tmp_path: Path) -> None:
+    one, other = (idx_files(f"{name}/raw/{{split}}-{{what}}-ubyte") for name in ("KMNIST", "MNIST"))
+    path = kept(tmp_path / "whole", kind, one | other)
+    told = refusal(lambda: idx(path), path)
+    assert "KMNIST/raw and MNIST/raw have files of the same names" in told
+    assert told.endswith(f"dataset.path={path / 'KMNIST/raw'}")
+    assert len(idx(path / "MNIST/raw").train) == 6
+    part = {name: file for name, file in one.items() if "train" in name}
+    path = kept(tmp_path / "part", kind, part | other)
+    assert sorted(idx_parts(str(path), prefix=None)[2].values()) == sorted(other)
+    part |= {name: file for name, file in other.items() if "images" in name}
+    path = kept(tmp_path / "parts", kind, part)
+    assert "files of the same names" in refusal(lambda: idx(path), path)
+
+
+def test_idx_files_may_lie_in_a_folder_each_and_those_of_the_named_folder_come_first(
+    tmp_path: Path,
+) -> None:
+    top = idx_files("{split}-{what}-ubyte")
+    apart = {f"of {name}/{name}": file for name, file in top.items()}
+    assert len(idx(kept(tmp_path / "apart", "folder", apart)).test) == 3
+    for number, below in enumerate((apart, idx_files("copy/{split}-{what}-ubyte"))):
+        path = kept(tmp_path / f"{number}", "folder", below | top)
+        assert sorted(idx_parts(str(path), prefix=None)[2].values()) == sorted(top)
 
 
 @pytest.mark.parametrize("kind", KINDS)

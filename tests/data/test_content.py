@@ -173,6 +173,22 @@ def test_files_pinned_by_checksums_are_the_same_wherever_they_are_found(name: st
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("name", ["npz", "idx", "cifar100"])
+def test_names_of_classes_are_no_folders(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"one")
+    texts = {"class_names": [".", "fine"], "prefix": "fine", "labels": "fine"}
+    builder: Any = getattr(datasets, name)
+    before = content_of(builder, {"path": "file", **texts})
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "fine/later.txt").write_text("made by a run")
+    assert content_of(builder, {"path": "file", **texts}) == before
+    (tmp_path / "file").write_bytes(b"other")
+    assert content_of(builder, {"path": "file", **texts}) != before
+
+
 def test_our_own_data_sets_all_say_what_determines_them() -> None:
     module: ModuleType = datasets
     for name in ("fashion_mnist", "mnist", "digits", "synthetic"):

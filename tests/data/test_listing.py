@@ -97,6 +97,15 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
         },
         "val has no pictures of b",
     ),
+    "splits above one folder each": (
+        ["train/images/a/1.png", "train/images/b/1.png", "test/images/a/2.png"],
+        {
+            "test/images/a/2.png": ("a", "test"),
+            "train/images/a/1.png": ("a", "train"),
+            "train/images/b/1.png": ("b", "train"),
+        },
+        "train/images/ and test/images/ above 2 class folders",
+    ),
     "splits within classes": (
         ["a/training/1.png", "a/validation/2.png", "b/training/3.png", "b/testing/x/4.png"],
         {
@@ -260,6 +269,13 @@ def test_a_layout_is_recognised_and_said(
     assert shape_of(listing) == expected
     assert said in (listing.layout, *listing.notes)
     assert [listing.read(index).decode() for index in range(len(listing))] == list(listing.files)
+
+
+def test_chosen_folders_within_the_only_one_of_each_split_are_classes(tmp_path: Path) -> None:
+    files = ("train/images/a/1.png", "train/images/b/1.png", "test/images/a/2.png")
+    touched(tmp_path, *files)
+    for classes in (["images/a", "images/b"], ["a", "b"]):
+        assert listed(tmp_path, classes=[*classes]).class_names == tuple(classes)
 
 
 def test_what_lies_beside_splits_within_classes_is_counted(tmp_path: Path) -> None:

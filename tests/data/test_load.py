@@ -26,6 +26,7 @@ from pipeline.data.load import (
     require_data,
 )
 from pipeline.data.own_pictures import Pictures
+from pipeline.data.pictures import FITS
 from pipeline.data.values import Array, Identity, RawData, Split
 from pipeline.system.errors import RequestError
 from pipeline.verbs import verbs
@@ -390,6 +391,18 @@ def test_a_recorded_run_has_its_own_groups_though_the_pictures_are_the_same(tmp_
         assert raw.index is not None
         assert again.index is not None
         np.testing.assert_array_equal(again.index.groups, raw.index.groups)
+
+
+def test_a_recorded_run_fits_pictures_in_its_own_way_though_all_have_the_same_shape(
+    tmp_path: Path,
+) -> None:
+    class_folders(tmp_path / "photos")
+    path, data_dir = tmp_path / "photos", tmp_path / "data"
+    made = {fit: read(path, data_dir, fit=fit) for fit in FITS}
+    assert len({raw.fingerprint for raw in made.values()}) == 1
+    for fit, raw in made.items():
+        config = of_data({**PICTURES, "path": str(path), "fit": fit}, "folder", data_dir)
+        assert ingest_recorded(config, raw.identity).fit == fit
 
 
 def test_a_recorded_run_has_its_own_groups_though_their_column_was_edited(tmp_path: Path) -> None:

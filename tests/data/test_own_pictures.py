@@ -233,6 +233,37 @@ def test_classes_of_one_picture_each_cannot_be_tested(tmp_path: Path) -> None:
         read(folder, tmp_path / "data")
 
 
+def test_classes_of_similar_pictures_cannot_be_tested_unless_these_are_divided(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for index in range(6):
+            pixels = np.kron(noise(number, (6, 6)), np.ones((4, 4))) // 2 + index
+            put(tmp_path / f"photos/{name}/{index}.png", pixels.astype(np.uint8))
+    mend = "and pictures like it; .*; dataset.near_duplicates=null divides similar ones"
+    with pytest.raises(RequestError, match=mend):
+        read(tmp_path / "photos", tmp_path / "data")
+    divided = read(tmp_path / "photos", tmp_path / "data", near_duplicates=None)
+    assert sorted(divided.test.labels.tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_given_split_that_loses_all_pictures_is_not_drawn_anew(
+    split: str, tmp_path: Path
+) -> None:
+    for name in ("train", "val", "test"):
+        class_folders(tmp_path / "photos" / name, 2)
+    out = tmp_path / "exclude.csv"
+    lost = sorted((tmp_path / "photos" / split).rglob("*.png"))
+    out.write_text("\n".join(["file", *map(str, lost)]))
+    with pytest.raises(RequestError, match=rf"exclude.csv: leaves no picture to {split}.* on"):
+        read(tmp_path / "photos", tmp_path / "data", exclude=str(out))
+    for path in lost:
+        path.write_bytes(b"")
+    with pytest.raises(RequestError, match=f"dataset.path: no picture for {split} can be read"):
+        read(tmp_path / "photos", tmp_path / "data", max_bad=0.5)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
 def test_an_archive_gives_what_its_folder_gives(kind: str, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "photos", colour=True)

@@ -81,7 +81,7 @@ def test_a_size_out_of_range_is_refused_with_the_range(size: int) -> None:
 
 
 def test_a_class_with_one_image_cannot_be_split() -> None:
-    with pytest.raises(RequestError, match=r"class 1 has only one training image; set it to 0"):
+    with pytest.raises(RequestError, match=r"class 'dog' has only one training image; set it to 0"):
         in_splits(raw([0, 0, 0, 0, 1]), validation_size=2, seed=0)
 
 
@@ -111,3 +111,16 @@ def test_a_share_is_counted_in_whole_images_one_of_each_class_at_least(
     share: float, expected: int
 ) -> None:
     assert len(in_splits(UNEVEN, validation_size=share, seed=0).val) == expected
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("dogs", "size", "expected"), [(3, 0.15, [29, 1]), (2, 30, [29, 1]), (2, 0.8, [161, 1])]
+)
+def test_a_rare_class_is_in_both_splits(
+    dogs: int, size: float, expected: list[int], seed: int
+) -> None:
+    prepared = in_splits(raw([0] * (202 - dogs) + [1] * dogs), validation_size=size, seed=seed)
+    assert np.bincount(prepared.val.labels).tolist() == expected
+    assert np.bincount(prepared.train.labels).tolist() == [202 - dogs - expected[0], dogs - 1]
+    assert (np.diff(pixels(prepared.val).ravel().astype(int)) > 0).all()
