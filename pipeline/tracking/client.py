@@ -49,6 +49,7 @@ from pipeline.tracking.addresses import (
     require_address,
     sqlite_file,
     store_address,
+    whole_address,
 )
 from pipeline.tracking.values import EXPERIMENT_KIND
 
@@ -86,6 +87,7 @@ log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 _once = Lock()
+_given: dict[str, str] = {}  # addresses of stores as they were given, by the whole ones
 
 
 class NoStore:
@@ -115,15 +117,18 @@ def store_of(tracking: Tracking) -> Client:
 def connect(uri: str | None) -> Client:
     """Connects to the tracking server or store at `uri`, which MLflow itself uses from then on.
 
-    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
+    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder. MLflow keeps
+    one store per address as long as the process lives, so it gets the whole path of an SQLite file.
 
     Raises:
         RequestError: nothing answers there, or it is not writable.
     """
-    address = store_address(uri)
-    require_address(address)
+    given = store_address(uri)
+    require_address(given)
     _quieten()
-    _require_answer(address)
+    _require_answer(given)
+    address = whole_address(given)
+    _given[address] = given
     keep_through_interrupts(address)
     with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
         mlflow.set_tracking_uri(address)
@@ -133,10 +138,14 @@ def connect(uri: str | None) -> Client:
             _make_whole(address)
             client = _opened(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(
-            f"tracking store {without_password(address)}: {reason(error)}"
-        ) from error
+        raise RequestError(f"tracking store {without_password(given)}: {reason(error)}") from error
     return client
+
+
+def address_of(client: Client) -> str:
+    """The address of a client's store as it was given, without its password."""
+    address = str(client.tracking_uri)
+    return without_password(_given.get(address, address))
 
 
 def quiet_client(address: str) -> Client:
