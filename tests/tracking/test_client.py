@@ -330,6 +330,22 @@ def test_each_folder_has_a_store_of_its_own_also_within_one_process(
         assert (tmp_path / name / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_written_past(
+    is_replaced: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "mlflow.db"
+    connect(f"sqlite:///{file}")
+    content = file.read_bytes()
+    file.rename(tmp_path / "before.db")
+    if is_replaced:
+        file.write_bytes(content)
+    with pytest.raises(RequestError, match=f"{file}: its file was deleted or replaced.*kernel"):
+        connect(f"sqlite:///{file}")
+    (tmp_path / "before.db").replace(file)
+    connect(f"sqlite:///{file}")
+
+
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="unable to open database file; check.*folder, or ch"):
         connect(f"sqlite:///{tmp_path}/missing/mlflow.db")
