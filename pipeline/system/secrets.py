@@ -45,13 +45,11 @@ _NUMBER = re.compile(r"[+-]?[\d.]{1,9}(e[+-]?\d{1,2})?", re.IGNORECASE)
 _SHORTEST = 5  # characters; a shorter secret is hidden under its key, not wherever its text occurs
 LIKE_A_TOKEN = 20  # characters of a user name in an address that nobody types by hand
 _ADDRESS = re.compile(r"""[a-zA-Z][\w+.-]*://[^\s'"<>]+""")
-_USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
-# A password with a slash, or a port and what follows it: `http://host:5000/team@work`.
-_SLASHED = re.compile(r"([\w+.-]*)(://[^:/@\[\s'\"<>]*:)([^/@\s'\"<>]*/[^@\s'\"<>]*)(?=@)")
+# One that is the whole text, or the value of a key: its password may have a quote.
+_ALONE = re.compile(r"""(?:[\w.+~/@-]+=)?['"]?([a-zA-Z][\w+.-]*://\S+?)['"]?""")
 _PORT = re.compile(r"\d{2,5}/")
 # Before `+driver`, schemes of SQLAlchemy, for which there is no port before an `@`.
 _DATABASES = frozenset({"postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "sqlite"})
-_QUERY = re.compile(r"([?&;])([\w.-]+)=([^&;#\s'\"<>]*)")
 _ODBC = "odbc_connect"  # in a query: settings of a connection, among them its password
 # What surrounds the values in the text of a list, or of those that a sweep tries.
 _AROUND = re.compile(
@@ -60,6 +58,21 @@ _AROUND = re.compile(
 _CLASSES = "classes"  # dataset.classes={key: [house_key, car_key]} names no secret
 _WORD = re.compile(r"([\w.+~/@-]+)=(.+)", re.DOTALL)  # of a command line
 _PAIR = re.compile(r"""([\w.-]+)['"]?\s*[:=]\s*['"]?([^\s,'"{}\[\]]+)""")
+
+
+class _Patterns:
+    """Where secrets are in an address, which `ends`, characters of a regex, end within a text."""
+
+    def __init__(self, ends: str) -> None:
+        self.user = re.compile(rf"(?<=://)[^/{ends}]*@")
+        # A password with a slash, or a port and what follows it: `http://host:5000/team@work`.
+        self.slashed = re.compile(
+            rf"([\w+.-]*)(://[^:/@\[{ends}]*:)([^/@{ends}]*/[^@{ends}]*)(?=@)"
+        )
+        self.query = re.compile(rf"([?&;])([\w.-]+)=([^&;#{ends}]*)")
+
+
+_IN_TEXT, _IN_ADDRESS = _Patterns(r"\s'\"<>"), _Patterns(r"\s")
 
 known_secrets: set[str] = set()
 """What this process has learnt."""
@@ -139,18 +152,19 @@ def _learn_text(text: str, key: str) -> None:
     for name, value in pairs:
         if _is_hidden(name, value):
             _remember(value)
-    for address in _ADDRESS.findall(text):
+    alone = _ALONE.fullmatch(text)
+    for address in [alone[1]] if alone else _ADDRESS.findall(text):
         _learn_address(address)
 
 
 def _learn_address(address: str) -> None:
-    for _, name, value in _QUERY.findall(address):
+    for _, name, value in _IN_ADDRESS.query.findall(address):
         if is_secret(name):
             _remember(value)
         elif name.lower() == _ODBC:
             for setting in unquote_plus(value).split(";"):
                 _learn_text(setting, "")
-    for found in filter(_has_password, _SLASHED.finditer(address)):
+    for found in filter(_has_password, _IN_ADDRESS.slashed.finditer(address)):
         _remember(found[3])
     try:
         parts = urlsplit(address)
@@ -163,7 +177,7 @@ def _learn_address(address: str) -> None:
 
 
 def _has_password(slashed: re.Match[str]) -> bool:
-    """Whether what matches _SLASHED is a password."""
+    """Whether what matches `_Patterns.slashed` is a password."""
     scheme = slashed[1].partition("+")[0].lower()
     return scheme in _DATABASES or not _PORT.match(slashed[3])
 
@@ -218,8 +232,9 @@ def hide_in_place(place: str) -> str:
 def _hide_in_addresses(text: str) -> str:
     if "://" not in text:
         return text
-    text = _USER.sub(_hide_user, _SLASHED.sub(_hide_slashed, text))
-    return _QUERY.sub(_hide_query, text)
+    found = _IN_ADDRESS if _ALONE.fullmatch(text) else _IN_TEXT
+    text = found.user.sub(_hide_user, found.slashed.sub(_hide_slashed, text))
+    return found.query.sub(_hide_query, text)
 
 
 def _hide_slashed(found: re.Match[str]) -> str:

@@ -87,6 +87,19 @@ def sqlite_file(address: str) -> Path | None:
     return Path(unquote(sqlite["path"])) if sqlite else None
 
 
+def whole_address(address: str) -> str:
+    """The address of a store with the whole path of an SQLite file, which is the same anywhere.
+
+    What follows a question mark is no part of a path: below such a folder, it stays relative.
+    """
+    sqlite = _SQLITE.match(address)
+    if sqlite is None or sqlite["path"] in ("", ":memory:"):
+        return address
+    start, end = sqlite.span("path")
+    path = str(Path(sqlite["path"]).absolute())
+    return address if "?" in path else address[:start] + path + address[end:]
+
+
 def folder_name(experiment: str) -> str:
     """The name of an experiment's folder: the experiment's name, or a safe variant of it.
 

@@ -49,6 +49,7 @@ from pipeline.tracking.addresses import (
     require_address,
     sqlite_file,
     store_address,
+    whole_address,
 )
 from pipeline.tracking.values import EXPERIMENT_KIND
 
@@ -86,6 +87,8 @@ log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 _once = Lock()
+_given: dict[str, str] = {}  # addresses of stores as they were given, by the whole ones
+_inodes: dict[str, int] = {}  # of the SQLite files that MLflow has open, by their addresses
 
 
 class NoStore:
@@ -115,28 +118,37 @@ def store_of(tracking: Tracking) -> Client:
 def connect(uri: str | None) -> Client:
     """Connects to the tracking server or store at `uri`, which MLflow itself uses from then on.
 
-    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder.
+    None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder. MLflow keeps
+    one store per address as long as the process lives, so it gets the whole path of an SQLite file.
 
     Raises:
-        RequestError: nothing answers there, or it is not writable.
+        RequestError: nothing answers there, it is not writable, or the file was replaced.
     """
-    address = store_address(uri)
-    require_address(address)
+    given = store_address(uri)
+    require_address(given)
     _quieten()
-    _require_answer(address)
+    _require_answer(given)
+    address = whole_address(given)
+    _given[address] = given
     keep_through_interrupts(address)
     with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
         mlflow.set_tracking_uri(address)
     try:
         # The client creates a new store's tables; several processes at once would corrupt them.
         with _alone(address):
+            _require_same_file(address)
             _make_whole(address)
             client = _opened(address)
+            _inodes[address] = _inode(address)
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
-        raise RequestError(
-            f"tracking store {without_password(address)}: {reason(error)}"
-        ) from error
+        raise RequestError(f"tracking store {without_password(given)}: {reason(error)}") from error
     return client
+
+
+def address_of(client: Client) -> str:
+    """The address of a client's store as it was given, without its password."""
+    address = str(client.tracking_uri)
+    return without_password(_given.get(address, address))
 
 
 def quiet_client(address: str) -> Client:
@@ -165,9 +177,28 @@ def _make_whole(address: str) -> None:
         return
     url = sa.make_url(address)
     path = Path(url.database or ":memory:")
-    if str(path) != ":memory:" and not (path.exists() and path.stat().st_size):
+    if str(path) != ":memory:" and not _inode(address):
         with replacing(path) as partial:
             _opened(url.set(database=str(partial)).render_as_string())
+
+
+def _inode(address: str) -> int:
+    """The inode of the file of an SQLite store; 0 if it is no such store, or missing or empty."""
+    path = Path(sa.make_url(address).database or "") if address.startswith("sqlite:") else Path()
+    return path.stat().st_ino if path.is_file() and path.stat().st_size else 0
+
+
+def _require_same_file(address: str) -> None:
+    """Refuses a file in the place of the one that MLflow has open and would go on to write to.
+
+    Raises:
+        RequestError: with the way out.
+    """
+    if (before := _inodes.get(address)) and _inode(address) != before:
+        raise RequestError(
+            f"tracking store {without_password(_given[address])}: its file was deleted or replaced "
+            "while this process had it open; start the process anew (in a notebook, the kernel)"
+        )
 
 
 def made_once(make: Callable[[], Made], find: Callable[[], Made | None]) -> Made:

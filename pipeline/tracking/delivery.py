@@ -33,7 +33,6 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 
-from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, hand_over, owner
@@ -42,6 +41,7 @@ from pipeline.tracking.client import (
     DENIED,
     STORE_ERRORS,
     Client,
+    address_of,
     experiment,
     is_passing,
     made_once,
@@ -122,7 +122,7 @@ def opened_as(client: Client, run: Run) -> Record:
     info = run.info
     known = {"id": info.run_id, "name": info.run_name}
     known |= {"artifacts": hide_in_place(info.artifact_uri)}
-    return {"kind": OPENED, **known, "store": without_password(str(client.tracking_uri))}
+    return {"kind": OPENED, **known, "store": address_of(client)}
 
 
 @dataclass(kw_only=True)

@@ -41,6 +41,7 @@ from pipeline.tracking import lineage
 from pipeline.tracking.addresses import ADOPTED_RUN, adopted_run_id, store_address
 from pipeline.tracking.client import (
     Client,
+    address_of,
     experiment_name,
     is_passing,
     require_driver,
@@ -185,7 +186,7 @@ def send_waiting(
         try:
             if is_open(folder) or (but is not None and folder.samefile(but)):
                 continue
-            opened, here = opened_at(folder), without_password(client.tracking_uri)
+            opened, here = opened_at(folder), address_of(client)
             is_of_it = opened is not None and may_stand_for(opened, here)
             if is_of_it and time.monotonic() < until:
                 with at_work_in(folder), at_work_in(_sweep_of(folder)):
@@ -251,7 +252,7 @@ def close(client: Client, run: RecordedRun, status: Status, error: str) -> None:
 
 def closing_by_hand(client: Client, run: RecordedRun) -> str:
     """The command that marks a run as KILLED, whoever made it; without the store's password."""
-    store = without_password(str(client.tracking_uri))
+    store = address_of(client)
     call = f"mlflow.MlflowClient({store!r}).set_terminated({run.id!r}, 'KILLED')"
     return f'python -c "import mlflow; {call}"'
 
@@ -324,7 +325,7 @@ def _open(
             journal.delete()
         journal.close()
         if is_passing(error):
-            store = without_password(client.tracking_uri)
+            store = address_of(client)
             raise RequestError(f"tracking store {store} cannot be used: {reason(error)}") from error
         raise
     known = as_run(records, folder)
@@ -377,7 +378,7 @@ def _taken_over(client: Client, run_id: str, tags: dict[str, str], *, key: str) 
         "artifact_root": None,
         "name": found.name,
         "started": found.started,
-        "store": without_password(client.tracking_uri),
+        "store": address_of(client),
         "tags": {**kept, **tags},
         "params": dict(found.params),
         "metrics": dict(found.logged),

@@ -32,10 +32,9 @@ from pipeline.config.schema import Tracking
 from pipeline.data.pictures import FITS, PAD
 from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared
-from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
-from pipeline.tracking.client import connect
+from pipeline.tracking.client import address_of, connect
 from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, dataset_of
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
             model = client.get_logged_model(logged["model_id"])
             return ModelVersion(uri=uri, run_id=model.source_run_id)
     except (MlflowException, SQLAlchemyError) as error:
-        store = without_password(client.tracking_uri)
+        store = address_of(client)
         raise RequestError(f"model_uri={uri}: not in {store}; {_way_out(uri)}") from error
     return ModelVersion(uri=uri)
 

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,9 +33,11 @@ from pipeline.tracking.journal import (
     FILES,
     MODEL_SAVED,
     NOTED,
+    Journal,
     MetricPoint,
     Record,
     as_run,
+    has_journal,
     now,
 )
 from pipeline.tracking.models import save_model
@@ -341,6 +343,19 @@ class Recording:
 def reopen(run_id: str, tracking: Tracking, folder: Path) -> Recording:
     """Opens a recorded run to add to it; its status and content stay."""
     return Recording(id=run_id, client=connect(tracking.uri), folder=folder)
+
+
+def add_tags(run_id: str, tracking: Tracking, folder: Path, tags: Mapping[str, str]) -> None:
+    """Sets tags of a run that has ended, in its journal if the store does not have all of it.
+
+    Raises:
+        RequestError: the store cannot be used, or another process has the journal open.
+    """
+    if not has_journal(folder):
+        reopen(run_id, tracking, folder).log_tags(tags)
+        return
+    with closing(Journal(folder)) as journal:
+        journal.append({"kind": BATCH, "tags": _as_tags(tags)})
 
 
 def _contradicts(before: str, text: str) -> bool:

@@ -22,10 +22,15 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, Tracking
 from pipeline.data.values import KEPT, Prepared, RawData
-from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, some_of
 from pipeline.system.files import replacing
-from pipeline.tracking.client import Client, connect, experiment_name, experiment_names
+from pipeline.tracking.client import (
+    Client,
+    address_of,
+    connect,
+    experiment_name,
+    experiment_names,
+)
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
     CHOSEN_DATASET,
@@ -315,7 +320,7 @@ def _require_active(run: Run, given: str, key: str) -> None:
 
 def _no_such_run(client: Client, given: str, key: str, kind: str) -> RequestError:
     return RequestError(
-        f"{key}={given}: there is no such {kind} in {without_password(client.tracking_uri)}; give "
+        f"{key}={given}: there is no such {kind} in {address_of(client)}; give "
         f"its id or at least the first {SHORTEST} characters of it; tracking.uri=… names another "
         "store"
     )

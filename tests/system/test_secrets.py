@@ -266,6 +266,29 @@ def test_a_password_with_a_slash_is_hidden_in_its_address_and_elsewhere() -> Non
     assert hide("no login with pass/word") == "no login with ***"
 
 
+@pytest.mark.parametrize("password", ["o'brien12", 'qu"oted12', "a<b>cdef1", "sl/ash'ed1"])
+@pytest.mark.parametrize("word", ["{}", "tracking.uri={}", "+tracking.uri='{}'"])
+@matrix(44)
+def test_a_password_with_a_quote_is_hidden_in_its_address_and_elsewhere(
+    word: str, password: str
+) -> None:
+    written = word.format(f"postgresql://me:{password}@db/runs")
+    assert hide_word(written) == word.format("postgresql://me:***@db/runs")
+    assert hide_in_place(written) == word.format("postgresql://me:***@db/runs")
+    learn(written)
+    assert hide(f"no login with {password}") == "no login with ***"
+
+
+def test_a_quote_ends_an_address_within_a_text() -> None:
+    for text in (
+        '<a href="http://host:5000">me@work</a>',
+        "['http://host:5000', 'me@work']",
+        "at 'http://host:5000/x' by me@work",
+    ):
+        learn(text)
+        assert hide(text) == text
+
+
 def test_a_password_may_begin_like_a_port_but_an_address_in_brackets_holds_none() -> None:
     learn("postgresql://me:2024/secret@db/runs")
     learn("http://[::1]:5000/team@work")

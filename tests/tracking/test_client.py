@@ -26,6 +26,7 @@ from pipeline.system.errors import RequestError
 from pipeline.tracking import client as tracking
 from pipeline.tracking.client import (
     Refusal,
+    address_of,
     connect,
     experiment,
     is_passing,
@@ -309,6 +310,40 @@ def test_a_store_that_is_named_once_is_not_the_default_of_what_follows(
         assert mlflow.get_tracking_uri() == other
         assert os.environ.get("MLFLOW_TRACKING_URI") == default
         connect(f"sqlite:///{folder}/mlflow.db")
+
+
+def test_each_folder_has_a_store_of_its_own_also_within_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    clients = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        clients[name] = connect(None)
+        experiment(clients[name], name)
+        assert address_of(clients[name]) == "sqlite:///mlflow.db"
+    for name, client in clients.items():
+        [made, _] = client.search_experiments()
+        assert made.name == name
+        assert made.artifact_location == (tmp_path / name / "mlartifacts" / name).as_uri()
+        assert (tmp_path / name / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_written_past(
+    is_replaced: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "mlflow.db"
+    connect(f"sqlite:///{file}")
+    content = file.read_bytes()
+    file.rename(tmp_path / "before.db")
+    if is_replaced:
+        file.write_bytes(content)
+    with pytest.raises(RequestError, match=f"{file}: its file was deleted or replaced.*kernel"):
+        connect(f"sqlite:///{file}")
+    (tmp_path / "before.db").replace(file)
+    connect(f"sqlite:///{file}")
 
 
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:

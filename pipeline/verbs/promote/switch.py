@@ -7,7 +7,9 @@ names its holder and the intended move; the lowest ticket with a living holder g
 others give up. The move takes effect when the alias is set; any process can complete the steps
 after it, because the ticket holds all that they need.
 
-A holder on another host counts as dead after a while. If it was alive after all, it finds its
+A holder is one move of a process, and is dead when that has ended, even if the process lives on and
+the ticket is left behind, as in a notebook whose store went away. A holder on another host counts
+as dead after a while. If it was alive after all, it finds its
 ticket gone and gives up. It checks this before it sets the alias and, since a request may take
 long, afterwards too: MLflow refuses a deleted ticket, but not the target version of a rollback.
 
@@ -16,8 +18,10 @@ The registry is passed in: the same steps run on one in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -58,6 +62,8 @@ LATE = (
     "try again"
 )
 
+_ended: set[str] = set()  # holders of this process whose moves have ended
+
 
 class Outrun(PipelineError):
     """Another promotion or rollback happened in the meantime; nothing was changed."""
@@ -86,8 +92,23 @@ def switch(registry: Registry, change: Change) -> int:
     Raises:
         Outrun: another move happened in the meantime; the ledger records a refusal.
     """
+    with _holding() as holder:
+        return _switched(registry, change, holder)
+
+
+@contextmanager
+def _holding() -> Iterator[str]:
+    """A holder for tickets, which lives as long as the block runs."""
+    holder = json.dumps(json.loads(this_process()) | {"move": secrets.token_hex(4)})
     try:
-        ticket = _take(registry, change)
+        yield holder
+    finally:
+        _ended.add(holder)
+
+
+def _switched(registry: Registry, change: Change, holder: str) -> int:
+    try:
+        ticket = _take(registry, change, holder)
         try:
             _await_nobody(registry, ticket, change)
             target = _move(registry, ticket, change)
@@ -113,19 +134,20 @@ def settle(registry: Registry) -> None:
     if not dead:
         return
     # This needs a ticket too: two processes doing it could undo the newer move of a third.
-    tags = {STATE: PENDING, HOLDER: this_process()}
-    own = registry.add(dead[0].source, dead[0].run_id, tags)
-    lower = [ticket for ticket in registry.pending() if ticket.number < own.number]
-    if not any(map(_alive, lower)):
-        _settle(registry, lower)
-    registry.drop(own.number)
+    with _holding() as holder:
+        tags = {STATE: PENDING, HOLDER: holder}
+        own = registry.add(dead[0].source, dead[0].run_id, tags)
+        lower = [ticket for ticket in registry.pending() if ticket.number < own.number]
+        if not any(map(_alive, lower)):
+            _settle(registry, lower)
+        registry.drop(own.number)
 
 
-def _take(registry: Registry, change: Change) -> Version:
+def _take(registry: Registry, change: Change, holder: str) -> Version:
     registry.ensure()
     ticket = {
         STATE: PENDING,
-        HOLDER: this_process(),
+        HOLDER: holder,
         ATTEMPT_KEY: change.attempt.key,
         ATTEMPT: to_tag(change.attempt),
     }
@@ -227,7 +249,8 @@ def _run_of(registry: Registry, number: int) -> str | None:
 
 
 def _alive(ticket: Version) -> bool:
-    return at_work(ticket.tags.get(HOLDER, NONE), ticket.age_s)
+    holder = ticket.tags.get(HOLDER, NONE)
+    return holder not in _ended and at_work(holder, ticket.age_s)
 
 
 def _target(ticket: Version) -> int:

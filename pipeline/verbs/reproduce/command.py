@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,7 +20,9 @@ from pipeline.libraries import import_slow
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.tracking import origin
-from pipeline.tracking.recording import reopen
+from pipeline.tracking.client import STORE_ERRORS
+from pipeline.tracking.journal import run_in_journal
+from pipeline.tracking.recording import add_tags
 from pipeline.tracking.runs import find_run
 from pipeline.tracking.values import (
     REPEAT_CHANGES,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 REPEATABLE = Query(status=(Status.FINISHED,), has_folder=True, tags={REPRODUCES: False})
 DECISIVE = {f"{split}/{name}" for split in SPLITS for name in ("accuracy", "loss")}
+
+log = logging.getLogger(__name__)
 
 Predicted = Mapping[str, StoredPredictions]
 
@@ -98,12 +103,16 @@ def reproduce(config: Config, request: Reproduce, folder: Path) -> Reproduction:
     with native_messages_to(folder / "tensorflow.log"):
         story = import_slow("pipeline.run")
     result: Result = story.run(again, folder, identity=run.identity)
-    rerun = _recorded(result.run_id, config)
+    # There is a journal if the store does not have all of the rerun.
+    rerun = run_in_journal(folder) or _recorded(result.run_id, config)
     pairs = paired(run.logged, rerun.logged)
     verdict = verdict_on(predicted, rerun.predictions(), pairs, tolerance=request.tolerance)
     told = "; ".join(map(str, changed))
     tags = {VERDICT: str(verdict)} | ({REPEAT_CHANGES: told} if told else {})
-    reopen(rerun.id, config.tracking, folder).log_tags(tags)
+    try:
+        add_tags(rerun.id, config.tracking, folder, tags)
+    except (PipelineError, *STORE_ERRORS) as error:  # the verdict is shown all the same
+        log.warning("the verdict is not recorded: %s", error)
     return Reproduction(run_id=run.id, result=result, pairs=pairs, verdict=verdict)
 
 

@@ -323,6 +323,30 @@ def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None
     assert attempts_in(registry.present().tags)[-1] == attempt(2, 1, ABANDONED, note=BROKEN_OFF)
 
 
+@pytest.mark.parametrize("left", range(1, 13))
+def test_what_a_move_left_undone_as_its_store_went_away_keeps_nobody_waiting(
+    left: int, registry: Registry
+) -> None:
+    """As in a notebook, whose process lives on."""
+    switch(registry, promotion(1, None))
+
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            if len(asked) > left:
+                raise MlflowException("away")
+            return getattr(registry, name)
+
+    asked: list[str] = []
+    with pytest.raises(MlflowException, match="away"):
+        switch(Away(), promotion(2, 1))  # type: ignore[arg-type]
+    settle(registry)
+    assert registry.pending() == []
+    champion = aliases(registry)[CHAMPION]
+    new = switch(registry, promotion(3, champion))
+    assert aliases(registry) == {CHAMPION: new, PREVIOUS: champion}
+
+
 def test_what_a_killed_process_had_done_is_completed(registry: Registry) -> None:
     switch(registry, promotion(1, None))
     registry.point(CHAMPION, ticket(registry, promotion(2, 1), DEAD))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import mlflow
@@ -19,10 +21,14 @@ from pipeline.run import run
 from pipeline.sweeps.one_job import run_one
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking import lineage
+from pipeline.tracking.client import connect
+from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.values import StoredPredictions
+from pipeline.training.train import train
 from pipeline.verbs.reproduce.command import MetricPair, Verdict, paired, verdict_on
 from tests.commands import LEAN, carried_out, configured, inside
+from tests.stores import Switch, wait_briefly
 
 SMALL = ("dataset=digits", "model=linear", "train.epochs=2", "seed=4", *LEAN)
 NAN = float("nan")
@@ -127,6 +133,32 @@ def test_a_rerun_is_bit_identical_and_linked_to_the_run(
     assert again.data.params == client(folder).get_run(first).data.params
     carried_out("reproduce", "dataset=digits", "run_id=latest", folder=tmp_path)
     assert newest(folder).data.tags["reproduces"] == first  # latest is never a rerun itself
+
+
+@pytest.mark.slow
+def test_a_rerun_whose_store_went_away_is_judged_all_the_same_and_its_verdict_sent_with_it(
+    folder: Path,
+    first: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wait_briefly(monkeypatch)
+    switch = Switch(monkeypatch)
+
+    def and_gone(*given: Any, **named: Any) -> Any:
+        fitted = train(*given, **named)
+        switch.is_away = True
+        return fitted
+
+    monkeypatch.setattr(sys.modules["pipeline.run"], "train", and_gone)
+    carried_out("reproduce", "dataset=digits", f"run_id={first}", folder=tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" verdict=bit-identical")
+    switch.is_away = False
+    sent = send_journal(connect(None), tmp_path)
+    again = newest(folder)
+    assert (again.info.run_id, again.info.status) == (sent.run_id, "FINISHED")
+    assert again.data.tags["reproduction"] == "bit-identical"
 
 
 @pytest.mark.slow
