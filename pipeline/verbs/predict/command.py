@@ -118,8 +118,9 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
             opened=opened,
         )
         tally = _write(blocks, classifier(model, request.invert), output, [*sheets.values()])
-    for path, sheet in sheets.items():
-        sheet.save(path)
+    with native_messages_to(folder / "decoders.log"):  # the pictures are decoded again
+        for path, sheet in sheets.items():
+            sheet.save(path)
     return Classified(tally=tally, found=found, skipped=skipped, output=output, explained=explained)
 
 

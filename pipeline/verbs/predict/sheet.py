@@ -23,6 +23,7 @@ from pipeline.data.pictures import (
     open_picture,
     picture_of,
 )
+from pipeline.data.reading import remarks_dropped
 from pipeline.data.values import Array, Shape
 from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
@@ -110,7 +111,8 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Draws the page as a PNG."""
-        originals = [_original(cell, self.shape) for cell in self.cells]
+        with remarks_dropped():
+            originals = [_original(cell, self.shape) for cell in self.cells]
         page = self.draw(originals, read_fonts())
         with replacing(path) as partial:
             page.save(partial)
