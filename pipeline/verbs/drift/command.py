@@ -45,6 +45,7 @@ from pipeline.reports.page import clean
 from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replace_text
+from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.drift import Drift
@@ -140,14 +141,16 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     The model's features are compared with those of the test images, if the cache still has these.
 
     Raises:
-        RequestError: there are no such pictures or no such run, or the run has no summary of its
-            data.
+        RequestError: there are no such pictures or no such run, the run has no summary of its
+            data, or the results cannot be written.
     """
     if request.path is None:
         raise RequestError(
             "path: say which pictures to compare, path=<folder, archive or list of new pictures>"
         )
     located(request.path, KEY)  # a path that is not there is told before the run is looked for
+    for written in (request.output, request.page):
+        require_writable(Path(written).parent, holds="the results of drift")
     run = _reference(config)
     summary = _summary(run)
     pictures = new_pictures(request.path, run.config.dataset, summary.classes)
