@@ -20,6 +20,9 @@ LEAF: dict[str, Any] = {
     key: value for key, value in yaml.safe_load(FILE.read_text()).items() if key != "defaults"
 } | {"test_fraction": 0.2, "max_bad": 0.5}
 
+# Of a picture that is read although Pillow warns of it, as it does of those of some cameras.
+ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0cut off"
+
 
 def noise(seed: int, size: tuple[int, ...] = (12, 12)) -> Array:
     """Pixels u8[H,W] or u8[H,W,C] that no other seed gives."""

@@ -312,12 +312,16 @@ def _resized(picture: Picture, size: tuple[int, int], fit: str) -> Picture:
     return picture.resize(size, Image.Resampling.LANCZOS, box)
 
 
-def contained(picture: Picture, size: tuple[int, int]) -> Picture:
+def contained(
+    picture: Picture,
+    size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Picture:
     """Resizes a picture to the largest that fits into `size` (width, height), aspect ratio kept."""
     scale = min(size[0] / picture.width, size[1] / picture.height)
     # A very long picture keeps at least one line; ImageOps.contain would leave none.
     fitting = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(fitting, Image.Resampling.LANCZOS)
+    return picture.resize(fitting, resample)
 
 
 def made_plain(picture: Picture, *, side: int, fit: str = PAD) -> Picture:

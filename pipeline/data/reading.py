@@ -141,6 +141,14 @@ def remarks_logged() -> Iterator[None]:
 
 
 @contextmanager
+def remarks_dropped() -> Iterator[None]:
+    """Drops Pillow's warnings of files that are decoded again: they were logged the first time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextmanager
 def reading_of(file: Path | str) -> Iterator[None]:
     """Marks a file as the one that this thread is reading."""
     _reading.file = file

@@ -89,38 +89,63 @@ def _edges(before: Array) -> Array:
     return np.union1d(deciles, np.nextafter(tied, -np.inf))
 
 
-def of_features(name: str, reference: Array, new: Array) -> tuple[Shift, Array, Array]:
-    """Compares features f32[m,F] and f32[n,F] of a model along several directions.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Directions:
+    """The D directions in which features of a reference vary most, and its values along them.
 
-    One half of the reference determines the directions in which it varies most. The other half is
-    compared with the new features along these directions, and by the distance from them. The shift
-    is that of the direction that differs most; p accounts for their number. Also returns the values
-    of the reference and of the new features along it. Source: Rabanser et al., "Failing Loudly",
-    2019.
+    `centre` f64[F] is the mean of the features that determined the `directions` f64[D,F];
+    `reference` f64[m,D+1] are the values of the other ones, as `along` returns them.
+    """
+
+    centre: Array
+    directions: Array
+    reference: Array
+
+    def along(self, features: Array) -> Array:
+        """Features f32[n,F] along the directions, then their distance from all, f64[n,D+1]."""
+        return _along(features - self.centre, self.directions)
+
+
+def directions_of(reference: Array) -> Directions:
+    """Finds the directions along which new features are compared with a reference f32[m,F].
+
+    One half of the reference determines the directions in which it varies most, the other half is
+    what new features are compared with.
 
     Raises:
         ValueError: the reference has fewer than FEWEST features.
     """
     if len(reference) < FEWEST:
         raise ValueError(f"there are {len(reference)} images to compare with, {FEWEST} are needed")
-    basis, rest = reference[::2].astype(np.float64), reference[1::2].astype(np.float64)
+    basis, rest = reference[::2].astype(np.float64), reference[1::2]
     centre = basis.mean(axis=0)
     directions = np.linalg.svd(basis - centre, full_matrices=False)[2][:DIRECTIONS]
-    along = [_along(part - centre, directions) for part in (rest, new.astype(np.float64))]
+    return Directions(
+        centre=centre, directions=directions, reference=_along(rest - centre, directions)
+    )
+
+
+def of_features(name: str, directions: Directions, new: Array) -> tuple[Shift, Array, Array]:
+    """Compares new features with a reference along several directions, and by the distance.
+
+    `new` f64[n,D+1] are the values of the features as `Directions.along` returns them. The shift is
+    that of the direction that differs most; p accounts for their number. Also returns the values of
+    the reference and of the new features along it. Source: Rabanser et al., "Failing Loudly", 2019.
+    """
     shifts = [
         of_values(name, np.sort(before).tolist(), len(before), now)
-        for before, now in zip(along[0].T, along[1].T, strict=True)
+        for before, now in zip(directions.reference.T, new.T, strict=True)
     ]
     most = min(range(len(shifts)), key=lambda number: (shifts[number].p, -shifts[number].distance))
-    named = f"direction {most + 1} of {len(shifts)}" if most < len(directions) else "outside"
+    is_inside = most < len(directions.directions)
     shift = replace(
         shifts[most],
         reference=math.nan,
         new=math.nan,
         p=min(1.0, shifts[most].p * len(shifts)),
-        detail=named,
+        detail=f"direction {most + 1} of {len(shifts)}" if is_inside else "outside",
     )
-    return shift, along[0][:, most], along[1][:, most]
+    return shift, directions.reference[:, most], new[:, most]
 
 
 def _along(features: Array, directions: Array) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.data import cache
 from pipeline.data.archives import place_at
 from pipeline.data.pictures import Picture, contained, open_picture
+from pipeline.data.reading import remarks_dropped
 from pipeline.data.values import Array, RawData
 
 ORIGINALS = 12  # shown at most
@@ -57,7 +58,8 @@ def read_originals(raw: RawData, folder: Path) -> Originals:
     try:
         known: Mapping[str, Array] = cache.load_stored(entry).arrays
     except FileNotFoundError:
-        tiles = _read(raw, rows)
+        with remarks_dropped():
+            tiles = _read(raw, rows)
         if not tiles:
             return no_originals()
         known = {"places": np.array([*tiles]), "tiles": np.stack([*tiles.values()])}

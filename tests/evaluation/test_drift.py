@@ -5,7 +5,16 @@ import pytest
 from scipy import stats
 
 from pipeline.data.values import Array
-from pipeline.evaluation.drift import judged, of_classes, of_features, of_values, smallest_seen
+from pipeline.evaluation.drift import (
+    DIRECTIONS,
+    Shift,
+    directions_of,
+    judged,
+    of_classes,
+    of_features,
+    of_values,
+    smallest_seen,
+)
 
 
 def test_the_distance_and_its_p_value_are_those_of_scipy() -> None:
@@ -77,26 +86,38 @@ def features(seed: int, count: int, size: int = 60) -> Array:
     return centres[rng.integers(0, 3, count)] + rng.normal(0, 1, (count, size))
 
 
+def compared(reference: Array, new: Array) -> tuple[Shift, Array, Array]:
+    directions = directions_of(reference)
+    return of_features("f", directions, directions.along(new))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "new"), [(20, 10), (60, 200), (400, 40)])
 def test_features_of_the_same_kind_are_seldom_called_shifted(count: int, new: int) -> None:
-    ps = [of_features("f", features(n, count), features(500 + n, new))[0].p for n in range(20)]
+    ps = [compared(features(n, count), features(500 + n, new))[0].p for n in range(20)]
     assert sum(p < 0.05 for p in ps) <= 3
 
 
 def test_features_that_shift_are_found_in_or_outside_the_directions_of_the_reference() -> None:
     reference = features(1, 300)
     one_class = reference[np.abs(reference - reference[0]).mean(axis=1) < 2]
-    within, before, now = of_features("f", reference, one_class)
+    within, before, now = compared(reference, one_class)
     assert judged([within])[0].level == 2
     assert "direction" in within.detail
     assert np.abs(np.median(before) - np.median(now)) > 0
     off = features(2, 100)
     off[:, 7] += 12
-    beyond = of_features("f", reference, off)[0]
+    beyond = compared(reference, off)[0]
     assert (beyond.detail, judged([beyond])[0].level) == ("outside", 2)
     with pytest.raises(ValueError, match="there are 19 images to compare with"):
-        of_features("f", reference[:19], off)
+        directions_of(reference[:19])
+
+
+def test_of_new_features_few_values_are_kept_and_may_be_found_in_parts() -> None:
+    directions, new = directions_of(features(1, 60, size=5000)), features(2, 30, size=5000)
+    parts = np.concatenate([directions.along(new[:7]), directions.along(new[7:])])
+    assert parts.shape == (30, DIRECTIONS + 1)
+    assert parts == pytest.approx(directions.along(new))
 
 
 def test_what_so_many_images_can_tell_is_the_distance_from_which_a_shift_counts() -> None:

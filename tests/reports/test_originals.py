@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.values import RawData, Split
 from pipeline.reports import originals
 from pipeline.reports.originals import ORIGINAL, ORIGINALS, read_originals, rows_to_show
-from tests.pictures import class_folders, noise, read
+from tests.pictures import ODD_EXIF, class_folders, noise, put, read
 from tests.reports.test_data_page import page_of
 from tests.reports.test_page import Page
 
@@ -39,6 +39,17 @@ def test_originals_that_are_gone_are_left_out(tmp_path: Path) -> None:
     for file in folder.rglob("*.png"):
         file.write_bytes(b"other")
     assert Page(page_of(raw, tmp_path / "data")).all("section", id="seen") == []
+
+
+def test_what_pillow_warns_of_is_not_told_again(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for number in range(6):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
+        put(file, noise(number, (20, 20, 3)), exif=ODD_EXIF)
+    raw = read(tmp_path / "photos", tmp_path / "data")
+    assert len(read_originals(raw, tmp_path / "cache").rows) == len(raw.train)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_pla
 
 from docs import screenshots
 from pipeline.data.values import Predictions, Split
+from pipeline.reports.explained import Explained, scatter
 from pipeline.reports.page import run_html
 from pipeline.reports.template import template
 from tests.commands import configured
@@ -38,16 +39,31 @@ def some_predictions(names: tuple[str, ...], images: int) -> Predictions:
     )
 
 
+def with_features(predictions: Predictions) -> Explained:
+    """The plot of features alone."""
+    images = np.arange(len(predictions.labels))
+    features = np.random.default_rng(0).random((len(images), 5), np.float32)
+    none = np.empty((0, 8, 8), np.float32)
+    return Explained(
+        images=images[:0],
+        guesses=none,
+        truths=none,
+        method="occlusion",
+        scatter=scatter(features, images, predictions),
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two reports as files: one of few classes with hostile names, one of a hundred."""
+    """Reports as files: of few classes with hostile names, of a hundred, and of a long name."""
     folder = tmp_path_factory.mktemp("report")
     config = configured("dataset=digits")
     many = tuple(f"a class of number {number}" for number in range(100))
-    for name, names in (("few", HOSTILE), ("many", many)):
-        text = run_html(
-            template("report.html"), facts(), config, {"test": some_predictions(names, 400)}
-        )
+    long = ("a" * 180, "b", "c")
+    for name, names in (("few", HOSTILE), ("many", many), ("long", long)):
+        found = some_predictions(names, 400)
+        explained = with_features(found) if name == "long" else None
+        text = run_html(template("report.html"), facts(), config, {"test": found}, explained)
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
 
@@ -155,7 +171,7 @@ def test_the_frequent_confusions_open_their_images_too(page: Page) -> None:
     assert dialog(page).locator(".thumb").first.is_visible()
 
 
-@pytest.mark.parametrize("name", ["few", "many"])
+@pytest.mark.parametrize("name", ["few", "many", "long"])
 def test_on_a_phone_the_matrix_scrolls_and_the_page_does_not(
     name: str, context: BrowserContext, folder: Path
 ) -> None:
@@ -177,7 +193,7 @@ def test_in_the_dark_the_page_is_dark_and_on_paper_it_is_not(page: Page) -> None
         assert heading.is_visible()
 
 
-@pytest.mark.parametrize("name", ["few", "many"])
+@pytest.mark.parametrize("name", ["few", "many", "long"])
 def test_on_paper_nothing_is_wider_than_the_sheet(
     name: str, context: BrowserContext, folder: Path
 ) -> None:

@@ -154,20 +154,22 @@ def _of_many(comparison: Comparison) -> str:
     seen = f"Best {comparison.metric}: {_described(best, comparison.metric)}. "
     if not known:
         return seen + "Without intervals, it cannot be told which differences are noise."
-    if not level:
-        return seen + f"It is significantly better than all {len(known):,} others."
+    if len(known) == len(others) and not level:
+        return seen + f"It is significantly better than all {len(others):,} others."
     if level == len(others):
         return seen + "All other rows are within noise of it."
     verb = "is" if level == 1 else "are"
+    untold = len(others) - len(known)
     return seen + (
-        f"{level:,} of the {len(known):,} other rows {verb} within noise of it; "
-        f"{counted(len(known) - level, 'is', 'are')} significantly worse."
+        f"{level:,} of the {len(others):,} other rows {verb} within noise of it; "
+        f"{counted(len(known) - level, 'is', 'are')} significantly worse"
+        + (f"; of {untold:,} it cannot be told." if untold else ".")
     )
 
 
 def _described(compared: Compared, metric: str) -> str:
     seeds = f", mean of {seeds_of(compared, metric)} seeds" if len(compared.row.runs) > 1 else ""
-    return f"{interval(compared.estimates[metric])} ({compared.label}{seeds})"
+    return f"{interval(compared.estimates[metric]) or 'not measured'} ({compared.label}{seeds})"
 
 
 def _group(compared: Compared) -> str | None:

@@ -31,7 +31,9 @@ from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.values import Array, images_at_once, images_per_block, most_probable
 from pipeline.evaluation.drift import (
     FEWEST,
+    Directions,
     Shift,
+    directions_of,
     judged,
     of_classes,
     of_features,
@@ -43,6 +45,7 @@ from pipeline.reports.page import clean
 from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replace_text
+from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, standard_output
 from pipeline.verbs.drift import Drift
@@ -138,14 +141,16 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     The model's features are compared with those of the test images, if the cache still has these.
 
     Raises:
-        RequestError: there are no such pictures or no such run, or the run has no summary of its
-            data.
+        RequestError: there are no such pictures or no such run, the run has no summary of its
+            data, or the results cannot be written.
     """
     if request.path is None:
         raise RequestError(
             "path: say which pictures to compare, path=<folder, archive or list of new pictures>"
         )
     located(request.path, KEY)  # a path that is not there is told before the run is looked for
+    for written in (request.output, request.page):
+        require_writable(Path(written).parent, holds="the results of drift")
     run = _reference(config)
     summary = _summary(run)
     pictures = new_pictures(request.path, run.config.dataset, summary.classes)
@@ -161,12 +166,12 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     with native_messages_to(folder / "tensorflow.log"):
         predictions = _predictions(run) if run.model_uri else None
         model = _model(run, config) if predictions else None
-    new = _measured(packed, model, request.batch_size)
     known = _Known(summary=summary)
     notes = ["the run has no model or no predictions: confidences are not compared"]
     if model is not None:
-        features, notes = _reference_features(run, config, model, request.batch_size)
-        known = _Known(summary=summary, predictions=predictions, features=features)
+        directions, notes = _directions(run, config, model, request.batch_size)
+        known = _Known(summary=summary, predictions=predictions, directions=directions)
+    new = _measured(packed, model, known.directions, request.batch_size)
     compared = _compared(known, new, _given(pictures, packed))
     result = Drifted(
         run_id=run.id,
@@ -267,9 +272,10 @@ def _predictions(run: RecordedRun) -> tuple[Array, dict[str, int]] | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Measured:
-    """Measurements of new pictures: values by quantity, features f32[N,F], predicted classes.
+    """Measurements of new pictures: values by quantity, features, predicted classes.
 
-    The features are None without a model, and for one whose features cannot be told.
+    The features are their values along the directions of the reference, f64[N,D+1]; None without
+    these.
     """
 
     values: Mapping[str, Array]
@@ -282,12 +288,13 @@ class _Known:
     """What new pictures are compared with.
 
     With the run's model, `predictions` are those on images not trained on: confidences f32[N] and
-    the number of images of each class; `features` f32[M,F] are None if the cache lacks the images.
+    the number of images of each class; `directions` are those of the features, None if the cache
+    lacks the images or the model has no features that can be told.
     """
 
     summary: DataSummary
     predictions: tuple[Array, Mapping[str, int]] | None = None
-    features: Array | None = None
+    directions: Directions | None = None
 
     def values(self) -> dict[str, tuple[Sequence[float], int]]:
         """By quantity: sorted values or quantiles, and the number of values."""
@@ -323,8 +330,8 @@ def _compared(known: _Known, new: _Measured, given: Mapping[str, int] | None) ->
     shifts = [of_values(name, *reference[name], values[name]) for name in values]
     if known.predictions is not None:
         shifts.append(of_classes(ASSIGNED, known.predictions[1], new.assigned))
-    if known.features is not None and new.features is not None:
-        shift, before, values[_FEATURES] = of_features(_FEATURES, known.features, new.features)
+    if known.directions is not None and new.features is not None:
+        shift, before, values[_FEATURES] = of_features(_FEATURES, known.directions, new.features)
         shifts.append(shift)
         reference[_FEATURES] = (np.sort(before).tolist(), len(before))
     if given is not None:
@@ -336,8 +343,13 @@ def _compared(known: _Known, new: _Measured, given: Mapping[str, int] | None) ->
     )
 
 
-def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Measured:
-    """Measures the images as the model sees them; without a model, they have no features."""
+def _measured(
+    packed: Packed, model: LoadedModel | None, directions: Directions | None, batch_size: int
+) -> _Measured:
+    """Measures the images as the model sees them.
+
+    Features may be as large as the images, so that only their values along `directions` are kept.
+    """
     from pipeline.training.predictor import with_features
 
     forward = with_features(model.model) if model else None
@@ -354,8 +366,8 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
         found.append(quantities_of(images))
         if model and forward:
             features, probabilities = forward(images)
-            if features is not None:
-                seen.append(features)
+            if features is not None and directions is not None:
+                seen.append(directions.along(features))
             sure.append(probabilities.max(axis=1))
             assigned.update(
                 model.class_names[position] for position in most_probable(probabilities).tolist()
@@ -369,10 +381,10 @@ def _measured(packed: Packed, model: LoadedModel | None, batch_size: int) -> _Me
     )
 
 
-def _reference_features(
+def _directions(
     run: RecordedRun, config: Config, model: LoadedModel, batch_size: int
-) -> tuple[Array | None, list[str]]:
-    """The features f32[N,F] of up to _MOST of the run's test images, if available, and remarks."""
+) -> tuple[Directions | None, list[str]]:
+    """The directions of the features of up to _MOST test images, if available, and remarks."""
     from pipeline.training.graph import head_input
     from pipeline.training.predictor import with_features
 
@@ -390,7 +402,8 @@ def _reference_features(
     size = min(images_at_once(shape, batch_size), images_per_block(shape))
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     found = [forward(raw.test.take(part))[0] for part in parts]
-    return np.concatenate([features for features in found if features is not None]), []
+    features = np.concatenate([features for features in found if features is not None])
+    return directions_of(features), []
 
 
 def _given(pictures: NewPictures, packed: Packed) -> Counter[str] | None:

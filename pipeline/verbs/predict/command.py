@@ -21,7 +21,7 @@ from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, find_images, read_blocks
 from pipeline.data.values import Array, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.files import replacing
+from pipeline.system.files import replacing, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.terminal import (
     native_messages_to,
@@ -86,7 +86,8 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     """Classifies the requested images and writes one row for each readable image.
 
     Raises:
-        RequestError: there is no such file or model, or it is named twice.
+        RequestError: there is no such file or model, it is named twice, or a file would be both
+            read and replaced.
         PipelineError: none of the files can be read.
     """
     if request.images is None:
@@ -103,6 +104,8 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     explained = output.with_suffix(".explained.png") if request.explain else None
     if request.contact_sheet:
         require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
+    overview = Path(request.contact_sheet) if request.contact_sheet else None
+    _require_others(request.images, found, [output, *filter(None, (explained, overview))])
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request.model_uri if run is None else run.model_uri)
     sheets = _sheets(model, request, explained)
@@ -118,8 +121,9 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
             opened=opened,
         )
         tally = _write(blocks, classifier(model, request.invert), output, [*sheets.values()])
-    for path, sheet in sheets.items():
-        sheet.save(path)
+    with native_messages_to(folder / "decoders.log"):  # the pictures are decoded again
+        for path, sheet in sheets.items():
+            sheet.save(path)
     return Classified(tally=tally, found=found, skipped=skipped, output=output, explained=explained)
 
 
@@ -185,6 +189,17 @@ def classifier(model: LoadedModel, invert: str) -> Classify:
         )
 
     return classify
+
+
+def _require_others(images: str, found: FoundFiles, written: Sequence[Path]) -> None:
+    """Refuses to read and to replace one file, such as the contact sheet of an earlier command."""
+    for path in filter(Path.is_file, written):
+        alike = [user_path(images), *(file for file in found.files if file.name == path.name)]
+        if any(file.is_file() and file.samefile(path) for file in alike):
+            raise RequestError(
+                f"{path}: is one of images={images}, and would be replaced; delete it, or write to "
+                "another place"
+            )
 
 
 def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:

@@ -23,6 +23,7 @@ from pipeline.data.pictures import (
     open_picture,
     picture_of,
 )
+from pipeline.data.reading import remarks_dropped
 from pipeline.data.values import Array, Shape
 from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
@@ -110,7 +111,8 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Draws the page as a PNG."""
-        originals = [_original(cell, self.shape) for cell in self.cells]
+        with remarks_dropped():
+            originals = [_original(cell, self.shape) for cell in self.cells]
         page = self.draw(originals, read_fonts())
         with replacing(path) as partial:
             page.save(partial)
@@ -151,8 +153,7 @@ def _draw(page: Picture, original: Picture, seen: Array, corner: tuple[int, int]
     left, top = corner
     ImageDraw.Draw(page).rectangle((left, top, left + TILE - 1, top + TILE - 1), TRACK)
     page.paste(original, (left + (TILE - original.width) // 2, top + (TILE - original.height) // 2))
-    small = picture_of(seen).convert("RGB").resize((INSET, INSET), Image.Resampling.NEAREST)
-    framed = ImageOps.expand(small, 2, PAPER)
+    framed = ImageOps.expand(_as_seen(seen, INSET), 2, PAPER)
     page.paste(framed, (left + TILE - framed.width, top + TILE - framed.height))
 
 
@@ -188,8 +189,12 @@ def _original(cell: Thumbnail, shape: Shape) -> Picture:
     try:
         return contained(_in_its_file(cell, shape), (TILE, TILE))
     except (OSError, ValueError, IndexError, PipelineError):
-        side = (TILE, TILE)
-        return picture_of(cell.seen).convert("RGB").resize(side, Image.Resampling.NEAREST)
+        return _as_seen(cell.seen, TILE)
+
+
+def _as_seen(seen: Array, side: int) -> Picture:
+    """The model's input u8[H,W,C] with its pixels visible; its longer side has `side` pixels."""
+    return contained(picture_of(seen).convert("RGB"), (side, side), Image.Resampling.NEAREST)
 
 
 def _in_its_file(cell: Thumbnail, shape: Shape) -> Picture:

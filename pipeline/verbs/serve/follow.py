@@ -102,6 +102,9 @@ async def _answer_of(ask: Callable[[], Answer]) -> Answer:
 async def _moved(watch: Watch, app: FastAPI, newest: ModelVersion) -> None:
     if not watch.follows:
         kept = app.state.served.about["serving"]
+        if newest.uri == kept:
+            log.warning("%s is %s again, which this server has kept", watch.alias, kept)
+            return
         text = "%s is %s now; this server keeps %s (restart it, or start it with follow=true)"
         log.warning(text, watch.alias, newest.uri, kept)
         return

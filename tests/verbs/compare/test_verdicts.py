@@ -32,6 +32,19 @@ def test_of_many_rows_it_is_said_how_many_are_level_with_the_best() -> None:
     assert any("looks better than it is" in note for note in notes(compared(runs)))
 
 
+def test_rows_that_cannot_be_told_from_the_best_are_not_said_to_be_worse() -> None:
+    shares = (0.9, 0.1, None, None)  # as of a sweep, which measures the test split of its best jobs
+    runs = [run(str(i), rate=str(i), accuracy=share) for i, share in enumerate(shares)]
+    said = "0 of the 3 other rows are within noise of it; 1 is significantly worse; of 2 it cannot"
+    assert said in verdict(compared(runs))
+    assert "better than all 1 others" not in verdict(compared(runs[:3]))
+
+
+def test_a_metric_that_one_of_two_runs_lacks_is_said_not_to_be_measured() -> None:
+    found = verdict(compared([run("a"), run("b", accuracy=None)]))
+    assert "against not measured (b). Without intervals, it cannot be told" in found
+
+
 def test_it_is_said_when_pictures_belong_together() -> None:
     runs = [run("a"), run("b", rate="2"), run("c", rate="3")]
     assert not any("belong together" in note for note in notes(compared(runs)))

@@ -137,6 +137,8 @@ def test_what_cannot_be_compared_is_refused_with_what_to_type(
         (("drift.path='~/none'",), r"^drift\.path=~/none: no such file or folder$"),
         ((f"drift.path={tmp_path}/n",), "no champion; name the run"),
         (("drift.path='~/n'",), "no champion; name the run"),
+        ((f"drift.path={tmp_path}/n", "drift.page=/proc/d.html"), "/proc: cannot be written"),
+        ((f"drift.path={tmp_path}/n", "drift.output=/proc/d.csv"), "/proc: cannot be written"),
     ):
         with pytest.raises(RequestError, match=said):
             carried_out("drift", *words, folder=tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -249,6 +250,26 @@ def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> No
     asked(folder, contact_sheet="sheets/page.png")
     with Image.open(folder / "sheets/page.png") as page:
         assert page.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"contact_sheet": "photos/a.png"}, "photos/a.png"),
+        ({"contact_sheet": "b.png", "images": "."}, "b.png"),
+        ({"explain": "true", "images": "*.png"}, "predictions.explained.png"),
+    ],
+)
+def test_no_page_replaces_a_picture_that_is_classified(
+    settings: dict[str, str], name: str, folder: Path
+) -> None:
+    for file in ("photos/a.png", "b.png", "predictions.explained.png"):
+        drawn(folder / file, border=0, inside=0)
+    before = (folder / name).read_bytes()
+    with pytest.raises(RequestError, match=f"^{re.escape(name)}: is one of images="):
+        asked(folder, **settings)
+    assert (folder / name).read_bytes() == before
+    assert not (folder / "predictions.csv").exists()
 
 
 def test_what_spoke_for_the_predictions_is_drawn_beside_them(

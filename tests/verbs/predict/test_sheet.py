@@ -16,6 +16,7 @@ from pipeline.verbs.predict.sheet import (
     read_fonts,
 )
 from pipeline.verbs.predict.writers import PredictedBlock
+from tests.pictures import ODD_EXIF
 
 SHAPE = (4, 4, 1)
 
@@ -89,6 +90,24 @@ def test_names_of_several_lines_and_files_that_are_gone_cost_no_sheet(tmp_path: 
     sheet.add(predicted, np.full((1, *SHAPE), 120, np.uint8))
     page = drawn(sheet, tmp_path)
     assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (120, 120, 120)
+
+
+def test_what_the_model_saw_keeps_its_aspect_ratio(tmp_path: Path) -> None:
+    wide = np.full((1, 4, 16, 1), 200, np.uint8)
+    page = drawn(sheet_of(wide, tmp_path / "gone.png", inverted=False), tmp_path)
+    left, top = GAP, HEADER + GAP
+    paper = (228, 232, 237)  # of a tile
+    assert page.getpixel((left + TILE // 2, top + TILE // 2)) == (200, 200, 200)
+    assert page.getpixel((left + TILE // 2, top + TILE // 8)) == paper
+    assert page.getpixel((left + TILE - 20, top + TILE - 10)) == (200, 200, 200)
+    assert page.getpixel((left + TILE - 20, top + TILE - 30)) == paper
+
+
+def test_what_pillow_warns_of_is_not_told_again(tmp_path: Path) -> None:
+    file = tmp_path / "red.jpg"
+    Image.new("RGB", (300, 300), "red").save(file, exif=ODD_EXIF)
+    page = drawn(sheet_of(np.zeros((1, *SHAPE), np.uint8), file, inverted=False), tmp_path)
+    assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (254, 0, 0)
 
 
 def test_a_sheet_is_drawn_from_pictures_in_memory() -> None:

@@ -145,6 +145,15 @@ def test_a_server_that_does_not_follow_says_once_that_the_alias_moved(
     )
 
 
+def test_a_server_that_does_not_follow_says_that_the_alias_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    find, said = answers(SECOND, FIRST)
+    watched(find, lambda app: len(said) >= 5, follows=False)
+    _, last = caplog.messages
+    assert last == f"{ALIAS} is {FIRST.uri} again, which this server has kept"
+
+
 def test_a_store_that_is_away_is_told_once_and_followed_again_when_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
