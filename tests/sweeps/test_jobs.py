@@ -201,6 +201,14 @@ def test_a_fixed_key_that_only_the_swept_files_have_is_checked_in_each_job() -> 
         wrong.compose(second)
 
 
+def test_a_fixed_null_for_a_key_that_only_the_swept_files_have_reaches_the_jobs() -> None:
+    both = ("model=efficientnet_lite0,efficientnet_lite1", "model.trainable=all")
+    asked = multirun(*both, "model.weights=null")
+    assert asked.fixed == ["model.trainable=all", "model.weights=null"]
+    configs = [asked.compose(job) for job in grid(asked.searched)]
+    assert [config.model["weights"] for config in configs] == [None, None]
+
+
 def test_the_sweep_itself_has_the_other_fixed_values_beside_one_that_only_jobs_have() -> None:
     others = ("train.epochs=5", "evaluate.test=false", "optimizer.learning_rate=1e-2")
     asked = multirun("optimizer=sgd,rmsprop", "optimizer.momentum=0.9", *others)
