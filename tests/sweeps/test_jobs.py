@@ -353,6 +353,12 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
     )
 
 
+def test_the_command_of_a_job_leaves_out_what_is_taken_out_of_the_sweeps_settings() -> None:
+    without = "~sweep.pruner_options.n_warmup_steps"
+    asked = multirun("sweep=tpe", without, "model.dropout=0.1,0.2")
+    assert asked.command(grid(asked.searched)[1]) == "python -m pipeline model.dropout=0.2"
+
+
 def test_the_command_of_a_job_says_where_its_files_are(tmp_path: Path) -> None:
     own, more = tmp_path / "own config", tmp_path / "more"
     written(own / "primary.yaml", "defaults: [config, _self_]\n")
