@@ -17,7 +17,7 @@ from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
 from pipeline.sweeps.launch import open_workers, settle_in
 from pipeline.sweeps.manifest import Manifest
-from pipeline.sweeps.outcomes import FAILED, Outcome, objectives, ranked
+from pipeline.sweeps.outcomes import Outcome, objectives, ranked
 from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
@@ -30,7 +30,7 @@ from pipeline.sweeps.study import (
     require_trials,
     trial_count,
 )
-from pipeline.system.errors import PipelineError, RequestError
+from pipeline.system.errors import RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import reopen
@@ -42,7 +42,7 @@ def sweep(plan: Plan, launcher: Any) -> None:
 
     Raises:
         RequestError: the sweep to resume is a different one, or a run that it needs is not there.
-        PipelineError: at the end, if a job failed.
+        PipelineError: at the end, if a job failed or was killed.
     """
     multirun, adaptive = plan.multirun, plan.adaptive
     config = multirun.config
@@ -91,11 +91,7 @@ def _run_and_report(running: SweepJobs, manifest: Manifest, *, resumed: bool) ->
         )
     )
     print_results(parent.id, outcomes, objectives)
-    if failed := sum(outcome.status == FAILED for outcome in outcomes):
-        raise PipelineError(
-            f"{failed} of {len(outcomes)} jobs failed; what each printed is in {running.folder}; "
-            f"run them again with sweep.resume={parent.id}"
-        )
+    running.require_complete()
 
 
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:
