@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.messages import error_line
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
 from pipeline.config.sweep import Sweep
@@ -30,7 +31,7 @@ from pipeline.sweeps.study import (
     require_trials,
     trial_count,
 )
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.folders import owner
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import reopen
@@ -42,7 +43,7 @@ def sweep(plan: Plan, launcher: Any) -> None:
 
     Raises:
         RequestError: the sweep to resume is a different one, or a run that it needs is not there.
-        PipelineError: at the end, if a job failed or was killed.
+        PipelineError: the sweep itself failed, or, at the end, a job failed or was killed.
     """
     multirun, adaptive = plan.multirun, plan.adaptive
     config = multirun.config
@@ -68,8 +69,11 @@ def sweep(plan: Plan, launcher: Any) -> None:
                 _require_what_it_has_left(resumed, folder, config, storage)
             plan.manifest.save(folder)
             settle_in(launcher, folder)
-            named = _named(config, plan.manifest)
-            with record(named, folder, run_id=resumed, searched=plan.manifest.searched) as parent:
+            named, keys = _named(config, plan.manifest), plan.manifest.searched
+            with (
+                _failed_work(folder),
+                record(named, folder, run_id=resumed, searched=keys) as parent,
+            ):
                 running = SweepJobs(
                     multirun=multirun,
                     workers=workers,
@@ -78,6 +82,17 @@ def sweep(plan: Plan, launcher: Any) -> None:
                     folder=folder,
                 )
                 _run_and_report(running, plan.manifest, resumed=resumed is not None)
+
+
+@contextmanager
+def _failed_work(folder: Path) -> Iterator[None]:
+    """Tells what goes wrong from here on from a wrong request."""
+    try:
+        yield
+    except (PipelineError, BrokenPipeError):  # the latter may be that nobody reads the results
+        raise
+    except Exception as error:
+        raise PipelineError(f"{error_line(error)}\nThe sweep is in {folder}") from error
 
 
 def _run_and_report(running: SweepJobs, manifest: Manifest, *, resumed: bool) -> None:
