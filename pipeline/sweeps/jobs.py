@@ -343,9 +343,14 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def brief(text: str) -> str:
-    """A value for people to read: a long number with four significant digits."""
+    """A value for people to read: a long number with four significant digits, if not a whole one.
+
+    Seeds and dates of as many digits would look the same.
+    """
+    if len(text) <= _LONG or text.isdecimal():
+        return text
     try:
-        return f"{float(text):.4g}" if len(text) > _LONG else text
+        return f"{float(text):.4g}"
     except ValueError:
         return text
 
