@@ -65,9 +65,9 @@ class Sweep:
     keep_models: Annotated[int, Field(ge=0)] = MISSING
     """Number of best jobs that keep model and checkpoints and are evaluated on the test split."""
     on_failure: Annotated[str, one_of("continue", "stop")] = MISSING
-    """Whether the sweep continues when a job fails."""
+    """Whether the sweep continues when a job fails or is killed."""
     max_failures: Count | None = MISSING
-    """Failed jobs after which the sweep stops; null sets no limit."""
+    """Failed or killed jobs after which the sweep stops; null sets no limit."""
     timeout_s: Positive | None = MISSING
     """Seconds after which a job is ended as failed."""
     memory_mb: Positive | None = MISSING

@@ -93,7 +93,7 @@ ABOUT_THE_RECORD = frozenset({"run_id", "dataset", "data_dir", "trusted_modules"
 
 SWEEPERS = ("grid", "search", "optuna")  # of this project
 LEFT_TO_JOBS = "left to jobs"  # tags a value for a sweep's jobs, not for its own configuration
-_MARK, _END = f"tag('{LEFT_TO_JOBS}',choice(", "))"
+_MARK, _END = f"tag('{LEFT_TO_JOBS}',choice([", "]))"  # a list, since no choice may be null
 _WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
@@ -119,7 +119,7 @@ def left_to_jobs(words: Sequence[str]) -> list[str]:
 
     Hydra would refuse `optimizer=sgd,rmsprop optimizer.momentum=0.9`: it composes the sweep's own
     configuration without the swept values, and its `adam` has no momentum. So it gets
-    `optimizer.momentum=tag('left to jobs',choice(0.9))`, which it does not apply.
+    `optimizer.momentum=tag('left to jobs',choice([0.9]))`, which it does not apply.
     """
     parser = OverridesParser.create()
     if not _tries_files(words, parser):

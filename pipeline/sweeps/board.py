@@ -62,7 +62,7 @@ class Board:
         """Notes that a job ended, whatever its outcome."""
         self.running.pop(outcome.index, None)
         self.outcomes[outcome.index] = outcome
-        if not on_terminal(self.console) or outcome.status == FAILED:
+        if not on_terminal(self.console) or not outcome.is_complete:
             self.console.print(self._ended(outcome), soft_wrap=True)
 
     def keeping(self, models: int) -> None:

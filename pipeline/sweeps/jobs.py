@@ -28,7 +28,7 @@ from pipeline.sweeps.ranges import numbers
 from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide_word
 
-ABOUT_SWEEPS = ("sweep=", "sweep.", "+sweep.", "hydra")
+ABOUT_SWEEPS = ("sweep=", "sweep.", "hydra")
 PARENTS_ALONE = ("sweep.storage", "sweep.study", "sweep.resume", "sweep.preview")
 MOST_JOBS = 100_000  # in a grid
 _LONG = 8  # numbers with more characters are shortened
@@ -142,7 +142,8 @@ class Multirun:
     def command(self, job: Job) -> str:
         """The command that repeats a job on its own."""
         about_all = (*ABOUT_SWEEPS, "tracking.uri=")
-        words = [word for word in self.fixed if not word.startswith(about_all)] + job.overrides
+        fixed = [word for word in self.fixed if not word.lstrip("+~").startswith(about_all)]
+        words = fixed + job.overrides
         if may_lack_effect(words):  # in this job: it would be refused
             with suppress(RequestError):  # the job fails, and says why
                 words = with_effect(words, self.compose(job))
@@ -342,9 +343,14 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def brief(text: str) -> str:
-    """A value for people to read: a long number with four significant digits."""
+    """A value for people to read: a long number with four significant digits, if not a whole one.
+
+    Seeds and dates of as many digits would look the same.
+    """
+    if len(text) <= _LONG or text.isdecimal():
+        return text
     try:
-        return f"{float(text):.4g}" if len(text) > _LONG else text
+        return f"{float(text):.4g}"
     except ValueError:
         return text
 

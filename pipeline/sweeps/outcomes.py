@@ -69,6 +69,11 @@ class Outcome:
     error: str | None = None
     kept: bool = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the job has done its work: it neither failed nor was killed."""
+        return self.status in (FINISHED, PRUNED)
+
 
 def ranked(outcomes: Sequence[Outcome], objectives: Sequence[SweepObjective]) -> list[Outcome]:
     """The finished outcomes, best first by the first objective; ties keep their order."""

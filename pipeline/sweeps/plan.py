@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from pipeline.config.builders import check_keys
-from pipeline.config.effects import may_lack_effect, refuse_without_effect, untested
+from pipeline.config.effects import Rule, may_lack_effect, refuse_without_effect, untested
 from pipeline.config.flat import config_sha256
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config, has_no_validation
@@ -30,6 +30,14 @@ from pipeline.training.pretrained import require_weights
 MOST_COMBINED = 64  # combinations of bounds and choices that are composed
 
 Composed = Sequence[tuple[Job, Config]]
+
+OF_THE_KEPT = Rule(
+    keys=("evaluate.leakage", "evaluate.report"),
+    when=lambda config: config.sweep.keep_models == 0,
+    because="with sweep.keep_models=0: it is for the jobs whose models are kept",
+    mend="leave it out, or set sweep.keep_models above 0",
+    nothing=(False,),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,7 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
     composed = [(job, _composed(multirun, job)) for job in jobs]
     _require_distinct(composed)
     _require_objectives(multirun.config, [one for _, one in composed])
+    refuse_without_effect(multirun.typed, [multirun.config], rules=[OF_THE_KEPT])
     if adaptive:
         _require_effects_of_search(multirun, composed)
     else:

@@ -15,7 +15,7 @@ from pipeline.config.words import quoted
 from pipeline.sweeps.board import Board
 from pipeline.sweeps.jobs import Job, JobSource, Multirun
 from pipeline.sweeps.launch import Workers
-from pipeline.sweeps.outcomes import FAILED, FINISHED, PRUNED, Outcome, ranked
+from pipeline.sweeps.outcomes import KILLED, Outcome, ranked
 from pipeline.sweeps.runs import Children
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class SweepJobs:
-    """Runs the jobs of its source until there are no more, or until too many have failed."""
+    """Runs the jobs of its source until there are no more, or too many failed or were killed."""
 
     multirun: Multirun
     workers: Workers
@@ -47,7 +47,7 @@ class SweepJobs:
         self._require_none_alive()
         known = self.runs.outcomes(self.source.known_jobs())
         self.source.catch_up(known)
-        self.outcomes = {i: o for i, o in known.items() if o.status in (FINISHED, PRUNED)}
+        self.outcomes = {i: o for i, o in known.items() if o.is_complete}
         self.with_checkpoints = set(self.outcomes)
 
     def carry_out(self, report: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
@@ -68,9 +68,10 @@ class SweepJobs:
                 self.outcomes[outcome.index] = outcome
                 board.end(outcome)
                 self._drop_checkpoints(outcome)
-                if sum(one.status == FAILED for one in self.outcomes.values()) >= limit:
+                if sum(not one.is_complete for one in self.outcomes.values()) >= limit:
+                    how = "was killed" if outcome.status == KILLED else "failed"
                     raise PipelineError(
-                        f"stopped after job {outcome.index} failed ({outcome.error}); "
+                        f"stopped after job {outcome.index} {how} ({outcome.error}); "
                         f"continue with sweep.resume={self.runs.parent.id}"
                     )
             with ThreadPoolExecutor(1) as beside:
@@ -78,6 +79,19 @@ class SweepJobs:
                 self._keep_best(board)
             reported.result()
         return self._by_index()
+
+    def require_complete(self) -> None:
+        """Checks, at the end, that each job has done its work.
+
+        Raises:
+            PipelineError: some failed or were killed.
+        """
+        if lost := [one.status for one in self.outcomes.values() if not one.is_complete]:
+            how = "failed or were killed" if KILLED in lost else "failed"
+            raise PipelineError(
+                f"{len(lost)} of {len(self.outcomes)} jobs {how}; what each printed is in "
+                f"{self.folder}; run them again with sweep.resume={self.runs.parent.id}"
+            )
 
     @contextmanager
     def _workers_ended(self) -> Iterator[None]:

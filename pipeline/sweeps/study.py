@@ -45,6 +45,7 @@ _FIRST_EPOCH = {
     "hyperband": ("min_resource", 1),
 }
 STORAGE = "PIPELINE_SWEEP_STORAGE"  # environment variable of jobs: an address with a password
+_LINE = b'{"op_code":'  # what each line of a journal begins with
 _PARAMS, _SWEEP = "params", "sweep"  # user attributes of a trial
 # User attributes of a study: trials replaced by others, and the names of the metrics
 _DISREGARDED, _METRICS = "disregarded", "metrics"
@@ -183,7 +184,7 @@ def open_storage(address: str) -> Any:
     """Opens Optuna's storage at a database URL or, for any other text, in a journal file.
 
     Raises:
-        RequestError: the database cannot be used.
+        RequestError: the database cannot be used, or the file is no journal.
     """
     if "://" in address:
         keep_through_interrupts(address)
@@ -194,7 +195,44 @@ def open_storage(address: str) -> Any:
             raise RequestError(f"sweep.storage={shown} cannot be used: {reason(error)}") from error
     Path(address).parent.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
-    return journal.JournalStorage(journal.JournalFileBackend(address))
+    backend = journal.JournalFileBackend(address)
+    _remove_half_a_line(Path(address))
+    try:
+        return journal.JournalStorage(backend)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(_no_journal(address)) from error
+
+
+def _remove_half_a_line(path: Path) -> None:
+    """Removes what a full disk or a power failure has left unfinished at the end of a journal.
+
+    Optuna would append to it, and could not read the file any more.
+
+    Raises:
+        RequestError: the file does not end as a journal does.
+    """
+    if not _half_a_line(path):
+        return
+    lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
+    lock.acquire()  # another process may be writing the rest
+    try:
+        half = _half_a_line(path)
+        if not _LINE.startswith(half[: len(_LINE)]):
+            raise RequestError(_no_journal(path))
+        os.truncate(path, path.stat().st_size - len(half))
+    finally:
+        lock.release()
+
+
+def _half_a_line(path: Path) -> bytes:
+    return path.read_bytes().rpartition(b"\n")[2]
+
+
+def _no_journal(path: Path | str) -> str:
+    return (
+        f"sweep.storage={path}: this is no journal of Optuna, or a damaged one; name another file, "
+        "or a database by its address, as in sqlite:///study.db"
+    )
 
 
 def require_shareable(storage: Any, settings: Sweep, searched: Sequence[Override]) -> None:

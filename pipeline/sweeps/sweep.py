@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.messages import error_line
 from pipeline.config.named_runs import weights_run
 from pipeline.config.schema import Config
 from pipeline.config.sweep import Sweep
@@ -17,7 +18,7 @@ from pipeline.data.load import ingest
 from pipeline.sweeps.jobs import Grid, Job, JobSource, Multirun, grid, short_keys
 from pipeline.sweeps.launch import open_workers, settle_in
 from pipeline.sweeps.manifest import Manifest
-from pipeline.sweeps.outcomes import FAILED, Outcome, objectives, ranked
+from pipeline.sweeps.outcomes import Outcome, objectives, ranked
 from pipeline.sweeps.plan import Plan, plan_again
 from pipeline.sweeps.results import log_results, print_results, show_preview
 from pipeline.sweeps.running import SweepJobs
@@ -42,7 +43,7 @@ def sweep(plan: Plan, launcher: Any) -> None:
 
     Raises:
         RequestError: the sweep to resume is a different one, or a run that it needs is not there.
-        PipelineError: at the end, if a job failed.
+        PipelineError: the sweep itself failed, or, at the end, a job failed or was killed.
     """
     multirun, adaptive = plan.multirun, plan.adaptive
     config = multirun.config
@@ -68,8 +69,11 @@ def sweep(plan: Plan, launcher: Any) -> None:
                 _require_what_it_has_left(resumed, folder, config, storage)
             plan.manifest.save(folder)
             settle_in(launcher, folder)
-            named = _named(config, plan.manifest)
-            with record(named, folder, run_id=resumed, searched=plan.manifest.searched) as parent:
+            named, keys = _named(config, plan.manifest), plan.manifest.searched
+            with (
+                _failed_work(folder),
+                record(named, folder, run_id=resumed, searched=keys) as parent,
+            ):
                 running = SweepJobs(
                     multirun=multirun,
                     workers=workers,
@@ -78,6 +82,17 @@ def sweep(plan: Plan, launcher: Any) -> None:
                     folder=folder,
                 )
                 _run_and_report(running, plan.manifest, resumed=resumed is not None)
+
+
+@contextmanager
+def _failed_work(folder: Path) -> Iterator[None]:
+    """Tells what goes wrong from here on from a wrong request."""
+    try:
+        yield
+    except (PipelineError, BrokenPipeError):  # the latter may be that nobody reads the results
+        raise
+    except Exception as error:
+        raise PipelineError(f"{error_line(error)}\nThe sweep is in {folder}") from error
 
 
 def _run_and_report(running: SweepJobs, manifest: Manifest, *, resumed: bool) -> None:
@@ -91,11 +106,7 @@ def _run_and_report(running: SweepJobs, manifest: Manifest, *, resumed: bool) ->
         )
     )
     print_results(parent.id, outcomes, objectives)
-    if failed := sum(outcome.status == FAILED for outcome in outcomes):
-        raise PipelineError(
-            f"{failed} of {len(outcomes)} jobs failed; what each printed is in {running.folder}; "
-            f"run them again with sweep.resume={parent.id}"
-        )
+    running.require_complete()
 
 
 def _place(config: Config, multirun: Multirun) -> tuple[str | None, Path]:

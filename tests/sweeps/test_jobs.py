@@ -201,6 +201,14 @@ def test_a_fixed_key_that_only_the_swept_files_have_is_checked_in_each_job() -> 
         wrong.compose(second)
 
 
+def test_a_fixed_null_for_a_key_that_only_the_swept_files_have_reaches_the_jobs() -> None:
+    both = ("model=efficientnet_lite0,efficientnet_lite1", "model.trainable=all")
+    asked = multirun(*both, "model.weights=null")
+    assert asked.fixed == ["model.trainable=all", "model.weights=null"]
+    configs = [asked.compose(job) for job in grid(asked.searched)]
+    assert [config.model["weights"] for config in configs] == [None, None]
+
+
 def test_the_sweep_itself_has_the_other_fixed_values_beside_one_that_only_jobs_have() -> None:
     others = ("train.epochs=5", "evaluate.test=false", "optimizer.learning_rate=1e-2")
     asked = multirun("optimizer=sgd,rmsprop", "optimizer.momentum=0.9", *others)
@@ -345,6 +353,12 @@ def test_the_command_of_a_job_repeats_it_without_the_sweep() -> None:
     )
 
 
+def test_the_command_of_a_job_leaves_out_what_is_taken_out_of_the_sweeps_settings() -> None:
+    without = "~sweep.pruner_options.n_warmup_steps"
+    asked = multirun("sweep=tpe", without, "model.dropout=0.1,0.2")
+    assert asked.command(grid(asked.searched)[1]) == "python -m pipeline model.dropout=0.2"
+
+
 def test_the_command_of_a_job_says_where_its_files_are(tmp_path: Path) -> None:
     own, more = tmp_path / "own config", tmp_path / "more"
     written(own / "primary.yaml", "defaults: [config, _self_]\n")
@@ -401,7 +415,12 @@ def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> N
 
 @pytest.mark.parametrize(
     ("text", "short"),
-    [("0.0001", "0.0001"), ("0.00014016907816835644", "0.0001402"), ("a_long_name", "a_long_name")],
+    [
+        ("0.0001", "0.0001"),
+        ("0.00014016907816835644", "0.0001402"),
+        ("a_long_name", "a_long_name"),
+        ("4294967295", "4294967295"),
+    ],
 )
 def test_long_numbers_are_shown_in_brief(text: str, short: str) -> None:
     assert job_name({"optimizer.learning_rate": text}) == f"lr={short}"

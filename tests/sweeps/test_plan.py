@@ -156,6 +156,16 @@ def test_the_pruner_of_a_file_may_be_left_without_effect_unless_it_would_fail(
         planned(f"{SEARCH} sweep=mine dataset=digits train.epochs=2 seed=0,1")
 
 
+@pytest.mark.parametrize("search", ["", f"{SEARCH} "])
+@pytest.mark.parametrize("key", ["evaluate.leakage", "evaluate.report"])
+def test_what_is_only_for_kept_jobs_is_refused_where_none_is_kept(key: str, search: str) -> None:
+    line = f"{search}seed=0,1 dataset=folder sweep.keep_models=0 {key}"
+    with pytest.raises(RequestError, match=rf"^{key}=true has no effect with sweep.keep_models=0"):
+        planned(f"{line}=true")
+    with pytest.raises(RequestError, match=r"^dataset.path is missing"):  # nothing else is wrong
+        planned(f"{line}=false")
+
+
 def test_settings_of_the_sweep_itself_are_checked_first() -> None:
     with pytest.raises(RequestError, match=r"^hydra.job.chdir=true: .* leave it out"):
         planned("seed=0,1 dataset=digits hydra.job.chdir=true")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +12,25 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.sweeps import running
 from pipeline.sweeps.jobs import Grid, Job
-from pipeline.sweeps.outcomes import FINISHED, Outcome, SweepObjective
+from pipeline.sweeps.outcomes import FAILED, FINISHED, KILLED, PRUNED, Outcome, SweepObjective
 from pipeline.sweeps.pool import Ended
+from pipeline.system.errors import PipelineError
 from tests.stores import AWAY
 
 KEPT = 3
 
 
-def sweep_jobs(folder: Path, values: list[float]) -> running.SweepJobs:
+def sweep_jobs(
+    folder: Path, values: list[float], states: Sequence[str] = (), on_failure: str = "continue"
+) -> running.SweepJobs:
     """A sweep whose jobs only have values; each has left a checkpoint."""
     jobs = [Job(index=index, params={"seed": str(index)}) for index in range(len(values))]
 
     def settle(job: Job, error: str | None) -> Outcome:
         (folder / str(job.index) / "checkpoints").mkdir(parents=True, exist_ok=True)
         value = (values[job.index],)
-        return Outcome(index=job.index, status=FINISHED, params=job.params, values=value)
+        status = states[job.index] if states else FINISHED
+        return Outcome(index=job.index, status=status, params=job.params, values=value)
 
     runs: Any = SimpleNamespace(
         objectives=[SweepObjective(metric="val/accuracy", maximize=True)],
@@ -34,7 +39,7 @@ def sweep_jobs(folder: Path, values: list[float]) -> running.SweepJobs:
         settle=settle,
         close_orphans=set,
     )
-    settings = SimpleNamespace(keep_models=KEPT, on_failure="continue", max_failures=None)
+    settings = SimpleNamespace(keep_models=KEPT, on_failure=on_failure, max_failures=None)
     multirun: Any = SimpleNamespace(
         config=SimpleNamespace(sweep=settings),
         words=lambda job: ["train.epochs=2", *job.overrides],
@@ -66,6 +71,30 @@ def test_checkpoints_of_the_best_stay_and_each_other_is_removed_once(
     left = {int(path.parent.name) for path in tmp_path.glob("*/checkpoints")}
     assert left == set(best)
     assert len(removed) == len(set(removed)) == 60 - KEPT
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([FINISHED, PRUNED], None),
+        ([FINISHED, KILLED], "1 of 2 jobs failed or were killed; .* sweep.resume=abcd"),
+        ([FAILED, PRUNED], "1 of 2 jobs failed; .* sweep.resume=abcd"),
+    ],
+)
+def test_a_sweep_is_complete_if_no_job_failed_or_was_killed(
+    states: list[str], said: str | None, tmp_path: Path
+) -> None:
+    jobs = sweep_jobs(tmp_path, [0.5, 0.6], states)
+    jobs.carry_out(lambda outcomes: None)
+    with pytest.raises(PipelineError, match=said) if said else nullcontext():
+        jobs.require_complete()
+
+
+def test_on_failure_stop_starts_nothing_after_a_killed_job(tmp_path: Path) -> None:
+    jobs = sweep_jobs(tmp_path, [0.5, 0.6], [KILLED, FINISHED], on_failure="stop")
+    with pytest.raises(PipelineError, match="stopped after job 0 was killed"):
+        jobs.carry_out(lambda outcomes: None)
+    assert [*jobs.outcomes] == [0]
 
 
 def test_a_job_is_told_all_that_it_has_to_know_by_one_value(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shlex
@@ -31,7 +32,7 @@ from pipeline.sweeps.plan import plan_sweep
 from pipeline.sweeps.runs import children
 from pipeline.sweeps.study import STORAGE
 from pipeline.sweeps.sweep import sweep as carry_out
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.tracking.heartbeat import (
     signs,
 )
@@ -364,6 +365,22 @@ def test_two_new_sweeps_are_not_in_one_folder(tmp_path: Path) -> None:
         plan = plan_sweep(asked, ELSEWHERE, adaptive=False)
         with pytest.raises(RequestError, match=f"^hydra.sweep.dir={tmp_path}: another sweep is at"):
             carry_out(plan, ELSEWHERE)
+
+
+def test_a_sweep_that_fails_at_its_work_was_no_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.sweeps.sweep.settle_in", lambda launcher, folder: None)
+    monkeypatch.setattr("pipeline.sweeps.sweep.log_results", full)
+    with inside(tmp_path):
+        asked = multirun("dataset=synthetic", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
+        plan = plan_sweep(asked, ELSEWHERE, adaptive=False)
+        with pytest.raises(PipelineError, match="No space left.*\nThe sweep is") as e:
+            carry_out(plan, ELSEWHERE)
+    assert e.value.exit_code == 1
 
 
 @pytest.mark.parametrize("case", REFUSED)
