@@ -94,6 +94,24 @@ def averages(optimizer: Builder) -> Builder:
     return optimizer
 
 
+def rotates(*keys: str) -> Callable[[Builder], Builder]:
+    """Declares that an augmentation rotates or shifts images where one of these keys is set.
+
+    XLA lacks the operation by which TensorFlow does so.
+    """
+
+    def declare(augmentation: Builder) -> Builder:
+        augmentation.rotates = keys  # type: ignore[attr-defined]
+        return augmentation
+
+    return declare
+
+
+def keys_that_rotate(augmentation: Callable[..., Any] | None) -> tuple[str, ...]:
+    """The keys of an augmentation by which it rotates or shifts images."""
+    return getattr(augmentation, "rotates", ())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Idle:
     """When parameters of a builder have no effect beside others, and what to do about it.

@@ -40,6 +40,7 @@ from pipeline.config.rules import (
     TypedPath,
     broken_rules,
     function_in,
+    keys_that_rotate,
     listed_in,
     may_have_validation,
     one_of,
@@ -436,12 +437,17 @@ def _check_together(config: Config) -> None:
     _check_clipping(config.optimizer)
     if has_no_validation(config):
         require_validation(config)
-    if config.train.xla and config.augment.get("rand_augment"):
+    _check_xla(config)
+    _check_averages(config)
+
+
+def _check_xla(config: Config) -> None:
+    keys = keys_that_rotate(builder_of(config.augment)) if config.train.xla else ()
+    if used := [key for key in keys if config.augment[key]]:
         raise RequestError(
-            "train.xla=true: XLA has no rotation of images, which augment.rand_augment needs; "
+            f"train.xla=true: XLA can neither rotate nor shift images, as augment.{used[0]} does; "
             "leave one of the two out"
         )
-    _check_averages(config)
 
 
 def has_no_validation(config: Config) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import NonNegative, Share, idle, one_of
+from pipeline.config.rules import NonNegative, Share, idle, one_of, rotates
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 from pipeline.training.pieces import (
@@ -49,6 +49,7 @@ def _is_off(leaf: dict[str, Any]) -> bool:
     return leaf["flip"] == "none" and not drawn and not any(others)
 
 
+@rotates("shift")
 @idle(when=lambda leaf: not (leaf["horizontal_flip"] or leaf["shift"]), **_OFF)
 def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Tensor:
     """Mirrors random images f32[N,H,W,C] and moves each by up to `shift` of height and width."""
@@ -60,6 +61,7 @@ def flip_and_shift(images: Tensor, *, horizontal_flip: bool, shift: Share) -> Te
     return x
 
 
+@rotates("rand_augment")
 @idle(when=_is_off, **_OFF)
 @idle(
     "magnitude",

@@ -90,11 +90,11 @@ def fit(  # noqa: PLR0913 (as `keras.Model.fit`)
     logs: dict[str, float] = {}
     model.stop_training = False
     since = [join * -(-len(train) // batch_size) for join in joins or ()] or None
-    # XLA traces the full batches at once and fuses by itself. What is left of an epoch is traced
+    callbacks.on_train_begin()
+    # XLA compiles the full batches at once and fuses by itself. What is left of an epoch is traced
     # as it is first run.
     with fused_updates(model.optimizer, shares, since, kernels=False):
         passes = _passes(model, train, val, batch_size=batch_size, xla=xla, stream=stream)
-    callbacks.on_train_begin()
     with fused_updates(model.optimizer, shares, since), fused_norms(model):
         for epoch in range(callbacks.params.get("initial_epoch", 0), callbacks.params["epochs"]):
             if model.stop_training:
@@ -212,7 +212,7 @@ def _passes(
         shared = val.images is train.images
         train_feed = Resident(train, images)
         val_feed = Resident(val, images if shared else resident(val.images))
-    xla_part = train_size if xla else 0
+    xla_part = train_size if xla and len(train) >= batch_size else 0
     return _Passes(
         model=model,
         train_feed=train_feed,
@@ -277,29 +277,28 @@ def _compiled_by_xla(
 
     `shape` is (maximum batches per call, images per batch); n must be a multiple of the latter.
 
+    It is compiled at once, so that each attempt traces the same operations.
+
     Raises:
-        PipelineError: on the first call, if XLA lacks an operation of `step`.
+        PipelineError: XLA lacks an operation of `step`.
     """
-    traced = _trace(step, gather, shape)
+    try:
+        compiled = _compiled(step, gather, shape)
+    except tf.errors.OpError as error:
+        _require_known_operations(error)
+        if not forget_programs():  # a damaged cached program must not fail the run
+            raise
+        compiled = _compiled(step, gather, shape)
 
     def take(positions: Positions) -> None:
-        nonlocal traced
         # One program serves any number of batches: those beyond `count` are ignored.
         padded = tf.constant(np.resize(positions, shape))
-        count = tf.constant(len(positions) // shape[1])
-        try:
-            traced(padded, count)
-        except tf.errors.OpError as error:
-            _require_known_operations(error)
-            if not forget_programs():  # a damaged cached program must not fail the run
-                raise
-            traced = _trace(step, gather, shape)
-            traced(padded, count)
+        compiled(padded, tf.constant(len(positions) // shape[1]))
 
     return take
 
 
-def _trace(
+def _compiled(
     step: Step, gather: Gather, shape: tuple[int, int]
 ) -> Callable[[tf.Tensor, tf.Tensor], None]:
     none = gather(tf.zeros([0], tf.int64))
@@ -322,7 +321,8 @@ def _trace(
 
     with _threefry():
         traced: Callable[[tf.Tensor, tf.Tensor], None] = run.get_concrete_function()
-        return traced
+    traced(tf.zeros(shape, tf.int64), tf.constant(0))  # compiles; takes no batch
+    return traced
 
 
 def _require_known_operations(error: tf.errors.OpError) -> None:

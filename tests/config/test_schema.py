@@ -274,11 +274,18 @@ print([name for name in ("keras", "tensorflow", "sklearn", "matplotlib", "mlflow
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
-def test_what_xla_cannot_compile_is_refused_with_it() -> None:
-    operations = ("augment=combined", "augment.rand_augment=1")
-    with pytest.raises(RequestError, match=r"train.xla=true: .*augment.rand_augment"):
-        configured(*operations, "train.xla=true")
-    assert configured(*operations).train.xla is None
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        ("augment.rand_augment", ("augment=combined", "augment.rand_augment=1")),
+        ("augment.shift", ("augment=flip_and_shift",)),
+    ],
+)
+def test_what_xla_cannot_compile_is_refused_with_it(key: str, chosen: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match=rf"train.xla=true: .*{key}"):
+        configured(*chosen, "train.xla=true")
+    assert configured(*chosen).train.xla is None
+    assert configured("augment=flip_and_shift", "augment.shift=0", "train.xla=true").train.xla
 
 
 def test_a_composed_configuration_without_our_keys_is_refused_with_those_that_are_missing() -> None:

@@ -686,6 +686,27 @@ def test_random_functions_are_restored_when_tracing_fails() -> None:
     assert tf.random.stateless_uniform is draws
 
 
+def test_what_is_compiled_anew_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def normalised() -> Layers:
+        return [layers.Dense(6), layers.BatchNormalization(), layers.Activation("gelu")]
+
+    failures = [tf.errors.InternalError(None, None, "a damaged program")]
+    whole, again = with_hidden(normalised), with_hidden(normalised)
+    step = again.train_step
+
+    def fails_at_first(batch: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return step(batch)
+
+    monkeypatch.setattr(loop, "forget_programs", lambda: True)
+    monkeypatch.setattr(again, "train_step", fails_at_first)
+    for model in (whole, again):
+        fit(model, split(53), xla=True)
+    assert not failures
+    assert same_weights(whole, again)
+
+
 def test_an_operation_that_xla_does_not_know_is_named_with_the_mend() -> None:
     def turn() -> Layers:
         return [layers.Reshape((4, 4, 1)), layers.RandomRotation(0.1), layers.Flatten()]
