@@ -177,7 +177,7 @@ def _learn_address(address: str) -> None:
 
 
 def _has_password(slashed: re.Match[str]) -> bool:
-    """Whether what matches `_Patterns.slashed` is a password."""
+    """Whether what such a pattern matches, with a slash in it, is a password."""
     scheme = slashed[1].partition("+")[0].lower()
     return scheme in _DATABASES or not _PORT.match(slashed[3])
 
