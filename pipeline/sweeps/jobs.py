@@ -347,7 +347,7 @@ def brief(text: str) -> str:
 
     Seeds and dates of as many digits would look the same.
     """
-    if len(text) <= _LONG or text.isdecimal():
+    if len(text) <= _LONG or text.lstrip("+-").isdecimal():
         return text
     try:
         return f"{float(text):.4g}"

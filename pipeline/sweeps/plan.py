@@ -31,7 +31,7 @@ MOST_COMBINED = 64  # combinations of bounds and choices that are composed
 
 Composed = Sequence[tuple[Job, Config]]
 
-OF_THE_KEPT = Rule(
+_FOR_KEPT_JOBS = Rule(
     keys=("evaluate.leakage", "evaluate.report"),
     when=lambda config: config.sweep.keep_models == 0,
     because="with sweep.keep_models=0: it is for the jobs whose models are kept",
@@ -66,7 +66,7 @@ def plan_sweep(multirun: Multirun, launcher: Any, *, adaptive: bool) -> Plan:
     composed = [(job, _composed(multirun, job)) for job in jobs]
     _require_distinct(composed)
     _require_objectives(multirun.config, [one for _, one in composed])
-    refuse_without_effect(multirun.typed, [multirun.config], rules=[OF_THE_KEPT])
+    refuse_without_effect(multirun.typed, [multirun.config], rules=[_FOR_KEPT_JOBS])
     if adaptive:
         _require_effects_of_search(multirun, composed)
     else:

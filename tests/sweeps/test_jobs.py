@@ -420,6 +420,7 @@ def test_a_resumed_grid_runs_what_has_not_finished_under_the_same_numbers() -> N
         ("0.00014016907816835644", "0.0001402"),
         ("a_long_name", "a_long_name"),
         ("4294967295", "4294967295"),
+        ("-1234567890", "-1234567890"),
     ],
 )
 def test_long_numbers_are_shown_in_brief(text: str, short: str) -> None:

@@ -101,10 +101,13 @@ def test_a_resumed_search_proposes_what_the_whole_one_would_have(tmp_path: Path)
     assert first + carry_out(search(tmp_path / "two", "sweep.n_trials=14")) == whole
 
 
-def test_a_search_whose_journal_ends_in_half_a_line_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("never_written", [b"", b"\0" * 9], ids=["short", "empty"])
+def test_a_search_whose_journal_ends_in_half_a_line_is_resumed(
+    never_written: bytes, tmp_path: Path
+) -> None:
     whole, journal = carry_out(search(tmp_path / "whole")), tmp_path / "study.journal"
     carry_out(search(tmp_path), 3)
-    os.truncate(journal, journal.stat().st_size - 9)  # of the outcome of trial 2
+    journal.write_bytes(journal.read_bytes()[:-9] + never_written)  # of the outcome of trial 2
     resumed = search(tmp_path)
     resumed.catch_up({2: ended(2, whole[2])})
     assert carry_out(resumed) == whole[3:]
@@ -112,12 +115,19 @@ def test_a_search_whose_journal_ends_in_half_a_line_is_resumed(tmp_path: Path) -
     assert states == {"COMPLETE"}
 
 
-@pytest.mark.parametrize("content", [b"SQLite format 3\0", b"a\nb\n", b"[]\n", b"{}\n"])
+@pytest.mark.parametrize(
+    "content", [b"SQLite format 3\0", b"a\nb\n", b"[]\n", b"{}\n", b"a: 1\n", b"\n"]
+)
 def test_a_file_that_is_no_journal_is_refused_and_stays(content: bytes, tmp_path: Path) -> None:
     (file := tmp_path / "study.db").write_bytes(content)
     with pytest.raises(RequestError, match=r"study.db: this is no journal of Optuna.* sqlite:///"):
         open_storage(str(file))
     assert file.read_bytes() == content
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"this is no journal of Optuna"):
+        open_storage(str(tmp_path))
 
 
 def test_n_trials_is_a_total(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _of_many(comparison: Comparison) -> str:
     return seen + (
         f"{level:,} of the {len(others):,} other rows {verb} within noise of it; "
         f"{counted(len(known) - level, 'is', 'are')} significantly worse"
-        + (f"; of {untold:,} it cannot be told." if untold else ".")
+        + (f"; {untold:,} cannot be compared." if untold else ".")
     )
 
 
