@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +43,7 @@ _EMNIST = "emnist"  # stores each image transposed (Cohen et al. 2017, arXiv:170
 # By split and what it is, images or labels: an array, or the name of its file or member.
 Parts = Mapping[tuple[str, str], Array]
 Names = Mapping[tuple[str, str], str]
+Part = TypeVar("Part")
 
 
 def from_idx(
@@ -88,7 +90,7 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
         raise RequestError(f"dataset.path={path} {why}")
     sets = _idx_sets(name for name in place.contents().files if name.startswith(below))
     chosen = _set_of(sets, prefix, path)
-    found = _of_one_folder(sets[chosen], place, below.rstrip("/"), path)
+    found = _of_one_folder(sets[chosen], _is_whole, place, below, path)
     _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
     return place, chosen, found
 
@@ -112,16 +114,22 @@ def _idx_sets(files: Iterable[str]) -> Mapping[str, Mapping[str, Names]]:
     return sets
 
 
-def _of_one_folder(folders: Mapping[str, Names], place: Place, top: str, path: str) -> Names:
+def _of_one_folder(
+    folders: Mapping[str, Mapping[Part, str]],
+    is_whole: Callable[[Collection[Part]], bool],
+    place: Place,
+    below: str,
+    path: str,
+) -> Mapping[Part, str]:
     """The files of the folder that has a whole set, else of all folders together.
 
     Different sets have files of the same names: MNIST, Fashion-MNIST and KMNIST, for example. Of
-    several folders with a whole set, it is `top`, which the `path` names.
+    several folders with a whole set, it is the one that the `path` names, `below` in its archive.
 
     Raises:
         RequestError: several folders have a whole set, or the same part of one.
     """
-    whole = [folder for folder, names in folders.items() if not _lacking(names)]
+    whole, top = [folder for folder, names in folders.items() if is_whole(names)], below.rstrip("/")
     if top in whole or len(whole) == 1:
         return folders[top if top in whole else whole[0]]
     counts = Counter(part for names in folders.values() for part in names)
@@ -263,6 +271,10 @@ def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Seque
             f"dataset.path={path}: the {' '.join(lacking[0])} are missing; there "
             f"{f'are {told}' if told else 'is nothing'}"
         )
+
+
+def _is_whole(found: Collection[tuple[str, str]]) -> bool:
+    return not _lacking(found)
 
 
 def _lacking(found: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -408,24 +420,46 @@ def cifar_parts(
     """The folder or archive of CIFAR, its version, and its files: `train`, `test` and `names`.
 
     Raises:
-        RequestError: a file is missing.
+        RequestError: a file is missing, or it is unclear which of several is meant.
     """
     place, below = located(path, "dataset.path")
-    files = {PurePosixPath(name).name: name for name in place.contents().files}
-    files = {base: name for base, name in files.items() if name.startswith(below)}
+    names = [name for name in place.contents().files if name.startswith(below)]
     for version in cifar_files(fine):
-        patterns = {"train": version.train, "test": version.test}
-        found = {
-            part: [files[base] for base in sorted(files, key=natural) if re.fullmatch(one, base)]
-            for part, one in patterns.items()
-        }
-        if all(found.values()) and version.names in files:
-            return place, version, found | {"names": [files[version.names]]}
+        is_whole = partial(_is_whole_cifar, version)
+        folders = _cifar_folders(names, version)
+        if is_whole({base for files in folders.values() for base in files}):
+            files = _of_one_folder(folders, is_whole, place, below, path)
+            parts = _cifar_bases(files, version).items()
+            return place, version, {part: [files[base] for base in bases] for part, bases in parts}
+    there = [PurePosixPath(name).name for name in names]
     kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
     raise RequestError(
         f"dataset.path={path} is not the published archive or its folder: it lacks "
-        f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, list(files)[:12]))}"
+        f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, there[:12]))}"
     )
+
+
+def _cifar_folders(names: Iterable[str], version: Cifar) -> Mapping[str, dict[str, str]]:
+    """The files of a version of CIFAR among these, by their folder and by their own name."""
+    folders: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if any(_cifar_bases([base], version).values()):
+            folders[folder][base] = name
+    return folders
+
+
+def _cifar_bases(bases: Iterable[str], version: Cifar) -> Mapping[str, list[str]]:
+    """Which of these names are those of each part: `train`, `test` and `names`."""
+    patterns = {"train": version.train, "test": version.test, "names": re.escape(version.names)}
+    return {
+        part: [base for base in sorted(bases, key=natural) if re.fullmatch(one, base)]
+        for part, one in patterns.items()
+    }
+
+
+def _is_whole_cifar(version: Cifar, bases: Collection[str]) -> bool:
+    return all(_cifar_bases(bases, version).values())
 
 
 def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, Path]:
