@@ -148,7 +148,7 @@ def _csv(content: bytes, name: str) -> Table:
     if told := re.match(r"sep=(.)\r?\n", text):  # as Excel writes and reads it
         text = text[told.end() :]
     start = re.sub(r'"[^"]*"', "", re.match(r"\s*([^\r\n]*)", text)[1])  # type: ignore[index]
-    separator = told[1] if told else max(SEPARATORS, key=start.count)
+    separator = told[1] if told else _separator(start, name)
     # For this process, since csv knows no other; its own limit is that of short texts.
     csv.field_size_limit(_LARGEST)
     reader = csv.reader(
@@ -179,6 +179,12 @@ def _csv(content: bytes, name: str) -> Table:
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
     kind = f"separated by {SEPARATORS.get(separator, repr(separator))}"
     return Table(name=name, kind=kind, columns=columns, others={}, lines=lines)
+
+
+def _separator(header: str, name: str) -> str:
+    """What separates a header's columns: tabs where the list's ending says so, else the most."""
+    is_of_tabs = PurePosixPath(name).suffix.lower() in (".tsv", ".tab") and "\t" in header
+    return "\t" if is_of_tabs else max(SEPARATORS, key=header.count)
 
 
 def _decoded(content: bytes, name: str) -> str:
