@@ -213,6 +213,11 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
     pairs = []
     for name in classes:
         sources = classes[name] if isinstance(classes, Mapping) else name
+        if sources == []:
+            raise RequestError(
+                f"dataset.classes: {name!r} unites nothing; name what it unites, as "
+                f"{{{name}: [cat, dog]}} does, or leave it out"
+            )
         pairs += [
             (_text(source), _text(name))
             for source in (sources if isinstance(sources, list) else [sources])
