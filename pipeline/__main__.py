@@ -47,6 +47,7 @@ from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import (
+    as_lines,
     leave_terminal,
     native_messages_to,
     prepare_streams,
@@ -133,7 +134,7 @@ def main() -> int:
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if show_traceback else error_line(error)
-        print(hide(told), file=sys.stderr)
+        print(as_lines(hide(told)), file=sys.stderr)
         # Errors from outside the work come from composing its configuration or from its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0

@@ -135,6 +135,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["audit", "dataset=idx", "dataset.path=nowhere"],
         ["dataset.path=nowhere: no such file or folder"],
     ),
+    "a name that would steer the terminal": (
+        ["predict", "images=a\x1b[31m.png"],
+        ["images=a\\x1b[31m.png: no such file"],
+    ),
     "a network that cannot be built": (
         ["dataset=digits", "model.residual=true"],
         ["model=mlp: residual needs two equal widths"],

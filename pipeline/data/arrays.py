@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.data.archives import Zip, arrays_at, located
-from pipeline.data.files import as_line, natural
+from pipeline.data.files import natural
 from pipeline.data.label_lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
 from pipeline.data.places import Place
 from pipeline.data.sources import decoded, decompressed
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError, joined, one_line
+from pipeline.system.terminal import as_line, printable
 
 _IMAGES, _LABELS = "images", "labels"
 _SIDE, COLOURS = 32, 3  # of CIFAR's images
@@ -67,7 +68,9 @@ def from_idx(
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
         if values.ndim != (3 if what == _IMAGES else 1):
-            raise RequestError(f"{file} holds an array of {values.ndim} dimensions, not {what}")
+            raise RequestError(
+                f"{printable(file)} holds an array of {values.ndim} dimensions, not {what}"
+            )
         if what == _IMAGES:
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
@@ -135,9 +138,10 @@ def _of_one_folder(
     counts = Counter(part for names in folders.values() for part in names)
     if whole or max(counts.values()) > 1:
         told = joined([as_line(folder or ".") for folder in whole or folders])
+        one = printable(place.root / (whole or [*folders])[0])
         raise RequestError(
             f"dataset.path={path}: {told} have files of the same names, which may be different "
-            f"sets; name the folder of one: dataset.path={place.root / (whole or [*folders])[0]}"
+            f"sets; name the folder of one: dataset.path={one}"
         )
     return {part: name for names in folders.values() for part, name in names.items()}
 
@@ -168,7 +172,7 @@ def _characters(place: Place, chosen: str) -> dict[int, str] | None:
     return None if name is None else _mapping(*_content(place, name, most=2**20))
 
 
-def _mapping(content: bytes, where: Path) -> dict[int, str]:
+def _mapping(content: bytes, where: str) -> dict[int, str]:
     """The characters of each label, as EMNIST lists them: `1 65 97` for `Aa`."""
     lines = content.decode("ascii", "replace").splitlines()
     try:
@@ -194,7 +198,7 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     archive, found = npz_parts(path)
     arrays = {part: archive.array(name) for part, name in found.items()}
     for part, array in arrays.items():
-        where = f"{path}: {found[part].removesuffix('.npy')}"
+        where = printable(f"{path}: {found[part].removesuffix('.npy')}")
         arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
     return _raw_data(arrays, class_names, path, source=path)
 
@@ -210,7 +214,9 @@ def npz_parts(path: str) -> tuple[Zip, Names]:
     found: dict[tuple[str, str], str] = {}
     for key in members:
         if (part := _part_of(key)) and found.setdefault(part, key) != key:
-            raise RequestError(f"{path} has several {' '.join(part)}: {found[part]} and {key}")
+            raise RequestError(
+                f"{path} has several {' '.join(part)}: {printable(f'{found[part]} and {key}')}"
+            )
     _require_parts(found, path, list(members))
     return archive, {part: members[key] for part, key in found.items()}
 
@@ -462,13 +468,13 @@ def _is_whole_cifar(version: Cifar, bases: Collection[str]) -> bool:
     return all(_cifar_bases(bases, version).values())
 
 
-def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, Path]:
+def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, str]:
     """The first bytes of a file, at most `most` or all of them, and where it is."""
     with place.opened(name) as file:
-        return file.read(most), place.root / name
+        return file.read(most), printable(place.root / name)
 
 
-def _cifar_names(content: bytes, where: Path, version: Cifar) -> tuple[str, ...]:
+def _cifar_names(content: bytes, where: str, version: Cifar) -> tuple[str, ...]:
     if version.keys[1]:
         names = _entries(content, where).get(version.keys[1])
     else:
@@ -478,7 +484,7 @@ def _cifar_names(content: bytes, where: Path, version: Cifar) -> tuple[str, ...]
     return tuple(as_line(_string(one)) for one in names)
 
 
-def _cifar_part(content: bytes, where: Path, version: Cifar, classes: int) -> tuple[Array, Array]:
+def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tuple[Array, Array]:
     """Images u8[n,32,32,3] and labels i32[n] of one file."""
     pixels = COLOURS * _SIDE * _SIDE
     if version.label_bytes:
@@ -505,7 +511,7 @@ def _cifar_part(content: bytes, where: Path, version: Cifar, classes: int) -> tu
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
 
 
-def _entries(content: bytes, where: Path) -> dict[str, Any]:
+def _entries(content: bytes, where: str) -> dict[str, Any]:
     """The dictionary in a pickle of CIFAR, its keys as texts."""
     try:
         found = plain_pickle(content)

@@ -28,15 +28,14 @@ from pipeline.data.files import (
     NO_ENDING,
     PICTURE_ENDINGS,
     Unreadable,
-    as_line,
     in_natural_order,
     natural,
-    printable,
     rest,
 )
 from pipeline.data.places import NO_FILE, Contents, Folder, Place
 from pipeline.data.values import SPLITS, Array, exceeds
 from pipeline.system.errors import RequestError, counted, joined, some_of
+from pipeline.system.terminal import as_line, printable
 
 
 def _as_texts(value: Any) -> Any:
@@ -83,7 +82,7 @@ class Listing:
 
     `root` is a folder or an archive; `files` are POSIX paths relative to it, or names of members,
     in natural order. A name that is not UTF-8 holds surrogates, as `os.fsdecode` gives them;
-    `files.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
+    `terminal.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
     counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,
@@ -458,7 +457,10 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *layout.warnings, *_without_pictures(files, tree, layout)]
     notes += [*_united_by_form(tree, layout), *_not_the_users(contents)]
-    notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
+    notes += [
+        f"{as_line(one)} is not used; type dataset.path={printable(place.root / one)}"
+        for one in found
+    ]
     made = _from_folders(place, tree, layout, wanted, left_out, notes)
     return replace(made, warnings=layout.warnings)
 
@@ -664,7 +666,7 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
 def _from_list(place: Place, name: str, wanted: _Wanted, there: Sequence[str] = ()) -> Listing:
     """Lists the pictures that a list names; counts those that are `there` beside them."""
     pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
-    _require_classes(found, str(place.root / name))
+    _require_classes(found, printable(place.root / name))
     return _listing(pictures, _with_unlisted_counted(found, pictures, there), layout, wanted)
 
 
@@ -695,7 +697,7 @@ def _from_lists(
         shown = ", ".join(map(as_line, names[:TOLD]))
         raise wanted.refuse(
             f"{len(names)} lists lie there ({shown}); name one: "
-            f"dataset.path={place.root / names[0]}"
+            f"dataset.path={printable(place.root / names[0])}"
         )
     notes, parts, of = [], [], []  # `of`: the list and the split of each part
     pictures, layout = place, ""
@@ -724,7 +726,7 @@ def _from_lists(
         told = [as_line(one) + (f" in {n:,} parts" if n > 1 else "") for one, n in used.items()]
         layout = f"{joined(told)}, one list per split"
     united = _united_lists(parts, [first for first, _ in of], notes, pictures, wanted)
-    _require_classes(united, str(place.root / names[0]))
+    _require_classes(united, printable(place.root / names[0]))
     found = _with_unlisted_counted(united, pictures, there)
     return _listing(pictures, found, layout, wanted)
 
@@ -804,12 +806,12 @@ def _require_classes(found: _Found, told: str) -> None:
 
 
 def _table(place: Place, name: str) -> label_lists.Table:
-    told = str(place.root / name)
+    told = printable(place.root / name)
     try:
         with place.opened(name) as file:
             as_it_lies = _ending(name) in label_lists.PARQUET and isinstance(place, Folder)
             content = embedded.mapped(file) if as_it_lies else _whole(file)
-            return label_lists.read_table(content, told)
+            return label_lists.read_table(content, str(place.root / name))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
@@ -819,7 +821,7 @@ def _pictures_of(
     place: Place, name: str, table: label_lists.Table, wanted: _Wanted
 ) -> tuple[Place, _Found, str]:
     """The place of a list's pictures, what the list says of them, and its layout in one line."""
-    told = str(place.root / name)
+    told = printable(place.root / name)
     pictures, below = place, _folder(name)
     if wanted.root is not None:
         pictures, below = located(wanted.root, "dataset.root")
@@ -904,10 +906,12 @@ def _whereabouts(place: Place, below: str, path: str) -> str:
     name = path.rpartition("/")[2]
     for file in place.contents().files:
         if file.endswith(f"/{path}"):
-            return f".\nIt lies in another folder: dataset.root={place.root / file[: -len(path)]}"
+            root = printable(place.root / file[: -len(path)])
+            return f".\nIt lies in another folder: dataset.root={root}"
         if f"/{file}".endswith(f"/{name}"):
-            return f".\nThere is {as_line(str(place.root / file))}: fix the paths in the list"
-    return f".\nIts paths are relative to {place.root / below}; dataset.root=… names another folder"
+            return f".\nThere is {printable(place.root / file)}: fix the paths in the list"
+    root = printable(place.root / below)
+    return f".\nIts paths are relative to {root}; dataset.root=… names another folder"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from pipeline.data.exclusion import (
     SPLIT_COLUMN,
     excluded_positions,
 )
-from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
@@ -32,7 +31,7 @@ from pipeline.system.errors import RequestError, counted
 from pipeline.system.files import replace_text, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
-from pipeline.system.terminal import standard_output
+from pipeline.system.terminal import as_text, printable, standard_output
 from pipeline.tracking.runs import require_weights_of_other_data, with_weights
 from pipeline.training.build import prepare_keras
 from pipeline.training.folds import out_of_fold
@@ -226,7 +225,7 @@ def _tables(result: Audited, *, is_files: bool) -> dict[Path, str]:
 
 def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
     """The rows of the table, the likely wrong labels first."""
-    verdict, names = result.verdict, [printable(name) for name in result.class_names]
+    verdict, names = result.verdict, [as_text(name) for name in result.class_names]
     for position in verdict.order.tolist():
         yield (
             *map(_cell, result.addresses[position]),
@@ -240,4 +239,4 @@ def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
 
 
 def _cell(part: Any) -> str:
-    return printable(str(part))
+    return as_text(str(part))

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from pipeline.config.schema import Config
 from pipeline.data.archives import located
-from pipeline.data.files import printable
 from pipeline.data.load import cached
 from pipeline.data.measures import (
     QUANTITIES,
@@ -47,7 +46,7 @@ from pipeline.system.errors import PipelineError, RequestError, counted
 from pipeline.system.files import replace_text
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
-from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.system.terminal import native_messages_to, printable, standard_output
 from pipeline.verbs.drift import Drift
 from pipeline.verbs.drift.pictures import KEY, NewPictures, new_pictures, of_drift
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
-from pipeline.data.files import FoundFiles, Unreadable, printable
+from pipeline.data.files import FoundFiles, Unreadable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, find_images, read_blocks
@@ -24,6 +24,8 @@ from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.terminal import (
+    as_line,
+    as_text,
     native_messages_to,
     plain_console,
     progress_bar,
@@ -254,7 +256,7 @@ def _progress(
 
         def skip(unreadable: tuple[Unreadable, ...]) -> None:
             for one in unreadable:
-                line = f"skipped {printable(one.file)}: {one.reason}"
+                line = as_line(f"skipped {as_text(one.file)}: {one.reason}")
                 console.print(line, soft_wrap=True)
             skipped.extend(unreadable)
 
