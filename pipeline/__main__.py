@@ -42,6 +42,7 @@ from pipeline.config.words import (
     quoted,
     refuse_settings_of_a_run,
     require_our_sweeper,
+    require_utf8,
 )
 from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
@@ -146,6 +147,7 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     Raises:
         RequestError: a word is a mistake, or has no effect here.
     """
+    require_utf8(words)
     flags, settings = flags_apart(normalise(words), verb.request)
     multirun = "--multirun" in flags
     if multirun and verb.name != "run":
@@ -153,6 +155,8 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     if words[:1] == [LAUNCHED_BY_MLPROJECT]:
         settings = once([full_word(word, verb.name, verb.request) for word in settings])
     command = _command(verb, flags)
+    if not command.helps:
+        require_utf8([str(Path.cwd())])
     refuse_mistakes(settings, command, verbs())
     given = addressed(settings, verb.name, verb.request, multirun=multirun)
     if verb.of_record and not command.helps:

@@ -139,6 +139,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["predict", "images=a\x1b[31m.png"],
         ["images=a\\x1b[31m.png: no such file"],
     ),
+    "a name that is not in UTF-8": (
+        ["predict", "images=a\udcff.png"],
+        ["images=a\\xff.png: this is not in UTF-8", "rename"],
+    ),
     "a network that cannot be built": (
         ["dataset=digits", "model.residual=true"],
         ["model=mlp: residual needs two equal widths"],
