@@ -136,8 +136,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["dataset.path=nowhere: no such file or folder"],
     ),
     "a name that would steer the terminal": (
-        ["predict", "images=a\x1b[31m.png"],
-        ["images=a\\x1b[31m.png: no such file"],
+        ["dataset=folder", "dataset.path=a\x1b[31m"],
+        ["dataset.path=a\\x1b[31m: no such file"],
     ),
     "a name that is not in UTF-8": (
         ["predict", "images=a\udcff.png"],
