@@ -85,9 +85,9 @@ class Listing:
     `terminal.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
-    counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,
-    with the reason, and `notes` say what else a user should know; `warnings` are those of them that
-    each run says, too.
+    counts what is not a picture of the data set, `lists` are the files of the lists that were read,
+    `unreadable` names pictures that cannot be used, with the reason, and `notes` say what else a
+    user should know; `warnings` are those of them that each run says, too.
     """
 
     root: Path
@@ -99,6 +99,7 @@ class Listing:
     place: Place
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[tuple[str, int], ...] = ()
+    lists: tuple[Path, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -534,7 +535,12 @@ def unlabelled_list(
     if not found.files:
         raise RequestError(f"{key}={path} names no picture")
     listing = _of_no_class(pictures, tuple(found.files), f"a list ({table.kind}) without classes")
-    return replace(listing, unreadable=tuple(found.unreadable), notes=tuple(found.notes))
+    return replace(
+        listing,
+        lists=tuple(found.lists),
+        unreadable=tuple(found.unreadable),
+        notes=tuple(found.notes),
+    )
 
 
 def _of_no_class(place: Place, files: tuple[str, ...], layout: str) -> Listing:
@@ -789,6 +795,7 @@ def _united_lists(
             ]
             for name in columns
         },
+        lists=[one for part in parts for one in part.lists],
         unreadable=[*(one for part in parts for one in part.unreadable), *contrary],
         notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
         label=parts[0].label,
@@ -851,6 +858,7 @@ def _pictures_of(
         names=rows.labels,
         splits=rows.splits,
         columns=rows.columns,
+        lists=(place.root / name,),
         unreadable=bad,
         notes=rows.notes,
         label=rows.used[1],
@@ -923,6 +931,7 @@ class _Found:
     splits: Sequence[str]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    lists: Sequence[Path] = ()
     unreadable: Sequence[Unreadable] = ()
     notes: Sequence[str] = ()
     label: str = ""  # the column that the names come from, if they come from a list
@@ -956,6 +965,7 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
             name: tuple(values[row] for row in rows) for name, values in found.columns.items()
         },
         left_out=tuple((+found.left_out).most_common()),
+        lists=tuple(found.lists),
         unreadable=tuple(found.unreadable),
         notes=tuple(notes),
     )

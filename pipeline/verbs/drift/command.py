@@ -43,7 +43,7 @@ from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
 from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
-from pipeline.system.files import replace_text
+from pipeline.system.files import replace_text, require_others
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
 from pipeline.system.terminal import native_messages_to, printable, standard_output
@@ -141,7 +141,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
 
     Raises:
         RequestError: there are no such pictures or no such run, the run has no summary of its
-            data, or the results cannot be written.
+            data, or the results cannot be written or would replace a list that is read.
     """
     if request.path is None:
         raise RequestError(
@@ -153,6 +153,8 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     run = _reference(config)
     summary = _summary(run)
     pictures = new_pictures(request.path, run.config.dataset, summary.classes)
+    results = [Path(request.output), Path(request.page)]
+    require_others(results, pictures.listing.lists, f"{KEY}={request.path}")
     height, width, channels = summary.shape
     if channels not in MODES:
         raise RequestError(
