@@ -42,11 +42,13 @@ from pipeline.config.words import (
     quoted,
     refuse_settings_of_a_run,
     require_our_sweeper,
+    require_utf8,
 )
 from pipeline.libraries import UNSUPPORTED, configure_libraries
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.secrets import hide, learn, learn_environment
 from pipeline.system.terminal import (
+    as_lines,
     leave_terminal,
     native_messages_to,
     prepare_streams,
@@ -133,7 +135,7 @@ def main() -> int:
             print(f"stopped by {stopped_by[0].name}; {kept}", file=sys.stderr)
             return 128 + stopped_by[0]
         told = "".join(format_exception(error)) if show_traceback else error_line(error)
-        print(hide(told), file=sys.stderr)
+        print(as_lines(hide(told)), file=sys.stderr)
         # Errors from outside the work come from composing its configuration or from its folder.
         return error.exit_code if isinstance(error, PipelineError) else RequestError.exit_code
     return 0
@@ -145,6 +147,7 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     Raises:
         RequestError: a word is a mistake, or has no effect here.
     """
+    require_utf8(words)
     flags, settings = flags_apart(normalise(words), verb.request)
     multirun = "--multirun" in flags
     if multirun and verb.name != "run":
@@ -152,6 +155,8 @@ def _understood(verb: Verb, words: list[str]) -> tuple[list[str], bool]:
     if words[:1] == [LAUNCHED_BY_MLPROJECT]:
         settings = once([full_word(word, verb.name, verb.request) for word in settings])
     command = _command(verb, flags)
+    if not command.helps:
+        require_utf8([str(Path.cwd())])
     refuse_mistakes(settings, command, verbs())
     given = addressed(settings, verb.name, verb.request, multirun=multirun)
     if verb.of_record and not command.helps:

@@ -135,6 +135,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["audit", "dataset=idx", "dataset.path=nowhere"],
         ["dataset.path=nowhere: no such file or folder"],
     ),
+    "a name that would steer the terminal": (
+        ["dataset=folder", "dataset.path=a\x1b[31m"],
+        ["dataset.path=a\\x1b[31m: no such file"],
+    ),
+    "a name that is not in UTF-8": (
+        ["predict", "images=a\udcff.png"],
+        ["images=a\\xff.png: this is not in UTF-8", "rename"],
+    ),
     "a network that cannot be built": (
         ["dataset=digits", "model.residual=true"],
         ["model=mlp: residual needs two equal widths"],

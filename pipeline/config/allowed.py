@@ -44,6 +44,7 @@ LOGGING_CLASSES = (
     "logging.handlers.TimedRotatingFileHandler",
     "logging.handlers.WatchedFileHandler",
     "rich.logging.RichHandler",
+    "pipeline.system.terminal.LinesFormatter",
 )
 LOGGING_FACTORIES = ("colorlog.ColoredFormatter",)  # from the plugin hydra-colorlog
 STREAMS = ("ext://sys.stderr", "ext://sys.stdout")

@@ -20,6 +20,7 @@ from pipeline.config.rules import TypedPath
 from pipeline.config.schema import Choices, Config
 from pipeline.config.search_path import files_of
 from pipeline.system.errors import RequestError
+from pipeline.system.terminal import printable
 
 LAUNCHED_BY_MLPROJECT = "--mlproject"
 
@@ -97,6 +98,22 @@ _MARK, _END = f"tag('{LEFT_TO_JOBS}',choice([", "]))"  # a list, since no choice
 _WITH_PARAMS = ("sweep", "experiment")  # groups whose files may have `sweep.params`
 _NO_GROUPS = ("seed", "data_dir", "run_id")
 _NOT_FOR_JOBS = ("hydra", "sweep", "tracking")
+
+
+def require_utf8(words: Sequence[str]) -> None:
+    """Refuses words and names of folders that are not UTF-8, which records and tables have to be.
+
+    Raises:
+        RequestError: names the first.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise RequestError(
+                f"{printable(word)}: this is not in UTF-8, and cannot be recorded; rename the file "
+                "or folder"
+            ) from None
 
 
 def require_our_sweeper(words: Sequence[str]) -> None:

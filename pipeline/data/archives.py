@@ -32,7 +32,7 @@ from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
 
-from pipeline.data.files import as_line, in_natural_order, is_hidden
+from pipeline.data.files import in_natural_order, is_hidden
 from pipeline.data.places import (
     EMPTY,
     NO_FILE,
@@ -46,6 +46,7 @@ from pipeline.data.places import (
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import user_path
+from pipeline.system.terminal import as_line, printable
 
 LARGEST = 2**30
 """Most bytes of one member."""
@@ -208,9 +209,9 @@ def _similar(path: Path) -> str:
     try:
         names = os.listdir(path.parent)  # noqa: PTH208 (names, not paths)
     except OSError:
-        return f"; there is no folder {path.parent} either"
+        return f"; there is no folder {printable(path.parent)} either"
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"; did you mean {printable(path.parent / near[0])}?" if near else ""
 
 
 def _below(archive: Place, name: str, key: str) -> str:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.data.archives import Zip, arrays_at, located
-from pipeline.data.files import as_line, natural
+from pipeline.data.files import natural
 from pipeline.data.label_lists import split_of
 from pipeline.data.pictures import ADVICE, ARRAY_CHANNELS
 from pipeline.data.places import Place
 from pipeline.data.sources import decoded, decompressed
 from pipeline.data.values import Array, RawData, Split
 from pipeline.system.errors import RequestError, joined, one_line
+from pipeline.system.terminal import as_line, printable
 
 _IMAGES, _LABELS = "images", "labels"
 _SIDE, COLOURS = 32, 3  # of CIFAR's images
@@ -42,6 +44,7 @@ _EMNIST = "emnist"  # stores each image transposed (Cohen et al. 2017, arXiv:170
 # By split and what it is, images or labels: an array, or the name of its file or member.
 Parts = Mapping[tuple[str, str], Array]
 Names = Mapping[tuple[str, str], str]
+Part = TypeVar("Part")
 
 
 def from_idx(
@@ -65,7 +68,9 @@ def from_idx(
         with place.opened(name) as opened:
             values = decoded(decompressed(file, opened))
         if values.ndim != (3 if what == _IMAGES else 1):
-            raise RequestError(f"{file} holds an array of {values.ndim} dimensions, not {what}")
+            raise RequestError(
+                f"{printable(file)} holds an array of {values.ndim} dimensions, not {what}"
+            )
         if what == _IMAGES:
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
@@ -88,7 +93,7 @@ def idx_parts(path: str, *, prefix: str | None) -> tuple[Place, str, Names]:
         raise RequestError(f"dataset.path={path} {why}")
     sets = _idx_sets(name for name in place.contents().files if name.startswith(below))
     chosen = _set_of(sets, prefix, path)
-    found = _of_one_folder(sets[chosen], place, below.rstrip("/"), path)
+    found = _of_one_folder(sets[chosen], _is_whole, place, below, path)
     _require_parts(found, path, [name.rpartition("/")[2] for name in found.values()])
     return place, chosen, found
 
@@ -112,24 +117,31 @@ def _idx_sets(files: Iterable[str]) -> Mapping[str, Mapping[str, Names]]:
     return sets
 
 
-def _of_one_folder(folders: Mapping[str, Names], place: Place, top: str, path: str) -> Names:
+def _of_one_folder(
+    folders: Mapping[str, Mapping[Part, str]],
+    is_whole: Callable[[Collection[Part]], bool],
+    place: Place,
+    below: str,
+    path: str,
+) -> Mapping[Part, str]:
     """The files of the folder that has a whole set, else of all folders together.
 
     Different sets have files of the same names: MNIST, Fashion-MNIST and KMNIST, for example. Of
-    several folders with a whole set, it is `top`, which the `path` names.
+    several folders with a whole set, it is the one that the `path` names, `below` in its archive.
 
     Raises:
         RequestError: several folders have a whole set, or the same part of one.
     """
-    whole = [folder for folder, names in folders.items() if not _lacking(names)]
+    whole, top = [folder for folder, names in folders.items() if is_whole(names)], below.rstrip("/")
     if top in whole or len(whole) == 1:
         return folders[top if top in whole else whole[0]]
     counts = Counter(part for names in folders.values() for part in names)
     if whole or max(counts.values()) > 1:
         told = joined([as_line(folder or ".") for folder in whole or folders])
+        one = printable(place.root / (whole or [*folders])[0])
         raise RequestError(
             f"dataset.path={path}: {told} have files of the same names, which may be different "
-            f"sets; name the folder of one: dataset.path={place.root / (whole or [*folders])[0]}"
+            f"sets; name the folder of one: dataset.path={one}"
         )
     return {part: name for names in folders.values() for part, name in names.items()}
 
@@ -160,7 +172,7 @@ def _characters(place: Place, chosen: str) -> dict[int, str] | None:
     return None if name is None else _mapping(*_content(place, name, most=2**20))
 
 
-def _mapping(content: bytes, where: Path) -> dict[int, str]:
+def _mapping(content: bytes, where: str) -> dict[int, str]:
     """The characters of each label, as EMNIST lists them: `1 65 97` for `Aa`."""
     lines = content.decode("ascii", "replace").splitlines()
     try:
@@ -186,7 +198,7 @@ def from_npz(path: str, *, class_names: Sequence[str] | None) -> RawData:
     archive, found = npz_parts(path)
     arrays = {part: archive.array(name) for part, name in found.items()}
     for part, array in arrays.items():
-        where = f"{path}: {found[part].removesuffix('.npy')}"
+        where = printable(f"{path}: {found[part].removesuffix('.npy')}")
         arrays[part] = _images(array, where) if part[1] == _IMAGES else _labels(array, where)
     return _raw_data(arrays, class_names, path, source=path)
 
@@ -202,7 +214,9 @@ def npz_parts(path: str) -> tuple[Zip, Names]:
     found: dict[tuple[str, str], str] = {}
     for key in members:
         if (part := _part_of(key)) and found.setdefault(part, key) != key:
-            raise RequestError(f"{path} has several {' '.join(part)}: {found[part]} and {key}")
+            raise RequestError(
+                f"{path} has several {' '.join(part)}: {printable(f'{found[part]} and {key}')}"
+            )
     _require_parts(found, path, list(members))
     return archive, {part: members[key] for part, key in found.items()}
 
@@ -263,6 +277,10 @@ def _require_parts(found: Mapping[tuple[str, str], Any], path: str, there: Seque
             f"dataset.path={path}: the {' '.join(lacking[0])} are missing; there "
             f"{f'are {told}' if told else 'is nothing'}"
         )
+
+
+def _is_whole(found: Collection[tuple[str, str]]) -> bool:
+    return not _lacking(found)
 
 
 def _lacking(found: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -408,33 +426,55 @@ def cifar_parts(
     """The folder or archive of CIFAR, its version, and its files: `train`, `test` and `names`.
 
     Raises:
-        RequestError: a file is missing.
+        RequestError: a file is missing, or it is unclear which of several is meant.
     """
     place, below = located(path, "dataset.path")
-    files = {PurePosixPath(name).name: name for name in place.contents().files}
-    files = {base: name for base, name in files.items() if name.startswith(below)}
+    names = [name for name in place.contents().files if name.startswith(below)]
     for version in cifar_files(fine):
-        patterns = {"train": version.train, "test": version.test}
-        found = {
-            part: [files[base] for base in sorted(files, key=natural) if re.fullmatch(one, base)]
-            for part, one in patterns.items()
-        }
-        if all(found.values()) and version.names in files:
-            return place, version, found | {"names": [files[version.names]]}
+        is_whole = partial(_is_whole_cifar, version)
+        folders = _cifar_folders(names, version)
+        if is_whole({base for files in folders.values() for base in files}):
+            files = _of_one_folder(folders, is_whole, place, below, path)
+            parts = _cifar_bases(files, version).items()
+            return place, version, {part: [files[base] for base in bases] for part, bases in parts}
+    there = [PurePosixPath(name).name for name in names]
     kinds = " or ".join(f"{one.names} and {one.test}" for one in cifar_files(fine))
     raise RequestError(
         f"dataset.path={path} is not the published archive or its folder: it lacks "
-        f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, list(files)[:12]))}"
+        f"{kinds.replace(chr(92), '')}; there are {', '.join(map(as_line, there[:12]))}"
     )
 
 
-def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, Path]:
+def _cifar_folders(names: Iterable[str], version: Cifar) -> Mapping[str, dict[str, str]]:
+    """The files of a version of CIFAR among these, by their folder and by their own name."""
+    folders: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if any(_cifar_bases([base], version).values()):
+            folders[folder][base] = name
+    return folders
+
+
+def _cifar_bases(bases: Iterable[str], version: Cifar) -> Mapping[str, list[str]]:
+    """Which of these names are those of each part: `train`, `test` and `names`."""
+    patterns = {"train": version.train, "test": version.test, "names": re.escape(version.names)}
+    return {
+        part: [base for base in sorted(bases, key=natural) if re.fullmatch(one, base)]
+        for part, one in patterns.items()
+    }
+
+
+def _is_whole_cifar(version: Cifar, bases: Collection[str]) -> bool:
+    return all(_cifar_bases(bases, version).values())
+
+
+def _content(place: Place, name: str, most: int = -1) -> tuple[bytes, str]:
     """The first bytes of a file, at most `most` or all of them, and where it is."""
     with place.opened(name) as file:
-        return file.read(most), place.root / name
+        return file.read(most), printable(place.root / name)
 
 
-def _cifar_names(content: bytes, where: Path, version: Cifar) -> tuple[str, ...]:
+def _cifar_names(content: bytes, where: str, version: Cifar) -> tuple[str, ...]:
     if version.keys[1]:
         names = _entries(content, where).get(version.keys[1])
     else:
@@ -444,7 +484,7 @@ def _cifar_names(content: bytes, where: Path, version: Cifar) -> tuple[str, ...]
     return tuple(as_line(_string(one)) for one in names)
 
 
-def _cifar_part(content: bytes, where: Path, version: Cifar, classes: int) -> tuple[Array, Array]:
+def _cifar_part(content: bytes, where: str, version: Cifar, classes: int) -> tuple[Array, Array]:
     """Images u8[n,32,32,3] and labels i32[n] of one file."""
     pixels = COLOURS * _SIDE * _SIDE
     if version.label_bytes:
@@ -471,7 +511,7 @@ def _cifar_part(content: bytes, where: Path, version: Cifar, classes: int) -> tu
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
 
 
-def _entries(content: bytes, where: Path) -> dict[str, Any]:
+def _entries(content: bytes, where: str) -> dict[str, Any]:
     """The dictionary in a pickle of CIFAR, its keys as texts."""
     try:
         found = plain_pickle(content)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pipeline.config.schema import Check, Checks
-from pipeline.data.files import printable
 from pipeline.data.measures import Measures, labels_by_row, splits_of
 from pipeline.data.values import Array, RawData, exceeds
 from pipeline.system.errors import RequestError, counted, first_of
+from pipeline.system.terminal import printable
 
 _NAMED = 3  # classes or files that a message names
 IGNORE, REFUSE = "ignore", "refuse"  # besides "warn"
@@ -96,7 +96,7 @@ def _bad_files(raw: RawData, measures: Measures, limit: float) -> Told:
     count = len(bad) + len(raw.index.files)
     if not exceeds(len(bad), count, limit):
         return FINE
-    told = first_of(bad, _NAMED, lambda one: f"{one[0]} ({one[1]})")
+    told = first_of(bad, _NAMED, lambda one: f"{printable(one[0])} ({one[1]})")
     above = _above(len(bad), count, limit)
     return f"{len(bad):,} of {count:,} files cannot be read{above}: {told}", _share(len(bad), count)
 

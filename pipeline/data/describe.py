@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.data.files import printable, rest
+from pipeline.data.files import rest
 from pipeline.data.measures import QUANTITIES, Measures, sizes, splits_of
 from pipeline.data.values import EXACT, Index, RawData, Split, shown_shape
+from pipeline.system.terminal import as_line, printable
 
 MOST_NAMED = 20  # files and kinds of pictures
 
@@ -131,7 +132,7 @@ def lines(description: Description) -> list[str]:
         said.append(told)
     if facts.unreadable:
         said.append(f"skipped, as they cannot be read: {len(facts.unreadable):,}")
-        said += [f"  {file}: {reason}" for file, reason in facts.unreadable[:MOST_NAMED]]
+        said += [as_line(f"  {file}: {reason}") for file, reason in facts.unreadable[:MOST_NAMED]]
         if (more := len(facts.unreadable) - MOST_NAMED) > 0:
             said.append(f"  and {more:,} more")
     return said

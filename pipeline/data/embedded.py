@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from pipeline.data.files import PICTURE_ENDINGS
 from pipeline.system.errors import one_line
 from pipeline.system.imports import Lazy
+from pipeline.system.terminal import printable
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")
 
@@ -148,7 +149,9 @@ def _column(path: Path, name: str, state: tuple[int, ...]) -> _Column:
     try:
         return _Column(path, name)
     except Exception as error:  # of many kinds for a damaged file
-        raise ValueError(f"{path.name} is damaged or not Parquet ({one_line(error)})") from error
+        raise ValueError(
+            f"{printable(path.name)} is damaged or not Parquet ({one_line(error)})"
+        ) from error
 
 
 def _leaf(field: Any) -> str | None:

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import numpy as np
 
-from pipeline.data.files import printable
 from pipeline.data.label_lists import Table, plain, read_table
 from pipeline.data.values import Array, Split
 from pipeline.system.errors import RequestError, first_of
 from pipeline.system.files import user_path
+from pipeline.system.terminal import as_text, printable
 
 Exclude = Annotated[str | None, "a list of what the data set does without"]
 """Annotation of a data set's parameter `exclude`, which `data/load.py` then applies by itself."""
@@ -82,7 +82,9 @@ def _chosen(
     told = f"{len(missing):,} of the {len(names):,} files that dataset.exclude names are not there"
     told = f"{told}: {first_of(missing, _NAMED, printable)}"
     if not chosen:
-        raise RequestError(f"dataset.exclude={path}: {told}; files are named as in {files[0]}")
+        raise RequestError(
+            f"dataset.exclude={path}: {told}; files are named as in {printable(files[0])}"
+        )
     return Exclusion(path=path, files=frozenset(chosen), notes=(told,))
 
 
@@ -169,6 +171,6 @@ def _spellings(files: Sequence[str]) -> dict[str, list[str]]:
     """The files by each way in which a list may spell them."""
     spelt: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
-        for one in {file, file.strip(), printable(file), printable(file).strip(), f"./{file}"}:
+        for one in {file, file.strip(), as_text(file), as_text(file).strip(), f"./{file}"}:
             spelt[one].append(file)
     return dict(spelt)

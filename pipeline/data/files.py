@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.files import user_path
+from pipeline.system.terminal import as_line, printable
 
 # Not every format of Pillow: it passes EPS to Ghostscript, and only reads the header of some.
 FORMATS = (
@@ -34,7 +35,6 @@ PICTURE_ENDINGS = frozenset(
 )
 ARRAY_SUFFIX = ".npy"
 DAMAGED = "its header is damaged, or of a version of .npy that numpy cannot read"
-JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 LINKED, NO_ENDING = "linked folder", "without an ending"  # as counted in what is left out
 # What systems and programs put beside a user's files, in lower case.
 SYSTEM = frozenset(
@@ -74,7 +74,7 @@ def rest(left_out: Sequence[tuple[str, int]]) -> str:
     """Counts of what was left out as text: `left out: 5 .heic, 2 linked folders`; may be empty."""
     things = ("folder", "file", "link", "picture")
     told = (
-        f"{count:,} {what}{'s' if count > 1 and what.endswith(things) else ''}"
+        f"{count:,} {as_line(what)}{'s' if count > 1 and what.endswith(things) else ''}"
         for what, count in left_out
     )
     return f"left out: {', '.join(told)}" if left_out else ""
@@ -252,27 +252,6 @@ def opened(file: Path) -> BinaryIO:
         OSError, ValueError: it cannot be opened, or is a folder or a pipe.
     """
     return regular(file).open("rb")
-
-
-def printable(file: Path | str) -> str:
-    r"""The path as text that every format can store: bytes that are not UTF-8 become `\xff`."""
-    try:
-        return os.fsencode(file).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a list may name what no file can be called
-        return as_line(str(file))
-
-
-def as_line(text: str) -> str:
-    r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, ….
-
-    Letters and emoji may need joiners between them, which stay.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode("ascii")
-        for one in text
-    )
 
 
 def natural(name: str) -> tuple[list[tuple[str, int]], str]:

@@ -21,9 +21,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.data import embedded
-from pipeline.data.files import PICTURE_ENDINGS, as_line, in_natural_order
+from pipeline.data.files import PICTURE_ENDINGS, in_natural_order
 from pipeline.system.errors import RequestError, counted, joined, one_line
 from pipeline.system.imports import Lazy
+from pipeline.system.terminal import as_line, printable
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")  # only for Parquet files
 
@@ -129,17 +130,18 @@ def read_table(content: bytes | mmap, name: str, *, may_be_empty: bool = False) 
     Raises:
         RequestError: it is damaged, too large, no table, or empty; names the line.
     """
+    told = printable(name)
     if len(content) > _LARGEST and isinstance(content, bytes):
-        raise RequestError(f"{name} has more than {_LARGEST:,} bytes; divide it")
+        raise RequestError(f"{told} has more than {_LARGEST:,} bytes; divide it")
     ending = PurePosixPath(name).suffix.lower()
     if ending not in KINDS:
         raise RequestError(
-            f"{name} is neither an archive (zip, tar) nor, by its ending, a list "
+            f"{told} is neither an archive (zip, tar) nor, by its ending, a list "
             f"({', '.join(KINDS)})"
         )
-    made = KINDS[ending](content, name)
+    made = KINDS[ending](content, name if ending in PARQUET else told)
     if not made.lines and not may_be_empty:
-        raise RequestError(f"{name} lists no pictures: it has no rows")
+        raise RequestError(f"{told} lists no pictures: it has no rows")
     return made
 
 
@@ -148,7 +150,7 @@ def _csv(content: bytes, name: str) -> Table:
     if told := re.match(r"sep=(.)\r?\n", text):  # as Excel writes and reads it
         text = text[told.end() :]
     start = re.sub(r'"[^"]*"', "", re.match(r"\s*([^\r\n]*)", text)[1])  # type: ignore[index]
-    separator = told[1] if told else max(SEPARATORS, key=start.count)
+    separator = told[1] if told else _separator(start, name)
     # For this process, since csv knows no other; its own limit is that of short texts.
     csv.field_size_limit(_LARGEST)
     reader = csv.reader(
@@ -179,6 +181,12 @@ def _csv(content: bytes, name: str) -> Table:
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
     kind = f"separated by {SEPARATORS.get(separator, repr(separator))}"
     return Table(name=name, kind=kind, columns=columns, others={}, lines=lines)
+
+
+def _separator(header: str, name: str) -> str:
+    """What separates a header's columns: tabs where the list's ending says so, else the most."""
+    is_of_tabs = PurePosixPath(name).suffix.lower() in (".tsv", ".tab") and "\t" in header
+    return "\t" if is_of_tabs else max(SEPARATORS, key=header.count)
 
 
 def _decoded(content: bytes, name: str) -> str:
@@ -241,12 +249,13 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _parquet(content: bytes | mmap, name: str) -> Table:
+    told = printable(name)
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(content))
         if file.metadata.num_rows > MOST_ROWS:
-            raise RequestError(f"{name} has more than {MOST_ROWS:,} rows; divide it")
+            raise RequestError(f"{told} has more than {MOST_ROWS:,} rows; divide it")
         schema = file.schema_arrow
-        _check_header(schema.names, name)
+        _check_header(schema.names, told)
         texts = [field.name for field in schema if _is_text(field.type)]
         plain = [field.name for field in schema if _is_text(field.type) or _is_number(field.type)]
         # As dictionaries, repeated texts take memory once, however often they are repeated.
@@ -264,13 +273,13 @@ def _parquet(content: bytes | mmap, name: str) -> Table:
         raise
     except Exception as error:  # of many kinds for a damaged file
         raise RequestError(
-            f"{name} is damaged or not Parquet ({one_line(error)}); write it again"
+            f"{told} is damaged or not Parquet ({one_line(error)}); write it again"
         ) from error
     columns |= classes | pictures
     if any(len(values) != file.metadata.num_rows for values in columns.values()):
-        raise RequestError(f"{name} is damaged: its columns differ in length; write it again")
+        raise RequestError(f"{told} is damaged: its columns differ in length; write it again")
     return Table(
-        name=name,
+        name=told,
         kind="Parquet",
         columns=columns,
         others={field.name: str(field.type) for field in schema if field.name not in columns},

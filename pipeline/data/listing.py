@@ -28,15 +28,14 @@ from pipeline.data.files import (
     NO_ENDING,
     PICTURE_ENDINGS,
     Unreadable,
-    as_line,
     in_natural_order,
     natural,
-    printable,
     rest,
 )
 from pipeline.data.places import NO_FILE, Contents, Folder, Place
 from pipeline.data.values import SPLITS, Array, exceeds
 from pipeline.system.errors import RequestError, counted, joined, some_of
+from pipeline.system.terminal import as_line, printable
 
 
 def _as_texts(value: Any) -> Any:
@@ -83,12 +82,12 @@ class Listing:
 
     `root` is a folder or an archive; `files` are POSIX paths relative to it, or names of members,
     in natural order. A name that is not UTF-8 holds surrogates, as `os.fsdecode` gives them;
-    `files.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
+    `terminal.as_line` makes it text. `labels` i32[n] are indices into `class_names`; `splits` are
     "train", "val" or "test", or all "" if the pictures are not divided. `columns` are the further
     columns of a list, one text per file. `layout` says in one line what was recognised, `left_out`
-    counts what is not a picture of the data set, `unreadable` names pictures that cannot be used,
-    with the reason, and `notes` say what else a user should know; `warnings` are those of them that
-    each run says, too.
+    counts what is not a picture of the data set, `lists` are the files of the lists that were read,
+    `unreadable` names pictures that cannot be used, with the reason, and `notes` say what else a
+    user should know; `warnings` are those of them that each run says, too.
     """
 
     root: Path
@@ -100,6 +99,7 @@ class Listing:
     place: Place
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[tuple[str, int], ...] = ()
+    lists: tuple[Path, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -213,6 +213,11 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
     pairs = []
     for name in classes:
         sources = classes[name] if isinstance(classes, Mapping) else name
+        if sources == []:
+            raise RequestError(
+                f"dataset.classes: {name!r} unites nothing; name what it unites, as "
+                f"{{{name}: [cat, dog]}} does, or leave it out"
+            )
         pairs += [
             (_text(source), _text(name))
             for source in (sources if isinstance(sources, list) else [sources])
@@ -453,7 +458,10 @@ def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:
         raise wanted.refuse(f"{wanted.for_lists[0]} is for lists, but it has {layout.told}")
     notes = [*layout.notes, *layout.warnings, *_without_pictures(files, tree, layout)]
     notes += [*_united_by_form(tree, layout), *_not_the_users(contents)]
-    notes += [f"{as_line(one)} is not used; type dataset.path={place.root / one}" for one in found]
+    notes += [
+        f"{as_line(one)} is not used; type dataset.path={printable(place.root / one)}"
+        for one in found
+    ]
     made = _from_folders(place, tree, layout, wanted, left_out, notes)
     return replace(made, warnings=layout.warnings)
 
@@ -527,7 +535,12 @@ def unlabelled_list(
     if not found.files:
         raise RequestError(f"{key}={path} names no picture")
     listing = _of_no_class(pictures, tuple(found.files), f"a list ({table.kind}) without classes")
-    return replace(listing, unreadable=tuple(found.unreadable), notes=tuple(found.notes))
+    return replace(
+        listing,
+        lists=tuple(found.lists),
+        unreadable=tuple(found.unreadable),
+        notes=tuple(found.notes),
+    )
 
 
 def _of_no_class(place: Place, files: tuple[str, ...], layout: str) -> Listing:
@@ -659,7 +672,7 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
 def _from_list(place: Place, name: str, wanted: _Wanted, there: Sequence[str] = ()) -> Listing:
     """Lists the pictures that a list names; counts those that are `there` beside them."""
     pictures, found, layout = _pictures_of(place, name, _table(place, name), wanted)
-    _require_classes(found, str(place.root / name))
+    _require_classes(found, printable(place.root / name))
     return _listing(pictures, _with_unlisted_counted(found, pictures, there), layout, wanted)
 
 
@@ -690,7 +703,7 @@ def _from_lists(
         shown = ", ".join(map(as_line, names[:TOLD]))
         raise wanted.refuse(
             f"{len(names)} lists lie there ({shown}); name one: "
-            f"dataset.path={place.root / names[0]}"
+            f"dataset.path={printable(place.root / names[0])}"
         )
     notes, parts, of = [], [], []  # `of`: the list and the split of each part
     pictures, layout = place, ""
@@ -719,7 +732,7 @@ def _from_lists(
         told = [as_line(one) + (f" in {n:,} parts" if n > 1 else "") for one, n in used.items()]
         layout = f"{joined(told)}, one list per split"
     united = _united_lists(parts, [first for first, _ in of], notes, pictures, wanted)
-    _require_classes(united, str(place.root / names[0]))
+    _require_classes(united, printable(place.root / names[0]))
     found = _with_unlisted_counted(united, pictures, there)
     return _listing(pictures, found, layout, wanted)
 
@@ -782,6 +795,7 @@ def _united_lists(
             ]
             for name in columns
         },
+        lists=[one for part in parts for one in part.lists],
         unreadable=[*(one for part in parts for one in part.unreadable), *contrary],
         notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
         label=parts[0].label,
@@ -799,12 +813,12 @@ def _require_classes(found: _Found, told: str) -> None:
 
 
 def _table(place: Place, name: str) -> label_lists.Table:
-    told = str(place.root / name)
+    told = printable(place.root / name)
     try:
         with place.opened(name) as file:
             as_it_lies = _ending(name) in label_lists.PARQUET and isinstance(place, Folder)
             content = embedded.mapped(file) if as_it_lies else _whole(file)
-            return label_lists.read_table(content, told)
+            return label_lists.read_table(content, str(place.root / name))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{told} cannot be read: {reason}") from error
@@ -814,7 +828,7 @@ def _pictures_of(
     place: Place, name: str, table: label_lists.Table, wanted: _Wanted
 ) -> tuple[Place, _Found, str]:
     """The place of a list's pictures, what the list says of them, and its layout in one line."""
-    told = str(place.root / name)
+    told = printable(place.root / name)
     pictures, below = place, _folder(name)
     if wanted.root is not None:
         pictures, below = located(wanted.root, "dataset.root")
@@ -844,6 +858,7 @@ def _pictures_of(
         names=rows.labels,
         splits=rows.splits,
         columns=rows.columns,
+        lists=(place.root / name,),
         unreadable=bad,
         notes=rows.notes,
         label=rows.used[1],
@@ -899,10 +914,12 @@ def _whereabouts(place: Place, below: str, path: str) -> str:
     name = path.rpartition("/")[2]
     for file in place.contents().files:
         if file.endswith(f"/{path}"):
-            return f".\nIt lies in another folder: dataset.root={place.root / file[: -len(path)]}"
+            root = printable(place.root / file[: -len(path)])
+            return f".\nIt lies in another folder: dataset.root={root}"
         if f"/{file}".endswith(f"/{name}"):
-            return f".\nThere is {as_line(str(place.root / file))}: fix the paths in the list"
-    return f".\nIts paths are relative to {place.root / below}; dataset.root=… names another folder"
+            return f".\nThere is {printable(place.root / file)}: fix the paths in the list"
+    root = printable(place.root / below)
+    return f".\nIts paths are relative to {root}; dataset.root=… names another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -914,6 +931,7 @@ class _Found:
     splits: Sequence[str]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    lists: Sequence[Path] = ()
     unreadable: Sequence[Unreadable] = ()
     notes: Sequence[str] = ()
     label: str = ""  # the column that the names come from, if they come from a list
@@ -947,6 +965,7 @@ def _listing(place: Place, found: _Found, layout: str, wanted: _Wanted) -> Listi
             name: tuple(values[row] for row in rows) for name, values in found.columns.items()
         },
         left_out=tuple((+found.left_out).most_common()),
+        lists=tuple(found.lists),
         unreadable=tuple(found.unreadable),
         notes=tuple(notes),
     )

@@ -14,12 +14,12 @@ import numpy as np
 
 from pipeline.data import cache
 from pipeline.data.exclusion import Exclusion, require_classes
-from pipeline.data.files import printable
 from pipeline.data.grouping import RULE, duplicates, held_out, join_groups, named_groups
 from pipeline.data.listing import Listing
 from pipeline.data.packing import Packed, Packing, Selection
 from pipeline.data.values import EXACT, NEAR, SPLITS, Array, Index, RawData, Split, Texts, exceeds
 from pipeline.system.errors import RequestError, counted, first_of, joined
+from pipeline.system.terminal import printable
 
 log = logging.getLogger(__name__)
 

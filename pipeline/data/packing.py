@@ -33,14 +33,13 @@ from filelock import FileLock
 from PIL import Image
 
 from pipeline.data import cache
-from pipeline.data.files import printable
 from pipeline.data.listing import Listing
 from pipeline.data.pictures import fitted, is_grey, open_picture, recognised, upright_size
 from pipeline.data.reading import CHUNK, THREADS, reading_of, reason_of, remarks_logged
 from pipeline.data.values import Array, Shape, Texts, images_per_block
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import remove, replacing
-from pipeline.system.terminal import native_messages_to, plain_console, progress_bar
+from pipeline.system.terminal import native_messages_to, plain_console, printable, progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import MADE_BY, STORES
+from pipeline.system.terminal import printable
 
 _HIDDEN, EMPTY = "hidden file", "empty folder"  # as counted in what is left out
 Stamp = tuple[int, int, int, int]
@@ -226,4 +227,4 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         reason = error.strerror or "for an unknown reason"
-        raise RequestError(f"{folder} cannot be opened: {reason}") from error
+        raise RequestError(f"{printable(folder)} cannot be opened: {reason}") from error

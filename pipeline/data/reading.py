@@ -22,19 +22,13 @@ from PIL import UnidentifiedImageError
 
 from pipeline.data.archives import is_in_archive
 from pipeline.data.cache import let_go
-from pipeline.data.files import (
-    FoundFiles,
-    Unreadable,
-    find_files,
-    is_array,
-    open_array,
-    printable,
-)
+from pipeline.data.files import FoundFiles, Unreadable, find_files, is_array, open_array
 from pipeline.data.label_lists import PARQUET
 from pipeline.data.listing import unlabelled
 from pipeline.data.pictures import PAD, as_stack, fitted_pixels, load_picture, require_room
 from pipeline.data.values import Array, Shape, images_per_block
 from pipeline.system.errors import RequestError, one_line
+from pipeline.system.terminal import printable
 
 CHUNK = 16  # files decoded per task: enough to keep the overhead of a task small
 THREADS = os.cpu_count() or 1  # Pillow releases Python's lock to decode and resize

@@ -32,7 +32,7 @@ import numpy as np
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.files import replacing, user_path
-from pipeline.system.terminal import on_terminal
+from pipeline.system.terminal import on_terminal, printable
 
 if TYPE_CHECKING:
     import requests
@@ -88,8 +88,8 @@ class DamagedFile(RequestError):
     """A data file is damaged or not the published one; `reason` says how, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; replace it with an intact copy")
-        self.reason = f"{path.name}: {reason}"
+        super().__init__(f"{printable(path)}: {reason}; replace it with an intact copy")
+        self.reason = f"{printable(path.name)}: {reason}"
 
 
 OpenSource = Callable[[], AbstractContextManager[Path]]

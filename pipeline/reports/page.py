@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.flat import shown_params
 from pipeline.config.schema import Config
-from pipeline.data.files import as_line
 from pipeline.data.values import JUDGED_SPLITS, Predictions
 from pipeline.evaluation.intervals import CONFIDENCE, wilson
 from pipeline.evaluation.metrics import (
@@ -30,6 +29,7 @@ from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import groups_of
+from pipeline.system.terminal import as_line
 from pipeline.tracking.values import (
     COMMAND,
     COMMIT,

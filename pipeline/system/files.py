@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.system.errors import RequestError
 
 
 def user_path(text: str) -> Path:
@@ -45,6 +47,33 @@ def replace_text(path: Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")
+
+
+def require_others(written: Sequence[Path], read: Iterable[Path], told: str) -> None:
+    """Refuses to write two results to one file, and to replace a file that is read.
+
+    `told` says what is read: `images=photos`.
+
+    Raises:
+        RequestError: names the file.
+    """
+    for number, path in enumerate(written):
+        if os.path.realpath(path) in map(os.path.realpath, written[:number]):
+            raise RequestError(f"{path}: two results cannot be one file; give each its own")
+    for file in read:
+        for path in written:
+            if _is_same(file, path):
+                raise RequestError(
+                    f"{path}: is one of {told}, and would be replaced; move it, or write to "
+                    "another place"
+                )
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other)
+    except (OSError, ValueError):  # one does not exist, or cannot be a path
+        return False
 
 
 def _flush(path: Path) -> None:

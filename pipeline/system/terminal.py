@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 FILE_COLUMNS = 200  # of a file or pipe: wide enough that no cell wraps
 
 _led = threading.Lock()  # held while stderr is led elsewhere, or back
@@ -37,6 +38,45 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def as_text(file: Path | str) -> str:
+    r"""The path as text that every format can store: bytes that are not UTF-8 become `\xff`."""
+    try:
+        return os.fsencode(file).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a list may name what no file can be called
+        return as_line(str(file))
+
+
+def printable(file: Path | str) -> str:
+    """The path as one line for people: `as_text`, and no control of a terminal gets through."""
+    return as_line(as_text(file))
+
+
+def as_line(text: str) -> str:
+    r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, ….
+
+    Letters and emoji may need joiners between them, which stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode("ascii")
+        for one in text
+    )
+
+
+def as_lines(text: str) -> str:
+    """A text of several lines, each as `as_line` makes it."""
+    return "\n".join(map(as_line, text.split("\n")))
+
+
+class LinesFormatter(logging.Formatter):
+    """Formats records of the log as text without controls of a terminal, as names may hold them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The formatted record, through `as_lines`."""
+        return as_lines(super().format(record))
 
 
 def leave_terminal() -> None:

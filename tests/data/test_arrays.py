@@ -342,6 +342,30 @@ def test_cifar10_is_read_from_both_versions(python: bool, kind: str, tmp_path: P
     assert raw.class_names == tuple(TEN)
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar.gz"])
+def test_copies_of_some_files_of_cifar_do_not_replace_those_of_the_whole_set(
+    kind: str, tmp_path: Path
+) -> None:
+    files = cifar10_files(python=False)
+    copies = {f"old/data_batch_{number}.bin": b"" for number in (1, 3)}
+    path = placed(tmp_path, kind, files | copies)
+    for place in (path, path / "cifar-10-batches-bin"):
+        assert np.array_equal(from_cifar(str(place), fine=None).train.images, EXPECTED[:4])
+
+
+def test_of_two_whole_sets_of_cifar_one_must_be_named(tmp_path: Path) -> None:
+    files = cifar10_files(python=False)
+    noisy = {f"noisy/{name.rpartition('/')[2]}": content for name, content in files.items()}
+    labels = LABELS[:2][::-1]
+    path = placed(
+        tmp_path, "zip", files | noisy | {"noisy/data_batch_1.bin": binary(slice(0, 2), labels)}
+    )
+    told = refusal(lambda: from_cifar(str(path), fine=None), path)
+    assert "cifar-10-batches-bin and noisy have files of the same names" in told
+    named = [from_cifar(f"{path}/{name}", fine=None) for name in ("cifar-10-batches-bin", "noisy")]
+    assert [raw.train.labels.tolist()[:2] for raw in named] == [[0, 1], [1, 0]]
+
+
 def cifar100_files(python: bool) -> dict[str, bytes]:
     coarse = (LABELS // 2).astype(np.uint8)
     parts = {"train": slice(0, 4), "test": slice(4, 6)}

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.files import (
-    FORMATS,
-    PICTURE_ENDINGS,
-    Unreadable,
-    as_line,
-    find_files,
-    open_array,
-    opened,
-    printable,
-)
+from pipeline.data.files import FORMATS, PICTURE_ENDINGS, Unreadable, find_files, open_array, opened
 from pipeline.data.pictures import load_picture, open_picture
 from pipeline.system.errors import RequestError
 from tests.stress.matrix import matrix
@@ -186,22 +177,6 @@ def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(OSError, match="cannot identify image file"):
         load_picture(tmp_path / "a.png", (28, 28, 1))
-
-
-def test_a_name_that_is_no_utf8_can_be_shown() -> None:
-    assert printable(Path(os.fsdecode(b"a\xff.png"))) == "a\\xff.png"
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("می\N{ZERO WIDTH NON-JOINER}خواهم", "می\N{ZERO WIDTH NON-JOINER}خواهم"),
-        ("👨\N{ZERO WIDTH JOINER}👩", "👨\N{ZERO WIDTH JOINER}👩"),
-        ("a\nb\N{RIGHT-TO-LEFT OVERRIDE}", "a\\nb\\u202e"),
-    ],
-)
-def test_a_name_becomes_one_line_that_keeps_its_joiners(name: str, line: str) -> None:
-    assert as_line(name) == line
 
 
 def test_what_is_left_out_of_a_folder_is_counted_by_its_ending(tmp_path: Path) -> None:

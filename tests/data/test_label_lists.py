@@ -61,6 +61,18 @@ def test_a_list_of_text_is_read(text: str, tmp_path: Path) -> None:
     assert listing.root == tmp_path
 
 
+@pytest.mark.parametrize("ending", [".tsv", ".tab"])
+def test_the_ending_of_tabs_decides_where_the_header_has_some(ending: str, tmp_path: Path) -> None:
+    rows = "p/1.png\tcat\t0,0,8,8\np/2.png\tdog\t\np/10.png\tcat\t\n"
+    tabs, commas = (pictures(tmp_path) / f"{name}{ending}" for name in ("tabs", "commas"))
+    tabs.write_text(f"path\tlabel\tbox (x,y,w,h)\n{rows}")
+    listing = listed(tabs)
+    assert classes_of(listing) == CAT_DOG
+    assert listing.columns["box (x,y,w,h)"] == ("0,0,8,8", "", "")
+    commas.write_text(TEXTS["commas"])
+    assert classes_of(listed(commas)) == CAT_DOG
+
+
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
     path, mask = pictures(tmp_path) / "list.csv", "1 2 " * 50_000
     path.write_text(f"path,label,mask\np/1.png,cat,{mask}\np/2.png,dog,\np/10.png,cat,\n")

@@ -374,6 +374,7 @@ def test_classes_select_order_and_unite(
         (["cars"], "at least two classes"),
         ([], "at least two classes"),
         ({"a": "cars", "b": ["cars", "animals"]}, "'cars' stands 2 times"),
+        ({"pet": [], "a": "cars", "b": "animals"}, "'pet' unites nothing"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(classes: Any, reason: str, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.files import replacing
+from pipeline.system.errors import RequestError
+from pipeline.system.files import replacing, require_others
 from tests.stress.matrix import matrix
 
 
@@ -62,3 +63,14 @@ def test_a_place_that_cannot_be_written_is_an_os_error_with_its_name(tmp_path: P
     with pytest.raises(OSError) as caught, replacing(tmp_path / "file" / "a.txt"):
         pass
     assert str(tmp_path / "file") in str(caught.value.filename)
+
+
+def test_results_replace_neither_one_another_nor_what_is_read(tmp_path: Path) -> None:
+    table, other, read = (tmp_path / name for name in ("a.csv", "new/b.csv", "list.csv"))
+    read.touch()
+    require_others([table, other], [read, tmp_path / "nowhere", Path("a\0b")], "path=list.csv")
+    with pytest.raises(RequestError, match="a.csv: two results cannot be one file"):
+        require_others([other, table, tmp_path / "new/../a.csv"], [], "path=list.csv")
+    table.symlink_to(read)
+    with pytest.raises(RequestError, match="a.csv: is one of path=list.csv, and would be replaced"):
+        require_others([other, table], [read], "path=list.csv")

@@ -14,11 +14,15 @@ import pytest
 
 from pipeline.system.terminal import (
     FILE_COLUMNS,
+    LinesFormatter,
+    as_line,
+    as_text,
     leave_terminal,
     native_messages_to,
     on_terminal,
     plain_console,
     prepare_streams,
+    printable,
     standard_output,
     tell_unwritable_logs,
 )
@@ -135,3 +139,30 @@ def test_what_the_terminals_encoding_lacks_is_an_escape(
     prepare_streams()
     print(text, end="", flush=True)
     assert printed.getvalue() == shown
+
+
+def test_a_name_that_is_no_utf8_can_be_shown() -> None:
+    assert printable(Path(os.fsdecode(b"a\xff.png"))) == "a\\xff.png"
+
+
+def test_a_name_is_stored_as_it_is_and_shown_without_controls() -> None:
+    name = os.fsdecode(b"\xff\x1b[31m\n\xc2\x9b.png")
+    assert as_text(Path(name)) == "\\xff\x1b[31m\n\x9b.png"
+    assert printable(Path(name)) == "\\xff\\x1b[31m\\n\\x9b.png"
+
+
+def test_a_line_of_the_log_holds_no_control_of_a_terminal() -> None:
+    record = logging.makeLogRecord({"msg": "a\x1b[31m.png\nand %s", "args": ("\x07",)})
+    assert LinesFormatter("%(message)s").format(record) == "a\\x1b[31m.png\nand \\x07"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("می\N{ZERO WIDTH NON-JOINER}خواهم", "می\N{ZERO WIDTH NON-JOINER}خواهم"),
+        ("👨\N{ZERO WIDTH JOINER}👩", "👨\N{ZERO WIDTH JOINER}👩"),
+        ("a\nb\N{RIGHT-TO-LEFT OVERRIDE}", "a\\nb\\u202e"),
+    ],
+)
+def test_a_name_becomes_one_line_that_keeps_its_joiners(name: str, line: str) -> None:
+    assert as_line(name) == line

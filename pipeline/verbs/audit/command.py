@@ -19,7 +19,6 @@ from pipeline.data.exclusion import (
     SPLIT_COLUMN,
     excluded_positions,
 )
-from pipeline.data.files import printable
 from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
 from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
@@ -29,10 +28,10 @@ from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
 from pipeline.system.errors import RequestError, counted
-from pipeline.system.files import replace_text, user_path
+from pipeline.system.files import replace_text, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
-from pipeline.system.terminal import standard_output
+from pipeline.system.terminal import as_text, printable, standard_output
 from pipeline.tracking.runs import require_weights_of_other_data, with_weights
 from pipeline.training.build import prepare_keras
 from pipeline.training.folds import out_of_fold
@@ -76,8 +75,8 @@ def audit_labels(
     Writes the page, the table of all labels and the list for `dataset.exclude`; records no run.
 
     Raises:
-        RequestError: the data set cannot be divided into so many folds, or the model would learn
-            from one that was trained on these labels.
+        RequestError: the data set cannot be divided into so many folds, the model would learn from
+            one that was trained on these labels, or a result would replace another or the data.
     """
     if config.train.teacher is not None:
         raise RequestError("train.teacher has learnt the labels that audit judges; leave it out")
@@ -86,6 +85,7 @@ def audit_labels(
     prepare_keras(config)
     started = time.monotonic()
     pictures = pictures or require_data(config)
+    _require_others(request, config, pictures)
     raw = ingest(config, pictures=pictures)
     require_weights_of_other_data(config, raw, "has learnt the labels that audit judges")
     prepared = preprocess(raw, config)
@@ -164,6 +164,20 @@ def show(result: Audited, request: Audit) -> None:
     )
 
 
+def _require_others(request: Audit, config: Config, pictures: Pictures | None) -> None:
+    """Refuses results that would replace one another, or a file of the data set.
+
+    The new list may replace that of `dataset.exclude`, since it contains it.
+    """
+    table, page, exclude = map(Path, (request.output, request.page, request.exclude))
+    named = {key: text for key, text in config.dataset.items() if isinstance(text, str)}
+    in_use = [user_path(named.pop(EXCLUDE))] if EXCLUDE in named else []
+    lists = pictures.listing.lists if pictures else ()
+    read = [*map(user_path, named.values()), *lists]
+    require_others([table, page, exclude], read, "the files of the data set")
+    require_others([table, page], in_use, "the files of the data set")
+
+
 def _addresses(
     raw: RawData, prepared: Prepared, config: Config, pictures: Pictures | None
 ) -> tuple[Mapping[int, Address], list[Address]]:
@@ -226,7 +240,7 @@ def _tables(result: Audited, *, is_files: bool) -> dict[Path, str]:
 
 def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
     """The rows of the table, the likely wrong labels first."""
-    verdict, names = result.verdict, [printable(name) for name in result.class_names]
+    verdict, names = result.verdict, [as_text(name) for name in result.class_names]
     for position in verdict.order.tolist():
         yield (
             *map(_cell, result.addresses[position]),
@@ -240,4 +254,4 @@ def _rows(result: Audited) -> Iterator[tuple[Any, ...]]:
 
 
 def _cell(part: Any) -> str:
-    return printable(str(part))
+    return as_text(str(part))

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from pipeline.config.schema import Config
 from pipeline.data.archives import located
-from pipeline.data.files import printable
 from pipeline.data.load import cached
 from pipeline.data.measures import (
     QUANTITIES,
@@ -44,10 +43,10 @@ from pipeline.reports.drift_page import Unsure, drift_html
 from pipeline.reports.page import clean
 from pipeline.reports.template import template
 from pipeline.system.errors import PipelineError, RequestError, counted
-from pipeline.system.files import replace_text
+from pipeline.system.files import replace_text, require_others
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
-from pipeline.system.terminal import native_messages_to, standard_output
+from pipeline.system.terminal import native_messages_to, printable, standard_output
 from pipeline.verbs.drift import Drift
 from pipeline.verbs.drift.pictures import KEY, NewPictures, new_pictures, of_drift
 
@@ -142,7 +141,7 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
 
     Raises:
         RequestError: there are no such pictures or no such run, the run has no summary of its
-            data, or the results cannot be written.
+            data, or the results cannot be written or would replace a list that is read.
     """
     if request.path is None:
         raise RequestError(
@@ -154,6 +153,8 @@ def drift(config: Config, request: Drift, folder: Path) -> Drifted:
     run = _reference(config)
     summary = _summary(run)
     pictures = new_pictures(request.path, run.config.dataset, summary.classes)
+    results = [Path(request.output), Path(request.page)]
+    require_others(results, pictures.listing.lists, f"{KEY}={request.path}")
     height, width, channels = summary.shape
     if channels not in MODES:
         raise RequestError(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.data.files import printable, rest
+from pipeline.data.files import rest
 from pipeline.data.listing import LOOSE, OUTSIDE, Listing, listed, unlabelled, unlabelled_list
 from pipeline.system.errors import RequestError, counted, first_of
+from pipeline.system.terminal import printable
 
 KEY = "drift.path"
 _FOLDER = "pipeline.data.datasets.folder"

@@ -15,15 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import Config
-from pipeline.data.files import FoundFiles, Unreadable, printable
+from pipeline.data.files import FoundFiles, Unreadable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
 from pipeline.data.reading import Block, find_images, read_blocks
 from pipeline.data.values import Array, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
-from pipeline.system.files import replacing, user_path
+from pipeline.system.files import replacing, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.terminal import (
+    as_line,
+    as_text,
     native_messages_to,
     plain_console,
     progress_bar,
@@ -105,7 +107,10 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     if request.contact_sheet:
         require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
     overview = Path(request.contact_sheet) if request.contact_sheet else None
-    _require_others(request.images, found, [output, *filter(None, (explained, overview))])
+    written = [output, *filter(None, (explained, overview))]
+    names = {path.name for path in written}
+    read = [user_path(request.images), *(file for file in found.files if file.name in names)]
+    require_others(written, read, f"images={request.images}")
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request.model_uri if run is None else run.model_uri)
     sheets = _sheets(model, request, explained)
@@ -191,17 +196,6 @@ def classifier(model: LoadedModel, invert: str) -> Classify:
     return classify
 
 
-def _require_others(images: str, found: FoundFiles, written: Sequence[Path]) -> None:
-    """Refuses to read and to replace one file, such as the contact sheet of an earlier command."""
-    for path in filter(Path.is_file, written):
-        alike = [user_path(images), *(file for file in found.files if file.name == path.name)]
-        if any(file.is_file() and file.samefile(path) for file in alike):
-            raise RequestError(
-                f"{path}: is one of images={images}, and would be replaced; delete it, or write to "
-                "another place"
-            )
-
-
 def _to_invert(images: Array, invert: str, trained_dark: float | None) -> Array:
     if invert == "auto":
         return to_invert(images, trained_dark)
@@ -254,7 +248,7 @@ def _progress(
 
         def skip(unreadable: tuple[Unreadable, ...]) -> None:
             for one in unreadable:
-                line = f"skipped {printable(one.file)}: {one.reason}"
+                line = as_line(f"skipped {as_text(one.file)}: {one.reason}")
                 console.print(line, soft_wrap=True)
             skipped.extend(unreadable)
 

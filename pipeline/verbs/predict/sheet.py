@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.data.files import is_array, open_array, opened, printable
+from pipeline.data.files import is_array, open_array, opened
 from pipeline.data.pictures import (
     Picture,
     as_stack,
@@ -29,6 +29,7 @@ from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
 from pipeline.system.errors import PipelineError
 from pipeline.system.files import replacing
+from pipeline.system.terminal import printable
 from pipeline.verbs.predict.writers import PredictedBlock
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.files import printable
 from pipeline.data.values import Array
 from pipeline.system.tables import csv_cell
+from pipeline.system.terminal import as_text
 
 _TOP = 3
 DIGITS = 6  # of a probability written as text
@@ -47,7 +47,7 @@ class PredictedBlock:
         values = np.take_along_axis(self.probabilities, self.top, axis=1)
         rounded = np.round(values.astype(float), DIGITS)
         columns: dict[str, list[Any]] = {
-            "file": [*map(printable, self.files)],
+            "file": [*map(as_text, self.files)],
             "index": list(self.indices),
         }
         for rank in range(self.top.shape[1]):

@@ -163,3 +163,36 @@ def test_a_file_that_cannot_be_read_stays_on_the_list_that_excludes_it(
     assert "\nacross/bad.png," in (tmp_path / "exclude.csv").read_text()
     with inside(tmp_path):
         load_data(configured(*words[:4]))
+
+
+WORDS = ("audit", "dataset=folder", "dataset.path=set", "audit.folds=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("audit.output=set/labels.csv",), "set/labels.csv: is one of the files"),
+        (("audit.exclude=set/labels.csv",), "set/labels.csv: is one of the files"),
+        (("audit.output=exclude.csv",), "exclude.csv: two results cannot be one"),
+        (("dataset.exclude=some.csv", "audit.output=some.csv"), "some.csv: is one of the files"),
+        (("dataset.exclude=some.csv", "audit.exclude=some.csv"), None),
+    ],
+)
+def test_no_result_replaces_another_nor_a_list_of_the_data_set(
+    words: tuple[str, ...], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(24):
+        put(tmp_path / f"set/{seed}.png", noise(seed, (8, 8)))
+    rows = [f"{seed}.png,{'ab'[seed % 2]}" for seed in range(24)]
+    (tmp_path / "set/labels.csv").write_text("\n".join(["path,label", *rows]))
+    (tmp_path / "some.csv").write_text("file\n0.png\n")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.csv")}
+
+    def begin(*_: object, **__: object) -> None:
+        raise Unjudged
+
+    monkeypatch.setattr(command, "out_of_fold", begin)
+    error = RequestError if said else Unjudged
+    with pytest.raises(error, match=said), inside(tmp_path):
+        carried_out(*WORDS, *BRIEF, *words, folder=tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.csv")} == before

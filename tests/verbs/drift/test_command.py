@@ -144,6 +144,15 @@ def test_what_cannot_be_compared_is_refused_with_what_to_type(
             carried_out("drift", *words, folder=tmp_path)
 
 
+def test_the_list_of_new_pictures_is_not_replaced_by_the_table(run_id: str, tmp_path: Path) -> None:
+    new = pictures(tmp_path / "new", count=3) / "list.csv"
+    new.write_text("path\n0.png\n1.png\n2.png\n")
+    words = (f"drift.path={new}", f"drift.output={new}", f"run_id='{run_id}'")
+    with pytest.raises(RequestError, match=r"list\.csv: is one of drift\.path="):
+        carried_out("drift", *words, folder=tmp_path)
+    assert new.read_text().startswith("path")
+
+
 def test_a_recorded_run_needs_its_packed_copy_and_never_its_pictures(
     run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,6 +252,22 @@ def test_a_page_of_the_images_is_drawn_where_it_is_asked_for(folder: Path) -> No
         assert page.format == "PNG"
 
 
+def test_names_reach_the_table_as_they_are_and_the_terminal_without_its_controls(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, odd = "a\x1b[31m\n.png", "b\r\x1b]0;.png"
+    drawn(folder / "photos" / name, border=0, inside=0)
+    (folder / "photos" / odd).write_bytes(b"broken")
+    (folder / "photos/c.h\x1b[2J").write_bytes(b"another")
+    with pytest.raises(PipelineError):
+        asked(folder)
+    assert [row["file"] for row in rows(folder / "predictions.csv")] == [f"photos/{name}"]
+    assert capsys.readouterr().err == (
+        "left out: 1 .h\\x1b[2j\n"
+        "skipped photos/b\\r\\x1b]0;.png: not an image in a readable format\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
