@@ -37,6 +37,7 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, hand_over, owner
 from pipeline.system.secrets import has_hidden, hide_in_place
+from pipeline.tracking.addresses import began_elsewhere
 from pipeline.tracking.client import (
     DENIED,
     STORE_ERRORS,
@@ -469,10 +470,10 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
         except MlflowException as error:
             if is_passing(error):
                 raise
+            store = opened.get("store", opening["store"])
             raise RequestError(
-                f"{folder}: the run {run_id} was recorded at "
-                f"{opened.get('store', opening['store'])} and is not in this store; name that one "
-                "with tracking.uri=…"
+                f"{folder}: the run {run_id} was recorded at {store} and is not in this store; "
+                f"{began_elsewhere(store, folder)}name that one with tracking.uri=…"
             ) from error
         if run.info.lifecycle_stage != "active":
             raise RequestError(
