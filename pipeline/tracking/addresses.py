@@ -87,16 +87,6 @@ def sqlite_file(address: str) -> Path | None:
     return Path(unquote(sqlite["path"])) if sqlite else None
 
 
-def began_elsewhere(address: str, run_folder: Path) -> str:
-    """Where to send a run from if its store's address leads to another file in each folder."""
-    file = sqlite_file(address)
-    if file is None or file.is_absolute():
-        return ""
-    others = [above for above in run_folder.absolute().parents if above != Path.cwd()]
-    home = next((above for above in others if (above / file).exists()), None)
-    return f"call sync in {home or 'the folder in which the run began'}, or "
-
-
 def whole_address(address: str) -> str:
     """The address of a store with the whole path of an SQLite file, which is the same anywhere.
 

@@ -37,7 +37,6 @@ from pipeline.system.errors import RequestError, one_line
 from pipeline.system.files import remove, replacing
 from pipeline.system.folders import MODEL, hand_over, owner
 from pipeline.system.secrets import has_hidden, hide_in_place
-from pipeline.tracking.addresses import began_elsewhere
 from pipeline.tracking.client import (
     DENIED,
     STORE_ERRORS,
@@ -65,6 +64,7 @@ from pipeline.tracking.journal import (
     Courier,
     Journal,
     Record,
+    began_elsewhere,
     join_records,
     sync_command,
 )
@@ -470,7 +470,7 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
         except MlflowException as error:
             if is_passing(error):
                 raise
-            store = opened.get("store", opening["store"])
+            store = str(opened.get("store", opening["store"]))
             raise RequestError(
                 f"{folder}: the run {run_id} was recorded at {store} and is not in this store; "
                 f"{began_elsewhere(store, folder)}name that one with tracking.uri=…"

@@ -78,6 +78,7 @@ def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
 def _sent(folders: Sequence[Path], tracking: Tracking) -> Iterator[Sent | Unsent]:
     """Sends the journals of one store after those of another."""
     from pipeline.tracking.client import connect  # MLflow, which nothing above needs
+    from pipeline.tracking.journal import require_file
 
     of_stores: dict[str | None, list[Path]] = defaultdict(list)
     for folder in folders:
@@ -85,7 +86,7 @@ def _sent(folders: Sequence[Path], tracking: Tracking) -> Iterator[Sent | Unsent
     for uri, some in of_stores.items():
         try:
             if uri is not None and tracking.uri is None:
-                _require_file(uri, some[0])
+                require_file(uri, some[0])
             client = connect(uri)
         except RequestError as error:
             if len(of_stores) == 1:
@@ -103,22 +104,6 @@ def _store_of(folder: Path) -> str | None:
     with suppress(OSError):  # which sending meets again, and tells
         store = opened_at(folder)
     return None if store is None or has_hidden(store) else store
-
-
-def _require_file(store: str, folder: Path) -> None:
-    """Checks that the SQLite file that has the run of `folder` is there; connecting would make it.
-
-    Raises:
-        RequestError: says in which folder the address leads to one.
-    """
-    from pipeline.tracking.addresses import began_elsewhere, sqlite_file
-
-    file = sqlite_file(store)
-    if file is not None and not file.exists():
-        raise RequestError(
-            f"tracking store {store}: there is no {file.absolute()}; "
-            f"{began_elsewhere(store, folder)}name the store with tracking.uri=…"
-        )
 
 
 def _sent_or_not(client: Client, folder: Path, root: str | None) -> Sent | Unsent:

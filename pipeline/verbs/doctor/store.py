@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import requests
 import sqlalchemy as sa
@@ -36,7 +37,7 @@ from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
 ANSWER_S = 8.0  # for a server or database to answer
-CHECK_S = 4.0  # to look for damage in an SQLite file
+SEARCH_S = 4.0  # to look for damage in an SQLite file
 BUSY_S = 2.0  # for another process to finish writing to an SQLite file
 _ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
 _INTERRUPTED = "interrupted"  # as SQLite says it
@@ -133,7 +134,7 @@ def _sqlite(address: str) -> Store:
     found = "is writable"
     if damage == _INTERRUPTED:
         look = f"sqlite3 {shlex.quote(str(path))} 'PRAGMA quick_check'"
-        found += f" (its size takes longer than {CHECK_S:g} s to search for damage: {look})"
+        found += f" (its size takes longer than {SEARCH_S:g} s to search for damage: {look})"
     return _unwritable(engine, path, address) or _current(engine, address, found)
 
 
@@ -143,7 +144,7 @@ def _damage(engine: sa.Engine) -> str:
     Some versions of SQLite look at all pages before they can be interrupted, and go on meanwhile.
     """
     try:
-        return answered(partial(_searched, engine, time.monotonic() + CHECK_S), CHECK_S)
+        return answered(partial(_searched, engine, time.monotonic() + SEARCH_S), SEARCH_S)
     except TimeoutError:
         return _INTERRUPTED
 
@@ -151,7 +152,7 @@ def _damage(engine: sa.Engine) -> str:
 def _searched(engine: sa.Engine, until: float) -> str:
     try:
         with engine.connect() as connection:
-            driver = connection.connection.driver_connection
+            driver: Any = connection.connection.driver_connection
             driver.set_progress_handler(lambda: time.monotonic() > until, 100)
             return str(connection.execute(sa.text("PRAGMA quick_check(1)")).scalar_one())
     except sa.exc.DatabaseError as error:

@@ -64,7 +64,7 @@ def test_a_current_store_is_ok_and_left_as_it_is(database: Path) -> None:
 def test_a_file_too_large_to_be_searched_for_damage_in_time_is_ok(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "CHECK_S", 0.0)
+    monkeypatch.setattr(health, "SEARCH_S", 0.0)
     store = looked(database)
     assert (store.finding.state, store.client is None) == ("ok", False)
     assert "longer than 0 s to search for damage: sqlite3 " in store.finding.says
