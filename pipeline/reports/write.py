@@ -71,16 +71,21 @@ def save_report(recording: Recording, config: Config, error: BaseException | Non
 
 
 def describe_and_report(recording: Recording, config: Config, *, report: bool) -> None:
-    """Writes the `report`, if it is wanted, and describes the run in MLflow."""
+    """Writes the `report`, if it is wanted, and describes the run in MLflow.
+
+    A run that is added to may have a report from before.
+    """
     if report:
         save_report(recording, config)
     run = recording.known()
+    is_new = bool(recording.records)
+    has_report = report or (not is_new and run.has(REPORT_PAGE))
     note = note_of_run(
         config,
         recording.predictions,
         parameters={**run.logged, **recording.sizes}.get("model/parameters"),
         command=run.command,
-        report=REPORT_PAGE if report else None,
+        report=REPORT_PAGE if has_report else None,
     )
     recording.describe(note)
 

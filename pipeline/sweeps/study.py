@@ -124,8 +124,10 @@ class Search:
         """Updates the study with the runs of an interrupted sweep.
 
         A trial left running by a killed process gets its final status; a trial that failed or was
-        killed is proposed again, as a new trial with the same parameters.
+        killed is proposed again, as a new trial with the same parameters. One whose job the sweep
+        had lost sight of, and which ended well after all, is not; it keeps its number.
         """
+        done = {index for index, outcome in ended.items() if outcome.is_complete}
         states = optuna.trial.TrialState
         for trial in self._mine():
             if trial.state == states.RUNNING and trial.number in ended:
@@ -133,7 +135,7 @@ class Search:
             elif trial.state == states.RUNNING:
                 self.study.tell(trial.number, state=states.FAIL)
         for trial in self._mine():
-            if trial.state == states.FAIL:
+            if trial.state == states.FAIL and trial.number not in done:
                 self._disregard(trial.number)
                 if trial.params:
                     self.study.enqueue_trial(trial.params)

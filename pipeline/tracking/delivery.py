@@ -64,6 +64,7 @@ from pipeline.tracking.journal import (
     Courier,
     Journal,
     Record,
+    began_elsewhere,
     join_records,
     sync_command,
 )
@@ -469,10 +470,10 @@ def _run_of(client: Client, journal: Journal, records: list[Record]) -> Run:
         except MlflowException as error:
             if is_passing(error):
                 raise
+            store = str(opened.get("store", opening["store"]))
             raise RequestError(
-                f"{folder}: the run {run_id} was recorded at "
-                f"{opened.get('store', opening['store'])} and is not in this store; name that one "
-                "with tracking.uri=…"
+                f"{folder}: the run {run_id} was recorded at {store} and is not in this store; "
+                f"{began_elsewhere(store, folder)}name that one with tracking.uri=…"
             ) from error
         if run.info.lifecycle_stage != "active":
             raise RequestError(

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from pipeline.system.errors import RequestError, one_line
 from pipeline.system.folders import MODEL
 from pipeline.system.secrets import has_hidden
+from pipeline.tracking.addresses import sqlite_file
 from pipeline.tracking.values import LOCAL_ID, MODEL_URI, RecordedRun, Status
 
 Record = dict[str, Any]
@@ -172,6 +173,30 @@ def opened_at(folder: Path) -> str | None:
             store: str | None = record.get("store", records[0].get("store"))
             return store
     return None
+
+
+def require_file(store: str, run_folder: Path) -> None:
+    """Checks that the SQLite file that has a run is there; connecting would make it.
+
+    Raises:
+        RequestError: says in which folder the address leads to one.
+    """
+    file = sqlite_file(store)
+    if file is not None and not file.exists():
+        raise RequestError(
+            f"tracking store {store}: there is no {file.absolute()}; "
+            f"{began_elsewhere(store, run_folder)}name the store with tracking.uri=…"
+        )
+
+
+def began_elsewhere(address: str, run_folder: Path) -> str:
+    """Where to send a run from if its store's address leads to another file in each folder."""
+    file = sqlite_file(address)
+    if file is None or file.is_absolute():
+        return ""
+    others = [above for above in run_folder.absolute().parents if above != Path.cwd()]
+    home = next((above for above in others if (above / file).exists()), None)
+    return f"call sync in {home or 'the folder in which the run began'}, or "
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:

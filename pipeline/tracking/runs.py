@@ -268,8 +268,9 @@ def _elsewhere(client: Client, query: Query) -> str:
 def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run") -> RecordedRun:
     """Finds the run with that id, or the only run whose id begins like this.
 
-    A whole id takes one request; a beginning is searched in all experiments. Messages name the
-    `key` of the command line and the expected `kind` of run.
+    It may also be the local id that the run had before a store knew it. A whole id of the store
+    takes one request; a beginning is searched in all experiments. Messages name the `key` of the
+    command line and the expected `kind` of run.
 
     Raises:
         RequestError: no run matches, several match, or the run was deleted.
@@ -292,22 +293,25 @@ def is_beginning(given: str) -> bool:
 
 
 def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> RecordedRun:
-    """Finds the only run whose id begins like this.
+    """Finds the only run whose id, or local id, begins like this.
 
     Raises:
         RequestError: no run matches, several match, or this cannot be the beginning of an id.
     """
     if not is_beginning(given):
         raise _no_such_run(client, given, key, kind)
-    fitting = list(search(client, Query(begins=given.lower(), limit=_SHOWN + 1)))
+    begins, most = given.lower(), _SHOWN + 1
+    named = {run.id: run for run in search(client, Query(begins=begins, limit=most))}
+    local = search(client, Query(begins_locally=begins, limit=most))
+    fitting = named | {run.tags[LOCAL_ID]: run for run in local if run.id not in named}
     if not fitting:
         raise _no_such_run(client, given, key, kind)
     if len(fitting) > 1:
-        ids = [run.id for run in fitting[:_SHOWN]] + ["…"] * (len(fitting) > _SHOWN)
+        ids = [*fitting][:_SHOWN] + ["…"] * (len(fitting) > _SHOWN)
         raise RequestError(
             f"{key}={given}: matches several runs ({', '.join(ids)}); give more characters"
         )
-    return fitting[0]
+    return next(iter(fitting.values()))
 
 
 def _require_active(run: Run, given: str, key: str) -> None:
@@ -451,6 +455,8 @@ def _condition(query: Query) -> str:
         parts.append(f"attributes.run_id IN ({listed})")
     if query.begins is not None:
         parts.append(f"attributes.run_id LIKE {_quoted(query.begins + '%')}")
+    if query.begins_locally is not None:
+        parts.append(f"tags.`{LOCAL_ID}` LIKE {_quoted(query.begins_locally + '%')}")
     if query.has_metric is not None:
         parts.append(f"metrics.`{query.has_metric}` > -1.7e308")
     flags = (

@@ -435,6 +435,8 @@ class Query:
     ids: Sequence[str] | None = None
     begins: str | None = None
     """The beginning of an id, in lower case."""
+    begins_locally: str | None = None
+    """The beginning of a local id, which a run had before a store knew it, in lower case."""
     is_sweep: bool | None = None
     """Whether it is a sweep's own run."""
     parent: str | None = None

@@ -94,7 +94,10 @@ def newest_progress(folder: Path) -> Progress:
     except RequestError as error:
         if not previous.exists():
             raise
-        found, damage = progress_of(previous), str(error).rpartition(";")[0]
+        found = progress_of(previous)
+        damage = str(error).rpartition(";")[0]
+        if not last.exists():
+            damage = f"{last}: it is missing, as after a kill while it was being replaced"
         with suppress(RequestError):
             best = progress_of(folder / BEST)
             if len(best.epochs) > len(found.epochs):  # a copy of what is damaged now

@@ -78,12 +78,15 @@ def sync(config: Config, request: Sync, folder: Path) -> list[Sent | Unsent]:
 def _sent(folders: Sequence[Path], tracking: Tracking) -> Iterator[Sent | Unsent]:
     """Sends the journals of one store after those of another."""
     from pipeline.tracking.client import connect  # MLflow, which nothing above needs
+    from pipeline.tracking.journal import require_file
 
     of_stores: dict[str | None, list[Path]] = defaultdict(list)
     for folder in folders:
         of_stores[tracking.uri or _store_of(folder)].append(folder)
     for uri, some in of_stores.items():
         try:
+            if uri is not None and tracking.uri is None:
+                require_file(uri, some[0])
             client = connect(uri)
         except RequestError as error:
             if len(of_stores) == 1:

@@ -98,6 +98,17 @@ def test_evaluate_refreshes_the_report(
     assert "<dd>77</dd>" not in page
 
 
+def test_evaluate_without_a_report_leaves_the_link_to_the_one_that_there_is(
+    trained: Trained,
+) -> None:
+    words = ("dataset=digits", f"run_id={trained.run_id}", "evaluate.report=false")
+    with inside(trained.folder):
+        evaluate_recorded(configured(*words), trained.folder / "bare")
+    told = trained.client.get_run(trained.run_id).data.tags["mlflow.note.content"]
+    assert trained.artifact("report.html").exists()
+    assert re.search(r"\[report\.html\]\(.*report\.html\)", told)
+
+
 def test_the_verb_builds_the_same_page_from_what_was_recorded(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,18 @@ def test_a_trial_that_finished_while_the_sweep_was_killed_is_not_proposed_again(
     assert len(again.study.trials) == 3
 
 
+def test_a_trial_taken_for_failed_whose_run_finished_later_is_not_proposed_again(
+    tmp_path: Path,
+) -> None:
+    source = search(tmp_path, "sweep.n_trials=3")
+    job = next(source.jobs())
+    source.tell(ended(0, job.params, FAILED))  # its process was not heard of
+    again = search(tmp_path, "sweep.n_trials=3")
+    again.catch_up({0: ended(0, job.params)})
+    assert len(carry_out(again)) == 2
+    assert sorted(again.known_jobs()) == [0, 1, 2]
+
+
 @matrix(7)
 def test_sweeps_that_share_a_study_count_each_others_trials(tmp_path: Path) -> None:
     one = search(tmp_path, "sweep.n_trials=6", sweep_id="one").jobs()

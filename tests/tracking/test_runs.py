@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlflow.entities import Run, RunData, RunInfo
+from mlflow.entities import Run, RunData, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.system.errors import RequestError
@@ -21,6 +21,8 @@ from tests.commands import configured
 
 IDS = ["abcd" + "0" * 28, "abce" + "0" * 28, "12e4" + "0" * 28]
 IDS += [f"ffff{number}" + "0" * 27 for number in range(5)]
+# The ids that runs had before a store knew them, by those of the store
+LOCAL = {IDS[0]: "5a5a" + "1" * 28, IDS[1]: "12e4" + "1" * 28, IDS[2]: "12e4" + "2" * 28}
 
 
 class Client:
@@ -50,8 +52,9 @@ class Client:
     ) -> Any:
         self.asked.append("search_runs")
         assert experiments == ["0", "1"]
-        beginning = where.removeprefix("attributes.run_id LIKE '").removesuffix("%'")
-        fitting = [_run(run_id) for run_id in IDS if run_id.startswith(beginning)]
+        what, _, beginning = where.removesuffix("%'").partition(" LIKE '")
+        known = {"attributes.run_id": {one: one for one in IDS}, "tags.`local_id`": LOCAL}
+        fitting = [_run(of) for of, one in known.get(what, {}).items() if one.startswith(beginning)]
         return Page(fitting[:max_results])
 
 
@@ -62,9 +65,9 @@ class Page(list[Any]):
 
 
 def _run(run_id: str) -> Any:
-    return Run(
-        RunInfo(run_id, "1", "me", "FINISHED", 0, 0, "active", run_name="calm-fox"), RunData()
-    )
+    tags = [RunTag("local_id", LOCAL[run_id])] if run_id in LOCAL else []
+    info = RunInfo(run_id, "1", "me", "FINISHED", 0, 0, "active", run_name="calm-fox")
+    return Run(info, RunData(tags=tags))
 
 
 def found(given: str) -> str:
@@ -97,6 +100,19 @@ def test_what_fits_several_runs_is_refused_with_the_first_of_them() -> None:
         found("ffff")
     assert str(refused.value) == (
         f"run_id=ffff: matches several runs ({', '.join(IDS[3:6])}, …); give more characters"
+    )
+
+
+@pytest.mark.parametrize("given", ["5a5a", "5A5A1", LOCAL[IDS[0]][:31]])
+def test_a_run_is_found_by_the_beginning_of_its_local_id(given: str) -> None:
+    assert found(given) == IDS[0]
+
+
+def test_a_beginning_of_one_run_s_id_and_of_another_s_local_id_is_refused() -> None:
+    with pytest.raises(RequestError) as refused:
+        found("12e4")
+    assert str(refused.value) == (
+        f"run_id=12e4: matches several runs ({IDS[2]}, {LOCAL[IDS[1]]}); give more characters"
     )
 
 

@@ -72,7 +72,13 @@ def test_the_checkpoint_before_takes_the_place_of_one_that_is_damaged(
     assert newest_progress(tmp_path) == PROGRESS
     assert last.read_bytes() == whole
     assert not previous.exists()
-    assert "last.keras" in caplog.text
+    why = {
+        "cut": "not a usable checkpoint",
+        "missing": "as after a kill while it was being replaced",
+    }
+    assert f"{last}: " in caplog.text
+    assert why[damage] in caplog.text
+    assert "first epoch" not in caplog.text
     assert "the epoch before takes its place" in caplog.text
 
 

@@ -139,6 +139,39 @@ def test_a_run_goes_to_the_store_in_which_it_was_opened_unless_another_is_named(
     assert connect(None).get_run(found[1].run_id).info.status == "FINISHED"  # type: ignore[union-attr]
 
 
+def test_a_run_of_another_folder_s_store_is_sent_from_there_and_no_store_is_made_here(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_briefly(monkeypatch)
+    switch = Switch(monkeypatch)
+    default = configured("dataset=digits", "model=linear")
+    run = tmp_path / "outputs" / "today" / "now"
+    opened = configured("dataset=digits", "model=linear", "tracking.uri=sqlite:///mlflow.db")
+    with record(opened, run) as recording:
+        switch.is_away = True
+    switch.is_away = False
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    with inside(elsewhere), pytest.raises(RequestError) as refused:
+        sync(default, Sync(folder=str(run)), tmp_path)
+    assert [*elsewhere.iterdir()] == []
+    assert str(refused.value) == (
+        f"tracking store sqlite:///mlflow.db: there is no {elsewhere}/mlflow.db; call sync in "
+        f"{tmp_path}, or name the store with tracking.uri=…"
+    )
+    (tmp_path / "mlflow.db").rename(tmp_path / "moved.db")
+    with inside(elsewhere):
+        with pytest.raises(
+            RequestError, match="call sync in the folder in which the run began, or"
+        ):
+            sync(default, Sync(folder=str(run)), tmp_path)
+        connect(None)  # another store of that name
+        [unsent] = sync(default, Sync(folder=str(run)), tmp_path)
+        assert str(unsent).endswith(
+            f"the run {recording.id} was recorded at sqlite:///mlflow.db and is not in this store; "
+            "call sync in the folder in which the run began, or name that one with tracking.uri=…"
+        )
+
+
 def test_a_store_that_cannot_be_used_keeps_no_other_from_getting_its_runs(
     config: Config, tmp_path: Path
 ) -> None:
@@ -151,7 +184,8 @@ def test_a_store_that_cannot_be_used_keeps_no_other_from_getting_its_runs(
     path.write_text(path.read_text().replace(f"sqlite:///{tmp_path}/mlflow.db", lost) + opened)
     a, b = sync(configured("dataset=digits"), Sync(folder=None), tmp_path)
     assert str(a).startswith("outputs/today/a: run_id=")
-    assert f"not sent: tracking store {lost} cannot be used" in str(b)
+    told = f"there is no {tmp_path}/missing/mlflow.db; name the store with tracking.uri=…"
+    assert f"not sent: tracking store {lost}: {told}" in str(b)
 
 
 def test_without_a_folder_nothing_is_sent_where_there_is_nothing(

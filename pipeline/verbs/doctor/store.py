@@ -5,10 +5,13 @@ Only of an SQLite file it can tell whether it is writable without changing it.
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import requests
 import sqlalchemy as sa
@@ -34,8 +37,10 @@ from pipeline.tracking.values import Query, Status
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 
 ANSWER_S = 8.0  # for a server or database to answer
+SEARCH_S = 4.0  # to look for damage in an SQLite file
 BUSY_S = 2.0  # for another process to finish writing to an SQLite file
 _ELSEWHERE = f"or choose another store with tracking.uri=… (default {DEFAULT_URI})"
+_INTERRUPTED = "interrupted"  # as SQLite says it
 CONNECT_TIMEOUT = {"postgresql", "mysql", "mariadb"}  # whose drivers take `connect_timeout`
 
 
@@ -59,7 +64,8 @@ def check_store(uri: str | None) -> Store:
     try:
         return answered(partial(_guarded, look, address), ANSWER_S)
     except TimeoutError:
-        return _broken(address, f"did not answer within {ANSWER_S:g} s", f"start it, {_ELSEWHERE}")
+        mend = "see whether its disk answers" if look is _sqlite else "start it"
+        return _broken(address, f"did not answer within {ANSWER_S:g} s", f"{mend}, {_ELSEWHERE}")
 
 
 def check_place(uri: str | None) -> Iterator[Finding]:
@@ -121,15 +127,36 @@ def _sqlite(address: str) -> Store:
     # Opened in a mode that does not create it if it has just been deleted.
     url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})
-    try:
-        with engine.connect() as connection:
-            damage = str(connection.execute(sa.text("PRAGMA quick_check(1)")).scalar_one())
-    except sa.exc.DatabaseError as error:
-        damage = str(error.orig)
-    if damage != "ok":
+    damage = _damage(engine)
+    if damage not in ("ok", _INTERRUPTED):
         mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {_ELSEWHERE}"
         return _broken(address, f"damaged: {first_line(damage)}", mend)
-    return _unwritable(engine, path, address) or _current(engine, address, "is writable")
+    found = "is writable"
+    if damage == _INTERRUPTED:
+        look = f"sqlite3 {shlex.quote(str(path))} 'PRAGMA quick_check'"
+        found += f" (its size takes longer than {SEARCH_S:g} s to search for damage: {look})"
+    return _unwritable(engine, path, address) or _current(engine, address, found)
+
+
+def _damage(engine: sa.Engine) -> str:
+    """What SQLite finds wrong: "ok" if nothing, `_INTERRUPTED` if that takes too long.
+
+    Some versions of SQLite look at all pages before they can be interrupted, and go on meanwhile.
+    """
+    try:
+        return answered(partial(_searched, engine, time.monotonic() + SEARCH_S), SEARCH_S)
+    except TimeoutError:
+        return _INTERRUPTED
+
+
+def _searched(engine: sa.Engine, until: float) -> str:
+    try:
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.set_progress_handler(lambda: time.monotonic() > until, 100)
+            return str(connection.execute(sa.text("PRAGMA quick_check(1)")).scalar_one())
+    except sa.exc.DatabaseError as error:
+        return str(error.orig)
 
 
 def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:

@@ -27,7 +27,11 @@ class Ledger:
 
 
 def history(config: Config, request: History, folder: Path) -> Ledger:
-    """The ledger of the data set's registered model."""
+    """The ledger of the data set's registered model.
+
+    Raises:
+        RequestError: somebody has changed an attempt in it so that it cannot be read.
+    """
     registry = open_registry(config.tracking, config.choices.dataset)
     settle(registry)
     present = registry.present()

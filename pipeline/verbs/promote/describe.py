@@ -30,6 +30,7 @@ from pipeline.verbs.promote.ledger import (
     from_text,
     gate_rows,
     history_markdown,
+    reading,
 )
 
 SHOWN_ATTEMPTS = 20  # of the ledger, in the description of the registered model
@@ -86,7 +87,7 @@ def note_of_model(
 
 def whole_ledger(registry: Registry, present: Present, newest: int | None = None) -> list[Attempt]:
     """The ledger, oldest first; the `newest` attempts, or all, have the gates from their runs."""
-    attempts = attempts_in(present.tags)
+    attempts = attempts_in(present.tags, registry.name)
     start = 0 if newest is None else max(0, len(attempts) - newest)
     return [
         *attempts[:start],
@@ -95,8 +96,12 @@ def whole_ledger(registry: Registry, present: Present, newest: int | None = None
 
 
 def _with_gates(registry: Registry, attempt: Attempt) -> Attempt:
-    text = None if attempt.gates else registry.attached(attempt.run_id, artifact(attempt.key))
-    return replace(attempt, gates=from_text(attempt.key, text).gates) if text else attempt
+    name = artifact(attempt.key)
+    text = None if attempt.gates else registry.attached(attempt.run_id, name)
+    if not text:
+        return attempt
+    with reading(f"run {attempt.run_id}: its artefact {name}", "restore or delete it"):
+        return replace(attempt, gates=from_text(attempt.key, text).gates)
 
 
 def _gates(attempt: Attempt) -> str:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.reports.notes import escaped, markdown_table
+from pipeline.system.errors import RequestError
 from pipeline.system.secrets import hide
 from pipeline.tracking.values import (
     LEDGER,
@@ -81,10 +84,14 @@ def to_text(attempt: Attempt) -> str:
 
 
 def from_text(key: str, text: str) -> Attempt:
-    """Parses the attempt stored under `key`."""
-    values = json.loads(text)
-    gates = [Gate(**gate) for gate in values.pop("gates")]
-    return Attempt(key=key, gates=gates, **values)
+    """Parses the attempt stored under `key`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    attempt = TypeAdapter(Attempt).validate_python(json.loads(text) | {"key": key})
+    attempt.when  # noqa: B018 - read now, or refused
+    return attempt
 
 
 def to_tag(attempt: Attempt) -> str:
@@ -113,7 +120,11 @@ def to_tag(attempt: Attempt) -> str:
 
 
 def from_tag(key: str, text: str) -> Attempt:
-    """The attempt in a tag under `key`: text or, if recorded by earlier versions, JSON."""
+    """The attempt in a tag under `key`: text or, if recorded by earlier versions, JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
     if text.startswith("{"):
         return from_text(key, text)
     found = _TAG.fullmatch(text)
@@ -127,7 +138,7 @@ def from_tag(key: str, text: str) -> Attempt:
     version, replaces = (
         int(named[name]) if named[name] else None for name in ("version", "replaces")
     )
-    return Attempt(
+    attempt = Attempt(
         key=key,
         who=who,
         decision=named["decision"],
@@ -137,6 +148,21 @@ def from_tag(key: str, text: str) -> Attempt:
         reason=reason or None,
         note=note,
     )
+    attempt.when  # noqa: B018 - read now, or refused
+    return attempt
+
+
+@contextmanager
+def reading(place: str, mend: str) -> Iterator[None]:
+    """Names the place of an attempt that somebody has changed so that it cannot be read.
+
+    Raises:
+        RequestError: with that place, and how to mend it.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{place} cannot be read as an attempt in the ledger; {mend}") from error
 
 
 def artifact(key: str) -> str:
@@ -144,10 +170,17 @@ def artifact(key: str) -> str:
     return f"promotion/{key.removeprefix(LEDGER)}.json"
 
 
-def attempts_in(tags: Mapping[str, str]) -> list[Attempt]:
-    """All attempts among the tags of a registered model, oldest first."""
-    keys = sorted(key for key in tags if key.startswith(LEDGER))
-    return [from_tag(key, tags[key]) for key in keys]
+def attempts_in(tags: Mapping[str, str], name: str) -> list[Attempt]:
+    """All attempts among the tags of the registered model `name`, oldest first.
+
+    Raises:
+        RequestError: one of them cannot be read.
+    """
+    attempts = []
+    for key in sorted(key for key in tags if key.startswith(LEDGER)):
+        with reading(f"registered model {name}: its tag {key}", "correct or delete it in MLflow"):
+            attempts.append(from_tag(key, tags[key]))
+    return attempts
 
 
 def line_of_champions(attempts: Sequence[Attempt]) -> list[int]:

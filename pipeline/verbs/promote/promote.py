@@ -179,7 +179,7 @@ def _former(registry: Registry, registered: Present, fingerprint: str | None) ->
 
     If there is no champion, as when its version was deleted, those are all of the last line.
     """
-    line = line_of_champions(attempts_in(registered.tags))
+    line = line_of_champions(attempts_in(registered.tags, registry.name))
     champion = registered.aliases.get(CHAMPION)
     before = line[: line.index(champion)] if champion in line else line
     found = (registry.find(number) for number in before)

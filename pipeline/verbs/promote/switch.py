@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import at_work, process_name, this_process
 from pipeline.tracking.values import (
     ATTEMPT,
@@ -49,6 +49,7 @@ from pipeline.verbs.promote.ledger import (
     attempts_in,
     decided,
     from_tag,
+    reading,
     to_tag,
 )
 
@@ -195,7 +196,7 @@ def _move(registry: Registry, ticket: Version, change: Change) -> int:
 
 def _last_move(registry: Registry) -> int | None:
     """The version that is champion according to the ledger."""
-    attempts = attempts_in(registry.present().tags)
+    attempts = attempts_in(registry.present().tags, registry.name)
     moves = [attempt.version for attempt in attempts if attempt.decision in MOVES]
     return moves[-1] if moves else None
 
@@ -233,7 +234,7 @@ def _complete(registry: Registry, ticket: Version) -> None:
 
 def replaced_by(registry: Registry, champion: Version) -> int | None:
     """The version that a champion replaced; None if there was none, or it no longer exists."""
-    before = _as_number(champion.tags.get(REPLACES, NONE))
+    before = _as_number(champion, REPLACES)
     return before if before and registry.find(before) else None
 
 
@@ -254,15 +255,25 @@ def _alive(ticket: Version) -> bool:
 
 
 def _target(ticket: Version) -> int:
-    return _as_number(ticket.tags.get(TARGET, NONE)) or ticket.number
+    return _as_number(ticket, TARGET) or ticket.number
 
 
 def _attempt(ticket: Version) -> Attempt:
-    return from_tag(ticket.tags[ATTEMPT_KEY], ticket.tags[ATTEMPT])
+    with reading(
+        f"{ticket.uri}: its tag {ATTEMPT}", "correct it, or delete that version in MLflow"
+    ):
+        return from_tag(ticket.tags[ATTEMPT_KEY], ticket.tags[ATTEMPT])
 
 
-def _as_number(tag: str) -> int | None:
-    return int(tag) if tag else None
+def _as_number(version: Version, key: str) -> int | None:
+    tag = version.tags.get(key, NONE)
+    try:
+        return int(tag) if tag else None
+    except ValueError as error:
+        raise RequestError(
+            f"{version.uri}: its tag {key}={tag} is not the number of a version; correct or "
+            "delete it in MLflow"
+        ) from error
 
 
 def _named(number: int | None) -> str:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_a_current_store_is_ok_and_left_as_it_is(database: Path) -> None:
     assert [*experiment_names(store.client).values()] == ["Default"]
     assert database.read_bytes() == before
     assert [p.name for p in database.parent.iterdir()] == [database.name]
+
+
+def test_a_file_too_large_to_be_searched_for_damage_in_time_is_ok(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "SEARCH_S", 0.0)
+    store = looked(database)
+    assert (store.finding.state, store.client is None) == ("ok", False)
+    assert "longer than 0 s to search for damage: sqlite3 " in store.finding.says
+
+
+def test_a_file_on_a_disk_that_does_not_answer_is_not_to_be_started(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "ANSWER_S", 0.1)
+    monkeypatch.setattr(health.sa, "create_engine", lambda *_, **__: time.sleep(1))
+    assert_broken(looked(database), "did not answer within 0.1 s", "see whether its disk answers")
 
 
 def test_a_database_on_a_server_answers_and_nothing_is_said_of_writing(

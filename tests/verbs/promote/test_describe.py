@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.system.errors import RequestError
 from pipeline.tracking.values import SIGNED, Present, RecordedRun, Status
 from pipeline.verbs.promote.describe import note_of_model, note_of_version, whole_ledger
 from pipeline.verbs.promote.gates import Gate
@@ -116,5 +117,11 @@ def test_the_ledger_has_the_gates_that_are_artefacts_of_its_runs() -> None:
     assert (second.decision, second.gates) == (PROMOTED, [GATE])
     first, second = whole_ledger(registry(texts), Present(tags=tags), newest=1)
     assert (first.gates, second.gates) == ([], [GATE])
+    with pytest.raises(RequestError) as refused:
+        whole_ledger(registry(texts | {artifact(older.key): "[]"}), Present(tags=tags))
+    assert str(refused.value) == (
+        f"run {older.run_id}: its artefact {artifact(older.key)} cannot be read as an attempt in "
+        "the ledger; restore or delete it"
+    )
     [lost] = whole_ledger(registry({}), Present(tags={ATTEMPT.key: to_tag(ATTEMPT)}))
     assert (lost.version, lost.gates) == (3, [])

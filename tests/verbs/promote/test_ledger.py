@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.system import secrets
+from pipeline.system.errors import RequestError
 from pipeline.tracking.values import LONGEST_MODEL_TAG
 from pipeline.verbs.promote.gates import Gate
 from pipeline.verbs.promote.ledger import (
@@ -166,7 +167,28 @@ def test_a_ledger_reads_tags_of_earlier_versions_and_refuses_what_is_none() -> N
 def test_the_attempts_among_other_tags_are_found_oldest_first() -> None:
     later = replace(ATTEMPT, key=new_key(WHEN + timedelta(seconds=1), "00000000"))
     tags = {later.key: to_text(later), "team": "vision", ATTEMPT.key: to_text(ATTEMPT)}
-    assert attempts_in(tags) == [ATTEMPT, later]
+    assert attempts_in(tags, "digits") == [ATTEMPT, later]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (ATTEMPT.key, "promoted, they say"),
+        (ATTEMPT.key, '{"who": "ada@engine"}'),
+        (ATTEMPT.key, to_text(ATTEMPT).replace('"version":3', '"version":"three"')),
+        (ATTEMPT.key, to_text(ATTEMPT)[:-1]),
+        ("ledger.mine", to_tag(ATTEMPT)),
+        ("ledger.mine", to_text(ATTEMPT)),
+        ("ledger.yesterday.1", to_tag(ATTEMPT)),
+    ],
+)
+def test_a_tag_that_somebody_has_changed_is_named_in_a_line(key: str, text: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        attempts_in({ATTEMPT.key: to_tag(ATTEMPT), key: text}, "digits")
+    assert str(refused.value) == (
+        f"registered model digits: its tag {key} cannot be read as an attempt in the ledger; "
+        "correct or delete it in MLflow"
+    )
 
 
 def test_another_end_keeps_all_else() -> None:

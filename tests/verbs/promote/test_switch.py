@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipeline.system.errors import PipelineError
+from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.processes import this_process
 from pipeline.tracking.client import connect
 from pipeline.tracking.registry import Registry
@@ -138,7 +138,12 @@ class InMemory(Registry):
     ) -> Version:
         vars(self)["made"] += 1
         self.versions[self.made] = Version(
-            number=self.made, uri="", source=source, run_id=run_id, tags=dict(tags), age_s=0.0
+            number=self.made,
+            uri=f"models:/{NAME}/{self.made}",
+            source=source,
+            run_id=run_id,
+            tags=dict(tags),
+            age_s=0.0,
         )
         return self.versions[self.made]
 
@@ -198,7 +203,7 @@ def opened(database: Path | str) -> Registry:
 
 
 def decisions(registry: Registry) -> list[str]:
-    return [one.decision for one in attempts_in(registry.present().tags)]
+    return [one.decision for one in attempts_in(registry.present().tags, registry.name)]
 
 
 def aliases(registry: Registry) -> dict[str, int]:
@@ -212,7 +217,7 @@ def test_the_first_promotion_makes_version_one_champion_and_is_recorded(registry
     assert version is not None
     assert (version.tags[STATE], version.tags["model"]) == (DONE, "model 1")
     assert (version.source, version.run_id) == ("file:///models/1", run(1))
-    assert attempts_in(registry.present().tags) == [attempt(1, None, version=1)]
+    assert attempts_in(registry.present().tags, registry.name) == [attempt(1, None, version=1)]
 
 
 def test_the_champion_that_was_becomes_previous(registry: Registry) -> None:
@@ -320,7 +325,29 @@ def test_what_a_killed_process_left_undone_is_undone(registry: Registry) -> None
     settle(registry)
     assert aliases(registry) == {CHAMPION: 1}
     assert (registry.find(2), registry.pending()) == (None, [])
-    assert attempts_in(registry.present().tags)[-1] == attempt(2, 1, ABANDONED, note=BROKEN_OFF)
+    assert attempts_in(registry.present().tags, registry.name)[-1] == attempt(
+        2, 1, ABANDONED, note=BROKEN_OFF
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({ATTEMPT: "promoted"}, f"its tag {ATTEMPT} cannot be read as an attempt in the ledger"),
+        ({TARGET: "one"}, f"its tag {TARGET}=one is not the number of a version"),
+    ],
+)
+def test_a_tag_of_a_ticket_that_somebody_has_changed_is_named(
+    tags: dict[str, str], told: str, registry: Registry
+) -> None:
+    switch(registry, promotion(1, None))
+    left = registry.find(ticket(registry, promotion(2, 1), DEAD))
+    assert left is not None
+    registry.add(left.source, left.run_id, {**left.tags, **tags})
+    registry.drop(left.number)
+    with pytest.raises(RequestError) as refused:
+        settle(registry)
+    assert str(refused.value).startswith(f"models:/{NAME}/3: {told}; correct ")
 
 
 @pytest.mark.parametrize("left", range(1, 13))
@@ -660,7 +687,9 @@ def assert_one_wins_each_round(uri: str) -> None:
                 assert "another promotion is in progress" in message or "champion is now" in message
     assert aliases(registry) == {CHAMPION: champions[-1], PREVIOUS: champions[-2]}
     assert champions == sorted(champions)
-    kept = [one.version for one in attempts_in(registry.present().tags) if one.version]
+    kept = [
+        one.version for one in attempts_in(registry.present().tags, registry.name) if one.version
+    ]
     assert sorted(kept) == champions
     assert decisions(registry).count(PROMOTED) == ROUNDS
     assert decisions(registry).count(REFUSED) == ROUNDS * (RACERS - 1)
