@@ -70,7 +70,7 @@ def from_idx(
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
         arrays[split, what] = values
-    mapped = _characters(place, chosen) if class_names is None else None
+    mapped = _characters(place, chosen, found.values()) if class_names is None else None
     turned = ", transposed" if transpose else ""
     return _raw_data(
         arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
@@ -152,12 +152,16 @@ def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
     return wanted
 
 
-def _characters(place: Place, chosen: str) -> dict[int, str] | None:
-    """The characters of each label, if there is a file `<prefix>-mapping.txt`."""
+def _characters(place: Place, chosen: str, files: Iterable[str]) -> dict[int, str] | None:
+    """The characters of each label, if there is a file `<prefix>-mapping.txt`.
+
+    One in a folder of the set's `files` comes first, since other folders may hold other sets.
+    """
     wanted = f"{chosen}-mapping.txt"
-    names = (name for name in place.contents().files if PurePosixPath(name).name == wanted)
-    name = next(names, None)
-    return None if name is None else _mapping(*_content(place, name, most=2**20))
+    names = [name for name in place.contents().files if PurePosixPath(name).name == wanted]
+    folders = {PurePosixPath(file).parent for file in files}
+    names.sort(key=lambda name: PurePosixPath(name).parent not in folders)
+    return _mapping(*_content(place, names[0], most=2**20)) if names else None
 
 
 def _mapping(content: bytes, where: Path) -> dict[int, str]:

@@ -148,6 +148,17 @@ def test_idx_sets_of_two_folders_are_not_mixed(kind: str, tmp_path: Path) -> Non
     assert "files of the same names" in refusal(lambda: idx(path), path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mapping_beside_the_files_of_a_set_comes_first(kind: str, tmp_path: Path) -> None:
+    mapping = b"0 %d\n1 66\n2 67\n"
+    files = {"a/s-mapping.txt": mapping % 120, "a/s-train-labels-idx1-ubyte": labels_file(LABELS)}
+    files |= idx_files("b/s-{split}-{what}-ubyte")
+    elsewhere = kept(tmp_path / "elsewhere", kind, files)
+    assert idx(elsewhere).class_names == ("x", "B", "C")
+    beside = kept(tmp_path / "beside", kind, files | {"b/s-mapping.txt": mapping % 65})
+    assert idx(beside).class_names == ("A", "B", "C")
+
+
 def test_idx_files_may_lie_in_a_folder_each_and_those_of_the_named_folder_come_first(
     tmp_path: Path,
 ) -> None:
