@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -124,14 +124,29 @@ def _of_one_folder(folders: Mapping[str, Names], place: Place, top: str, path: s
     whole = [folder for folder, names in folders.items() if not _lacking(names)]
     if top in whole or len(whole) == 1:
         return folders[top if top in whole else whole[0]]
-    counts = Counter(part for names in folders.values() for part in names)
-    if whole or max(counts.values()) > 1:
-        told = joined([as_line(folder or ".") for folder in whole or folders])
+    if whole:
+        told = joined([as_line(folder or ".") for folder in whole])
         raise RequestError(
             f"dataset.path={path}: {told} have files of the same names, which may be different "
-            f"sets; name the folder of one: dataset.path={place.root / (whole or [*folders])[0]}"
+            f"sets; name the folder of one: dataset.path={place.root / whole[0]}"
+        )
+    if several := _several(folders):
+        raise RequestError(
+            f"dataset.path={path}: no folder has a whole set, and files of the same names may be "
+            f"of different sets: {several}; bring the files of one set together in a folder"
         )
     return {part: name for names in folders.values() for part, name in names.items()}
+
+
+def _several(folders: Mapping[str, Names]) -> str:
+    """The parts that lie in several folders, each with these folders; "" without any."""
+    holders: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for folder, names in folders.items():
+        for part in names:
+            holders[part].append(as_line(folder or "."))
+    return ", ".join(
+        f"{' '.join(part)} in {joined(found)}" for part, found in holders.items() if found[1:]
+    )
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:

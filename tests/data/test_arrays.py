@@ -145,7 +145,10 @@ def test_idx_sets_of_two_folders_are_not_mixed(kind: str, tmp_path: Path) -> Non
     assert sorted(idx_parts(str(path), prefix=None)[2].values()) == sorted(other)
     part |= {name: file for name, file in other.items() if "images" in name}
     path = kept(tmp_path / "parts", kind, part)
-    assert "files of the same names" in refusal(lambda: idx(path), path)
+    told = refusal(lambda: idx(path), path)
+    assert ": no folder has a whole set, and files of the same names may be of different" in told
+    assert "sets: train images in KMNIST/raw and MNIST/raw; bring" in told
+    assert "dataset.path" not in told.removeprefix(f"dataset.path={path}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
