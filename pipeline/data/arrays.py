@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +75,7 @@ def from_idx(
             values = values.swapaxes(1, 2) if transpose else values
             values = values[..., np.newaxis]
         arrays[split, what] = values
-    mapped = _characters(place, chosen) if class_names is None else None
+    mapped = _characters(place, chosen, found.values()) if class_names is None else None
     turned = ", transposed" if transpose else ""
     return _raw_data(
         arrays, class_names, path, source=f"{path} ({chosen or 'idx'}{turned})", names=mapped
@@ -135,15 +135,32 @@ def _of_one_folder(
     whole, top = [folder for folder, names in folders.items() if is_whole(names)], below.rstrip("/")
     if top in whole or len(whole) == 1:
         return folders[top if top in whole else whole[0]]
-    counts = Counter(part for names in folders.values() for part in names)
-    if whole or max(counts.values()) > 1:
-        told = joined([as_line(folder or ".") for folder in whole or folders])
-        one = printable(place.root / (whole or [*folders])[0])
+    if whole:
+        told = joined([as_line(folder or ".") for folder in whole])
         raise RequestError(
             f"dataset.path={path}: {told} have files of the same names, which may be different "
-            f"sets; name the folder of one: dataset.path={one}"
+            f"sets; name the folder of one: dataset.path={printable(place.root / whole[0])}"
+        )
+    if several := _several(folders):
+        raise RequestError(
+            f"dataset.path={path}: no folder has a whole set, and files of the same names may be "
+            f"of different sets: {several}; bring the files of one set together in a folder"
         )
     return {part: name for names in folders.values() for part, name in names.items()}
+
+
+def _several(folders: Mapping[str, Mapping[Part, str]]) -> str:
+    """The files that lie in several folders, each with these folders; "" without any."""
+    holders: defaultdict[Part, list[str]] = defaultdict(list)
+    for names in folders.values():
+        for part, name in names.items():
+            holders[part].append(name)
+    return ", ".join(
+        f"{as_line(PurePosixPath(found[0]).name)} in "
+        + joined([as_line(str(PurePosixPath(name).parent)) for name in found])
+        for found in holders.values()
+        if found[1:]
+    )
 
 
 def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
@@ -164,12 +181,16 @@ def _set_of(sets: Mapping[str, Any], prefix: str | None, path: str) -> str:
     return wanted
 
 
-def _characters(place: Place, chosen: str) -> dict[int, str] | None:
-    """The characters of each label, if there is a file `<prefix>-mapping.txt`."""
+def _characters(place: Place, chosen: str, files: Iterable[str]) -> dict[int, str] | None:
+    """The characters of each label, if there is a file `<prefix>-mapping.txt`.
+
+    One in a folder of the set's `files` comes first, since other folders may hold other sets.
+    """
     wanted = f"{chosen}-mapping.txt"
-    names = (name for name in place.contents().files if PurePosixPath(name).name == wanted)
-    name = next(names, None)
-    return None if name is None else _mapping(*_content(place, name, most=2**20))
+    names = [name for name in place.contents().files if PurePosixPath(name).name == wanted]
+    folders = {PurePosixPath(file).parent for file in files}
+    names.sort(key=lambda name: PurePosixPath(name).parent not in folders)
+    return _mapping(*_content(place, names[0], most=2**20)) if names else None
 
 
 def _mapping(content: bytes, where: str) -> dict[int, str]:

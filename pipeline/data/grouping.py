@@ -27,7 +27,9 @@ _FLAT = 2  # standard deviation of the pixels of an image that shows nothing
 NEIGHBOURS = 1000  # images of similar hashes that each is compared with, at most
 MOST_PAIRS = 2**19  # of images with similar hashes that are held at once
 _PAIRS = 2**12  # compared at once
-RULE = 3  # the version of `held_out`: pictures that an earlier one has divided are divided anew
+RULE = 3
+"""The version of how data is divided: `held_out`, and `split.py` with it. It is in the key of each
+division, of pictures and arrays, so that what an earlier version has divided is divided anew."""
 
 Images = Callable[[Array], Array]  # from positions i64[m] to u8[m,H,W,C]
 

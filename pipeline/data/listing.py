@@ -304,7 +304,8 @@ class _Tree:
     def wrapper(self, folders: Sequence[str], keep: Collection[str]) -> str:
         """The same single subfolders of each of these, above the first that differ; "" without any.
 
-        As `unwrapped`, leaves a class and enters no folder whose name or path is in `keep`.
+        As `unwrapped`, leaves a class and enters no folder whose name or path is in `keep`. What
+        has no folders in one of these is a class, too: its pictures there would be left out.
         """
         wrapper = ""
         while True:
@@ -312,7 +313,7 @@ class _Tree:
             if len(inner) != 1 or inner & {*keep}:
                 return wrapper
             deeper = f"{wrapper}{inner.pop()}/"
-            is_class = not any(self.below[f"{folder}{deeper}"] for folder in folders)
+            is_class = not all(self.below[f"{folder}{deeper}"] for folder in folders)
             if is_class or any(one.startswith(deeper) for one in keep):
                 return wrapper
             wrapper = deeper
@@ -408,19 +409,25 @@ def _like_splits(tree: _Tree, top: str) -> Iterator[str]:
 
 def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[str]) -> _Layout:
     """The layout of class folders below the folders of `splits`, some of which may hold none."""
-    above = {name: split for name, split in splits.items() if tree.below[f"{top}{name}/"]}
+    ordered = sorted(splits, key=lambda name: SPLITS.index(splits[name]))
+    above = {name: splits[name] for name in ordered if tree.below[f"{top}{name}/"]}
     classes = Counter(one for name in above for one in tree.below[f"{top}{name}/"])
     shared = {one for one, count in classes.items() if count > 1} | {*keep}
     wrapper = tree.wrapper([f"{top}{name}/" for name in above], keep)
     sides = [
         (tree.unwrapped(f"{top}{name}/{wrapper}", shared), split) for name, split in above.items()
     ]
-    sides.sort(key=lambda side: SPLITS.index(side[1]))
     notes = [
         f"{as_line(top + name)}/ has no class folders: its pictures are left out"
         for name in splits
         if name not in above
     ]
+    if wrapper:
+        within = joined([f"{as_line(top + name)}/" for name in above])
+        notes.append(
+            f"{as_line(wrapper)} is the only folder in {within}: it is passed through, and the "
+            "folders within it are the classes"
+        )
     if {*above.values()} == {"train"}:
         sides = [(folder, "") for folder, _ in sides]
     count = len({one for folder, _ in sides for one in tree.below[folder]})

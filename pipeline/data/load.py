@@ -61,14 +61,11 @@ def require_data(config: Config) -> Pictures | None:
 
     Raises:
         RequestError: a file or folder is missing, or is not a data set.
+        OSError: a folder cannot be searched.
     """
-    builder, given = _builder(config.dataset)
-    if _is_of_pictures(builder):
+    if _is_of_pictures(_builder(config.dataset)[0]):
         return _listed(config)
-    if _can_exclude(builder) and (exclude := given.get(EXCLUDE)) is not None:
-        require_places(exclude)
-    if not raw_folder(config).is_dir():
-        check_keys("dataset", dict(config.dataset), config.choices.dataset)
+    raw_folder(config, checked=True)
     return None
 
 
@@ -164,14 +161,21 @@ def _of_pictures(pictures: Pictures, folder: Path, *, verify: bool) -> RawData:
     return _found(entry, packed, pictures.remarks)
 
 
-def raw_folder(config: Config) -> Path:
-    """The cache folder of the images of a data set, which need not exist."""
+def raw_folder(config: Config, *, checked: bool = False) -> Path:
+    """The cache folder of the images of a data set, which need not exist.
+
+    With `checked`, refuses data that is not there, as `require_data` does, with the same errors.
+    """
     builder, given = _builder(config.dataset)
     if _is_of_pictures(builder):
         return data_folder(config) / str(_listed(config).selection.name)
-    if _can_exclude(builder):
-        given.pop(EXCLUDE, None)
-    return data_folder(config) / f"raw-{cache.key(content=content_of(builder, given))}"
+    exclude = given.pop(EXCLUDE, None) if _can_exclude(builder) else None
+    if checked and exclude is not None:
+        require_places(exclude)
+    folder = data_folder(config) / f"raw-{cache.key(content=content_of(builder, given))}"
+    if checked and not folder.is_dir():
+        check_keys("dataset", dict(config.dataset), config.choices.dataset)
+    return folder
 
 
 def _is_of_pictures(builder: Callable[..., Any]) -> bool:

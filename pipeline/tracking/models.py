@@ -35,7 +35,7 @@ from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
 from pipeline.tracking.client import address_of, connect
-from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, dataset_of
+from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, champion_uri, dataset_of
 
 if TYPE_CHECKING:
     import keras
@@ -147,10 +147,11 @@ def follows_alias(uri: str) -> bool:
     return ALIAS.fullmatch(uri) is not None
 
 
-def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
+def find_version(client: mlflow.MlflowClient, uri: str, dataset: str | None = None) -> ModelVersion:
     """Looks up `models:/<name>@<alias>`, `models:/<name>/<version>` or `models:/m-…`.
 
-    Other addresses that MLflow can load are returned unchanged.
+    Other addresses that MLflow can load are returned unchanged. `dataset` is the chosen data set,
+    for the advice: registered models of `mine/birds` and `mine--birds` have one name.
 
     Raises:
         RequestError: there is no such model, version or alias.
@@ -165,18 +166,20 @@ def find_version(client: mlflow.MlflowClient, uri: str) -> ModelVersion:
             return ModelVersion(uri=uri, run_id=model.source_run_id)
     except (MlflowException, SQLAlchemyError) as error:
         store = address_of(client)
-        raise RequestError(f"model_uri={uri}: not in {store}; {_way_out(uri)}") from error
+        raise RequestError(f"model_uri={uri}: not in {store}; {_way_out(uri, dataset)}") from error
     return ModelVersion(uri=uri)
 
 
-def finder(uri: str, tracking: Tracking) -> Callable[[], ModelVersion]:
+def finder(uri: str, tracking: Tracking, dataset: str | None = None) -> Callable[[], ModelVersion]:
     """A function that looks an address up as `find_version` does; asks no store about a folder.
 
     Raises:
         RequestError: the store cannot be used.
     """
     client = _store_of(uri, tracking)
-    return partial(find_version, client, uri) if client else partial(ModelVersion, uri=uri)
+    if client is None:
+        return partial(ModelVersion, uri=uri)
+    return partial(find_version, client, uri, dataset)
 
 
 def model_of_run(run: RecordedRun) -> keras.Model:
@@ -547,8 +550,10 @@ def _registered(found: Any) -> ModelVersion:
     return ModelVersion(uri=pinned, version=str(found.version), run_id=found.run_id or None)
 
 
-def _way_out(uri: str) -> str:
+def _way_out(uri: str, dataset: str | None) -> str:
     if (alias := ALIAS.fullmatch(uri)) and alias["alias"] == CHAMPION:
-        command = f"python -m pipeline promote dataset={dataset_of(alias['name'])} run_id=best"
+        is_chosen = dataset is not None and uri == champion_uri(dataset)
+        named = dataset if is_chosen else dataset_of(alias["name"])
+        command = f"python -m pipeline promote dataset={named} run_id=best"
         return f"promote a run first, `{command}`; or choose another data set or model"
     return "the models of runs are their model_uri, registered ones models:/<name>/<version>"

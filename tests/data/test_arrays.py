@@ -145,7 +145,21 @@ def test_idx_sets_of_two_folders_are_not_mixed(kind: str, tmp_path: Path) -> Non
     assert sorted(idx_parts(str(path), prefix=None)[2].values()) == sorted(other)
     part |= {name: file for name, file in other.items() if "images" in name}
     path = kept(tmp_path / "parts", kind, part)
-    assert "files of the same names" in refusal(lambda: idx(path), path)
+    told = refusal(lambda: idx(path), path)
+    assert ": no folder has a whole set, and files of the same names may be of different" in told
+    assert "sets: train-images-idx3-ubyte in KMNIST/raw and MNIST/raw; bring" in told
+    assert "dataset.path" not in told.removeprefix(f"dataset.path={path}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mapping_beside_the_files_of_a_set_comes_first(kind: str, tmp_path: Path) -> None:
+    mapping = b"0 %d\n1 66\n2 67\n"
+    files = {"a/s-mapping.txt": mapping % 120, "a/s-train-labels-idx1-ubyte": labels_file(LABELS)}
+    files |= idx_files("b/s-{split}-{what}-ubyte")
+    elsewhere = kept(tmp_path / "elsewhere", kind, files)
+    assert idx(elsewhere).class_names == ("x", "B", "C")
+    beside = kept(tmp_path / "beside", kind, files | {"b/s-mapping.txt": mapping % 65})
+    assert idx(beside).class_names == ("A", "B", "C")
 
 
 def test_idx_files_may_lie_in_a_folder_each_and_those_of_the_named_folder_come_first(

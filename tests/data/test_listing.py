@@ -106,6 +106,16 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, tuple[str, str]], str]] = {
         },
         "train/images/ and test/images/ above 2 class folders",
     ),
+    "splits above one folder each, which might be a class": (
+        ["train/cat/in/1.png", "train/cat/out/2.png", "test/cat/in/3.png"],
+        {
+            "test/cat/in/3.png": ("in", "test"),
+            "train/cat/in/1.png": ("in", "train"),
+            "train/cat/out/2.png": ("out", "train"),
+        },
+        "cat/ is the only folder in train/ and test/: it is passed through, and the folders within "
+        "it are the classes",
+    ),
     "splits within classes": (
         ["a/training/1.png", "a/validation/2.png", "b/training/3.png", "b/testing/x/4.png"],
         {
@@ -276,6 +286,16 @@ def test_chosen_folders_within_the_only_one_of_each_split_are_classes(tmp_path: 
     touched(tmp_path, *files)
     for classes in (["images/a", "images/b"], ["a", "b"]):
         assert listed(tmp_path, classes=[*classes]).class_names == tuple(classes)
+
+
+@pytest.mark.parametrize("flat", ["test", "val"])
+def test_the_only_folder_of_each_split_is_a_class_where_one_holds_pictures_only(
+    flat: str, tmp_path: Path
+) -> None:
+    split = {"test": "val", "val": "test"}[flat]
+    files = [f"{one}/images/{name}/1.png" for one in ("train", split) for name in "ab"]
+    told = refusal(touched(tmp_path, *files, f"{flat}/images/1.png"))
+    assert "the only class is 'images', but two are needed" in told
 
 
 def test_what_lies_beside_splits_within_classes_is_counted(tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def test_what_is_not_there_is_refused_with_the_way_to_what_is(
         find_version(client, uri)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "named"), [("no--thing", "no--thing"), ("no/thing", "no/thing"), ("it", "no/thing")]
+)
+def test_the_advice_to_promote_names_the_data_set_as_it_was_chosen(
+    client: mlflow.MlflowClient, chosen: str, named: str
+) -> None:
+    find = finder("models:/no--thing@champion", configured().tracking, chosen)
+    with pytest.raises(RequestError, match=f"promote dataset={named} run_id=best"):
+        find()
+
+
 def test_only_an_alias_may_come_to_stand_for_another_version() -> None:
     assert follows_alias("models:/lamp@champion")
     for uri in ("models:/lamp/1", "models:/m-0123", "/some@folder", "runs:/abc/model"):

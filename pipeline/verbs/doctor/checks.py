@@ -22,9 +22,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.filesize import decimal
 
+from pipeline.config.messages import error_line
 from pipeline.config.schema import Config
 from pipeline.data import cache, datasets
-from pipeline.data.load import data_folder, raw_folder, require_data
+from pipeline.data.load import raw_folder
 from pipeline.data.sources import IdxDataset
 from pipeline.system.errors import RequestError, first_line, first_of
 from pipeline.tracking import lineage
@@ -219,12 +220,11 @@ def _chosen(config: Config) -> Iterator[Finding]:
     own = "folder=/folder/of/the/four/files" if "folder" in config.dataset else "path=…"
     elsewhere = f"{ingest} dataset.{own}"
     try:
-        listed = require_data(config)
-    except RequestError as error:
-        yield problem("data", str(error), elsewhere)
+        folder = raw_folder(config, checked=True)
+    except (RequestError, OSError) as error:
+        yield problem("data", error_line(error), elsewhere)
         return
-    known = data_folder(config) / str(listed.selection.name) if listed else raw_folder(config)
-    if not known.is_dir():
+    if not folder.is_dir():
         yield _source(name, config.dataset, f"{ingest} (or, without a network, {elsewhere})")
 
 

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import Config, Tracking
+from pipeline.config.schema import Config
 from pipeline.data.pictures import MODES
 from pipeline.system.errors import RequestError
 from pipeline.system.imports import exempt
@@ -55,7 +55,7 @@ def serve(config: Config, settings: Serve, folder: Path) -> None:
     token = _token()
     with _bound(settings.host, settings.port) as listener:
         access = _access(settings, listener.getsockname()[0].partition("%")[0], token)
-        app = _application(uri, settings, config.tracking, folder, access)
+        app = _application(uri, settings, config, folder, access)
         with _told_where(settings.host, settings.port):  # another may be bound to it, too
             listener.listen(BACKLOG)
         _announce(_address(listener, settings.host), app.state.served, access)
@@ -92,19 +92,19 @@ def _access(settings: Serve, address: str, token: str | None) -> Access:
 
 
 def _application(
-    uri: str, settings: Serve, tracking: Tracking, folder: Path, access: Access
+    uri: str, settings: Serve, config: Config, folder: Path, access: Access
 ) -> FastAPI:
     from pipeline.tracking.models import fetched, finder, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
     from pipeline.verbs.serve.follow import Watch, watching
 
-    find = finder(uri, tracking)
+    find = finder(uri, config.tracking, config.choices.dataset)
     found = find()
     watch = Watch(
         alias=uri,
         known=found.uri,
         find=find,
-        fetch=lambda version: fetched(version.uri, tracking),
+        fetch=lambda version: fetched(version.uri, config.tracking),
         load=partial(_load, uri),
         follows=settings.follow,
     )

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,6 +251,31 @@ def test_what_is_said_of_a_data_set_is_what_a_run_would_do(tmp_path: Path) -> No
         found = fashion(tmp_path, *words)
         assert (found.state, found.says.startswith("dataset.")) == ("problem", True)
         assert found.mend == f"python -m pipeline ingest {words[0]} dataset.path=…"
+
+
+def test_files_of_arrays_are_searched_once_and_a_closed_folder_is_told_as_by_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "files").mkdir()
+    for name in ("train-images", "train-labels", "test-images", "test-labels"):
+        (tmp_path / f"files/{name}-idx1-ubyte").touch()
+    searched, walk = list[str](), os.walk
+
+    def counted(top: Path, **keys: Any) -> Any:
+        searched.append(str(top))
+        return walk(top, **keys)
+
+    def closed(top: Path, **_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(top))
+
+    words = ("dataset=idx", f"dataset.path={tmp_path}/files")
+    monkeypatch.setattr(os, "walk", counted)
+    assert fashion(tmp_path, *words).state == "ok"
+    assert searched.count(f"{tmp_path}/files") == 1
+    monkeypatch.setattr(os, "walk", closed)
+    found = fashion(tmp_path, *words)
+    assert found.says.startswith(f"{tmp_path}/files: Permission denied; ")
+    assert found.mend == "python -m pipeline ingest dataset=idx dataset.path=…"
 
 
 @pytest.mark.parametrize(("free_gb", "state"), [(100, "ok"), (2, "warning"), (0.1, "problem")])
