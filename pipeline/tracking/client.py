@@ -127,9 +127,9 @@ def connect(uri: str | None) -> Client:
     given = store_address(uri)
     require_address(given)
     _quieten()
-    _require_answer(given)
     address = whole_address(given)
     _given[address] = given
+    _require_answer(given)
     keep_through_interrupts(address)
     with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
         mlflow.set_tracking_uri(address)
@@ -173,19 +173,22 @@ def _opened(address: str) -> Client:
 
 def _make_whole(address: str) -> None:
     """Creates a new database under a temporary name, so that a kill leaves no incomplete one."""
-    if not address.startswith("sqlite:"):
+    file = sqlite_file(address)
+    if file is None or _inode(address):
         return
     url = sa.make_url(address)
-    path = Path(url.database or ":memory:")
-    if str(path) != ":memory:" and not _inode(address):
-        with replacing(path) as partial:
-            _opened(url.set(database=str(partial)).render_as_string())
+    if url.get_driver_name() != "pysqlite" or "uri" in url.query:
+        return  # only such an address says how its file is opened
+    with replacing(file) as partial:
+        # MLflow makes the folder of a file if no driver is named, and takes its encoded name.
+        named = url.set(drivername="sqlite+pysqlite", database=str(partial))
+        _opened(named.render_as_string())
 
 
 def _inode(address: str) -> int:
     """The inode of the file of an SQLite store; 0 if it is no such store, or missing or empty."""
-    path = Path(sa.make_url(address).database or "") if address.startswith("sqlite:") else Path()
-    return path.stat().st_ino if path.is_file() and path.stat().st_size else 0
+    file = sqlite_file(address)
+    return file.stat().st_ino if file and file.is_file() and file.stat().st_size else 0
 
 
 def _require_same_file(address: str) -> None:
@@ -679,9 +682,10 @@ def tables_in(connection: sa.Connection) -> Tables:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    if not uri.startswith("sqlite:"):
+def _alone(address: str) -> Iterator[None]:
+    file = sqlite_file(address)
+    if file is None:
         yield
         return
-    with FileLock(f"{sa.make_url(uri).database}.lock"):
+    with FileLock(f"{file}.lock"):
         yield

@@ -330,6 +330,30 @@ def test_each_folder_has_a_store_of_its_own_also_within_one_process(
         assert (tmp_path / name / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "address", "file"),
+    [
+        ("plain", "sqlite:///file:m.db?uri=true", "m.db"),
+        ("plain", "sqlite:///file:{folder}/m.db?mode=rwc&uri=true", "m.db"),
+        ("plain", "sqlite:///file:m.db", "file:m.db"),
+        ("plain", "sqlite:///a%20b.db", "a b.db"),
+        ("größe #1", "sqlite:///m.db", "m.db"),
+        ("my%20project", "sqlite:///m.db", "m.db"),
+    ],
+)
+def test_a_new_store_and_an_existing_one_are_the_file_that_the_address_names(
+    folder: str, address: str, file: str, tmp_path: Path
+) -> None:
+    with inside(tmp_path / folder) as here:
+        address = address.format(folder=here)
+        made = connect(address).create_experiment("mine", artifact_location="s3://bucket/x")
+        assert connect(address).get_experiment(made).name == "mine"
+        with closing(sqlite3.connect(here / file)) as content:
+            assert content.execute("SELECT name FROM experiments WHERE name = 'mine'").fetchall()
+        assert {path.name for path in here.iterdir()} == {file, f"{file}.lock"}
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_written_past(
     is_replaced: bool, tmp_path: Path
