@@ -129,6 +129,7 @@ def connect(uri: str | None) -> Client:
     _quieten()
     address = whole_address(given)
     _given[address] = given
+    _require_same_file(address)  # first, as to ask for an answer makes an empty file
     _require_answer(given)
     keep_through_interrupts(address)
     with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command

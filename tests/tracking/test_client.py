@@ -366,6 +366,7 @@ def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_writ
         file.write_bytes(content)
     with pytest.raises(RequestError, match=f"{file}: its file was deleted or replaced.*kernel"):
         connect(f"sqlite:///{file}")
+    assert file.exists() == is_replaced
     (tmp_path / "before.db").replace(file)
     connect(f"sqlite:///{file}")
 
