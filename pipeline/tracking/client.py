@@ -37,6 +37,7 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
+from pipeline.system.processes import has_open
 from pipeline.system.secrets import hide, hide_in_place
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
@@ -195,10 +196,17 @@ def _inode(address: str) -> int:
 def _require_same_file(address: str) -> None:
     """Refuses a file in the place of the one that MLflow has open and would go on to write to.
 
+    Network file systems may give the same file another inode, but not while it is open.
+
     Raises:
         RequestError: with the way out.
     """
-    if (before := _inodes.get(address)) and _inode(address) != before:
+    before, present = _inodes.get(address), _inode(address)
+    if (
+        before
+        and present != before
+        and not (present and has_open(cast(Path, sqlite_file(address))))
+    ):
         raise RequestError(
             f"tracking store {without_password(_given[address])}: its file was deleted or replaced "
             "while this process had it open; start the process anew (in a notebook, the kernel)"

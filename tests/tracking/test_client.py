@@ -371,6 +371,23 @@ def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_writ
     connect(f"sqlite:///{file}")
 
 
+def test_a_file_system_that_numbers_its_files_anew_is_no_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renumbered(stat: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def call(*given: Any, **more: Any) -> os.stat_result:
+            kind, (values, named) = stat(*given, **more).__reduce__()  # type: ignore[misc]
+            made: os.stat_result = kind((values[0], values[1] + 1_000_000, *values[2:]), named)
+            return made
+
+        return call
+
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    for name in ("stat", "fstat"):
+        monkeypatch.setattr(os, name, renumbered(getattr(os, name)))
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="unable to open database file; check.*folder, or ch"):
         connect(f"sqlite:///{tmp_path}/missing/mlflow.db")
