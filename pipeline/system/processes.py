@@ -86,10 +86,10 @@ def lives(pid: int, since: str) -> bool | None:
     return None if found is None else found == since
 
 
-def this_process() -> str:
-    """Identifies this process for a ticket: JSON with `place`, `pid` and `born`."""
+def this_process(**more: str) -> str:
+    """Identifies this process for a ticket: JSON with `place`, `pid`, `born` and what is given."""
     pid = os.getpid()
-    return json.dumps({"place": process_place(), "pid": pid, "born": started(pid)})
+    return json.dumps({"place": process_place(), "pid": pid, "born": started(pid)} | more)
 
 
 def has_open(file: Path) -> bool:

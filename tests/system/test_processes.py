@@ -43,6 +43,8 @@ def test_a_file_is_open_as_long_as_it_is_the_one_at_its_path(tmp_path: Path) -> 
 
 def test_a_process_of_this_machine_is_at_work_however_old_its_ticket() -> None:
     assert at_work(this_process(), OLD)
+    told = this_process(move="first")
+    assert (at_work(told, OLD), json.loads(told)["move"]) == (True, "first")
 
 
 def test_a_process_that_ended_is_not_however_young_its_ticket() -> None:
