@@ -153,8 +153,10 @@ def address_of(client: Client) -> str:
     return without_password(_given.get(address, address))
 
 
-def quiet_client(address: str) -> Client:
+def quiet_client(address: str | None) -> Client:
     """A client of the store at `address`, whose errors are raised but not logged as well.
+
+    None stands for the store used last.
 
     It connects with its first request.
     """
@@ -470,8 +472,10 @@ def _experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
             return
 
 
-def fetch(address: str) -> Path:
+def fetch(address: str, store: str | None = None) -> Path:
     """The local path of an artefact, a file or a folder; downloads it if necessary.
+
+    Addresses may be relative to their `store`, by default the one used last.
 
     Raises:
         OSError: it is missing or incomplete.
@@ -479,7 +483,8 @@ def fetch(address: str) -> Path:
     is_local = address.startswith(("file:", "/"))
     folder = None if is_local else mkdtemp(dir=_downloads().name)
     try:
-        return Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))
+        get = mlflow.artifacts.download_artifacts
+        return Path(get(address, dst_path=folder, tracking_uri=store))
     except MlflowException as error:
         raise OSError(f"{address}: {error.message}") from error
 
@@ -490,9 +495,9 @@ def _downloads() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="pipeline-")
 
 
-def artifact_names(address: str) -> set[str]:
-    """The names of the files and folders at an address of artefacts."""
-    listed = mlflow.artifacts.list_artifacts(artifact_uri=address)
+def artifact_names(address: str, store: str | None = None) -> set[str]:
+    """The names of the files and folders at an address of artefacts in a store, as in `fetch`."""
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=address, tracking_uri=store)
     return {PurePosixPath(found.path).name for found in listed}  # MLflow prefixes the folder's name
 
 
