@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from os.path import abspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -98,12 +99,12 @@ def whole_address(address: str) -> str:
     What follows a question mark is no part of a path, and `%20` is decoded: in a folder with these
     in its path, the address stays as it is.
     """
-    sqlite, here = _SQLITE.match(address), str(Path.cwd())
+    sqlite, here = _SQLITE.match(address), str(Path().absolute())
     if sqlite is None or sqlite_file(address) is None or "?" in here or _ENCODED.search(here):
         return address
     # For sqlite:///file:/data/m.db, MLflow would make a folder `file:` if no driver is named.
     driver = sqlite["driver"] or ("+pysqlite" if sqlite["uri"] else "")
-    path = os.path.abspath(sqlite["path"])  # noqa: PTH100  (leaves links, as SQLAlchemy does)
+    path = abspath(sqlite["path"])  # noqa: PTH100  (leaves links, as SQLAlchemy does)
     return f"sqlite{driver}:///{sqlite['uri'] or ''}{path}{address[sqlite.end() :]}"
 
 
