@@ -376,7 +376,8 @@ def test_a_file_system_that_numbers_its_files_anew_is_no_replacement(
 ) -> None:
     def renumbered(stat: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
         def call(*given: Any, **more: Any) -> os.stat_result:
-            kind, (values, named) = stat(*given, **more).__reduce__()  # type: ignore[misc]
+            reduced: Any = stat(*given, **more).__reduce__()
+            kind, (values, named) = reduced
             made: os.stat_result = kind((values[0], values[1] + 1_000_000, *values[2:]), named)
             return made
 
