@@ -291,6 +291,21 @@ def test_a_run_without_a_store_has_its_model_predictions_and_configuration(tmp_p
 
 
 @pytest.mark.slow
+def test_a_run_of_another_folder_has_its_model_though_another_store_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with inside(tmp_path / "one"):
+        run = pipeline.run(pipeline.compose(*SMALL))
+    with inside(tmp_path / "two"):
+        assert pipeline.find_runs(config=pipeline.compose(*SMALL)) == []
+        assert run.load_model().output_shape == (None, 10)
+        away = replace(run, store="http://127.0.0.1:1")
+        with pytest.raises(pipeline.RequestError, match="store http://127.0.0.1:1 cannot be reach"):
+            away.load_model()
+
+
+@pytest.mark.slow
 def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
     with inside(tmp_path):
         runs = [pipeline.run(pipeline.compose(*SMALL, f"seed={seed}")) for seed in (1, 2)]

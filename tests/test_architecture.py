@@ -349,6 +349,7 @@ OUTSIDE = {
 }
 INSIDE = {
     *("os.environ", "os.fspath", "os.fsencode", "os.fsdecode", "os.sep", "os.pathsep"),
+    "os.path.abspath",  # as Path.absolute
     *("os.devnull", "os.cpu_count", "os.sched_getaffinity", "os.getpid", "os.PathLike"),
     *("os.SEEK_END", "os.O_APPEND", "mmap.MADV_DONTNEED", "platform.python_version"),
     *("tarfile.BLOCKSIZE", "tarfile.TarInfo", "zipfile.ZipInfo", "zipfile.BadZipFile"),

@@ -20,6 +20,7 @@ STALE_AFTER_S = 600.0
 
 # Control groups: where a process reads its own, and where those of both versions are.
 OWN_CONTROL_GROUPS, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+DESCRIPTORS = Path("/dev/fd")  # of the files that this process has open
 
 
 def memory_limit() -> int:
@@ -85,10 +86,23 @@ def lives(pid: int, since: str) -> bool | None:
     return None if found is None else found == since
 
 
-def this_process() -> str:
-    """Identifies this process for a ticket: JSON with `place`, `pid` and `born`."""
+def this_process(**more: str) -> str:
+    """Identifies this process for a ticket: JSON with `place`, `pid`, `born` and what is given."""
     pid = os.getpid()
-    return json.dumps({"place": process_place(), "pid": pid, "born": started(pid)})
+    return json.dumps({"place": process_place(), "pid": pid, "born": started(pid)} | more)
+
+
+def has_open(file: Path) -> bool:
+    """Whether this process has the file of that path open, not one that was there before.
+
+    It is not opened to find out: closing it would release SQLite's locks on it.
+    """
+    present = file.stat()
+    for descriptor in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
+        with suppress(OSError):  # that of the list itself is closed
+            if os.path.samestat(os.fstat(int(descriptor.name)), present):
+                return True
+    return False
 
 
 def at_work(holder: str, age_s: float) -> bool:

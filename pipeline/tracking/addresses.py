@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from os.path import abspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -43,7 +44,10 @@ MLFLOW_ALWAYS = {
 }
 _ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
-_SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]*)")
+# `file:` begins an address of SQLite's own, as in sqlite:///file:m.db?uri=true.
+_SQLITE = re.compile(
+    r"sqlite(?P<driver>\+\w+)?:///(?P<uri>file:(?=.*[?&]uri=(?:true|1)))?(?P<path>[^?]*)"
+)
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 
 
@@ -84,20 +88,24 @@ def require_address(address: str) -> None:
 def sqlite_file(address: str) -> Path | None:
     """The file of an SQLite store; None for another store."""
     sqlite = _SQLITE.match(address)
-    return Path(unquote(sqlite["path"])) if sqlite else None
+    if sqlite is None or sqlite["path"] in ("", ":memory:"):
+        return None
+    return Path(unquote(sqlite["path"]))
 
 
 def whole_address(address: str) -> str:
     """The address of a store with the whole path of an SQLite file, which is the same anywhere.
 
-    What follows a question mark is no part of a path: below such a folder, it stays relative.
+    What follows a question mark is no part of a path, and `%20` is decoded: in a folder with these
+    in its path, the address stays as it is.
     """
-    sqlite = _SQLITE.match(address)
-    if sqlite is None or sqlite["path"] in ("", ":memory:"):
+    sqlite, here = _SQLITE.match(address), str(Path().absolute())
+    if sqlite is None or sqlite_file(address) is None or "?" in here or _ENCODED.search(here):
         return address
-    start, end = sqlite.span("path")
-    path = str(Path(sqlite["path"]).absolute())
-    return address if "?" in path else address[:start] + path + address[end:]
+    # For sqlite:///file:/data/m.db, MLflow would make a folder `file:` if no driver is named.
+    driver = sqlite["driver"] or ("+pysqlite" if sqlite["uri"] else "")
+    path = abspath(sqlite["path"])  # noqa: PTH100  (leaves links, as SQLAlchemy does)
+    return f"sqlite{driver}:///{sqlite['uri'] or ''}{path}{address[sqlite.end() :]}"
 
 
 def folder_name(experiment: str) -> str:
@@ -170,11 +178,10 @@ def artifact_root(address: str) -> Path:
         RequestError: its path has what looks like an encoded character (`%20`); MLflow decodes it
             once too often and would not find the artefacts again.
     """
-    file = _SQLITE.match(address)
-    if file is None:
+    if _SQLITE.match(address) is None:
         return Path(_ARTIFACTS).absolute()
-    path = file["path"]
-    beside = Path() if path in ("", ":memory:") else Path(path).parent
+    file = sqlite_file(address)
+    beside = file.parent if file else Path()
     return _readable((beside / _ARTIFACTS).absolute())
 
 

@@ -37,6 +37,7 @@ from pipeline.config.schema import Config, Tracking
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
+from pipeline.system.processes import has_open
 from pipeline.system.secrets import hide, hide_in_place
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
@@ -127,9 +128,10 @@ def connect(uri: str | None) -> Client:
     given = store_address(uri)
     require_address(given)
     _quieten()
-    _require_answer(given)
     address = whole_address(given)
     _given[address] = given
+    _require_same_file(address)  # first, as to ask for an answer makes an empty file
+    _require_answer(given)
     keep_through_interrupts(address)
     with _environment_kept(TRACKING_URI):  # where MLflow would write it, for the next command
         mlflow.set_tracking_uri(address)
@@ -151,8 +153,10 @@ def address_of(client: Client) -> str:
     return without_password(_given.get(address, address))
 
 
-def quiet_client(address: str) -> Client:
+def quiet_client(address: str | None) -> Client:
     """A client of the store at `address`, whose errors are raised but not logged as well.
+
+    None stands for the store used last.
 
     It connects with its first request.
     """
@@ -173,28 +177,38 @@ def _opened(address: str) -> Client:
 
 def _make_whole(address: str) -> None:
     """Creates a new database under a temporary name, so that a kill leaves no incomplete one."""
-    if not address.startswith("sqlite:"):
+    file = sqlite_file(address)
+    if file is None or _inode(address):
         return
     url = sa.make_url(address)
-    path = Path(url.database or ":memory:")
-    if str(path) != ":memory:" and not _inode(address):
-        with replacing(path) as partial:
-            _opened(url.set(database=str(partial)).render_as_string())
+    if url.get_driver_name() != "pysqlite" or "uri" in url.query:
+        return  # only such an address says how its file is opened
+    with replacing(file) as partial:
+        # MLflow makes the folder of a file if no driver is named, and takes its encoded name.
+        named = url.set(drivername="sqlite+pysqlite", database=str(partial))
+        _opened(named.render_as_string())
 
 
 def _inode(address: str) -> int:
     """The inode of the file of an SQLite store; 0 if it is no such store, or missing or empty."""
-    path = Path(sa.make_url(address).database or "") if address.startswith("sqlite:") else Path()
-    return path.stat().st_ino if path.is_file() and path.stat().st_size else 0
+    file = sqlite_file(address)
+    return file.stat().st_ino if file and file.is_file() and file.stat().st_size else 0
 
 
 def _require_same_file(address: str) -> None:
     """Refuses a file in the place of the one that MLflow has open and would go on to write to.
 
+    Network file systems may give the same file another inode, but not while it is open.
+
     Raises:
         RequestError: with the way out.
     """
-    if (before := _inodes.get(address)) and _inode(address) != before:
+    before, present = _inodes.get(address), _inode(address)
+    if (
+        before
+        and present != before
+        and not (present and has_open(cast(Path, sqlite_file(address))))
+    ):
         raise RequestError(
             f"tracking store {without_password(_given[address])}: its file was deleted or replaced "
             "while this process had it open; start the process anew (in a notebook, the kernel)"
@@ -458,8 +472,10 @@ def _experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
             return
 
 
-def fetch(address: str) -> Path:
+def fetch(address: str, store: str | None = None) -> Path:
     """The local path of an artefact, a file or a folder; downloads it if necessary.
+
+    Addresses may be relative to their `store`, by default the one used last.
 
     Raises:
         OSError: it is missing or incomplete.
@@ -467,7 +483,8 @@ def fetch(address: str) -> Path:
     is_local = address.startswith(("file:", "/"))
     folder = None if is_local else mkdtemp(dir=_downloads().name)
     try:
-        return Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))
+        get = mlflow.artifacts.download_artifacts
+        return Path(get(address, dst_path=folder, tracking_uri=store))
     except MlflowException as error:
         raise OSError(f"{address}: {error.message}") from error
 
@@ -478,9 +495,9 @@ def _downloads() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="pipeline-")
 
 
-def artifact_names(address: str) -> set[str]:
-    """The names of the files and folders at an address of artefacts."""
-    listed = mlflow.artifacts.list_artifacts(artifact_uri=address)
+def artifact_names(address: str, store: str | None = None) -> set[str]:
+    """The names of the files and folders at an address of artefacts in a store, as in `fetch`."""
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=address, tracking_uri=store)
     return {PurePosixPath(found.path).name for found in listed}  # MLflow prefixes the folder's name
 
 
@@ -679,9 +696,10 @@ def tables_in(connection: sa.Connection) -> Tables:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    if not uri.startswith("sqlite:"):
+def _alone(address: str) -> Iterator[None]:
+    file = sqlite_file(address)
+    if file is None:
         yield
         return
-    with FileLock(f"{sa.make_url(uri).database}.lock"):
+    with FileLock(f"{file}.lock"):
         yield

@@ -32,9 +32,17 @@ from pipeline.config.schema import Tracking
 from pipeline.data.pictures import FITS, PAD
 from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared
+from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
-from pipeline.tracking.client import address_of, connect
+from pipeline.tracking.client import (
+    STORE_ERRORS,
+    address_of,
+    connect,
+    is_passing,
+    quiet_client,
+    why_away,
+)
 from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, champion_uri, dataset_of
 
 if TYPE_CHECKING:
@@ -183,14 +191,14 @@ def finder(uri: str, tracking: Tracking, dataset: str | None = None) -> Callable
 
 
 def model_of_run(run: RecordedRun) -> keras.Model:
-    """Loads the model that a run has saved, not compiled, from the last connected store.
+    """Loads the model that a run has saved, not compiled, from the store of the run.
 
     One that is still in the folder of the run needs no store.
 
     Raises:
         RequestError: as `load_model` and `require_own_model`.
     """
-    client = None if _is_at_home(run) else mlflow.MlflowClient()
+    client = None if _is_at_home(run) else quiet_client(run.store)
     if client:
         require_own_model(client, run)
     return _load(client, str(run.model_uri)).model
@@ -307,7 +315,10 @@ def fetched(uri: str, tracking: Tracking) -> Iterator[SavedModel]:
 def _fetched(client: mlflow.MlflowClient | None, uri: str) -> Iterator[SavedModel]:
     with TemporaryDirectory(prefix="pipeline-fetched-") as temporary:
         try:
-            folder, sizes = _fetch(_location(client, uri) if client else uri, Path(temporary))
+            location, store = (
+                (_location(client, uri), client.tracking_uri) if client else (uri, None)
+            )
+            folder, sizes = _fetch(location, Path(temporary), store)
         except (MlflowException, OSError) as error:
             hint = _present(client) if client else "the folder has no saved model"
             raise RequestError(f"model_uri={uri}: no such model; {hint}") from error
@@ -323,15 +334,20 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
     this run logged, or one among its artefacts.
 
     Raises:
-        RequestError: it names another model or place.
+        RequestError: it names another model or place, or the store cannot be reached.
     """
     uri = run.model_uri or ""
     if logged := SAVED_MODEL.fullmatch(uri):
         try:
             if client.get_logged_model(logged["model_id"]).source_run_id == run.id:
                 return
-        except MlflowException as error:
-            raise RequestError(f"run_id={run.id}: its model {uri} is gone") from error
+        except STORE_ERRORS as error:
+            if not is_passing(error):
+                raise RequestError(f"run_id={run.id}: its model {uri} is gone") from error
+            store = without_password(str(client.tracking_uri))
+            raise RequestError(
+                f"run_id={run.id}: its store {store} cannot be reached: {why_away(error)}"
+            ) from error
     own = (f"runs:/{run.id}/", f"{run.artifacts}/")
     if uri.startswith(own) and ".." not in unquote(uri).split("/"):
         return
@@ -378,7 +394,7 @@ def _of_a_run(client: mlflow.MlflowClient, uri: str) -> str:
     return f"{client.get_run(run_id).info.artifact_uri}/{path}"
 
 
-def _fetch(location: str, target: Path) -> tuple[Path, dict[str, int]]:
+def _fetch(location: str, target: Path, store: str | None) -> tuple[Path, dict[str, int]]:
     """Fetches the folder with a model's parts; returns it and the size of each file by path.
 
     Raises:
@@ -391,7 +407,7 @@ def _fetch(location: str, target: Path) -> tuple[Path, dict[str, int]]:
         sizes = _listed(folder)
         _require_ours(sizes)
         return folder, sizes
-    repository = get_artifact_repository(location)
+    repository = get_artifact_repository(location, tracking_uri=store)
     parts = [*repository.list_artifacts(), *repository.list_artifacts("data")]
     sizes = {part.path: int(part.file_size or 0) for part in parts if not part.is_dir}
     folders = [part.path for part in parts if part.is_dir]

@@ -351,11 +351,13 @@ def add_tags(run_id: str, tracking: Tracking, folder: Path, tags: Mapping[str, s
     Raises:
         RequestError: the store cannot be used, or another process has the journal open.
     """
-    if not has_journal(folder):
-        reopen(run_id, tracking, folder).log_tags(tags)
-        return
-    with closing(Journal(folder)) as journal:
-        journal.append({"kind": BATCH, "tags": _as_tags(tags)})
+    if has_journal(folder):
+        with closing(Journal(folder)) as journal:
+            if journal.records():
+                journal.append({"kind": BATCH, "tags": _as_tags(tags)})
+                return
+            journal.delete()  # another process has sent it in the meantime
+    reopen(run_id, tracking, folder).log_tags(tags)
 
 
 def _contradicts(before: str, text: str) -> bool:

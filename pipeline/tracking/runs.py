@@ -284,7 +284,8 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
             return named[0]  # the id that it had before a store knew it
         raise _no_such_run(client, given, key, kind) from error
     _require_active(run, given, key)
-    return from_mlflow(run, str(client.get_experiment(run.info.experiment_id).name))
+    name = str(client.get_experiment(run.info.experiment_id).name)
+    return from_mlflow(run, name, client.tracking_uri)
 
 
 def is_beginning(given: str) -> bool:
@@ -435,7 +436,7 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
                 page_token=token,
             )
         for run in page:
-            yield from_mlflow(run, names[run.info.experiment_id])
+            yield from_mlflow(run, names[run.info.experiment_id], client.tracking_uri)
         left, token = left and left - len(page), page.token
         if not token:
             return
@@ -516,7 +517,7 @@ def _left_as_read() -> Iterator[None]:
         event.remove(Session, "after_begin", begun)
 
 
-def from_mlflow(run: Run, experiment: str) -> RecordedRun:
+def from_mlflow(run: Run, experiment: str, store: str) -> RecordedRun:
     """Converts MLflow's run to a `RecordedRun`; `experiment` is the name of its experiment."""
     known = Status.__members__.get(run.info.status)
     return RecordedRun(
@@ -532,6 +533,7 @@ def from_mlflow(run: Run, experiment: str) -> RecordedRun:
         sizes=_sizes(run),
         artifacts=run.info.artifact_uri,
         experiment_id=str(run.info.experiment_id),
+        store=store,
     )
 
 

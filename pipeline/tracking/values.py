@@ -143,6 +143,8 @@ class RecordedRun:
     sizes: Mapping[str, int] = field(default_factory=dict)
     artifacts: str = ""
     experiment_id: str = ""
+    store: str | None = None
+    """The whole address of its store, with the password; None stands for the one used last."""
 
     def __repr__(self) -> str:
         known = [name for name in ("val/accuracy", "test/accuracy") if name in self.metrics]
@@ -296,7 +298,7 @@ class RecordedRun:
         """Whether its artefacts have a file of that name."""
         from pipeline.tracking.client import artifact_names
 
-        return name in artifact_names(self.artifacts) or self._left(name) is not None
+        return name in artifact_names(self.artifacts, self.store) or self._left(name) is not None
 
     def predictions(self) -> dict[str, StoredPredictions]:
         """Its predictions on each split that it was evaluated on: "val", "test".
@@ -334,7 +336,7 @@ class RecordedRun:
         from pipeline.tracking.client import fetch
 
         try:
-            return fetch(f"{self.artifacts}/{name}")
+            return fetch(f"{self.artifacts}/{name}", self.store)
         except OSError as error:
             if left := self._left(name):
                 return left

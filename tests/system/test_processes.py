@@ -6,6 +6,7 @@ import pwd
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from pipeline.system import processes as holders
 from pipeline.system.processes import (
     STALE_AFTER_S,
     at_work,
+    has_open,
     process_name,
     started,
     this_process,
@@ -27,8 +29,22 @@ def changed(**values: object) -> str:
     return json.dumps(json.loads(this_process()) | values)
 
 
+def test_a_file_is_open_as_long_as_it_is_the_one_at_its_path(tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    for path in (file, other):
+        path.write_text("content")
+    assert not has_open(file)
+    with file.open():
+        assert has_open(file)
+        assert not has_open(other)
+        other.replace(file)
+        assert not has_open(file)
+
+
 def test_a_process_of_this_machine_is_at_work_however_old_its_ticket() -> None:
     assert at_work(this_process(), OLD)
+    told = this_process(move="first")
+    assert (at_work(told, OLD), json.loads(told)["move"]) == (True, "first")
 
 
 def test_a_process_that_ended_is_not_however_young_its_ticket() -> None:

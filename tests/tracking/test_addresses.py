@@ -18,7 +18,9 @@ from pipeline.tracking.addresses import (
     local_artifacts,
     require_address,
     require_artifacts_writable,
+    sqlite_file,
     store_address,
+    whole_address,
 )
 from pipeline.tracking.client import connect, experiment, experiment_name
 from pipeline.tracking.lifecycle import record
@@ -234,6 +236,20 @@ def test_a_store_in_another_folder_has_its_artefacts_beside_it(
     mine = (tmp_path / "mlartifacts" / "digits").as_uri()
     for address in (DEFAULT_URI, f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///:memory:"):
         assert artifact_location(address, "digits") == mine
+
+
+def test_the_file_and_the_whole_address_of_a_store_are_the_same_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("x.db", "./x.db", "a/../x.db", f"{tmp_path}/x.db", f"{tmp_path}/a/../x.db"):
+        assert whole_address(f"sqlite:///{path}") == f"sqlite:///{tmp_path}/x.db"
+        whole = f"sqlite+pysqlite:///file:{tmp_path}/x.db?mode=rw&uri=true"
+        assert whole_address(f"sqlite:///file:{path}?mode=rw&uri=true") == whole
+        assert sqlite_file(whole) == tmp_path / "x.db"
+    assert sqlite_file("sqlite:///file:x%20y.db?uri=true") == Path("x y.db")
+    for address in ("sqlite:///:memory:", "http://localhost:5000", "mlruns"):
+        assert (whole_address(address), sqlite_file(address)) == (address, None)
 
 
 def test_where_artefacts_will_be_is_known_before_the_store_is_asked(

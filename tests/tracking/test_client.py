@@ -330,6 +330,30 @@ def test_each_folder_has_a_store_of_its_own_also_within_one_process(
         assert (tmp_path / name / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "address", "file"),
+    [
+        ("plain", "sqlite:///file:m.db?uri=true", "m.db"),
+        ("plain", "sqlite:///file:{folder}/m.db?mode=rwc&uri=true", "m.db"),
+        ("plain", "sqlite:///file:m.db", "file:m.db"),
+        ("plain", "sqlite:///a%20b.db", "a b.db"),
+        ("größe #1", "sqlite:///m.db", "m.db"),
+        ("my%20project", "sqlite:///m.db", "m.db"),
+    ],
+)
+def test_a_new_store_and_an_existing_one_are_the_file_that_the_address_names(
+    folder: str, address: str, file: str, tmp_path: Path
+) -> None:
+    with inside(tmp_path / folder) as here:
+        address = address.format(folder=here)
+        made = connect(address).create_experiment("mine", artifact_location="s3://bucket/x")
+        assert connect(address).get_experiment(made).name == "mine"
+        with closing(sqlite3.connect(here / file)) as content:
+            assert content.execute("SELECT name FROM experiments WHERE name = 'mine'").fetchall()
+        assert {path.name for path in here.iterdir()} == {file, f"{file}.lock"}
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_written_past(
     is_replaced: bool, tmp_path: Path
@@ -342,8 +366,27 @@ def test_a_file_in_the_place_of_the_one_that_is_open_is_refused_rather_than_writ
         file.write_bytes(content)
     with pytest.raises(RequestError, match=f"{file}: its file was deleted or replaced.*kernel"):
         connect(f"sqlite:///{file}")
+    assert file.exists() == is_replaced
     (tmp_path / "before.db").replace(file)
     connect(f"sqlite:///{file}")
+
+
+def test_a_file_system_that_numbers_its_files_anew_is_no_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renumbered(stat: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def call(*given: Any, **more: Any) -> os.stat_result:
+            reduced: Any = stat(*given, **more).__reduce__()
+            kind, (values, named) = reduced
+            made: os.stat_result = kind((values[0], values[1] + 1_000_000, *values[2:]), named)
+            return made
+
+        return call
+
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    for name in ("stat", "fstat"):
+        monkeypatch.setattr(os, name, renumbered(getattr(os, name)))
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_store_in_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from pipeline.config.schema import Config
 from pipeline.data.values import Predictions, Split
 from pipeline.system.errors import RequestError
 from pipeline.tracking.client import connect
+from pipeline.tracking.journal import has_journal
 from pipeline.tracking.lifecycle import record
-from pipeline.tracking.recording import reopen
+from pipeline.tracking.recording import add_tags, reopen
 from pipeline.tracking.values import LONGEST_PARAM, LONGEST_TAG
 from tests.commands import (
     DRAWN,
@@ -62,6 +63,17 @@ def test_a_tag_too_long_for_mlflow_is_cut_with_a_note(config: Config, tmp_path: 
     assert len(tags["long"]) == LONGEST_TAG
     assert tags["long"].endswith("x… (8,001 characters; see the artefacts)")
     assert tags["fits"] == "y" * LONGEST_TAG
+
+
+def test_tags_go_to_the_store_if_another_process_has_just_sent_the_journal(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with record(config, tmp_path) as recording:
+        pass
+    monkeypatch.setattr("pipeline.tracking.recording.has_journal", lambda _: True)
+    add_tags(recording.id, config.tracking, tmp_path, {"verdict": "equal"})
+    assert recorded(recording).data.tags["verdict"] == "equal"
+    assert not has_journal(tmp_path)
 
 
 def predictions(*labels: int) -> Predictions:

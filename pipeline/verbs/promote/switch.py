@@ -9,16 +9,15 @@ after it, because the ticket holds all that they need.
 
 A holder is one move of a process, and is dead when that has ended, even if the process lives on and
 the ticket is left behind, as in a notebook whose store went away. A holder on another host counts
-as dead after a while. If it was alive after all, it finds its
-ticket gone and gives up. It checks this before it sets the alias and, since a request may take
-long, afterwards too: MLflow refuses a deleted ticket, but not the target version of a rollback.
+as dead after a while. If it was alive after all, it finds its ticket gone and gives up. It checks
+this before it sets the alias and, since a request may take long, afterwards too: MLflow refuses a
+deleted ticket, but not the target version of a rollback.
 
 The registry is passed in: the same steps run on one in memory.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -100,7 +99,7 @@ def switch(registry: Registry, change: Change) -> int:
 @contextmanager
 def _holding() -> Iterator[str]:
     """A holder for tickets, which lives as long as the block runs."""
-    holder = json.dumps(json.loads(this_process()) | {"move": secrets.token_hex(4)})
+    holder = this_process(move=secrets.token_hex(4))
     try:
         yield holder
     finally:
