@@ -171,6 +171,7 @@ def _spellings(files: Sequence[str]) -> dict[str, list[str]]:
     """The files by each way in which a list may spell them."""
     spelt: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
-        for one in {file, file.strip(), as_text(file), as_text(file).strip(), f"./{file}"}:
+        told = (file, as_text(file), printable(file))
+        for one in {*told, *map(str.strip, told), f"./{file}"}:
             spelt[one].append(file)
     return dict(spelt)

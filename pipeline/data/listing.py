@@ -430,10 +430,21 @@ def _divided(tree: _Tree, top: str, splits: Mapping[str, str], keep: Collection[
         )
     if {*above.values()} == {"train"}:
         sides = [(folder, "") for folder, _ in sides]
-    count = len({one for folder, _ in sides for one in tree.below[folder]})
-    folders = f"{count} class folder{'s' * (count > 1)}"
+    found = {one for folder, _ in sides for one in tree.below[folder]}
+    folders = f"{len(found)} class folder{'s' * (len(found) > 1)}"
     told = f"{joined([as_line(folder) for folder, _ in sides])} above {folders}"
+    if len(found) == 1:
+        told += _classes_within(tree, sides, f"{found.pop()}/")
     return _Layout(told=told, sides=tuple(sides), notes=tuple(notes))
+
+
+def _classes_within(tree: _Tree, sides: Sequence[tuple[str, str]], only: str) -> str:
+    """How the folders within the `only` class folder are made classes, if there are several."""
+    inner = sorted({f"{only}{one}" for folder, _ in sides for one in tree.below[f"{folder}{only}"]})
+    if len(inner) < 2:
+        return ""
+    shown = [*map(as_line, inner[:TOLD]), *(["…"] if inner[TOLD:] else [])]
+    return f"; for those within it, type dataset.classes=[{','.join(shown)}]"
 
 
 def _from_tree(place: Place, prefix: str, wanted: _Wanted) -> Listing:

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,19 +57,25 @@ def printable(file: Path | str) -> str:
 def as_line(text: str) -> str:
     r"""A name as one line of text: what cannot be printed becomes `\n`, `\xff`, ….
 
-    Letters and emoji may need joiners between them, which stay.
+    Spaces of all kinds stay, as in the names of macOS' screenshots, and the joiners that letters
+    and emoji may need between them.
     """
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() or one in JOINERS else one.encode("unicode_escape").decode("ascii")
-        for one in text
+        one if _stays(one) else one.encode("unicode_escape").decode("ascii") for one in text
     )
 
 
+def _stays(character: str) -> bool:
+    is_space = unicodedata.category(character) == "Zs"
+    return character.isprintable() or is_space or character in JOINERS
+
+
 def as_lines(text: str) -> str:
-    """A text of several lines, each as `as_line` makes it."""
-    return "\n".join(map(as_line, text.split("\n")))
+    """A text of several lines, each as `as_line` makes it; tabs stay."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(map(as_line, line.split("\t"))) for line in lines)
 
 
 class LinesFormatter(logging.Formatter):

@@ -38,7 +38,7 @@ from pipeline.system.databases import keep_through_interrupts, reason, without_p
 from pipeline.system.errors import PipelineError, RequestError, one_line
 from pipeline.system.files import replacing
 from pipeline.system.processes import has_open
-from pipeline.system.secrets import hide, hide_in_place
+from pipeline.system.secrets import has_hidden, hide, hide_in_place
 from pipeline.tracking.addresses import (
     DEFAULT_URI,
     EXPERIMENT,
@@ -89,6 +89,7 @@ log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 _once = Lock()
 _given: dict[str, str] = {}  # addresses of stores as they were given, by the whole ones
+_shown: dict[str, str] = {}  # whole addresses of stores by what is shown of them
 _inodes: dict[str, int] = {}  # of the SQLite files that MLflow has open, by their addresses
 
 
@@ -153,12 +154,26 @@ def address_of(client: Client) -> str:
     return without_password(_given.get(address, address))
 
 
+def shown_address(client: Client) -> str:
+    """The whole address of a client's store without its password, by which it is found again."""
+    shown = without_password(client.tracking_uri)
+    _shown[shown] = client.tracking_uri
+    return shown
+
+
+def whole_store(shown: str | None) -> str | None:
+    """The address of a store that `shown_address` has shown; None, the store used last.
+
+    Another process knows no password: for it, too, that is the store used last.
+    """
+    address = _shown.get(shown or "", shown)
+    return None if address is None or has_hidden(address) else address
+
+
 def quiet_client(address: str | None) -> Client:
     """A client of the store at `address`, whose errors are raised but not logged as well.
 
-    None stands for the store used last.
-
-    It connects with its first request.
+    None stands for the store used last. It connects with its first request.
     """
     _quieten()
     return Client(address)
@@ -475,7 +490,8 @@ def _experiments(client: Client) -> Iterator[mlflow.entities.Experiment]:
 def fetch(address: str, store: str | None = None) -> Path:
     """The local path of an artefact, a file or a folder; downloads it if necessary.
 
-    Addresses may be relative to their `store`, by default the one used last.
+    Addresses may be relative to their `store`, as `shown_address` names it; by default, it is the
+    one used last.
 
     Raises:
         OSError: it is missing or incomplete.
@@ -484,7 +500,7 @@ def fetch(address: str, store: str | None = None) -> Path:
     folder = None if is_local else mkdtemp(dir=_downloads().name)
     try:
         get = mlflow.artifacts.download_artifacts
-        return Path(get(address, dst_path=folder, tracking_uri=store))
+        return Path(get(address, dst_path=folder, tracking_uri=whole_store(store)))
     except MlflowException as error:
         raise OSError(f"{address}: {error.message}") from error
 
@@ -497,7 +513,7 @@ def _downloads() -> TemporaryDirectory[str]:
 
 def artifact_names(address: str, store: str | None = None) -> set[str]:
     """The names of the files and folders at an address of artefacts in a store, as in `fetch`."""
-    listed = mlflow.artifacts.list_artifacts(artifact_uri=address, tracking_uri=store)
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=address, tracking_uri=whole_store(store))
     return {PurePosixPath(found.path).name for found in listed}  # MLflow prefixes the folder's name
 
 

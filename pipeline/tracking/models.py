@@ -41,6 +41,7 @@ from pipeline.tracking.client import (
     connect,
     is_passing,
     quiet_client,
+    whole_store,
     why_away,
 )
 from pipeline.tracking.values import CHAMPION, SAVED_MODEL, RecordedRun, champion_uri, dataset_of
@@ -198,7 +199,7 @@ def model_of_run(run: RecordedRun) -> keras.Model:
     Raises:
         RequestError: as `load_model` and `require_own_model`.
     """
-    client = None if _is_at_home(run) else quiet_client(run.store)
+    client = None if _is_at_home(run) else quiet_client(whole_store(run.store))
     if client:
         require_own_model(client, run)
     return _load(client, str(run.model_uri)).model

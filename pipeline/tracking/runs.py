@@ -30,6 +30,7 @@ from pipeline.tracking.client import (
     connect,
     experiment_name,
     experiment_names,
+    shown_address,
 )
 from pipeline.tracking.models import KERAS_FILE, fetched, load_model, require_own_model
 from pipeline.tracking.values import (
@@ -285,7 +286,7 @@ def by_id(client: Client, given: str, *, key: str = "run_id", kind: str = "run")
         raise _no_such_run(client, given, key, kind) from error
     _require_active(run, given, key)
     name = str(client.get_experiment(run.info.experiment_id).name)
-    return from_mlflow(run, name, client.tracking_uri)
+    return from_mlflow(run, name, shown_address(client))
 
 
 def is_beginning(given: str) -> bool:
@@ -302,17 +303,18 @@ def by_beginning(client: Client, given: str, *, key: str, kind: str = "run") -> 
     if not is_beginning(given):
         raise _no_such_run(client, given, key, kind)
     begins, most = given.lower(), _SHOWN + 1
-    named = {run.id: run for run in search(client, Query(begins=begins, limit=most))}
+    named = [(run.id, run) for run in search(client, Query(begins=begins, limit=most))]
+    known = {run.id for _, run in named}
     local = search(client, Query(begins_locally=begins, limit=most))
-    fitting = named | {run.tags[LOCAL_ID]: run for run in local if run.id not in named}
+    fitting = named + [(run.tags[LOCAL_ID], run) for run in local if run.id not in known]
     if not fitting:
         raise _no_such_run(client, given, key, kind)
     if len(fitting) > 1:
-        ids = [*fitting][:_SHOWN] + ["…"] * (len(fitting) > _SHOWN)
+        ids = [shown for shown, _ in fitting[:_SHOWN]] + ["…"] * (len(fitting) > _SHOWN)
         raise RequestError(
             f"{key}={given}: matches several runs ({', '.join(ids)}); give more characters"
         )
-    return next(iter(fitting.values()))
+    return fitting[0][1]
 
 
 def _require_active(run: Run, given: str, key: str) -> None:
@@ -423,7 +425,7 @@ def metric_history(
 
 def search(client: Client, query: Query) -> Iterator[RecordedRun]:
     """Yields the matching runs of a store, page by page."""
-    names = experiment_names(client, query.experiment)
+    names, store = experiment_names(client, query.experiment), shown_address(client)
     left, token = query.limit, None
     while names and left != 0:
         with _left_as_read():
@@ -436,7 +438,7 @@ def search(client: Client, query: Query) -> Iterator[RecordedRun]:
                 page_token=token,
             )
         for run in page:
-            yield from_mlflow(run, names[run.info.experiment_id], client.tracking_uri)
+            yield from_mlflow(run, names[run.info.experiment_id], store)
         left, token = left and left - len(page), page.token
         if not token:
             return

@@ -144,7 +144,7 @@ class RecordedRun:
     artifacts: str = ""
     experiment_id: str = ""
     store: str | None = None
-    """The whole address of its store, with the password; None stands for the one used last."""
+    """The whole address of its store, without the password; None stands for the one used last."""
 
     def __repr__(self) -> str:
         known = [name for name in ("val/accuracy", "test/accuracy") if name in self.metrics]

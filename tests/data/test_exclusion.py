@@ -70,6 +70,13 @@ def test_a_file_may_be_named_as_tables_and_shells_name_it(
     assert "cat/-1 °.png" not in files(left) | files(left, "test")
 
 
+def test_a_file_may_be_named_as_messages_name_it(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos")
+    put(folder / "cat/a\x1b.png", noise(77))
+    left = read(folder, tmp_path, exclude=listed(tmp_path, "cat/a\\x1b.png"))
+    assert left.excluded == 1
+
+
 def test_files_that_are_not_there_are_named(photos: Path, tmp_path: Path) -> None:
     left = read(photos, tmp_path, exclude=listed(tmp_path, "cat/001.png", "cat/gone.png"))
     told = "1 of the 2 files that dataset.exclude names are not there: cat/gone.png"

@@ -296,6 +296,9 @@ def test_the_only_folder_of_each_split_is_a_class_where_one_holds_pictures_only(
     files = [f"{one}/images/{name}/1.png" for one in ("train", split) for name in "ab"]
     told = refusal(touched(tmp_path, *files, f"{flat}/images/1.png"))
     assert "the only class is 'images', but two are needed" in told
+    way_out = ["images/a", "images/b"]
+    assert told.endswith(f"for those within it, type dataset.classes=[{','.join(way_out)}]")
+    assert listed(tmp_path, classes=way_out).class_names == tuple(way_out)
 
 
 def test_what_lies_beside_splits_within_classes_is_counted(tmp_path: Path) -> None:

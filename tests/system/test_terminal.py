@@ -154,6 +154,8 @@ def test_a_name_is_stored_as_it_is_and_shown_without_controls() -> None:
 def test_a_line_of_the_log_holds_no_control_of_a_terminal() -> None:
     record = logging.makeLogRecord({"msg": "a\x1b[31m.png\nand %s", "args": ("\x07",)})
     assert LinesFormatter("%(message)s").format(record) == "a\\x1b[31m.png\nand \\x07"
+    jobs = logging.makeLogRecord({"msg": "\t#0 : model=cnn\r\n\t#1"})  # as launchers list them
+    assert LinesFormatter("%(message)s").format(jobs) == "\t#0 : model=cnn\n\t#1"
 
 
 @pytest.mark.parametrize(
@@ -161,8 +163,9 @@ def test_a_line_of_the_log_holds_no_control_of_a_terminal() -> None:
     [
         ("می\N{ZERO WIDTH NON-JOINER}خواهم", "می\N{ZERO WIDTH NON-JOINER}خواهم"),
         ("👨\N{ZERO WIDTH JOINER}👩", "👨\N{ZERO WIDTH JOINER}👩"),
+        ("9.41\N{NARROW NO-BREAK SPACE}AM.png", "9.41\N{NARROW NO-BREAK SPACE}AM.png"),
         ("a\nb\N{RIGHT-TO-LEFT OVERRIDE}", "a\\nb\\u202e"),
     ],
 )
-def test_a_name_becomes_one_line_that_keeps_its_joiners(name: str, line: str) -> None:
+def test_a_name_becomes_one_line_that_keeps_its_joiners_and_spaces(name: str, line: str) -> None:
     assert as_line(name) == line

@@ -248,6 +248,9 @@ def test_the_file_and_the_whole_address_of_a_store_are_the_same_however_it_is_wr
         assert whole_address(f"sqlite:///file:{path}?mode=rw&uri=true") == whole
         assert sqlite_file(whole) == tmp_path / "x.db"
     assert sqlite_file("sqlite:///file:x%20y.db?uri=true") == Path("x y.db")
+    for yes in ("1", "True", "yes", "on", "true&mode=rwc"):  # as SQLAlchemy understands it
+        assert sqlite_file(f"sqlite:///file:x.db?timeout=9&uri={yes}") == Path("x.db")
+    assert sqlite_file("sqlite:///file:x.db?uri=false") == Path("file:x.db")
     for address in ("sqlite:///:memory:", "http://localhost:5000", "mlruns"):
         assert (whole_address(address), sqlite_file(address)) == (address, None)
 

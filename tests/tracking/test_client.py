@@ -31,7 +31,10 @@ from pipeline.tracking.client import (
     experiment,
     is_passing,
     no_answer,
+    quiet_client,
     require_driver,
+    shown_address,
+    whole_store,
 )
 from pipeline.tracking.registry import open_registry
 from pipeline.verbs.doctor import store as health
@@ -469,3 +472,12 @@ def test_a_fresh_store_may_be_opened_by_several_processes_at_once(tmp_path: Path
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
     assert sorted(e.name for e in client.search_experiments()) == ["Default", "shared"]
     assert len(client.search_runs([number])) == 4
+
+
+def test_the_address_that_a_run_shows_has_no_password_and_leads_to_its_store() -> None:
+    client = quiet_client("http://me:hunter22@host:5000")
+    assert "hunter22" not in (shown := shown_address(client))
+    assert whole_store(shown) == client.tracking_uri
+    assert whole_store(shown.replace("host", "other")) is None  # as in another process
+    assert whole_store("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+    assert whole_store(None) is None

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line, one_line
-from pipeline.tracking.addresses import DEFAULT_URI, artifact_root, store_address
+from pipeline.tracking.addresses import DEFAULT_URI, artifact_root, sqlite_file, store_address
 from pipeline.tracking.client import (
     VERSION,
     Client,
@@ -117,7 +117,7 @@ def _server(address: str) -> Store:
 
 def _sqlite(address: str) -> Store:
     url = sa.make_url(address)
-    path = Path(url.database or ":memory:")
+    path = sqlite_file(address) or Path(":memory:")
     if not (path.exists() and path.stat().st_size):
         if path.absolute().parent.is_dir():
             return Store(
@@ -141,6 +141,7 @@ def _sqlite(address: str) -> Store:
 def _damage(engine: sa.Engine) -> str:
     """What SQLite finds wrong: "ok" if nothing, `_INTERRUPTED` if that takes too long.
 
+    While another process keeps the file locked, nothing is found.
     Some versions of SQLite look at all pages before they can be interrupted, and go on meanwhile.
     """
     try:
@@ -156,7 +157,7 @@ def _searched(engine: sa.Engine, until: float) -> str:
             driver.set_progress_handler(lambda: time.monotonic() > until, 100)
             return str(connection.execute(sa.text("PRAGMA quick_check(1)")).scalar_one())
     except sa.exc.DatabaseError as error:
-        return str(error.orig)
+        return "ok" if "locked" in str(error.orig) else str(error.orig)
 
 
 def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:

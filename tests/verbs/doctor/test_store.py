@@ -147,12 +147,13 @@ def test_tables_that_are_missing_are_a_problem_and_not_made(database: Path) -> N
     assert_broken(looked(database), "half of its tables are missing")
 
 
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
 def test_a_store_that_another_process_is_writing_to_is_warned_of(
-    database: Path, monkeypatch: pytest.MonkeyPatch
+    lock: str, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "BUSY_S", 0.01)
     other = sqlite3.connect(database, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+    other.execute(f"BEGIN {lock}")
     assert looked(database).finding.state == "warning"
     other.close()
 
