@@ -304,8 +304,9 @@ class _Tree:
     def wrapper(self, folders: Sequence[str], keep: Collection[str]) -> str:
         """The same single subfolders of each of these, above the first that differ; "" without any.
 
-        As `unwrapped`, leaves a class and enters no folder whose name or path is in `keep`. What
-        has no folders in one of these is a class, too: its pictures there would be left out.
+        Like `unwrapped`, it leaves a class as it is and enters no folder whose name or path is in
+        `keep`. A subfolder that has no folders in one of these is a class, too, since its pictures
+        there would be left out.
         """
         wrapper = ""
         while True:

@@ -46,7 +46,9 @@ _ARTIFACTS = "mlartifacts"
 _PLAIN = re.compile(r"[\w-][\w. -]{0,59}")  # valid in any file system and any address
 # `file:` begins an address of SQLite's own, as in sqlite:///file:m.db?uri=true.
 _SQLITE = re.compile(
-    r"sqlite(?P<driver>\+\w+)?:///(?P<uri>file:(?=.*[?&]uri=(?i:true|t|yes|y|on|1)(?:&|$)))?(?P<path>[^?]*)"
+    r"sqlite(?P<driver>\+\w+)?:///"
+    r"(?P<uri>file:(?=.*[?&]uri=(?i:true|t|yes|y|on|1)(?:&|$)))?"
+    r"(?P<path>[^?]*)"
 )
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 

@@ -32,7 +32,6 @@ from pipeline.config.schema import Tracking
 from pipeline.data.pictures import FITS, PAD
 from pipeline.data.polarity import dark_border_share, sample
 from pipeline.data.values import Array, Prepared
-from pipeline.system.databases import without_password
 from pipeline.system.errors import RequestError, first_line
 from pipeline.system.folders import MODEL, owner
 from pipeline.tracking.client import (
@@ -345,9 +344,9 @@ def require_own_model(client: mlflow.MlflowClient, run: RecordedRun) -> None:
         except STORE_ERRORS as error:
             if not is_passing(error):
                 raise RequestError(f"run_id={run.id}: its model {uri} is gone") from error
-            store = without_password(str(client.tracking_uri))
             raise RequestError(
-                f"run_id={run.id}: its store {store} cannot be reached: {why_away(error)}"
+                f"run_id={run.id}: its store {address_of(client)} cannot be reached: "
+                f"{why_away(error)}"
             ) from error
     own = (f"runs:/{run.id}/", f"{run.artifacts}/")
     if uri.startswith(own) and ".." not in unquote(uri).split("/"):
