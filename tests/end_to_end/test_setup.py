@@ -228,11 +228,12 @@ def test_set_up_refuses_exactly_the_pythons_that_the_project_does(
 # file that it was given, unless it is broken.
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
-"-c "*) printf '%s\\n' "$PWD/fake-python" "is 3.11.7, for $PWD" ;;
+"-c "*) printf '%s\\n' "$FAKES/fake-python" "is 3.11.7, for $3" ;;
 "-m venv")
+    [ ! -L "$3" ] || exit 1
     mkdir -p "$3/bin"
-    cp fake-python "$3/bin/python"
-    cp fake-uv "$3/bin/uv"
+    cp "$FAKES/fake-python" "$3/bin/python"
+    cp "$FAKES/fake-uv" "$3/bin/uv"
     ;;
 "-m pip") [ ! -e broken ] ;;
 esac
@@ -258,7 +259,8 @@ def install(tmp_path: Path) -> Callable[[str], list[str]]:
     def run(lock: str) -> list[str]:
         notes = tmp_path / "installed"
         notes.write_text("")
-        env = {"PATH": "/usr/bin:/bin", "PYTHON": str(tmp_path / "fake-python")}
+        env = {"PATH": "/usr/bin:/bin", "FAKES": str(tmp_path)}
+        env["PYTHON"] = str(tmp_path / "fake-python")
         silent, keyboard = os.pipe()  # which nobody writes to
         words = ["sh", ".ci/setup", lock]
         with os.fdopen(silent), os.fdopen(keyboard, "w"):
@@ -330,6 +332,25 @@ def test_an_environment_of_which_nothing_was_installed_is_made_anew(
     assert install(LOCKS[2]) == []
     (tmp_path / "broken").unlink()
     assert install(lock) == [lock]
+
+
+def test_an_environment_behind_a_link_is_kept_and_is_made_where_the_link_leads(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, _ = LOCKS[:3]
+    clone, disk = tmp_path / "clone", tmp_path / "disk"
+    (tmp_path / ".venv").symlink_to(disk)
+    assert [install(first), install(first)] == [[first], []]
+    assert (disk / "bin/uv").exists()
+    assert (tmp_path / ".venv").is_symlink()
+    clone.mkdir()
+    for name in (".ci", first, dev):
+        (clone / name).symlink_to(tmp_path / name)
+    (clone / ".venv").symlink_to(disk)
+    (disk / "bin/added").touch()
+    env = {"PATH": "/usr/bin:/bin", "FAKES": str(tmp_path), "PYTHON": str(tmp_path / "fake-python")}
+    subprocess.run(["sh", ".ci/setup", first], cwd=clone, env=env, check=True)
+    assert (disk / "bin/added").exists(), "another clone with the same locks made it anew"
 
 
 def imported(folder: str) -> dict[str, Path]:
