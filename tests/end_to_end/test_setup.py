@@ -332,6 +332,31 @@ def test_an_environment_of_which_nothing_was_installed_is_made_anew(
     assert install(lock) == [lock]
 
 
+def test_an_environment_that_is_only_linked_is_used_or_left_alone(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, _ = LOCKS[:3]
+    assert install(first) == [first]
+    (tmp_path / ".venv").rename(tmp_path / "shared")
+    (tmp_path / ".venv").symlink_to("shared")
+    assert [install(first), install(dev), install(dev)] == [[], [dev], []]
+    (tmp_path / first).write_text("uv==2\n")  # as another branch has it
+    assert install(first) == []
+    assert (tmp_path / "shared/bin/uv").exists()
+
+
+def test_an_environment_belongs_to_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    setup = (ROOT / ".ci/setup").read_text()
+    [code] = re.findall(r"-c '\n(.*?)\n' \"\$venv\"\)", setup, flags=re.DOTALL)
+    (tmp_path / "worktree").mkdir()
+    (tmp_path / "worktree/.venv").symlink_to(tmp_path / ".venv")
+    for folder in (tmp_path, tmp_path / "worktree"):
+        told = subprocess.run(
+            [sys.executable, "-c", code, ".venv"], cwd=folder, capture_output=True, text=True
+        ).stdout
+        assert told.endswith(f", for {tmp_path}\n")
+
+
 def imported(folder: str) -> dict[str, Path]:
     """The top-level packages that the files of a folder import, each with one of these files."""
     found: dict[str, Path] = {}
