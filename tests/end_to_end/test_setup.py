@@ -27,6 +27,7 @@ EXTRAS = ("dev", "gpu", "pretrained", "bench")
 EXTRA_LOCKS = {extra: f"requirements-{extra}.lock" for extra in EXTRAS}
 LOCKS = ["requirements.lock", *EXTRA_LOCKS.values()]
 PYTHONS = ["3.11", "3.12", "3.13"]
+POSTPONED = {"Lazy", "lazy.load", "lazy_loader.load"}  # how the code names an import for later
 
 
 def entries(lock: str) -> list[str]:
@@ -365,7 +366,7 @@ def imported(folder: str) -> dict[str, Path]:
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 modules = [node.module]
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_loader.load":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in POSTPONED:
                 modules = [ast.literal_eval(node.args[0])]
             found |= {module.partition(".")[0]: path for module in modules}
     return found
