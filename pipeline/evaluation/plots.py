@@ -36,10 +36,8 @@ sklearn = lazy_loader.load("sklearn")
 _TRAIN, VALIDATION = "#1f77b4", "#d95f02"
 _MISTAKES = 5  # rows, and columns, of the grid
 _LONGEST = 36  # characters of a class's name; longer ones are cut
-_SHORT, _LETTER = (
-    10,
-    0.09,
-)  # characters for which a matrix has room, and inches for each further one
+_SHORT = 10  # characters of a class's name for which a matrix has room
+_LETTER = 0.09  # inches for each further one
 
 
 def accuracy(fitted: Fitted) -> Figure:
