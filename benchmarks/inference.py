@@ -14,8 +14,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,9 +23,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import OTHERS, OURS, keep, show
 from benchmarks.whole_run import finished, store, warmed
-from pipeline.data.values import Split
+from pipeline.data.values import Array, Split
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Ways = dict[str, Callable[[Array], Array]]
 Seconds = dict[str, list[float]]
 WARM_UP = 3  # calls
@@ -47,8 +46,10 @@ def main() -> None:
         ways, shape = _ways(run.result["model_uri"], store(folder))
         images = np.random.default_rng(0).integers(0, 256, (arguments.images, *shape), np.uint8)
         _check_agreement(ways, images[:100])
-        one = _in_turns(ways, images[:1], arguments.calls)
-        many = _in_turns(ways, images, arguments.repeats)
+        one, many = (
+            in_turns({k: partial(way, shown) for k, way in ways.items()}, calls, warm_up=WARM_UP)
+            for shown, calls in ((images[:1], arguments.calls), (images, arguments.repeats))
+        )
     _publish(f"Predicting with the saved {arguments.model}", one, many, arguments.images)
 
 
@@ -80,14 +81,15 @@ def _check_agreement(ways: Ways, images: Array) -> None:
         np.testing.assert_allclose(other, first, atol=1e-5)
 
 
-def _in_turns(ways: Ways, images: Array, calls: int) -> Seconds:
+def in_turns(ways: Mapping[str, Callable[[], object]], calls: int, *, warm_up: int) -> Seconds:
+    """Seconds of so many calls of each way, which take turns after a warm-up of each."""
     seconds: Seconds = {name: [] for name in ways}
-    for _ in range(WARM_UP + calls):
-        for name, predict in ways.items():
+    for _ in range(warm_up + calls):
+        for name, call in ways.items():
             started = time.perf_counter()
-            predict(images)
+            call()
             seconds[name].append(time.perf_counter() - started)
-    return {name: values[WARM_UP:] for name, values in seconds.items()}
+    return {name: values[warm_up:] for name, values in seconds.items()}
 
 
 def _publish(title: str, one: Seconds, many: Seconds, images: int) -> None:

@@ -13,13 +13,13 @@ import argparse
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.inference import in_turns
 from benchmarks.report import publish
 from benchmarks.whole_run import finished, plain_arrays, store, warmed
 
@@ -43,13 +43,7 @@ def main() -> None:
             : arguments.images
         ]
         ways = _ways(run.result["model_uri"], store(folder), images, Path(folder))
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(WARM_UP + arguments.repeats):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - started)
-    measured = {name: values[WARM_UP:] for name, values in seconds.items()}
+        measured = in_turns(ways, arguments.repeats, warm_up=WARM_UP)
     title = f"Seconds to classify {len(images):,} images by the saved {arguments.model}"
     publish("predict", title, measured, reference=REFERENCE, images=len(images))
 

@@ -21,9 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from benchmarks import training
 from benchmarks.contenders import CONTENDERS, contenders_of
 from benchmarks.report import OURS, REFERENCE, keep, show
+from benchmarks.training import task_of
 from benchmarks.whole_run import finished
 
 BATCH_SIZE = 128  # while the data grow
@@ -116,8 +116,8 @@ def _measure(points: list[Point], repeats: int, epochs: int) -> list[Measured]:
 
 
 def _epochs(point: Point, epochs: int) -> list[float]:
-    task = training._task(argparse.Namespace(**asdict(point)))
-    return list(CONTENDERS[point.contender](replace(task, epochs=1 + epochs)))
+    task = task_of(point.model, size=point.size, batch_size=point.batch_size, epochs=1 + epochs)
+    return list(CONTENDERS[point.contender](task))
 
 
 def _publish(measured: list[Measured], base: int) -> None:

@@ -85,8 +85,13 @@ def stages_of(run: Finished, uri: str) -> dict[str, float]:
 def fit_seconds(run: Finished, uri: str) -> float:
     """Seconds that the epochs took, with their validation, checkpoints and logging."""
     recorded = _recorded(run, uri)
-    profile = json.loads(recorded.inputs.dataset_inputs[0].dataset.profile)
     epochs = len(_client(uri).get_metric_history(recorded.info.run_id, "train/loss"))
+    return seconds_of_epochs(recorded, epochs)
+
+
+def seconds_of_epochs(recorded: Any, epochs: int) -> float:
+    """Seconds that so many epochs of a run in MLflow took."""
+    profile = json.loads(recorded.inputs.dataset_inputs[0].dataset.profile)
     images: int = epochs * profile["train_images"]
     return images / float(recorded.data.metrics["time/images_per_s"])
 

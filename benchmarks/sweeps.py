@@ -15,7 +15,6 @@ per second.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
@@ -38,6 +37,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from benchmarks.report import OTHERS, OURS, keep, publish, show
+from benchmarks.stages import seconds_of_epochs
 from benchmarks.whole_run import (
     DATA,
     ROOT,
@@ -189,17 +189,10 @@ def _children(sweep: Finished, uri: str) -> list[Child]:
             started=run.info.start_time / 1000,
             ended=run.info.end_time / 1000,
             total=run.data.metrics["time/total_s"],
-            fit=_fit_seconds(run),
+            fit=seconds_of_epochs(run, int(run.data.params["train.epochs"])),
         )
         for run in runs
     ]
-
-
-def _fit_seconds(run: Any) -> float:
-    """Seconds of the fit: tracing and compiling, epochs, validation, checkpoints and logging."""
-    profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile)
-    images: int = int(run.data.params["train.epochs"]) * profile["train_images"]
-    return images / float(run.data.metrics["time/images_per_s"])
 
 
 def _besides_fit(children: list[Child]) -> dict[str, list[float]]:

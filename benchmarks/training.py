@@ -62,15 +62,18 @@ def _in_own_process(
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _task(arguments: argparse.Namespace) -> Task:
-    rng = np.random.default_rng(0)  # speed depends on the shapes, not on what is in them
+def task_of(
+    model: str, *, size: int, batch_size: int, epochs: int, precision: str = "float32"
+) -> Task:
+    """Fitting a model on noise: speed depends on the shapes, not on what is in them."""
+    rng = np.random.default_rng(0)
     return Task(
-        images=rng.integers(0, 256, (arguments.size, 28, 28, 1), dtype=np.uint8),
-        labels=rng.integers(0, 10, arguments.size).astype(np.int32),
-        model=arguments.model,
-        batch_size=arguments.batch_size,
-        epochs=EPOCHS[arguments.model],
-        precision=arguments.precision,
+        images=rng.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8),
+        labels=rng.integers(0, 10, size).astype(np.int32),
+        model=model,
+        batch_size=batch_size,
+        epochs=epochs,
+        precision=precision,
     )
 
 
@@ -87,7 +90,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.size = arguments.size or SIZE[arguments.model]
     if arguments.one:
-        print(json.dumps(list(CONTENDERS[arguments.one](_task(arguments)))))
+        task = task_of(
+            arguments.model,
+            size=arguments.size,
+            batch_size=arguments.batch_size,
+            epochs=EPOCHS[arguments.model],
+            precision=arguments.precision,
+        )
+        print(json.dumps(list(CONTENDERS[arguments.one](task))))
         return
     able = contenders_of(arguments.model)
     seconds, failed = measure(

@@ -240,7 +240,7 @@ def _complete(asked: list[str]) -> int:
             print(*(f"{field.name}=" for field in fields(verb.request)))
         os.environ["COMP_LINE"] = f"pipeline {rest if verb else words}"
     register(requests())
-    check_search_path([])
+    check_search_path()
     _with_hydra(verbs()["run"])
     return 0
 

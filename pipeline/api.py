@@ -38,7 +38,7 @@ from pipeline.verbs import requests, verbs
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.data.values import Array, Evaluation, Fitted, Prepared, Split
+    from pipeline.data.values import Array, Evaluation, Fitted, Prepared
     from pipeline.tracking.models import LoadedModel
     from pipeline.tracking.values import RecordedRun
     from pipeline.training.callbacks import EpochListener
@@ -172,11 +172,11 @@ def evaluate(
     Raises:
         RequestError: there is no such split, or it has no images.
     """
-    if split not in ("train", "val", "test"):
-        raise RequestError(f"split={split}: choose one of train, val, test")
+    if split not in prepared.splits:
+        raise RequestError(f"split={split}: choose one of {', '.join(prepared.splits)}")
     trust_again(config.trusted_modules)
     evaluating = _imported("pipeline.evaluation.evaluate")
-    images: Split = getattr(prepared, split)
+    images = prepared.splits[split]
     if not len(images):
         raise RequestError(f"split={split}: it has no images")
     settings = config.evaluate

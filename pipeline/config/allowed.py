@@ -52,7 +52,8 @@ SEARCHED_PACKAGES = ("hydra", "hydra_plugins", "pipeline")
 # These let a configuration choose what code runs in the processes of a job.
 KEPT_VARIABLES = re.compile(r"(LD_|DYLD_|PYTHON|PIPELINE_|HYDRA_|GIT_|BASH_ENV$|PATH$)")
 # One opens a pickle, the other removes the package's own files from the search path.
-REFUSED_FLAGS = ("--experimental-rerun", "--config-path", "-cp")
+REFUSED_FLAGS = ("--experimental-rerun", "--config-path")
+_NAME = "config"  # of the primary configuration file, unless a flag names another
 DEEPEST = 40  # levels of nesting; a configuration that contains itself is infinite
 
 Key = tuple[Any, ...]
@@ -61,6 +62,7 @@ Key = tuple[Any, ...]
 def check_words(words: Sequence[str], *, multirun: bool) -> None:
     """Composes and checks what Hydra is about to act on, including every file that a sweep tries.
 
+    Flags among the words are written as `words.flags_apart` returns them: `--config-dir=more`.
     Without files of the user and overrides of Hydra's keys this is skipped, because Hydra then acts
     only on the package's own files.
 
@@ -113,16 +115,13 @@ def _damaged(folders: Iterable[Path], error: UnicodeDecodeError | YAMLError) -> 
     return f"a configuration file cannot be read: {one_line(error)}"
 
 
-def check_search_path(words: Sequence[str]) -> None:
+def check_search_path() -> None:
     """Checks only the search path, for a configuration that is composed but not acted on.
 
     Raises:
         RequestError: `hydra.searchpath` names a package, which Hydra would import.
     """
-    name, folder, overrides = _flags_and_overrides(words)
-    own = _folders_of_user(folder)
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    _check_search_path(_searched_by_file(name, [*own, search_path.CONF]), parsed)
+    _check_search_path(_searched_by_file(_NAME, [*_folders_of_user(None), search_path.CONF]), ())
 
 
 def check_composed(composed: DictConfig) -> None:
@@ -148,23 +147,12 @@ def check_composed(composed: DictConfig) -> None:
 
 def _flags_and_overrides(words: Sequence[str]) -> tuple[str, Path | None, list[str]]:
     """The configuration's name, `--config-dir`, and the words that are not flags."""
-    name, folder, overrides = "config", None, []
-    remaining = iter(words)
-    for word in remaining:
-        flag, equals, value = word.partition("=")
-        if flag in REFUSED_FLAGS:
-            raise RequestError(f"{flag}: not here; --config-dir=… adds configuration files")
-        if flag in ("--config-name", "-cn", "--config-dir", "-cd"):
-            value = value if equals else next(remaining, "")
-            if flag in ("--config-name", "-cn"):
-                name = value
-            else:
-                folder = Path(value).absolute()
-        elif flag in ("--cfg", "-c", "--package", "-p") and not equals:
-            next(remaining, None)
-        elif (not word.startswith("-") and "=" in word) or word.startswith("~"):
-            overrides.append(word)
-    return name, folder, overrides
+    flags = dict(word.partition("=")[::2] for word in words if word.startswith("-"))
+    if refused := [flag for flag in REFUSED_FLAGS if flag in flags]:
+        raise RequestError(f"{refused[0]}: not here; --config-dir=… adds configuration files")
+    folder = Path(flags["--config-dir"]).absolute() if "--config-dir" in flags else None
+    overrides = [word for word in words if not word.startswith("-")]
+    return flags.get("--config-name", _NAME), folder, overrides
 
 
 def _folders_of_user(given: Path | None) -> list[Path]:

@@ -1,8 +1,7 @@
-"""Settings that have no effect beside others: they are refused where a user typed them.
+"""Refuses settings that a user types and that have no effect beside others.
 
-Rules about one builder stand with that builder (`rules.idle`), rules about a verb with the verb.
-
-Values from files and recorded configurations are not: a recipe may set more than a run needs.
+Values from files and recorded configurations pass: a recipe may set more than a run needs. Rules
+about one builder stand with that builder (`rules.idle`), rules about a verb with the verb.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.config.builders import (
-    GROUPS,
-    MODULES,
-    builder_of,
-)
+from pipeline.config.builders import GROUPS, MODULES, builder_of
 from pipeline.config.named_runs import names_runs
 from pipeline.config.rules import Idle, idle_of
 from pipeline.config.schema import Checks, Config, has_no_validation

@@ -32,12 +32,11 @@ from pipeline.config.messages import unreadable
 from pipeline.config.rules import choose, is_typed_path
 from pipeline.config.schema import CHOSEN_GROUPS, Config
 from pipeline.config.words import (
-    SWEEPERS,
     annotation_for,
+    foreign_sweeper,
     full_key,
     is_free,
     is_text,
-    key_of,
     meant_by,
     quoted_word,
 )
@@ -230,7 +229,7 @@ def _require_effect(word: str, words: Sequence[str], command: Command) -> None:
         meant = key.removeprefix("choices.")
         how = f"write {bare.removeprefix('choices.')}" if meant in CHOSEN_GROUPS else "leave it out"
         raise RequestError(f"{word}: Hydra fills it in; {how}")
-    if key.startswith("hydra.sweeper.params") and _our_sweeper(words):
+    if key.startswith("hydra.sweeper.params") and not foreign_sweeper(words):
         meant = key.removeprefix("hydra.").replace("sweeper", "sweep", 1)
         add = "" if command.multirun else ", with -m"
         raise RequestError(f"{word}: what to try is written {meant}=…{add}, or as KEY=A,B with -m")
@@ -299,11 +298,6 @@ def _covers(part: str, key: str) -> bool:
     if part.endswith("."):
         return key.startswith(part)
     return f"{key}.".startswith(f"{part}.")
-
-
-def _our_sweeper(words: Iterable[str]) -> bool:
-    chosen = [word.partition("=")[2] for word in words if key_of(word) == "hydra/sweeper"]
-    return not chosen or chosen[-1] in SWEEPERS
 
 
 def _of_sweeps(key: str) -> str | None:

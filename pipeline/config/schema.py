@@ -34,6 +34,7 @@ from pipeline.config.rules import (
     CountOrShare,
     Fraction,
     Positive,
+    PositiveFraction,
     Seed,
     Share,
     Slug,
@@ -87,7 +88,7 @@ class Train:
     """Share of each target that is spread over all classes; not in validation."""
     class_weight: Annotated[str, one_of("balanced")] | None = MISSING
     """Weight of an image in the loss of training; `balanced`: each class has the same total."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
+    ema: PositiveFraction | None = MISSING
     """Decay of the moving average of the weights that is evaluated and kept; null keeps none."""
     teacher: str | None = MISSING
     """Run whose model this one learns from as well (knowledge distillation), by its id."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 from pydantic import Field
 
-from pipeline.config.rules import Count, Positive, Seed, listed_in, one_of
+from pipeline.config.rules import Count, Positive, Seed, WholeNumber, listed_in, one_of
 
 Objective = Annotated[str, listed_in("pipeline.evaluation.metrics", "OBJECTIVES")]
 
@@ -62,7 +62,7 @@ class Sweep:
     """Optuna's storage: a database URL, or a journal file; null keeps one in the sweep's folder."""
     study: str | None = MISSING
     """Name of the study in the storage, which sweeps may share; null takes the sweep's."""
-    keep_models: Annotated[int, Field(ge=0)] = MISSING
+    keep_models: WholeNumber = MISSING
     """Number of best jobs that keep model and checkpoints and are evaluated on the test split."""
     on_failure: Annotated[str, one_of("continue", "stop")] = MISSING
     """Whether the sweep continues when a job fails or is killed."""

@@ -122,13 +122,18 @@ def require_our_sweeper(words: Sequence[str]) -> None:
     Raises:
         RequestError: names the sweeper and the first such word.
     """
-    chosen = [word.partition("=")[2] for word in words if _key(word) == "hydra/sweeper"]
     about = [word for word in words if re.match(r"[+~]*sweep[.=]", word)]
-    if about and chosen and chosen[-1] not in SWEEPERS:
+    if about and (other := foreign_sweeper(words)):
         raise RequestError(
-            f"{about[0]} has no effect with hydra/sweeper={chosen[-1]}, which makes ordinary runs; "
+            f"{about[0]} has no effect with hydra/sweeper={other}, which makes ordinary runs; "
             f"choose one of {', '.join(SWEEPERS)}, or leave hydra/sweeper out"
         )
+
+
+def foreign_sweeper(words: Sequence[str]) -> str | None:
+    """The sweeper that the words choose, if it is not one of this project."""
+    chosen = [word.partition("=")[2] for word in words if key_of(word) == "hydra/sweeper"]
+    return chosen[-1] if chosen and chosen[-1] not in SWEEPERS else None
 
 
 def left_to_jobs(words: Sequence[str]) -> list[str]:
@@ -148,8 +153,8 @@ def _tries_files(words: Sequence[str], parser: OverridesParser) -> bool:
     """Whether groups are swept, on the command line or possibly by `params` of a file."""
     if files_of("project"):
         return True
-    chosen = [word for word in words if "=" in word and "." not in _key(word)]
-    chosen = [word for word in chosen if _key(word).lstrip("+") not in _NO_GROUPS]
+    chosen = [word for word in words if "=" in word and "." not in key_of(word)]
+    chosen = [word for word in chosen if key_of(word) not in _NO_GROUPS]
     parsed = [_parsed(word, parser) for word in chosen]
     return any(
         one and (one.is_sweep_override() or one.key_or_group in _WITH_PARAMS) for one in parsed
@@ -377,7 +382,7 @@ def refuse_settings_of_a_run(words: Sequence[str], verb: str) -> None:
         RequestError: names the first such word.
     """
     for word in words:
-        key = _key(word).lstrip("+~")
+        key = key_of(word.lstrip("+~"))
         if key not in ABOUT_THE_RECORD and not key.startswith((f"{verb}.", "tracking.", "hydra")):
             raise RequestError(
                 f"{word}: {verb} takes the configuration that the run has recorded; to change it, "
@@ -471,10 +476,6 @@ def quoted_word(word: str) -> str:
 def key_of(word: str) -> str:
     """The key of a setting, without the + that adds it."""
     return word.partition("=")[0].lstrip("+")
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0]
 
 
 def _as_overrides(words: list[str]) -> Iterator[str]:

@@ -45,7 +45,7 @@ from pipeline.data.places import (
 )
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError, one_line
-from pipeline.system.files import user_path
+from pipeline.system.files import file_state, user_path
 from pipeline.system.terminal import as_line, printable
 
 LARGEST = 2**30
@@ -94,8 +94,7 @@ def archive_at(path: Path) -> Place | None:
         RequestError: it is damaged, encrypted or hostile.
         OSError: it cannot be opened.
     """
-    at = path.stat()
-    return _archive_at(path, (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino))
+    return _archive_at(path, file_state(path))
 
 
 def is_in_archive(text: str) -> bool:

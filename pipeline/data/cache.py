@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 
 from pipeline.data.values import BLOCK_BYTES, Array
-from pipeline.system.files import replacing
+from pipeline.system.files import file_state, replacing
 
 log = logging.getLogger(__name__)
 
@@ -221,10 +221,8 @@ def _load(folder: Path, *, cached: bool, verify: bool = False) -> Entry:
 
 
 def _stamp(folder: Path) -> EntryStamp:
-    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.name[0] != "."]
-    return tuple(
-        (name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files
-    )
+    files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    return tuple((path.name, *file_state(path)) for path in files)
 
 
 def _is_checked(folder: Path, stamp: EntryStamp) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pipeline.config.schema import Check, Checks
-from pipeline.data.measures import Measures, labels_by_row, splits_of
+from pipeline.data.measures import Measures, labels_by_row
 from pipeline.data.values import Array, RawData, exceeds
 from pipeline.system.errors import RequestError, counted, first_of
 from pipeline.system.terminal import printable
@@ -163,7 +163,7 @@ def called(raw: RawData, row: int) -> str:
     """
     if raw.index is not None:
         return printable(raw.index.files[row])
-    for name, split in splits_of(raw.whole or raw).items():
+    for name, split in (raw.whole or raw).splits.items():
         if len(positions := np.flatnonzero(split.rows == row)):
             return f"{name} no. {positions[0]}"
     return f"row {row}"

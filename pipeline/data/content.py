@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.rules import Builder
-from pipeline.system.files import user_path
+from pipeline.system.files import file_state, user_path
 
 _ATTRIBUTE = "content"
 
@@ -106,10 +106,9 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _state(file: Path) -> tuple[int, ...]:
     try:
-        at = file.stat()
+        return file_state(file)
     except OSError:  # a broken link
         return ()
-    return at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
 
 
 def _source(builder: Callable[..., Any]) -> str | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.data.files import rest
-from pipeline.data.measures import QUANTITIES, Measures, sizes, splits_of
+from pipeline.data.measures import QUANTITIES, Measures, sizes
 from pipeline.data.values import EXACT, Index, RawData, Split, shown_shape
 from pipeline.system.terminal import as_line, printable
 
@@ -76,7 +76,7 @@ def describe(raw: RawData, measures: Measures | None = None) -> Description:
     """Describes a data set without reading its images, with their `measures` if given."""
     classes = len(raw.class_names)
     return Description(
-        splits={name: _facts(split, classes) for name, split in splits_of(raw).items()},
+        splits={name: _facts(split, classes) for name, split in raw.splits.items()},
         class_names=raw.class_names,
         duplicates=raw.duplicates,
         fingerprint=raw.fingerprint,
@@ -151,7 +151,7 @@ def text(description: Description) -> str:
 def _quantities(raw: RawData, measures: Measures) -> dict[str, dict[str, tuple[float, float]]]:
     found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in QUANTITIES}
     start = 0
-    for split, images in splits_of(raw).items():
+    for split, images in raw.splits.items():
         values = measures.values[start : start + len(images)]
         start += len(images)
         for name, column in zip(QUANTITIES, values.T, strict=True):

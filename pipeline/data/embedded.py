@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from pipeline.data.files import PICTURE_ENDINGS
 from pipeline.system.errors import one_line
+from pipeline.system.files import file_state
 from pipeline.system.imports import Lazy
 from pipeline.system.terminal import printable
 
@@ -83,9 +84,7 @@ def picture_at(root: Path, name: str) -> BinaryIO | None:
     if (parts := _NAME.fullmatch(name)) is None:
         return None
     path = root / parts[1]
-    at = path.stat()
-    column = _column(path, parts[2], (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino))
-    return io.BytesIO(column.read(int(parts[3])))
+    return io.BytesIO(_column(path, parts[2], file_state(path)).read(int(parts[3])))
 
 
 def mapped(file: BinaryIO) -> bytes | mmap.mmap:

@@ -355,7 +355,7 @@ def usable(
     label_column = _column(given, "label", columns["label"], _LABELS)
     split_column, splits = _splits(given, columns["split"])
     notes: list[str] = []
-    labels = [_label(value) for value in given.columns[label_column]]
+    labels = [as_class(plain(value)) for value in given.columns[label_column]]
     paths = [
         _relative(plain(value), roots, folders, given, row)
         for row, value in enumerate(given.columns[path_column])
@@ -487,8 +487,9 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def _label(value: Any) -> str:
-    return as_line(unicodedata.normalize("NFC", plain(value)))
+def as_class(name: str) -> str:
+    """The name of a class as it is compared and stored."""
+    return as_line(unicodedata.normalize("NFC", name))
 
 
 def _relative(

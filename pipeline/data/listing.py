@@ -32,6 +32,7 @@ from pipeline.data.files import (
     natural,
     rest,
 )
+from pipeline.data.label_lists import as_class
 from pipeline.data.places import NO_FILE, Contents, Folder, Place
 from pipeline.data.values import SPLITS, Array, exceeds
 from pipeline.system.errors import RequestError, counted, joined, some_of
@@ -219,7 +220,7 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
                 f"{{{name}: [cat, dog]}} does, or leave it out"
             )
         pairs += [
-            (_text(source), _text(name))
+            (as_class(source), as_class(name))
             for source in (sources if isinstance(sources, list) else [sources])
         ]
     for source, count in Counter(source for source, _ in pairs).items():
@@ -228,11 +229,6 @@ def _united(classes: Classes) -> Mapping[str, str] | None:
     if len({name for _, name in pairs}) < 2:
         raise RequestError("dataset.classes must name at least two classes, as [cat, dog] does")
     return dict(pairs)
-
-
-def _text(name: str) -> str:
-    """The name of a class as it is compared and stored."""
-    return as_line(unicodedata.normalize("NFC", name))
 
 
 def _no_list(path: Path) -> str | None:
@@ -348,7 +344,7 @@ def _layout(tree: _Tree, top: str, keep: Collection[str]) -> _Layout | None:
         return None
     within = f" in {as_line(top)}" if top else ""
     deep = any("/" in one for one in keep)  # a class may be a folder beside the splits within
-    chosen = folders if deep else [name for name in folders if _text(name) in keep] or folders
+    chosen = folders if deep else [name for name in folders if as_class(name) in keep] or folders
     words = {name: {*map(label_lists.split_of, tree.below[f"{top}{name}/"])} for name in chosen}
     loose = any(tree.loose[f"{top}{name}/"] for name in chosen)
     if inner := _splits_within(words, loose=loose, others=not deep):
@@ -610,7 +606,7 @@ def _not_the_users(contents: Contents) -> Iterator[str]:
 def _united_by_form(tree: _Tree, layout: _Layout) -> Iterator[str]:
     """Notes which classes consist of several folders whose names look alike."""
     for side, _ in layout.sides:
-        for name, count in Counter(map(_text, tree.below[side])).items():
+        for name, count in Counter(map(as_class, tree.below[side])).items():
             if count > 1:
                 yield f"{name}: {count} folders, written in different Unicode forms, are one class"
 
@@ -682,7 +678,7 @@ def _class_and_split(folder: str, layout: _Layout, wanted: _Wanted) -> tuple[str
         if not (more and (found := label_lists.split_of(more[0]))):
             return (OUTSIDE if more else LOOSE), ""
         split, more = found, more[1:]
-    parts = [_text(one) for one in (first, *more)]
+    parts = [as_class(one) for one in (first, *more)]
     prefixes = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
     chosen = (prefix for prefix in prefixes if prefix in (wanted.classes or ()))
     return next(chosen, parts[0]), split

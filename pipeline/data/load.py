@@ -26,7 +26,6 @@ from pipeline.data.exclusion import (
     without,
 )
 from pipeline.data.grouping import RULE
-from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import (
     DIVISION,
     PACKED,
@@ -332,7 +331,7 @@ def _without(raw: RawData, exclude: str, place: Path, *, verify: bool) -> RawDat
     Raises:
         RequestError: the list cannot be read, names what is not there, or leaves too little.
     """
-    splits = splits_of(raw)
+    splits = raw.splits
     out = excluded_positions(exclude, {name: len(split) for name, split in splits.items()})
     if not sum(map(len, out.values())):
         return raw
@@ -362,7 +361,7 @@ def _with(raw: RawData, splits: Mapping[str, Split]) -> RawData:
 
 @lru_cache(maxsize=1)
 def _excluded(entry: cache.Entry, raw: RawData) -> RawData:
-    splits = splits_of(raw)
+    splits = raw.splits
     left = {name: _split({"images": raw.train.images, **entry.arrays}, name) for name in splits}
     gone = sum(map(len, splits.values())) - sum(map(len, left.values()))
     cached = raw.cached and entry.cached

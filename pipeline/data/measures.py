@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import cache
-from pipeline.data.values import EXACT, Array, RawData, Shape, Split, pixel_digests
+from pipeline.data.values import EXACT, Array, RawData, Shape, pixel_digests
 from pipeline.system.errors import RequestError
 
 QUANTITIES = ("brightness", "contrast", "colour")
@@ -49,7 +49,7 @@ def measured(raw: RawData, folder: Path) -> Measures:
     Raises:
         OSError: the cache cannot be written; names the file.
     """
-    rows = np.concatenate([split.rows for split in splits_of(raw).values()])
+    rows = np.concatenate([split.rows for split in raw.splits.values()])
     key = cache.key(fingerprint=raw.fingerprint, version=_VERSION)
     entry = cache.load_or_build(folder / f"measures-{key}", lambda: (_measure(raw), {}))
     found = entry.arrays
@@ -59,12 +59,6 @@ def measured(raw: RawData, folder: Path) -> Measures:
         blank=found["blank"],
         equal=rows[found["equal"]] if raw.index is None else _exact(raw),
     )
-
-
-def splits_of(raw: RawData) -> dict[str, Split]:
-    """The splits that the source of a data set has, by name."""
-    given = {"train": raw.train, "val": raw.val, "test": raw.test}
-    return {name: split for name, split in given.items() if split is not None}
 
 
 def quantities_of(images: Array) -> Array:
@@ -86,7 +80,7 @@ def quantities_of(images: Array) -> Array:
 
 def _measure(raw: RawData) -> dict[str, Array | cache.Stream | Path]:
     values, blank, digests = [], [], list[bytes]()
-    for split in splits_of(raw).values():
+    for split in raw.splits.values():
         for images in split.batches():
             of_block = quantities_of(images)
             values.append(of_block)
@@ -126,7 +120,7 @@ def _exact(raw: RawData) -> Array:
 def labels_by_row(raw: RawData) -> Array:
     """The label of each row of the packed array, i32[N]; -1 for rows of no split."""
     labels = np.full(len(raw.train.images), -1, np.int32)
-    for split in splits_of(raw).values():
+    for split in raw.splits.values():
         labels[split.rows] = split.labels
     return labels
 

@@ -305,9 +305,9 @@ def _size_of(listing: Listing) -> tuple[int, int]:
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The size that all have if no side is above SIDES[0], else a square that half of them fill.
+    """The size that all have if no side is above _SIDES[0], else a square that half of them fill.
 
-    Its side is the largest of SIDES for which that is so.
+    Its side is the largest of _SIDES for which that is so.
     """
     if not sizes:
         return _SIDES[-1], _SIDES[-1]

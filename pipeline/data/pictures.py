@@ -69,18 +69,16 @@ _BESIDE |= {"bmp_rle": 3}
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # 4 in every other mode
 
 
-def load_picture(
-    source: Path | BinaryIO, shape: Shape, *, fit: str = PAD, formats: tuple[str, ...] = FORMATS
-) -> Array:
+def load_picture(source: Path | BinaryIO, shape: Shape, *, fit: str = PAD) -> Array:
     """Loads the picture in a file, fitted to u8[H,W,C]; of several frames, the first.
 
     Raises:
         Exception: as `read_picture`; the file cannot be opened.
     """
     if not isinstance(source, Path):
-        return read_picture(source, shape, fit=fit, formats=formats)
+        return read_picture(source, shape, fit=fit)
     with opened(source) as file:
-        return read_picture(file, shape, fit=fit, formats=formats)
+        return read_picture(file, shape, fit=fit)
 
 
 def read_picture(

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from pipeline.data import cache, embedded, label_lists
-from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural
+from pipeline.data.files import LINKED, SYSTEM, is_folder, is_hidden, natural, opened
 from pipeline.data.values import Array
 from pipeline.system.errors import RequestError
 from pipeline.system.folders import MADE_BY, STORES
@@ -120,11 +120,8 @@ class Folder:
         Raises:
             OSError, ValueError: it cannot be read, or is a folder or pipe.
         """
-        path = self.root / name
-        if path.exists() and not path.is_file():
-            raise ValueError("is not a file")
         try:
-            return path.open("rb")
+            return opened(self.root / name)
         except NotADirectoryError:
             if (picture := embedded.picture_at(self.root, name)) is None:
                 raise

@@ -29,7 +29,7 @@ def dark_border_share(images: Array) -> float:
 
 
 def sample(split: Split) -> Array:
-    """Takes about SAMPLE evenly spaced images of a split, u8[N,H,W,C]."""
+    """Takes about _SAMPLE evenly spaced images of a split, u8[N,H,W,C]."""
     return split.take(slice(None, None, _step(split)))
 
 

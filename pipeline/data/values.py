@@ -282,7 +282,13 @@ class RawData:
             )
 
     def __repr__(self) -> str:
-        return _described(self, val=self.val)
+        return _described(self)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that the source has, by name."""
+        given = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in given.items() if split is not None}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -387,7 +393,12 @@ class Prepared:
             )
 
     def __repr__(self) -> str:
-        return _described(self, val=self.val)
+        return _described(self)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name; that of validation may be empty."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -544,8 +555,7 @@ def shown_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def _described(data: RawData | Prepared, *, val: Split | None) -> str:
-    splits = {"train": data.train, "val": val, "test": data.test}
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
+def _described(data: RawData | Prepared) -> str:
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items() if split)
     shape, classes = shown_shape(data.train.image_shape), len(data.class_names)
     return f"{type(data).__name__}({sizes}; {shape}, {classes} classes; {data.source})"

@@ -207,14 +207,9 @@ def _parts(count: int, width: int) -> list[int]:
 def judged(shifts: Sequence[Shift]) -> list[Shift]:
     """Gives each shift that is significant among all a level, by its distance."""
     return [
-        Shift(
-            **{
-                **vars(one),
-                "level": (one.distance >= SHIFTED) + (one.distance >= FAR)
-                if one.p * len(shifts) < ALPHA
-                else 0,
-            }
-        )
+        replace(one, level=(one.distance >= SHIFTED) + (one.distance >= FAR))
+        if one.p * len(shifts) < ALPHA
+        else replace(one, level=0)
         for one in shifts
     ]
 

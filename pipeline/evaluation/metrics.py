@@ -309,6 +309,12 @@ def class_scores(predictions: Predictions) -> tuple[Array, Array, Array, Array]:
     return scores
 
 
+def surest_mistakes(predictions: Predictions, most: int) -> Array:
+    """The wrong predictions of the highest confidence, at most so many: indices i64[m]."""
+    wrong = np.flatnonzero(~predictions.correct)
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
+
+
 def most_confused(predictions: Predictions, most: int) -> Array:
     """The classes with the most mistakes, as true or predicted class: at most so many, i64[m].
 

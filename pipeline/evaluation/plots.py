@@ -23,6 +23,7 @@ from pipeline.evaluation.metrics import (
     ece,
     in_percent,
     most_confused,
+    surest_mistakes,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ sklearn = lazy_loader.load("sklearn")
 _TRAIN, VALIDATION = "#1f77b4", "#d95f02"
 _MISTAKES = 5  # rows, and columns, of the grid
 _LONGEST = 36  # characters of a class's name; longer ones are cut
-_SHORT, _LETTER = (
-    10,
-    0.09,
-)  # characters for which a matrix has room, and inches for each further one
+_SHORT = 10  # characters of a class's name for which a matrix has room
+_LETTER = 0.09  # inches for each further one
 
 
 def accuracy(fitted: Fitted) -> Figure:
@@ -189,8 +188,7 @@ def reliability(predictions: Predictions) -> Figure:
 
 def mistakes(predictions: Predictions) -> Figure:
     """The most confident mistakes, with their true class and confidence."""
-    wrong = np.flatnonzero(~predictions.correct)
-    chosen = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][: _MISTAKES**2]
+    chosen = surest_mistakes(predictions, _MISTAKES**2)
     fig = empty_figure(9, 9.4, {"left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.93})
     axes = fig.subplots()  # one for all images: 25 axes would take five times as long
     axes.set(xlim=(0, _MISTAKES), ylim=(_MISTAKES, 0), aspect="equal")
@@ -212,7 +210,7 @@ def mistakes(predictions: Predictions) -> Figure:
             color="#8b0000",
             horizontalalignment="center",
         )
-    fig.suptitle(f"The {len(chosen)} most confident of {len(wrong):,} mistakes")
+    fig.suptitle(f"The {len(chosen)} most confident of {(~predictions.correct).sum():,} mistakes")
     return fig
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data.checks import CheckFinding, called, conflicts
 from pipeline.data.describe import Description, describe
-from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes, splits_of
+from pipeline.data.measures import QUANTITIES, Measures, labels_by_row, sizes
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import EXACT, Array, RawData
 from pipeline.reports.images import sprite, thumbnails
@@ -126,7 +126,7 @@ def data_html(  # noqa: PLR0913 (what there is to show)
         name=clean(name),
         about=description,
         source=clean(description.source),
-        splits=list(splits_of(raw)),
+        splits=list(raw.splits),
         findings=[(one.action, clean(str(one))) for one in findings],
         classes=classes,
         more_classes=len(raw.class_names) - len(classes),
@@ -168,7 +168,7 @@ def _total(description: Description) -> int:
 
 def _classes(raw: RawData, rows: list[int]) -> Iterator[ClassRow]:
     """The rows of the table of classes; appends the rows of their thumbnails to `rows`."""
-    splits = list(splits_of(raw).values())
+    splits = list(raw.splits.values())
     classes = len(raw.class_names)
     counts = np.stack([np.bincount(split.labels, minlength=classes) for split in splits], axis=1)
     most = max(1, int(counts.sum(axis=1).max()))
@@ -213,9 +213,9 @@ def histogram(name: str, values: Array, unit: str) -> Histogram:
 def _pairs(raw: RawData, measures: Measures, rows: list[int]) -> Iterator[Pairs]:
     """Pairs under two classes, equal ones and similar ones; appends their rows to `rows`."""
     labels = labels_by_row(raw)
-    names = ("", *splits_of(raw))
+    names = ("", *raw.splits)
     of_split = np.zeros(len(labels), np.int8)
-    for number, split in enumerate(splits_of(raw).values(), 1):
+    for number, split in enumerate(raw.splits.values(), 1):
         of_split[split.rows] = number
     crossing = conflicts(raw, measures)
     near = np.empty((0, 2), np.int64)

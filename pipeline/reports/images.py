@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions, images_per_block
-from pipeline.evaluation.metrics import MOST_CLASSES, in_percent, most_confused
+from pipeline.evaluation.metrics import MOST_CLASSES, in_percent, most_confused, surest_mistakes
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer
@@ -103,7 +103,7 @@ def confusion(predictions: Predictions) -> Confusion:
     has_images[largest] = True
     side, most = _room(predictions.split.image_shape, counts[has_images])
     kept = np.where(has_images, np.minimum(counts, most), 0)
-    surest = surest_mistakes(predictions)
+    surest = surest_mistakes(predictions, MISTAKES)
     cell = _cells(predictions, numbers, counts, kept)
     return Confusion(
         names=[names[label] for label in shown],
@@ -115,12 +115,6 @@ def confusion(predictions: Predictions) -> Confusion:
             predictions, np.concatenate([_surest_of_each(predictions, kept), surest]), side
         ),
     )
-
-
-def surest_mistakes(predictions: Predictions) -> Array:
-    """The MISTAKES wrong predictions of the highest confidence, as indices of images, i64[m]."""
-    wrong = np.flatnonzero(~predictions.correct)
-    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES]
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -165,9 +165,9 @@ def _stored_predictions(run: RecordedRun, config: Config) -> dict[str, Predictio
     stored = run.predictions()
     prepared = preprocess(ingest_recorded(config, run.identity), config)
     _require_same(run, stored, prepared)
-    splits = {"val": prepared.val, "test": prepared.test}
     return {
-        name: prepared.predictions(splits[name], one.probabilities) for name, one in stored.items()
+        name: prepared.predictions(prepared.splits[name], one.probabilities)
+        for name, one in stored.items()
     }
 
 
@@ -187,9 +187,8 @@ def require_division(run: RecordedRun, prepared: Prepared) -> None:
 def _require_same(
     run: RecordedRun, stored: Mapping[str, StoredPredictions], prepared: Prepared
 ) -> None:
-    splits = {"val": prepared.val, "test": prepared.test}
     for name, one in stored.items():
-        if not np.array_equal(one.labels, splits[name].labels):
+        if not np.array_equal(one.labels, prepared.splits[name].labels):
             raise RequestError(
                 f"run {run.label}: its {JUDGED_SPLITS[name]} images were divided in another way "
                 "than here, as by an earlier version; use that version, or train it again"

@@ -28,6 +28,7 @@ from pipeline.libraries import import_slow
 from pipeline.sweeps.jobs import Job
 from pipeline.sweeps.pool import Call, Ended, Pool
 from pipeline.system.errors import PipelineError, RequestError, first_line
+from pipeline.system.processes import cores
 from pipeline.system.terminal import native_messages_to
 
 OUTPUT = "output.txt"  # what a job prints, in its folder
@@ -101,10 +102,9 @@ def workers_and_threads(launcher: Any) -> tuple[int, int]:
     Raises:
         RequestError: `hydra.launcher.n_jobs` or `threads` is no whole number of at least 1.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = _at_least_1("n_jobs", launcher.n_jobs)
     if launcher.threads is None:
-        return workers, max(1, (cores or 1) // workers)
+        return workers, max(1, cores() // workers)
     return workers, _at_least_1("threads", launcher.threads)
 
 

@@ -28,9 +28,7 @@ from pipeline.system.errors import one_line
 
 GRACE_S = 30.0  # for a busy worker to clean up when the pool is closed
 LEAVE_S = 5.0  # for an idle worker to end
-CHECK_S = (
-    1.0  # between checks of workers: a process forked by a call may keep a dead worker's pipe open
-)
+CHECK_S = 1.0  # between checks of workers: a call's own child may keep a dead one's pipe open
 THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 THREAD_VARIABLES += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
 MOST_CALLS = 40  # per worker, which is then replaced: TensorFlow leaks some memory per model

@@ -16,6 +16,16 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
 
 
+def file_state(path: Path) -> tuple[int, int, int, int]:
+    """Size, times of modification and change in ns, and inode: they tell new content from old.
+
+    Raises:
+        OSError: there is no such file, or no access to it.
+    """
+    at = path.stat()
+    return at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends.

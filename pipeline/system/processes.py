@@ -49,6 +49,13 @@ def _limits() -> Iterator[Path]:
                     )
 
 
+def cores() -> int:
+    """Cores that this process may use, which a batch system or `taskset` may limit."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @cache
 def process_place() -> str:
     """The scope in which this process' id is valid: host name, boot id and PID namespace.

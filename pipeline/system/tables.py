@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
-import re
 from collections.abc import Iterable
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 # A spreadsheet reads a cell that starts with one of these as a formula (OWASP, "CSV Injection").
@@ -26,9 +27,6 @@ def csv_cell(value: Any) -> Any:
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as CSV text; a missing value (None) is an empty cell."""
-    return "".join(f"{','.join(map(_quoted, row))}\r\n" for row in rows)
-
-
-def _quoted(value: Any) -> str:
-    text = "" if value is None else str(csv_cell(value))
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
+    text = StringIO(newline="")
+    csv.writer(text).writerows(map(csv_cell, row) for row in rows)
+    return text.getvalue()

@@ -8,7 +8,6 @@ overwritten.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +65,7 @@ from pipeline.tracking.journal import (
     Record,
     began_elsewhere,
     join_records,
+    now,
     sync_command,
 )
 from pipeline.tracking.runs import search
@@ -499,6 +499,6 @@ def _last_words(records: list[Record]) -> list[Record]:
     heard = [at for points in logged for _, _, at, _ in points]
     beat = records[0]["tags"].get(BEAT)
     heard += [int(datetime.fromisoformat(beat).timestamp() * 1000)] if beat else []
-    at = max([*heard, records[0]["started"]]) if heard else int(time.time() * 1000)
+    at = max([*heard, records[0]["started"]]) if heard else now()
     end = {"kind": END, "status": str(Status.KILLED), "time": at}
     return [{"kind": ARTIFACTS}, end, {"kind": BATCH, "tags": {ERROR: GONE}}]

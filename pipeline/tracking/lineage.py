@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.system.folders import MADE_BY, STORES
+from pipeline.system.processes import cores
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the packages' folder if installed
 PACKAGE = "image-classification-pipeline"
@@ -102,18 +103,13 @@ def own_version() -> str | None:
 
 def hardware() -> dict[str, str]:
     """Host name, processor, cores that this process may use, threads per operation, and memory."""
-    cores = str(len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count())
     return {
         "host": platform.node(),
         "cpu": _processor(),
-        "cores": cores,
-        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS", cores),
+        "cores": str(cores()),
+        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS", str(cores())),
         "memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
     }
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")  # not on macOS
 
 
 def _processor() -> str:

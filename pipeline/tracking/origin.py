@@ -10,13 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Identity
 from pipeline.tracking import lineage
-from pipeline.tracking.values import (
-    COMMIT,
-    HARDWARE,
-    PATCH,
-    TRUSTED,
-    identity_in,
-)
+from pipeline.tracking.values import COMMIT, HARDWARE, PATCH, TRUSTED, identity_in
 
 OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
 TF_THREADS = "TF_NUM_INTRAOP_THREADS"

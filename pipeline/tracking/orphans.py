@@ -12,13 +12,7 @@ from pipeline.tracking.heartbeat import GONE, Pulse, pulse
 from pipeline.tracking.journal import run_in_journal
 from pipeline.tracking.lifecycle import close
 from pipeline.tracking.runs import by_id, search
-from pipeline.tracking.values import (
-    BEAT,
-    DIRTY,
-    Query,
-    RecordedRun,
-    Status,
-)
+from pipeline.tracking.values import BEAT, DIRTY, Query, RecordedRun, Status
 
 LONG_AGO = timedelta(days=1)
 OURS = DIRTY  # a tag of all runs of this pipeline from before heartbeats

@@ -241,7 +241,6 @@ class Recording:
         """Logs the data that the run uses, with the SHA-256 of its whole content."""
         groups = {} if prepared.index is None else {GROUPING: prepared.index.grouping}
         self.log_tags({FINGERPRINT: prepared.fingerprint, SOURCE: prepared.source, **groups})
-        splits = {"train": prepared.train, "val": prepared.val, "test": prepared.test}
         kind, source = _source(prepared)
         about = {
             "name": name,
@@ -249,7 +248,7 @@ class Recording:
             "source_type": kind,
             "source": hide_value("", source),
             "image_shape": list(prepared.image_shape),
-            "sizes": {split: len(images) for split, images in splits.items()},
+            "sizes": {split: len(images) for split, images in prepared.splits.items()},
         }
         self._put({"kind": DATA, **about})
 

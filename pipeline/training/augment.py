@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pipeline.config.rules import NonNegative, Share, idle, one_of, rotates
+from pipeline.config.rules import NonNegative, Share, WholeNumber, idle, one_of, rotates
 from pipeline.data.values import Tensor
 from pipeline.system.imports import Lazy
 from pipeline.training.pieces import (
@@ -31,7 +31,6 @@ else:
     keras = Lazy("keras")  # configurations are checked without TensorFlow, as in models.py
 
 Flip = Annotated[str, one_of("none", "random", "alternating")]
-Pixels = Annotated[int, Field(ge=0)]
 Few = Annotated[int, Field(ge=0, le=5)]
 Magnitude = Annotated[float, Field(ge=0, le=10)]
 
@@ -80,7 +79,7 @@ def combined(  # noqa: PLR0913 (the keys of its file)
     batch: Batch,
     *,
     flip: Flip,
-    crop: Pixels,
+    crop: WholeNumber,
     colour: Share,
     rand_augment: Few,
     magnitude: Magnitude,

@@ -88,9 +88,10 @@ def head_of(model: keras.Model, config: Config) -> Head | None:
 
     None if anything up to `features` is trained or random, if there is augmentation, if a teacher
     needs the images, if the features are no vectors (maps, tokens), or if the head takes anything
-    else than them. The first run that needs
-    features keeps them in the data cache, keyed by the checksums of images and backbone; later runs
-    and the other jobs of a sweep read them.
+    else than them.
+
+    The first run that needs features keeps them in the data cache, keyed by the checksums of images
+    and backbone; later runs and the other jobs of a sweep read them.
     """
     if not has_backbone(config.model) or config.model["trainable"] != "head":
         return None

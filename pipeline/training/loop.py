@@ -34,6 +34,7 @@ from pipeline.data.values import Array, Split, images_at_once
 from pipeline.system.errors import PipelineError
 from pipeline.system.processes import memory_limit
 from pipeline.training.fused import fused_norms, fused_updates
+from pipeline.training.precision import has_gpu
 from pipeline.training.programs import forget_programs
 
 EVALUATED_AT_ONCE = 1024  # validation images of 28×28
@@ -352,7 +353,7 @@ def _threefry() -> Iterator[None]:
 
 def is_too_large(images: Array) -> bool:
     """Whether a packed array u8[N,H,W,C] should be streamed instead of kept in memory."""
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return images.nbytes > RESIDENT_ON_GPU
     return images.nbytes > RESIDENT * memory_limit()
 
@@ -370,7 +371,7 @@ def resident(array: Array) -> tf.Tensor:
     except ValueError:
         return tf.constant(array)
     whole = shared.size and shared.flags.c_contiguous and shared.ctypes.data % ALIGNMENT == 0
-    if not whole or tf.config.list_physical_devices("GPU"):
+    if not whole or has_gpu():
         return tf.constant(array)
     return tf.experimental.dlpack.from_dlpack(shared.__dlpack__())
 
@@ -402,7 +403,7 @@ class Buffers:
         self.capacity = max(at_least, BUFFER_BYTES // size)
         self.images = _aligned((2, self.capacity, *images.shape[1:]), images.dtype)
         self.labels = _aligned((2, self.capacity), np.dtype(np.int64))
-        self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        self.on_gpu = has_gpu()
         pair = (self.images, self.labels)
         self.read: list[Any] = (
             [tf.Variable(one[0]) for one in pair]

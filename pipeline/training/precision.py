@@ -39,7 +39,7 @@ def require_sensible(precision: str) -> None:
     Raises:
         RequestError: float16 on a CPU, which has no arithmetic for it.
     """
-    if precision == "float16" and not _has_gpu():
+    if precision == "float16" and not has_gpu():
         raise RequestError(
             "train.precision=float16 needs a GPU, and TensorFlow sees none here; "
             "CPUs take bfloat16 or float32"
@@ -62,7 +62,7 @@ def best_for(model: keras.Model) -> str:
     )
     widths = [layer.filters for layer in weighted if type(layer) is layers.Conv2D]
     fast = measured and bool(widths) and all(width % _WIDTHS == 0 for width in widths)
-    here = not _has_gpu() and MEASURED in processor_features().split()
+    here = not has_gpu() and MEASURED in processor_features().split()
     return "bfloat16" if fast and here else "float32"
 
 
@@ -105,5 +105,6 @@ def nested_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
     return bool(tf.config.list_physical_devices("GPU"))

@@ -34,8 +34,7 @@ def predictor(model: keras.Model) -> PredictFunction:
 
     def forward(batch: Array) -> Array:
         probabilities: Array = graph(tf.constant(batch.astype(dtype, copy=False))).numpy()
-        if flaw := flaw_in(probabilities):
-            raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
+        _require_probabilities(probabilities, PipelineError)
         return probabilities
 
     return forward
@@ -67,8 +66,7 @@ def with_features(model: keras.Model) -> Callable[[Array], tuple[Array | None, A
     def forward(batch: Array) -> tuple[Array, Array]:
         given = tf.constant(batch.astype(dtype, copy=False))
         found, probabilities = (part.numpy() for part in graph(given))
-        if flaw := flaw_in(probabilities):
-            raise PipelineError(f"the model's outputs are not probabilities: {flaw}")
+        _require_probabilities(probabilities, PipelineError)
         return found, probabilities
 
     return forward
@@ -138,8 +136,7 @@ def warm_predictor(
             raise RequestError(
                 f"the model gives {probabilities.shape[-1]} probabilities for {classes} class names"
             )
-        if flaw := flaw_in(probabilities):
-            raise RequestError(f"the model's outputs are not probabilities: {flaw}")
+        _require_probabilities(probabilities, RequestError)
     return forward
 
 
@@ -154,6 +151,11 @@ def single_image_ms(model: keras.Model, split: Split) -> float:
         forward(image)
         times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times[UNTIMED:])
+
+
+def _require_probabilities(outputs: Array, refused: type[PipelineError]) -> None:
+    if flaw := flaw_in(outputs):
+        raise refused(f"the model's outputs are not probabilities: {flaw}")
 
 
 def _graph(model: keras.Model, images: tf.TensorSpec) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -36,9 +36,7 @@ _CONFIG, WEIGHTS, PROGRESS = "config.json", "model.weights.h5", "progress.json"
 MEMBERS = {"metadata.json", _CONFIG, WEIGHTS, PROGRESS}
 MOST_JSON = 16_000_000  # bytes of config.json or metadata.json
 MOST_WEIGHTS = 8_000_000_000  # bytes
-MOST_EXPANSION = (
-    8  # of a member when decompressed; weights hardly shrink, and Keras does not compress them
-)
+MOST_EXPANSION = 8  # of a member; weights hardly shrink, and Keras does not compress them
 MOST_OBJECTS = 50_000  # in a configuration; EfficientNet-B7 has about 5,000
 MOST_LINKS = 200_000  # in a file of weights
 MOST_VALUES = 2**27  # outputs of a layer for one image: half a gigabyte

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from pipeline.config.schema import Config, Train
 from pipeline.data.values import Fitted, Prepared, Split
@@ -28,6 +27,7 @@ from pipeline.training.callbacks import (
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.features import head_of
+from pipeline.training.precision import has_gpu
 from pipeline.training.pretrained import joins, rate_shares
 
 # XLA fuses what lies between matrix products, which takes as long as these do on a CPU. Its
@@ -146,7 +146,7 @@ def xla_is_faster(model: keras.Model, steps: int) -> bool:
     """Whether XLA is known to speed up training `model` for this number of `steps` here."""
     return (
         steps >= ENOUGH_STEPS
-        and not tf.config.list_physical_devices("GPU")  # not measured
+        and not has_gpu()  # not measured
         and all(type(layer) in FASTER_WITH_XLA for layer in model.layers)
     )
 

@@ -44,8 +44,8 @@ def show_preprocessed(result: Preprocessed, request: None) -> None:
 
     prepared = result.prepared
     table = Table("split", "images")
-    for split in ("train", "val", "test"):
-        table.add_row(split, f"{len(getattr(prepared, split)):,}")
+    for name, split in prepared.splits.items():
+        table.add_row(name, f"{len(split):,}")
     console = standard_output()
     console.print(table)
     console.print("pixel mean", prepared.mean.round(2), "sd", prepared.std.round(2))

@@ -87,11 +87,11 @@ def report(config: Config, request: RebuiltReport, folder: Path) -> Path:
 
 def explained(model: Any, predictions: Predictions) -> Explained:
     """Explains a Keras model's most confident mistakes, and plots its features."""
+    from pipeline.evaluation.metrics import surest_mistakes
     from pipeline.reports.explained import Explained, scatter, spread
-    from pipeline.reports.images import surest_mistakes
     from pipeline.training.explain import explain, features_of
 
-    chosen = surest_mistakes(predictions)[:_EXPLAINED]
+    chosen = surest_mistakes(predictions, _EXPLAINED)
     images = predictions.split.take(chosen)
     guesses = explain(model, images, predictions.predicted[chosen])
     shown = spread(len(predictions.split))

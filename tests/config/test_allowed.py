@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from pipeline.config.allowed import LOGGING_CLASSES, check_composed, check_words
 from pipeline.config.schema import register, validate
 from pipeline.config.search_path import CONF
+from pipeline.config.words import SHORT_FLAGS, flags_apart
 from pipeline.system.errors import RequestError
 from pipeline.verbs import requests
 from tests.commands import QUICK, composed, pipeline
@@ -82,7 +83,7 @@ def refusal_of_file(tmp_path: Path, key: str, *, where: str, way: str) -> str:
     write(tmp_path, f"{where}/experiment/good.yaml", "# @package _global_\nseed: 1\n")
     params = "defaults: [default]\nparams: {experiment: 'good,bad'}\n"
     write(tmp_path, f"{where}/sweep/tried.yaml", params)
-    flags = [] if where == "conf" else ["--config-dir", where]
+    flags = [] if where == "conf" else [f"--config-dir={where}"]
     return refusal(*flags, WAYS[way], multirun=way != "chosen")
 
 
@@ -159,8 +160,9 @@ def test_the_primary_file_of_another_application_is_refused_with_where_ours_woul
 def test_a_flag_that_would_open_a_pickle_or_drop_our_files_is_refused(
     flag: str, joined: bool
 ) -> None:
-    words = [f"{flag}=x"] if joined else [flag, "x"]
-    assert refusal(*words) == f"{flag}: not here; --config-dir=… adds configuration files"
+    [word], _ = flags_apart([f"{flag}=x"] if joined else [flag, "x"])
+    name = SHORT_FLAGS.get(flag, flag)
+    assert refusal(word) == f"{name}: not here; --config-dir=… adds configuration files"
 
 
 @pytest.mark.parametrize("name", ["project/default", "experiment/mine"])

@@ -27,6 +27,7 @@ EXTRAS = ("dev", "gpu", "pretrained", "bench")
 EXTRA_LOCKS = {extra: f"requirements-{extra}.lock" for extra in EXTRAS}
 LOCKS = ["requirements.lock", *EXTRA_LOCKS.values()]
 PYTHONS = ["3.11", "3.12", "3.13"]
+POSTPONED = {"Lazy", "lazy.load", "lazy_loader.load"}  # how the code names an import for later
 
 
 def entries(lock: str) -> list[str]:
@@ -334,23 +335,41 @@ def test_an_environment_of_which_nothing_was_installed_is_made_anew(
     assert install(lock) == [lock]
 
 
-def test_an_environment_behind_a_link_is_kept_and_is_made_where_the_link_leads(
+def test_an_environment_behind_a_link_is_made_where_the_link_leads(
     install: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
     first, dev, _ = LOCKS[:3]
-    clone, disk = tmp_path / "clone", tmp_path / "disk"
-    (tmp_path / ".venv").symlink_to(disk)
-    assert [install(first), install(first)] == [[first], []]
-    assert (disk / "bin/uv").exists()
+    (tmp_path / ".venv").symlink_to("disk")
+    assert [install(first), install(first), install(dev)] == [[first], [], [dev]]
+    (tmp_path / first).write_text("uv==2\n")  # as another version of the project has it
+    assert install(first) == [first, dev]
     assert (tmp_path / ".venv").is_symlink()
-    clone.mkdir()
-    for name in (".ci", first, dev):
-        (clone / name).symlink_to(tmp_path / name)
-    (clone / ".venv").symlink_to(disk)
-    (disk / "bin/added").touch()
+    assert (tmp_path / "disk/bin/uv").exists()
+
+
+def test_an_environment_that_another_folder_made_is_used_or_left_alone(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, *_ = LOCKS
+    assert install(first) == [first]
+    other = tmp_path / "worktree"
+    other.mkdir()
+    for name in (".ci", ".venv"):
+        (other / name).symlink_to(tmp_path / name)
+    shutil.copy(tmp_path / first, other)
+    (tmp_path / ".venv/bin/added").touch()
     env = {"PATH": "/usr/bin:/bin", "FAKES": str(tmp_path), "PYTHON": str(tmp_path / "fake-python")}
-    subprocess.run(["sh", ".ci/setup", first], cwd=clone, env=env, check=True)
-    assert (disk / "bin/added").exists(), "another clone with the same locks made it anew"
+
+    def set_up_other() -> subprocess.CompletedProcess[str]:
+        words = ["sh", ".ci/setup", first]
+        return subprocess.run(words, cwd=other, env=env, capture_output=True, text=True)
+
+    assert set_up_other().returncode == 0
+    (other / first).write_text("uv==2\n")  # as another branch has it
+    refused = set_up_other()
+    assert refused.returncode == 2
+    assert f"the environment of {tmp_path}, which lacks" in refused.stderr
+    assert (tmp_path / ".venv/bin/added").exists()
 
 
 def imported(folder: str) -> dict[str, Path]:
@@ -361,7 +380,7 @@ def imported(folder: str) -> dict[str, Path]:
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 modules = [node.module]
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_loader.load":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in POSTPONED:
                 modules = [ast.literal_eval(node.args[0])]
             found |= {module.partition(".")[0]: path for module in modules}
     return found

@@ -153,7 +153,7 @@ def test_a_run_whose_images_were_divided_in_another_way_is_refused() -> None:
         run: Any = SimpleNamespace(label="mlp", has=lambda _: True, predictions=lambda: stored)
         require_division(run, here)
 
-    here: Any = SimpleNamespace(val=labels(0, 1), test=labels(1, 1, 0))
+    here: Any = SimpleNamespace(splits={"val": labels(0, 1), "test": labels(1, 1, 0)})
     asked(val=labels(0, 1), test=labels(1, 1, 0))
     asked(test=labels(1, 1, 0))
     asked()

@@ -18,7 +18,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from pipeline.config.builders import build
+from pipeline.config.builders import Leaf, build
 from pipeline.config.schema import Config
 from pipeline.data.datasets import synthetic
 from pipeline.data.values import Array, Fitted
@@ -49,19 +49,42 @@ def picture(size: int) -> Array:
     return ((3 * y + 5 * x + 40 * channel + y * x // 7) % 256).astype(np.uint8)
 
 
-def test_features_and_what_is_trained_are_those_of_the_published_network() -> None:
-    leaf = configured("model=efficientnet_lite0").model
-    images = keras.Input((224, 224, 3), dtype="uint8")
+def with_weights(variant: int) -> tuple[Leaf, keras.Model]:
+    leaf = configured(f"model=efficientnet_lite{variant}").model
+    images = keras.Input((leaf["size"], leaf["size"], 3), dtype="uint8")
     outputs = build(leaf, keras.layers.Rescaling(1 / 255)(images), 4)
     model = keras.Model(images, outputs)
     pretrained.prepare_backbone(model, leaf)
-    inner = keras.Model(images, model.get_layer("features").output)
-    found = np.array(inner(picture(224)[None], training=False))[0]
-    # From the package's own network in PyTorch 2.13, on the same picture.
-    expected = [1.734390, 0, 0, 0, 0, 0, 0.329370, 4.429900]
-    np.testing.assert_allclose(found[:8], expected, atol=1e-4)
-    assert (found.sum(), found.max()) == pytest.approx((285.12531, 4.622555), abs=1e-3)
-    assert inner.count_params() == 3_413_024
+    return leaf, model
+
+
+@pytest.mark.parametrize(
+    ("variant", "first", "total", "highest", "parameters"),
+    [  # From the packages' own networks in PyTorch 2.13, on the same picture.
+        (0, [1.734390, 0, 0, 0, 0, 0, 0.329370, 4.429900], 285.12531, 4.622555, 3_413_024),
+        (1, [0, 0, 0, 0.024192, 0.002170, 0.022638, 0, 2.069797], 265.68372, 3.915487, 4_189_344),
+        (
+            2,
+            [0, 0.410256, 0.373712, 0.603187, 0.111681, 1.179108, 0, 0.412711],
+            220.85611,
+            3.934844,
+            4_869_168,
+        ),
+    ],
+)
+def test_features_are_those_of_the_published_network(
+    variant: int, first: list[float], total: float, highest: float, parameters: int
+) -> None:
+    leaf, model = with_weights(variant)
+    inner = keras.Model(model.input, model.get_layer("features").output)
+    found = np.array(inner(picture(leaf["size"])[None], training=False))[0]
+    np.testing.assert_allclose(found[:8], first, atol=1e-4)
+    assert (found.sum(), found.max()) == pytest.approx((total, highest), abs=1e-3)
+    assert inner.count_params() == parameters
+
+
+def test_what_is_trained_is_the_head_the_last_blocks_or_all_but_the_statistics() -> None:
+    leaf, model = with_weights(0)
     assert len(model.trainable_variables) == 2
     kernels = {}
     for trained in ("top", "all"):

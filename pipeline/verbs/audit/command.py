@@ -20,7 +20,6 @@ from pipeline.data.exclusion import (
     excluded_positions,
 )
 from pipeline.data.load import EXCLUDE, ingest, preprocess, require_data
-from pipeline.data.measures import splits_of
 from pipeline.data.own_pictures import Pictures
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Prepared, RawData
@@ -188,7 +187,7 @@ def _addresses(
         rows = np.concatenate([prepared.train.rows, prepared.val.rows]).tolist()
         out = pictures.excluded if pictures else ()  # with those that cannot be read
         return {row: (files[row],) for row in rows}, [(file,) for file in sorted(out)]
-    splits = splits_of(raw.whole or raw)
+    splits = (raw.whole or raw).splits
     addresses: dict[int, Address] = {
         row: (split, position)
         for split, images in splits.items()

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.effects import Rule
-from pipeline.config.rules import Count, one_of
+from pipeline.config.rules import Count, PositiveFraction, one_of
 from pipeline.verbs import OF_RUNS, Verb
 
 
@@ -27,7 +27,7 @@ class Compare:
     """Metric that ranks the runs."""
     direction: Annotated[str, one_of("maximize", "minimize")] | None = MISSING
     """Which values of the metric are better; null takes what the metric declares."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = MISSING
+    confidence: PositiveFraction = MISSING
     """Coverage of the confidence intervals; 1 - confidence is the level of McNemar's test."""
     resamples: Annotated[int, Field(ge=100)] = MISSING
     """Bootstrap resamples."""

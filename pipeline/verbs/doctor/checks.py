@@ -32,9 +32,7 @@ from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import deletion, entries_in
 
-PROBE_S = (
-    90.0  # limit for importing TensorFlow: it takes 5 s, or 25 s cold and without compiled bytecode
-)
+PROBE_S = 90.0  # to import TensorFlow: it takes 5 s, or 25 s cold and without compiled bytecode
 SLOW_S = 20.0
 NAMED_AT_MOST = 8  # differing libraries
 LOW_GB, FULL_GB = 5.0, 0.5  # free disk space; a run of the default model writes 0.03

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from pipeline.config.schema import Config
 from pipeline.system.errors import PipelineError, counted
+from pipeline.system.processes import cores
 from pipeline.system.terminal import standard_output
 from pipeline.tracking.addresses import adopted_run_id
-from pipeline.tracking.lineage import hardware
 from pipeline.verbs.doctor import Doctor, checks
 from pipeline.verbs.doctor.findings import (
     PROBLEM,
@@ -58,10 +58,9 @@ def show(findings: Sequence[Finding], request: Doctor) -> None:
 
 
 def _examined(config: Config, request: Doctor, probe: Popen[str]) -> Iterator[Finding]:
-    cores = int(hardware()["cores"])
     yield from looked_at("versions", checks.check_versions)
     yield from looked_at("hardware", checks.check_hardware)
-    yield from looked_at("threads", partial(checks.check_threads, os.environ, cores))
+    yield from looked_at("threads", partial(checks.check_threads, os.environ, cores()))
     yield from looked_at("data", partial(checks.data, config))
     made: list[dict[str, Owner]] = []
     yield from looked_at("store", partial(_recorded, config, request, made))

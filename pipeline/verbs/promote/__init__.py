@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from pipeline.config.effects import Rule
-from pipeline.config.rules import Positive, Share
+from pipeline.config.rules import Positive, PositiveFraction, Share
 from pipeline.config.schema import Evaluate
 from pipeline.system.errors import RequestError
 from pipeline.verbs import DECIDED, Verb
@@ -30,7 +30,7 @@ class Promote:
     """Minimum recall of the worst class on the test split."""
     max_ece: Share | None = MISSING
     """Maximum expected calibration error on the test split."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] | None = MISSING
+    alpha: PositiveFraction | None = MISSING
     """The paired interval of the difference in accuracy to a champion, on the same test images,
     has coverage 1 - alpha."""
     margin: Share = MISSING

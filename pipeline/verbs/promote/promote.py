@@ -109,10 +109,9 @@ def promote(config: Config, request: Promote, folder: Path) -> Decision:
     if present and present.run_id == candidate.id:
         says = f"run {candidate.id} is the champion already; nothing was changed"
         return concluded(registry, UNCHANGED, says=says)
+    # Imported only now: a wrong request needs no TensorFlow.
     with native_messages_to(folder / "tensorflow.log"):
-        from pipeline.verbs.promote.evidence import (
-            gather,  # imported only now: a wrong request needs no TensorFlow
-        )
+        from pipeline.verbs.promote.evidence import gather
     former = _former(registry, registered, candidate.fingerprint)
     gates = judge(gather(candidate, config, present, former), request)
     attempt = _attempt(candidate, request, gates, champion)

@@ -18,10 +18,14 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from pipeline.data.pictures import PAD
 from pipeline.data.values import Array, Shape
@@ -77,7 +81,7 @@ def images_per_part(shape: Shape) -> int:
     return max(1, AT_ONCE // math.prod(shape))
 
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def create_app(
@@ -85,22 +89,24 @@ def create_app(
     limits: Limits,
     lifespan: Lifespan | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
-) -> FastAPI:
+) -> Starlette:
     """The application that serves `app.state.served`, which may be replaced while it runs."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = Starlette(
+        routes=[
+            Route("/invocations", _invocations, methods=["POST"]),
+            Route("/predict", _predict, methods=["POST"]),
+            Route("/ping", _health),
+            Route("/health", _health),
+            Route("/version", _version),
+            Route("/example", _example),
+        ],
+        middleware=[Middleware(Guard, access=access)],
+        exception_handlers={Refused: _refused, HTTPException: _no_such_request},
+        lifespan=lifespan,
+    )
     app.state.served, app.state.limits = served, limits
     app.state.bodies = Room(max(BODIES, limits.body_bytes))
     app.state.workers, app.state.predicting = Room(WORKERS), Lock()
-    # Routes of Starlette's own: FastAPI's would resolve parameters that these do not have.
-    app.add_route("/invocations", _invocations, methods=["POST"])
-    app.add_route("/predict", _predict, methods=["POST"])
-    for path in ("/ping", "/health"):
-        app.add_route(path, _health, methods=["GET"])
-    app.add_route("/version", _version, methods=["GET"])
-    app.add_route("/example", _example, methods=["GET"])
-    app.add_middleware(Guard, access=access)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(HTTPException, _no_such_request)
     return app
 
 

@@ -24,7 +24,7 @@ from pipeline.system.terminal import native_messages_to
 from pipeline.verbs.serve import Serve
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
     from pipeline.tracking.models import ModelVersion, SavedModel
     from pipeline.verbs.serve.app import Served
@@ -93,7 +93,7 @@ def _access(settings: Serve, address: str, token: str | None) -> Access:
 
 def _application(
     uri: str, settings: Serve, config: Config, folder: Path, access: Access
-) -> FastAPI:
+) -> Starlette:
     from pipeline.tracking.models import fetched, finder, follows_alias
     from pipeline.verbs.serve.app import Limits, create_app
     from pipeline.verbs.serve.follow import Watch, watching
@@ -200,7 +200,7 @@ def _announce(address: str, served: Served, access: Access) -> None:
     print(end="", flush=True)
 
 
-def _run(app: FastAPI, listener: socket.socket) -> None:
+def _run(app: Starlette, listener: socket.socket) -> None:
     import uvicorn
 
     from pipeline.verbs.serve.guard import Connection

@@ -11,7 +11,7 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pipeline.system.errors import one_line
 from pipeline.verbs.serve.app import Served
@@ -43,7 +43,7 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(watch: Watch, app: FastAPI) -> AsyncIterator[None]:
+async def watching(watch: Watch, app: Starlette) -> AsyncIterator[None]:
     """While the application runs, logs when the alias moves and, if set, serves the new version."""
     task = asyncio.create_task(_watch(watch, app))
     try:
@@ -54,7 +54,7 @@ async def watching(watch: Watch, app: FastAPI) -> AsyncIterator[None]:
             await task
 
 
-async def _watch(watch: Watch, app: FastAPI) -> None:
+async def _watch(watch: Watch, app: Starlette) -> None:
     known, complaint = watch.known, ""
     while True:
         await asyncio.sleep(watch.every_s)
@@ -99,7 +99,7 @@ async def _answer_of(ask: Callable[[], Answer]) -> Answer:
     return await answer
 
 
-async def _moved(watch: Watch, app: FastAPI, newest: ModelVersion) -> None:
+async def _moved(watch: Watch, app: Starlette, newest: ModelVersion) -> None:
     if not watch.follows:
         kept = app.state.served.about["serving"]
         if newest.uri == kept:

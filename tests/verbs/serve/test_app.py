@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import requests
 import uvicorn
-from fastapi import FastAPI
 from PIL import Image
+from starlette.applications import Starlette
 
 from pipeline.data.values import Array
 from pipeline.verbs.serve.app import SMALL, Limits, Served, create_app, images_per_part
@@ -317,7 +317,7 @@ def test_what_is_to_run_beside_the_server_starts_and_ends_with_it() -> None:
     events: list[str] = []
 
     @asynccontextmanager
-    async def noted(app: FastAPI) -> AsyncIterator[None]:
+    async def noted(app: Starlette) -> AsyncIterator[None]:
         events.append("started")
         yield
         events.append("ended")

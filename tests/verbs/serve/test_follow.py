@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pipeline.tracking.models import ModelVersion
 from pipeline.verbs.serve.app import Limits, Served, create_app
@@ -34,8 +34,8 @@ def fetched(version: ModelVersion) -> Iterator[Any]:
 
 
 def watched(
-    find: Callable[[], ModelVersion], until: Callable[[FastAPI], bool], **given: Any
-) -> FastAPI:
+    find: Callable[[], ModelVersion], until: Callable[[Starlette], bool], **given: Any
+) -> Starlette:
     """The application after it was watched until that is so."""
     app = create_app(served(FIRST), Limits(images=1, body_bytes=1))
     usual = {
@@ -178,7 +178,7 @@ def test_a_version_that_does_not_load_is_tried_again_and_the_old_one_serves_on()
     def app_serves() -> str:
         return serving[-1]
 
-    def until(app: FastAPI) -> bool:
+    def until(app: Starlette) -> bool:
         serving.append(app.state.served.about["serving"])
         return serving[-1] == SECOND.uri
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from pipeline.data.values import Array
@@ -38,13 +38,13 @@ CHUNKED = {"transfer-encoding": "chunked"}
 APP = create_app(served(), LIMITS)
 
 
-def asked(app: FastAPI, body: bytes = GOOD, **headers: str) -> tuple[int, Any]:
+def asked(app: Starlette, body: bytes = GOOD, **headers: str) -> tuple[int, Any]:
     """The status and content of the answer to POST /invocations, without a network."""
     return over_asgi(app, "POST", "/invocations", body, headers)[:2]
 
 
 def over_asgi(
-    app: FastAPI, method: str, path: str, body: bytes, headers: dict[str, str]
+    app: Starlette, method: str, path: str, body: bytes, headers: dict[str, str]
 ) -> tuple[int, Any, dict[bytes, bytes]]:
     given = {"content-type": "application/json", "content-length": str(len(body))} | headers
     scope = {
