@@ -21,9 +21,9 @@ from pipeline.evaluation.metrics import (
     class_scores,
     confusion_counts,
     ece,
-    in_percent,
     most_confused,
 )
+from pipeline.system.errors import in_percent
 
 if TYPE_CHECKING:
     import keras
