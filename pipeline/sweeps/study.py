@@ -455,6 +455,11 @@ def _require_effect_and_place(settings: Sweep) -> None:
             "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
             f" write sweep.seed={settings.sampler_options['seed']}"
         )
+    if settings.study is not None and settings.storage is None:
+        raise RequestError(
+            f"sweep.study={settings.study} has no effect without sweep.storage: each sweep keeps a "
+            "study in its own folder; name the storage that sweeps share, or leave the study out"
+        )
     if settings.storage is not None and settings.storage.startswith("~/"):
         raise RequestError(
             "sweep.storage: the shell leaves ~ as it is there; write "

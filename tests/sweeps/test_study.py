@@ -365,6 +365,7 @@ def test_settings_that_make_no_sense_are_refused(
     ("changes", "complaint"),
     [
         ({"sampler_options": {"seed": 5}}, "write sweep.seed=5"),
+        ({"storage": None}, "sweep.study=s has no effect without sweep.storage"),
         ({"storage": "~/a.journal"}, r"write sweep.storage=\$HOME/a.journal"),
     ],
 )
