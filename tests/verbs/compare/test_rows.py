@@ -54,6 +54,7 @@ def test_a_repeated_seed_counts_once_by_its_newest_run() -> None:
     [
         {"mlflow.source.git.commit": "other"},
         {"code.dirty": "true", "code.patch_sha256": "abc"},
+        {"trusted.my_models": "ab" * 32},
         {"version.keras": "4"},
         {"data.fingerprint": "e" * 64},
         {"hardware.cpu": "Xeon"},
