@@ -247,7 +247,7 @@ def find_runs(
 
 
 def compare(
-    runs: Sequence[RecordedRun | str] = (),
+    runs: Sequence[RecordedRun | str] | None = None,
     *,
     config: Config | None = None,
     folder: Path | str | None = None,
@@ -255,14 +255,18 @@ def compare(
 ) -> Comparison:
     """Compares runs and tests whether their differences are significant.
 
-    `runs` are values or ids; without any, `sweep=…` or `top=…` selects them. `settings` are the
+    `runs` are values or ids; without them, `sweep=…` or `top=…` selects some. `settings` are the
     keys of the verb: `compare(runs, metric="test/accuracy")`. Page and plots go to `folder`.
 
     Raises:
-        RequestError: the runs cannot be found, or none of them has the metric.
+        RequestError: `runs` is empty, the runs cannot be found, or none of them has the metric.
     """
-    ids = [run if isinstance(run, str) else run.id for run in runs]
-    return _carried_out("compare", config, folder, {"runs": ids, **settings})
+    if runs is not None:
+        ids = [run if isinstance(run, str) else run.id for run in runs]
+        if not ids:  # as a search may return; others are not what was asked for
+            raise RequestError("runs: there are none; name two runs or more, or leave runs out")
+        settings = {"runs": ids, **settings}
+    return _carried_out("compare", config, folder, settings)
 
 
 def audit(config: Config, *, folder: Path | str | None = None, **settings: Any) -> Audited:

@@ -305,6 +305,11 @@ def test_a_run_of_another_folder_has_its_model_though_another_store_is_in_use(
             away.load_model()
 
 
+def test_an_empty_list_of_runs_is_not_taken_for_the_best_ones() -> None:
+    with pytest.raises(pipeline.RequestError, match="runs: there are none; name two runs or more"):
+        pipeline.compare([])
+
+
 @pytest.mark.slow
 def test_from_two_runs_to_a_comparison_and_a_champion(tmp_path: Path) -> None:
     with inside(tmp_path):

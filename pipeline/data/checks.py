@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config.schema import Check, Checks
 from pipeline.data.measures import Measures, labels_by_row
 from pipeline.data.values import Array, RawData, exceeds
-from pipeline.system.errors import RequestError, counted, first_of
+from pipeline.system.errors import RequestError, counted, first_of, in_percent
 from pipeline.system.terminal import printable
 
 _NAMED = 3  # classes or files that a message names
@@ -175,7 +175,9 @@ def _counts(raw: RawData) -> Array:
 
 
 def _above(count: int, total: int, limit: float) -> str:
-    return f" ({count / total:.2%}, more than {limit:.2%})" if limit else ""
+    if not limit:
+        return ""
+    return f" ({in_percent(count / total, 2)}%, more than {in_percent(limit, 2)}%)"
 
 
 def _share(count: int, total: int) -> float:

@@ -16,6 +16,7 @@ from rich.text import Text
 from pipeline.data.files import rest
 from pipeline.data.measures import QUANTITIES, Measures, sizes
 from pipeline.data.values import EXACT, Index, RawData, Split, shown_shape
+from pipeline.system.errors import in_percent
 from pipeline.system.terminal import as_line, printable
 
 MOST_NAMED = 20  # files and kinds of pictures
@@ -100,12 +101,12 @@ def description_table(description: Description) -> Table:
     for name, values in description.quantities.items():
         made.add_row(name, *("{:.3g} ± {:.2g}".format(*values[split]) for split in names))
     test_size = description.splits["test"].shape[0]
-    share = f"{description.duplicates:,} ({description.duplicates / test_size:.2%})"
+    share = f"{description.duplicates:,} ({in_percent(description.duplicates / test_size, 2)}%)"
     shown = (share if name == "test" else "" for name in names)
     made.add_row("also in train", *shown, end_section=True)
     for index, name in enumerate(description.class_names):
         counts = [(split.per_class[index], split.shape[0]) for split in facts]
-        told = (f"{count:,} ({count / size:.1%})" for count, size in counts)
+        told = (f"{count:,} ({in_percent(count / size, 1)}%)" for count, size in counts)
         made.add_row(Text(printable(name)), *told)
     made.caption = f"SHA-256 {description.fingerprint[:16]}…"
     return made

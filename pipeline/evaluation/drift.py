@@ -13,7 +13,7 @@ import lazy_loader
 import numpy as np
 
 from pipeline.data.values import Array
-from pipeline.evaluation.metrics import in_percent
+from pipeline.system.errors import in_percent
 
 scipy = lazy_loader.load("scipy")
 

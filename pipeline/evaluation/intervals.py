@@ -45,7 +45,7 @@ class Resampling:
 
 def coverage(confidence: float) -> str:
     """The coverage of intervals in words such as `95% intervals`: `95%`, `99.9%`."""
-    return f"{100 * confidence:g}%"
+    return f"{100 * confidence:.12g}%"
 
 
 @dataclass(frozen=True, kw_only=True)

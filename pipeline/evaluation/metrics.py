@@ -54,19 +54,6 @@ class Scale:
         return replace(estimate, low=low, high=high)
 
 
-def in_percent(share: float, digits: int) -> str:
-    """A share in percent, without the sign: `0.8665` → `86.65`.
-
-    What is neither all nor nothing is never shown as such: `0.99999` → `>99.99`.
-    """
-    value = 100 * round(share, 12)  # intervals that end at 0 or 1 may miss it by less
-    text = f"{value:.{digits}f}"
-    if 0 < value < 100 and float(text) in (0, 100):
-        step = 10.0**-digits
-        return f"<{step:.{digits}f}" if value < 50 else f">{100 - step:.{digits}f}"
-    return text
-
-
 _DECLARED: dict[str, tuple[str, Scale]] = {}  # by plain name: who declared it, and its scale
 _DECLARED_PER_CLASS: dict[str, tuple[str, Scale]] = {}  # by prefix of the name
 

@@ -21,10 +21,10 @@ from pipeline.evaluation.metrics import (
     class_scores,
     confusion_counts,
     ece,
-    in_percent,
     most_confused,
     surest_mistakes,
 )
+from pipeline.system.errors import in_percent
 
 if TYPE_CHECKING:
     import keras

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.data.polarity import is_shown_inverted
 from pipeline.data.values import Array, Predictions, images_per_block
-from pipeline.evaluation.metrics import MOST_CLASSES, in_percent, most_confused, surest_mistakes
+from pipeline.evaluation.metrics import MOST_CLASSES, most_confused, surest_mistakes
+from pipeline.system.errors import in_percent
 
 MOST_A_CELL = 24
 FEWEST_A_CELL = 4  # thumbnails get smaller before a cell gets fewer

@@ -20,7 +20,6 @@ from pipeline.evaluation.metrics import (
     balanced_accuracy,
     class_scores,
     ece,
-    in_percent,
     macro_f1,
 )
 from pipeline.evaluation.slices import Slice, slices
@@ -29,6 +28,7 @@ from pipeline.reports.explained import SIDE as TILE
 from pipeline.reports.explained import Explained, colours, tiles
 from pipeline.reports.images import confusion, data_uri, smaller, sprite
 from pipeline.reports.notes import groups_of
+from pipeline.system.errors import in_percent
 from pipeline.system.terminal import as_line
 from pipeline.tracking.values import (
     COMMAND,

@@ -53,7 +53,7 @@ def run_one(config: Config, folder: Path) -> Result | None:
             tracking=replace(tracking, log_model=False),
             evaluate=replace(config.evaluate, test=False, leakage=False),
         )
-        listeners = [pruning_listener(sweep)] if job.study is not None else []
+        listeners = [pruning_listener(sweep, config.train.epochs)] if job.study is not None else []
         try:
             return run(alone, folder, check_limits, *listeners, job=job)
         except Pruned as pruned:

@@ -195,7 +195,8 @@ def _require_effects_of_search(multirun: Multirun, ends: Composed) -> None:
     settings = multirun.config.sweep
     typed = any(key_of(word).startswith("sweep.pruner") for word in multirun.typed)
     if typed or settings.pruner == "hyperband":  # which fails; a file may set more than is needed
-        require_time_to_prune(settings, max(config.train.epochs for _, config in ends))
+        longest = max(config.train.epochs for _, config in ends)
+        require_time_to_prune(settings, longest, typed=typed)
 
 
 def _combined(multirun: Multirun) -> Composed:

@@ -40,7 +40,7 @@ def distribution(override: Override) -> Any:
         kind = optuna.distributions.FloatDistribution
         if isinstance(low, int):
             kind = optuna.distributions.IntDistribution
-        return _checked(override, kind, low, high, step=step)
+        return _checked(override, kind, low, high, step=step, log="log" in space.tags)
     if isinstance(space, ChoiceSweep):
         space.shuffle = False  # a study has its choices in one order, also when it is resumed
     return optuna.distributions.CategoricalDistribution(swept_values(override))

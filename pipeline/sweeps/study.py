@@ -20,7 +20,7 @@ from pipeline.sweeps.jobs import MOST_JOBS, Job
 from pipeline.sweeps.outcomes import FINISHED, PRUNED, Outcome, objectives
 from pipeline.sweeps.space import distributions, size, text_of
 from pipeline.system.databases import keep_through_interrupts, reason, without_password
-from pipeline.system.errors import Pruned, RequestError, first_line
+from pipeline.system.errors import Pruned, RequestError, counted, first_line
 
 optuna: Any = lazy_loader.load("optuna")
 
@@ -340,8 +340,10 @@ def _aims(directions: Sequence[str], metrics: Sequence[str]) -> str:
     return " and ".join(directions)
 
 
-def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]:
+def pruning_listener(sweep: Sweep, epochs: int) -> Callable[[int, Mapping[str, float]], None]:
     """Returns a listener that reports each epoch's objective of a job to the study.
+
+    After the last of its `epochs`, a job is never pruned: it has nothing left to save.
 
     Raises:
         Pruned: in the listener, if the study considers the trial unpromising.
@@ -357,7 +359,7 @@ def pruning_listener(sweep: Sweep) -> Callable[[int, Mapping[str, float]], None]
 
     def listen(epoch: int, metrics: Mapping[str, float]) -> None:
         trial.report(metrics[sweep.objective[0]], epoch)
-        if trial.should_prune():
+        if epoch < epochs and trial.should_prune():
             raise Pruned(f"pruned after epoch {epoch}")
 
     return listen
@@ -455,6 +457,11 @@ def _require_effect_and_place(settings: Sweep) -> None:
             "sweep.sampler_options.seed has no effect, because the sampler is seeded by sweep.seed;"
             f" write sweep.seed={settings.sampler_options['seed']}"
         )
+    if settings.study is not None and settings.storage is None:
+        raise RequestError(
+            f"sweep.study={settings.study} has no effect without sweep.storage: each sweep keeps a "
+            "study in its own folder; name the storage that sweeps share, or leave the study out"
+        )
     if settings.storage is not None and settings.storage.startswith("~/"):
         raise RequestError(
             "sweep.storage: the shell leaves ~ as it is there; write "
@@ -477,18 +484,20 @@ def _require_prunable(settings: Sweep) -> None:
         )
 
 
-def require_time_to_prune(settings: Sweep, epochs: int) -> None:
-    """Checks that the pruner may end a trial of this many epochs; hyperband would fail otherwise.
+def require_time_to_prune(settings: Sweep, epochs: int, *, typed: bool) -> None:
+    """Checks that the pruner may end a trial of this many epochs before the last, if it is `typed`.
+
+    Otherwise only checks that the first epoch is among them, without which hyperband would fail.
 
     Raises:
         RequestError: an option sets the first epoch beyond them.
     """
     option, least = _FIRST_EPOCH.get(settings.pruner, ("", 0))
     first = settings.pruner_options.get(option, least)
-    if isinstance(first, int) and first > epochs:
+    if isinstance(first, int) and max(first, 1) > epochs - typed:
         raise RequestError(
             f"sweep.pruner_options.{option}={first} leaves sweep.pruner={settings.pruner} without "
-            f"effect in {epochs} epochs; set it to {epochs} or less"
+            f"effect in {counted(epochs, 'epoch', 'epochs')}; lower it, or train longer"
         )
 
 

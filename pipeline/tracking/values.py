@@ -274,6 +274,7 @@ class RecordedRun:
     def _origin(self) -> dict[str, str]:
         tags = self.tags
         origin = {"code": code_label(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
+        origin |= {k: v[:SHORT] for k, v in tags.items() if k.startswith(TRUSTED)}
         origin |= {k: v for k, v in tags.items() if k.startswith((VERSIONS, HARDWARE))}
         return origin | {"status": str(self.status)}
 

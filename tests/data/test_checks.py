@@ -67,6 +67,12 @@ def test_every_one_of_several_equal_images_under_two_classes_counts(tmp_path: Pa
         if one.key == "ingest.checks.conflicts"
     ]
     assert "5 of 10 images occur under two classes" in str(found)
+    [least] = [
+        str(one)
+        for one in findings_of(raw, measures, looked_for("conflicts.limit=0.00001"))
+        if one.key == found.key
+    ]
+    assert "(50.00%, more than <0.01%)" in least
 
 
 def test_what_is_to_be_refused_is_and_what_is_to_be_ignored_is_not_told(tmp_path: Path) -> None:

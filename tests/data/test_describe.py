@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,3 +52,10 @@ def test_a_description_reads_as_text(known: RawData) -> None:
     assert ["│", "also", "in", "train", "│", "│", "2", "(66.67%)", "│"] in lines
     assert ["│", "cat", "│", "3", "(75.0%)", "│", "0", "(0.0%)", "│"] in lines
     assert ["│", "shape", "│", "1×2×1", "│", "1×2×1", "│"] in lines
+
+
+def test_nearly_all_images_are_not_described_as_all(known: RawData) -> None:
+    found = describe(known)
+    test = replace(found.splits["test"], shape=(30_000, 1, 2, 1), per_class=(29_999, 1))
+    described = text(replace(found, splits={**found.splits, "test": test}, duplicates=1))
+    assert all(share in described for share in ("1 (<0.01%)", "29,999 (>99.9%)", "1 (<0.1%)"))

@@ -138,7 +138,9 @@ def test_a_pruner_that_no_epoch_lets_prune_is_refused(pruner: str, option: str) 
     said = rf"^sweep.pruner_options.{option}=6 leaves sweep.pruner={pruner} without effect in 5 ep"
     with pytest.raises(RequestError, match=said):
         planned(f"{line} seed=0,1 train.epochs=5")
-    planned(f"{line} train.epochs=5,6")
+    with pytest.raises(RequestError, match="without effect in 6 epochs; lower it, or train longer"):
+        planned(f"{line} train.epochs=5,6")  # after the last epoch no trial is pruned
+    planned(f"{line} train.epochs=5,7")
 
 
 def test_the_pruner_of_a_file_may_be_left_without_effect_unless_it_would_fail(

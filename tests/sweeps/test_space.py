@@ -20,6 +20,7 @@ def test_hydras_grammar_becomes_optunas_distributions() -> None:
             "train.epochs=int(interval(1,5))",
             "model=mlp,cnn",
             "seed=range(0,7,3)",
+            "train.batch_size=tag(log,range(16,513))",
             "optimizer.clipnorm=range(0.5,2,0.5)",
         ).searched
     )
@@ -30,6 +31,7 @@ def test_hydras_grammar_becomes_optunas_distributions() -> None:
         "train.epochs": kinds.IntDistribution(1, 5),
         "model": kinds.CategoricalDistribution(("mlp", "cnn")),
         "seed": kinds.IntDistribution(0, 6, step=3),
+        "train.batch_size": kinds.IntDistribution(16, 512, log=True),
         "optimizer.clipnorm": kinds.FloatDistribution(0.5, 1.5, step=0.5),
     }
 
@@ -44,6 +46,8 @@ def test_shuffled_choices_are_those_of_a_resumed_study() -> None:
     [
         ("seed=range(2,2)", "has no value to try"),
         ("optimizer.learning_rate=tag(log,interval(0,1))", "low"),
+        ("train.batch_size=tag(log,range(16,513,16))", "step"),
+        ("model.dropout=tag(log,range(0.1,0.5,0.1))", "step"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(word: str, complaint: str) -> None:

@@ -291,32 +291,41 @@ def test_of_a_study_that_no_sweep_has_made_the_directions_are_compared(tmp_path:
         shared(storage, settings(tmp_path))
 
 
+EPOCHS = 3
+
+
 def listener(folder: Path, number: int, *words: str) -> Callable[[int, Any], None]:
     sweep = settings(folder, *words)
-    return pruning_listener(
-        replace(sweep, job=replace(sweep.job, index=number, study="s", storage=sweep.storage))
-    )
+    job = replace(sweep.job, index=number, study="s", storage=sweep.storage)
+    return pruning_listener(replace(sweep, job=job), EPOCHS)
 
 
-def test_an_unpromising_trial_is_pruned_while_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "told", "last"),
+    [(2, "pruned after epoch 2", "PRUNED"), (EPOCHS, "", "COMPLETE")],  # its training is complete
+)
+def test_an_unpromising_trial_is_pruned_while_it_runs(
+    first: int, told: str, last: str, tmp_path: Path
+) -> None:
     words = (
         "sweep.pruner=median",
-        "+sweep.pruner_options={n_startup_trials: 2, n_warmup_steps: 2}",
+        f"+sweep.pruner_options={{n_startup_trials: 2, n_warmup_steps: {first}}}",
     )
+    said = ""
     source = search(tmp_path, *words, "sweep.n_trials=3")
     for job in source.jobs():
         listen = listener(tmp_path, job.index, *words)
         level = 0.1 if job.index == 2 else 0.8
         try:
-            for epoch in (1, 2, 3):
+            for epoch in range(1, EPOCHS + 1):
                 listen(epoch, {"val/accuracy": level, "train/loss": 0.0})
             source.tell(ended(job.index, job.params))
         except Pruned as pruned:
             said = str(pruned)
             source.tell(ended(job.index, job.params, PRUNED))
-    assert said == "pruned after epoch 2"
+    assert said == told
     states = [trial.state.name for trial in source.study.trials]
-    assert states == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert states == ["COMPLETE", "COMPLETE", last]
 
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband"])
@@ -365,6 +374,7 @@ def test_settings_that_make_no_sense_are_refused(
     ("changes", "complaint"),
     [
         ({"sampler_options": {"seed": 5}}, "write sweep.seed=5"),
+        ({"storage": None}, "sweep.study=s has no effect without sweep.storage"),
         ({"storage": "~/a.journal"}, r"write sweep.storage=\$HOME/a.journal"),
     ],
 )

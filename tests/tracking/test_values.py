@@ -11,12 +11,13 @@ from tests.verbs.compare.test_rows import RUN, run
 
 
 def test_a_run_is_told_apart_by_settings_code_data_versions_and_hardware() -> None:
-    assert run().traits == {
+    assert run(tags={"trusted.my_models": "ab" * 32}).traits == {
         "model": "mlp",
         "optimizer.learning_rate": "0.1",
         "seed": "0",
         "code": "1234567",
         "data": "ffffffff",
+        "trusted.my_models": "abababab",
         "version.keras": "3",
         "hardware.cpu": "EPYC",
         "hardware.host": "a",

@@ -26,7 +26,7 @@ from pipeline.data.values import Array, Prepared, RawData
 from pipeline.evaluation.labels import LabelAudit, audited_labels
 from pipeline.reports.audit_page import Doubt, audit_html
 from pipeline.reports.template import template
-from pipeline.system.errors import RequestError, counted
+from pipeline.system.errors import RequestError, counted, in_percent
 from pipeline.system.files import replace_text, require_others, user_path
 from pipeline.system.folders import require_writable
 from pipeline.system.tables import csv_text
@@ -138,9 +138,10 @@ def show(result: Audited, request: Audit) -> None:
     if (more := len(verdict.pairs) - PRINTED) > 0:
         console.print(f"further pairs of classes: {more:,}")
     count, judged = int(verdict.wrong.sum()), int(verdict.judged.sum())
+    wrong, agreeing = (in_percent(share, 2) for share in (count / judged, verdict.accuracy))
     console.print(
-        f"{count:,} of {judged:,} labels are likely wrong ({count / judged:.2%}); models that were "
-        f"trained without the image agree with {verdict.accuracy:.2%} of the labels",
+        f"{count:,} of {judged:,} labels are likely wrong ({wrong}%); models that were trained "
+        f"without the image agree with {agreeing}% of the labels",
         soft_wrap=True,
     )
     if unjudged := len(verdict.labels) - judged:

@@ -11,6 +11,7 @@ from pipeline.tracking.values import (
     HARDWARE,
     SEED,
     SHORT,
+    TRUSTED,
     VERSIONS,
     RecordedRun,
 )
@@ -18,7 +19,7 @@ from pipeline.tracking.values import (
 # The machine of a run: shown if it differs, but does not keep runs out of the same row.
 MACHINE = (f"{HARDWARE}host", f"{HARDWARE}memory_gb")
 # Not chosen by a person; used in a row's name only if nothing that was chosen differs.
-ORIGIN = ("code", "data", "status", VERSIONS, HARDWARE)
+ORIGIN, ORIGIN_PREFIXES = ("code", "data", "status"), (TRUSTED, VERSIONS, HARDWARE)
 _LONGEST = 46  # characters of a row's name
 
 
@@ -87,7 +88,7 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
     A label that two rows share is followed by the beginning of the run's id.
     """
     telling = [name for name in traits if name != SEED and name not in MACHINE]
-    telling = [name for name in telling if not name.startswith(ORIGIN)] or telling
+    telling = [name for name in telling if not _is_of_origin(name)] or telling
     short = trait_names(telling)
     several = any(len(row.runs) > 1 for row in rows)
     names = []
@@ -100,6 +101,10 @@ def labels(rows: Sequence[Row], traits: Sequence[str]) -> list[str]:
         f"{name} {row.runs[0].id[:SHORT]}" if seen[name] > 1 else name
         for name, row in zip(names, rows, strict=True)
     ]
+
+
+def _is_of_origin(trait: str) -> bool:
+    return trait in ORIGIN or trait.startswith(ORIGIN_PREFIXES)
 
 
 def _listed(values: Iterable[str]) -> str:

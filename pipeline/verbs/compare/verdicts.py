@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.config.flat import as_param
 from pipeline.evaluation.intervals import BOOTSTRAP, PAIRED, WELCH, Estimate, coverage
-from pipeline.system.errors import counted
+from pipeline.system.errors import counted, in_percent
 from pipeline.tracking.values import SEED
 from pipeline.verbs.compare.comparison import Compared, Comparison
 from pipeline.verbs.compare.pair import PairedRuns
@@ -119,10 +119,11 @@ def p_value(value: float) -> str:
 def _of_pair(comparison: Comparison, pair: PairedRuns) -> str:
     one, other = (compared.label for compared in comparison.rows)
     points = [100 * x for x in (pair.change.value, pair.change.low, pair.change.high)]
+    shares = [in_percent(share, 2) for share in (pair.first, pair.second)]
     test = pair.test
     seen = (
-        f"On {pair.images:,} {pair.split} images {one} is right on {pair.first:.2%}, {other} on "
-        f"{pair.second:.2%}: {points[0]:+.2f} points ({coverage(comparison.resampling.confidence)} "
+        f"On {pair.images:,} {pair.split} images {one} is right on {shares[0]}%, {other} on "
+        f"{shares[1]}%: {points[0]:+.2f} points ({coverage(comparison.resampling.confidence)} "
         f"interval {points[1]:+.2f} to {points[2]:+.2f}). {one} alone is right on "
         f"{test.only_first:,} images, {other} alone on {test.only_second:,} (McNemar's exact test, "
         f"{p_value(test.p_value)}). "

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.api import load_data
 from pipeline.data.values import Array
+from pipeline.evaluation.labels import LabelAudit
 from pipeline.system.errors import RequestError
 from pipeline.tracking import runs
-from pipeline.verbs.audit import command
+from pipeline.verbs.audit import Audit, command
 from pipeline.verbs.audit.command import Audited
 from tests.commands import LEAN, carried_out, configured, inside
 from tests.pictures import noise, put
@@ -70,6 +71,28 @@ def test_swapped_labels_of_arrays_are_listed_by_split_and_index(
     assert "train 41" in page
     assert "dataset.exclude=exclude.csv" in page
     assert not (folder / "mlflow.db").exists(), "it records no run"
+
+
+def test_nearly_all_labels_are_not_said_to_be_all(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.zeros(30_000, np.int32)
+    probabilities = np.eye(2, dtype=np.float32)[labels]
+    probabilities[0] = probabilities[0, ::-1]
+    verdict = LabelAudit(
+        labels=labels,
+        probabilities=probabilities,
+        judged=np.ones(len(labels), bool),
+        wrong=np.arange(len(labels)) == 0,
+        quality=np.ones(len(labels), np.float32),
+    )
+    files = dict.fromkeys(("page", "output", "exclude"), Path("a"))
+    names = ("cat", "dog")
+    result = Audited(
+        verdict=verdict, addresses=(), class_names=names, fold=labels, before=(), **files
+    )
+    command.show(result, Audit())
+    said = capsys.readouterr().out
+    assert "1 of 30,000 labels are likely wrong (<0.01%)" in said
+    assert "agree with >99.99% of the labels" in said
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_a_repeated_seed_counts_once_by_its_newest_run() -> None:
     [
         {"mlflow.source.git.commit": "other"},
         {"code.dirty": "true", "code.patch_sha256": "abc"},
+        {"trusted.my_models": "ab" * 32},
         {"version.keras": "4"},
         {"data.fingerprint": "e" * 64},
         {"hardware.cpu": "Xeon"},
@@ -99,6 +100,13 @@ def test_code_and_place_name_a_row_only_where_no_setting_differs() -> None:
     names = ["optimizer.learning_rate", "code", "hardware.cpu"]
     assert labels(rows, names) == ["learning_rate=0.1", "learning_rate=0.2"]
     assert labels(rows, ["code"])[0] == "code=1234567 00000000"
+
+
+def test_the_settings_of_a_data_set_name_a_row() -> None:
+    sizes = [replace(run(), params={**run().params, "dataset.size": size}) for size in ("64", "96")]
+    rows = [Row(runs=(one, replace(one, id="1" * 32))) for one in sizes]
+    told = ["learning_rate=0.1, size=64", "learning_rate=0.1, size=96"]
+    assert labels(rows, ["optimizer.learning_rate", "dataset.size", "data"]) == told
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_ids() -> None:

@@ -60,7 +60,7 @@ def test_it_is_said_when_no_row_is_worse_than_the_best_by_more_than_noise() -> N
     assert verdict(compared(runs)).endswith("All other rows are within noise of it.")
 
 
-@pytest.mark.parametrize("confidence", ["99.9%", "97.5%", "95%"])
+@pytest.mark.parametrize("confidence", ["99.99999%", "99.9%", "97.5%", "95%"])
 def test_the_coverage_of_intervals_is_not_rounded(confidence: str) -> None:
     of = Resampling(confidence=float(confidence[:-1]) / 100, resamples=100)
     found = replace(compared([run("a"), run("b", rate="2")]), resampling=of)
@@ -69,6 +69,14 @@ def test_the_coverage_of_intervals_is_not_rounded(confidence: str) -> None:
     assert f"({confidence} interval" in verdict(replace(paired, resampling=of))
     labels = [text.get_text() for text in figures(found)["compare"].texts]
     assert f"val/accuracy with {confidence} intervals" in labels
+
+
+def test_a_run_that_is_wrong_on_some_images_is_not_said_to_be_right_on_all() -> None:
+    found = compared([run("a"), run("b")], a=answers(400), b=answers(400))
+    assert "a is right on 100.00%, b on 100.00%: +0.00 points" in verdict(found)
+    assert found.pair is not None
+    nearly = replace(found, pair=replace(found.pair, first=0.99999, second=0.00001))
+    assert "a is right on >99.99%, b on <0.01%: " in verdict(nearly)
 
 
 def test_numbers_are_told_for_people() -> None:
