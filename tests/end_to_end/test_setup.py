@@ -332,6 +332,26 @@ def test_an_environment_of_which_nothing_was_installed_is_made_anew(
     assert install(lock) == [lock]
 
 
+def test_an_environment_that_is_linked_belongs_to_another_folder_and_stays(
+    install: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    first, dev, gpu = LOCKS[:3]
+    assert install(dev) == [dev]
+    (tmp_path / ".venv").rename(tmp_path / "other")
+    (tmp_path / ".venv").symlink_to("other")
+    (tmp_path / "other/theirs").touch()
+    (tmp_path / dev).write_text("uv==2\n")  # as another commit has it
+    for lock in (first, dev, gpu):
+        assert install(lock) == []
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        *(".ready", "bin", "theirs")
+    ]
+    words, env = ["sh", ".ci/setup", gpu], {"PATH": "/usr/bin:/bin", "PYTHON": "./fake-python"}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stderr.startswith(".venv is a link to other, which is left as it is: install ")
+    assert done.returncode == 2
+
+
 def imported(folder: str) -> dict[str, Path]:
     """The top-level packages that the files of a folder import, each with one of these files."""
     found: dict[str, Path] = {}
