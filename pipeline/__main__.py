@@ -111,8 +111,8 @@ def main() -> int:
             return _complete(sys.argv[2:])
         verb, words = _split_verb(sys.argv[1:])
         given, multirun = _understood(verb, words)
-        if "--version" in given:
-            print(_versions(), flush=True)
+        if told := _told_alone(verb, given):
+            print(told, flush=True)
             return 0
         all_words = given if verb.keeps_log else [*NO_FOLDER, *given]
         sys.argv[1:] = sorted(all_words, key=lambda word: not word.startswith("-"))
@@ -195,6 +195,23 @@ def _is_dry(words: list[str]) -> bool:
     flags = dict(word.partition("=")[::2] for word in words if word.startswith("-"))
     others = {"--multirun", "--config-name", "--config-path", "--package"}
     return flags.get("--cfg") in ("job", "all") and not others & flags.keys()
+
+
+def _told_alone(verb: Verb, given: list[str]) -> str | None:
+    """What flags ask for and Hydra does not know: versions, or the help of a verb with own keys."""
+    if "--version" in given:
+        return _versions()
+    return _usage(verb) if "--help" in given and verb.request is not None else None
+
+
+def _usage(verb: Verb) -> str:
+    """The help of a verb that has keys of its own: these, as in their file."""
+    words = " ".join(filter(None, [verb.name, verb.needs]))
+    keys = (CONF / verb.name / "default.yaml").read_text(encoding="utf-8")
+    return (
+        f"usage: python -m pipeline {words} [key=value ...]\n\n{verb.help}\n\n{keys}\n"
+        "python -m pipeline --help shows all verbs, groups, keys and defaults."
+    )
 
 
 def _versions() -> str:

@@ -182,6 +182,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 SHOWN: dict[str, tuple[list[str], list[str]]] = {
     "help": (["--help"], ["python -m pipeline model=cnn", "verbs", "evaluate", "fashion_mnist"]),
     "the help of a verb": (["train", "--help"], ["verbs"]),
+    "the help of a verb with keys of its own": (
+        ["predict", "--help"],
+        ["usage: python -m pipeline predict images=photos", "output: predictions.csv"],
+    ),
     "the configuration": (["--cfg", "job", "seed=7"], ["seed: 7", "epochs: 20"]),
     "hydra's help": (["--hydra-help"], ["--multirun"]),
 }

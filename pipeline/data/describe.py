@@ -19,7 +19,7 @@ from pipeline.data.values import EXACT, Index, RawData, Split, shown_shape
 from pipeline.system.errors import in_percent
 from pipeline.system.terminal import as_line, printable
 
-MOST_NAMED = 20  # files and kinds of pictures
+MOST_NAMED = 20  # files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def lines(description: Description) -> list[str]:
     if facts.equal or facts.near:
         crossing = f", {facts.conflicts:,} of them under two classes" if facts.conflicts else ""
         said.append(f"pairs: {facts.equal:,} equal, {facts.near:,} alike{crossing}")
-    if told := rest(facts.left_out[:MOST_NAMED]):
+    if told := rest(facts.left_out):
         said.append(told)
     if facts.unreadable:
         said.append(f"skipped, as they cannot be read: {len(facts.unreadable):,}")

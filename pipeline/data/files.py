@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.data.values import Array
-from pipeline.system.errors import RequestError
+from pipeline.system.errors import RequestError, first_of
 from pipeline.system.files import user_path
 from pipeline.system.terminal import as_line, printable
 
@@ -35,6 +35,7 @@ PICTURE_ENDINGS = frozenset(
 )
 ARRAY_SUFFIX = ".npy"
 DAMAGED = "its header is damaged, or of a version of .npy that numpy cannot read"
+_MOST_KINDS = 20  # of what was left out, told by name
 LINKED, NO_ENDING = "linked folder", "without an ending"  # as counted in what is left out
 # What systems and programs put beside a user's files, in lower case.
 SYSTEM = frozenset(
@@ -71,13 +72,17 @@ class FoundFiles:
 
 
 def rest(left_out: Sequence[tuple[str, int]]) -> str:
-    """Counts of what was left out as text: `left out: 5 .heic, 2 linked folders`; may be empty."""
+    """Counts of what was left out as text: `left out: 5 .heic, 2 linked folders`; may be empty.
+
+    A search of a home folder finds a hundred endings: only the first kinds are told by name.
+    """
     things = ("folder", "file", "link", "picture")
-    told = (
+    told = [
         f"{count:,} {as_line(what)}{'s' if count > 1 and what.endswith(things) else ''}"
         for what, count in left_out
-    )
-    return f"left out: {', '.join(told)}" if left_out else ""
+    ]
+    more = " kinds" if len(told) > _MOST_KINDS else ""
+    return f"left out: {first_of(told, _MOST_KINDS)}{more}" if told else ""
 
 
 def is_hidden(name: str) -> bool:

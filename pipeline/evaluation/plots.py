@@ -182,7 +182,9 @@ def reliability(predictions: Predictions) -> Figure:
     top.set(ylim=(0, 1), ylabel="share correct", title=f"ECE {ece(predictions):.4f}")
     top.legend(loc="upper left", frameon=False)
     bottom.hist(predictions.confidence, bins=ECE_BINS, range=(0, 1), color=_TRAIN)
-    bottom.set(xlim=(0, 1), yscale="log", ylabel="images", xlabel="confidence")
+    # From below one, so that a bar's height is its number, in powers of ten alone.
+    bottom.set(xlim=(0, 1), yscale="log", ylim=(0.5, None), ylabel="images", xlabel="confidence")
+    bottom.minorticks_off()
     return fig
 
 

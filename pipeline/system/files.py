@@ -60,7 +60,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def require_others(written: Sequence[Path], read: Iterable[Path], told: str) -> None:
-    """Refuses to write two results to one file, and to replace a file that is read.
+    """Refuses to write two results to one file, and to replace a folder or a file that is read.
 
     `told` says what is read: `images=photos`.
 
@@ -68,6 +68,8 @@ def require_others(written: Sequence[Path], read: Iterable[Path], told: str) -> 
         RequestError: names the file.
     """
     for number, path in enumerate(written):
+        if path.is_dir():
+            raise RequestError(f"{path}: is a folder; name a file")
         if os.path.realpath(path) in map(os.path.realpath, written[:number]):
             raise RequestError(f"{path}: two results cannot be one file; give each its own")
     for file in read:

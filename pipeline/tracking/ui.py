@@ -24,6 +24,7 @@ from typing import Any
 import requests
 
 from pipeline.system.terminal import prepare_streams
+from pipeline.tracking.addresses import MLFLOW_DEFAULTS
 from pipeline.tracking.values import VIEW, Query
 
 DATABASE = Path("mlflow.db")
@@ -52,9 +53,17 @@ def server_command(database: Path, *, host: str, port: int) -> list[str]:
 
 
 def server_environment() -> dict[str, str]:
-    """The environment of such a server: without the runner of jobs, which needs memory and time."""
+    """The environment of such a server: without the runner of jobs, which needs memory and time.
+
+    Like a run, it tells MLflow's makers nothing (telemetry) unless the user lets it.
+    """
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | quiet
+    return os.environ | _defaults() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | quiet
+
+
+def _defaults() -> dict[str, str]:
+    """The settings of MLflow that runs have too, without those that the user has set."""
+    return {key: value for key, value in MLFLOW_DEFAULTS.items() if not os.environ.get(key)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +141,8 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)
     asked = parser.parse_args()
+    if not 0 < asked.port < 2**16:
+        parser.error(f"argument --port: must be from 1 to 65535 (got {asked.port})")
     prepare_streams()
     if not DATABASE.exists():
         first = "make run, or python -m pipeline"
@@ -146,6 +157,7 @@ def main() -> int:
     host = asked.host if asked.host not in ("0.0.0.0", "::") else "127.0.0.1"
     address = f"http://[{host}]:{asked.port}" if ":" in host else f"http://{host}:{asked.port}"
     command = server_command(DATABASE, host=asked.host, port=asked.port)
+    os.environ.update(_defaults())  # for MLflow's client in this process
     print(f"starting MLflow on port {asked.port} …", file=sys.stderr)
     server = subprocess.Popen(
         command,

@@ -201,6 +201,15 @@ def test_nothing_left_out_is_nothing_said(tmp_path: Path) -> None:
     assert find_files(str(touched(tmp_path, "a.png"))).rest == ""
 
 
+def test_of_many_kinds_of_files_the_most_frequent_are_named_and_the_others_counted(
+    tmp_path: Path,
+) -> None:
+    touched(tmp_path, "a.png", "1.heic", "2.heic", *(f"x.k{number}" for number in range(30)))
+    told = find_files(str(tmp_path)).rest
+    assert told.startswith("left out: 2 .heic, 1 .k")
+    assert told.endswith(" and 11 more kinds")
+
+
 def test_a_folder_of_nothing_that_can_be_read_says_what_is_in_it(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no images in this folder; left out: 2 .heic$"):
         find_files(str(touched(tmp_path, "a.heic", "b.HEIC")))

@@ -232,6 +232,15 @@ def test_reliability_shows_the_share_right_of_each_confidence_and_how_many_have_
     assert bottom.get_yscale() == "log"
 
 
+def test_the_numbers_below_reliability_leave_room_for_what_they_are_of() -> None:
+    confidence = np.repeat([0.56, 0.7, 0.9], [27, 300, 29])
+    some = predictions(np.stack([confidence, 1 - confidence], axis=1), [0] * 356)
+    figure = drawn(plots.reliability(some))
+    bottom = figure.axes[1]
+    assert bottom.get_ylim()[0] < 1
+    assert bottom.yaxis.label.get_window_extent().x0 > 0
+
+
 def titles(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 

@@ -71,6 +71,9 @@ def test_results_replace_neither_one_another_nor_what_is_read(tmp_path: Path) ->
     require_others([table, other], [read, tmp_path / "nowhere", Path("a\0b")], "path=list.csv")
     with pytest.raises(RequestError, match="a.csv: two results cannot be one file"):
         require_others([other, table, tmp_path / "new/../a.csv"], [], "path=list.csv")
+    with pytest.raises(RequestError, match="new.csv: is a folder; name a file"):
+        (tmp_path / "new.csv").mkdir()
+        require_others([table, tmp_path / "new.csv"], [], "path=list.csv")
     table.symlink_to(read)
     with pytest.raises(RequestError, match="a.csv: is one of path=list.csv, and would be replaced"):
         require_others([other, table], [read], "path=list.csv")

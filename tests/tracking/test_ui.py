@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from itertools import pairwise
@@ -38,6 +39,26 @@ def test_the_server_keeps_runs_and_artefacts_where_runs_without_it_write_them(
     assert options["--default-artifact-root"] == f"{tmp_path}/mlartifacts"
     assert "--no-serve-artifacts" in command
     assert server_environment()["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_mlflow_s_makers_are_told_nothing_unless_the_user_lets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "MLFLOW_DISABLE_TELEMETRY"
+    monkeypatch.delenv(name, raising=False)
+    assert server_environment()[name] == "true"
+    monkeypatch.setenv(name, "false")
+    assert server_environment()[name] == "false"
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_a_port_that_no_server_can_have_is_refused(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["make ui", "--port", port])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"must be from 1 to 65535 (got {port})" in capsys.readouterr().err
 
 
 def test_links_lead_to_the_experiments_that_have_runs_the_newest_first(folder: Path) -> None:
@@ -115,10 +136,12 @@ def test_the_server_of_this_machine_is_not_looked_for_behind_a_proxy(
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("NO_PROXY", ".corp")
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")  # as if not set; restored afterwards
     asked: list[str] = []
 
     def look(address: str, process: Any) -> bool:
         asked.append(address)
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
         assert requests.utils.should_bypass_proxies(address, None)
         assert requests.utils.should_bypass_proxies("http://s3.corp", None)
         assert not requests.utils.should_bypass_proxies("http://example.org", None)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from pipeline.data import cache, datasets
 from pipeline.data.load import raw_folder
 from pipeline.data.sources import IdxDataset
 from pipeline.system.errors import RequestError, first_line, first_of
+from pipeline.system.processes import memory_limit
 from pipeline.tracking import lineage
 from pipeline.verbs.doctor.findings import Finding, ok, problem, warning
 from pipeline.verbs.doctor.leftovers import deletion, entries_in
@@ -108,10 +110,15 @@ def _installed(name: str) -> str | None:
 
 def check_hardware() -> Iterator[Finding]:
     """Reports the processor, the cores that this process may use, and memory."""
-    facts, free_gb = lineage.hardware(), psutil.virtual_memory().available / 1e9
+    facts, memory = lineage.hardware(), psutil.virtual_memory()
+    free_gb, limit = memory.available / 1e9, memory_limit()
     says = "{cpu}, {cores} cores, {memory_gb} GB of memory".format(**facts)
     says += f", {free_gb:.1f} GB of it available"
-    if free_gb < LOW_MEMORY_GB:
+    if limit < memory.total:
+        says += f"; a container or the like limits it to {limit / 1e9:.1f} GB"
+    if limit / 1e9 < LOW_MEMORY_GB:
+        yield warning("hardware", says, "raise that limit: a run needs 1.2 GB and its data")
+    elif free_gb < LOW_MEMORY_GB:
         yield warning("hardware", says, "end other programs: a run needs 1.2 GB and its data")
     else:
         yield ok("hardware", says)
@@ -169,7 +176,7 @@ def tensorflow(
     facts = json.loads(first_line(out.splitlines()[-1]))
     says = f"{facts['version']} works; imported in {facts['import_s']} s"
     if facts["import_s"] > SLOW_S:
-        compile_all = f"{sys.executable} -m compileall -q {sys.prefix}"
+        compile_all = shlex.join([sys.executable, "-m", "compileall", "-q", sys.prefix])
         yield warning("tensorflow", f"{says}, which is slow", f"{compile_all} (if it stays slow)")
     else:
         yield ok("tensorflow", says)

@@ -123,17 +123,19 @@ def _sqlite(address: str) -> Store:
             return Store(
                 finding=ok("store", f"{path}: does not exist yet; the first run creates it")
             )
-        return _broken(address, f"no folder {path.parent}", f"mkdir -p {path.parent}, {_ELSEWHERE}")
+        mend = f"mkdir -p {shlex.quote(str(path.parent))}, {_ELSEWHERE}"
+        return _broken(address, f"no folder {path.parent}", mend)
+    word = shlex.quote(str(path))
     # Opened in a mode that does not create it if it has just been deleted.
     url = url.set(database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_S})
     damage = _damage(engine)
     if damage not in ("ok", _INTERRUPTED):
-        mend = f"restore a backup; or sqlite3 {path} .recover | sqlite3 recovered.db; {_ELSEWHERE}"
+        mend = f"restore a backup; or sqlite3 {word} .recover | sqlite3 recovered.db; {_ELSEWHERE}"
         return _broken(address, f"damaged: {first_line(damage)}", mend)
     found = "is writable"
     if damage == _INTERRUPTED:
-        look = f"sqlite3 {shlex.quote(str(path))} 'PRAGMA quick_check'"
+        look = f"sqlite3 {word} 'PRAGMA quick_check'"
         found += f" (its size takes longer than {SEARCH_S:g} s to search for damage: {look})"
     return _unwritable(engine, path, address) or _current(engine, address, found)
 
@@ -166,7 +168,7 @@ def _unwritable(engine: sa.Engine, path: Path, address: str) -> Store | None:
             try_to_write(connection)
     except sa.exc.OperationalError as error:
         if "locked" not in str(error.orig):
-            mend = f"chmod u+w {path} and its folder, {_ELSEWHERE}"
+            mend = f"chmod u+w {shlex.quote(str(path))} and its folder, {_ELSEWHERE}"
             return _broken(address, str(error.orig), mend)
         says = f"{path}: another process has been writing for {BUSY_S:g} s"
         return Store(finding=warning("store", says, "run doctor again when that is done"))
@@ -194,7 +196,7 @@ def _current(engine: sa.Engine, address: str, found: str) -> Store:
         return _broken(address, "holds tables, but not MLflow's", f"name a database, {_ELSEWHERE}")
     if tables.revision != tables.wanted:
         says = f"tables of revision {tables.revision}, MLflow {VERSION} needs {tables.wanted}"
-        older = f"back it up, then: mlflow db upgrade {shown}"
+        older = f"back it up, then: mlflow db upgrade {shlex.quote(shown)}"
         newer = "it was written by a newer MLflow: use that version, or another store"
         return _broken(address, says, older if tables.is_older else newer)
     if not tables.are_complete:

@@ -104,10 +104,10 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     found, opened = find_images(request.images, path_column=path_column)
     output = Path(request.output)
     explained = output.with_suffix(".explained.png") if request.explain else None
-    if request.contact_sheet:
-        require_writable(Path(request.contact_sheet).parent, holds="contact sheets")
     overview = Path(request.contact_sheet) if request.contact_sheet else None
     written = [output, *filter(None, (explained, overview))]
+    for path in written:
+        require_writable(path.parent, holds="the results of predict")
     names = {path.name for path in written}
     read = [user_path(request.images), *(file for file in found.files if file.name in names)]
     require_others(written, read, f"images={request.images}")

@@ -81,6 +81,16 @@ def test_little_memory_is_warned_of(gb: int, state: str, monkeypatch: pytest.Mon
     assert one(checks.check_hardware()).state == state
 
 
+def test_a_limit_of_the_memory_is_told_and_a_low_one_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for limit, state in ((2e9, "ok"), (0.5e9, "warning")):
+        monkeypatch.setattr(checks, "memory_limit", lambda limit=limit: int(limit))
+        found = one(checks.check_hardware())
+        assert found.state == state
+        assert found.says.endswith(f"; a container or the like limits it to {limit / 1e9} GB")
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [

@@ -67,7 +67,7 @@ def test_a_file_too_large_to_be_searched_for_damage_in_time_is_ok(
     monkeypatch.setattr(health, "SEARCH_S", 0.0)
     store = looked(database)
     assert (store.finding.state, store.client is None) == ("ok", False)
-    assert "longer than 0 s to search for damage: sqlite3 " in store.finding.says
+    assert f"longer than 0 s to search for damage: sqlite3 '{database}' " in store.finding.says
 
 
 def test_a_file_on_a_disk_that_does_not_answer_is_not_to_be_started(
@@ -98,7 +98,8 @@ def test_no_store_is_no_problem_and_none_is_made(tmp_path: Path) -> None:
 
 
 def test_a_store_in_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
-    assert_broken(looked(tmp_path / "no" / "mlflow.db"), "no folder", "mkdir -p")
+    folder = tmp_path / "no folder"
+    assert_broken(looked(folder / "mlflow.db"), "no folder", f"mkdir -p '{folder}', ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,7 +113,7 @@ def test_a_damaged_database_is_a_problem(database: Path) -> None:
     with database.open("r+b") as file:
         file.seek(size // 4)
         file.write(b"\xff" * (size // 2))
-    assert_broken(looked(database), "damaged: ", "recover")
+    assert_broken(looked(database), "damaged: ", f"sqlite3 '{database}' .recover")
 
 
 def test_a_database_of_something_else_is_a_problem(tmp_path: Path) -> None:
@@ -130,7 +131,8 @@ def test_an_empty_database_gets_no_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "mend"), [("451aebb31d03", "mlflow db upgrade"), ("fedcba987654", "newer MLflow")]
+    ("revision", "mend"),
+    [("451aebb31d03", "mlflow db upgrade 'sqlite:"), ("fedcba987654", "newer MLflow")],
 )
 def test_tables_of_another_mlflow_are_a_problem_and_stay_as_they_are(
     revision: str, mend: str, database: Path
@@ -165,7 +167,7 @@ def test_a_read_only_database_is_a_problem(database: Path, monkeypatch: pytest.M
         return original(self, **parts | {"query": {"mode": "ro", "uri": "true"}})
 
     monkeypatch.setattr(health.sa.URL, "set", as_if_read_only)  # root may write to any file
-    assert_broken(looked(database), "readonly", "chmod")
+    assert_broken(looked(database), "readonly", f"chmod u+w '{database}' and")
 
 
 def test_an_address_of_a_driver_that_is_not_installed_is_a_problem() -> None:

@@ -288,6 +288,17 @@ def test_no_page_replaces_a_picture_that_is_classified(
     assert not (folder / "predictions.csv").exists()
 
 
+@matrix(23)
+@pytest.mark.parametrize(("key", "name"), [("output", "a.parquet"), ("contact_sheet", "a.png")])
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    key: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(folder / "photos/a.png", border=0, inside=0)
+    monkeypatch.setattr("pipeline.tracking.models.load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(RequestError, match="/proc/self: cannot be written"):
+        asked(folder, **{key: f"/proc/self/{name}"})
+
+
 def test_what_spoke_for_the_predictions_is_drawn_beside_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
