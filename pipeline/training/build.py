@@ -79,6 +79,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
     """Builds the untrained, compiled network: images u8[N,H,W,C] → probabilities f32[N,K].
 
     Scaling and augmentation are its first layers, so that they cannot be forgotten in serving.
+    Its `compute_dtype` is the precision of the configuration, or what `auto` means for it.
     Seeds all random numbers of Keras with `config.seed`. A model that was already `checked` is not
     checked again.
 
@@ -133,7 +134,8 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
         _backbones[key] = model, pretrained.backbone_checksum(model)
         while len(_backbones) > BACKBONES:
             del _backbones[next(iter(_backbones))]
-    return keras.Model(model.input, outputs, name=_keras_name(config))
+    with computing_in(model.compute_dtype):
+        return keras.Model(model.input, outputs, name=_keras_name(config))
 
 
 def _kept_backbone(key: str) -> keras.Model | None:
