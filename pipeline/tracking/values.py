@@ -277,6 +277,8 @@ class RecordedRun:
         tags = self.tags
         origin = {"code": code_label(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
         origin |= {k: v for k, v in tags.items() if k.startswith((VERSIONS, HARDWARE))}
+        own = (PRECISION, WEIGHTS_SHA256, *(key for key in tags if key.startswith(TRUSTED)))
+        origin |= {key: tags[key][:SHORT] for key in own if key in tags}
         return origin | {"status": str(self.status)}
 
     @cached_property

@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.config.builders import build, has_backbone
 from pipeline.config.schema import Config
+from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
@@ -116,7 +117,9 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     """
     scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
     settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
-    key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
+    # Files that may change within the process: of weights, and the user's modules.
+    read = (pretrained.state(config.model["weights"]), checksums(trusted()))
+    key = json.dumps([*settings, scaling, len(classes), *read])
     shared = _kept_backbone(key)
     model = shared or _prepared(config, prepared)
     if not pretrained.is_fixed(model):

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import keras
 import numpy as np
 
+from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Array, Shape, flaw_in
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training.graph import require_one_input
@@ -88,9 +89,10 @@ def _check_shapes(model: keras.Model, classes: int, called: str) -> None:
 
 
 def _structure(model: keras.Model) -> str | None:
-    """A text that is equal for models with equal layers, whatever their names; None if unknown."""
+    """A text that is equal for models with equal layers and code; None if unknown."""
     try:
-        return hashlib.sha256(json.dumps(model.get_config(), default=str).encode()).hexdigest()
+        described = [model.get_config(), checksums(trusted())]
+        return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
     except Exception:  # a user's `get_config` may raise anything
         return None
 

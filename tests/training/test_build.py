@@ -254,6 +254,9 @@ def test_a_backbone_that_was_trained_further_or_replaced_is_built_anew(
     donor.get_layer("base").set_weights([2 * kernel, np.ones(4)])
     donor.save(tmp_path / "donor.keras")
     np.testing.assert_array_equal(base().get_weights()[0], 2 * kernel)
+    last = base()
+    monkeypatch.setattr(build, "checksums", lambda modules: {"my_models": "changed"})
+    assert base() is not last
 
 
 def test_a_head_that_takes_more_than_the_features_begins_anew_with_each_model(

@@ -11,6 +11,7 @@ from pipeline.tracking.values import (
     HARDWARE,
     SEED,
     SHORT,
+    TRUSTED,
     VERSIONS,
     RecordedRun,
 )
@@ -18,7 +19,7 @@ from pipeline.tracking.values import (
 # The machine of a run: shown if it differs, but does not keep runs out of the same row.
 MACHINE = (f"{HARDWARE}host", f"{HARDWARE}memory_gb")
 # Not chosen by a person; used in a row's name only if nothing that was chosen differs.
-ORIGIN = ("code", "data", "status", VERSIONS, HARDWARE)
+ORIGIN = ("code", "data", "status", VERSIONS, HARDWARE, TRUSTED)
 _LONGEST = 46  # characters of a row's name
 
 
