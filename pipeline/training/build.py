@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.config.builders import build, has_backbone
+from pipeline.config.builders import Leaf, build, has_backbone
 from pipeline.config.schema import Config
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Array, Prepared
@@ -228,13 +228,15 @@ def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
     `images` is the number of training images, on which the length of a schedule depends.
 
     Raises:
-        RequestError: checkpoints cannot describe the optimizer or its schedule.
+        RequestError: the optimizer or its schedule is none of Keras' kind, or checkpoints cannot
+            describe it.
     """
     ema = config.train.ema
     averaging = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
-    optimizer = build(config.optimizer, **averaging)
+    optimizer = _built((keras.optimizers.Optimizer,), config.optimizer, **averaging)
     if config.schedule["_target_"] is not None:
-        optimizer.learning_rate = build(
+        optimizer.learning_rate = _built(
+            (keras.optimizers.schedules.LearningRateSchedule, float, int),
             config.schedule,
             config.optimizer["learning_rate"],
             config.train.epochs * -(-images // config.train.batch_size),
@@ -243,6 +245,20 @@ def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
     if config.train.precision == "float16":  # Keras looks only at the policy of the whole model
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer=optimizer, **loss_and_metrics())
+
+
+def _built(kinds: tuple[type, ...], leaf: Leaf, *runtime: Any, **more: Any) -> Any:
+    """What the builder of a leaf makes, which may be the user's own.
+
+    Raises:
+        RequestError: it is of none of these kinds. Keras would take the name of an optimizer,
+            without the learning rate, and a function, which the compiled graph calls only once.
+    """
+    made = build(leaf, *runtime, **more)
+    if not isinstance(made, kinds):
+        found, wanted = type(made).__name__, kinds[0].__name__
+        raise RequestError(f"{leaf['_target_']}: returns {found}, not a Keras {wanted}")
+    return made
 
 
 def _require_savable(optimizer: keras.optimizers.Optimizer, config: Config) -> None:

@@ -185,6 +185,26 @@ def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
         build_model(config, PREPARED)
 
 
+@pytest.mark.parametrize(
+    ("group", "made", "said"),
+    [
+        ("optimizer", "adam", "keras.optimizers.Adam: returns str, not a Keras Optimizer"),
+        ("schedule", lambda: 0.1, "returns function, not a Keras LearningRateSchedule"),
+    ],
+    ids=["optimizer", "schedule"],
+)
+def test_what_is_no_optimizer_or_schedule_is_refused(
+    group: str, made: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(*LINEAR, "schedule=cosine")
+    ours, own = build.build, getattr(config, group)
+    monkeypatch.setattr(
+        build, "build", lambda leaf, *more: made if leaf is own else ours(leaf, *more)
+    )
+    with pytest.raises(RequestError, match=said):
+        build_model(config, PREPARED)
+
+
 def test_an_optimizer_that_accumulates_gradients_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
