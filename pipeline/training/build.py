@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covarian
 _CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, tuple[keras.Model, str]] = {}  # and the checksum of the weights
+_one_at_a_time = RLock()  # initial weights follow Python's random numbers, which threads share
 _DETERMINISM = "determinism"
 _begun: set[str] = set()  # what this module has switched on for the process
 
@@ -47,8 +49,9 @@ def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
     `build_model`. With `keeps_programs`, what XLA compiles is kept beside the cached data; the next
     job of a sweep in the same process could not use it.
     """
-    # A user's keras.json may set other values.
+    # A user's keras.json or notebook may set other values.
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")
     if config.train.deterministic:
         _begin_determinism()
@@ -90,12 +93,13 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
             that `model.weights` names are missing or do not fit.
     """
     require_sensible(config.train.precision)
-    if has_backbone(config.model) and config.model["trainable"] == "head":
-        model = _with_frozen_backbone(config, prepared)
-    else:
-        model = _prepared(config, prepared)
-    if not checked:
-        check_model(model, len(prepared.class_names), called=_called(config))
+    with _one_at_a_time:
+        if has_backbone(config.model) and config.model["trainable"] == "head":
+            model = _with_frozen_backbone(config, prepared)
+        else:
+            model = _prepared(config, prepared)
+        if not checked:  # which restores their state
+            check_model(model, len(prepared.class_names), called=_called(config))
     compile_model(model, config, images=len(prepared.train))
     return model
 
