@@ -92,12 +92,13 @@ def train(
 ) -> Fitted:
     """Fits a model, by default a new one, and returns it in the result; records nothing.
 
-    A given `model` is compiled anew, with the optimizer and schedule of the configuration, and goes
-    on from the weights that it has. `folder` receives checkpoints and the TensorBoard log (default:
-    a new one under `outputs/`). After each epoch `listeners` are called with its number (from 1)
-    and its metrics.
+    A given `model` is compiled anew, with the optimizer and schedule of the configuration and the
+    loss of a run, and goes on from the weights that it has. `folder` receives checkpoints and the
+    TensorBoard log (default: a new one under `outputs/`). After each epoch `listeners` are called
+    with its number (from 1) and its metrics.
 
     Raises:
+        RequestError: the given model does not take the images or does not give probabilities.
         PipelineError: the loss became NaN or infinite.
     """
     trust_again(config.trusted_modules)
@@ -110,6 +111,9 @@ def train(
     else:
         built = _imported("pipeline.training.build")
         built.prepare_keras(config)
+        _imported("pipeline.training.check").check_given(
+            model, prepared.image_shape, len(prepared.class_names)
+        )
         built.compile_model(model, config, images=len(prepared.train))
     fitted: Fitted = training.train(
         model,
@@ -146,12 +150,14 @@ def predict(
         model = _imported("pipeline.tracking.models").load_model(
             model, _with_its_modules(None).tracking
         )
-    keras_model: Any = getattr(model, "model", model)
-    wanted, given = tuple(keras_model.input_shape[1:]), np.asarray(images)
+    # A class of the caller's own may have an attribute `model`, too.
+    loaded = hasattr(model, "class_names")
+    keras_model: Any = getattr(model, "model", model) if loaded else model
+    _imported("pipeline.training.graph").require_one_input(keras_model)
+    wanted, given = tuple(keras_model.inputs[0].shape[1:]), np.asarray(images)
     if given.dtype != np.uint8 or given.shape[1:] != wanted:
-        height, width, channels = wanted
         raise RequestError(
-            f"images: the model takes u8[N,{height},{width},{channels}], not "
+            f"images: the model takes u8[{','.join(map(str, ('N', *wanted)))}], not "
             f"{given.dtype}[{','.join(map(str, given.shape))}]"
         )
     forward = _imported("pipeline.training.predictor").predictor(keras_model)
@@ -179,6 +185,7 @@ def evaluate(
     images = prepared.splits[split]
     if not len(images):
         raise RequestError(f"split={split}: it has no images")
+    _imported("pipeline.training.graph").require_one_input(model)
     settings = config.evaluate
     predictor = _imported("pipeline.training.predictor")
     probabilities = predictor.predict(model, images, batch_size=settings.batch_size)

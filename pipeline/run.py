@@ -19,7 +19,7 @@ from pipeline.evaluation.metrics import accuracy
 from pipeline.reports.write import check_data, describe_and_report, require_division, with_report
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.recording import Recording
-from pipeline.tracking.runs import load_teacher, require_sound_leakage, with_weights
+from pipeline.tracking.runs import load_teacher, precision_tag, require_sound_leakage, with_weights
 from pipeline.training.batches import augmenter
 from pipeline.training.build import build_model, kept, prepare_keras
 from pipeline.training.callbacks import EpochListener
@@ -59,9 +59,8 @@ def run(
 ) -> Result:
     """Trains, evaluates and records one model, or resumes the run of `start`.
 
-    `folder` keeps its log and checkpoints; `listeners` receive each epoch's metrics once recorded.
-    A `job` of a sweep is recorded under the sweep's run, without a report until it is kept.
-    `identity`, that of the data to use, and `pictures`, listed already, are as in `ingest`.
+    `folder` keeps log and checkpoints; `listeners` receive each epoch's metrics once recorded. The
+    run of a `job` has no report until it is kept. `identity` and `pictures` are as in `ingest`.
     """
     alone = job is None
     opened = record(config, folder, start=start, job=job)
@@ -69,10 +68,11 @@ def run(
         prepare_keras(config, keeps_programs=alone)
         find = partial(ingest, config, identity=identity, pictures=pictures)
         prepared = _load_data(config, recording, find, shown=alone)
-        config = with_weights(config)
+        config = with_weights(config, recording.log_tags)
         with recording.stage("train"):
             teacher = load_teacher(config, prepared, recording.log_tags)
             model = build_model(config, prepared)
+            recording.log_tags(precision_tag(config, model.compute_dtype))
             recording.log(summarise(model, batch_size=config.train.batch_size).recorded)
             progress = start.progress if start else None
             listeners = (recording.log_epoch, *listeners)

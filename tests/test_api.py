@@ -227,6 +227,46 @@ def test_a_given_model_is_compiled_as_configured_each_time_it_is_trained(tmp_pat
         assert 0 <= pipeline.evaluate(model, config, prepared).metrics["test/accuracy"] <= 1
 
 
+@pytest.mark.slow
+def test_a_given_model_must_take_the_images_and_give_probabilities(tmp_path: Path) -> None:
+    import keras
+
+    layers = keras.layers
+
+    class Net(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = layers.Dense(10, activation="softmax")
+
+        def call(self, images: Any) -> Any:
+            return self.model(layers.Flatten()(images))
+
+    pair = [keras.Input((8, 8, 1)), keras.Input((8, 8, 1))]
+    flat = layers.Flatten()(pair[0])
+    soft = layers.Dense(10, activation="softmax")
+    with inside(tmp_path):
+        config = pipeline.compose(*SMALL, "preprocess.limit=20")
+        prepared = pipeline.load_data(config)
+        for model, told in (
+            (Net(), "a graph of layers with one input"),
+            (keras.Model(pair, soft(flat + layers.Flatten()(pair[1]))), "with one input"),
+            (keras.Model(pair[0], layers.Dense(10)(flat)), "its outputs are not probabilities"),
+            (keras.Model(pair[0], layers.Softmax()(flat)), r"gives \(None, 64\)"),
+            (
+                keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten()]),
+                r"images \(28, 28, 1\), not \(8, 8, 1\)",
+            ),
+        ):
+            with pytest.raises(pipeline.RequestError, match=told):
+                pipeline.train(config, prepared, model=model)
+        with pytest.raises(pipeline.RequestError, match="a graph of layers with one input"):
+            pipeline.predict(Net(), prepared.test.batch(0, 2))
+        without_shape = keras.Sequential([layers.Flatten(), soft])
+        fitted = pipeline.train(config, prepared, model=without_shape)
+        assert repr(fitted).startswith("Fitted(epoch 2 kept: train/accuracy=0.")
+        assert pipeline.predict(without_shape, prepared.test.batch(0, 2)).shape == (2, 10)
+
+
 OWN = """
 from pipeline.data.values import Predictions
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import operator
 import os
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -31,6 +33,8 @@ SETTING = "trusted_modules"
 _own = threading.local()  # `modules` that the thread trusts
 _latest: list[str] = []  # those of the thread that said so last, for threads that have not
 _ever: set[str] = set()
+# Of each module that was imported: its specification and those within it, and the source then.
+_read: dict[str, tuple[list[ModuleSpec | None], dict[str, bytes]]] = {}
 
 
 def trust(modules: Iterable[str]) -> list[str]:
@@ -39,14 +43,19 @@ def trust(modules: Iterable[str]) -> list[str]:
     A trusted package includes its modules.
 
     Raises:
-        RequestError: one is not a valid name of a module, or is found neither in the current folder
-            nor among the installed packages.
+        RequestError: one is not a valid name of a module, is found neither in the current folder
+            nor among the installed packages, or is the program itself.
     """
     more = re.split(r"[\s,]+", os.environ.get(VARIABLE, ""))
     named = [*dict.fromkeys([*modules, *filter(None, more)])]
     for name in named:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
             raise RequestError(f"{SETTING}: {name!r} is not a valid module name; write [my_models]")
+        if _top(name) == "__main__":
+            raise RequestError(
+                f"{SETTING}: the source of a notebook or program cannot be recorded; move its "
+                "functions to a module, my_models.py, and name that"
+            )
         if _top(name) not in sys.modules and not _found(_top(name)):
             here = sorted(path.stem for path in Path.cwd().glob("[!_]*.py"))
             raise RequestError(
@@ -63,7 +72,7 @@ def trust_again(modules: Iterable[str]) -> None:
 
     Another configuration may have been composed since; one that was recorded cannot add any.
     """
-    known = (name for name in modules if any(f"{name}.".startswith(f"{one}.") for one in _ever))
+    known = (name for name in modules if any(_is_within(name, one) for one in _ever))
     _trust_now(dict.fromkeys([*trusted(), *known]))
 
 
@@ -145,21 +154,42 @@ def checksums(modules: Iterable[str]) -> dict[str, str]:
 
 
 def sources(modules: Iterable[str]) -> dict[str, bytes]:
-    """The source of modules by path: `my_models.py`, `my_package/models.py`."""
+    """The source of modules by path: `my_models.py`, `my_package/models.py`.
+
+    Of a module that is imported, it is what was read then: the file may have been edited since, and
+    its code runs only after `importlib.reload`.
+    """
     files: dict[str, bytes] = {}
     for module in modules:
-        with _current_folder_on_path():
-            spec = importlib.util.find_spec(module)
-        path = Path(spec.origin) if spec and spec.origin else None
-        if path is None or path.suffix != ".py":
-            continue  # built in, compiled, or a package without an __init__
-        base = module.replace(".", "/")
-        if spec and spec.submodule_search_locations:
-            inside = path.parent.rglob("*.py")
-            files |= {f"{base}/{one.relative_to(path.parent)}": one.read_bytes() for one in inside}
-        else:
-            files[f"{base}.py"] = path.read_bytes()
+        loaded = {k: one for k, one in sys.modules.copy().items() if _is_within(k, module)}
+        specs = [loaded[name].__spec__ for name in sorted(loaded)]
+        known, source = _read.get(module, ([], {}))
+        if not specs or len(known) != len(specs) or any(map(operator.is_not, known, specs)):
+            source = _files_of(module)
+            _read[module] = specs, source  # a reload makes another specification
+        files |= source
     return files
+
+
+def _files_of(module: str) -> dict[str, bytes]:
+    with _current_folder_on_path():
+        try:
+            spec = importlib.util.find_spec(module)
+        except ValueError:  # made by a program, without a file
+            return {}
+    path = Path(spec.origin) if spec and spec.origin else None
+    if path is None or path.suffix != ".py":
+        return {}  # built in, compiled, or a package without an __init__
+    base = module.replace(".", "/")
+    if spec and spec.submodule_search_locations:
+        inside = path.parent.rglob("*.py")
+        return {f"{base}/{one.relative_to(path.parent)}": one.read_bytes() for one in inside}
+    return {f"{base}.py": path.read_bytes()}
+
+
+def _is_within(name: str, module: str) -> bool:
+    """Whether a dotted name is that of a module, or begins with it."""
+    return f"{name}.".startswith(f"{module}.")
 
 
 def import_trusted(module: str, *, until: Callable[[], bool]) -> None:
@@ -189,7 +219,9 @@ def _imported(module: str) -> ModuleType:
         raise RequestError(untrusted(f"{module}."))
     try:
         with _current_folder_on_path(), nullcontext() if module in sys.modules else exempting():
-            return importlib.import_module(module)
+            imported = importlib.import_module(module)
+        sources(one for one in trusted() if _is_within(module, one))
+        return imported
     except Exception as error:
         raise RequestError(f"{SETTING}: {module} cannot be imported: {one_line(error)}") from error
 

@@ -434,7 +434,7 @@ class Prepared:
         return np.arange(len(split))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Fitted:
     """A trained model with the results of its training.
 
@@ -455,6 +455,11 @@ class Fitted:
     kept_epoch: int
     untrained: Callable[[], keras.Model]
     augmented: Array | None = None
+
+    def __repr__(self) -> str:
+        kept = {name: values[self.kept_epoch - 1] for name, values in self.history.items()}
+        told = ", ".join(f"{name}={value:.4f}" for name, value in kept.items())
+        return f"Fitted(epoch {self.kept_epoch} kept: {told})"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

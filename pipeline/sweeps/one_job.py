@@ -22,7 +22,7 @@ from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.system.processes import interrupt
 from pipeline.tracking.client import awaited
 from pipeline.tracking.recording import reopen
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import find_run, require_same_weights, with_weights
 from pipeline.training.callbacks import EpochListener
 from pipeline.training.saved import load_saved
 
@@ -140,5 +140,6 @@ def _complete(config: Config, run_id: str, folder: Path) -> Result:
     checkpoint = folder / "checkpoints" / f"{config.train.keep}.keras"
     # Keras cannot load an optimizer that scales the loss.
     with_optimizer = config.train.precision != "float16"
+    require_same_weights(recorded, with_weights(config))
     model = load_saved(checkpoint, called=str(checkpoint), compile=with_optimizer)
     return complete(config, recorded.config, model, recording, identity=recorded.identity)

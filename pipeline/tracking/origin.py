@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Identity
 from pipeline.tracking import lineage
-from pipeline.tracking.values import COMMIT, HARDWARE, PATCH, TRUSTED, identity_in
+from pipeline.tracking.values import (
+    COMMIT,
+    HARDWARE,
+    PATCH,
+    TRUSTED,
+    WEIGHTS_SHA256,
+    identity_in,
+)
 
 OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
 TF_THREADS = "TF_NUM_INTRAOP_THREADS"
@@ -21,7 +28,8 @@ class Origin:
     """Commit and uncommitted changes, libraries by version, hardware, and what identifies the data.
 
     `patch_sha256` (hex) is that of the patch as it was; a recorded text hides secrets. `modules`:
-    SHA-256 of the source of each trusted module of the user's own.
+    SHA-256 of the source of each trusted module of the user's own. `weights`: that of the file of
+    the pretrained weights, if there is one.
     """
 
     commit: str | None
@@ -31,6 +39,7 @@ class Origin:
     packages: Mapping[str, str]
     hardware: Mapping[str, str]
     data: Identity | None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +55,8 @@ class Difference:
         return f"{self.what} was {self.then} and is {self.now}"
 
 
-def here(data: Identity) -> Origin:
-    """The origin of a run that would begin now, with this data."""
+def here(data: Identity, weights: str | None = None) -> Origin:
+    """The origin of a run that would begin now, with this data and this file of weights."""
     code = lineage.code_state()
     return Origin(
         commit=code.commit,
@@ -57,6 +66,7 @@ def here(data: Identity) -> Origin:
         packages=packages(lineage.environment()),
         hardware=lineage.hardware(),
         data=data,
+        weights=weights,
     )
 
 
@@ -70,6 +80,7 @@ def recorded_origin(tags: Mapping[str, str], *, patch: str, environment: str) ->
         packages=packages(environment),
         hardware=_below(HARDWARE, tags),
         data=identity_in(tags),
+        weights=tags.get(WEIGHTS_SHA256),
     )
 
 
@@ -94,6 +105,7 @@ def differences(then: Origin, now: Origin) -> list[Difference]:
         *_in_code(then, now),
         *in_packages(then.packages, now.packages),
         *_in_data(then.data, now.data),
+        *_in_weights(then.weights, now.weights),
         *_in("hardware", then.hardware, now.hardware, OF_HARDWARE),
     ]
 
@@ -142,6 +154,13 @@ def _in_data(then: Identity | None, now: Identity | None) -> Iterator[Difference
         groups = _short(then.grouping), _short(now.grouping)
         what = "the grouping of the pictures"
         yield Difference(kind="data", what=what, then=groups[0], now=groups[1])
+
+
+def _in_weights(then: str | None, now: str | None) -> Iterator[Difference]:
+    """Other content of the file; runs of earlier versions have not recorded it."""
+    if then is not None:
+        name = "model.weights"
+        yield from _in("data", {name: _short(then)}, {name: _short(now)}, [name])
 
 
 def _in(

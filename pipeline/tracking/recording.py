@@ -227,7 +227,8 @@ class Recording:
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a text that is too long for MLflow is shortened, with a note."""
-        self._put({"kind": BATCH, "tags": _as_tags(tags)})
+        if tags:
+            self._put({"kind": BATCH, "tags": _as_tags(tags)})
 
     def describe(self, text: str) -> None:
         """Sets the description that MLflow shows, in Markdown, unless the user has written one.

@@ -39,16 +39,19 @@ from pipeline.tracking.values import (
     LOCAL_ID,
     MODEL_URI,
     PARENT,
+    PRECISION,
     PRUNED_TAG,
     RUN_FOLDER,
     SOURCE,
     SWEEP_FOLDER,
     TEACHER,
+    WEIGHTS_SHA256,
     Query,
     RecordedRun,
     Status,
     hide_tag,
 )
+from pipeline.training.pretrained import weights_sha256
 
 _PAGE = 5_000  # runs per request
 # Characters of an id: the shortest allowed beginning (as in git), and a whole id
@@ -84,16 +87,19 @@ def find_run(
     return newest(client, latest or Query(), config, key="run_id", called=called)
 
 
-def with_weights(config: Config) -> Config:
+def with_weights(config: Config, log: Callable[[dict[str, str]], None] | None = None) -> Config:
     """The configuration with a run in `model.weights` replaced by the file of its saved model.
 
-    The file is kept beside the data; it is inspected like any other before it is used.
+    The file is kept beside the data; it is inspected like any other before it is used. `log`
+    receives a tag with the checksum of a file that the configuration names.
 
     Raises:
         RequestError: there is no such run, or it has no model.
     """
     run = _weights_run(config)
     if run is None or run.model_uri is None:
+        if log and (sha256 := weights_sha256(config.model)):
+            log({WEIGHTS_SHA256: sha256})
         return config
     file = Path(config.data_dir) / "weights" / f"{run.id}.keras"
     if not file.exists():
@@ -101,6 +107,35 @@ def with_weights(config: Config) -> Config:
         with fetched(run.model_uri, config.tracking) as saved, replacing(file) as path:
             shutil.copyfile(saved.folder / KERAS_FILE, path)
     return replace(config, model=config.model | {"weights": str(file)})
+
+
+def precision_tag(config: Config, precision: str) -> dict[str, str]:
+    """A tag with the `precision` of a model, if the configuration leaves it open."""
+    return {PRECISION: precision} if config.train.precision == "auto" else {}
+
+
+def require_same_weights(run: RecordedRun, config: Config) -> None:
+    """Checks that the file of pretrained weights is what it was when the run began.
+
+    Raises:
+        RequestError: it has changed, so that the run's head does not fit it.
+    """
+    if run.tags.get(WEIGHTS_SHA256) not in (None, weights_sha256(config.model)):
+        raise RequestError(
+            f"run {run.label}: model.weights={config.model['weights']} has changed since, and its "
+            "head does not fit other weights; restore the file"
+        )
+
+
+def as_trained(config: Config, run: RecordedRun) -> Config:
+    """The configuration of a run with the precision that `train.precision=auto` chose for it.
+
+    Another machine would choose another one. Runs of earlier versions have not recorded it.
+    """
+    precision = run.tags.get(PRECISION)
+    if precision is None or config.train.precision != "auto":
+        return config
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def require_named_runs(config: Config) -> None:

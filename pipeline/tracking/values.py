@@ -67,6 +67,8 @@ OF_CONFIG, OF_COMMIT = "config.sha256", "code.commit"
 LEDGER = "ledger."  # prefix of the key of an attempt: a tag of the registered model
 SEED = "seed"
 TEACHER = "teacher"  # the run whose model it learned from
+PRECISION = "precision.chosen"  # what `train.precision=auto` chose
+WEIGHTS_SHA256 = "weights.sha256"  # of the file that `model.weights` names
 NOTE = "mlflow.note.content"  # tag with the description that MLflow shows, in Markdown
 _CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 # Parameters that change how a model is shown, but not the model.
@@ -274,8 +276,8 @@ class RecordedRun:
     def _origin(self) -> dict[str, str]:
         tags = self.tags
         origin = {"code": code_label(tags), "data": tags.get(FINGERPRINT, "")[:SHORT]}
-        origin |= {k: v[:SHORT] for k, v in tags.items() if k.startswith(TRUSTED)}
-        origin |= {k: v for k, v in tags.items() if k.startswith((VERSIONS, HARDWARE))}
+        origin |= {k: v for k, v in tags.items() if k.startswith((VERSIONS, HARDWARE, PRECISION))}
+        origin |= {k: v[:SHORT] for k, v in tags.items() if k.startswith((TRUSTED, WEIGHTS_SHA256))}
         return origin | {"status": str(self.status)}
 
     @cached_property

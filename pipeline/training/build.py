@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import keras
@@ -12,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipeline.config.builders import build, has_backbone
+from pipeline.config.builders import Leaf, build, has_backbone
 from pipeline.config.schema import Config
+from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Array, Prepared
 from pipeline.system.errors import RequestError, first_line
 from pipeline.training import pretrained
@@ -35,6 +37,7 @@ PATCH_IMAGES, PATCHES_PER_IMAGE = 1_000, 256  # sample from which their covarian
 _CONSTANT = 1e-6  # standard deviation, in levels, up to which a channel does not vary
 _NOISE = 5e-4  # added to each variance, so that directions that hardly vary are not amplified
 _backbones: dict[str, tuple[keras.Model, str]] = {}  # and the checksum of the weights
+_one_at_a_time = RLock()  # initial weights follow Python's random numbers, which threads share
 _DETERMINISM = "determinism"
 _begun: set[str] = set()  # what this module has switched on for the process
 
@@ -46,8 +49,9 @@ def prepare_keras(config: Config, *, keeps_programs: bool = False) -> None:
     `build_model`. With `keeps_programs`, what XLA compiles is kept beside the cached data; the next
     job of a sweep in the same process could not use it.
     """
-    # A user's keras.json may set other values.
+    # A user's keras.json or notebook may set other values.
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")
     if config.train.deterministic:
         _begin_determinism()
@@ -79,6 +83,7 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
     """Builds the untrained, compiled network: images u8[N,H,W,C] → probabilities f32[N,K].
 
     Scaling and augmentation are its first layers, so that they cannot be forgotten in serving.
+    Its `compute_dtype` is the precision of the configuration, or what `auto` means for it.
     Seeds all random numbers of Keras with `config.seed`. A model that was already `checked` is not
     checked again.
 
@@ -88,12 +93,13 @@ def build_model(config: Config, prepared: Prepared, *, checked: bool = False) ->
             that `model.weights` names are missing or do not fit.
     """
     require_sensible(config.train.precision)
-    if has_backbone(config.model) and config.model["trainable"] == "head":
-        model = _with_frozen_backbone(config, prepared)
-    else:
-        model = _prepared(config, prepared)
-    if not checked:
-        check_model(model, len(prepared.class_names), called=_called(config))
+    with _one_at_a_time:
+        if has_backbone(config.model) and config.model["trainable"] == "head":
+            model = _with_frozen_backbone(config, prepared)
+        else:
+            model = _prepared(config, prepared)
+        if not checked:  # which restores their state
+            check_model(model, len(prepared.class_names), called=_called(config))
     compile_model(model, config, images=len(prepared.train))
     return model
 
@@ -115,7 +121,9 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
     """
     scaling, classes = _scaling(config.train.scaling, prepared).get_config(), prepared.class_names
     settings = (config.model, config.augment, config.train.precision, prepared.image_shape)
-    key = json.dumps([*settings, scaling, len(classes), pretrained.state(config.model["weights"])])
+    # Files that may change within the process: of weights, and the user's modules.
+    read = (pretrained.state(config.model["weights"]), checksums(trusted()))
+    key = json.dumps([*settings, scaling, len(classes), *read])
     shared = _kept_backbone(key)
     model = shared or _prepared(config, prepared)
     if not pretrained.is_fixed(model):
@@ -133,7 +141,8 @@ def _with_frozen_backbone(config: Config, prepared: Prepared) -> keras.Model:
         _backbones[key] = model, pretrained.backbone_checksum(model)
         while len(_backbones) > BACKBONES:
             del _backbones[next(iter(_backbones))]
-    return keras.Model(model.input, outputs, name=_keras_name(config))
+    with computing_in(model.compute_dtype):
+        return keras.Model(model.input, outputs, name=_keras_name(config))
 
 
 def _kept_backbone(key: str) -> keras.Model | None:
@@ -223,13 +232,15 @@ def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
     `images` is the number of training images, on which the length of a schedule depends.
 
     Raises:
-        RequestError: checkpoints cannot describe the optimizer or its schedule.
+        RequestError: the optimizer or its schedule is none of Keras' kind, or checkpoints cannot
+            describe it.
     """
     ema = config.train.ema
     averaging = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
-    optimizer = build(config.optimizer, **averaging)
+    optimizer = _built((keras.optimizers.Optimizer,), config.optimizer, **averaging)
     if config.schedule["_target_"] is not None:
-        optimizer.learning_rate = build(
+        optimizer.learning_rate = _built(
+            (keras.optimizers.schedules.LearningRateSchedule, float, int),
             config.schedule,
             config.optimizer["learning_rate"],
             config.train.epochs * -(-images // config.train.batch_size),
@@ -238,6 +249,20 @@ def compile_model(model: keras.Model, config: Config, *, images: int) -> None:
     if config.train.precision == "float16":  # Keras looks only at the policy of the whole model
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer=optimizer, **loss_and_metrics())
+
+
+def _built(kinds: tuple[type, ...], leaf: Leaf, *runtime: Any, **more: Any) -> Any:
+    """What the builder of a leaf makes, which may be the user's own.
+
+    Raises:
+        RequestError: it is of none of these kinds. Keras would take the name of an optimizer,
+            without the learning rate, and a function, which the compiled graph calls only once.
+    """
+    made = build(leaf, *runtime, **more)
+    if not isinstance(made, kinds):
+        found, wanted = type(made).__name__, kinds[0].__name__
+        raise RequestError(f"{leaf['_target_']}: returns {found}, not a Keras {wanted}")
+    return made
 
 
 def _require_savable(optimizer: keras.optimizers.Optimizer, config: Config) -> None:

@@ -12,8 +12,10 @@ from tempfile import TemporaryDirectory
 import keras
 import numpy as np
 
-from pipeline.data.values import Array, flaw_in
+from pipeline.config.trusted import checksums, trusted
+from pipeline.data.values import Array, Shape, flaw_in
 from pipeline.system.errors import RequestError, first_line
+from pipeline.training.graph import require_one_input
 from pipeline.training.saved import MOST_VALUES, largest_output, load_saved
 
 _IMAGES = 4
@@ -50,6 +52,28 @@ def check_model(model: keras.Model, classes: int, *, called: str) -> None:
         np.random.set_state(state[1])
 
 
+def check_given(model: keras.Model, image_shape: Shape, classes: int) -> None:
+    """Checks a model of the caller's own, which may be trained and need not be compiled.
+
+    A `Sequential` model without a shape is built for these images.
+
+    Raises:
+        RequestError: it does not take images of `image_shape`, or does not give probabilities
+            f32[N, classes].
+    """
+    if isinstance(model, keras.Sequential) and not model.built:
+        model.build((None, *image_shape))
+    require_one_input(model)
+    wanted = tuple(model.inputs[0].shape[1:])
+    if len(wanted) != 3 or any(
+        size not in (None, given) for size, given in zip(wanted, image_shape, strict=True)
+    ):
+        raise RequestError(f"model: takes images {wanted}, not {image_shape}")
+    _check_shapes(model, classes, "model")
+    images = np.random.default_rng(0).integers(0, 256, (_IMAGES, *image_shape), np.uint8)
+    _require_probabilities(model, images, "model")
+
+
 def _check_shapes(model: keras.Model, classes: int, called: str) -> None:
     if (shape := model.output_shape) != (None, classes):
         raise RequestError(
@@ -65,9 +89,10 @@ def _check_shapes(model: keras.Model, classes: int, called: str) -> None:
 
 
 def _structure(model: keras.Model) -> str | None:
-    """A text that is equal for models with equal layers, whatever their names; None if unknown."""
+    """A text that is equal for models with equal layers and code; None if unknown."""
     try:
-        return hashlib.sha256(json.dumps(model.get_config(), default=str).encode()).hexdigest()
+        described = [model.get_config(), checksums(trusted())]
+        return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
     except Exception:  # a user's `get_config` may raise anything
         return None
 
@@ -88,20 +113,19 @@ def _saved_and_loaded(model: keras.Model, called: str) -> keras.Model:
 def _check_probabilities(model: keras.Model, called: str) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_IMAGES, *model.input_shape[1:]), np.uint8)
-    tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
-    _require_probabilities(model, images, tolerance, called)
+    _require_probabilities(model, images, called)
     # With a last layer of zeros, outputs such as two sigmoids would happen to sum to one.
     for weight in model.trainable_variables[-2:]:
         spread = 0.5 / math.sqrt(math.prod(weight.shape[:-1]))
         weight.assign_add(rng.normal(0, spread, weight.shape))
-    _require_probabilities(model, images, tolerance, called)
+    _require_probabilities(model, images, called)
 
 
-def _require_probabilities(
-    model: keras.Model, images: Array, tolerance: float, called: str
-) -> None:
-    probabilities = keras.ops.convert_to_numpy(
-        keras.ops.cast(model(images, training=False), "float32")
-    )
+def _require_probabilities(model: keras.Model, images: Array, called: str) -> None:
+    given = model(images, training=False)
+    if isinstance(given, dict | list | tuple):
+        raise RequestError(f"{called}: gives a {type(given).__name__}, not one tensor; {_SOFTMAX}")
+    tolerance = 1e-3 if model.outputs[0].dtype == "float32" else 1e-2
+    probabilities = keras.ops.convert_to_numpy(keras.ops.cast(given, "float32"))
     if flaw := flaw_in(probabilities, tolerance):
         raise RequestError(f"{called}: its outputs are not probabilities: {flaw}; {_SOFTMAX}")

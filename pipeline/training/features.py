@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from pipeline.config.builders import has_backbone
 from pipeline.config.schema import Config
+from pipeline.config.trusted import checksums, trusted
 from pipeline.data import cache
 from pipeline.data.load import data_folder
 from pipeline.data.values import Array, Features, Prepared, Split
@@ -136,9 +138,11 @@ def _cached(folder: Path, backbone: keras.Model, images: Array) -> Array:
 
 
 def _digest(backbone: keras.Model) -> str:
-    """SHA-256 (hex) of the layers and weights that determine the features."""
+    """SHA-256 (hex) of what determines the features: layers, the user's code, and weights."""
     described = json.dumps(backbone.get_config()["layers"], default=str, sort_keys=True)
     digest = hashlib.sha256(described.encode())
+    if re.search(r'"registered_name": "[^"]*>', described):  # a class or function of the user's
+        digest.update(json.dumps(checksums(trusted()), sort_keys=True).encode())
     for weight in backbone.get_weights():
         digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()

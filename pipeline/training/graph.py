@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import keras
 
+from pipeline.system.errors import RequestError
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerCall:
@@ -18,6 +20,19 @@ class LayerCall:
 
     inputs: tuple[keras.KerasTensor, ...]
     outputs: tuple[keras.KerasTensor, ...]
+
+
+def require_one_input(model: keras.Model) -> None:
+    """Checks that a model of the caller's own is a graph of layers with one input.
+
+    Raises:
+        RequestError: it has several, or is of a class with a `call` of its own.
+    """
+    if len(getattr(model, "inputs", None) or ()) != 1:
+        raise RequestError(
+            "model: it must be a graph of layers with one input; of another model, pass "
+            "keras.Model(images, yours(images)) with images = keras.Input(prepared.image_shape)"
+        )
 
 
 def calls_of(model: keras.Model) -> dict[keras.Layer, list[LayerCall]]:

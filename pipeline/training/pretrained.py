@@ -143,6 +143,19 @@ def require_weights(leaf: Leaf) -> None:
         _weights_file(leaf["weights"])
 
 
+def weights_sha256(leaf: Leaf) -> str | None:
+    """SHA-256 (hex) of the file of weights that a checked leaf names; None if it names none.
+
+    Raises:
+        RequestError: the file does not exist.
+    """
+    source = leaf["weights"] if has_backbone(leaf) else None
+    if source is None or source == "imagenet":
+        return None
+    with _weights_file(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def rate_shares(model: keras.Model, leaf: Leaf) -> list[float] | None:
     """Each trainable variable's share of the optimizer's learning rate; None if all are equal.
 

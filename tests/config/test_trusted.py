@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
@@ -313,6 +314,7 @@ def test_two_metrics_or_plots_of_one_name_are_refused() -> None:
         ("my models", "a list is written [my,models]"),
         ("my_models.py", "cannot be imported"),
         ("broken", "broken cannot be imported: ZeroDivisionError: division by zero"),
+        ("__main__", "trusted_modules: the source of a notebook or program cannot be recorded"),
     ],
 )
 def test_a_module_that_cannot_be_had_is_refused(tmp_path: Path, modules: str, reason: str) -> None:
@@ -355,6 +357,18 @@ def test_the_sources_of_a_module_are_kept_with_their_checksum(tmp_path: Path) ->
     after = trusted.checksums(["my_models", "my_package"])
     assert after["my_models"] == before["my_models"]
     assert after["my_package"] != before["my_package"]
+
+
+def test_the_source_of_an_imported_module_is_what_was_imported_until_it_is_reloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(TRUST, *TINY)
+    edited = MODELS + "MORE = 1\n"
+    (tmp_path / "my_models.py").write_text(edited)
+    assert trusted.sources(["my_models"]) == {"my_models.py": MODELS.encode()}
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.reload(sys.modules["my_models"])
+    assert trusted.sources(["my_models"]) == {"my_models.py": edited.encode()}
 
 
 @pytest.mark.parametrize("group", MODULES)

@@ -57,6 +57,14 @@ def test_other_groups_of_the_same_pictures_are_a_difference_if_both_are_known() 
     assert said(groups[0], groups[0]) == said(groups[0], groups[2]) == []
 
 
+def test_other_pretrained_weights_are_a_difference_if_the_run_has_recorded_its_own() -> None:
+    known = replace(THEN, weights="a" * 64)
+    assert said(replace(THEN, weights="b" * 64), known) == [
+        "data: model.weights was aaaaaaaaaaaa and is bbbbbbbbbbbb"
+    ]
+    assert said(known, known) == said(known, THEN) == []
+
+
 def test_two_patches_of_one_length_are_told_apart() -> None:
     then, now = (replace(THEN, patch=f"+{text}\n") for text in ("one", "two"))
     [line] = said(now, then)

@@ -5,6 +5,7 @@ What it computes is tested with the models (test_models.py) and in training (tes
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -87,6 +88,17 @@ def test_what_a_job_before_asked_of_tensorflow_holds_for_that_job_alone() -> Non
     assert found == [True, False]
 
 
+def test_the_precision_that_a_notebook_has_set_is_not_that_of_a_run() -> None:
+    config = configured(*LINEAR)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        prepare_keras(config)
+        model = build_model(config, PREPARED)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.compute_dtype for layer in model.layers[1:]} == {"float32"}
+
+
 def test_what_others_asked_of_tensorflow_stays() -> None:
     """As the variable TF_DETERMINISTIC_OPS does."""
     tf.config.experimental.enable_op_determinism()
@@ -123,6 +135,15 @@ def test_a_models_weights_follow_the_seed_alone() -> None:
     one, same, other = (built(f"seed={seed}").get_weights()[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
+
+
+def test_threads_that_build_a_model_at_once_get_the_same_weights() -> None:
+    config = configured("model=mlp", "model.hidden=[64,64,64]")
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: build_model(config, PREPARED), range(8))
+    for other in others:
+        for one, same in zip(other.get_weights(), first.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, same)
 
 
 def test_a_model_whose_loss_takes_shares_of_classes_is_kept_with_one_that_takes_labels() -> None:
@@ -182,6 +203,26 @@ def test_a_schedule_that_no_checkpoint_can_describe_is_refused_before_training(
         build, "build", lambda leaf, *more: Mine() if leaf is config.schedule else made(leaf, *more)
     )
     with pytest.raises(RequestError, match=r"^optimizer=adam schedule=cosine: checkpoints cannot"):
+        build_model(config, PREPARED)
+
+
+@pytest.mark.parametrize(
+    ("group", "made", "said"),
+    [
+        ("optimizer", "adam", "keras.optimizers.Adam: returns str, not a Keras Optimizer"),
+        ("schedule", lambda: 0.1, "returns function, not a Keras LearningRateSchedule"),
+    ],
+    ids=["optimizer", "schedule"],
+)
+def test_what_is_no_optimizer_or_schedule_is_refused(
+    group: str, made: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(*LINEAR, "schedule=cosine")
+    ours, own = build.build, getattr(config, group)
+    monkeypatch.setattr(
+        build, "build", lambda leaf, *more: made if leaf is own else ours(leaf, *more)
+    )
+    with pytest.raises(RequestError, match=said):
         build_model(config, PREPARED)
 
 
@@ -254,6 +295,9 @@ def test_a_backbone_that_was_trained_further_or_replaced_is_built_anew(
     donor.get_layer("base").set_weights([2 * kernel, np.ones(4)])
     donor.save(tmp_path / "donor.keras")
     np.testing.assert_array_equal(base().get_weights()[0], 2 * kernel)
+    last = base()
+    monkeypatch.setattr(build, "checksums", lambda modules: {"my_models": "changed"})
+    assert base() is not last
 
 
 def test_a_head_that_takes_more_than_the_features_begins_anew_with_each_model(

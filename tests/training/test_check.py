@@ -80,6 +80,7 @@ def nan(x: Any) -> Any:
         (layers.Dense(4, activation="softmax"), 3, r"gives \(None, 4\), but .* 3 classes"),
         (layers.Dense(1, activation="sigmoid"), 2, r"gives \(None, 1\), but .* 2 classes"),
         (two_heads, 3, "but the data set's 3 classes need"),
+        (lambda x: {"a": layers.Dense(3, activation="softmax")(x)}, 3, "gives a dict, not one"),
         (nan, 3, "some are NaN or infinite"),
     ],
 )

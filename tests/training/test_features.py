@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.values import Prepared, Split
+from pipeline.training import features
 from pipeline.training.build import loss_and_metrics
 from pipeline.training.features import Head, head_of, takes_images, whole
 from pipeline.training.predictor import predict
@@ -42,11 +43,12 @@ PREPARED = Prepared(
 )
 
 
-def network(*, frozen: bool = True) -> keras.Model:
+def network(*, frozen: bool = True, before: keras.layers.Layer | None = None) -> keras.Model:
     """Four pixels → two features → three probabilities."""
     keras.utils.set_random_seed(0)
     images = keras.Input((2, 2, 1), dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 255, name="scaling")(images)
+    x = x if before is None else before(x)
     x = keras.layers.Flatten(name="flat")(x)
     x = keras.layers.Dense(2, name=FEATURES, trainable=not frozen)(x)
     outputs = keras.layers.Dense(3, activation="softmax", name="probabilities")(x)
@@ -76,14 +78,35 @@ def test_features_are_computed_once_and_read_after_that(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    features = head(tmp_path).of(PREPARED.train).images
+    computed = head(tmp_path).of(PREPARED.train).images
     kernel, bias = network().get_layer(FEATURES).get_weights()
     expected = (IMAGES.reshape(40, 4) / np.float32(255)) @ kernel + bias
-    np.testing.assert_allclose(features, expected, atol=1e-6)
+    np.testing.assert_allclose(computed, expected, atol=1e-6)
     assert "Features of 40 of 40 images" in caplog.text
     caplog.clear()
-    np.testing.assert_array_equal(head(tmp_path).of(PREPARED.test).images, features)
+    np.testing.assert_array_equal(head(tmp_path).of(PREPARED.test).images, computed)
     assert "Features of" not in caplog.text
+
+
+@keras.saving.register_keras_serializable("test_features")
+class Doubled(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+def test_features_of_a_layer_of_the_users_own_are_computed_anew_where_its_code_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    own = network(before=Doubled())
+    for code, computed in (("a", True), ("a", False), ("b", True)):
+        monkeypatch.setattr(features, "checksums", lambda modules, code=code: {"mine": code})
+        caplog.clear()
+        found = head_of(own, config(tmp_path))
+        assert found is not None
+        found.of(PREPARED.train)
+        assert ("Features of" in caplog.text) == computed
+    assert len([*tmp_path.rglob("features-*")]) == 2
 
 
 def test_a_split_of_the_packed_images_has_its_rows_of_the_features(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline.tracking import origin
 from pipeline.tracking.client import STORE_ERRORS
 from pipeline.tracking.journal import run_in_journal
 from pipeline.tracking.recording import add_tags
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import as_trained, find_run, with_weights
 from pipeline.tracking.values import (
     REPEAT_CHANGES,
     REPRODUCES,
@@ -33,6 +33,7 @@ from pipeline.tracking.values import (
     Status,
     StoredPredictions,
 )
+from pipeline.training.pretrained import weights_sha256
 from pipeline.verbs.reproduce import REPRODUCE, Reproduce
 
 if TYPE_CHECKING:
@@ -182,8 +183,11 @@ def _recorded(run_id: str, config: Config) -> RecordedRun:
 
 
 def _again(run: RecordedRun, today: Config) -> Config:
-    """The run's configuration for an independent run, with the current store and cache."""
-    then = run.config
+    """The run's configuration for an independent run, with the current store and cache.
+
+    In place of `train.precision=auto` it names the precision that the run chose.
+    """
+    then = as_trained(run.config, run)
     name = run.name or run.id
     tracking = replace(
         then.tracking,
@@ -206,7 +210,8 @@ def _changed(run: RecordedRun, again: Config) -> list[origin.Difference]:
         environment=run.text("environment.txt"),
     )
     origin.with_threads_of(at_start)
-    return origin.differences(at_start, origin.here(raw.identity))
+    weights = weights_sha256(with_weights(again).model)
+    return origin.differences(at_start, origin.here(raw.identity, weights))
 
 
 def _show_changes(run: RecordedRun, changed: Sequence[origin.Difference]) -> None:

@@ -22,7 +22,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.journal import has_journal
 from pipeline.tracking.recording import reopen
-from pipeline.tracking.runs import find_run
+from pipeline.tracking.runs import as_trained, find_run, with_weights
 from pipeline.tracking.values import (
     LONGEST_PARAM,
     RESUMED_AFTER,
@@ -32,6 +32,7 @@ from pipeline.tracking.values import (
     Status,
 )
 from pipeline.training.checkpoint import Progress, Start, newest_progress
+from pipeline.training.pretrained import weights_sha256
 from pipeline.verbs.resume import RESUME, Resume
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _folder_of(run: RecordedRun) -> Path:
 
 
 def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
-    """The run's own configuration, with the current store and cache."""
+    """The run's own configuration, with the precision it chose and the current store and cache."""
     recorded = validate(yaml.safe_load(_kept(folder, "config.yaml")))
     hidden = shown_params(recorded)
     for name, value in flatten(recorded).items():
@@ -132,7 +133,7 @@ def _config(folder: Path, run: RecordedRun, today: Config) -> Config:
                 f"{known[0]}"
             )
     tracking = replace(recorded.tracking, uri=today.tracking.uri, offline=False)
-    return replace(recorded, tracking=tracking, data_dir=today.data_dir)
+    return replace(as_trained(recorded, run), tracking=tracking, data_dir=today.data_dir)
 
 
 def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) -> str:
@@ -142,9 +143,10 @@ def _require_same(folder: Path, run: RecordedRun, then: Config, *, force: bool) 
         run.tags, patch=_kept(folder, "code.patch"), environment=_kept(folder, "environment.txt")
     )
     origin.with_threads_of(at_start)
+    weights = weights_sha256(with_weights(then).model)
     changed = [
         str(difference)
-        for difference in origin.differences(at_start, origin.here(raw.identity))
+        for difference in origin.differences(at_start, origin.here(raw.identity, weights))
         if difference.kind in ("code", "data") or difference.what in WEIGHTY
     ]
     if changed and not force:

@@ -59,6 +59,9 @@ def test_a_repeated_seed_counts_once_by_its_newest_run() -> None:
         {"data.fingerprint": "e" * 64},
         {"hardware.cpu": "Xeon"},
         {"model": "cnn"},
+        {"trusted.my_models": "a" * 64},
+        {"weights.sha256": "b" * 64},
+        {"precision.chosen": "bfloat16"},
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_stay_apart(tags: dict[str, str]) -> None:

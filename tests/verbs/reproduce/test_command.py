@@ -25,6 +25,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.delivery import send_journal
 from pipeline.tracking.lifecycle import record
 from pipeline.tracking.values import StoredPredictions
+from pipeline.training import precision
 from pipeline.training.train import train
 from pipeline.verbs.reproduce.command import MetricPair, Verdict, paired, verdict_on
 from tests.commands import LEAN, carried_out, configured, inside
@@ -133,6 +134,22 @@ def test_a_rerun_is_bit_identical_and_linked_to_the_run(
     assert again.data.params == client(folder).get_run(first).data.params
     carried_out("reproduce", "dataset=digits", "run_id=latest", folder=tmp_path)
     assert newest(folder).data.tags["reproduces"] == first  # latest is never a rerun itself
+
+
+@pytest.mark.slow
+def test_a_rerun_computes_in_the_precision_that_auto_chose_for_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("dataset=digits", "model=cnn", "model.filters=[16]", "train.epochs=1", *LEAN)
+    monkeypatch.setattr(precision, "processor_features", lambda: "")
+    with inside(tmp_path):
+        run(configured(*words, "train.precision=auto"), tmp_path / "first")
+        assert newest(tmp_path).data.tags["precision.chosen"] == "float32"
+        monkeypatch.setattr(precision, "processor_features", lambda: precision.MEASURED)
+        carried_out("reproduce", "dataset=digits", "run_id=latest", folder=tmp_path / "log")
+    again = newest(tmp_path).data
+    assert again.params["train.precision"] == "float32"
+    assert again.tags["reproduction"] == "bit-identical"
 
 
 @pytest.mark.slow

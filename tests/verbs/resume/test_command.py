@@ -5,22 +5,28 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import Run
 
 from pipeline.config import trusted
+from pipeline.data.load import load_data
 from pipeline.run import run
 from pipeline.system.errors import PipelineError, Pruned, RequestError
 from pipeline.tracking import lineage
 from pipeline.tracking.lifecycle import record
+from pipeline.training import models, precision
+from pipeline.training.build import build_model
 from tests.commands import LEAN, begun, carried_out, configured, environment, inside, pipeline
 from tests.stress.matrix import matrix, only_stressed, stressed, tally
 from tests.system.test_folders import HOLD
@@ -154,6 +160,20 @@ def test_a_failed_run_goes_on_in_the_same_run_as_if_nothing_had_been(
     assert len(after.inputs.dataset_inputs) == 1
 
 
+def test_a_run_keeps_the_precision_that_auto_chose_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("dataset=digits", "model=cnn", "model.filters=[16]", "train.epochs=2", *LEAN)
+    monkeypatch.setattr(precision, "processor_features", lambda: precision.MEASURED)
+    with inside(tmp_path), pytest.raises(PowerCut):
+        run(configured(*words, "train.precision=auto"), tmp_path / "outputs", cut_in(2))
+    monkeypatch.setattr(precision, "processor_features", lambda: "")  # of the machine that resumes
+    resumed(tmp_path)
+    assert the_run(tmp_path).data.tags["precision.chosen"] == "bfloat16"
+    with zipfile.ZipFile(tmp_path / "outputs" / "checkpoints" / "last.keras") as checkpoint:
+        assert b"mixed_bfloat16" in checkpoint.read("config.json")
+
+
 @only_stressed  # training/test_train.py interrupts a training twice
 @matrix(12)
 def test_a_run_may_be_interrupted_again(whole: Path, tmp_path: Path) -> None:
@@ -246,6 +266,27 @@ def test_other_data_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pipeline.tracking.origin.identity_in", lambda _: known)
     monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(identity=now))
     refused(stopped, "longer be the same run: the grouping of the pictures was a")
+
+
+def test_other_pretrained_weights_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(images: Any, classes: int, **_: Any) -> Any:
+        x = keras.layers.Dense(4, name="features")(keras.layers.Flatten(name="flat")(images))
+        return keras.layers.Dense(classes, activation="softmax", name="probabilities")(x)
+
+    monkeypatch.setattr(models, "efficientnet_lite", wraps(models.efficientnet_lite)(network))
+    words, file = ("dataset=digits", "model=efficientnet_lite0", *LEAN), tmp_path / "donor.keras"
+    with inside(tmp_path):
+        donor = configured(*words, "model.weights=null", "model.trainable=all")
+        model = build_model(donor, load_data(donor))
+        model.save(file)
+        config = configured(*words, f"model.weights={file}", "train.epochs=2")
+        with pytest.raises(PowerCut):
+            run(config, tmp_path / "outputs", cut_in(2))
+        model.get_layer("features").set_weights([np.zeros((64, 4)), np.zeros(4)])
+        model.save(file)
+    refused(tmp_path, "no longer be the same run: model.weights was .* and is")
 
 
 def test_a_configuration_that_was_edited_is_refused(stopped: Path) -> None:
