@@ -93,11 +93,15 @@ def is_trusted(target: str) -> bool:
 def checked_function(target: str) -> Callable[..., Any]:
     """As `trusted_function`, for the check of a configuration: the import shows nothing.
 
-    A module may import TensorFlow, whose native library prints messages.
+    A module may import TensorFlow, whose native library prints messages. Its source is read at
+    once, since the file may be edited before a run records it.
     """
-    loaded = "tensorflow" in sys.modules or target.rpartition(".")[0] in sys.modules
+    module = target.rpartition(".")[0]
+    loaded = "tensorflow" in sys.modules or module in sys.modules
     with nullcontext() if loaded else native_messages_to(Path(os.devnull)):
-        return trusted_function(target)
+        function = trusted_function(target)
+    sources(one for one in trusted() if _is_within(module, one))
+    return function
 
 
 def trusted_function(target: str) -> Callable[..., Any]:
@@ -219,9 +223,7 @@ def _imported(module: str) -> ModuleType:
         raise RequestError(untrusted(f"{module}."))
     try:
         with _current_folder_on_path(), nullcontext() if module in sys.modules else exempting():
-            imported = importlib.import_module(module)
-        sources(one for one in trusted() if _is_within(module, one))
-        return imported
+            return importlib.import_module(module)
     except Exception as error:
         raise RequestError(f"{SETTING}: {module} cannot be imported: {one_line(error)}") from error
 
