@@ -491,11 +491,16 @@ def _label(value: Any) -> str:
     return as_line(unicodedata.normalize("NFC", plain(value)))
 
 
+def with_slashes(path: str) -> str:
+    """A path that may be written as on Windows, with slashes in place of backslashes."""
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
 def _relative(
     path: str, roots: Sequence[str], folders: Sequence[str], given: Table, row: int
 ) -> str:
-    """A path of a list relative to the folder of the pictures."""
-    if _PLAIN.fullmatch(path):
+    """A path of a list relative to the folder of the pictures, also `with_slashes`."""
+    if not path or _PLAIN.fullmatch(path):
         return path
 
     def refuse(problem: str, mend: str) -> RequestError:
@@ -503,23 +508,32 @@ def _relative(
 
     if _ADDRESS.match(path):
         raise refuse("is an address", "download the pictures, and list their files")
-    slashed = path.replace("\\", "/")  # of Windows
-    if "/" not in path or re.match(r"[A-Za-z]:/|/|(.*/)?\.\./", slashed):
-        path = slashed
-    if re.match(r"[A-Za-z]:/", path):
+    slashed = with_slashes(path)
+    if re.match(r"[A-Za-z]:/", slashed):
         raise refuse("is a path of Windows", "write it relative to the folder of the list")
-    name = posixpath.normpath(path) if path else ""
-    climbs = name == ".." or name.startswith("../")
-    if not (climbs or name.startswith("/")):
-        return name
-    absolute = [posixpath.normpath(f"{one}/{name}") for one in folders] if climbs else [name]
+    inside = _inside(slashed, roots, folders)
+    if inside is None:
+        folder = roots[0] if roots else "the archive"
+        mend = "name the folder that all pictures lie in: dataset.root=…"
+        raise refuse(f"lies outside {folder}", mend)
+    plainly = _inside(posixpath.normpath(path), roots, folders) or ""
+    return plainly if with_slashes(plainly) == inside else inside  # names may hold backslashes
+
+
+def _inside(path: str, roots: Sequence[str], folders: Sequence[str]) -> str | None:
+    """A normal path relative to the one of `roots` that it lies in; None if it lies in none.
+
+    One with `..` is relative to one of `folders`.
+    """
+    climbs = path == ".." or path.startswith("../")
+    if not (climbs or path.startswith("/")):
+        return path
+    absolute = [posixpath.normpath(f"{one}/{path}") for one in folders] if climbs else [path]
     for root in (f"{one.rstrip('/')}/" for one in roots):
         for one in absolute:
             if (plainly := f"/{one.lstrip('/')}").startswith(root):
                 return plainly.removeprefix(root)
-    folder = roots[0] if roots else "the archive"
-    mend = "name the folder that all pictures lie in: dataset.root=…"
-    raise refuse(f"lies outside {folder}", mend)
+    return None
 
 
 def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:
