@@ -418,6 +418,22 @@ def test_where_missing_files_lie_is_told(tmp_path: Path) -> None:
     assert f"Its paths are relative to {tmp_path}/deep; dataset.root=" in refusal(path)
 
 
+@pytest.mark.parametrize("path", ["string_view", "binary", "binary_view", "large_binary"])
+@pytest.mark.parametrize("label", ["decimal128(4, 2)", "string_view", "binary"])
+def test_texts_and_numbers_in_parquet_are_those_of_any_list(
+    path: str, label: str, tmp_path: Path
+) -> None:
+    kinds = {
+        "path": pyarrow.type_for_alias(path),
+        "label": pyarrow.decimal128(4, 2) if "decimal" in label else pyarrow.type_for_alias(label),
+    }
+    columns = {"path": [None, "", *PICTURES], "label": [*"12121"]}
+    table = {name: pyarrow.array(columns[name]).cast(kind) for name, kind in kinds.items()}
+    parquet.write_table(pyarrow.table(table), pictures(tmp_path) / "l.parquet")
+    listing = listed(tmp_path / "l.parquet", max_bad=0.5)
+    assert classes_of(listing) == dict(zip(PICTURES, "121", strict=True))
+
+
 def test_missing_labels_in_parquet_are_missing(tmp_path: Path) -> None:
     rows = [
         {"path": name, "label": label}
