@@ -289,7 +289,9 @@ def _mapped(file: IO[bytes], size: int) -> Array:
     else:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
-        raise ValueError("holds Python objects, which are never loaded")
+        raise ValueError(
+            "holds Python objects, which are never loaded; make texts by y.astype(str)"
+        )
     start, count = file.tell(), math.prod(shape)
     if start + count * dtype.itemsize != size:
         raise ValueError(

@@ -276,6 +276,8 @@ def _images(array: Array, where: str) -> Array:
 
 def _labels(array: Array, where: str) -> Array:
     """Labels [N] of integers or texts, from [N], [N,1] or one-hot rows of any numeric dtype."""
+    if array.dtype.kind == "S":  # as HDF5 and TensorFlow have texts
+        array = np.char.decode(array, "utf-8", "replace")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2 and array.dtype.kind in "biuf":

@@ -24,7 +24,7 @@ from pipeline.data.files import PICTURE_ENDINGS
 from pipeline.system.errors import one_line
 from pipeline.system.files import file_state
 from pipeline.system.imports import Lazy
-from pipeline.system.terminal import printable
+from pipeline.system.terminal import as_line, printable
 
 parquet, pyarrow = Lazy("pyarrow.parquet"), Lazy("pyarrow")
 
@@ -32,6 +32,7 @@ _NAME = re.compile(r"(.+\.(?:parquet|pq))/([^/]+)/(\d+)(?:\.\w+)?", re.IGNORECAS
 _GROUPS = 3  # row groups in memory at least
 _ROWS = 64 * (os.cpu_count() or 1)
 """Rows that are being decoded: at most four chunks of 16 per core (`packing.py`)."""
+_LONG_TEXT = 2**10  # bytes; longer values are pictures, on average
 GROUP_BYTES = 2**28
 """Most bytes of the row groups in memory, if these are more than _GROUPS."""
 
@@ -39,14 +40,14 @@ GROUP_BYTES = 2**28
 def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
     """The names of the pictures of an open `ParquetFile`, by column; None where a row has none.
 
-    A column holds pictures if its values are bytes, or have a field `bytes` beside the `path` that
-    the file had. Those that hold only paths have these as names.
+    A column holds pictures if its values are bytes, though not `texts_in` them, or have a field
+    `bytes` beside the `path` that the file had. Those that hold only paths have these as names.
     """
-    schema, rows = file.schema_arrow, file.metadata.num_rows
+    schema, rows, texts = file.schema_arrow, file.metadata.num_rows, texts_in(file)
     found: dict[str, Sequence[str | None]] = {}
     for field in schema:
         leaf, paths = _leaf(field), [None] * rows
-        if leaf is None or "/" in field.name:
+        if leaf is None or "/" in field.name or field.name in texts:
             continue
         if leaf != field.name and "path" in {one.name for one in field.type}:
             column = file.read(columns=[f"{field.name}.path"]).column(field.name)
@@ -60,6 +61,27 @@ def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
                 for row, ending in enumerate(endings)
             ]
     return found
+
+
+def texts_in(file: Any) -> list[str]:
+    """The columns of bytes in an open `ParquetFile` that hold texts, as their first values tell.
+
+    Some programs do not declare the texts that they write.
+    """
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    return [name for name in kinds if _is_bytes(kinds[name]) and _reads_as_text(file, name)]
+
+
+def _reads_as_text(file: Any, column: str) -> bool:
+    """Whether the first value that is not empty is text of one line, as no picture is."""
+    if _is_empty(file, column) or _takes(file, column) > _LONG_TEXT:
+        return False  # without reading any picture
+    batches = file.iter_batches(batch_size=1, columns=[column])
+    first = next(filter(None, (batch.column(0)[0].as_py() for batch in batches)), b"")
+    try:
+        return bool(first) and as_line(first.decode()) == first.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def classes_in(schema: Any) -> Mapping[str, Sequence[str]]:
@@ -167,22 +189,32 @@ def _holds_bytes(field: Any) -> bool:
 
 
 def _is_bytes(kind: Any) -> bool:
-    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+    types = pyarrow.types
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(test(kind) for test in tests)
 
 
 def _is_empty(file: Any, leaf: str) -> bool:
     """Whether a column is known to hold no bytes at all."""
     return all(
-        chunk is not None and chunk.null_count == rows for chunk, rows in _counts(file, leaf)
+        chunk.statistics is not None and chunk.statistics.null_count == rows
+        for chunk, rows in _chunks(file, leaf)
     )
 
 
-def _counts(file: Any, leaf: str) -> Iterator[tuple[Any, int]]:
-    """The statistics of a column, and the number of rows, of each row group."""
+def _takes(file: Any, leaf: str) -> float:
+    """The bytes that a row takes in a column, on average."""
+    sizes = [(chunk.total_uncompressed_size, rows) for chunk, rows in _chunks(file, leaf)]
+    total, rows = map(sum, zip(*sizes, strict=True))
+    return total / max(1, rows)
+
+
+def _chunks(file: Any, leaf: str) -> Iterator[tuple[Any, int]]:
+    """What is known of a column in each row group, and the number of its rows."""
     metadata = file.metadata
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for index in range(group.num_columns):
             chunk = group.column(index)
             if chunk.path_in_schema == leaf:
-                yield chunk.statistics, group.num_rows
+                yield chunk, group.num_rows

@@ -171,14 +171,14 @@ class _Search:
             self.pattern(place, rest)
             for entry in filter(self.is_folder, self.entries(place)):
                 self.pattern(place / entry.name, ["**", *rest])
+        elif os.path.lexists(place / first):  # a name may have brackets
+            self.pattern(place / first, rest)
         elif glob.has_magic(first):
             fits = re.compile(fnmatch.translate(first)).match
             for entry in self.entries(place):
                 hidden = entry.name.startswith(".") and not first.startswith(".")
                 if not hidden and fits(entry.name) and self.is_open(entry):
                     self.pattern(place / entry.name, rest)
-        elif os.path.lexists(place / first):
-            self.pattern(place / first, rest)
 
     def file(self, file: Path) -> None:
         ending = file.suffix.lower()

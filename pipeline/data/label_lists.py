@@ -10,12 +10,14 @@ import csv
 import io
 import json
 import math
+import os
 import posixpath
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from mmap import mmap
 from pathlib import PurePosixPath
 from typing import Any
@@ -256,8 +258,9 @@ def _parquet(content: bytes | mmap, name: str) -> Table:
             raise RequestError(f"{told} has more than {MOST_ROWS:,} rows; divide it")
         schema = file.schema_arrow
         _check_header(schema.names, told)
-        texts = [field.name for field in schema if _is_text(field.type)]
-        plain = [field.name for field in schema if _is_text(field.type) or _is_number(field.type)]
+        bytes_of_texts = embedded.texts_in(file)
+        texts = [one.name for one in schema if _is_text(one.type) or one.name in bytes_of_texts]
+        plain = [one.name for one in schema if one.name in texts or _is_number(one.type)]
         # As dictionaries, repeated texts take memory once, however often they are repeated.
         read = parquet.ParquetFile(pyarrow.BufferReader(content), read_dictionary=texts).read(
             columns=plain
@@ -300,20 +303,24 @@ def _is_text(kind: Any) -> bool:
     types = pyarrow.types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _is_number(kind: Any) -> bool:
     types = pyarrow.types
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_temporal)
-    return any(test(kind) for test in tests)
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+    return any(test(kind) for test in (*tests, types.is_temporal))
 
 
 def _values(column: Any) -> list[Any]:
     made: list[Any] = []
     for chunk in column.chunks:
         if pyarrow.types.is_dictionary(chunk.type):
-            known = chunk.dictionary.to_pylist()
+            known = [
+                os.fsdecode(one) if isinstance(one, bytes) else one
+                for one in chunk.dictionary.to_pylist()
+            ]
             made += (None if one is None else known[one] for one in chunk.indices.to_pylist())
         else:
             made += chunk.to_pylist()
@@ -484,6 +491,8 @@ def plain(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == value.to_integral_value() else f"{value:f}"
     return str(value)
 
 
@@ -492,11 +501,16 @@ def as_class(name: str) -> str:
     return as_line(unicodedata.normalize("NFC", name))
 
 
+def with_slashes(path: str) -> str:
+    """A path that may be written as on Windows, with slashes in place of backslashes."""
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
 def _relative(
     path: str, roots: Sequence[str], folders: Sequence[str], given: Table, row: int
 ) -> str:
-    """A path of a list relative to the folder of the pictures."""
-    if _PLAIN.fullmatch(path):
+    """A path of a list relative to the folder of the pictures, also `with_slashes`."""
+    if not path or _PLAIN.fullmatch(path):
         return path
 
     def refuse(problem: str, mend: str) -> RequestError:
@@ -504,23 +518,32 @@ def _relative(
 
     if _ADDRESS.match(path):
         raise refuse("is an address", "download the pictures, and list their files")
-    slashed = path.replace("\\", "/")  # of Windows
-    if "/" not in path or re.match(r"[A-Za-z]:/|/|(.*/)?\.\./", slashed):
-        path = slashed
-    if re.match(r"[A-Za-z]:/", path):
+    slashed = with_slashes(path)
+    if re.match(r"[A-Za-z]:/", slashed):
         raise refuse("is a path of Windows", "write it relative to the folder of the list")
-    name = posixpath.normpath(path) if path else ""
-    climbs = name == ".." or name.startswith("../")
-    if not (climbs or name.startswith("/")):
-        return name
-    absolute = [posixpath.normpath(f"{one}/{name}") for one in folders] if climbs else [name]
+    inside = _inside(slashed, roots, folders)
+    if inside is None:
+        folder = roots[0] if roots else "the archive"
+        mend = "name the folder that all pictures lie in: dataset.root=…"
+        raise refuse(f"lies outside {folder}", mend)
+    plainly = _inside(posixpath.normpath(path), roots, folders) or ""
+    return plainly if with_slashes(plainly) == inside else inside  # names may hold backslashes
+
+
+def _inside(path: str, roots: Sequence[str], folders: Sequence[str]) -> str | None:
+    """A normal path relative to the one of `roots` that it lies in; None if it lies in none.
+
+    One with `..` is relative to one of `folders`.
+    """
+    climbs = path == ".." or path.startswith("../")
+    if not (climbs or path.startswith("/")):
+        return path
+    absolute = [posixpath.normpath(f"{one}/{path}") for one in folders] if climbs else [path]
     for root in (f"{one.rstrip('/')}/" for one in roots):
         for one in absolute:
             if (plainly := f"/{one.lstrip('/')}").startswith(root):
                 return plainly.removeprefix(root)
-    folder = roots[0] if roots else "the archive"
-    mend = "name the folder that all pictures lie in: dataset.root=…"
-    raise refuse(f"lies outside {folder}", mend)
+    return None
 
 
 def _splits(given: Table, name: str | None) -> tuple[str | None, list[str]]:

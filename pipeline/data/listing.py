@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -915,17 +914,20 @@ def _real_names(place: Place, below: str, paths: Sequence[str]) -> list[str]:
 
 
 def _forms(path: str) -> list[str]:
-    """Other ways to write a path, within the same folder."""
+    """Other ways to write a path."""
     if path.isascii() and "\\" not in path:
         return []
-    slashed = posixpath.normpath(path.replace("\\", "/"))
-    inside = [path] if slashed.startswith(("/", "../")) else [path, slashed]
-    forms = {unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in inside}
+    forms = {
+        unicodedata.normalize(form, one)
+        for form in ("NFC", "NFD")
+        for one in (path, label_lists.with_slashes(path))
+    }
     return sorted(forms - {path})
 
 
 def _whereabouts(place: Place, below: str, path: str) -> str:
     """The real path of a file that a list names, if it is not where the list says."""
+    path = label_lists.with_slashes(path)
     name = path.rpartition("/")[2]
     for file in place.contents().files:
         if file.endswith(f"/{path}"):

@@ -231,6 +231,10 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
     assert raw.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
     assert raw.val is not None
     assert raw.val.labels.tolist() == [1, 2]
+    known = arrays | {name: arrays[name].astype("S") for name in ("y_train", "y_test")}
+    again = from_npz(str(npz(tmp_path, known)), class_names=None)
+    assert again.class_names == raw.class_names
+    assert again.train.labels.tolist() == raw.train.labels.tolist()
     hot = dict(zip(KERAS, (IMAGES, np.eye(3)[LABELS], IMAGES[:3], np.eye(3)[:3]), strict=True))
     assert from_npz(str(npz(tmp_path, hot)), class_names=["a", "b", "c"]).class_names == (
         *("a", "b", "c"),
@@ -246,7 +250,7 @@ def test_npz_files_may_have_validation_other_labels_and_texts(tmp_path: Path) ->
         ({"x_train": IMAGES.reshape(6, 1, 12)}, "save x[:, 0].reshape(-1, height, width), for"),
         ({"x_train": np.zeros((6, 25, 3), np.uint8)}, "save x.reshape(-1, height, width, 3), for"),
         ({"x_train": np.zeros((6, 1, 5, 5), np.uint8)}, "save x.transpose(0, 2, 3, 1)"),
-        ({"y_train": np.array([{}] * 6, object)}, "holds Python objects, which are never loaded"),
+        ({"y_train": np.array([{}] * 6, object)}, "loaded; make texts by y.astype(str); save"),
         ({"y_train": np.ones((6, 2))}, "has 2 labels per image"),
         ({"y_train": LABELS + 0.5}, "holds float64; labels are whole numbers or texts"),
         ({"y_test": LABELS[:2]}, "3 images but 2 labels of test"),

@@ -68,6 +68,8 @@ def test_a_pattern_takes_files_and_searches_folders_each_once(tmp_path: Path) ->
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
     touched(tmp_path, "[1].png", "1.png")
     assert found(tmp_path / "[1].png", tmp_path) == ["[1].png"]
+    touched(tmp_path, "photos [old]/a.png", "photos o/b.png")
+    assert found(tmp_path / "photos [old]/*.png", tmp_path) == ["photos [old]/a.png"]
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,20 @@ def test_a_list_for_testing_may_have_one_picture_of_each_class(tmp_path: Path) -
     assert listing.splits.count("test") == len(listing.class_names) == 11
 
 
+@pytest.mark.parametrize("before", ["", "./", "{folder}/", "../{name}/"])
+def test_a_name_that_holds_a_backslash_is_found_and_is_no_way_out(
+    before: str, tmp_path: Path
+) -> None:
+    before = before.format(folder=tmp_path, name=tmp_path.name)
+    files = ("a\\1.png", "b/2\\x.png", "b/3.png")
+    path = touched(tmp_path, *files) / "list.csv"
+    path.write_text("path,label\n" + "".join(f"{before}{file},{file[0]}\n" for file in files))
+    assert classes_of(listed(path)) == {file: file[0] for file in files}
+    path.write_text(f"path,label\n{before}b/3.png,b\n{before}a\\..\\..\\1.png,a\n")
+    assert "line 3: " in refusal(path, max_bad=1.0)
+    assert "lies outside" in refusal(path, max_bad=1.0)
+
+
 def test_paths_beside_the_folder_of_a_list_lie_in_the_root_that_is_named(tmp_path: Path) -> None:
     pictures(tmp_path)
     path = tmp_path / "lists/deep/list.csv"
@@ -402,6 +416,22 @@ def test_where_missing_files_lie_is_told(tmp_path: Path) -> None:
     assert f"There is {tmp_path}/deep/p/1.png: fix the paths" in refusal(path)
     path.write_text("path,label\nq/x.png,a\nq/y.png,b\n")
     assert f"Its paths are relative to {tmp_path}/deep; dataset.root=" in refusal(path)
+
+
+@pytest.mark.parametrize("path", ["string_view", "binary", "binary_view", "large_binary"])
+@pytest.mark.parametrize("label", ["decimal128(4, 2)", "string_view", "binary"])
+def test_texts_and_numbers_in_parquet_are_those_of_any_list(
+    path: str, label: str, tmp_path: Path
+) -> None:
+    kinds = {
+        "path": pyarrow.type_for_alias(path),
+        "label": pyarrow.decimal128(4, 2) if "decimal" in label else pyarrow.type_for_alias(label),
+    }
+    columns = {"path": [None, "", *PICTURES], "label": [*"12121"]}
+    table = {name: pyarrow.array(columns[name]).cast(kind) for name, kind in kinds.items()}
+    parquet.write_table(pyarrow.table(table), pictures(tmp_path) / "l.parquet")
+    listing = listed(tmp_path / "l.parquet", max_bad=0.5)
+    assert classes_of(listing) == dict(zip(PICTURES, "121", strict=True))
 
 
 def test_missing_labels_in_parquet_are_missing(tmp_path: Path) -> None:

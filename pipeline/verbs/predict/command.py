@@ -18,7 +18,7 @@ from pipeline.config.schema import Config
 from pipeline.data.files import FoundFiles, Unreadable
 from pipeline.data.pictures import MODES
 from pipeline.data.polarity import to_invert, with_inverted
-from pipeline.data.reading import Block, find_images, read_blocks
+from pipeline.data.reading import Block, Opener, find_images, read_blocks
 from pipeline.data.values import Array, images_at_once
 from pipeline.system.errors import PipelineError, RequestError
 from pipeline.system.files import replacing, require_others, user_path
@@ -113,7 +113,7 @@ def predict_files(config: Config, request: Predict, folder: Path) -> Classified:
     require_others(written, read, f"images={request.images}")
     with native_messages_to(folder / "tensorflow.log"):
         model = _load(config, request.model_uri if run is None else run.model_uri)
-    sheets = _sheets(model, request, explained)
+    sheets = _sheets(model, request, explained, opened)
     skipped: list[Unreadable] = []
     decoders = native_messages_to(folder / "decoders.log")
     with decoders as stderr, _progress(found, skipped, stderr) as listener:
@@ -220,19 +220,20 @@ def _load(config: Config, uri: str | None) -> LoadedModel:
     return model
 
 
-def _sheets(model: LoadedModel, request: Predict, explained: Path | None) -> dict[Path, Sheet]:
+def _sheets(
+    model: LoadedModel, request: Predict, explained: Path | None, opened: Opener
+) -> dict[Path, Sheet]:
     """The pages to fill and draw, by the files that they go to."""
     from pipeline.verbs.predict.sheet import Sheet
 
+    made = partial(Sheet, title=model.uri, shape=model.image_shape, opened=opened)
     sheets = {}
     if request.contact_sheet:
-        sheets[Path(request.contact_sheet)] = Sheet(title=model.uri, shape=model.image_shape)
+        sheets[Path(request.contact_sheet)] = made()
     if explained:
         from pipeline.training.explain import explain
 
-        sheets[explained] = Sheet(
-            title=model.uri, shape=model.image_shape, explain=partial(explain, model.model)
-        )
+        sheets[explained] = made(explain=partial(explain, model.model))
     return sheets
 
 

@@ -6,9 +6,10 @@ With `explain`, each image has a map of the parts that speak for its class.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.data.pictures import (
     open_picture,
     picture_of,
 )
-from pipeline.data.reading import remarks_dropped
+from pipeline.data.reading import Opener, remarks_dropped
 from pipeline.data.values import Array, Shape
 from pipeline.reports.explained import overlay
 from pipeline.reports.page import percent
@@ -83,13 +84,14 @@ def read_fonts() -> Fonts:
 class Sheet:
     """Collects the first images and their predictions for the page.
 
-    `shape` is that of the model's images. `explain` takes images u8[N,H,W,C] and classes i64[N],
-    and maps what speaks for these.
+    `shape` is that of the model's images; `opened` opens the pictures of an archive. `explain`
+    takes images u8[N,H,W,C] and classes i64[N], and maps what speaks for these.
     """
 
     title: str
     shape: Shape
     explain: Callable[[Array, Array], Importance] | None = None
+    opened: Opener = nullcontext
     cells: list[Thumbnail] = field(default_factory=list)
 
     def add(self, predicted: PredictedBlock, images: Array) -> None:
@@ -113,7 +115,7 @@ class Sheet:
     def save(self, path: Path) -> None:
         """Draws the page as a PNG."""
         with remarks_dropped():
-            originals = [_original(cell, self.shape) for cell in self.cells]
+            originals = [_original(cell, self.shape, self.opened) for cell in self.cells]
         page = self.draw(originals, read_fonts())
         with replacing(path) as partial:
             page.save(partial)
@@ -182,13 +184,13 @@ def _caption(
     pen.text((left, top + 33), _short(pen, name, TILE, fonts.name), FAINT, fonts.name)
 
 
-def _original(cell: Thumbnail, shape: Shape) -> Picture:
+def _original(cell: Thumbnail, shape: Shape, opener: Opener) -> Picture:
     """The image as in its file or, if that has changed or gone since, as the model saw it.
 
     It fits into a tile, so that all of a sheet fit into memory.
     """
     try:
-        return contained(_in_its_file(cell, shape), (TILE, TILE))
+        return contained(_in_its_file(cell, shape, opener), (TILE, TILE))
     except (OSError, ValueError, IndexError, PipelineError):
         return _as_seen(cell.seen, TILE)
 
@@ -198,12 +200,16 @@ def _as_seen(seen: Array, side: int) -> Picture:
     return contained(picture_of(seen).convert("RGB"), (side, side), Image.Resampling.NEAREST)
 
 
-def _in_its_file(cell: Thumbnail, shape: Shape) -> Picture:
+def _in_its_file(cell: Thumbnail, shape: Shape, opener: Opener) -> Picture:
     if is_array(cell.file):
         whole = picture_of(as_stack(open_array(cell.file), shape)[cell.index])
         return made_plain(whole, side=TILE).convert("RGB")
-    with opened(cell.file) as file:
+    with opener(cell.file) as source, _as_file(source) as file:
         return open_picture(file, side=TILE).convert("RGB")
+
+
+def _as_file(source: Path | BinaryIO) -> BinaryIO:
+    return opened(source) if isinstance(source, Path) else source
 
 
 def _short(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont) -> str:

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
+import pyarrow
+import pytest
 from PIL import Image
+from pyarrow import parquet
 
+from pipeline.data.reading import find_images
 from pipeline.verbs.predict.sheet import (
     COLUMNS,
     GAP,
@@ -58,6 +63,21 @@ def test_a_tile_shows_the_original_and_in_its_corner_what_the_model_saw(tmp_path
     left, top = GAP, HEADER + GAP
     assert page.getpixel((left + 20, top + 20)) == (255, 0, 0)
     assert page.getpixel((left + TILE - 20, top + TILE - 20)) == (76, 76, 76)
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
+def test_a_tile_shows_the_original_of_a_file_of_many(kind: str, tmp_path: Path) -> None:
+    red, file = tmp_path / "red.png", tmp_path / f"many.{kind}"
+    Image.new("RGB", (300, 300), "red").save(red)
+    if kind == "zip":
+        with ZipFile(file, "w") as archive:
+            archive.write(red, "photos/red.png")
+    else:
+        parquet.write_table(pyarrow.table({"image": [red.read_bytes()]}), file)
+    found, opened = find_images(str(file))
+    sheet = sheet_of(np.zeros((1, *SHAPE), np.uint8), found.files[0], inverted=False)
+    page = drawn(replace(sheet, opened=opened), tmp_path)
+    assert page.getpixel((GAP + 20, HEADER + GAP + 20)) == (255, 0, 0)
 
 
 def test_images_of_an_array_are_drawn_in_rows(tmp_path: Path) -> None:
