@@ -65,7 +65,7 @@ def forest(comparison: Comparison, rows: Sequence[Compared]) -> Figure:
 
 
 def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
-    """The change of each class's accuracy from the first run to the second, in points.
+    """The change of each class's accuracy from the first run to the second, the worst on top.
 
     Of more than MOST_DRAWN classes, those are drawn that changed most.
     """
@@ -78,7 +78,6 @@ def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
     figure, axes = _rows_of(
         [cut(one.name) for one in ordered],
         f"points of accuracy, {names[1]} - {names[0]}, {pair.split} images{more}",
-        ascending=True,
     )
     positions = range(len(ordered))
     colours = [
@@ -92,8 +91,8 @@ def class_bars(pair: PairedRuns, names: tuple[str, str]) -> Figure:
     return figure
 
 
-def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tuple[Figure, Axes]:
-    """A figure with room for all its texts, and empty axes with a row for each name."""
+def _rows_of(names: Sequence[str], below: str) -> tuple[Figure, Axes]:
+    """A figure with room for all its texts, and empty axes with a row for each name, from above."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,15 +103,14 @@ def _rows_of(names: Sequence[str], below: str, *, ascending: bool = False) -> tu
     largest = _SMALL if any(len(name) > _LONG for name in names) else NORMAL
     size, widest = _fitting(texts, largest, NAMES, canvas)
     end = _PAD + widest
-    for position, text in enumerate(reversed(texts) if ascending else texts):
+    for position, text in enumerate(texts):
         # Five times faster than the axis' ticks, each with two texts and three lines.
         at = (end / _WIDTH, 1 - (ABOVE + ROW * (position + 0.5)) / height)
         figure.text(*at, text, ha="right", va="center_baseline", fontsize=size)
     left = end + 2 * _PAD
     width, tall = _WIDTH - left - _ASIDE, ROW * len(names)
     axes = figure.add_axes((left / _WIDTH, BELOW / height, width / _WIDTH, tall / height))
-    bottom, top = -0.5, len(texts) - 0.5
-    axes.set_ylim(*((bottom, top) if ascending else (top, bottom)))
+    axes.set_ylim(len(texts) - 0.5, -0.5)
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=9 if width > _WIDTH / 2 else 5)
     axes.set_axisbelow(True)

@@ -136,7 +136,8 @@ def _checkpoints(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
         p for p, run in known.items() if run and run.status == Status.FINISHED and run.has_model
     ]
     if spare:
-        says = f"checkpoints of {len(spare)} finished runs whose model is recorded, {_size(spare)}"
+        runs = counted(len(spare), "finished run", "finished runs")
+        says = f"checkpoints of {runs} whose model is recorded, {_size(spare)}"
         yield ok("leftovers", says, deletion(_by_day(spare, found)))
     if kept := [path for path in found if path not in spare]:
         why = "of resumable or unrecorded runs"
@@ -160,13 +161,13 @@ def _sweeps(made: Mapping[str, Owner] | None) -> Iterator[Finding]:
         if sweep and sweep.status == Status.FINISHED and not _has_unsent(path)
     ]
     if ended:
-        says = (
-            f"folders of {len(ended)} finished sweeps, {_size(ended)}; needed only to extend them"
-        )
+        sweeps = counted(len(ended), "finished sweep", "finished sweeps")
+        says = f"folders of {sweeps}, {_size(ended)}; needed only to extend them"
         yield ok("leftovers", says, deletion(ended))
     if kept := [path for path in found if path not in ended]:
-        says = f"folders of {len(kept)} sweeps that are unfinished, unrecorded or not sent yet"
-        yield ok("leftovers", f"{says}, {_size(kept)}")
+        kind = "unfinished, unrecorded or not yet sent"
+        sweeps = counted(len(kept), f"sweep, {kind}", f"sweeps, {kind}")
+        yield ok("leftovers", f"folders of {sweeps}, {_size(kept)}")
 
 
 def _has_unsent(sweep: Path) -> bool:

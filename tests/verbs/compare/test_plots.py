@@ -101,7 +101,7 @@ def test_each_mark_lies_at_its_value_beside_its_name_with_its_interval() -> None
         assert row_of(figure, row.label) == pytest.approx(place, abs=0.15)
 
 
-def test_each_bar_is_the_change_of_its_class_and_the_best_is_on_top() -> None:
+def test_each_bar_is_the_change_of_its_class_and_the_worst_is_on_top_as_in_the_table() -> None:
     comparison = pair("a", "b", "bag", "shirt", "coat")
     assert comparison.pair is not None
     figure = figures(comparison)["classes"]
@@ -112,7 +112,7 @@ def test_each_bar_is_the_change_of_its_class_and_the_best_is_on_top() -> None:
         assert row_of(figure, one.name) == pytest.approx(place, abs=0.15)
     top = [text.get_window_extent().y0 for text in figure.texts[:-1]]
     names = [text.get_text() for text in figure.texts[:-1]]
-    assert names[int(np.argmax(top))] == ordered[-1].name
+    assert names[int(np.argmax(top))] == ordered[0].name
 
 
 def test_a_row_without_an_interval_is_a_mark_alone() -> None:

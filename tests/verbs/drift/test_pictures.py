@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_refused_without_advice_on_other_keys(
 
 
 def test_the_column_of_pictures_is_the_one_of_the_run(tmp_path: Path) -> None:
-    content = [{"mask": b"m", "scan": b"s"} for _ in range(2)]
+    content = [{"mask": b"\x89PNG mask", "scan": b"\x89PNG scan"} for _ in range(2)]
     parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "new.parquet")
     new = found(tmp_path / "new.parquet", path_column="scan")
     assert new.listing.files == ("new.parquet/scan/0.png", "new.parquet/scan/1.png")
