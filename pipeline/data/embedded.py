@@ -14,12 +14,14 @@ import re
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, BinaryIO
 
+from pipeline.data import pictures
 from pipeline.data.files import PICTURE_ENDINGS
 from pipeline.system.errors import one_line
 from pipeline.system.files import file_state
@@ -33,6 +35,7 @@ _GROUPS = 3  # row groups in memory at least
 _ROWS = 64 * (os.cpu_count() or 1)
 """Rows that are being decoded: at most four chunks of 16 per core (`packing.py`)."""
 _LONG_TEXT = 2**10  # bytes; longer values are pictures, on average
+_FIRST = 8  # of the short values of a column, to tell what it holds
 GROUP_BYTES = 2**28
 """Most bytes of the row groups in memory, if these are more than _GROUPS."""
 
@@ -40,14 +43,17 @@ GROUP_BYTES = 2**28
 def named(file: Any, name: str) -> dict[str, Sequence[str | None]]:
     """The names of the pictures of an open `ParquetFile`, by column; None where a row has none.
 
-    A column holds pictures if its values are bytes, though not `texts_in` them, or have a field
-    `bytes` beside the `path` that the file had. Those that hold only paths have these as names.
+    A column holds pictures if its values are bytes, though not `texts_in` them nor short ones that
+    begin as no picture does (checksums, say), or have a field `bytes` beside the `path` that the
+    file had. Those that hold only paths have these as names.
     """
     schema, rows, texts = file.schema_arrow, file.metadata.num_rows, texts_in(file)
     found: dict[str, Sequence[str | None]] = {}
     for field in schema:
         leaf, paths = _leaf(field), [None] * rows
         if leaf is None or "/" in field.name or field.name in texts:
+            continue
+        if leaf == field.name and (short := _short_values(file, leaf)) and not _a_picture(short):
             continue
         if leaf != field.name and "path" in {one.name for one in field.type}:
             column = file.read(columns=[f"{field.name}.path"]).column(field.name)
@@ -74,14 +80,29 @@ def texts_in(file: Any) -> list[str]:
 
 def _reads_as_text(file: Any, column: str) -> bool:
     """Whether the first value that is not empty is text of one line, as no picture is."""
-    if _is_empty(file, column) or _takes(file, column) > _LONG_TEXT:
-        return False  # without reading any picture
-    batches = file.iter_batches(batch_size=1, columns=[column])
-    first = next(filter(None, (batch.column(0)[0].as_py() for batch in batches)), b"")
+    first = next(iter(_short_values(file, column)), b"")
     try:
         return bool(first) and as_line(first.decode()) == first.decode()
     except UnicodeDecodeError:
         return False
+
+
+def _a_picture(values: list[bytes]) -> bool:
+    """Whether one of these values begins as a picture does."""
+    for value in values:
+        with suppress(Exception):  # of many kinds
+            pictures.recognised(io.BytesIO(value))
+            return True
+    return False
+
+
+def _short_values(file: Any, column: str) -> list[bytes]:
+    """The first values of a column of bytes that are not empty; none if its values are long."""
+    if _is_empty(file, column) or _takes(file, column) > _LONG_TEXT:
+        return []  # without reading any picture
+    batches = file.iter_batches(batch_size=1, columns=[column])
+    values = filter(None, (batch.column(0)[0].as_py() for batch in batches))
+    return list(islice(values, _FIRST))
 
 
 def classes_in(schema: Any) -> Mapping[str, Sequence[str]]:

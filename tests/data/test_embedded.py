@@ -168,6 +168,25 @@ def test_a_column_of_bytes_holds_pictures_whatever_its_name(tmp_path: Path) -> N
     assert found.columns == {"id": tuple("012345")}
 
 
+def test_a_column_of_checksums_holds_no_pictures(tmp_path: Path) -> None:
+    content = [
+        {"path": f"{n}.png", "sha256": bytes([200, n] * 16), "label": "ab"[n % 2]} for n in range(6)
+    ]
+    for row in content:
+        put(tmp_path / row["path"], noise(row["sha256"][1]))
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "pets.parquet")
+    found = listed(tmp_path / "pets.parquet")
+    assert found.files[0] == "0.png"
+    assert found.columns == {}
+
+
+def test_a_column_of_small_pictures_may_begin_with_a_broken_one(tmp_path: Path) -> None:
+    content = [{"image": png(n), "label": "ab"[n % 2]} for n in range(6)]
+    content[0]["image"] = bytes([200, 1] * 16)
+    parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "pets.parquet")
+    assert len(listed(tmp_path / "pets.parquet").files) == 6
+
+
 def test_a_picture_of_a_list_may_lie_in_a_parquet_file(tmp_path: Path) -> None:
     written(tmp_path / "pets.parquet", rows(range(4)))
     lines = [f"pets.parquet/image/{n}.png,{'ab'[n % 2]}" for n in (0, 1, 2, 9)]
