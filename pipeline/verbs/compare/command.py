@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.rules import choose
 from pipeline.config.schema import Config
-from pipeline.evaluation.intervals import Resampling
+from pipeline.evaluation.intervals import Resampling, coverage
 from pipeline.evaluation.metrics import scale_of
 from pipeline.libraries import import_slow
 from pipeline.reports.template import read_template
@@ -44,10 +45,12 @@ def compare(config: Config, request: Compare, folder: Path) -> Comparison:
     does not take them, the log says so.
 
     Raises:
-        RequestError: the runs cannot be found, or none of them has the metric.
+        RequestError: the runs cannot be found, none of them has the metric, or the resamples are
+            too few for the intervals.
     """
     if request.runs and len(set(request.runs)) < 2:
         raise RequestError("runs: name two runs or more, runs=<id>,<id>")
+    _require_resamples(request)
     with uncollected():
         found = _find(config, request)  # garbage collection among the records would take a second
         comparison = compare_runs(
@@ -70,6 +73,16 @@ def show(comparison: Comparison, request: Compare) -> None:
         print(f"{_table(comparison)}page: {comparison.files[0]}", flush=True)
     else:
         print(_json(comparison), flush=True)
+
+
+def _require_resamples(request: Compare) -> None:
+    """Requires a resample beyond each end of an interval, which would be the extremes otherwise."""
+    fewest = math.ceil(round(2 / (1 - request.confidence), 6))
+    if request.resamples < fewest:
+        raise RequestError(
+            f"resamples={request.resamples}: {coverage(request.confidence)} intervals need "
+            f"resamples={fewest} or more"
+        )
 
 
 def _find(config: Config, request: Compare) -> ChosenRuns:

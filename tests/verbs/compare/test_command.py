@@ -151,6 +151,12 @@ def test_a_direction_that_contradicts_the_metric_is_refused(store: Store, tmp_pa
         compared(tmp_path, "direction=minimize")
 
 
+def test_intervals_wider_than_the_resamples_reach_are_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="resamples=199: 99% intervals need resamples=200"):
+        compared(tmp_path, "confidence=0.99", "resamples=199")
+    compared(tmp_path, "confidence=0.99", "resamples=200")
+
+
 def test_top_takes_so_many_of_the_best(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
