@@ -20,7 +20,6 @@ from pipeline.tracking.values import (
 )
 
 OF_HARDWARE = ("cpu", "cores", "threads")  # may change the last bits of a result, not its meaning
-TF_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def with_threads_of(origin: Origin) -> None:
     The number of threads determines the order in which a convolution sums up, and so the last bits.
     """
     if "threads" in origin.hardware:
-        os.environ.setdefault(TF_THREADS, origin.hardware["threads"])
+        os.environ.setdefault(lineage.TF_THREADS, origin.hardware["threads"])
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
