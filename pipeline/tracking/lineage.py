@@ -108,7 +108,7 @@ def hardware() -> dict[str, str]:
         "host": platform.node(),
         "cpu": _processor(),
         "cores": str(cores()),
-        "threads": os.environ.get(TF_THREADS, str(cores())),
+        "threads": os.environ.get(TF_THREADS) or str(cores()),
         "memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
     }
 

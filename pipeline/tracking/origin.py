@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.trusted import checksums, trusted
 from pipeline.data.values import Identity
+from pipeline.system.processes import left_unset
 from pipeline.tracking import lineage
 from pipeline.tracking.values import (
     COMMIT,
@@ -115,7 +116,7 @@ def with_threads_of(origin: Origin) -> None:
     The number of threads determines the order in which a convolution sums up, and so the last bits.
     """
     if "threads" in origin.hardware:
-        os.environ.setdefault(lineage.TF_THREADS, origin.hardware["threads"])
+        os.environ.update(left_unset({lineage.TF_THREADS: origin.hardware["threads"]}))
 
 
 def _in_code(then: Origin, now: Origin) -> Iterator[Difference]:
