@@ -260,6 +260,6 @@ def _progress(
             skip(block.unreadable)
 
         if found.rest:
-            console.print(found.rest, markup=False, soft_wrap=True)
+            console.print(found.rest, soft_wrap=True)
         skip(found.unreadable)
         yield listener
